@@ -12,7 +12,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from artifacts.errors import UsageError
 from stages.decode.closing import BETWEEN, IN_TEXT, JsonPosition, ranks
 from stages.decode.generation import SamplingParams
-from stages.decode.json_schema import canonical, columns_of, grammar_of, rest_of, words_of
+from stages.decode.json_schema import canonical, columns_of, grammar_of, plain_text_of, rest_of
 from stages.decode.schema_bounds import longest
 from tests.support.forms import NAMES, SIX, TAGS, VALUES, random_form, text_of
 
@@ -153,10 +153,10 @@ def test_columns_hold_what_properties_are() -> None:
 
 def test_an_answer_of_one_text_or_list_of_them_can_be_read_as_words() -> None:
     one = {"type": "object", "properties": {"a": {"type": "string"}}}
-    assert words_of(canonical(text_of(TAGS)), {"tags": ["a dog", "grass"]}) == "a dog, grass"
-    assert words_of(canonical(text_of(one)), {"a": "a dog"}) == "a dog"
-    assert words_of(canonical(text_of(one)), {}) == ""
-    assert words_of(canonical(text_of(SIX)), {"title": "a"}) is None
+    assert plain_text_of(canonical(text_of(TAGS)), {"tags": ["a dog", "grass"]}) == "a dog, grass"
+    assert plain_text_of(canonical(text_of(one)), {"a": "a dog"}) == "a dog"
+    assert plain_text_of(canonical(text_of(one)), {}) == ""
+    assert plain_text_of(canonical(text_of(SIX)), {"title": "a"}) is None
 
 
 def test_a_form_is_in_the_key_exactly_when_it_is_given() -> None:

@@ -18,7 +18,7 @@ from flows.media.media_files import MediaFile
 from flows.options.commands import RunOptions
 from flows.options.text import TextOptions
 from stages.decode.generation import SamplingParams
-from stages.decode.json_schema import fields_of, follows, words_of
+from stages.decode.json_schema import fields_of, follows, plain_text_of
 
 STILL_THINKING = "cut while the model was still thinking: raise --max-new-tokens"
 REPEATED = "regenerated without repetition, because the first caption repeated itself"
@@ -106,7 +106,7 @@ def readable_captions(job: Job, file: MediaFile, medium: Medium) -> list[Caption
     params = SamplingParams.of(config)
     if not params.schema:
         return captions
-    text = [words_of(params.schema, caption.fields or {}) for caption in captions]
+    text = [plain_text_of(params.schema, caption.fields or {}) for caption in captions]
     return [
         caption if original is None else replace(caption, caption=with_affixes(config, original))
         for caption, original in zip(captions, text, strict=True)

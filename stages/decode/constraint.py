@@ -161,7 +161,7 @@ class SchemaLogitsProcessor(LogitsProcessor):
         return np.ones(width, dtype=bool) if has_ended else answer.allowed(width)
 
 
-def ends_of(half: Any, processor: Any) -> frozenset[int]:
+def eos_ids_of(half: Any, processor: Any) -> frozenset[int]:
     """Return the end tokens of a caption. Raises UsageError if there are none."""
     eos_token_ids = half.generation_config.eos_token_id
     if eos_token_ids is None:

@@ -123,10 +123,10 @@ class GenerateKwargs:
         """Return the logits processor that enforces the schema; empty without a schema."""
         if not self.generation.schema:
             return []
-        from stages.decode.constraint import SchemaLogitsProcessor, ends_of, vocabulary_of
+        from stages.decode.constraint import SchemaLogitsProcessor, eos_ids_of, vocabulary_of
 
-        vocabulary, ends = vocabulary_of(processor.tokenizer), ends_of(half, processor)
-        return [SchemaLogitsProcessor(vocabulary, self.generation.schema, self.limit, ends)]
+        vocabulary, eos_ids = vocabulary_of(processor.tokenizer), eos_ids_of(half, processor)
+        return [SchemaLogitsProcessor(vocabulary, self.generation.schema, self.limit, eos_ids)]
 
     def stopped(self, processor: Any, token_ids: Sequence[int]) -> bool:
         """Return whether the text of these new tokens contains a stop string."""

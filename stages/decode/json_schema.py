@@ -79,7 +79,7 @@ def texts_within(answer: str) -> list[str]:
     return [v if isinstance(v, str) else json.dumps(v)[:-1] for v in values]
 
 
-def words_of(text: str, fields: Mapping[str, Any]) -> str | None:
+def plain_text_of(text: str, fields: Mapping[str, Any]) -> str | None:
     """Return an answer as plain text if the schema has a single property that is a text or a list
     of texts; otherwise None."""
     columns = columns_of(text)

@@ -110,7 +110,7 @@ class TextReader:
 
 
 STAGE = "embed_texts"
-LINE_TEXTS = 3
+FIT_TEXTS = 3
 """Number of texts for the fit."""
 
 
@@ -181,7 +181,7 @@ def _refuse(text: str, fault: ItemFault) -> None:
 
 
 def _fit_scale(half: Any, reader: TextReader, texts: Sequence[str]) -> LogitScale:
-    inputs = reader.inputs(texts[:LINE_TEXTS])
+    inputs = reader.inputs(texts[:FIT_TEXTS])
     return fit_logit_scale(half, inputs, text_vectors(half, inputs))
 
 

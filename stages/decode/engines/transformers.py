@@ -121,16 +121,15 @@ class TransformersEngine:
         generate_kwargs = self.generate_kwargs.of(items[0])
         options = self.prefill_options.options(half, self.processor, rows[0])
         options |= generate_kwargs.options(half, self.processor, items)
-        endings: list[Any] = (
-            [EndsAtStopString(generate_kwargs, self.processor)] if generate_kwargs.stop else []
-        )
-        endings += [EndsWhenWithdrawn(requests)] if requests[0].work is not None else []
+        is_live = requests[0].work is not None
+        endings: list[Any] = [EndsWhenWithdrawn(requests)] if is_live else []
+        if generate_kwargs.stop:
+            endings.insert(0, EndsAtStopString(generate_kwargs, self.processor))
         if endings:
             options["stopping_criteria"] = StoppingCriteriaList(endings)
         inputs = prompts_for(
             half, self.processor, rows, [item.prompt for item in items], generate_kwargs.generation
         )
-        is_live = requests[0].work is not None
         generate_kwargs = self.bounded(half, inputs, generate_kwargs, items, whole=is_live)
         features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
         return [*run_generate(half, self.processor, inputs, features, generate_kwargs, **options)]

@@ -199,9 +199,8 @@ class StateLayer(LinearAttentionLayer):
     def __init__(self, template: Any, shape: PoolShape) -> None:
         LinearAttentionLayer.__init__(self, number_of_states=template.number_of_states)
         for name in STATES:
-            setattr(
-                self, f"is_{name}_initialized", dict(getattr(template, f"is_{name}_initialized"))
-            )
+            flag = f"is_{name}_initialized"
+            setattr(self, flag, dict(getattr(template, flag)))
             setattr(self, name, rows_of(getattr(template, name), shape.rows))
         self.has_previous_state = dict(template.has_previous_state)
         self.conv_kernel_size = dict(template.conv_kernel_size)

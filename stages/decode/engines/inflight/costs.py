@@ -11,8 +11,8 @@ from stages.decode.engines.inflight.pool_shape import (
     MIN_CHECK_SLOTS,
     PoolLayout,
     PoolShape,
+    check_shapes,
     rows_for,
-    trial_shapes,
 )
 from stages.decode.engines.slot_load import SlotLoad, SlotTerm
 from stages.models.kv_profile import RowMemory
@@ -41,9 +41,9 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
         why = f"a token of each of {counted(pool.rows, 'row')}"
         why += " and a layer's cache of all" if pool.copied else ""
     yield SlotTerm("activation", max(prompt, step), why)
-    trial = trial_bytes(memory, layout, slots, load.tokens, each) - kept - max(prompt, step)
-    if slots > 1 and trial > 0:  # if a check with one slot does not fit, batches of one run instead
-        yield SlotTerm("kv", trial, "the check before use: two prompts and a pool")
+    check = check_bytes(memory, layout, slots, load.tokens, each) - kept - max(prompt, step)
+    if slots > 1 and check > 0:  # if a check with one slot does not fit, batches of one run instead
+        yield SlotTerm("kv", check, "the check before use: two prompts and a pool")
     if load.engine.by_chunk:
         shared = memory.bytes(load.tokens, each) + memory.states(each)
         why = f"the shared prefix of a chunk's prompts: at most {load.tokens:,} tokens"
@@ -74,10 +74,10 @@ def step_bytes(memory: RowMemory, pool: PoolShape, each: int) -> int:
     )
 
 
-def trial_bytes(memory: RowMemory, layout: PoolLayout, slots: int, tokens: int, each: int) -> int:
+def check_bytes(memory: RowMemory, layout: PoolLayout, slots: int, tokens: int, each: int) -> int:
     """Return the minimum memory of the check in bytes, with prompts of at most `tokens` tokens."""
     rows = 2 * (memory.bytes(tokens, each) + memory.states(each))
-    tried: Sequence[PoolShape] = trial_shapes(
+    shapes: Sequence[PoolShape] = check_shapes(
         layout, min(MIN_CHECK_SLOTS, slots), tokens, lean=True
     )
-    return rows + max(pool_bytes(memory, p, each) + step_bytes(memory, p, each) for p in tried)
+    return rows + max(pool_bytes(memory, p, each) + step_bytes(memory, p, each) for p in shapes)

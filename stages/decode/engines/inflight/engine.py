@@ -180,15 +180,13 @@ class InflightEngine:
         inputs, features, options = self._generate_inputs(half, request)
         generate_kwargs = self._transformers.generate_kwargs.of(request.item)
         if bounded:
-            live = bool(self._job.live)
-            generate_kwargs = self._transformers.bounded(
-                half, inputs, generate_kwargs, [request.item], whole=live
-            )
+            items, is_live = [request.item], bool(self._job.live)
+            limited = self._transformers.bounded
+            generate_kwargs = limited(half, inputs, generate_kwargs, items, whole=is_live)
         options["max_new_tokens"] = generate_kwargs.limit
         if self._prefix is not None:
-            row = self._prefix.prefill_from_prefix(
-                half, request.item.features, inputs, features, **options
-            )
+            prefill, chunk_key = self._prefix.prefill_from_prefix, request.item.features
+            row = prefill(half, chunk_key, inputs, features, **options)
         else:
             row = prefill_row(half, inputs, features, **options)
             row = row if self._step is None else replace(row, step=self._step.of(row.model))
@@ -242,9 +240,8 @@ class InflightEngine:
         reference = reference_of(half, inputs, features, **options)
         row, other = (self._prefill_with(each, half) for each in (request, longer))
         is_only_engine = len(engines_for(self._job.engine)) == 1
-        found = choose_layout(
-            slot_count(self._job), row, other, reference, is_only_engine=is_only_engine
-        )
+        slots = slot_count(self._job)
+        found = choose_layout(slots, row, other, reference, is_only_engine=is_only_engine)
         if found.out_of_memory and is_only_engine:
             raise MemoryError(found.reason)
         return found

@@ -25,7 +25,7 @@ from stages.decode.engines.inflight.pool_shape import (
     PoolLayout,
     PoolShape,
     candidate_layouts,
-    trial_shapes,
+    check_shapes,
 )
 from stages.decode.engines.inflight.prefill import PrefilledSequence, select_token_ids
 from stages.decode.prefill_options import relative_difference, tolerance
@@ -119,7 +119,7 @@ def _check_layout_in(
         (min(MIN_CHECK_SLOTS, job_slots), True),
     )
     for slots, lean in dict.fromkeys(candidates):
-        pools = trial_shapes(layout, slots, tokens, lean=lean)
+        pools = check_shapes(layout, slots, tokens, lean=lean)
         found, message = catch_oom(partial(check_layout, row, other, reference, *pools))
         if message is None:
             return replace(found.pop(), layout=layout)

@@ -42,18 +42,13 @@ class SlotPool:
         self._active = torch.zeros(rows, dtype=torch.long, device=device)
         self._position = template.position.new_zeros(*template.position.shape[:-2], rows, 1)
         self._input_ids = torch.zeros(rows, 1, dtype=template.ids.dtype, device=device)
-        self._token_types = {
-            n: value.new_zeros(rows, 1) for n, value in template.token_types.items()
-        }
-        cache_class = AlignedSlotCache if self.shape.aligned else SlotCache
-        self._slot_cache: AlignedSlotCache | SlotCache = cache_class(
-            template, self.shape, self._lengths
-        )
-        self._cross_attention = (
-            CrossAttentionCache(template, self.shape)
-            if template.encoder_output is not None
-            else None
-        )
+        types = template.token_types.items()
+        self._token_types = {name: value.new_zeros(rows, 1) for name, value in types}
+        kind = AlignedSlotCache if self.shape.aligned else SlotCache
+        self._slot_cache: AlignedSlotCache | SlotCache = kind(template, self.shape, self._lengths)
+        self._cross_attention: CrossAttentionCache | None = None
+        if template.encoder_output is not None:
+            self._cross_attention = CrossAttentionCache(template, self.shape)
         if self._step is not None:
             mark_static(self._slot_cache.cache)
 
@@ -86,10 +81,9 @@ class SlotPool:
                 **self._token_types,
                 **self._extra_inputs,
             )
+            # Without positions, some models would derive them from the cache length.
             if self._positions_name and model_inputs.get(self._positions_name) is None:
-                model_inputs[self._positions_name] = (
-                    self._position
-                )  # some models would derive positions from the cache length
+                model_inputs[self._positions_name] = self._position
             output = (self._step or self.model)(**model_inputs, return_dict=True)
             self._slot_cache.after_step()
             logits: torch.Tensor = output.logits[:, -1].float()
@@ -97,18 +91,15 @@ class SlotPool:
 
     def _past_inputs(self) -> dict[str, Any]:
         """Return the cache, masks and positions of all previous tokens."""
-        kwargs = {self._positions_name: self._position} if self._positions_name else {}
+        positions = {self._positions_name: self._position} if self._positions_name else {}
         if self._cross_attention is None:
-            return kwargs | {
+            return positions | {
                 "past_key_values": self._slot_cache.cache,
                 "attention_mask": self._slot_cache.mask(),
             }
         cache = EncoderDecoderCache(self._slot_cache.cache, self._cross_attention.cache)
-        decoder_inputs = {
-            "past_key_values": cache,
-            "decoder_attention_mask": self._slot_cache.mask(),
-        }
-        return kwargs | decoder_inputs | self._cross_attention.decoder_inputs()
+        past = {"past_key_values": cache, "decoder_attention_mask": self._slot_cache.mask()}
+        return positions | past | self._cross_attention.decoder_inputs()
 
     def set_tokens(self, tokens: torch.Tensor) -> None:
         """Append one token to every sequence. `tokens` is of shape [rows]."""

@@ -97,7 +97,7 @@ def rows_for(slots: int) -> int:
     return max(MIN_STEP_ROWS, 1 << (slots - 1).bit_length())
 
 
-def trial_shapes(
+def check_shapes(
     layout: PoolLayout, slots: int, tokens: int, *, lean: bool = False
 ) -> tuple[PoolShape, PoolShape]:
     """Return the two pools of a check with sequences of at most `tokens` tokens: the job's own, and

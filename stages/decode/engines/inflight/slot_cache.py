@@ -144,15 +144,12 @@ class CrossAttentionCache:
 
     def __init__(self, template: PrefilledSequence, shape: PoolShape) -> None:
         """Allocate encoder states for sequences like `template`. Raises out-of-memory errors."""
-        assert template.encoder_output is not None
+        states = template.encoder_output
+        assert states is not None
         rows = shape.rows
-        self._hidden = template.encoder_output.hidden.new_zeros(
-            1, 1, template.encoder_output.hidden.shape[-1]
-        )
-        self._mask = template.encoder_output.mask.new_zeros(rows, 0)
-        self.cache = Cache(
-            layers=[copy.copy(layer) for layer in template.encoder_output.cache.layers]
-        )
+        self._hidden = states.hidden.new_zeros(1, 1, states.hidden.shape[-1])
+        self._mask = states.mask.new_zeros(rows, 0)
+        self.cache = Cache(layers=[copy.copy(layer) for layer in states.cache.layers])
         for layer in self.cache.layers:
             for name in KEY_VALUE:
                 part = getattr(layer, name)
@@ -161,15 +158,14 @@ class CrossAttentionCache:
 
     def put(self, slot: int, sequence: PrefilledSequence) -> None:
         """Copy a sequence's encoder states into a slot and clear what it held before."""
-        assert sequence.encoder_output is not None
-        tokens = sequence.encoder_output.mask.shape[-1]
+        states = sequence.encoder_output
+        assert states is not None
+        tokens = states.mask.shape[-1]
         if tokens > self._mask.shape[-1]:
             self._widen(columns_for(tokens))
         self._mask[slot] = 0
-        self._mask[slot, :tokens] = sequence.encoder_output.mask[0]
-        for target, source in zip(
-            self.cache.layers, sequence.encoder_output.cache.layers, strict=True
-        ):
+        self._mask[slot, :tokens] = states.mask[0]
+        for target, source in zip(self.cache.layers, states.cache.layers, strict=True):
             for name in KEY_VALUE:
                 fill(getattr(target, name)[slot], getattr(source, name)[0])
 
