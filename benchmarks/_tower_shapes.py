@@ -86,7 +86,7 @@ def vision_sizes(size: ClipSize) -> dict[str, int]:
 def inputs_of(processor: Any, *, dual: bool, batch: int, count: int) -> list[dict[str, Any]]:
     """Return so many batches of pictures, or clips, as the processor makes them; no two alike, and
     the same in every process."""
-    from stages.models.processors.pictures import prepare_images
+    from stages.models.processors.images import prepare_images
     from stages.models.processors.prepare import joined, prepare
 
     shown = list(_pictures(batch * count) if dual else _clips(batch * count))

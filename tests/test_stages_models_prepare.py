@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.models.processors import pictures
+from stages.models.processors import images
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.loading import is_image_output, takes_images
 from stages.models.processors.prepare import (
@@ -369,16 +369,16 @@ def test_a_very_large_part_is_seen_as_it_would_be_whole(monkeypatch: pytest.Monk
     size: Any = {"height": 32, "width": 32}
     processor = hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size)
     clip, boxes = clip_of(701, 1003), [(0, 0, 1003, 701), (100, 100, 400, 400)]
-    whole = pictures.prepare_parts(processor, clip, boxes).inputs["pixel_values"]
-    monkeypatch.setattr(pictures, "LARGE", 50_000)
+    whole = images.prepare_parts(processor, clip, boxes).inputs["pixel_values"]
+    monkeypatch.setattr(images, "LARGE", 50_000)
     seen: list[tuple[int, int]] = []
-    monkeypatch.setattr(pictures, "STRIP", 50)
+    monkeypatch.setattr(images, "STRIP", 50)
 
     def told(**given: Any) -> Any:
         seen.extend(image.size for image in given["images"])
         return processor(**given)
 
-    divided = pictures.prepare_parts(told, clip, boxes).inputs["pixel_values"]
+    divided = images.prepare_parts(told, clip, boxes).inputs["pixel_values"]
     assert seen == [(251, 175), (150, 150)]
     assert whole.shape == divided.shape == (2, 3, 32, 32)
     assert torch.allclose(whole, divided, atol=0.03)

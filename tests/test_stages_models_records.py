@@ -215,7 +215,7 @@ def test_a_record_whose_fields_have_no_defaults_comes_back(tmp_path: Path) -> No
 
 
 def test_a_plain_dict_of_features_is_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not say what decoding needs"):
+    with pytest.raises(UsageError, match="is not a result of encode"):
         save_features(tmp_path / "features", {"image": 0})  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
@@ -223,5 +223,5 @@ def test_a_plain_dict_of_features_is_not_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tree", [0, ["features"], {"features": {}}, {"features": 1, "needs": 2}])
 def test_a_file_of_something_else_is_not_taken_for_features(tree: Any, tmp_path: Path) -> None:
     write_tree(tmp_path / "tree", tree)
-    with pytest.raises(UsageError, match="holds something else than features"):
+    with pytest.raises(UsageError, match="does not hold features"):
         load_features(tmp_path / "tree")

@@ -24,7 +24,7 @@ from stages.models.encoding.run import EncodeSpec, encode_all
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import warm as warm
 from stages.models.processors.clip import Clip
-from stages.models.processors.pictures import prepare_images, prepare_parts
+from stages.models.processors.images import prepare_images, prepare_parts
 from stages.models.processors.side_inputs import Prepared
 from stages.process.job import parse_job
 from stages.process.report import EventReporter

@@ -32,8 +32,8 @@ from stages.models.kv_profile import LayerMemory, RowMemory
 from stages.models.processors.calling import TEXT_IDS, text_ids
 from stages.models.processors.clip import black_clip
 from stages.models.processors.fit import bytes_of
+from stages.models.processors.images import prepare_images
 from stages.models.processors.loading import is_image_output
-from stages.models.processors.pictures import prepare_images
 from stages.models.processors.prepare import (
     Prepared,
     channel_of,

@@ -26,7 +26,7 @@ def decoder_of(model: Any) -> Any:
 
 
 class PromptWatch:
-    """Tells prefill from the decode step after it, by the decoder's second call."""
+    """Separates prefill from the next decode step, at the decoder's second call."""
 
     def __init__(self, live: MetaMemoryCounter) -> None:
         self._live = live

@@ -106,8 +106,8 @@ def save_features(path: str | Path, features: Features) -> None:
     Raises EnvironmentFault if writing fails, UsageError for anything but features."""
     if not isinstance(features, Features):
         raise UsageError(
-            f"a {type(features).__name__} does not say what decoding needs besides features",
-            hint="Save what encode gave, as it gave it",
+            f"a {type(features).__name__} is not a result of encode, which decoding needs",
+            hint="Save the result of encode unchanged",
         )
     write_tree(path, features.to_tree())
 
@@ -122,6 +122,6 @@ def load_features(path: str | Path) -> Features:
         return Features.from_tree(tree)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(
-            f"{path} holds something else than features",
+            f"{path} does not hold features",
             hint="Give a file that save_features wrote",
         ) from error

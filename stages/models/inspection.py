@@ -29,9 +29,9 @@ from stages.models.precision.quantize import check_stored, linears_of, quantizab
 from stages.models.precision.weights import Weight, packed, weights_of
 from stages.models.processors.chat_template import system_form
 from stages.models.processors.fit import LONG_EDGES, Probe, black, pixels_a_video, probe
+from stages.models.processors.images import prepare_images
 from stages.models.processors.input_layout import channels_of, layout_of, rewritten
 from stages.models.processors.loading import control_tokens
-from stages.models.processors.pictures import prepare_images
 from stages.models.processors.pixel_limit import bounds_of, min_pixels_of
 from stages.models.processors.prepare import (
     continues_prompt,

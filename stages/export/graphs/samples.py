@@ -14,7 +14,7 @@ from stages.models.halves.features import encode
 from stages.models.halves.routes import PIXELS
 from stages.models.halves.vectors import text_vectors
 from stages.models.processors.clip import Clip
-from stages.models.processors.pictures import prepare_images
+from stages.models.processors.images import prepare_images
 from stages.models.processors.prepare import joined, prepare, takes_videos
 from stages.models.processors.side_inputs import Prepared
 

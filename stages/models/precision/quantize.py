@@ -139,7 +139,7 @@ def check(half: Any, planned: Quantization) -> None:
         return
     got = ", ".join(f"{number} in {kind}" for kind, number in sorted(found.items())) or "none"
     raise EnvironmentFault(
-        f"{len(here)} modules in {planned.kind or 'no quantization'} were planned, found {got}",
+        f"planned {len(here)} modules in {planned.kind or 'no quantization'}, found {got}",
         hint="Check that config.json and the weights belong to one checkpoint, or leave out "
         "--precision; if they do, this is an error in Penstock: please report it",
     )
