@@ -40,7 +40,7 @@ NAVIGATION = {
         "docs/natives",
         "docs/published",
     ],
-    "This machine": ["docs/memory", "docs/machine", "docs/gpu", "docs/cache"],
+    "This machine": ["docs/memory", "docs/cards", "docs/machine", "docs/gpu", "docs/cache"],
     "For months": [
         "docs/serve",
         "docs/deploy/serve",

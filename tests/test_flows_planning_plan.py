@@ -121,6 +121,8 @@ def test_a_smaller_batch_is_told_with_what_it_costs() -> None:
     (why,) = (line for line in said if "would take" in line)
     assert why.strip().startswith("decode: batch 8, fp16 would take 17.74")
     assert "smaller batches take somewhat longer" in why
+    (largest,) = (line for line in said if line.startswith("largest "))
+    assert largest.endswith("(planned for 14.16 GiB; docs/cards.md)")
 
 
 def test_a_plan_starts_where_an_earlier_run_did(tmp_path: Path) -> None:

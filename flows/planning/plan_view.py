@@ -10,6 +10,7 @@ from flows.job.job_summary import computed_by
 from flows.pipelines import STAGES
 from flows.planning.choose import StagePlan, allowed
 from flows.planning.estimate import StageEstimate
+from flows.planning.largest_models import largest_models_line
 from flows.planning.plan import Plan, figures
 from flows.planning.sizes import SHOT_SECONDS
 from flows.planning.what_fits import BUDGETS_GIB, LEGEND, what_fits
@@ -47,6 +48,8 @@ def plan_lines(plan: Plan) -> list[str]:
         lines.append(f"assumed     no SOURCES given: {plan.request.workloads[0].line()}")
     lines += [*memory_lines(plan), *_costs(plan)]
     lines += [f"note        {note}" for note in values["notes"]]
+    if plan.request.model.profile.route != "dual" and (line := largest_models_line(plan.budget)):
+        lines.append(f"largest     {line}")
     if plan.job and values["failed"]:
         count = counted(values["failed"], "source")
         lines.append(f"missing     {count}: {plan.job.failures[0].media_path} …")
