@@ -104,12 +104,13 @@ def edit(out: str, choose: Callable[[dict[str, Any]], bool], **values: Any) -> N
     with contextlib.closing(ReviewedCaptions(Path(out))) as captions:
         given = {"caption": None, "review": "", **values}
         changes = [{"of": k, **given} for k, row in captions.rows.items() if choose(row)]
-        captions.do({"id": f"{len(captions.journal.edits.ids)}", "does": "x", "changes": changes})
+        edit_id = f"{len(captions.journal.edits.ids)}"
+        captions.apply({"id": edit_id, "does": "x", "changes": changes})
 
 
 def undo(out: str) -> None:
     with contextlib.closing(ReviewedCaptions(Path(out))) as captions:
-        captions.do({"id": f"{len(captions.journal.edits.ids)}", "does": "undo"})
+        captions.apply({"id": f"{len(captions.journal.edits.ids)}", "does": "undo"})
 
 
 @pytest.fixture

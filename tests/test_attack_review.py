@@ -497,7 +497,7 @@ def secret(path: Path) -> bytes:
 )
 def test_a_secret_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "s").write_bytes(content)
-    with pytest.raises(EnvironmentFault, match=r"holds no secret\. Delete it"):
+    with pytest.raises(EnvironmentFault, match=r"contains no secret\. Delete it"):
         secret(tmp_path / "s")
     assert (tmp_path / "s").read_bytes() == content
 

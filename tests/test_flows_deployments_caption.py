@@ -61,11 +61,11 @@ def test_a_bar_goes_on_when_the_server_is_back(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(prefect_view, "create_progress_artifact", refuse)
     progress = Progress("encode")
-    progress.tell(0, 0)
-    progress.tell(1, 4)
+    progress.report(0, 0)
+    progress.report(1, 4)
     assert asked.wait(30)
     monkeypatch.setattr(prefect_view, "create_progress_artifact", draw)
-    progress.tell(4, 4)
+    progress.report(4, 4)
     progress.close()
     assert drawn == [100.0]
 
@@ -82,9 +82,9 @@ def test_a_server_that_never_answers_holds_up_no_stage(monkeypatch: pytest.Monke
     monkeypatch.setattr(prefect_view, "update_progress_artifact", lambda *_: None)
     monkeypatch.setattr(prefect_view, "LAST_STEP_SECONDS", 0.1)
     progress = Progress("encode")
-    progress.tell(1, 4)
+    progress.report(1, 4)
     assert asked.wait(30)
-    progress.tell(2, 4)
+    progress.report(2, 4)
     progress.close()
     answer.set()
     monkeypatch.setattr(prefect_view, "LAST_STEP_SECONDS", 30)
@@ -232,7 +232,7 @@ def test_a_server_that_is_gone_costs_a_command_one_line() -> None:
     )
     assert done.stdout == ""
     assert done.stderr == (
-        "ours: the Prefect server stopped answering: its UI shows less of this run than there is\n"
+        "ours: the Prefect server stopped responding: its UI shows only a part of this run\n"
     )
 
 

@@ -68,7 +68,7 @@ def test_an_empty_out_is_no_folder_that_anybody_gave(config: CaptionConfig) -> N
 @pytest.mark.parametrize("name", ["out", "store"])
 @pytest.mark.parametrize("value", ["a\0b", "~nobody-of-this-name/x", "\ud800"])
 def test_what_is_no_path_fails_in_one_line(config: CaptionConfig, name: str, value: str) -> None:
-    with pytest.raises(UsageError, match=f"--{name} is .*, which is no path") as caught:
+    with pytest.raises(UsageError, match=f"--{name} .* is not a valid path") as caught:
         confine(replace(config, out=value) if name == "out" else replace(config, store=value))
     assert "\n" not in str(caught.value) and "\0" not in str(caught.value)
 

@@ -168,7 +168,7 @@ def test_what_the_server_refuses_is_told_at_once_in_one_line() -> None:
             )
             raise PrefectHTTPStatusError("no", request=answer.request, response=answer)
 
-    with pytest.raises(UsageError, match="refuses a portion: fps: no number"):
+    with pytest.raises(UsageError, match="refuses a partition: fps: no number"):
         hand_out(Refusing(1), portions(1))
 
 

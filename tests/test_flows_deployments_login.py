@@ -90,7 +90,7 @@ def test_starts_at_the_same_time_end_with_the_same_login(home: Path) -> None:
 def test_a_file_that_holds_no_login_fails(home: Path, content: bytes) -> None:
     home.mkdir()
     login_file().write_bytes(content)
-    with pytest.raises(EnvironmentFault, match=r"penstock-auth holds no login\. Delete it"):
+    with pytest.raises(EnvironmentFault, match=r"penstock-auth contains no login\. Delete it"):
         own_login()
 
 

@@ -20,12 +20,12 @@ from artifacts.captions import Failure
 from flows.console.lines import printable
 from flows.deployments import page as prefect_page
 from flows.deployments import runs
-from flows.deployments.page import MOST_LETTERS as MOST_SAID
+from flows.deployments.page import MAX_LETTERS as MAX_SHOWN
 from flows.deployments.page import (
     SAMPLES,
     RunPage,
+    _caption_text,
     _name,
-    _said,
     few_of,
     grid,
     listed,
@@ -34,7 +34,7 @@ from flows.deployments.page import (
     sample,
 )
 from flows.deployments.pictures import MOST_BYTES, SIDE, pictures_in, pictures_of
-from flows.deployments.runs import MOST_LETTERS, named_after_out
+from flows.deployments.runs import MAX_LETTERS, named_after_out
 from flows.deployments.view import plain, table
 from flows.results.run_record import RunRecord
 
@@ -238,11 +238,12 @@ def test_a_process_that_dies_costs_the_pictures_that_it_did_not_make() -> None:
 def test_what_is_said_is_short_and_names_the_moment() -> None:
     clip = {"media_path": "a.mp4", "start": 30.0, "end": 60.0, "caption": "x" * 9_999, "name": "s"}
     assert _name(clip) == "a.mp4, 30.0 to 60.0 s"
-    assert _said(clip) == "s: " + "x" * (MOST_SAID - 3) + "…"
+    assert _caption_text(clip) == "s: " + "x" * (MAX_SHOWN - 3) + "…"
     labels = [{"label": "cat", "passed": True}, {"label": "dog", "passed": False}]
     frame = {"media_path": "a.mp4", "time": 2.0, "labels": labels, "top": "cat"}
-    assert (_name(frame), _said(frame)) == ("a.mp4, 2.0 s", "cat")
-    assert _said({**frame, "labels": labels[1:], "top": "dog"}) == "no label (most like dog)"
+    assert (_name(frame), _caption_text(frame)) == ("a.mp4, 2.0 s", "cat")
+    unlabelled = {**frame, "labels": labels[1:], "top": "dog"}
+    assert _caption_text(unlabelled) == "no label (most like dog)"
     assert _name({**frame, "time": None}) == "a.mp4"
 
 
@@ -252,7 +253,7 @@ def test_what_is_said_is_short_and_names_the_moment() -> None:
         ("/data/captions", "amber-otter", "/data/captions"),
         ("/data/captions", "my own name", "my own name"),
         ("a\x00b\n", "amber-otter", "a?b?"),
-        ("/" + "x" * 500, "amber-otter", "…" + "x" * MOST_LETTERS),
+        ("/" + "x" * 500, "amber-otter", "…" + "x" * MAX_LETTERS),
         ("", "amber-otter", "amber-otter"),
     ],
 )

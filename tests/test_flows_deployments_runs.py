@@ -36,7 +36,7 @@ from flows.deployments.embed import embed_media
 from flows.deployments.export import export_model
 from flows.deployments.index import index_folder
 from flows.deployments.label import label_images
-from flows.deployments.runs import MOST_LETTERS
+from flows.deployments.runs import MAX_LETTERS
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
@@ -106,7 +106,7 @@ def test_a_flow_with_a_bad_file_completes_and_says_so(
     assert f"- HTML report: penstock report {tmp_path / 'out'}\n" in page
     with get_client(sync_client=True) as client:
         name = client.read_flow_run(state.state_details.flow_run_id).name
-    assert name.lstrip("…") == str(tmp_path / "out")[-MOST_LETTERS:]
+    assert name.lstrip("…") == str(tmp_path / "out")[-MAX_LETTERS:]
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["prefect"]["id"] == str(state.state_details.flow_run_id)
     assert SECRET not in page + str(rows) + state.message

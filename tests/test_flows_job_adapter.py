@@ -175,7 +175,7 @@ def test_a_command_refuses_it_in_one_line_before_any_stage(
         return line
 
     assert "has no adapter_config.json" in refused(tmp_path / "nowhere")
-    assert "which is no path" in refused(tmp_path / "a\0b")
+    assert "is not a valid path" in refused(tmp_path / "a\0b")
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     assert "a pickle, which can run code" in refused(adapter)
     dora = write_adapter(tmp_path / "dora", matrices({Q_PROJ: WIDE}), use_dora=True)

@@ -23,7 +23,7 @@ from flows.options.commands import CaptionConfig
 from flows.options.vectors import EmbedConfig
 from flows.planning.plan import figures, plan_of
 from flows.results.run_record import RUN_RECORD
-from flows.reviewing.server import again
+from flows.reviewing.server import repeated
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
@@ -84,8 +84,8 @@ def test_captions_as_stock_are_told_of_and_the_other_way_encodes_nothing_anew(
     assert {row["precision"]["language"] for row in place.captions()} == {
         before[0]["precision"]["language"] + " as published"
     }
-    again = run(as_published=True)
-    assert "decode" not in again.started and STORED not in again.said
+    repeated = run(as_published=True)
+    assert "decode" not in repeated.started and STORED not in repeated.said
     stock = run(as_published=False)
     assert not {"encode", "decode"} & {*stock.started}
     assert place.captions() == before
@@ -103,10 +103,10 @@ def test_a_checkpoint_of_this_transformers_is_run_as_stock(place: Place) -> None
 
 def test_a_command_that_was_recorded_before_goes_on_as_stock() -> None:
     words = ["caption", "clips", "--json"]
-    assert again(words) == ["caption", "clips"]
-    assert again(words, by_rule=False) == ["caption", "clips", "--as-stock"]
+    assert repeated(words) == ["caption", "clips"]
+    assert repeated(words, by_rule=False) == ["caption", "clips", "--as-stock"]
     published = ["caption", "clips", "--as-published"]
-    assert again([*words, "--as-published"], by_rule=False) == published
+    assert repeated([*words, "--as-published"], by_rule=False) == published
 
 
 def test_a_deployment_that_was_recorded_before_goes_on_as_stock() -> None:

@@ -18,7 +18,7 @@ from flows.options.commands import CaptionConfig
 from flows.options.formats import TRAINER_FORMATS
 from flows.results.run_result import RunResult
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
-from flows.reviewing.server import again
+from flows.reviewing.server import repeated
 from flows.running.run import caption
 from scripts.store_before import BEFORE
 from tests.support.inside import InsideLauncher
@@ -45,7 +45,7 @@ def review(
         for name, start, text, said in changes
     ]
     try:
-        return captions.do({"id": f"{does} {changes}", "does": does, "changes": told})
+        return captions.apply({"id": f"{does} {changes}", "does": does, "changes": told})
     finally:
         captions.close()
 
@@ -117,7 +117,7 @@ def test_a_model_learns_what_was_accepted_not_the_rejected(config: CaptionConfig
     data, told = str(Path(config.out) / "captions.jsonl"), list[str]()
     everything = examples_in(data)
     review(config, (LONG, 0.0, None, "rejected"))
-    with pytest.raises(UsageError, match=r"not in captions\.jsonl yet"):
+    with pytest.raises(UsageError, match=r"captions\.jsonl lacks corrections"):
         examples_in(data)
     run(config)
     assert len(examples_in(data, told.append)) == len(everything) - 1
@@ -133,10 +133,10 @@ def change(of: str, caption: Any, review: str = "") -> dict[str, Any]:
 
 
 REFUSED: list[tuple[Any, str]] = [
-    ({"id": "1", "does": "x", "changes": []}, "no caption is named"),
+    ({"id": "1", "does": "x", "changes": []}, "no caption given"),
     (change("?", "a"), "load"),
     (change("K", " "), "reject"),
-    (change("K", 1), "no text"),
+    (change("K", 1), "not a text"),
     (change("K", "a", "?"), "review"),
     ({"does": "x"}, "no id"),
     ([], "no object"),
@@ -152,7 +152,7 @@ def test_what_cannot_be_done_is_not_written(config: CaptionConfig, tmp_path: Pat
     for asked, says in REFUSED:
         asked = json.loads(json.dumps(asked).replace('"K"', json.dumps(key)))
         with pytest.raises(EditRefused, match=says):
-            captions.do(asked)
+            captions.apply(asked)
     assert captions.journal.path.read_bytes() == b""
     with pytest.raises(EnvironmentFault, match="another review"):
         ReviewedCaptions(Path(config.out))
@@ -161,7 +161,7 @@ def test_what_cannot_be_done_is_not_written(config: CaptionConfig, tmp_path: Pat
 
 def test_the_same_command_writes_files_and_does_nothing_more() -> None:
     words = ["caption", "clips", "--prefect", "--format", "txt", "--retry-failed"]
-    assert again(words) == ["caption", "clips", "--format", "txt"]
+    assert repeated(words) == ["caption", "clips", "--format", "txt"]
 
 
 def picture(path: Path, shade: int) -> None:
@@ -194,7 +194,7 @@ def correct(out: str, name: str, caption: str | None, review: str = "") -> None:
     key = next(k for k, row in captions.rows.items() if row["media_path"] == name)
     change = {"of": key, "caption": caption, "review": review}
     try:
-        captions.do({"id": f"{name} {caption} {review}", "does": "x", "changes": [change]})
+        captions.apply({"id": f"{name} {caption} {review}", "does": "x", "changes": [change]})
     finally:
         captions.close()
 
@@ -206,7 +206,7 @@ def test_every_trainer_learns_a_text_by_hand_always(
     assert result.warnings == [
         "kept 1 .txt file that users wrote or edited (a.txt); --overwrite replaces them"
     ]
-    assert "texts that people wrote or corrected: 1 in txt, 1 in kohya" in result.line()
+    assert "user-written or corrected texts: 1 in t" in result.line()
     other = str(tmp_path / "other")
     write(pictures, out=other)
     for out in (pictures.out, other):
@@ -222,7 +222,7 @@ def test_a_correction_is_found_from_another_folder(pictures: CaptionConfig, tmp_
     assert "1 corrected by hand" in write(pictures, "musubi", out=other).line()
     assert said(pictures, "musubi", other)["b"] == "corrected b"
     captions = ReviewedCaptions(Path(pictures.out))
-    captions.do({"id": "back", "does": "undo"})
+    captions.apply({"id": "back", "does": "undo"})
     captions.close()
     write(pictures, "musubi", out=other)
     assert said(pictures, "musubi", other)["b"] != "corrected b"

@@ -51,16 +51,16 @@ def run_with_prefect(config: CaptionConfig, display: Display) -> RunResult:
 
 
 def observed(run: Callable[[], State[Any]], caller: Caller) -> State[Any] | None:
-    """Run the flow, and return its state. Where the server vanished after the work, the state is
-    lost, and the work is not."""
+    """Run the flow, and return its state, or None if the server vanished after the work was
+    done."""
     try:
         return run()
-    except Exception as error:  # of Prefect: what the flow itself raises is in its state
-        text = f"the Prefect server at {PREFECT_API_URL.value()} does not answer ({error})"
-        hint = "Start it, or unset PREFECT_API_URL; nothing finished is lost"
+    except Exception as error:  # from Prefect; the flow's own errors are in its state
+        text = f"no response from the Prefect server at {PREFECT_API_URL.value()} ({error})"
+        hint = "Start it, or unset PREFECT_API_URL; finished work is kept"
         if refuses_login(error):
             text = f"the Prefect server at {PREFECT_API_URL.value()} refuses the login"
-            hint = f"Set PREFECT_API_AUTH_STRING to what it asks for: {FILE} in its PREFECT_HOME"
+            hint = f"Set PREFECT_API_AUTH_STRING to the login in {FILE} of its PREFECT_HOME"
         if caller.result is None:
             raise EnvironmentFault(text, hint=hint) from error
         caller.display.print_line(text)

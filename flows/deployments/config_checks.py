@@ -44,12 +44,12 @@ __all__ = [
 ]
 
 FORMER: Mapping[str, Any] = {"as_published": False}
-"""Field → the default that earlier versions recorded."""
+"""Field → default recorded by earlier versions."""
 
 
 def former_fields(kind: type[Any]) -> dict[str, list[Any]]:
-    """Return the fields that earlier versions recorded of a command and that have no option of its
-    own, each with the values that mean nothing was asked for."""
+    """Return the recorded fields for which a command has no option any more, each with the values
+    that have no effect."""
     own = {each.name for each in declared(kind)}
     found: dict[str, list[Any]] = {}
     for field in (*fields(CaptionConfig), *fields(VectorSamplingOptions)):
@@ -72,7 +72,7 @@ def docstrings(kind: type[Any]) -> dict[str, str]:
 
 
 def constrain(schema: dict[str, Any], option: Option) -> None:
-    """Put into the schema of a field what its option's declaration allows."""
+    """Add the values that an option accepts to the schema of its field."""
     place = schema.get("anyOf", [schema])[0]
     if option.values:
         place.get("items", place)["enum"] = list(option.values)
@@ -85,8 +85,8 @@ def constrain(schema: dict[str, Any], option: Option) -> None:
 
 
 def form_of(kind: type[Any]) -> ConfigDict:
-    """Return settings of a configuration's form. It shows the options of the command, each with its
-    text and its bounds; the schema of a server refuses every other field by name."""
+    """Return settings of a configuration's form. It shows the command's options with their texts
+    and bounds. The server's schema refuses every other field by name."""
 
     def change(schema: dict[str, Any]) -> None:
         properties, texts = schema["properties"], docstrings(kind)
@@ -107,8 +107,8 @@ def form_of(kind: type[Any]) -> ConfigDict:
 
 
 def refuse_others(schema: dict[str, Any], former: Mapping[str, list[Any]], command: str) -> None:
-    """Make the schema refuse fields that a command does not have. The server's refusal repeats the
-    words under `not`: no other keyword puts words of ours into it."""
+    """Make the schema refuse fields that a command does not have. The server's error repeats the
+    text under `not`; no other keyword can add text to it."""
     known = "|".join([*schema["properties"], *former])
     refused: dict[str, Any] = {
         f"^(?!({known})$)": {"not": {"description": f"{command} does not have this field"}}
@@ -117,22 +117,23 @@ def refuse_others(schema: dict[str, Any], former: Mapping[str, list[Any]], comma
         other = {"description": f"{command} does not have {name}", "not": {"enum": values}}
         refused[f"^{name}$"] = {"not": other}
     schema["patternProperties"] = refused
-    del schema["additionalProperties"]  # its refusal would list all patterns
+    del schema["additionalProperties"]  # its error would list all patterns
 
 
 def without_former(kind: type[Any]) -> Callable[[Any], Any]:
-    """Return what takes former fields out of recorded parameters. It raises UsageError for a former
-    field that asks for something."""
+    """Return a function that removes former fields from recorded parameters. It raises UsageError
+    for a former field with another value than its default."""
     former, command = former_fields(kind), COMMANDS[kind]
 
     def take(given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
-        asked = [n for n, v in given.items() if n in former and _plain(v) not in former[n]]
-        if asked:
+        refused_fields = [n for n, v in given.items() if n in former and _plain(v) not in former[n]]
+        if refused_fields:
+            names = ", ".join(f"`{name}`" for name in refused_fields)
             raise UsageError(
-                f"`penstock {command}` does not have {', '.join(f'`{name}`' for name in asked)}",
-                hint=f"Leave out what is not among the options of `penstock {command} --help`",
+                f"`penstock {command}` does not have {names}",
+                hint=f"Use only the options of `penstock {command} --help`",
             )
         return {name: value for name, value in given.items() if name not in former}
 
@@ -162,25 +163,23 @@ LabelParameters = Annotated[LabelConfig, BeforeValidator(without_former(LabelCon
 
 
 VARIABLE = "PENSTOCK_OUT_ROOT"
-"""Folders, with `:` between them; unset or empty: anywhere that the worker's user may."""
+"""Folders separated by `:`; unset or empty: any folder that the worker's user can write to."""
 REMOTE_CODE = "PENSTOCK_ALLOW_REMOTE_CODE"
-"""`1`: runs may set `trust_remote_code`; never where VARIABLE holds them to folders."""
+"""`1` lets runs set `trust_remote_code`, unless VARIABLE confines them to folders."""
 
 WRITTEN: dict[str, Callable[[MediaOptions], Path]] = {
     "out": lambda config: out_folder(FolderOptions.of(config)),
     "store": lambda config: open_store(config.store_url).local,
 }
-"""Parameter → the folder that the run itself makes of it: another reading of the same text could be
-led elsewhere."""
+"""Parameter → function that returns the resolved folder, as the run itself resolves it."""
 
 
 def confine(config: MediaOptions, *, out: bool = True) -> None:
-    """Refuse parameters by which a flow run would write outside the worker's folders. Those are
-    refused, too, that would run code that could; `out` is whether it uses that folder at all.
-    Raises UsageError."""
+    """Raise UsageError for parameters that would write outside the worker's folders, or run code
+    that could. `out` says whether the run uses that folder."""
     if config.trust_remote_code and os.environ.get(REMOTE_CODE) != "1":
         raise UsageError(
-            "`trust_remote_code` is not allowed to runs of this worker",
+            "`trust_remote_code` is not allowed on this worker",
             hint=f"Leave it out, run the plain command on that machine, or set {REMOTE_CODE}=1 in "
             "the worker's environment",
         )
@@ -189,7 +188,7 @@ def confine(config: MediaOptions, *, out: bool = True) -> None:
         return
     where = f"the folders of this worker ({VARIABLE})"
     for name in ("out", "store") if out else ("store",):
-        # An empty store is the worker's own.
+        # An empty store means the worker's own.
         if (name == "out" or config.store) and (path := outside(WRITTEN[name](config), roots)):
             raise UsageError(
                 f"`{name}` leads to {path}, which is not in {where}",
@@ -204,8 +203,8 @@ def confine(config: MediaOptions, *, out: bool = True) -> None:
 
 
 def outside(path: Path, roots: list[str]) -> str:
-    """Return where a folder leads that is in none of the roots; nothing if all is well. The same
-    holds for one that a run would make on the way there and that is in none, nor above one."""
+    """Return the first folder on the way to `path` that a run would create outside the roots, links
+    resolved; empty if there is none."""
     for step in (path, *(above for above in path.parents if not os.path.lexists(above))):
         inside = any(lies_in(str(step), root) for root in roots)
         above = step is not path and any(lies_in(root, str(step)) for root in roots)

@@ -28,22 +28,24 @@ from prefect.client.schemas.objects import TERMINAL_STATES, Artifact, StateType,
 from prefect.context import FlowRunContext
 from prefect.states import Crashed
 
-from flows.deployments.patience import impatient
+from flows.deployments.patience import without_retries
 
 logger = logging.getLogger(__name__)
 
 KEY = "penstock-run"
-"""Key of the page of a run."""
+"""Key of a run's page."""
 RUNNING = "**running**"
-"""Beginning of the page of a run that goes on."""
+"""First words of the page of an active run."""
 CRASHED = (
-    "**crashed**\n\nThe process was killed before it could say what it had made: the numbers below"
-    " are those of its beginning. What is finished stays done, and the next attempt goes on there."
+    "**crashed**\n\nThe process was killed before it could report its results: the numbers below"
+    " are from the start of the run. Finished work is kept, and the next attempt continues there."
 )
-"""What stands there once its process was killed."""
-MESSAGE = "Nobody heard how this task run ended: its process was killed, or the server was away"
-MOST = 200
-"""Task runs that the server gives at once."""
+"""First words of the page after the process was killed."""
+MESSAGE = (
+    "The end of this task run was not reported: its process was killed, or the server was away"
+)
+MAX_TASK_RUNS = 200
+"""Largest number of task runs that the server returns at once."""
 UNFINISHED = TaskRunFilter(
     state=TaskRunFilterState(
         type=TaskRunFilterStateType(any_=[s for s in StateType if s not in TERMINAL_STATES])
@@ -52,28 +54,28 @@ UNFINISHED = TaskRunFilter(
 
 
 def close_earlier_attempts() -> None:
-    """Close what earlier attempts of the flow run that is going on left open. A server that does
-    not answer costs a warning; the sweep tries again."""
+    """Close what earlier attempts of the current flow run left open. If the server does not
+    respond, log a warning; the sweep tries again."""
     context = FlowRunContext.get()
     flow_run = context.flow_run if context else None
     if flow_run is None or flow_run.run_count < 2:
         return
     try:
-        with impatient(), get_client(sync_client=True) as client:
+        with without_retries(), get_client(sync_client=True) as client:
             open_tasks = tasks_of(client, [flow_run.id])
             close(client, [t for t in open_tasks if t.flow_run_run_count < flow_run.run_count])
             close_pages(client, [flow_run.id])
     except Exception as error:
-        logger.warning("task runs of the attempt before were not closed: %s", error)
+        logger.warning("task runs of the previous attempt were not closed: %s", error)
 
 
 def close_crashed(flow_run: UUID) -> None:
-    """Close what a flow run that has just crashed left open, as far as the server answers."""
+    """Close what a crashed flow run left open, if the server responds."""
     try:
-        with impatient(), get_client(sync_client=True) as client:
+        with without_retries(), get_client(sync_client=True) as client:
             state = client.read_flow_run(flow_run).state
             if state is None or not state.is_crashed():
-                return  # it has said itself how it ended, and its tasks may be about to
+                return  # the run has reported its end, and its tasks may be about to
             close(client, tasks_of(client, [flow_run]))
             close_pages(client, [flow_run])
     except Exception as error:
@@ -81,8 +83,8 @@ def close_crashed(flow_run: UUID) -> None:
 
 
 def close_ended(client: SyncPrefectClient, flows: Sequence[str], before: Any) -> int:
-    """Close what runs of these flows that ended before a time left open, whatever ended them.
-    Return the number of task runs."""
+    """Close what runs of these flows left open that ended before a given time. Return the number of
+    task runs."""
     left = client.read_task_runs(
         flow_filter=FlowFilter(name=FlowFilterName(any_=list(flows))),
         flow_run_filter=FlowRunFilter(
@@ -90,7 +92,7 @@ def close_ended(client: SyncPrefectClient, flows: Sequence[str], before: Any) ->
             end_time=FlowRunFilterEndTime.model_validate({"before_": before}),
         ),
         task_run_filter=UNFINISHED,
-        limit=MOST,
+        limit=MAX_TASK_RUNS,
     )
     close(client, left)
     close_pages(client, list({task.flow_run_id for task in left if task.flow_run_id}))
@@ -98,19 +100,21 @@ def close_ended(client: SyncPrefectClient, flows: Sequence[str], before: Any) ->
 
 
 def tasks_of(client: SyncPrefectClient, flow_runs: Sequence[UUID]) -> list[TaskRun]:
-    """Return the task runs of flow runs that have not ended."""
+    """Return the unfinished task runs of flow runs."""
     of_these = FlowRunFilter(id=FlowRunFilterId(any_=list(flow_runs)))
-    return client.read_task_runs(flow_run_filter=of_these, task_run_filter=UNFINISHED, limit=MOST)
+    return client.read_task_runs(
+        flow_run_filter=of_these, task_run_filter=UNFINISHED, limit=MAX_TASK_RUNS
+    )
 
 
 def close(client: SyncPrefectClient, tasks: Iterable[TaskRun]) -> None:
-    """Make task runs Crashed. One whose process lives after all says later how it ended."""
+    """Set task runs to Crashed. A process that is alive after all overrides that later."""
     for task in tasks:
         client.set_task_run_state(task.id, Crashed(message=MESSAGE), force=True)
 
 
 def close_pages(client: SyncPrefectClient, flow_runs: Sequence[UUID]) -> None:
-    """Let pages that say that a run is going on say that it crashed."""
+    """Mark the pages of active runs as crashed."""
     for page in pages_of(client, flow_runs):
         if str(page.data).startswith(RUNNING):
             text = CRASHED + str(page.data).removeprefix(RUNNING)
@@ -121,8 +125,8 @@ def pages_of(client: SyncPrefectClient, flow_runs: Sequence[UUID]) -> list[Artif
     """Return the pages of flow runs."""
     if not flow_runs:
         return []
-    wanted = ArtifactFilter(
+    run_pages = ArtifactFilter(
         flow_run_id=ArtifactFilterFlowRunId(any_=list(flow_runs)),
         key=ArtifactFilterKey(any_=[KEY]),
     )
-    return client.read_artifacts(artifact_filter=wanted)
+    return client.read_artifacts(artifact_filter=run_pages)

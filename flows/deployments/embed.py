@@ -12,7 +12,7 @@ from flows.running.run import embed
 
 @flow(name="embed-media", flow_run_name=named_after_out, persist_result=False)
 def embed_media(config: EmbedParameters) -> State[Any]:
-    """Make vectors of everything that `config` names; its fields are the command line's options.
+    """Compute vectors of everything that `config` names; its fields are the command line's options.
 
     Relative paths are looked up as `caption-videos` does.
     """

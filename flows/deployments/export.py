@@ -18,12 +18,12 @@ from flows.running.run_observer import OnBegin
 from flows.running.samples import evaluation_media
 
 CHECKPOINT = "checkpoint"
-"""Name of what is made: the stage that makes it has the bar `penstock-export`."""
+"""Name of the product: the stage that makes it has the progress bar `penstock-export`."""
 
 
 @flow(name="export-model", flow_run_name=named_after_out, persist_result=False)
 def export_model(config: ExportConfig) -> State[Any]:
-    """Write a checkpoint in few bits, and take it if it does as its original; the fields of
+    """Write a quantized checkpoint, and keep it if it is as good as the original; the fields of
     `config` are the options of `penstock export`.
 
     Relative paths are looked up as `caption-videos` does. A checkpoint that does not pass fails the
@@ -41,12 +41,12 @@ def export_model(config: ExportConfig) -> State[Any]:
 
 
 def passed(result: Exported) -> Exported:
-    """Return an export that passed. Raises PenstockError for another, of which a table is shown."""
+    """Return an export that passed. Otherwise show a table and raise PenstockError."""
     if result.accepted:
         return result
     missed = "; ".join(result.parity["missed"])
     show([result.row()], missed, f"penstock-{CHECKPOINT}")
     raise PenstockError(
-        f"not reached: {missed}",
-        hint=f"The checkpoint is kept in {result.out}; `accept` takes it all the same",
+        f"quality limit missed: {missed}",
+        hint=f"The checkpoint is kept in {result.out}; set `accept` to use it anyway",
     )

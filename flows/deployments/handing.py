@@ -24,23 +24,23 @@ from flows.deployments.runs import INTERRUPTED
 from flows.job.partitions import Partition
 
 POOL = "gpu"
-"""Pool whose workers do the portions."""
+"""Work pool whose workers process the partitions."""
 TAG = "portions of "
-"""Begins the tag of their runs."""
+"""Prefix of the tag of their runs."""
 AHEAD = 3
-"""Runs that wait or work, for each worker."""
+"""Scheduled or running runs per worker."""
 STARTS = 4
-"""Times that a portion is asked for, if its runs crash."""
+"""Attempts for a partition whose runs crash."""
 POLL_SECONDS = 5.0
 HELP_SECONDS = 60.0
-"""Time for which a run works before it gets help: to start one takes a quarter of that."""
+"""Running time after which a partition gets a second run; starting one takes a quarter of it."""
 TOO_BUSY = 500
-"""Status from which a server says that it is not the request's fault."""
+"""Lowest HTTP status that means a fault of the server."""
 PATIENCE_SECONDS = 900.0
-"""Time for which a server may not answer."""
+"""Longest time in seconds without a response of the server."""
 
-Ask = Callable[[Partition, str], dict[str, Any]]
-"""Parameters of a run of a portion; the second says which of its runs it is."""
+MakeParameters = Callable[[Partition, str], dict[str, Any]]
+"""Returns the parameters of a run of a partition; the second argument numbers its runs."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,10 +52,10 @@ class PartitionRun:
     starts: int = 0
     helped: bool = False
     since: float = 0.0
-    """When its first run was seen at work, on the monotonic clock; 0: not yet."""
+    """Monotonic time when its first run was seen running; 0: not yet."""
     done: bool = False
     why: str = ""
-    """Why it is not done, when it never will be."""
+    """Why it failed for good; empty: it has not."""
 
     @property
     def ended(self) -> bool:
@@ -69,54 +69,54 @@ class PartitionDispatch:
         self,
         client: SyncPrefectClient,
         deployment: UUID,
-        ask: Ask,
+        make_parameters: MakeParameters,
         job: str,
         *,
         helping: bool = True,
     ) -> None:
-        """Take the deployment whose runs do portions, and the name of the whole job, by which runs
-        are found again. `helping` is whether two runs may do one portion."""
+        """Take the deployment that processes partitions, and the name of the whole job, by which
+        its runs are found again. `helping` says whether a partition may get a second run."""
         self._client = client
         self._deployment = deployment
         self._helping = helping
-        self._ask = ask
+        self._make_parameters = make_parameters
         self._job = job
         self._silent = 0.0
 
     def all(
-        self, portions: Iterable[Partition], tell: Callable[[int, int], None]
+        self, portions: Iterable[Partition], on_progress: Callable[[int, int], None]
     ) -> list[PartitionRun]:
-        """Return what became of each, once all have ended. `tell` hears how many are done, of how
-        many. Raises what a server answers that does not answer for long."""
-        # The largest first: what ends last decides when all have ended.
-        handed = [
+        """Process all partitions and return their results. `on_progress` gets the number of
+        finished ones and the total. Raises the server's error if it lasts."""
+        # Largest first: the last partition to end decides the total time.
+        partition_runs = [
             PartitionRun(portion=p) for p in sorted(portions, key=lambda p: (-p.bytes, p.name))
         ]
-        waiting, working = deque(handed), list[PartitionRun]()
+        waiting, working = deque(partition_runs), list[PartitionRun]()
         while waiting or working:
-            self._patiently(lambda: self._turn(waiting, working))
-            tell(sum(one.ended for one in handed), len(handed))
+            self._retry(lambda: self._turn(waiting, working))
+            on_progress(sum(one.ended for one in partition_runs), len(partition_runs))
             if waiting or working:
                 time.sleep(POLL_SECONDS)
-        return handed
+        return partition_runs
 
-    def _patiently(self, turn: Callable[[], None]) -> None:
-        """Do a turn; a server that does not answer costs the turn. Raises UsageError for what it
-        refuses."""
+    def _retry(self, turn: Callable[[], None]) -> None:
+        """Call `turn`. If the server does not respond, skip it until PATIENCE_SECONDS have passed.
+        Raises UsageError if the server refuses the request."""
         try:
             turn()
             self._silent = 0.0
         except Exception as error:
             if isinstance(error, PrefectHTTPStatusError) and error.response.status_code < TOO_BUSY:
-                words = " ".join(error.response.text.split())[:300]
-                hint = "Give what caption-videos, embed-media or label-images takes"
-                raise UsageError(f"the server refuses a portion: {words}", hint=hint) from error
+                reason = " ".join(error.response.text.split())[:300]
+                hint = "Give parameters of caption-videos, embed-media or label-images"
+                raise UsageError(f"the server refuses a partition: {reason}", hint=hint) from error
             self._silent = self._silent or time.monotonic()
             if time.monotonic() - self._silent > PATIENCE_SECONDS:
                 raise
 
     def _turn(self, waiting: deque[PartitionRun], working: list[PartitionRun]) -> None:
-        self._look(working)
+        self._read_states(working)
         working[:] = [one for one in working if not one.ended]
         workers = self._workers()
         while waiting and len(working) < AHEAD * workers:
@@ -129,20 +129,20 @@ class PartitionDispatch:
                     self._start(one, f"help {one.starts}")
                     one.helped = True
 
-    def _look(self, working: Sequence[PartitionRun]) -> None:
-        """Learn how the runs stand, by one question."""
+    def _read_states(self, working: Sequence[PartitionRun]) -> None:
+        """Read the states of all runs with few requests."""
         ids = [run for one in working for run in one.runs]
         if not ids:
             return
         found: dict[UUID, FlowRun] = {}
         for at in range(0, len(ids), 200):
-            asked = FlowRunFilter(id=FlowRunFilterId(any_=ids[at : at + 200]))
-            for run in self._client.read_flow_runs(flow_run_filter=asked, limit=200):
+            run_filter = FlowRunFilter(id=FlowRunFilterId(any_=ids[at : at + 200]))
+            for run in self._client.read_flow_runs(flow_run_filter=run_filter, limit=200):
                 found[run.id] = run
         for one in working:
-            self._judge(one, [found[run] for run in one.runs if run in found])
+            self._update(one, [found[run] for run in one.runs if run in found])
 
-    def _judge(self, one: PartitionRun, runs: Sequence[FlowRun]) -> None:
+    def _update(self, one: PartitionRun, runs: Sequence[FlowRun]) -> None:
         for run in runs:
             if run.state is not None:
                 one.runs[run.id] = run.state.type
@@ -152,21 +152,21 @@ class PartitionDispatch:
         if one.done or not all(run.state is not None and run.state.is_final() for run in runs):
             return
         if len(runs) < len(one.runs):
-            return  # somebody deleted one, or the server is behind
+            return  # a run was deleted, or the server is behind
         last = max(runs, key=_ended)
         assert last.state is not None
-        unasked = last.state.type == StateType.CRASHED or last.state.name == INTERRUPTED
-        if unasked and one.starts < STARTS:
+        is_crash = last.state.type == StateType.CRASHED or last.state.name == INTERRUPTED
+        if is_crash and one.starts < STARTS:
             one.starts += 1
             one.since, one.helped = 0.0, False
             self._start(one, f"{one.starts}")
         else:
-            one.why = f"{last.name} is {last.state.name}: {last.state.message or 'no word of it'}"
+            one.why = f"{last.name} is {last.state.name}: {last.state.message or 'no message'}"
 
     def _start(self, one: PartitionRun, which: str) -> None:
         run = self._client.create_flow_run_from_deployment(
             self._deployment,
-            parameters=self._ask(one.portion, which),
+            parameters=self._make_parameters(one.portion, which),
             name=f"{one.portion.name} {which}",
             idempotency_key=f"{self._job} {one.portion.name} {which}",
             tags=[f"{TAG}{self._job}"],
@@ -174,7 +174,7 @@ class PartitionDispatch:
         one.runs[run.id] = StateType.SCHEDULED
 
     def _workers(self) -> int:
-        """Return how many workers there are; one, where none is up yet."""
+        """Return the number of online workers, at least 1."""
         found = self._client.read_workers_for_work_pool(POOL)
         return max(1, sum(worker.status == WorkerStatus.ONLINE for worker in found))
 

@@ -17,7 +17,7 @@ from flows.search.texts import TEXT_HALF
 
 @flow(name="index-folder", flow_run_name=named_after_out, persist_result=False)
 def index_folder(config: IndexParameters) -> State[Any]:
-    """Add to the index `out` what it has no rows of yet, and begin it where there is none.
+    """Add to the index `out` all files that it has no rows of, and create it if needed.
 
     The fields of `config` are the options of `penstock index build`; relative paths are looked up
     as `caption-videos` does. Rows of files that are gone are counted, and stay.
@@ -28,7 +28,7 @@ def index_folder(config: IndexParameters) -> State[Any]:
 def fill(
     config: VectorConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
 ) -> IndexWritten:
-    """Fill the index, and measure it where that is due."""
+    """Fill the index, and measure its recall when due."""
     folder = out_folder(config)
     return fill_index(
         config, folder, display, TEXT_HALF, make_launcher=make_launcher, on_begin=on_begin

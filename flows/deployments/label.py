@@ -19,7 +19,7 @@ COUNTS = "penstock-label-counts"
 
 @flow(name="label-images", flow_run_name=named_after_out, persist_result=False)
 def label_images(config: LabelParameters) -> State[Any]:
-    """Give labels to everything that `config` names; its fields are the command line's options.
+    """Label everything that `config` names; its fields are the command line's options.
 
     Relative paths, those of labels and templates too, are looked up as `caption-videos` does.
     """
@@ -29,7 +29,7 @@ def label_images(config: LabelParameters) -> State[Any]:
 def label_and_count(
     config: LabelConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
 ) -> LabelsWritten:
-    """Run it, and show a table of what each label was given to."""
+    """Run the command, and show a table of the counts per label."""
     result = label(config, label_request(config), display, make_launcher, on_begin)
     first = sorted(result.counts, key=lambda one: -one["passed"])[:TABLE_ROWS]
     rows = [

@@ -33,38 +33,38 @@ from flows.job.prepare import out_folder
 from flows.options.commands import RunOptions
 
 OUTPUTS = "outputs"
-"""Name, among portions, of the run that writes the outputs."""
+"""Name of the run that writes the outputs, among partitions."""
 PORTION = "portion"
-"""Name of the deployments whose runs do a portion, or write the outputs of all."""
-# Their words and bounds in the UI are set where their own flows are made.
+"""Name of the deployments whose runs process a partition, or write the outputs of all."""
+# Their descriptions and bounds in the UI are set in the modules of their own flows.
 _ = label_images
 Files = Annotated[int, Field(gt=0, description="files of a portion, at the most")]
 
 
 @flow(name="caption-many", flow_run_name=named_after_out, persist_result=False)
 def caption_many(config: CaptionParameters, files: Files = FILES) -> State[Any]:
-    """Caption on all workers of the pool what `config` names, as `caption-videos` does on one.
+    """Caption what `config` names on all workers of the pool, as `caption-videos` does on one.
 
-    Media, `store` and `out` must lie where every worker finds them under the same names.
+    Media, `store` and `out` must have the same paths on every worker.
     """
     return hand_out(config, files, "caption-videos")
 
 
 @flow(name="embed-many", flow_run_name=named_after_out, persist_result=False)
 def embed_many(config: EmbedParameters, files: Files = FILES) -> State[Any]:
-    """Make vectors on all workers of the pool, as `embed-media` does on one."""
+    """Compute vectors on all workers of the pool, as `embed-media` does on one."""
     return hand_out(config, files, "embed-media")
 
 
 @flow(name="label-many", flow_run_name=named_after_out, persist_result=False)
 def label_many(config: LabelParameters, files: Files = FILES) -> State[Any]:
-    """Give labels on all workers of the pool, as `label-images` does on one."""
+    """Label media on all workers of the pool, as `label-images` does on one."""
     return hand_out(config, files, "label-images")
 
 
 def hand_out(config: RunOptions, files: int, flow_name: str) -> State[Any]:
-    """Have a configuration's files done in portions by runs of a flow, and its outputs written by
-    one more run. Return the state that this ends in."""
+    """Process a configuration's files in partitions by runs of a flow, and write the outputs in one
+    more run. Return the final state."""
     try:
         confine(config)
         portions, _ = partitions_of(config, files)
@@ -74,19 +74,19 @@ def hand_out(config: RunOptions, files: int, flow_name: str) -> State[Any]:
 
 
 def _hand_out(config: RunOptions, portions: Sequence[Partition], name: str) -> State[Any]:
-    # Of one parent, however often it is started again: another one asks for everything anew.
+    # The name stays the same when the parent run is retried; another parent starts everything anew.
     job = digest_of([str(flow_run.root_flow_run_id or flow_run.id)])[:12]
     progress = Progress("portions")
     with get_client(sync_client=True) as client:
         try:
             deployment = client.read_deployment_by_name(name).id
         except ObjectNotFound as error:
-            raise UsageError(f"there is no deployment {name}", hint="Run make worker") from error
+            raise UsageError(f"unknown deployment {name}", hint="Run make worker") from error
 
         try:
             each = PartitionDispatch(client, deployment, partial(_of_portion, config), job)
-            _tell(each.all(portions, progress.tell))
-            # What failed for good is tried there once more, alone, and named in the outputs.
+            _log_result(each.all(portions, progress.report))
+            # Items that failed for good are tried once more there, and listed in the outputs.
             out = Partition(name=OUTPUTS, path=out_folder(config), files=0, bytes=0)
             last = PartitionDispatch(
                 client, deployment, partial(_of_all, config), job, helping=False
@@ -94,38 +94,39 @@ def _hand_out(config: RunOptions, portions: Sequence[Partition], name: str) -> S
             (end,) = last.all([out], lambda *_: None)
         finally:
             progress.close()
-        return _ended(client, end)
+        return _final_state(client, end)
 
 
 def _of_portion(config: RunOptions, portion: Partition, which: str) -> dict[str, Any]:
-    """Return the parameters of a run of one portion: its own folder, and no files for people."""
+    """Return the parameters of a run of one partition: its own folder, and no extra formats."""
     folder = out_folder(config) / PORTIONS / f"{portion.name}-{which}"
     own = {"sources": [portion.source], "out": str(folder), "format": [], "limit": None}
     return {"config": {**_parameters(config), **own, "beside": False}}
 
 
 def _of_all(config: RunOptions, *_: Any) -> dict[str, Any]:
-    """Return the parameters of the run that writes the outputs: in the store it finds all done."""
+    """Return the parameters of the run that writes the outputs. It finds all results in the
+    store."""
     return {"config": _parameters(config)}
 
 
 def _parameters(config: RunOptions) -> dict[str, Any]:
-    """Return a configuration as parameters, without what it has by default."""
+    """Return a configuration as parameters, without default values."""
     values = asdict(config)
     default = {one.name: one.default for one in fields(config)}
     return {n: v for n, v in values.items() if n == "sources" or v != default.get(n)}
 
 
-def _tell(handed: Sequence[PartitionRun]) -> None:
+def _log_result(partition_runs: Sequence[PartitionRun]) -> None:
     log = get_run_logger()
-    log.info("%s done", counted(sum(one.done for one in handed), "portion"))
-    for one in handed:
+    log.info("%s done", counted(sum(one.done for one in partition_runs), "portion"))
+    for one in partition_runs:
         if one.why:
-            log.warning("a portion is not done: %s", plain(one.why))
+            log.warning("partition failed: %s", plain(one.why))
 
 
-def _ended(client: Any, end: PartitionRun) -> State[Any]:
-    """Return the state of the run that wrote the outputs, as this flow's."""
+def _final_state(client: Any, end: PartitionRun) -> State[Any]:
+    """Return the final state of the run that wrote the outputs."""
     last = max((client.read_flow_run(run) for run in end.runs), key=lambda run: run.created)
     state: State[Any] = last.state
     return type(state)(type=state.type, name=state.name, message=state.message)

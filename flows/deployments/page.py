@@ -23,7 +23,7 @@ from prefect.runtime import flow_run
 
 from artifacts.regular_files import open_regular
 from flows.deployments.crashed import KEY, pages_of
-from flows.deployments.patience import impatient
+from flows.deployments.patience import without_retries
 from flows.deployments.pictures import pictures_of
 from flows.deployments.view import plain
 from flows.job.prepare import Job
@@ -34,10 +34,10 @@ from flows.results.run_record import RunRecord
 from flows.results.status import COLUMNS, advice, cells, description_lines, output_paths, stages_of
 
 SAMPLES = 6
-MOST_LETTERS = 400
-"""Letters of a caption that are shown: a page is to be read at one glance."""
+MAX_LETTERS = 400
+"""Characters of a caption that are shown."""
 FILES = {product_of(CAPTION): "captions.jsonl", LABELS: LINES}
-"""What a run makes → the file whose lines are shown."""
+"""Product of a run → the file whose lines are shown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,14 +45,14 @@ class Samples:
     """The captions of a few media, with thumbnails of those that could be decoded."""
 
     rows: tuple[tuple[str, str], ...] = ()
-    """Name and what was said of it, each."""
+    """Name and caption or labels of each."""
     pictures: Mapping[int, bytes] = field(default_factory=dict)
-    """Place of a row → a JPEG."""
+    """Index of a row → a JPEG."""
 
 
 def samples_of(job: Job) -> Samples:
-    """Return the first, the last and some between of what a run wrote. Raises what reading it
-    raises."""
+    """Return the first, the last and some rows between of a run's output. Raises any error of
+    reading it."""
     name = FILES.get(product_of(job.stages), "")
     if not name or not (job.out / name).exists():
         return Samples()
@@ -60,23 +60,23 @@ def samples_of(job: Job) -> Samples:
     rows = list(few_of(job.out / name))
     media = [(files.get((row["source"], row["media_path"])), row) for row in rows]
     there = {at: (file.path, _moment(file, row)) for at, (file, row) in enumerate(media) if file}
-    said = tuple((_name(row), _said(row)) for row in rows)
-    return Samples(rows=said, pictures=pictures_of(there))
+    rows_shown = tuple((_name(row), _caption_text(row)) for row in rows)
+    return Samples(rows=rows_shown, pictures=pictures_of(there))
 
 
-def few_of(path: Path, most: int = SAMPLES) -> Iterator[Mapping[str, Any]]:
-    """Yield a few lines of JSON, spread over a file, which is not held in memory."""
+def few_of(path: Path, count: int = SAMPLES) -> Iterator[Mapping[str, Any]]:
+    """Yield a few JSON lines, spread over a file, without loading it."""
     with open_regular(path) as file:
         last = sum(1 for _ in file) - 1
         file.seek(0)
-        wanted = {round(at * last / max(1, most - 1)) for at in range(most)}
+        selected = {round(at * last / max(1, count - 1)) for at in range(count)}
         for number, line in enumerate(file):
-            if number in wanted:
+            if number in selected:
                 yield json.loads(line)
 
 
 def _moment(file: MediaFile, row: Mapping[str, Any]) -> float | None:
-    """Return which frame of a video is shown: of those that the model saw, one in the middle."""
+    """Return the time of the frame to show: the middle one of those that the model got."""
     if file.kind == "image":
         return None
     if "time" in row:
@@ -86,7 +86,7 @@ def _moment(file: MediaFile, row: Mapping[str, Any]) -> float | None:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    """Return a medium's name, and from when on it is spoken of."""
+    """Return a medium's name and the time span of the row."""
     start, end = (row["time"],) * 2 if "time" in row else (row["start"], row["end"])
     if not start and not end:
         return str(row["media_path"])
@@ -94,14 +94,14 @@ def _name(row: Mapping[str, Any]) -> str:
     return f"{row['media_path']}, {when}"
 
 
-def _said(row: Mapping[str, Any]) -> str:
-    """Return a caption, with its prompt's name where there are several, or the labels given."""
+def _caption_text(row: Mapping[str, Any]) -> str:
+    """Return a caption, with its prompt's name if there are several, or the given labels."""
     if "labels" in row:
         given = [label["label"] for label in row["labels"] if label["passed"]]
-        said = ", ".join(given) or f"no label (most like {row['top']})"
+        text = ", ".join(given) or f"no label (most like {row['top']})"
     else:
-        said = f"{row['name']}: {row['caption']}" if row.get("name") else str(row["caption"])
-    return said if len(said) <= MOST_LETTERS else f"{said[:MOST_LETTERS]}…"
+        text = f"{row['name']}: {row['caption']}" if row.get("name") else str(row["caption"])
+    return text if len(text) <= MAX_LETTERS else f"{text[:MAX_LETTERS]}…"
 
 
 logger = logging.getLogger(__name__)
@@ -122,36 +122,36 @@ class RunPage:
         self._artifact: UUID | None = None
 
     def begin(self, job: Job, record: RunRecord) -> None:
-        """Show a run, and let its record say which flow run it is."""
+        """Write the page, and note the flow run's id in the run record."""
         self._job, self._record = job, record
         record.value["prefect"] = {"id": str(flow_run.id), "name": str(flow_run.name)}
         record.write(force=True)
         self._show(record)
 
     def end(self) -> None:
-        """Show what became of it, with samples; nothing when it never began."""
+        """Update the page with the result and samples, if the run has begun."""
         if self._record is None or self._job is None:
             return
         samples = NONE
         try:
             samples = samples_of(self._job)
-        except Exception as error:  # of files that somebody changed meanwhile
-            logger.warning("no samples are shown: %s", error)
+        except Exception as error:  # such as files that were changed in the meantime
+            logger.warning("no samples on the page: %s", error)
         self._show(self._record, samples)
 
     def _show(self, record: RunRecord, samples: Samples = NONE) -> None:
-        """Show the page; a server that does not answer costs the page, not the run."""
+        """Write the page. If the server does not respond, the run continues without it."""
         try:
-            with impatient():
+            with without_retries():
                 self._write(page(record.value, time.time(), samples))
         except Exception as error:
-            logger.warning("the page of the run was not taken: %s", error)
+            logger.warning("the page of the run was not stored: %s", error)
 
     def _write(self, text: str) -> None:
         self._artifact = self._artifact or page_before()
         if self._artifact is None:
-            made = create_markdown_artifact(text, key=KEY, description="How the run stands")
-            assert isinstance(made, UUID)  # a coroutine only where the caller is one
+            made = create_markdown_artifact(text, key=KEY, description="State of the run")
+            assert isinstance(made, UUID)  # it is a coroutine only for async callers
             self._artifact = made
             return
         with get_client(sync_client=True) as client:
@@ -159,7 +159,7 @@ class RunPage:
 
 
 def page_before() -> UUID | None:
-    """Return the page that an earlier attempt of the flow run that is going on has left."""
+    """Return the page of an earlier attempt of the current flow run."""
     if int(flow_run.run_count or 0) < 2:
         return None
     with get_client(sync_client=True) as client:
@@ -167,8 +167,8 @@ def page_before() -> UUID | None:
 
 
 def page(record: Mapping[str, Any], now: float, samples: Samples = NONE) -> str:
-    """Return the record in markdown, with samples. Texts of any length stand in lines, which wrap:
-    Prefect cuts the cells of a table at the page's edge."""
+    """Return the run record and samples in markdown. Long texts are lines, which wrap: Prefect cuts
+    table cells at the page's edge."""
     failures = [(f["media_path"], f"{f['message']}. {f['hint']}") for f in record["failures"]]
     rest = record["media"]["failed"] - len(failures)
     if rest > 0:
@@ -186,7 +186,7 @@ def page(record: Mapping[str, Any], now: float, samples: Samples = NONE) -> str:
 
 
 def report_place(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return where the report of a run lies, or what writes one."""
+    """Return the path of a run's report, or the command that writes one."""
     if not (failures := record["outputs"].get("failures")):
         return {}
     out = Path(failures).parent
@@ -197,24 +197,24 @@ def report_place(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def sample(row: Sequence[str], picture: bytes | None) -> str:
-    """Return a sample: its picture, where there is one, its name, and under that what was said."""
+    """Return a sample in markdown: its thumbnail if there is one, its name and its text."""
     shown = f"![](data:image/jpeg;base64,{base64.b64encode(picture).decode()})" if picture else ""
-    name, said = map(plain, row)
-    return "\n\n".join(filter(None, (shown, name, f"> {said}")))
+    name, text = map(plain, row)
+    return "\n\n".join(filter(None, (shown, name, f"> {text}")))
 
 
 def listed(title: str, rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the parts of a list of names, each with a text; none without rows."""
+    """Return the parts of a list of names, each with a text; empty without rows."""
     lines = [f"- {plain(f'{name}: {text}')}" for name, text in rows]
     return [f"**{title}**", "\n".join(lines)] if lines else []
 
 
 def grid(head: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a table in markdown, whose cells no text can leave."""
+    """Return a table in markdown with escaped cells."""
     lines = [head, ["---"] * len(head), *([cell(text) for text in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def cell(text: str) -> str:
-    """Return a text in a cell."""
+    """Return an escaped table cell."""
     return plain(text).replace("|", "\\|")

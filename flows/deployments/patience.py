@@ -16,35 +16,34 @@ from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 DEPLOYED_SECONDS = 300.0
-"""Seconds that a deployment's run waits to tell how it ended: whoever restarts a server needs
-less."""
+"""Longest wait of a deployment's run to report its final state. Restarting a server takes less."""
 COMMAND_SECONDS = 30.0
-"""Seconds that a command waits; it has told the person how it ended."""
+"""The same for a command, which has already printed its result."""
 FAREWELL_SECONDS = 20.0
-"""Seconds that a command's process may stay after its last word, for Prefect's threads to end."""
-ASK_SECONDS = 1.0
+"""Seconds that a command's process may stay after its last output, for Prefect's threads to end."""
+POLL_SECONDS = 1.0
 
 
-def impatient() -> contextlib.AbstractContextManager[object]:
-    """Let calls of Prefect's client within be tried once."""
+def without_retries() -> contextlib.AbstractContextManager[object]:
+    """Disable retries of Prefect's client inside the block."""
     return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
 
 
 def await_server() -> bool:
-    """Wait until the server of the flow run that is going on answers; returns whether it does."""
+    """Wait until the server of the current flow run responds. Return whether it does."""
     context = FlowRunContext.get()
     deployed = context and context.flow_run and context.flow_run.deployment_id
     deadline = time.monotonic() + (DEPLOYED_SECONDS if deployed else COMMAND_SECONDS)
-    with impatient(), get_client(sync_client=True) as client:
+    with without_retries(), get_client(sync_client=True) as client:
         while client.api_healthcheck() is not None:
             if time.monotonic() > deadline:
                 return False
-            time.sleep(ASK_SECONDS)
+            time.sleep(POLL_SECONDS)
     return True
 
 
 def leave_within(exit_code: int, seconds: float = FAREWELL_SECONDS) -> None:
-    """End this process with that code even if Prefect's threads do not; to be called last."""
+    """End this process with that exit code even if Prefect's threads do not; call it last."""
 
     def leave() -> None:
         for stream in (sys.stdout, sys.stderr):

@@ -86,7 +86,7 @@ class PipelineResult(Outcome, Protocol):
 
 GENERATED = re.compile(r"[a-z]+-[a-z]+")
 """A name that Prefect gives by itself."""
-MOST_LETTERS = 80
+MAX_LETTERS = 80
 """Letters of a flow run's name."""
 Config = TypeVar("Config", bound=RunOptions)
 Runner = Callable[[Config, Display, LauncherMaker, OnBegin], PipelineResult]
@@ -114,7 +114,7 @@ def named_after_out() -> str:
     if not out or not GENERATED.fullmatch(given):
         return given
     name = printable(str(out))
-    return name if len(name) <= MOST_LETTERS else f"…{name[-MOST_LETTERS:]}"
+    return name if len(name) <= MAX_LETTERS else f"…{name[-MAX_LETTERS:]}"
 
 
 def run_in_flow(config: Config, run: Runner[Config], makes: str) -> State[Any]:

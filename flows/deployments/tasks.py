@@ -18,7 +18,7 @@ from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener, StageProcess
 
 PROGRESS_SECONDS = float(os.environ.get("PENSTOCK_PROGRESS_SECONDS") or 2.0)
-"""Seconds between two tellings of a stage's progress to the server: many workers tell it seldom."""
+"""Interval in seconds of progress reports to the server; with many workers, choose a longer one."""
 
 
 class PrefectLauncher:
@@ -33,7 +33,7 @@ class PrefectLauncher:
 
 
 class PrefectRunning:
-    """A stage in a task. It is started, awaited and reported on one thread, because the child
+    """A stage in a task. One thread starts it, waits for it and reports on it, because the child
     process ends with that thread."""
 
     def __init__(self, call: StageCall, listen: Listener) -> None:
@@ -68,12 +68,12 @@ class PrefectRunning:
         progress = Progress(self._call.name)
         try:
             while not process.wait_for_exit(PROGRESS_SECONDS):
-                progress.tell(self._done, self._total)
+                progress.report(self._done, self._total)
             outcome = process.wait()
-            progress.tell(self._done, self._done)
+            progress.report(self._done, self._done)
             return outcome
         except PenstockError as error:
-            return Failed(message=str(error), data=error)  # raised, it is logged with a traceback
+            return Failed(message=str(error), data=error)  # raising would log a traceback
         finally:
             process.stop()
             progress.close()

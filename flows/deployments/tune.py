@@ -14,7 +14,7 @@ from flows.running.run_observer import OnBegin
 from flows.running.tune import tune
 
 ADAPTER = "adapter"
-"""Name of what is made: the stage that makes it has the bar `penstock-tune`."""
+"""Name of the product: the stage that makes it has the progress bar `penstock-tune`."""
 
 
 @flow(name="tune-captions", flow_run_name=named_after_out, persist_result=False)

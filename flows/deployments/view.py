@@ -19,19 +19,19 @@ from prefect.logging.handlers import PrefectConsoleHandler
 
 from artifacts.captions import Failure
 from flows.console.lines import printable
-from flows.deployments.patience import impatient
+from flows.deployments.patience import without_retries
 
 logger = logging.getLogger(__name__)
 
 LAST_STEP_SECONDS = 2.0
-"""Seconds that the end of a stage waits for its bar."""
+"""Seconds that the end of a stage waits for its progress bar."""
 TABLE_ROWS = 200
-"""Rows of the UI's table; the rest is in the output files."""
+"""Rows of the UI's table; the output files have the rest."""
 MARKUP = re.compile(
     r"\\(?=_|[^\w\s])|[`*<~]|\[(?=[^]]*][(:\[])|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|^[#>+-]"
 )
-"""Characters that markdown takes for itself. One of Prefect's two UIs reads table cells as
-markdown, the other shows every backslash, so no more is escaped than must be."""
+"""Characters with a meaning in markdown. One of Prefect's two UIs renders table cells as markdown;
+the other shows every backslash, so only what is needed is escaped."""
 LISTED = re.compile(r"^(\d+)([.)])(?=\s)")
 """The beginning of a numbered list."""
 
@@ -43,55 +43,55 @@ class Progress:
     def __init__(self, stage: str) -> None:
         self._stage = stage
         self._artifact: UUID | None = None
-        self._wanted: float | None = None
+        self._target: float | None = None
         self._changed = threading.Event()
         self._closed = False
-        context = contextvars.copy_context()  # it names the run that the bar belongs to
+        context = contextvars.copy_context()  # it contains the flow run of the bar
         self._thread = threading.Thread(
             target=context.run, args=(self._follow,), name=f"bar-{stage}", daemon=True
         )
         self._thread.start()
 
-    def tell(self, done: int, total: int) -> None:
-        """Tell how much is done; never waits."""
+    def report(self, done: int, total: int) -> None:
+        """Set the progress without waiting."""
         if total:
-            self._wanted = 100 * done / total
+            self._target = 100 * done / total
             self._changed.set()
 
     def close(self) -> None:
-        """Wait for the bar's last step, but not for a server that is away."""
+        """Wait briefly for the bar's last step."""
         self._closed = True
         self._changed.set()
         self._thread.join(LAST_STEP_SECONDS)
 
     def _follow(self) -> None:
-        told: float | None = None
+        drawn: float | None = None
         missed = False
-        while not self._closed or self._wanted != told:
+        while not self._closed or self._target != drawn:
             self._changed.wait()
             self._changed.clear()
-            wanted = self._wanted
-            if wanted is None or wanted == told:
+            target = self._target
+            if target is None or target == drawn:
                 continue
             try:
-                with impatient():
-                    self._draw(wanted)
+                with without_retries():
+                    self._draw(target)
             except Exception as error:
                 if not missed:
-                    logger.warning("progress of %s was not taken: %s", self._stage, error)
+                    logger.warning("progress of %s was not stored: %s", self._stage, error)
                 missed = True
-                if self._closed and wanted == self._wanted:
+                if self._closed and target == self._target:
                     return
             else:
-                told = wanted
+                drawn = target
 
     def _draw(self, percent: float) -> None:
         if self._artifact is not None:
             update_progress_artifact(self._artifact, percent)
             return
-        key = f"penstock-{self._stage.replace('_', '-')}"  # Prefect takes no other mark in one
+        key = f"penstock-{self._stage.replace('_', '-')}"  # Prefect accepts only dashes in keys
         made = create_progress_artifact(percent, key=key, description=self._stage)
-        assert isinstance(made, UUID)  # a coroutine only where the caller is one
+        assert isinstance(made, UUID)  # it is a coroutine only for async callers
         self._artifact = made
 
 
@@ -110,16 +110,16 @@ class RunLog(io.StringIO):
 
 
 def show(rows: list[dict[str, Any]], line: str, key: str) -> None:
-    """Put a table into the UI. A server that does not answer costs the table, not the run."""
+    """Create a table in the UI. If the server does not respond, the run continues without it."""
     try:
-        with impatient():
+        with without_retries():
             create_table_artifact(table=rows, key=key, description=plain(line))
     except Exception as error:
-        logger.warning("the table was not taken: %s", error)
+        logger.warning("the table was not stored: %s", error)
 
 
 def table(failures: Sequence[Failure]) -> list[dict[str, Any]]:
-    """Return what failed, why, and what to do."""
+    """Return a table of failures with their reasons and hints."""
     rows = [
         {"file": plain(f.media_path), "what": plain(f.message), "what to do": plain(f.hint)}
         for f in failures[:TABLE_ROWS]
@@ -131,43 +131,43 @@ def table(failures: Sequence[Failure]) -> list[dict[str, Any]]:
 
 
 def plain(text: str) -> str:
-    """Return a text that markdown shows as it is, in one line. Control characters, which some
-    databases do not take, become question marks."""
+    """Return a text escaped for markdown, in one line. Control characters, which some databases
+    refuse, become question marks."""
     escaped = MARKUP.sub(lambda found: f"\\{found.group()}", printable(text).strip())
     return LISTED.sub(r"\1\\\2", escaped)
 
 
 def outlive_readers() -> None:
-    """Let the log's lines go nowhere when nobody reads them any more. After the worker is killed,
-    rich would end the thread that writes one, and with it the stage that it listens to."""
+    """Discard log lines when the terminal is gone. After the worker is killed, rich would end the
+    thread that writes one, and with it the stage of that thread."""
     for handler in console_handlers():
         console = handler.console
         vars(console)["on_broken_pipe"] = functools.partial(setattr, console, "quiet", True)
 
 
-def quiet_console(say: Callable[[str], None]) -> None:
-    """Keep Prefect's own lines off the terminal for good. The log that the UI shows gets them
-    still. `say` is told once when a server has missed some."""
+def quiet_console(log_line: Callable[[str], None]) -> None:
+    """Keep Prefect's own lines off the terminal. The log in the UI still gets them. `log_line` is
+    called once if the server missed updates."""
     for handler in console_handlers():
         handler.setLevel(logging.CRITICAL + 1)
-    # Its threads write past the console, a line for every event that was not taken.
-    logging.getLogger("prefect._internal").handlers = [Missed(say)]
-    logging.raiseExceptions = False  # what it asks before it says that a line was not taken
+    # Its threads bypass the console and write a line for every lost event.
+    logging.getLogger("prefect._internal").handlers = [Missed(log_line)]
+    logging.raiseExceptions = False  # Prefect checks it before it reports a lost line
 
 
 class Missed(logging.Handler):
     """A log handler that reports once that the server did not receive every update."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, log_line: Callable[[str], None]) -> None:
         super().__init__(logging.ERROR)
-        self._say = say
-        self._said = False
+        self._log_line = log_line
+        self._reported = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not self._said:
-            self._said = True
-            self._say(
-                "the Prefect server stopped answering: its UI shows less of this run than there is"
+        if not self._reported:
+            self._reported = True
+            self._log_line(
+                "the Prefect server stopped responding: its UI shows only a part of this run"
             )
 
 

@@ -30,19 +30,19 @@ log = logging.getLogger(__name__)
 
 LINE = {**CAPTION, "features": text, "original": OptionalField(text)}
 LONGEST = 1 << 16
-"""Characters that a caption may have."""
+"""Largest number of characters of a caption."""
 LONGEST_NAME = 200
-"""Characters of an edit's id, and of what it does."""
-ASKED = {
+"""Largest number of characters of an edit's id and of its description."""
+EDIT_REQUEST = {
     "id": text,
     "does": text,
     "changes": OptionalField([{"of": text, "caption": Nullable(text), "review": review}]),
 }
-"""What a page sends when a person did something."""
+"""The request body of an edit."""
 
 
 class EditRefused(ValueError):
-    """An edit that cannot be applied. The message gives the user the reason."""
+    """An edit that cannot be applied. The message tells the user why."""
 
 
 class ReviewedCaptions:
@@ -55,7 +55,7 @@ class ReviewedCaptions:
         if not self.media and not self.failures:
             raise UsageError(
                 f"{out} has no captions to review",
-                hint="Run `penstock caption` first, and name its --out",
+                hint="Run `penstock caption` first, and give its --out",
             )
         self.journal = EditJournal(out)
         try:
@@ -65,8 +65,8 @@ class ReviewedCaptions:
             raise
 
     def _stored_edits(self) -> StoredEdits | None:
-        """Return what the store of the run remembers, with what the journal here holds; None where
-        that store is not on this machine, or cannot be written."""
+        """Return the edits in the run's store, after adding those of this journal. Return None if
+        the store is not on this machine, or not writable."""
         url = self.record["plan"].get("store", "")
         try:
             if not url or (local := local_folder(url)) is None:
@@ -75,18 +75,18 @@ class ReviewedCaptions:
             stored.take_in(self.journal.edits)
             return stored
         except (EnvironmentFault, UsageError) as error:
-            log.warning("edits are kept in this folder alone: %s", error)
+            log.warning("edits are kept in this folder only: %s", error)
             return None
 
     def edits(self) -> dict[str, Edit]:
-        """Return key of each caption that people said something of → what they said last, here or
-        in another folder of the same store."""
+        """Return caption key → current edit, from this folder or another one with the same
+        store."""
         stored = self._stored() if self._stored is not None else {}
         of_others = {key: stored[key] for key in self.rows if key in stored}
         return {**of_others, **self.journal.edits.now}
 
     def load(self) -> None:
-        """Read what the last run wrote, which may be at work. Raises EnvironmentFault."""
+        """Read the files of the last run, which may still be running. Raises EnvironmentFault."""
         self.record = load_record(self.out)
         words = self.record["plan"].get("words") or {}
         self._trigger = f"{words['trigger']}, " if words.get("trigger") else ""
@@ -95,33 +95,33 @@ class ReviewedCaptions:
         places = read_jsonl(self.out / "media.jsonl", MEDIA_ENTRY, RUN_AGAIN)
         lines = read_jsonl(self.out / "captions.jsonl", LINE, RUN_AGAIN)
         self.places: list[str] = []
-        """Path of each medium, or address; empty where it is not known."""
+        """Path or address of each medium; empty: unknown."""
         self.rows: dict[str, dict[str, Any]] = {}
         self.media = [self._medium(place, rows) for place, rows in media_with_lines(places, lines)]
         self.failures = failed_media(self.out)
 
     def close(self) -> None:
-        """Let others review the folder."""
+        """Close the journal, so that others can review the folder."""
         self.journal.close()
 
-    def told(self) -> dict[str, Any]:
-        """Return all that the page shows."""
+    def to_json(self) -> dict[str, Any]:
+        """Return everything that the page shows."""
         return {
             "name": self.out.absolute().name,
             "prefix": self._trigger + self.prefix,
             "suffix": self.suffix,
             "media": self.media,
             "failures": self.failures,
-            "edits": {key: _told(edit) for key, edit in self.edits().items()},
+            "edits": {key: _edit_json(edit) for key, edit in self.edits().items()},
             **self.steps(),
         }
 
     def steps(self) -> dict[str, Any]:
-        """Return what can be undone and done again, in words; nothing where nothing can."""
+        """Return descriptions of the next undo and redo; empty if there is none."""
         edits = self.journal.edits
         return {
-            "undo": _words(edits.done[-1]) if edits.done else "",
-            "redo": _words(edits.undone[-1]) if edits.undone else "",
+            "undo": _description(edits.done[-1]) if edits.done else "",
+            "redo": _description(edits.undone[-1]) if edits.undone else "",
         }
 
     def counts(self) -> Counter[str]:
@@ -134,65 +134,65 @@ class ReviewedCaptions:
                 found[edit.review] += bool(edit.review)
         return found
 
-    def do(self, asked: Any) -> dict[str, Any]:
-        """Take in what a person did, and return the captions that it changed. It is on the disk
-        then. Raises EditRefused, EnvironmentFault."""
+    def apply(self, request: Any) -> dict[str, Any]:
+        """Apply an edit durably, and return the captions that it changed. Raises EditRefused,
+        EnvironmentFault."""
         try:
-            check(asked, ASKED)
+            check(request, EDIT_REQUEST)
         except ShapeError as error:
             raise EditRefused(str(error)) from error
-        if max(len(asked["id"]), len(asked["does"])) > LONGEST_NAME:
-            raise EditRefused(f"the name of an edit has {LONGEST_NAME} letters at the most")
-        deed = {"id": asked["id"], "time": datetime.now(UTC).isoformat(timespec="seconds")}
-        deed["does"] = asked["does"]
-        if asked["does"] not in (UNDO, REDO):
-            deed["changes"] = self._changes(asked.get("changes") or [])
-        again = deed["id"] in self.journal.edits.ids
+        if max(len(request["id"]), len(request["does"])) > LONGEST_NAME:
+            raise EditRefused(f"an edit's name has at most {LONGEST_NAME} characters")
+        deed = {"id": request["id"], "time": datetime.now(UTC).isoformat(timespec="seconds")}
+        deed["does"] = request["does"]
+        if request["does"] not in (UNDO, REDO):
+            deed["changes"] = self._changes(request.get("changes") or [])
+        is_repeated = deed["id"] in self.journal.edits.ids
         event = event_of(self.journal.edits, deed)
         changed = self.journal.add(deed)
-        if self._stored is not None and event is not None and not again:
+        if self._stored is not None and event is not None and not is_repeated:
             self._stored.add([event])
         own, stored = self.journal.edits.now, self._stored() if self._stored is not None else {}
         now = {key: own.get(key) or stored.get(key, UNTOUCHED) for key in changed}
-        return {"edits": {key: _told(edit) for key, edit in now.items()}, **self.steps()}
+        return {"edits": {key: _edit_json(edit) for key, edit in now.items()}, **self.steps()}
 
-    def _changes(self, asked: list[dict[str, Any]]) -> Any:
+    def _changes(self, request: list[dict[str, Any]]) -> Any:
         edits: dict[str, Edit] = {}
-        for change in asked:
+        for change in request:
             row = self.rows.get(change["of"])
             if row is None:
-                raise EditRefused("this caption is not in the run any more: load the page again")
+                raise EditRefused("this caption is no longer in the run: reload the page")
             edits[change["of"]] = Edit(
                 caption=self._caption(row, change["caption"]), review=change["review"]
             )
         if not edits:
-            raise EditRefused("no caption is named")
+            raise EditRefused("no caption given")
         return changes_of((self.rows[key] for key in edits), edits)
 
     def _caption(self, row: Mapping[str, Any], given: str | None) -> str | None:
-        """Return the words in place of the model's; None where they are the model's."""
+        """Return the text that replaces the model's caption; None if they are equal."""
         if given is None or given == row["said"]:
             return None
         if len(given) > LONGEST:
-            raise EditRefused(f"a caption has {LONGEST:,} letters at the most")
+            raise EditRefused(f"a caption has at most {LONGEST:,} characters")
         if any(unicodedata.category(letter) == "Cc" and letter not in "\t\n\r" for letter in given):
-            raise EditRefused("a caption holds no control characters")
+            raise EditRefused("a caption must not contain control characters")
         if not given.strip():
-            raise EditRefused("a caption without a word: reject it instead")
+            raise EditRefused("the caption is empty: reject it instead")
         if self.schema:
             from stages.decode.json_schema import follows
 
             if not follows(self.schema, given):
-                raise EditRefused("this is not JSON that the run's schema allows")
+                raise EditRefused("the caption does not follow the run's JSON Schema")
         return given
 
     def _medium(self, place: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:
-        # As a page in the folder of the run has it: the server gives the file by its number.
+        # As on a page in the run's folder; the server looks up the file by its number.
         medium = shown_medium(place, self.out)
-        if "address" in place:  # it is fetched when it is looked at
+        if "address" in place:  # it is fetched when viewed
             medium["gone"] = False
         path = path_of(place)
-        # The copy of another machine, or of another folder of copies, is fetched anew.
+        # A copy on another machine, or in another cache folder, is fetched again.
         known = is_copy(Path(path)) or "address" not in place
         self.places.append(path if known else place["address"])
         medium["number"] = len(self.places) - 1
@@ -200,17 +200,17 @@ class ReviewedCaptions:
         return medium
 
     def _row(self, line: dict[str, Any]) -> dict[str, Any]:
-        said = line.get("original") or line["caption"]
-        said = said.removeprefix(self._trigger).removeprefix(self.prefix)
-        said = said.removesuffix(self.suffix)
+        original = line.get("original") or line["caption"]
+        original = original.removeprefix(self._trigger).removeprefix(self.prefix)
+        original = original.removesuffix(self.suffix)
         prompt, name = line.get("prompt", ""), line.get("name", "")
-        key = key_of(line["features"], name, prompt, said)
+        key = key_of(line["features"], name, prompt, original)
         row = {
             "key": key,
             "media_path": line["media_path"],
             "start": line["start"],
             "end": line["end"],
-            "said": said,
+            "said": original,
             "name": name,
             "prompt": prompt,
             "cut": line.get("ended") == "length",
@@ -220,11 +220,11 @@ class ReviewedCaptions:
         return row
 
 
-def _told(edit: Edit) -> dict[str, Any]:
+def _edit_json(edit: Edit) -> dict[str, Any]:
     return {"caption": edit.caption, "review": edit.review}
 
 
-def _words(deed: Mapping[str, Any]) -> str:
-    """Return what a deed was, for a person who may take it back."""
+def _description(deed: Mapping[str, Any]) -> str:
+    """Return the description of an action for the undo button."""
     count = len(deed["changes"])
     return f"{deed['does']}, {counted(count, 'caption')}" if count > 1 else str(deed["does"])

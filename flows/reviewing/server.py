@@ -1,6 +1,5 @@
-"""Runs a review of a run's folder: starts the server, prints its address, and reports at the end
-what was changed.
-"""
+"""Runs a review of a run's folder: starts the server, prints its address, and reports the changes
+at the end."""
 
 import asyncio
 import contextlib
@@ -40,25 +39,25 @@ from flows.serving.hosts import is_loopback
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.serving.shown_media import shown_file
 
-LEFT_OUT = ("--prefect", "--retry-failed", "--json", "--quiet", "--trust-remote-code")
-"""Options that would do more than write files, or say it to nobody, or let code run that somebody
-else wrote: that is asked of a person each time."""
+OMITTED_OPTIONS = ("--prefect", "--retry-failed", "--json", "--quiet", "--trust-remote-code")
+"""Options left out of a repeated command: they do more than write files, hide its output, or allow
+foreign code, which needs consent each time."""
 COMMAND = "caption"
 LONGEST_SHOWN = 2000
-"""Characters of a command that a person can be asked about."""
+"""Largest number of characters of a command that is shown for confirmation."""
 KEPT = 400
-"""Characters of the command's last words that are shown."""
+"""Characters of the command's last output line that are shown."""
 
 
 def confirmed(command: Mapping[str, Any] | None, out: Path) -> Mapping[str, Any] | None:
-    """Return the command of a run's record, if it may run: because this user ran it here, or says
-    so now, at the terminal. Raises UsageError, EnvironmentFault."""
+    """Return the command of a run's record if it may run: this user ran it on this machine, or
+    confirms it at the terminal. Raises UsageError, EnvironmentFault."""
     if not command or command["words"][:1] != [COMMAND] or is_own_command(command):
         return command if command and command["words"][:1] == [COMMAND] else None
     line = OutputRewrite(command).line
     shown = printable(line)
     can_ask = is_terminal(sys.stdin) and is_terminal(sys.stdout)
-    if not can_ask or len(line) > LONGEST_SHOWN:  # of a longer one, `shown` lacks the middle
+    if not can_ask or len(line) > LONGEST_SHOWN:  # `shown` would lack the middle of a longer one
         print_lines(
             f"note: Write files is off: {out / RUN_RECORD} was not written by a command of this "
             f"user on this machine. To write files, run it yourself: `{shown[:LONGEST_SHOWN]}`",
@@ -77,35 +76,35 @@ class OutputRewrite:
     """The command of a folder's last run, and the result of running it again."""
 
     def __init__(self, command: Mapping[str, Any] | None, *, by_rule: bool = True) -> None:
-        """Take what `run.json` says of the command; None where it was not told. One that was
-        recorded before models could be run as published by rule continues as stock."""
-        self.words = again(command["words"], by_rule=by_rule) if command else []
+        """Take the command from `run.json`, or None if it has none. A command recorded before
+        `--as-published` had a default rule continues as stock."""
+        self.words = repeated(command["words"], by_rule=by_rule) if command else []
         self._folder = command["folder"] if command else ""
         self._task: asyncio.Task[None] | None = None
-        self._said, self._failed = "", False
+        self._last_line, self._failed = "", False
 
-    def told(self) -> dict[str, Any]:
-        """Return whether it can be run, runs, failed, and its last words."""
+    def to_json(self) -> dict[str, Any]:
+        """Return whether it can run, is running and has failed, and its last output line."""
         return {
             "can": bool(self.words),
             "runs": self._task is not None and not self._task.done(),
             "failed": self._failed,
-            "said": self._said,
+            "said": self._last_line,
         }
 
     @property
     def line(self) -> str:
-        """Return the command as a person types it."""
+        """Return the command as typed in a shell."""
         there = "" if self._folder == os.getcwd() else f"cd {shlex.quote(self._folder)} && "
         return f"{there}penstock {shlex.join(self.words)}"
 
     def start(self) -> None:
-        """Run it, unless it runs."""
-        if self.words and not self.told()["runs"]:
+        """Start the command unless it is running."""
+        if self.words and not self.to_json()["runs"]:
             self._task = asyncio.create_task(self._run())
 
     async def end(self) -> None:
-        """Wait for it."""
+        """Wait until the command ends."""
         if self._task is not None:
             await self._task
 
@@ -119,27 +118,27 @@ class OutputRewrite:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
             )
-            said, _ = await process.communicate()
+            output, _ = await process.communicate()
         except OSError as error:
-            self._said, self._failed = f"{self._folder}: {error.strerror or error}", True
+            self._last_line, self._failed = f"{self._folder}: {error.strerror or error}", True
             return
-        lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
-        self._said = lines[-1][:KEPT] if lines else ""
-        # Files that failed before fail again: all others are written.
+        lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]
+        self._last_line = lines[-1][:KEPT] if lines else ""
+        # Files that failed before fail again; all others are written.
         self._failed = process.returncode not in (0, 1)
 
 
-def again(words: Sequence[str], *, by_rule: bool = True) -> list[str]:
-    """Return the words of a command that runs it once more; where the way of its model was not
-    left to a rule, as stock unless it says otherwise."""
-    kept = [word for word in words if word not in LEFT_OUT]
+def repeated(words: Sequence[str], *, by_rule: bool = True) -> list[str]:
+    """Return the words of a command for another run. A command recorded before the default rule
+    runs as stock unless it says otherwise."""
+    kept = [word for word in words if word not in OMITTED_OPTIONS]
     if by_rule or any(word in ("--as-published", "--as-stock") for word in kept):
         return kept
     return [*kept, "--as-stock"]
 
 
-MOST_BYTES = 1 << 26
-"""Bytes of what a page sends: the words of some 100,000 captions."""
+MAX_BODY_BYTES = 1 << 26
+"""Largest request body in bytes: about 100,000 captions."""
 SAFE = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -148,19 +147,19 @@ SAFE = {
 }
 SHOWN = ("image/", "video/", "audio/")
 NUMBER = re.compile("[0-9]{1,9}")
-PICTURES_AT_ONCE = 2
+THUMBNAILS_AT_ONCE = 2
 FETCHED_AT_ONCE = 8
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 def review_app(captions: ReviewedCaptions, rewriting: OutputRewrite, word: str) -> Starlette:
-    """Return the application of a review below `word`."""
+    """Return the application of a review below the path `word`."""
     routes = _Routes(captions, rewriting)
     return Starlette(
         routes=[
             Route("/favicon.ico", _safe(routes.no_icon)),
             Route(f"/{word}/", _safe(routes.page)),
-            Route(f"/{word}/captions", _safe(routes.told)),
+            Route(f"/{word}/captions", _safe(routes.captions)),
             Route(f"/{word}/edits", _safe(routes.edit), methods=["POST"]),
             Route(f"/{word}/files", _safe(routes.files), methods=["GET", "POST"]),
             Route(f"/{word}/media/{{number}}", _safe(routes.media)),
@@ -171,8 +170,7 @@ def review_app(captions: ReviewedCaptions, rewriting: OutputRewrite, word: str) 
 
 
 class _ThisMachineOnly:
-    """An ASGI application that accepts only Host headers of this machine. Another site's name bound
-    to this address is refused."""
+    """An ASGI middleware that accepts only Host headers of this machine, against DNS rebinding."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -180,18 +178,18 @@ class _ThisMachineOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
         if scope["type"] == "http" and not is_loopback(Headers(scope=scope).get("host", "")):
-            told = {"error": "open the review at 127.0.0.1 or localhost"}
-            app = JSONResponse(told, 421, headers=SAFE)
+            body = {"error": "open the review at 127.0.0.1 or localhost"}
+            app = JSONResponse(body, 421, headers=SAFE)
         await app(scope, receive, send)
 
 
 def _safe(handler: Handler) -> Handler:
-    """Return a handler whose answers no other page may use, and whose errors are one line."""
+    """Return a handler with protective headers and one-line errors."""
 
     async def handled(request: Request) -> Response:
         try:
             if request.method == "POST" and _is_foreign(request):
-                return JSONResponse({"error": "this was asked by another page"}, 403)
+                return JSONResponse({"error": "request from another site"}, 403)
             answer = await handler(request)
         except EditRefused as error:
             answer = JSONResponse({"error": str(error)}, 422)
@@ -207,7 +205,7 @@ def _safe(handler: Handler) -> Handler:
 
 
 def _is_foreign(request: Request) -> bool:
-    """Return whether a page of another site asks; what is no browser says nothing of that."""
+    """Return whether another site's page sends this. Clients other than browsers pass."""
     if (site := request.headers.get("sec-fetch-site")) is not None:
         return site not in ("same-origin", "none")
     origin = request.headers.get("origin")
@@ -223,11 +221,11 @@ class _Routes:
         self._rewriting = rewriting
         self._page = review_page()
         self._one = asyncio.Lock()
-        self._drawing = asyncio.Semaphore(PICTURES_AT_ONCE)
+        self._drawing = asyncio.Semaphore(THUMBNAILS_AT_ONCE)
         self._fetching = asyncio.Semaphore(FETCHED_AT_ONCE)
 
     async def no_icon(self, _: Request) -> Response:
-        """Return nothing, which browsers ask for."""
+        """Return an empty response for the icon that browsers request."""
         return Response(status_code=204)
 
     async def page(self, _: Request) -> Response:
@@ -237,41 +235,41 @@ class _Routes:
             html, media_type="text/html; charset=utf-8", headers={"content-security-policy": policy}
         )
 
-    async def told(self, _: Request) -> Response:
-        """Return all captions, as the last run wrote them, with their edits."""
+    async def captions(self, _: Request) -> Response:
+        """Return all captions of the last run with their edits."""
         async with self._one:
             await asyncio.to_thread(self._captions.load)
-            return JSONResponse({**self._captions.told(), "files": self._rewriting.told()})
+            return JSONResponse({**self._captions.to_json(), "files": self._rewriting.to_json()})
 
     async def edit(self, request: Request) -> Response:
-        """Take in what a person did."""
+        """Apply an edit."""
         if request.headers.get("content-type") != "application/json":
-            raise EditRefused("an edit is JSON")
+            raise EditRefused("the edit is not JSON")
         body = bytearray()
         async for piece in request.stream():
             body += piece
-            if len(body) > MOST_BYTES:
+            if len(body) > MAX_BODY_BYTES:
                 raise EditRefused("too many captions at once")
         try:
-            asked = await asyncio.to_thread(lambda: parse(body.decode()))
+            edit_request = await asyncio.to_thread(lambda: parse(body.decode()))
         except ValueError as error:
-            raise EditRefused(f"an edit is JSON: {error}") from error
+            raise EditRefused(f"the edit is not JSON: {error}") from error
         async with self._one:
-            return JSONResponse(await asyncio.to_thread(self._captions.do, asked))
+            return JSONResponse(await asyncio.to_thread(self._captions.apply, edit_request))
 
     async def files(self, request: Request) -> Response:
-        """Say how the writing of the outputs stands; begin it where that is asked."""
+        """Return the state of the output rewrite. A POST request starts it."""
         if request.method == "POST":
             self._rewriting.start()
-        return JSONResponse(self._rewriting.told())
+        return JSONResponse(self._rewriting.to_json())
 
     async def media(self, request: Request) -> Response:
-        """Return the file of a medium, or a part of it."""
-        path = await self._near(request)
+        """Return a media file, or a range of it."""
+        path = await self._local_path(request)
         if path is None:
-            return JSONResponse({"error": "the file is not where it was"}, 404)
+            return JSONResponse({"error": "the file was moved or deleted"}, 404)
         kind = mimetypes.guess_type(path.name)[0] or ""
-        # A folder from somebody else may name any file: what could run as a page never does.
+        # A foreign folder may name any file: never serve one that a browser would run as a page.
         plain = kind.startswith(SHOWN) and kind != "image/svg+xml"
         headers = {"content-security-policy": "sandbox; default-src 'none'"}
         return FileResponse(
@@ -282,8 +280,8 @@ class _Routes:
         )
 
     async def small(self, request: Request) -> Response:
-        """Return a small picture of a medium: of a video, its frame at `at` seconds."""
-        path, at = await self._near(request), request.query_params.get("at", "")
+        """Return a thumbnail of a medium: of a video, its frame at `at` seconds."""
+        path, at = await self._local_path(request), request.query_params.get("at", "")
         try:
             time = float(at) if at else None
         except ValueError:
@@ -293,14 +291,14 @@ class _Routes:
             async with self._drawing:
                 drawn = await asyncio.to_thread(thumbnail, path, time)
         if drawn is None:
-            return JSONResponse({"error": "there is no picture of this file"}, 404)
+            return JSONResponse({"error": "no thumbnail of this file"}, 404)
         kept = {"cache-control": "private, max-age=600"}
         return Response(drawn, media_type="image/jpeg", headers=kept)
 
-    async def _near(self, request: Request) -> Path | None:
-        """Return the path of a medium, fetched if it lies far away; None where it is not there."""
-        told, places = request.path_params["number"], self._captions.places
-        number = int(told) if NUMBER.fullmatch(told) else len(places)
+    async def _local_path(self, request: Request) -> Path | None:
+        """Return the local path of a medium, fetched if it is remote; None if it is gone."""
+        text, places = request.path_params["number"], self._captions.places
+        number = int(text) if NUMBER.fullmatch(text) else len(places)
         if number >= len(places) or not places[number]:
             return None
         async with self._fetching:
@@ -309,12 +307,12 @@ class _Routes:
 
 HOST = "127.0.0.1"
 WORD = 32
-"""Letters of the word below which a review lies."""
+"""Characters of a review's secret path."""
 GRACE_SECONDS = 5
 
 
 def review(out: Path, port: int) -> None:
-    """Serve the captions of a run until it is asked to end. Raises UsageError, EnvironmentFault."""
+    """Serve the captions of a run until a signal arrives. Raises UsageError, EnvironmentFault."""
     with (
         contextlib.closing(ReviewedCaptions(out)) as captions,
         listening(HOST, port) as listener,
@@ -324,16 +322,16 @@ def review(out: Path, port: int) -> None:
         rewriting = OutputRewrite(command, by_rule=by_rule)
         asyncio.run(_serve(captions, rewriting, word_of(out), listener))
         counts = captions.counts()
-    told = [f"{counts[name]:,} {name}" for name in ("corrected", "accepted", "rejected")]
+    changes = [f"{counts[name]:,} {name}" for name in ("corrected", "accepted", "rejected")]
     of_all = counted(len(captions.rows), "caption")
-    print_lines(f"{', '.join(told)} of {of_all} in {captions.journal.path}")
-    if counts and rewriting.words and not rewriting.told()["said"]:
-        print_lines(f"outputs take this in when the same command runs again: {rewriting.line}")
+    print_lines(f"{', '.join(changes)} of {of_all} in {captions.journal.path}")
+    if counts and rewriting.words and not rewriting.to_json()["said"]:
+        print_lines(f"to write these edits into the outputs, run: {rewriting.line}")
 
 
 def word_of(out: Path) -> str:
-    """Return the word below which a folder is reviewed: one that stays, so that a page that is open
-    goes on after the server died. Raises EnvironmentFault."""
+    """Return the secret path of a folder's review. It is stable, so that an open page continues
+    after a restart of the server. Raises EnvironmentFault."""
     name = os.fsencode(out.absolute())
     return hmac.new(user_secret(), name, hashlib.sha256).hexdigest()[:WORD]
 
@@ -362,6 +360,6 @@ async def _serve(
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
     address = f"{address_of(listener)}/{word}/"
-    print_lines(f"review at {address}", "Ctrl-C ends it; every edit is kept")
+    print_lines(f"review at {address}", "Ctrl-C stops it; every edit is saved")
     await serving
     await rewriting.end()
