@@ -9,8 +9,8 @@ import torch
 
 from artifacts.errors import UsageError
 from artifacts.schema import Half
-from stages.models.graphs.manifest import Graph, GraphTower
-from stages.models.graphs.onnx_encoder import OnnxTower
+from stages.models.graphs.manifest import Graph, GraphEncoder
+from stages.models.graphs.onnx_encoder import OnnxEncoder
 from stages.models.halves.absent import MissingModule
 from stages.process.exit_diagnosis import out_of_memory
 from tests.support.dual_encoders import names
@@ -76,11 +76,11 @@ def test_what_a_graph_does_not_take_is_said_in_one_line(words: str, memory: bool
     graph = Graph(
         file="g.onnx", inputs={"input": [0, 2]}, fixed={}, output={"tensor": "out"}, names=("out",)
     )
-    tower = GraphTower(
+    tower = GraphEncoder(
         path="towers.0", class_name="Linear", parameters=1, packed=False, graphs=(graph,)
     )
     skeleton = torch.nn.Linear(2, 2, device="meta")
-    stand_in = OnnxTower(MissingModule(skeleton, "towers.0"), tower, [run], torch.empty(0))
+    stand_in = OnnxEncoder(MissingModule(skeleton, "towers.0"), tower, [run], torch.empty(0))
     with pytest.raises(RuntimeError if memory else UsageError, match=words) as raised:
         stand_in(torch.zeros(3, 2))
     assert out_of_memory(raised.value) is memory

@@ -22,13 +22,13 @@ from artifacts.schema import Half
 from artifacts.tensors import name_tensors
 from stages.export.graphs.samples import Trial
 from stages.memory.meta_tensors import tensors
+from stages.models.graphs.encoder_calls import EncoderCall, copied, encoder_calls
 from stages.models.graphs.graph_inputs import GraphInputs, described, graph_inputs, is_packed
-from stages.models.graphs.manifest import Graph, GraphTower
-from stages.models.graphs.onnx_encoder import OnnxTower, fits
+from stages.models.graphs.manifest import Graph, GraphEncoder
+from stages.models.graphs.onnx_encoder import OnnxEncoder, fits
 from stages.models.graphs.packed import packing
 from stages.models.graphs.providers import CPU, Provider
 from stages.models.graphs.session import GraphSession
-from stages.models.graphs.tower_calls import TowerCall, copied, tower_calls
 from stages.models.halves.absent import MissingModule, NeedsWeights
 from stages.process.exit_diagnosis import out_of_memory
 
@@ -196,7 +196,7 @@ def _quiet() -> Iterator[None]:
 class GraphsMade:
     """The graphs of one half that have been made so far."""
 
-    encoders: dict[str, GraphTower] = field(default_factory=dict)
+    encoders: dict[str, GraphEncoder] = field(default_factory=dict)
     """Path → tower."""
     furthest: float = 0.0
     """Largest difference from the encoders, relative to the largest number."""
@@ -209,7 +209,7 @@ def make_graphs(
     in place of its encoders. Raises UsageError if an encoder cannot be exported, or if its graph
     computes something else."""
     made = GraphsMade()
-    watched = [tower_calls(half, partial(trial.run, half)) for trial in tried]
+    watched = [encoder_calls(half, partial(trial.run, half)) for trial in tried]
     for request in _graph_requests(half, [call for run in watched for call in run.calls]):
         _add_graph(half, part, request, made, folder, precision)
     if not made.encoders:
@@ -237,14 +237,14 @@ def _run_trial(trial: Trial, half: Any) -> Any:
 class _GraphRequest:
     """A call that needs a graph."""
 
-    call: TowerCall
+    call: EncoderCall
     packed: bool
     inputs: GraphInputs
     varying: Varying
     """Axes whose lengths differ among the calls of this kind."""
 
 
-def _graph_requests(half: Any, calls: Sequence[TowerCall]) -> list[_GraphRequest]:
+def _graph_requests(half: Any, calls: Sequence[EncoderCall]) -> list[_GraphRequest]:
     """Return the calls, each with the inputs of its graph and their varying axes."""
     found, kinds = [], dict[str, list[GraphInputs]]()
     packed: dict[str, bool] = {}
@@ -282,7 +282,7 @@ def _add_graph(
         return
     number = sum(len(encoder.graphs) for encoder in made.encoders.values())
     graph = _graph(encoder, request, folder / f"{part}-{number}.onnx", precision)
-    made.encoders[path] = GraphTower(
+    made.encoders[path] = GraphEncoder(
         path=path,
         class_name=type(encoder).__name__,
         parameters=sum(weight.numel() for weight in encoder.parameters()),
@@ -345,4 +345,4 @@ def _install(half: Any, made: GraphsMade, folder: Path) -> None:
         parent, _, name = path.rpartition(".")
         absent = MissingModule(half.get_submodule(path), path)
         runs = [GraphSession(folder / g.file, Provider(name=CPU)) for g in encoder.graphs]
-        setattr(half.get_submodule(parent), name, OnnxTower(absent, encoder, runs, like))
+        setattr(half.get_submodule(parent), name, OnnxEncoder(absent, encoder, runs, like))

@@ -37,7 +37,7 @@ class Graph:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GraphTower:
+class GraphEncoder:
     """An encoder that graphs compute."""
 
     path: str
@@ -58,7 +58,7 @@ class HalfGraphs:
     """`fp32`, `fp16` or `int8`."""
     weights: Mapping[str, str]
     """Name of each source weight file → SHA-256 of its content."""
-    towers: tuple[GraphTower, ...]
+    towers: tuple[GraphEncoder, ...]
     furthest: float
     """Maximum difference from the encoders on noise, relative to the largest value."""
     nearness: Mapping[str, Any]
@@ -155,5 +155,5 @@ def _half(fields: Mapping[str, Any]) -> HalfGraphs:
     towers = []
     for encoder in fields["towers"]:
         graphs = (Graph(**{**each, "names": tuple(each["names"])}) for each in encoder["graphs"])
-        towers.append(GraphTower(**{**encoder, "graphs": tuple(graphs)}))
+        towers.append(GraphEncoder(**{**encoder, "graphs": tuple(graphs)}))
     return HalfGraphs(**{**fields, "towers": tuple(towers)})

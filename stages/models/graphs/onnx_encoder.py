@@ -11,11 +11,11 @@ from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.schema import Half
 from artifacts.tensors import place_tensors
 from stages.models.graphs import FOLDER
+from stages.models.graphs.encoder_calls import bound
 from stages.models.graphs.graph_inputs import GraphInputs, graph_inputs
-from stages.models.graphs.manifest import Graph, GraphTower, HalfGraphs, read_manifest
+from stages.models.graphs.manifest import Graph, GraphEncoder, HalfGraphs, read_manifest
 from stages.models.graphs.providers import Provider
 from stages.models.graphs.session import GraphSession
-from stages.models.graphs.tower_calls import bound
 from stages.models.halves.absent import MissingModule, MissingWeight
 from stages.models.halves.classes import one_line
 from stages.process.exit_diagnosis import out_of_memory
@@ -25,12 +25,12 @@ Run = Callable[[Mapping[str, torch.Tensor]], Sequence[torch.Tensor]]
 IN_TORCH = "Give --vision-backend torch, which accepts every input of the model"
 
 
-class OnnxTower(MissingModule):
+class OnnxEncoder(MissingModule):
     """An encoder without weights whose `forward` runs a graph. `MissingModule` handles all other
     attribute access of the half."""
 
     def __init__(
-        self, absent: MissingModule, encoder: GraphTower, runs: Sequence[Run], like: torch.Tensor
+        self, absent: MissingModule, encoder: GraphEncoder, runs: Sequence[Run], like: torch.Tensor
     ) -> None:
         """`runs` compute the encoder's graphs, in order. `like` has the type and device in which
         the half computes."""
@@ -90,7 +90,7 @@ class OnnxTower(MissingModule):
 class _Inside(MissingModule):
     """A part of an encoder that a graph computes."""
 
-    def __init__(self, skeleton: nn.Module, path: str, encoder: OnnxTower) -> None:
+    def __init__(self, skeleton: nn.Module, path: str, encoder: OnnxEncoder) -> None:
         super().__init__(skeleton, path)
         self.__dict__.update(_of=encoder)
 
@@ -144,7 +144,7 @@ def load_with_graphs(
         parent, _, name = encoder.path.rpartition(".")
         absent = loaded.get_submodule(encoder.path)
         runs = [sessions[graph.file] for graph in encoder.graphs]
-        setattr(loaded.get_submodule(parent), name, OnnxTower(absent, encoder, runs, like))
+        setattr(loaded.get_submodule(parent), name, OnnxEncoder(absent, encoder, runs, like))
     return loaded
 
 

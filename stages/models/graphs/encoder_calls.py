@@ -16,7 +16,7 @@ from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TowerCall:
+class EncoderCall:
     """One call of an encoder."""
 
     path: str
@@ -29,10 +29,10 @@ class WatchedRun(NamedTuple):
     """The result of a function, and the encoder calls that produced it."""
 
     made: Any
-    calls: list[TowerCall]
+    calls: list[EncoderCall]
 
 
-def tower_calls(half: nn.Module, function: Callable[[], Any]) -> WatchedRun:
+def encoder_calls(half: nn.Module, function: Callable[[], Any]) -> WatchedRun:
     """Run `function` and return its result with the encoder calls, in order. Encoders are the
     outermost models in the half that are called; if none is called, the outermost modules."""
     from transformers import PreTrainedModel
@@ -60,14 +60,14 @@ def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
 
 
 def _watched(modules: dict[str, nn.Module], function: Callable[[], Any]) -> WatchedRun:
-    calls: list[TowerCall] = []
+    calls: list[EncoderCall] = []
     depth = 0
 
     def enter(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal depth
         if not depth:
             given = {n: copied(v) for n, v in bound(module, args, kwargs).items()}
-            calls.append(TowerCall(path=path, given=given))
+            calls.append(EncoderCall(path=path, given=given))
         depth += 1
 
     def leave(*_: Any) -> None:
