@@ -78,7 +78,7 @@ def asked(folder: Path, **changes: Any) -> ExportRequest:
 def test_an_adapter_that_is_none_is_said_before_the_model_is_looked_at(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     config = CaptionConfig(sources=("nowhere.mp4",), model="demo", store=str(tmp_path / "store"))
-    for name, match in (("empty", "has no adapter_config.json"), ("a\0b", "which is no path")):
+    for name, match in (("empty", "has no adapter_config.json"), ("a\0b", "is not a valid path")):
         with pytest.raises(UsageError, match=match):
             path = str(tmp_path / name)
             export(config, asked(tmp_path, adapter=path), Display(quiet=True))

@@ -248,7 +248,7 @@ def test_a_list_longer_than_any_list_is_refused_unread(folder: Path) -> None:
         file.truncate(1 << 40)
     found, failures = find_media([str(folder / "list.txt"), str(folder / "b.mp4")], PLAIN)
     assert names(found) == ["b.mp4"]
-    assert "larger than the 256 MiB" in failures[0].message
+    assert "larger than the limit of 256 MiB" in failures[0].message
 
 
 def test_an_unreadable_folder_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -480,7 +480,7 @@ def test_what_one_machine_learnt_another_need_not_fetch(
     first = contents("one")
     assert way.counts == {"list": 1, "get": len(first), "put": len(first)}
     assert contents("two") == first and way.counts == {"list": 1}
-    monkeypatch.setattr(far_digests, "MOST_LISTED", 3)
+    monkeypatch.setattr(far_digests, "MAX_LISTED", 3)
     assert contents("three") == first and way.counts["get"] == 0
     assert way.counts["list"] == 1 + len(first) - 3  # a page holds all; each other one is asked for
     # The digest that the store holds is compared with what is fetched.
