@@ -53,7 +53,7 @@ def nested(levels: int) -> str:
 
 
 SCHEMAS: dict[str, tuple[str, str]] = {
-    "references that double": (doubling(30), "once its references are written out"),
+    "references that double": (doubling(30), "after its references are expanded"),
     "a chain of references": (chained(20_000), "follow each other"),
     "a reference to itself": (of({"$ref": "#/properties/a"}), "refers to itself"),
     "nested 300 times": (nested(300), "is not supported"),

@@ -227,5 +227,5 @@ def test_windows_of_several_widths_fail() -> None:
     wider = copy.deepcopy(next(layer for layer in again.cache.layers if layer.is_sliding))
     wider.sliding_window += 1
     again.cache.layers.append(wider)
-    with pytest.raises(UnsupportedCacheError, match="several widths"):
+    with pytest.raises(UnsupportedCacheError, match="different widths"):
         SlotPool(again, SHAPES[0])

@@ -68,7 +68,7 @@ def test_who_does_not_is_filled_up_to_its_neighbours_and_cut_at_what_it_reads(
     assert reader.cut(["a", long]) == [1]
     inputs = reader.inputs(TEXTS)
     vectors = text_vectors(half, inputs)
-    with pytest.raises(UsageError, match="another formula"):
+    with pytest.raises(UsageError, match="scale and a bias"):
         fit_logit_scale(half, inputs, vectors.roll(1, dims=1))
 
 

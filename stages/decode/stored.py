@@ -14,7 +14,7 @@ def read_features(record_set: RecordSet | RecordUnion, key: str) -> FeatureRecor
         record = record_set.read(key)
     except KeyError as error:
         raise DamagedRecord(
-            f"features {key[:12]}…: not in the store any more",
+            f"the features {key[:12]}… are no longer in the store",
             hint="Run the same command again to encode them",
         ) from error
     return FeatureRecord.from_tree(unpack_tree(record.meta["tree"], record.payload))
