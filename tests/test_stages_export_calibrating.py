@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stages.export import calibrate as calibration
-from stages.export.calibrate import APART, OUTSIDE, UNSEEN, calibrate
+from stages.export.calibrate import NOT_SHARED, OUTSIDE, UNSEEN, calibrate
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import outermost_layers
@@ -180,7 +180,7 @@ def test_a_linear_whose_sharing_ends_gets_no_hessian_that_is_not_its_own() -> No
     model, layers, calls, _ = small()
     model.layers[0].split = 3  # type: ignore[assignment]
     taken = taken_of(model, layers, calls, ["layers.0.q", "layers.0.k", "layers.0.v"])
-    assert taken.reasons == {"layers.0.q": "", "layers.0.k": APART, "layers.0.v": ""}
+    assert taken.reasons == {"layers.0.q": "", "layers.0.k": NOT_SHARED, "layers.0.v": ""}
 
 
 def test_hessians_beyond_the_room_for_them_are_not_made_and_that_is_told() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from stages.export.quant_formats import pack, quantization_config, specs, tensors, unpack
-from stages.export.rounding import Rounded, round_to_nearest, suits, unrounded
+from stages.export.rounding import Rounded, round_to_nearest, unrounded, unsupported_shape
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.precision.quantize import quantizable
 from stages.models.precision.weights import model_names
@@ -93,7 +93,7 @@ def written(source: Path, folder: Path, bits: int) -> dict[str, torch.Tensor]:
     computed: dict[str, torch.Tensor] = {}
     for name, path in zip(stored, model_names(skeleton, list(stored)), strict=True):
         weight, module = stored[name], (path or "").removesuffix(".weight")
-        if module in chosen and not suits(tuple(weight.shape), bits, GROUP):
+        if module in chosen and not unsupported_shape(tuple(weight.shape), bits, GROUP):
             rounded = round_to_nearest(weight, bits, GROUP, weight.dtype)
             made |= tensors(name, rounded, weight.dtype, bits)
             computed[module] = unrounded(rounded, GROUP, weight.dtype)

@@ -13,8 +13,8 @@ from stages.export.rounding import (
     Rounded,
     max_int,
     round_to_nearest,
-    suits,
     unrounded,
+    unsupported_shape,
 )
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -86,11 +86,11 @@ def test_a_weight_that_is_not_finite_fails(broken: float) -> None:
 
 
 def test_weights_that_readers_would_refuse_are_told_with_the_reason() -> None:
-    assert suits((7, 256), 4, 32) == suits((64, 128), 8, 128) == ""
-    assert "100 columns" in suits((64, 100), 4, 32)
-    assert "3 bits" in suits((64, 128), 3, 32)
-    assert "groups of 16" in suits((64, 128), 4, 16)
-    assert "3 dimensions" in suits((4, 64, 128), 4, 32)
+    assert unsupported_shape((7, 256), 4, 32) == unsupported_shape((64, 128), 8, 128) == ""
+    assert "100 columns" in unsupported_shape((64, 100), 4, 32)
+    assert "3 bits" in unsupported_shape((64, 128), 3, 32)
+    assert "groups of 16" in unsupported_shape((64, 128), 4, 16)
+    assert "3 dimensions" in unsupported_shape((4, 64, 128), 4, 32)
 
 
 COLUMNS = 256

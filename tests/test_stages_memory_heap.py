@@ -8,7 +8,7 @@ BLOCKS = """
 import contextlib, ctypes, json, sys
 from stages.memory.heap import trim_freed_blocks
 from stages.process.memory_limit import enforce
-from stages.process.memory import taken
+from stages.process.memory import process_memory
 
 def block(size):
     made = ctypes.create_string_buffer(size)
@@ -16,7 +16,7 @@ def block(size):
     return made
 """
 LOADING = """
-before = taken().data
+before = process_memory().data
 with trim_freed_blocks() if sys.argv[1] == "given" else contextlib.nullcontext():
     del (first := [block(24 << 20)])[:]  # after which blocks up to that size stay with glibc
     held = []
@@ -24,17 +24,17 @@ with trim_freed_blocks() if sys.argv[1] == "given" else contextlib.nullcontext()
         large, small = block(8 << 20), block(1000)
         held.append(small)
         del large
-print(json.dumps((taken().data - before) / (1 << 20)))
+print(json.dumps((process_memory().data - before) / (1 << 20)))
 """
 AFTERWARDS = """
 enforce("cpu", int(sys.argv[1]) << 20)
 with trim_freed_blocks():
     pass
-before = taken().data
+before = process_memory().data
 pairs = [[block(8 << 20), block(200_000)] for _ in range(10)]
 for pair in pairs:
     del pair[0]
-print(json.dumps((taken().data - before) / (1 << 20)))
+print(json.dumps((process_memory().data - before) / (1 << 20)))
 """
 
 

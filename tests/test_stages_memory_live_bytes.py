@@ -104,7 +104,7 @@ def test_a_layer_that_comes_again_takes_what_it_took_itself() -> None:
 
     with on_meta_device(live := MetaMemoryCounter()):
         torch.zeros(1 << 18, device="meta")  # is gone when the layer computes
-        made, taken = live.taken(layer)
+        made, taken = live.measure(layer)
         live.reset_peak()
         again = live.repeat(taken, layer)
         assert live.peak == live.peak_32 == live.outside == live.bytes == 8 << 16

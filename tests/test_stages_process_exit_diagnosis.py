@@ -13,7 +13,7 @@ from artifacts.errors import Interrupted, Killed, OutOfMemory, PenstockError, St
 from stages.process import deadlock_watchdog
 from stages.process.events import StageError
 from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, oom_message
-from stages.process.memory import Sampler, taken
+from stages.process.memory import Sampler, process_memory
 from tests.support.started import hold
 
 MIB = 1 << 20
@@ -108,9 +108,9 @@ def test_a_peak_that_rises_is_told_at_once() -> None:
 
 
 def test_what_a_process_may_write_to_counts_untouched() -> None:
-    before = taken()
+    before = process_memory()
     held = mmap.mmap(-1, 100 * MIB, flags=mmap.MAP_PRIVATE)
-    after = taken()
+    after = process_memory()
     held.close()
     assert after.data - before.data >= 100 * MIB
     assert after.anonymous - before.anonymous < 10 * MIB

@@ -28,7 +28,7 @@ from stages.process.device import (
 from stages.process.environment import ALLOCATOR, ALLOCATOR_OLD, NOT_EXPANDABLE
 from stages.process.exit_diagnosis import device_advice
 from stages.process.lock import lock_path, try_hold
-from stages.process.nvml import TO_THE_CPU
+from stages.process.nvml import USE_CPU_HINT
 
 FORMAT = 1
 """Version of the cached result; raised when the test changes."""
@@ -104,7 +104,7 @@ def _unusable(device: str, error: StageDied) -> EnvironmentFault:
     message = error.message.removeprefix("the probe stage failed: ").rstrip(".")
     return EnvironmentFault(
         f"the GPU ({which}, driver {driver_version(device)}) cannot be used: {message}",
-        hint=device_advice(message) or f"See `nvidia-smi`; {TO_THE_CPU}",
+        hint=device_advice(message) or f"See `nvidia-smi`; {USE_CPU_HINT}",
     )
 
 

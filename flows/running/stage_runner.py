@@ -42,7 +42,7 @@ from flows.results.run_record import RunRecord
 from flows.running.batches import next_work
 from flows.running.single_item import SingleItemFallback, too_large
 from flows.running.stage_calls import StageCallBuilder, settings_on
-from stages.frames.medium import NOT_REMEMBERED
+from stages.frames.medium import UNSTORED_KINDS
 from stages.process.exit_diagnosis import is_crash
 from stages.process.outcome import StageOutcome
 from stages.process.stage import StageSpec
@@ -205,7 +205,7 @@ class StageRunner:
         """Leave files that changed during the run, or whose server does not respond, to the next
         run."""
         for failure in outcome.failures:
-            if failure.kind in NOT_REMEMBERED:
+            if failure.kind in UNSTORED_KINDS:
                 self._job.ledger.unfit[failure.media, -1, ""] = {
                     "stage": self._first.name,
                     "kind": failure.kind,

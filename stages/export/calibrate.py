@@ -37,7 +37,7 @@ from stages.process.report import EventReporter
 
 OUTSIDE = "outside the layers"
 UNSEEN = "no calibration sample reached it"
-APART = "it does not share its inputs with the same linear layer in every sample"
+NOT_SHARED = "it does not share its inputs with the same linear layer in every sample"
 ROWS = 2048
 """Tokens that are accumulated at once, which bounds their float32 copy."""
 
@@ -114,12 +114,12 @@ class _ResidentLayers:
         pass
 
 
-class _Enough(Exception):
+class _StopCall(Exception):
     """Raised to end a call after the last layer that is needed."""
 
 
 def _run_until_done(call: Callable[[], object]) -> None:
-    with contextlib.suppress(_Enough):
+    with contextlib.suppress(_StopCall):
         call()
 
 
@@ -190,7 +190,7 @@ class _HessianCollector:
             hessian, reason = (None, UNSEEN)
             if found is not None and found.tokens:
                 agreed = self._calls[path] == found.calls
-                hessian, reason = (found.hessian, found.reason) if agreed else (None, APART)
+                hessian, reason = (found.hessian, found.reason) if agreed else (None, NOT_SHARED)
             self._round_weight(path, linear.weight, hessian, reason)
         self._open.discard(number)
 
@@ -201,7 +201,7 @@ class _HessianCollector:
     def _leave(self, number: int, *_: object) -> None:
         """End a call that has passed the last layer that is needed."""
         if self._open <= {number}:
-            raise _Enough
+            raise _StopCall
 
     def _see(
         self, number: int, path: str, linear: nn.Module, args: Any, kwargs: dict[str, Any]

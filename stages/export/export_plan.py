@@ -64,7 +64,7 @@ class ExportPlan:
         """Return the paths of the quantized modules."""
         return [tensor.module for tensor in self.tensors if tensor.module]
 
-    def matrices_that_stay(self) -> list[str]:
+    def unquantized_matrices(self) -> list[str]:
         """Return the stored names of all other tensors that may be linear layers."""
         matrices = (t for t in self.tensors if len(t.shape) == 2 and not t.module)
         ending = ".weight"
@@ -88,7 +88,7 @@ def plan_export(
     for name in config.sub_configs:  # each submodel uses its own type
         if (part := getattr(config, name, None)) is not None:
             part.dtype = dtype
-    with _by_default(dtype):
+    with _default_dtype(dtype):
         skeleton = skeleton_of(config, cls)
     linears = {path: m for part in parts for path, m in quantizable(skeleton, part).items()}
     quantized_paths = [path for path, module in linears.items() if not takes(module)]
@@ -185,7 +185,7 @@ def refuse_unwritable(folder: Path, config: Any, headers: Collection[Header]) ->
 
 
 @contextmanager
-def _by_default(dtype: torch.dtype) -> Iterator[None]:
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Build models in this type within the block; tensors with an explicit type keep theirs."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

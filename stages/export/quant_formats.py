@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 
 from artifacts.errors import UsageError
 from artifacts.files import whole_file
-from stages.export.rounding import CannotRound, Rounded, round_to_nearest, suits
+from stages.export.rounding import CannotRound, Rounded, round_to_nearest, unsupported_shape
 from stages.models.precision.quantize import settings_of
 from stages.models.shards.layout import TensorSpec
 
@@ -213,7 +213,7 @@ class Packed:
     def takes(self, module: torch.nn.Module) -> str:
         if type(module) is not torch.nn.Linear:
             return f"a weight in the layout of {type(module).__name__}"
-        return suits(tuple(module.weight.shape), self.bits, self.group)
+        return unsupported_shape(tuple(module.weight.shape), self.bits, self.group)
 
     def names(self, name: str) -> list[str]:
         return [spec.name for spec in specs(name, (1, self.group), torch.float16, 8, self.group)]

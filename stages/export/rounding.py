@@ -33,7 +33,7 @@ class CannotRound(ValueError):
     """Raised for a weight that cannot be quantized in the requested format."""
 
 
-def suits(shape: tuple[int, ...], bits: int, group: int) -> str:
+def unsupported_shape(shape: tuple[int, ...], bits: int, group: int) -> str:
     """Return why a weight of this shape cannot have this format; empty if it can.
 
     Loaders need whole groups. compressed-tensors refuses columns that are not a multiple of the

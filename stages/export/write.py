@@ -158,6 +158,6 @@ def _config(content: bytes, plan: ExportPlan, form: QuantFormat) -> bytes:
     value = json.loads(content)
     names = plan.unquantized
     if isinstance(form, Packed):  # some loaders use the names in the files, also for experts
-        names = (*names, *plan.matrices_that_stay())
+        names = (*names, *plan.unquantized_matrices())
     value["quantization_config"] = form.settings(plan.dtype, names)
     return json_bytes(value)

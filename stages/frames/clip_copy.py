@@ -20,7 +20,7 @@ from artifacts.errors import EnvironmentFault, MediaError
 from artifacts.remote.media_cache import open_local
 from artifacts.stamps import Stamp
 from artifacts.store import fault_of
-from stages.frames.medium import PASSING, check_unchanged
+from stages.frames.medium import TRANSIENT_KINDS, check_unchanged
 from stages.frames.opening import open_video
 from stages.frames.plan import ROUNDING_SECONDS
 from stages.frames.reader import Reader
@@ -80,7 +80,7 @@ def _failure(error: Exception, path: str, folder: Path) -> dict[str, str]:
         raise fault_of(error, folder) from error
     if isinstance(error, EnvironmentFault):
         raise error
-    if isinstance(error, MediaError) and error.kind in PASSING:
+    if isinstance(error, MediaError) and error.kind in TRANSIENT_KINDS:
         raise EnvironmentFault(error.message, hint=error.hint) from error
     return {"error": getattr(error, "message", str(error)).replace(path, "the file")}
 
@@ -112,7 +112,7 @@ class ClipCutter:
                 self._write(key, beyond, path, form)
                 _check_decodable(path)
             except (MediaError, ValueError, av.error.FFmpegError) as error:
-                if isinstance(error, OSError) or getattr(error, "kind", "") in PASSING:
+                if isinstance(error, OSError) or getattr(error, "kind", "") in TRANSIENT_KINDS:
                     raise
                 reason = getattr(error, "message", str(error))
                 path.unlink(missing_ok=True)

@@ -13,11 +13,11 @@ from artifacts.record_union import record_sets_of
 from artifacts.remote.media_cache import open_local
 from artifacts.schema import FrameFit, MediaIndex, fields_of
 from artifacts.store import Store
-from stages.frames.medium import NOT_REMEMBERED, PASSING, MediumToCut
+from stages.frames.medium import TRANSIENT_KINDS, UNSTORED_KINDS, MediumToCut
 from stages.frames.video import Chunk
 from stages.frames.watchdog import Watchdog
 from stages.process.exit_diagnosis import out_of_memory
-from stages.process.memory_limit import short
+from stages.process.memory_limit import memory_was_short
 from stages.process.report import EventReporter
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class FrameRecorder:
         depend on the content."""
         message = error.message.replace(str(medium.path), "the file")
         meta = {"kind": error.kind, "message": message, "hint": error.hint}
-        if error.kind not in NOT_REMEMBERED:
+        if error.kind not in UNSTORED_KINDS:
             self.failures.publish([Record(key=medium.digest, meta=meta)])
         self._report.failure(medium.digest, error.kind, message, error.hint)
 
@@ -129,12 +129,12 @@ def media_errors(medium: MediumToCut) -> Iterator[None]:
     """Raise MediaError for every error that one file causes, EnvironmentFault for a disk, and
     MemoryError for a failed allocation."""
     try:
-        with _of_one_file(medium):
+        with _refuse_replaced(medium):
             yield
     except MediaError as error:
-        if out_of_memory(error) and short():
+        if out_of_memory(error) and memory_was_short():
             raise MemoryError(error.message) from error
-        if error.kind in PASSING:
+        if error.kind in TRANSIENT_KINDS:
             hint = "Check its disk, then run the same command again to resume"
             raise EnvironmentFault(error.message, hint=hint) from error
         raise
@@ -158,7 +158,7 @@ def media_errors(medium: MediumToCut) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _of_one_file(medium: MediumToCut) -> Iterator[None]:
+def _refuse_replaced(medium: MediumToCut) -> Iterator[None]:
     """On any error, raise MediaError if the file was replaced meanwhile, because parts of both
     files may have been read."""
     try:

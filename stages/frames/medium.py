@@ -45,8 +45,8 @@ def check_unchanged(path: Path, stamp: Stamp | None) -> None:
         raise MediaError(f"{path}: {CHANGED_MESSAGE}", kind=CHANGED, hint=CHANGED_HINT)
 
 
-PASSING = frozenset(("missing", "unreadable"))
+TRANSIENT_KINDS = frozenset(("missing", "unreadable"))
 """Kinds of failure that a disk that goes away causes, and not the file. They are not stored."""
 
-NOT_REMEMBERED = frozenset((CHANGED, UNREACHABLE))
+UNSTORED_KINDS = frozenset((CHANGED, UNREACHABLE))
 """Kinds of failure that do not depend on the content; the next run retries the file."""

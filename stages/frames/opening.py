@@ -12,7 +12,7 @@ from artifacts.errors import MediaError
 from artifacts.regular_files import NotAFile, open_regular
 from artifacts.stamps import stamp_of
 from stages.frames.formats import OPTIONS, playlist_in
-from stages.process.memory_limit import short
+from stages.process.memory_limit import memory_was_short
 
 ISO_BRANDS_AT = slice(4, 8)
 """Position of `ftyp` in an MP4 or MOV file."""
@@ -67,7 +67,7 @@ def is_damage(error: av.error.FFmpegError, path: Path) -> bool:
     read once more, and the memory of this process is checked.
     """
     if isinstance(error, MemoryError):
-        return not short()
+        return not memory_was_short()
     if not isinstance(error, OSError):
         return True
     try:

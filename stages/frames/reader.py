@@ -100,11 +100,11 @@ class Reader:
             if at < len(timeline.pts) and timeline.pts[at] == first.pts:
                 self._next = (first.pts, first)
                 decoder.keyframes = timeline.keyframes
-                return timeline.believable().starting_at(first.pts), first
+                return timeline.with_plausible_rate().starting_at(first.pts), first
         # The packets have no times, or other times than their frames.
         decoder.jumps, decoder.disbelieved = (), frozenset()
         decoder.restart()
         timeline = watch(iter(decoder.pull, None), decoder.container, decoder.stream)
         decoder.restart()
         decoder.bad_packets = 0
-        return timeline.believable(), first
+        return timeline.with_plausible_rate(), first

@@ -30,20 +30,20 @@ BEHIND = 8
 """Frames before a cut that are needed to decide on it."""
 FLASH_FRAMES = 3
 """A change that is reverted within so many frames is not a cut."""
-STAYING = 0.5
+MIN_REMAINING_CHANGE = 0.5
 """Share of the change that must remain by then."""
 NEAR_SECONDS = 0.5
 """Frames further away do not show how fast the image moves here."""
 MIN_DISTANCE = 0.08
 """Smallest distance of two frames, of 1, for a cut in a still scene."""
-ALL_OVER = 0.03
+MIN_BLOCK_CHANGE = 0.03
 """In a cut, at least half of the blocks differ by this much, of 1. Otherwise an object has appeared
 or disappeared within the shot."""
-TIMES = 2.5
+MOTION_FACTOR = 2.5
 """Factor for the mean distance of the surrounding frames, which is added for moving scenes."""
 BLACK, BLACK_SHARE = 32, 0.98
 """In a black frame this share of the points is darker than BLACK, of 255."""
-LIGHTER = 4.0
+MIN_BRIGHTENING = 4.0
 """A fade from black gains this much brightness, of 255, in `AHEAD` frames."""
 LEVELS = np.arange(BINS) * (256 // BINS)
 SHORTEST_SECONDS = 0.5
@@ -118,11 +118,11 @@ def distance(one: FrameFeatures, other: FrameFeatures) -> float:
     return float(np.abs(one.blocks - other.blocks).sum()) / (2 * len(one.blocks))
 
 
-def _all_over(one: FrameFeatures, other: FrameFeatures) -> bool:
+def _most_blocks_differ(one: FrameFeatures, other: FrameFeatures) -> bool:
     """Return whether two frames differ in most blocks, and not only where an object has appeared or
     disappeared."""
     apart = np.abs(one.blocks - other.blocks).sum(axis=1) / 2
-    return float(np.median(apart)) >= ALL_OVER
+    return float(np.median(apart)) >= MIN_BLOCK_CHANGE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,9 +173,9 @@ class CutFinder:
             if i not in (0, at) and abs(other.seconds - here.seconds) <= NEAR_SECONDS
         ]
         usual = math.fsum(around) / max(1, len(around))
-        if here.step < MIN_DISTANCE + TIMES * usual:
+        if here.step < MIN_DISTANCE + MOTION_FACTOR * usual:
             return False
-        return _all_over(self._seen[at - 1].features, here.features)
+        return _most_blocks_differ(self._seen[at - 1].features, here.features)
 
     def _stays(self, at: int) -> bool:
         """Return whether the frames after differ from those before, also beyond the length of a
@@ -183,7 +183,7 @@ class CutFinder:
         first, last = max(0, at - 1 - FLASH_FRAMES), min(len(self._seen) - 1, at + FLASH_FRAMES)
         earlier, before, now, later = (self._seen[i].features for i in (first, at - 1, at, last))
         pairs = ((before, later), (earlier, now), (earlier, later))
-        return min(distance(*pair) for pair in pairs) >= STAYING * self._seen[at].step
+        return min(distance(*pair) for pair in pairs) >= MIN_REMAINING_CHANGE * self._seen[at].step
 
     def _fades_in(self, at: int) -> bool:
         """Return whether this frame is the middle of a fade from black."""
@@ -192,5 +192,5 @@ class CutFinder:
             self._seen[at].features,
             self._seen[-1].features,
         )
-        lighter = last.brightness - before.brightness >= LIGHTER
+        lighter = last.brightness - before.brightness >= MIN_BRIGHTENING
         return before.is_black and not now.is_black and lighter

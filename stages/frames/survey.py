@@ -72,7 +72,7 @@ class PacketTimes:
             self.ordinals.append(ordinal)
             self.last = max(self.last, (pts, duration))
 
-    def disbelieve(self, time_base: Fraction, *, to_the_end: bool) -> frozenset[int]:
+    def remove_wrong_times(self, time_base: Fraction, *, to_the_end: bool) -> frozenset[int]:
         """Remove the frames whose times are wrong, and return the ordinals of their packets.
 
         No later packet confirms the last few times. With `to_the_end` they are checked like the
@@ -162,7 +162,7 @@ def survey(
         return None
     announced = announced_seconds(container, stream)
     streamed = container.format.name in STREAMED
-    odd = found.disbelieve(stream.time_base, to_the_end=streamed)
+    odd = found.remove_wrong_times(stream.time_base, to_the_end=streamed)
     del found.dts, found.ordinals  # megabytes for hours of video
     key_pts, key_dts, ordinals = found.keys
     ticks = _ascending(found.pts)

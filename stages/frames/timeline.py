@@ -79,7 +79,7 @@ class Timeline:
         """Return the seconds from the first frame to the end of the last."""
         return self.seconds(int(self.pts[-1]) + self.last_ticks)
 
-    def believable(self) -> "Timeline":
+    def with_plausible_rate(self) -> "Timeline":
         """Return itself, or a timeline at a default rate if each frame would last for hours."""
         if self.duration <= SLOWEST_SECONDS * len(self.pts):
             return self

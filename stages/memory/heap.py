@@ -16,9 +16,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 SMALL_BYTES = 256 << 10
 """Blocks of this size or more are mapped separately and unmapped when they are freed."""
 WORKING_BYTES = 1 << 20
-"""The same size while batches are computed. Mapping every block anew costs 7 % of the computing
-time at a width of 1024, and less at larger ones. With glibc's limit of 32 MiB, layers with
-different block sizes hold twice the live memory, by an amount that cannot be predicted."""
+"""The same size while batches are computed. Mapping each block separately costs 7 % of the
+computing time at a width of 1024, and less at larger ones. With glibc's limit of 32 MiB, layers
+with different block sizes hold twice the live memory, by an amount that cannot be predicted."""
 KEPT_BYTES = 16 << 20
 """Bytes of smaller freed blocks that are kept for reuse."""
 TIGHT_BYTES = 1 << 30
@@ -30,8 +30,8 @@ MAX_THRESHOLD_BYTES = 32 << 20
 
 
 def keep_freed_blocks() -> None:
-    """Keep freed blocks for reuse, in a process whose blocks have similar sizes. Mapping the pages
-    of a few images anew took half as long as decoding them."""
+    """Keep freed blocks for reuse, in a process whose blocks have similar sizes. Mapping new pages
+    for a few images took half as long as decoding them."""
     _set(M_MMAP_THRESHOLD, MAX_THRESHOLD_BYTES)
     _set(M_TRIM_THRESHOLD, 2 * MAX_THRESHOLD_BYTES)
 

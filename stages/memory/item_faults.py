@@ -12,9 +12,9 @@ from artifacts.errors import PenstockError, StageDied
 from stages.process.exit_diagnosis import device_advice, first_line, oom_message
 from stages.process.memory_limit import at_the_limit
 
-OF_THE_MACHINE = (PenstockError, OSError, ImportError, MemoryError)
+MACHINE_ERRORS = (PenstockError, OSError, ImportError, MemoryError)
 """Errors that no item causes: intended errors of this program, file errors and import errors."""
-OF_THE_DEVICE = ("CUDA error", "CUDA driver", "CUBLAS_STATUS", "CUDNN_STATUS", "HIP error")
+DEVICE_ERROR_SIGNS = ("CUDA error", "CUDA driver", "CUBLAS_STATUS", "CUDNN_STATUS", "HIP error")
 """Text in the error of a device that no longer computes anything, whatever the next item is."""
 MAX_FAILED_ITEMS = 64
 """Items that may fail in a row before any succeeds, until the stage fails."""
@@ -42,10 +42,10 @@ class ItemFault(NamedTuple):
 
 def item_fault(error: BaseException) -> ItemFault | None:
     """Return the item's fault; None if memory, the machine or this program is at fault."""
-    if not isinstance(error, Exception) or isinstance(error, OF_THE_MACHINE):
+    if not isinstance(error, Exception) or isinstance(error, MACHINE_ERRORS):
         return None
     message = " ".join(first_line(error).split())
-    device = any(sign in message for sign in OF_THE_DEVICE) or bool(device_advice(message))
+    device = any(sign in message for sign in DEVICE_ERROR_SIGNS) or bool(device_advice(message))
     if device or oom_message(error) is not None or at_the_limit():
         return None
     return ItemFault(type(error).__name__, message[:MAX_MESSAGE_CHARACTERS])

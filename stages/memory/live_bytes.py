@@ -15,7 +15,7 @@ drops the storage. The peak is the maximum.
 4. Hooks call `enter` and `leave` around each MLP. They show how much of the peak is inside MLPs,
 where chunked input saves memory, and how much is outside.
 
-5. `taken` records how far a layer raises these figures above their value before it. `repeat` adds
+5. `measure` records how far a layer raises these figures above their value before it. `repeat` adds
 the same for an identical layer without computing it.
 """
 
@@ -30,7 +30,7 @@ from torch.utils.flop_counter import flop_registry
 from stages.memory.meta_device import CAST, FUSED
 from stages.memory.meta_tensors import tensors
 
-WHOLE = 4
+FLOAT32_BYTES = 4
 """Bytes of a 32-bit number."""
 
 
@@ -59,8 +59,8 @@ class MemoryUse:
 class MetaMemoryCounter:
     """Counts the tensors that are created from now on and still alive."""
 
-    def __init__(self, apart: Any = ()) -> None:
-        """Start counting. Tensors in `apart`, such as weights, are never counted."""
+    def __init__(self, excluded: Any = ()) -> None:
+        """Start counting. Tensors in `excluded`, such as weights, are never counted."""
         self.bytes = 0
         """Live bytes."""
         self.bytes_32 = 0
@@ -89,7 +89,7 @@ class MetaMemoryCounter:
         """Floating-point operations so far."""
         self._known: dict[Any, int] = {}
         self._held: dict[int, tuple[Any, TensorStorage]] = {}
-        self._apart = {tensor.untyped_storage()._cdata for tensor in tensors(*apart)}
+        self._excluded = {tensor.untyped_storage()._cdata for tensor in tensors(*excluded)}
 
     def reset_peak(self) -> None:
         """Reset the peaks to the live bytes."""
@@ -114,7 +114,7 @@ class MetaMemoryCounter:
         self._in_mlp = False
         self._go_outside(self.bytes, self.bytes_32)
 
-    def taken(self, compute: Callable[[], Any]) -> tuple[Any, MemoryUse]:
+    def measure(self, compute: Callable[[], Any]) -> tuple[Any, MemoryUse]:
         """Return the result of `compute` and its memory use. Calls are not nested."""
         peak, peak_32, inside, flops = self.peak, self.peak_32, self.inside, self.flops
         outside, outside_32, positions = self.outside, self.outside_32, self.positions
@@ -136,23 +136,23 @@ class MetaMemoryCounter:
         self._rise(found, base, base_32)
         return made, found
 
-    def repeat(self, taken: MemoryUse, make: Callable[[], Any]) -> Any:
+    def repeat(self, use: MemoryUse, make: Callable[[], Any]) -> Any:
         """Return the result of `make`, counted with the memory use of an identical layer."""
-        self._rise(taken, self.bytes, self.bytes_32)
+        self._rise(use, self.bytes, self.bytes_32)
         before = self.peak, self.peak_32, self.outside, self.outside_32
         made = make()
         self.peak, self.peak_32, self.outside, self.outside_32 = before
         return made
 
-    def _rise(self, taken: MemoryUse, base: int, base_32: int) -> None:
-        for rise, inside in taken.rises:
+    def _rise(self, use: MemoryUse, base: int, base_32: int) -> None:
+        for rise, inside in use.rises:
             if inside >= 0 and base + rise > self.peak:
                 self.inside = inside
             self.peak = max(self.peak, base + rise)
-        outside, outside_32 = taken.rise_outside
+        outside, outside_32 = use.rise_outside
         self._go_outside(base + outside, base_32 + outside_32)
-        self.peak_32 = max(self.peak_32, base_32 + taken.rise_32)
-        self.flops += taken.flops
+        self.peak_32 = max(self.peak_32, base_32 + use.rise_32)
+        self.flops += use.flops
 
     def hold(self, *values: Any) -> None:
         """Count tensors that existed before."""
@@ -164,7 +164,7 @@ class MetaMemoryCounter:
         if func is FUSED:
             query, key, mask = args[0], args[1], kwargs.get("attn_mask")
             pairs = query.shape[:-1].numel() * key.shape[-2]
-            self.scores = max(self.scores, 2 * WHOLE * pairs)
+            self.scores = max(self.scores, 2 * FLOAT32_BYTES * pairs)
             if mask is not None:
                 self.mask = max(self.mask, 2 * mask.numel() * mask.element_size())
         if isinstance(out, torch.Tensor):
@@ -185,7 +185,7 @@ class MetaMemoryCounter:
     def _count(self, tensor: torch.Tensor, cast_of: torch.Tensor | None = None) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._held or key in self._apart:
+        if key in self._held or key in self._excluded:
             return
         size = storage.nbytes()
         block = self._block(tensor, size, cast_of)
@@ -220,5 +220,7 @@ class MetaMemoryCounter:
             if found is not None:
                 return found[1]
         return TensorStorage(
-            size=size * WHOLE // min(WHOLE, tensor.element_size()) if floats else size
+            size=size * FLOAT32_BYTES // min(FLOAT32_BYTES, tensor.element_size())
+            if floats
+            else size
         )

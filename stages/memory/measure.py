@@ -26,7 +26,7 @@ from stages.process.device_limit import context_bytes
 from stages.process.report import EventReporter
 
 QUANTIZED = ("nf4", "int8")
-ALONE = ("video_pixels", "picture_pixels", "library_seconds")
+SINGLE_FIGURES = ("video_pixels", "picture_pixels", "library_seconds")
 """Figures that do not depend on the precision."""
 LIBRARIES = (
     "transformers.modeling_utils",
@@ -55,7 +55,7 @@ def run(job: dict[str, Any], report: EventReporter) -> None:
             measured.add(name, benchmark)
     for kind in ("passes", "quantize"):
         found[kind] = measured.of(kind)
-    found |= {name: measured.found[name] for name in ALONE if name in measured.found}
+    found |= {name: measured.found[name] for name in SINGLE_FIGURES if name in measured.found}
     report.note(machine={**found, "missing": measured.missing})
 
 

@@ -31,7 +31,7 @@ SMALL = 1 << 14
 CAST = aten._to_copy.default
 SDPA = aten.scaled_dot_product_attention.default
 FUSED = aten._scaled_dot_product_flash_attention_for_cpu.default
-APART = aten._scaled_dot_product_attention_math.default
+MATH_ATTENTION = aten._scaled_dot_product_attention_math.default
 SHAPES = frozenset(
     op
     for name in ("ones_like", "zeros_like", "full_like", "empty_like", "new_ones", "new_zeros")
@@ -66,14 +66,16 @@ class MetaDevice(TorchDispatchMode):
         if func is SDPA:
             func, args, kwargs = _fused(*args, **kwargs)
         given = list(tensors(args, kwargs))
-        if _is_composed(func) and func not in ANSWERS:
+        if _is_composed(func) and func not in REPLACEMENTS:
             with self:
                 made = func.decompose(*args, **kwargs)
-            return made[0] if func is APART else made
+            return made[0] if func is MATH_ATTENTION else made
         if func is CAST:
             out = _move(func, args, kwargs)
-        elif func in ANSWERS and (func in OF_INTEGERS or any(t.is_meta for t in given)):
-            out = ANSWERS[func](func, args, kwargs)
+        elif func in REPLACEMENTS and (
+            func in WITHOUT_INTEGER_KERNEL or any(t.is_meta for t in given)
+        ):
+            out = REPLACEMENTS[func](func, args, kwargs)
         elif not given:
             out = _make(func, args, kwargs)
         elif any(t.is_meta for t in given):
@@ -110,7 +112,7 @@ def _move(func: Any, args: Any, kwargs: Any) -> Any:
         return aten.alias.default(source)
     if source.is_meta:
         return _with_data(func(*args, **kwargs))
-    return _lightened(func(*args, **kwargs))
+    return _drop_large_data(func(*args, **kwargs))
 
 
 def _make(func: Any, args: Any, kwargs: Any) -> Any:
@@ -127,10 +129,10 @@ def _real(func: Any, args: Any, kwargs: Any) -> Any:
     if kwargs.get("device") == META:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     out = func(*args, **kwargs)
-    return _lightened(out) if isinstance(out, torch.Tensor) and not func.is_view else out
+    return _drop_large_data(out) if isinstance(out, torch.Tensor) and not func.is_view else out
 
 
-def _lightened(made: torch.Tensor) -> torch.Tensor:
+def _drop_large_data(made: torch.Tensor) -> torch.Tensor:
     """Drop a floating-point tensor's data if it is large."""
     large = made.is_floating_point() and made.numel() > SMALL
     return torch.empty_like(made, device=META) if large else made
@@ -183,7 +185,7 @@ def _masked_select(func: Any, args: Any, kwargs: Any) -> Any:
     return _with_data(torch.empty(count, dtype=args[0].dtype, device=META))
 
 
-ANSWERS: dict[Any, Callable[[Any, Any, Any], Any]] = {
+REPLACEMENTS: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.index.Tensor: _index,
     aten.index_put_.default: _index,
     aten.index_put.default: _index,
@@ -195,7 +197,7 @@ ANSWERS: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.equal.default: lambda func, args, kwargs: True,
 }
 """Operators whose result depends on missing data → their replacements."""
-OF_INTEGERS = frozenset({aten.histc.default})
+WITHOUT_INTEGER_KERNEL = frozenset({aten.histc.default})
 """Operators that the CPU does not support for integers."""
 
 
@@ -230,7 +232,7 @@ def _fused(
     fits = query.ndim == 4 and query.shape[-1] == key.shape[-1] == value.shape[-1]
     if not (fits and query.is_meta):
         given = (query, key, value, attn_mask, dropout_p, is_causal)
-        return APART, given, {"scale": scale, "enable_gqa": enable_gqa}
+        return MATH_ATTENTION, given, {"scale": scale, "enable_gqa": enable_gqa}
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device=META)
     return FUSED, (query, key, value, 0.0, is_causal), {"attn_mask": attn_mask, "scale": scale}

@@ -15,17 +15,17 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from stages.memory.live_bytes import WHOLE, MemoryUse, MetaMemoryCounter
+from stages.memory.live_bytes import FLOAT32_BYTES, MemoryUse, MetaMemoryCounter
 from stages.memory.meta_tensors import META, changed, tensors
 
 MIN_LAYERS = 4
 """Fewest layers in a list for which skipping pays off."""
 PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
-PLACE = "layer_idx"
+INDEX_ATTRIBUTE = "layer_idx"
 """Attribute with the index of a layer in the cache."""
 
 
-class Unclear(Exception):
+class UnidentifiedValue(Exception):
     """Raised for a value that cannot be compared reliably."""
 
 
@@ -44,12 +44,12 @@ class Form(NamedTuple):
 class Call:
     """The latest recorded call of its kind."""
 
-    taken: MemoryUse
+    use: MemoryUse
     made: Any
     """The forms of its results."""
     place: Any
     """The forms of its part of the cache after the call."""
-    sure: bool = False
+    confirmed: bool = False
     """Whether two calls in a row were equal."""
 
 
@@ -80,35 +80,35 @@ class RepeatedLayers:
     ) -> None:
         @functools.wraps(forward)
         def answered(*args: Any, **kwargs: Any) -> Any:
-            return self._answer(layer, kind, functools.partial(forward, *args, **kwargs), live)
+            return self._run_layer(layer, kind, functools.partial(forward, *args, **kwargs), live)
 
         layer.__dict__["forward"] = answered
 
-    def _answer(self, layer: Any, kind: Any, compute: Any, live: MetaMemoryCounter) -> Any:
+    def _run_layer(self, layer: Any, kind: Any, compute: Any, live: MetaMemoryCounter) -> Any:
         caches: list[Any] = []
         try:
             with _disable_current_modes():
                 given = _known((compute.args, compute.keywords), caches)
                 place = _place(layer, caches)
                 key = (kind, given, _known(vars(place), []) if place is not None else None)
-        except Unclear:
+        except UnidentifiedValue:
             return compute()
         known = self.calls.get(key)
-        if known is not None and known.sure:
-            return live.repeat(known.taken, lambda: _repeated(known, place, live))
+        if known is not None and known.confirmed:
+            return live.repeat(known.use, lambda: _repeated(known, place, live))
         held = _sizes(vars(place)) if place is not None else (0, 0)
         before = live.bytes - held[0], live.bytes_32 - held[1]
-        made, taken = live.taken(compute)
-        with _disable_current_modes(), contextlib.suppress(Unclear):
+        made, use = live.measure(compute)
+        with _disable_current_modes(), contextlib.suppress(UnidentifiedValue):
             after = vars(place) if place is not None else {}
             if given != _known((compute.args, compute.keywords), []):
-                raise Unclear
+                raise UnidentifiedValue
             grown = [a + b for a, b in zip(_sizes(made), _sizes(after), strict=True)]
             if grown != [live.bytes - before[0], live.bytes_32 - before[1]]:
-                raise Unclear  # it holds other tensors, or returns its input
-            call = Call(taken=taken, made=_form(made), place=_form(after))
-            same = known is not None and (known.taken, known.made) == (call.taken, call.made)
-            call.sure = same and repr(known and known.place) == repr(call.place)
+                raise UnidentifiedValue  # it holds other tensors, or returns its input
+            call = Call(use=use, made=_form(made), place=_form(after))
+            same = known is not None and (known.use, known.made) == (call.use, call.made)
+            call.confirmed = same and repr(known and known.place) == repr(call.place)
             self.calls[key] = call
         return made
 
@@ -129,7 +129,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[Any, Any]]:
     for child in model.children():
         if isinstance(child, nn.ModuleList) and len(child) >= MIN_LAYERS:
             for layer in child:
-                with contextlib.suppress(Unclear):
+                with contextlib.suppress(UnidentifiedValue):
                     if "forward" not in vars(layer):
                         yield layer, _kind(layer, len(child))
         else:
@@ -142,8 +142,10 @@ def _kind(layer: nn.Module, count: int) -> Any:
     for name, module in layer.named_modules():
         own = {**module._parameters, **module._buffers}
         weights = [(n, t.shape, t.dtype) for n, t in own.items() if t is not None]
-        plain = [(n, v) for n, v in vars(module).items() if isinstance(v, PLAIN) and n != PLACE]
-        at = getattr(module, PLACE, None)
+        plain = [
+            (n, v) for n, v in vars(module).items() if isinstance(v, PLAIN) and n != INDEX_ATTRIBUTE
+        ]
+        at = getattr(module, INDEX_ATTRIBUTE, None)
         config = getattr(module, "config", None)
         lists = vars(config).items() if config is not None else ()
         stated = [
@@ -159,10 +161,14 @@ def _place(layer: nn.Module, caches: list[Any]) -> Any:
     """Return the layer's part of the given KV cache."""
     if not caches:
         return None
-    places = {getattr(module, PLACE) for module in layer.modules() if hasattr(module, PLACE)}
+    places = {
+        getattr(module, INDEX_ATTRIBUTE)
+        for module in layer.modules()
+        if hasattr(module, INDEX_ATTRIBUTE)
+    }
     at = next(iter(places), None)
     if len(caches) > 1 or len(places) != 1 or at is None or at >= len(caches[0].layers):
-        raise Unclear
+        raise UnidentifiedValue
     return caches[0].layers[at]
 
 
@@ -181,14 +187,14 @@ def _known(value: Any, caches: list[Any]) -> Any:
     if isinstance(getattr(value, "layers", None), list) and not hasattr(value, "is_updated"):
         caches.append(value)
         return type(value)
-    raise Unclear
+    raise UnidentifiedValue
 
 
 def _form(value: Any) -> Any:
     """Return what is needed to recreate a call's result."""
     if isinstance(value, torch.Tensor):
         if not value.is_meta:
-            raise Unclear
+            raise UnidentifiedValue
         numbers = value.untyped_storage().nbytes() // value.element_size()
         offset = int(value.storage_offset())
         return Form(value.shape, value.stride(), offset, value.dtype, numbers)
@@ -198,7 +204,7 @@ def _form(value: Any) -> Any:
         return {name: _form(part) for name, part in value.items()}
     if isinstance(value, PLAIN):
         return value
-    raise Unclear
+    raise UnidentifiedValue
 
 
 def _made(form: Any) -> Any:
@@ -217,5 +223,7 @@ def _sizes(value: Any) -> tuple[int, int]:
         held = tensor.untyped_storage().nbytes()
         size += held
         floats = tensor.is_floating_point()
-        whole += held * WHOLE // min(WHOLE, tensor.element_size()) if floats else held
+        whole += (
+            held * FLOAT32_BYTES // min(FLOAT32_BYTES, tensor.element_size()) if floats else held
+        )
     return size, whole

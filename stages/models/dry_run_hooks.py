@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stages.memory.live_bytes import WHOLE, MetaMemoryCounter
+from stages.memory.live_bytes import FLOAT32_BYTES, MetaMemoryCounter
 from stages.models.halves.offload import outermost_layers
 from stages.models.kv_profile import LayerMemory
 
@@ -114,7 +114,7 @@ class _LayerKept(NamedTuple):
             token_bytes=sum(part.nbytes // (len(part) * part.shape[-2]) for part in seen),
             window=int(getattr(layer, "sliding_window", None) or 0),
             state_bytes=sum(part.nbytes // len(part) for part in states),
-            state_bytes_32=sum(part[0].numel() * WHOLE for part in states),
+            state_bytes_32=sum(part[0].numel() * FLOAT32_BYTES for part in states),
         )
         return cls(of_row, int(seen[0].shape[-2]) if seen else 0)
 

@@ -106,8 +106,8 @@ def _number(path: Path) -> int | None:
 
 
 def _numbers_after(path: Path, name: str) -> list[int]:
-    """Return the number in the line of a file that begins with a name, in a list; empty without
-    such a line."""
+    """Return a list with the number in the line of a file that begins with `name`; empty without
+    that line."""
     lines = (line.split() for line in _lines(path))
     return [int(parts[1]) for parts in lines if len(parts) > 1 and parts[0] == name][:1]
 

@@ -119,7 +119,7 @@ def work(job: dict[str, Any], report: EventReporter, origin: ParentInfo) -> int:
     still = DeadlockDetector()
 
     def each(now: ProcessMemory) -> None:
-        is_still, is_short = still.is_stuck(), memory_limit.look(now)
+        is_still, is_short = still.is_stuck(), memory_limit.update(now)
         if is_short:
             rearm_alarm()
         if is_still and is_short:

@@ -120,8 +120,8 @@ def _state(path: str) -> Iterator[list[str | int]]:
 COMPILER = "torch._dynamo"
 MARKS = ("allow_in_graph", "assume_constant_result")
 """Functions of the compiler that mark a function and return it."""
-ALGEBRA = "torch.fx.experimental.symbolic_shapes"
-ANSWERS: Mapping[str, Callable[..., Any]] = {
+SYMBOLIC_SHAPES = "torch.fx.experimental.symbolic_shapes"
+PLAIN_RESULTS: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(
         (
             "expect_true",
@@ -142,8 +142,8 @@ ON_CALL: Mapping[str, tuple[str, ...]] = {
     COMPILER: (),
     f"{COMPILER}.utils": ("is_compile_supported",),
     f"{COMPILER}._trace_wrapped_higher_order_op": ("TransformGetItemToIndex",),
-    ALGEBRA: (
-        *ANSWERS,
+    SYMBOLIC_SHAPES: (
+        *PLAIN_RESULTS,
         "guarding_hint_or_throw",
         "has_free_unbacked_symbols",
         "has_guarding_hint",
@@ -155,7 +155,7 @@ ON_CALL: Mapping[str, tuple[str, ...]] = {
     "boto3": (),  # for a command of accelerate, if that is installed
 }
 """Deferred module → functions that other modules import from it at import time and rarely call."""
-TRUE_NAMES = ("__all__", "__version__")
+SPECIAL_NAMES = ("__all__", "__version__")
 """Names with underscores whose access means that the module is used."""
 STRUCTURE = "transformers.utils.import_utils"
 _lock = threading.RLock()
@@ -195,12 +195,12 @@ class LazyModule(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if (
-            name.startswith("__") and name not in TRUE_NAMES
+            name.startswith("__") and name not in SPECIAL_NAMES
         ):  # code that inspects every module, such as `inspect`
             raise AttributeError(name)
         if (self.__name__, name) == ("sympy", "Basic") and _accessed_from("torch._prims_common"):
             return PlaceholderType
-        module = _true(self.__name__)
+        module = _real_module(self.__name__)
         if name == "__all__":  # for `import *`
             return getattr(module, name, [each for each in vars(module) if each[0] != "_"])
         return getattr(module, name)
@@ -215,7 +215,7 @@ class LazyModule(ModuleType):
         if function is None:
             return lambda later: self._disable(later, *given, **options)
         if not isinstance(function, FunctionType):
-            return _true(COMPILER).disable(function, *given, **options)
+            return _real_module(COMPILER).disable(function, *given, **options)
         with_cached_structure: list[Callable[..., Any]] = []
 
         @functools.wraps(function)
@@ -223,7 +223,9 @@ class LazyModule(ModuleType):
             if not with_cached_structure and isinstance(sys.modules.get(COMPILER), LazyModule):
                 return function(*args, **named)
             if not with_cached_structure:
-                with_cached_structure.append(_true(COMPILER).disable(function, *given, **options))
+                with_cached_structure.append(
+                    _real_module(COMPILER).disable(function, *given, **options)
+                )
             return with_cached_structure[0](*args, **named)
 
         return uncompiled
@@ -240,7 +242,7 @@ class Deferring:
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name == "transformers":
-            _stand_in_for_all()
+            _install_all_lazy()
         if name == STRUCTURE:
             return cache_structure(PathFinder.find_spec(name, path))
         root = _root(name)
@@ -253,7 +255,7 @@ class Deferring:
         return part
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module: ModuleType = _true(spec.name)
+        module: ModuleType = _real_module(spec.name)
         self._spec = module.__spec__
         return module
 
@@ -261,16 +263,16 @@ class Deferring:
         vars(module)["__spec__"] = self._spec  # it was executed with its real one
 
 
-def _stand_in_for_all() -> None:
+def _install_all_lazy() -> None:
     import torch
 
     # On a single machine torch calls nothing else of this package.
     torch.distributed.is_available = lambda: False
     for name in ON_CALL:
-        _stand_in(name)
+        _install_lazy(name)
 
 
-def _stand_in(name: str) -> None:
+def _install_lazy(name: str) -> None:
     """Put a LazyModule in place of a module that is installed and not yet imported."""
     parent, _, child = name.rpartition(".")
     deferrable = name == _root(name) or isinstance(sys.modules.get(_root(name)), LazyModule)
@@ -299,9 +301,9 @@ def _root(name: str) -> str:
 
 def _on_call(name: str, function: str) -> Callable[..., Any]:
     def called(*args: Any, **named: Any) -> Any:
-        if function in ANSWERS and not named and _is_plain(args):
-            return ANSWERS[function](*args)
-        return getattr(_true(name), function)(*args, **named)
+        if function in PLAIN_RESULTS and not named and _is_plain(args):
+            return PLAIN_RESULTS[function](*args)
+        return getattr(_real_module(name), function)(*args, **named)
 
     called.__name__ = called.__qualname__ = function
     return called
@@ -322,7 +324,7 @@ def _listed(value: Any) -> Any:
     return list(map(_listed, value)) if isinstance(value, tuple | list) else value
 
 
-def _true(name: str) -> Any:
+def _real_module(name: str) -> Any:
     """Return the real module. Import it if needed, and apply the recorded marks."""
     root = _root(name)
     with _lock:

@@ -10,17 +10,17 @@ from artifacts import errors
 from artifacts.model_files import ModelFiles
 from artifacts.pack_object import DamagedRecord
 from stages.process.events import StageError
-from stages.process.memory_limit import AT_THE_LIMIT, is_near, short
-from stages.process.nvml import TO_THE_CPU
+from stages.process.memory_limit import LIMIT_SHARE, is_near, memory_was_short
+from stages.process.nvml import USE_CPU_HINT
 
 LOST = (
     "See `dmesg | grep -i xid` and `nvidia-smi`, restart the machine if that does not answer, and "
     "run the same command again: finished work is kept"
 )
-NEWER = f"Update the NVIDIA driver, or install a torch that was built for it; {TO_THE_CPU}"
+NEWER = f"Update the NVIDIA driver, or install a torch that was built for it; {USE_CPU_HINT}"
 OLDER_TORCH = (
     "This torch has no kernels for this GPU: install a torch that was built for it, or choose "
-    f"another GPU; {TO_THE_CPU}"
+    f"another GPU; {USE_CPU_HINT}"
 )
 TAKEN = (
     "Another process uses the GPU exclusively: see `nvidia-smi`, then run the same command again"
@@ -144,7 +144,7 @@ class ProcessExit:
     @property
     def at_the_limit(self) -> bool:
         """Return whether the process used up its limit, or the kernel ran out of memory."""
-        return self.oom_kills > 0 or 0 < self.budget * AT_THE_LIMIT <= self.peak_bytes
+        return self.oom_kills > 0 or 0 < self.budget * LIMIT_SHARE <= self.peak_bytes
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -158,7 +158,7 @@ def oom_message(error: BaseException) -> str | None:
     none."""
     for cause in reversed(list(causes(error))):
         message = f"{type(cause).__name__}: {first_line(cause)}"
-        if is_oom_message(message) or (may_be_oom_message(message) and short()):
+        if is_oom_message(message) or (may_be_oom_message(message) and memory_was_short()):
             return message
     return None
 

@@ -19,7 +19,7 @@ LOCKS = "PENSTOCK_LOCKS"
 """Environment variable: the folder of the GPU locks, if /tmp is not shared by all users."""
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL)
 """Errors of file systems without locks, or without locks on files opened for reading."""
-IN_THE_WAY = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
+NOT_A_FILE_ERRORS = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
 """Errors when a link, a folder or a socket is opened."""
 PID_BYTES = 32
 """More than the digits of a process id."""
@@ -122,16 +122,16 @@ def _descriptor(path: Path, how: int) -> int:
     try:
         descriptor = os.open(path, how | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        if error.errno in IN_THE_WAY:
-            raise _in_the_way(path, odd_kind(os.lstat(path).st_mode)) from error
+        if error.errno in NOT_A_FILE_ERRORS:
+            raise _not_a_lock_file(path, odd_kind(os.lstat(path).st_mode)) from error
         raise
     if odd := odd_kind(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise _in_the_way(path, odd)
+        raise _not_a_lock_file(path, odd)
     return descriptor
 
 
-def _in_the_way(path: Path, odd: str) -> EnvironmentFault:
+def _not_a_lock_file(path: Path, odd: str) -> EnvironmentFault:
     return EnvironmentFault(
         f"{path} is {odd or 'not a file'}, but a lock must be a file",
         hint="Find out who put it there, remove it, and run the same command again",

@@ -38,7 +38,7 @@ FIELDS = {b"RssAnon": 0, b"VmData": 1, b"Threads": 2}
 """Line of the kernel's process status → its position in ProcessMemory."""
 
 
-def taken(pid: int | str = "self") -> ProcessMemory:
+def process_memory(pid: int | str = "self") -> ProcessMemory:
     """Return the host memory of a process; zeros if there is no such process."""
     found = [0, 0, 0]
     try:
@@ -55,7 +55,7 @@ def taken(pid: int | str = "self") -> ProcessMemory:
 
 def anonymous_bytes(pid: int | str = "self") -> int:
     """Return the resident bytes without a backing file."""
-    return taken(pid).anonymous
+    return process_memory(pid).anonymous
 
 
 class Sampler:
@@ -110,7 +110,7 @@ class Sampler:
 
     def sample(self) -> None:
         """Take one sample."""
-        now, device = taken(), self._device_bytes()
+        now, device = process_memory(), self._device_bytes()
         passed = round(time.monotonic() - self._started, 2)
         self.peak_host_bytes = max(self.peak_host_bytes, now.anonymous)
         self.peak_device_bytes = max(self.peak_device_bytes, device)

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 
 from stages.process.device_limit import DeviceLimit, limit_device
-from stages.process.memory import ProcessMemory, taken
+from stages.process.memory import ProcessMemory, process_memory
 
 STACK_BYTES = 2 << 20
 """Stack of a thread that is started under a limit, instead of 8 MiB. A library may start one per
@@ -20,10 +20,10 @@ core before the limit is raised for them."""
 THREAD_BYTES = STACK_BYTES + (256 << 10)
 """Memory of a nearly idle thread: its stack and its part of the heap."""
 
-AT_THE_LIMIT = 0.9
+LIMIT_SHARE = 0.9
 """Share of the budget from which a killed, crashed or strangely failed process counts as out of
 memory."""
-SHORT = 0.5
+SHORT_SHARE = 0.5
 """Share of the budget from which an ambiguous error message counts as out of memory. The failed
 allocation may have been large."""
 SHORT_BYTES = 64 * THREAD_BYTES
@@ -32,7 +32,7 @@ SHORT_BYTES = 64 * THREAD_BYTES
 
 def is_near(taken_bytes: int, budget: int) -> bool:
     """Return whether so much of the budget is taken that an allocation may have failed."""
-    return taken_bytes >= min(SHORT * budget, budget - SHORT_BYTES)
+    return taken_bytes >= min(SHORT_SHARE * budget, budget - SHORT_BYTES)
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class MemoryLimit:
         """Return whether memory has been so short that an allocation may have failed."""
         return is_near(self.peak_bytes, self.bytes)
 
-    def look(self, now: ProcessMemory) -> None:
+    def update(self, now: ProcessMemory) -> None:
         """Update the peak. Raise the limit by the stacks of new threads, which are hardly used."""
         room = THREAD_BYTES * max(0, self.max_threads - self.baseline.threads)
         self.peak_bytes = max(self.peak_bytes, now.data - self.baseline.data - room)
@@ -71,29 +71,29 @@ _device_limits: list[DeviceLimit] = []
 """The limit of this process on a GPU, if it has one."""
 
 
-def look(now: ProcessMemory) -> bool:
+def update(now: ProcessMemory) -> bool:
     """Update the peak of this process. Return whether it came near its limit, near enough to
     explain an ambiguous error."""
     for limit in _limits:
-        limit.look(now)
+        limit.update(now)
     return any(limit.short for limit in _limits)
 
 
-def short() -> bool:
+def memory_was_short() -> bool:
     """Return whether this process came near its limit, or its GPU has no free memory."""
-    if look(taken()):
+    if update(process_memory()):
         return True
     return any(is_near(limit.taken(), limit.bytes) or limit.full() for limit in _device_limits)
 
 
 def at_the_limit() -> bool:
     """Return whether this process has used up its limit."""
-    return any(limit.peak_bytes >= AT_THE_LIMIT * limit.bytes for limit in _limits)
+    return any(limit.peak_bytes >= LIMIT_SHARE * limit.bytes for limit in _limits)
 
 
 def room() -> float:
     """Return the free bytes under the limit at the peak; infinite without a limit."""
-    look(taken())
+    update(process_memory())
     return min((limit.bytes - limit.peak_bytes for limit in _limits), default=math.inf)
 
 
@@ -116,8 +116,8 @@ def enforce(device: str, budget: int, dtype: str = "") -> None:
     start_threads()
     if budget:
         _shrink_stacks()
-        limit = MemoryLimit(bytes=budget, baseline=taken())
-        limit.look(limit.baseline)
+        limit = MemoryLimit(bytes=budget, baseline=process_memory())
+        limit.update(limit.baseline)
         _limits.append(limit)
 
 

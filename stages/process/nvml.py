@@ -16,7 +16,7 @@ HIDING = ("", "-1", "NoDevFiles")
 """First entries that hide every GPU; Slurm sets the last one for a job without a GPU."""
 NO_DRIVER = ("NVMLError_LibraryNotFound", "NVMLError_DriverNotLoaded")
 """NVML errors that mean that no NVIDIA GPU is in use; any other error means a broken driver."""
-TO_THE_CPU = f"`{VISIBLE}= penstock …` uses the CPU instead"
+USE_CPU_HINT = f"`{VISIBLE}= penstock …` uses the CPU instead"
 
 Answer = TypeVar("Answer")
 
@@ -75,7 +75,7 @@ def _numbered(nvml: Any, number: int) -> Any:
     except nvml.NVMLError as error:
         raise EnvironmentFault(
             f"the NVIDIA driver cannot reach GPU {number}: {_message_of(error)}",
-            hint=f"See `nvidia-smi` and `dmesg | grep -i xid`; {TO_THE_CPU}",
+            hint=f"See `nvidia-smi` and `dmesg | grep -i xid`; {USE_CPU_HINT}",
         ) from error
 
 
@@ -89,7 +89,7 @@ def _called(nvml: Any, name: str) -> list[Any]:
 def _unknown(name: str, known: str) -> EnvironmentFault:
     return EnvironmentFault(
         f"{VISIBLE}: unknown GPU {name} ({known})",
-        hint=f"Name one that `nvidia-smi -L` lists, or unset it to use the first; {TO_THE_CPU}",
+        hint=f"Name one that `nvidia-smi -L` lists, or unset it to use the first; {USE_CPU_HINT}",
     )
 
 
@@ -106,7 +106,7 @@ def _driver_answers() -> bool:
             return False
         raise EnvironmentFault(
             f"the NVIDIA driver does not respond: {_message_of(error)}",
-            hint=f"Check `nvidia-smi`; after a driver update, restart the machine; {TO_THE_CPU}",
+            hint=f"Check `nvidia-smi`; after a driver update, restart the machine; {USE_CPU_HINT}",
         ) from error
     return True
 

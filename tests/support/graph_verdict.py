@@ -11,7 +11,7 @@ import torch
 
 from artifacts.errors import PenstockError
 from artifacts.schema import Half
-from stages.export.graphs.make import FURTHEST, GraphsMade, difference, make_graphs
+from stages.export.graphs.make import MAX_DIFFERENCE, GraphsMade, difference, make_graphs
 from stages.export.graphs.samples import Trial
 from stages.models.halves.features import encode
 from stages.models.halves.load import load_half
@@ -23,7 +23,7 @@ from tests.support.tiny_families import FAMILIES
 Run = Callable[[Any], Any]
 """Function that has a half compute."""
 Sizes = Sequence[tuple[int, int]]
-LIMIT = FURTHEST["fp32"]
+LIMIT = MAX_DIFFERENCE["fp32"]
 TRACED = (2, 1, 4)
 """Rows that an export shows a half; graphs are made of the first."""
 UNSEEN = 3

@@ -14,7 +14,7 @@ from flows.machine.launch import ENTRIES
 from stages.memory.oom_retry import OomRetry
 from stages.models.encoding.job import EncodeItem
 from stages.process import memory_limit
-from stages.process.memory import taken
+from stages.process.memory import process_memory
 from stages.process.report import EventReporter
 
 VARIABLE = "PENSTOCK_TEST_STARVE"
@@ -76,7 +76,7 @@ class Hunger:
 def fill() -> list[bytearray]:
     """Take nearly all that this process may."""
     (limit,) = memory_limit._limits
-    more = int(0.95 * limit.bytes) - (taken().data - limit.baseline.data)
+    more = int(0.95 * limit.bytes) - (process_memory().data - limit.baseline.data)
     held = bytearray(max(0, more))
     held[::4096] = b"x" * len(held[::4096])
     return [held]

@@ -32,7 +32,7 @@ from stages.models.graphs.session import GraphSession
 from stages.models.halves.absent import MissingModule, NeedsWeights
 from stages.process.exit_diagnosis import out_of_memory
 
-FURTHEST = {"fp32": 1e-3, "fp16": 5e-2}
+MAX_DIFFERENCE = {"fp32": 1e-3, "fp16": 5e-2}
 """Precision of a graph → largest accepted difference from its encoder, relative to the largest
 number. For 8 bit, noise is no measure, so only NaN and infinity are refused here; real images are
 compared later."""
@@ -54,7 +54,7 @@ def difference(reference: Any, found: Any) -> float:
 
 def check_agreement(precision: str, tried: str, apart: float, path: str) -> None:
     """Raise UsageError if graphs compute something else than the encoders."""
-    if apart > FURTHEST.get(precision, sys.float_info.max):
+    if apart > MAX_DIFFERENCE.get(precision, sys.float_info.max):
         raise UsageError(
             f"the graph of {path} differs from the model (relative difference {apart:.2g}, tested "
             f"with {tried})",
@@ -74,7 +74,7 @@ IN_8_BIT = ("MatMulInteger", "DynamicQuantizeMatMul", "QGemm")
 
 
 def save_graph(program: Any, path: Path) -> None:
-    """Write a graph, and its weights into a file beside it, which ONNX Runtime maps."""
+    """Write a graph, and its weights into a file next to it, which ONNX Runtime maps."""
     import onnx_ir
 
     for graph in program.graphs():
@@ -197,7 +197,7 @@ class GraphsMade:
     """The graphs of one half that have been made so far."""
 
     encoders: dict[str, GraphEncoder] = field(default_factory=dict)
-    """Path → tower."""
+    """Path → encoder."""
     furthest: float = 0.0
     """Largest difference from the encoders, relative to the largest number."""
 

@@ -74,7 +74,7 @@ def trials(
         mixed = [_noise(kind, frames, *size, 0) for size in SIZES]
         prepared = [_prepared(processor, clip, dual, PROMPTS[0]) for clip in mixed]
         if any(_in_one_row(name, value) for name, value in prepared[0].inputs.items()):
-            yield Trial(name=f"{kind}s of unlike sizes", run=_run_images(prepared))
+            yield Trial(name=f"{kind}s of different sizes", run=_run_images(prepared))
 
 
 def texts_of(processor: Any) -> list[str]:
