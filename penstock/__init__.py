@@ -128,6 +128,6 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if told := intruder():
-        raise ImportError(told)
+    if error := intruder():
+        raise ImportError(error)
     return getattr(import_module(_HOMES[name]), name)

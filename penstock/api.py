@@ -42,9 +42,9 @@ def rebuild(
     """Encode what of the sources has no features. `name`, `prune` and `dry_run` are as with the
     command `penstock cache rebuild`. Raises PenstockError."""
     given = {"name": name, "prune": prune, "dry_run": dry_run}
-    asked = RebuildOptions(**checked(RebuildOptions, given))
+    request = RebuildOptions(**checked(RebuildOptions, given))
     config = config_for(sources, options, RebuildConfig, FeatureOptions.__annotations__)
-    return run(config, asked, Display(quiet=not progress))
+    return run(config, request, Display(quiet=not progress))
 
 
 def plan(sources: Sources = (), **options: Unpack[CaptionOptions]) -> dict[str, Any]:

@@ -27,9 +27,9 @@ def main() -> int:
     """Run the command; returns its exit code."""
     if any(_origin(name) != HERE / name / "__init__.py" for name in PACKAGES):
         sys.path.insert(0, str(HERE))
-    told = intruder()
-    if told:
-        print(f"penstock: {told}", file=sys.stderr)
+    error = intruder()
+    if error:
+        print(f"penstock: {error}", file=sys.stderr)
         return ENVIRONMENT
     from flows.cli.main import main as command
 

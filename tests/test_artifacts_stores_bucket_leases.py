@@ -110,7 +110,7 @@ def test_a_lease_that_is_renewed_while_it_is_swept_stays(store: Store, tmp_path:
         assert store.board is not None and other.board is not None
         ((name, _),) = other.board.ages()
         store.board.renew(name)
-        other.board.forget(name)
+        other.board.expire(name)
         assert len(running_jobs(other)) == 1
 
 
@@ -119,7 +119,7 @@ def test_who_died_here_has_no_lease(
 ) -> None:
     assert store.board is not None
     note = leases.note_of([HELD], tmp_path)
-    store.board.hang(json.dumps({**note, "pid": 1 << 30}).encode())
+    store.board.create(json.dumps({**note, "pid": 1 << 30}).encode())
     assert running_jobs(open_store(store.url)) == []
 
 

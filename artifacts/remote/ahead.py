@@ -10,12 +10,12 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Hear = Callable[[int], None]
-"""Function that hears how many more bytes are here, and may raise to end it."""
+OnProgress = Callable[[int], None]
+"""Gets the number of new bytes, and may raise to cancel."""
 
 
 def run_detached(function: Callable[[Item], Result], item: Item) -> "Future[Result]":
-    """Return what will hold what a function gives."""
+    """Run a function on a thread that is not joined, and return its future."""
     made: Future[Result] = Future()
     threading.Thread(target=_do, args=(function, item, made), name="aside", daemon=True).start()
     return made
@@ -24,8 +24,8 @@ def run_detached(function: Callable[[Item], Result], item: Item) -> "Future[Resu
 def map_prefetched(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int, held: int = 0
 ) -> Iterator[Result]:
-    """Yield what a function gives for each item, in order. So many threads are at it, and at most
-    `held` results wait (0: all may). Raises what the function raised of an item, in its turn."""
+    """Yield the results of a function in order, computed on so many threads ahead of the caller. At
+    most `held` results wait (0: all may). Raises the function's error of an item in its turn."""
     left, lock = enumerate(items), threading.Lock()
     made: dict[int, Future[Result]] = {}
     came = threading.Condition(lock)

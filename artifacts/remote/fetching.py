@@ -15,28 +15,28 @@ from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, Unanswered
 from artifacts.remote.addresses import FarFile
-from artifacts.remote.ahead import Hear, map_prefetched
+from artifacts.remote.ahead import OnProgress, map_prefetched
 from artifacts.remote.finding import part_of, whole
 from artifacts.stores.copies import SPARE_BYTES
 from artifacts.stores.folder import fault_of
 
 RANGE_BYTES = 4 << 20
-"""Bytes that are asked for at once."""
+"""Bytes per range request."""
 RANGES_AT_ONCE = 4
-"""Ranges of one object that are under way; each is held in memory."""
+"""Concurrent ranges of one object; each is held in memory."""
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def part_name() -> str:
-    """Return the name of a file while it is fetched."""
+    """Return the name of an unfinished file."""
     with contextlib.suppress(OSError):
         return f"{BOOT.read_text().strip()[:8]}.part"
     return "part"
 
 
-def fetch(far: FarFile, file: BufferedRandom, hear: Hear) -> str:
-    """Write what is missing of an object to a file that holds its beginning; return the SHA-256 of
-    all of it. `hear` is told of the bytes as they come. Raises what `hear` raises, FileChanged,
+def fetch(far: FarFile, file: BufferedRandom, on_progress: OnProgress) -> str:
+    """Download the missing part of an object into a file with its beginning, and return the SHA-256
+    of the whole. `on_progress` gets the number of new bytes, and may raise. Raises FileChanged,
     FileNotFoundError and EnvironmentFault."""
     there = os.fstat(file.fileno()).st_size
     if there > far.size:
@@ -44,13 +44,13 @@ def fetch(far: FarFile, file: BufferedRandom, hear: Hear) -> str:
     _check_room(far, there, Path(file.name).parent)
     file.seek(0)
     hashed = hashlib.file_digest(file, "sha256") if there else hashlib.sha256()
-    hear(there)
+    on_progress(there)
     for block in _blocks(far, there):
-        with _told_of_disk(file):
+        with _disk_errors(file):
             file.write(block)
         hashed.update(block)
-        hear(len(block))
-    with _told_of_disk(file):
+        on_progress(len(block))
+    with _disk_errors(file):
         file.flush()
         os.fsync(file.fileno())
     if (size := os.fstat(file.fileno()).st_size) != far.size:
@@ -60,7 +60,7 @@ def fetch(far: FarFile, file: BufferedRandom, hear: Hear) -> str:
 
 
 @contextlib.contextmanager
-def _told_of_disk(file: BufferedRandom) -> Iterator[None]:
+def _disk_errors(file: BufferedRandom) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -78,7 +78,7 @@ def _blocks(far: FarFile, offset: int) -> Iterator[bytes]:
     if offset == far.size:
         return
     first = part_of(far, offset, min(RANGE_BYTES, far.size - offset))
-    if first is None:  # a server that gives no parts gives all
+    if first is None:  # the server does not support ranges
         for block in whole(far):
             yield block[offset:]
             offset = max(0, offset - len(block))
@@ -100,7 +100,7 @@ def _range(far: FarFile, offset: int) -> bytes:
 
 
 def check_size(far: FarFile, folder: Path) -> None:
-    """Raise Unanswered for what has more bytes than the whole disk: that is no file."""
+    """Raise Unanswered for an object larger than the whole disk, which is not a real file."""
     if far.size > (total := shutil.disk_usage(folder).total):
         raise Unanswered(
             f"{far.place} says that it has {far.size:,} bytes, and the disk of {folder} has "

@@ -55,7 +55,7 @@ def far_file_at(address: str) -> FarFile:
                 raise
             return obstore.head(client, name)  # it is empty
 
-    return _far_file(address, listed(_asked(address, ask)))
+    return _far_file(address, listed(_with_retries(address, ask)))
 
 
 def far_files_below(address: str, recursive: bool) -> Iterator[tuple[str, FarFile | None]]:
@@ -133,7 +133,7 @@ def part_of(far: FarFile, offset: int, length: int) -> bytes | None:
             raise
         return bytes(got.bytes()), listed(got.meta)
 
-    answer = _asked(far.address, ask)
+    answer = _with_retries(far.address, ask)
     if answer is None:
         return None
     body, found = answer
@@ -144,7 +144,7 @@ def part_of(far: FarFile, offset: int, length: int) -> bytes | None:
 def whole(far: FarFile) -> Iterator[bytes]:
     """Yield all bytes of what was found, in order. Raises what `part_of` raises."""
     client, name = _client(far.address)
-    got = _asked(far.address, lambda: obstore.get(client, name))
+    got = _with_retries(far.address, lambda: obstore.get(client, name))
     _same(far, listed(got.meta))
     try:
         yield from map(bytes, got.stream(min_chunk_size=STREAMED_BYTES))
@@ -156,8 +156,8 @@ def whole(far: FarFile) -> Iterator[bytes]:
 
 def _same(far: FarFile, found: Listed) -> None:
     """Raise FileChanged unless this is what was found."""
-    told = _version(found)
-    if found.size != far.size or (told and told != far.version):
+    version = _version(found)
+    if found.size != far.size or (version and version != far.version):
         raise FileChanged(far.place)
 
 
@@ -187,7 +187,7 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return fits[0]
 
 
-def _asked(address: str, ask: Callable[[], Answer]) -> Answer:
+def _with_retries(address: str, ask: Callable[[], Answer]) -> Answer:
     web = is_web(address)
     waits, hint = (WEB_WAITS, WEB_HINT) if web else (None, HINT)
     return with_retries(unsigned(address), ask, may_lack=True, waits=waits, hint=hint)

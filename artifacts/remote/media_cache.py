@@ -25,7 +25,7 @@ from typing import IO
 from artifacts.errors import MediaError, Unanswered
 from artifacts.files import HALF, whole_file, write_text
 from artifacts.remote.addresses import FarFile, is_address, is_web
-from artifacts.remote.ahead import Hear
+from artifacts.remote.ahead import OnProgress
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, FileChanged
 from artifacts.store import fault_of
 from artifacts.stores.copies import CopyRoom, nearby_folder, nearby_limit
@@ -97,12 +97,12 @@ def is_here(path: Path) -> bool:
     return path.exists() or not is_copy(path)
 
 
-def digest_at(path: Path, hear: Hear = lambda _: None) -> str:
+def digest_at(path: Path, on_progress: OnProgress = lambda _: None) -> str:
     """Return the SHA-256 of what a copy holds, which is fetched if that is not known yet. `hear` is
     told of the bytes as they come, and may raise. Raises FileNotFoundError, FileChanged and
     EnvironmentFault."""
     if not digest_noted(path):
-        with _held(path, hear) as file:
+        with _held(path, on_progress) as file:
             if not digest_noted(path):  # the note was lost, and the copy was not
                 note_digest(path, hashlib.file_digest(file, "sha256").hexdigest())
     return digest_noted(path)
@@ -154,13 +154,13 @@ def _copy_at(address: str) -> Path:
 
 
 @contextlib.contextmanager
-def _held(path: Path, hear: Hear = lambda _: None) -> Iterator[BufferedReader]:
+def _held(path: Path, on_progress: OnProgress = lambda _: None) -> Iterator[BufferedReader]:
     """Open a copy, fetched if it is not there, and keep others from deleting it."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            _fetch(path, hear)
+            _fetch(path, on_progress)
             continue
         with os.fdopen(descriptor, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
@@ -173,7 +173,7 @@ def _held(path: Path, hear: Hear = lambda _: None) -> Iterator[BufferedReader]:
             return
 
 
-def _fetch(path: Path, hear: Hear) -> None:
+def _fetch(path: Path, on_progress: OnProgress) -> None:
     """Fetch a copy; who else wants it waits."""
     # Whoever reads files of this machine loads nothing for it.
     from artifacts.remote.fetching import check_size, fetch, part_name
@@ -193,7 +193,7 @@ def _fetch(path: Path, hear: Hear) -> None:
             return
         check_size(far, path.parent)
         _room(media_folder(), nearby_limit()).take(far.size)
-        found, known = fetch(far, part, hear), digest_noted(path)
+        found, known = fetch(far, part, on_progress), digest_noted(path)
         if known and found != known:
             part.truncate(0)
             raise FileChanged(far.place)

@@ -14,7 +14,7 @@ from artifacts.stores.local import TEMPORARY
 
 FOLDER = "jobs"
 DEAD = b"dead\n"
-"""What lies there while a note is removed."""
+"""Content of a lease object while it is removed."""
 
 
 class BucketLeases:
@@ -23,22 +23,22 @@ class BucketLeases:
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
         self._own: dict[str, tuple[bytes, str]] = {}
-        """Name of a note of this process → what it says, and the version that was written last."""
+        """Own lease → its text, and the version written last."""
         self._texts: dict[str, bytes] = {}
-        """Name of another's → what it says: it is renewed, but never says anything else."""
+        """Lease of another process → its text, which never changes."""
         self._seen: dict[str, Listed] = {}
         self._ahead: float | None = None
         """Seconds by which the clock of the service is ahead of this process's monotonic one."""
         self._lock = threading.Lock()
 
-    def hang(self, text: bytes) -> str:
-        """Write a note; return its name. Raises EnvironmentFault."""
+    def create(self, text: bytes) -> str:
+        """Write a lease object, and return its name. Raises EnvironmentFault."""
         name = f"{FOLDER}/{uuid.uuid4().hex}"
         self._own[name] = text, self._written(name, _body(text))
         return name
 
     def renew(self, name: str) -> None:
-        """Make a note young again, also where it was taken for a dead one's and removed. Raises
+        """Renew a lease, also if it was taken for a dead process's and removed. Raises
         EnvironmentFault."""
         with self._lock:
             if name in self._own:
@@ -48,12 +48,12 @@ class BucketLeases:
                 self._own[name] = text, again or self._written(name, body)
 
     def _written(self, name: str, body: bytes) -> str:
-        """Write a note that is not there, and return its version. Nobody else writes that name but
-        to remove it."""
+        """Write a missing lease object, and return its version. Other processes only remove it."""
         for _ in range(2):
             if version := self._bucket.create(name, body):
                 return version
-            # Removed by another just now, or written by us though the answer was lost.
+            # Just removed by another process, or written by this one although the response was
+            # lost.
             found = self._bucket.head(name)
             with contextlib.suppress(FileNotFoundError):
                 if found is not None and self._bucket.get(name)[0] == body:
@@ -61,15 +61,15 @@ class BucketLeases:
                 self._bucket.delete([name])
         return ""
 
-    def take_down(self, name: str) -> None:
-        """Remove a note of this process. Where that cannot be done it grows old."""
+    def remove(self, name: str) -> None:
+        """Remove a lease of this process. If that fails, it expires."""
         with self._lock, contextlib.suppress(EnvironmentFault):
             del self._own[name]
             self._bucket.delete([name])
 
     def ages(self) -> Iterator[tuple[str, float]]:
-        """Yield every note with the seconds since it was renewed, by the clock of the service.
-        Raises EnvironmentFault."""
+        """Yield every lease with the seconds since its renewal, by the service's clock. Raises
+        EnvironmentFault."""
         found = list(self._bucket.below(FOLDER))
         others = [one for one in found if one.name not in self._own]
         now = self._now() if others else 0.0
@@ -78,7 +78,7 @@ class BucketLeases:
             yield one.name, max(0.0, now - one.modified) if one in others else 0.0
 
     def read(self, name: str) -> bytes:
-        """Return what a note says; nothing, if it is gone. Raises EnvironmentFault."""
+        """Return the text of a lease; empty if it is gone. Raises EnvironmentFault."""
         if name in self._own:
             return self._own[name][0]
         if name not in self._texts:
@@ -87,8 +87,8 @@ class BucketLeases:
                 self._texts[name] = body.partition(b"\n")[2]
         return self._texts.get(name, b"")
 
-    def forget(self, name: str) -> None:
-        """Remove the note of a dead process, unless it was renewed since its age was told. Raises
+    def expire(self, name: str) -> None:
+        """Remove the lease of a dead process, unless it was renewed since `ages`. Raises
         EnvironmentFault."""
         seen = self._seen.pop(name, None)
         if seen is not None and self._bucket.replace(name, DEAD, seen.version) is not None:
@@ -99,16 +99,16 @@ class BucketLeases:
         if self._ahead is None:
             probe = f"{TEMPORARY}/{uuid.uuid4().hex}"
             self._bucket.write(probe, b"")
-            asked = time.monotonic()
+            requested_at = time.monotonic()
             found = self._bucket.head(probe)
             self._bucket.delete([probe])
             if found is None:
                 return time.time()
-            self._ahead = found.modified - asked
+            self._ahead = found.modified - requested_at
         return self._ahead + time.monotonic()
 
 
 def _body(text: bytes) -> bytes:
-    """Return what is written of a note, other bytes each time: many services tell the version of
-    an object by its bytes alone."""
+    """Return the content of a lease object, with different bytes each time: many services derive
+    the version from the bytes alone."""
     return uuid.uuid4().hex.encode() + b"\n" + text

@@ -17,28 +17,28 @@ from artifacts.keys import digest_of
 from artifacts.user_folders import cache_home
 
 FOLDER, LIMIT = "PENSTOCK_NEARBY", "PENSTOCK_NEARBY_GB"
-"""Variables: where copies of what lies elsewhere are kept, and how much they may take; unset, the
-user's cache, and a part of its disk."""
+"""Environment variables: folder and size limit of the local cache. Defaults: the user's cache
+folder, and a share of its disk."""
 SHARE = 4
-"""Copies take at most one part in so many of their disk, where no limit is set."""
+"""Without a limit, copies take at most one part in so many of their disk."""
 SPARE_BYTES = 256 << 20
 """Bytes of the disk that are left free."""
 LOOK_BYTES = 256 << 20
-"""Bytes that a process adds before it looks again what all of them took."""
+"""Bytes that a process adds before it measures the cache again."""
 LOOKS = 8
-"""It looks at least when a part in so many of a limit was added."""
+"""It also measures again when one part in so many of the limit was added."""
 KEEP = 0.75
-"""Part of the limit to which copies are brought when they take more."""
+"""Share of the limit to which a full cache is reduced."""
 
 
 def nearby_folder() -> Path:
-    """Return the folder of what lies elsewhere and is kept on this machine for a while."""
-    asked = os.environ.get(FOLDER)
-    return Path(asked).expanduser().absolute() if asked else cache_home() / "penstock-nearby"
+    """Return the folder of the local cache of remote objects."""
+    folder = os.environ.get(FOLDER)
+    return Path(folder).expanduser().absolute() if folder else cache_home() / "penstock-nearby"
 
 
 def nearby_limit() -> int | None:
-    """Return the most bytes that copies may take there; None: a part of the disk. Raises
+    """Return the size limit of the local cache in bytes; None: a share of the disk. Raises
     UsageError."""
     limit = os.environ.get(LIMIT)
     try:
@@ -68,7 +68,7 @@ class CopyRoom:
         self._lock = threading.Lock()
 
     def take(self, size: int) -> None:
-        """Make room for so many bytes: the longest unused copies go, when it is time to look."""
+        """Make room for so many bytes by deleting the least recently used copies."""
         with self._lock:
             self._added += size
             if self._added >= self._look_bytes or self._is_full(size):
@@ -127,7 +127,7 @@ class Copies:
         return self._path(name, version).exists()
 
     def add(self, name: str, version: str, body: bytes) -> None:
-        """Keep a copy, if it can be."""
+        """Store a copy, if possible."""
         path = self._path(name, version)
         half = path.with_name(f"{uuid.uuid4().hex}.half")
         try:
@@ -141,7 +141,7 @@ class Copies:
         self._room.take(len(body))
 
     def drop(self, name: str, version: str) -> None:
-        """Forget a copy."""
+        """Delete a copy."""
         with contextlib.suppress(OSError):
             self._path(name, version).unlink()
 

@@ -14,8 +14,7 @@ from obstore.exceptions import BaseError
 from artifacts.errors import Unanswered
 
 WAITS = (0.1, 0.4, 1.6, 6.4)
-"""Seconds, at most, before an answer is asked for again. obstore has been as patient before, with
-what it takes for safe to ask again."""
+"""Longest waits in seconds before each retry. obstore itself has retried safe requests before."""
 NOTHING = "status code: 404"
 FINAL = (
     exceptions.InvalidPathError,
@@ -24,7 +23,7 @@ FINAL = (
     exceptions.UnauthenticatedError,
     exceptions.UnknownConfigurationKeyError,
 )
-"""What is not otherwise when it is asked again."""
+"""Errors that a retry cannot change."""
 ADDRESS = re.compile(r"\w+://\S+")
 HINT = (
     "See that the bucket is there and the network is up, and that the variables of its service "
@@ -46,28 +45,28 @@ def with_retries(
     waits: Sequence[float] | None = None,
     hint: str = HINT,
 ) -> Answer:
-    """Ask until there is an answer about what lies at a place. Raises EnvironmentFault, and
-    FileNotFoundError if that may be one."""
+    """Call `ask` until it succeeds, with waits in between. Raises EnvironmentFault, and
+    FileNotFoundError if `may_lack`."""
     for wait in (*(WAITS if waits is None else waits), None):
         try:
             return ask()
         except FileNotFoundError:
             if may_lack:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place) from None
-            why = "there is nothing"
+            why = "not found"
             break
         except BaseError as error:
             why = reason(error)
             if isinstance(error, exceptions.InvalidPathError):
-                raise InvalidName(f"{place} gives no answer ({why})", hint=hint) from None
+                raise InvalidName(f"no response from {place} ({why})", hint=hint) from None
             if isinstance(error, FINAL) or NOTHING in why or wait is None:
                 break
             time.sleep(wait * random.uniform(0.5, 1))
-    # Not from what was caught: its words hold addresses, which may let their readers in.
-    raise Unanswered(f"{place} gives no answer ({why})", hint=hint)
+    # Not chained: messages of the caught error contain URLs, which may contain credentials.
+    raise Unanswered(f"no response from {place} ({why})", hint=hint)
 
 
 def reason(error: Exception) -> str:
-    """Return what an error says at last, in one line and without the addresses in it."""
+    """Return the cause in an error's message, in one line and without URLs."""
     words = " ".join(str(error).partition("\n\nDebug source:")[0].split())
     return ADDRESS.sub("…", words).rpartition(" - ")[2].partition(": <")[0][:200].rstrip(": ")

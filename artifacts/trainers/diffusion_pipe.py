@@ -38,8 +38,8 @@ frame_buckets = [1, 33]
         rows = of_kind(entries, kind)
         if rows:
             # ASCII: the trainer opens the file in whatever encoding its machine has.
-            said = {row.name: [one_line(each.caption) for each in row.rows] for row in rows}
-            files[f"{name}/{CAPTIONS}"] = json.dumps(said, indent=1) + "\n"
+            captions = {row.name: [one_line(each.caption) for each in row.rows] for row in rows}
+            files[f"{name}/{CAPTIONS}"] = json.dumps(captions, indent=1) + "\n"
             config += f"\n[[directory]]\npath = {toml_text(str(folder / name))}\nnum_repeats = 1\n"
     return {**files, CONFIG: config}
 

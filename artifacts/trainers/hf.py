@@ -34,14 +34,14 @@ def hf_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
         rows = of_kind(entries, kind)
         if rows:
             # The reader wants the same columns in every line.
-            named = sorted({said.name for row in rows for said in row.rows if said.name})
+            named = sorted({each.name for row in rows for each in row.rows if each.name})
             files[f"{name}/{METADATA}"] = "".join(json_line(_line(row, named)) for row in rows)
             files[f"{name}/{CARD}"] = _card(kind, rows)
     return files
 
 
 def _line(entry: TrainerEntry, named: Sequence[str]) -> dict[str, object]:
-    row, said = entry.row, {each.name: one_line(each.caption) for each in entry.rows}
+    row, texts = entry.row, {each.name: one_line(each.caption) for each in entry.rows}
     line: dict[str, object] = {
         "file_name": entry.name,
         "text": utf8(entry.caption),
@@ -51,7 +51,7 @@ def _line(entry: TrainerEntry, named: Sequence[str]) -> dict[str, object]:
         "end": float(row.end),
     }
     # A prompt may be called as one of these columns is.
-    of_each = {f"caption_{name}" if name in line else name: said.get(name, "") for name in named}
+    of_each = {f"caption_{name}" if name in line else name: texts.get(name, "") for name in named}
     return {**line, **{column: utf8(text) for column, text in of_each.items()}}
 
 

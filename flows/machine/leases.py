@@ -219,12 +219,12 @@ def running_jobs(store: Store, but: str = "") -> list[RunningJob]:
 
 @contextlib.contextmanager
 def _hold_note_on(board: "BucketLeases", note: Mapping[str, Any]) -> Iterator[str]:
-    name = board.hang(json.dumps(note).encode())
+    name = board.create(json.dumps(note).encode())
     try:
         with heartbeat(partial(board.renew, name)):
             yield name
     finally:
-        board.take_down(name)
+        board.remove(name)
 
 
 def _live_notes_on(board: "BucketLeases", but: str) -> Iterator[Mapping[str, Any]]:
@@ -234,6 +234,6 @@ def _live_notes_on(board: "BucketLeases", but: str) -> Iterator[Mapping[str, Any
         note = read_note(board.read(name))
         here = note["system"] and note["system"] == system()
         if age > LEASE_SECONDS or (here and not os.path.exists(f"/proc/{note['pid']}")):
-            board.forget(name)
+            board.expire(name)
         elif note["scopes"]:
             yield note
