@@ -198,7 +198,7 @@ def test_two_runs_into_one_folder_are_refused(config: CaptionConfig, tmp_path: P
     (tmp_path / "out").mkdir()
     lock = try_hold(tmp_path / "out" / ".lock")
     assert lock is not None
-    with lock, pytest.raises(UsageError, match="is captioning into"):
+    with lock, pytest.raises(UsageError, match="is already captioning into"):
         run(config, Stages())
 
 

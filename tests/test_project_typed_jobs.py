@@ -144,7 +144,7 @@ ROOM_REASONS = {
     },
     "what is stored of a record, as JSON": {
         "cache:sampling_text", "captions:caption_of", "ledger:Ledger.failure",
-        "ledger:Ledger.refusal", "namespace_notes:settings_of", "summaries:Summaries.of",
+        "ledger:Ledger.refusal", "namespace_notes:settings_of", "summaries:Summaries.find",
     },
     "a recipe, as JSON that is compared whole": {
         "export_result:note_parity", "export_result:placed_before",
