@@ -206,7 +206,7 @@ def test_every_trainer_learns_a_text_by_hand_always(
     assert result.warnings == [
         "kept 1 .txt file that users wrote or edited (a.txt); --overwrite replaces them"
     ]
-    assert "user-written or corrected texts: 1 in t" in result.line()
+    assert "user-written or corrected texts: 1 in txt, 1 in kohya" in result.line()
     other = str(tmp_path / "other")
     write(pictures, out=other)
     for out in (pictures.out, other):
@@ -233,7 +233,7 @@ def test_an_empty_text_is_nobody_s(pictures: CaptionConfig) -> None:
     for name, content in (("a.txt", b"\xef\xbb\xbf \r\n"), ("b.txt", b"")):
         (folder / name).write_bytes(content)
     result = write(pictures, "txt", "kohya", beside=True)
-    assert result.warnings == [] and "texts that people" not in result.line()
+    assert result.warnings == [] and "user-written or corrected" not in result.line()
     assert (folder / "a.txt").read_text().strip() and (folder / "b.txt").read_text().strip()
 
 
