@@ -23,32 +23,32 @@ them. `python -m scripts.cards` makes this page; a test says when it is old.
 
 **All figures are planned. No card has confirmed them.** For each model, the script builds its
 transformers class without weights, from the published configuration in
-`flows/planning/cards/models.json`, and stops if the count of its parameters is not the one that is
-noted there with its source. Then it calls the functions of `penstock plan`. A card of 24 GB has
-24·10⁹ bytes, of which a run takes 95 %. Where other programs hold some of it, the next smaller card
-applies. To plan one row again:
+`flows/planning/cards/models.json`. It stops if the count of its parameters is not the published
+one, noted there with its source. Then it calls the functions of `penstock plan`. A card of 24 GB
+has 24·10⁹ bytes, of which a run takes 95 %. Where other programs hold some of it, take the next
+smaller card. To plan one row again:
 
     penstock plan --model Qwen/Qwen3-VL-4B-Instruct --precision auto --memory 15.2GB
 
-A plan without files assumes full chunks of a Full HD video: 30 s, in as many frames as the model's
-processor states and its context holds. It asks for captions of up to 256 tokens and 8 chunks at
-once. The stand-in for the tokenizer makes one token of each byte of a template, so a real prompt
-is slightly shorter.
+A plan without files assumes full chunks of a Full HD video: 30 s, in as many frames as the
+model's processor states and its context holds. It asks for captions of up to 256 tokens and 8
+chunks at once. The stand-in for the tokenizer makes one token of each byte of a template, so a
+real prompt is slightly shorter.
 
 ## The largest that fit
 
-`penstock plan` names these for the memory that it finds. "Largest" means most parameters among the
-models below that caption with weights and KV cache on the card; whether its captions are better was
-not measured. The last column is for a model that is larger still, in fewer bits."""
+`penstock plan` names these for the memory that it finds. "Largest" means most parameters among
+the models below that caption with weights and KV cache on the card; whether its captions are
+better was not measured. The last column is for a model that is larger still, in fewer bits."""
 MODELS = """## The models
 
-Weights are those of the checkpoint's own precision. "KV" is what the cache takes for one token in
-16 bit, "prompt" the tokens of a chunk with its frames, and "context" what the model reads and
-writes at most."""
+Weights are those of the checkpoint's own precision. "KV" is the size of the cache for one token in
+16 bit. "Prompt" is the tokens of a chunk with its frames. "Context" is the most that the model
+reads and writes."""
 TABLES = """Each table below has the models that fit, largest first. Precision and chunks at once
 are those of encode / decode; peaks are in GiB. "Limited by" is the largest part of what a stage
-would have taken with 8 chunks in its own precision, and "so" what was done besides fewer chunks and
-fewer bits. A KV cache in host memory is 2 to 5 times slower. int8 and nf4 change some words."""
+would have taken with 8 chunks in its own precision. "So" is what was done besides fewer chunks
+and fewer bits. A KV cache in host memory is 2 to 5 times slower. int8 and nf4 change some words."""
 
 
 def page(planned: Sequence[PlannedModel]) -> str:
