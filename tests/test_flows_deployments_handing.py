@@ -260,7 +260,7 @@ def test_what_a_schedule_will_start_later_decides_nothing_yet() -> None:
 OTHERS = ("Completed", "Failed", "Cancelled", "Running", "Pending", "Late", "AwaitingRetry")
 
 
-def test_only_runs_that_ended_unasked_are_started_again() -> None:
+def test_only_runs_that_has_crashed_are_started_again() -> None:
     for state in ("Crashed", INTERRUPTED):
         assert swept(run("a", state)) == {"a": ""}
     for state in OTHERS:

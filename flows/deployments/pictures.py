@@ -35,11 +35,11 @@ def pictures_of(media: Mapping[int, tuple[Path, float | None]]) -> dict[int, byt
     cannot be had in time."""
     if not media:
         return {}
-    asked = [[place, os.fsencode(path).hex(), time] for place, (path, time) in media.items()]
+    requests = [[place, os.fsencode(path).hex(), time] for place, (path, time) in media.items()]
     try:
-        said = subprocess.run(
+        output = subprocess.run(
             [sys.executable, "-P", "-m", "flows.deployments.pictures", str(os.getpid())],
-            input=json.dumps(asked).encode(),
+            input=json.dumps(requests).encode(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=child_environment(),
@@ -47,22 +47,22 @@ def pictures_of(media: Mapping[int, tuple[Path, float | None]]) -> dict[int, byt
             check=False,
         ).stdout
     except subprocess.TimeoutExpired as error:
-        said = error.stdout or b""
-    return pictures_in(said)
+        output = error.stdout or b""
+    return pictures_in(output)
 
 
-def pictures_in(said: bytes) -> dict[int, bytes]:
-    """Return what the process has said before it ended, however that was."""
-    lines = [line for line in said.splitlines(keepends=True) if line.endswith(b"\n")]
+def pictures_in(output: bytes) -> dict[int, bytes]:
+    """Return what the process wrote before it ended."""
+    lines = [line for line in output.splitlines(keepends=True) if line.endswith(b"\n")]
     return {place: base64.b64decode(picture) for place, picture in map(json.loads, lines)}
 
 
 def main(parent: str) -> None:
     """Say each picture as soon as it is made, in a line of JSON."""
     die_with(int(parent))
-    asked = json.load(sys.stdin)
+    requests = json.load(sys.stdin)
     _hold_down()
-    for place, path, time in asked:
+    for place, path, time in requests:
         found = thumbnail(Path(os.fsdecode(bytes.fromhex(path))), time, SIDE)
         if found is not None and (small := _within(found)):
             print(json.dumps([place, base64.b64encode(small).decode()]), flush=True)

@@ -81,13 +81,13 @@ def sweep_crashed(
             max_retries=max_retries,
             older_than=timedelta(seconds=older_than_seconds),
         )
-        told = [start_again(client, verdict, max_retries) for verdict in found]
+        report = [start_again(client, verdict, max_retries) for verdict in found]
         drop_late(client, now)
-    for line in told:
+    for line in report:
         get_run_logger().info("%s", line)
     if closed:
         get_run_logger().info(
-            "task runs of ended runs that still said Running: %d, now Crashed", closed
+            "task runs of ended runs still marked Running: %d, now Crashed", closed
         )
     again = sum(not verdict.why_not for verdict in found)
     return Completed(message=f"{again} of {len(found)} crashed runs started again")
@@ -137,7 +137,7 @@ def verdicts(
     for of_job in jobs.values():
         of_job.sort(key=due)
         newest = of_job[-1]
-        for run in filter(ended_unasked, of_job):
+        for run in filter(has_crashed, of_job):
             if run is newest:
                 why_not = why_left_alone(run, now, max_retries, older_than)
             else:
@@ -180,7 +180,7 @@ def start_again(client: SyncPrefectClient, verdict: Verdict, max_retries: int) -
     return f"{name} is started again, {times}"
 
 
-def ended_unasked(run: FlowRun) -> bool:
+def has_crashed(run: FlowRun) -> bool:
     state = run.state
     assert state is not None
     return state.type == StateType.CRASHED or (
