@@ -14,6 +14,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("penstock", "flows", "stages", "artifacts", "penstock_demo")
 RETIRED = ("told", "asked", "said", "hear", "tell")
+STORED = {
+    "asked": "field of the plan that a run records",
+    "said_before": "field of the decode stage's job, which tasks record",
+}
+"""Identifiers that may have such a word → where the name is stored."""
+PHRASES = re.compile(
+    r"\b(knows? (no|not|nothing|neither)|in few bits|to the bit|hangs on|(is|are|was|were) told"
+    r"|overhears?|is said in|are said in|what is asked|who (asks|loads|reads|holds|takes) it)\b",
+    re.IGNORECASE,
+)
+"""Phrases of the former dialect."""
+MOST_IN_PROSE = 20
+"""How often a word of RETIRED may stand in comments, texts and pages: plain English has it, too."""
 NEGATIONS = re.compile(r"\b[Kk]nows? (no|not|nothing|neither)\b")
 MOST_LINES = 400
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -35,23 +48,57 @@ def counts(path: Path) -> tuple[Counter[str], Counter[str]]:
     return names, prose
 
 
-def main() -> None:
-    """Print the counts."""
-    names, prose, negated, long = Counter[str](), Counter[str](), 0, 0
+def retired_names() -> dict[str, list[str]]:
+    """Return the identifiers with a retired word, by module, but those of STORED."""
+    found: dict[str, list[str]] = {}
+    for path in files():
+        tokens = tokenize.generate_tokens(io.StringIO(path.read_text("utf-8")).readline)
+        names = {token.string for token in tokens if token.type == tokenize.NAME} - STORED.keys()
+        bad = [name for name in names if {*RETIRED} & {w.lower() for w in WORD.findall(name)}]
+        if bad:
+            found[path.relative_to(ROOT).as_posix()] = sorted(bad)
+    return found
+
+
+def pages() -> list[Path]:
+    """Return README and every page of docs/ but the log, which is history."""
+    found = (ROOT / "docs").rglob("*.md")
+    return [ROOT / "README.md", *sorted(page for page in found if page.name != "log.md")]
+
+
+def retired_phrases() -> dict[str, list[str]]:
+    """Return the phrases of the former dialect, by file: modules, scripts, pages and page texts."""
+    sources = (path for top in PACKAGES for path in (ROOT / top).rglob("*.*"))
+    texts = (path for path in sources if path.suffix in (".py", ".js", ".html"))
+    return {
+        path.relative_to(ROOT).as_posix(): phrases
+        for path in (*texts, *pages())
+        if (phrases := [m[0] for m in PHRASES.finditer(path.read_text("utf-8"))])
+    }
+
+
+def all_counts() -> tuple[Counter[str], Counter[str]]:
+    """Return how often each word stands in the product's names, and in its prose and pages."""
+    names, prose = Counter[str](), Counter[str]()
     for path in files():
         found, text = counts(path)
         names += found
         prose += text
-        source = path.read_text("utf-8")
-        negated += bool(NEGATIONS.search(ast.get_docstring(ast.parse(source)) or ""))
-        long += len(source.splitlines()) > MOST_LINES
-    for page in (*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"):
-        if page.name != "log.md":
-            prose.update(w.lower() for w in re.findall(r"[A-Za-z]+", page.read_text("utf-8")))
+    for page in pages():
+        prose.update(w.lower() for w in re.findall(r"[A-Za-z]+", page.read_text("utf-8")))
+    return names, prose
+
+
+def main() -> None:
+    """Print the counts."""
+    names, prose = all_counts()
     for word in RETIRED:
         print(f"{word:6} {names[word]:5} in names, {prose[word]:5} in prose")
+    sources = [path.read_text("utf-8") for path in files()]
+    negated = sum(bool(NEGATIONS.search(ast.get_docstring(ast.parse(s)) or "")) for s in sources)
+    long = sum(len(source.splitlines()) > MOST_LINES for source in sources)
     print(f"{negated} module docstrings that say what a module does not know")
-    print(f"{len(files())} modules, {long} of more than {MOST_LINES} lines")
+    print(f"{len(sources)} modules, {long} of more than {MOST_LINES} lines")
 
 
 if __name__ == "__main__":
