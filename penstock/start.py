@@ -35,7 +35,7 @@ def main() -> int:
 
     try:
         return command()
-    except KeyboardInterrupt:  # a second one, while the last words were said
+    except KeyboardInterrupt:  # a second one, while the result was printed
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing but the interpreter is left to end

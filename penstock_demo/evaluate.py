@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         films = [read_film(Path(folder) / truth.file) for truth in truths]
     board = judge(captioner, truths, films, EvaluationPrompt())
     lines = [board.table()]
-    lines += [f"miss: {truth.caption}\n said: {output}" for truth, output in board.misses[:20]]
+    lines += [f"miss: {truth.caption}\n  got: {output}" for truth, output in board.misses[:20]]
     print("\n".join(lines), flush=True)
     if chosen.sweep:
         print("pictures\n" + judge_images(captioner, chosen.clips, chosen.seed).table(), flush=True)

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("penstock", "flows", "stages", "artifacts", "penstock_demo")
 RETIRED = ("told", "asked", "said", "hear", "tell")
 STORED = {
+    "tell": "method of files",
     "asked": "field of the plan that a run records",
     "said_before": "field of the decode stage's job, which tasks record",
 }

@@ -11,7 +11,7 @@ import pytest
 from artifacts.user_folders import user_cache
 from flows.cli import caption_command as caption_command
 from flows.cli import main as cli
-from flows.cli.first_captions import first_captions
+from flows.cli.caption_command import first_captions
 from flows.cli.main import main
 from flows.console.lines import columns_of, shortened
 from flows.results.run_result import RunResult

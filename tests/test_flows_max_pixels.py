@@ -15,7 +15,7 @@ import torch
 
 from artifacts.errors import UsageError
 from flows.checkpoint.context import frames_of_size
-from flows.checkpoint.pixel_limits import check_pixels
+from flows.checkpoint.models import check_pixels
 from flows.options.commands import CaptionConfig
 from flows.planning.plan import Plan, plan_of
 from flows.planning.plan_view import verdict

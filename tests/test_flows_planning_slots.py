@@ -12,8 +12,7 @@ from flows.machine.budget import Budget
 from flows.options.commands import CaptionConfig
 from flows.planning.choose import PlanRequest, choices
 from flows.planning.costs import estimate
-from flows.planning.costs.decode import GRAMMAR_BYTES, rungs
-from flows.planning.costs.slots import supports_slots
+from flows.planning.costs.decode import GRAMMAR_BYTES, rungs, supports_slots
 from flows.planning.estimate import StageEstimate
 from flows.planning.rungs import Rung
 from flows.planning.start import batch_without_slots

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from flows.serving.caption_params import CaptionParams, StreamedText, in_order, joined_text
-from flows.serving.chat import ChatRequest, parse_chat_request
-from flows.serving.json_bodies import json_in
+from flows.serving.chat import ChatRequest, json_in, parse_chat_request
 from flows.serving.refusals import HttpRefusal
 from stages.decode.generation import SamplingParams
 from stages.process.events import CaptionProgress

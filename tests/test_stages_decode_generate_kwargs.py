@@ -17,10 +17,9 @@ from artifacts.errors import UsageError
 from flows.results.summaries import TEXT_SETTINGS
 from penstock_demo import CHECKPOINT
 from stages.decode import run
-from stages.decode.generate_kwargs import bad_words_ids, seed_of
+from stages.decode.generate_kwargs import PresencePenalty, bad_words_ids, seed_of
 from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem
-from stages.decode.presence import PresencePenalty
 from stages.decode.repetition import NGRAM, PENALTY, is_repetitive
 from stages.models.processors.chat_template import PARTS, PLAIN, write
 from stages.models.processors.prepare import Clip, load_processor

@@ -83,7 +83,7 @@ class FarFile:
     size: int
     """Bytes."""
     version: str
-    """Word that changes whenever the content does; another one each time where none is told."""
+    """Word that changes whenever the content does. A new one for each response that has none."""
 
     @property
     def key(self) -> str:

@@ -27,11 +27,11 @@ class TrainerEntry:
     path: str
     """Absolute path, or relative to the folder of the data set where media must lie in it."""
     rows: tuple[Caption, ...]
-    """What was said of it: one caption, or that of each named prompt."""
+    """Its caption, or the captions of the named prompts."""
 
     @property
     def row(self) -> Caption:
-        """Return what a trainer is told that takes one caption: what the first prompt gave."""
+        """Return the caption for a trainer that takes one: that of the first prompt."""
         return self.rows[0]
 
     @property

@@ -1,22 +1,51 @@
 """Implements `penstock caption`, with or without Prefect, and prints the result."""
 
 import argparse
+import json
 import os
 import shlex
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
+from itertools import islice
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+from artifacts.edits import REJECTED
 from artifacts.errors import PenstockError, redacted
 from artifacts.remote.addresses import signed
 from flows.cli.exit_report import CRASHED, print_result
-from flows.cli.first_captions import first_captions
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import READING, Display
-from flows.console.lines import print_lines
+from flows.console.lines import escaped, print_lines, shortened, terminal_width
 from flows.options.commands import CaptionConfig
+
+SHOWN = 3
+"""Number of media whose first caption is printed."""
+SEARCHED = 100
+"""Lines of `captions.jsonl` that are searched for them."""
+
+
+def first_captions(out: Path) -> list[str]:
+    """Return one line for each of the first media: its name and its first caption that was not
+    rejected, cut at the terminal's width."""
+    found: dict[str, str] = {}
+    with (
+        suppress(OSError, ValueError),
+        open(out / "captions.jsonl", encoding="utf-8") as file,
+    ):
+        for row in map(json.loads, islice(file, SEARCHED)):
+            if row.get("review") != REJECTED and len(found) < SHOWN:
+                found.setdefault(row["media_path"], row["caption"])
+    width = terminal_width(sys.stdout)
+    return [_line(path, caption, width) for path, caption in found.items()]
+
+
+def _line(path: str, caption: str, width: int) -> str:
+    name = shortened(escaped(PurePath(path).name), width // 3)
+    return shortened(f"  {name}: {escaped(' '.join(caption.split()))}", width)
+
 
 if TYPE_CHECKING:
     from flows.job.prepare import Job

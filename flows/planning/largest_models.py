@@ -29,7 +29,7 @@ NAMES = {
     "gpu": {"unquantized": "unquantized", "quantized": "with --precision auto"},
     "cpu": {"unquantized": "in 32 bit, slow without a GPU"},
 }
-"""Kind of device → key of the table → what is said of the model."""
+"""Kind of device → key of the table → the note about the model."""
 
 
 @cache

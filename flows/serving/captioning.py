@@ -5,14 +5,18 @@ A new prompt for a stored medium needs the language half only.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 from artifacts.errors import UsageError
-from artifacts.packs import RecordSet
+from artifacts.keys import digest_of
+from artifacts.packs import Record, RecordSet
 from artifacts.schema import MediaIndex
+from artifacts.store import Store
+from flows.checkpoint.prompt_tokens import PromptTokens, max_prompt_tokens
 from flows.job.media_digests import check_placeholders
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant
@@ -22,15 +26,76 @@ from flows.running.stage_calls import StageCallBuilder
 from flows.serving.caption_params import CaptionParams, in_order
 from flows.serving.frame_source import FrameSource
 from flows.serving.half_worker import HalfWorker
-from flows.serving.kept_captions import KeptCaptions, key_of
 from flows.serving.metrics import Metrics
-from flows.serving.prompt_bound import PromptBound
 from flows.serving.record_cache import RecordCacheFlusher
-from flows.serving.refusals import bad_request, refusal_of
+from flows.serving.refusals import bad_request, exceeded, refusal_of
 from flows.serving.shown_names import shown_name
 from flows.serving.single_flight import SingleFlight
 from flows.serving.uploads import Upload
 from stages.process.events import CaptionProgress, Event
+
+
+class KeptCaptions:
+    """The stored captions of one model, the preferred variant first."""
+
+    def __init__(
+        self, store: Store, kind: str, namespaces: Sequence[str], keeper: RecordCacheFlusher
+    ) -> None:
+        self._kept = [keeper.of(store, kind, namespace) for namespace in namespaces]
+
+    async def read(self, keys: Sequence[str]) -> CaptionProgress | None:
+        """Return a caption by its key in each variant, or None."""
+        for kept, key in zip(self._kept, keys, strict=True):
+            if key in kept and (record := await kept.read(key)) is not None:
+                return _output_of(record)
+        return None
+
+    def remember(self, output: CaptionProgress) -> None:
+        """Keep a caption in memory. The stage has stored it."""
+        meta = {name: value for name, value in asdict(output).items() if name != "key"}
+        self._kept[0].remember(Record(key=output.key, meta=meta))
+
+
+def key_of(key: str, settings: str) -> str:
+    """Return the cache key of a caption with these request settings."""
+    return digest_of([key, settings]) if settings else key
+
+
+def _output_of(record: Record) -> CaptionProgress:
+    """Return a stored caption. Captions of runs have no prompt token count."""
+    meta = record.meta
+    return CaptionProgress(
+        key=record.key,
+        caption=meta["caption"],
+        tokens=meta["tokens"],
+        ended=meta.get("ended") or "stop",
+        prompt_tokens=meta.get("prompt_tokens", 0),
+        stopped=meta.get("stopped", False),
+    )
+
+
+class PromptBound:
+    """The context length of one model, and its tokenizer."""
+
+    def __init__(self, folder: Path, context: int) -> None:
+        """Take the folder of a checkpoint and its context length in tokens; 0: unknown."""
+        self._context = context
+        self._tokens = PromptTokens(folder)
+
+    async def check(self, prompt: str, new: int, *, whole: bool = True) -> None:
+        """Raise HttpRefusal for a prompt that exceeds the context together with `new` tokens. If
+        the answer may be cut (not `whole`), only its first token has to fit."""
+        needed = new if whole else 1
+        if not self._context or max_prompt_tokens(prompt) + needed <= self._context:
+            return
+        count = await asyncio.to_thread(self._tokens.count, prompt)
+        if count + needed > self._context:
+            raise exceeded(
+                f"the model's context is {self._context:,} tokens: the prompt needs {count:,}, and "
+                f"the answer up to {new:,}",
+                "Shorten the prompt, or request a shorter answer",
+            )
+
 
 MAX_PROMPT_LETTERS = 20_000
 """Largest number of characters of a prompt."""

@@ -21,10 +21,28 @@ from transformers.generation.logits_process import (
 from artifacts.keys import digest_of
 from stages.decode.generation import CHECKPOINT, SAMPLING_FIELDS, SamplingParams
 from stages.decode.job import DecodeItem
-from stages.decode.presence import PresencePenalty
 from stages.decode.prompts import check_context, context_left, start_ids
 from stages.decode.repetition import retry_params
 from stages.decode.request_settings import RequestSettings, cut_at
+
+
+class PresencePenalty(LogitsProcessor):
+    """Subtracts a number from the logit of every token that was generated since the first call."""
+
+    def __init__(self, penalty: float) -> None:
+        self._penalty = penalty
+        self._prompt_length: int | None = None
+        """Number of tokens before the first generated one, known from the first call."""
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the penalized scores, of shape [rows, vocabulary]. `ids` are of shape [rows,
+        tokens]."""
+        if self._prompt_length is None:
+            self._prompt_length = ids.shape[1]
+        seen = torch.zeros_like(scores, dtype=torch.bool)
+        seen.scatter_(1, ids[:, self._prompt_length :].to(scores.device), value=True)
+        return torch.where(seen, scores - self._penalty, scores)
+
 
 CHECKPOINT_FIELDS = ("do_sample", *SAMPLING_FIELDS, "min_p")
 """Settings that `--sampling checkpoint` takes from the checkpoint."""
