@@ -88,7 +88,7 @@ def _check_length(request: Request, max_bytes: int) -> None:
 
 
 async def receive(body: AsyncIterator[bytes], max_bytes: int, temp_store: TempStore) -> Upload:
-    """Write a body of at most `most` bytes to a file. Raises HttpRefusal."""
+    """Write a body of at most `max_bytes` bytes to a file. Raises HttpRefusal."""
     file, waiting, size = BodyFile(temp_store.path(".upload")), bytearray(), 0
     try:
         async for piece in _in_time(body, asyncio.get_running_loop().time()):

@@ -230,7 +230,7 @@ def run_generate(
 
 
 def _groups(requests: Sequence[DecodeRequest]) -> Iterator[list[int]]:
-    """Yield the indexes of rows that can be decoded group. Images and videos cannot, nor can
+    """Yield the indexes of rows that can be decoded together. Images and videos cannot, nor can
     rows with different settings."""
     found: dict[tuple[str, ...], list[int]] = {}
     for index, one in enumerate(requests):
