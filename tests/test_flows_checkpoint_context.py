@@ -198,7 +198,7 @@ def test_the_largest_limit_that_fits_is_named() -> None:
     assert refused(LLAVA, prompt, max_new_tokens=1100) == ""
     said = refused(LLAVA, prompt, max_new_tokens=1101)
     assert "with 5 frames (2,885) and the prompt (111)" in said
-    assert said.endswith("Give --max-new-tokens 1100, or less")
+    assert said.endswith("Give --max-new-tokens 1100 or less")
     assert "--max-new-tokens 1090" in refused(LLAVA, prompt, max_new_tokens=1101, system="s" * 10)
     said = refused(LLAVA, "w" * 1300)
     assert said.endswith("Give --max-frames 4, or shorten the prompt")

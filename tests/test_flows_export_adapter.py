@@ -86,5 +86,5 @@ def test_an_adapter_that_is_none_is_said_before_the_model_is_looked_at(tmp_path:
 
 
 def test_what_a_store_has_is_not_of_the_model_with_its_adapter(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="without the adapter"):
+    with pytest.raises(UsageError, match="without this adapter"):
         asked(tmp_path, adapter="a", calibrated=True, stored=True)

@@ -138,8 +138,8 @@ REFUSED: list[tuple[Any, str]] = [
     (change("K", " "), "reject"),
     (change("K", 1), "not a text"),
     (change("K", "a", "?"), "review"),
-    ({"does": "x"}, "no id"),
-    ([], "no object"),
+    ({"does": "x"}, "id is missing"),
+    ([], "not an object"),
 ]
 
 
