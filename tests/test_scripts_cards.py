@@ -10,7 +10,7 @@ from flows.machine.budget import Budget
 from flows.planning.largest_models import TABLE, largest_models_line
 from scripts.card_models import CardModel, card_models, write_checkpoint
 from scripts.cards import PAGE, plan_all, table
-from scripts.cards_page import page, rows_of
+from scripts.cards_page import MODELS, OPENING, TABLES, page, rows_of
 from scripts.cards_plan import PlannedModel, plan_model
 
 AGAIN = "run `python -m scripts.cards`"
@@ -64,7 +64,9 @@ def test_weights_and_kv_caches_are_those_of_a_calculation_by_hand(
 def test_a_model_that_is_planned_again_has_the_rows_of_the_page(tmp_path: Path) -> None:
     """One of them all, so that an old page is seen without planning for minutes."""
     (model,) = (each for each in card_models() if each.name == "llava-hf/llava-1.5-7b-hf")
-    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    text = PAGE.read_text(encoding="utf-8")
+    assert all(part in text for part in (OPENING, MODELS, TABLES)), AGAIN
+    lines = text.splitlines()
     rows = rows_of(plan_model(model, tmp_path))
     assert len(rows) == 6 and not set(rows) - set(lines), AGAIN
 
