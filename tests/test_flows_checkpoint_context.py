@@ -204,7 +204,7 @@ def test_the_largest_limit_that_fits_is_named() -> None:
     assert said.endswith("Give --max-frames 4, or shorten the prompt")
     assert refused(LLAVA, "w" * 1300, max_frames=4) == ""
     said = refused(LLAVA, "w" * 1300, frames=1, max_new_tokens=2800)
-    assert said.endswith("Give --max-new-tokens 2200, or less")
+    assert said.endswith("Give --max-new-tokens 2200 or less")
     assert refused(LLAVA, "w" * 3600).endswith("Shorten the prompt")
     said = refused(replace(LLAVA, frames_a_video=5), "w" * 1300, max_new_tokens=1400)
     assert said.endswith("Shorten the prompt, and give --max-new-tokens 596")
