@@ -118,7 +118,7 @@ try:
 except RuntimeError as error:
     assert str(error) == "no" and not bare_of("sympy.core")
 import torch.fx.experimental.symbolic_shapes as standing
-from stages.process.deferred_imports import ANSWERS
+from stages.process.deferred_imports import PLAIN_RESULTS
 from torch.fx.experimental.symbolic_shapes import guard_or_false, is_nested_int, sym_eq
 cases = {
     "is_nested_int": [(3,)],
@@ -126,7 +126,7 @@ cases = {
     "sym_eq": [(2, 3), (2, 2), ((2, 3), [2, 3]), ((2,), (2, 3)), ((2, (3,)), (2, (4,)))],
     "sym_or": [(False,), (True, False), (False, False)],
 }
-asked = [(name, given) for name in ANSWERS for given in cases.get(name, [(True,), (False,)])]
+asked = [(name, given) for name in PLAIN_RESULTS for given in cases.get(name, [(True,), (False,)])]
 said = [getattr(standing, name)(*given) for name, given in asked]
 bare = torch.ones(2, 3, device="meta") / 2
 assert bare.shape == (2, 3) and not bare_of("sympy.core")
