@@ -140,7 +140,7 @@ def test_a_page_of_another_site_does_nothing(review: Review, headers: dict[str, 
     body = json.dumps(deed(review.key, "theirs")).encode()
     for path, form in product(("/edits", "/files"), ("application/json", "text/plain")):
         answer = review.ask("POST", path, body, {"Content-Type": form, **headers})
-        assert answer.status == 403 and "another page" in loaded(answer)["error"]
+        assert answer.status == 403 and "from another site" in loaded(answer)["error"]
         assert not any(name.startswith("access-control") for name in answer.headers)
     assert review.journal() == before
 
