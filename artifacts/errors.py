@@ -14,7 +14,7 @@ PenstockError
 """
 
 import re
-from typing import ClassVar
+from typing import Any, ClassVar
 
 SECRETS = re.compile(
     r"(?<=://)[^/\s@]+(?=@)"
@@ -51,6 +51,19 @@ class PenstockError(Exception):
 
     def __str__(self) -> str:
         return with_hint(self.message, self.hint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let other processes raise it, with the fields of its class."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(
+    kind: type[PenstockError], args: tuple[Any, ...], fields: dict[str, Any]
+) -> PenstockError:
+    """Return an error as it was pickled or copied."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 class UsageError(PenstockError):

@@ -2,7 +2,7 @@
 export and convert.
 """
 
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -25,7 +25,7 @@ from flows.running.samples import evaluation_media
 from flows.running.tune import tune as run_tune
 from flows.upkeep.rebuild import RebuildOptions, RebuildResult
 from flows.upkeep.rebuild import rebuild as run
-from penstock.arguments import Sources, checked, config_for, config_with
+from penstock.arguments import Sources, checked, config_for, config_with, path_of
 from penstock.keywords import CaptionOptions, ExportOptions, FeatureOptions, TuneOptions
 from stages.convert.job import DTYPES, ConvertJob
 
@@ -58,13 +58,13 @@ def plan(sources: Sources = (), **options: Unpack[CaptionOptions]) -> dict[str, 
 def status(out: str | PathLike[str] = "penstock-out") -> dict[str, Any]:
     """Return the progress or the end of the run in a folder, as `penstock status --json`. Raises
     PenstockError."""
-    return run_status(Path(out))
+    return run_status(Path(path_of("out", out)))
 
 
 def report(out: str | PathLike[str] = "penstock-out", to: str | PathLike[str] = "") -> Path:
     """Write the HTML report of a run, and return its path. Empty `to`: `report.html` in the
     folder. Raises PenstockError."""
-    return write_report(Path(out), Path(to) if to else None)
+    return write_report(Path(path_of("out", out)), Path(path_of("to", to)) if to else None)
 
 
 def tune(
@@ -97,7 +97,7 @@ def convert(
 ) -> Converted:
     """Write a model's pickled weights as safetensors into a new folder, as `penstock convert`.
     Raises PenstockError."""
-    paths = {"source": fspath(source), "folder": fspath(folder)}
+    paths = {"source": path_of("source", source), "folder": path_of("folder", folder)}
     given = checked(ConvertJob, {**paths, "dtype": dtype})
     if dtype not in ("", *DTYPES):
         raise UsageError(f"dtype {dtype} is not known", hint=f"Choose from {', '.join(DTYPES)}")

@@ -1,7 +1,10 @@
 """Builds the configuration of a command from typed Python keywords. Runs nothing."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral, Real
 from os import PathLike, fspath
 from reprlib import Repr
 from types import NoneType, UnionType
@@ -86,6 +89,7 @@ def _checked(name: str, given: Any, wanted: Any) -> Any:
 
 def _taken(name: str, given: Any, wanted: Any) -> Any:
     """Return a value in the form of its field, where it has another that is accepted."""
+    given = _plain_number(given)
     if name == "memory" and isinstance(given, str):
         return parse_size(given, name)
     if name == "schema" and isinstance(given, dict):
@@ -103,6 +107,15 @@ def _taken(name: str, given: Any, wanted: Any) -> Any:
     if type(given) is int and abs(given) <= EXACT and float in (wanted, *get_args(wanted)):
         return float(given)
     return tuple(given) if get_origin(wanted) is tuple and isinstance(given, list) else given
+
+
+def _plain_number(given: Any) -> Any:
+    """Return a number of another library, such as numpy, as one of Python."""
+    if isinstance(given, int | float):
+        return given
+    if isinstance(given, Integral):
+        return int(given)
+    return float(given) if isinstance(given, Real) else given
 
 
 def _joined(labels: Sequence[Any]) -> str:
@@ -154,6 +167,26 @@ def config_for(
     """Return the configuration of a command over media. Raises UsageError as `config_of` does."""
     known_only(options, known)
     return config_of(kind, options, sources=sources_of(sources))
+
+
+def anchored(config: C) -> C:
+    """Return a configuration whose folders do not depend on the working directory of later."""
+    local = {name: getattr(config, name) for name in ("out", "store") if hasattr(config, name)}
+    return replace(
+        config,
+        **{name: os.path.abspath(path) for name, path in local.items() if _is_relative(path)},
+    )
+
+
+def _is_relative(path: str) -> bool:
+    return bool(path) and not path.startswith("~") and "://" not in path
+
+
+def path_of(name: str, given: Any) -> str:
+    """Return a path as text. Raises UsageError for a value of another type."""
+    if not isinstance(given, str | PathLike):
+        raise _odd(name, given, "Give a path")
+    return fspath(given)  # type: ignore[return-value,unused-ignore]
 
 
 def config_of(kind: type[K], options: Mapping[str, Any], **fixed: Any) -> K:

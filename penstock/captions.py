@@ -2,7 +2,7 @@
 
 The run works on a thread and its stages in processes, as with the command. It writes the same files
 and reuses the same stored records. Each caption is read from the store when its stage reports it.
-Ending the iteration or leaving the `with` block stops the run in order; the same call resumes it.
+Leaving the `with` block or calling `close()` stops the run in order; the same call resumes it.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
 from flows.results.table_rows import kinds_of, properties_of, table_rows
 from flows.running import run
-from penstock.arguments import Sources, config_for
+from penstock.arguments import Sources, anchored, config_for
 from penstock.background import BackgroundRun
 from penstock.keywords import CaptionOptions
 from stages.process.events import Event, Item
@@ -36,10 +36,8 @@ def caption(
 ) -> "Captions":
     """Start a run over files, folders, globs, addresses or lists; with `progress` it is shown as by
     the command. Raises UsageError for options that make no sense."""
-    return Captions(
-        config_for(sources, options, CaptionConfig, CaptionOptions.__annotations__),
-        Display(quiet=not progress),
-    )
+    config = config_for(sources, options, CaptionConfig, CaptionOptions.__annotations__)
+    return Captions(anchored(config), Display(quiet=not progress))
 
 
 class Captions(BackgroundRun[Caption, RunResult]):

@@ -54,7 +54,8 @@ class ServerProcess:
 
     def __init__(self, config: ServeConfig, *, progress: bool = False) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "penstock.server"],
+            [sys.executable, "-P", "-m", "penstock.server"],
+            process_group=0,  # an interrupted notebook cell signals the group of the kernel
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if progress else subprocess.DEVNULL,

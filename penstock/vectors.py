@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from os import PathLike, fspath
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Unpack
 
 from artifacts.labels import Labelled
@@ -22,7 +22,7 @@ from flows.running.label import label_request
 from flows.search.build import IndexWritten, fill_index
 from flows.search.query import Hit, search_index
 from flows.search.texts import TEXT_HALF
-from penstock.arguments import Sources, config_for, config_with
+from penstock.arguments import Sources, anchored, config_for, config_with, path_of
 from penstock.background import FinishedRecords
 from penstock.keywords import LabelRunOptions, SearchOptions, VectorOptions
 
@@ -61,18 +61,36 @@ class Labels(FinishedRecords[Labelled, LabelsWritten]):
 class Hits(list[Hit]):
     """The results of a search, best first."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.warnings: list[str] = []
+        """Warnings of the search, which the command prints."""
+
     def table(self) -> Any:
         """Return the hits as a pyarrow table."""
         import pyarrow as pa
 
-        return pa.Table.from_pylist([hit.to_json() for hit in self])
+        text, number = pa.string(), pa.float64()
+        types = {
+            "rank": pa.int64(),
+            "score": number,
+            "media_path": text,
+            "path": text,
+            "time": pa.list_(number),
+            "at": number,
+            "box": pa.list_(number),
+            "key": text,
+            "copies": pa.int64(),
+            "copy_paths": pa.list_(text),
+        }
+        return pa.Table.from_pylist([hit.to_json() for hit in self], pa.schema(types.items()))
 
 
 def embed(
     sources: Sources, *, progress: bool = False, **options: Unpack[VectorOptions]
 ) -> Embeddings:
     """Start a run that computes vectors, as `penstock embed`. Raises PenstockError."""
-    config = config_for(sources, options, EmbedConfig, VectorOptions.__annotations__)
+    config = anchored(config_for(sources, options, EmbedConfig, VectorOptions.__annotations__))
     config.check_sources()
     return Embeddings(
         lambda launch: run.embed(config, Display(quiet=not progress), launch),
@@ -86,7 +104,7 @@ def label(
 ) -> Labels:
     """Start a run that labels images and video frames, as `penstock label`. `labels` may be a list
     of texts, too. Raises PenstockError."""
-    config = config_for(sources, options, LabelConfig, LabelRunOptions.__annotations__)
+    config = anchored(config_for(sources, options, LabelConfig, LabelRunOptions.__annotations__))
     config.check_sources()
     request = label_request(config)
     return Labels(
@@ -113,10 +131,12 @@ def search(
     """Return what an index holds that is like a text or an image file, as `penstock search`. Raises
     PenstockError."""
     build = partial(config_with, options=options, known=SearchOptions.__annotations__)
-    query, place = build(SearchQuery, what=fspath(what)), build(SearchPlace)
-    display, warnings = Display(quiet=True), list[str]()
-    folder = folder_named(fspath(index), "index")
-    return Hits(search_index(folder, query, place, display, TEXT_HALF, warnings.append))
+    query, place = build(SearchQuery, what=path_of("what", what)), build(SearchPlace)
+    folder = folder_named(path_of("index", index), "index")
+    hits = Hits()
+    display = Display(quiet=True)
+    hits += search_index(folder, query, place, display, TEXT_HALF, hits.warnings.append)
+    return hits
 
 
 def _labelled(result: LabelsWritten) -> Iterator[Labelled]:

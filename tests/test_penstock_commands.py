@@ -1,17 +1,21 @@
 """The commands as functions: their defaults, their records, and their errors."""
 
 import asyncio
+import copy
 import json
+import pickle
 import shutil
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import penstock
 import penstock_demo
+from artifacts.errors import MediaError
 from flows.cli.derived import config_from
 from flows.cli.main import parse
 from flows.options.commands import CaptionConfig
@@ -20,7 +24,7 @@ from flows.options.search import SearchPlace, SearchQuery
 from flows.options.tune import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from flows.serving.config import ServeConfig
-from penstock.arguments import config_of
+from penstock.arguments import anchored, config_of
 
 LEAST: dict[str, tuple[tuple[type[Any], ...], dict[str, Any]]] = {
     "caption x": ((CaptionConfig,), {"sources": ("x",)}),
@@ -142,3 +146,31 @@ def test_a_wrong_call_is_one_line(call: Callable[[], object], message: str, here
     with pytest.raises(penstock.PenstockError) as found:
         call()
     assert message in str(found.value) and "\n" not in str(found.value)
+
+
+def test_wrong_places_and_numbers_of_numpy(here: Path) -> None:
+    for call in (
+        lambda: penstock.status(3),  # type: ignore[arg-type]
+        lambda: penstock.search("a", None),  # type: ignore[arg-type]
+        lambda: penstock.convert(3, "x"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(penstock.PenstockError, match="Give a path"):
+            call()
+    config = config_of(CaptionConfig, {"frames": np.int64(4), "fps": None}, sources=("x",))
+    assert type(config.frames) is int and config.frames == 4
+
+
+def test_errors_reach_other_processes() -> None:
+    error = MediaError("broken", kind="no-video", hint="Replace it")
+    for other in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert (str(other), other.kind) == ("broken. Replace it", "no-video")
+        assert type(other) is MediaError
+
+
+def test_folders_are_those_of_the_call(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = anchored(config_of(CaptionConfig, {"out": "o"}, sources=("x",)))
+    assert config.out == str(here / "o") and config.store == ""
+
+
+def test_a_search_that_finds_nothing_has_the_columns(here: Path) -> None:
+    assert {"rank", "path", "score"} <= set(penstock.Hits().table().schema.names)

@@ -19,7 +19,7 @@ from artifacts.index.bits import bits_of, differences
 from artifacts.index.manifest import SearchWay
 from artifacts.index.nearest import Nearest, Positions
 from artifacts.index.rows import CONTENT, PICTURE
-from artifacts.index.shard import BATCH_ROWS, blocks_of, unit
+from artifacts.index.shard import BATCH_ROWS, blocks_of, damaged_file, unit
 from artifacts.index.snapshot import Kept, Snapshot, of_all
 from artifacts.vectors import Vectors
 
@@ -121,11 +121,23 @@ class Searcher:
         else:
             positions = np.sort(self._first_pass(query.vector, centre, kept, wide))
             scores = self._scores(vectors, positions)
+        self._check_numbers(scores, positions)
         above = scores - np.array([self.ordinary(vector) for vector in vectors])[:, None]
         allowed = (above[1:] < above[0]).all(axis=0)
         positions, near = positions[allowed], scores[0, allowed]
         order = np.argsort(-near, kind="stable")
         return Found(positions=positions[order], scores=near[order])
+
+    def _check_numbers(self, scores: NDArray[np.float32], positions: Positions) -> None:
+        """Raise EnvironmentFault for a stored vector that is not made of finite numbers."""
+        broken = positions[~np.isfinite(scores).all(axis=0)]
+        if len(broken):
+            starts = [shard.start for shard in self.snapshot.shards]
+            shard = self.snapshot.manifest.shards[
+                int(np.searchsorted(starts, broken[0], "right")) - 1
+            ]
+            path = self.snapshot.folder / shard.files["embeddings"].name
+            raise damaged_file(path, "is damaged: a vector is not made of numbers")
 
     def _pooled(self, found: Found) -> Found:
         """Return the nearest part of each picture."""
@@ -154,7 +166,8 @@ class Searcher:
         scores = np.empty((len(vectors), len(positions)), np.float32)
         for start in range(0, len(positions), BATCH_ROWS):
             here = slice(start, start + BATCH_ROWS)
-            scores[:, here] = (self.snapshot.vectors(positions[here]) @ wanted).T
+            with np.errstate(invalid="ignore", over="ignore"):  # a damaged vector: checked after
+                scores[:, here] = (self.snapshot.vectors(positions[here]) @ wanted).T
         return scores
 
     def scan(self, vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -164,7 +177,8 @@ class Searcher:
         for shard in self.snapshot.shards:
             for start, block in blocks_of(shard.vectors):
                 at = shard.start + start
-                scores[:, at : at + len(block)] = (block @ wanted).T
+                with np.errstate(invalid="ignore", over="ignore"):
+                    scores[:, at : at + len(block)] = (block @ wanted).T
         return scores
 
 

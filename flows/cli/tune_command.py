@@ -50,7 +50,7 @@ def tune_command(given: argparse.Namespace) -> int:
     if given.json:
         print(json_line({"event": "result", **result.to_json()}))
     elif not given.quiet:
-        used = ["caption", "SOURCES", "--model", config.model, "--adapter", config.out]
+        used = ["caption", "SOURCES", "--model", config.model, "--adapter", str(result.out)]
         hint = "" if config.validate_only else f"; use it with `penstock {shlex.join(used)}`"
         print_lines(f"{result.line()}{hint}")
     return result.exit_code
