@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.index import measuring, search
 from artifacts.index.bits import bits_of, differences
 from artifacts.index.manifest import SearchWay
@@ -242,3 +242,13 @@ def test_frames_that_stay_near_are_one_moment(tmp_path: Path) -> None:
     by_frame = single(asked, asked.find(Query(vector=near), 3))
     assert [m.row.time for m in by_frame] == [3.5, 1.5, None]
     assert len(moments(asked, Query(vector=near), 50)) < 11
+
+
+def test_a_vector_that_is_not_made_of_numbers_is_reported(tmp_path: Path) -> None:
+    filled(tmp_path, rows(40), of_clusters(40, 1, 1.0, 0))
+    (path,) = tmp_path.glob("embeddings-*.f16")
+    content = bytearray(path.read_bytes())
+    content[2 * WIDTH : 2 * WIDTH + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    with pytest.raises(EnvironmentFault, match="is damaged: a vector is not made of numbers"):
+        searcher(tmp_path).find(Query(vector=of_clusters(1, 9, 1.0, 0)[0], sort="pictures"), 3)
