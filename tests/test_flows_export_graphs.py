@@ -59,7 +59,7 @@ def test_the_code_of_the_page_gives_the_vectors_of_embed(
     for image, truth in zip(names, write_images(tmp_path / "drawn", "trained", 2, 1), strict=True):
         (tmp_path / "drawn" / truth.file).rename(image)
     page = (Path(__file__).parents[1] / "docs" / "graphs.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (code,) = re.findall(r"^```py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     found: dict[str, Any] = {}
     exec(compile(code, "docs/graphs.md", "exec"), found)
     assert "pixel_values" in capsys.readouterr().out
