@@ -125,7 +125,7 @@ def test_a_server_has_the_card_while_it_is_used_and_gives_it_back(desk: Desk) ->
             batch = subprocess.Popen(
                 place.command(), cwd=ROOT, env=desk.environment, stdout=file, stderr=file
             )
-        waits = f"waiting for CUDA:0, used by process {server.process.pid}"
+        waits = f"waiting for CUDA:0, held by process {server.process.pid}"
         while waits not in log.read_text():
             assert batch.poll() is None, log.read_text()
             told(caption(server, a_picture()))
