@@ -18,7 +18,7 @@ from artifacts.stamps import stamp_of
 LARGEST = 1 << 29
 """Bytes that are read, from the end: two million lines, in three seconds."""
 LONGEST_LINE = 1 << 16
-"""Largest size of a line in bytes: a path has 4,096, each of which takes up to six."""
+"""Largest size of a line in bytes. JSON writes each of the 4,096 bytes of a path as up to six."""
 
 
 def read_lines(path: Path) -> Iterator[list[Any]]:

@@ -171,7 +171,7 @@ class Desk:
         return launcher.start(call).wait()
 
     def _trained(self, case: Case, members: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-        """Return the training job of these examples, two of which are held out."""
+        """Return a training job with these examples. It holds out the first two."""
         examples = [TuneItem(m["features"], m["prompt"], case.caption) for m in members]
         return {
             "examples": examples,

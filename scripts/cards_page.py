@@ -25,8 +25,8 @@ them. `python -m scripts.cards` makes this page; a test says when it is old.
 transformers class without weights, from the published configuration in
 `flows/planning/cards/models.json`. It stops if the count of its parameters is not the one
 that is noted there with its source. Then it calls the functions of `penstock plan`. A card of 24 GB
-has 24·10⁹ bytes, of which a run takes 95 %. Where other programs hold some of it, take the next
-smaller card. To plan one row again:
+has 24·10⁹ bytes, and a run takes at most 95 % of them. If other programs use some of that memory,
+read the row of the next smaller card. To plan one row again:
 
     penstock plan --model Qwen/Qwen3-VL-4B-Instruct --precision auto --memory 15.2GB
 

@@ -20,7 +20,7 @@ This page lists the families of transformers {version} and whether each runs in 
 run three times:
 
 1. as a whole, by its own `generate`;
-2. in two stages, each of which loads only its half, with the features in the form of the store;
+2. in two stages that each load only their half, with the features in the form of the store;
 3. in two stages by the lines of docs/python.md, with the features in a file of their own.
 
 Every kind of image or video that the family's class or its processor accepts is tried. The results:

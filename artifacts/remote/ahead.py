@@ -24,8 +24,9 @@ def run_detached(function: Callable[[Item], Result], item: Item) -> "Future[Resu
 def map_prefetched(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int, held: int = 0
 ) -> Iterator[Result]:
-    """Yield the results of a function in order, computed on so many threads ahead of the caller. At
-    most `held` results wait (0: all may). Raises the function's error of an item in its turn."""
+    """Yield the results of a function in the order of the items. `threads` threads compute them
+    before the caller asks. At most `held` finished results wait (0: no limit). Raises the
+    function's error when the caller reaches that item."""
     left, lock = enumerate(items), threading.Lock()
     made: dict[int, Future[Result]] = {}
     came = threading.Condition(lock)

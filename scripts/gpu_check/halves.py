@@ -174,8 +174,8 @@ nf4 = runs("language half in nf4", {"precision": "nf4"}, {})
 
 
 def rate(setting: Setting) -> Iterator[Row]:
-    """How fast a streamed encoder's layers come, and what it costs; figures, of which no rule says
-    what they should be."""
+    """Measure the transfer rate of a streamed encoder's layers, and its cost. No threshold applies
+    to these figures."""
     import torch
 
     from stages.memory.machine_benchmarks import copies

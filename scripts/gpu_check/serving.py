@@ -1,4 +1,4 @@
-"""A server on the device, as its user starts it, and who asks it over HTTP."""
+"""Starts a server on the device as a user does, and sends it HTTP requests."""
 
 import contextlib
 import http.client

@@ -189,7 +189,8 @@ PINNED_BYTES = 64 << 20
 VIDEO_FRAMES = 48
 VIDEO_SIZE = (720, 1280)
 CODECS = ("libx264", "h264", "mpeg4")
-"""Codecs, of which the first one that PyAV can write is used. Nearly all user videos are H.264."""
+"""Codecs in order of preference. The benchmark uses the first that PyAV can write. Nearly all user
+videos are H.264."""
 
 
 def disk(folder: Path) -> dict[str, float]:

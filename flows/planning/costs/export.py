@@ -87,7 +87,7 @@ def memory_of_judging(
 def memory_of_calibrating(
     model: Model, rung: Rung, workload: Workload, *, device: str, new: int
 ) -> StageEstimate:
-    """Add the Hessians of one layer, of which one is inverted at a time."""
+    """Add the Hessians of one layer. The calibration inverts one Hessian at a time."""
     found, half = memory_of_judging(model, rung, workload, device=device, new=new), model.profile
     wide = half.language.widest_linear
     narrow = half.language.largest_linear // max(1, wide)

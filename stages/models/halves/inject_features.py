@@ -86,7 +86,7 @@ def _delivered(
 @contextmanager
 def _next_logits_only(half: Any) -> Iterator[None]:
     """Make the output head compute only the last position. Most classes request this themselves.
-    The others would compute the logits of the whole prompt, of which `generate` reads one row."""
+    The others would compute the logits of the whole prompt, although `generate` reads one row."""
     head = half.get_output_embeddings()
     if head is None or "logits_to_keep" in inspect.signature(half.forward).parameters:
         yield

@@ -37,7 +37,7 @@ ASPECT_MARGIN = 1e-6
 NORMALIZE = "rescale_and_normalize"
 """Name of the processing step that follows resizing."""
 LARGEST_STEP = 64
-"""Maximum pixels of which sizes are multiples because of rounding; larger steps are tiles."""
+"""Largest step in pixels to which a processor rounds sizes. Larger steps are tiles."""
 UNBOUNDED = 1 << 20
 """A long edge that no frame reaches: frames of aspects beyond the tested ones keep their size."""
 
@@ -161,7 +161,7 @@ def _made(
 
 
 def _rounding(made: Iterable[Made]) -> int:
-    """Return the number of which all sides are multiples; 0 if the processor does not round."""
+    """Return the step in pixels to which the processor rounds all sides; 0 if it does not round."""
     sides = {side for one in made for side in one.sides}
     step = math.gcd(*sides)
     return step if len(sides) > 1 and step <= LARGEST_STEP else 0

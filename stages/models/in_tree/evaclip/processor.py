@@ -12,7 +12,7 @@ from stages.models.in_tree.evaclip.config import EvaCLIPConfig, EvaCLIPVisionCon
 SETTINGS = ("preprocessor_config.json", "processor_config.json")
 """Files with image settings; the published folders have neither."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
-"""Files of which a tokenizer needs at least one."""
+"""Tokenizer files. A tokenizer needs at least one of them."""
 
 
 class CLIPTokenizerMissing(CLIPTokenizer):
