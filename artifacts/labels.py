@@ -69,6 +69,14 @@ class Span:
     labels: tuple[str, ...]
 
 
+def read_labels(path: Path) -> Iterator[Labelled]:
+    """Yield the lines of a `labels.jsonl`."""
+    with path.open(encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            lists = {name: tuple(row[name]) for name in ("labels", "warnings") if name in row}
+            yield Labelled(**{**row, **lists})
+
+
 def spans_of(rows: list[Labelled], end: float) -> Iterator[Span]:
     """Yield the spans of one video, whose rows are in order. `end` is the video's end. Spans
     without labels are left out."""

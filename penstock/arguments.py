@@ -68,13 +68,14 @@ def sources_of(given: Any) -> tuple[str, ...]:
     one = isinstance(given, str | PathLike)
     if not one and (isinstance(given, bytes | Mapping) or not isinstance(given, Iterable)):
         raise _odd("sources", given, ONE_SOURCE)
-    return tuple(_source(each) for each in ([given] if one else given))
+    return tuple(path_of("a source", each, ONE_SOURCE) for each in ([given] if one else given))
 
 
-def _source(given: Any) -> str:
+def path_of(name: str, given: Any, hint: str = "Give a path") -> str:
+    """Return a path as text. Raises UsageError for a value of another type."""
     path = fspath(given) if isinstance(given, PathLike) else given
     if not isinstance(path, str):
-        raise _odd("a source", given, ONE_SOURCE)
+        raise _odd(name, given, hint)
     return path
 
 
@@ -164,9 +165,8 @@ Sources = str | PathLike[str] | Iterable[str | PathLike[str]]
 def config_for(
     sources: Sources, options: Mapping[str, Any], kind: type[C], known: Iterable[str]
 ) -> C:
-    """Return the configuration of a command over media. Raises UsageError as `config_of` does."""
-    known_only(options, known)
-    return config_of(kind, options, sources=sources_of(sources))
+    """Return the configuration of a command over media. Raises UsageError as `config_with` does."""
+    return config_with(kind, options, known, sources=sources_of(sources))
 
 
 def anchored(config: C) -> C:
@@ -180,13 +180,6 @@ def anchored(config: C) -> C:
 
 def _is_relative(path: str) -> bool:
     return bool(path) and not path.startswith("~") and "://" not in path
-
-
-def path_of(name: str, given: Any) -> str:
-    """Return a path as text. Raises UsageError for a value of another type."""
-    if not isinstance(given, str | PathLike):
-        raise _odd(name, given, "Give a path")
-    return fspath(given)  # type: ignore[return-value,unused-ignore]
 
 
 def config_of(kind: type[K], options: Mapping[str, Any], **fixed: Any) -> K:

@@ -1,20 +1,19 @@
 """Python API for models of the CLIP kind: vectors, labels, and an index to search in."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Unpack
 
-from artifacts.labels import Labelled
+from artifacts.labels import Labelled, read_labels
 from artifacts.labels import schema as label_schema
 from artifacts.paths import folder_named
 from artifacts.tables import table_of
 from flows.console.display import Display
 from flows.options.search import SearchPlace, SearchQuery
 from flows.options.vectors import INDEX, EmbedConfig, IndexConfig, LabelConfig
-from flows.results.labels.writing import LabelsWritten
+from flows.results.labels.writing import LINES, LabelsWritten
 from flows.results.vectors import ARRAY, GROUP_ROWS, ROWS, VectorsWritten
 from flows.running import run
 from flows.running.label import label as run_label
@@ -140,11 +139,7 @@ def search(
 
 
 def _labelled(result: LabelsWritten) -> Iterator[Labelled]:
-    """Yield the lines of `labels.jsonl`."""
-    with open(result.out / "labels.jsonl", encoding="utf-8") as file:
-        for row in map(json.loads, file):
-            lists = {name: tuple(row[name]) for name in ("labels", "warnings") if name in row}
-            yield Labelled(**{**row, **lists})
+    return read_labels(result.out / LINES)
 
 
 def _embedded(result: VectorsWritten) -> Iterator[Embedded]:

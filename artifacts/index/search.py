@@ -132,11 +132,7 @@ class Searcher:
         """Raise EnvironmentFault for a stored vector that is not made of finite numbers."""
         broken = positions[~np.isfinite(scores).all(axis=0)]
         if len(broken):
-            starts = [shard.start for shard in self.snapshot.shards]
-            shard = self.snapshot.manifest.shards[
-                int(np.searchsorted(starts, broken[0], "right")) - 1
-            ]
-            path = self.snapshot.folder / shard.files["embeddings"].name
+            path = self.snapshot.vectors_file(broken[:1])
             raise damaged_file(path, "is damaged: a vector is not made of numbers")
 
     def _pooled(self, found: Found) -> Found:
@@ -159,6 +155,7 @@ class Searcher:
                 nearest.offer(at, differing, kept[at : at + len(differing)])
         return nearest.best()[0]
 
+    @np.errstate(invalid="ignore", over="ignore")  # a damaged vector: `_check_numbers` reports it
     def _scores(
         self, vectors: Sequence[NDArray[np.float32]], positions: Positions
     ) -> NDArray[np.float32]:
@@ -166,10 +163,10 @@ class Searcher:
         scores = np.empty((len(vectors), len(positions)), np.float32)
         for start in range(0, len(positions), BATCH_ROWS):
             here = slice(start, start + BATCH_ROWS)
-            with np.errstate(invalid="ignore", over="ignore"):  # a damaged vector: checked after
-                scores[:, here] = (self.snapshot.vectors(positions[here]) @ wanted).T
+            scores[:, here] = (self.snapshot.vectors(positions[here]) @ wanted).T
         return scores
 
+    @np.errstate(invalid="ignore", over="ignore")
     def scan(self, vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Return the exact scores of every row for each of these, shape (vectors, rows)."""
         wanted = np.stack([direction(vector) for vector in vectors], axis=1)
@@ -177,8 +174,7 @@ class Searcher:
         for shard in self.snapshot.shards:
             for start, block in blocks_of(shard.vectors):
                 at = shard.start + start
-                with np.errstate(invalid="ignore", over="ignore"):
-                    scores[:, at : at + len(block)] = (block @ wanted).T
+                scores[:, at : at + len(block)] = (block @ wanted).T
         return scores
 
 

@@ -114,9 +114,17 @@ class Snapshot:
             with self.reading:
                 yield
         except (OSError, ValueError, IndexError) as error:
-            at = [other.start for other in self.shards].index(shard.start)
-            name = self.manifest.shards[at].files["rows"].name
-            raise damaged_file(self.folder / name, "is damaged") from error
+            raise damaged_file(self._file(shard, "rows"), "is damaged") from error
+
+    def vectors_file(self, position: Positions) -> Path:
+        """Return the file that holds the vector at a position, of shape (1,)."""
+        shard, _, _ = next(self._by_shard(position))
+        return self._file(shard, "embeddings")
+
+    def _file(self, shard: OpenShard, kind: str) -> Path:
+        """Return a file of a shard: `rows` or `embeddings`."""
+        at = [other.start for other in self.shards].index(shard.start)
+        return self.folder / self.manifest.shards[at].files[kind].name
 
     def _by_shard(self, positions: Positions) -> Iterator[tuple[OpenShard, Positions, Positions]]:
         """Yield each shard that positions lie in, those inside it, and their places among all."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import penstock_demo
-from artifacts.labels import Labelled, spans_of
+from artifacts.labels import Labelled, read_labels, spans_of
 from flows.console.display import Display
 from flows.console.lines import print_lines
 from flows.console.units import duration, size
@@ -89,8 +89,7 @@ def _labels(folder: Path, store: str, make_launcher: LauncherMaker) -> dict[str,
     request = LabelRequest(labels=label_set(LABELS))
     out = label(config, request, Display(quiet=True, fleeting=True), make_launcher).out
     found: dict[str, list[Labelled]] = {}
-    for line in (out / "labels.jsonl").read_text(encoding="utf-8").splitlines():
-        row = Labelled(**json.loads(line))
+    for row in read_labels(out / "labels.jsonl"):
         found.setdefault(row.media_path, []).append(row)
     return found
 

@@ -13,10 +13,9 @@ from flows.console.display import failed_line
 from flows.console.lines import print_lines
 from flows.console.tables import table_lines
 from flows.console.units import duration
-from flows.results.export_result import export_in
 from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of
-from flows.results.run_status import run_status
+from flows.results.run_status import run_folder, run_status
 from flows.results.status import (
     COLUMNS,
     StageStatus,
@@ -26,7 +25,6 @@ from flows.results.status import (
     output_paths,
     stages_of,
 )
-from flows.results.tuned import training_in
 
 
 def status_command(given: argparse.Namespace) -> int:
@@ -36,16 +34,16 @@ def status_command(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(run_status(out), indent=1))
         return 0
-    if (export := export_in(out)) is not None:
+    export, training, run = run_folder(out)
+    if export is not None:
         print_lines(export.verdict())
-        if export.latest is None:
-            return 0
-        print_lines(f"last run, into {export.latest}:")
-        out = export.latest
-    elif (training := training_in(out)) is not None:
-        out = training.run
+    if training is not None:
         print_lines(training.line())
-    record = load_record(out)
+    if run is None:
+        return 0
+    if export is not None:
+        print_lines(f"last run, into {run}:")
+    record = load_record(run)
     print_lines(*lines(record, stages_of(record, time.time())))
     return 0
 
