@@ -107,7 +107,7 @@ class Clips:
 
     def __init__(self, told: dict[str, Any]) -> None:
         edges = tuple((float(a), int(e)) for a, e in told["fit"])
-        self._ensure_pool, self._sampling = FrameFit(long_edges=edges), Sampling(**told["sampling"])
+        self._fit, self._sampling = FrameFit(long_edges=edges), Sampling(**told["sampling"])
         self.seconds = 0.0
         """Spent in reading them."""
 
@@ -120,7 +120,7 @@ class Clips:
 
     def _read(self, member: dict[str, str]) -> Clip:
         with Video(Path(member["path"]), threads=torch.get_num_threads()) as video:
-            chunk = next(video.chunks(video.plan(self._sampling)[:1], self._ensure_pool))
+            chunk = next(video.chunks(video.plan(self._sampling)[:1], self._fit))
         index = chunk.index
         return Clip(
             frames=chunk.pixels,

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flows.checkpoint.models import Model, pipeline_for
-from flows.checkpoint.precision import resolve_settings
-from flows.machine.budget import GPU_SHARE, Budget
+from flows.checkpoint.precision import QUANTIZED, resolve_settings
+from flows.machine.budget import GPU_SHARE
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION, EMBED, parts_of
-from flows.planning.choose import PlanRequest, StagePlan, choices, plan_request_of_model
+from flows.planning.choose import PlanRequest, StagePlan, plan_request_of_model
+from flows.planning.what_fits import plans_within
 from scripts.card_models import CardModel, write_checkpoint
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe
@@ -18,7 +19,6 @@ from stages.process.device_limit import CONTEXT_BYTES
 
 CARDS_GB = (24, 16, 12, 8, 6, 4)
 GIB = 1 << 30
-QUANTIZED = ("int8", "nf4")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,8 +54,8 @@ def plan_model(model: CardModel, folder: Path) -> PlannedModel:
         model=model,
         profile=profile,
         request=request,
-        gpu={card: plans_for(request, card) for card in CARDS_GB},
-        cpu={card: plans_for(on_cpu, card) for card in CARDS_GB},
+        gpu={card: plans_within(request, allowed_bytes(card)) for card in CARDS_GB},
+        cpu={card: plans_within(on_cpu, allowed_bytes(card)) for card in CARDS_GB},
     )
 
 
@@ -77,20 +77,6 @@ def request_for(
     stages = tuple(stage for stage in pipeline if stage.part)
     request = plan_request_of_model(model, config, device, stages)
     return replace(request, context_bytes=CONTEXT_BYTES)
-
-
-def plans_for(request: PlanRequest, card_gb: int) -> dict[str, StagePlan]:
-    """Return the plan of each stage that loads the model."""
-    size = card_gb * 10**9
-    budget = Budget(
-        device=request.device,
-        bytes=allowed_bytes(card_gb),
-        given=False,
-        free_bytes=size,
-        total_bytes=size,
-        host_bytes=1 << 60,  # that of a machine that is not here is unknown
-    )
-    return choices(request, request.rungs, budget)
 
 
 def is_offloaded(plans: Mapping[str, StagePlan]) -> bool:

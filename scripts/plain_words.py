@@ -4,11 +4,11 @@ Names are identifiers of the product's code, split at `_` and at capitals. Prose
 texts, docstrings among them, and the pages of docs/ but the log.
 """
 
-import ast
 import io
 import re
 import tokenize
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,8 +28,6 @@ PHRASES = re.compile(
 """Phrases of the former dialect."""
 MOST_IN_PROSE = 20
 """How often a word of RETIRED may stand in comments, texts and pages: plain English has it, too."""
-NEGATIONS = re.compile(r"\b[Kk]nows? (no|not|nothing|neither)\b")
-MOST_LINES = 400
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
@@ -38,14 +36,21 @@ def files() -> list[Path]:
     return sorted(path for top in PACKAGES for path in (ROOT / top).rglob("*.py"))
 
 
+@cache
+def tokens(path: Path) -> list[tuple[int, str]]:
+    """Return the type and the text of each token of a module."""
+    reader = io.StringIO(path.read_text("utf-8")).readline
+    return [(token.type, token.string) for token in tokenize.generate_tokens(reader)]
+
+
 def counts(path: Path) -> tuple[Counter[str], Counter[str]]:
     """Return how often each word stands in the names of a module, and in its prose."""
     names, prose = Counter[str](), Counter[str]()
-    for token in tokenize.generate_tokens(io.StringIO(path.read_text("utf-8")).readline):
-        if token.type == tokenize.NAME:
-            names.update(word.lower() for word in WORD.findall(token.string))
-        elif token.type in (tokenize.STRING, tokenize.COMMENT):
-            prose.update(word.lower() for word in re.findall(r"[A-Za-z]+", token.string))
+    for kind, text in tokens(path):
+        if kind == tokenize.NAME:
+            names.update(word.lower() for word in WORD.findall(text))
+        elif kind in (tokenize.STRING, tokenize.COMMENT):
+            prose.update(word.lower() for word in re.findall(r"[A-Za-z]+", text))
     return names, prose
 
 
@@ -53,8 +58,7 @@ def retired_names() -> dict[str, list[str]]:
     """Return the identifiers with a retired word, by module, but those of STORED."""
     found: dict[str, list[str]] = {}
     for path in files():
-        tokens = tokenize.generate_tokens(io.StringIO(path.read_text("utf-8")).readline)
-        names = {token.string for token in tokens if token.type == tokenize.NAME} - STORED.keys()
+        names = {text for kind, text in tokens(path) if kind == tokenize.NAME} - STORED.keys()
         bad = [name for name in names if {*RETIRED} & {w.lower() for w in WORD.findall(name)}]
         if bad:
             found[path.relative_to(ROOT).as_posix()] = sorted(bad)
@@ -83,8 +87,8 @@ def all_counts() -> tuple[Counter[str], Counter[str]]:
     names, prose = Counter[str](), Counter[str]()
     for path in files():
         found, text = counts(path)
-        names += found
-        prose += text
+        names.update(found)
+        prose.update(text)
     for page in pages():
         prose.update(w.lower() for w in re.findall(r"[A-Za-z]+", page.read_text("utf-8")))
     return names, prose
@@ -95,11 +99,7 @@ def main() -> None:
     names, prose = all_counts()
     for word in RETIRED:
         print(f"{word:6} {names[word]:5} in names, {prose[word]:5} in prose")
-    sources = [path.read_text("utf-8") for path in files()]
-    negated = sum(bool(NEGATIONS.search(ast.get_docstring(ast.parse(s)) or "")) for s in sources)
-    long = sum(len(source.splitlines()) > MOST_LINES for source in sources)
-    print(f"{negated} module docstrings that say what a module does not know")
-    print(f"{len(sources)} modules, {long} of more than {MOST_LINES} lines")
+    print(f"{len(files())} modules")
 
 
 if __name__ == "__main__":

@@ -78,8 +78,8 @@ def _request_for(request: PlanRequest, options: dict[str, str], device: str) -> 
     return in_precision(replace(request, device=device, stages=stages), **changed)
 
 
-def _cell(request: PlanRequest, gib: int) -> Cell:
-    size = gib << 30
+def plans_within(request: PlanRequest, size: int) -> dict[str, StagePlan]:
+    """Return the plan of each stage on a hypothetical device that allows so many bytes."""
     budget = Budget(
         device=request.device,
         bytes=size,
@@ -89,7 +89,11 @@ def _cell(request: PlanRequest, gib: int) -> Cell:
         # The host of a hypothetical GPU is unknown, so it sets no limit.
         host_bytes=1 << 60,
     )
-    found: dict[str, StagePlan] = choices(request, request.rungs, budget)
+    return choices(request, request.rungs, budget)
+
+
+def _cell(request: PlanRequest, gib: int) -> Cell:
+    found = plans_within(request, gib << 30)
     return Cell(
         gib=gib,
         fits=all(choice.fits for choice in found.values()),
