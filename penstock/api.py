@@ -17,7 +17,7 @@ from flows.options.rebuild import RebuildConfig
 from flows.options.tune import TuneConfig
 from flows.planning.plan import figures, plan_of
 from flows.results.export_result import Exported, refuse_foreign_folder
-from flows.results.report.page import write_report
+from flows.results.report.facts import write_report
 from flows.results.run_status import run_status
 from flows.results.tuned import AdapterScore, Tuned
 from flows.running.export import export as run_export
@@ -82,10 +82,11 @@ def export(
     """Quantize a model and compare it with the original, as `penstock export`. Return the result
     when it is done: `accepted` says whether it passed. Raises PenstockError."""
     config = config_with(ExportConfig, options, ExportOptions.__annotations__, model=model)
-    refuse_foreign_folder(config.request())  # before the clips of the demo are rendered
+    request = config.request()
+    refuse_foreign_folder(request)  # before the clips of the demo are rendered
     display = Display(quiet=not progress)
     with evaluation_media(config, display.print_line) as sources:
-        return run_export(config.captioning(sources), config.request(), display)
+        return run_export(config.captioning(sources), request, display)
 
 
 def convert(

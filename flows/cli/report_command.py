@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from flows.console.lines import print_lines
-from flows.results.report.page import write_report
+from flows.results.report.facts import write_report
 
 
 def report_command(given: argparse.Namespace) -> int:

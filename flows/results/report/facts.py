@@ -1,4 +1,4 @@
-"""Gathers the contents of a run's report as plain values. Draws nothing."""
+"""Gathers the contents of a run's report as plain values, and writes the report."""
 
 import os
 import time
@@ -9,12 +9,16 @@ from typing import Any
 from urllib.parse import quote
 
 from artifacts.errors import UsageError
+from artifacts.files import write_text
+from artifacts.regular_files import odd_thing
 from flows.console.units import duration, size
 from flows.job.job_summary import computed_by
 from flows.media.media_files import writable
 from flows.pipelines import LABELS
 from flows.results.export_result import ExportFound, export_in
+from flows.results.foreign_files import refuse_replacing_page
 from flows.results.report.media import FILE, captioned_media, failed_media
+from flows.results.report.page import page
 from flows.results.report.sections import (
     export_about,
     label_counts,
@@ -28,6 +32,17 @@ from flows.results.status import advice, kind_of, output_paths, stages_of, writt
 from flows.results.tuned import training_in
 
 Rows = Iterator[tuple[str, str]]
+
+
+def write_report(out: Path, to: Path | None = None) -> Path:
+    """Write the report of the run in `out` to a file (None: `report.html` in that folder), and
+    return its path. Raises UsageError, EnvironmentFault."""
+    if to is not None and (odd := odd_thing(to)):  # a report would take its place
+        raise UsageError(f"--to {to} is {odd}, not a file", hint="Name a file that may be replaced")
+    path = out / "report.html" if to is None else to
+    refuse_replacing_page(path)
+    write_text(path, [page(facts(out, path.absolute().parent))])
+    return path
 
 
 def facts(out: Path, folder: Path) -> dict[str, Any]:

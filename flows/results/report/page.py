@@ -4,15 +4,8 @@ import base64
 import hashlib
 import json
 from importlib.resources import files
-from pathlib import Path
 from string import Template
 from typing import Any
-
-from artifacts.errors import UsageError
-from artifacts.files import write_text
-from artifacts.regular_files import odd_thing
-from flows.results.foreign_files import refuse_replacing_page
-from flows.results.report.facts import facts
 
 SCRIPTS = (
     "base.js",
@@ -62,14 +55,3 @@ def digest(content: str | bytes) -> str:
     """Return the hash of a content for Content-Security-Policy and `integrity`."""
     encoded = content.encode() if isinstance(content, str) else content
     return "sha256-" + base64.b64encode(hashlib.sha256(encoded).digest()).decode()
-
-
-def write_report(out: Path, to: Path | None = None) -> Path:
-    """Write the report of the run in `out` to a file (None: `report.html` in that folder), and
-    return its path. Raises UsageError, EnvironmentFault."""
-    if to is not None and (odd := odd_thing(to)):  # a report would take its place
-        raise UsageError(f"--to {to} is {odd}, not a file", hint="Name a file that may be replaced")
-    path = out / "report.html" if to is None else to
-    refuse_replacing_page(path)
-    write_text(path, [page(facts(out, path.absolute().parent))])
-    return path
