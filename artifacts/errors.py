@@ -54,16 +54,7 @@ class PenstockError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let other processes raise it, with the fields of its class."""
-        return _restored, (type(self), self.args, self.__dict__)
-
-
-def _restored(
-    kind: type[PenstockError], args: tuple[Any, ...], fields: dict[str, Any]
-) -> PenstockError:
-    """Return an error as it was pickled or copied."""
-    error = kind.__new__(kind, *args)
-    error.__dict__.update(fields)
-    return error
+        return Exception.__new__, (type(self), *self.args), self.__dict__
 
 
 class UsageError(PenstockError):

@@ -169,8 +169,8 @@ def read_json(path: Path, shape: Shape, hint: str, prepared: Callable[[Any], Any
 def read_jsonl(
     path: Path, shape: dict[str, Shape], hint: str, max_lines: int | None = None
 ) -> list[dict[str, Any]]:
-    """Return the objects of a JSON-lines file, reduced to the fields of this shape; with `most`,
-    only those of the first lines. Return an empty list if it is missing. Raises
+    """Return the objects of a JSON-lines file, reduced to the fields of this shape; with
+    `max_lines`, only those of the first lines. Return an empty list if it is missing. Raises
     EnvironmentFault."""
     try:
         # Not splitlines, which also splits at other line separators inside captions.

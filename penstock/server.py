@@ -23,14 +23,12 @@ from artifacts.errors import (
     PenstockError,
     UsageError,
 )
-from flows.serving.config import ServeConfig
+from flows.serving.config import ADDRESS, ServeConfig
 from penstock.arguments import config_with
 from penstock.keywords import ServeOptions
 
-ADDRESS = "serving on "
-"""Start of the line that the server prints when it listens."""
 ERROR = "error "
-"""Start of the line that it prints instead when it cannot start."""
+"""Start of the line that the process prints instead of ADDRESS if it cannot start."""
 KINDS: dict[int, type[PenstockError]] = {
     kind.exit_code: kind for kind in (UsageError, CannotFit, Interrupted, EnvironmentFault)
 }

@@ -15,7 +15,7 @@ from tests.support.plan_cases import write_header
 from tests.support.words import template, words
 
 hf: Any = transformers
-FACTS = Path(__file__).parents[1] / "flows" / "planning" / "cards" / "models.json"
+FACTS = Path(__file__).with_suffix(".json")
 HEADER_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 

@@ -23,7 +23,7 @@ them. `python -m scripts.cards` makes this page; a test says when it is old.
 
 **All figures are planned. No card has confirmed them.** For each model, the script builds its
 transformers class without weights, from the published configuration in
-`flows/planning/cards/models.json`. It stops if the count of its parameters is not the one
+`scripts/card_models.json`. It stops if the count of its parameters is not the one
 that is noted there with its source. Then it calls the functions of `penstock plan`. A card of 24 GB
 has 24·10⁹ bytes, and a run takes at most 95 % of them. If other programs use some of that memory,
 read the row of the next smaller card. To plan one row again:

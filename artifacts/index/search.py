@@ -118,10 +118,10 @@ class Searcher:
         positions = np.flatnonzero(kept)
         if wide >= len(positions):
             scores = self.scan(vectors)[:, positions]
+            self._check_numbers(scores, positions)
         else:
             positions = np.sort(self._first_pass(query.vector, centre, kept, wide))
             scores = self._scores(vectors, positions)
-        self._check_numbers(scores, positions)
         above = scores - np.array([self.ordinary(vector) for vector in vectors])[:, None]
         allowed = (above[1:] < above[0]).all(axis=0)
         positions, near = positions[allowed], scores[0, allowed]
@@ -164,6 +164,7 @@ class Searcher:
         for start in range(0, len(positions), BATCH_ROWS):
             here = slice(start, start + BATCH_ROWS)
             scores[:, here] = (self.snapshot.vectors(positions[here]) @ wanted).T
+        self._check_numbers(scores, positions)
         return scores
 
     @np.errstate(invalid="ignore", over="ignore")

@@ -98,9 +98,9 @@ def is_here(path: Path) -> bool:
 
 
 def digest_at(path: Path, on_progress: OnProgress = lambda _: None) -> str:
-    """Return the SHA-256 of what a copy holds, which is fetched if that is not known yet. `hear` is
-    told of the bytes as they come, and may raise. Raises FileNotFoundError, FileChanged and
-    EnvironmentFault."""
+    """Return the SHA-256 of what a copy holds, which is fetched if that is not known yet.
+    `on_progress` gets the bytes received so far, and may raise. Raises FileNotFoundError,
+    FileChanged and EnvironmentFault."""
     if not digest_noted(path):
         with _held(path, on_progress) as file:
             if not digest_noted(path):  # the note was lost, and the copy was not

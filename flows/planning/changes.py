@@ -8,7 +8,7 @@ from typing import Any
 
 from artifacts.errors import CannotFit, UsageError
 from flows.checkpoint.frame_tokens import encoder_frames, frame_size_tokens
-from flows.checkpoint.models import Model
+from flows.checkpoint.models import MIN_TOKENS, Model
 from flows.checkpoint.precision import QUANTIZED, resolve_settings, with_adapter
 from flows.console.units import gib, rounded_up, written
 from flows.machine.budget import Budget
@@ -17,8 +17,6 @@ from flows.planning.choose import PlanRequest, StagePlan, allowed, choices
 from flows.planning.estimate import StageEstimate
 from flows.planning.workloads import PIXEL_BYTES, Workload, seen_size
 
-MIN_FRAME_TOKENS = 64
-"""Minimum tokens per frame for which fewer pixels are suggested."""
 MARGIN = 1.1
 """Factor on suggested pixels in the estimate, because processors round up to patches."""
 
@@ -30,7 +28,7 @@ def fewer_pixels(model: Model, workloads: Sequence[Workload]) -> Iterator[int]:
     largest = max((math.prod(seen_size(model, w.kind, w.stored)) for w in workloads), default=0)
     for step in range(1, 32) if multiple else ():
         limit = (largest >> step) // multiple * multiple
-        if limit < MIN_FRAME_TOKENS * multiple:
+        if limit < MIN_TOKENS * multiple:
             return
         yield limit
 

@@ -2,7 +2,6 @@
 scripts.cards` planned them, and wrote the table that is read here."""
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ TABLE = Path(__file__).parent / "cards" / "largest.json"
 def largest_models_line(budget: Budget) -> str:
     """Return one line that names the largest models that fit; empty where none does."""
     kind = "gpu" if budget.device.startswith("cuda") else "cpu"
-    rows = [row for row in _table()[kind] if row["bytes"] <= budget.bytes]
+    table: dict[str, list[dict[str, Any]]] = json.loads(TABLE.read_text(encoding="utf-8"))
+    rows = [row for row in table[kind] if row["bytes"] <= budget.bytes]
     if not rows:
         return ""
     largest = max(rows, key=lambda row: row["bytes"])
@@ -30,9 +30,3 @@ NAMES = {
     "cpu": {"unquantized": "in 32 bit, slow without a GPU"},
 }
 """Kind of device → key of the table → the note about the model."""
-
-
-@cache
-def _table() -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = json.loads(TABLE.read_text(encoding="utf-8"))
-    return found

@@ -19,6 +19,8 @@ from flows.options.model import (
 from flows.options.vectors import LABELS_OPTION, TEMPLATES_OPTION, EmbedConfig
 from flows.serving.hosts import LOOPBACK
 
+ADDRESS = "serving on "
+"""Start of the line that a server prints when it listens."""
 LARGEST_CAPTION_BATCH = 8
 """Default batch size for captioning."""
 LARGEST_BATCH = 32

@@ -22,7 +22,7 @@ from flows.console.display import Display
 from flows.job.replanning import second_change
 from flows.machine.launch import DirectLauncher, Launcher
 from flows.serving.app import app_of
-from flows.serving.config import BatchOptions, NetworkOptions, ServeConfig
+from flows.serving.config import ADDRESS, BatchOptions, NetworkOptions, ServeConfig
 from flows.serving.guard import Guard
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.serving.model_watch import ModelWatch
@@ -38,8 +38,8 @@ byte."""
 
 
 def limited_protocol(max_connections: int) -> type[asyncio.Protocol]:
-    """Return uvicorn's protocol with time limits. Beyond `most` connections, idle ones are
-    closed."""
+    """Return uvicorn's protocol with time limits. Beyond `max_connections`, idle ones
+    are closed."""
     try:
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as BaseProtocol
     except ImportError:
@@ -133,9 +133,9 @@ def serve(
 ) -> None:
     """Serve until a signal arrives. Raises PenstockError."""
     token = token_of(config)
-    _, max_connections = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = FILES if max_connections == resource.RLIM_INFINITY else min(FILES, max_connections)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, max_connections))
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = FILES if hard_limit == resource.RLIM_INFINITY else min(FILES, hard_limit)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard_limit))
     with listening(config.host, config.port) as listener:
         sys.setswitchinterval(SWITCH_SECONDS)
         with asyncio.Runner(loop_factory=_loops()) as runner:
@@ -261,7 +261,7 @@ class Answering:
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         while not self._server.started and not self._serving.done():
             await asyncio.sleep(0.01)
-        print(f"serving on {address_of(self._listener)}", flush=True)
+        print(f"{ADDRESS}{address_of(self._listener)}", flush=True)
 
     async def wait_for_stop(self, changed: asyncio.Event) -> bool:
         """Wait for a stop signal or for `changed`. Return whether a stop signal came."""

@@ -295,7 +295,9 @@ def _graph(encoder: nn.Module, request: _GraphRequest, path: Path, precision: st
     traced = _traced(encoder, request)
     inputs = {value.name: _lengths(value) for value in traced.program.graph.inputs}
     known = described(encoder, traced.call.tensors)
-    meanings = {name: known[name] for name in inputs if name in known}
+    meanings = {
+        name: known[tensor] for name in inputs if (tensor := name.removeprefix("input.")) in known
+    }
     traced.program.metadata_props[INPUTS] = json.dumps(meanings, sort_keys=True)
     quantized = 0
     if precision == "int8":
