@@ -127,7 +127,7 @@ def test_a_person_s_commands_are_not_broken_inside_a_word(
             assert log.code == code, (name, log.text)
             assert "\x1b" not in log.text and "\r" not in log.text, name
             if name == "caption":
-                assert log.lines[0] == READING
+                assert READING in log.lines[:2]  # the line on bad.mp4 may come first
             continue
         shown = recorded(whole, columns, environment)
         assert shown.code == code, (name, shown.text)
