@@ -255,7 +255,7 @@ def test_a_flow_exports_what_passes_and_fails_with_the_figures_of_what_does_not(
         assert record["state"] == "done" and record["prefect"]
 
     state, artifacts = run_flow(export_model, good)
-    assert state.is_completed() and "there before" in state.message
+    assert state.is_completed() and "already exported" in state.message
     assert "penstock-judge" not in artifacts
 
     few = ExportConfig(model="demo", to="nf4", out=str(tmp_path / "few"), samples=2, store=store)

@@ -1,6 +1,7 @@
 """A whole run on a machine with a GPU, which is stood in for: the same captions as on the CPU, and
 a parent that leaves the card alone."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -43,6 +44,10 @@ def test_a_run_on_a_gpu_says_what_one_on_the_cpu_does(tmp_path: Path) -> None:
         captions[device] = [caption["caption"] for caption in place.captions()]
     assert len(captions["cpu"]) == len(CLIPS)
     assert captions["cuda:0"] == captions["cpu"]
+    card = gpus.gpu().name
+    assert json.loads((place.out / "run.json").read_text())["plan"]["card"] == card
+    packs = [path for path in (place.store / "captions").rglob("*") if path.is_file()]
+    assert any(card.encode() in pack.read_bytes() for pack in packs)
     made = gpus.contexts(cards)
     assert len(set(made)) == len(made), "a process made two contexts"
     assert running.pid not in made, "the parent made a context"

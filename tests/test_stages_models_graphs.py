@@ -138,6 +138,7 @@ def test_tensorrt_is_told_where_it_keeps_what_it_makes_and_what_it_may_take(
     assert engine["trt_engine_cache_path"] == str(tmp_path / "engines")
     assert engine["trt_engine_cache_enable"] and engine["trt_timing_cache_enable"]
     assert engine["trt_max_workspace_size"] == 2 << 30 and cuda["gpu_mem_limit"] == 4 << 30
+    assert (cuda["cudnn_conv_algo_search"], cuda["use_tf32"]) == ("HEURISTIC", "0")
     assert engine["device_id"] == cuda["device_id"] == 1
     assert (tmp_path / "engines").is_dir()
 

@@ -14,6 +14,7 @@ from flows.ledger.tasks import PREVIOUS
 from flows.options.media import VideoSamplingOptions
 from flows.options.text import QuestionOptions, TextOptions
 from stages.decode.generation import SamplingParams
+from stages.process.device import device_model
 
 
 def summary(job: Job) -> dict[str, Any]:
@@ -30,6 +31,7 @@ def summary(job: Job) -> dict[str, Any]:
         "commit": job.model.checkpoint.commit,
         "folder": str(job.model.folder),
         "device": job.device,
+        **({"card": name} if (name := device_model(job.device)) else {}),
         "precision": job.model.precision(),
         "as_published": job.model.profile.as_published,
         "sampling": job.sampling.settings,

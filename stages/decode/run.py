@@ -46,6 +46,7 @@ from stages.memory.item_faults import ItemFaults
 from stages.memory.oom_retry import OomRetry
 from stages.models.loading import warm as warm_model
 from stages.models.prefetch import prefetched, write_behind
+from stages.process.device import device_model
 from stages.process.events import TOO_LONG, UNSUPPORTED, CaptionProgress
 from stages.process.job import parse_job
 from stages.process.live import PipedRequest, RequestBatches
@@ -83,6 +84,8 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
         answers.reverse()
     is_other = spec is not first and bool(job.instead)
 
+    origin = {**spec.meta, **card_fields(job)}
+
     def publish_output(one: DecodeRequest, output: CaptionOutput) -> None:
         if one.is_withdrawn:  # its caption may be incomplete
             return
@@ -94,7 +97,7 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
         more = {"prompt_tokens": output.prompt_tokens, "stopped": output.stopped}
         record = Record(
             key=one.item.instead if is_other else one.item.key,
-            meta=output.meta | more | spec.meta,
+            meta=output.meta | more | origin,
         )
         answers[0].publish([record])
         answers[0].forget([record.key])
@@ -120,6 +123,12 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
         for some, outputs in engine.run(request_batches, oom_retry):
             for one, output in zip(some, outputs, strict=True):
                 publish_output(one, output)
+
+
+def card_fields(job: DecodeJob) -> dict[str, str]:
+    """Return the name of the GPU for a caption's record, because generations of cards may round
+    differently; nothing on a CPU."""
+    return {"card": name} if (name := device_model(job.half.device)) else {}
 
 
 def _shorten_prompt(request: DecodeRequest) -> DecodeRequest:
@@ -224,7 +233,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     )
     retries = job.generation.retry_loops
     to_retry: list[DecodeItem] = []
-    extra_fields: dict[str, Any] = {**spec.meta}
+    extra_fields: dict[str, Any] = {**spec.meta, **card_fields(job)}
     if generation := job.generation.non_defaults:
         extra_fields["generation"] = generation
     with (

@@ -35,6 +35,9 @@ def child_environment() -> dict[str, str]:
         # By default malloc keeps large freed blocks: loading a model in 4 bit held all of it in
         # 16 bit.
         "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
+        # On Hopper and Blackwell, torch prefers cuDNN's attention, which builds a plan for each new
+        # length. Without it the same kernels serve every generation of cards.
+        "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1",
     }
     if cores() < len(os.sched_getaffinity(0)):
         # Libraries start one thread per visible core, and wait for those that may not run.

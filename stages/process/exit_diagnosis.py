@@ -59,6 +59,11 @@ OOM_SIGNS = (
     "CUDA driver error: out of memory",
     "OutOfMemory",
     "cudaErrorMemoryAllocation",
+    # torch, for memory that others allocate: cuDNN's attention, Triton, CUDA graphs
+    "CUDA ran out of memory",
+    "CUDA_ERROR_OUT_OF_MEMORY",
+    "Triton Error [CUDA]: out of memory",
+    "failed: out of memory",
     # bitsandbytes, which then exits with status 1
     "Error out of memory at line",
     # cuBLAS, cuDNN, cuSPARSE, cuSOLVER

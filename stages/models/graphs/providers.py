@@ -55,6 +55,9 @@ def provider_for(backend: str, device: str, limit: int, engines: Path | None) ->
         "device_id": int(device.partition(":")[2] or 0),
         "gpu_mem_limit": limit,
         "arena_extend_strategy": "kSameAsRequested",
+        # By default it times every algorithm of a convolution for each new batch size.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "use_tf32": "0",  # graphs in fp32 compute in fp32, as torch does
     }
     if name == CUDA:
         return Provider(name=CUDA, options=cuda)
