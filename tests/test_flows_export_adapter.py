@@ -61,7 +61,7 @@ def test_the_model_is_exported_with_its_adapter(
     assert any(a != b for a, b in zip(said, plain, strict=True))
     capsys.readouterr()
     assert main(words) == 0
-    assert "there before" in capsys.readouterr().out and not merged.exists()
+    assert "already exported" in capsys.readouterr().out and not merged.exists()
     other = shutil.copytree(adapter, tmp_path / "other")
     (other / "adapter_config.json").write_text(
         (other / "adapter_config.json").read_text().replace("8.0", "9.0")

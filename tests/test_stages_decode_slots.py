@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.engine_check import _same, _teacher_force, reference_of
@@ -227,5 +228,42 @@ def test_windows_of_several_widths_fail() -> None:
     wider = copy.deepcopy(next(layer for layer in again.cache.layers if layer.is_sliding))
     wider.sliding_window += 1
     again.cache.layers.append(wider)
+    again = replace(again, direct=(*again.direct, False))
     with pytest.raises(UnsupportedCacheError, match="different widths"):
         SlotPool(again, SHAPES[0])
+
+
+class Calls(TorchDispatchMode):
+    """Counts calls that read a tensor on the host, and bytes that are joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[str] = []
+        self.joined = 0
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = call(*args, **(kwargs or {}))
+        name = str(call)
+        if any(word in name for word in ("is_nonzero", "_local_scalar_dense", "aten.nonzero")):
+            self.reads.append(name)
+        if name.startswith("aten.cat"):
+            self.joined = max(self.joined, made.nbytes)
+        return made
+
+
+@pytest.mark.parametrize(
+    ("variant", "direct"),
+    [("qwen2_5_vl", True), ("gemma3", True), ("t5gemma2", False), ("mistral_large4", False)],
+)
+def test_a_step_reads_nothing_on_the_host_and_copies_no_pool(variant: str, direct: bool) -> None:
+    row, _, _ = rows_in(variant, torch.bfloat16)
+    pool = SlotPool(row, PoolShape(rows=32, slots=2, columns=1024))
+    for slot in range(2):
+        pool.put(slot, row, row.logits.argmax(-1, keepdim=True))
+    with Calls() as calls:
+        for _ in range(3):
+            pool.set_tokens(pool.step().argmax(-1))
+    assert calls.reads == []
+    keys = [layer.keys.nbytes for layer in pool._slot_cache.cache.layers]
+    assert all(row.direct) == direct
+    assert (calls.joined < max(keys)) == direct

@@ -56,6 +56,8 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
         self.offset = 0
         """First column of this layer in the mask."""
+        self.direct = False
+        """Whether attention gets the slots' tensors as they are."""
         self._slots = torch.arange(shape.slots, device=lengths.device)
         self._lengths = lengths[: shape.slots]
         """The next column of each slot; this tensor belongs to the pool."""
@@ -87,6 +89,8 @@ class SlotLayer(CacheLayerMixin):
         column, slots = self.column(), len(self._slots)
         self.keys[self._slots, :, column] = key_states[:slots, :, 0]
         self.values[self._slots, :, column] = value_states[:slots, :, 0]
+        if self.direct:
+            return self.keys, self.values
         return self._of_rows(self.keys), self._of_rows(self.values)
 
     def _of_rows(self, part: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ from stages.decode.engines.inflight.slot_cache import (
     CrossAttentionCache,
     SlotCache,
 )
+from stages.decode.engines.inflight.used_rows import attention_of_slots
 
 
 class SlotPool:
@@ -73,7 +74,7 @@ class SlotPool:
     def step(self) -> torch.Tensor:
         """Return the logits of the next tokens, of shape [rows, vocabulary]. The first rows are the
         slots; those of empty slots are meaningless."""
-        with torch.inference_mode(), _experts_row_by_row(self.model):
+        with torch.inference_mode(), attention_of_slots(), _experts_row_by_row(self.model):
             model_inputs = self.model.prepare_inputs_for_generation(
                 self._input_ids,
                 next_sequence_length=1,

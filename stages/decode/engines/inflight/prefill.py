@@ -8,12 +8,13 @@ keeps its result.
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
+from stages.decode.engines.inflight.used_rows import direct_layers, noted_keys
 from stages.models.halves.features import Features, placeholder_ids
 from stages.models.halves.inject_features import generate
 from stages.models.halves.routes import choose_route
@@ -69,6 +70,8 @@ class PrefilledSequence:
     """Maximum number of tokens of the caption."""
     logits: torch.Tensor
     """The logits of the first token, of shape [1, vocabulary]."""
+    direct: tuple[bool, ...] = ()
+    """Whether attention gets the keys of each cache layer unchanged."""
     encoder_output: EncoderOutput | None = None
     """The encoder's output, for a half with an encoder for prompts."""
     step: Callable[..., Any] | None = None
@@ -99,10 +102,10 @@ def prefill_row(
         **kwargs: Any,
     ) -> torch.Tensor:
         _refuse(model, stopping_criteria, kwargs)
-        output = model._prefill(input_ids, generation_config, kwargs)
-        read.append(
-            _prefilled(model, input_ids, logits_processor, generation_config, kwargs, output)
-        )
+        with noted_keys() as keys:
+            output = model._prefill(input_ids, generation_config, kwargs)
+        found = _prefilled(model, input_ids, logits_processor, generation_config, kwargs, output)
+        read.append(replace(found, direct=direct_layers(found.cache, keys)))
         return input_ids
 
     generate(half, inputs, features, custom_generate=park, **options)

@@ -82,6 +82,9 @@ class SlotCache:
         layers = [slot_layer_for(layer, shape, lengths) for layer in template.cache.layers]
         if not any(isinstance(layer, SlotLayer) for layer in layers):
             raise UnsupportedCacheError("no cache layer tracks the position of a sequence")
+        for layer, direct in zip(layers, template.direct, strict=True):
+            if isinstance(layer, SlotLayer):
+                layer.direct = direct
         self.cache = Cache(layers=layers)
         self._widen(shape.columns)
 
