@@ -63,6 +63,7 @@ class CaptionOptions(FeatureOptions, total=False):
     retry_loops: bool
     schema: str | PathLike[str] | dict[str, Any]
     engine: str
+    slots: int
     max_new_tokens: int
     strip_think: bool
     trigger: str

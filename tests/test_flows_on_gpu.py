@@ -48,6 +48,8 @@ def test_a_run_on_a_gpu_says_what_one_on_the_cpu_does(tmp_path: Path) -> None:
     assert json.loads((place.out / "run.json").read_text())["plan"]["card"] == card
     packs = [path for path in (place.store / "captions").rglob("*") if path.is_file()]
     assert any(card.encode() in pack.read_bytes() for pack in packs)
+    notes = place.stages()["decode"]["notes"]
+    assert (notes["engine"], notes["rows"], notes["slots"]) == ("inflight", 64, len(CLIPS))
     made = gpus.contexts(cards)
     assert len(set(made)) == len(made), "a process made two contexts"
     assert running.pid not in made, "the parent made a context"

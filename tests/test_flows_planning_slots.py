@@ -77,7 +77,7 @@ def test_a_server_plans_for_schemas_that_requests_may_bring() -> None:
 def test_a_pool_is_slots_times_columns_and_one_prompt_is_read_beside_it() -> None:
     card = with_memory(FULL)
     first = decode_rungs_of(card)[0]
-    assert (first.seated, first.name) == (True, "8 slots, fp16")
+    assert (first.seated, first.name) == (True, "64 slots, fp16")
     eight, four = (planned(card, replace(first, batch=size)) for size in (8, 4))
     columns = 1280  # 1,000 and 256 tokens, in steps of 64
     assert part(eight, "kv") == [8 * columns * KV_A_TOKEN]
@@ -95,20 +95,21 @@ def test_a_window_takes_no_more_columns_than_it_sees_and_states_are_of_every_row
     card = with_memory(replace(FULL, layers=1), window, state)
     rung = Rung(stage="decode", batch=2, precision="fp16", seated=True)
     each = KV_A_TOKEN // LAYERS
-    assert part(planned(card, rung), "kv")[0] == 2 * (1280 + 512) * each + 8 * 3 * 1000
+    assert part(planned(card, rung), "kv")[0] == 2 * (1280 + 512) * each + 64 * 3 * 1000
     wide = with_memory(replace(FULL, layers=1), window, state, precision="fp32")
     rung = replace(rung, precision="fp32")
-    assert part(planned(wide, rung), "kv")[0] == 2 * 2 * (1280 + 512) * each + 8 * 3 * 2000
+    assert part(planned(wide, rung), "kv")[0] == 2 * 2 * (1280 + 512) * each + 64 * 3 * 2000
 
 
-def test_rows_that_are_nobodys_have_a_copy_of_a_layer_but_beside_one_slot() -> None:
-    memory = RowMemory(kept=(FULL,), words=WORDS)
-    sizes = {
-        slots: step_bytes(memory, PoolShape(rows=8, slots=slots, columns=64), 2)
-        for slots in (1, 3, 8)
-    }
-    logits = 8 * WORDS * 6
-    assert sizes == {1: logits, 3: logits + 8 * 64 * FULL.token_bytes, 8: logits}
+def test_unused_rows_have_a_copy_of_a_layer_only_where_the_model_changes_keys() -> None:
+    logits, copy = 8 * WORDS * 6, 8 * 64 * FULL.token_bytes
+    for kind, copied in (("DynamicLayer", 0), ("DynamicIndexedLayer", copy)):
+        memory = RowMemory(kept=(replace(FULL, kind=kind),), words=WORDS)
+        sizes = {
+            slots: step_bytes(memory, PoolShape(rows=8, slots=slots, columns=64), 2)
+            for slots in (1, 3, 8)
+        }
+        assert sizes == {1: logits, 3: logits + copied, 8: logits}
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_who_names_batches_and_rungs_that_have_no_slots_are_planned_in_batches()
 
 def test_a_compiled_step_takes_wider_pools_and_a_compiler() -> None:
     card = with_memory(FULL, engine="inflight-compiled")
-    rung = decode_rungs_of(card, engine="inflight-compiled")[0]
+    rung = decode_rungs_of(card, engine="inflight-compiled", slots=8)[0]
     load = [images(64, 1000)]
     devices = ("cpu", "cuda:0")
     plain = {d: estimate(with_memory(FULL), rung, load, d, 256) for d in devices}
@@ -185,7 +186,11 @@ def test_an_engine_of_another_kind_has_slots_of_any_layer_and_counts_them_itself
 
 def test_fewer_slots_come_before_all_else() -> None:
     names = [rung.name for rung in decode_rungs_of(with_memory(FULL))]
+    assert [rung.name for rung in decode_rungs_of(with_memory(FULL), "cpu")] == names[3:-1]
     assert names == [
+        "64 slots, fp16",
+        "32 slots, fp16",
+        "16 slots, fp16",
         "8 slots, fp16",
         "4 slots, fp16",
         "2 slots, fp16",
@@ -218,6 +223,6 @@ def test_a_budget_decides_how_many_slots_there_are_and_what_is_told_to_who_has_n
         less = replace(taken.rung, seated=False, batch=instead)
         assert question.estimate(less).peak_bytes <= gib * GIB
         found[gib] = (taken.rung.batch, instead)
-    assert found[64] == (8, 8)
+    assert found[64] == (64, 8), "batches keep the requested size"
     assert 8 > found[16.6][0] > found[15][0] >= 1
     assert all(instead <= slots for slots, instead in found.values())

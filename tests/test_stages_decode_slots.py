@@ -237,7 +237,7 @@ class Calls(TorchDispatchMode):
     """Counts calls that read a tensor on the host, and bytes that are joined."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.reads: list[str] = []
         self.joined = 0
 
@@ -264,6 +264,7 @@ def test_a_step_reads_nothing_on_the_host_and_copies_no_pool(variant: str, direc
         for _ in range(3):
             pool.set_tokens(pool.step().argmax(-1))
     assert calls.reads == []
-    keys = [layer.keys.nbytes for layer in pool._slot_cache.cache.layers]
+    layers: list[Any] = [*pool._slot_cache.cache.layers]
+    keys = [layer.keys.nbytes for layer in layers]
     assert all(row.direct) == direct
     assert (calls.joined < max(keys)) == direct

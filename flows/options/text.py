@@ -10,7 +10,7 @@ from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from artifacts.regular_files import read_text
 from flows.options.formats import FORMATS, KEEP, REPLACE, RULES, check_existing, check_formats
-from flows.options.headings import FILES, MODEL, TEXT
+from flows.options.headings import FILES, MEMORY, MODEL, TEXT
 from stages.decode.engines import AUTO, ENGINE_CHOICES, choice_for
 from stages.decode.generation import SamplingParams
 
@@ -133,6 +133,12 @@ class EngineOptions(OptionGroup):
     ] = AUTO
     """Decode engine: `inflight`, `transformers`, `inflight-compiled`, or `auto`, which is inflight
     if a check shows the same output, else transformers."""
+    slots: Annotated[
+        int,
+        Option("captions decoded at once [on a GPU up to 64, else a batch]", MEMORY, "N", least=0),
+    ] = 0
+    """Maximum number of captions that are decoded at once. 0: on a GPU as many as fit, up to 64;
+    on a CPU the batch size. The captions do not depend on it."""
     max_new_tokens: Annotated[
         int, Option("maximum tokens per caption [256]", TEXT, "N", above=0)
     ] = 256

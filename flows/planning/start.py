@@ -81,12 +81,14 @@ def plan_start(
 def batch_without_slots(request: PlanRequest, rung: Rung, budget: Budget) -> int:
     """Return the batch size for a rung with slots, if the engine check finds no slot support.
 
-    It is the largest that is expected to fit, at most the number of slots, and at least 1.
+    It is the largest that is expected to fit, at most the number of slots and the
+    requested size, and at least 1.
     """
     if not (rung.seated and request.workloads):
         return rung.batch
     plain = replace(rung, seated=False)
-    batches = (replace(plain, batch=size) for size in sizes(rung.batch))
+    largest = min(rung.batch, request.config.batch_size)
+    batches = (replace(plain, batch=size) for size in sizes(largest))
     return next((each.batch for each in batches if fits(request.estimate(each), budget)), 1)
 
 

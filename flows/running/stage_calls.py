@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from artifacts.keys import digest_of
 from artifacts.schema import FrameFit
 from flows.checkpoint.graphs import GraphUse, engines_folder
 from flows.checkpoint.models import Model
@@ -25,6 +26,7 @@ from stages.frames.job import FramesItem, FramesJob
 from stages.models.encoding.job import EncodeItem
 from stages.models.graphs.providers import TENSORRT
 from stages.models.half_job import HalfJob
+from stages.process.device import device_capability
 from stages.process.job import job_fields
 from stages.process.stage import StageSpec
 
@@ -99,6 +101,7 @@ class StageCallBuilder:
             instead=other[stage.writes] if other else "",
             batch_instead=fallback_batch,
             said_before=self._previous_lengths(stage, batches) if rung.seated else {},
+            slots=self.slots(rung, sum(map(len, batches))),
         )
         return self._call(stage, job)
 
@@ -179,8 +182,22 @@ class StageCallBuilder:
             prefill=rung.prefill,
             kv=rung.kv,
             engine=settings.engine,
+            rows_namespace=self._rows_namespace(settings),
             beyond_context=job.config.as_published is False,
         )
+
+    def slots(self, rung: Rung, items: int) -> int:
+        """Return the number of slots for so many items; 0: the batch size."""
+        more = self._job.device != "cpu" or EngineOptions.of(self._job.config).slots
+        return min(rung.batch, items) if rung.seated and more else 0
+
+    def _rows_namespace(self, settings: PartSettings) -> str:
+        """Return the namespace of the number of rows per step of the language half, for its
+        precision and this kind of GPU; empty on a CPU."""
+        if self._job.device == "cpu":
+            return ""
+        half, kind = self._job.model.digests["language"], device_capability(self._job.device)
+        return digest_of(["rows", half, settings.key_fields, kind])
 
     def _previous_lengths(
         self, stage: StageSpec, batches: Sequence[Sequence[Task]]

@@ -289,7 +289,8 @@ class StageRunner:
                 self._ladder.step_down(
                     name,
                     error,
-                    largest=max(map(len, work.batches)),
+                    largest=self._calls.slots(work.rung, len(work.tasks))
+                    or max(map(len, work.batches)),
                     tokens=work.tokens,
                     ready=bool(outcome.items or outcome.notes.get("ready")),
                 )

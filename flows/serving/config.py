@@ -183,6 +183,7 @@ class ServeConfig(RequestLimits, NetworkOptions, BatchOptions, ServedOptions):
             memory=self.memory,
             vision_backend=self.vision_backend,
             batch_size=self.max_batch or LARGEST_CAPTION_BATCH,
+            slots=self.max_batch or LARGEST_CAPTION_BATCH,
             trust_remote_code=self.trust_remote_code,
         )
 

@@ -88,6 +88,9 @@ class DecodeEngine(Protocol):
     def set_on_partial(self, on_partial: OnPartial) -> None:
         """Set the callback that gets partial captions. An engine without streaming ignores it."""
 
+    def caption_fields(self) -> dict[str, int]:
+        """Return what each caption's record says about the computation, known after the check."""
+
     def run_stats(self) -> dict[str, Any]:
         """Return notes about the finished run."""
 

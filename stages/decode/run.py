@@ -84,7 +84,7 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
         answers.reverse()
     is_other = spec is not first and bool(job.instead)
 
-    origin = {**spec.meta, **card_fields(job)}
+    origin = {**spec.meta, **engine.caption_fields(), **card_fields(job)}
 
     def publish_output(one: DecodeRequest, output: CaptionOutput) -> None:
         if one.is_withdrawn:  # its caption may be incomplete
@@ -233,7 +233,11 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     )
     retries = job.generation.retry_loops
     to_retry: list[DecodeItem] = []
-    extra_fields: dict[str, Any] = {**spec.meta, **card_fields(job)}
+    extra_fields: dict[str, Any] = {
+        **spec.meta,
+        **engine.caption_fields(),
+        **card_fields(job),
+    }
     if generation := job.generation.non_defaults:
         extra_fields["generation"] = generation
     with (

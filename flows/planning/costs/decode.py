@@ -82,6 +82,8 @@ GRAMMAR_BYTES = 1450
 Measured: 208 MiB for 151,000 tokens of 9 bytes."""
 DEFAULT_VOCABULARY = 150_000
 """Assumed vocabulary size of a model with an unknown one."""
+GPU_SLOTS = 64
+"""Maximum number of slots on a GPU, where more slots generate more tokens per second."""
 STEP_CALLS = 30
 """Overhead of generating one token, in calls of linear layers, besides those of the model."""
 
@@ -90,7 +92,9 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
     """Return the rungs: fewer slots or smaller batches, chunked prefill, KV cache in host memory,
     quantized weights, layers loaded one by one."""
     half, free = model.profile.language, free_settings(model, config, "language")
-    engines = engines_for(EngineOptions.of(config).engine)
+    options = EngineOptions.of(config)
+    engines = engines_for(options.engine)
+    more = GPU_SLOTS if device.startswith("cuda") else 0
     return decode_rungs(
         config.batch_size,
         [(each.precision, each.kv) for each in free],
@@ -100,6 +104,7 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
         offload=config.may_fall_back("language")
         and not (half.stored_as or AdapterOptions.of(config).adapter or engines[0].compiled),
         seated=[each.precision for each in free if supports_slots(half, each)],
+        slots=options.slots or max(config.batch_size, more),
     )
 
 
@@ -110,12 +115,14 @@ def decode_rungs(
     kv_offload: bool,
     offload: bool,
     seated: Container[str] = (),
+    slots: int = 0,
 ) -> list[Rung]:
     """Return the rungs of each variant: smaller batches, chunked prefill, and KV cache offload.
 
     `variants`: pairs of precision and KV cache, which is `quantized` or empty. `kv_offload`:
     whether the KV cache may be in host memory. `offload`: whether weights may be loaded layer by
-    layer. `seated`: precisions with slots instead of batches.
+    layer. `seated`: precisions with slots instead of batches. `slots`: maximum number of slots; 0:
+    the batch size.
     """
     found: list[Rung] = []
     for precision, kv in variants:
@@ -130,7 +137,8 @@ def decode_rungs(
         if kv:  # a quantized cache is the last resort of its precision
             found.append(single)
             continue
-        found += [replace(single, batch=size, prefill=0) for size in sizes(batch)]
+        largest = slots or batch if single.seated else batch
+        found += [replace(single, batch=size, prefill=0) for size in sizes(largest)]
         found += [replace(single, prefill=tokens) for tokens in MLP_CHUNKS]
         if kv_offload:
             found.append(replace(single, kv="offloaded", seated=False))
@@ -145,7 +153,8 @@ def decode_rungs(
         offload=True,
         seated=variants[0][0] in seated,
     )
-    return found + [replace(last, batch=size) for size in sizes(batch)]
+    largest = slots or batch if last.seated else batch
+    return found + [replace(last, batch=size) for size in sizes(largest)]
 
 
 def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:

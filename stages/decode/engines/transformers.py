@@ -78,6 +78,9 @@ class TransformersEngine:
             return generate_kwargs
         return generate_kwargs.bounded(half, inputs, items, whole=whole)
 
+    def caption_fields(self) -> dict[str, int]:
+        return {}
+
     def run_stats(self) -> dict[str, Any]:
         return {"prefill_way": self.prefill_options.mode}
 

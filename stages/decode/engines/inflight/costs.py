@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from artifacts.plurals import counted
 from stages.decode.engines.inflight.pool_shape import (
+    GPU_STEP_ROWS,
     MIN_CHECK_SLOTS,
     PoolLayout,
     PoolShape,
@@ -19,6 +20,8 @@ from stages.models.kv_profile import RowMemory
 
 WIDE = 4
 """Bytes per number of the logits that select a token."""
+COPIED_LAYERS = frozenset({"DynamicIndexedLayer"})
+"""Cache layers whose keys the model changes before attention, so that unused rows need a copy."""
 COMPILER_BYTES, COMPILED_LAYER_BYTES = 190 << 20, 5 << 20
 """Memory of torch's compiler, and per layer of a step, in bytes. Measured: 200 MiB for the demo's 4
 layers, 300 MiB for 24 layers."""
@@ -27,7 +30,9 @@ layers, 300 MiB for 24 layers."""
 def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
     """Yield the KV cache and the activations."""
     memory, each, slots = load.memory, load.number_bytes, load.slots
-    layout = PoolLayout(rows=rows_for(slots), compiled=load.engine.compiled)
+    fixed = load.device.startswith("cuda")
+    rows = max(GPU_STEP_ROWS) if fixed else rows_for(slots)
+    layout = PoolLayout(rows=rows, fixed=fixed, compiled=load.engine.compiled)
     pool = layout.pool(slots, layout.columns(load.tokens + load.new_tokens))
     kept = pool_bytes(memory, pool, each)
     why = f"{counted(slots, 'slot')} x {pool.columns:,} columns x "
@@ -39,7 +44,7 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
     why = f"one prompt of {load.tokens:,} tokens, prefilled alone"
     if step > prompt:
         why = f"a token of each of {counted(pool.rows, 'row')}"
-        why += " and a layer's cache of all" if pool.copied else ""
+        why += " and a layer's cache of all" if copied_rows(memory, pool) else ""
     yield SlotTerm("activation", max(prompt, step), why)
     check = check_bytes(memory, layout, slots, load.tokens, each) - kept - max(prompt, step)
     if slots > 1 and check > 0:  # if a check with one slot does not fit, batches of one run instead
@@ -69,9 +74,14 @@ def step_bytes(memory: RowMemory, pool: PoolShape, each: int) -> int:
     """Return the memory of one step in bytes. It includes the logits in 32 bit, and a layer's
     states before and after the step."""
     logits = memory.words * (each + WIDE * (each < WIDE))
-    return pool.rows * (logits + memory.largest_states(each)) + pool.copied * memory.largest(
-        pool.columns, each
-    )
+    copies = copied_rows(memory, pool) * memory.largest(pool.columns, each)
+    return pool.rows * (logits + memory.largest_states(each)) + copies
+
+
+def copied_rows(memory: RowMemory, pool: PoolShape) -> int:
+    """Return the number of rows whose keys and values a layer copies per step. Attention of nearly
+    all models reads the slots alone."""
+    return pool.copied if any(kind.kind in COPIED_LAYERS for kind in memory.kept) else 0
 
 
 def check_bytes(memory: RowMemory, layout: PoolLayout, slots: int, tokens: int, each: int) -> int:

@@ -24,6 +24,7 @@ from stages.decode.engines.inflight.scheduler import (
     SequenceState,
     prefetch_requests,
 )
+from stages.decode.engines.inflight.step_rows import StoredStepRows
 from stages.decode.engines.transformers import TransformersEngine
 from stages.decode.job import DecodeJob
 from stages.decode.prompts import prompts_for
@@ -38,6 +39,9 @@ PARTIAL_INTERVAL_SECONDS = 0.1
 """Minimum time between two partial captions of a sequence."""
 PUBLISH_INTERVAL_SECONDS = 1.0
 """How long finished captions wait for others, because each publication is one pack file."""
+BATCH_WASTE = 0.55
+"""Share of the rows of a batch that wait for its longest caption. Measured with the demo's
+captions: `python -m benchmarks.inflight`."""
 LONGER_SUFFIX = " Then tell what else there is to be seen, and where."
 """Appended to a prompt to get a prompt of another length."""
 
@@ -56,6 +60,10 @@ class InflightEngine:
         whole."""
         self._no_prefix_reason = ""
         """Why prompts are prefilled whole although the engine can share prefixes."""
+        self._stored_rows: StoredStepRows | None = None
+        """The number of rows per step of this half; None on a CPU, where it depends on the job."""
+        if job.rows_namespace:
+            self._stored_rows = StoredStepRows(job.store, job.rows_namespace)
         self._scheduler: InflightScheduler | None = None
         self._on_partial: OnPartial | None = None
 
@@ -81,8 +89,11 @@ class InflightEngine:
 
     def run_stats(self) -> dict[str, Any]:
         found = self._transformers.run_stats()
+        if self._check.rejected:
+            found |= {"rows_reason": self._check.rejected}
         if self._check.reason:
             return found | {"engine": self._transformers.name, "engine_reason": self._check.reason}
+        found |= self.caption_fields()
         if self._scheduler is not None:
             usage = self._scheduler.usage
             found |= {"slots": self._scheduler.slots, "row_steps": usage.steps}
@@ -93,6 +104,13 @@ class InflightEngine:
         if self._no_prefix_reason:
             found |= {"shared_prefix_reason": self._no_prefix_reason}
         return found | {"engine": self._engine.name}
+
+    def caption_fields(self) -> dict[str, int]:
+        """Return the rows of a step for a caption's record. On a CPU its bytes do not depend on
+        them, so nothing is recorded."""
+        if self._check.reason or self._stored_rows is None:
+            return {}
+        return {"rows": self._check.layout.rows}
 
     def run(
         self, batches: Iterable[Sequence[DecodeRequest]], oom_retry: OomRetry
@@ -241,10 +259,29 @@ class InflightEngine:
         row, other = (self._prefill_with(each, half) for each in (request, longer))
         is_only_engine = len(engines_for(self._job.engine)) == 1
         slots = slot_count(self._job)
-        found = choose_layout(slots, row, other, reference, is_only_engine=is_only_engine)
+        rows = self._stored_rows.candidates() if self._stored_rows else ()
+        found = choose_layout(
+            slots, row, other, reference, is_only_engine=is_only_engine, step_rows=rows
+        )
         if found.out_of_memory and is_only_engine:
             raise MemoryError(found.reason)
+        if self._stored_rows and not found.reason and not found.layout.aligned:
+            self._stored_rows.keep(found.layout.rows)
+            if not is_only_engine and not self._engine.by_chunk:
+                found = self._compare_with_batches(found, slots)
         return found
+
+    def _compare_with_batches(self, found: EngineCheck, slots: int) -> EngineCheck:
+        """Return the check with a reason against slots if batches generate more tokens per step,
+        which rows waste in part by waiting for the longest."""
+        largest = max((len(batch) for batch in self._job.batches), default=1)
+        batch = min(self._job.batch_instead or largest, largest)
+        rows = min(slots, found.layout.rows)
+        if batch * (1 - BATCH_WASTE) <= rows:
+            return found
+        share = f"{batch} x {1 - BATCH_WASTE:.0%}"
+        why = f"batches of {batch} generate more tokens per step: {share} against {rows}"
+        return replace(found, reason=why)
 
     def _output(self, state: SequenceState) -> CaptionOutput:
         self._transformers.half.confirm()

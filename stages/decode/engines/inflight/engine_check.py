@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from artifacts.errors import PenstockError
+from artifacts.plurals import counted
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.pool import SlotPool
 from stages.decode.engines.inflight.pool_shape import (
@@ -51,10 +52,14 @@ class EngineCheck:
     """Why the half cannot run in slots; empty if it can."""
     layout: PoolLayout = PLAIN
     """Layout of the pool that passed the check."""
+    depends_on_slot: bool = False
+    """Whether the check failed because a sequence depends on its slot, or on other slots."""
     depends_on_pool_size: bool = False
     """Whether the check failed only for pools of another size."""
     out_of_memory: bool = False
     """Whether the check ran out of memory."""
+    rejected: str = ""
+    """Why a larger number of rows was rejected; empty if none was."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,21 +89,26 @@ def choose_layout(
     reference: ReferenceOutput,
     *,
     is_only_engine: bool,
+    step_rows: Sequence[int] = (),
 ) -> EngineCheck:
     """Return the first layout that passes, checked with two sequences of different lengths. If none
     passes, return the result of the first layout. `is_only_engine` is whether no other engine may
-    run."""
+    run. `step_rows` are the fixed numbers of rows to try; empty: by the slots."""
     candidates = candidate_layouts(
-        job_slots, compiled=row.step is not None, is_only_engine=is_only_engine
+        job_slots,
+        compiled=row.step is not None,
+        is_only_engine=is_only_engine,
+        step_rows=step_rows,
     )
     first = _check_layout_in(next(candidates), job_slots, row, other, reference)
     if not first.reason or first.out_of_memory:
         return first
+    rejected = f"not {counted(first.layout.rows, 'row')}: {first.reason}" if step_rows else ""
     for layout in candidates:
-        if first.depends_on_pool_size or layout.aligned:
+        if first.depends_on_pool_size or (step_rows and first.depends_on_slot) or layout.aligned:
             found = _check_layout_in(layout, job_slots, row, other, reference)
             if not found.reason or found.out_of_memory:
-                return found
+                return replace(found, rejected=rejected)
     return first
 
 
@@ -162,7 +172,7 @@ def _compare(
     if not _same(
         alone, _teacher_force(row, reference, SlotPool(row, shape), shape.slots - 1, other)
     ):
-        return EngineCheck(reason="its output depends on neighbouring slots")
+        return EngineCheck(reason="its output depends on neighbouring slots", depends_on_slot=True)
     wider = [_teacher_force(row, reference, SlotPool(row, other_shape), 0, other)]
     if shape.rows > MIN_STEP_ROWS:  # smaller jobs may have fewer rows, which may agree by chance
         alone += _teacher_force(other, reference, SlotPool(row, shape), 0)

@@ -1,6 +1,6 @@
 """Computes the size of a slot pool, for the engine and for planning. Imports no model library."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 COLUMN_MULTIPLE = 64
@@ -12,6 +12,9 @@ MIN_STEP_ROWS = 8
 """Minimum number of rows per step: on a CPU, products of fewer rows round differently."""
 CHECK_TOKENS = 6
 """Maximum number of tokens per row in the check before use."""
+GPU_STEP_ROWS = (64, 32, 16, 8)
+"""Candidates for the fixed number of rows per step on a GPU, the best first. There a step reads all
+weights, so 64 rows take about as long as 8."""
 WIDER_FACTOR = 5
 """Columns of the second pool of the check, as a multiple of the first: enough that kernels split
 them differently."""
@@ -76,11 +79,15 @@ PLAIN = PoolLayout(rows=MIN_STEP_ROWS)
 """The layout for few slots."""
 
 
-def candidate_layouts(slots: int, *, compiled: bool, is_only_engine: bool) -> Iterator[PoolLayout]:
+def candidate_layouts(
+    slots: int, *, compiled: bool, is_only_engine: bool, step_rows: Sequence[int] = ()
+) -> Iterator[PoolLayout]:
     """Yield the layouts for `slots` slots, the best first. `is_only_engine` is whether no other
-    engine may run."""
-    yield PoolLayout(rows=rows_for(slots), compiled=compiled)
-    yield PoolLayout(rows=MIN_STEP_ROWS, fixed=True, compiled=compiled)
+    engine may run. `step_rows` are the fixed numbers of rows to try; empty: by the slots."""
+    if not step_rows:
+        yield PoolLayout(rows=rows_for(slots), compiled=compiled)
+    for rows in step_rows or (MIN_STEP_ROWS,):
+        yield PoolLayout(rows=rows, fixed=True, compiled=compiled)
     # Aligned slots take the same memory used or not, so they are tried only if all are in use.
     # Their columns move after each step, where compiled code would not find them.
     if not compiled and (slots >= MIN_STEP_ROWS or is_only_engine):
