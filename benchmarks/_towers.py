@@ -24,7 +24,7 @@ from stages.models.graphs.manifest import GraphManifest, read_manifest
 from stages.models.halves.classes import config_and_class
 from stages.models.halves.features import encode
 from stages.models.inspection import describe
-from stages.models.loading import ModelJob, warm
+from stages.models.loading import ModelJob, warm_source
 from stages.process.device import device_used_bytes
 from stages.process.memory import Sampler
 from stages.process.report import EventReporter
@@ -188,7 +188,7 @@ def times(subject: Subject) -> dict[str, Any]:
 def _begin(subject: Subject, batches: int, ways: Sequence[Way]) -> list[dict[str, Any]]:
     """Import what these ways need, and return what they are given: neither is a way's own."""
     torch.set_num_threads(1)
-    warm(asdict(subject.job(WAYS[FIRST])))
+    warm_source(subject.job(WAYS[FIRST]))
     config_and_class(Path(subject.model), False)
     if any(way.compiled for way in ways):
         import_module("torch._inductor.compile_fx")

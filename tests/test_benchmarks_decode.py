@@ -60,7 +60,7 @@ def test_equal_batches_are_compared_in_pairs(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ["256 tokens at a time, MLPs alone", "KV cache in 8 bit"])
+@pytest.mark.parametrize("row", ["256 tokens at a time, MLPs only", "KV cache in 8 bit"])
 def test_what_an_actuator_takes_is_measured(row: str, tmp_path: Path) -> None:
     job = {"model": str(build(tmp_path / "model", TINY, 2)), "dtype": "bfloat16"}
     found = actuators.measure({"job": {**job, **actuators.ROWS[row]}, "tokens": 300, "new": 2})

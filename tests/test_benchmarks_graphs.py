@@ -57,10 +57,10 @@ def test_a_tiny_tower_is_computed_in_every_way(
         found, key=[*WAYS, "ONNX int8"].index
     )
     for name, cells in found.items():
-        if "not possible" in cells["ms a batch"]:
+        if "not possible" in cells["ms per batch"]:
             assert name == "torch.compile fp32"
             continue
-        assert min(float(cells[head]) for head in ("ms a batch", "x", "files MiB")) > 0
+        assert min(float(cells[head]) for head in ("ms per batch", "x", "files MiB")) > 0
         assert int(cells["MiB"]) >= 0 and cells["on"] == "cpu"
     assert found["torch fp32"]["x"] == "1.00" and found["torch fp32"]["cosine"] == "1.0000"
     assert float(found["ONNX fp32"]["least"]) >= 0.9999

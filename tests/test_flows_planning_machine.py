@@ -48,7 +48,7 @@ def test_figures_are_those_of_a_machine_and_are_found_again_and_told(
     assert find_machine(DEVICE).machine == machine
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
-    assert "GFLOP/s over prompts" in shown and "frames/s of 720p" in shown
+    assert "GFLOP/s in prefill" in shown and "frames/s of 720p" in shown
     file.unlink()
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out

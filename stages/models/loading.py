@@ -183,8 +183,12 @@ _ready: dict[tuple[Path, bool], Any] = {}
 def warm(job: dict[str, Any]) -> None:
     """Import what the half of a job needs and load its processor. Both happen before the stage's
     memory use is counted: a plan contains neither."""
+    warm_source(ModelJob.of(parse_job(HalfJob, job["half"])))
+
+
+def warm_source(source: ModelJob) -> None:
+    """Import what a half needs and load its processor."""
     import_transformers()
-    source = ModelJob.of(parse_job(HalfJob, job["half"]))
     folder = resolve_model(Path(source.model), source.revision)
     config, _ = config_and_class(folder, source.trust_remote_code)
     if source.precision in KINDS or stored_settings(config) is not None:

@@ -41,7 +41,10 @@ def decode(job: dict[str, Any], report: EventReporter) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return whole(pool)
 
-    with patch.object(SlotPool, "step", step), patch.object(engine, "PUBLISH_INTERVAL_SECONDS", 0.0):
+    with (
+        patch.object(SlotPool, "step", step),
+        patch.object(engine, "PUBLISH_INTERVAL_SECONDS", 0.0),
+    ):
         stages.decode.run.run(job, report)
 
 
