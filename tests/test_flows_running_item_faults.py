@@ -194,7 +194,7 @@ def test_a_half_that_is_not_for_slots_is_served_as_before(place: Place, tmp_path
     run(place, engine="auto", limit=3)
     resumed = run(place, engine="auto")
     assert resumed.started == ["frames", "encode", "decode"]
-    assert "goes to an encoder" in place.stages()["decode"]["notes"]["engine_reason"]
+    assert "differs in slots" in place.stages()["decode"]["notes"]["engine_reason"]
     assert place.captions() == before.captions()
     assert run(place, engine="auto").started == []
     assert run(place, engine="transformers").started == []

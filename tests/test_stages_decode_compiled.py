@@ -14,7 +14,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 
 from artifacts.errors import UsageError
-from stages.decode.engines.inflight.compiled import CompiledStep
+from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
 from stages.decode.engines.inflight.engine_check import _same, _teacher_force, reference_of
 from stages.decode.engines.inflight.pool import SlotPool
 from stages.decode.engines.inflight.pool_shape import PoolShape
@@ -24,6 +24,14 @@ from tests.support.waves import OTHER, THIRD, in_slots, mixed_wave, noted, said
 
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 compiling = pytest.mark.skipif(COMPILER is None, reason="there is no compiler of C++")
+
+
+@pytest.mark.parametrize(("skips", "note"), [(0, "recorded"), (3, "skipped 3 times")])
+def test_recorded_and_skipped_graphs_are_noted(
+    skips: int, note: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(counters["inductor"], "cudagraph_skips", skips)
+    assert graph_note("cuda:0") == {"cuda_graphs": note} and graph_note("cpu") == {}
 
 
 @compiling

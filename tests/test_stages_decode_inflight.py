@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from artifacts.claims import claims_at
 from artifacts.errors import UsageError
@@ -19,7 +20,7 @@ from penstock_demo import CHECKPOINT
 from stages.decode.engines.inflight import engine_check
 from stages.decode.engines.inflight.engine import InflightEngine
 from stages.decode.engines.inflight.pool import SlotPool
-from stages.decode.engines.inflight.scheduler import RequestPrefetcher, prefetch_requests
+from stages.decode.engines.inflight.request_prefetch import RequestPrefetcher, prefetch_requests
 from stages.decode.job import DecodeItem
 from stages.decode.protocol import DecodeRequest
 from stages.decode.run import run
@@ -119,6 +120,36 @@ def test_what_a_checkpoint_does_to_its_logits_is_done_row_by_row(tmp_path: Path)
     assert words(wave.captions(THIRD)) == words(wave.captions(OTHER))
     assert min(one["tokens"] for one in wave.captions(OTHER)) >= 24
     assert words(wave.captions(OTHER)) != words(wave.captions())
+
+
+def test_a_repetition_penalty_is_applied_to_all_rows_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(CHECKPOINT, folder)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    settings["repetition_penalty"] = 1.7
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    wave = mixed_wave(tmp_path, 4)
+    wave.model = str(folder)
+    wave.decode(PROMPTS, OTHER, tokens=32)
+    calls = count_calls(monkeypatch, RepetitionPenaltyLogitsProcessor)
+    told = in_slots(wave, THIRD)
+    assert words(wave.captions(THIRD)) == words(wave.captions(OTHER)) != words(wave.captions())
+    in_check = 3 * (engine_check.STEPS + 1)
+    assert len(calls) <= in_check + len(keys_told(told)), "once per prompt"
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, processor: type[Any]) -> list[None]:
+    calls: list[None] = []
+    whole = processor.__call__
+
+    def counted(self: Any, *args: Any) -> Any:
+        calls.append(None)
+        return whole(self, *args)
+
+    monkeypatch.setattr(processor, "__call__", counted)
+    return calls
 
 
 def test_captions_are_cut_where_they_may_be_no_longer(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from stages.decode.engines.inflight.pool_shape import PLAIN
 from stages.decode.engines.inflight.prefill import PrefilledSequence, prefill_row
-from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestPrefetcher
+from stages.decode.engines.inflight.request_prefetch import RequestPrefetcher
+from stages.decode.engines.inflight.scheduler import InflightScheduler
 from stages.decode.job import DecodeItem
 from stages.decode.protocol import DecodeRequest
 from stages.memory.item_faults import ItemFault, ItemFaults, item_fault

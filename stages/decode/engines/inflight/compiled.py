@@ -43,6 +43,17 @@ class CompiledStep:
             return self._step(**kwargs)
 
 
+def graph_note(device: str) -> dict[str, str]:
+    """Return whether CUDA graphs of the steps were recorded; nothing on a CPU. Torch skips a
+    recording without an error."""
+    if not device.startswith("cuda"):
+        return {}
+    from torch._dynamo.utils import counters
+
+    skipped = counters["inductor"]["cudagraph_skips"]
+    return {"cuda_graphs": f"skipped {skipped} times" if skipped else "recorded"}
+
+
 def mark_static(cache: Any) -> None:
     """Tell the compiler that the cache tensors keep their addresses. Otherwise no step that writes
     to them is recorded as a CUDA graph."""

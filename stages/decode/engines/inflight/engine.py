@@ -15,14 +15,13 @@ from typing import Any
 from artifacts.errors import UsageError
 from stages.decode.engines import AUTO, engines_for
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
-from stages.decode.engines.inflight.compiled import CompiledStep
+from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
 from stages.decode.engines.inflight.engine_check import EngineCheck, choose_layout, reference_of
 from stages.decode.engines.inflight.prefill import PrefilledSequence, SharedPrefix, prefill_row
+from stages.decode.engines.inflight.request_prefetch import RequestPrefetcher, prefetch_requests
 from stages.decode.engines.inflight.scheduler import (
     InflightScheduler,
-    RequestPrefetcher,
     SequenceState,
-    prefetch_requests,
 )
 from stages.decode.engines.inflight.step_rows import StoredStepRows
 from stages.decode.engines.transformers import TransformersEngine
@@ -99,6 +98,8 @@ class InflightEngine:
             found |= {"slots": self._scheduler.slots, "row_steps": usage.steps}
             found |= {"aligned": True} if self._check.layout.aligned else {}
             found |= {"row_steps_used": usage.used}
+        if self._engine.compiled:
+            found |= graph_note(self._job.half.device)
         if self._engine.by_chunk:
             found |= {"shared_prefix": self._prefix is not None}
         if self._no_prefix_reason:

@@ -23,9 +23,7 @@ How it works:
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -34,9 +32,11 @@ import torch
 
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
+from stages.decode.engines.inflight.penalties import RowPenalties, penalty_of
 from stages.decode.engines.inflight.pool import SlotPool
 from stages.decode.engines.inflight.pool_shape import PoolLayout
 from stages.decode.engines.inflight.prefill import PrefilledSequence
+from stages.decode.engines.inflight.request_prefetch import RequestPrefetcher
 from stages.decode.prompts import ContextExceeded
 from stages.decode.protocol import DecodeRequest
 from stages.memory.oom_retry import OomRetry, release_memory
@@ -59,6 +59,8 @@ class SequenceState:
     stopped: Callable[[Sequence[int]], bool] | None = None
     """Function that checks the new tokens for a stop string; None: no check."""
     prompt_tokens: int = 0
+    shares_penalty: bool = False
+    """Whether its repetition penalty is applied to all rows at once."""
     fault: UsageError | None = None
     """The error for request settings that cannot be applied."""
     output_ids: list[int] = field(default_factory=list)
@@ -136,45 +138,6 @@ class PendingTokens:
         return self._tokens.tolist()
 
 
-class RequestPrefetcher:
-    """Yields the requests in order; a thread claims the next batch ahead of time."""
-
-    def __init__(
-        self, batches: Iterable[Sequence[DecodeRequest]], executor: ThreadPoolExecutor
-    ) -> None:
-        self._batches = iter(batches)
-        self._executor = executor
-        self._ready: deque[DecodeRequest] = deque()
-        self._next: Future[Sequence[DecodeRequest] | None] | None = None
-        self._exhausted = False
-
-    def next_request(self, *, wait: bool) -> DecodeRequest | None:
-        """Return the next request. Return None at the end, or without `wait` while the next batch
-        is not ready. At most one batch is claimed ahead of time."""
-        while not self._ready and not self._exhausted:
-            self._claim_next()
-            assert self._next is not None
-            if not (wait or self._next.done()):
-                return None
-            batch, self._next = self._next.result(), None
-            self._exhausted = batch is None
-            self._ready.extend(batch or ())
-        if not self._exhausted:
-            self._claim_next()
-        return self._ready.popleft() if self._ready else None
-
-    def _claim_next(self) -> None:
-        if self._next is None:
-            self._next = self._executor.submit(next, self._batches, None)
-
-
-@contextmanager
-def prefetch_requests(batches: Iterable[Sequence[DecodeRequest]]) -> Iterator[RequestPrefetcher]:
-    """Yield a prefetcher. After the block, no thread reads `batches` any more."""
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        yield RequestPrefetcher(batches, executor)
-
-
 @dataclass(kw_only=True, slots=True)
 class SlotUsage:
     """Slot usage in rows times steps."""
@@ -208,6 +171,8 @@ class InflightScheduler:
         self.slots = min(slots, layout.rows)
         self.usage = SlotUsage()
         self._pool: SlotPool | None = None
+        self._penalties: RowPenalties | None = None
+        """Repetition penalties of the rows that have nothing else; None: no row has one."""
         self._running: list[SequenceState | None] = []
         self._pending: deque[tuple[PendingTokens, list[SequenceState | None]]] = deque()
         self._preempted: deque[DecodeRequest] = deque()
@@ -316,8 +281,23 @@ class InflightScheduler:
             assert self._pool is not None
             slot = self._running.index(None)
             self._pool.put(slot, sequence, token.unsqueeze(1))
+            self._share_penalty(slot, state, sequence.logits)
             self._running[slot] = state
         return state
+
+    def _share_penalty(self, slot: int, state: SequenceState, logits: torch.Tensor) -> None:
+        """Let a sequence whose only processor is a repetition penalty share the call of all rows.
+        All rows that share it have the penalty of the first."""
+        penalty = penalty_of(state.processors)
+        if self._penalties is None and penalty is not None:
+            self._penalties = RowPenalties(penalty, logits, self.slots)
+        if self._penalties is None:
+            return
+        state.shares_penalty = penalty == self._penalties.penalty
+        if state.shares_penalty:
+            self._penalties.put(slot, state.ids)
+        else:
+            self._penalties.clear(slot)
 
     def _ensure_pool(self, sequence: PrefilledSequence, max_length: int) -> None:
         """Create or resize the pool so that the sequence fits. A pool at least twice as wide as
@@ -346,10 +326,14 @@ class InflightScheduler:
         assert self._pool is not None
         logits = self._pool.step()
         with torch.inference_mode():
+            if self._penalties is not None:
+                self._penalties.apply(logits)
             tokens = logits.argmax(-1)
             for slot, state in enumerate(self._running):
-                if state is not None and len(state.processors):
+                if state is not None and len(state.processors) and not state.shares_penalty:
                     tokens[slot] = state.select_token(logits[slot : slot + 1])[0]
+            if self._penalties is not None:
+                self._penalties.add(tokens)
         self._pool.set_tokens(tokens)
         # Rows beyond the slots are unused.
         self._pending.append((PendingTokens(tokens), list(self._running)))
@@ -394,6 +378,6 @@ class InflightScheduler:
             self._preempted.clear()
 
     def _free_pool(self) -> None:
-        self._pool = None
+        self._pool = self._penalties = None
         self._running = []
         self._pending.clear()
