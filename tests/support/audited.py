@@ -13,7 +13,7 @@ from typing import Any
 ALLOWED = {
     "<frozen importlib._bootstrap>": "what is imported at the first use, once",
     "linecache.py": "sources of routes, which FastAPI reads once",
-    "scratch.py": "the scratch folder, removed when nobody is served any more",
+    "temp_store.py": "the temporary folder, deleted when nobody is served any more",
 }
 """Modules that may wait: name → for what."""
 SHOWN = 8
