@@ -15,9 +15,9 @@ from flows.options.model import (
     StoreOptions,
 )
 from flows.options.text import EngineOptions
-from stages.tune.job import ADAMW, ADAMW8
+from stages.tune.job import ADAMW, ADAMW8, PAGED_ADAMW8
 
-OPTIMIZERS = (ADAMW, ADAMW8)
+OPTIMIZERS = (ADAMW, ADAMW8, PAGED_ADAMW8)
 PRECISIONS = ("native", "fp32", "bf16", "nf4", "auto")
 """The values of `--precision` that gradients can pass through. `auto` may use nf4 if the others do
 not fit."""

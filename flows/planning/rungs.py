@@ -6,7 +6,7 @@ from typing import Any
 from artifacts.plurals import counted
 from flows.pipelines import STAGES
 from stages.memory.oom_retry import smaller
-from stages.tune.job import ADAMW8
+from stages.tune.job import ADAMW8, PAGED_ADAMW8
 
 MLP_CHUNKS = (1024, 256)
 """Positions that pass an MLP at once, if all positions of a prompt or of frames are too many."""
@@ -64,7 +64,7 @@ class Rung:
             "weights offloaded" if self.offload and not self.block else "",
             f"streamed layer by layer{past}" if self.block else "",
             "gradient checkpointing" if self.recompute else "",
-            "8-bit moments" if self.optimizer == ADAMW8 else "",
+            "8-bit moments" if self.optimizer in (ADAMW8, PAGED_ADAMW8) else "",
         ]
         return ", ".join(filter(None, pieces))
 

@@ -16,21 +16,26 @@ from artifacts.errors import UsageError
 from stages.memory.oom_retry import catch_oom, smaller
 from stages.process.report import EventReporter
 from stages.tune.examples import TrainingExample, group_batches, loss_of
-from stages.tune.job import ADAMW8
+from stages.tune.job import ADAMW8, PAGED_ADAMW8
 
 PACKS = "support_avx512bf16_for_cpu"
 """Attribute of a bitsandbytes layer: whether it packs its weights for this CPU."""
 WARMUP = 0.03
 """Share of the steps for the warm-up of the learning rate."""
+LOSS_SCALE = 1024.0
+"""Factor of the loss of a half in fp16, whose smallest gradients would else be rounded to zero."""
+MAX_SKIPPED = 10
+"""Steps in a row that may be skipped because a gradient is infinite."""
 MAX_NORM = 1.0
 """Gradients are clipped to this norm."""
 
 
 def optimizer_of(name: str, trained: Sequence[nn.Parameter], rate: float) -> torch.optim.Optimizer:
     """Return an optimizer of these parameters."""
-    if name == ADAMW8:
+    if name in (ADAMW8, PAGED_ADAMW8):
         optimizers = importlib.import_module("bitsandbytes.optim")
-        paged = trained[0].device.type == "cuda"  # moments can be paged to the host only from a GPU
+        # Moments can be paged to the host only from a GPU.
+        paged = name == PAGED_ADAMW8 and trained[0].device.type == "cuda"
         kind = optimizers.PagedAdamW8bit if paged else optimizers.AdamW8bit
         made: torch.optim.Optimizer = kind(trained, lr=rate, weight_decay=0.0)
         return made
@@ -64,6 +69,8 @@ class Trainer:
         self._report = report
         self._rows = rows
         """Examples per forward pass."""
+        self._scale = LOSS_SCALE if half.dtype == torch.float16 else 1.0
+        self._skipped = 0
 
     def step(self, examples: Sequence[TrainingExample], rate: float) -> float:
         """Take one step on these examples, and return their mean loss per token. Raises MemoryError
@@ -82,17 +89,37 @@ class Trainer:
                 "the loss is infinite or NaN",
                 hint="Run it again with a smaller --lr, into another --out",
             )
-        nn.utils.clip_grad_norm_(self._trained, MAX_NORM)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
+        if self._gradients_are_finite():
+            nn.utils.clip_grad_norm_(self._trained, MAX_NORM)
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            self._optimizer.step()
         return loss
+
+    def _gradients_are_finite(self) -> bool:
+        """Undo the scale of the gradients. Return whether all are finite; a step with others is
+        skipped. Raises UsageError after MAX_SKIPPED skipped steps in a row."""
+        if self._scale == 1.0:
+            return True
+        gradients = [each.grad for each in self._trained if each.grad is not None]
+        for gradient in gradients:
+            gradient /= self._scale
+        if all(bool(gradient.isfinite().all()) for gradient in gradients):
+            self._skipped = 0
+            return True
+        self._skipped += 1
+        if self._skipped == MAX_SKIPPED:
+            raise UsageError(
+                f"gradients in fp16 were infinite in {MAX_SKIPPED} steps in a row",
+                hint="Run it again with a smaller --lr, or with --precision fp32 or nf4",
+            )
+        return False
 
     def _gradients(self, examples: Sequence[TrainingExample]) -> float:
         tokens, total = sum(len(example.ids) for example in examples), 0.0
         for some in group_batches(examples, self._rows):
             loss = loss_of(self._half, self._processor, some) / tokens
-            loss.backward()
+            (loss * self._scale).backward()
             total += float(loss.detach())
         return total
 

@@ -23,11 +23,12 @@ from flows.planning.training.estimate import LOGITS, adapted_layer_bytes, lora_p
 from flows.planning.training.terms import ADAPTER, OPTIMIZERS
 from flows.planning.workloads import Workload
 from stages.models.hub.checkpoint import Checkpoint
-from stages.tune.job import ADAMW, ADAMW8
+from stages.tune.job import ADAMW, ADAMW8, PAGED_ADAMW8
 
 FOUR_BIT = "nf4"
 """4-bit precision that supports gradients."""
-MOMENTS = {ADAMW: ADAPTER.optimizer, ADAMW8: OPTIMIZERS["8bit"].optimizer}
+EIGHT_BIT = OPTIMIZERS["8bit"].optimizer
+MOMENTS = {ADAMW: ADAPTER.optimizer, ADAMW8: EIGHT_BIT, PAGED_ADAMW8: EIGHT_BIT}
 """Optimizer → bytes kept per trained number."""
 BEST = 4
 """Bytes per trained number of the best state so far, kept on the host."""
