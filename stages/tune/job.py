@@ -12,8 +12,8 @@ SCORE = "score.json"
 CHECKPOINT = "checkpoint.safetensors"
 """File from which a training resumes until the adapter is written."""
 ADAMW, ADAMW8, PAGED_ADAMW8 = "adamw", "adamw8bit", "paged_adamw8bit"
-"""Optimizers: torch's, bitsandbytes' with 8-bit moments, and the same with moments in managed memory,
-which the driver of a GPU pages to the host."""
+"""Optimizers: torch's, bitsandbytes' with 8-bit moments, and the same with moments that a GPU's
+driver pages to the host."""
 
 
 class TuneItem(NamedTuple):
