@@ -1,5 +1,6 @@
 """Training of a half in fp16: small gradients survive, and infinite ones change nothing."""
 
+import importlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_moments_are_paged_only_if_requested(monkeypatch: pytest.MonkeyPatch) ->
     made = []
     names = ("AdamW8bit", "PagedAdamW8bit")
     kinds = {n: (lambda *_, n=n, **__: made.append(n)) for n in names}
-    monkeypatch.setattr(training.importlib, "import_module", lambda _: SimpleNamespace(**kinds))
+    monkeypatch.setattr(importlib, "import_module", lambda _: SimpleNamespace(**kinds))
     on_gpu: Any = [SimpleNamespace(device=torch.device("cuda:0"))]
     for name in (ADAMW8, PAGED_ADAMW8):
         optimizer_of(name, on_gpu, 0.1)
