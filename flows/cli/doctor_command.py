@@ -38,6 +38,7 @@ from stages.process.device import (
 )
 from stages.process.lock import LOCKS, lock_path
 from stages.process.nvml import VISIBLE
+from stages.process.other_gpus import unused_gpu
 
 NOWHERE = Path("/nonexistent")
 """A path without a control group."""
@@ -102,6 +103,7 @@ def _memory(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -
 def _device(device: str) -> Iterator[str]:
     if device == "cpu":
         why = f"{VISIBLE} hides all GPUs" if hidden() else "no NVIDIA driver responds"
+        why = "; ".join(filter(None, [why, "" if hidden() else unused_gpu()]))
         yield ROW.format("device", f"cpu: {why}; models run on the CPU, which suits small ones")
         return
     major, minor = capability = device_capability(device)

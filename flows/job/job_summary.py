@@ -14,7 +14,8 @@ from flows.ledger.tasks import PREVIOUS
 from flows.options.media import VideoSamplingOptions
 from flows.options.text import QuestionOptions, TextOptions
 from stages.decode.generation import SamplingParams
-from stages.process.device import device_model
+from stages.process.device import device_model, hidden
+from stages.process.other_gpus import unused_gpu
 
 
 def summary(job: Job) -> dict[str, Any]:
@@ -56,6 +57,8 @@ def notes(job: Job) -> list[str]:
     profile = job.model.profile
     settings = [settings[0] for settings in job.model.settings.values()]
     found = list(filter(None, [precision_note(profile, settings, job.device), *job.model.notes]))
+    if job.device == "cpu" and not hidden() and (unused := unused_gpu()):
+        found.append(f"{unused}; models run on the CPU")
     if profile.route == "joint":
         found.append(
             f"{job.model.name} cannot be run in halves ({profile.why}): the second stage loads all "
