@@ -22,7 +22,7 @@ from scripts.gpu_check.rows import Row, exit_status, skipped, summary
 from scripts.gpu_check.setting import DEMO, SAMPLES, Setting
 from stages.process.device import device_name
 
-MINUTES = {True: 10.0, False: 40.0}
+MINUTES = {True: 20.0, False: 40.0}
 """Whether it is the demo model's alone → how long all checks may take together."""
 
 
@@ -114,7 +114,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--source", type=Path, default=SAMPLES, help="what that captions [demo/samples]")
     add("--out", type=Path, metavar="FOLDER", help="write gpu.md and gpu.json there instead")
     add("--only", action="append", default=[], metavar="WORD", help="only checks named so")
-    add("--minutes", type=float, help="how long all may take [10; 40 with a model]")
+    add("--minutes", type=float, help="how long all may take [20; 40 with a model]")
     return parser.parse_args(arguments)
 
 

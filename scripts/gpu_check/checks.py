@@ -4,7 +4,7 @@ needs of a card."""
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from scripts.gpu_check import card, driver, graphs, halves, serve, slots, whole
+from scripts.gpu_check import card, driver, graphs, halves, kernels, serve, slots, whole
 from scripts.gpu_check.rows import Row
 from scripts.gpu_check.setting import DEMO, Setting
 
@@ -23,7 +23,15 @@ class Check(NamedTuple):
 
 
 LOOK = Check("card", card.look)
+# First what is known least, in case time runs out.
 CHECKS = (
+    Check("kernels of products", kernels.products),
+    Check("kernels of attention", kernels.attention),
+    Check("kernels, new lengths", kernels.lengths),
+    Check("slots, trial", slots.trial, 400),
+    Check("slots, steps", slots.steps, 400),
+    Check("slots, bits", slots.bits, 400),
+    Check("bits", whole.bits, 400),
     Check("context", driver.context),
     Check("outside the allocator", driver.outside, needs=("device", "allocator")),
     Check("uuid", driver.uuid),
@@ -40,19 +48,15 @@ CHECKS = (
     Check("KV cache quantized", halves.kv_quantized),
     Check("int8", halves.int8),
     Check("nf4", halves.nf4),
-    Check("doctor --measure", whole.measured, 90),
     Check("baselines", whole.baselines, 400),
     Check("lock", whole.lock, 400),
     *(Check(f"budget {size}", whole.within(size), 300) for size in whole.BUDGETS),
     Check("GPU against CPU", whole.against_cpu, 400),
-    Check("bits", whole.bits, 400),
-    Check("slots, trial", slots.trial, 400),
-    Check("slots, bits", slots.bits, 400),
     Check("slots, engines", slots.engines, 400),
-    Check("slots, steps", slots.steps, 400),
     Check("serve", serve.beside_commands, 400),
     Check("serve in turns", serve.in_turns, 300),
     Check("serve under load", serve.under_load, 200),
+    Check("doctor --measure", whole.measured, 90),
 )
 OF_A_MODEL = (
     Check("plan", whole.planned, 1200, needs=("device", "allocator")),

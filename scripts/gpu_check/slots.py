@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "bf16")
 FEW = "3"
 """Chunks of a run beside which there are fewer."""
-SLOTS, TOKENS, STEPS = 8, 64, 16
-"""Rows of a step, columns that are added to a prompt's, and steps that are made."""
+FEWEST, MOST = 8, 64
+"""Rows of a step."""
+TOKENS, STEPS = 64, 16
+"""Columns that are added to a prompt's, and steps that are made."""
 
 
 def trial(setting: Setting) -> Iterator[Row]:
@@ -28,6 +30,8 @@ def trial(setting: Setting) -> Iterator[Row]:
         notes = _run(setting, precision).stage("decode")["notes"]
         why = notes.get("engine_reason") or "a row's logits are the same whatever is beside it"
         found = f"{notes['engine']}: {one_line(why)}"
+        if rows := notes.get("rows"):
+            found += f"; {rows} rows a step, {one_line(notes.get('rows_reason', 'the most'))}"
         yield row(f"engine of decode in {precision}", "told", found, bool(notes["engine"]))
 
 
@@ -58,27 +62,33 @@ def steps(setting: Setting) -> Iterator[Row]:
     """A step of the slots as it is, and compiled; whether both say the same."""
     import torch
 
-    from stages.decode.engines.inflight.compiled import CompiledStep
+    from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
 
     bench = Bench(setting.model, setting.device, "bfloat16")
     with torch.inference_mode():
-        plain, seconds = _stepped(bench, None)
-        yield row(f"a step of {SLOTS} slots", "told", f"{seconds * 1000:.1f} ms", seconds > 0)
-        name = f"a step of {SLOTS} slots, compiled"
+        few, less = _stepped(bench, None, FEWEST)
+        plain, seconds = _stepped(bench, None, MOST)
+        yield row(f"a step of {FEWEST} slots", "told", f"{less * 1000:.1f} ms", less > 0)
+        found = f"{seconds * 1000:.1f} ms, x {MOST / FEWEST * less / seconds:.1f} tokens per second"
+        yield row(f"a step of {MOST} slots", "told", found, seconds > 0)
+        apart = float((few - plain).abs().max())
+        yield row(f"logits of {FEWEST} and {MOST} rows", "told", f"{apart:.1e} apart", True)
+        name = f"a step of {MOST} slots, compiled"
         began = time.perf_counter()
         try:
-            made, faster = _stepped(bench, CompiledStep(setting.device))
+            made, faster = _stepped(bench, CompiledStep(setting.device), MOST)
         except Exception as error:  # whatever a compiler, or a machine without one, says
             yield skipped(name, f"{type(error).__name__}: {one_line(str(error))}", "told")
             return
         took = time.perf_counter() - began
     found = f"{faster * 1000:.1f} ms, x {seconds / faster:.2f}, {took:.0f} s with compiling"
+    found += "".join(f"; CUDA graphs {note}" for note in graph_note(setting.device).values())
     yield row(name, "told", found, faster > 0)
     apart = float((made - plain).abs().max())
     yield row("logits of a compiled step", "told", f"{apart:.1e} from those as it is", True)
 
 
-def _stepped(bench: Bench, compiled: "CompiledStep | None") -> tuple[Any, float]:
+def _stepped(bench: Bench, compiled: "CompiledStep | None", rows: int) -> tuple[Any, float]:
     """The logits of a row after some steps beside others, and the seconds of one step."""
     import torch
 
@@ -90,8 +100,8 @@ def _stepped(bench: Bench, compiled: "CompiledStep | None") -> tuple[Any, float]
     read = prefill_row(half, bench.inputs(half), bench.features, max_new_tokens=TOKENS)
     columns = columns_for(read.tokens + TOKENS)
     read = replace(read, step=compiled.of(read.model) if compiled else None)
-    pool = SlotPool(read, PoolShape(rows=SLOTS, slots=SLOTS, columns=columns))
-    for slot in range(SLOTS):
+    pool = SlotPool(read, PoolShape(rows=rows, slots=rows, columns=columns))
+    for slot in range(rows):
         pool.put(slot, read, read.logits.argmax(-1, keepdim=True))
 
     def step() -> Any:
