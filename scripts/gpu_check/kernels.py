@@ -57,7 +57,8 @@ def attention(setting: Setting) -> Iterator[Row]:
         first = _attended(parts, mask, COLUMNS[0], rows)
         same = [c for c in COLUMNS if torch.equal(_attended(parts, mask, c, rows), first)]
         alone = torch.equal(_attended(parts, mask, COLUMNS[0], 1)[0], first[0])
-        kernel = BACKENDS.get(int(torch._fused_sdp_choice(*parts, mask)))
+        query, key, value = parts
+        kernel = BACKENDS.get(int(torch._fused_sdp_choice(query, key, value, attn_mask=mask)))
         found = f"kernel {kernel}; the same with {_numbers(same)} columns; "
         found += "the same alone" if alone else "another alone"
         yield row(f"attention of a step, {name}", "the same", found, same == [*COLUMNS] and alone)
@@ -67,8 +68,9 @@ def _attended(parts: Sequence[Any], mask: Any, columns: int, rows: int) -> Any:
     """Attention of the first rows over the first columns."""
     from torch.nn.functional import scaled_dot_product_attention as attend
 
-    query, *rest = (part[:rows] for part in parts)
-    return attend(query, *(r[:, :, :columns] for r in rest), attn_mask=mask[:rows, ..., :columns])
+    query, key, value = (part[:rows] for part in parts)
+    seen = mask[:rows, ..., :columns]
+    return attend(query, key[:, :, :columns], value[:, :, :columns], attn_mask=seen)
 
 
 def lengths(setting: Setting) -> Iterator[Row]:
@@ -77,10 +79,11 @@ def lengths(setting: Setting) -> Iterator[Row]:
     from torch.nn.functional import scaled_dot_product_attention as attend
 
     def seconds(tokens: int) -> float:
-        parts = [_random((1, 16, tokens, WIDTH), torch.bfloat16, setting.device) for _ in range(3)]
+        shape = (1, 16, tokens, WIDTH)
+        query, key, value = (_random(shape, torch.bfloat16, setting.device) for _ in range(3))
         _wait(setting)
         began = time.perf_counter()
-        attend(*parts, is_causal=True)
+        attend(query, key, value, is_causal=True)
         _wait(setting)
         return time.perf_counter() - began
 
