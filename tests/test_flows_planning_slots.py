@@ -95,10 +95,10 @@ def test_a_window_takes_no_more_columns_than_it_sees_and_states_are_of_every_row
     card = with_memory(replace(FULL, layers=1), window, state)
     rung = Rung(stage="decode", batch=2, precision="fp16", seated=True)
     each = KV_A_TOKEN // LAYERS
-    assert part(planned(card, rung), "kv")[0] == 2 * (1280 + 512) * each + 64 * 3 * 1000
+    assert part(planned(card, rung), "kv")[0] == 2 * (1280 + 512) * each + 8 * 3 * 1000
     wide = with_memory(replace(FULL, layers=1), window, state, precision="fp32")
     rung = replace(rung, precision="fp32")
-    assert part(planned(wide, rung), "kv")[0] == 2 * 2 * (1280 + 512) * each + 64 * 3 * 2000
+    assert part(planned(wide, rung), "kv")[0] == 2 * 2 * (1280 + 512) * each + 8 * 3 * 2000
 
 
 def test_unused_rows_have_a_copy_of_a_layer_only_where_the_model_changes_keys() -> None:

@@ -7,8 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from stages.decode.engines.inflight.pool import pays_for_rows
 from stages.decode.engines.inflight.pool_shape import GPU_STEP_ROWS
+from stages.decode.engines.inflight.prefill import prefill_row
 from stages.decode.engines.inflight.step_rows import StoredStepRows
+from stages.models.halves.features import encode
+from tests.support.tiny_families import FAMILIES
+from tests.support.tiny_families.in_slots import greedy
 from tests.support.waves import OTHER, THIRD, Wave, in_slots, mixed_wave, noted
 
 ROWS = "ff" * 32
@@ -52,7 +57,7 @@ def test_the_largest_number_that_passes_is_chosen_and_kept(
     assert {each["rows"] for each in wave.captions(OTHER)} == {rows}
     # Later jobs keep the number, whatever their size, and whatever the kernels allow by then.
     monkeypatch.undo()
-    found = tried(wave, THIRD, slots=2, engine="inflight")
+    found = tried(wave, THIRD, slots=2)
     assert (found["rows"], found["slots"]) == (rows, 2)
     texts = [[each["caption"] for each in wave.captions(name)] for name in (OTHER, THIRD)]
     assert texts[0] == texts[1]
@@ -79,11 +84,23 @@ def test_stored_captions_are_accepted_whatever_their_number_of_rows(tmp_path: Pa
     assert [each["rows"] for each in wave.captions(OTHER)] == [64] * 3 + [8] + [64] * 6
 
 
-def test_larger_batches_are_chosen_where_they_make_more_tokens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("left", [10, 1])
+def test_larger_batches_are_chosen_where_they_make_more_tokens(left: int, tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path, dtype="bfloat16")
-    found = tried(wave, slots=2)
-    assert found["engine"] == "transformers" and "10 x 45% against 2" in found["engine_reason"]
+    wave.batches = [wave.batches[0][:left]]  # a resumed run chooses the same
+    found = tried(wave, slots=left, batch_instead=32, rung_slots=8)
+    assert found["engine"] == "transformers" and "32 x 45% against 8" in found["engine_reason"]
     assert "rows" not in wave.captions(OTHER)[0]
-    assert tried(wave, THIRD, slots=2, engine="inflight")["engine"] == "inflight"
+    found = tried(wave, THIRD, slots=left, batch_instead=16, rung_slots=8)
+    assert found["engine"] == "inflight"
+
+
+@pytest.mark.parametrize(
+    ("variant", "pays"),
+    [("qwen2_5_vl", False), ("qwen3_vl_moe", True), ("qwen3_5", True), ("t5gemma2", True)],
+)
+def test_models_whose_rows_cost_memory_have_few(variant: str, pays: bool) -> None:
+    torch.manual_seed(0)
+    model, inputs = FAMILIES[variant]()
+    row = prefill_row(greedy(model), inputs, encode(model, inputs), max_new_tokens=8)
+    assert pays_for_rows(row) == pays

@@ -137,8 +137,8 @@ class EngineOptions(OptionGroup):
         int,
         Option("captions decoded at once [on a GPU up to 64, else a batch]", MEMORY, "N", least=0),
     ] = 0
-    """Maximum number of captions that are decoded at once. 0: on a GPU as many as fit, up to 64;
-    on a CPU the batch size. The captions do not depend on it."""
+    """Maximum number of captions that are decoded at once in slots. 0: on a GPU as many as fit, up
+    to 64; on a CPU the batch size. Captions in slots do not depend on it."""
     max_new_tokens: Annotated[
         int, Option("maximum tokens per caption [256]", TEXT, "N", above=0)
     ] = 256

@@ -38,7 +38,7 @@ from flows.planning.rungs import Rung
 from stages.process.events import BatchShrunk, Event, Item
 
 KIND = "rungs"
-OUTPUT_VERSION = 3
+OUTPUT_VERSION = 4
 """Version, raised when stages come to use another amount of memory on the same rung."""
 BUDGET_TOLERANCE = 1.05
 """Factor by which a budget may be larger and still count as the same: free memory varies between

@@ -102,6 +102,7 @@ class StageCallBuilder:
             batch_instead=fallback_batch,
             said_before=self._previous_lengths(stage, batches) if rung.seated else {},
             slots=self.slots(rung, sum(map(len, batches))),
+            rung_slots=rung.batch if self._job.device != "cpu" else 0,
         )
         return self._call(stage, job)
 

@@ -289,7 +289,7 @@ class StageRunner:
                 self._ladder.step_down(
                     name,
                     error,
-                    largest=self._calls.slots(work.rung, len(work.tasks))
+                    largest=self._calls.slots(work.rung, sum(map(len, work.batches)))
                     or max(map(len, work.batches)),
                     tokens=work.tokens,
                     ready=bool(outcome.items or outcome.notes.get("ready")),

@@ -53,6 +53,8 @@ class DecodeJob:
     """Pipe with batches to caption as they arrive; empty: caption `batches`."""
     slots: int = 0
     """Sequences that are decoded at once; 0: the batch size."""
+    rung_slots: int = 0
+    """Slots that the plan allows, however few items are left; 0: unknown."""
     rows_namespace: str = ""
     """Cache namespace of the half's number of rows per step; empty on a CPU."""
     generation: SamplingParams = field(default_factory=SamplingParams)

@@ -33,11 +33,11 @@ def main(text: str) -> None:
     import torch
 
     from stages.decode.generate_kwargs import make_greedy  # noqa: F401  (imports what the stage does)
-    from stages.models.loading import ModelJob, warm
+    from stages.models.loading import ModelJob, warm_source
 
     given = json.loads(text)
     positions, keep = given.pop("positions"), given.pop("keep", "language")
-    warm(given)
+    warm_source(ModelJob(**given))
     torch.softmax(torch.ones(512, 512) @ torch.ones(512, 512), -1)
     peak = Peak()
     half = ModelJob(**given).load(keep)

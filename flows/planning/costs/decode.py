@@ -94,7 +94,9 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
     half, free = model.profile.language, free_settings(model, config, "language")
     options = EngineOptions.of(config)
     engines = engines_for(options.engine)
-    more = GPU_SLOTS if device.startswith("cuda") else 0
+    # States of every row are kept, used or not, so such a model has few rows.
+    has_states = half.row_memory is not None and half.row_memory.states(2) > 0
+    more = GPU_SLOTS if device.startswith("cuda") and not has_states else 0
     return decode_rungs(
         config.batch_size,
         [(each.precision, each.kv) for each in free],
@@ -176,6 +178,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
             new_tokens=new,
             prompt_bytes=math.ceil(costs.peak_bytes),
             device=device,
+            direct=settings.attention == "sdpa",
         )
         terms += slot_terms(load)
         prefetch = prefetched_term(workload, rows)

@@ -24,6 +24,8 @@ class SlotLoad:
     prompt_bytes: int
     """Peak memory of the prefill of one prompt, in bytes."""
     device: str
+    direct: bool = True
+    """Whether attention is torch's SDPA, which can read the keys of the slots alone."""
 
 
 class SlotTerm(NamedTuple):

@@ -10,6 +10,7 @@ from artifacts.plurals import counted
 from stages.decode.engines.inflight.pool_shape import (
     GPU_STEP_ROWS,
     MIN_CHECK_SLOTS,
+    MIN_STEP_ROWS,
     PoolLayout,
     PoolShape,
     check_shapes,
@@ -32,6 +33,8 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
     memory, each, slots = load.memory, load.number_bytes, load.slots
     fixed = load.device.startswith("cuda")
     rows = max(GPU_STEP_ROWS) if fixed else rows_for(slots)
+    if fixed and memory.states(each):
+        rows = MIN_STEP_ROWS
     layout = PoolLayout(rows=rows, fixed=fixed, compiled=load.engine.compiled)
     pool = layout.pool(slots, layout.columns(load.tokens + load.new_tokens))
     kept = pool_bytes(memory, pool, each)
@@ -40,11 +43,11 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
     if memory.states(each):
         why += f", and states of {counted(pool.rows, 'row')} x {memory.states(each):,} bytes"
     yield SlotTerm("kv", kept, why)
-    prompt, step = load.prompt_bytes, step_bytes(memory, pool, each)
+    prompt, step = load.prompt_bytes, step_bytes(memory, pool, each, load.direct)
     why = f"one prompt of {load.tokens:,} tokens, prefilled alone"
     if step > prompt:
         why = f"a token of each of {counted(pool.rows, 'row')}"
-        why += " and a layer's cache of all" if copied_rows(memory, pool) else ""
+        why += " and a layer's cache of all" if copied_rows(memory, pool, load.direct) else ""
     yield SlotTerm("activation", max(prompt, step), why)
     check = check_bytes(memory, layout, slots, load.tokens, each) - kept - max(prompt, step)
     if slots > 1 and check > 0:  # if a check with one slot does not fit, batches of one run instead
@@ -70,15 +73,15 @@ def pool_bytes(memory: RowMemory, pool: PoolShape, each: int) -> int:
     return pool.slots * memory.bytes(pool.columns, each) + pool.rows * memory.states(each)
 
 
-def step_bytes(memory: RowMemory, pool: PoolShape, each: int) -> int:
+def step_bytes(memory: RowMemory, pool: PoolShape, each: int, direct: bool = True) -> int:
     """Return the memory of one step in bytes. It includes the logits in 32 bit, and a layer's
     states before and after the step."""
     logits = memory.words * (each + WIDE * (each < WIDE))
-    copies = copied_rows(memory, pool) * memory.largest(pool.columns, each)
+    copies = copied_rows(memory, pool, direct) * memory.largest(pool.columns, each)
     return pool.rows * (logits + memory.largest_states(each)) + copies
 
 
-def copied_rows(memory: RowMemory, pool: PoolShape) -> int:
+def copied_rows(memory: RowMemory, pool: PoolShape, direct: bool) -> int:
     """Return the number of rows whose keys and values a layer copies per step. Attention of nearly
     all models reads the slots alone."""
     return pool.copied if any(kind.kind in COPIED_LAYERS for kind in memory.kept) else 0

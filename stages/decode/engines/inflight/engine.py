@@ -17,6 +17,8 @@ from stages.decode.engines import AUTO, engines_for
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
 from stages.decode.engines.inflight.engine_check import EngineCheck, choose_layout, reference_of
+from stages.decode.engines.inflight.pool import pays_for_rows
+from stages.decode.engines.inflight.pool_shape import MIN_STEP_ROWS
 from stages.decode.engines.inflight.prefill import PrefilledSequence, SharedPrefix, prefill_row
 from stages.decode.engines.inflight.request_prefetch import RequestPrefetcher, prefetch_requests
 from stages.decode.engines.inflight.scheduler import (
@@ -261,6 +263,8 @@ class InflightEngine:
         is_only_engine = len(engines_for(self._job.engine)) == 1
         slots = slot_count(self._job)
         rows = self._stored_rows.candidates() if self._stored_rows else ()
+        if rows and pays_for_rows(row):
+            rows = (MIN_STEP_ROWS,)
         found = choose_layout(
             slots, row, other, reference, is_only_engine=is_only_engine, step_rows=rows
         )
@@ -269,15 +273,14 @@ class InflightEngine:
         if self._stored_rows and not found.reason and not found.layout.aligned:
             self._stored_rows.keep(found.layout.rows)
             if not is_only_engine and not self._engine.by_chunk:
-                found = self._compare_with_batches(found, slots)
+                found = self._compare_with_batches(found)
         return found
 
-    def _compare_with_batches(self, found: EngineCheck, slots: int) -> EngineCheck:
+    def _compare_with_batches(self, found: EngineCheck) -> EngineCheck:
         """Return the check with a reason against slots if batches generate more tokens per step,
-        which rows waste in part by waiting for the longest."""
-        largest = max((len(batch) for batch in self._job.batches), default=1)
-        batch = min(self._job.batch_instead or largest, largest)
-        rows = min(slots, found.layout.rows)
+        although their rows wait for the longest. What is left to do does not count, so that a
+        resumed run chooses the same."""
+        batch, rows = self._job.batch_instead, min(self._job.rung_slots, found.layout.rows)
         if batch * (1 - BATCH_WASTE) <= rows:
             return found
         share = f"{batch} x {1 - BATCH_WASTE:.0%}"

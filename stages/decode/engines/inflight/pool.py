@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from transformers import EncoderDecoderCache
+from transformers.cache_utils import LinearAttentionLayer
 
 from stages.decode.engines.inflight.compiled import mark_static
 from stages.decode.engines.inflight.pool_shape import PoolShape
@@ -118,6 +119,14 @@ class SlotPool:
             self._slot_cache.resize(columns)
             if self._step is not None:
                 mark_static(self._slot_cache.cache)
+
+
+def pays_for_rows(sequence: PrefilledSequence) -> bool:
+    """Return whether each row of a step takes memory or time of its own, used or not: experts that
+    are copied per row, recurrent states, or encoder states."""
+    experts = sequence.model.get_experts_implementation().values()
+    states = any(isinstance(layer, LinearAttentionLayer) for layer in sequence.cache.layers)
+    return "grouped_mm" in experts or states or sequence.encoder_output is not None
 
 
 @contextmanager
