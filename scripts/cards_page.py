@@ -31,9 +31,9 @@ read the row of the next smaller card. To plan one row again:
     penstock plan --model Qwen/Qwen3-VL-4B-Instruct --precision auto --memory 15.2GB
 
 A plan without files assumes full chunks of a Full HD video: 30 s, in as many frames as the
-model's processor states and its context holds. It asks for captions of up to 256 tokens and 8
-chunks at once. The stand-in for the tokenizer makes one token of each byte of a template, so a
-real prompt is slightly shorter.
+model's processor states and its context holds. It asks for captions of up to 256 tokens, 8
+chunks at once in encode, and 64 in decode. The stand-in for the tokenizer makes one token of each
+byte of a template, so a real prompt is slightly shorter.
 
 ## The largest that fit
 
@@ -47,7 +47,7 @@ Weights are those of the checkpoint's own precision. "KV" is the size of the cac
 reads and writes."""
 TABLES = """Each table below has the models that fit, largest first. Precision and chunks at once
 are those of encode / decode; peaks are in GiB. "Limited by" is the largest part of what a stage
-would have taken with 8 chunks in its own precision. "So" is what was done besides fewer chunks
+would have taken with the most chunks in its own precision. "So" is what was done besides fewer chunks
 and fewer bits. A KV cache in host memory is 2 to 5 times slower. int8 and nf4 change some words."""
 
 
