@@ -47,8 +47,9 @@ Weights are those of the checkpoint's own precision. "KV" is the size of the cac
 reads and writes."""
 TABLES = """Each table below has the models that fit, largest first. Precision and chunks at once
 are those of encode / decode; peaks are in GiB. "Limited by" is the largest part of what a stage
-would have taken with the most chunks in its own precision. "So" is what was done besides fewer chunks
-and fewer bits. A KV cache in host memory is 2 to 5 times slower. int8 and nf4 change some words."""
+would have taken with the most chunks in its own precision. "So" is what was done besides fewer
+chunks and fewer bits. A KV cache in host memory is 2 to 5 times slower. int8 and nf4 change some
+words."""
 
 
 def page(planned: Sequence[PlannedModel]) -> str:
