@@ -125,7 +125,8 @@ def pays_for_rows(sequence: PrefilledSequence) -> bool:
     """Return whether each row of a step takes memory or time of its own, used or not: experts that
     are copied per row, recurrent states, or encoder states."""
     experts = sequence.model.get_experts_implementation().values()
-    states = any(isinstance(layer, LinearAttentionLayer) for layer in sequence.cache.layers)
+    layers = getattr(sequence.cache, "layers", ())
+    states = any(isinstance(layer, LinearAttentionLayer) for layer in layers)
     return "grouped_mm" in experts or states or sequence.encoder_output is not None
 
 

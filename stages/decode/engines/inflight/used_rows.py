@@ -41,9 +41,10 @@ def noted_keys() -> Iterator[list[StorageWeakRef]]:
 
 
 def direct_layers(cache: Any, seen: Sequence[StorageWeakRef]) -> tuple[bool, ...]:
-    """Return for each layer of a cache whether attention received its keys."""
+    """Return for each layer of a cache whether attention received its keys; nothing for a cache
+    without layers, which has no slots."""
     noted = {ref.cdata for ref in seen}  # a weak reference keeps its number from being used again
-    keys = (getattr(layer, "keys", None) for layer in cache.layers)
+    keys = (getattr(layer, "keys", None) for layer in getattr(cache, "layers", ()))
     return tuple(
         torch.is_tensor(key) and StorageWeakRef(key.untyped_storage()).cdata in noted
         for key in keys
