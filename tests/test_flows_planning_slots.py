@@ -103,10 +103,14 @@ def test_a_window_takes_no_more_columns_than_it_sees_and_states_are_of_every_row
 
 def test_unused_rows_have_a_copy_of_a_layer_only_where_the_model_changes_keys() -> None:
     logits, copy = 8 * WORDS * 6, 8 * 64 * FULL.token_bytes
-    for kind, copied in (("DynamicLayer", 0), ("DynamicIndexedLayer", copy)):
+    for kind, direct, copied in (
+        ("DynamicLayer", True, 0),
+        ("DynamicLayer", False, copy),
+        ("DynamicIndexedLayer", True, copy),
+    ):
         memory = RowMemory(kept=(replace(FULL, kind=kind),), words=WORDS)
         sizes = {
-            slots: step_bytes(memory, PoolShape(rows=8, slots=slots, columns=64), 2)
+            slots: step_bytes(memory, PoolShape(rows=8, slots=slots, columns=64), 2, direct)
             for slots in (1, 3, 8)
         }
         assert sizes == {1: logits, 3: logits + copied, 8: logits}

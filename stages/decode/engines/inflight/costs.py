@@ -49,7 +49,7 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
         why = f"a token of each of {counted(pool.rows, 'row')}"
         why += " and a layer's cache of all" if copied_rows(memory, pool, load.direct) else ""
     yield SlotTerm("activation", max(prompt, step), why)
-    check = check_bytes(memory, layout, slots, load.tokens, each) - kept - max(prompt, step)
+    check = check_bytes(load, layout) - kept - max(prompt, step)
     if slots > 1 and check > 0:  # if a check with one slot does not fit, batches of one run instead
         yield SlotTerm("kv", check, "the check before use: two prompts and a pool")
     if load.engine.by_chunk:
@@ -83,14 +83,17 @@ def step_bytes(memory: RowMemory, pool: PoolShape, each: int, direct: bool = Tru
 
 def copied_rows(memory: RowMemory, pool: PoolShape, direct: bool) -> int:
     """Return the number of rows whose keys and values a layer copies per step. Attention of nearly
-    all models reads the slots alone."""
-    return pool.copied if any(kind.kind in COPIED_LAYERS for kind in memory.kept) else 0
+    all models reads the slots alone. `direct`: whether it is torch's SDPA."""
+    changed = any(kind.kind in COPIED_LAYERS for kind in memory.kept)
+    return pool.copied if changed or not direct else 0
 
 
-def check_bytes(memory: RowMemory, layout: PoolLayout, slots: int, tokens: int, each: int) -> int:
-    """Return the minimum memory of the check in bytes, with prompts of at most `tokens` tokens."""
-    rows = 2 * (memory.bytes(tokens, each) + memory.states(each))
-    shapes: Sequence[PoolShape] = check_shapes(
-        layout, min(MIN_CHECK_SLOTS, slots), tokens, lean=True
+def check_bytes(load: SlotLoad, layout: PoolLayout) -> int:
+    """Return the minimum memory of the check in bytes."""
+    memory, each, slots = load.memory, load.number_bytes, min(MIN_CHECK_SLOTS, load.slots)
+    rows = 2 * (memory.bytes(load.tokens, each) + memory.states(each))
+    shapes: Sequence[PoolShape] = check_shapes(layout, slots, load.tokens, lean=True)
+    return rows + max(
+        pool_bytes(memory, pool, each) + step_bytes(memory, pool, each, load.direct)
+        for pool in shapes
     )
-    return rows + max(pool_bytes(memory, p, each) + step_bytes(memory, p, each) for p in shapes)
