@@ -27,7 +27,7 @@ from stages.decode.batches import (
     rebatch,
     swap_engine_keys,
 )
-from stages.decode.engines import engine_of, engines_for
+from stages.decode.engines import EngineSpec, engine_of, engines_for
 from stages.decode.faults import (
     STAGE,
     DecodeFaults,
@@ -84,7 +84,7 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
         answers.reverse()
     is_other = spec is not first and bool(job.instead)
 
-    origin = {**spec.meta, **engine.caption_fields(), **card_fields(job)}
+    origin = origin_of(spec, engine, job)
 
     def publish_output(one: DecodeRequest, output: CaptionOutput) -> None:
         if one.is_withdrawn:  # its caption may be incomplete
@@ -125,10 +125,11 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
                 publish_output(one, output)
 
 
-def card_fields(job: DecodeJob) -> dict[str, str]:
-    """Return the name of the GPU for a caption's record, because generations of cards may round
-    differently; nothing on a CPU."""
-    return {"card": name} if (name := device_model(job.half.device)) else {}
+def origin_of(spec: EngineSpec, engine: DecodeEngine, job: DecodeJob) -> dict[str, Any]:
+    """Return what each caption's record says about its computation: the engine, and on a GPU the
+    rows of a step and the card, because generations of cards may round differently."""
+    card = device_model(job.half.device)
+    return {**spec.meta, **engine.caption_fields(), **({"card": card} if card else {})}
 
 
 def _shorten_prompt(request: DecodeRequest) -> DecodeRequest:
@@ -233,11 +234,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     )
     retries = job.generation.retry_loops
     to_retry: list[DecodeItem] = []
-    extra_fields: dict[str, Any] = {
-        **spec.meta,
-        **engine.caption_fields(),
-        **card_fields(job),
-    }
+    extra_fields = origin_of(spec, engine, job)
     if generation := job.generation.non_defaults:
         extra_fields["generation"] = generation
     with (
