@@ -18,6 +18,7 @@ from artifacts.store import open_store
 from stages.process.memory import Sampler, anonymous_bytes
 from stages.process.report import EventReporter
 from stages.process.stage_process import StageProcess
+from tests.support.started import made_job
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +48,7 @@ def run_mode(mode: str, job: dict[str, Any], budget: int | None = None) -> Outco
         process = StageProcess(
             mode,
             "benchmarks._modes:run",
-            {**job, "mode": mode},
+            made_job(**job, mode=mode),
             device="cpu",
             log=Path(folder, "log"),
             listen=lambda *_: None,

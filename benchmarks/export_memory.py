@@ -23,7 +23,6 @@ from stages.export.jobs import BITSANDBYTES, PACKED, ExportJob
 from stages.models.hub.checkpoint import INDEX
 from stages.models.shards.layout import TensorSpec, WeightShard, index_of, lay_out
 from stages.models.shards.writing import write_shard
-from stages.process.job import job_fields
 
 MB = 1_000_000
 HIDDEN, WIDE, WORDS, HEADS = 5120, 13_824, 32_064, 40
@@ -58,7 +57,7 @@ def show(folder: Path, specs: Sequence[TensorSpec], given: argparse.Namespace) -
         group=64,
         shard_bytes=shard,
     )
-    call = StageCall(name="export", arguments=job_fields(job), device="cpu", log=folder / "log")
+    call = StageCall(name="export", job=job, device="cpu", log=folder / "log")
     began = time.monotonic()
     outcome = run_with_restarts(DirectLauncher(lambda *_: None), call)
     seconds = time.monotonic() - began

@@ -39,6 +39,7 @@ from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe
 from stages.process.outcome import StageOutcome
 from stages.tune.job import TuneItem
+from tests.support.started import made_job
 from tests.support.waves import items_of_own, own_of
 
 SIDE = 448
@@ -167,7 +168,7 @@ class Desk:
         arguments = own_of(STAGES[stage].job, arguments)
         log = self._folder / f"{stage}.log"
         launcher = DirectLauncher(lambda name, event: None)
-        call = StageCall(name=stage, arguments=arguments, device=self._device, log=log)
+        call = StageCall(name=stage, job=made_job(**arguments), device=self._device, log=log)
         return launcher.start(call).wait()
 
     def _trained(self, case: Case, members: Sequence[Mapping[str, str]]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from artifacts.store import open_store
 from benchmarks._common import MIB, cells, heads, taken
 from benchmarks._models import FRAMES, TINY, Shape, build, publish_clips
 from flows.machine.launch import DirectLauncher, StageCall
+from tests.support.started import made_job
 
 SHAPE = Shape(layers=1, width=128, tower_layers=24, tower_width=1280, vocabulary=512)
 """A tower of half a billion parameters, 43 MB a layer in 16 bit, and next to nothing else."""
@@ -86,7 +87,7 @@ def run(job: dict[str, Any], variant: Variant, members: list[dict[str, str]], lo
         "batches": [chunks[at : at + BATCH] for at in range(0, len(chunks), BATCH)],
         "block": variant.batches * BATCH,
     }
-    call = StageCall(name="encode", arguments=arguments, device=job["device"], log=log)
+    call = StageCall(name="encode", job=made_job(**arguments), device=job["device"], log=log)
     outcome = DirectLauncher(lambda stage, event: None).start(call).wait()
     record_set = RecordSet(open_store(job["store"]), "features", job["namespace"])
     payloads = [digest_of(bytes(record_set.read(chunk["key"]).payload).hex()) for chunk in chunks]

@@ -23,6 +23,7 @@ from flows.options.formats import TRAINER_FORMATS
 from flows.reviewing.captions import ReviewedCaptions
 from flows.upkeep.cache import collect
 from flows.upkeep.rebuild import RebuildOptions, rebuild
+from stages.decode.job import DecodeJob
 from stages.process.outcome import StageOutcome
 from tests.support.forms import TAGS, text_of
 from tests.support.media import write_video
@@ -91,8 +92,9 @@ class Tagging(Saying):
     def _make(self, call: StageCall, outcome: StageOutcome) -> None:
         if call.name != "decode":
             return super()._make(call, outcome)
-        store, namespace = FolderStore(Path(call.arguments["store"])), call.arguments["namespace"]
-        for member in (m for batch in call.arguments["batches"] for m in batch):
+        assert isinstance(call.job, DecodeJob)
+        store, namespace = FolderStore(Path(call.job.store)), call.job.namespace
+        for member in (m for batch in call.job.batches for m in batch):
             meta = {"caption": '{"tags":["a dog"]}', "tokens": 9, "ended": "stop"}
             RecordSet(store, "captions", namespace).publish([Record(key=member.key, meta=meta)])
             outcome.items += 1

@@ -30,6 +30,7 @@ from flows.running.label import LabelRequest, label
 from flows.running.run import embed
 from flows.running.tune import tune
 from penstock_demo import CHECKPOINT, CLIPS, DUAL_CHECKPOINT
+from stages.encode.job import EncodeJob
 from stages.models import describe
 from stages.models.encoding.run import EncodeRun
 from stages.models.halves.load import load_half
@@ -596,14 +597,9 @@ def after_one_record(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], obje
 def streamed(call: StageCall) -> StageCall:
     if call.name != "encode":
         return call
-    return replace(
-        call,
-        arguments={
-            **call.arguments,
-            "half": {**call.arguments["half"], "offload": True},
-            "block": 1,
-        },
-    )
+    assert isinstance(call.job, EncodeJob)
+    half = replace(call.job.half, offload=True)
+    return replace(call, job=replace(call.job, half=half, block=1))
 
 
 def test_a_streamed_half_keeps_what_it_made_before_its_files_changed(

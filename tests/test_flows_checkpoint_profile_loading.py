@@ -14,6 +14,7 @@ from flows.checkpoint.models import open_model
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.options.commands import CaptionConfig
+from stages.process.job import job_fields
 from stages.process.report import EventReporter
 from tests.support.hostile import copy_of_demo
 
@@ -125,7 +126,7 @@ def test_every_describing_process_is_told_its_limits(tmp_path: Path) -> None:
 def test_the_way_is_described_apart_only_where_the_rule_gives_another(tmp_path: Path) -> None:
     def ways(model: Path) -> list[Any]:
         calls = [call for way in (None, False, True) for call in calls_for(model, as_published=way)]
-        return [call.arguments["as_published"] for call in calls]
+        return [job_fields(call.job)["as_published"] for call in calls]
 
     model = copy_of_demo(tmp_path / "m")
     assert ways(model) == [None, None, True]

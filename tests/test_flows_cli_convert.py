@@ -14,6 +14,7 @@ import torch
 from artifacts.files import HALF
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
+from stages.convert.job import ConvertJob
 from tests.support.described import spare_processes
 from tests.support.pickled import (
     Sentinel,
@@ -76,12 +77,9 @@ def test_a_large_pickle_takes_next_to_no_memory(tmp_path: Path) -> None:
     assert (source / "pytorch_model.bin").stat().st_size > 1000 * MB
     call = StageCall(
         name="convert",
-        arguments={
-            "source": str(source),
-            "folder": str(tmp_path / "made"),
-            "dtype": "fp16",
-            "shard_bytes": 1 << 30,
-        },
+        job=ConvertJob(
+            source=str(source), folder=str(tmp_path / "made"), dtype="fp16", shard_bytes=1 << 30
+        ),
         device="cpu",
         log=tmp_path / "log",
         budget=96 << 20,  # of what may be written to, above the imports

@@ -22,6 +22,7 @@ from flows.serving.record_cache import RecordCacheFlusher
 from flows.serving.startup import decoding_call
 from flows.serving.temp_store import TempStore
 from penstock_demo import CLIPS
+from stages.process.job import job_fields
 from tests.support.families import checkpoint
 from tests.support.inside import InsideLauncher, Ran, run_inside
 from tests.support.long_context import with_context
@@ -103,7 +104,7 @@ def job_of(place: Place, serving: ServeConfig) -> Job:
 def test_a_server_decodes_as_many_frames_of_a_clip(place: Place) -> None:
     serving = ServeConfig(caption_model=place.model, store=str(place.store))
     call = decoding_call(job_of(place, serving), serving, str(place.store))("pipe")
-    assert call.arguments["sampling"]["max_frames"] == 2
+    assert job_fields(call.job)["sampling"]["max_frames"] == 2
 
 
 def test_as_stock_shows_all_and_warns(place: Place, tmp_path: Path) -> None:

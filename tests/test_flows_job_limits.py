@@ -14,6 +14,7 @@ from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.results.run_result import RunResult
 from flows.running.run import caption
+from stages.decode.job import DecodeJob
 from stages.process.outcome import StageOutcome
 from tests.support.media import write_video
 from tests.support.stand_ins import Stages, config_in
@@ -34,11 +35,10 @@ class Speaking(Stages):
     def _make(self, call: StageCall, outcome: StageOutcome) -> None:
         if call.name != "decode":
             return super()._make(call, outcome)
-        limit = call.arguments["max_new_tokens"]
-        record_set = RecordSet(
-            FolderStore(Path(call.arguments["store"])), "captions", call.arguments["namespace"]
-        )
-        for member in (m for batch in call.arguments["batches"] for m in batch):
+        assert isinstance(call.job, DecodeJob)
+        limit = call.job.max_new_tokens
+        record_set = RecordSet(FolderStore(Path(call.job.store)), "captions", call.job.namespace)
+        for member in (m for batch in call.job.batches for m in batch):
             length = LENGTHS[int(member.prompt)]
             tokens = min(length, limit)
             said: dict[str, Any] = {"caption": "word " * tokens, "tokens": tokens}

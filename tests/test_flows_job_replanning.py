@@ -14,6 +14,7 @@ from flows.job.replanning import replanned_once
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.running.run import caption
+from stages.process.job import job_fields
 from stages.process.job_file import value_in
 from tests.support.media import write_video
 from tests.support.pipeline import read_lines
@@ -30,7 +31,7 @@ class Comparing(Stages):
     def start(self, call: StageCall) -> Answer:
         if call.name == self._stage and self._happens:
             self._happens.pop(0)()
-        ModelFiles.from_json(value_in(call.arguments, "files") or {}).check()
+        ModelFiles.from_json(value_in(job_fields(call.job), "files") or {}).check()
         return super().start(call)
 
 

@@ -21,6 +21,7 @@ from flows.machine.budget import (
 from flows.machine.launch import StageCall, StageHandle
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.rebuild import RebuildConfig
+from tests.support.started import made_job
 
 GIB = 1 << 30
 
@@ -104,7 +105,7 @@ def run_of(free_gib: list[float], memory: int | None = None) -> tuple[list[float
     while free_gib:
         call = StageCall(
             name="encode",
-            arguments={},
+            job=made_job(),
             device="cuda:0",
             log=Path("log"),
             budget=before.of_stage("cuda:0"),
@@ -128,7 +129,7 @@ def test_a_given_budget_stays_and_a_lack_is_told_once() -> None:
 def test_a_stage_of_the_host_is_left_alone_in_a_run_on_a_gpu() -> None:
     started = Started()
     found = budget_for(config(), "cuda:0")
-    call = StageCall(name="frames", arguments={}, device="cpu", log=Path("log"))
+    call = StageCall(name="frames", job=made_job(), device="cpu", log=Path("log"))
     WithinBudget(started, found, config(), print).start(call)
     assert started.calls == [call]
 

@@ -22,6 +22,7 @@ from flows.planning.costs.encode import encode_rungs
 from flows.planning.rungs import Rung
 from flows.results.status import description_lines
 from flows.running.run import caption
+from stages.process.job import job_fields
 from stages.process.outcome import StageOutcome
 from tests.support.media import write_video
 from tests.support.pipeline import read_lines
@@ -184,7 +185,7 @@ def test_a_death_that_is_not_of_memory_keeps_the_rung(config: CaptionConfig) -> 
         stages = Tight("murder", {stage: dying(times=2)})
         assert len(run(replace(config, store=f"{config.store}-{stage}"), stages)) == PICTURES
         assert (stages.deaths, record(config)["rungs"]) == (2, [])
-        told = [call.arguments["batches"] for call in stages.calls if call.name == stage]
+        told = [job_fields(call.job)["batches"] for call in stages.calls if call.name == stage]
         assert len(told) == 3 and told[0] == told[1] == told[2]
 
 
@@ -264,7 +265,7 @@ def test_an_item_alone_on_a_lower_rung_says_its_own_precision(config: CaptionCon
         """The giant fits quantized."""
 
         def _work(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
-            self.giant = "decode" if call.arguments["half"]["precision"] == "fp32" else ""
+            self.giant = "decode" if job_fields(call.job)["half"]["precision"] == "fp32" else ""
             return super()._work(call, outcome)
 
     lines = run(config, Once("raise", {"decode": lambda told: 8}))
@@ -312,7 +313,7 @@ def test_features_of_both_precisions_are_read(config: CaptionConfig, tmp_path: P
         """In full precision one batch goes through, and then none."""
 
         def _answer(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
-            if call.name == "encode" and call.arguments["half"]["precision"] == "fp32":
+            if call.name == "encode" and job_fields(call.job)["half"]["precision"] == "fp32":
                 if made:
                     self._die(call, outcome)
                 made.append(call.name)

@@ -17,6 +17,7 @@ from flows.job.prepare import prepare
 from flows.ledger.ledger import Ledger
 from flows.options.commands import CaptionConfig
 from penstock_demo.clips import write_clips
+from stages.process.job import job_fields
 from tests.support.inside import run_inside
 from tests.support.media import picture, write_video
 from tests.support.pipeline import Place
@@ -179,7 +180,7 @@ def test_a_chunk_is_asked_about_with_the_caption_before(tmp_path: Path) -> None:
     check(rows)
     assert [len(chain) for chain in chains(rows)] == [1, 3, 1]
     asked = [call for call in stages.calls if call.name == "decode"]
-    assert [sum(map(len, call.arguments["batches"])) for call in asked] == [3, 1, 1]
+    assert [sum(map(len, job_fields(call.job)["batches"])) for call in asked] == [3, 1, 1]
     again = Saying()
     run(config, again, prompt=CHAINED)
     assert [call.name for call in again.calls if call.name != "cut"] in ([], ["describe"])

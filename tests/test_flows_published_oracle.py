@@ -80,9 +80,11 @@ class Changing(InsideLauncher):
 
     def start(self, call: StageCall) -> Ended:
         changes = self.changes.get(call.name, {})
-        half = {**call.arguments.get("half", {}), **changes.get("half", {})}
-        arguments = {**call.arguments, **changes, **({"half": half} if half else {})}
-        return InsideLauncher.start(self, replace(call, arguments=arguments))
+        job = replace(call.job, **{n: new for n, new in changes.items() if n != "half"})
+        if half := changes.get("half"):
+            held: Any = job
+            job = replace(job, half=replace(held.half, **half))
+        return InsideLauncher.start(self, replace(call, job=job))
 
 
 STREAMED: dict[str, dict[str, Any]] = {

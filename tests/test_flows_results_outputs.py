@@ -22,6 +22,7 @@ from flows.options.commands import CaptionConfig
 from flows.results.run_read import load_record
 from flows.results.run_result import RunResult
 from flows.results.status import stages_of
+from stages.process.job import job_fields
 from tests.support.media import decode_plainly, write_video
 from tests.support.saying import ALL, LONG, ODD, Saying, lines, make, run, samples
 
@@ -190,8 +191,8 @@ def test_clips_cut_at_a_time(
     monkeypatch.setattr(flows.results.cutting, "SHARD_BYTES", (clips / LONG).stat().st_size - 1)
     stages = Saying()
     run(config, stages)
-    told = [c.arguments["cuts"] for c in stages.calls if c.name == "cut"]
-    assert [[Path(c["path"]).name[:6] for c in cuts] for cuts in told] == [
+    told = [job_fields(c.job)["cuts"] for c in stages.calls if c.name == "cut"]
+    assert [[Path(c.path).name[:6] for c in cuts] for cuts in told] == [
         [LONG[:6]] * 3,
         ["more-0", "more-0", "more-1", "more-1"],
         ["more-2", "more-2"],

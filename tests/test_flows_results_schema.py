@@ -17,6 +17,7 @@ from flows.cli.main import main
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from stages.decode.generation import SamplingParams
+from stages.decode.job import DecodeJob
 from stages.decode.json_schema import canonical, rest_of
 from stages.process.outcome import StageOutcome
 from tests.support.forms import SIX, TAGS, text_of
@@ -42,8 +43,9 @@ class Answering(Saying):
     def _make(self, call: StageCall, outcome: StageOutcome) -> None:
         if call.name != "decode":
             return super()._make(call, outcome)
-        store, namespace = FolderStore(Path(call.arguments["store"])), call.arguments["namespace"]
-        for member in (m for batch in call.arguments["batches"] for m in batch):
+        assert isinstance(call.job, DecodeJob)
+        store, namespace = FolderStore(Path(call.job.store)), call.job.namespace
+        for member in (m for batch in call.job.batches for m in batch):
             meta = {"caption": self._said, "tokens": 9, "ended": "stop", **self._meta}
             record = Record(key=member.key, meta=meta)
             RecordSet(store, "captions", namespace).publish([record])
@@ -73,9 +75,7 @@ def test_lines_have_fields_and_tables_a_column_a_property(config: CaptionConfig)
     with (Path(config.out) / "captions.csv").open(encoding="utf-8", newline="") as file:
         cells = next(csv.DictReader(file))
     assert cells["title"] == ANSWER["title"] and json.loads(cells["tags"]) == ANSWER["tags"]
-    (told,) = {
-        call.arguments["generation"]["schema"] for call in stages.calls if call.name == "decode"
-    }
+    (told,) = {c.job.generation.schema for c in stages.calls if isinstance(c.job, DecodeJob)}
     assert told == canonical(text_of(SIX))
     text = (Path(config.out) / "photo.txt").read_text(encoding="utf-8")
     assert text.startswith('P {"title":')
@@ -86,8 +86,8 @@ def test_without_a_schema_lines_and_columns_are_as_before(config: CaptionConfig)
     run(config, stages)
     assert all("fields" not in line for line in lines(config))
     assert "fields" not in table(config)[0]
-    (told,) = (call.arguments["generation"] for call in stages.calls if call.name == "decode")
-    assert SamplingParams(**told) == SamplingParams()
+    (told,) = (c.job.generation for c in stages.calls if isinstance(c.job, DecodeJob))
+    assert told == SamplingParams()
 
 
 def test_names_of_ours_are_not_hidden(config: CaptionConfig) -> None:

@@ -20,6 +20,7 @@ from flows.options.formats import TRAINER_FORMATS
 from flows.results.run_read import load_record
 from flows.results.run_result import RunResult
 from flows.results.status import stages_of
+from stages.process.job import job_fields
 from tests.support.media import decode_plainly, write_video
 from tests.support.rows import caption
 from tests.support.saying import LONG, ODD, Saying, lines, make, run
@@ -160,7 +161,7 @@ def test_later_runs_write_and_cut_what_is_missing_alone(config: CaptionConfig) -
     half = Path(config.out) / "diffusion-pipe" / "videos" / ".penstock-x.mp4"
     half.write_bytes(b"half")  # the trainer would take it
     write(config, stages, prompt="Second?")
-    assert [len(call.arguments["cuts"]) for call in stages.calls if call.name == "cut"] == [1]
+    assert [len(job_fields(call.job)["cuts"]) for call in stages.calls if call.name == "cut"] == [1]
     after = stats(config)
     cut = {k for k in media if k.startswith("clips/") and after[k] != before[k]}
     assert cut == {f"clips/{gone}"}

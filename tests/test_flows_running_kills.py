@@ -18,6 +18,7 @@ from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.running.pipeline_runner import REMAKES
 from flows.running.run import caption
+from stages.process.job import job_fields
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener, StageProcess
 from tests.support.crashing import CRASH, HANG
@@ -76,7 +77,7 @@ class RealFrames(Stages):
             return super().start(call)
         self.calls.append(call)
         more: dict[str, Any] = {"device": "cpu", "log": call.log, "listen": self._listen}
-        return StageProcess(call.name, "tests.support.crashing:frames", call.arguments, **more)
+        return StageProcess(call.name, "tests.support.crashing:frames", call.job, **more)
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_a_killed_stage_goes_on_where_it_was(
     assert stages.names() == names
     assert len(read_lines(Path(config.out) / "captions.jsonl")) == 4
     for stage in ("encode", "decode"):
-        told = [len(c.arguments["batches"]) for c in stages.calls if c.name == stage]
+        told = [len(job_fields(c.job)["batches"]) for c in stages.calls if c.name == stage]
         made = [items for name, items in kills if name == stage]
         assert told == [4 - sum(made[:before]) for before in range(len(told))]
 

@@ -21,6 +21,7 @@ from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.results.outputs import OutputCounts, write_outputs
 from flows.running.run import caption
+from stages.process.job import job_fields
 from stages.process.lock import try_hold
 from tests.support.media import write_video
 from tests.support.pipeline import read_lines
@@ -49,7 +50,7 @@ def test_frames_are_cut_ahead(config: CaptionConfig, monkeypatch: pytest.MonkeyP
     assert run(config, stages) == 5
     wave = ["frames", "encode", "decode"]
     assert stages.names() == ["frames", *wave, *wave, "encode", "decode"]
-    told = [len(c.arguments["media"]) for c in stages.calls if c.name == "frames"]
+    told = [len(job_fields(c.job)["media"]) for c in stages.calls if c.name == "frames"]
     assert told == [3, 1, 1]
 
 
@@ -124,7 +125,7 @@ def test_a_new_or_changed_file_is_encoded_without_the_frames_of_the_others(
     more = Stages()
     assert run(config, more) == (6 if name == "5.mp4" else 5)
     assert [len(batch) for batch in more.batches("encode")] == [1]
-    (told,) = more.calls[0].arguments["media"]
+    (told,) = job_fields(more.calls[0].job)["media"]
     assert told.path.endswith(name)
 
 

@@ -28,10 +28,12 @@ from flows.serving.single_flight import SingleFlight
 from flows.serving.temp_store import TempStore
 from flows.serving.worker_process import WorkerProcess
 from stages.process.events import BatchShrunk, Published, StageNotes, TooLarge
+from stages.process.job import job_fields
 from stages.process.live import WITHDRAWN, RequestBatches, read_requests
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener
 from tests.support.on_a_loop import HANGS_SECONDS, on_a_loop
+from tests.support.started import made_job
 
 GIANT = "giant"
 """A work that fits nowhere."""
@@ -57,7 +59,7 @@ class CrowdedHalf:
     """Whether it still has what the batch before took."""
 
     def start(self, call: StageCall) -> "CrowdedHalf":
-        self.pipe = call.arguments["live"]
+        self.pipe = job_fields(call.job)["live"]
         return self
 
     def wait(self) -> StageOutcome:
@@ -91,7 +93,7 @@ def half_of(
         ladder=ladder(folder / "store"),
         peak_bytes=lambda rung: 1,
         call=lambda rung, pipe, room: StageCall(
-            name="embed", arguments={"live": pipe}, device="cpu", log=folder / "log"
+            name="embed", job=made_job(live=pipe), device="cpu", log=folder / "log"
         ),
         answers=lambda keys: {key: f"made {key}" for key in keys},
         **{"max_batch": 0, "item_weight": 1, "wait_seconds": 0.0, "idle_seconds": 60.0, **settings},
@@ -190,7 +192,7 @@ class BusyHalf:
         self.pipe = ""
 
     def start(self, call: StageCall) -> "BusyHalf":
-        self.pipe = call.arguments["live"]
+        self.pipe = job_fields(call.job)["live"]
         return self
 
     def wait(self) -> StageOutcome:
@@ -321,7 +323,7 @@ def started(folder: Path) -> tuple[WorkerProcess, BusyHalf, asyncio.Event, async
     stage = WorkerProcess(
         launcher,
         lambda pipe: StageCall(
-            name="decode", arguments={"live": pipe}, device="cpu", log=folder / "log"
+            name="decode", job=made_job(live=pipe), device="cpu", log=folder / "log"
         ),
         folder / "pipe",
         lambda event: ready.set(),

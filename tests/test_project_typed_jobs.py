@@ -5,6 +5,9 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from flows.machine.launch import ENTRIES
 from tests.test_project_layers import ROOT
 
 LOOSE = {"dict[str, Any]", "Mapping[str, Any]", "Mapping[str, object]", "dict[str, object]"}
@@ -18,7 +21,8 @@ def modules(*patterns: str) -> list[Path]:
 JOBS = modules(
     "stages/*/job.py", "stages/*/jobs.py", "stages/*/*_job.py", "stages/*/*/job.py",
     "stages/process/events.py",
-    "stages/process/live.py", "flows/running/stage_calls.py", "flows/serving/startup.py",
+    "stages/process/live.py", "stages/process/stage_process.py", "flows/machine/launch.py",
+    "flows/running/stage_calls.py", "flows/serving/startup.py",
     "flows/serving/half*.py", "flows/serving/half_worker.py", "flows/serving/batching.py",
     "flows/serving/decoders.py", "flows/serving/frame_source.py",
 )  # fmt: skip
@@ -116,9 +120,6 @@ JOB_REASONS = {
 }
 """Reason → what of jobs is loose for it."""
 ROOM_REASONS = {
-    "the JSON of a job, which `job_of` checks field by field": {
-        "launch:StageCall",
-    },
     "what `--json` prints and files of results hold": {
         "query:Hit.to_json", "build:IndexWritten.row", "build:IndexWritten.to_json",
         "cache:Holding", "cache:Holding.to_json", "export_result:ExportFound",
@@ -164,6 +165,38 @@ def test_jobs_items_events_and_live_requests_are_typed() -> None:
 
 def test_what_rooms_of_flows_take_from_each_other_is_typed_or_a_document() -> None:
     assert across_rooms() - set().union(*ROOM_REASONS.values()) == set()
+
+
+def uses(function: ast.FunctionDef) -> list[str]:
+    """What a function does with its first parameter: the names of what it is passed to, and the
+    text of every other use."""
+    name = function.args.args[0].arg
+    passed = {
+        id(given): ast.unparse(node.func)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call)
+        for given in node.args
+    }
+    return [
+        passed.get(id(node), f"{ast.unparse(function)[:80]}: {name}")
+        for node in ast.walk(function)
+        if isinstance(node, ast.Name) and node.id == name
+    ]
+
+
+@pytest.mark.parametrize("stage", ENTRIES)
+def test_the_json_of_a_job_is_made_a_job_where_it_arrives(stage: str) -> None:
+    module, _, entry = ENTRIES[stage].partition(":")
+    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+    (function,) = (n for _, n in named(tree) if getattr(n, "name", "") == entry)
+    assert isinstance(function, ast.FunctionDef)
+    assert uses(function) == ["parse_job"]
+
+
+def test_a_field_read_from_json_would_be_seen() -> None:
+    read = ast.parse("def run(job):\n    open(job['path'])\n    parse_job(Job, job)").body[0]
+    assert isinstance(read, ast.FunctionDef)
+    assert uses(read) != ["parse_job"] and "parse_job" in uses(read)
 
 
 def test_a_loose_parameter_would_be_seen() -> None:

@@ -21,6 +21,7 @@ from stages.process.events import Event
 from stages.process.stage_process import StageProcess
 from tests.support.media import picture, repeat_video, write_video
 from tests.support.mutations import write_mutations
+from tests.support.started import made_job
 
 NAMESPACE = "5c" * 32
 MIB = 1 << 20
@@ -65,7 +66,9 @@ def started(
         "workers": min(2, len(media)),
     }
     log, entry = folder / "frames.log", "stages.frames.run:run"
-    return StageProcess("frames", entry, job, device="cpu", log=log, listen=listen, budget=budget)
+    return StageProcess(
+        "frames", entry, made_job(**job), device="cpu", log=log, listen=listen, budget=budget
+    )
 
 
 @pytest.mark.parametrize(("budget", "cut"), [(700, True), (60, False)])

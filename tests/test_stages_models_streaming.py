@@ -30,6 +30,7 @@ from stages.process.stage_process import StageProcess
 from tests.support.clips import PROMPTS, clips
 from tests.support.families import BUILDERS, checkpoint
 from tests.support.peaks import peaks_of
+from tests.support.started import made_job
 from tests.support.tiny_families import FAMILIES
 from tests.support.waves import FEATURES, Wave
 
@@ -198,7 +199,7 @@ def test_a_tower_larger_than_the_budget_is_streamed_within_it(
     process = StageProcess(
         "encode",
         "stages.encode.run:run",
-        job,
+        made_job(**job),
         device="cpu",
         log=folder / "encode.log",
         listen=lambda stage, event: None,

@@ -14,7 +14,6 @@ from flows.console.units import gib
 from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from stages.convert.job import ConvertJob
 from stages.process.events import Event, StageNotes
-from stages.process.job import job_fields
 
 MAX_BYTES = 1 << 30
 """Memory for a conversion, in bytes above the imports. Parts of tensors take 30 MB; the headers of
@@ -41,7 +40,7 @@ def convert(job: ConvertJob, display: Display) -> Converted:
 
     call = StageCall(
         name="convert",
-        arguments=job_fields(job),
+        job=job,
         device="cpu",
         log=user_cache() / "logs" / "convert.log",
         budget=MAX_BYTES,

@@ -20,6 +20,7 @@ from flows.machine.budget import budget_for
 from flows.machine.launch import Launcher, StageCall, run_with_restarts
 from flows.options.commands import RunOptions
 from flows.options.media import VideoSamplingOptions
+from stages.models.half_job import DescribeJob
 from stages.models.hub.checkpoint import SMALL, Checkpoint
 from stages.models.in_tree.registry import native_of
 from stages.models.profile import OUTPUT_VERSION, ModelProfile
@@ -80,15 +81,15 @@ def read_profile(
         return ModelProfile.from_json(record_set.meta(key))
     call = StageCall(
         name="describe",
-        arguments={
-            "model": checkpoint.name if checkpoint.commit else str(checkpoint.folder),
-            "revision": checkpoint.commit,
-            "trust_remote_code": config.trust_remote_code,
-            "files": files.files.to_json(),
-            "max_pixels": video_options.max_pixels or 0,
-            "max_video_pixels": video or 0,
-            "as_published": as_published,
-        },
+        job=DescribeJob(
+            model=checkpoint.name if checkpoint.commit else str(checkpoint.folder),
+            revision=checkpoint.commit,
+            trust_remote_code=config.trust_remote_code,
+            files=files.files,
+            max_pixels=video_options.max_pixels or 0,
+            max_video_pixels=video or 0,
+            as_published=as_published,
+        ),
         device="cpu",
         # Next to the store, because a plan has no output folder.
         log=store.local / "logs" / "describe.log",

@@ -27,6 +27,7 @@ from stages.process.device import (
 )
 from stages.process.environment import ALLOCATOR, ALLOCATOR_OLD, NOT_EXPANDABLE
 from stages.process.exit_diagnosis import device_advice
+from stages.process.gpu_probe import ProbeJob
 from stages.process.lock import lock_path, try_hold
 from stages.process.nvml import USE_CPU_HINT
 
@@ -88,7 +89,7 @@ def _run_probe(device: str) -> dict[str, Any]:
     with TemporaryDirectory(prefix="penstock-probe-") as folder:
         call = StageCall(
             name="probe",
-            arguments={"device": device},
+            job=ProbeJob(device=device),
             device=device,
             log=Path(folder, "probe.log"),
         )

@@ -4,7 +4,7 @@ replace it."""
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from artifacts.errors import EnvironmentFault, Killed
 from flows.pipelines import STAGES
@@ -12,6 +12,9 @@ from stages.process.device import device_name
 from stages.process.fork_client import ForkServer
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener, StageProcess
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 ENTRIES: Mapping[str, str] = {
     **{name: stage.entry for name, stage in STAGES.items()},
@@ -31,12 +34,12 @@ IMPORTING = {"describe", "time_graphs", *(name for name, stage in STAGES.items()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageCall:
-    """The arguments of one stage process."""
+    """A stage to run in a process: its job, device and limits."""
 
     name: str
     """A key of ENTRIES."""
-    arguments: dict[str, Any]
-    """The stage's job as JSON."""
+    job: "DataclassInstance"
+    """The stage's job. It becomes JSON when the process is started."""
     device: str
     """`cpu` or `cuda:N`: the device that the process computes on. The process locks a GPU."""
     log: Path
@@ -84,7 +87,7 @@ class DirectLauncher:
         return StageProcess(
             call.name,
             self._entries[call.name],
-            call.arguments,
+            call.job,
             device=call.device,
             log=call.log,
             listen=self._on_event,

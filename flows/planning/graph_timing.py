@@ -14,7 +14,6 @@ from flows.options.model import TORCH
 from stages.export.jobs import TimingJob
 from stages.models.graphs.providers import ONNX
 from stages.models.half_job import HalfJob
-from stages.process.job import job_fields
 
 PART: Half = "vision"
 
@@ -55,7 +54,7 @@ def _timed(name: str, device: str, store: Store, launcher: Launcher) -> GraphSpe
     job = TimingJob(half=half, graphs=use.backend, frames_a_video=frames)
     call = StageCall(
         name="time_graphs",
-        arguments=job_fields(job),
+        job=job,
         device=device,
         log=store.local / "logs" / "time-graphs.log",
         budget=budget_for(config, device).of_stage(device),

@@ -15,6 +15,7 @@ from flows.checkpoint.precision import no_bfloat16
 from flows.machine.cpu import cpu_has_bfloat16
 from flows.machine.launch import Launcher, StageCall, run_with_restarts
 from flows.machine.versions import machine_identity, now
+from stages.memory.job import MeasureJob
 from stages.process.cgroup import cores
 
 FORMAT = 2
@@ -131,12 +132,9 @@ def measure(device: str, store: Path, launcher: Launcher) -> Machine:
     load = os.getloadavg()[0] / cores()
     call = StageCall(
         name="measure",
-        arguments={
-            "device": device,
-            "folder": str(store),
-            "seconds": SECONDS,
-            "companion": _companion(device),
-        },
+        job=MeasureJob(
+            device=device, folder=str(store), seconds=SECONDS, companion=_companion(device)
+        ),
         device=device,
         log=store / "logs" / "measure.log",
     )

@@ -12,6 +12,7 @@ from artifacts.store import fault_of
 from flows.job.prepare import Job
 from flows.machine.launch import MAX_RESTARTS, Launcher, StageCall
 from flows.results.sample_sources import SampleSource
+from stages.frames.job import CutItem, CutJob
 from stages.process.exit_diagnosis import is_crash
 
 OnProgress = Callable[[str, int, int], None]
@@ -79,18 +80,18 @@ class Cutter:
         except OSError as error:
             raise fault_of(error, self._folder) from error
         cuts = [
-            {
-                "path": str(item.file),
-                "name": item.sample.key,
-                "start": item.sample.row.start,
-                "end": item.sample.row.end,
-                "stamp": item.stamp,
-            }
+            CutItem(
+                str(item.file),
+                item.sample.key,
+                item.sample.row.start,
+                item.sample.row.end,
+                item.stamp,
+            )
             for item in items
         ]
         call = StageCall(
             name="cut",
-            arguments={"folder": str(self._folder), "cuts": cuts},
+            job=CutJob(folder=str(self._folder), cuts=cuts),
             device="cpu",
             log=self._log,
         )

@@ -23,7 +23,6 @@ from flows.running.run import LauncherMaker
 from stages.export.jobs import MergeJob
 from stages.models.adapters.reading import LoraAdapter, read_adapter
 from stages.process.events import Event, StageNotes
-from stages.process.job import job_fields
 
 MAX_BYTES = 1 << 30
 """Memory for merging, in bytes above the imports. Parts of tensors take 100 MB, the model without
@@ -84,7 +83,7 @@ def merge(
     )
     call = StageCall(
         name="merge",
-        arguments=job_fields(merge_job),
+        job=merge_job,
         device="cpu",
         log=request.runs / "logs" / "merge.log",
         budget=MAX_BYTES,

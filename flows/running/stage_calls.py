@@ -1,9 +1,9 @@
-"""Builds the stage calls of a job: the arguments of each stage process on a given fallback rung."""
+"""Builds the stage calls of a run: the job of each stage process on a given fallback rung."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts.keys import digest_of
 from artifacts.schema import FrameFit
@@ -27,8 +27,10 @@ from stages.models.encoding.job import EncodeItem
 from stages.models.graphs.providers import TENSORRT
 from stages.models.half_job import HalfJob
 from stages.process.device import device_capability
-from stages.process.job import job_fields
 from stages.process.stage import StageSpec
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def settings_on(model: Model, rung: Rung) -> PartSettings | None:
@@ -135,7 +137,9 @@ class StageCallBuilder:
         job = self._texts_job(stage, rung, namespace)
         return self._call(stage, replace(job, key=key, groups=[[*group] for group in groups]))
 
-    def one_shot_call(self, stage: StageSpec, make: Callable[..., object], rung: Rung) -> StageCall:
+    def one_shot_call(
+        self, stage: StageSpec, make: Callable[..., "DataclassInstance"], rung: Rung
+    ) -> StageCall:
         """Return the call of a stage without media. `make` builds its job, from the half on this
         rung if the stage has a part."""
         return self._call(stage, make(half=self.half(stage, rung)) if stage.part else make())
@@ -238,11 +242,11 @@ class StageCallBuilder:
         room = job.budget.of_stage(job.device)
         return replace(half, backend=graph.backend, engines=engines, graph_bytes=room)
 
-    def _call(self, stage: StageSpec, job: object) -> StageCall:
+    def _call(self, stage: StageSpec, job: "DataclassInstance") -> StageCall:
         device = self._job.device if stage.part else "cpu"
         return StageCall(
             name=stage.name,
-            arguments=job_fields(job),
+            job=job,
             device=device,
             log=self._job.out / "logs" / f"{stage.name}.log",
             budget=self._job.budget.of_stage(device),

@@ -53,7 +53,6 @@ from flows.serving.worker_process import LauncherMaker
 from stages.embed_texts import STAGE as TEXTS
 from stages.process.cgroup import cores
 from stages.process.fork_client import ForkServer
-from stages.process.job import job_fields
 from stages.process.stage import StageSpec
 from stages.process.stage_process import Listener
 
@@ -120,7 +119,7 @@ def decoding_call(job: Job, limits: RequestLimits, store: str) -> Callable[[str]
         return replace(
             call,
             name="cut_live",
-            arguments=job_fields(job_with_limits),
+            job=job_with_limits,
             budget=DECODER_BYTES,
             persistent=True,
         )

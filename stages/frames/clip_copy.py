@@ -18,14 +18,15 @@ from av.video.stream import VideoStream
 from artifacts.containers import open_media
 from artifacts.errors import EnvironmentFault, MediaError
 from artifacts.remote.media_cache import open_local
-from artifacts.stamps import Stamp
 from artifacts.store import fault_of
+from stages.frames.job import CutItem, CutJob
 from stages.frames.medium import TRANSIENT_KINDS, check_unchanged
 from stages.frames.opening import open_video
 from stages.frames.plan import ROUNDING_SECONDS
 from stages.frames.reader import Reader
 from stages.frames.survey import packets
 from stages.frames.timeline import Timeline, VideoPacket
+from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 CONTAINERS = (("mp4", "mp4"), ("matroska", "mkv"))
@@ -38,39 +39,34 @@ LEAD_SECONDS = 60.0
 video with one keyframe would be copied repeatedly."""
 
 
-def run(job: dict[str, Any], report: EventReporter) -> None:
-    """Copy each of the job's `cuts` into its `folder`. A note under its name holds the file and the
+def run(job_fields: dict[str, Any], report: EventReporter) -> None:
+    """Copy each of the job's clips into its folder. A note under its name holds the file and the
     start of the clip in it in seconds, or the `error`. Raises EnvironmentFault."""
-    folder = Path(job["folder"])
-    for path, group in groupby(job["cuts"], key=lambda cut: str(cut["path"])):
+    job = parse_job(CutJob, job_fields)
+    folder = Path(job.folder)
+    for path, group in groupby(job.cuts, key=lambda cut: cut.path):
         cuts = list(group)
-        stamp = Stamp(*cuts[0]["stamp"]) if cuts[0].get("stamp") else None
         try:
             with open_local(path):
-                _copy_clips(Path(path), stamp, cuts, folder, report)
+                _copy_clips(Path(path), cuts, folder, report)
         except Exception as error:  # PyAV lets an IndexError or UnicodeDecodeError through as well
             failure = _failure(error, path, folder)
-            report.note(**{cut["name"]: failure for cut in cuts})
+            report.note(**{cut.name: failure for cut in cuts})
 
 
-def _copy_clips(
-    path: Path,
-    stamp: Stamp | None,
-    cuts: Sequence[dict[str, Any]],
-    folder: Path,
-    report: EventReporter,
-) -> None:
+def _copy_clips(path: Path, cuts: Sequence[CutItem], folder: Path, report: EventReporter) -> None:
     """Copy the clips of one file. Raises the errors of opening it."""
+    stamp = cuts[0].stamp
     check_unchanged(path, stamp)
     video = ClipCutter(path)
     for cut in cuts:
         try:
-            made = video.copy(cut["start"], cut["end"], folder / cut["name"])
+            made = video.copy(cut.start, cut.end, folder / cut.name)
             check_unchanged(path, stamp)
         except Exception as error:
             made = _failure(error, str(path), folder)
-        report.note(**{cut["name"]: made})
-        report.item(cut["name"], label=path.name)
+        report.note(**{cut.name: made})
+        report.item(cut.name, label=path.name)
 
 
 def _failure(error: Exception, path: str, folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The job description of the frames stage. Opens no file."""
+"""The job descriptions of the frames stage and of cutting clips. Opens no file."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -42,3 +42,27 @@ class FramesJob:
     """Most pixels of an image; 0: the general limit."""
     max_chunks: int = 0
     """Most chunks of a video; 0: no limit."""
+
+
+class CutItem(NamedTuple):
+    """A clip to copy out of a video."""
+
+    path: str
+    name: str
+    """Name of the clip's file without a suffix, and of the note about it."""
+    start: float
+    """Start of the clip in the video, in seconds."""
+    end: float
+    """End of the clip in the video, in seconds."""
+    stamp: Stamp | None = None
+    """Stamp of the file when its content was digested; None: not checked."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CutJob:
+    """Clips to copy."""
+
+    folder: str
+    """Folder for the clips."""
+    cuts: list[CutItem]
+    """The clips; those of one video follow each other."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from stages.memory.job import MeasureJob
 from stages.memory.machine_benchmarks import (
     DTYPES,
     call_seconds,
@@ -23,6 +24,7 @@ from stages.memory.machine_benchmarks import (
     video_pixels,
 )
 from stages.process.device_limit import context_bytes
+from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 QUANTIZED = ("nf4", "int8")
@@ -41,17 +43,16 @@ LIBRARIES = (
 """Modules that a stage with half a model imports in addition to torch, whatever the model."""
 
 
-def run(job: dict[str, Any], report: EventReporter) -> None:
-    """Run the benchmarks and send a note `machine`. Job: device, folder (of the store), seconds
-    (time limit), companion (compute type of quantized weights)."""
-    device, folder = str(job["device"]), Path(job["folder"])
+def run(job_fields: dict[str, Any], report: EventReporter) -> None:
+    """Run the benchmarks and send a note `machine`."""
+    job = parse_job(MeasureJob, job_fields)
     found: dict[str, Any] = {"python_seconds": _since_start()}
-    if device != "cpu":
-        found |= _context(device, str(job["companion"]))
-    measured = Measured(time.perf_counter() + float(job["seconds"]))
+    if job.device != "cpu":
+        found |= _context(job.device, job.companion)
+    measured = Measured(time.perf_counter() + job.seconds)
     with torch.inference_mode():
-        _add_required_figures(found, device, folder)
-        for name, benchmark in _benchmarks(device, str(job["companion"])).items():
+        _add_required_figures(found, job.device, Path(job.folder))
+        for name, benchmark in _benchmarks(job.device, job.companion).items():
             measured.add(name, benchmark)
     for kind in ("passes", "quantize"):
         found[kind] = measured.of(kind)

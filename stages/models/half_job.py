@@ -1,4 +1,5 @@
-"""The fields of a job that runs one half of a model. Imports no model library."""
+"""The job descriptions of models: the half that a stage runs, and the checkpoint that a process
+describes. Imports no model library."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -54,3 +55,21 @@ class HalfJob:
     """Positions that pass through an MLP of the vision half at once; 0: all."""
     files: ModelFiles = field(default_factory=ModelFiles)
     """The model files that the job was planned with; empty: they are not compared."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DescribeJob:
+    """The checkpoint to describe."""
+
+    model: str
+    """Folder or hub id."""
+    revision: str | None = None
+    trust_remote_code: bool = False
+    max_pixels: int = 0
+    """Maximum pixels per image or frame; 0: the processor's own limit."""
+    max_video_pixels: int = 0
+    """Maximum pixels of all frames of a video together; 0: the processor's own limit."""
+    as_published: bool | None = None
+    """Whether to describe it as its authors published it; None: by the rule."""
+    files: ModelFiles = field(default_factory=ModelFiles)
+    """The model files that it was planned with; empty: they are not compared."""

@@ -1,22 +1,32 @@
 """The stage that tests a GPU: whether torch can compute on it, and how much memory it reports."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from stages.process.device_limit import check_same_card, warm_up
+from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 
-def warm(job: dict[str, Any]) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeJob:
+    """The GPU to test."""
+
+    device: str
+    """`cuda:N`."""
+
+
+def warm(job_fields: dict[str, Any]) -> None:
     """Import torch before memory is counted."""
     import torch  # noqa: F401
 
 
-def run(job: dict[str, Any], report: EventReporter) -> None:
-    """Test the job's `device` and send a note `gpu`. Raises torch's errors, and EnvironmentFault if
+def run(job_fields: dict[str, Any], report: EventReporter) -> None:
+    """Test the job's GPU and send a note `gpu`. Raises torch's errors, and EnvironmentFault if
     torch uses another GPU than the driver reports."""
     import torch
 
-    device = str(job["device"])
+    device = parse_job(ProbeJob, job_fields).device
     warm_up(device, "float16")
     check_same_card(device)
     free, total = torch.cuda.mem_get_info(device)

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 from artifacts.errors import Killed
 from artifacts.model_files import ModelFiles
@@ -48,9 +48,13 @@ from stages.process.events import (
 )
 from stages.process.exit_diagnosis import LAST_LINES, ProcessExit, fault_of_stage
 from stages.process.fork_client import ForkServer, Process
-from stages.process.job_file import job_descriptor, value_in
+from stages.process.job import job_fields
+from stages.process.job_file import job_descriptor
 from stages.process.memory import add_point
 from stages.process.outcome import StageOutcome
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 SLACK_BYTES = 64 << 20
 """How far above its baseline a device may stay after a stage and still count as released."""
@@ -110,7 +114,7 @@ class StageProcess:
         self,
         name: str,
         entry: str,
-        arguments: dict[str, Any],
+        job: "DataclassInstance",
         *,
         device: str,
         log: Path,
@@ -133,7 +137,7 @@ class StageProcess:
         self._oom_kills = oom_kills()
         self._listen = listen
         self._stays = stays
-        self._files = ModelFiles.from_json(value_in(arguments, "files") or {})
+        self._files: ModelFiles = getattr(getattr(job, "half", job), "files", ModelFiles())
         used = 0 if stays else device_used_bytes(device)  # other workers' use varies
         self.outcome = StageOutcome(name=name, baseline_before_bytes=used)
         self._log_start = 0
@@ -144,11 +148,11 @@ class StageProcess:
                 self._log_start = file.tell()  # skip the output of earlier runs
         except OSError as error:
             raise fault_of(error, log.parent) from error
-        job = job_descriptor(
+        document = job_descriptor(
             {
                 "name": name,
                 "entry": entry,
-                "arguments": arguments,
+                "arguments": job_fields(job),
                 "device": device,
                 "journal": None if stays else str(log.with_suffix(".items.jsonl")),
                 "stays": stays,
@@ -158,14 +162,14 @@ class StageProcess:
         read_end, write_end = os.pipe()
         try:
             with log.open("ab") as output:
-                forked = forks.fork(job, output, write_end) if forks else None
-                self._process: Process = forked or _fresh(job, output, write_end)
+                forked = forks.fork(document, output, write_end) if forks else None
+                self._process: Process = forked or _fresh(document, output, write_end)
         except BaseException:
             os.close(read_end)
             raise
         finally:
             os.close(write_end)
-            os.close(job)
+            os.close(document)
         self._reader = threading.Thread(target=self._read, args=(read_end,), daemon=True)
         self._reader.start()
         self._cpu_limit = CpuTimeLimit(self._process, seconds) if seconds else None

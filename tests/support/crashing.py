@@ -45,7 +45,7 @@ def run(job: dict[str, Any], report: EventReporter) -> None:
     """Cut until it comes to the second stretch of a file called `deadly`."""
     seen = 0
     for one in job["cuts"]:
-        seen += "deadly" in one["path"]
+        seen += "deadly" in one[0]
         if seen == 2:
             os.kill(os.getpid(), signal.SIGSEGV)
         cut({**job, "cuts": [one]}, report)

@@ -27,6 +27,7 @@ from artifacts.stamps import ModelFileStamp, Stamp
 from artifacts.store import FolderStore, open_store
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from stages.decode.generation import SamplingParams
+from stages.process.job import job_fields
 from stages.process.outcome import StageOutcome
 from stages.summarize.packing import TimedText
 from tests.support.frozen_cells import CELLS, JOBS, Cell
@@ -63,7 +64,7 @@ class MadeUpStages(Stages):
         self._stop = cell.stop
 
     def _answer(self, call: Any, outcome: StageOutcome) -> StageOutcome:
-        arguments = call.arguments
+        arguments = job_fields(call.job)
         if call.name == "describe":
             published = arguments["as_published"] is True
             limits = {name: arguments[name] for name in ("max_pixels", "max_video_pixels")}
@@ -79,7 +80,7 @@ class MadeUpStages(Stages):
         if call.name == self._stop:
             raise Interrupted(f"{call.name} was stopped")
         if call.name in MAKERS:
-            MAKERS[call.name](flat(call.arguments), outcome)
+            MAKERS[call.name](flat(job_fields(call.job)), outcome)
         else:
             super()._make(call, outcome)
 
@@ -191,7 +192,7 @@ def record(name: str) -> dict[str, Any]:
 
 
 def _arguments(root: Path, call: Any) -> dict[str, Any]:
-    told: dict[str, Any] = _plain(root, flat(call.arguments))
+    told: dict[str, Any] = _plain(root, flat(job_fields(call.job)))
     return told
 
 

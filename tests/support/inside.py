@@ -15,6 +15,7 @@ from flows.options.commands import CaptionConfig
 from flows.results.run_result import RunResult
 from flows.running.run import caption
 from stages.process.events import Event, Failed, Item, StageNotes, event_of
+from stages.process.job import job_fields
 from stages.process.outcome import StageOutcome
 from stages.process.report import EventReporter
 from stages.process.stage_process import Listener
@@ -57,7 +58,7 @@ class InsideLauncher:
         run = getattr(import_module(module), name)
         outcome = StageOutcome(name=call.name)
         descriptor = os.memfd_create("events")
-        arguments = json.loads(json.dumps(call.arguments))
+        arguments = json.loads(json.dumps(job_fields(call.job)))
         half = arguments.get("half", arguments)
         if "device" in half:
             half["device"] = call.device

@@ -19,6 +19,7 @@ from flows.machine.launch import ENTRIES, DirectLauncher, StageCall
 from flows.options.commands import CaptionConfig
 from flows.results.run_result import RunResult
 from flows.running.run import caption
+from stages.decode.job import DecodeJob
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener
 from tests.support.inside import InsideLauncher
@@ -57,10 +58,9 @@ class Saying(Stages):
     def _make(self, call: StageCall, outcome: StageOutcome) -> None:
         if call.name != "decode":
             return super()._make(call, outcome)
-        record_set = RecordSet(
-            FolderStore(Path(call.arguments["store"])), "captions", call.arguments["namespace"]
-        )
-        for member in (m for batch in call.arguments["batches"] for m in batch):
+        assert isinstance(call.job, DecodeJob)
+        record_set = RecordSet(FolderStore(Path(call.job.store)), "captions", call.job.namespace)
+        for member in (m for batch in call.job.batches for m in batch):
             if outcome.items >= self.stop_after.get("decode", 10**9):
                 raise Interrupted("decode was killed")
             said = f"{member.prompt} {HARD[outcome.items % len(HARD)]}"

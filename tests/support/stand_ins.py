@@ -13,6 +13,7 @@ from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from stages.models.profile import ModelProfile, PartProfile, SamplingProfile
 from stages.process.events import Failed
+from stages.process.job import job_fields
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener
 
@@ -49,7 +50,7 @@ def config_in(root: Path, sources: Path, **options: Any) -> CaptionConfig:
 
 def flat(call: StageCall) -> dict[str, Any]:
     """The arguments of a call, those of its half among them."""
-    return {**call.arguments.get("half", {}), **call.arguments}
+    return {**job_fields(call.job).get("half", {}), **job_fields(call.job)}
 
 
 class Stages:
@@ -74,7 +75,7 @@ class Stages:
 
     def batches(self, stage: str) -> list[list[str]]:
         """Keys of the batches that a stage was told, call after call."""
-        told = [call.arguments["batches"] for call in self.calls if call.name == stage]
+        told = [job_fields(call.job)["batches"] for call in self.calls if call.name == stage]
         return [[member.key for member in batch] for batches in told for batch in batches]
 
     def _answer(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
@@ -84,25 +85,25 @@ class Stages:
             import stages.frames.run
 
             heard = Heard(outcome)
-            stages.frames.run.run(call.arguments, heard)  # type: ignore[arg-type]
+            stages.frames.run.run(job_fields(call.job), heard)  # type: ignore[arg-type]
         else:
             self._make(call, outcome)
         return outcome
 
     def _make(self, call: StageCall, outcome: StageOutcome) -> None:
         kind = {"encode": "features", "decode": "captions"}[call.name]
-        store = open_store(call.arguments["store"])
-        record_set = RecordSet(store, kind, call.arguments["namespace"])
+        store = open_store(job_fields(call.job)["store"])
+        record_set = RecordSet(store, kind, job_fields(call.job)["namespace"])
         if call.name == "encode":
-            frames = RecordSet(store, "frames", call.arguments["frames_namespace"])
-            assert all(m.frames in frames for b in call.arguments["batches"] for m in b)
+            frames = RecordSet(store, "frames", job_fields(call.job)["frames_namespace"])
+            assert all(m.frames in frames for b in job_fields(call.job)["batches"] for m in b)
         if call.name == "encode" and self.refuse_first:
-            refused = RecordSet(store, "failures", call.arguments["namespace"])
+            refused = RecordSet(store, "failures", job_fields(call.job)["namespace"])
             why = {"kind": "refused", "message": "too narrow", "hint": "Widen it"}
-            keys = [m.key for batch in call.arguments["batches"] for m in batch][:1]
+            keys = [m.key for batch in job_fields(call.job)["batches"] for m in batch][:1]
             refused.publish([Record(key=key, meta=why) for key in keys])
             record_set = Without(record_set, keys)  # type: ignore[assignment]
-        for batch in call.arguments["batches"]:
+        for batch in job_fields(call.job)["batches"]:
             if outcome.items >= self.stop_after.get(call.name, 10**9):
                 raise Interrupted(f"{call.name} was killed")
             meta = {"caption": "something", "tokens": 1}

@@ -1,11 +1,21 @@
 """Stages whose entries are functions of a test file, each in a process of its own."""
 
+from dataclasses import make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.process.events import Event
 from stages.process.fork_client import ForkServer
 from stages.process.stage_process import StageProcess
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def made_job(**fields: Any) -> "DataclassInstance":
+    """A job of these fields."""
+    made: DataclassInstance = make_dataclass("MadeJob", fields)(**fields)
+    return made
 
 
 def hold(count: int) -> bytearray:
@@ -31,7 +41,7 @@ def started(
     return StageProcess(
         name,
         f"{module}:{name}",
-        job,
+        made_job(**job),
         device="cpu",
         log=folder / "log",
         listen=lambda _, event: events.append(event),

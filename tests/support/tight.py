@@ -9,6 +9,7 @@ from artifacts.errors import Killed, OutOfMemory
 from flows.machine.launch import StageCall
 from stages.memory.oom_retry import smaller
 from stages.process.events import BatchShrunk, Item, TooLarge
+from stages.process.job import job_fields
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener
 from tests.support.stand_ins import PROFILE, Answer, Stages, flat
@@ -61,10 +62,10 @@ class Tight(Stages):
         room = self.rooms[call.name](flat(call))
         outcome.notes["ready"] = room >= 0
         if call.name == "frames":
-            if call.arguments["workers"] > room:
+            if job_fields(call.job)["workers"] > room:
                 self._die(call, outcome)
             return self._answer(call, outcome)
-        told = call.arguments["batches"]
+        told = job_fields(call.job)["batches"]
         if call.name == self.giant:
             told = self._without_giant(call, outcome)
         for batch in filter(None, told):
@@ -75,7 +76,7 @@ class Tight(Stages):
                 pieces = self._halves(call.name, batch, room)
             for piece in pieces:
                 before = outcome.items
-                part = replace(call, arguments={**call.arguments, "batches": [piece]})
+                part = replace(call, job=replace(call.job, batches=[piece]))
                 self._answer(part, outcome)
                 for _ in range(outcome.items - before):
                     self._listen(call.name, Item(tokens=1))
@@ -83,7 +84,7 @@ class Tight(Stages):
 
     def _without_giant(self, call: StageCall, outcome: StageOutcome) -> list[list[Any]]:
         made_of = {"encode": "frames", "decode": "features"}[call.name]
-        batches: list[list[Any]] = call.arguments["batches"]
+        batches: list[list[Any]] = job_fields(call.job)["batches"]
         self._giant = self._giant or getattr(batches[0][0], made_of)
         for member in (member for batch in batches for member in batch):
             if getattr(member, made_of) == self._giant:
