@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import penstock_demo
+from flows.machine.fork_verdict import UNTRIED, ForkVerdict, remember
 from tests.support import gpus
 from tests.support.fake_gpu.state import Machine
 from tests.support.pipeline import ROOT, SECONDS, Place
@@ -19,17 +20,24 @@ CLIPS = ("clip-01.mp4", "clip-02.mp4")
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_on_a_gpu_says_what_one_on_the_cpu_does(tmp_path: Path) -> None:
+def test_a_run_on_a_gpu_says_what_one_on_the_cpu_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     clips, cards = tmp_path / "clips", gpus.plain().write(tmp_path / "gpu")
     clips.mkdir()
     for name in CLIPS:
         shutil.copy(penstock_demo.CLIPS / name, clips / name)
     captions = {}
-    for device, environment in (
+    for how, environment in (
         ("cpu", {**os.environ, "CUDA_VISIBLE_DEVICES": ""}),
-        ("cuda:0", gpus.environment(cards)),
+        ("fresh", gpus.environment(gpus.plain().write(tmp_path / "other"))),
+        ("forked", gpus.environment(cards)),
     ):
-        at = tmp_path / device.replace(":", "")
+        if how == "forked":
+            gpus.see(gpus.plain(), cards, monkeypatch)
+            remember("cuda:0", ForkVerdict(holds=True))
+        at = tmp_path / how
         place = Place(clips=clips, out=at / "out", store=at / "store")
         with subprocess.Popen(
             place.command(),
@@ -41,11 +49,14 @@ def test_a_run_on_a_gpu_says_what_one_on_the_cpu_does(tmp_path: Path) -> None:
         ) as running:
             said, _ = running.communicate(timeout=SECONDS)
         assert running.returncode == 0, said
-        captions[device] = [caption["caption"] for caption in place.captions()]
+        captions[how] = [caption["caption"] for caption in place.captions()]
+        plan = json.loads((place.out / "run.json").read_text())["plan"]
+        if how == "fresh":
+            assert UNTRIED in plan["start"] and plan["start"] in plan["notes"]
     assert len(captions["cpu"]) == len(CLIPS)
-    assert captions["cuda:0"] == captions["cpu"]
+    assert captions["forked"] == captions["fresh"] == captions["cpu"]
     card = gpus.gpu().name
-    assert json.loads((place.out / "run.json").read_text())["plan"]["card"] == card
+    assert plan["card"] == card and plan["start"].startswith("stages are forked")
     packs = [path for path in (place.store / "captions").rglob("*") if path.is_file()]
     assert any(card.encode() in pack.read_bytes() for pack in packs)
     notes = place.stages()["decode"]["notes"]

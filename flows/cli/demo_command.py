@@ -39,7 +39,7 @@ def demo_command(given: argparse.Namespace) -> int:
 
         def launcher(listen: Listener) -> ForkingLauncher:
             # One server for both runs, so that the libraries are imported once.
-            return ForkingLauncher(DirectLauncher(listen), forks)
+            return ForkingLauncher(DirectLauncher(listen), forks, listen)
 
         fresh = Path(folder, "clips")
         if given.clips:

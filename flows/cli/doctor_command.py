@@ -19,6 +19,8 @@ from flows.console.units import size
 from flows.deployments.server import answers
 from flows.machine.cpu import cpu_has_bfloat16
 from flows.machine.device_probe import check_device, device_memory
+from flows.machine.fork_trial import try_forks
+from flows.machine.fork_verdict import start_line
 from flows.machine.launch import DirectLauncher
 from flows.machine.versions import versions
 from flows.options.model import default_store
@@ -62,11 +64,16 @@ def doctor_command(given: argparse.Namespace) -> int:
         display = Display()
         display.print_line("measuring this machine …")
         measure(device, store.local, DirectLauncher(display.on_event))
+        if device != "cpu":
+            display.print_line("trying to fork processes that use the GPU …")
+            try_forks(device, display.on_event)
         if given.model:
             display.print_line(f"measuring the graphs of {given.model} …")
             speed = time_graphs(given.model, device, store, DirectLauncher(display.on_event))
             print_lines(_graphs(given.model, speed))
     print_lines(*measured_lines(find_machine(device)))
+    if device != "cpu":
+        print_lines(ROW.format("stages", start_line()))
     return 0
 
 

@@ -1,14 +1,16 @@
 """Starts stages as plain child processes. Callers depend only on `Launcher`, so that Prefect can
 replace it."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from artifacts.errors import EnvironmentFault, Killed
+from artifacts.errors import Killed, StageDied
+from flows.machine.fork_verdict import UNTRIED, forget, is_fork_fault, refusal_to_fork
 from flows.pipelines import STAGES
-from stages.process.device import device_name
+from stages.process.events import Warned
 from stages.process.fork_client import ForkServer
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener, StageProcess
@@ -25,6 +27,7 @@ ENTRIES: Mapping[str, str] = {
     "cut": "stages.frames.clip_copy:run",
     "cut_live": "stages.frames.live:run",
     "measure": "stages.memory.measure:run",
+    "try_forks": "stages.process.fork_trial:run",
     "probe": "stages.process.gpu_probe:run",
 }
 """Stage name → function that its process calls."""
@@ -100,23 +103,70 @@ class DirectLauncher:
 
 class ForkingLauncher:
     """A launcher that forks stages with model imports from one process that has done these imports.
-    It does not fork on machines with a GPU, where forking has not been shown to be safe."""
+    On a GPU it forks only if a trial has shown that this works."""
 
-    def __init__(self, launcher: Launcher, fork_server: ForkServer) -> None:
+    def __init__(self, launcher: Launcher, fork_server: ForkServer, on_event: Listener) -> None:
         self._launcher = launcher
         self._fork_server = fork_server
+        self._on_event = on_event
 
     def start(self, call: StageCall) -> StageHandle:
-        if call.name in IMPORTING and call.device == "cpu" and not _has_gpu():
-            call = replace(call, fork_server=self._fork_server)
-        return self._launcher.start(call)
+        if call.name not in IMPORTING or self._refusal:
+            return self._launcher.start(call)
+        forked = self._launcher.start(replace(call, fork_server=self._fork_server))
+        return forked if call.device == "cpu" else ForkedOnGpu(forked, call, self._start_fresh)
+
+    @functools.cached_property
+    def _refusal(self) -> str:
+        return refusal_to_fork()
+
+    def _start_fresh(self, call: StageCall) -> StageHandle | None:
+        """Fork no more stages on this card. Start the stage again, or return None if its requests
+        are gone with the process."""
+        self._refusal = UNTRIED
+        forget(call.device)
+        text = f"a forked {call.name} stage could not use the GPU; stages are no longer forked"
+        self._on_event(call.name, Warned(text=text))
+        fresh = None if call.persistent else self._launcher.start(call)
+        if fresh is not None:
+            fresh.outcome.warnings.append(text)
+        return fresh
 
 
-def _has_gpu() -> bool:
-    try:
-        return device_name() != "cpu"
-    except EnvironmentFault:
-        return True
+class ForkedOnGpu:
+    """A stage that was forked, and is started again as a fresh process if CUDA refuses to work in
+    a fork. It has then made nothing yet."""
+
+    def __init__(
+        self,
+        running: StageHandle,
+        call: StageCall,
+        start_fresh: Callable[[StageCall], StageHandle | None],
+    ) -> None:
+        self._running = running
+        self._call = call
+        self._start_fresh = start_fresh
+
+    @property
+    def pid(self) -> int:
+        return int(getattr(self._running, "pid", 0))
+
+    @property
+    def outcome(self) -> StageOutcome:
+        return self._running.outcome
+
+    def wait(self) -> StageOutcome:
+        try:
+            return self._running.wait()
+        except StageDied as error:
+            fresh = self._start_fresh(self._call) if is_fork_fault(error) else None
+            if fresh is None:
+                raise
+            self._running = fresh
+        return self._running.wait()
+
+    def stop(self) -> None:
+        self._running.stop()
 
 
 def run_with_restarts(launcher: Launcher, call: StageCall) -> StageOutcome:

@@ -28,7 +28,7 @@ BUSY = 0.8
 MODEL_SHARE = 1.7
 """Start time of a stage that loads half a model, relative to importing the libraries. The stage
 also imports model classes and loads processor and tokenizer (measured with two models)."""
-ADVICE = "`penstock doctor --measure` takes less than 15 s"
+ADVICE = "`penstock doctor --measure` takes less than 30 s"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

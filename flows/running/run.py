@@ -103,7 +103,7 @@ def prepared(
     refuse_file(out_folder(config))
     observer.doing(READING)
     with stopped_in_order(), contextlib.closing(observer), ForkServer() as forks:
-        launcher = ForkingLauncher(make_launcher(observer.on_event), forks)
+        launcher = ForkingLauncher(make_launcher(observer.on_event), forks, observer.on_event)
         try:
             if config.sources:
                 job = prepare(

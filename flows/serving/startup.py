@@ -158,7 +158,7 @@ async def open_service(
         forks = stack.enter_context(ForkServer())
 
         def forking(listener: Listener) -> Launcher:
-            return ForkingLauncher(make_launcher(listener), forks)
+            return ForkingLauncher(make_launcher(listener), forks, listener)
 
         labels = label_set(config.labels, config.templates) if config.labels else None
         jobs = _Jobs(config, display, forking)

@@ -261,7 +261,7 @@ def _run_rebuild(
     make_launcher: LauncherMaker,
 ) -> RebuildResult:
     with stopped_in_order(), ForkServer() as forks:
-        launcher = ForkingLauncher(make_launcher(observer.on_event), forks)
+        launcher = ForkingLauncher(make_launcher(observer.on_event), forks, observer.on_event)
         job = prepare(
             config, launcher, display.print_line, *KEPT, progress=display.fetched, alone=True
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flows.checkpoint.precision import native_dtype, no_bfloat16
+from flows.machine.fork_trial import try_forks
 from flows.planning.terms import GPU_WORKSPACE_BYTES
 from scripts.gpu_check.rows import MIB, Row, mib, one_line, row, skipped
 from scripts.gpu_check.setting import Setting
@@ -132,8 +133,11 @@ def _attention_bytes(device: str, dtype: Any, how: str) -> int:
 
 
 def fork_unasked(setting: Setting) -> Iterator[Row]:
-    """A parent that only imports the libraries."""
+    """A parent that only imports the libraries, and the trial by which runs are forked."""
     yield from _forked(setting, "a parent that imported torch and transformers", asks=False)
+    found = try_forks(setting.device, lambda *_: None)
+    name = "fork server: the trial of doctor --measure"
+    yield row(name, "same bits, card released", found.why or "as expected", found.holds)
 
 
 def fork_by_nvml(setting: Setting) -> Iterator[Row]:

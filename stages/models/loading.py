@@ -35,6 +35,7 @@ from stages.models.precision.weights import stored_modules
 from stages.models.processors.prepare import load_processor
 from stages.models.streaming.load import load_streamed, streamed_layers
 from stages.process.deferred_imports import import_transformers
+from stages.process.fork_imports import import_asking_cuda
 from stages.process.job import parse_job
 
 DEFAULT_ATTENTION = ("sdpa", "+")
@@ -192,13 +193,12 @@ def warm_source(source: ModelJob) -> None:
     folder = resolve_model(Path(source.model), source.revision)
     config, _ = config_and_class(folder, source.trust_remote_code)
     if source.precision in KINDS or stored_settings(config) is not None:
-        import_module("transformers.integrations.bitsandbytes")
-        import_module("bitsandbytes")
+        import_asking_cuda("transformers.integrations.bitsandbytes", "bitsandbytes")
     if source.backend:
         import_module("onnxruntime")
         import_module("transformers.exporters.utils")
     if source.adapter:
-        import_module("peft")
+        import_asking_cuda("peft")
     if source.offload:
         import_module("accelerate")
         import_module("greenlet")

@@ -28,6 +28,9 @@ MIN_FREE_BYTES = 4 << 30
 """With less free memory, each stage imports for itself. The server holds about 0.4 GB until the run
 ends."""
 
+ASK_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
+"""Environment variable: torch asks NVML, not CUDA, whether there are cards."""
+
 
 class Process(Protocol):
     """A stage's process, however it was started: the part of `subprocess.Popen` that is used."""
@@ -148,7 +151,7 @@ class ForkServer:
                     stderr=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     process_group=0,  # Ctrl-C reaches the parent alone
-                    env=self._environment,
+                    env={**self._environment, ASK_NVML: "1"},
                 )
             except OSError:
                 ours.close()

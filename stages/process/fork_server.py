@@ -4,7 +4,7 @@
 
 How it works:
 
-1. It computes nothing and makes no CUDA context.
+1. It computes nothing and never asks CUDA about its cards, because its forks could not use them.
 
 2. Each message on its socket brings four descriptors: the stage's log, its events, a socket for
 messages about that stage, and its job.
@@ -34,6 +34,7 @@ import traceback
 from typing import Any
 
 from stages.process.child import ParentInfo, load_entry, run_job
+from stages.process.fork_imports import has_asked_cuda, importing_for_forks
 from stages.process.gc_freeze import gc_frozen
 from stages.process.job_file import read_job, value_in
 
@@ -91,8 +92,9 @@ class Server:
         events: int,
         answer: socket.socket,
     ) -> int | None:
-        """Fork and report the child. Return None if the process has other threads."""
-        if len(os.listdir("/proc/self/task")) != 1:
+        """Fork and report the child. Return None if the process has other threads, or has used
+        CUDA."""
+        if len(os.listdir("/proc/self/task")) != 1 or has_asked_cuda():
             return None
         server, seconds = os.getpid(), cpu_seconds()
         pid = os.fork()
@@ -155,7 +157,7 @@ def warm(job: dict[str, Any]) -> None:
     """Import what a job needs. Errors are ignored here; the stage itself will report them."""
     arguments = job["arguments"]
     with gc_frozen():
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), importing_for_forks(job["device"]):
             if value_in(arguments, "trust_remote_code"):  # run custom code in its own stage only
                 __import__(job["entry"].partition(":")[0])
             else:

@@ -18,6 +18,7 @@ from stages.decode.stored import read_features
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
+from stages.process.fork_imports import import_asking_cuda
 from stages.process.job import parse_job
 from stages.process.memory import anonymous_bytes
 from stages.process.report import EventReporter
@@ -153,8 +154,7 @@ SEEDS = 1 << 20
 
 def warm(fields: dict[str, Any]) -> None:
     """Import what training needs before memory is counted."""
-    import peft  # noqa: F401
-
+    import_asking_cuda("peft")
     warm_model(fields)
 
 
