@@ -163,7 +163,7 @@ def job_of(folder: Path, name: str, model: Path, count: int, epochs: int) -> dic
     observer = RunObserver(Display(quiet=True))
     with (
         prepared(config, observer, DirectLauncher, REBUILD) as (job, launcher),
-        observer.pipeline_for_job(job, launcher) as (runner, _, _),
+        observer.pipeline_for_job(job, launcher) as runner,
     ):
         runner.compute_records()
     batch, tasks = 4, job.ledger.tasks(job.media)

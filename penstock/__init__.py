@@ -58,67 +58,29 @@ if TYPE_CHECKING:
     from stages.models import load_half as load_half
     from stages.models import save_features as save_features
 
-_HOMES = {
-    "Caption": "artifacts.captions",
-    "Captions": "penstock.captions",
-    "Embedded": "penstock.vectors",
-    "Embeddings": "penstock.vectors",
-    "Failure": "artifacts.captions",
-    "Hits": "penstock.vectors",
-    "Labels": "penstock.vectors",
-    "PenstockError": "artifacts.errors",
-    "ServerProcess": "penstock.server",
-    "caption": "penstock.captions",
-    "convert": "penstock.api",
-    "embed": "penstock.vectors",
-    "encode": "stages.models",
-    "export": "penstock.api",
-    "generate": "stages.models",
-    "index": "penstock.vectors",
-    "label": "penstock.vectors",
-    "load_features": "stages.models",
-    "load_half": "stages.models",
-    "plan": "penstock.api",
-    "rebuild": "penstock.api",
-    "report": "penstock.api",
-    "save_features": "stages.models",
-    "search": "penstock.vectors",
-    "serve": "penstock.server",
-    "status": "penstock.api",
-    "tune": "penstock.api",
+_NAMES = {
+    "artifacts.captions": ("Caption", "Failure"),
+    "artifacts.errors": ("PenstockError",),
+    "penstock.api": ("convert", "export", "plan", "rebuild", "report", "status", "tune"),
+    "penstock.captions": ("Captions", "caption"),
+    "penstock.server": ("ServerProcess", "serve"),
+    "penstock.vectors": (
+        "Embedded",
+        "Embeddings",
+        "Hits",
+        "Labels",
+        "embed",
+        "index",
+        "label",
+        "search",
+    ),
+    "stages.models": ("encode", "generate", "load_features", "load_half", "save_features"),
 }
+"""Module → what is imported from it on first use."""
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 __version__ = version("penstock")
-__all__ = [
-    "Caption",
-    "Captions",
-    "Embedded",
-    "Embeddings",
-    "Failure",
-    "Hits",
-    "Labels",
-    "PenstockError",
-    "ServerProcess",
-    "__version__",
-    "caption",
-    "convert",
-    "embed",
-    "encode",
-    "export",
-    "generate",
-    "index",
-    "label",
-    "load_features",
-    "load_half",
-    "plan",
-    "rebuild",
-    "report",
-    "save_features",
-    "search",
-    "serve",
-    "status",
-    "tune",
-]
+__all__ = sorted(["__version__", *_HOMES])
 
 
 def __dir__() -> list[str]:

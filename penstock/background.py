@@ -6,7 +6,6 @@ program use the same functions as a script.
 
 import threading
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from artifacts.errors import Interrupted
@@ -33,12 +32,7 @@ class BackgroundRun(Iterator[Row], Generic[Row, End]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def result(self) -> End:

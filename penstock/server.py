@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 from dataclasses import asdict
-from types import TracebackType
 from typing import Any, Self, Unpack
 
 from artifacts.errors import (
@@ -70,12 +69,7 @@ class ServerProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> int:

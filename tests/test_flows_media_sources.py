@@ -25,8 +25,7 @@ from flows.ledger.tasks import Medium
 from flows.media import far_digests
 from flows.media.far_digests import contents_of
 from flows.media.media_files import MediaFile, Selection
-from flows.media.source_texts import texts_among
-from flows.media.sources import find_media
+from flows.media.sources import find_media, texts_among
 from flows.options.commands import CaptionConfig
 from tests.support.buckets import Between
 from tests.support.web import Web, web_server

@@ -83,11 +83,7 @@ def stats_of(folder: Path) -> dict[str, Any]:
         "shards": len(manifest.shards),
         "small_shards": sum(shard.rows < SHARD_ROWS for shard in manifest.shards),
         "bytes": sum(file.bytes for file in manifest.files()),
-        "bytes_a_row": _bytes_a_row(manifest),
+        "bytes_a_row": sum(file.bytes for file in manifest.files()) // max(manifest.rows, 1),
         "measured": {sort: asdict(found) for sort, found in manifest.measured.items()},
         "measured_rows": manifest.measured_rows,
     }
-
-
-def _bytes_a_row(manifest: Manifest) -> int:
-    return sum(file.bytes for file in manifest.files()) // max(manifest.rows, 1)

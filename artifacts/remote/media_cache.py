@@ -75,7 +75,8 @@ def open_local(place: str | Path) -> Iterator[Path]:
     fetched if it is not there. `place` is a path or an address. Raises EnvironmentFault, and
     MediaError for what is not to be had now."""
     with contextlib.ExitStack() as stack:
-        path = stack.enter_context(_fetched(place)) if _is_far(place) else Path(place)
+        is_far = is_address(place) if isinstance(place, str) else is_copy(place)
+        path = stack.enter_context(_fetched(place)) if is_far else Path(place)
         yield path
 
 
@@ -119,10 +120,6 @@ def digest_noted(path: Path) -> str:
 def note_digest(path: Path, digest: str) -> None:
     """Remember the SHA-256 of what a copy holds, by which what is fetched later is judged."""
     write_text(path.parent / DIGEST, [digest])
-
-
-def _is_far(place: str | Path) -> bool:
-    return is_address(place) if isinstance(place, str) else is_copy(place)
 
 
 @contextlib.contextmanager

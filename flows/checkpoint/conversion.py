@@ -13,7 +13,6 @@ from flows.console.display import Display
 from flows.console.units import gib
 from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from stages.convert.job import ConvertJob
-from stages.process.events import Event, StageNotes
 
 MAX_BYTES = 1 << 30
 """Memory for a conversion, in bytes above the imports. Parts of tensors take 30 MB; the headers of
@@ -33,11 +32,6 @@ class Converted(NamedTuple):
 def convert(job: ConvertJob, display: Display) -> Converted:
     """Convert a model. Raises PenstockError."""
 
-    def on_event(name: str, event: Event) -> None:
-        if isinstance(event, StageNotes) and "shards" in event.values:
-            display.stage(name, event.values["shards"], event.values["there"])
-        display.on_event(name, event)
-
     call = StageCall(
         name="convert",
         job=job,
@@ -46,7 +40,7 @@ def convert(job: ConvertJob, display: Display) -> Converted:
         budget=MAX_BYTES,
     )
     try:
-        notes: dict[str, Any] = run_with_restarts(DirectLauncher(on_event), call).notes
+        notes: dict[str, Any] = run_with_restarts(DirectLauncher(display.on_event), call).notes
     except OutOfMemory as error:
         raise UsageError(
             f"{job.source}: reading it takes more than {gib(MAX_BYTES)} of memory",

@@ -217,6 +217,8 @@ class Display:
                     self._loading = ""
                     self._pace.begin(time.monotonic())
                     self._draw()
+        elif isinstance(event, StageNotes) and "shards" in event.values:
+            self.stage(name, event.values["shards"], event.values["there"])
         elif isinstance(event, Total):
             with self._lock:
                 if name == self._stage and name in STAGES and not STAGES[name].reads:

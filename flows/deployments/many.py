@@ -88,9 +88,8 @@ def _hand_out(config: RunOptions, portions: Sequence[Partition], name: str) -> S
             _log_result(each.all(portions, progress.report))
             # Items that failed for good are tried once more there, and listed in the outputs.
             out = Partition(name=OUTPUTS, path=out_folder(config), files=0, bytes=0)
-            last = PartitionDispatch(
-                client, deployment, partial(_of_all, config), job, helping=False
-            )
+            whole = {"config": _parameters(config)}
+            last = PartitionDispatch(client, deployment, lambda *_: whole, job, helping=False)
             (end,) = last.all([out], lambda *_: None)
         finally:
             progress.close()
@@ -102,12 +101,6 @@ def _of_portion(config: RunOptions, portion: Partition, which: str) -> dict[str,
     folder = out_folder(config) / PORTIONS / f"{portion.name}-{which}"
     own = {"sources": [portion.source], "out": str(folder), "format": [], "limit": None}
     return {"config": {**_parameters(config), **own, "beside": False}}
-
-
-def _of_all(config: RunOptions, *_: Any) -> dict[str, Any]:
-    """Return the parameters of the run that writes the outputs. It finds all results in the
-    store."""
-    return {"config": _parameters(config)}
 
 
 def _parameters(config: RunOptions) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated
 
 from artifacts.options import Option, OptionGroup
@@ -37,11 +38,6 @@ def default_store() -> str:
     return os.environ.get("PENSTOCK_STORE") or str(user_cache())
 
 
-def memory_size(text: str) -> int:
-    """Parse the value of `--memory` into bytes. Raises UsageError."""
-    return parse_size(text, "--memory")
-
-
 BACKEND_OPTION = Option(
     f"backend of the vision half: {'|'.join(VISION_BACKENDS)} [%(default)s]",
     MEMORY,
@@ -53,7 +49,7 @@ MEMORY_OPTION = Option(
     MEMORY,
     "SIZE",
     above=0,
-    parse=memory_size,
+    parse=partial(parse_size, option="--memory"),
 )
 
 

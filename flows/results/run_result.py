@@ -14,12 +14,36 @@ from flows.results.user_texts import user_texts_note
 
 
 @dataclass(kw_only=True, slots=True)
-class RunResult:
-    """The result of a run."""
+class RunEnd:
+    """The result of a run without captions."""
 
     out: Path
     files: int
     """Number of requested files and sources."""
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 if all is done, 1 if some items failed."""
+        return 1 if self.failures else 0
+
+    def outcome(self, made: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outcome for programs, with the counts in `made`. Each failure is printed as an
+        event of its own."""
+        ended = {"failed": len(self.failures), "exit_code": self.exit_code}
+        return {"out": str(self.out), "files": self.files, **made, **ended}
+
+    def failed_suffix(self) -> str:
+        """Return the end of a line with the number of failed files; empty for none."""
+        if not self.failures:
+            return ""
+        return f", {len(self.failures)} of {counted(self.files, 'file')} failed"
+
+
+@dataclass(kw_only=True, slots=True)
+class RunResult(RunEnd):
+    """The result of a caption run."""
+
     limit: int
     """Maximum tokens per caption."""
     summaries: int | None = None
@@ -35,15 +59,6 @@ class RunResult:
     def made(self) -> int:
         """Return the number of captions."""
         return self.captions
-
-    @property
-    def failures(self) -> list[Failure]:
-        return self.written.failures
-
-    @property
-    def exit_code(self) -> int:
-        """Return 0 if all is captioned, 1 if some items failed."""
-        return 1 if self.failures else 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the outcome for programs. Each failure is printed as an event of its own."""
@@ -73,10 +88,7 @@ class RunResult:
             line += f" and {self.written.rejected:,} rejected" if self.written.rejected else ""
         for texts in self.written.texts:
             line += f", {texts_line(texts.to_json())}"
-        line += user_texts_note(self.written.user_texts)
-        if self.failures:
-            line += f", {len(self.failures)} of {counted(self.files, 'file')} failed"
-        return line
+        return f"{line}{user_texts_note(self.written.user_texts)}{self.failed_suffix()}"
 
     def notes(self, max_tokens: int | None = None) -> Iterator[str]:
         """Yield notes and advice for the user about the outputs. `max_tokens`: longest answer that
@@ -97,30 +109,3 @@ class RunResult:
                 f"from an earlier run: {', '.join(self.written.earlier)} in {self.out}; "
                 f"--format {','.join(self.written.earlier)} rewrites them"
             )
-
-
-@dataclass(kw_only=True, slots=True)
-class RunEnd:
-    """The result of a run without captions."""
-
-    out: Path
-    files: int
-    """Number of requested files and sources."""
-    failures: list[Failure] = field(default_factory=list)
-
-    @property
-    def exit_code(self) -> int:
-        """Return 0 if all is done, 1 if some items failed."""
-        return 1 if self.failures else 0
-
-    def outcome(self, made: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the outcome for programs, with the counts in `made`. Each failure is printed as an
-        event of its own."""
-        ended = {"failed": len(self.failures), "exit_code": self.exit_code}
-        return {"out": str(self.out), "files": self.files, **made, **ended}
-
-    def failed_suffix(self) -> str:
-        """Return the end of a line with the number of failed files; empty for none."""
-        if not self.failures:
-            return ""
-        return f", {len(self.failures)} of {counted(self.files, 'file')} failed"

@@ -38,6 +38,8 @@ SHAPE = {
     "scores": [{"step": count, **SCORE_SHAPE}],
 }
 """Shape of `tune.json`."""
+DEFAULTS: dict[str, Any] = {"finished": True, "memory_bytes": []}
+"""Fields of `tune.json` that older versions did not write."""
 RECIPE_OPTIONS = {
     "data": "the captions",
     "model": "the model",
@@ -127,12 +129,7 @@ class AdapterScore(TuneResult):
 
 def tuned_in(out: Path) -> Tuned:
     """Return the training of an adapter's folder. Raises EnvironmentFault."""
-    return Tuned(out=out, record=read_json(out / RECORD, SHAPE, TRAIN_AGAIN, _with_defaults))
-
-
-def _with_defaults(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record with defaults for fields that older versions did not write."""
-    return {"finished": True, "memory_bytes": [], **record}
+    return Tuned(out=out, record=read_json(out / RECORD, SHAPE, TRAIN_AGAIN, DEFAULTS.__or__))
 
 
 def scored_in(out: Path, adapter: str) -> AdapterScore:

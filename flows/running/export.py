@@ -256,7 +256,7 @@ class _Export:
             self._makes_vectors = is_dual = makes_vectors(job.pipeline)
             if (done := self._finished_before(job)) is not None:
                 return done
-            with observer.pipeline_for_job(job, launcher, "exporting into") as (runner, _, _):
+            with observer.pipeline_for_job(job, launcher, "exporting into") as runner:
                 if is_dual:
                     runner.compute_records()
                 elif job.files:
@@ -325,7 +325,7 @@ class _Export:
         pipelines = (EXPORTED, EXPORTED_VECTORS)
         with (
             prepared(config, observer, self._make_launcher, *pipelines) as (job, launcher),
-            observer.pipeline_for_job(job, launcher, "judging in") as (runner, _, _),
+            observer.pipeline_for_job(job, launcher, "judging in") as runner,
         ):
             if "vision" in self._parts:
                 runner.compute_records()
@@ -359,4 +359,4 @@ class _Export:
     ) -> dict[str, Any]:
         """Run a stage without media, and return its notes."""
         call = partial(StageCallBuilder(job).one_shot_call, stage, make)
-        return runner.one_shot.run(stage, call, total=total).notes
+        return runner.stages.one_shot.run(stage, call, total=total).notes

@@ -71,11 +71,7 @@ def label(
             outputs, doing = label_paths(job), "labelling into"
             refuse_foreign(request.examples, {file.media_path for file in job.files})
             written: list[LabelsWritten] = []
-            with observer.pipeline_for_job(job, launcher, doing, outputs=outputs) as (
-                runner,
-                record,
-                _,
-            ):
+            with observer.pipeline_for_job(job, launcher, doing, outputs=outputs) as runner:
                 # The labels come first, so that an unreadable label is found before hours of work.
                 texts = runner.texts.make(
                     request.labels.texts,
@@ -92,8 +88,8 @@ def label(
                 def write(last: bool) -> None:
                     if last:
                         written.append(write_labels(job, learn_thresholds(job, labelling, request)))
-                        record.value["rows"] = written[-1].labelled
-                        record.fails(written[-1].failures)
+                        runner.record.value["rows"] = written[-1].labelled
+                        runner.record.fails(written[-1].failures)
 
                 runner.compute_records(write)
             return written[-1]

@@ -22,7 +22,6 @@ from flows.options.export_config import ExportRequest
 from flows.running.run import LauncherMaker
 from stages.export.jobs import MergeJob
 from stages.models.adapters.reading import LoraAdapter, read_adapter
-from stages.process.events import Event, StageNotes
 
 MAX_BYTES = 1 << 30
 """Memory for merging, in bytes above the imports. Parts of tensors take 100 MB, the model without
@@ -66,11 +65,6 @@ def merge(
     """Write the merged model, or its missing shards. `files` are the adapter's. Raises
     PenstockError; written shards stay."""
 
-    def on_event(name: str, event: Event) -> None:
-        if isinstance(event, StageNotes) and "shards" in event.values:
-            display.stage(name, event.values["shards"], event.values["there"])
-        display.on_event(name, event)
-
     fetch_parts(job.model, list(job.model.profile.parts), display)
     merge_job = MergeJob(
         model=str(job.model.folder),
@@ -89,6 +83,6 @@ def merge(
         budget=MAX_BYTES,
     )
     try:
-        run_with_restarts(make_launcher(on_event), call)
+        run_with_restarts(make_launcher(display.on_event), call)
     finally:
         display.close()

@@ -173,20 +173,15 @@ class PipelineRunner:
         """Keep the job, its stage runner and record, and the function that prints notes."""
         self._job = job
         self._announce = announce
-        self._stages = stage_runner
-        self._record = record
+        self.stages = stage_runner
+        self.record = record
         self._write_at = 0.0
         """Monotonic time at which the outputs may be written again between waves."""
 
     @property
     def texts(self) -> TextsStep:
         """Return the step that computes text vectors for this job."""
-        return TextsStep(self._job, self._record, self._stages.one_shot)
-
-    @property
-    def one_shot(self) -> OneShotStage:
-        """Return the runner of the stages that read no media."""
-        return self._stages.one_shot
+        return TextsStep(self._job, self.record, self.stages.one_shot)
 
     def run(self) -> RunResult:
         """Caption every item. When an error stops the run, write the finished captions and raise
@@ -211,16 +206,16 @@ class PipelineRunner:
 
     def _summarize(self, result: RunResult) -> None:
         """Make the summaries. Videos that cannot be summarized are added to the failures."""
-        step = SummariesStep(self._job, self._record, self._stages.one_shot)
+        step = SummariesStep(self._job, self.record, self.stages.one_shot)
         result.summaries = step.make()
         if step.failures:
-            result.written.failures = [*result.failures, *step.failures]
+            result.failures = [*result.failures, *step.failures]
             write_jsonl(self._job.out / "failures.jsonl", result.failures)
-            self._record.fails(result.failures)
+            self.record.fails(result.failures)
 
     def _write_data_sets(self, result: RunResult) -> None:
         """Write the outputs that are made from all captions together, and the clips."""
-        launcher, on_start = self._stages.launcher, self._stages.on_start
+        launcher, on_start = self.stages.launcher, self.stages.on_start
         stale = DATASET in result.written.earlier
         if DATASET in OutputOptions.of(self._job.config).format:
             user_texts = result.written.user_texts
@@ -248,8 +243,8 @@ class PipelineRunner:
     @contextlib.contextmanager
     def keep_running(self) -> Iterator[None]:
         """Keep the run record open after the media are done, and record how the block ends."""
-        self._record.value["state"] = "running"
-        self._record.write(force=True)
+        self.record.value["state"] = "running"
+        self.record.write(force=True)
         with self._recorded(bool):
             yield
 
@@ -259,7 +254,7 @@ class PipelineRunner:
         try:
             yield
         except BaseException as error:
-            self._stages.stop_prefetch()
+            self.stages.stop_prefetch()
             stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
             # An error while writing, such as a full disk, would hide the error that is raised
             # below.
@@ -268,9 +263,9 @@ class PipelineRunner:
                 if not isinstance(error, ModelChanged):  # outputs are of one model
                     write(True)
             with contextlib.suppress(PenstockError):
-                self._record.finish("interrupted" if stopped else "failed", error=str(error))
+                self.record.finish("interrupted" if stopped else "failed", error=str(error))
             raise
-        self._record.finish("done")
+        self.record.finish("done")
 
     def _run_waves(self, write: Callable[[bool], None]) -> None:
         job = self._job
@@ -278,17 +273,19 @@ class PipelineRunner:
         bound = job.ledger.namespaces.bound or loses_frames(job.model, job.config)
         if stages or bound:
             expected = estimates(job)
-            self._add_notes(context_notes(job, expected))
+            for note in context_notes(job, expected):
+                self._announce(note)
+                self.record.value["plan"]["notes"].append(note)
         if not stages:  # finished work is not estimated again
-            self._stages.delete_consumed(job.media)
-            self._record.value["plan"]["chunks"] = len(job.ledger.tasks(job.media))
+            self.stages.delete_consumed(job.media)
+            self.record.value["plan"]["chunks"] = len(job.ledger.tasks(job.media))
             write(True)
             return
-        self._stages.plan(stages, expected)
+        self.stages.plan(stages, expected)
         # All parts that this run needs, so that an unreachable hub is found now and not after hours
         # of work.
-        self._stages.fetch(parts_of(stages))
-        self._record.value["plan"]["chunks"] = sum(e.chunks for e in expected)
+        self.stages.fetch(parts_of(stages))
+        self.record.value["plan"]["chunks"] = sum(e.chunks for e in expected)
         self._throttle(self._record_progress)
         waves = waves_of(job.ledger, job.media, [e.bytes for e in expected], wave_limit(job))
         for number, wave in enumerate(waves):
@@ -297,26 +294,20 @@ class PipelineRunner:
             if not following or time.monotonic() >= self._write_at:
                 self._throttle(partial(write, not following))
 
-    def _add_notes(self, lines: list[str]) -> None:
-        """Print notes about the media, and store them in the run record."""
-        for line in lines:
-            self._announce(line)
-            self._record.value["plan"]["notes"].append(line)
-
     def _run_wave(self, wave: list[Medium], following: list[Medium]) -> None:
         kills = 0
         remakes: Counter[str] = Counter()
         begun = False
         while True:
             try:
-                self._stages.frames(wave)
+                self.stages.frames(wave)
                 if time.monotonic() >= self._write_at:
                     self._record_progress()
                 if not begun:
                     begun = True
-                    self._stages.begin_frames(following)
+                    self.stages.begin_frames(following)
                 for stage in self._job.pipeline[1:]:
-                    self._stages.run_stage(stage, wave)
+                    self.stages.run_stage(stage, wave)
                 return
             except DamagedRecord as error:
                 # Each damaged record is made again. A record that is damaged repeatedly points to
@@ -336,9 +327,10 @@ class PipelineRunner:
 
     def _write(self, result: RunResult, last: bool) -> None:
         result.written = write_outputs(self._job, last=last)
+        result.failures = result.written.failures
         self._record_outputs(result, stale=is_stale(self._job))
-        self._record.value["media"]["total"] = result.files
-        self._record.fails(result.failures)
+        self.record.value["media"]["total"] = result.files
+        self.record.fails(result.failures)
         self._record_progress()
 
     def _record_outputs(self, result: RunResult, *, stale: bool) -> None:
@@ -346,8 +338,8 @@ class PipelineRunner:
         `stale` says whether the dataset does."""
         written = result.written
         written.earlier = [*(n for n in written.earlier if n != DATASET), *[DATASET] * stale]
-        self._record.value.update(written.to_json())
-        self._record.value["outputs"] = output_paths(self._job)
+        self.record.value.update(written.to_json())
+        self.record.value["outputs"] = output_paths(self._job)
 
     def _throttle(self, do: Callable[[], None]) -> None:
         """Call a function whose time grows with the number of items, then wait before the next
@@ -364,8 +356,8 @@ class PipelineRunner:
         for stage in self._job.pipeline:
             of_stage = [t for t in tasks if stage != last or not ledger.has_failed(t)]
             done = {t[stage.writes] for t in of_stage if stage == first or ledger.has(t, stage)}
-            self._record.expect(stage.name, len({t[stage.writes] for t in of_stage}), len(done))
-        self._record.value["media"]["open"] = sum(
+            self.record.expect(stage.name, len({t[stage.writes] for t in of_stage}), len(done))
+        self.record.value["media"]["open"] = sum(
             ledger.media_index(m) is None and ledger.failure(m) is None for m in media
         )
 

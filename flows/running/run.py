@@ -42,7 +42,7 @@ def caption(
         observer = RunObserver(display, on_begin)
         with (
             prepared(config, observer, make_launcher) as (job, launcher),
-            observer.pipeline_for_job(job, launcher) as (runner, _, _),
+            observer.pipeline_for_job(job, launcher) as runner,
         ):
             return runner.run()
 
@@ -77,13 +77,13 @@ def make_vectors(
         with prepared(config, observer, make_launcher, EMBED) as (job, launcher):
             outputs = places_of(job)
             written: list[Filled] = []
-            with observer.pipeline_for_job(job, launcher, outputs=outputs) as (runner, record, _):
+            with observer.pipeline_for_job(job, launcher, outputs=outputs) as runner:
 
                 def write(last: bool) -> None:
                     if last:
                         written.append(write_out(job))
-                        record.value["rows"] = written[-1].vectors
-                        record.fails(written[-1].failures)
+                        runner.record.value["rows"] = written[-1].vectors
+                        runner.record.fails(written[-1].failures)
 
                 runner.compute_records(write)
             return written[-1]
@@ -101,13 +101,14 @@ def prepared(
     """Yield the job of a command, and the launcher of its stages. The job takes the first of
     `pipelines` that suits its model (default: captions). Raises PenstockError."""
     refuse_file(out_folder(config))
-    observer.doing(READING)
-    with stopped_in_order(), contextlib.closing(observer), ForkServer() as forks:
+    display = observer.display
+    display.doing(READING)
+    with stopped_in_order(), contextlib.closing(display), ForkServer() as forks:
         launcher = ForkingLauncher(make_launcher(observer.on_event), forks, observer.on_event)
         try:
             if config.sources:
                 job = prepare(
-                    config, launcher, observer.print_line, *pipelines, progress=observer.on_progress
+                    config, launcher, display.print_line, *pipelines, progress=display.fetched
                 )
             else:
                 job = prepare_without_media(config, launcher, *pipelines)

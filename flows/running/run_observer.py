@@ -66,7 +66,7 @@ class RunObserver:
     """Reports stage events to the console and the run record."""
 
     def __init__(self, display: Display, on_begin: OnBegin | None = None) -> None:
-        self._display = display
+        self.display = display
         self._on_begin = on_begin
         self._job: Job | None = None
         self._record: RunRecord | None = None
@@ -76,26 +76,10 @@ class RunObserver:
         """Digest of a medium → its name. Filled at the first failure, because finding one name
         reads all media."""
 
-    def close(self) -> None:
-        """Stop reporting progress."""
-        self._display.close()
-
-    def doing(self, text: str) -> None:
-        """Show what happens before the first stage."""
-        self._display.doing(text)
-
-    def print_line(self, text: str) -> None:
-        """Print a line about the run."""
-        self._display.print_line(text)
-
-    def on_progress(self, here: int, total: int) -> None:
-        """Show how many bytes of the media have been fetched."""
-        self._display.fetched(here, total)
-
     def on_event(self, stage: str, event: Event) -> None:
         """Handle an event of a stage."""
         record, job = self._record, self._job
-        self._display.on_event(stage, event)
+        self.display.on_event(stage, event)
         if record is None or job is None:
             return
         if self._ladder is not None:
@@ -108,7 +92,7 @@ class RunObserver:
         elif isinstance(event, Failed):
             self._names = self._names or media_paths_of(job)
             failure = failure_of(job, self._names, stage, event)
-            self._display.fail(**failure)
+            self.display.fail(**failure)
             record.fail(stage, failure)
 
     def on_stage_start(self, stage: str, total: int, done: int) -> None:
@@ -116,7 +100,7 @@ class RunObserver:
         self._items[stage] = 0
         if self._record is not None:
             self._record.begin(stage)
-        self._display.stage(stage, total, done, self._loads(stage))
+        self.display.stage(stage, total, done, self._loads(stage))
 
     def _loads(self, stage: str) -> str:
         """Return a description of the weights that a stage loads, or an empty string."""
@@ -130,7 +114,7 @@ class RunObserver:
         """Report that a stage runs on another rung than requested."""
         if self._record is not None:
             self._record.rung(rung)
-        self._display.print_line(text)
+        self.display.print_line(text)
 
     @contextlib.contextmanager
     def pipeline_for_job(
@@ -140,16 +124,16 @@ class RunObserver:
         doing: str = "",
         another: str = "give another --out",
         outputs: Mapping[str, str] | None = None,
-    ) -> Iterator[tuple[PipelineRunner, RunRecord, Lease]]:
-        """Yield the runner of a job, its record and its lease. No other run works on the job's
-        folder, and no process deletes its records. `outputs` are the output paths if the run writes
+    ) -> Iterator[PipelineRunner]:
+        """Yield the runner of a job. No other run works on the job's folder, and no process
+        deletes its records. `outputs` are the output paths if the run writes
         no captions."""
 
-        fetch = partial(fetch_parts, job.model, display=self._display)
+        fetch = partial(fetch_parts, job.model, display=self.display)
         doing = doing or f"{job.pipeline[-1].verb} into"
         with only_run_in(job, doing, another), hold_lease(job) as lease:
             for note in filter(None, [*notes(job), job.budget.warning]):
-                self._display.print_line(note)
+                self.display.print_line(note)
             self._job, self._record = job, (record := RunRecord(job.out, job.stages))
             fields = {
                 "plan": summary(job),
@@ -162,11 +146,11 @@ class RunObserver:
             if self._on_begin is not None:
                 self._on_begin(job, record)
             self._ladder = ladder_of(job, self._on_rung_change)
-            launcher = WithinBudget(launcher, job.budget, job.config, self._display.print_line)
+            launcher = WithinBudget(launcher, job.budget, job.config, self.display.print_line)
             steps = StageRunner(
                 job, launcher, record, self._ladder, self.on_stage_start, fetch, lease
             )
             try:
-                yield PipelineRunner(job, steps, record, self._display.print_line), record, lease
+                yield PipelineRunner(job, steps, record, self.display.print_line)
             finally:
-                self._display.close()
+                self.display.close()

@@ -97,13 +97,14 @@ class StageCallBuilder:
             if stage is self._job.pipeline[-1]
             else None
         )
+        tasks = [task for batch in batches for task in batch]
         job = replace(
             self._decoding(stage, namespaces, rung),
             batches=[[self.decode_item(stage, task, other) for task in batch] for batch in batches],
             instead=other[stage.writes] if other else "",
             batch_instead=fallback_batch,
-            said_before=self._previous_lengths(stage, batches) if rung.seated else {},
-            slots=self.slots(rung, sum(map(len, batches))),
+            said_before=previous_lengths(self._job.ledger, tasks, stage) if rung.seated else {},
+            slots=self.slots(rung, len(tasks)),
             rung_slots=rung.batch if self._job.device != "cpu" else 0,
         )
         return self._call(stage, job)
@@ -203,11 +204,6 @@ class StageCallBuilder:
             return ""
         half, kind = self._job.model.digests["language"], device_capability(self._job.device)
         return digest_of(["rows", half, settings.key_fields, kind])
-
-    def _previous_lengths(
-        self, stage: StageSpec, batches: Sequence[Sequence[Task]]
-    ) -> dict[str, int]:
-        return previous_lengths(self._job.ledger, [t for batch in batches for t in batch], stage)
 
     def half(self, stage: StageSpec, rung: Rung) -> HalfJob:
         """Return the half that a stage loads on a rung."""

@@ -152,7 +152,7 @@ class StageRunner:
         self._ladder = ladder
         self.on_start = on_start
         self.fetch = fetch
-        self._lease = lease
+        self.lease = lease
         self._calls = StageCallBuilder(job)
         self._single_items = SingleItemFallback(job, ladder, self._run, on_start)
         self.one_shot = OneShotStage(job, launcher, record, ladder, on_start, fetch)
@@ -276,7 +276,7 @@ class StageRunner:
         ]
         if not consumed or self._job.config.keep_frames:
             return
-        if not self._lease.shares(ledger.namespaces[stage.reads]):
+        if not self.lease.shares(ledger.namespaces[stage.reads]):
             read.drop(consumed)
 
     def _run_until_done(self, stage: StageSpec, wave: list[Medium]) -> None:

@@ -90,9 +90,9 @@ def _train(
         _check(config, job, examples, out)
         if (out / ADAPTER_WEIGHTS).is_file():
             for note in as_published_notes(as_published, read_adapter(out), job.model.folder):
-                observer.print_line(note)
+                observer.display.print_line(note)
         doing, outputs = "tuning into", {"adapter": str(out)}
-        with observer.pipeline_for_job(job, launcher, doing, outputs=outputs) as (runner, _, _):
+        with observer.pipeline_for_job(job, launcher, doing, outputs=outputs) as runner:
             if run.sources:
                 runner.compute_records()
             with runner.keep_running():
@@ -104,7 +104,7 @@ def _train(
                         STAGE, partial(make, rows=rung.batch, **on), rung
                     )
 
-                runner.one_shot.run(STAGE, call, total=steps)
+                runner.stages.one_shot.run(STAGE, call, total=steps)
 
 
 def resolve_run(

@@ -58,11 +58,7 @@ def read_texts(
             launcher = DirectLauncher(observer.on_event)
             job = prepare_without_media(replace(config, out=out, tiles=OFF), launcher, LABEL)
             check(job)
-            with observer.pipeline_for_job(job, launcher, "searching in", outputs={}) as (
-                runner,
-                _,
-                _,
-            ):
+            with observer.pipeline_for_job(job, launcher, "searching in", outputs={}) as runner:
                 return runner.texts.make([[text] for text in texts]).vectors
 
     return replanned_once(attempt, display.print_line)

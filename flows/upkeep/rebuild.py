@@ -283,19 +283,21 @@ def _run_rebuild(
         for line in result.plan_lines():
             display.print_line(line)
         lock_message = ("rebuilding, with its logs in", "give it another --name")
-        with observer.pipeline_for_job(job, launcher, *lock_message) as (runner, ran, lease):
+        with observer.pipeline_for_job(job, launcher, *lock_message) as runner:
             if result.missing.chunks:
                 write_record(job.store, name, begun(last, now))
                 now = replace(now, number=now.number + 1)
             runner.compute_records()
             made = job.pipeline[-1].writes
             job.ledger[made].touch(task[made] for task in job.ledger.tasks(job.media))
-            entries = [ran.stage(stage.name) for stage in job.pipeline]
+            entries = [runner.record.stage(stage.name) for stage in job.pipeline]
             result.encoded = entries[-1]["items"]
             if result.encoded:
                 seconds = sum(entry["seconds"] for entry in entries)
                 now = replace(now, seconds_a_chunk=seconds / result.encoded)
-            now = replace(now, past=_prune(job, name, now, lease.others(), options, result))
+            now = replace(
+                now, past=_prune(job, name, now, runner.stages.lease.others(), options, result)
+            )
             if result.missing.chunks or not same(last, now):
                 write_record(job.store, name, now)
         result.failures = failures_of(job)

@@ -98,7 +98,7 @@ class SamplingParams(OptionGroup):
         if self.schema and self.start_with:
             raise _excluded("--start-with", "an answer begins with {")
         if any(not word.strip() for word in self.avoid):
-            raise _invalid("avoid", "empty", "List words to avoid: --avoid image,photo")
+            raise UsageError("--avoid is empty", hint="List words to avoid: --avoid image,photo")
 
     @property
     def is_sampled(self) -> bool:
@@ -141,7 +141,3 @@ def _excluded(option: str, why: str) -> UsageError:
     return UsageError(
         f"--schema and {option} exclude each other: {why}", hint="Leave one of them out"
     )
-
-
-def _invalid(name: str, value: object, hint: str) -> UsageError:
-    return UsageError(f"--{name.replace('_', '-')} is {value}", hint=hint)

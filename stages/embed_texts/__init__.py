@@ -7,7 +7,6 @@ OUTPUT_VERSION = 1
 """Increased when this stage's output changes for the same inputs; part of every later cache key."""
 STAGE = StageSpec(
     name="embed_texts",
-    reads="",
     writes="texts",
     part="language",
     job=TextsJob,

@@ -1,7 +1,7 @@
 """Writes one quantized checkpoint tensor by tensor and file by file, without loading the model."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +86,6 @@ def read_tensor(tensor: StoredTensor) -> torch.Tensor:
     return found.to(tensor.dtype)
 
 
-def made_shards(folder: Path, files: Sequence[WeightShard]) -> list[WeightShard]:
-    """Return the written files, as their headers describe them."""
-    return [_as_written(folder / file.name) for file in files]
-
-
 def _as_written(path: Path) -> WeightShard:
     places = read_places(path)
     specs = (TensorSpec(name, torch.uint8, (p.end - p.start,)) for name, p in places.items())
@@ -138,7 +133,7 @@ def _export(job: ExportJob, planned: ModelFiles, report: EventReporter) -> None:
                 report.item(file.name, label=file.name)
             small[CONFIG] = with_way(_config(small[CONFIG], plan, form), job.as_published)
             planned.check()
-            write_rest(folder, made_shards(folder, files), small)
+            write_rest(folder, [_as_written(folder / file.name) for file in files], small)
         except ModelChanged:
             raise
         except EnvironmentFault as error:

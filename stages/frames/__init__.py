@@ -10,7 +10,6 @@ PACK_BYTES = 64 << 20
 """Images are stored as soon as they reach this many bytes."""
 STAGE = StageSpec(
     name="frames",
-    reads="",
     writes="frames",
     job=FramesJob,
     output_version=OUTPUT_VERSION,

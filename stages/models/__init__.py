@@ -39,18 +39,7 @@ _HOMES = {
     "save_features": "feature_files",
 }
 
-__all__ = [
-    "Features",
-    "ModelProfile",
-    "NeedsWeights",
-    "describe",
-    "encode",
-    "generate",
-    "load_features",
-    "load_half",
-    "resolve_model",
-    "save_features",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -11,10 +11,10 @@ class StageSpec:
     """A stage's declaration, in the `__init__` of its package."""
 
     name: str
-    reads: str
+    reads: str = ""
     """Record kind that it reads; empty: files, or the content of its job."""
-    writes: str
-    """Record kind that it writes."""
+    writes: str = ""
+    """Record kind that it writes; empty: none."""
     part: Part | None = None
     """Model part that it loads; None: none, and the stage runs on the host."""
     job: type[Any]

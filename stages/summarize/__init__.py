@@ -8,7 +8,6 @@ OUTPUT_VERSION = 1
 """Increased when this stage's output changes for the same inputs; part of every later cache key."""
 STAGE = StageSpec(
     name="summarize",
-    reads="",
     writes="summaries",
     part="language",
     job=SummaryJob,

@@ -1,6 +1,6 @@
 """Packs timed texts into groups that fit a model's context."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 MINUTE, HOUR = 60, 3600
@@ -59,9 +59,5 @@ def _greedy_groups(counts: Sequence[int], room: int, max_texts: int) -> list[ran
             starts.append(at)
             tokens = 0
         tokens += count
-    return [*_ranges(starts, len(counts))]
-
-
-def _ranges(starts: Sequence[int], end: int) -> Iterator[range]:
-    for start, stop in zip(starts, [*starts[1:], end], strict=True):
-        yield range(start, stop)
+    stops = [*starts[1:], len(counts)]
+    return [range(start, stop) for start, stop in zip(starts, stops, strict=True)]

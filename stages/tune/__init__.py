@@ -8,8 +8,6 @@ OUTPUT_VERSION = 2
 """Raised when the same examples train another adapter."""
 STAGE = StageSpec(
     name="tune",
-    reads="",
-    writes="",
     part="language",
     job=TuneJob,
     of_media=False,

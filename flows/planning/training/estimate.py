@@ -149,7 +149,7 @@ def train_estimate(architecture: Architecture, training: Training) -> TrainEstim
     trained = architecture.text_parameters if full else lora_parameters(text, RANK)
     frozen = architecture.parameters - (trained if full else 0)
     terms = [
-        *_states(architecture, text, training, trained, frozen),
+        *_states(text, training, trained, frozen),
         *_gathered(architecture, training, trained),
         *_computing(architecture, text, training),
     ]
@@ -167,7 +167,7 @@ def train_estimate(architecture: Architecture, training: Training) -> TrainEstim
 
 
 def _states(
-    architecture: Architecture, text: Transformer, training: Training, trained: int, frozen: int
+    text: Transformer, training: Training, trained: int, frozen: int
 ) -> Iterator[TrainTerm]:
     """Yield weights, gradients and optimizer states, after ZeRO sharding."""
     full = training.method == "full"

@@ -101,6 +101,15 @@ def small_files(folder: Path, patterns: Iterable[str] = SMALL) -> dict[str, byte
     return found
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return config.json; empty if it cannot be read, which its reader reports."""
+    try:
+        found = json.loads(read_text(folder / CONFIG, JSON_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def json_bytes(value: Any) -> bytes:
     """Return JSON in the format of model files."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

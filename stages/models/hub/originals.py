@@ -5,14 +5,12 @@ sizes where transformers does not look for them. transformers would build a mode
 and initialize the weights that it does not find by name.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UsageError
-from artifacts.regular_files import read_text
-from stages.models.hub.checkpoint import JSON_BYTES
+from stages.models.hub.checkpoint import read_config
 
 CLASS = re.compile(r"Llava\w*ForCausalLM")
 """Pattern of that code's class names; those of transformers are different."""
@@ -53,13 +51,13 @@ authors and of the same size."""
 
 def is_original(folder: Path) -> bool:
     """Return whether the configuration in a folder belongs to the original code."""
-    return bool(_class_of(_config(folder)))
+    return bool(_class_of(read_config(folder)))
 
 
 def refuse_original(name: str, folder: Path) -> None:
     """Refuse a checkpoint called `name` whose configuration, in `folder`, belongs to the original
     code. A checkpoint with its own code may still run by that. Raises UsageError."""
-    config = _config(folder)
+    config = read_config(folder)
     found = _class_of(config)
     if not found or config.get("auto_map"):
         return
@@ -89,12 +87,3 @@ def _class_of(config: dict[str, Any]) -> str:
         return found
     foreign = VISION_TOWER_SETTING in config and not isinstance(config.get("vision_config"), dict)
     return next(iter(classes), VISION_TOWER_SETTING) if foreign else ""
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """Return config.json; empty if it cannot be read, which its reader reports."""
-    try:
-        found = json.loads(read_text(folder / "config.json", JSON_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -89,7 +89,8 @@ def bring_small(name: str, revision: str | None, announce: Announce | None) -> C
         api.get_hf_file_metadata(url=hf_hub_url(name, "config.json", revision=resolved.resolved))
         in_git = [n for n, (_, digest) in listing.items() if _is_weight(n) and not digest]
         small = [*filter_repo_objects(listing, allow_patterns=[*SMALL, *in_git])]
-        folder = repository_folder(name) / "snapshots" / resolved.resolved
+        repository = cache_folder() / f"{PREFIX}{name.replace('/', '--')}"
+        folder = repository / "snapshots" / resolved.resolved
         absent = {file: listing[file] for file in small if not (folder / file).exists()}
         _announce_small(name, sum(size for size, _ in absent.values()), announce)
         snapshot_download(
@@ -106,11 +107,6 @@ def bring_small(name: str, revision: str | None, announce: Announce | None) -> C
     )
     fetch(Checkpoint(name=name, folder=folder, commit=folder.name, weights=large))
     return _checkpoint(name, folder, listing)
-
-
-def repository_folder(name: str) -> Path:
-    """Return the folder of a model in the hub's cache."""
-    return cache_folder() / f"{PREFIX}{name.replace('/', '--')}"
 
 
 def hub_id_of(folder: Path) -> str:

@@ -1,15 +1,13 @@
 """Refuses unsupported checkpoint formats by their configuration, with the reason and a form that
 works."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UsageError
-from artifacts.regular_files import read_text
-from stages.models.hub.checkpoint import JSON_BYTES
+from stages.models.hub.checkpoint import read_config
 
 Config = Mapping[str, Any]
 THINKER = (
@@ -168,17 +166,8 @@ UNSUPPORTED: tuple[UnsupportedForm, ...] = (
 def refuse_unsupported(folder: Path, trusted: bool) -> None:
     """Refuse a checkpoint in one of these forms. If it is `trusted` and has its own code, that code
     may be tried. Raises UsageError."""
-    config = _config(folder)
+    config = read_config(folder)
     form = next((form for form in UNSUPPORTED if form.found(config)), None)
     if form is None or (trusted and form.own_code and "auto_map" in config):
         return
     raise UsageError(f"{folder} cannot be read: {form.reason}", hint=form.alternative)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """Return config.json; empty if it cannot be read, which its reader reports."""
-    try:
-        found = json.loads(read_text(folder / "config.json", JSON_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
