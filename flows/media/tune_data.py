@@ -1,8 +1,8 @@
 """Reads training captions. Opens no media.
 
 Accepted are a run's captions with user corrections (`captions.jsonl`, `.csv`, `.parquet`), Hugging
-Face datasets (`file_name` and `text`), and media files with `.txt` files next to them. User corrections
-from other folders, and hand-written texts, replace captions.
+Face datasets (`file_name` and `text`), and media files with `.txt` files next to them. Corrections
+in other folders and hand-written texts replace captions.
 """
 
 import csv
