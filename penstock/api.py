@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from artifacts.errors import UsageError
+from artifacts.paths import folder_named
 from flows.checkpoint.conversion import Converted
 from flows.checkpoint.conversion import convert as run_convert
 from flows.console.display import Display
@@ -58,13 +59,14 @@ def plan(sources: Sources = (), **options: Unpack[CaptionOptions]) -> dict[str, 
 def status(out: str | PathLike[str] = "penstock-out") -> dict[str, Any]:
     """Return the progress or the end of the run in a folder, as `penstock status --json`. Raises
     PenstockError."""
-    return run_status(Path(path_of("out", out)))
+    return run_status(folder_named(path_of("out", out), "out"))
 
 
 def report(out: str | PathLike[str] = "penstock-out", to: str | PathLike[str] = "") -> Path:
     """Write the HTML report of a run, and return its path. Empty `to`: `report.html` in the
     folder. Raises PenstockError."""
-    return write_report(Path(path_of("out", out)), Path(path_of("to", to)) if to else None)
+    folder = folder_named(path_of("out", out), "out")
+    return write_report(folder, folder_named(path_of("to", to), "to") if to else None)
 
 
 def tune(
@@ -98,8 +100,10 @@ def convert(
 ) -> Converted:
     """Write a model's pickled weights as safetensors into a new folder, as `penstock convert`.
     Raises PenstockError."""
-    paths = {"source": path_of("source", source), "folder": path_of("folder", folder)}
-    given = checked(ConvertJob, {**paths, "dtype": dtype})
+    read = folder_named(path_of("source", source), "source")
+    made = folder_named(path_of("folder", folder), "folder")
+    checked(ConvertJob, {"dtype": dtype})
     if dtype not in ("", *DTYPES):
         raise UsageError(f"dtype {dtype} is not known", hint=f"Choose from {', '.join(DTYPES)}")
-    return run_convert(ConvertJob(**given), Display(quiet=not progress))
+    job = ConvertJob(source=str(read), folder=str(made), dtype=dtype)
+    return run_convert(job, Display(quiet=not progress))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 
+from tests.support import plan_processors
 from tests.support.families import LLAVA_TEMPLATE, QWEN_TEMPLATE, SMOL_TEMPLATE
 from tests.support.plan_cases import write_header
 from tests.support.words import template, words
@@ -84,15 +85,7 @@ def _qwen_words() -> tuple[Any, dict[str, int]]:
 
 def qwen2_5_vl(config: dict[str, Any]) -> tuple[Any, dict[str, int]]:
     made, ids = _qwen_words()
-    common = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
-    size = {"shortest_edge": 3136, "longest_edge": 12845056}
-    processor = hf.Qwen2_5_VLProcessor(
-        image_processor=hf.Qwen2VLImageProcessor(size=size, **common),
-        tokenizer=made,
-        video_processor=hf.Qwen2VLVideoProcessor(size=size, cap_pixels_per_frame=False, **common),
-        chat_template=QWEN_TEMPLATE,
-    )
-    return processor, ids
+    return plan_processors.qwen2_5_vl(made), ids
 
 
 def qwen3_vl(config: dict[str, Any]) -> tuple[Any, dict[str, int]]:
@@ -167,18 +160,8 @@ def llava_onevision(config: dict[str, Any]) -> tuple[Any, dict[str, int]]:
 
 
 def llava(config: dict[str, Any]) -> tuple[Any, dict[str, int]]:
-    edge = config["vision_config"]["image_size"]
-    made = words(image="<image>")
-    processor = hf.LlavaProcessor(
-        image_processor=hf.CLIPImageProcessor(
-            size={"shortest_edge": edge}, crop_size={"height": edge, "width": edge}
-        ),
-        tokenizer=made,
-        patch_size=config["vision_config"]["patch_size"],
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=LLAVA_TEMPLATE,
-    )
+    vision, made = config["vision_config"], words(image="<image>")
+    processor = plan_processors.llava(made, vision["image_size"], vision["patch_size"])
     return processor, {"image_token_index": made.convert_tokens_to_ids("<image>")}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import penstock
 from artifacts.files import HALF
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
@@ -55,6 +56,21 @@ def test_the_command_converts_and_says_what_there_is(
         said = f"{made}: 6 tensors, 24.6 kB, in 1 file{there}; use it with --model {made}\n"
         assert capsys.readouterr().out == said
     assert tensors_of(made)["layer.0.weight"].dtype == torch.bfloat16
+
+
+def test_paths_begin_at_home_and_an_unknown_home_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare_processes(monkeypatch)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_folder(tmp_path / "source", drawn())
+    assert penstock.convert("~/source", "~/made").tensors == 6
+    assert (tmp_path / "made" / "config.json").is_file()
+    for call in (["~/source", "~nobody-of-this-name/made"], ["~nobody-of-this-name", "~/made"]):
+        with pytest.raises(penstock.PenstockError, match="~nobody-of-this-name"):
+            penstock.convert(*call)
+        assert main(["convert", *call]) == 2
+        assert "is not a valid path" in capsys.readouterr().err
 
 
 def test_the_command_refuses_a_hostile_pickle_in_one_line(

@@ -3,8 +3,8 @@ new folder.
 """
 
 import argparse
-from pathlib import Path
 
+from artifacts.paths import folder_named
 from artifacts.plurals import counted
 from flows.checkpoint.conversion import convert
 from flows.console.display import Display
@@ -16,7 +16,7 @@ from stages.convert.job import ConvertJob
 
 def convert_command(given: argparse.Namespace) -> int:
     """Convert a model, and print the contents of its folder. Raises PenstockError."""
-    source, folder = (Path(path).expanduser() for path in (given.source, given.folder))
+    source, folder = folder_named(given.source, "source"), folder_named(given.folder, "folder")
     job = ConvertJob(source=str(source), folder=str(folder), dtype=given.dtype)
     result = convert(job, Display())
     silence_closed_terminal()

@@ -46,23 +46,23 @@ def _tokenizer(special: dict[str, int], template: str, *, pad: str, eos: str) ->
     return made
 
 
-def llava() -> Any:
+def llava(words: Any = None, edge: int = 336, patch: int = 14) -> Any:
     return hf.LlavaProcessor(
         image_processor=hf.CLIPImageProcessor(
-            size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
+            size={"shortest_edge": edge}, crop_size={"height": edge, "width": edge}
         ),
-        tokenizer=_tokenizer(LLAVA_TOKENS, LLAVA_TEMPLATE, pad="<pad>", eos="</s>"),
-        patch_size=14,
+        tokenizer=words or _tokenizer(LLAVA_TOKENS, LLAVA_TEMPLATE, pad="<pad>", eos="</s>"),
+        patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=LLAVA_TEMPLATE,
     )
 
 
-def qwen2_5_vl() -> Any:
+def qwen2_5_vl(words: Any = None) -> Any:
     common = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
     size = {"shortest_edge": 3136, "longest_edge": 12845056}
-    words = _tokenizer(QWEN_TOKENS, QWEN_TEMPLATE, pad="<|endoftext|>", eos="<|im_end|>")
+    words = words or _tokenizer(QWEN_TOKENS, QWEN_TEMPLATE, pad="<|endoftext|>", eos="<|im_end|>")
     return hf.Qwen2_5_VLProcessor(
         image_processor=hf.Qwen2VLImageProcessor(size=size, **common),
         tokenizer=words,
