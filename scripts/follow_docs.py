@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from scripts.shown.meanings import (
 from scripts.shown.media import environment, furnish
 from scripts.shown.parsing import wrong, wrong_inline
 from scripts.shown.terminal import Outcome, faults, run_on_terminal
+from scripts.shown.warm import warm_process
 
 COMMAND_SECONDS = 300.0
 KEPT_LINES = 15
@@ -63,7 +65,14 @@ def read(page: Path) -> Followed:
     return found
 
 
-def follow(page: Path, found: Followed, place: Path, verbose: bool, seen: set[Shown]) -> None:
+def follow(
+    page: Path,
+    found: Followed,
+    place: Path,
+    verbose: bool,
+    seen: set[Shown],
+    extra: Mapping[str, str],
+) -> None:
     """Run in order what can be run of a page and was not `seen`, and add it to what was found."""
     found.parsed += [(one, AGAIN) for one in commands(page) if one in seen]
     shown = [one for one in commands(page) if not reason_not_run(one) and one not in seen]
@@ -73,7 +82,7 @@ def follow(page: Path, found: Followed, place: Path, verbose: bool, seen: set[Sh
     folder = place / page.relative_to(ROOT).as_posix().replace("/", "-").removesuffix(".md")
     folder.mkdir()
     furnish(folder)
-    env = environment(folder, place / "store")
+    env = {**environment(folder, place / "store"), **extra}
     Path(env["HOME"]).mkdir()
     for one in shown:
         command = f"python {CODE}" if one.code else typed(one.text)
@@ -115,8 +124,13 @@ def follow_all(wanted: list[Path], workers: int, verbose: bool) -> list[Followed
         # threads begin: parsing catches what the parser prints, for all of the process.
         longest = sorted(wanted, key=lambda page: -sum(map(weight, commands(page))))
         found = [read(page) for page in longest]
-        with ThreadPoolExecutor(workers) as pool:
-            following = pool.map(lambda p, f: follow(p, f, place, verbose, seen), longest, found)
+        with (
+            warm_process(place, environment(place, place / "store")) as extra,
+            ThreadPoolExecutor(workers) as pool,
+        ):
+            following = pool.map(
+                lambda p, f: follow(p, f, place, verbose, seen, extra), longest, found
+            )
             list(following)
         return found
 

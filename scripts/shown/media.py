@@ -8,6 +8,7 @@ from pathlib import Path
 
 from scripts.follow_deploy import lend_environment
 from scripts.shown.commands import ROOT
+from scripts.shown.warm import HOOK
 
 LENT = ("Makefile", "scripts", "pyproject.toml", "requirements", "demo", "penstock_demo")
 """Of the clone, what commands name or need."""
@@ -35,6 +36,8 @@ def furnish(folder: Path) -> None:
     for name in LENT:
         (folder / name).symlink_to(ROOT / name)
     lend_environment(folder, code=ROOT)
+    (packages,) = (folder / ".venv/lib").glob("python*/site-packages")
+    (packages / "warm.pth").write_text(f"{HOOK}\n")  # after lent.pth, which leads to it
     samples = ROOT / "penstock_demo" / "samples"
     (folder / "VIDEOS").mkdir()
     for name in CLIPS:
