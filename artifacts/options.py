@@ -111,9 +111,12 @@ def check(config: Any) -> None:
         low, high = option.least, option.most
         if not (low is None or low <= value < float("inf")) or not (high is None or value <= high):
             raise UsageError(f"invalid {each.flag} {value}", hint=f"Give {_range(option)}")
-        if option.values and isinstance(value, str) and value not in option.values:
-            names = ", ".join(filter(None, option.values))
-            raise UsageError(f"unknown {each.flag} {value}", hint=f"Choose from {names}")
+        given = value if isinstance(value, tuple) else (value,)
+        if unknown := [str(one) for one in given if option.values and one not in option.values]:
+            names = ", ".join(str(one) for one in option.values if one != "")
+            raise UsageError(
+                f"unknown {each.flag} {','.join(unknown)}", hint=f"Choose from {names}"
+            )
         if option.not_empty and not value:
             raise UsageError(f"{each.flag} is empty", hint=option.not_empty)
 

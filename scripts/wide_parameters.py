@@ -105,15 +105,21 @@ def is_wide(module: str, kind: ast.ClassDef) -> bool:
     return any(len(each & fields_of(module, kind)) > MOST for each in options().values())
 
 
-def main() -> None:
-    places: Counter[str] = Counter()
-    kinds: Counter[str] = Counter()
+def wide_parameters() -> list[tuple[str, str, str]]:
+    """Return module, name and wide classes of each parameter that takes a whole command."""
+    counted = []
     for module, tree in modules().items():
         for given in (node for node in ast.walk(tree) if isinstance(node, ast.arg)):
             found = dict.fromkeys(named(module, given.annotation) if given.annotation else ())
             if names := [of[1].name for of in found if is_wide(*of)]:
-                places[module] += 1
-                kinds["|".join(sorted(names))] += 1
+                counted.append((module, given.arg, "|".join(sorted(names))))
+    return counted
+
+
+def main() -> None:
+    counted = wide_parameters()
+    places = Counter(module for module, _, _ in counted)
+    kinds = Counter(names for _, _, names in counted)
     for module, count in sorted(places.items()):
         print(f"{count:4d}  {module}")
     print(f"{places.total():4d}  parameters: {dict(kinds.most_common())}")

@@ -123,7 +123,7 @@ def test_lists_of_an_option_are_split_at_commas() -> None:
         ),
         (
             ["label", "a", "--labels", "x", "--model", "m", "--format", "hf"],
-            "unknown --format hf for",
+            "unknown --format hf. Choose from jsonl, csv",
         ),
         (["caption", "a", "--model", ""], "--model is empty"),
         (["caption", __file__, "--model", "./nowhere"], "there is no model at ./nowhere"),

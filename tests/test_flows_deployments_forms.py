@@ -226,5 +226,5 @@ def test_what_only_the_whole_can_tell_is_refused_by_name(more: dict[str, Any], n
 def test_what_no_schema_can_say_is_refused_by_the_configuration() -> None:
     with pytest.raises(UsageError, match="exclude each other"):
         caption_videos.validate_parameters({"config": {"sources": ["a"], "fps": 1, "frames": 2}})
-    with pytest.raises(UsageError, match="unknown --format webdataset for labels"):
+    with pytest.raises(UsageError, match="unknown --format webdataset"):
         LabelConfig(sources=("a",), model="a/clip", labels="a", format=("webdataset",))

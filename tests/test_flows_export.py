@@ -14,7 +14,7 @@ import penstock_demo
 from artifacts.errors import EnvironmentFault, UsageError
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
-from flows.options.export_config import ExportRequest
+from flows.options.export_config import ExportConfig, ExportRequest
 from flows.results.export_result import Exported
 from flows.running.export import export
 from flows.running.run import caption
@@ -151,10 +151,15 @@ def test_what_cannot_be_judged_is_said_before_anything_is_written(
         asked = ExportRequest(kind="nf4", folder=tmp_path / "made", calibrated=True, stored=True)
         export(empty, asked, Display(quiet=True), lambda listen: InsideLauncher(listen=listen))
     assert not list(tmp_path.rglob("*.safetensors"))
-    for changes in ({"kind": "awq"}, {"half": "left"}, {"group": 48}, {"samples": 1}):
-        given = {"kind": "nf4", "folder": tmp_path, **changes}
-        with pytest.raises(UsageError) as caught:
-            ExportRequest(**given)  # type: ignore[arg-type]
+    for changes in ({"to": "awq"}, {"half": "left"}, {"group": 48}, {"samples": 1}):
+        given: dict[str, Any] = {
+            "model": "demo",
+            "to": "nf4",
+            "out": str(tmp_path / "made"),
+            **changes,
+        }
+        with pytest.raises(UsageError, match=f"--{next(iter(changes))} ") as caught:
+            ExportConfig(**given)
         assert caught.value.hint
 
 

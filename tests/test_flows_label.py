@@ -115,7 +115,7 @@ def test_tiles_tell_where_a_label_was_seen(clip: Path, tmp_path: Path) -> None:
     [
         (["--threshold", "high"], "invalid --threshold 'high'"),
         (["--top", "0"], "invalid --top 0"),
-        (["--format", "webdataset"], "for labels. Choose"),
+        (["--format", "webdataset"], "unknown --format webdataset. Choose from jsonl, csv"),
         (["--tiles", "many"], "unknown --tiles many"),
     ],
 )

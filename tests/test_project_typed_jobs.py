@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.machine.launch import ENTRIES
+from scripts.wide_parameters import wide_parameters
 from tests.test_project_layers import ROOT
 
 LOOSE = {"dict[str, Any]", "Mapping[str, Any]", "Mapping[str, object]", "dict[str, object]"}
@@ -197,6 +198,10 @@ def test_a_field_read_from_json_would_be_seen() -> None:
     read = ast.parse("def run(job):\n    open(job['path'])\n    parse_job(Job, job)").body[0]
     assert isinstance(read, ast.FunctionDef)
     assert uses(read) != ["parse_job"] and "parse_job" in uses(read)
+
+
+def test_few_parameters_take_a_whole_command() -> None:
+    assert len(wide_parameters()) <= 15, "take the groups of options that are read"
 
 
 def test_a_loose_parameter_would_be_seen() -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
 from itertools import islice
@@ -61,7 +62,10 @@ def caption_command(given: argparse.Namespace) -> int:
         return show(config, as_json=given.json)
     with closing(display):
         if given.prefect or os.environ.get("PREFECT_API_URL"):
-            result = with_prefect(config, display)
+            display.doing("starting Prefect")
+            from flows.deployments.caption import run_with_prefect
+
+            result = leave_after(partial(run_with_prefect, config, display))
         else:
             display.doing(READING)
             from flows.running.run import caption
@@ -84,15 +88,13 @@ def remember(words: list[str], _: "Job", record: "RunRecord") -> None:
         record.write(force=True)
 
 
-def with_prefect(config: CaptionConfig, display: Display) -> "RunResult":
-    """Run the flow inside this process. Exit soon after it ends, without waiting for Prefect's
+def leave_after(run: Callable[[], "RunResult"]) -> "RunResult":
+    """Run a flow inside this process. Exit soon after it ends, without waiting for Prefect's
     threads."""
-    display.doing("starting Prefect")
-    from flows.deployments.caption import run_with_prefect
     from flows.deployments.patience import leave_within
 
     try:
-        result = run_with_prefect(config, display)
+        result = run()
     except PenstockError as error:
         leave_within(error.exit_code)
         raise

@@ -37,7 +37,6 @@ __all__ = [
     "EmbedParameters",
     "ExportConfig",
     "IndexParameters",
-    "LabelConfig",
     "LabelParameters",
     "RebuildParameters",
     "TuneConfig",

@@ -5,9 +5,11 @@ from typing import Any
 from prefect import State, flow
 
 from flows.console.display import Display
-from flows.deployments.config_checks import LabelConfig, LabelParameters
+from flows.deployments.config_checks import LabelParameters
 from flows.deployments.runs import named_after_out, run_in_flow
 from flows.deployments.view import TABLE_ROWS, plain, show
+from flows.options.commands import RunOptions
+from flows.options.vectors import LabelOptions
 from flows.pipelines import LABEL, product_of
 from flows.results.labels.writing import LabelsWritten
 from flows.running.label import label, label_request
@@ -27,10 +29,10 @@ def label_images(config: LabelParameters) -> State[Any]:
 
 
 def label_and_count(
-    config: LabelConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
+    config: RunOptions, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
 ) -> LabelsWritten:
     """Run the command, and show a table of the counts per label."""
-    result = label(config, label_request(config), display, make_launcher, on_begin)
+    result = label(config, label_request(LabelOptions.of(config)), display, make_launcher, on_begin)
     first = sorted(result.counts, key=lambda one: -one["passed"])[:TABLE_ROWS]
     rows = [
         {"label": plain(one["label"]), "given to": one["passed"], "median": one["median"]}

@@ -68,11 +68,11 @@ class CaptionConfig(
     def __post_init__(self) -> None:
         if self.schema:
             object.__setattr__(self, "schema", canonical(read_schema(self.schema)))
-        super().__post_init__()
-        _ = self.speakers
         if COCO in self.format:
             raise UsageError(
                 "--format coco is for labels only", hint="Run `penstock label`, or leave it out"
             )
+        super().__post_init__()
+        _ = self.speakers
         if self.schema:
             check_room(self.schema, self.max_new_tokens)

@@ -123,11 +123,3 @@ class LabelConfig(OutputOptions, LabelOptions, VectorConfig):
         ),
     ] = ()
     """Formats besides jsonl."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if unknown := sorted(set(self.format) - set(LABEL_FORMATS)):
-            raise UsageError(
-                f"unknown --format {','.join(unknown)} for labels",
-                hint=f"Choose from {', '.join(LABEL_FORMATS[1:])}",
-            )

@@ -36,12 +36,6 @@ class LabelRequest:
     examples: Examples = field(default_factory=dict)
     """Labels that users gave some of the images; thresholds are learned from them."""
 
-    def __post_init__(self) -> None:
-        if self.top < 1:
-            raise UsageError(f"--top is {self.top}", hint="Give 1 or more")
-        if self.threshold is not None and not -1 <= self.threshold <= 1:
-            raise UsageError(f"--threshold is {self.threshold}", hint="Give a number from -1 to 1")
-
 
 def label_request(config: LabelOptions) -> LabelRequest:
     """Return the labels that a configuration requests. Raises PenstockError."""

@@ -131,17 +131,15 @@ class NetworkOptions(OptionGroup):
 
     host: Annotated[str, Option("address to listen on [%(default)s]", NETWORK, "H")] = "127.0.0.1"
     """Address to listen on."""
-    port: Annotated[int, Option("port; 0: any free port [%(default)s]", NETWORK, "P")] = 8000
+    port: Annotated[
+        int, Option("port; 0: any free port [%(default)s]", NETWORK, "P", least=0, most=65535)
+    ] = 8000
     """Port to listen on; 0: any free port."""
     token_file: Annotated[str, Option("token that every request must send", NETWORK, "F")] = ""
     """File with a token that every request must send."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.port < 1 << 16:
-            raise UsageError(
-                f"invalid --port {self.port}", hint="Give 0 to 65535; 0: any free port"
-            )
         if self.host not in LOOPBACK and not self.token_file:
             raise UsageError(
                 f"--host {self.host} is reachable by others, and there is no token",
