@@ -12,8 +12,8 @@ import pytest
 from artifacts.errors import MediaError
 from artifacts.schema import FrameFit, Sampling
 from flows.media.media_files import IMAGE_SUFFIXES
+from stages.frames.formats import check_file
 from stages.frames.image import read_image
-from stages.frames.opening import check_file
 from stages.frames.video import Video
 from tests.support.attacks import attacked, seeded
 from tests.support.media import write_video

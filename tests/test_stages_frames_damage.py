@@ -9,8 +9,9 @@ import pytest
 
 from artifacts.errors import MediaError
 from artifacts.schema import FrameFit, Sampling
+from stages.frames.chunk import Chunk
 from stages.frames.decoder import MAX_BAD_PACKETS
-from stages.frames.video import Chunk, Video
+from stages.frames.video import Video
 from stages.process.memory import Sampler
 from tests.support.media import decode_plainly, flip_time, spoil, write_audio, write_video
 

@@ -266,7 +266,7 @@ def test_a_disk_that_fails_is_not_blamed_on_the_medium(
     def broken(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(stage, "Video", broken)
+    monkeypatch.setattr("stages.frames.video.Video", broken)
     with pytest.raises(EnvironmentFault, match="Input/output error"):
         desk.run(video(desk))
     assert desk.record_set("failures").keys() == set()

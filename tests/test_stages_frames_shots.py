@@ -10,9 +10,10 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from artifacts.schema import ChunkIndex, FrameFit, Sampling
+from stages.frames.chunk import Chunk
 from stages.frames.shot_cutter import MAX_OFFSET
 from stages.frames.shots import FrameDescriptor, distance
-from stages.frames.video import Chunk, Video
+from stages.frames.video import Video
 from stages.process.memory import Sampler
 from tests.support.media import decode_plainly, digest_of_pixels, repeat_video, spoil, write_video
 from tests.test_stages_frames_run import Desk, medium

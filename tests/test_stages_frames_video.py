@@ -15,8 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 from artifacts.schema import FrameFit, Sampling
+from stages.frames.chunk import Chunk
 from stages.frames.reader import Reader
-from stages.frames.video import Chunk, Video
+from stages.frames.video import Video
 from tests.support.file_classes import FRAMES, WHOLE, FileClass
 from tests.support.media import decode_plainly, digest_of_pixels, picture, write_video
 

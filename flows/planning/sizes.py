@@ -219,9 +219,10 @@ def _header(medium: Medium) -> _Header:
         return _Header(seconds=seconds, size=UNKNOWN_SIZE, rate=rate)
     if medium.kind == "image":
         return _Header(seconds=0.0, size=_image_size(medium.path))
-    from stages.frames.opening import check_file, open_container
-
     try:
+        from stages.frames.formats import check_file
+        from stages.frames.opening import open_container
+
         check_file(Path(medium.path))
         with open_container(Path(medium.path)) as container:
             seconds = (container.duration or 0) / 1_000_000 or UNKNOWN_SECONDS

@@ -7,6 +7,10 @@ formats, because a new version may add another format of that kind.
 
 from pathlib import Path
 
+from artifacts.errors import MediaError
+from artifacts.regular_files import NotAFile, open_regular
+from artifacts.stamps import stamp_of
+
 VIDEO = (
     "3g2,3gp,amv,apng,asf,asf_o,av1,avi,avs,avs2,avs3,bink,cavsvideo,cdxl,cine,dhav,dirac,dnxhd,"
     "dv,evc,film_cpk,flic,flv,gdv,gif,gxf,h261,h263,h264,hevc,ico,ifv,image2,ipmovie,ivf,"
@@ -68,6 +72,8 @@ PLAYLISTS = {
     b"<asx": "a playlist",
 }
 """First bytes of text files that name other files → name of the format."""
+TEXT_BYTES = 1 << 10
+"""Bytes at the start of a file that identify a text format."""
 
 
 def image_formats(path: Path) -> tuple[str, ...]:
@@ -96,3 +102,39 @@ def playlist_in(start: bytes) -> str:
     """Return the kind of playlist that begins with `start`; empty if it is none."""
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return next((w for sign, w in PLAYLISTS.items() if text.startswith(sign.lower())), "")
+
+
+def check_file(path: Path) -> None:
+    """Raise MediaError unless `path` is a readable, non-empty file."""
+    try:
+        if path.is_dir():
+            raise MediaError(
+                f"{path} is a folder", kind="folder", hint="Give the files in it, or the folder"
+            )
+        with open_regular(path) as file:
+            # Reading a file without a size, as in /proc, may never end.
+            start = file.read(TEXT_BYTES) if stamp_of(file.fileno()).size else b""
+    except NotAFile as error:
+        raise MediaError(
+            f"{path} is not a regular file",
+            kind="not-a-file",
+            hint="Leave it out, or copy its content into a file",
+        ) from error
+    except FileNotFoundError as error:
+        raise MediaError(
+            f"{path} does not exist", kind="missing", hint="Check the path, or mount its disk"
+        ) from error
+    except OSError as error:
+        raise MediaError(
+            f"{path} cannot be read ({error.strerror or error})",
+            kind="unreadable",
+            hint="Check its permissions and its disk",
+        ) from error
+    if not start:
+        raise MediaError(f"{path} is empty", kind="empty", hint="Copy or download the file again")
+    if found := playlist_in(start):
+        raise MediaError(
+            f"{path} is {found}, which refers to other files",
+            kind="playlist",
+            hint="Give those files, or convert it: ffmpeg -i LIST -c copy OUT.mkv",
+        )

@@ -13,8 +13,8 @@ from artifacts.record_union import record_sets_of
 from artifacts.remote.media_cache import open_local
 from artifacts.schema import FrameFit, MediaIndex, fields_of
 from artifacts.store import Store
+from stages.frames.chunk import Chunk
 from stages.frames.medium import TRANSIENT_KINDS, UNSTORED_KINDS, MediumToCut
-from stages.frames.video import Chunk
 from stages.frames.watchdog import Watchdog
 from stages.process.exit_diagnosis import out_of_memory
 from stages.process.memory_limit import memory_was_short

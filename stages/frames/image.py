@@ -11,9 +11,8 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from artifacts.errors import MediaError
 from artifacts.schema import MAX_PIXELS, ChunkIndex, FrameFit, MediaIndex, stored_size
-from stages.frames.formats import image_formats, is_heic
-from stages.frames.opening import check_file
-from stages.frames.video import Chunk
+from stages.frames.chunk import Chunk
+from stages.frames.formats import check_file, image_formats, is_heic
 
 MAX_JPEG_PIXELS = 1 << 28
 """A JPEG of more than MAX_PIXELS, such as a phone's 200 million, is decoded at half its size with

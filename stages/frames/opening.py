@@ -9,55 +9,16 @@ from av.video.stream import VideoStream
 
 from artifacts.containers import open_media
 from artifacts.errors import MediaError
-from artifacts.regular_files import NotAFile, open_regular
-from artifacts.stamps import stamp_of
-from stages.frames.formats import OPTIONS, playlist_in
+from artifacts.regular_files import open_regular
+from stages.frames.formats import OPTIONS, check_file
 from stages.process.memory_limit import memory_was_short
 
 ISO_BRANDS_AT = slice(4, 8)
 """Position of `ftyp` in an MP4 or MOV file."""
 
 READ_BYTES = 1 << 20
-TEXT_BYTES = 1 << 10
-"""Bytes at the start of a file that identify a text format."""
 MAX_PIXELS = 1 << 27
 """Most pixels per frame, 16384 x 8192; no camera has more. A decoder holds several frames."""
-
-
-def check_file(path: Path) -> None:
-    """Raise MediaError unless `path` is a readable, non-empty file."""
-    try:
-        if path.is_dir():
-            raise MediaError(
-                f"{path} is a folder", kind="folder", hint="Give the files in it, or the folder"
-            )
-        with open_regular(path) as file:
-            # Reading a file without a size, as in /proc, may never end.
-            start = file.read(TEXT_BYTES) if stamp_of(file.fileno()).size else b""
-    except NotAFile as error:
-        raise MediaError(
-            f"{path} is not a regular file",
-            kind="not-a-file",
-            hint="Leave it out, or copy its content into a file",
-        ) from error
-    except FileNotFoundError as error:
-        raise MediaError(
-            f"{path} does not exist", kind="missing", hint="Check the path, or mount its disk"
-        ) from error
-    except OSError as error:
-        raise MediaError(
-            f"{path} cannot be read ({error.strerror or error})",
-            kind="unreadable",
-            hint="Check its permissions and its disk",
-        ) from error
-    if not start:
-        raise MediaError(f"{path} is empty", kind="empty", hint="Copy or download the file again")
-    if found := playlist_in(start):
-        raise MediaError(
-            f"{path} is {found}, which refers to other files",
-            kind="playlist",
-            hint="Give those files, or convert it: ffmpeg -i LIST -c copy OUT.mkv",
-        )
 
 
 def is_damage(error: av.error.FFmpegError, path: Path) -> bool:

@@ -11,22 +11,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from itertools import count, takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts.claims import POLL_SECONDS, WorkClaims, claims_at
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import open_store
 from stages.frames import PACK_BYTES
+from stages.frames.chunk import Chunk, Damage
 from stages.frames.frame_recorder import FrameRecorder
 from stages.frames.image import read_image
 from stages.frames.job import FramesJob
 from stages.frames.medium import MediumToCut
-from stages.frames.plan import ChunkPlan
-from stages.frames.video import Chunk, Damage, Video
 from stages.frames.watchdog import Watchdog
 from stages.process.cgroup import cores
 from stages.process.job import parse_job
 from stages.process.report import EventReporter
+
+if TYPE_CHECKING:
+    from stages.frames.plan import ChunkPlan
+    from stages.frames.video import Video
+with contextlib.suppress(ModuleNotFoundError):  # images need no PyAV
+    # Imported before memory is counted.
+    import stages.frames.video  # noqa: F401
 
 PACK_RECORDS = 64
 """Most images that are stored together."""
@@ -119,6 +125,8 @@ class Cutting:
         """Store the missing chunks of a video one by one, then its index."""
         if self.stop.is_set():
             return
+        from stages.frames.video import Video
+
         with self._claimed([medium]) as claimed:
             if not claimed:
                 return
@@ -132,7 +140,7 @@ class Cutting:
                 else:
                     self._cut_chunks(medium, video)
 
-    def _cut_chunks(self, medium: MediumToCut, video: Video) -> None:
+    def _cut_chunks(self, medium: MediumToCut, video: "Video") -> None:
         plans = self._plans(medium, video)
         known, missing = self._split(medium, video, plans)
         for chunk in video.chunks(missing, self.fit):
@@ -150,18 +158,18 @@ class Cutting:
         medium.check()
         self.record_sets.publish([(medium, chunk)])
 
-    def _end(self, medium: MediumToCut, video: Video, known: Mapping[int, ChunkIndex]) -> None:
+    def _end(self, medium: MediumToCut, video: "Video", known: Mapping[int, ChunkIndex]) -> None:
         index = video.media_index([known[at] for at in sorted(known)])
         medium.check()
         self.record_sets.finish([(medium, index)])
 
-    def _plans(self, medium: MediumToCut, video: Video) -> list[ChunkPlan]:
+    def _plans(self, medium: MediumToCut, video: "Video") -> list["ChunkPlan"]:
         if not self.sampling.shots:
             return video.plan(self.sampling)
         index = MediaIndex.from_json(self.record_sets.media.meta(medium.digest))
         return video.plan_stored(index.chunks)
 
-    def _cut_shots(self, medium: MediumToCut, video: Video) -> None:
+    def _cut_shots(self, medium: MediumToCut, video: "Video") -> None:
         """Store the chunks of a video whose shots are unknown, or known only at the beginning."""
         done = [self._known(medium, video, at) for at in self._first_stored(medium)]
         known = {chunk.index: chunk for chunk in done}
@@ -211,8 +219,8 @@ class Cutting:
             store()
 
     def _split(
-        self, medium: MediumToCut, video: Video, plans: Sequence[ChunkPlan]
-    ) -> tuple[dict[int, ChunkIndex], list[ChunkPlan]]:
+        self, medium: MediumToCut, video: "Video", plans: Sequence["ChunkPlan"]
+    ) -> tuple[dict[int, ChunkIndex], list["ChunkPlan"]]:
         """Return the stored chunks of a video by index, and the plans of missing ones. Stored
         chunks are recalled in `video`."""
         known: dict[int, ChunkIndex] = {}
@@ -225,7 +233,7 @@ class Cutting:
         self._set_item_count(medium, len(missing))
         return known, missing
 
-    def _known(self, medium: MediumToCut, video: Video, at: int) -> ChunkIndex:
+    def _known(self, medium: MediumToCut, video: "Video", at: int) -> ChunkIndex:
         """Return a stored chunk, and recall it in `video`."""
         meta = {**self.record_sets.frames.meta(self.record_sets.key(medium, at))}
         damage = Damage.from_json(meta.pop("damage"))

@@ -12,60 +12,20 @@ resumed run reports already stored chunks by `recall`.
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.plurals import counted
 from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
+from stages.frames.chunk import Chunk, Damage
 from stages.frames.frame_converter import FrameConverter, shown_size
 from stages.frames.opening import no_frames
 from stages.frames.plan import ChunkPlan, plan_chunks, plan_stored
 from stages.frames.reader import Reader
 from stages.frames.shot_cutter import ShotCutter
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Damage:
-    """The faults found while decoding one chunk. They are stored with the chunk for a resumed
-    run."""
-
-    missed: tuple[float, ...] = ()
-    """Seconds of requested frames that could not be decoded."""
-    damaged: tuple[float, ...] = ()
-    """Seconds of frames that the decoder marked as damaged."""
-    passed_over: bool = False
-    """Whether packets could not be decoded. Their number depends on where decoding began."""
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Damage":
-        return cls(
-            missed=tuple(value["missed"]),
-            damaged=tuple(value["damaged"]),
-            passed_over=value["passed_over"],
-        )
-
-
-NO_DAMAGE = Damage()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Chunk:
-    """One chunk, ready to be stored."""
-
-    index: ChunkIndex
-    """Its interval, times and size."""
-    pixels: NDArray[np.uint8]
-    """RGB, [frames, height, width, 3]."""
-    damage: Damage = NO_DAMAGE
-    """Faults found while decoding it."""
-
-    def __post_init__(self) -> None:
-        assert self.pixels.shape == (len(self.index.times), self.index.height, self.index.width, 3)
 
 
 class Video:

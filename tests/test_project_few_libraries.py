@@ -1,0 +1,89 @@
+"""The program in an environment that lacks libraries which captions of images do not need."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from scripts.gpu_check.setting import pictures
+from tests.support import gpus
+from tests.support.pipeline import PENSTOCK, ROOT, SECONDS
+
+BLOCKED = (
+    "av", "bitsandbytes", "fastapi", "num2words", "obstore", "onnxruntime", "pillow_heif",
+    "prefect", "prometheus_client", "pyarrow", "shtab", "sqlalchemy", "starlette", "uvicorn",
+)  # fmt: skip
+BLOCKING = f"""
+import sys
+class Blocking:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {BLOCKED}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocking())
+"""
+
+
+def environment(folder: Path, found: dict[str, str], then: str = "") -> dict[str, str]:
+    """Return an environment whose processes cannot import BLOCKED."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(then + BLOCKING)
+    paths = [str(folder), str(ROOT), found.get("PYTHONPATH", "")]
+    return {**found, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def test_images_are_captioned(tmp_path: Path) -> None:
+    media = pictures(tmp_path / "media")
+    for path in sorted(media.iterdir())[2:]:
+        path.unlink()
+    out = tmp_path / "out"
+    where = ["--out", str(out), "--store", str(tmp_path / "store")]
+    found = environment(tmp_path / "site", dict(os.environ))
+    done = _run([*PENSTOCK, "caption", str(media), "--model", "demo", *where], found)
+    assert done.returncode == 0, done.stdout
+    lines = (out / "captions.jsonl").read_text().splitlines()
+    assert len(lines) == 2 and all(json.loads(line)["caption"] for line in lines)
+
+
+def test_a_video_without_pyav_is_a_fault_of_the_environment(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "b.mp4").write_bytes(b"\0" * 99)
+    where = ["--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")]
+    found = environment(tmp_path / "site", dict(os.environ))
+    media = [str(tmp_path / name) for name in ("a.png", "b.mp4")]
+    done = _run([*PENSTOCK, "caption", *media, "--model", "demo", *where], found)
+    assert done.returncode == 5, done.stdout
+    assert "No module named 'av'" in done.stdout and "Traceback" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_checks_of_a_gpu_that_need_them_are_skipped_by_name(tmp_path: Path) -> None:
+    machine = gpus.plain().write(tmp_path / "machine")
+    fake = (gpus.FAKES / "sitecustomize.py").read_text()
+    found = environment(tmp_path / "site", gpus.environment(machine), fake)
+    only = [word for name in ("kernels, each", "int8", "serve") for word in ("--only", name)]
+    command = [sys.executable, "-m", "scripts.gpu_check", "--out", str(tmp_path), *only]
+    done = _run(command, found)
+    assert done.returncode == 0, done.stdout
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    skipped = {each["name"]: each["found"] for each in rows if each["verdict"] == "skipped"}
+    assert skipped["int8"] == "bitsandbytes is not installed"
+    assert skipped["serve"].startswith("av is not installed; fastapi is not installed")
+    assert any(each["name"] == "attention of a step by math" for each in rows)
+
+
+def _run(command: list[str], env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
