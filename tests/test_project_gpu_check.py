@@ -3,6 +3,7 @@ whole of it on a stand-in."""
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,10 @@ def test_of_a_stand_in_no_page_is_written(
 
 def test_a_check_that_needs_what_is_lacking_is_skipped_with_the_reason(tmp_path: Path) -> None:
     check = Check("any", LOOK.rows, needs=("streams",))
-    (found,) = command.made(check, Setting(folder=tmp_path), {"streams"}, 60.0)
+    setting, until = Setting(folder=tmp_path), time.monotonic() + 60.0
+    (found,) = command.made([check], setting, {"streams"}, until)
     assert found.verdict == "skipped" and "no streams" in found.found
-    (late,) = command.made(check, Setting(folder=tmp_path), set(), 0.0)
+    (late,) = command.made([check], setting, set(), time.monotonic())
     assert late.verdict == "skipped" and "--minutes" in late.found
 
 
@@ -83,9 +85,22 @@ def rows(setting):
     {ends}
     yield row("second", "b", "b", True)
 
-child.named = lambda name: Check(name, rows)
+def other(setting):
+    yield row("other", "c", str(os.getpid()), True, pid=os.getpid())
+
+child.named = lambda name: Check(name, rows if name == "dies" else other)
 sys.exit(child.main(*sys.argv[1:]))
 """
+
+
+def made_of(tmp_path: Path, patch: pytest.MonkeyPatch, ends: str, seconds: float) -> list[Row]:
+    """Rows of two checks before, one that ends so, and one after it, which share a process."""
+    stub = tmp_path / "stub.py"
+    stub.write_text(STUB.format(ends=ends))
+    patch.setattr(child, "COMMAND", (sys.executable, str(stub)))
+    names = ("before", "also before", "dies", "after")
+    checks = [Check(name, lambda setting: iter(()), seconds) for name in names]
+    return list(child.rows_of(checks, Setting(folder=tmp_path), time.monotonic() + 60.0))
 
 
 @pytest.mark.parametrize(
@@ -93,19 +108,17 @@ sys.exit(child.main(*sys.argv[1:]))
     [
         ("raise ValueError('of two\\nlines')", 60.0, "ValueError: of two lines"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", 60.0, "signal 11"),
-        pytest.param("time.sleep(60)", 3.0, "no end after 3 s", marks=pytest.mark.slow),
+        pytest.param("time.sleep(60)", 5.0, "no end after 5 s", marks=pytest.mark.slow),
     ],
 )
 def test_a_check_that_dies_costs_one_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str, seconds: float, words: str
 ) -> None:
-    stub = tmp_path / "stub.py"
-    stub.write_text(STUB.format(ends=ends))
-    monkeypatch.setattr(child, "COMMAND", (sys.executable, str(stub)))
-    check = Check("dies", lambda setting: iter(()))
-    found = child.rows_of(check, Setting(folder=tmp_path), seconds)
-    assert [each.verdict for each in found] == ["ok", "failed"]
-    assert words in found[-1].found and "\n" not in found[-1].found
+    before, also, first, died, after = made_of(tmp_path, monkeypatch, ends, seconds)
+    assert [before.found, first.name, after.name] == [also.found, "first", "other"]
+    assert before.found != after.found, "a process that died made another check"
+    assert died.verdict == "failed" and words in died.found and "\n" not in died.found
+    assert after.figures == {"pid": int(after.found)}
 
 
 def record(**changes: Any) -> dict[str, Any]:

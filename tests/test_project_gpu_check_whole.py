@@ -13,7 +13,7 @@ from tests.support import gpus
 from tests.support.fake_gpu.state import Machine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
-QUICK = ("context", "uuid", "fork, unasked", "features", "streamed", "nf4")
+QUICK = ("context", "uuid", "forks", "features", "streamed", "nf4")
 """Checks that ask the driver or compute, without a whole run."""
 UNUSABLE = {
     "old_driver": (gpus.old_driver(), 1, "driver on your system is too old"),

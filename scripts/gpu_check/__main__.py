@@ -10,16 +10,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 
 from artifacts.errors import PenstockError
 from scripts.gpu_check.card import LACKS, stand_in
 from scripts.gpu_check.checks import LOOK, Check, wanted
 from scripts.gpu_check.child import rows_of
+from scripts.gpu_check.model import SHAPES
 from scripts.gpu_check.page import HEADS, PAGE, Result, put, terminal_lines, write
 from scripts.gpu_check.rows import Row, exit_status, skipped, summary
-from scripts.gpu_check.setting import DEMO, SAMPLES, Setting
+from scripts.gpu_check.setting import DEMO, SAMPLES, TINY, Setting, pictures
 from stages.process.device import device_name
 
 MINUTES = {True: 20.0, False: 40.0}
@@ -54,7 +57,12 @@ def checked(given: argparse.Namespace) -> Result:
     for cells in (HEADS, tuple("-" * len(head) for head in HEADS)):
         print("\n".join(terminal_lines(cells)))
     with tempfile.TemporaryDirectory(prefix="penstock-gpu-check-") as folder:
-        setting = Setting(folder=Path(folder), model=given.model, source=given.source.resolve())
+        setting = Setting(
+            folder=Path(folder),
+            model=given.model,
+            source=given.source.resolve(),
+            size=given.size or (TINY if stand_in() else ""),
+        )
         rows = []
         for found in every_row(setting, tuple(given.only), started + 60 * minutes):
             print("\n".join(terminal_lines(found.cells)), flush=True)
@@ -89,30 +97,42 @@ def refusal(given: argparse.Namespace) -> str:
 
 def every_row(setting: Setting, only: tuple[str, ...], deadline: float) -> Iterator[Row]:
     """The card, then what each check finds, as long as there is time."""
-    first, *rest = rows_of(LOOK, setting, LOOK.seconds)
+    first, *rest = rows_of([LOOK], setting, deadline)
     yield first
     if first.verdict != "ok":
         return
     lacking = {name for each in rest for name in each.found.split(",")}
-    for check in wanted(setting, only):
-        yield from made(check, setting, lacking, deadline - time.monotonic())
+    if "av" in lacking:
+        setting = replace(setting, samples=pictures(setting.folder / "pictures"))
+    for _, checks in groupby(wanted(only), lambda each: each.process or each.name):
+        yield from made(list(checks), setting, lacking, deadline)
 
 
-def made(check: Check, setting: Setting, lacking: set[str], left: float) -> list[Row]:
-    """What one check finds, or why it was not made."""
-    if missing := [name for name in check.needs if name in lacking]:
-        return [skipped(check.name, "; ".join(LACKS[name] for name in missing))]
-    if left <= 0:
-        return [skipped(check.name, "no time was left; --minutes gives more")]
-    return rows_of(check, setting, min(check.seconds, left))
+def made(
+    checks: Sequence[Check], setting: Setting, lacking: set[str], deadline: float
+) -> Iterator[Row]:
+    """Yield what checks find that share a process, and why others are not made."""
+    possible = []
+    for check in checks:
+        if missing := [LACKS[name] for name in check.needs if name in lacking]:
+            yield skipped(check.name, "; ".join(missing))
+        else:
+            possible.append(check)
+    yield from rows_of(possible, setting, deadline)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu-check", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
-    add("--model", default=DEMO, metavar="PATH_OR_ID", help="check this model too")
+    add(
+        "--model",
+        default=DEMO,
+        metavar="PATH_OR_ID",
+        help="check it beside the demo's [random weights]",
+    )
     add("--source", type=Path, default=SAMPLES, help="what that captions [demo/samples]")
     add("--out", type=Path, metavar="FOLDER", help="write gpu.md and gpu.json there instead")
+    add("--size", choices=SHAPES, help="of the random model [the largest that fits]")
     add("--only", action="append", default=[], metavar="WORD", help="only checks named so")
     add("--minutes", type=float, help="how long all may take [20; 40 with a model]")
     return parser.parse_args(arguments)

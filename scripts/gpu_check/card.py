@@ -1,19 +1,29 @@
-"""Which card there is and what it can show; a stand-in for one shows less, and is found out by
-trying."""
+"""Which card and libraries there are and what they can show. A stand-in for a card shows less, and
+is found out by trying."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 
-from scripts.gpu_check.rows import MIB, Row, row
+from scripts.gpu_check.rows import MIB, Row, mib, row
 from scripts.gpu_check.setting import Setting
+from stages.process.cgroup import cores, host_total_bytes
 from stages.process.device import device_capability, device_model, driver_version
 
+LIBRARIES = ("av", "bitsandbytes", "fastapi", "onnxruntime-gpu", "onnxscript", "peft", "uvicorn")
+"""Distributions without which some checks cannot be made."""
 LACKS = {
     "device": "tensors do not lie on the device here",
     "allocator": "torch's allocator does not count what a tensor takes here",
     "streams": "there are no streams of torch's own here",
+    **{name: f"{name} is not installed" for name in LIBRARIES},
 }
-"""What a stand-in for a GPU may not have → why a check that needs it is skipped."""
+"""What a stand-in for a GPU, or an environment, may not have → why a check that needs it is
+skipped."""
+TOLD = ("transformers", "bitsandbytes", "onnxruntime-gpu")
+"""Distributions whose versions are told beside torch's."""
 PROBE_BYTES = 64 * MIB
 
 
@@ -30,21 +40,41 @@ def look(setting: Setting) -> Iterator[Row]:
     # A too old driver, or a card without kernels, fails here and nowhere else.
     square = torch.ones(8, 8, device=setting.device)
     good = float((square @ square).sum()) == 512.0
-    told = {
+    figures = {
         "name": device_model(setting.device) or "a GPU without a name",
         "driver": driver_version(setting.device) or "of unknown version",
-        "capability": ".".join(map(str, device_capability(setting.device))),
+        "compute capability": ".".join(map(str, device_capability(setting.device))),
         "torch": torch.__version__,
+        "cuDNN": str(torch.backends.cudnn.version()),
+        **{name: found for name in TOLD if (found := installed_version(name))},
+        "CPU cores": str(cores()),
+        "RAM": mib(host_total_bytes()),
     }
-    yield row("card", "8 x 8 ones multiplied give 8", card_words(told), good)
-    yield row("lacks", "", ",".join(lacks(setting.device)), True)
+    name, *others = figures.items()
+    words = ", ".join([name[1], *(f"{kind} {value}" for kind, value in others)])
+    yield row("card", "8 x 8 ones multiplied give 8", words, good, **figures)
+    yield row("lacks", "", ",".join([*lacks(setting.device), *missing()]), True)
 
 
-def card_words(told: Mapping[str, str]) -> str:
-    return (
-        f"{told['name']}, driver {told['driver']}, compute capability {told['capability']}, "
-        f"torch {told['torch']}"
-    )
+def installed_version(name: str) -> str:
+    """Return the version of a distribution; empty if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def missing() -> Iterator[str]:
+    """Yield those of LIBRARIES that cannot be imported."""
+    for name in LIBRARIES:
+        try:
+            found = find_spec(name.removesuffix("-gpu"))
+        except ImportError:
+            found = None
+        # The wheels of ONNX Runtime for CPUs and for GPUs have the same module.
+        provider = "" if name != "onnxruntime-gpu" else "capi/libonnxruntime_providers_cuda.so"
+        if found is None or not (Path(str(found.origin)).parent / provider).exists():
+            yield name
 
 
 def lacks(device: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Makes one check in a process of its own, `python -m scripts.gpu_check.child CHECK SETTING FILE`,
+"""Makes checks that share a process, `python -m scripts.gpu_check.child SETTING FILE CHECK ...`,
 and the parent's side of that: a check that dies, or never ends, costs one row."""
 
 import json
@@ -6,23 +6,77 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from scripts.gpu_check.checks import Check, named
-from scripts.gpu_check.rows import Row, failed, one_line
+from scripts.gpu_check.rows import Row, failed, one_line, skipped
 from scripts.gpu_check.setting import ROOT, Setting
+from stages.memory.oom_retry import release_memory
 from stages.process.environment import child_environment
 
 COMMAND = (sys.executable, "-m", "scripts.gpu_check.child")
+LOOK_SECONDS = 0.05
+ENDED = "ended"
+"""Key of the line that a child writes after the rows of a check."""
+NO_TIME = "no time was left; --minutes gives more"
 
 
-def rows_of(check: Check, setting: Setting, seconds: float) -> list[Row]:
-    """What a check finds, within so many seconds; a row that says what ended it is the last."""
-    file, log = (setting.folder / f"{check.name}.{kind}" for kind in ("rows", "log"))
+def rows_of(checks: Sequence[Check], setting: Setting, deadline: float) -> Iterator[Row]:
+    """Yield what checks find that share a process, each row as soon as it is known. After a check
+    that dies or takes too long, a new process makes the rest. `deadline` is a time of
+    `time.monotonic()`; what has not ended by then is skipped."""
+    left = deque(checks)
+    while left and time.monotonic() < deadline:
+        yield from _in_one_process(left, setting, deadline)
+    yield from (skipped(check.name, NO_TIME) for check in left)
+
+
+def _in_one_process(left: deque[Check], setting: Setting, deadline: float) -> Iterator[Row]:
+    """Make checks until one does not end as it should; take those that were made from `left`."""
+    file, log = (setting.folder / f"{left[0].name}.{kind}" for kind in ("rows", "log"))
+    process = _started(left, setting, file, log)
+    try:
+        lines, over, told = Lines(file), False, False
+        ends = time.monotonic() + left[0].seconds
+        while left and not over:
+            died = process.poll() is not None
+            for line in lines.read():
+                if ENDED in line:
+                    left.popleft()
+                    told = False
+                    ends = time.monotonic() + (left[0].seconds if left else 0)
+                else:
+                    found = Row(**line)
+                    told = told or found.verdict == "failed"
+                    yield found
+            over = died or time.monotonic() > min(ends, deadline)
+            if left and not over:
+                time.sleep(LOOK_SECONDS)
+    finally:
+        end(process)
+    if not left:
+        return
+    check = left.popleft()
+    if not died and deadline <= ends:
+        yield skipped(check.name, NO_TIME)
+    elif not told:
+        code = process.returncode
+        words = f"exit status {code}" if code >= 0 else f"signal {-code}"
+        words = words if died else f"no end after {check.seconds:.0f} s"
+        yield failed(check.name, one_line(f"{words} {last_line(log)}"))
+
+
+def _started(
+    checks: Sequence[Check], setting: Setting, file: Path, log: Path
+) -> "subprocess.Popen[bytes]":
     file.unlink(missing_ok=True)
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*COMMAND, check.name, setting.to_json(), str(file)],
+        return subprocess.Popen(
+            [*COMMAND, setting.to_json(), str(file), *(check.name for check in checks)],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -30,17 +84,24 @@ def rows_of(check: Check, setting: Setting, seconds: float) -> list[Row]:
             process_group=0,  # so that what it started can be ended with it
             env={**child_environment(), **caches(setting)},
         )
-    try:
-        code = process.wait(seconds)
-        words = f"exit status {code}" if code >= 0 else f"signal {-code}"
-    except subprocess.TimeoutExpired:
-        code, words = 1, f"no end after {seconds:.0f} s"
-    finally:
-        end(process)
-    found = read_rows(file)
-    if code and not any(each.verdict == "failed" for each in found):
-        found.append(failed(check.name, one_line(f"{words} {last_line(log)}")))
-    return found
+
+
+class Lines:
+    """The lines of a growing file of JSON."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._seen = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the whole lines that are new."""
+        if not self._file.exists():
+            return []
+        with self._file.open("rb") as file:
+            file.seek(self._seen)
+            whole = file.read().rpartition(b"\n")[0]
+        self._seen += len(whole) + bool(whole)
+        return [json.loads(line) for line in whole.splitlines()]
 
 
 def caches(setting: Setting) -> dict[str, str]:
@@ -51,7 +112,7 @@ def caches(setting: Setting) -> dict[str, str]:
     return {"XDG_CACHE_HOME": str(setting.folder / "cache"), "HF_HOME": models}
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end(process: "subprocess.Popen[bytes]") -> None:
     """End a process and all that it started."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
@@ -61,34 +122,36 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def read_rows(file: Path) -> list[Row]:
-    """As far as they were written."""
-    if not file.exists():
-        return []
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [Row(**json.loads(line)) for line in lines if line.endswith("\n")]
-
-
 def last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return f"({lines[-1]})" if lines else ""
 
 
-def main(name: str, setting: str, file: str) -> int:
-    """Make the check; each row is written as soon as it is known."""
-    with open(file, "w", encoding="utf-8") as rows:
+def main(setting: str, file: str, *names: str) -> int:
+    """Make the checks; each row is written as soon as it is known."""
+    with open(file, "w", encoding="utf-8") as lines:
 
-        def tell(found: Row) -> None:
-            rows.write(json.dumps(found.values) + "\n")
-            rows.flush()
+        def tell(line: dict[str, Any]) -> None:
+            lines.write(json.dumps(line) + "\n")
+            lines.flush()
 
-        try:
-            for found in named(name).rows(Setting.from_json(setting)):
-                tell(found)
-        except Exception as error:  # whatever it is, the other checks are still to be made
-            tell(failed(name, one_line(f"{type(error).__name__}: {error}")))
-            raise
+        for name in names:
+            try:
+                for found in named(name).rows(Setting.from_json(setting)):
+                    tell(found.values)
+            except Exception as error:  # whatever it is, the other checks are still to be made
+                tell(failed(name, one_line(f"{type(error).__name__}: {error}")).values)
+                raise
+            tell({ENDED: name})
+            forget()
     return 0
+
+
+def forget() -> None:
+    """Release what a check has left in this process: compiled code, its recordings, memory."""
+    if dynamo := sys.modules.get("torch._dynamo"):
+        dynamo.reset()
+    release_memory()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """What the driver takes beside torch's allocator, what attention takes, whether NVML and torch
-speak of one card, and what a fork costs."""
+speak of one card, and whether stages can be forked."""
 
 import os
-import signal
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +10,6 @@ from flows.machine.fork_trial import try_forks
 from flows.planning.terms import GPU_WORKSPACE_BYTES
 from scripts.gpu_check.rows import MIB, Row, mib, one_line, row, skipped
 from scripts.gpu_check.setting import Setting
-from stages.process.deferred_imports import import_transformers
 from stages.process.device import (
     device_free_bytes,
     device_holders,
@@ -28,7 +25,6 @@ LIST_SLACK_BYTES = 32 * MIB
 POSITIONS, HEADS, WIDTH = 8192, 16, 64
 SDPA_MIB = {"causal": 100, "boolean mask": 600}
 """Most that fused attention may take above its inputs; the unfused one takes 2 GiB a copy."""
-FORK_SECONDS = 60
 
 
 def context(setting: Setting) -> Iterator[Row]:
@@ -132,62 +128,9 @@ def _attention_bytes(device: str, dtype: Any, how: str) -> int:
     return int(torch.cuda.max_memory_allocated(device) - before)
 
 
-def fork_unasked(setting: Setting) -> Iterator[Row]:
-    """A parent that only imports the libraries, and the trial by which runs are forked."""
-    yield from _forked(setting, "a parent that imported torch and transformers", asks=False)
-    found = try_forks(setting.device, lambda *_: None)
-    name = "fork server: the trial of doctor --measure"
-    yield row(name, "same bits, card released", found.why or "as expected", found.holds)
-
-
-def fork_by_nvml(setting: Setting) -> Iterator[Row]:
-    """A parent that asks torch for GPUs, which asks NVML."""
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    yield from _forked(setting, "one that asked torch for GPUs by NVML", asks=True)
-
-
-def fork_by_cuda(setting: Setting) -> Iterator[Row]:
-    """A parent that asks torch for GPUs, which asks CUDA. Nothing of the program does that, so
-    either answer is right."""
-    name = "one that asked torch for GPUs by CUDA"
-    for found in _forked(setting, name, asks=True):
-        yield row(found.name, f"told, either way; best: {found.expected}", found.found, True)
-
-
-def _forked(setting: Setting, parent: str, *, asks: bool) -> Iterator[Row]:
-    before = device_used_bytes(setting.device)
-    import torch
-
-    import_transformers()  # as the server of forks does
-    answers = ""
-    if asks:
-        answers = f"{torch.cuda.device_count()} seen, available {torch.cuda.is_available()}; "
-    holds = os.getpid() in device_holders(setting.device)
-    risen = device_used_bytes(setting.device) - before
-    found = f"{answers}{'in' if holds else 'not in'} the process list, {mib(risen)} more in use"
-    good = not holds and risen < CONTEXT_MIB[0] * MIB // 2
-    yield row(f"fork server: context of {parent}", "none", found, good)
-    said = _child_says(setting.device)
-    yield row(f"fork server: CUDA in a fork of {parent}", "computes", said, said == "computes")
-
-
-def _child_says(device: str) -> str:
-    """What a forked process says that uses the device."""
-    import torch
-
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        signal.alarm(FORK_SECONDS)
-        try:
-            good = float(torch.ones(2, device=device).sum()) == 2.0
-            said = "computes" if good else "computes, but wrongly"
-        except BaseException as error:  # its words are all that is wanted of it
-            said = traceback.format_exception_only(error)[-1]
-        os.write(writing, one_line(said).encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as file:
-        said = file.read().decode(errors="replace")
-    _, status = os.waitpid(child, 0)
-    return said or f"ended with wait status {status} and no word"
+def forks(setting: Setting) -> Iterator[Row]:
+    """Whether stages can be forked here, as `penstock doctor --measure` tries; the runs of later
+    checks then fork theirs."""
+    verdict = try_forks(setting.device, lambda *_: None)
+    found = "as in a fresh process" if verdict.holds else one_line(verdict.why)
+    yield row("forked stages compute on the card", "as in a fresh process", found, verdict.holds)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.gpu_check.rows import Row, mib, row
+from scripts.gpu_check.rows import Row, row
 from scripts.gpu_check.setting import DEMO, Setting
 
 NEW_TOKENS = 12
@@ -66,11 +66,11 @@ class Bench:
         given = {"do_sample": False, "max_new_tokens": NEW_TOKENS, **options}
         return generate(half, self.inputs(half), self.features, **given).cpu()
 
-    def inputs(self, half: Any) -> Any:
-        """The prompt of the clip, as that language half is given it."""
+    def inputs(self, half: Any, prompt: str = "x") -> Any:
+        """The clip and a prompt, as that language half is given them."""
         from stages.models.processors.prepare import drop_end_token, rebuild
 
-        return drop_end_token(half, rebuild(self.processor, [self.prepared], ["x"]))
+        return drop_end_token(half, rebuild(self.processor, [self.prepared], [prompt]))
 
 
 def noise() -> Any:
@@ -173,39 +173,10 @@ int8 = runs("language half in int8", {"precision": "int8"}, {})
 nf4 = runs("language half in nf4", {"precision": "nf4"}, {})
 
 
-def rate(setting: Setting) -> Iterator[Row]:
-    """Measure the transfer rate of a streamed encoder's layers, and its cost. No threshold applies
-    to these figures."""
-    import torch
-
-    from stages.memory.machine_benchmarks import copies
-    from stages.models.loading import facts
-    from stages.models.streaming.load import run_calls
-
-    bench = Bench(setting.model, setting.device, "auto")
-
-    def seconds(half: Any) -> float:
-        def call() -> None:
-            run_calls(half, [lambda: bench.encode(half)])
-            torch.cuda.synchronize()
-
-        return timed(call)
-
-    plain = seconds(bench.half("vision"))
-    half = bench.half("vision", offload=True)
-    slow, fetched = seconds(half), int(facts(half)["bytes_fetched_a_pass"])
-    copy = copies(setting.device)["to_device"]
-    expected = f"told; a pinned copy makes {copy / 1e9:.1f} GB/s"
-    found = f"{fetched / slow / 1e9:.2f} GB/s, {mib(fetched)} a pass"
-    yield row("layers of a streamed encoder", expected, found, fetched > 0)
-    expected = f"told; plain takes {plain * 1000:.0f} ms"
-    yield row("encoding one clip, streamed", expected, f"{slow * 1000:.0f} ms", slow > 0)
-
-
-def timed(call: Callable[[], None]) -> float:
+def timed(call: Callable[[], object], repeats: int = REPEATS) -> float:
     """Seconds of a call, the median of some after one that does not count."""
     times = []
-    for _ in range(REPEATS + 1):
+    for _ in range(repeats + 1):
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)

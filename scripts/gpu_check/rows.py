@@ -1,8 +1,7 @@
-"""What the check of a GPU says: a row a fact, what is expected of it beside what was found; knows
-no GPU."""
+"""The rows of a GPU check: what was found beside what was expected. Imports no model library."""
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Verdict = Literal["ok", "differs", "skipped", "failed"]
@@ -19,6 +18,8 @@ class Row:
     found: str
     """What was found; why, where it was skipped; the last words, where it failed."""
     verdict: Verdict
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """The same as numbers with units in their names, for programs."""
 
     @property
     def values(self) -> dict[str, Any]:
@@ -30,9 +31,15 @@ class Row:
         return (self.name, self.expected, self.found, self.verdict)
 
 
-def row(name: str, expected: str, found: str, good: bool) -> Row:
+def row(name: str, expected: str, found: str, good: bool, /, **figures: Any) -> Row:
     """What was found, and whether it is what was expected."""
-    return Row(name=name, expected=expected, found=found, verdict="ok" if good else "differs")
+    verdict: Verdict = "ok" if good else "differs"
+    return Row(name=name, expected=expected, found=found, verdict=verdict, figures=figures)
+
+
+def told(name: str, found: str, /, **figures: Any) -> Row:
+    """Return a row that is only reported: no rule says what it should be."""
+    return row(name, "told", found, bool(found), **figures)
 
 
 def skipped(name: str, why: str, expected: str = "") -> Row:

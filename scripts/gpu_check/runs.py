@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
-from scripts.gpu_check.setting import DEMO, SAMPLES, Setting
+from scripts.gpu_check.setting import DEMO, Setting
 
 PENSTOCK = (sys.executable, "-m", "flows.cli.main")
 
@@ -26,6 +27,8 @@ class Run:
     code: int
     words: str
     """All that it said."""
+    seconds: float
+    """From its start to its end."""
 
     @property
     def exit_report(self) -> str:
@@ -61,11 +64,13 @@ class Run:
         return found
 
 
-def command(setting: Setting, name: str, *options: str, store: str = "") -> list[str]:
-    """The demo model over its samples, into a folder of that name."""
+def command(
+    setting: Setting, name: str, *options: str, store: str = "", verb: str = "caption"
+) -> list[str]:
+    """The demo model over its samples, into a folder of that name, unless `options` name others."""
     out, kept = setting.folder / name, setting.folder / f"{store or name}-store"
-    told = [*PENSTOCK, "caption", "--out", str(out), "--store", str(kept)]
-    named = [] if "--model" in options else [str(SAMPLES), "--model", DEMO]
+    told = [*PENSTOCK, verb, "--out", str(out), "--store", str(kept)]
+    named = [] if "--model" in options else [str(setting.samples), "--model", DEMO]
     return [*told, *named, *options]
 
 
@@ -75,29 +80,35 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, **changes}
 
 
-def run(setting: Setting, name: str, *options: str, env: Mapping[str, str] | None = None) -> Run:
-    """That run, which another check may have made already."""
-    out, store = setting.folder / name, setting.folder / f"{name}-store"
+def run(
+    setting: Setting,
+    name: str,
+    *options: str,
+    env: Mapping[str, str] | None = None,
+    **how: str,
+) -> Run:
+    """That run, which another check may have made already. `how` is of `command`."""
     kept = setting.folder / f"{name}.ended.json"
     if not kept.exists():
+        began = time.monotonic()
         done = subprocess.run(
-            command(setting, name, *options),
+            command(setting, name, *options, **how),
             env=environment(**(env or {})),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
         )
-        kept.write_text(json.dumps([done.returncode, done.stdout]))
-    code, words = json.loads(kept.read_text())
-    return Run(out=out, store=store, code=code, words=words)
+        seconds = time.monotonic() - began
+        kept.write_text(json.dumps([done.returncode, done.stdout, seconds]))
+    code, words, seconds = json.loads(kept.read_text())
+    store = setting.folder / f"{how.get('store') or name}-store"
+    return Run(out=setting.folder / name, store=store, code=code, words=words, seconds=seconds)
 
 
-def good_run(
-    setting: Setting, name: str, *options: str, env: Mapping[str, str] | None = None
-) -> Run:
+def good_run(setting: Setting, name: str, *options: str, **how: Any) -> Run:
     """A run that must end well. Raises RuntimeError with its last words."""
-    done = run(setting, name, *options, env=env)
+    done = run(setting, name, *options, **how)
     if done.code:
         raise RuntimeError(f"the run {name} ended with {done.code}: {done.exit_report}")
     return done

@@ -20,11 +20,11 @@ from stages.process import stage_process
 from stages.process.device import device_holders, device_used_bytes
 
 LABELS = "red circle,blue square,green triangle,purple cross"
-IDLE_MINUTES = "0.2"
+IDLE_MINUTES = "0.1"
 ROOM = 1.25
 """Budget of halves that take turns, in parts of what the larger one is planned to take."""
 PROMPTS = ("", "What moves?")
-LOAD_SECONDS = 5.0
+LOAD_SECONDS = 3.0
 AT_ONCE = 64
 LIGHT_PAUSE = 0.05
 """Seconds between an answer and the next question at light load."""

@@ -1,12 +1,17 @@
 """The inputs of every check: the models, the files, and a folder to work in."""
 
 import json
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = "demo"
 SAMPLES = ROOT / "penstock_demo" / "samples"
+TINY = "tiny"
+"""Size of the random model on a stand-in."""
+PICTURES, SIDE = 12, 64
+"""How many pictures are rendered, and pixels of their edges."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,10 +21,19 @@ class Setting:
     folder: Path
     """Where runs leave their outputs and stores; the checks share it."""
     model: str = DEMO
-    """What the checks of a real model run: a hub id or a folder."""
+    """A hub id or a folder, checked beside the demo's; the demo's: one of random weights is."""
     source: Path = SAMPLES
-    """What they caption."""
+    """What the named model captions."""
+    samples: Path = SAMPLES
+    """What the demo model and the random one caption."""
+    size: str = ""
+    """Of `random_model.SHAPES`; empty: the first that fits."""
     device: str = "cuda:0"
+
+    @property
+    def media(self) -> Path:
+        """What the model beside the demo's captions."""
+        return self.samples if self.model == DEMO else self.source
 
     def to_json(self) -> str:
         fields = {name: str(getattr(self, name)) for name in self.__dataclass_fields__}
@@ -28,5 +42,21 @@ class Setting:
     @classmethod
     def from_json(cls, text: str) -> "Setting":
         told = json.loads(text)
-        folder, source = Path(told.pop("folder")), Path(told.pop("source"))
-        return cls(folder=folder, source=source, **told)
+        for name in ("folder", "source", "samples"):
+            told[name] = Path(told[name])
+        return cls(**told)
+
+
+def pictures(folder: Path) -> Path:
+    """Render pictures of the demo's world, for an environment that cannot decode videos."""
+    from PIL import Image
+
+    from penstock_demo.render import render_frames
+    from penstock_demo.world import sample_clip
+
+    rng = random.Random(5)
+    folder.mkdir()
+    for number in range(PICTURES):
+        (frame,) = render_frames(sample_clip(rng, "trained"), [0.5], SIDE, SIDE)
+        Image.fromarray(frame).save(folder / f"picture-{number:02}.png")
+    return folder

@@ -1,4 +1,4 @@
-"""Whole runs: their record, their bits, budgets, the lock, and the plan of a real model."""
+"""Whole runs: their record, their bits, budgets, the lock, and plans."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ from stages.process import stage_process
 from stages.process.device import device_holders, device_used_bytes
 
 ON_DEVICE = ("encode", "decode")
-BUDGETS = ("600MiB", "700MiB", "900MiB")
+BUDGETS = ("600MiB", "900MiB")
 AS_ON_CPU = 0.9
 """Part of the captions that must be those of the CPU: 16 bit rounds otherwise there."""
 PLAN_SHARE = 0.08
@@ -139,13 +139,6 @@ def lock(setting: Setting) -> Iterator[Row]:
     yield row("left on the card after them", "no process", words_left, good)
 
 
-def planned(setting: Setting) -> Iterator[Row]:
-    """A plan's peaks beside those of its run, in small batches and in larger ones."""
-    for batch in (1, 8):
-        options = (str(setting.source), "--model", setting.model, "--batch-size", str(batch))
-        yield from peaks(batch, good_run(setting, f"batch-{batch}", *options).record)
-
-
 def peaks(batch: int, record: Mapping[str, Any]) -> Iterator[Row]:
     """A row a stage."""
     told = {stage["rung"]["stage"]: stage for stage in record["plan"]["memory"]["stages"]}
@@ -159,13 +152,3 @@ def peaks(batch: int, record: Mapping[str, Any]) -> Iterator[Row]:
             name = f"peak of {stage.name}, {told[stage.name]['name']} (asked for {batch})"
             expected = f"{mib(plan)} within {PLAN_SHARE:.0%}"
             yield row(name, expected, found, abs(off) <= PLAN_SHARE and not rungs)
-
-
-def in_nf4(setting: Setting) -> Iterator[Row]:
-    """The real model with its language half in 4 bit."""
-    options = (str(setting.source), "--model", setting.model, "--precision", "nf4")
-    decode = good_run(setting, "in-nf4", *options).stage("decode")
-    layers = sum(decode["notes"]["quantized_modules"].values())
-    found = f"{decode['items']} captions, {layers} quantized layers"
-    good = bool(decode["items"] and layers)
-    yield row("--precision nf4", "captions, of quantized layers", found, good)

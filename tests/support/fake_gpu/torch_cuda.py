@@ -149,6 +149,9 @@ class Stream:
     def query(self) -> bool:
         return True
 
+    def is_capturing(self) -> bool:
+        return False
+
     def __enter__(self) -> "Stream":
         return self
 
@@ -221,9 +224,11 @@ def patch_cuda() -> None:
         "device": CardContext,
         "current_device": current_device,
         "is_initialized": lambda: holding.made,
+        "is_current_stream_capturing": lambda: False,
         "init": holding.use,
         "_lazy_init": holding.use,
     }
+    torch.accelerator.current_stream = current_stream  # type: ignore[assignment]
     for name, thing in given.items():
         assert hasattr(torch.cuda, name), f"torch.cuda has no {name}"
         setattr(torch.cuda, name, thing)

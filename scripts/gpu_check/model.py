@@ -1,0 +1,345 @@
+"""A model of a usual size on the device, by default with random weights: how it is loaded, which
+engine and how many rows it gets, and what its steps and prompts cost."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import _models
+from benchmarks._models import Shape, build
+from flows.checkpoint.precision import no_bfloat16
+from scripts.gpu_check.card import stand_in
+from scripts.gpu_check.halves import Bench, timed
+from scripts.gpu_check.rows import Row, mib, one_line, row, skipped, told
+from scripts.gpu_check.setting import DEMO, TINY, Setting
+from scripts.gpu_check.steps import Work, stepped, work_of
+from stages.models import resolve_model
+from stages.process.cgroup import host_free_bytes
+from stages.process.device import device_free_bytes
+
+if TYPE_CHECKING:
+    from stages.decode.engines.inflight.prefill import PrefilledSequence
+
+SHAPES = {
+    "3b": Shape(layers=36, width=2048, tower_layers=32, tower_width=1280, vocabulary=151936),
+    "0.5b": _models.LARGE,
+    TINY: _models.TINY,
+}
+"""Sizes; the first that fits is checked unless one is named."""
+TOKENS = {TINY: 8}
+"""New tokens of each caption; NEW_TOKENS of the other sizes."""
+NEW_TOKENS = 64
+LONG, LONG_TINY = 1500, 150
+"""Tokens of the longer prompt."""
+ROWS = (8, 64)
+"""Rows of a step."""
+COPIED_BYTES = 128 << 20
+RATE = 1e-3
+CAPTION = "A red circle moves to the left, and a blue square turns."
+"""What adapters are trained on."""
+ROOM = 1.6
+"""Memory that has to be free, in parts of the bytes of all weights: also those of a step."""
+PRECISIONS: dict[str, tuple[str, dict[str, str]]] = {
+    "bf16": ("bfloat16", {}),
+    "fp16": ("float16", {}),
+    "nf4": ("bfloat16", {"precision": "nf4"}),
+}
+"""Precision → type of the numbers, and how the half is held."""
+
+
+class TooSmall(Exception):
+    """No size of the random model fits this machine."""
+
+
+def stored_bytes(shape: Shape) -> int:
+    """Return about how many bytes a checkpoint of that shape has, in 16 bit."""
+    width, tower = shape.width, shape.tower_width
+    layer = 14.5 * width**2  # query and output whole, a quarter of it for keys and for values
+    weights = shape.layers * layer + shape.vocabulary * width
+    return int(2 * (weights + shape.tower_layers * 13 * tower**2))
+
+
+def lacking(setting: Setting, size: str) -> str:
+    """Return what the machine has too little of for that size; empty if it has enough."""
+    wanted = int(ROOM * stored_bytes(SHAPES[size]))
+    free = {
+        "GPU memory": device_free_bytes(setting.device)[0] or wanted,  # or the driver tells none
+        "RAM": host_free_bytes(),
+        "disk space": shutil.disk_usage(setting.folder).free,
+    }
+    short = [f"{mib(left)} of {name}" for name, left in free.items() if left < wanted]
+    return f"{size} needs {mib(wanted)}, free are {' and '.join(short)}" if short else ""
+
+
+def folder_of(setting: Setting) -> Path:
+    """Return the checkpoint: of the model that the setting names, else of random weights, which is
+    written if there is none yet. Raises TooSmall."""
+    if setting.model != DEMO:
+        return resolve_model(Path(setting.model), None)
+    reasons = []
+    for size in [setting.size] if setting.size else [each for each in SHAPES if each != TINY]:
+        folder = setting.folder / f"random-{size}"
+        if not folder.exists():
+            if reason := lacking(setting, size):
+                reasons.append(reason)
+                continue
+            _build(setting, size, folder)
+        return folder
+    raise TooSmall("; ".join(reasons))
+
+
+def _build(setting: Setting, size: str, folder: Path) -> None:
+    """Write the checkpoint, whole or not at all. Its weights are made on the device: random
+    numbers of a CPU would take a minute."""
+    import torch
+
+    begun = folder.with_name(f"{folder.name}.begun")
+    shutil.rmtree(begun, ignore_errors=True)
+    with torch.device(setting.device):
+        build(begun, SHAPES[size], TOKENS.get(size, NEW_TOKENS))
+    begun.rename(folder)
+
+
+Rows = Callable[[Setting, Path], Iterator[Row]]
+
+
+def of_model(name: str, rows: Rows) -> Callable[[Setting], Iterator[Row]]:
+    """A check of the model, skipped where the random one does not fit."""
+
+    def check(setting: Setting) -> Iterator[Row]:
+        try:
+            folder = folder_of(setting)
+        except TooSmall as error:
+            yield skipped(name, str(error))
+        else:
+            yield from rows(setting, folder)
+
+    return check
+
+
+def _found(setting: Setting, folder: Path) -> Iterator[Row]:
+    """How large the model is."""
+    held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    yield told("model", f"{folder.name}: {held / 1e9:.2f} GB", model=folder.name, bytes=held)
+
+
+def _loads(setting: Setting, folder: Path) -> Iterator[Row]:
+    """How fast halves are loaded from the page cache, and bytes copied to the card."""
+    import torch
+
+    bench = Bench(str(folder), setting.device, "bfloat16")
+    for part in ("vision", "language"):
+        taken, held = [], 0
+        for _ in range(2):
+            began = time.perf_counter()
+            half = bench.half(part)
+            torch.cuda.synchronize()
+            taken.append(time.perf_counter() - began)
+            held = sum(each.nbytes for each in half.parameters() if each.device.type != "meta")
+            del half
+        rate = held / taken[-1]
+        found = f"{taken[0]:.2f} s, then {taken[1]:.2f} s: {rate / 1e9:.2f} GB/s of {mib(held)}"
+        figures = {"seconds": taken, "bytes": held, "bytes_per_second": rate}
+        yield told(f"load of the {part} half, bf16", found, **figures)
+    rates = {"pinned": copy_rate(setting, True), "loose": copy_rate(setting, False)}
+    found = ", ".join(f"{rate / 1e9:.1f} GB/s {name}" for name, rate in rates.items())
+    yield told("copies to the card", found, **rates)
+    half = bench.half("vision")
+    with torch.inference_mode():
+        work = work_of(lambda: bench.encode(half))
+    yield told("a clip of noise through the vision half", work.words, **work.figures)
+
+
+def copy_rate(setting: Setting, pinned: bool) -> float:
+    """Return the bytes per second that are copied to the card from memory of the host."""
+    import torch
+
+    host = torch.ones(COPIED_BYTES, dtype=torch.uint8).pin_memory() if pinned else None
+    host = torch.ones(COPIED_BYTES, dtype=torch.uint8) if host is None else host
+    there = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=setting.device)
+
+    def copy() -> None:
+        there.copy_(host, non_blocking=pinned)
+        torch.cuda.synchronize()
+
+    return COPIED_BYTES / timed(copy)
+
+
+def _streamed(setting: Setting, folder: Path) -> Iterator[Row]:
+    """Measure the transfer rate of a streamed encoder's layers, and its cost. No threshold applies
+    to these figures."""
+    import torch
+
+    from stages.memory.machine_benchmarks import copies
+    from stages.models.loading import facts
+    from stages.models.streaming.load import run_calls
+
+    bench = Bench(str(folder), setting.device, "auto")
+
+    def seconds(half: Any) -> float:
+        def call() -> None:
+            run_calls(half, [lambda: bench.encode(half)])
+            torch.cuda.synchronize()
+
+        return timed(call)
+
+    plain = seconds(bench.half("vision"))
+    half = bench.half("vision", offload=True)
+    slow, fetched = seconds(half), int(facts(half)["bytes_fetched_a_pass"])
+    copy = copies(setting.device)["to_device"]
+    expected = f"told; a pinned copy makes {copy / 1e9:.1f} GB/s"
+    found = f"{fetched / slow / 1e9:.2f} GB/s, {mib(fetched)} a pass"
+    yield row("layers of a streamed encoder", expected, found, fetched > 0)
+    expected = f"told; plain takes {plain * 1000:.0f} ms"
+    yield row("encoding one clip, streamed", expected, f"{slow * 1000:.0f} ms", slow > 0)
+
+
+def _decoding(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
+    """The engine check, and what steps and prompts cost, in one precision."""
+    import torch
+
+    from stages.decode.engines.inflight.engine import LONGER_SUFFIX
+    from stages.decode.engines.inflight.engine_check import choose_layout, reference_of
+    from stages.decode.engines.inflight.pool_shape import GPU_STEP_ROWS
+    from stages.decode.engines.inflight.prefill import prefill_row
+
+    dtype, how = PRECISIONS[precision]
+    if dtype == "bfloat16" and no_bfloat16(setting.device):
+        if not how:
+            yield skipped(f"engine check, {precision}", "no bf16 before Ampere")
+            return
+        dtype = "float16"
+    bench = Bench(str(folder), setting.device, dtype)
+    torch.cuda.reset_peak_memory_stats()
+    with torch.inference_mode():
+        half = bench.half("language", **how)
+
+        def read(prompt: str) -> "PrefilledSequence":
+            inputs = bench.inputs(half, prompt)
+            return prefill_row(half, inputs, bench.features, max_new_tokens=NEW_TOKENS)
+
+        reference = reference_of(half, bench.inputs(half), bench.features)
+        short, longer = read("x"), read(f"x{LONGER_SUFFIX}")
+        found = choose_layout(
+            max(ROWS), short, longer, reference, is_only_engine=False, step_rows=GPU_STEP_ROWS
+        )
+        rows = 0 if found.reason else found.layout.rows
+        words = f"transformers: {one_line(found.reason)}" if found.reason else f"{rows} rows"
+        words += ", aligned" if found.layout.aligned else ""
+        words += f"; {one_line(found.rejected)}" if found.rejected else ""
+        yield told(f"engine check, {precision}", words, rows=rows)
+        some = len(bench.processor.tokenizer("word " * 100)["input_ids"])
+        for prompt in (
+            "x",
+            "word " * (100 * (LONG_TINY if setting.size == TINY else LONG) // some),
+        ):
+            tokens, work = read(prompt).tokens, work_of(partial(read, prompt))
+            name = f"a prompt of {tokens:,} tokens, {precision}"
+            yield told(name, work.words, tokens=tokens, **work.figures)
+        yield _generated(bench, half, precision)
+        yield from _steps(setting, short, precision)
+    peak = torch.cuda.max_memory_allocated()
+    yield told(f"most memory of these, {precision}", mib(peak), bytes=peak)
+
+
+def _generated(bench: Bench, half: Any, precision: str) -> Row:
+    """Milliseconds a token of `generate`, one row."""
+    import torch
+
+    def seconds(tokens: int) -> float:
+        def call() -> None:
+            bench.tokens(half, max_new_tokens=tokens, min_new_tokens=tokens)
+            torch.cuda.synchronize()
+
+        return timed(call, repeats=2)
+
+    few, many = 8, 24
+    ms = 1000 * (seconds(many) - seconds(few)) / (many - few)
+    return told(f"generate, one row, {precision}", f"{ms:.2f} ms a token", ms=ms)
+
+
+def _steps(setting: Setting, read: "PrefilledSequence", precision: str) -> Iterator[Row]:
+    """Steps of few and many rows as they are; in 16 bit also compiled."""
+    plain: dict[int, Work] = {}
+    logits: dict[int, Any] = {}
+    for rows in ROWS:
+        logits[rows], plain[rows] = stepped(read, None, rows)
+        rate = 1000 * rows / plain[rows].wall_ms
+        found = f"{plain[rows].words}; {rate:,.0f} tokens/s"
+        figures = {**plain[rows].figures, "tokens_per_second": rate}
+        yield told(f"a step of {rows} rows, {precision}", found, **figures)
+    few, many = (logits[rows] for rows in ROWS)
+    apart = float((few - many).abs().max())
+    yield told(f"logits of {ROWS[0]} and {ROWS[1]} rows, {precision}", f"{apart:.1e} apart")
+    for rows in ROWS if precision == "bf16" else ():
+        yield _compiled_step(setting, read, rows, plain[rows], logits[rows])
+
+
+def _compiled_step(
+    setting: Setting, read: "PrefilledSequence", rows: int, plain: Work, expected: Any
+) -> Row:
+    from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
+
+    name, began = f"a step of {rows} rows, bf16, compiled", time.perf_counter()
+    if stand_in():
+        return skipped(name, "torch records no CUDA graph of a stand-in", "told")
+    try:
+        logits, work = stepped(read, CompiledStep(setting.device), rows)
+    except Exception as error:  # whatever a compiler, or a machine without one, says
+        return skipped(name, f"{type(error).__name__}: {one_line(str(error))}", "told")
+    seconds = time.perf_counter() - began
+    graphs = graph_note(setting.device).get("cuda_graphs", "not told")
+    apart = float((logits - expected).abs().max())
+    found = f"{work.words}; x {plain.wall_ms / work.wall_ms:.2f}, {seconds:.0f} s with compiling; "
+    found += f"CUDA graphs {graphs}; logits {apart:.1e} apart"
+    figures = {**work.figures, "compiling_seconds": seconds, "graphs": graphs, "apart": apart}
+    return told(name, found, **figures)
+
+
+def _fp16_training(setting: Setting, folder: Path) -> Iterator[Row]:
+    """Steps of a LoRA on a half in fp16, which the command trains on cards before Ampere only."""
+    import math
+
+    import torch
+
+    from scripts.gpu_check.graphs import Unheard
+    from stages.models.encoding.batch import encode_batches
+    from stages.tune.adapter import add_adapter
+    from stages.tune.examples import make_example
+    from stages.tune.job import ADAMW
+    from stages.tune.training import Trainer, optimizer_of
+
+    bench = Bench(str(folder), setting.device, "float16")
+    with torch.inference_mode():
+        ((record,),) = encode_batches(bench.half("vision"), [[bench.prepared]])
+    torch.cuda.reset_peak_memory_stats()
+    half = bench.half("language")
+    example = make_example(half, bench.processor, lambda: record, "What moves?", CAPTION)
+    trained = add_adapter(half, 16, 0)
+    half.train()
+    optimizer = optimizer_of(ADAMW, trained, RATE)
+    heard: Any = Unheard()
+    trainer = Trainer(half, bench.processor, trained, optimizer, heard, 2)
+    losses, seconds = [], 0.0
+    for _ in range(3):
+        began = time.perf_counter()
+        losses.append(trainer.step([example] * 2, RATE))
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+    peak = torch.cuda.max_memory_allocated()
+    found = f"losses {', '.join(f'{loss:.2f}' for loss in losses)}; {seconds:.2f} s, {mib(peak)}"
+    good = all(map(math.isfinite, losses))
+    figures = {"losses": losses, "seconds": seconds, "bytes": peak}
+    yield row("steps of a LoRA, fp16", "finite losses", found, good, **figures)
+
+
+found = of_model("model", _found)
+loads = of_model("load of halves", _loads)
+streamed = of_model("layers of a streamed encoder", _streamed)
+decoding = {
+    name: of_model(f"engine check, {name}", partial(_decoding, name)) for name in PRECISIONS
+}
+fp16_training = of_model("steps of a LoRA, fp16", _fp16_training)
