@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from artifacts.errors import ModelChanged
 from artifacts.stamps import ModelFileStamp, link_stamp_of, model_stamp_of
@@ -49,18 +48,6 @@ class ModelFiles:
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Folder → names of all its files that loading reads, weights excluded. An added file would be
     read, too."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {"stamps": self.stamps, "links": self.links, "names": self.names}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "ModelFiles":
-        """Return the files listed in a job; none if it lists none."""
-        return cls(
-            stamps=_stamps_in(value.get("stamps", {})),
-            links=_stamps_in(value.get("links", {})),
-            names={folder: tuple(names) for folder, names in value.get("names", {}).items()},
-        )
 
     def with_others(self, other: "ModelFiles") -> "ModelFiles":
         """Return these files and those of another model."""
@@ -117,7 +104,3 @@ class ModelFiles:
         except OSError:
             return True
         return any(f" {os.path.realpath(path)}\n" in mapped for path in self.stamps)
-
-
-def _stamps_in(value: Mapping[str, Any]) -> dict[str, ModelFileStamp]:
-    return {path: ModelFileStamp(*stamp) for path, stamp in value.items()}

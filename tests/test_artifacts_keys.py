@@ -19,6 +19,7 @@ from artifacts.model_files import ModelFiles, small_names
 from artifacts.stamps import link_stamp_of, model_stamp_of
 from flows.checkpoint.model_files import ModelDigests, with_fetched
 from stages.process.exit_diagnosis import ProcessExit, fault_of_stage
+from stages.process.job import job_fields, parse_job
 
 
 def test_a_digest_depends_on_the_value_alone() -> None:
@@ -213,7 +214,7 @@ def cut_to_a_folder(path: Path) -> None:
     [rename_in, rename_away_and_back, overwrite_with_its_time, Path.unlink, cut_to_a_folder],
 )
 def test_a_change_is_seen_and_named(model: Path, name: str, change: Callable[[Path], None]) -> None:
-    files = ModelFiles.from_json(json.loads(json.dumps(planned(model).to_json())))
+    files = parse_job(ModelFiles, json.loads(json.dumps(job_fields(planned(model)))))
     files.check()
     change(model / name)
     with pytest.raises(ModelChanged, match=name) as caught:
@@ -259,7 +260,7 @@ def test_whatever_a_block_raises_a_change_is_the_cause(model: Path) -> None:
 
 
 def test_no_files_are_never_changed() -> None:
-    assert ModelFiles.from_json({}).changed() is None
+    assert ModelFiles().changed() is None
     assert not ModelFiles().are_mapped()
 
 

@@ -578,7 +578,7 @@ def test_an_adapter_is_merged_into_the_model_that_is_there(
     planned = ModelFiles(stamps={str(path): model_stamp_of(path) for path in files})
     models.rename_in(models.second)
     with pytest.raises(ModelChanged, match=WEIGHTS):
-        merged(models.folder, adapters[0], tmp_path / "merged", files=planned.to_json())
+        merged(models.folder, adapters[0], tmp_path / "merged", files=planned)
     assert not list((tmp_path / "merged").glob("*.safetensors"))
 
 

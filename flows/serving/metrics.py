@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -55,7 +56,7 @@ class HalfMetrics:
         self._metrics.second.batches += 1
         self._metrics.second.pictures += size
 
-    def finished(self, count: int, seconds: float) -> None:
+    def finished(self, seconds: float) -> None:
         """Record the time of finished requests."""
         self._seconds.observe(seconds)
 
@@ -86,50 +87,24 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self._requests = Counter(
-            "penstock_requests", "requests answered", ["route", "status"], registry=registry
-        )
-        self._latency = Histogram(
-            "penstock_request_seconds",
-            "from the first byte of a request to the last of its answer",
-            ["route"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._refused = Counter(
-            "penstock_refused", "requests refused unread", ["why"], registry=registry
-        )
-        self._hits = Counter("penstock_store_hits", "answers from the store", registry=registry)
-        self.restarts = Counter(
-            "penstock_restarts", "processes that ended", ["half", "why"], registry=registry
-        )
-        self.queue_seconds = Histogram(
-            "penstock_queue_seconds",
-            "wait for a batch",
-            ["half"],
-            buckets=SECONDS,
-            registry=registry,
-        )
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        seconds = partial(Histogram, buckets=SECONDS, registry=registry)
+        self._requests = counter("penstock_requests", "requests answered", ["route", "status"])
+        what = "from the first byte of a request to the last of its answer"
+        self._latency = seconds("penstock_request_seconds", what, ["route"])
+        self._refused = counter("penstock_refused", "requests refused unread", ["why"])
+        self._hits = counter("penstock_store_hits", "answers from the store")
+        self.restarts = counter("penstock_restarts", "processes that ended", ["half", "why"])
+        self.queue_seconds = seconds("penstock_queue_seconds", "wait for a batch", ["half"])
         self.batch_size = Histogram(
             "penstock_batch_size", "works of a batch", ["half"], buckets=SIZES, registry=registry
         )
-        self.batch_seconds = Histogram(
-            "penstock_batch_seconds",
-            "time of a batch",
-            ["half"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.memory_bytes = Gauge(
-            "penstock_memory_bytes", "memory of a half's process", ["half"], registry=registry
-        )
-        self.budget_bytes = Gauge(
-            "penstock_budget_bytes",
-            "memory that a half is planned to take",
-            ["half"],
-            registry=registry,
-        )
-        self._depth = Gauge("penstock_queue_depth", "works that wait", ["half"], registry=registry)
+        self.batch_seconds = seconds("penstock_batch_seconds", "time of a batch", ["half"])
+        what = "memory of a half's process"
+        self.memory_bytes = gauge("penstock_memory_bytes", what, ["half"])
+        what = "memory that a half is planned to take"
+        self.budget_bytes = gauge("penstock_budget_bytes", what, ["half"])
+        self._depth = gauge("penstock_queue_depth", "works that wait", ["half"])
         self.second = Second()
         """Counts since the last point."""
         self._points: deque[dict[str, Any]] = deque(maxlen=MAX_POINTS)
