@@ -100,9 +100,7 @@ def across_rooms() -> set[str]:
 
 JOB_REASONS = {
     "JSON that is stored with what the job makes and compared whole": {
-        "stages/export/jobs.py:GraphJob.recipe",
-        "stages/export/jobs.py:ExportJob.recipe",
-        "stages/export/jobs.py:MergeJob.recipe",
+        "stages/export/jobs.py:CheckpointJob.recipe",
         "stages/tune/job.py:TuneJob.recipe",
     },
     "JSON, where it is made a job or was one": {

@@ -46,8 +46,8 @@ def check_packages() -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GraphJob:
-    """The checkpoint to write, and the halves that get graphs."""
+class CheckpointJob:
+    """The checkpoint to write, and its source."""
 
     model: str
     """Folder of the source checkpoint."""
@@ -55,6 +55,17 @@ class GraphJob:
     """Everything that decides the written bytes."""
     folder: str
     """Folder to write to."""
+    as_published: bool = False
+    """Whether the checkpoint is run as published."""
+    trust_remote_code: bool = False
+    files: ModelFiles = field(default_factory=ModelFiles)
+    """Files of the model, and of its adapter, when the job was planned; empty: not checked."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphJob(CheckpointJob):
+    """The checkpoint to write, and the halves that get graphs."""
+
     kind: str
     """One of GRAPHS."""
     weights: dict[Half, dict[str, str]]
@@ -64,11 +75,6 @@ class GraphJob:
     pieces: dict[Half, list[str]]
     """Half → paths of extra modules of the other half that it needs."""
     route: Route = "protocol"
-    as_published: bool = False
-    """Whether the checkpoint is run as published."""
-    trust_remote_code: bool = False
-    files: ModelFiles = field(default_factory=ModelFiles)
-    """Model files when the job was planned; empty: not checked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,15 +98,9 @@ GROUPS = (32, 64, 128)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExportJob:
-    """The checkpoint to write, and its source."""
+class ExportJob(CheckpointJob):
+    """The quantized checkpoint to write."""
 
-    model: str
-    """Folder of the source checkpoint."""
-    recipe: dict[str, Any]
-    """Everything that decides the written bytes."""
-    folder: str
-    """Folder to write to."""
     kind: str
     """One of BITSANDBYTES or PACKED."""
     parts: tuple[Part, ...]
@@ -109,12 +109,7 @@ class ExportJob:
     """Columns per scale of a packed kind."""
     calibrated: str = ""
     """Folder of calibrated weights; empty: weights are rounded to nearest."""
-    as_published: bool = False
-    """Whether the checkpoint is run as published."""
-    trust_remote_code: bool = False
     shard_bytes: int = SHARD_BYTES
-    files: ModelFiles = field(default_factory=ModelFiles)
-    """Model files when the job was planned; empty: not checked."""
 
 
 class CaptionedItem(NamedTuple):
@@ -165,20 +160,9 @@ class CalibrateJob:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MergeJob:
-    """The checkpoint to write, and its source."""
+class MergeJob(CheckpointJob):
+    """The checkpoint with a merged adapter to write."""
 
-    model: str
-    """Folder of the checkpoint that the adapter was trained on."""
     adapter: str
     """Folder of the adapter."""
-    recipe: dict[str, Any]
-    """Everything that decides the written bytes."""
-    folder: str
-    """Folder to write to."""
-    as_published: bool = False
-    """Whether the checkpoint is run as published."""
-    trust_remote_code: bool = False
     shard_bytes: int = SHARD_BYTES
-    files: ModelFiles = field(default_factory=ModelFiles)
-    """Files of model and adapter when the job was planned; empty: not checked."""

@@ -190,20 +190,17 @@ def describe(
         probing = _start_probing(pool, folder, load)
         with gc_frozen():
             config, cls = config_and_class(folder, trust_remote_code)
+        if not checkpoint.weights:
+            refuse_pickle(folder, trust_remote_code)
+        skeleton = skeleton_of(config, cls)
         if makes_vectors(cls):
-            return _describe_dual(checkpoint, config, cls, load, trust_remote_code)
-        profile = _describe_captioner(checkpoint, config, cls, probing, load, trust_remote_code)
+            return _describe_dual(checkpoint, skeleton, load)
+        profile = _describe_captioner(checkpoint, skeleton, probing, load)
         return with_published_facts(replace(profile, **limits), folder, as_published)
 
 
-def _describe_dual(
-    checkpoint: Checkpoint, config: Any, cls: type[Any], load: Load, trust_remote_code: bool
-) -> ModelProfile:
+def _describe_dual(checkpoint: Checkpoint, skeleton: Any, load: Load) -> ModelProfile:
     """Return the profile of a dual encoder, which processes images one by one."""
-    folder = checkpoint.folder
-    if not checkpoint.weights:
-        refuse_pickle(folder, trust_remote_code)
-    skeleton = skeleton_of(config, cls)
     choice = choose_route(skeleton)
     halves = halves_of(skeleton, read_headers(checkpoint))
     processor = load()
@@ -211,11 +208,11 @@ def _describe_dual(
     found = dry_run(skeleton, processor, choice.route)
     seen = probe(load(), "image", prepare_images)
     return ModelProfile(
-        folder=str(folder),
+        folder=str(checkpoint.folder),
         class_name=type(skeleton).__name__,
-        model_type=config.model_type,
+        model_type=skeleton.config.model_type,
         modalities=("image",),
-        dtype=_dtype(config),
+        dtype=_dtype(skeleton.config),
         route=choice.route,
         why=choice.why,
         parts=_with_costs(halves, found),
@@ -246,16 +243,11 @@ def _with_costs(parts: Mapping[Part, PartProfile], found: DryRun) -> dict[Part, 
 
 def _describe_captioner(
     checkpoint: Checkpoint,
-    config: Any,
-    cls: type[Any],
+    skeleton: Any,
     probing: Future[tuple[Probe, Probe]] | None,
     load: Load,
-    trust_remote_code: bool,
 ) -> ModelProfile:
     folder = checkpoint.folder
-    if not checkpoint.weights:
-        refuse_pickle(folder, trust_remote_code)
-    skeleton = skeleton_of(config, cls)
     choice = choose_route(skeleton)
     headers = read_headers(checkpoint)
     halves = (
