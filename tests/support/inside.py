@@ -4,10 +4,11 @@ and only the child processes are spared."""
 import json
 import os
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib import import_module
 from io import StringIO
-from typing import Any
+from typing import Any, ClassVar
 
 from flows.console.display import Display
 from flows.machine.launch import ENTRIES, StageCall
@@ -51,14 +52,19 @@ class InsideLauncher:
 
     listen: Listener = lambda *_: None
     started: list[str] = field(default_factory=list)
+    profiles: ClassVar[dict[str, StageOutcome]] = {}
+    """What `describe` told of the same files in this process of the tests."""
 
     def start(self, call: StageCall) -> Ended:
         self.started.append(call.name)
+        same = json.dumps([call.name, job_fields(call.job)])
+        if same in self.profiles:
+            return Ended(outcome=deepcopy(self.profiles[same]))
         module, _, name = ENTRIES[call.name].partition(":")
         run = getattr(import_module(module), name)
         outcome = StageOutcome(name=call.name)
         descriptor = os.memfd_create("events")
-        arguments = json.loads(json.dumps(job_fields(call.job)))
+        arguments = json.loads(same)[1]
         half = arguments.get("half", arguments)
         if "device" in half:
             half["device"] = call.device
@@ -68,6 +74,8 @@ class InsideLauncher:
             for line in file:
                 if (event := event_of(line.decode())) is not None:
                     self._take(outcome, event)
+        if call.name == "describe":
+            self.profiles[same] = deepcopy(outcome)
         return Ended(outcome=outcome)
 
     def _take(self, outcome: StageOutcome, event: Event) -> None:
