@@ -152,7 +152,7 @@ ROOM_REASONS = {
         "tuned:refuse_other_recipe",
     },
     "a file of measurements, as JSON": {
-        "versions:machine_identity",
+        "cpu:machine_identity",
     },
 }  # fmt: skip
 """Reason → what is loose for it of what one room of `flows` takes from another: file and name."""

@@ -12,7 +12,8 @@ from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
 from artifacts.schema import Half, Part
 from artifacts.user_folders import user_cache
-from flows.machine.versions import machine_identity, versions
+from flows.machine.cpu import machine_identity
+from flows.machine.versions import versions
 from flows.options.commands import RunOptions
 from flows.options.model import TORCH, HalfPrecisionOptions
 from stages.decode.engines import AUTO

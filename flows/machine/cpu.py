@@ -1,4 +1,10 @@
-"""Reads CPU features from the kernel. Imports no model library."""
+"""Reads CPU features from the kernel, and identifies the machine. Imports no model library."""
+
+from typing import Any
+
+from flows.machine.versions import versions
+from stages.process.cgroup import cores
+from stages.process.device import device_uuid
 
 
 def cpu_has_bfloat16() -> bool:
@@ -15,3 +21,13 @@ def cpu_line(name: str) -> str:
     except OSError:
         return ""
     return line.partition(":")[2].strip()
+
+
+def machine_identity(device: str) -> dict[str, Any]:
+    """Return the facts that must be equal for a stored measurement to be valid."""
+    return {
+        "device": device_uuid(device),
+        "cpu": cpu_line("model name"),
+        "cores": cores(),
+        "torch": versions().get("torch", ""),
+    }

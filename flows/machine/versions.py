@@ -2,11 +2,6 @@
 
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
-
-from flows.machine.cpu import cpu_line
-from stages.process.cgroup import cores
-from stages.process.device import device_uuid
 
 RECORDED = (
     "penstock",
@@ -34,13 +29,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def machine_identity(device: str) -> dict[str, Any]:
-    """Return the facts that must be equal for a stored measurement to be valid."""
-    return {
-        "device": device_uuid(device),
-        "cpu": cpu_line("model name"),
-        "cores": cores(),
-        "torch": versions().get("torch", ""),
-    }

@@ -12,9 +12,9 @@ from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
 from artifacts.user_folders import user_cache
 from flows.checkpoint.precision import no_bfloat16
-from flows.machine.cpu import cpu_has_bfloat16
+from flows.machine.cpu import cpu_has_bfloat16, machine_identity
 from flows.machine.launch import Launcher, StageCall, run_with_restarts
-from flows.machine.versions import machine_identity, now
+from flows.machine.versions import now
 from stages.memory.job import MeasureJob
 from stages.process.cgroup import cores
 
