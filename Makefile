@@ -5,7 +5,7 @@ WRITING := env -u PYTHONDONTWRITEBYTECODE
 PYTEST ?= $(WRITING) .venv/bin/pytest -q -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
 GPU_TESTS := tests/test_flows_on_gpu.py tests/test_flows_gpu_modes.py tests/test_flows_serving_on_gpu.py tests/test_project_gpu_check_whole.py
-GPU_SAMPLE := a_run_on_a_gpu or server or lost or two_unlike_cards or old_driver
+GPU_SAMPLE := a_run_on_a_gpu or first_rows or (old_driver and named)
 GPU_CHECK ?= $(if $(MODEL),--model '$(MODEL)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(OUT),--out '$(OUT)')
 
 .PHONY: help setup demo server worker lint test test-slow test-slow-sample test-gpu test-gpu-sample check test-install docs docs-check models gpu-check bench wheel image lock clean distclean

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,8 @@ from tests.support.fake_gpu.state import Machine
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 QUICK = ("context", "uuid", "forks", "features", "streamed", "nf4")
 """Checks that ask the driver or compute, without a whole run."""
+FIRST = ("kernels", "model, bf16", "model, loads")
+"""The first checks, without runs."""
 UNUSABLE = {
     "old_driver": (gpus.old_driver(), 1, "driver on your system is too old"),
     "no_kernels": (gpus.no_kernels(), 1, "no kernel image is available"),
@@ -43,8 +46,8 @@ def check(machine: Machine, folder: Path, *options: str) -> "subprocess.Complete
     return done
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = json.loads((folder / "gpu.json").read_text())["rows"]
+def rows(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "gpu.json").read_text())["rows"]
     return found
 
 
@@ -52,6 +55,21 @@ def test_every_row_is_ok_or_skipped(tmp_path: Path) -> None:
     done = check(gpus.plain(), tmp_path, "--minutes", "45")
     assert done.returncode == 0, done.stdout + done.stderr
     assert sum(each["verdict"] == "ok" for each in rows(tmp_path)) >= 25
+
+
+def test_the_first_rows_are_ok_and_come_from_one_process(tmp_path: Path) -> None:
+    machine = gpus.plain()
+    done = check(machine, tmp_path, *(option for word in FIRST for option in ("--only", word)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {each["name"]: each for each in rows(tmp_path)}
+    step = found["a step of 64 rows, bf16"]["figures"]
+    assert step["wall_ms"] > 0 and step["calls"] > 100 and step["tokens_per_second"] > 0
+    assert found["engine check, bf16"]["figures"] == {"rows": 64}
+    assert found["attention of a step by math"]["figures"]["alone"] is True
+    assert found["load of the language half, bf16"]["figures"]["bytes"] > 0
+    assert "no CUDA graph of a stand-in" in found["a step of 64 rows, bf16, compiled"]["found"]
+    # The card is looked at in one process, and all else is computed in another.
+    assert len(gpus.contexts(tmp_path / "machine")) == 2
 
 
 @pytest.mark.parametrize("mode", gpus.MODES)

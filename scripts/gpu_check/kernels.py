@@ -68,7 +68,9 @@ class Step:
 
         heads, queries, width = STEPS[shape]
         rows, dtype = max(ROWS), getattr(torch, name)
-        self.columns = TINY_COLUMNS if setting.size == TINY else COLUMNS
+        self.columns: tuple[int, ...] = COLUMNS
+        if setting.size == TINY:
+            heads, self.columns = 1, TINY_COLUMNS
         shapes = [(rows, heads, queries, width), *2 * [(rows, heads, max(self.columns), width)]]
         self._parts = [_random(each, dtype, setting.device) for each in shapes]
         mask = (torch.arange(max(self.columns), device=setting.device) < PROMPT).view(1, 1, 1, -1)

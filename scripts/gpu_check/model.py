@@ -4,6 +4,7 @@ engine and how many rows it gets, and what its steps and prompts cost."""
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,24 +55,18 @@ class TooSmall(Exception):
     """No size of the random model fits this machine."""
 
 
-def stored_bytes(shape: Shape) -> int:
-    """Return about how many bytes a checkpoint of that shape has, in 16 bit."""
-    width, tower = shape.width, shape.tower_width
-    layer = 14.5 * width**2  # query and output whole, a quarter of it for keys and for values
-    weights = shape.layers * layer + shape.vocabulary * width
-    return int(2 * (weights + shape.tower_layers * 13 * tower**2))
-
-
-def lacking(setting: Setting, size: str) -> str:
-    """Return what the machine has too little of for that size; empty if it has enough."""
-    wanted = int(ROOM * stored_bytes(SHAPES[size]))
+def lacking(setting: Setting, shape: Shape) -> str:
+    """Return what the machine has too little of for that shape; empty if it has enough."""
+    layer = 14.5 * shape.width**2  # query and output whole, keys and values a quarter each
+    tower = shape.tower_layers * 13 * shape.tower_width**2
+    wanted = 2 * ROOM * (shape.layers * layer + shape.vocabulary * shape.width + tower)
     free = {
         "GPU memory": device_free_bytes(setting.device)[0] or wanted,  # or the driver tells none
         "RAM": host_free_bytes(),
         "disk space": shutil.disk_usage(setting.folder).free,
     }
     short = [f"{mib(left)} of {name}" for name, left in free.items() if left < wanted]
-    return f"{size} needs {mib(wanted)}, free are {' and '.join(short)}" if short else ""
+    return f"the model needs {mib(wanted)}, free are {' and '.join(short)}" if short else ""
 
 
 def folder_of(setting: Setting) -> Path:
@@ -79,19 +74,15 @@ def folder_of(setting: Setting) -> Path:
     written if there is none yet. Raises TooSmall."""
     if setting.model != DEMO:
         return resolve_model(Path(setting.model), None)
-    reasons = []
-    for size in [setting.size] if setting.size else [each for each in SHAPES if each != TINY]:
+    for size in [setting.size] if setting.size else ("3b", "0.5b"):
         folder = setting.folder / f"random-{size}"
-        if not folder.exists():
-            if reason := lacking(setting, size):
-                reasons.append(reason)
-                continue
-            _build(setting, size, folder)
-        return folder
-    raise TooSmall("; ".join(reasons))
+        reason = "" if folder.exists() else lacking(setting, SHAPES[size])
+        if not reason:
+            return folder if folder.exists() else _built(setting, size, folder)
+    raise TooSmall(reason)
 
 
-def _build(setting: Setting, size: str, folder: Path) -> None:
+def _built(setting: Setting, size: str, folder: Path) -> Path:
     """Write the checkpoint, whole or not at all. Its weights are made on the device: random
     numbers of a CPU would take a minute."""
     import torch
@@ -100,7 +91,7 @@ def _build(setting: Setting, size: str, folder: Path) -> None:
     shutil.rmtree(begun, ignore_errors=True)
     with torch.device(setting.device):
         build(begun, SHAPES[size], TOKENS.get(size, NEW_TOKENS))
-    begun.rename(folder)
+    return begun.rename(folder)
 
 
 Rows = Callable[[Setting, Path], Iterator[Row]]
@@ -150,15 +141,15 @@ def _loads(setting: Setting, folder: Path) -> Iterator[Row]:
     half = bench.half("vision")
     with torch.inference_mode():
         work = work_of(lambda: bench.encode(half))
-    yield told("a clip of noise through the vision half", work.words, **work.figures)
+    yield told("a clip of noise through the vision half", work.words, **asdict(work))
 
 
 def copy_rate(setting: Setting, pinned: bool) -> float:
     """Return the bytes per second that are copied to the card from memory of the host."""
     import torch
 
-    host = torch.ones(COPIED_BYTES, dtype=torch.uint8).pin_memory() if pinned else None
-    host = torch.ones(COPIED_BYTES, dtype=torch.uint8) if host is None else host
+    host = torch.ones(COPIED_BYTES, dtype=torch.uint8)
+    host = host.pin_memory() if pinned else host
     there = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=setting.device)
 
     def copy() -> None:
@@ -169,32 +160,22 @@ def copy_rate(setting: Setting, pinned: bool) -> float:
 
 
 def _streamed(setting: Setting, folder: Path) -> Iterator[Row]:
-    """Measure the transfer rate of a streamed encoder's layers, and its cost. No threshold applies
-    to these figures."""
+    """How fast the layers of a streamed encoder are copied, and what that costs."""
     import torch
 
-    from stages.memory.machine_benchmarks import copies
     from stages.models.loading import facts
     from stages.models.streaming.load import run_calls
 
     bench = Bench(str(folder), setting.device, "auto")
-
-    def seconds(half: Any) -> float:
-        def call() -> None:
-            run_calls(half, [lambda: bench.encode(half)])
-            torch.cuda.synchronize()
-
-        return timed(call)
-
-    plain = seconds(bench.half("vision"))
     half = bench.half("vision", offload=True)
-    slow, fetched = seconds(half), int(facts(half)["bytes_fetched_a_pass"])
-    copy = copies(setting.device)["to_device"]
-    expected = f"told; a pinned copy makes {copy / 1e9:.1f} GB/s"
-    found = f"{fetched / slow / 1e9:.2f} GB/s, {mib(fetched)} a pass"
-    yield row("layers of a streamed encoder", expected, found, fetched > 0)
-    expected = f"told; plain takes {plain * 1000:.0f} ms"
-    yield row("encoding one clip, streamed", expected, f"{slow * 1000:.0f} ms", slow > 0)
+
+    def call() -> None:
+        run_calls(half, [lambda: bench.encode(half)])
+        torch.cuda.synchronize()
+
+    seconds, fetched = timed(call), int(facts(half)["bytes_fetched_a_pass"])
+    found = f"{fetched / seconds / 1e9:.2f} GB/s, {mib(fetched)} and {1000 * seconds:.0f} ms a pass"
+    yield told("layers of a streamed encoder", found, seconds=seconds, bytes=fetched)
 
 
 def _decoding(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
@@ -227,10 +208,9 @@ def _decoding(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
             max(ROWS), short, longer, reference, is_only_engine=False, step_rows=GPU_STEP_ROWS
         )
         rows = 0 if found.reason else found.layout.rows
-        words = f"transformers: {one_line(found.reason)}" if found.reason else f"{rows} rows"
-        words += ", aligned" if found.layout.aligned else ""
-        words += f"; {one_line(found.rejected)}" if found.rejected else ""
-        yield told(f"engine check, {precision}", words, rows=rows)
+        words = f"transformers: {found.reason}" if found.reason else f"{rows} rows"
+        words += ", aligned" * found.layout.aligned + f"; {found.rejected}" * bool(found.rejected)
+        yield told(f"engine check, {precision}", one_line(words), rows=rows)
         some = len(bench.processor.tokenizer("word " * 100)["input_ids"])
         for prompt in (
             "x",
@@ -238,7 +218,7 @@ def _decoding(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
         ):
             tokens, work = read(prompt).tokens, work_of(partial(read, prompt))
             name = f"a prompt of {tokens:,} tokens, {precision}"
-            yield told(name, work.words, tokens=tokens, **work.figures)
+            yield told(name, work.words, tokens=tokens, **asdict(work))
         yield _generated(bench, half, precision)
         yield from _steps(setting, short, precision)
     peak = torch.cuda.max_memory_allocated()
@@ -269,11 +249,11 @@ def _steps(setting: Setting, read: "PrefilledSequence", precision: str) -> Itera
         logits[rows], plain[rows] = stepped(read, None, rows)
         rate = 1000 * rows / plain[rows].wall_ms
         found = f"{plain[rows].words}; {rate:,.0f} tokens/s"
-        figures = {**plain[rows].figures, "tokens_per_second": rate}
+        figures = {**asdict(plain[rows]), "tokens_per_second": rate}
         yield told(f"a step of {rows} rows, {precision}", found, **figures)
-    few, many = (logits[rows] for rows in ROWS)
-    apart = float((few - many).abs().max())
-    yield told(f"logits of {ROWS[0]} and {ROWS[1]} rows, {precision}", f"{apart:.1e} apart")
+    apart = float((logits[ROWS[0]] - logits[ROWS[1]]).abs().max())
+    name = f"logits of {ROWS[0]} and {ROWS[1]} rows, {precision}"
+    yield told(name, f"{apart:.1e} apart", apart=apart)
     for rows in ROWS if precision == "bf16" else ():
         yield _compiled_step(setting, read, rows, plain[rows], logits[rows])
 
@@ -295,7 +275,7 @@ def _compiled_step(
     apart = float((logits - expected).abs().max())
     found = f"{work.words}; x {plain.wall_ms / work.wall_ms:.2f}, {seconds:.0f} s with compiling; "
     found += f"CUDA graphs {graphs}; logits {apart:.1e} apart"
-    figures = {**work.figures, "compiling_seconds": seconds, "graphs": graphs, "apart": apart}
+    figures = {**asdict(work), "compiling_seconds": seconds, "graphs": graphs, "apart": apart}
     return told(name, found, **figures)
 
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from flows.results.status import stages_of
@@ -69,22 +70,16 @@ def _run(setting: Setting, folder: Path, engine: str, batch: str) -> Run:
     )
 
 
-def _training(setting: Setting, folder: Path) -> Iterator[Row]:
+def _training(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
     """Steps of a LoRA as the command trains it: their peak beside the plan."""
     media = [path for path in sorted(setting.samples.iterdir()) if path.suffix in (".mp4", ".png")]
     examples = [{"media_path": str(path), "caption": CAPTION} for path in media[:EXAMPLES]]
     data = setting.folder / "examples.jsonl"
     data.write_text("".join(f"{json.dumps(each)}\n" for each in examples))
-    for precision in ("native", "nf4"):
-        options = ("--precision", precision, "--steps", STEPS, "--batch-size", "2")
-        done = good_run(
-            setting,
-            f"model-tuned-{precision}",
-            *(str(data), "--model", str(folder), *options, "--validate", "0"),
-            store=STORE,
-            verb="tune",
-        )
-        yield _tuned(f"steps of a LoRA, {precision}", done)
+    options = ("--precision", precision, "--steps", STEPS, "--batch-size", "2", "--validate", "0")
+    name, model = f"model-tuned-{precision}", ("--model", str(folder))
+    done = good_run(setting, name, str(data), *model, *options, store=STORE, verb="tune")
+    yield _tuned(f"steps of a LoRA, {precision}", done)
 
 
 def _tuned(name: str, done: Run) -> Row:
@@ -101,4 +96,7 @@ def _tuned(name: str, done: Run) -> Row:
 
 
 captions = of_model("captions by engine", _captions)
-training = of_model("steps of a LoRA", _training)
+training = {
+    name: of_model(f"steps of a LoRA, {name}", partial(_training, name))
+    for name in ("native", "nf4")
+}

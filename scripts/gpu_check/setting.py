@@ -10,8 +10,8 @@ DEMO = "demo"
 SAMPLES = ROOT / "penstock_demo" / "samples"
 TINY = "tiny"
 """Size of the random model on a stand-in."""
-PICTURES, SIDE = 12, 64
-"""How many pictures are rendered, and pixels of their edges."""
+PICTURES, SIDE = 72, 64
+"""How many pictures are rendered, more than a step has rows; and pixels of their edges."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from scripts.gpu_check.card import stand_in
@@ -24,20 +25,16 @@ class Work:
     wall_ms: float
     calls: float
     """Operators that the host starts."""
-    card_ms: float = 0.0
-    """Milliseconds in which the card computes; 0: the profiler sees no card."""
-    kernels: float = 0.0
+    card_ms: float
+    """Milliseconds in which the card computes."""
+    kernels: float
+    """0: the profiler sees no card."""
 
     @property
     def words(self) -> str:
-        of_card = "the profiler sees no kernels"
-        if self.kernels:
-            of_card = f"{self.card_ms:.2f} ms on the card in {self.kernels:,.0f} kernels"
-        return f"{self.wall_ms:.2f} ms, {self.calls:,.0f} calls; {of_card}"
-
-    @property
-    def figures(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        on_card = f"{self.card_ms:.2f} ms on the card in {self.kernels:,.0f} kernels"
+        on_card = on_card if self.kernels else "the profiler sees no kernels"
+        return f"{self.wall_ms:.2f} ms, {self.calls:,.0f} calls; {on_card}"
 
 
 def work_of(call: Callable[[], object]) -> Work:
@@ -45,17 +42,16 @@ def work_of(call: Callable[[], object]) -> Work:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    def whole() -> None:
-        call()
-        torch.cuda.synchronize()
-
-    seconds = timed(whole)
-    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (not stand_in())
-    with profile(activities=kinds) as profiled:
-        for _ in range(PROFILED):
+    def several(times: int) -> None:
+        for _ in range(times):
             call()
         torch.cuda.synchronize()
-    events = profiled.key_averages()
+
+    seconds = timed(partial(several, 1))
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (not stand_in())
+    with profile(activities=kinds) as profiled:
+        several(PROFILED)
+    events = [each for each in profiled.key_averages() if not each.is_user_annotation]
     on_card = [each for each in events if each.device_type.name == "CUDA"]
     return Work(
         wall_ms=1000 * seconds,
