@@ -285,7 +285,10 @@ SOME, ALL = 9, pytest.param(1, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("step", [SOME, ALL])
-@pytest.mark.parametrize("change", [add, remove, compact, fresh_bits, fill])
+@pytest.mark.parametrize(
+    "change",
+    [add, compact, *(pytest.param(c, marks=pytest.mark.slow) for c in (remove, fresh_bits, fill))],
+)
 def test_a_killed_writer_loses_nothing_and_a_rerun_ends_as_an_undisturbed_one(
     change: Callable[[IndexWriter], object], step: int, index: Path
 ) -> None:

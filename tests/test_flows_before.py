@@ -15,7 +15,9 @@ from tests.support.inside import InsideLauncher
 CHANGED = "if finished work is meant to be done again, run scripts/store_before.py"
 
 
-@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow][:at]) for at, n in enumerate(PROMPTS)]
+)
 def test_what_an_earlier_version_stored_answers_now(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

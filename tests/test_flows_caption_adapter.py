@@ -12,6 +12,7 @@ from penstock_demo import CHECKPOINT, CLIPS
 from stages.models import describe
 from tests.support.adapters import adapter_of, merged
 from tests.support.checkpoints import whole_checkpoint
+from tests.support.clips import profile_of
 from tests.support.inside import Ran, run_inside
 from tests.support.media import write_numbered
 from tests.support.pipeline import Place
@@ -43,7 +44,7 @@ def words(captions: list[dict[str, Any]]) -> list[str]:
 def test_one_that_adds_nothing_says_the_same_and_another_one_other_words(
     place: Place, tmp_path: Path
 ) -> None:
-    profile = describe(CHECKPOINT)
+    profile = profile_of(CHECKPOINT)
     zero = adapter_of(tmp_path / "zero", profile, zero=True)
     random = adapter_of(tmp_path / "random", profile, STRENGTH)
     plain, _ = said(place)
@@ -66,7 +67,7 @@ def test_one_that_adds_nothing_says_the_same_and_another_one_other_words(
 
 
 def test_the_merged_model_says_the_same_tokens(place: Place, tmp_path: Path) -> None:
-    adapter = adapter_of(tmp_path / "random", describe(CHECKPOINT), STRENGTH)
+    adapter = adapter_of(tmp_path / "random", profile_of(CHECKPOINT), STRENGTH)
     folder = merged(CHECKPOINT, adapter, tmp_path / "merged")
     found, _ = said(place, adapter=str(adapter))
     wanted, _ = said(replace(place, model=str(folder)))
@@ -80,7 +81,7 @@ def test_the_merged_model_says_the_same_tokens(place: Place, tmp_path: Path) -> 
 def test_it_goes_with_every_precision_and_engine(
     place: Place, tmp_path: Path, precision: str, engine: str
 ) -> None:
-    profile = describe(CHECKPOINT)
+    profile = profile_of(CHECKPOINT)
     asked = {"language_precision": precision, "engine": engine}
     plain, _ = said(place, **asked)
     zero, _ = said(place, **asked, adapter=str(adapter_of(tmp_path / "0", profile, zero=True)))

@@ -17,10 +17,9 @@ from flows.options.commands import CaptionConfig
 from flows.planning.sizes import estimates
 from stages.decode.stored import read_features
 from stages.models.halves.inject_features import UNDIVIDED
-from stages.models.inspection import describe
 from stages.models.processors.prepare import Clip, load_processor
 from tests.support.checkpoints import MODELS, whole_checkpoint
-from tests.support.clips import joint_model
+from tests.support.clips import joint_model, profile_of
 from tests.support.graphs import graph_job, with_graphs
 from tests.support.inside import InsideLauncher, run_inside
 from tests.support.media import picture, write_numbered, write_video
@@ -147,7 +146,7 @@ def test_of_a_model_that_is_run_whole_pixels_are_stored_and_as_many_as_foreseen(
 @pytest.mark.slow
 def test_of_a_model_that_is_run_whole_the_decoder_is_quantized(place: Place) -> None:
     place = of(place, "mllama")
-    layers = describe(whole_checkpoint("mllama")).language.linear_modules
+    layers = profile_of(whole_checkpoint("mllama")).language.linear_modules
     run(place)
     plain = place.captions()
     changed = run(place, precision="nf4")

@@ -24,12 +24,12 @@ from flows.planning.costs.decode import rungs
 from flows.planning.rungs import Rung
 from flows.planning.terms import weights
 from penstock_demo import CLIPS
-from stages.models import describe
 from stages.models.adapters.fitting import modules_of
 from stages.models.adapters.reading import read_adapter
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.profile import ModelProfile
 from tests.support.adapters import PREFIX, RANK, adapter_of, matrices, write_adapter
+from tests.support.clips import profile_of
 from tests.support.described import demo_profile, spare_processes
 from tests.support.families import checkpoint
 
@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_refused(profile: ModelProfile, tmp_path: Path, why
 @pytest.mark.parametrize("family", [pytest.param("llava", marks=pytest.mark.slow), "qwen2_5_vl"])
 def test_pieces_of_the_vision_half_stay_its_own(family: str) -> None:
     """What both halves load is of the one that makes features."""
-    found = describe(checkpoint(family))
+    found = profile_of(checkpoint(family))
     paths = [{layer.path for layer in part.adaptable} for part in found.parts.values()]
     assert paths[0] and paths[1] and not paths[0] & paths[1]
     assert "lm_head" in paths[1] and not any("visi" in path for path in paths[1])

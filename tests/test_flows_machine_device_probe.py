@@ -71,6 +71,7 @@ def test_a_driver_that_cannot_let_segments_grow_is_done_without(seen: Seen) -> N
     assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:False"
 
 
+@pytest.mark.slow
 def test_memory_that_the_driver_does_not_tell_is_asked_of_torch(seen: Seen) -> None:
     seen(gpus.no_memory_info())
     free, total = device_memory(CARD)
@@ -97,6 +98,7 @@ def test_what_cannot_be_remembered_ends_no_run(
     check_device(CARD)
 
 
+@pytest.mark.slow
 def test_a_full_card_is_no_broken_one(seen: Seen) -> None:
     seen(gpus.plain(cuda_error="CUDA error: out of memory"))
     assert try_device(CARD) == {}

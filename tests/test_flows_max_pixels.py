@@ -2,7 +2,6 @@
 and --max-video-pixels all frames of a chunk together; plans reckon with both and name values that
 fit."""
 
-import functools
 import json
 import re
 from dataclasses import replace
@@ -21,14 +20,14 @@ from flows.planning.plan import Plan, plan_of
 from flows.planning.plan_view import verdict
 from flows.planning.workloads import workload_of
 from penstock_demo import CHECKPOINT
-from stages.models import ModelProfile, describe
+from stages.models import describe
 from stages.models.processors.clip import Clip
 from stages.models.processors.fit import resized
 from stages.models.processors.loading import load_processor, takes_videos
 from stages.models.processors.pixel_limit import min_pixels_of
 from stages.models.processors.prepare import prepare
 from tests.support.by_hand import model
-from tests.support.clips import clips
+from tests.support.clips import clips, profile_of
 from tests.support.families import checkpoint
 from tests.support.inside import InsideLauncher, run_inside
 from tests.support.keys_before import namespaces
@@ -147,17 +146,12 @@ def test_a_frame_becomes_a_token_where_the_limit_leaves_it_less(family: str) -> 
     assert {*sizes(processor, 2, 90, 160), *sizes(processor, 300, 90, 160)} == {(8, 8)}
 
 
-@functools.cache
-def demo() -> ModelProfile:
-    return describe(CHECKPOINT)
-
-
 def config_of(**options: Any) -> CaptionConfig:
     return CaptionConfig(**{"sources": (), "model": "demo", "precision": "fp32", **options})
 
 
 def test_the_limit_is_in_keys_only_where_it_is_given() -> None:
-    plain = demo()
+    plain = profile_of(CHECKPOINT)
     fewer = describe(CHECKPOINT, max_pixels=4 * plain.least_pixels)
     assert (plain.max_pixels, fewer.max_pixels) == (0, 4 * plain.least_pixels)
     assert fewer.image_tokens < plain.image_tokens
@@ -172,7 +166,7 @@ def test_the_limit_is_in_keys_only_where_it_is_given() -> None:
 
 
 def test_who_asks_for_what_cannot_be_is_told(tmp_path: Path) -> None:
-    limited, free = demo(), describe(checkpoint("llava"))
+    limited, free = profile_of(CHECKPOINT), profile_of(checkpoint("llava"))
     check_pixels(config_of(max_pixels=limited.least_pixels), limited)
     check_pixels(config_of(), free)
     with pytest.raises(UsageError, match="one token of demo covers") as caught:
@@ -193,7 +187,7 @@ def test_who_asks_for_what_cannot_be_is_told(tmp_path: Path) -> None:
 
 
 def test_the_limit_of_a_video_is_in_keys_of_features_only_where_it_is_given() -> None:
-    plain = demo()
+    plain = profile_of(CHECKPOINT)
     assert plain.max_video_pixels == 0
     video = ({"max_video_pixels": most} for most in (90_000, 40_000))
     limits: list[dict[str, Any]] = [{}, *video, {"max_pixels": 90_000}]

@@ -111,7 +111,7 @@ def only(stage: str, good: list[Rung]) -> Room:
     ("stage", "dies", "each"),
     [
         ("encode", "kill", 6),
-        ("decode", "raise", 6),
+        pytest.param("decode", "raise", 6, marks=pytest.mark.slow),
         *(
             pytest.param(*other, 1, marks=pytest.mark.slow)
             for other in (("encode", "raise"), ("decode", "kill"), ("decode", "shrink"))

@@ -17,7 +17,7 @@ PLAIN = ("--batch-size", "2")
 FORM = (*PLAIN, "--temperature", "1", "--format", "parquet")
 ALL = (*PROMPTS, *CHANCE, "--summary", "--chunk", "3", "--max-new-tokens", "64")
 ASKED: dict[str, tuple[int, tuple[str, ...]]] = {
-    "few": (16, (*PLAIN, "--max-new-tokens", "8")),
+    "few": (8, (*PLAIN, "--max-new-tokens", "8")),
     "plain": (36, PLAIN),
     "form": (16, (*FORM, "--engine", "inflight")),
     "form, transformers": (16, (*FORM, "--engine", "transformers")),

@@ -33,7 +33,7 @@ from tests.support.whole_model import in_float32, whole_model_captions
 
 BAD = {"text.mp4": "not-media", "empty.mp4": "empty", "sound.mp4": "no-video"}
 GOOD = ["clip-001.mp4", "long.mp4", "photo.png"]
-OPTIONS = ("--chunk", "2", "--format", "txt,vtt", "--keep-frames")
+OPTIONS = ("--chunk", "2", "--format", "txt,vtt", "--keep-frames", "--max-new-tokens", "8")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@ what the model's authors state; options overrule it, and without it nothing chan
 
 import json
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from flows.pipelines import CAPTION
 from flows.planning.plan import figures, plan_of
 from flows.running.run import caption
 from penstock_demo import CHECKPOINT
-from stages.models import ModelProfile, describe
+from tests.support.clips import profile_of
 from tests.support.inside import InsideLauncher
 from tests.support.keys_before import config_of, model_of
 from tests.support.media import write_video
@@ -33,15 +32,10 @@ LLAVA_TURN = (
 )
 
 
-@cache
-def demo() -> ModelProfile:
-    return describe(CHECKPOINT)
-
-
 def model_as(family: str, folder: Path, **changes: Any) -> Model:
     """The demo's profile over a folder whose config.json is of another family."""
     (folder / "config.json").write_text(json.dumps({"model_type": family}))
-    profile = replace(demo(), folder=str(folder), **changes)
+    profile = replace(profile_of(CHECKPOINT), folder=str(folder), **changes)
     return model_of(profile, config_of())
 
 

@@ -23,7 +23,7 @@ from flows.results.tuned import Tuned
 from flows.running.tune import tune
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
-from stages.models import describe
+from tests.support.clips import profile_of
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.starving import STARVED, VARIABLE
 
@@ -194,5 +194,5 @@ def test_the_process_that_trains_opens_no_clip_and_loads_no_tower(
     opened = [line for text in trained for line in text.splitlines() if "ENOENT" not in line]
     assert not [line for line in opened if ".mp4" in line or "/frames/" in line]
     assert [line for line in opened if "/features/" in line]
-    held = describe(CHECKPOINT).language.parameters
+    held = profile_of(CHECKPOINT).language.parameters
     assert record(place, "traced")["frozen_parameters"] == held

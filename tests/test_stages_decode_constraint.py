@@ -43,7 +43,6 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
 QUICK = {
     ("demo", "inflight", "tight"),
     ("qwen2_5_vl", "transformers", "roomy and by chance"),
-    ("smolvlm", "inflight", "tight and by chance"),
 }
 CASES = [
     pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)

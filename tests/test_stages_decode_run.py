@@ -43,10 +43,7 @@ from tests.support.waves import (
 
 QUICK = {
     ("qwen2_5_vl", "video"),
-    ("qwen3_vl", "image"),
     ("llava", "image"),
-    ("llava_onevision", "video"),
-    ("smolvlm", "video"),
 }
 CASES = [
     pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)

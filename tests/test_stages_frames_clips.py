@@ -41,15 +41,10 @@ VIDEOS = [
 QUICK = {
     "intel_asl_book.mkv",
     "mpy_nodur.webm",
-    "gr_badcont.mkv",
     "psd_delayed.mp4",
-    "mei_road.avi",
     "awkward/vfr_30_to_4.mp4",
-    "awkward/editlist_copycut.mp4",
     "awkward/geese.ts",
     "awkward/trunc_faststart.mp4",
-    "awkward/bitflip.mp4",
-    "awkward/oneframe.mp4",
 }
 DAMAGED = {
     "awkward/trunc_faststart.mp4": "of the stated 24.02 s",

@@ -125,7 +125,11 @@ def test_what_is_stored_is_not_made_again(desk: Desk) -> None:
 
 @pytest.mark.parametrize(
     ("name", "codec", "said"),
-    [("h264.mp4", "libx264", "requested"), ("a.mov", "mjpeg", "left out"), ("bitflip.mp4", "", "")],
+    [
+        ("h264.mp4", "libx264", "requested"),
+        ("a.mov", "mjpeg", "left out"),
+        pytest.param("bitflip.mp4", "", "", marks=pytest.mark.slow),
+    ],
 )
 def test_damage_is_described_alike_wherever_a_run_was_killed(
     desk: Desk, request: pytest.FixtureRequest, name: str, codec: str, said: str

@@ -56,7 +56,9 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_size_is_kept() -> None:
     assert all(WORDS in e["error"] for e in told)
 
 
-@pytest.mark.parametrize("largest", [3, 7, 12])
+@pytest.mark.parametrize(
+    "largest", [7, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 12))]
+)
 @pytest.mark.parametrize("room", [1, 2, 3, 5])
 def test_pieces_are_those_of_a_size_chosen_beforehand(largest: int, room: int) -> None:
     batch = "abcdefghijkl"[:largest]

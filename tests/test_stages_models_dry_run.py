@@ -13,7 +13,7 @@ from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.clips import profile_of
 from tests.support.families import BUILDERS, checkpoint
 
-FEW = ("llava", "qwen2_5_vl", "blip_2", "florence2", "mllama")
+FEW = ("qwen2_5_vl", "blip_2", "florence2")
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 ODD = (0.35, 0.43, 0.6, 0.87, 0.97, 1.29, 1.9, 2.9)
 """Heights / widths that no probe has."""
 WAYS = (
-    *("emu3", "gemma3", "pix2struct", "pixtral", "qwen2_vl"),
+    *("emu3", "gemma3", "qwen2_vl"),
     *(pytest.param(n, marks=pytest.mark.slow) for n in ("idefics3", "internvl", "llava_next")),
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ("pix2struct", "pixtral")),
 )
 """Families that resize in different ways."""
 OWN_WAYS = {"emu3"}
@@ -70,7 +71,7 @@ def test_what_is_done_to_tiles_needs_no_larger_frame() -> None:
         assert 64 <= max(fit.size(height, width)) < 74
 
 
-@pytest.mark.parametrize("shape", [(700, 1280), (1280, 740)])
+@pytest.mark.parametrize("shape", [(700, 1280), pytest.param((1280, 740), marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "family",
     [

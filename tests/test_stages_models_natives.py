@@ -116,7 +116,7 @@ def test_rows_in_slots_that_are_refilled_say_it_too(experts: Experts) -> None:
     assert said == [w[:limit] for w, limit in zip(wanted, LIMITS, strict=False)]
 
 
-@pytest.mark.parametrize("experts", [False, True])
+@pytest.mark.parametrize("experts", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_halves_share_nothing_and_leave_nothing_out(experts: Experts) -> None:
     whole = held(experts, "whole")
     assert absent_paths(whole, "vision") == ["lm_head", "model.language_model"]

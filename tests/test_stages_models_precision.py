@@ -106,8 +106,8 @@ def test_every_precision_captions_on_a_cpu(family: str, precision: str, tmp_path
 @pytest.mark.parametrize(
     ("family", "kind"),
     [
-        ("demo", "nf4"),
         ("llava", "int8"),
+        pytest.param("demo", "nf4", marks=slow),
         pytest.param("qwen2_5_vl", "int8", marks=slow),
         pytest.param("qwen2_5_vl", "nf4", marks=slow),
     ],
@@ -128,7 +128,7 @@ def test_all_layers_of_a_half_but_the_output_head_are_quantized(family: str, kin
     ("kind", "skip"),
     [
         pytest.param("nf4", FULL_PATHS, id="nf4-paths"),
-        pytest.param("nf4", BARE_NAMES, id="nf4-bare"),
+        pytest.param("nf4", BARE_NAMES, id="nf4-bare", marks=slow),
         pytest.param("int8", None, id="int8-all"),
         pytest.param("int8", BARE_NAMES, id="int8-bare", marks=slow),
         pytest.param("fp4", None, id="fp4-all", marks=slow),

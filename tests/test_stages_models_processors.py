@@ -17,8 +17,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 FAMILIES = ("blip_2", "gemma3", "git", "glm4v", "internvl", "llava_next", "paligemma")
-QUICK = ("git", "glm4v", "blip_2")
-"""One that is run whole, one that knows videos, and one that asks its tower by queries."""
+QUICK = ("git", "blip_2")
+"""One that is run whole, and one that asks its tower by queries."""
 slow = pytest.mark.slow
 GOES_ON = {"blip_2", "git", "paligemma"}
 """Families that write what follows a prompt, which may be empty."""

@@ -19,7 +19,7 @@ from stages.models.published import (
     place_behind,
     with_way,
 )
-from tests.support.clips import clips
+from tests.support.clips import clips, profile_of
 from tests.support.families import checkpoint, copy_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -145,5 +145,5 @@ def test_a_profile_says_whether_a_model_is_run_as_published(family: str, tmp_pat
     profile = describe(folder)
     assert profile.as_published and profile.language.as_published
     assert not describe(folder, as_published=False).as_published
-    stock = describe(checkpoint(family))
+    stock = profile_of(checkpoint(family))
     assert not stock.as_published and stock.language.as_published

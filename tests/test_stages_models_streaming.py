@@ -261,7 +261,7 @@ def said(found: list[dict[str, Any]]) -> list[str]:
     ("family", "dtype"),
     [
         ("qwen2_5_vl", "bfloat16"),
-        ("llava", "float32"),
+        pytest.param("llava", "float32", marks=pytest.mark.slow),
         *(
             pytest.param(family, "bfloat16", marks=pytest.mark.slow)
             for family in BUILDERS

@@ -15,10 +15,10 @@ import pytest
 from artifacts.errors import UsageError
 from artifacts.packs import RecordSet
 from artifacts.store import FolderStore
-from stages.models.inspection import describe
 from stages.summarize.job import MAX_TEXTS, SummaryJob
 from stages.summarize.packing import TimedText, clock, pack_groups
 from stages.summarize.run import run
+from tests.support.clips import profile_of
 from tests.support.families import checkpoint
 from tests.support.waves import events
 
@@ -61,7 +61,7 @@ def texts(count: int, *, changed: int = -1) -> list[tuple[float, float, str]]:
 @functools.cache
 def half(family: str) -> dict[str, Any]:
     """What a job is told of the half."""
-    profile = describe(checkpoint(family))
+    profile = profile_of(checkpoint(family))
     pieces = list(profile.language.pieces)
     return {"model": str(checkpoint(family)), "route": profile.route, "pieces": pieces}
 
