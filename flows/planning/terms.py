@@ -15,6 +15,7 @@ from flows.planning.rungs import Rung
 from flows.planning.workloads import COPIES, PIXEL_BYTES, Workload
 from stages.memory.oom_retry import items_per_block
 from stages.models.footprint import at_size
+from stages.models.half_job import PINNED_LOAD_BYTES
 from stages.models.prefetch import PREFETCH_BATCHES
 from stages.models.profile import PartProfile
 from stages.process.device import device_capability
@@ -73,6 +74,10 @@ def weights(half: PartProfile, settings: PartSettings, rung: Rung, device: str) 
         linear = half.linear_parameters / 1e6
         why = f"{linear:,.0f} M of {count} numbers in {precision} with scales, others x {each}"
     yield Term(part="weight", bytes=settings.weight_bytes, why=why)
+    if device.startswith("cuda") and precision not in QUANTIZED and not half.stored_as:
+        copies = 2 if half.stored_bytes != half.parameters * each else 1
+        why = "pinned memory through which weights are read" + " and cast" * (copies - 1)
+        yield Term(part="host", bytes=copies * PINNED_LOAD_BYTES, why=why)
     if precision in ("nf4", "fp4"):
         why = f"the largest quantized layer unpacked: {half.largest_linear:,} numbers x {each}"
         yield Term(part="workspace", bytes=half.largest_linear * each, why=why)

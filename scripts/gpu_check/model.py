@@ -1,6 +1,7 @@
 """A model of a usual size on the device, by default with random weights: how it is loaded, which
 engine and how many rows it gets, and what its steps and prompts cost."""
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from benchmarks import _models
 from benchmarks._models import Shape, build
@@ -135,6 +137,7 @@ def _loads(setting: Setting, folder: Path) -> Iterator[Row]:
         found = f"{taken[0]:.2f} s, then {taken[1]:.2f} s: {rate / 1e9:.2f} GB/s of {mib(held)}"
         figures = {"seconds": taken, "bytes": held, "bytes_per_second": rate}
         yield told(f"load of the {part} half, bf16", found, **figures)
+    yield _unpinned(bench)
     rates = {"pinned": copy_rate(setting, True), "loose": copy_rate(setting, False)}
     found = ", ".join(f"{rate / 1e9:.1f} GB/s {name}" for name, rate in rates.items())
     yield told("copies to the card", found, **rates)
@@ -142,6 +145,29 @@ def _loads(setting: Setting, folder: Path) -> Iterator[Row]:
     with torch.inference_mode():
         work = work_of(lambda: bench.encode(half))
     yield told("a clip of noise through the vision half", work.words, **asdict(work))
+
+
+def _unpinned(bench: Bench) -> Row:
+    """Compare the weights of a half read through pinned memory with those read without, and the
+    times."""
+    import torch
+
+    from stages.models.halves import load
+
+    def loaded() -> float:
+        began = time.perf_counter()
+        halves.append(bench.half("vision"))
+        torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    halves: list[Any] = []
+    pinned = loaded()
+    with mock.patch.object(load, "pinned_reads", lambda _: contextlib.nullcontext()):
+        plain = loaded()
+    one, other = (half.state_dict() for half in halves)
+    same = one.keys() == other.keys() and all(torch.equal(one[at], other[at]) for at in one)
+    found = f"{'same' if same else 'other'} bits; {pinned:.2f} s pinned, {plain:.2f} s without"
+    return row("weights of the vision half through pinned memory", "same bits", found, same)
 
 
 def copy_rate(setting: Setting, pinned: bool) -> float:

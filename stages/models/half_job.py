@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from artifacts.model_files import ModelFiles
 from artifacts.schema import Route
 
+PINNED_LOAD_BYTES = 128 << 20
+"""Pinned host memory through which weights are copied to a GPU."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HalfJob:

@@ -20,6 +20,7 @@ from stages.models.halves.chunked_mlp import chunk_position_wise
 from stages.models.halves.classes import config_and_class, one_line, skeleton_of
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import load_in_layers, offloaded_bytes
+from stages.models.halves.pinned_reads import NOTE
 from stages.models.halves.reloadable import ReloadableHalf
 from stages.models.hub.resolve import resolve_model
 from stages.models.precision.attention import attention_of, for_half
@@ -233,6 +234,7 @@ def facts(half: Any) -> dict[str, Any]:
         "quantized_modules": dict(quantized),
         "linear_modules": plain + quantized.total(),
         **({"adapted_modules": found} if (found := adapted_modules(half)) else {}),
+        **({"unpinned": why} if (why := half.__dict__.get(NOTE)) else {}),
         "bytes_fetched_a_pass": offloaded_bytes(half) if streamed is None else streamed.bytes,
     }
 

@@ -8,7 +8,7 @@ import contextlib
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +17,7 @@ from artifacts.plurals import meant
 from artifacts.schema import Part
 from stages.models.halves.boundary import CUT, absent_paths, cut, pieces_called
 from stages.models.halves.classes import config_and_class, one_line, with_packages
+from stages.models.halves.pinned_reads import NOTE, pinned_reads
 from stages.models.halves.ranged_reads import ranged_reads
 from stages.models.hub.checkpoint import INDEX, weight_names
 from stages.models.hub.hub_errors import PICKLES, to_convert
@@ -95,12 +96,12 @@ def load_half(
         config.quantization_config = stored
     options.setdefault("use_safetensors", None if trusted else True)
     places = {str(place) for place in (options.get("device_map") or {"": "cpu"}).values()}
-    on_host = places <= {"cpu", "disk"}
+    quantized = options.get("quantization_config") or getattr(config, "quantization_config", None)
     with (
         _whole_weights(folder),
         with_packages(cls),
         present_weights(folder) as present,
-        ranged_reads() if on_host else contextlib.nullcontext(),
+        _reads(present, places, bool(quantized)) as note,
         _known_options(options),
     ):
         model, found = half_class(cls, keep, given["pieces"], given["without"]).from_pretrained(
@@ -115,7 +116,21 @@ def load_half(
             f"{folder} lacks {len(missing)} tensors of the {_named(keep)}, such as {missing[0]}",
             hint="Download or save the checkpoint again",
         )
+    if note:
+        model.__dict__[NOTE] = note
     return apply_published_positions(model.eval(), folder, as_published)
+
+
+def _reads(
+    folder: Path, places: Collection[str], quantized: bool
+) -> contextlib.AbstractContextManager[str | None]:
+    """Return how weights are read: in ranges for the host, through pinned memory for a half that is
+    wholly on one GPU and computes with what it reads."""
+    if {*places} <= {"cpu", "disk"}:
+        return ranged_reads()
+    if len(places) == 1 and next(iter(places)).startswith("cuda") and not quantized:
+        return pinned_reads(folder)
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from stages.models.hub.checkpoint import not_whole
-from stages.models.hub.headers import read_places
+from stages.models.hub.headers import TensorPlace, read_places
 from stages.models.shards.layout import DTYPES
 
 ALIGNED = 64
@@ -33,26 +33,30 @@ def read_into(buffer: torch.Tensor, path: Path, start: int) -> None:
             into = into[read:]
 
 
-class _WholeTensorFile:
+class WholeTensorFile:
     """A weight file that reads a whole tensor straight into its final memory. It is used when a
     tensor is requested as a slice of everything. The library would read the bytes and then copy
     them, which needs twice the memory."""
 
     def __init__(self, file: Any, path: Path, name: str = "") -> None:
-        self._file, self._path, self._name = file, path, name
+        self._file, self.path, self._name = file, path, name
         self._part = file.get_slice(name) if name else None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._part or self._file, name)
 
-    def get_slice(self, name: str) -> "_WholeTensorFile":
-        return _WholeTensorFile(self._file, self._path, name)
+    def get_slice(self, name: str) -> "WholeTensorFile":
+        return WholeTensorFile(self._file, self.path, name)
+
+    @property
+    def place(self) -> TensorPlace:
+        """Return the tensor's place in the file."""
+        return places(self.path)[self._name]
 
     def __getitem__(self, index: Any) -> Any:
         part: Any = self._part
         dtype = DTYPES.get(part.get_dtype())
-        place = places(self._path)[self._name]
-        start, end = place.start, place.end
+        start, end = self.place.start, self.place.end
         if index is not ... or dtype is None or start % dtype.itemsize:
             return part[index]
         # Keep the alignment within a cache line that a mapped file would have, because rounding of
@@ -60,10 +64,10 @@ class _WholeTensorFile:
         # library alone.
         offset = start % ALIGNED
         buffer = torch.empty(offset + end - start, dtype=torch.uint8)[offset:]
-        read_into(buffer, self._path, start)
+        read_into(buffer, self.path, start)
         return buffer.view(dtype).reshape(part.get_shape())
 
-    def __enter__(self) -> "_WholeTensorFile":
+    def __enter__(self) -> "WholeTensorFile":
         self._file.__enter__()
         return self
 
@@ -86,7 +90,7 @@ def ranged_reads() -> Iterator[None]:
     mapping = [library.safe_open for library in libraries]
 
     def reading(path: str, *, framework: str, device: str = "cpu", backend: str = "") -> Any:
-        return _WholeTensorFile(
+        return WholeTensorFile(
             safetensors.safe_open(path, framework, device, backend="pread"), Path(path)
         )
 

@@ -38,6 +38,7 @@ from artifacts.errors import CannotFit
 from artifacts.schema import Part
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import dispatching, placement, waiting
+from stages.models.halves.pinned_reads import PinnedBuffer
 from stages.models.halves.ranged_reads import read_into
 from stages.models.hub.headers import TensorPlace, read_places
 from stages.models.shards.layout import DTYPES
@@ -206,21 +207,20 @@ class DeviceLayerBuffer:
     on its own CUDA stream, during the computation."""
 
     def __init__(self, size: int, device: torch.device, stream: torch.cuda.Stream) -> None:
-        self._host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        self._host = PinnedBuffer(size)
         self._memory = torch.empty(size, dtype=torch.uint8, device=device)
         self._device, self._stream = device, stream
-        self._sent, self._free = torch.cuda.Event(), torch.cuda.Event()
+        self._free = torch.cuda.Event()
 
     def fill(self, layer: Layer, scratch: torch.Tensor) -> None:
-        self._sent.synchronize()  # the last copy reads the host buffer until then
-        layer.read(self._host, scratch)
+        self._host.wait()
+        layer.read(self._host.memory, scratch)
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(self._free)
-            self._memory[: layer.size].copy_(self._host[: layer.size], non_blocking=True)
-            self._sent.record(self._stream)
+            self._host.send(self._memory[: layer.size], self._stream)
 
     def memory(self) -> torch.Tensor:
-        torch.cuda.current_stream(self._device).wait_event(self._sent)
+        torch.cuda.current_stream(self._device).wait_event(self._host.sent)
         return self._memory
 
     def release(self) -> None:
