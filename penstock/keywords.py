@@ -23,6 +23,7 @@ class FeatureOptions(TypedDict, total=False):
     store: str | PathLike[str]
     memory: str | int | None
     batch_size: int
+    prepare_workers: int | None
     retry_failed: bool
     keep_frames: bool
     chunk: float | None
@@ -89,6 +90,7 @@ class VectorOptions(TypedDict, total=False):
     store: str | PathLike[str]
     memory: str | int | None
     batch_size: int
+    prepare_workers: int | None
     retry_failed: bool
     keep_frames: bool
     out: str | PathLike[str]
@@ -185,6 +187,7 @@ class ServeOptions(TypedDict, total=False):
     max_batch: int
     max_wait: float
     max_queue: int
+    prepare_workers: int | None
     host: str
     port: int
     token_file: str | PathLike[str]

@@ -56,6 +56,14 @@ def test_pictures_get_the_vectors_of_the_whole_model(
     assert items(tmp_path) == {"frames": 6, "embed": 6}
 
 
+def test_threads_that_prepare_change_no_vector(pictures: Path, clip: Path, tmp_path: Path) -> None:
+    for count in ("1", "3"):
+        place = tmp_path / count
+        assert embed(pictures, clip, place, "--prepare-workers", count, "--batch-size", "2") == 0
+    assert np.array_equal(vectors(tmp_path / "1"), vectors(tmp_path / "3"))
+    assert items(tmp_path / "3") == {"frames": 6, "embed": 6}
+
+
 def test_other_squares_are_other_records_of_pictures_stored_whole(
     clip: Path, tmp_path: Path
 ) -> None:

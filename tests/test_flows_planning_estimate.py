@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from flows.checkpoint.precision import PartSettings
+from flows.options import model as by_option
 from flows.planning import terms as by
+from flows.planning.costs.encode import PROCESSOR_BYTES
 from flows.planning.estimate import StageEstimate, Term, expected
 from flows.planning.rungs import Rung
 from flows.planning.terms import attention_terms, power_of_two
@@ -117,7 +119,8 @@ def test_prefill_in_pieces_takes_less_and_never_more() -> None:
 
 
 def test_encoding_takes_pixels_of_no_more_than_the_batch() -> None:
-    found = question().estimate(Rung(stage="encode", batch=4, precision="fp16"))
+    one = question(prepare_workers=1)
+    found = one.estimate(Rung(stage="encode", batch=4, precision="fp16"))
     assert found.weight_bytes == 2 * SEES
     assert found.activation_bytes == 4 * AN_IMAGE
     assert found.kv_bytes == 0
@@ -126,9 +129,34 @@ def test_encoding_takes_pixels_of_no_more_than_the_batch() -> None:
     assert found.host_bytes == prefetch + by.LIBRARIES_BYTES + PINNED_LOAD_BYTES
 
 
+def encoded(workers: int | None, device: str = "cuda:0", batch: int = 4) -> StageEstimate:
+    asked = question(device=device, prepare_workers=workers)
+    return asked.estimate(Rung(stage="encode", batch=batch, precision="fp16"))
+
+
+def test_each_further_thread_that_prepares_holds_an_image_and_a_processor() -> None:
+    image = 7 * 3 * 336 * 336
+    more = encoded(3).host_bytes - encoded(1).host_bytes
+    assert more == 2 * (image + PROCESSOR_BYTES)
+    assert encoded(3).peak_bytes == encoded(1).peak_bytes, "the device holds none of it"
+    # Of one image a batch, three are in work at most: one that is computed, and two read ahead.
+    assert encoded(8, batch=1) == encoded(3, batch=1) != encoded(2, batch=1)
+    held = encoded(2, "cpu").peak_bytes - encoded(1, "cpu").peak_bytes
+    assert held == image + PROCESSOR_BYTES
+
+
+def test_one_thread_prepares_for_a_cpu_and_one_a_core_for_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for usable, most in ((1, 1), (3, 3), (64, 4)):
+        monkeypatch.setattr(by_option, "cores", lambda usable=usable: usable)
+        assert encoded(None) == encoded(most)
+        assert encoded(None, "cpu") == encoded(1, "cpu")
+
+
 def streamed(device: str = "cuda:0", precision: str = "fp16") -> StageEstimate:
     rung = Rung(stage="encode", batch=2, precision=precision, offload=True, block=6)
-    return question(images(count=16), device=device).estimate(rung)
+    return question(images(count=16), device=device, prepare_workers=1).estimate(rung)
 
 
 def test_of_a_streamed_tower_two_layers_are_there_and_what_other_batches_hold() -> None:

@@ -12,6 +12,7 @@ from flows.console.units import parse_size
 from flows.options.headings import FILES, MEMORY, MODEL
 from stages.decode.engines import AUTO
 from stages.models.graphs.providers import BACKENDS
+from stages.process.cgroup import cores
 
 PRECISIONS = ("native", "auto", "fp32", "bf16", "fp16", "int8", "nf4")
 """The values of `--precision`. `auto` is native, or less if native does not fit. int8 and nf4
@@ -50,6 +51,14 @@ MEMORY_OPTION = Option(
     "SIZE",
     above=0,
     parse=partial(parse_size, option="--memory"),
+)
+PREPARE_WORKERS = 4
+"""Most threads that prepare frames, unless more are requested."""
+PREPARE_WORKERS_OPTION = Option(
+    f"threads that prepare images [1; on a GPU the cores, up to {PREPARE_WORKERS}]",
+    MEMORY,
+    "N",
+    above=0,
 )
 
 
@@ -148,7 +157,16 @@ class ResourceOptions(MemoryOptions, StoreOptions):
 
     batch_size: Annotated[int, Option("chunks per batch [8]", MEMORY, "N", above=0)] = 8
     """Chunks per batch. The encode stage takes fewer if they have many frames."""
+    prepare_workers: Annotated[int | None, PREPARE_WORKERS_OPTION] = None
+    """Threads that read and prepare frames for the encoder. None: 1 for an encoder on a CPU, and as
+    many as cores for one on a GPU, up to PREPARE_WORKERS."""
     retry_failed: Annotated[bool, Option("retry media that failed before", FILES)] = False
     """Retry media that failed before."""
     keep_frames: Annotated[bool, Option("keep stored frames after encoding", FILES)] = False
     """Keep stored frames after encoding."""
+
+    def readers(self, device: str) -> int:
+        """Return the number of threads that prepare frames for an encoder on this device. On a CPU
+        they would take cores from it."""
+        automatic = 1 if device == "cpu" else min(PREPARE_WORKERS, cores())
+        return self.prepare_workers or automatic

@@ -84,6 +84,7 @@ class PlanRequest:
             EngineOptions.of(self.config).max_new_tokens,
             self.context_bytes,
             SamplingParams.of(self.config).schema or ("{}" if self.any_schema else ""),
+            self.config.readers(self.device),
         )
 
 

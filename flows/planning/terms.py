@@ -214,6 +214,22 @@ def frames_prefetch(workload: Workload, rows: int) -> Term:
     return replace(term, bytes=term.bytes + frames, why=why)
 
 
+def reader_terms(
+    workload: Workload, rows: int, readers: int, processor: int, device: str
+) -> Iterator[Term]:
+    """Yield the memory of the threads that prepare chunks besides the first. Each may have a
+    `processor` of so many bytes and, of the batches read ahead, one chunk at a time."""
+    more = min(readers, workload.chunks, (1 + PREFETCH_BATCHES) * rows) - 1
+    if more < 1:
+        return
+    # A video's frames as stored and as an array; the term of prefetched batches has its pixels.
+    frames = 2 * workload.frame_bytes if workload.kind == "video" else workload.reading_bytes(1)
+    part: Purpose = "workspace" if device == "cpu" else "host"
+    why = f"{more} more chunk{'' if more == 1 else 's'} being prepared x {gib(frames)}"
+    why += f", each with a processor of {gib(processor)}" if processor else ""
+    yield Term(part=part, bytes=more * (frames + processor), why=why)
+
+
 def attention_terms(
     half: PartProfile,
     settings: PartSettings,

@@ -167,7 +167,8 @@ class StageCallBuilder:
         )
         if stage.part is None:
             return make()
-        make = partial(make, half=self.half(stage, rung), block=rung.block)
+        readers = self._job.config.readers(self._job.device)
+        make = partial(make, half=self.half(stage, rung), block=rung.block, workers=readers)
         if stage.job is EncodeJob:
             return make(frames_a_video=self._job.model.profile.frames_a_video)
         tiles, edge = namespaces.tiles, namespaces.fit_image.edge

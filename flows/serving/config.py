@@ -11,6 +11,7 @@ from flows.options.commands import CaptionConfig
 from flows.options.model import (
     BACKEND_OPTION,
     MEMORY_OPTION,
+    PREPARE_WORKERS_OPTION,
     TORCH,
     TRUST_HELP,
     MemoryOptions,
@@ -123,6 +124,8 @@ class BatchOptions(MemoryOptions):
         int, Option("maximum concurrent requests [%(default)s]", BATCHES, "N", above=0)
     ] = 256
     """Requests handled at once, including those whose bodies are still arriving."""
+    prepare_workers: Annotated[int | None, replace(PREPARE_WORKERS_OPTION, heading=BATCHES)] = None
+    """Threads that prepare images for each vision half. None: 1 on a CPU, more on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +186,7 @@ class ServeConfig(RequestLimits, NetworkOptions, BatchOptions, ServedOptions):
             batch_size=self.max_batch or LARGEST_CAPTION_BATCH,
             slots=self.max_batch or LARGEST_CAPTION_BATCH,
             trust_remote_code=self.trust_remote_code,
+            prepare_workers=self.prepare_workers,
         )
 
     def vectors_config(self, model: str) -> EmbedConfig:
@@ -196,4 +200,5 @@ class ServeConfig(RequestLimits, NetworkOptions, BatchOptions, ServedOptions):
             vision_backend=self.vision_backend,
             batch_size=self.max_batch or LARGEST_BATCH,
             trust_remote_code=self.trust_remote_code,
+            prepare_workers=self.prepare_workers,
         )

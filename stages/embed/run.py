@@ -40,6 +40,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
         read=partial(read_parts, job) if cut else read_frames,
         record=record_of,
         parts=lambda meta: len(boxes_of(meta["height"], meta["width"], job.tiles, job.edge)),
+        reads_text=False,
         encode=partial(encode_parts, max_parts=job.pictures) if cut else encode_batches,
     )
     encode_all(job, spec, report)

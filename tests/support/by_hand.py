@@ -1,6 +1,7 @@
 """Cards written by hand, from published dimensions: LLaVA-1.5-7B as its paper has it."""
 
 from pathlib import Path
+from typing import Any
 
 from artifacts.schema import FrameFit
 from flows.checkpoint.models import Model
@@ -138,10 +139,10 @@ def images(count: int = 8, tokens: int = 1000) -> Workload:
     )
 
 
-def question(*workloads: Workload, device: str = "cuda:0", **options: str) -> PlanRequest:
+def question(*workloads: Workload, device: str = "cuda:0", **options: Any) -> PlanRequest:
     return PlanRequest(
         model=model(PROFILE, device, **options),
-        config=CaptionConfig(sources=("a",), **{"max_new_tokens": 128, **options}),  # type: ignore[arg-type]
+        config=CaptionConfig(sources=("a",), **{"max_new_tokens": 128, **options}),
         device=device,
         workloads=workloads or (images(),),
     )

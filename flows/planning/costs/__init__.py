@@ -33,7 +33,7 @@ COSTS: Mapping[str, Cost] = {
     "encode": Cost(rungs=encode.rungs, memory=encode.memory, work_left=encode.work_left),
     "embed": Cost(
         rungs=partial(encode.rungs, stage="embed"),
-        memory=partial(encode.memory, libraries=encode.EMBED_BYTES),
+        memory=partial(encode.memory, libraries=encode.EMBED_BYTES, processor=0),
         work_left=encode.work_left,
     ),
     "decode": Cost(rungs=decode.rungs, memory=decode.memory, work_left=decode.work_left),
@@ -82,10 +82,14 @@ def estimate(
     max_new_tokens: int,
     context_bytes: int = CONTEXT_BYTES,
     schema: str = "",
+    readers: int = 1,
 ) -> StageEstimate:
     """Return the estimate of a stage on a rung for the workload with the highest peak. A `schema`
-    adds the memory of its grammar to decode."""
+    adds the memory of its grammar to decode, further `readers` that of what they prepare to a stage
+    that encodes frames."""
     calculate = partial(COSTS[rung.stage].memory, model, rung, device=device, new=max_new_tokens)
+    if COSTS[rung.stage].work_left is encode.work_left:
+        calculate = partial(calculate, readers=readers)
     found = max((calculate(each) for each in workloads), key=lambda found: found.peak_bytes)
     if schema and rung.stage == "decode":
         found = found.plus(decode.structure_term(model, device), device)

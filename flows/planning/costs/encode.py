@@ -27,6 +27,7 @@ from flows.planning.terms import (
     frames_prefetch,
     overhead_terms,
     products,
+    reader_terms,
     waiting_terms,
     weights,
 )
@@ -46,6 +47,8 @@ PREPARED_RATIO = 6
 
 RUNTIME_BYTES = 8 << 20
 """Bytes of a loaded ONNX graph besides its weights: 5 to 8 MiB were measured."""
+PROCESSOR_BYTES = 64 << 20
+"""Bytes of a copy of a processor: 35 to 57 MiB were measured with a tokenizer of 150,000 tokens."""
 EMBED_BYTES = 12 << 20
 """Bytes of the embed stage besides its imports and model. It reads no prompts and its outputs are
 small: 7 to 9 MiB were measured with tokenizers of any size, which load with the imports."""
@@ -106,9 +109,12 @@ def memory(
     device: str,
     new: int,
     libraries: int = LIBRARIES_BYTES,
+    processor: int = PROCESSOR_BYTES,
+    readers: int = 1,
 ) -> StageEstimate:
     """Add up weights, pixels and activations; for a joint model, only pixels. `libraries`: bytes of
-    the stage besides its imports and model."""
+    the stage besides its imports and model. `processor`: bytes of a copy of the processor, which
+    each of the `readers` but the first has."""
     half, rows = model.profile.vision, workload.rows(rung.batch, FRAMES_A_BATCH)
     settings = settings_as_run(model.best("vision"), half, rung)
     pixels = rows * workload.units * PIXEL_BYTES
@@ -139,6 +145,7 @@ def memory(
         block_prefetch(rung, workload, rows) if rung.block else frames_prefetch(workload, rows)
     )
     terms += overhead_terms(rung, terms, device, prefetch, libraries)
+    terms += reader_terms(workload, max(rows, rung.block), readers, processor, device)
     flops = costs.flops * workload.chunks / rows if costs else 0
     guessed = costs is not None and (not costs.known or model.profile.by_dimensions)
     return StageEstimate.from_terms(

@@ -52,10 +52,10 @@ def read_clip(record_set: RecordSet, item: EncodeItem) -> Clip:
         ) from error
     meta = record.meta
     shape = (len(meta["times"]), meta["height"], meta["width"], 3)
-    # A copy, because processors make tensors of the frames, and torch requires writable memory.
-    pixels = bytearray(record.payload)
     return Clip(
-        frames=np.frombuffer(pixels, np.uint8).reshape(shape),
+        # A copy, because processors make tensors of the frames, and torch requires writable memory.
+        # While numpy copies, other threads run; while `bytearray` does, they wait.
+        frames=np.frombuffer(record.payload, np.uint8).reshape(shape).copy(),
         # A frame that is visible at the start of a chunk may have a time before it.
         times=tuple(max(0.0, float(time) - float(meta["start"])) for time in meta["times"]),
         seconds=float(meta["end"]) - float(meta["start"]),

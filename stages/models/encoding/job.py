@@ -38,3 +38,5 @@ class EncodingJob:
     block: int = 0
     """Chunks that pass through each layer before the next layer is read; 0: all layers are
     loaded."""
+    workers: int = 1
+    """Threads that read and prepare chunks. They do not affect the results."""
