@@ -14,7 +14,6 @@ from flows.machine import launch
 from flows.machine.fork_trial import try_forks
 from flows.machine.fork_verdict import (
     UNTRIED,
-    ForkVerdict,
     refusal_to_fork,
     remember,
     start_line,
@@ -91,7 +90,7 @@ def test_what_a_trial_finds_is_remembered_for_this_card_driver_and_torch(
     cards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert refusal_to_fork() == UNTRIED and "doctor --measure" in start_line()
-    assert try_forks(CARD, lambda *_: None) == ForkVerdict(holds=True)
+    assert try_forks(CARD, lambda *_: None) == ""
     made = gpus.contexts(cards)
     assert len(set(made)) == len(made) == 5 and os.getpid() not in made
     assert refusal_to_fork() == "" and "forked" in start_line()
@@ -110,7 +109,7 @@ def test_a_card_on_which_forks_fail_is_not_forked_for(
     entry: str, why: str, cards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(launch.ENTRIES, "try_forks", f"light_stages:{entry}")
-    assert why in try_forks(CARD, lambda *_: None).why
+    assert why in try_forks(CARD, lambda *_: None)
     assert why in refusal_to_fork()
     with ForkServer() as forks:
         assert not Launched("light_stages:told", forks, tmp_path).is_forked()
@@ -119,14 +118,14 @@ def test_a_card_on_which_forks_fail_is_not_forked_for(
 def test_stages_are_forked_once_that_was_found_to_work(cards: Path, tmp_path: Path) -> None:
     with ForkServer() as forks:
         assert not Launched("light_stages:told", forks, tmp_path).is_forked()
-        remember(CARD, ForkVerdict(holds=True))
+        remember(CARD, "")
         assert Launched("light_stages:told", forks, tmp_path).is_forked()
 
 
 def test_a_fork_that_cannot_use_cuda_is_started_anew_and_is_the_last(
     cards: Path, tmp_path: Path
 ) -> None:
-    remember(CARD, ForkVerdict(holds=True))
+    remember(CARD, "")
     with ForkServer() as forks:
         stages = Launched("light_stages:told_if_fresh", forks, tmp_path)
         outcome = stages.start().wait()
@@ -141,7 +140,7 @@ def test_a_fork_that_cannot_use_cuda_is_started_anew_and_is_the_last(
 def test_a_worker_whose_requests_are_gone_is_left_to_its_server(
     cards: Path, tmp_path: Path
 ) -> None:
-    remember(CARD, ForkVerdict(holds=True))
+    remember(CARD, "")
     with ForkServer() as forks:
         stages = Launched("light_stages:told_if_fresh", forks, tmp_path)
         worker = stages.start(persistent=True)
@@ -153,7 +152,7 @@ def test_a_worker_whose_requests_are_gone_is_left_to_its_server(
 def test_a_server_that_has_used_cuda_forks_nothing(cards: Path, tmp_path: Path) -> None:
     code = "import torch; torch.zeros(1, device='cuda:0')\nfrom light_stages import told as run\n"
     (tmp_path / "uses_cuda.py").write_text(code)
-    remember(CARD, ForkVerdict(holds=True))
+    remember(CARD, "")
     with ForkServer() as forks:
         assert not Launched("uses_cuda:run", forks, tmp_path).is_forked()
         assert not Launched("light_stages:told", forks, tmp_path).is_forked()
@@ -166,7 +165,7 @@ def test_libraries_that_ask_cuda_are_imported_after_the_fork(cards: Path, tmp_pa
     code += "def run(job, report):\n    import asks_cuda\n"
     code += "    report.note(parent=os.getppid(), own=asks_cuda.IMPORTED_BY == os.getpid())\n"
     (tmp_path / "warms.py").write_text(code)
-    remember(CARD, ForkVerdict(holds=True))
+    remember(CARD, "")
     with ForkServer() as forks:
         notes = Launched("warms:run", forks, tmp_path).start().wait().notes
         assert notes["parent"] != os.getpid() and notes["own"]

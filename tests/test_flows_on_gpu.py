@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import penstock_demo
-from flows.machine.fork_verdict import UNTRIED, ForkVerdict, remember
+from flows.machine.fork_verdict import UNTRIED, remember
 from tests.support import gpus
 from tests.support.fake_gpu.state import Machine
 from tests.support.pipeline import ROOT, SECONDS, Place
@@ -36,7 +36,7 @@ def test_a_run_on_a_gpu_says_what_one_on_the_cpu_does(
     ):
         if how == "forked":
             gpus.see(gpus.plain(), cards, monkeypatch)
-            remember("cuda:0", ForkVerdict(holds=True))
+            remember("cuda:0", "")
         at = tmp_path / how
         place = Place(clips=clips, out=at / "out", store=at / "store")
         with subprocess.Popen(

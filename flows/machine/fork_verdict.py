@@ -2,7 +2,6 @@
 found out. A result holds for one card, driver and torch."""
 
 import contextlib
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,6 @@ FORK_SIGNS = ("forked subprocess", "initialization error")
 UNTRIED = "forks were not tried on this card; run `penstock doctor --measure`"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ForkVerdict:
-    """What the trial of forks on a card found."""
-
-    holds: bool
-    """Whether forked stages computed what a fresh process computes, and released the card."""
-    why: str = ""
-    """Reason why not."""
-
-
 def refusal_to_fork() -> str:
     """Return why stages are started as fresh processes on this machine; empty if they are
     forked."""
@@ -42,7 +31,7 @@ def refusal_to_fork() -> str:
         return error.message
     if value is None:
         return UNTRIED
-    return "" if value.get("holds") is True else f"forks failed on this card: {value.get('why')}"
+    return f"forks failed on this card: {why}" if (why := value.get("why", UNTRIED)) else ""
 
 
 def start_line() -> str:
@@ -52,10 +41,10 @@ def start_line() -> str:
     return "stages are forked from one process that has imported their libraries"
 
 
-def remember(device: str, verdict: ForkVerdict) -> None:
-    """Store the result of the trial. Raises EnvironmentFault."""
-    value = {"format": FORMAT, **_card(device), "tried": now(), **asdict(verdict)}
-    write_json(_path(device), value)
+def remember(device: str, why: str) -> None:
+    """Store the result of the trial: why stages cannot be forked, or an empty text. Raises
+    EnvironmentFault."""
+    write_json(_path(device), {"format": FORMAT, **_card(device), "tried": now(), "why": why})
 
 
 def forget(device: str) -> None:

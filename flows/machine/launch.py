@@ -133,40 +133,35 @@ class ForkingLauncher:
         return fresh
 
 
+@dataclass(slots=True)
 class ForkedOnGpu:
     """A stage that was forked, and is started again as a fresh process if CUDA refuses to work in
     a fork. It has then made nothing yet."""
 
-    def __init__(
-        self,
-        running: StageHandle,
-        call: StageCall,
-        start_fresh: Callable[[StageCall], StageHandle | None],
-    ) -> None:
-        self._running = running
-        self._call = call
-        self._start_fresh = start_fresh
+    running: StageHandle
+    call: StageCall
+    start_fresh: Callable[[StageCall], StageHandle | None]
 
     @property
     def pid(self) -> int:
-        return int(getattr(self._running, "pid", 0))
+        return int(getattr(self.running, "pid", 0))
 
     @property
     def outcome(self) -> StageOutcome:
-        return self._running.outcome
+        return self.running.outcome
 
     def wait(self) -> StageOutcome:
         try:
-            return self._running.wait()
+            return self.running.wait()
         except StageDied as error:
-            fresh = self._start_fresh(self._call) if is_fork_fault(error) else None
+            fresh = self.start_fresh(self.call) if is_fork_fault(error) else None
             if fresh is None:
                 raise
-            self._running = fresh
-        return self._running.wait()
+            self.running = fresh
+        return self.running.wait()
 
     def stop(self) -> None:
-        self._running.stop()
+        self.running.stop()
 
 
 def run_with_restarts(launcher: Launcher, call: StageCall) -> StageOutcome:

@@ -131,6 +131,5 @@ def _attention_bytes(device: str, dtype: Any, how: str) -> int:
 def forks(setting: Setting) -> Iterator[Row]:
     """Whether stages can be forked here, as `penstock doctor --measure` tries; the runs of later
     checks then fork theirs."""
-    verdict = try_forks(setting.device, lambda *_: None)
-    found = "as in a fresh process" if verdict.holds else one_line(verdict.why)
-    yield row("forked stages compute on the card", "as in a fresh process", found, verdict.holds)
+    why, expected = try_forks(setting.device, lambda *_: None), "as in a fresh process"
+    yield row("forked stages compute on the card", expected, one_line(why) or expected, not why)
