@@ -5,9 +5,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from PIL import Image
 
 from scripts.gpu_check.setting import pictures
 from tests.support import gpus
@@ -42,21 +42,9 @@ def test_images_are_captioned(tmp_path: Path) -> None:
     out = tmp_path / "out"
     where = ["--out", str(out), "--store", str(tmp_path / "store")]
     found = environment(tmp_path / "site", dict(os.environ))
-    done = _run([*PENSTOCK, "caption", str(media), "--model", "demo", *where], found)
-    assert done.returncode == 0, done.stdout
+    _run([*PENSTOCK, "caption", str(media), "--model", "demo", *where], found)
     lines = (out / "captions.jsonl").read_text().splitlines()
     assert len(lines) == 2 and all(json.loads(line)["caption"] for line in lines)
-
-
-def test_a_video_without_pyav_is_a_fault_of_the_environment(tmp_path: Path) -> None:
-    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    (tmp_path / "b.mp4").write_bytes(b"\0" * 99)
-    where = ["--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")]
-    found = environment(tmp_path / "site", dict(os.environ))
-    media = [str(tmp_path / name) for name in ("a.png", "b.mp4")]
-    done = _run([*PENSTOCK, "caption", *media, "--model", "demo", *where], found)
-    assert done.returncode == 5, done.stdout
-    assert "No module named 'av'" in done.stdout and "Traceback" not in done.stdout
 
 
 @pytest.mark.slow
@@ -67,8 +55,7 @@ def test_checks_of_a_gpu_that_need_them_are_skipped_by_name(tmp_path: Path) -> N
     found = environment(tmp_path / "site", gpus.environment(machine), fake)
     only = [word for name in ("kernels, each", "int8", "serve") for word in ("--only", name)]
     command = [sys.executable, "-m", "scripts.gpu_check", "--out", str(tmp_path), *only]
-    done = _run(command, found)
-    assert done.returncode == 0, done.stdout
+    _run(command, found)
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     skipped = {each["name"]: each["found"] for each in rows if each["verdict"] == "skipped"}
     assert skipped["int8"] == "bitsandbytes is not installed"
@@ -76,14 +63,7 @@ def test_checks_of_a_gpu_that_need_them_are_skipped_by_name(tmp_path: Path) -> N
     assert any(each["name"] == "attention of a step by math" for each in rows)
 
 
-def _run(command: list[str], env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+def _run(command: list[str], env: dict[str, str]) -> None:
+    options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, cwd=ROOT, env=env, timeout=SECONDS, check=False, **options)
+    assert done.returncode == 0, done.stdout

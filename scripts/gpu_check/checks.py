@@ -49,7 +49,7 @@ CHECKS = (
     Check("kernels, each", kernels.backends),
     Check("kernels, new lengths", kernels.lengths),
     Check("model", model.found, 600),
-    Check("model, bf16", model.decoding["bf16"], 400),
+    Check("model, bf16", model.decoding["bf16"], 600),
     Check("model, loads", model.loads),
     Check("model, streamed", model.streamed, 200, ("device",)),
     Check("model, fp16", model.decoding["fp16"], 300),
@@ -82,7 +82,7 @@ CHECKS = (
     Check("serve", serve.beside_commands, 400, SERVE, "runs"),
     Check("serve in turns", serve.in_turns, 300, SERVE, "runs"),
     Check("serve under load", serve.under_load, 200, SERVE, "runs"),
-    Check("doctor --measure", whole.measured, 90, ("device", "av"), "runs"),
+    Check("doctor --measure", whole.measured, 200, ("device", "av"), "runs"),
 )
 
 

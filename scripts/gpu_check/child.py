@@ -106,10 +106,12 @@ class Lines:
 
 def caches(setting: Setting) -> dict[str, str]:
     """What is known of this machine is found out anew, and only models are looked for where they
-    are kept."""
+    are kept. Compiled steps are shared by the checks, and left nowhere."""
+    folder = setting.folder / "cache"
     here = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     models = os.environ.get("HF_HOME") or os.path.join(here, "huggingface")
-    return {"XDG_CACHE_HOME": str(setting.folder / "cache"), "HF_HOME": models}
+    compiled = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "torchinductor")}
+    return {"XDG_CACHE_HOME": str(folder), "HF_HOME": models, **compiled}
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:

@@ -42,7 +42,7 @@ def context(setting: Setting) -> Iterator[Row]:
         yield skipped("context, by difference", why, f"{low}-{high} MiB")
         return
     good = low * MIB <= taken <= high * MIB
-    yield row("context, by difference", f"{low}-{high} MiB", mib(taken), good)
+    yield row("context, by difference", f"{low}-{high} MiB", mib(taken), good, bytes=taken)
     yield listed(taken, device_holders(device))
 
 
@@ -65,7 +65,9 @@ def outside(setting: Setting) -> Iterator[Row]:
     taken = device_used_bytes(device) - before - torch.cuda.memory_reserved(device)
     most = CONTEXT_BYTES + GPU_WORKSPACE_BYTES
     name = f"outside the allocator after a gemm and a convolution, {told}"
-    yield row(name, f"at most {mib(most)}, which a plan counts", mib(taken), taken <= most)
+    yield row(
+        name, f"at most {mib(most)}, which a plan counts", mib(taken), taken <= most, bytes=taken
+    )
     found = f"{mib(taken - read)} more than {mib(read)}"
     name = "outside the allocator, after a stage has read it"
     yield row(name, f"at most {mib(SLACK_BYTES)} more", found, taken - read <= SLACK_BYTES)
@@ -108,7 +110,7 @@ def sdpa(setting: Setting) -> Iterator[Row]:
                 yield skipped(name, "no fused attention in bf16 before Ampere", expected)
                 continue
             found = _attention_bytes(setting.device, dtype, how)
-            yield row(name, expected, mib(found), found < most * MIB)
+            yield row(name, expected, mib(found), found < most * MIB, bytes=found)
 
 
 def _attention_bytes(device: str, dtype: Any, how: str) -> int:

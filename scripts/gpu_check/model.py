@@ -237,11 +237,9 @@ def _decoding(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
         words = f"transformers: {found.reason}" if found.reason else f"{rows} rows"
         words += ", aligned" * found.layout.aligned + f"; {found.rejected}" * bool(found.rejected)
         yield told(f"engine check, {precision}", one_line(words), rows=rows)
-        some = len(bench.processor.tokenizer("word " * 100)["input_ids"])
-        for prompt in (
-            "x",
-            "word " * (100 * (LONG_TINY if setting.size == TINY else LONG) // some),
-        ):
+        tokens_each = len(bench.processor.tokenizer("word " * 100)["input_ids"]) / 100
+        long = LONG_TINY if setting.size == TINY else LONG
+        for prompt in ("x", "word " * round(long / tokens_each)):
             tokens, work = read(prompt).tokens, work_of(partial(read, prompt))
             name = f"a prompt of {tokens:,} tokens, {precision}"
             yield told(name, work.words, tokens=tokens, **asdict(work))

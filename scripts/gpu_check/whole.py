@@ -151,4 +151,5 @@ def peaks(batch: int, record: Mapping[str, Any]) -> Iterator[Row]:
             found = f"{mib(taken)}, the plan is {off:+.1%} off{lower}"
             name = f"peak of {stage.name}, {told[stage.name]['name']} (asked for {batch})"
             expected = f"{mib(plan)} within {PLAN_SHARE:.0%}"
-            yield row(name, expected, found, abs(off) <= PLAN_SHARE and not rungs)
+            good = abs(off) <= PLAN_SHARE and not rungs
+            yield row(name, expected, found, good, bytes=taken, planned_bytes=plan)
