@@ -17,7 +17,7 @@ from artifacts.pack_object import DamagedRecord
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from penstock_demo import CHECKPOINT
-from stages.decode.batches import longest_first, missing_keys, rebatch, swap_engine_keys
+from stages.decode.batches import for_fallback, longest_first, missing_keys, rebatch
 from stages.decode.engines import ENGINES, transformers
 from stages.decode.job import DecodeItem
 from stages.models.halves.inject_features import new_tokens
@@ -285,5 +285,5 @@ def test_what_has_a_caption_under_either_key_is_not_lacking(tmp_path: Path) -> N
     ours.publish([Record(key="b", meta={})])
     theirs.publish([Record(key="C", meta={})])
     assert missing_keys(BATCHES[0], [ours, theirs]) == ["a", "d"]
-    assert missing_keys(swap_engine_keys(BATCHES)[0], [theirs, ours]) == ["A", "D"]
+    assert missing_keys(for_fallback(BATCHES)[0], [theirs, ours]) == ["A", "D"]
     assert missing_keys(BATCHES[0], [ours]) == ["a", "c", "d"]

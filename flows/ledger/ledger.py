@@ -104,10 +104,16 @@ class Ledger:
         others = (v for v in self.variants if v != namespaces and v.same_but_engine(namespaces))
         return next(others, None)
 
+    def engine_variant(self, namespaces: Variant, engine: str) -> Variant | None:
+        """Return the equivalent variant whose captions this engine makes, or None."""
+        same = (v for v in self.variants if v.engine == engine and v.same_but_engine(namespaces))
+        return next(same, None)
+
     def equivalent_tasks(self, task: Task) -> list[Task]:
         """Return the task in every variant with equivalent captions, its own first."""
-        other = self.other_engine_variant(task.namespaces)
-        return [task, *([self.in_variant(task, other)] if other else [])]
+        own = task.namespaces
+        others = (v for v in self.variants if v != own and v.same_but_engine(own))
+        return [task, *(self.in_variant(task, each) for each in others)]
 
     def clear_tasks(self) -> None:
         """Drop the cached tasks, so that each is assigned to a variant again."""

@@ -17,6 +17,7 @@ from flows.ledger.waves import previous_lengths
 from flows.machine.launch import StageCall
 from flows.options.text import EngineOptions
 from flows.pipelines import STAGES
+from flows.planning.costs.decode import compiles
 from flows.planning.rungs import Rung
 from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem, DecodeJob
@@ -56,6 +57,8 @@ class StageCallBuilder:
 
     def __init__(self, job: Job) -> None:
         self._job = job
+        self.may_compile = True
+        """Whether decode steps may be compiled without a request; not after that has failed."""
 
     def frames_call(
         self, media: Sequence[tuple[Medium, list[int] | None]], rung: Rung
@@ -84,24 +87,29 @@ class StageCallBuilder:
         batches: Sequence[Sequence[Task]],
         rung: Rung,
         fallback_batch: int = 0,
+        captions: int = 0,
     ) -> StageCall:
         """Return the call that makes the records of these batches, which share one variant.
         `fallback_batch` is the largest batch for an engine without slots on this rung (0: the same
-        size)."""
+        size). `captions` is the number of captions of the wave, made or not: if there are enough,
+        the decode step may be compiled."""
         namespaces = batches[0][0].namespaces
         if stage.job is not DecodeJob:
             items = [[self.encode_item(stage, task) for task in batch] for batch in batches]
             return self._call(stage, self._encoding(stage, namespaces, rung, items))
-        other = (
-            self._job.ledger.other_engine_variant(namespaces)
-            if stage is self._job.pipeline[-1]
-            else None
-        )
+        other = compiled = None
+        if stage is self._job.pipeline[-1]:
+            other = self._job.ledger.other_engine_variant(namespaces)
+            compiled = self._compiled_variant(namespaces, rung, captions)
         tasks = [task for batch in batches for task in batch]
         job = replace(
             self._decoding(stage, namespaces, rung),
-            batches=[[self.decode_item(stage, task, other) for task in batch] for batch in batches],
+            batches=[
+                [self.decode_item(stage, task, other, compiled) for task in batch]
+                for batch in batches
+            ],
             instead=other[stage.writes] if other else "",
+            compiled_namespace=compiled[stage.writes] if compiled else "",
             batch_instead=fallback_batch,
             said_before=previous_lengths(self._job.ledger, tasks, stage) if rung.seated else {},
             slots=self.slots(rung, len(tasks)),
@@ -193,6 +201,16 @@ class StageCallBuilder:
             beyond_context=job.config.as_published is False,
         )
 
+    def _compiled_variant(self, namespaces: Variant, rung: Rung, captions: int) -> Variant | None:
+        """Return the variant of captions by compiled steps if they are worth a trial."""
+        settings = settings_on(self._job.model, rung)
+        if settings is None or not compiles(rung, settings, captions, self._job.device):
+            return None
+        engine = settings.choice[0]
+        if not self.may_compile or namespaces.engine != engine.name:
+            return None
+        return self._job.ledger.engine_variant(namespaces, engine.compiled_form)
+
     def slots(self, rung: Rung, items: int) -> int:
         """Return the number of slots for so many items; 0: the batch size."""
         more = self._job.device != "cpu" or EngineOptions.of(self._job.config).slots
@@ -256,11 +274,19 @@ class StageCallBuilder:
         shown = len(task.chunk.times) if fewer else 0
         return EncodeItem(task[stage.writes], task[stage.reads], task.medium.kind, prompt, shown)
 
-    def decode_item(self, stage: StageSpec, task: Task, other: Variant | None = None) -> DecodeItem:
-        """Return the decode item of a chunk. With `other`, it also holds the chunk's key in that
-        equivalent variant."""
-        fallback_key = (
-            self._job.ledger.in_variant(task, other)[stage.writes] if other is not None else ""
+    def decode_item(
+        self,
+        stage: StageSpec,
+        task: Task,
+        other: Variant | None = None,
+        compiled: Variant | None = None,
+    ) -> DecodeItem:
+        """Return the decode item of a chunk. It also holds the chunk's keys in these equivalent
+        variants."""
+        item = DecodeItem(task[stage.writes], task[stage.reads], task.prompt)
+        in_variant = self._job.ledger.in_variant
+        return item._replace(
+            instead=in_variant(task, other)[stage.writes] if other else "",
+            compiled=in_variant(task, compiled)[stage.writes] if compiled else "",
+            kind=task.medium.kind,
         )
-        item = DecodeItem(task[stage.writes], task[stage.reads], task.prompt, fallback_key)
-        return item._replace(kind=task.medium.kind)

@@ -23,7 +23,7 @@ How it works:
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from artifacts.errors import CannotFit, StageDied
+from artifacts.errors import CannotFit, PenstockError, StageDied, UsageError
 from artifacts.packs import Record
 from artifacts.schema import Part
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
@@ -42,6 +42,7 @@ from flows.results.run_record import RunRecord
 from flows.running.batches import next_work
 from flows.running.single_item import SingleItemFallback, too_large
 from flows.running.stage_calls import StageCallBuilder, settings_on
+from stages.decode.job import DecodeJob
 from stages.frames.medium import UNSTORED_KINDS
 from stages.process.exit_diagnosis import is_crash
 from stages.process.outcome import StageOutcome
@@ -284,7 +285,7 @@ class StageRunner:
         while work := next_work(self._job.ledger, stage, wave, self._ladder.rung(name), batch_size):
             self._ladder.begin(name)
             self.on_start(name, work.total, work.total - work.missing)
-            outcome, error = self._run(stage, work.batches, work.rung)
+            outcome, error = self._run(stage, work.batches, work.rung, len(work.tasks))
             if error is not None:
                 self._ladder.step_down(
                     name,
@@ -303,21 +304,44 @@ class StageRunner:
                 break  # the stage does not make what is missing
 
     def _run(
-        self, stage: StageSpec, batches: list[list[Task]], rung: Rung
+        self,
+        stage: StageSpec,
+        batches: list[list[Task]],
+        rung: Rung,
+        captions: int = 0,
+        warning: str = "",
     ) -> tuple[StageOutcome, CannotFit | None]:
         """Run one process over these batches. Return its outcome, and its error if it ran out of
-        memory."""
+        memory. `captions` is the number of captions of the wave; `warning` is recorded."""
         self.fetch(parts_of([stage]))
         fallback_batch = self._ladder.batch_without_slots(rung)
-        process = self.launcher.start(self._calls.media_call(stage, batches, rung, fallback_batch))
+        call = self._calls.media_call(stage, batches, rung, fallback_batch, captions)
+        process = self.launcher.start(call)
+        process.outcome.warnings += [warning] if warning else []
         settings, error = settings_on(self._job.model, rung), None
         try:
             attention = settings.attention if settings else ""
             self._finish(process, attention, batches[0][0].namespaces.precision)
         except CannotFit as caught:
             error = caught
+        except (UsageError, StageDied) as caught:
+            if not self._stop_compiling(call, caught):
+                raise
+            self._job.ledger.refresh()
+            text = f"{stage.name}: steps are no longer compiled: {caught.message}"
+            return self._run(stage, batches, rung, warning=text)
         self._job.ledger.refresh()
         return process.outcome, error
+
+    def _stop_compiling(self, call: StageCall, error: PenstockError) -> bool:
+        """Return whether a failed process may be repeated without compiled steps, which it compiled
+        without a request. Its captions are kept. Steps of this run are then not compiled again."""
+        if not (isinstance(call.job, DecodeJob) and call.job.compiled_namespace):
+            return False
+        if isinstance(error, StageDied) and not is_crash(error):
+            return False
+        self._calls.may_compile = False
+        return True
 
     def _finish(
         self, process: StageHandle, attention: str = "", precision: Mapping[str, str] | None = None

@@ -9,21 +9,28 @@ Batch = list[DecodeItem]
 
 
 def missing_keys(batch: Batch, answers: Sequence[Container[str]]) -> list[str]:
-    """Return the keys of items that have neither a caption nor a failure, of the engine or of the
-    fallback engine."""
+    """Return the keys of items that have neither a caption nor a failure of any engine. `answers`:
+    the records of the engine, of the fallback engine, and of compiled steps."""
     return [
         item.key
         for item in batch
         if not any(
             key in record_keys
-            for key, record_keys in zip((item.key, item.instead), answers, strict=False)
+            for key, record_keys in zip(
+                (item.key, item.instead, item.compiled), answers, strict=False
+            )
         )
     ]
 
 
-def swap_engine_keys(batches: Sequence[Batch]) -> list[Batch]:
+def for_fallback(batches: Sequence[Batch]) -> list[Batch]:
     """Return the batches for the fallback engine: its keys come first."""
     return [[m._replace(key=m.instead, instead=m.key) for m in batch] for batch in batches]
+
+
+def for_compiled(batches: Sequence[Batch]) -> list[Batch]:
+    """Return the batches for compiled steps: their keys come first."""
+    return [[m._replace(key=m.compiled, compiled=m.key) for m in batch] for batch in batches]
 
 
 def rebatch(batches: Sequence[Batch], size: int) -> list[Batch]:

@@ -25,6 +25,8 @@ class DecodeItem(NamedTuple):
     """Whether this is the retry of a caption that repeated itself."""
     kind: str = ""
     """`video` or `image`."""
+    compiled: str = ""
+    """Key of the caption by compiled steps, in the job's `compiled_namespace`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +49,9 @@ class DecodeJob:
     instead: str = ""
     """Cache namespace of the fallback engine's captions; empty: the same namespace. Items hold the
     keys in their field `instead`."""
+    compiled_namespace: str = ""
+    """Cache namespace of captions by compiled steps, which are tried if they pass the engine check;
+    empty: they are not tried."""
     batch_instead: int = 0
     """Maximum batch size of the fallback engine, which needs other memory; 0: unchanged."""
     live: str = ""

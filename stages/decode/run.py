@@ -22,10 +22,11 @@ from artifacts.tensors import RecordGone
 from stages.decode.batches import (
     Batch,
     by_chunk,
+    for_compiled,
+    for_fallback,
     longest_first,
     missing_keys,
     rebatch,
-    swap_engine_keys,
 )
 from stages.decode.engines import EngineSpec, engine_of, engines_for
 from stages.decode.faults import (
@@ -178,7 +179,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
         return
     first = engines_for(job.engine)[0]
     store = open_store(job.store)
-    names = [name for name in (job.namespace, job.instead) if name]
+    names = [name for name in (job.namespace, job.instead, job.compiled_namespace) if name]
     places = [(kind, name) for name in names for kind in ("captions", "failures")]
     features, *record_sets = record_sets_of(store, ("features", job.features_namespace), *places)
     answers = [RecordUnion(record_sets[at : at + 2]) for at in range(0, len(record_sets), 2)]
@@ -210,11 +211,15 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
         faults.items.close()
         return
     spec, batches = engine_of(name), without(batches, raised)
-    if spec is not first:
+    if spec.compiled and not first.compiled:
+        batches = longest_first(batches, job.said_before)  # by their keys before the swap
+        answers[0], answers[2] = answers[2], answers[0]
+        batches = for_compiled(batches)
+    elif spec is not first:
         batches = rebatch(batches, job.batch_instead)
         if job.instead:
-            answers.reverse()
-            batches = swap_engine_keys(batches)
+            answers[0], answers[1] = answers[1], answers[0]
+            batches = for_fallback(batches)
     batches = [batch for batch in batches if missing_keys(batch, answers)]
     missing = {key for batch in batches for key in missing_keys(batch, answers)}
     if not spec.depends_on_batch:

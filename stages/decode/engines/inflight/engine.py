@@ -12,8 +12,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from artifacts.errors import UsageError
-from stages.decode.engines import AUTO, engines_for
+from stages.decode.engines import AUTO, ENGINES, engines_for
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
 from stages.decode.engines.inflight.engine_check import EngineCheck, choose_layout, reference_of
@@ -59,6 +61,8 @@ class InflightEngine:
         self._prefix = SharedPrefix() if self._engine.by_chunk else None
         """KV cache of the prefix that prompts of one chunk share; None: each prompt is prefilled
         whole."""
+        self._compiled_reason = ""
+        """Why steps are not compiled although the job asks to try it."""
         self._no_prefix_reason = ""
         """Why prompts are prefilled whole although the engine can share prefixes."""
         self._stored_rows: StoredStepRows | None = None
@@ -77,6 +81,8 @@ class InflightEngine:
         self._check = self._run_check(request)
         release_memory()  # the check's pools are no longer needed
         if not self._check.reason:
+            if self._job.compiled_namespace:
+                self._try_compiled(request)
             return self._engine.name
         if len(engines_for(self._job.engine)) == 1:
             raise UsageError(
@@ -84,6 +90,24 @@ class InflightEngine:
                 hint=f"Use --engine {AUTO} or {self._transformers.name}",
             )
         return self._transformers.name
+
+    def _try_compiled(self, request: DecodeRequest) -> None:
+        """Continue with a compiled step if it passes the check with the number of rows that the
+        plain step passed with."""
+        plain, found = self._engine, self._check
+        self._engine = ENGINES[plain.compiled_form]
+        self._step = CompiledStep(self._job.half.device)
+        try:
+            compiled = self._run_check(request)
+        except UsageError as error:  # no compiler, or it cannot compile the model
+            compiled = EngineCheck(reason=error.message)
+        if compiled.reason:
+            self._compiled_reason = compiled.reason
+            self._engine, self._step = plain, None
+            torch.compiler.reset()
+        else:
+            self._check = replace(compiled, rejected=found.rejected)
+        release_memory()
 
     def refusal(self, request: DecodeRequest) -> UsageError | None:
         return self._transformers.refusal(request)
@@ -100,6 +124,8 @@ class InflightEngine:
             found |= {"slots": self._scheduler.slots, "row_steps": usage.steps}
             found |= {"aligned": True} if self._check.layout.aligned else {}
             found |= {"row_steps_used": usage.used}
+        if self._compiled_reason:
+            found |= {"compiled_reason": self._compiled_reason}
         if self._engine.compiled:
             found |= graph_note(self._job.half.device)
         if self._engine.by_chunk:
@@ -262,6 +288,9 @@ class InflightEngine:
         row, other = (self._prefill_with(each, half) for each in (request, longer))
         is_only_engine = len(engines_for(self._job.engine)) == 1
         slots = slot_count(self._job)
+        if self._step is not None and self._job.compiled_namespace:
+            rows: Sequence[int] = (self._check.layout.rows,)
+            return choose_layout(slots, row, other, reference, is_only_engine=False, step_rows=rows)
         rows = self._stored_rows.candidates() if self._stored_rows else ()
         if rows and pays_for_rows(row):
             rows = (MIN_STEP_ROWS,)
