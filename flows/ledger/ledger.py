@@ -106,8 +106,8 @@ class Ledger:
 
     def engine_variant(self, namespaces: Variant, engine: str) -> Variant | None:
         """Return the equivalent variant whose captions this engine makes, or None."""
-        same = (v for v in self.variants if v.engine == engine and v.same_but_engine(namespaces))
-        return next(same, None)
+        same = {v.engine: v for v in self.variants if v.same_but_engine(namespaces)}
+        return same.get(engine)
 
     def equivalent_tasks(self, task: Task) -> list[Task]:
         """Return the task in every variant with equivalent captions, its own first."""

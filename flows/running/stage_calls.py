@@ -207,9 +207,10 @@ class StageCallBuilder:
         if settings is None or not compiles(rung, settings, captions, self._job.device):
             return None
         engine = settings.choice[0]
-        if not self.may_compile or namespaces.engine != engine.name:
+        variant = self._job.ledger.engine_variant
+        if not self.may_compile or variant(namespaces, engine.name) != namespaces:
             return None
-        return self._job.ledger.engine_variant(namespaces, engine.compiled_form)
+        return variant(namespaces, engine.compiled_form)
 
     def slots(self, rung: Rung, items: int) -> int:
         """Return the number of slots for so many items; 0: the batch size."""
