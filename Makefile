@@ -16,7 +16,7 @@ help:
 	@echo "make test       runs the tests, in two processes (make test-slow: those that take minutes)"
 	@echo "make test-slow-sample  runs some of those, for a minute; the commit decides which"
 	@echo "make test-gpu   runs every command, and the check of a GPU, on stand-ins for cards and drivers"
-	@echo "make test-gpu-sample   runs one of each kind of those, as CI does"
+	@echo "make test-gpu-sample   runs a few of those, as CI does"
 	@echo "make test-install  installs the wheel without the lock on each Python, and runs it (7 GB of disk)"
 	@echo "make lint       looks at format, style, types and layers; make check: that and the tests"
 	@echo "make docs       builds the site from docs/ into site/index.html; a broken link or anchor fails"

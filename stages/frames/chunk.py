@@ -23,11 +23,8 @@ class Damage:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Damage":
-        return cls(
-            missed=tuple(value["missed"]),
-            damaged=tuple(value["damaged"]),
-            passed_over=value["passed_over"],
-        )
+        lists = {name: tuple(value[name]) for name in ("missed", "damaged")}
+        return cls(passed_over=value["passed_over"], **lists)
 
 
 NO_DAMAGE = Damage()
