@@ -48,6 +48,11 @@ class RowMemory:
         """Return the bytes of all states of a row."""
         return sum(kind.layers * kind.states(each) for kind in self.kept)
 
+    @property
+    def has_states(self) -> bool:
+        """Return whether each row of a step has states, used or not. Such a model has few rows."""
+        return any(kind.state_bytes or kind.state_bytes_32 for kind in self.kept)
+
     def largest(self, tokens: int, each: int) -> int:
         """Return the bytes of the layer that uses most for so many tokens."""
         return max((kind.bytes(tokens, each) for kind in self.kept), default=0)

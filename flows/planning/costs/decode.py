@@ -97,8 +97,6 @@ GRAMMAR_BYTES = 1450
 Measured: 208 MiB for 151,000 tokens of 9 bytes."""
 DEFAULT_VOCABULARY = 150_000
 """Assumed vocabulary size of a model with an unknown one."""
-GPU_SLOTS = 64
-"""Maximum number of slots on a GPU, where more slots generate more tokens per second."""
 STEP_CALLS = 30
 """Overhead of generating one token, in calls of linear layers, besides those of the model."""
 
@@ -109,9 +107,8 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
     half, free = model.profile.language, free_settings(model, config, "language")
     options = EngineOptions.of(config)
     engines = engines_for(options.engine)
-    # States of every row are kept, used or not, so such a model has few rows.
-    has_states = half.row_memory is not None and half.row_memory.states(2) > 0
-    more = GPU_SLOTS if device.startswith("cuda") and not has_states else 0
+    has_states = half.row_memory is not None and half.row_memory.has_states
+    more = engines[0].gpu_slots if device.startswith("cuda") and not has_states else 0
     return decode_rungs(
         config.batch_size,
         [(each.precision, each.kv) for each in free],

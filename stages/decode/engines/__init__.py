@@ -12,6 +12,9 @@ AUTO = "auto"
 """Choice of the engine by the check before use."""
 AUTO_SHARED = f"{AUTO}-shared"
 """The same choice for chunks with several prompts."""
+GPU_SLOTS = 64
+"""Maximum number of slots on a GPU. There a step reads all weights, so 64 rows take about as long
+as 8."""
 COMPILED_CAPTIONS = 4_000
 """Minimum number of captions of one stage process for which `auto` compiles the decode step on a
 GPU. Compiling takes 30 to 90 s. At 64 slots and 80 tokens per caption, 4,000 captions take 5,000
@@ -34,6 +37,8 @@ class EngineSpec:
     """Whether it is a value of `--engine`."""
     slots: bool = False
     """Whether sequences run in slots, so that one starts as soon as another ends."""
+    gpu_slots: int = 0
+    """Maximum number of slots that a plan for a GPU starts with; 0: the batch size."""
     costs: str = ""
     """Function that yields the memory terms of the slots for a `SlotLoad`: `package.module:name`.
     Its module imports no model library. Empty for an engine without slots: a plan counts
@@ -91,6 +96,7 @@ _INFLIGHT = EngineSpec(
     output_version=1,
     depends_on_batch=False,
     slots=True,
+    gpu_slots=GPU_SLOTS,
     costs="stages.decode.engines.inflight.costs:slot_terms",
     cache_layers=frozenset(
         {

@@ -33,7 +33,7 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
     memory, each, slots = load.memory, load.number_bytes, load.slots
     fixed = load.device.startswith("cuda")
     rows = max(GPU_STEP_ROWS) if fixed else rows_for(slots)
-    if fixed and memory.states(each):
+    if fixed and memory.has_states:
         rows = MIN_STEP_ROWS
     layout = PoolLayout(rows=rows, fixed=fixed, compiled=load.engine.compiled)
     pool = layout.pool(slots, layout.columns(load.tokens + load.new_tokens))

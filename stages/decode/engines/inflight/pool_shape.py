@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from stages.decode.engines import GPU_SLOTS
+
 COLUMN_MULTIPLE = 64
 """Columns are a multiple of this, so that vectors of a kernel end with the columns."""
 BLOCK = 512
@@ -12,9 +14,8 @@ MIN_STEP_ROWS = 8
 """Minimum number of rows per step: on a CPU, products of fewer rows round differently."""
 CHECK_TOKENS = 6
 """Maximum number of tokens per row in the check before use."""
-GPU_STEP_ROWS = (64, 32, 16, 8)
-"""Candidates for the fixed number of rows per step on a GPU, the best first. There a step reads all
-weights, so 64 rows take about as long as 8."""
+GPU_STEP_ROWS = (GPU_SLOTS, 32, 16, 8)
+"""Candidates for the fixed number of rows per step on a GPU, the best first."""
 WIDER_FACTOR = 5
 """Columns of the second pool of the check, as a multiple of the first: enough that kernels split
 them differently."""
