@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,18 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "store"))
 
 
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with two of the demo's clips in `videos`."""
+    from penstock_demo import CLIPS
+
+    (tmp_path / "videos").mkdir()
+    for name in ("clip-01.mp4", "clip-02.mp4"):
+        shutil.copy(CLIPS / name, tmp_path / "videos")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def bucket_port() -> Iterator[int]:
     """The port of a server that speaks S3."""
@@ -122,14 +134,21 @@ def bucket_address(
     bucket_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """A place in a bucket for one test, and an environment that leads there."""
-    from tests.support.buckets import BUCKET, environment, variables_of_services
+    from tests.support.buckets import environment
+
+    yield f"s3://{_place(environment(bucket_port), tmp_path, monkeypatch)}"
+
+
+def _place(variables: Mapping[str, str], folder: Path, patch: pytest.MonkeyPatch) -> str:
+    """Lead the program to a service with these variables alone; return a new place there."""
+    from tests.support.buckets import BUCKET, variables_of_services
 
     for name in variables_of_services():
-        monkeypatch.delenv(name)
-    for name, value in environment(bucket_port).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / "nearby"))
-    yield f"s3://{BUCKET}/{uuid.uuid4().hex}"
+        patch.delenv(name)
+    for name, value in variables.items():
+        patch.setenv(name, value)
+    patch.setenv("PENSTOCK_NEARBY", str(folder / "nearby"))
+    return f"{BUCKET}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="session")
@@ -161,14 +180,8 @@ def azure_address(
 ) -> Iterator[str]:
     """A place in a container for one test, and an environment that leads there."""
     from tests.support.azure import azure_environment
-    from tests.support.buckets import BUCKET, variables_of_services
 
-    for name in variables_of_services():
-        monkeypatch.delenv(name)
-    for name, value in azure_environment(azure_port).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / "nearby"))
-    yield f"az://{BUCKET}/{uuid.uuid4().hex}"
+    yield f"az://{_place(azure_environment(azure_port), tmp_path, monkeypatch)}"
 
 
 @pytest.fixture

@@ -25,16 +25,6 @@ CALLS: tuple[Callable[..., object], ...] = (penstock.caption, penstock.plan, pen
 NAMES = ("clip-01.mp4", "clip-02.mp4")
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "videos").mkdir()
-    for name in NAMES:
-        shutil.copy(penstock_demo.CLIPS / name, tmp_path / "videos")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "store"))
-    return tmp_path
-
-
 def lines(folder: Path) -> list[dict[str, object]]:
     text = (folder / "captions.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]

@@ -4,7 +4,6 @@ import asyncio
 import copy
 import json
 import pickle
-import shutil
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 
 import penstock
-import penstock_demo
 from artifacts.errors import MediaError
 from flows.cli.derived import config_from
 from flows.cli.main import parse
@@ -41,16 +39,6 @@ LEAST: dict[str, tuple[tuple[type[Any], ...], dict[str, Any]]] = {
 }
 """Shortest command lines → their configurations, and the same as keywords."""
 NAMES = ("clip-01.mp4", "clip-02.mp4")
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "videos").mkdir()
-    for name in NAMES:
-        shutil.copy(penstock_demo.CLIPS / name, tmp_path / "videos")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "store"))
-    return tmp_path
 
 
 @pytest.mark.parametrize("command", LEAST)
