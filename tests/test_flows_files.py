@@ -119,6 +119,7 @@ def captioned() -> set[str]:
     return {writable(name) for name in (*films, *PICTURES)}
 
 
+@pytest.mark.slow
 def test_every_file_that_can_be_seen_is_captioned_to_its_end(outcome: Rows) -> None:
     assert outcome.keys() == captioned()
     for name, rows in outcome.items():
@@ -129,12 +130,14 @@ def test_every_file_that_can_be_seen_is_captioned_to_its_end(outcome: Rows) -> N
         assert not rows or rows[-1]["end"] == pytest.approx(kind.duration, abs=0.002)
 
 
+@pytest.mark.slow
 def test_damage_alone_is_warned_of(outcome: Rows) -> None:
     warned = {name for name, rows in outcome.items() if rows[0]["warnings"]}
     damaged = {f"{name}{suffix}" for name, (suffix, _) in DAMAGED.items()}
     assert warned == damaged | {"moving.webp", "moving.png"}
 
 
+@pytest.mark.slow
 def test_every_other_file_fails_by_its_name(place: Place, outcome: Rows) -> None:
     wanted = {f"{kind}.mp4": kind for kind in UNUSABLE} | BAD_PICTURES
     wanted |= {"nowhere.mp4": "unreadable", "itself.mp4": "unreadable"}
@@ -145,6 +148,7 @@ def test_every_other_file_fails_by_its_name(place: Place, outcome: Rows) -> None
         assert "\n" not in failure["message"] + failure["hint"]
 
 
+@pytest.mark.slow
 def test_no_two_files_share_a_text_whatever_they_are_called(place: Place, outcome: Rows) -> None:
     for suffix in ("txt", "vtt"):
         texts = list(place.out.rglob(f"*.{suffix}"))
