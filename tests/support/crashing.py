@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.frames import run as stage
-from stages.frames import watchdog
+from stages.frames import video, watchdog
 from stages.frames.clip_copy import run as cut
 from stages.frames.video import Video
 from stages.process.report import EventReporter
@@ -30,7 +30,7 @@ class CrashingVideo(Video):
 
 def frames(job: dict[str, Any], report: EventReporter) -> None:
     """Be the frames stage, over such a library."""
-    vars(stage)["Video"] = CrashingVideo
+    vars(video)["Video"] = CrashingVideo
     watchdog.LIMIT_CPU_SECONDS, watchdog.POLL_SECONDS = 0.6, 0.1
     stage.run(job, report)
 
