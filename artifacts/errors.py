@@ -9,6 +9,7 @@ PenstockError
 ├── EnvironmentFault  disk, store, driver, network                       exit 5
 │   ├── StageDied     a stage process ended without finishing
 │   ├── ModelChanged  a model file differs from the one that was planned with
+│   ├── PrecisionTried  a trial has decided a precision, and the run is planned again with it
 │   └── Unanswered    a remote server sent no response, or an incomplete one
 └── MediaError        one file cannot be captioned; the others can       exit 1
 """
@@ -117,6 +118,11 @@ class StageDied(EnvironmentFault):
 class ModelChanged(EnvironmentFault):
     """A file that determines the model's output differs from the one that the run was
     planned with."""
+
+
+class PrecisionTried(EnvironmentFault):
+    """A stage has tried the precision of a half and stored the result, so the run must be planned
+    again. It made no record."""
 
 
 class Unanswered(EnvironmentFault):

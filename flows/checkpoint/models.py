@@ -89,6 +89,8 @@ class Model:
     """Notes for the user on how it is computed."""
     read: bool = True
     """Whether the digests of its weights are known. Without them, no stored record is found."""
+    trial: str = ""
+    """Cache namespace of the result of a trial that the embed stage is to make; empty: none."""
     files: ModelFiles = field(default_factory=ModelFiles)
     """Stamps of the files when their digests were computed."""
 

@@ -4,18 +4,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from artifacts.keys import digest_of
-from artifacts.packs import Record, RecordSet
+from artifacts.packs import Record
 from artifacts.schema import Part
-from artifacts.store import Store
 from flows.checkpoint.precision import PartSettings
 from flows.job.prepare import Job
-from flows.ledger.namespaces import Variant, one_shot_namespace
+from flows.ledger.namespaces import Variant, notes, one_shot_namespace
 from flows.pipelines import parts_of
 from stages.process.stage import StageSpec
-
-NOTES = digest_of(["scopes", 1])
-"""Cache namespace of the notes. Stored notes call namespaces scopes, and output versions
-recipes."""
 
 
 def settings_of(job: Job) -> dict[str, Any]:
@@ -75,8 +70,3 @@ def _settings_in(job: Job, variant: Variant, stages: Sequence[StageSpec]) -> dic
     settings = job.model.settings[parts[0]]
     computing = next(s.key_fields for s in settings if s.label == variant.precision[parts[0]])
     return {"precision": "+".join(labels), "computing": computing}
-
-
-def notes(store: Store) -> RecordSet:
-    """Return the notes: namespace → its model and settings."""
-    return RecordSet(store, "scopes", NOTES)

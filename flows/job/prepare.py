@@ -32,6 +32,7 @@ from flows.job.media_digests import (
     under_prompts,
     without_placeholders,
 )
+from flows.job.vector_precision import with_vector_precision
 from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import variants_of
 from flows.ledger.stock_captions import may_reuse_stock, stock_note
@@ -294,6 +295,7 @@ def _model_for(
         read_weights=read_weights,
     )
     pipeline = pipeline_for(model, pipelines)
+    model = with_vector_precision(config, model, store, device)
     if any(stage.uses_token_limit for stage in pipeline):
         check_fixed_texts(as_card(config, model), model)
     # If no stage loads weights, the notes of a store still record the model.

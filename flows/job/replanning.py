@@ -7,18 +7,30 @@ configuration, so nothing of the first one reaches its outputs.
 from collections.abc import Callable
 from typing import TypeVar
 
-from artifacts.errors import ModelChanged
+from artifacts.errors import ModelChanged, PrecisionTried
 
 Result = TypeVar("Result")
 
 
 def replanned_once(attempt: Callable[[], Result], announce: Callable[[str], object]) -> Result:
-    """Return the result of `attempt`, which plans and runs a command. If the model's files change,
-    it is called once more. Raises ModelChanged if they change again."""
+    """Return the result of `attempt`, which plans and runs a command. It is called once more after
+    a trial of a precision, and once more if the model's files change. Raises ModelChanged if they
+    change again."""
+    try:
+        return attempt()
+    except PrecisionTried as error:
+        announce(error.message)
+    except ModelChanged as error:
+        announce(f"{error.message}: planning again with the changed model")
+        return _attempted_again(attempt)
     try:
         return attempt()
     except ModelChanged as error:
         announce(f"{error.message}: planning again with the changed model")
+    return _attempted_again(attempt)
+
+
+def _attempted_again(attempt: Callable[[], Result]) -> Result:
     try:
         return attempt()
     except ModelChanged as error:

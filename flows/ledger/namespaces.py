@@ -8,7 +8,9 @@ from itertools import product
 from typing import Any
 
 from artifacts.keys import digest_of
+from artifacts.packs import RecordSet
 from artifacts.schema import SHRINKING, FrameFit, Part, Sampling
+from artifacts.store import Store
 from artifacts.tiles import OFF
 from flows.checkpoint.context import FrameBound
 from flows.checkpoint.models import Model
@@ -176,3 +178,9 @@ def _other_limits(
         digest = _namespace(stage, [*by, limit, *text_fields])
         if limit != namespaces.limit and digest in stored:
             yield replace(namespaces, of={**namespaces.of, stage.writes: digest}, limit=limit)
+
+
+def notes(store: Store) -> RecordSet:
+    """Return the notes of a store: namespace → its model and settings. Stored notes call namespaces
+    scopes, and output versions recipes."""
+    return RecordSet(store, "scopes", digest_of(["scopes", 1]))

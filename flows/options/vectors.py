@@ -58,8 +58,8 @@ class VectorConfig(VectorSamplingOptions, RunOptions):
     store: Annotated[str, Option(STORE_HELP, VECTORS, "DIR")] = ""
     """Folder or bucket of the store; empty: `$PENSTOCK_STORE` or the user's cache."""
     precision: Annotated[str, replace(PRECISION_OPTION, heading=MODEL)] = "native"
-    """Precision of both halves. `native` is the checkpoint's own; `auto` is native if it fits.
-    `int8` and `nf4` apply to the language half only."""
+    """Precision of both halves. `native` is the checkpoint's own; `auto` is native if it fits, or
+    fp16 on a GPU if a trial shows that it gives the same vectors as fp32."""
     batch_size: Annotated[int, Option("images per batch [%(default)s]", MEMORY, "N", above=0)] = (
         IMAGES_PER_BATCH
     )

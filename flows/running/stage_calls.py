@@ -180,7 +180,8 @@ class StageCallBuilder:
         if stage.job is EncodeJob:
             return make(frames_a_video=self._job.model.profile.frames_a_video)
         tiles, edge = namespaces.tiles, namespaces.fit_image.edge
-        return make(tiles=tiles, edge=edge, pictures=rung.batch)
+        trial = self._job.model.trial if rung.precision == "fp32" else ""
+        return make(tiles=tiles, edge=edge, pictures=rung.batch, trial=trial)
 
     def _decoding(self, stage: StageSpec, namespaces: Variant, rung: Rung) -> DecodeJob:
         """Return the decode job without batches."""

@@ -13,7 +13,7 @@ from artifacts.pack_object import QUARANTINE
 from artifacts.store import ObjectStat, Store
 from artifacts.stores.heads import CATALOGS
 from artifacts.stores.local import TEMPORARY, left_behind
-from flows.job.namespace_notes import notes
+from flows.ledger.namespaces import notes
 from flows.machine.leases import running_jobs
 from flows.pipelines import KEPT as KEPT_PIPELINES
 

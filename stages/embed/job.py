@@ -15,5 +15,7 @@ class EmbedJob(EncodingJob):
     """Tiling of images; each tile gets a vector, too."""
     edge: int = 0
     """Side of the model's input in pixels."""
+    trial: str = ""
+    """Cache namespace for the result of a trial of fp16, which is made first; empty: no trial."""
     pictures: int = FRAMES_A_BATCH
     """Maximum number of tiles per pass through the half."""

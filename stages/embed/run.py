@@ -17,6 +17,7 @@ from artifacts.packs import Record, RecordSet
 from artifacts.tiles import OFF, boxes_of
 from artifacts.vectors import vector_record
 from stages.embed.job import EmbedJob
+from stages.embed.precision_trial import try_fp16
 from stages.models.encoding.batch import encode_batches
 from stages.models.encoding.chunks import Refusal, read_chunk
 from stages.models.encoding.job import EncodeItem
@@ -43,6 +44,8 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
         reads_text=False,
         encode=partial(encode_parts, max_parts=job.pictures) if cut else encode_batches,
     )
+    if job.trial and not job.live:
+        try_fp16(job, spec)
     encode_all(job, spec, report)
 
 
