@@ -30,7 +30,7 @@ def import_asking_cuda(*names: str) -> None:
             importlib.import_module(name)
 
 
-def has_asked_cuda() -> bool:
+def has_used_cuda() -> bool:
     """Return whether this process has used CUDA through torch, after which its forks cannot."""
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.cuda.is_initialized())

@@ -34,7 +34,7 @@ import traceback
 from typing import Any
 
 from stages.process.child import ParentInfo, load_entry, run_job
-from stages.process.fork_imports import has_asked_cuda, importing_for_forks
+from stages.process.fork_imports import has_used_cuda, importing_for_forks
 from stages.process.gc_freeze import gc_frozen
 from stages.process.job_file import read_job, value_in
 
@@ -94,7 +94,7 @@ class Server:
     ) -> int | None:
         """Fork and report the child. Return None if the process has other threads, or has used
         CUDA."""
-        if len(os.listdir("/proc/self/task")) != 1 or has_asked_cuda():
+        if len(os.listdir("/proc/self/task")) != 1 or has_used_cuda():
             return None
         server, seconds = os.getpid(), cpu_seconds()
         pid = os.fork()
