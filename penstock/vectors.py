@@ -20,7 +20,6 @@ from flows.running.label import label as run_label
 from flows.running.label import label_request
 from flows.search.build import IndexWritten, fill_index
 from flows.search.query import Hit, search_index
-from flows.search.texts import TEXT_HALF
 from penstock.arguments import Sources, anchored, config_for, config_with, path_of
 from penstock.background import FinishedRecords
 from penstock.keywords import LabelRunOptions, SearchOptions, VectorOptions
@@ -121,7 +120,7 @@ def index(
     config = config_for(sources, options, IndexConfig, VectorOptions.__annotations__)
     config.check_sources()
     folder = folder_named(config.out, "out")
-    return fill_index(config, folder, Display(quiet=not progress), TEXT_HALF)
+    return fill_index(config, folder, Display(quiet=not progress))
 
 
 def search(
@@ -134,7 +133,7 @@ def search(
     folder = folder_named(path_of("index", index), "index")
     hits = Hits()
     display = Display(quiet=True)
-    hits += search_index(folder, query, place, display, TEXT_HALF, hits.warnings.append)
+    hits += search_index(folder, query, place, display, hits.warnings.append)
     return hits
 
 

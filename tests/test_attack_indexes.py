@@ -20,8 +20,9 @@ from artifacts.index.manifest import Maker, read_manifest, write_manifest
 from artifacts.index.snapshot import open_snapshot
 from artifacts.index.writing import writing
 from flows.cli.main import main
+from flows.options.search import SearchQuery
 from flows.serving.refusals import HttpRefusal
-from flows.serving.searching import SearchFilters, ServedIndex
+from flows.serving.searching import ServedIndex
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import write_images
 from tests.support.families import hf
@@ -144,7 +145,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 def found(index: ServedIndex, seed: int = 0) -> list[str]:
-    wanted = SearchFilters(top=3, where="", moments=False)
+    wanted = SearchQuery(what="-", top=3)
     hits = asyncio.run(index.search(drawn(1, seed)[0], "texts", (), wanted))
     return [hit["media_path"] for hit in hits]
 
@@ -182,7 +183,7 @@ def test_an_index_that_was_built_anew_is_searched_and_a_hit_of_before_is_shown(
     anew(folder, MAKER, seed=1)
     assert read_manifest(folder).maker.text_half is None, "it does not record the text half"
     assert found(index, seed=1)[0] == "0.jpg"
-    wanted = SearchFilters(top=1, where="", moments=False)
+    wanted = SearchQuery(what="-", top=1)
     (hit,) = asyncio.run(index.search(drawn(1)[0], "pictures", (), wanted))
     anew(folder, replace(SERVED, half="x"))
     assert index.row(hit["id"]).media_path == hit["media_path"]

@@ -17,7 +17,7 @@ from artifacts.index.manifest import read_manifest
 from artifacts.index.snapshot import open_snapshot
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
-from flows.search import texts
+from flows.search import build as filling
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import SIZES, write_images
 from tests.support.families import hf
@@ -135,7 +135,7 @@ def test_an_index_is_built_where_no_text_half_is_and_measured_once_it_is(
         raise EnvironmentFault("no text half is here")
 
     with monkeypatch.context() as patch:
-        patch.setattr(texts, "TEXT_HALF", no_texts)
+        patch.setattr(filling, "read_texts", no_texts)
         assert build(tmp_path, clip, sources=built / "media") == 0
     assert set(read_manifest(tmp_path / "index").measured) == {"pictures"}
     assert build(tmp_path, clip, sources=built / "media") == 0

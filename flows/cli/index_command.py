@@ -52,9 +52,8 @@ def _fill(given: argparse.Namespace, config: IndexConfig, folder: Path, *, whole
     with closing(Display(quiet=given.quiet, as_json=given.json)) as display:
         display.doing(READING)
         from flows.search.build import fill_index
-        from flows.search.texts import TEXT_HALF
 
-        result = fill_index(config, folder, display, TEXT_HALF, look_for_vanished=whole)
+        result = fill_index(config, folder, display, look_for_vanished=whole)
     if print_result(given, result, display):
         for path in result.vanished[:NAMED]:
             print_lines(f"gone: {path}", to=sys.stderr)

@@ -33,11 +33,10 @@ def search_command(given: argparse.Namespace) -> int:
         display.doing("searching")
         from flows.results.foreign_files import refuse_replacing_found
         from flows.search.query import search_index
-        from flows.search.texts import TEXT_HALF
 
         refuse_replacing_found(page, copies)
         query, place = config_from(given, SearchQuery), config_from(given, SearchPlace)
-        hits = search_index(folder, query, place, display, TEXT_HALF, warnings.append)
+        hits = search_index(folder, query, place, display, warnings.append)
     silence_closed_terminal()
     for warning in warnings:
         print_lines(f"warning: {warning}", to=sys.stderr)

@@ -12,7 +12,6 @@ from flows.options.vectors import VectorConfig
 from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin
 from flows.search.build import IndexWritten, fill_index
-from flows.search.texts import TEXT_HALF
 
 
 @flow(name="index-folder", flow_run_name=named_after_out, persist_result=False)
@@ -30,6 +29,4 @@ def fill(
 ) -> IndexWritten:
     """Fill the index, and measure its recall when due."""
     folder = out_folder(config)
-    return fill_index(
-        config, folder, display, TEXT_HALF, make_launcher=make_launcher, on_begin=on_begin
-    )
+    return fill_index(config, folder, display, make_launcher=make_launcher, on_begin=on_begin)

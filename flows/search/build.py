@@ -27,7 +27,6 @@ from artifacts.index.writing import (
     Added,
     IndexWriter,
     refuse_other,
-    refuse_other_halves,
     within,
     writing,
 )
@@ -46,7 +45,7 @@ from flows.results.vectors import FileTask, VectorsWritten, frames_of, vector_ta
 from flows.running.run import LauncherMaker, make_vectors
 from flows.running.run_observer import OnBegin
 from flows.search.maker import maker_of
-from flows.search.texts import REFERENCE_TEXTS, TextHalf
+from flows.search.texts import REFERENCE_TEXTS, read_texts
 from stages.decode.engines import AUTO
 
 RUN = "run"
@@ -87,7 +86,6 @@ def fill_index(
     config: VectorConfig,
     folder: Path,
     display: Display,
-    texts: TextHalf | None = None,
     *,
     look_for_vanished: bool = True,
     make_launcher: LauncherMaker = DirectLauncher,
@@ -114,7 +112,7 @@ def fill_index(
         on_begin,
     )
     if has_manifest(folder):
-        _measure(config, folder, display, texts)
+        _measure(config, folder, display)
     return written
 
 
@@ -220,20 +218,16 @@ def _vanished(folder: Path, job: Job) -> tuple[str, ...]:
     return tuple(path for path in found if not (is_address(path) or os.path.lexists(path)))
 
 
-def _measure(config: VectorConfig, folder: Path, display: Display, texts: TextHalf | None) -> None:
+def _measure(config: VectorConfig, folder: Path, display: Display) -> None:
     """Measure an index that has grown, with texts if a text half is available."""
     manifest = read_manifest(folder)
-    needs_texts = texts is not None and manifest.texts is None and manifest.live_rows > 0
+    needs_texts = manifest.texts is None and manifest.live_rows > 0
     if not (is_due(manifest) or needs_texts):
         return
     vectors = None
-
-    def check(job: Job) -> None:
-        refuse_other_halves(folder, manifest.maker, maker_of(job, manifest.maker.width))
-
-    if texts is not None and needs_texts:
+    if needs_texts:
         try:
-            vectors = texts(config, REFERENCE_TEXTS, display, check)
+            vectors = read_texts(config, REFERENCE_TEXTS, display, folder, manifest.maker)
         except (UsageError, CannotFit, EnvironmentFault) as error:
             # The images are in the index, and image queries work.
             display.print_line(

@@ -21,7 +21,7 @@ from artifacts.index.rows import CONTENT, PixelBox
 from artifacts.index.search import Query, Searcher
 from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import Condition, matching
-from artifacts.index.writing import refuse_other, refuse_other_halves
+from artifacts.index.writing import refuse_other
 from artifacts.vectors import Vectors, vectors_in
 from flows.console.display import Display
 from flows.job.prepare import Job
@@ -32,7 +32,7 @@ from flows.results.outputs import failures_of
 from flows.results.vectors import VectorsWritten, vector_tasks
 from flows.running.run import make_vectors
 from flows.search.maker import as_made, maker_of, unrecorded
-from flows.search.texts import TextHalf
+from flows.search.texts import read_texts
 
 MAX_COPY_PATHS = 4
 """Number of other files with equal content that a hit names; all are counted."""
@@ -68,7 +68,6 @@ def search_index(
     request: SearchQuery,
     place: SearchPlace,
     display: Display,
-    text_half: TextHalf | None,
     warn: Callable[[str], None],
 ) -> list[Hit]:
     """Return the hits, nearest first. `warn` is called at most once. Raises PenstockError."""
@@ -82,7 +81,7 @@ def search_index(
         )
     config = config_for(place, manifest)
     texts = (request.what, *request.without)
-    vectors, are_images = _vectors(config, manifest, folder, texts, display, text_half)
+    vectors, are_images = _vectors(config, manifest, folder, texts, display)
     if not all(are_images) and (warning := unrecorded(folder, manifest.maker)):
         warn(warning)
     query = Query(
@@ -121,23 +120,14 @@ def _vectors(
     folder: Path,
     texts: Sequence[str],
     display: Display,
-    text_half: TextHalf | None,
 ) -> tuple[list[NDArray[np.float32]], list[bool]]:
     """Return the vector of each query text or image, and whether it is an image."""
     are_images = [is_image_query(text) for text in texts]
     found: dict[str, NDArray[np.float32]] = {}
     queries = [text for text, is_image in zip(texts, are_images, strict=True) if not is_image]
     if queries:
-        if text_half is None:
-            raise UsageError(
-                f"{queries[0]!r} is no image, and this process cannot search for texts",
-                hint="Give an image file",
-            )
-
-        def check(job: Job) -> None:
-            refuse_other_halves(folder, manifest.maker, maker_of(job, manifest.maker.width))
-
-        found |= dict(zip(queries, text_half(config, queries, display, check), strict=True))
+        made = read_texts(config, queries, display, folder, manifest.maker)
+        found |= dict(zip(queries, made, strict=True))
     for text in (text for text, is_image in zip(texts, are_images, strict=True) if is_image):
         found[text] = image_vector(config, manifest, folder, text, display)
     return [found[text] for text in texts], are_images

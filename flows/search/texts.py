@@ -2,26 +2,25 @@
 distributed. Loads no model itself."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
+from artifacts.index.manifest import Maker
+from artifacts.index.writing import refuse_other_halves
 from artifacts.tiles import OFF
 from artifacts.vectors import Vectors
 from flows.console.display import Display
-from flows.job.prepare import Job, prepare_without_media
+from flows.job.prepare import prepare_without_media
 from flows.job.replanning import replanned_once
 from flows.machine.launch import DirectLauncher
 from flows.options.vectors import VectorConfig
 from flows.pipelines import LABEL
 from flows.running.run_observer import RunObserver
 from flows.running.stopping import stopped_in_order
+from flows.search.maker import maker_of
 
-CheckJob = Callable[[Job], None]
-"""Raises UsageError for a job with another model."""
-TextHalf = Callable[[VectorConfig, Sequence[str], Display, CheckJob], Vectors]
-"""Returns a vector per text, shape (texts, width), from the text half of the configuration's model.
-The model is checked before it is loaded."""
 SUBJECTS = (
     "dog",
     "cat on a sofa",
@@ -47,22 +46,19 @@ rows."""
 
 
 def read_texts(
-    config: VectorConfig, texts: Sequence[str], display: Display, check: CheckJob
+    config: VectorConfig, texts: Sequence[str], display: Display, folder: Path, maker: Maker
 ) -> Vectors:
     """Return the vector of each text, computed by the text half alone or read from the store.
-    Raises PenstockError."""
+    Raises PenstockError, also if the text half is not that of `maker`, which made the index in
+    `folder`."""
 
     def attempt() -> Vectors:
         observer = RunObserver(display)
         with tempfile.TemporaryDirectory(prefix="penstock-search-") as out, stopped_in_order():
             launcher = DirectLauncher(observer.on_event)
             job = prepare_without_media(replace(config, out=out, tiles=OFF), launcher, LABEL)
-            check(job)
+            refuse_other_halves(folder, maker, maker_of(job, maker.width))
             with observer.pipeline_for_job(job, launcher, "searching in", outputs={}) as runner:
                 return runner.texts.make([[text] for text in texts]).vectors
 
     return replanned_once(attempt, display.print_line)
-
-
-TEXT_HALF: TextHalf = read_texts
-"""The function that commands use."""

@@ -13,18 +13,19 @@ from fastapi import Query, Request
 from fastapi.responses import FileResponse, Response
 from numpy.typing import NDArray
 
+from flows.options.search import SearchQuery
 from flows.results.thumbnails import thumbnail
 from flows.serving.answers import json_answer, vectors_json
 from flows.serving.embedding import EmbeddedMedium
 from flows.serving.guard import COOKIE, in_time, session_of
 from flows.serving.refusals import HttpRefusal
-from flows.serving.searching import SearchFilters
 from flows.serving.service import Service
 from flows.serving.shown_media import shown_file
 from flows.serving.shown_names import shown_name
 from flows.serving.uploads import upload_of
 
 THUMBNAILS_AT_ONCE = 2
+MAX_HITS = 1000
 
 
 class Routes:
@@ -92,7 +93,9 @@ class Routes:
         texts = [*([] if by_image else [q]), *(without or [])]
         if any(not text.strip() for text in texts):
             raise HttpRefusal(422, "the search text is empty", "Ask with ?q=words")
-        filters = SearchFilters(top=top, where=where, moments=moments)
+        if not 1 <= top <= MAX_HITS:
+            raise HttpRefusal(422, f"invalid top {top}", f"Give 1 to {MAX_HITS}")
+        filters = SearchQuery(what="-", top=top, where=where, moments=moments)
         await service.index.check()  # refuse before any computation
         damage: tuple[str, ...] = ()
         if not by_image:

@@ -8,7 +8,6 @@ position, so that details requested later belong to the row that was found.
 import asyncio
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +28,6 @@ from flows.serving.refusals import HttpRefusal, refusal_of
 
 OPEN_VERSIONS = 2
 """Opened versions of an index whose hits can still be requested."""
-MAX_HITS = 1000
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchFilters:
-    """The filters of a search request, without its vector."""
-
-    top: int
-    where: str
-    moments: bool
-
-    def query(self) -> SearchQuery:
-        """Return the filters as a search query. Raises HttpRefusal."""
-        if not 1 <= self.top <= MAX_HITS:
-            raise HttpRefusal(422, f"invalid top {self.top}", f"Give 1 to {MAX_HITS}")
-        return SearchQuery(what="-", top=self.top, where=self.where, moments=self.moments)
 
 
 class ServedIndex:
@@ -74,10 +57,10 @@ class ServedIndex:
         vector: NDArray[np.float32],
         sort: Sort,
         without: Sequence[NDArray[np.float32]],
-        filters: SearchFilters,
+        settings: SearchQuery,
     ) -> list[dict[str, Any]]:
-        """Return the nearest hits. Raises HttpRefusal."""
-        settings = filters.query()
+        """Return the nearest hits. `settings` are those besides the query itself. Raises
+        HttpRefusal."""
         await self.check()
         try:
             return await asyncio.to_thread(self._search, vector, sort, tuple(without), settings)
@@ -105,15 +88,20 @@ class ServedIndex:
         kept = matching(snapshot, Condition(settings.where)) if settings.where else None
         query = Query(vector=vector, sort=sort, without=without, kept=kept)
         found = run_query(searcher, query, settings)
+        hits = (to_hit(snapshot, rank, moment) for rank, moment in enumerate(found, 1))
         return [
             {
-                "rank": rank,
-                "score": round(moment.score, 6),
+                "rank": hit.rank,
+                "score": hit.score,
                 "id": f"{number}-{moment.position}",
-                "kind": "image" if moment.row.time is None else "video",
-                **_hit_json(snapshot, rank, moment),
+                "kind": "image" if hit.at is None else "video",
+                "media_path": hit.media_path,
+                "time": hit.time,
+                "at": hit.at,
+                "box": hit.box,
+                "copies": hit.copies,
             }
-            for rank, moment in enumerate(found, 1)
+            for hit, moment in zip(hits, found, strict=True)
         ]
 
     def row(self, name: str) -> IndexRow:
@@ -147,14 +135,3 @@ class ServedIndex:
             self._opened = [*self._opened, (self._next, Searcher(snapshot))][-OPEN_VERSIONS:]
             self._next += 1
             self._stamp = stamp
-
-
-def _hit_json(snapshot: Snapshot, rank: int, moment: Any) -> dict[str, Any]:
-    hit = to_hit(snapshot, rank, moment)
-    return {
-        "media_path": hit.media_path,
-        "time": hit.time,
-        "at": hit.at,
-        "box": hit.box,
-        "copies": hit.copies,
-    }
