@@ -16,7 +16,7 @@ from stages.models.processors.loading import load_processor
 from stages.models.processors.pixel_limit import bounds_of
 from stages.models.processors.prepare import Clip, prepare
 from stages.models.profile import ModelProfile
-from stages.models.published_sizes import published_bounds
+from stages.models.published import published_bounds
 from tests.support.by_hand import model
 from tests.support.families import checkpoint
 from tests.support.plan_cases import kept_folder, plan_case

@@ -107,21 +107,65 @@ def written(folder: Path, config: Any) -> Path:
     return folder
 
 
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "Qwen2.5-Omni": {"model_type": "qwen2_5_omni", "architectures": ["Qwen2_5OmniModel"]},
+    "Qwen3-Omni": {
+        "model_type": "qwen3_omni_moe",
+        "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
+    },
+    "Phi-4-multimodal": {
+        "model_type": "phi4_multimodal",
+        "architectures": ["Phi4MultimodalForCausalLM"],
+    },
+    "Florence-2 of Microsoft": {
+        "model_type": "florence2",
+        "architectures": ["Florence2ForConditionalGeneration"],
+        "auto_map": {"AutoConfig": "configuration_florence2.Florence2Config"},
+        "text_config": {"model_type": "florence2_language"},
+        "vision_config": {"model_type": "davit"},
+    },
+    "CogVLM, the first": {
+        "model_type": "cogvlm",
+        "architectures": ["CogVLMForCausalLM"],
+        "auto_map": {"AutoConfig": "configuration_cogvlm.CogVLMConfig"},
+        "vocab_size": 32000,
+        "vision_config": {},
+    },
+    "MiniCPM-V and MiniCPM-o up to 4.5": {
+        "model_type": "minicpmv",
+        "architectures": ["MiniCPMV"],
+        "auto_map": {"AutoConfig": "configuration_minicpm.MiniCPMVConfig"},
+    },
+    "InternVL in the form of its own code": {
+        "model_type": "internvl_chat",
+        "architectures": ["InternVLChatModel"],
+        "auto_map": {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"},
+    },
+    "Moondream": {
+        "model_type": "moondream1",
+        "architectures": ["HfMoondream"],
+        "auto_map": {"AutoConfig": "hf_moondream.HfConfig"},
+    },
+}
+"""Name of a form → example of its configuration."""
+
+
 @pytest.mark.parametrize("form", UNSUPPORTED, ids=lambda form: form.name)
 def test_a_form_that_is_not_read_is_refused_with_one_that_works(
     form: UnsupportedForm, tmp_path: Path
 ) -> None:
-    folder = written(tmp_path / "model", form.example)
+    example = EXAMPLES[form.name]
+    folder = written(tmp_path / "model", example)
     with pytest.raises(UsageError) as caught:
         describe(folder)
     message, hint = caught.value.message, caught.value.hint
     assert form.reason in message and hint == form.alternative
     assert "\n" not in message + hint and "again" not in hint and "vision half" not in message
-    assert sum(other.found(form.example) for other in UNSUPPORTED) == 1
+    assert sum(other.found(example) for other in UNSUPPORTED) == 1
     if not form.own_code:
         with pytest.raises(UsageError, match="cannot be read"):
             refuse_unsupported(folder, trusted=True)
-    elif "auto_map" in form.example:
+    elif "auto_map" in example:
         refuse_unsupported(folder, trusted=True)  # its own code may be tried
 
 

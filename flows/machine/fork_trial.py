@@ -74,9 +74,7 @@ def _start(
 ) -> StageProcess:
     meeting = folder / "meeting"
     meeting.mkdir(exist_ok=True)
-    job = ForkTrialJob(
-        device=device, libraries=forks is not None, meeting=str(meeting) if beside else ""
-    )
+    job = ForkTrialJob(device=device, meeting=str(meeting) if beside else "")
     return launcher.start(
         StageCall(
             name="try_forks",

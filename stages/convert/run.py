@@ -207,7 +207,7 @@ class _Contents:
         tensor = dict(_called(name, pickle.read(name), self._original))[spec.name]
         for piece in tensor_chunks(tensor):
             cast = piece.to(spec.dtype)
-            if not (cast is piece or cast.isfinite().all()) and _overflows(cast, piece):
+            if not (cast is piece or torch.equal(cast.isfinite(), piece.isfinite())):
                 largest = piece[piece.isfinite()].abs().max().item()
                 raise UsageError(
                     f"tensor {spec.name} holds {largest:.6g}, which is infinite in "
@@ -215,11 +215,6 @@ class _Contents:
                     hint="Remove the output folder; convert with --dtype bf16 or without --dtype",
                 )
             yield cast
-
-
-def _overflows(cast: torch.Tensor, piece: torch.Tensor) -> bool:
-    """Return whether finite numbers became infinite."""
-    return not torch.equal(cast.isfinite(), piece.isfinite())
 
 
 def _called(

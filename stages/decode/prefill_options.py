@@ -119,7 +119,7 @@ def _like(features: Mapping[str, Any], tokens: int) -> dict[str, Any]:
     records that `generate` does not split."""
     made = {}
     for modality, record in features.items():
-        if not _fields_are_cut(record):
+        if not set(record) <= CHUNKED_FIELDS or record.get("pooler_output") is None:
             raise ValueError("the features have fields that generate would drop")
         fields = {name: _resized(value, tokens) for name, value in record.items()}
         made[modality] = make_record(type(record), fields)
@@ -147,10 +147,6 @@ def _within_an_image(half: Any, ids: torch.Tensor, features: Mapping[str, Any]) 
             raise ValueError(f"{modality} features have no placeholder token")
         found += where.tolist()
     return max(1, sorted(found)[len(found) // 2] if found else ids.shape[1] // 2)
-
-
-def _fields_are_cut(record: Any) -> bool:
-    return set(record) <= CHUNKED_FIELDS and record.get("pooler_output") is not None
 
 
 def _computed(output: Any) -> list[torch.Tensor]:

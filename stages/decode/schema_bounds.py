@@ -219,7 +219,7 @@ def _object(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
             "additionalProperties with a schema is not supported",
             "List the properties, each with a type",
         )
-    if unknown := [name for name in required if not _is_key(name, properties)]:
+    if unknown := [n for n in required if not isinstance(n, str) or n not in properties]:
         raise place.error(f"{unknown[0]} is required but not a property", "Add it to properties")
     found = {name: _value(each, place.at(name)) for name, each in properties.items()}
     return Bounded(
@@ -292,10 +292,6 @@ _TYPES: Mapping[str, Callable[[Mapping[str, Any], SchemaPlace], Bounded]] = {
     "boolean": _literal,
     "null": _literal,
 }
-
-
-def _is_key(name: Any, properties: Mapping[str, Any]) -> bool:
-    return isinstance(name, str) and name in properties
 
 
 def _digits(value: float) -> int:

@@ -27,7 +27,6 @@ from typing import Any
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.model_files import ModelFiles
 from artifacts.regular_files import open_regular
 from stages.export.export_plan import refuse_unwritable
 from stages.export.jobs import MergeJob
@@ -187,12 +186,11 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
     number of `merged` tensors. Raises PenstockError.
     """
     job = parse_job(MergeJob, fields)
-    planned = job.files
-    with planned.compared():
-        _merge(job, planned, report)
+    with job.files.compared():
+        _merge(job, report)
 
 
-def _merge(job: MergeJob, planned: ModelFiles, report: EventReporter) -> None:
+def _merge(job: MergeJob, report: EventReporter) -> None:
     source, folder = Path(job.model), Path(job.folder)
     adapter = read_adapter(Path(job.adapter))
     headers, changes = changes_of(adapter, source, job.trust_remote_code)
@@ -203,7 +201,7 @@ def _merge(job: MergeJob, planned: ModelFiles, report: EventReporter) -> None:
     small[CONFIG] = with_way(small[CONFIG], job.as_published)
     with claimed(folder, {**job.recipe, "shard_bytes": job.shard_bytes}):
         contents = _Merged(source, headers, adapter, changes)
-        write_checkpoint(folder, shards, small, contents, report, MORE_ROOM, planned.check)
+        write_checkpoint(folder, shards, small, contents, report, MORE_ROOM, job.files.check)
     report.note(merged=len(changes))
 
 

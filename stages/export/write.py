@@ -9,7 +9,6 @@ import torch
 from safetensors import safe_open
 
 from artifacts.errors import EnvironmentFault, ModelChanged
-from artifacts.model_files import ModelFiles
 from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
 from stages.export.jobs import PACKED, ExportJob
 from stages.export.quant_formats import Int8, Nf4, Packed, QuantFormat, specs_of
@@ -109,12 +108,11 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
     `modules`. Raises PenstockError.
     """
     job = parse_job(ExportJob, fields)
-    planned = job.files
-    with planned.compared():
-        _export(job, planned, report)
+    with job.files.compared():
+        _export(job, report)
 
 
-def _export(job: ExportJob, planned: ModelFiles, report: EventReporter) -> None:
+def _export(job: ExportJob, report: EventReporter) -> None:
     source, folder = Path(job.model), Path(job.folder)
     form = form_of(job)
     plan = plan_export(source, job.parts, job.trust_remote_code, form.takes)
@@ -129,10 +127,10 @@ def _export(job: ExportJob, planned: ModelFiles, report: EventReporter) -> None:
         check_room(folder, left, MORE_ROOM)
         try:
             for file in left:
-                write_file(folder, file, plan, form, planned.check)
+                write_file(folder, file, plan, form, job.files.check)
                 report.item(file.name, label=file.name)
             small[CONFIG] = with_way(_config(small[CONFIG], plan, form), job.as_published)
-            planned.check()
+            job.files.check()
             write_rest(folder, [_as_written(folder / file.name) for file in files], small)
         except ModelChanged:
             raise

@@ -7,6 +7,8 @@ that size.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 
 ITEM_BYTES = 2
 """Bytes per number in the dry runs."""
@@ -74,23 +76,12 @@ def peak_bytes(
     decoder writes `new_tokens`, and its MLPs process `mlp_chunk` positions at once (0: all)."""
     scale, wide = item_bytes / ITEM_BYTES, item_bytes > ITEM_BYTES
     # Costs known only in 16 bit are doubled for 32 bit.
-    peak = _at(
-        batch_costs,
-        kind,
-        rows,
-        units,
-        lambda w: (w.peak_bytes_32 or 2 * w.peak_bytes) if wide else w.peak_bytes,
-    )
-    positions = _at(batch_costs, kind, rows, units, lambda w: w.positions) or rows * units
+    fitted = partial(_at, batch_costs, kind, rows, units)
+    peak = fitted(lambda w: (w.peak_bytes_32 or 2 * w.peak_bytes) if wide else w.peak_bytes)
+    positions = fitted(lambda w: w.positions) or rows * units
     if 0 < mlp_chunk < positions:
-        inside = scale * _at(batch_costs, kind, rows, units, lambda w: w.mlp_bytes)
-        outside = _at(
-            batch_costs,
-            kind,
-            rows,
-            units,
-            lambda w: w.outside_bytes_32 if wide else w.outside_bytes,
-        )
+        inside = scale * fitted(lambda w: w.mlp_bytes)
+        outside = fitted(lambda w: w.outside_bytes_32 if wide else w.outside_bytes)
         peak = max(peak - inside * (1 - mlp_chunk / positions), min(peak, outside))
     if new_tokens:
         step = _at(batch_costs, kind, rows, units + new_tokens, lambda w: w.step_bytes)
@@ -121,12 +112,8 @@ def waiting_bytes(
     item_bytes: int = ITEM_BYTES,
 ) -> int:
     """Return the bytes that `rows` rows hold while they wait for a layer of the encoder."""
-
-    wide = item_bytes > ITEM_BYTES
-    held = _at(
-        batch_costs, kind, rows, units, lambda w: w.waiting_bytes_32 if wide else w.waiting_bytes
-    )
-    return max(0, round(held))
+    name = "waiting_bytes_32" if item_bytes > ITEM_BYTES else "waiting_bytes"
+    return at_size(batch_costs, attrgetter(name), kind=kind, rows=rows, units=units)
 
 
 def at_size(

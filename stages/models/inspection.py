@@ -142,21 +142,16 @@ def default_sampling(processor: Any) -> SamplingProfile:
     """Return the frame sampling that a processor states; empty if it takes no videos."""
     part = getattr(processor, "video_processor", None)
 
-    def number(name: str) -> Any:
+    def number(name: str, kind: Callable[[Any], Any]) -> Any:
         value = getattr(part, name, None)
-        return value if isinstance(value, int | float) and value > 0 else None
+        return kind(value) if isinstance(value, int | float) and value > 0 else None
 
-    frames, min_frames, max_frames = (
-        number("num_frames"),
-        number("min_frames"),
-        number("max_frames"),
-    )
     return SamplingProfile(
-        fps=None if number("fps") is None else float(number("fps")),
-        frames=None if frames is None else int(frames),
-        min_frames=None if min_frames is None else int(min_frames),
-        max_frames=None if max_frames is None else int(max_frames),
-        seconds=number("chunk_seconds"),
+        fps=number("fps", float),
+        frames=number("num_frames", int),
+        min_frames=number("min_frames", int),
+        max_frames=number("max_frames", int),
+        seconds=number("chunk_seconds", lambda seconds: seconds),
     )
 
 

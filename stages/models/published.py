@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from artifacts.regular_files import read_text
 from stages.models.hub.checkpoint import CONFIG, JSON_BYTES, json_bytes
 from stages.models.in_tree.registry import native_of
-from stages.models.published_facts import FACTS
+from stages.models.pixel_bounds import PixelBounds
+from stages.models.published_facts import FACTS, facts_of
 
 if TYPE_CHECKING:
     import torch
@@ -148,6 +149,22 @@ def config_of(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}  # the loader reports the error
     return config if isinstance(config, dict) else {}
+
+
+def published_bounds(folder: Path, as_published: bool | None = None) -> PixelBounds | None:
+    """Return the pixel bounds for videos of a checkpoint that is run as published.
+
+    If `as_published` is None, the rule decides. Return None if the processor's own bounds apply, as
+    for every checkpoint that is run as stock."""
+    change = change_of(folder)
+    if change is None or not change.positions or not is_published_way(folder, as_published):
+        return None
+    facts = facts_of(str(config_of(folder).get("model_type", "")))
+    if facts.pixels_a_frame is None:
+        return None
+    min_pixels, max_pixels = facts.pixels_a_frame
+    side, video = facts.token_side, facts.pixels_a_video
+    return PixelBounds(side=side, least=min_pixels, most=max_pixels, a_video=video)
 
 
 def place_behind(

@@ -9,8 +9,7 @@ from artifacts.schema import Part
 from stages.models.in_tree.registry import native_of
 from stages.models.pixel_bounds import limits_frames
 from stages.models.profile import ModelProfile, PartProfile
-from stages.models.published import change_of, is_published_way
-from stages.models.published_sizes import published_bounds
+from stages.models.published import change_of, is_published_way, published_bounds
 
 
 def with_published_facts(

@@ -40,7 +40,7 @@ from stages.process.deferred_imports import defer
 from stages.process.events import StageEnded, StageError
 from stages.process.exit_diagnosis import first_line, oom_message
 from stages.process.gc_freeze import gc_frozen
-from stages.process.job_file import read_job, value_in
+from stages.process.job import read_job, value_in
 from stages.process.lock import hold_device
 from stages.process.memory import ProcessMemory, Sampler, anonymous_bytes
 from stages.process.report import EventReporter

@@ -132,7 +132,9 @@ class ForkServer:
         if self._control is None and not self._unavailable and host_free_bytes() >= MIN_FREE_BYTES:
             self._environment = environment
             self._start()
-        return self._control is not None and _same_environment(environment, self._environment)
+        # The server may differ in how its threads wait: a stage sets that itself.
+        same = {**environment, WAIT_POLICY: ""} == {**self._environment, WAIT_POLICY: ""}
+        return self._control is not None and same
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -176,8 +178,3 @@ def _received(status: socket.socket) -> bytes:
         return status.recv(64)
     except OSError:
         return b""
-
-
-def _same_environment(first: dict[str, str], second: dict[str, str]) -> bool:
-    """Return whether two environments are equal in all that affects a stage."""
-    return {**first, WAIT_POLICY: ""} == {**second, WAIT_POLICY: ""}

@@ -36,7 +36,7 @@ from typing import Any
 from stages.process.child import ParentInfo, load_entry, run_job
 from stages.process.fork_imports import has_used_cuda, importing_for_forks
 from stages.process.gc_freeze import gc_frozen
-from stages.process.job_file import read_job, value_in
+from stages.process.job import read_job, value_in
 
 MESSAGE_BYTES = 1 << 16
 DESCRIPTORS = 4
@@ -101,7 +101,7 @@ class Server:
         if pid == 0:
             waited = time.monotonic() - request["since"]
             origin = ParentInfo(server, waited, seconds - self._reported_cpu_seconds)
-            self._run_child(request, job, origin, log, events, answer)
+            self._run_child(job, origin, log, events, answer)
         self._reported_cpu_seconds = seconds
         handle = os.pidfd_open(pid)
         self._children[handle] = (pid, answer)
@@ -114,7 +114,6 @@ class Server:
 
     def _run_child(
         self,
-        request: dict[str, Any],
         job: dict[str, Any],
         origin: ParentInfo,
         log: int,

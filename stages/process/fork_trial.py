@@ -24,19 +24,14 @@ class ForkTrialJob:
 
     device: str
     """`cuda:N`."""
-    libraries: bool
-    """Whether to import what every model needs, as the fork server does."""
     meeting: str
     """Folder in which to wait for a second process with a context before computing; empty: do not
     wait."""
 
 
 def warm(job_fields: dict[str, Any]) -> None:
-    """Import what the job needs before memory is counted."""
-    import torch  # noqa: F401
-
-    if parse_job(ForkTrialJob, job_fields).libraries:
-        import_transformers()
+    """Import what every model needs, as the fork server does for all stages."""
+    import_transformers()
 
 
 def run(job_fields: dict[str, Any], report: EventReporter) -> None:

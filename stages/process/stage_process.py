@@ -48,8 +48,7 @@ from stages.process.events import (
 )
 from stages.process.exit_diagnosis import LAST_LINES, ProcessExit, fault_of_stage
 from stages.process.fork_client import ForkServer, Process
-from stages.process.job import job_fields
-from stages.process.job_file import job_descriptor
+from stages.process.job import job_descriptor, job_fields
 from stages.process.memory import add_point
 from stages.process.outcome import StageOutcome
 

@@ -94,9 +94,8 @@ class Summarizer:
                 group_texts = timed[group.start : group.stop]
                 node = get_node(*self._node_of(group_texts, last=last))
                 nodes.append(node)
-                made.append(
-                    TimedText(group_texts[0].start, group_texts[-1].end, self._answer_in(node))
-                )
+                text = answer_in(node.text) if self._job.strip_think else node.text
+                made.append(TimedText(group_texts[0].start, group_texts[-1].end, text))
             tokens += sum(node.tokens for node in nodes)
             levels.append([len(group) for group in groups])
             chapters, timed = chapters or made, made
@@ -111,9 +110,6 @@ class Summarizer:
             cut=cut,
             ended=nodes[0].ended,
         )
-
-    def _answer_in(self, node: SummaryNode) -> str:
-        return answer_in(node.text) if self._job.strip_think else node.text
 
     def _node_of(
         self, group_texts: Sequence[TimedText], *, last: bool

@@ -15,7 +15,6 @@ import torch
 from artifacts.errors import EnvironmentFault, ModelChanged
 from artifacts.files import whole_file, write_json
 from artifacts.keys import hash_file
-from artifacts.model_files import ModelFiles
 from artifacts.regular_files import open_regular
 from artifacts.schema import Half
 from artifacts.store import fault_of
@@ -54,19 +53,18 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
     PenstockError."""
     job = parse_job(GraphJob, fields)
     source, folder = Path(job.model), Path(job.folder)
-    planned = job.files
     check_packages()
     report.total(len(job.weights))
     with claimed(folder, job.recipe):
         if read_manifest(folder) is None:
-            _write_graphs(job, source, folder, report, planned)
+            _write_graphs(job, source, folder, report)
         report.note(**_summary_note(folder))
         if (folder / CONFIG).exists():
             return
         try:
             small = small_files(source, SMALL)
             small[CONFIG] = with_way(small[CONFIG], job.as_published)
-            planned.check()  # before linking, which changes the stamp of the linked file
+            job.files.check()  # before linking, which changes the stamp of the linked file
             for name in sorted({*_weight_files(source)}):
                 _link_or_copy(source / name, folder / name)
             write_rest(folder, (), small)
@@ -76,9 +74,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
             raise EnvironmentFault(error.message, hint=GO_ON) from error
 
 
-def _write_graphs(
-    job: GraphJob, source: Path, folder: Path, report: EventReporter, planned: ModelFiles
-) -> None:
+def _write_graphs(job: GraphJob, source: Path, folder: Path, report: EventReporter) -> None:
     """Make all graphs in a temporary folder, then rename it. Raises PenstockError."""
     making = folder / MAKING
     shutil.rmtree(making, ignore_errors=True)  # left by a killed process
@@ -86,7 +82,7 @@ def _write_graphs(
         making.mkdir()
         halves = {}
         for part, weights in job.weights.items():
-            halves[part] = _half(job, source, part, weights, making, planned)
+            halves[part] = _half(job, source, part, weights, making)
             report.item(f"{part} half", label=f"{part} half")
         files = sorted(path for path in making.iterdir())
         manifest = GraphManifest(
@@ -97,7 +93,7 @@ def _write_graphs(
         )
         write_json(making / FILE, manifest.to_json())
         _fsync_folder(making)
-        planned.check()
+        job.files.check()
         making.rename(folder / FOLDER)
     except OSError as error:
         raise fault_of(error, folder) from error
@@ -106,20 +102,14 @@ def _write_graphs(
 
 
 def _half(
-    job: GraphJob,
-    source: Path,
-    part: Half,
-    weights: Mapping[str, str],
-    folder: Path,
-    planned: ModelFiles,
+    job: GraphJob, source: Path, part: Half, weights: Mapping[str, str], folder: Path
 ) -> HalfGraphs:
     precision, dual = GRAPHS[job.kind], job.route == "dual"
     processor = load_processor(source, job.trust_remote_code, generates=not dual)
     dtype = torch.float16 if precision == "fp16" else torch.float32
     load = partial(load_half, source, part, dtype=dtype, trust_remote_code=job.trust_remote_code)
-    held = ReloadableHalf(
-        part, lambda pieces: load(pieces=pieces), job.pieces.get(part, ()), planned
-    )
+    pieces = job.pieces.get(part, ())
+    held = ReloadableHalf(part, lambda pieces: load(pieces=pieces), pieces, job.files)
 
     def make(half: Any) -> GraphsMade:
         with torch.inference_mode(False), torch.no_grad():

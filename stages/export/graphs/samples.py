@@ -4,6 +4,7 @@ model's own processor."""
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,8 @@ def trials(
         # One text is read without padding, to find out whether the output depends on it.
         for count, filled in ((len(TEXTS), False), (1, False), (2, bool(reader.max_tokens))):
             inputs = reader.inputs(TEXTS[:count], padded=filled)
-            yield Trial(name=f"{count} texts{' filled up' * filled}", run=_run_texts(inputs))
+            run = partial(text_vectors, inputs=inputs)
+            yield Trial(name=f"{count} texts{' filled up' * filled}", run=run)
         return
     for kind in _kinds(processor, dual):
         for size, rows, any_number, prompt in zip(SIZES, BATCHES, FRAMES, PROMPTS, strict=True):
@@ -108,7 +110,3 @@ def _in_one_row(name: str, value: Any) -> bool:
 def _run_images(rows: Sequence[Prepared]) -> Callable[[Any], Any]:
     inputs = {name: joined([row.inputs[name] for row in rows]) for name in rows[0].inputs}
     return lambda half: encode(half, inputs)
-
-
-def _run_texts(inputs: dict[str, Any]) -> Callable[[Any], Any]:
-    return lambda half: text_vectors(half, inputs)

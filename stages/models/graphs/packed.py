@@ -92,7 +92,8 @@ def attending_packed(encoder: nn.Module) -> Iterator[None]:
     AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     configs = {id(c): c for m in encoder.modules() if (c := getattr(m, "config", None)) is not None}
-    before = [(c, c._attn_implementation) for c in configs.values() if _names_attention(c)]
+    named = [(c, getattr(c, "_attn_implementation", None)) for c in configs.values()]
+    before = [(config, name) for config, name in named if name is not None]
     for config, _ in before:
         config._attn_implementation = NAME
     try:
@@ -122,7 +123,3 @@ def packing(encoder: nn.Module) -> Iterator[None]:
         del utils._EXPORT_INPUT_PREPARERS[()]
         for module in attentions:
             del module.__dict__["forward"]
-
-
-def _names_attention(config: Any) -> bool:
-    return getattr(config, "_attn_implementation", None) is not None

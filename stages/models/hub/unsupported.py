@@ -25,8 +25,6 @@ class UnsupportedForm:
 
     name: str
     """Short name, for the table in the documentation."""
-    example: Mapping[str, Any]
-    """Example of its configuration."""
     found: Callable[[Config], bool]
     """Function that returns whether a configuration has this form."""
     reason: str
@@ -64,7 +62,6 @@ def _is_first_florence(config: Config) -> bool:
 UNSUPPORTED: tuple[UnsupportedForm, ...] = (
     UnsupportedForm(
         name="Qwen2.5-Omni",
-        example={"model_type": "qwen2_5_omni", "architectures": ["Qwen2_5OmniModel"]},
         found=_is("qwen2_5_omni"),
         reason="it is a thinker, which sees and writes, together with a talker, and only a "
         "thinker by itself is read",
@@ -72,10 +69,6 @@ UNSUPPORTED: tuple[UnsupportedForm, ...] = (
     ),
     UnsupportedForm(
         name="Qwen3-Omni",
-        example={
-            "model_type": "qwen3_omni_moe",
-            "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
-        },
         found=_is("qwen3_omni_moe"),
         reason="it is a thinker, which sees and writes, together with a talker, and only a "
         "thinker by itself is read",
@@ -83,7 +76,6 @@ UNSUPPORTED: tuple[UnsupportedForm, ...] = (
     ),
     UnsupportedForm(
         name="Phi-4-multimodal",
-        example={"model_type": "phi4_multimodal", "architectures": ["Phi4MultimodalForCausalLM"]},
         found=_is("phi4_multimodal", "phi4mm"),
         reason="it reads pictures inside its text embedding, with adapters that it switches by "
         "itself, and transformers has it as no class of the image-text-to-text kind",
@@ -93,13 +85,6 @@ UNSUPPORTED: tuple[UnsupportedForm, ...] = (
     ),
     UnsupportedForm(
         name="Florence-2 of Microsoft",
-        example={
-            "model_type": "florence2",
-            "architectures": ["Florence2ForConditionalGeneration"],
-            "auto_map": {"AutoConfig": "configuration_florence2.Florence2Config"},
-            "text_config": {"model_type": "florence2_language"},
-            "vision_config": {"model_type": "davit"},
-        },
         found=_is_first_florence,
         reason="its files are in the form of the original code, which transformers does not read",
         alternative="Take the same weights as transformers reads them: "
@@ -108,13 +93,6 @@ UNSUPPORTED: tuple[UnsupportedForm, ...] = (
     ),
     UnsupportedForm(
         name="CogVLM, the first",
-        example={
-            "model_type": "cogvlm",
-            "architectures": ["CogVLMForCausalLM"],
-            "auto_map": {"AutoConfig": "configuration_cogvlm.CogVLMConfig"},
-            "vocab_size": 32000,
-            "vision_config": {},
-        },
         found=_is_first_cogvlm,
         reason="it is the first CogVLM, of which only the second is computed here",
         alternative="Take zai-org/cogvlm2-llama3-chat-19B, or zai-org/cogvlm2-llama3-caption for "
@@ -122,11 +100,6 @@ UNSUPPORTED: tuple[UnsupportedForm, ...] = (
     ),
     UnsupportedForm(
         name="MiniCPM-V and MiniCPM-o up to 4.5",
-        example={
-            "model_type": "minicpmv",
-            "architectures": ["MiniCPMV"],
-            "auto_map": {"AutoConfig": "configuration_minicpm.MiniCPMVConfig"},
-        },
         found=_is("minicpmv", "minicpmo"),
         reason="it runs only by its own code, of which no half can be loaded",
         alternative="Take openbmb/MiniCPM-V-4.6, which transformers reads",
@@ -134,11 +107,6 @@ UNSUPPORTED: tuple[UnsupportedForm, ...] = (
     ),
     UnsupportedForm(
         name="InternVL in the form of its own code",
-        example={
-            "model_type": "internvl_chat",
-            "architectures": ["InternVLChatModel"],
-            "auto_map": {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"},
-        },
         found=_is("internvl_chat"),
         reason="its files are in the form of the original code, which transformers does not read",
         alternative="Take the same weights under an id that ends in -hf, such as "
@@ -147,11 +115,6 @@ UNSUPPORTED: tuple[UnsupportedForm, ...] = (
     ),
     UnsupportedForm(
         name="Moondream",
-        example={
-            "model_type": "moondream1",
-            "architectures": ["HfMoondream"],
-            "auto_map": {"AutoConfig": "hf_moondream.HfConfig"},
-        },
         found=lambda config: (
             _is("moondream1", "moondream")(config) or _names("HfMoondream", "Moondream")(config)
         ),

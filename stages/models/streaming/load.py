@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -173,33 +173,22 @@ def _empty(module: nn.Module, path: str) -> Iterator[tuple[nn.Module, str, str, 
 EMPTY = -1
 
 
-class LayerBuffer(Protocol):
-    """A buffer for one layer."""
-
-    def fill(self, layer: Layer, scratch: torch.Tensor) -> None:
-        """Read the layer into the buffer; called by the reader thread."""
-
-    def memory(self) -> torch.Tensor:
-        """Return the buffer's bytes; later computations may read them."""
-
-    def release(self) -> None:
-        """Mark the buffer as free: later computations do not read it."""
-
-
 class HostLayerBuffer:
-    """A buffer of a half that computes on the CPU."""
+    """A buffer for one layer of a half that computes on the CPU."""
 
     def __init__(self, size: int) -> None:
         self._memory = torch.empty(size, dtype=torch.uint8)
 
     def fill(self, layer: Layer, scratch: torch.Tensor) -> None:
+        """Read the layer into the buffer; called by the reader thread."""
         layer.read(self._memory, scratch)
 
     def memory(self) -> torch.Tensor:
+        """Return the buffer's bytes; later computations may read them."""
         return self._memory
 
     def release(self) -> None:
-        pass
+        """Mark the buffer as free: later computations do not read it."""
 
 
 class DeviceLayerBuffer:
@@ -272,7 +261,7 @@ class LayerDoubleBuffer:
         self.fetched += 1
 
 
-def rooms(size: int, device: str) -> list[LayerBuffer]:
+def rooms(size: int, device: str) -> Sequence[HostLayerBuffer | DeviceLayerBuffer]:
     """Make two buffers of `size` bytes."""
     if device == "cpu":
         return [HostLayerBuffer(size) for _ in range(2)]

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.clip.modeling_clip import CLIPMLP
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from stages.models.in_tree.cogvlm2.config import CogVLM2VisionConfig
@@ -72,19 +72,6 @@ class VisionAttention(nn.Module):
         return self.dense(made.reshape(hidden.shape))  # type: ignore[no-any-return]
 
 
-class VisionMLP(nn.Module):
-    """Two linear layers."""
-
-    def __init__(self, config: CogVLM2VisionConfig) -> None:
-        super().__init__()
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation_fn(self.fc1(hidden)))  # type: ignore[no-any-return]
-
-
 class CogVLM2VisionLayer(nn.Module):
     """A layer of the encoder."""
 
@@ -92,7 +79,7 @@ class CogVLM2VisionLayer(nn.Module):
         super().__init__()
         self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = VisionAttention(config)
-        self.mlp = VisionMLP(config)
+        self.mlp = CLIPMLP(config)
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
