@@ -101,8 +101,8 @@ def sampling_text(sampling: Mapping[str, Any]) -> str:
 
 LARGE = frozenset(stage.writes for pipeline in KEPT_PIPELINES for stage in pipeline)
 """Kinds that take nearly all the space; the small others are deleted only after these."""
-KEPT = ("rebuilds", "scopes", "rungs", "rows")
-"""Kinds that are never deleted: a few kB of settings, rebuild records, stored rungs and rows."""
+KEPT = ("rebuilds", "scopes", "rungs", "rows", "precisions")
+"""Kinds that are never deleted: a few kB of settings, rebuild records, and results of trials."""
 
 
 @dataclass(kw_only=True, slots=True)
