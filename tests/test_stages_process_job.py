@@ -158,7 +158,7 @@ def test_what_a_job_holds_is_as_strict_as_the_job(changes: dict[str, Any], words
 
 
 def test_a_hundred_thousand_items_are_read_in_a_moment() -> None:
-    batches = [[["k" * 64, "f" * 64, "prompt", "", "", False, False, "video"]] * 10] * 10_000
+    batches = [[["k" * 64, "f" * 64, "prompt", "", "", False, False, "video", ""]] * 10] * 10_000
     half = {"model": "m"}
     told = {"half": half, "store": "", "features_namespace": "", "namespace": "", "engine": ""}
     started = time.process_time()
