@@ -77,20 +77,17 @@ def read_labels(path: Path) -> Iterator[Labelled]:
             yield Labelled(**{**row, **lists})
 
 
-def spans_of(rows: list[Labelled], end: float) -> Iterator[Span]:
-    """Yield the spans of one video, whose rows are in order. `end` is the video's end. Spans
-    without labels are left out."""
+def spans_of(frames: Sequence[tuple[float, Sequence[str]]], end: float) -> Iterator[Span]:
+    """Yield the spans of one video from the time and given labels of its frames, in order. `end`
+    is the video's end. Spans without labels are left out."""
     first = 0
-    for at in range(1, len(rows) + 1):
-        if at < len(rows) and sorted(rows[at].given) == sorted(rows[first].given):
+    for at in range(1, len(frames) + 1):
+        start, given = frames[first]
+        if at < len(frames) and sorted(frames[at][1]) == sorted(given):
             continue
-        until = rows[at].time if at < len(rows) else end
-        if rows[first].given:
-            yield Span(
-                start=rows[first].time or 0.0,
-                end=max(until or 0.0, rows[first].time or 0.0),
-                labels=tuple(sorted(rows[first].given)),
-            )
+        until = frames[at][0] if at < len(frames) else end
+        if given:
+            yield Span(start=start, end=max(until, start), labels=tuple(sorted(given)))
         first = at
 
 

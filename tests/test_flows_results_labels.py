@@ -119,13 +119,8 @@ def test_how_far_a_level_stands_out_is_known_from_four_labels_on() -> None:
 
 
 def test_spans_are_stretches_of_the_same_labels() -> None:
-    def row(time: float, *given: str) -> Labelled:
-        scored: Any = [{"label": name, "passed": True} for name in given]
-        rest: Any = {"top": "", "model": "", "precision": {}, "features": "", "labels_digest": ""}
-        return Labelled(media_path="v", source="v", time=time, labels=tuple(scored), **rest)
-
-    rows = [row(0, "a"), row(1, "a"), row(2), row(3, "b", "a"), row(4, "a", "b")]
-    found = [(span.start, span.end, span.labels) for span in spans_of(rows, 5.5)]
+    frames = [(0.0, ["a"]), (1.0, ["a"]), (2.0, []), (3.0, ["b", "a"]), (4.0, ["a", "b"])]
+    found = [(span.start, span.end, span.labels) for span in spans_of(frames, 5.5)]
     assert found == [(0, 2, ("a",)), (3, 5.5, ("a", "b"))]
 
 

@@ -70,9 +70,8 @@ def test_each_name_of_an_element_is_its_own_and_the_script_seeks_no_other(page: 
 def test_plotly_is_let_in_by_what_it_holds(page: Page) -> None:
     if importlib.util.find_spec("plotly") is None:
         pytest.skip("plotly is not installed: pip install 'penstock[serve]'")
-    script = page.files[PLOTLY]
-    named = f"sha256-{digest(script.content)}"
-    assert script.media_type == "text/javascript" and len(script.content) > 10**6
+    assert page.plotly is not None and len(page.plotly) > 10**6
+    named = f"sha256-{digest(page.plotly)}"
     assert rules(page)["script-src"][1:] == [f"'{named}'"]
     assert f'data-plotly="{named}"' in page.html.decode()
 
@@ -84,7 +83,7 @@ def test_without_plotly_the_page_says_how_to_install_it(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(importlib.util, "find_spec", none)
     page = page_of()
-    assert page.files == {} and len(rules(page)["script-src"]) == 1
+    assert page.plotly is None and len(rules(page)["script-src"]) == 1
     assert 'data-plotly=""' in page.html.decode()
     assert "pip install 'penstock[serve]'" in page.html.decode()
 

@@ -111,6 +111,7 @@ JOB_REASONS = {
     "facts of any stage for run.json": {"stages/process/events.py:StageNotes.values"},
     "key of a request → its answer, of any stage": {
         "flows/serving/half_spec.py:HalfWorkerSpec.answers",
+        "flows/serving/half_spec.py:PublishedAnswers.answers",
         "flows/serving/startup.py:plan_half",
         "flows/serving/startup.py:read_and_drop",
         "flows/serving/startup.py:read_and_drop.answers",

@@ -109,8 +109,9 @@ def _print_shipped(captions: dict[str, str], labels: dict[str, list[Labelled]]) 
 
 def _spans(rows: list[Labelled]) -> str:
     """Return the labels of each span of a clip. Its frames are one second apart."""
-    end = rows[-1].time or 0.0 if rows else 0.0
-    spans = [f"{s.start:g}-{s.end:g} s {', '.join(s.labels)}" for s in spans_of(rows, end + 1)]
+    frames = [(row.time or 0.0, row.given) for row in rows]
+    end = frames[-1][0] if frames else 0.0
+    spans = [f"{s.start:g}-{s.end:g} s {', '.join(s.labels)}" for s in spans_of(frames, end + 1)]
     return " · ".join(spans) or "none"
 
 

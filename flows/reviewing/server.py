@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import uvicorn
@@ -22,7 +23,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -31,11 +32,11 @@ from artifacts.json_shapes import parse
 from artifacts.plurals import counted
 from flows.console.lines import is_terminal, print_lines, printable
 from flows.results.recorded_command import is_own_command, user_secret
+from flows.results.report.page import digest, part, server_policy, style_and_script
 from flows.results.run_record import RUN_RECORD
 from flows.results.thumbnails import thumbnail
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
-from flows.reviewing.page.page import review_page
-from flows.serving.hosts import is_loopback
+from flows.serving.hosts import is_loopback, is_of_other_site
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.serving.shown_media import shown_file
 
@@ -150,6 +151,9 @@ NUMBER = re.compile("[0-9]{1,9}")
 THUMBNAILS_AT_ONCE = 2
 FETCHED_AT_ONCE = 8
 Handler = Callable[[Request], Awaitable[Response]]
+PAGE = "flows.reviewing.page"
+SCRIPTS = ("saving.js", "choosing.js", "rows.js", "cards.js", "replacing.js", "keys.js", "page.js")
+"""Parts of the page's one program, in their order."""
 
 
 def review_app(captions: ReviewedCaptions, rewriting: OutputRewrite, word: str) -> Starlette:
@@ -188,7 +192,7 @@ def _safe(handler: Handler) -> Handler:
 
     async def handled(request: Request) -> Response:
         try:
-            if request.method == "POST" and _is_foreign(request):
+            if request.method == "POST" and is_of_other_site(request.headers):
                 return JSONResponse({"error": "request from another site"}, 403)
             answer = await handler(request)
         except EditRefused as error:
@@ -204,22 +208,15 @@ def _safe(handler: Handler) -> Handler:
     return handled
 
 
-def _is_foreign(request: Request) -> bool:
-    """Return whether another site's page sends this. Clients other than browsers pass."""
-    if (site := request.headers.get("sec-fetch-site")) is not None:
-        return site not in ("same-origin", "none")
-    origin = request.headers.get("origin")
-    host = request.headers.get("host")
-    return origin is not None and origin not in (f"http://{host}", f"https://{host}")
-
-
 class _Routes:
     """The routes for clients with the access token."""
 
     def __init__(self, captions: ReviewedCaptions, rewriting: OutputRewrite) -> None:
         self._captions = captions
         self._rewriting = rewriting
-        self._page = review_page()
+        style, script = style_and_script(PAGE, SCRIPTS)
+        html = Template(part("page.html", PAGE)).substitute(style=style, script=script)
+        self._page = html, server_policy([digest(script)], [digest(style)])
         self._one = asyncio.Lock()
         self._drawing = asyncio.Semaphore(THUMBNAILS_AT_ONCE)
         self._fetching = asyncio.Semaphore(FETCHED_AT_ONCE)
@@ -231,9 +228,7 @@ class _Routes:
     async def page(self, _: Request) -> Response:
         """Return the page."""
         html, policy = self._page
-        return Response(
-            html, media_type="text/html; charset=utf-8", headers={"content-security-policy": policy}
-        )
+        return HTMLResponse(html, headers={"content-security-policy": policy})
 
     async def captions(self, _: Request) -> Response:
         """Return all captions of the last run with their edits."""

@@ -15,7 +15,7 @@ from flows.serving.answers import json_answer
 from flows.serving.caption_routes import CaptionRoutes
 from flows.serving.chat import ChatRoutes
 from flows.serving.guard import extra_headers
-from flows.serving.page.page import Page, page_of
+from flows.serving.page.page import PLOTLY, Page, page_of
 from flows.serving.refusals import OPENAI, HttpRefusal
 from flows.serving.routes import Routes
 from flows.serving.service import Service
@@ -76,7 +76,7 @@ def app_of(service: Service, token: str) -> FastAPI:
         description="Labels, vectors, search and captions of images and clips.",
     )
     page = page_of()
-    routes = Routes(service, token, plots=bool(page.files))
+    routes = Routes(service, token, plots=page.plotly is not None)
     add = app.add_api_route
     add("/v1/label", routes.label, methods=["POST"], openapi_extra=MEDIUM)
     add("/v1/embed", routes.embed, methods=["POST"], openapi_extra=MEDIUM)
@@ -161,11 +161,10 @@ def _add_page(app: FastAPI, page: Page) -> None:
         return Response(page.html, media_type="text/html; charset=utf-8", headers=policy)
 
     async def static(name: str) -> Response:
-        found = page.files.get(name)
-        if found is None:
+        if name != PLOTLY or page.plotly is None:
             raise HttpRefusal(404, "no such file")
         kept = {"cache-control": "private, max-age=86400"}
-        return Response(found.content, media_type=found.media_type, headers=kept)
+        return Response(page.plotly, media_type="text/javascript", headers=kept)
 
     app.add_api_route("/", shown, methods=["GET"], include_in_schema=False)
     app.add_api_route("/static/{name}", static, methods=["GET"], include_in_schema=False)

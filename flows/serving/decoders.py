@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from artifacts.errors import PenstockError
 from artifacts.schema import MediaIndex
 from flows.machine.launch import StageCall
-from flows.serving.metrics import Metrics
+from flows.serving.metrics import HalfMetrics, Metrics
 from flows.serving.refusals import HttpRefusal, bad_request, unavailable
 from flows.serving.temp_store import TempStore
 from flows.serving.worker_process import LauncherMaker, WorkerProcess
@@ -41,10 +41,6 @@ class SentFile:
     answer: "asyncio.Future[MediaIndex]"
     deaths: int = 0
     """Processes that died while decoding it."""
-
-    @property
-    def digest(self) -> str:
-        return self.medium.digest
 
     @property
     def is_image(self) -> bool:
@@ -105,7 +101,7 @@ class DecodingProcess:
         """Resolve the current file's future."""
         if not isinstance(event, MediumIndexed | Failed) or not self._files:
             return
-        if event.media != self._files[0].digest:  # from a killed process
+        if event.media != self._files[0].medium.digest:  # from a killed process
             return
         answer = self._files.popleft().answer
         self._watch()
@@ -175,7 +171,7 @@ class Decoders:
             pipe = temp_store.path("-decoder")
             return WorkerProcess(make_launcher, call_over, pipe, decoder.on_event, decoder.ended)
 
-        self._metrics = metrics.of_half(NAME)
+        self._metrics = HalfMetrics(metrics, NAME)
         self._waiting: deque[SentFile] = deque()
         self._every = [DecodingProcess(start, seconds, self._go_on) for _ in range(count)]
 

@@ -10,10 +10,10 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from flows.serving.hosts import LOOPBACK, is_loopback
+from flows.serving.hosts import LOOPBACK, is_loopback, is_of_other_site
 from flows.serving.refusals import HttpRefusal, unavailable
 from flows.serving.service import Service
 
@@ -32,8 +32,6 @@ COOKIE = "penstock_session"
 LOG = logging.getLogger("uvicorn.error")
 READ_PAST = 1 << 20
 """Largest body in bytes that is read although its request is refused."""
-OTHER_SITES = (b"cross-site", b"same-site")
-"""Values of Sec-Fetch-Site for a page of another site, or of another port of this one."""
 SAFE = {
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
@@ -101,9 +99,9 @@ class Guard:
 
     def _admit(self, scope: Message, *, limited: bool) -> None:
         """Raise HttpRefusal for a request that must not be read."""
-        headers = {name: value for name, value in scope["headers"]}
+        headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in scope["headers"]}
         service, path = self._service, scope["path"]
-        host = headers.get(b"host", b"").decode("latin-1")
+        host = headers.get("host", "")
         if service.config.host in LOOPBACK and not is_loopback(host):
             raise HttpRefusal(421, f"this server is not {host[:80]!r}", "Address it as localhost")
         if path != "/" and is_of_other_site(headers):
@@ -127,22 +125,13 @@ class Guard:
             wait = max(1.0, service.busy * self._gap)
             raise HttpRefusal(429, "too many waiting requests", "Ask again later", min(wait, 60.0))
 
-    def _knows(self, headers: dict[bytes, bytes]) -> bool:
-        given = headers.get(b"authorization", b"")
+    def _knows(self, headers: dict[str, str]) -> bool:
+        given = headers.get("authorization", "").encode("latin-1")
         if hmac.compare_digest(given, b"Bearer " + self._token.encode()):
             return True
         expected = f"{COOKIE}={session_of(self._token)}".encode()
-        cookies = headers.get(b"cookie", b"").split(b";")
+        cookies = headers.get("cookie", "").encode("latin-1").split(b";")
         return any(hmac.compare_digest(cookie.strip(), expected) for cookie in cookies)
-
-
-def is_of_other_site(headers: Mapping[bytes, bytes]) -> bool:
-    """Return whether a browser sends this from another site's page. Sec-Fetch-Site is preferred:
-    behind a proxy, the Host header differs from the page's."""
-    site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
-    if site is not None:
-        return site in OTHER_SITES
-    return origin is not None and origin.partition(b"://")[2] != headers.get(b"host", b"")
 
 
 def session_of(token: str) -> str:

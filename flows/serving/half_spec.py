@@ -1,6 +1,8 @@
-"""The settings with which a server runs one half. Starts no process."""
+"""The settings with which a server runs one half, and the results that it reads. Starts no
+process."""
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +10,25 @@ from flows.machine.launch import StageCall
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
 from flows.serving.model_watch import ModelWatch
+from flows.serving.refusals import HttpRefusal, unavailable
+from stages.process.events import Event, Published
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedAnswers:
+    """Results of a half, ready to be returned to clients."""
+
+    answers: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LostAnswers:
+    """Results of a half that could not be read."""
+
+    keys: Sequence[str]
+    why: HttpRefusal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,3 +54,16 @@ class HalfWorkerSpec:
     """Seconds without requests after which the half leaves the device."""
     model: ModelWatch = field(default_factory=ModelWatch)
     """Is notified when the half's files have changed."""
+
+    def read(self, event: Event) -> Event | PublishedAnswers | LostAnswers:
+        """Return the results of published records, and other events unchanged. It runs on the
+        thread that receives the events: the event loop reads no file."""
+        if not isinstance(event, Published):
+            return event
+        self.ladder.note_success(self.name)
+        try:
+            return PublishedAnswers(answers=self.answers(event.keys))
+        except Exception as error:  # a store can fail in many ways; the thread must go on
+            log.warning("%s: results cannot be read: %s", self.name, error)
+            why = unavailable("the result cannot be read", "Ask again")
+            return LostAnswers(keys=event.keys, why=why)

@@ -21,17 +21,15 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 from artifacts.errors import CannotFit, PenstockError
 from flows.planning.rungs import Rung
 from flows.serving.batching import Batcher, QueuedRequest
 from flows.serving.device_scheduler import DeviceScheduler
-from flows.serving.half_spec import HalfWorkerSpec
+from flows.serving.half_spec import HalfWorkerSpec, LostAnswers, PublishedAnswers
 from flows.serving.metrics import HalfMetrics, Metrics
 from flows.serving.model_watch import ModelWatch
-from flows.serving.published import LostAnswers, PublishedAnswers, read_published
 from flows.serving.refusals import HttpRefusal, bad_request, refusal_of_failure, unavailable
 from flows.serving.temp_store import TempStore
 from flows.serving.worker_process import LauncherMaker, WorkerProcess
@@ -209,7 +207,7 @@ class HalfWorker:
         self._scheduler = scheduler
         self._make_launcher = make_launcher
         self._temp_store = temp_store
-        self.metrics = metrics.of_half(spec.name)
+        self.metrics = HalfMetrics(metrics, spec.name)
         self.on_other_event: Callable[[Event], None] = lambda event: None
         """Gets each event that is not about a request's result."""
         self.batches = Batcher(max_size=1, max_weight=0, max_wait=spec.wait_seconds)
@@ -331,7 +329,7 @@ class HalfWorker:
             self._temp_store.path(f"-{self.name}"),
             self._on_event,
             self._ended,
-            partial(read_published, self._spec),
+            self._spec.read,
         )
 
     def _on_event(self, event: Event | PublishedAnswers | LostAnswers) -> None:

@@ -109,9 +109,6 @@ class Metrics:
         """Counts since the last point."""
         self._points: deque[dict[str, Any]] = deque(maxlen=MAX_POINTS)
 
-    def of_half(self, name: str) -> HalfMetrics:
-        return HalfMetrics(self, name)
-
     def watch_depth(self, name: str, depth: Callable[[], int]) -> None:
         """Read the depth of a queue whenever metrics are requested."""
         self._depth.labels(name).set_function(depth)

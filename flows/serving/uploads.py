@@ -89,12 +89,9 @@ def _check_length(request: Request, max_bytes: int) -> None:
 
 async def receive(body: AsyncIterator[bytes], max_bytes: int, temp_store: TempStore) -> Upload:
     """Write a body of at most `max_bytes` bytes to a file. Raises HttpRefusal."""
-    file, waiting, size = BodyFile(temp_store.path(".upload")), bytearray(), 0
+    file, waiting = BodyFile(temp_store.path(".upload")), bytearray()
     try:
-        async for piece in _in_time(body, asyncio.get_running_loop().time()):
-            size += len(piece)
-            if size > max_bytes:
-                raise _too_large(max_bytes)
+        async for piece in _limited(body, max_bytes):
             waiting += piece
             if len(waiting) >= WRITTEN_BYTES:
                 taken, waiting = waiting, bytearray()
@@ -109,10 +106,8 @@ async def body_of(request: Request, max_bytes: int) -> bytes:
     """Return a body as bytes. Raises HttpRefusal."""
     _check_length(request, max_bytes)
     found = bytearray()
-    async for piece in _in_time(request.stream(), asyncio.get_running_loop().time()):
+    async for piece in _limited(request.stream(), max_bytes):
         found += piece
-        if len(found) > max_bytes:
-            raise _too_large(max_bytes)
     return bytes(found)
 
 
@@ -177,10 +172,10 @@ def _too_large(max_bytes: int) -> HttpRefusal:
     )
 
 
-async def _in_time(body: AsyncIterator[bytes], began: float) -> AsyncIterator[bytes]:
-    """Yield the parts of a body within the time limits. Raises HttpRefusal."""
+async def _limited(body: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[bytes]:
+    """Yield the parts of a body within the limits of time and size. Raises HttpRefusal."""
     loop, size = asyncio.get_running_loop(), 0
-    pieces = aiter(body)
+    began, pieces = loop.time(), aiter(body)
     while True:
         try:
             async with asyncio.timeout(PIECE_SECONDS):
@@ -194,6 +189,8 @@ async def _in_time(body: AsyncIterator[bytes], began: float) -> AsyncIterator[by
         size += len(piece)
         if loop.time() - began > GRACE_SECONDS + size / MIN_RATE:
             raise _slow()
+        if size > max_bytes:
+            raise _too_large(max_bytes)
         if piece:
             yield piece
 

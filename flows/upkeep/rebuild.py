@@ -45,26 +45,18 @@ from flows.upkeep.rebuild_record import (
 from stages.process.fork_client import ForkServer
 
 
-@dataclass(kw_only=True, slots=True)
-class Pruned:
-    """The records that were removed, or would be in a dry run."""
-
-    records: int = 0
-    bytes: int = 0
-    left: tuple[Reach, ...] = ()
-    """Features that were kept, because a running job may need them."""
-
-
 def prune(
-    job: Job, name: str, now: RebuildRecord, running: Sequence[RunningJob], *, dry_run: bool
-) -> Pruned:
-    """Remove records that earlier rebuilds of the job `name` made and `now` does not refer to."""
+    job: Job, name: str, now: RebuildRecord, running: Sequence[RunningJob], result: "RebuildResult"
+) -> tuple[Reach, ...]:
+    """Remove records that earlier rebuilds of the job `name` made and `now` does not refer to, and
+    count them in `result`. Return the features that were kept, because a running job may need
+    them."""
     records = [now, *other_records(job.store, name)]
     in_use = frozenset[str]().union(*(other.namespaces for other in running))
-    made = Pruned()
+    left: tuple[Reach, ...] = ()
     for reach in now.past:
         if reach.features in in_use:
-            made.left += (reach,)
+            left += (reach,)
             continue
         unreferenced = reach.without(
             content
@@ -75,10 +67,13 @@ def prune(
         for pipeline in KEPT:  # a namespace belongs to one pipeline; the others find nothing
             frames, features = pipeline
             tasks = _ledger(job, unreferenced, pipeline)
-            chunks = tasks.tasks(_media(unreferenced))
+            chunks = tasks.tasks(
+                Medium(digest=digest, path="", kind="", prompt=prompt)
+                for digest, prompt in sorted(unreferenced.contents)
+            )
             keys = {task[features.writes] for task in chunks}
-            _remove(tasks[features.writes], keys, made, dry_run)
-            _remove(tasks.refused[features.name], keys, made, dry_run)
+            _remove(tasks[features.writes], keys, result)
+            _remove(tasks.refused[features.name], keys, result)
         if reach.frames in in_use:
             continue
         used_digests = {
@@ -88,8 +83,8 @@ def prune(
             for digest, _ in record.reach.contents
         }
         keys = {task[frames.writes] for task in chunks if task.medium.digest not in used_digests}
-        _remove(tasks[frames.writes], keys, made, dry_run)
-    return made
+        _remove(tasks[frames.writes], keys, result)
+    return left
 
 
 def _ledger(job: Job, reach: Reach, pipeline: Pipeline) -> Ledger:
@@ -99,17 +94,11 @@ def _ledger(job: Job, reach: Reach, pipeline: Pipeline) -> Ledger:
     return Ledger(job.store, pipeline, Variant(of=namespaces, prompted=frozenset(of_prompts)))
 
 
-def _media(reach: Reach) -> list[Medium]:
-    return [Medium(digest=d, path="", kind="", prompt=p) for d, p in sorted(reach.contents)]
-
-
-def _remove(
-    record_set: RecordSet | RecordUnion, keys: set[str], made: Pruned, dry_run: bool
-) -> None:
+def _remove(record_set: RecordSet | RecordUnion, keys: set[str], result: "RebuildResult") -> None:
     found = [key for key in keys if key in record_set]
-    made.records += len(found)
-    made.bytes += sum(record_set.place(key).length for key in found)
-    if not dry_run:
+    result.removed += len(found)
+    result.removed_bytes += sum(record_set.place(key).length for key in found)
+    if not result.dry_run:
         record_set.remove(found)
 
 
@@ -322,6 +311,4 @@ def _prune(
         # An unmounted disk must not delete the features of its files.
         result.kept = f"{job.failures[0].media_path} could not be read"
         return now.past
-    made = prune(job, name, now, running, dry_run=options.dry_run)
-    result.removed, result.removed_bytes = made.records, made.bytes
-    return made.left
+    return prune(job, name, now, running, result)

@@ -139,66 +139,53 @@ def label_vectors(
     passed = context.rules.passed(scores)
     ends = np.cumsum([len(part.best) for part in parts])[:-1]
     split = zip(np.split(scores, ends), np.split(passed, ends), strict=True)
-    for (file, task), width, part, (some, given) in zip(block, widths, parts, split, strict=True):
-        lines = _RowBuilder(model, context, file, task, width, part)
-        rows = [lines.row(at, some[at], given[at]) for at in range(len(some))]
-        yield LabelledChunk(file=file, task=task, rows=rows, scores=some, passed=given)
+    for chunk, width, part, (some, given) in zip(block, widths, parts, split, strict=True):
+        rows = _rows(model, context, chunk, width, part, some, given)
+        yield LabelledChunk(file=chunk[0], task=chunk[1], rows=rows, scores=some, passed=given)
 
 
-class _RowBuilder:
-    """Builds the output rows of one chunk."""
+def _rows(
+    model: str,
+    context: LabelContext,
+    chunk: FileTask,
+    width: int,
+    part: Pooled,
+    scores: Scores,
+    passed: Passed,
+) -> list[Labelled]:
+    """Return the output rows of one chunk, one per image or frame."""
+    file, task = chunk
+    whole = context.rules.scores(part.whole).tolist() if task.is_cut else None
+    boxes = shown_boxes(task, width) if task.is_cut else []
+    values, given, best = scores.tolist(), passed.tolist(), part.at.tolist()
 
-    def __init__(
-        self,
-        model: str,
-        context: LabelContext,
-        file: MediaFile,
-        task: Task,
-        width: int,
-        part: Pooled,
-    ) -> None:
-        self._model = model
-        self._context = context
-        self._file = file
-        self._task = task
-        self._at = part.at.tolist()
-        cut = task.is_cut
-        self._whole = context.rules.scores(part.whole).tolist() if cut else None
-        self._boxes = shown_boxes(task, width) if cut else []
-        self._precision = {**task.namespaces.precision, "language": context.texts.precision}
+    def scored(at: int, index: int) -> Scored:
+        name, threshold, why = context.described[index]
+        rounded = round(values[at][index], DIGITS)
+        return Scored(
+            label=name,
+            score=rounded,
+            passed=given[at][index],
+            whole=rounded if whole is None else round(whole[at][index], DIGITS),
+            box=boxes[best[at][index]] if boxes else None,
+            threshold=threshold,
+            why=why,
+        )
 
-    def row(self, at: int, scores: Scores, passed: Passed) -> Labelled:
-        """Return the row of one image or frame."""
-        task, context = self._task, self._context
-        ranked = np.argsort(-scores, kind="stable").tolist()
-        described = {*ranked[: context.top], *np.flatnonzero(passed).tolist()}
-        values, given = scores.tolist(), passed.tolist()
+    def row(at: int) -> Labelled:
+        ranked = np.argsort(-scores[at], kind="stable").tolist()
+        described = {*ranked[: context.top], *np.flatnonzero(passed[at]).tolist()}
         return Labelled(
-            media_path=self._file.media_path,
-            source=self._file.source,
+            media_path=file.media_path,
+            source=file.source,
             time=None if task.medium.kind == "image" else task.chunk.times[at],
-            labels=tuple(
-                self._scored(at, index, values[index], given[index])
-                for index in ranked
-                if index in described
-            ),
+            labels=tuple(scored(at, index) for index in ranked if index in described),
             top=context.described[ranked[0]][0],
-            model=self._model,
-            precision=self._precision,
+            model=model,
+            precision={**task.namespaces.precision, "language": context.texts.precision},
             features=task["embeddings"],
             labels_digest=context.labels_digest,
             tiles=task.namespaces.tiles,
         )
 
-    def _scored(self, at: int, index: int, score: float, passed: bool) -> Scored:
-        name, threshold, why = self._context.described[index]
-        rounded = round(score, DIGITS)
-        return Scored(
-            label=name,
-            score=rounded,
-            passed=passed,
-            whole=rounded if self._whole is None else round(self._whole[at][index], DIGITS),
-            box=self._boxes[self._at[at][index]] if self._boxes else None,
-            threshold=threshold,
-            why=why,
-        )
+    return [row(at) for at in range(len(scores))]

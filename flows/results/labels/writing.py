@@ -239,7 +239,8 @@ def _spans(job: Job, context: LabelContext, file: MediaFile, medium: Medium) -> 
     if medium.kind == "image":
         yield from (Span(start=0.0, end=0.0, labels=tuple(row.given)) for row in rows)
     else:
-        yield from spans_of(rows, max((each.task.chunk.end for each in found), default=0.0))
+        frames = [(row.time or 0.0, row.given) for row in rows]
+        yield from spans_of(frames, max((each.task.chunk.end for each in found), default=0.0))
 
 
 def _span_lines(job: Job, context: LabelContext) -> Iterator[str]:

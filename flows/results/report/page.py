@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import json
+from collections.abc import Iterable
+from functools import partial
 from importlib.resources import files
 from string import Template
 from typing import Any
@@ -46,9 +48,37 @@ def as_json(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def part(name: str) -> str:
-    """Return the content of a file next to this module, such as `base.css` or `base.js`."""
-    return files("flows.results.report").joinpath(name).read_text(encoding="utf-8")
+def part(name: str, package: str = "flows.results.report") -> str:
+    """Return the content of a file of a package, such as `base.css` or `base.js` of this one."""
+    return files(package).joinpath(name).read_text(encoding="utf-8")
+
+
+def style_and_script(package: str, scripts: Iterable[str]) -> tuple[str, str]:
+    """Return the style and the script of a server's page: those of every page, and the files of
+    its package."""
+    own = partial(part, package=package)
+    script = "\n".join(["'use strict';", part("base.js"), *map(own, scripts)])
+    return part("base.css") + own("page.css"), script
+
+
+def server_policy(
+    scripts: Iterable[str], styles: Iterable[str], *, images: str = "", media: str = ""
+) -> str:
+    """Return the Content-Security-Policy of a server's page: it runs the scripts and styles of
+    these digests, asks its own server alone, and shows media from there, or from these further
+    places."""
+    rules = {
+        "default-src": "'none'",
+        "script-src": " ".join(f"'{one}'" for one in scripts),
+        "style-src": " ".join(f"'{one}'" for one in styles),
+        "connect-src": "'self'",
+        "img-src": f"'self' {images}".strip(),
+        "media-src": f"'self' {media}".strip(),
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    return "; ".join(f"{name} {allowed}" for name, allowed in rules.items())
 
 
 def digest(content: str | bytes) -> str:

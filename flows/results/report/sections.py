@@ -15,7 +15,7 @@ from artifacts.json_shapes import (
     read_jsonl,
     text,
 )
-from artifacts.labels import Labelled, Scored, spans_of
+from artifacts.labels import spans_of
 from artifacts.plurals import counted
 from flows.results.export_result import ExportFound
 from flows.results.labels.writing import LINES, MEDIA, REPORT
@@ -82,7 +82,7 @@ def labelled_media(out: Path, folder: Path) -> list[dict[str, Any]]:
 
 def _medium(entry: dict[str, Any], lines: Lines, folder: Path) -> dict[str, Any]:
     medium, still = shown_medium(entry, folder), all(line["time"] is None for line in lines)
-    given = [one for line in lines for one in line["labels"] if one["passed"]]
+    given = [one for line in lines for one in _given(line)]
     medium["labels"] = [[one["label"], one["score"], one["box"]] for one in given] if still else []
     rows = [(0.0, 0.0, ", ".join(one["label"] for one in given))] if still else _stretches(lines)
     medium["captions"] = [[*stretch, 0] for stretch in rows]
@@ -92,25 +92,14 @@ def _medium(entry: dict[str, Any], lines: Lines, folder: Path) -> dict[str, Any]
 def _stretches(lines: Lines) -> list[tuple[float, float, str]]:
     """Return the spans of a video with their labels. The end of the video is unknown: the last
     frame counts as long as the one before it."""
-    rows = [_row(line) for line in lines]
-    times = [row.time or 0.0 for row in rows]
-    end = times[-1] + (times[-1] - times[-2] if len(times) > 1 else 1.0)
-    return [(span.start, span.end, ", ".join(span.labels)) for span in spans_of(rows, end)]
+    frames = [(line["time"] or 0.0, [one["label"] for one in _given(line)]) for line in lines]
+    last = frames[-1][0]
+    end = last + (last - frames[-2][0] if len(frames) > 1 else 1.0)
+    return [(span.start, span.end, ", ".join(span.labels)) for span in spans_of(frames, end)]
 
 
-def _row(line: Mapping[str, Any]) -> Labelled:
-    scored: tuple[Scored, ...] = tuple(line["labels"])
-    return Labelled(
-        media_path=line["media_path"],
-        source=line["source"],
-        time=line["time"],
-        labels=scored,
-        top="",
-        model="",
-        precision={},
-        features="",
-        labels_digest="",
-    )
+def _given(line: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [one for one in line["labels"] if one["passed"]]
 
 
 COLUMNS = ("figure", "measured", "must be", "")

@@ -2,15 +2,14 @@
 
 import importlib.util
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Final
 
-from flows.results.report.page import digest, part
+from flows.results.report.page import digest, part, server_policy, style_and_script
 
+PACKAGE: Final = "flows.serving.page"
 SCRIPTS: Final = (
     "asking.js",
     "token.js",
@@ -36,56 +35,31 @@ would refuse with an error in the console; the page has one, and draws no maps."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StaticFile:
-    """The response for one name under `/static/`."""
-
-    content: bytes = field(repr=False)
-    media_type: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Page:
-    """The page and its static files."""
+    """The page and the script that it loads."""
 
     html: bytes = field(repr=False)
     policy: str
     """The header Content-Security-Policy that the page is to be sent with."""
-    files: Mapping[str, StaticFile]
-    """By name under `/static/`. Empty where plotly is not installed."""
+    plotly: bytes | None = field(repr=False)
+    """The script `/static/plotly.min.js`; None where plotly is not installed."""
 
 
 def page_of() -> Page:
     """Return the page of this installation, with plots if plotly is installed."""
     plotly = _plotly()
-    style = part("base.css") + _read("page.css")
-    script = "\n".join(["'use strict';", part("base.js"), *map(_read, SCRIPTS)])
+    style, script = style_and_script(PACKAGE, SCRIPTS)
     integrity = digest(plotly) if plotly else ""
     styled = " ".join(found.decode() for found in set(STYLED.findall(plotly or b"")))
-    html = Template(_read("page.html")).substitute(
+    html = Template(part("page.html", PACKAGE)).substitute(
         style=style, script=script, plotly=integrity, styled=styled
     )
     scripts = [digest(script), *filter(None, [integrity])]
     return Page(
         html=html.encode(),
-        policy=_policy(scripts, [digest(style), EMPTY]),
-        files={PLOTLY: StaticFile(content=plotly, media_type="text/javascript")} if plotly else {},
+        policy=server_policy(scripts, [digest(style), EMPTY], images="blob: data:", media="blob:"),
+        plotly=plotly,
     )
-
-
-def _policy(scripts: list[str], styles: list[str]) -> str:
-    """Return what the page may do: run these, and talk to the server that it came from."""
-    rules = {
-        "default-src": "'none'",
-        "script-src": " ".join(f"'{one}'" for one in scripts),
-        "style-src": " ".join(f"'{one}'" for one in styles),
-        "connect-src": "'self'",
-        "img-src": "'self' blob: data:",
-        "media-src": "'self' blob:",
-        "base-uri": "'none'",
-        "form-action": "'none'",
-        "frame-ancestors": "'none'",
-    }
-    return "; ".join(f"{name} {allowed}" for name, allowed in rules.items())
 
 
 def _plotly() -> bytes | None:
@@ -95,7 +69,3 @@ def _plotly() -> bytes | None:
         return None
     script = Path(found.origin).parent / "package_data" / PLOTLY
     return script.read_bytes() if script.is_file() else None
-
-
-def _read(name: str) -> str:
-    return files("flows.serving.page").joinpath(name).read_text(encoding="utf-8")
