@@ -9,8 +9,8 @@ import pytest
 
 from artifacts.errors import UsageError
 from artifacts.schema import ChunkIndex, FrameFit
+from flows.checkpoint.context import frame_bound, sampling_of
 from flows.checkpoint.requested_frames import requested_sampling
-from flows.checkpoint.sampling import frame_bound, sampling_of
 from flows.job.context_note import context_note
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, task_of

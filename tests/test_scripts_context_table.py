@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from flows.checkpoint.sampling import sampling_of
+from flows.checkpoint.context import sampling_of
 from flows.options.commands import CaptionConfig
 from scripts.context_table import FRAMES, UNKNOWN, in_context
 from stages.models.pixel_bounds import PixelBounds

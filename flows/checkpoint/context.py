@@ -1,4 +1,5 @@
-"""Limits the frames of a chunk by the model's context length. Opens no file.
+"""Selects the frames of a chunk that the model gets: the requested frames, limited by the model's
+context. Opens no file.
 
 The limit depends on the model, and on the frame size where that determines the tokens per frame. It
 never depends on a prompt or on `--max-new-tokens`: a fixed number of tokens is reserved for text,
@@ -7,9 +8,14 @@ so that another prompt needs no other frames.
 
 from dataclasses import dataclass, field, replace
 
-from artifacts.schema import LARGE_EDGE, ChunkIndex
+from artifacts.schema import LARGE_EDGE, ChunkIndex, Sampling
 from flows.checkpoint.frame_tokens import frame_size_tokens, known_sizes, max_of_a_video
-from flows.checkpoint.requested_frames import default_full_chunk
+from flows.checkpoint.requested_frames import (
+    default_full_chunk,
+    full_chunk,
+    requested_sampling,
+)
+from flows.options.commands import RunOptions
 from stages.encode.shown_frames import shown_frames
 from stages.models.pixel_bounds import PixelBounds
 from stages.models.profile import ModelProfile
@@ -116,6 +122,30 @@ def bound_by_size(profile: ModelProfile, frames: int) -> FrameBound | None:
         return None
     max_frames = frames_of_size(profile, (LARGE_EDGE, LARGE_EDGE))
     return None if max_frames is None or frames <= max_frames else FrameBound(profile=profile)
+
+
+def sampling_of(profile: ModelProfile, config: RunOptions) -> Sampling:
+    """Return the sampling of frames that the model gets. With `as_published=False`, the context
+    sets no limit."""
+    sampling = requested_sampling(profile, config)
+    max_frames = frames_of_any_size(profile)
+    if config.as_published is False or max_frames is None or full_chunk(sampling) <= max_frames:
+        return sampling
+    max_frames = max(1, max_frames)
+    return replace(
+        sampling,
+        frames=sampling.frames and min(sampling.frames, max_frames),
+        min_frames=min(sampling.min_frames, max_frames),
+        max_frames=max_frames,
+    )
+
+
+def frame_bound(profile: ModelProfile, config: RunOptions) -> FrameBound | None:
+    """Return the frame limit of a model if it depends on the frame size. Return None with
+    `as_published=False`, and if a full chunk of the largest frames fits."""
+    if config.as_published is False:
+        return None
+    return bound_by_size(profile, full_chunk(requested_sampling(profile, config)))
 
 
 def _frames_that_fit(profile: ModelProfile, each: float) -> int | None:

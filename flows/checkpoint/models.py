@@ -15,6 +15,7 @@ from flows.checkpoint.adapters import (
     parse_adapter,
     resolve_as_published,
 )
+from flows.checkpoint.context import sampling_of
 from flows.checkpoint.graphs import graphs_for
 from flows.checkpoint.model_files import ModelDigests, digests_of_parts, with_fetched
 from flows.checkpoint.precision import BYTES, PartSettings, resolve_settings, with_adapter
@@ -24,7 +25,6 @@ from flows.checkpoint.profile_loading import (
     read_profile,
     small_files,
 )
-from flows.checkpoint.sampling import sampling_of
 from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions
 from flows.options.media import VideoSamplingOptions

@@ -12,10 +12,9 @@ from artifacts.packs import RecordSet
 from artifacts.schema import SHRINKING, FrameFit, Part, Sampling
 from artifacts.store import Store
 from artifacts.tiles import OFF
-from flows.checkpoint.context import FrameBound
+from flows.checkpoint.context import FrameBound, frame_bound
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
-from flows.checkpoint.sampling import frame_bound
 from flows.options.commands import RunOptions
 from flows.options.media import VectorSamplingOptions
 from flows.options.text import EngineOptions

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flows.checkpoint.context import frame_bound
 from flows.checkpoint.models import Model
 from flows.checkpoint.prompt_tokens import max_prompt_tokens
-from flows.checkpoint.sampling import frame_bound
 from flows.job.card_frames import sampling_as_card
 from flows.job.prepare import Job
 from flows.machine.budget import Budget

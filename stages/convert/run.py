@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -176,7 +177,8 @@ def _convert(job: ConvertJob, report: EventReporter) -> None:
         "shard_bytes": job.shard_bytes,
     }
     with claimed(folder, made_of):
-        write_checkpoint(folder, shards, small, _Contents(origins, original), report, MORE_ROOM)
+        contents = partial(_contents, origins, original)
+        write_checkpoint(folder, shards, small, contents, report, MORE_ROOM)
     report.note(tensors=len(origins), data_bytes=sum(shard.data_bytes for shard in shards))
 
 
@@ -193,28 +195,22 @@ def _logs_as_warnings(report: EventReporter) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-class _Contents:
-    """Supplies the data of each tensor that is written."""
-
-    def __init__(
-        self, origins: Mapping[str, PickledTensor], original: OriginalLayout | None
-    ) -> None:
-        self._origins, self._original = origins, original
-
-    def __call__(self, spec: TensorSpec) -> Iterator[torch.Tensor]:
-        """Yield a tensor in pieces. Raises UsageError if a number overflows its type."""
-        pickle, name, _ = self._origins[spec.name]
-        tensor = dict(_called(name, pickle.read(name), self._original))[spec.name]
-        for piece in tensor_chunks(tensor):
-            cast = piece.to(spec.dtype)
-            if not (cast is piece or torch.equal(cast.isfinite(), piece.isfinite())):
-                largest = piece[piece.isfinite()].abs().max().item()
-                raise UsageError(
-                    f"tensor {spec.name} holds {largest:.6g}, which is infinite in "
-                    f"{str(spec.dtype).removeprefix('torch.')}",
-                    hint="Remove the output folder; convert with --dtype bf16 or without --dtype",
-                )
-            yield cast
+def _contents(
+    origins: Mapping[str, PickledTensor], original: OriginalLayout | None, spec: TensorSpec
+) -> Iterator[torch.Tensor]:
+    """Yield a tensor in pieces. Raises UsageError if a number overflows its type."""
+    pickle, name, _ = origins[spec.name]
+    tensor = dict(_called(name, pickle.read(name), original))[spec.name]
+    for piece in tensor_chunks(tensor):
+        cast = piece.to(spec.dtype)
+        if not (cast is piece or torch.equal(cast.isfinite(), piece.isfinite())):
+            largest = piece[piece.isfinite()].abs().max().item()
+            raise UsageError(
+                f"tensor {spec.name} holds {largest:.6g}, which is infinite in "
+                f"{str(spec.dtype).removeprefix('torch.')}",
+                hint="Remove the output folder; convert with --dtype bf16 or without --dtype",
+            )
+        yield cast
 
 
 def _called(

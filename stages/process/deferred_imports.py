@@ -198,7 +198,8 @@ class LazyModule(ModuleType):
             name.startswith("__") and name not in SPECIAL_NAMES
         ):  # code that inspects every module, such as `inspect`
             raise AttributeError(name)
-        if (self.__name__, name) == ("sympy", "Basic") and _accessed_from("torch._prims_common"):
+        is_number = (self.__name__, name) == ("sympy", "Basic")
+        if is_number and sys._getframe(1).f_globals.get("__name__") == "torch._prims_common":
             return PlaceholderType
         module = _real_module(self.__name__)
         if name == "__all__":  # for `import *`
@@ -307,11 +308,6 @@ def _on_call(name: str, function: str) -> Callable[..., Any]:
 
     called.__name__ = called.__qualname__ = function
     return called
-
-
-def _accessed_from(module: str) -> bool:
-    """Return whether an attribute of a LazyModule is accessed from that module."""
-    return bool(sys._getframe(2).f_globals.get("__name__") == module)
 
 
 def _is_plain(value: Any) -> bool:

@@ -74,16 +74,14 @@ def layer_bytes(transformer: Transformer, tokens: int, *, fused: bool = True) ->
     )
 
 
-def lora_layer_bytes(
-    transformer: Transformer, tokens: int, rank: int, *, fused: bool = True
-) -> int:
+def lora_layer_bytes(transformer: Transformer, tokens: int, rank: int) -> int:
     """Return the bytes per token of a frozen layer with a LoRA on each matrix. Each LoRA keeps its
     input after dropout, and the product with its first matrix."""
     inputs = sum(columns for _, columns in transformer.matrices)
     # Values that only a trained matrix or norm needs.
     not_kept = 2 * transformer.width + transformer.mlp.width
     return (
-        layer_bytes(transformer, tokens, fused=fused)
+        layer_bytes(transformer, tokens)
         - (norm_bytes(transformer) - norm_bytes(transformer, trained=False))
         - HALF * not_kept
         + LORA_DROPOUT * inputs

@@ -37,17 +37,13 @@ def encoder_calls(half: nn.Module, function: Callable[[], Any]) -> WatchedRun:
     outermost models in the half that are called; if none is called, the outermost modules."""
     from transformers import PreTrainedModel
 
-    weighed = {path: m for path, m in half.named_modules() if path and has_weights(m)}
+    named = ((path, module) for path, module in half.named_modules() if path)
+    weighed = {path: module for path, module in named if [*module.parameters()]}
     models: dict[str, nn.Module] = {
         path: m for path, m in weighed.items() if isinstance(m, PreTrainedModel)
     }
     watched = _watched(models, function)
     return watched if watched.calls else _watched(weighed, function)
-
-
-def has_weights(module: nn.Module) -> bool:
-    """Return whether a module holds any parameter."""
-    return next(module.parameters(), None) is not None
 
 
 def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,9 @@ def fetch(
     if total > here and announce is not None:
         announce(_announcement(f"{what}{checkpoint.name}", total, here))
     with hub_errors(checkpoint.name, checkpoint.commit, begun=True):
-        _fetch_all(checkpoint, missing, announce or _nobody, _Counter(here, total, progress))
+        _fetch_all(
+            checkpoint, missing, announce or (lambda text: None), _Counter(here, total, progress)
+        )
 
 
 def check_space(name: str, needed: int) -> None:
@@ -67,10 +69,6 @@ def check_space(name: str, needed: int) -> None:
 def _announcement(name: str, total: int, here: int) -> str:
     rest = f", of which {size_of(here)} are here" if here else ""
     return f"downloading {name}, {size_of(total)}{rest}, into {shown(cache_folder())} (once)"
-
-
-def _nobody(text: str) -> None:
-    """Ignore an announcement."""
 
 
 class _Counter:

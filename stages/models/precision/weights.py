@@ -41,7 +41,8 @@ def weights_of(skeleton: Any, headers: Sequence[Any]) -> list[Weight]:
     """Return the stored tensors that belong to the model, from the headers of its files."""
     names = [header.name for header in headers]
     kinds = quantized_weights(names)
-    homes = [_home(name, kinds) for name in names]
+    # The weight that a tensor belongs to: itself, unless it is the scale of another.
+    homes = [_of(n) if EXTRAS.search(n) and _of(n) in kinds else n for n in names]
     found = []
     for header, home, path in zip(headers, homes, model_names(skeleton, homes), strict=True):
         if path is None:
@@ -102,11 +103,6 @@ def model_names(skeleton: Any, names: Sequence[str]) -> list[str | None]:
             name = stored
         found.append(name if name in places else None)
     return found
-
-
-def _home(name: str, kinds: dict[str, str]) -> str:
-    """Return the weight that a tensor belongs to: itself, unless it is the scale of another."""
-    return _of(name) if EXTRAS.search(name) and _of(name) in kinds else name
 
 
 def _of(name: str) -> str:

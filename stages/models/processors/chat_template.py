@@ -13,8 +13,7 @@ found separately in the same way.
 from typing import Any
 
 from artifacts.errors import UsageError
-from stages.models.processors.known import known
-from stages.models.processors.loading import token
+from stages.models.processors.loading import known, token
 from stages.models.processors.vision_pair import without_outer_pair
 
 PARTS = "parts"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from artifacts.tiles import LARGE
 from stages.models.halves.records import RowCount
 from stages.models.processors.clip import Clip, to_images
-from stages.models.processors.known import known
+from stages.models.processors.loading import known
 from stages.models.processors.side_inputs import Prepared
 
 STRIP = 256

@@ -48,10 +48,10 @@ from stages.models.processors.chat_template import (
     write,
 )
 from stages.models.processors.clip import Clip
-from stages.models.processors.known import known
 from stages.models.processors.loading import (
     declared_ids,
     is_image_output,
+    known,
     needs_package,
     takes_images,
     takes_videos,

@@ -1,7 +1,9 @@
 """Loads a checkpoint's processor and lists its components."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.halves.classes import asks_for_trust, needs_trust
@@ -18,6 +20,20 @@ from stages.models.published import (
 
 PLACES = ("image_token", "video_token", "boi_token")
 """Attribute names under which processors and tokenizers keep image placeholders."""
+
+Answer = TypeVar("Answer")
+_KNOWN: "WeakKeyDictionary[Any, dict[Any, Any]]" = WeakKeyDictionary()
+"""Results of tests of a processor, for its lifetime."""
+
+
+def known(processor: Any, question: str, find: Callable[[], Answer]) -> Answer:
+    """Return the result of `find` for this processor and its chat template, computed once."""
+    answers = _KNOWN.setdefault(processor, {})
+    key = (question, processor.chat_template, processor.tokenizer.chat_template)
+    if repr(key) not in answers:
+        answers[repr(key)] = find()
+    answer: Answer = answers[repr(key)]
+    return answer
 
 
 def load_processor(

@@ -20,8 +20,8 @@ from stages.models.processors.calling import Layout, run, text_ids
 from stages.models.processors.chat_template import PLAIN, WITH_PLACEHOLDERS
 from stages.models.processors.clip import Clip, video_metadata
 from stages.models.processors.input_layout import layout_of, noise
-from stages.models.processors.known import known
 from stages.models.processors.loading import (
+    known,
     load_processor,
     placeholder_tokens,
     takes_images,

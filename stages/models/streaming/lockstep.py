@@ -41,10 +41,6 @@ class LayerProvider(Protocol):
         """Release the layer, after all waiting calls have passed it."""
 
 
-def _nothing(layer: int) -> None:
-    """Ignore a passed layer."""
-
-
 class LayerLockstep:
     """The doors of a model's layers."""
 
@@ -57,7 +53,9 @@ class LayerLockstep:
         """The last layer that calls passed."""
 
     def run_calls(
-        self, calls: Sequence[Callable[[], Made]], passed: Callable[[int], None] = _nothing
+        self,
+        calls: Sequence[Callable[[], Made]],
+        passed: Callable[[int], None] = lambda layer: None,
     ) -> list[Made]:
         """Return the result of each call, in order. An error in one call is raised and ends the
         others.

@@ -78,15 +78,6 @@ class CogVLM2Model(CogVLM2PreTrainedModel):
             self.language_model.rotary_emb = rounded
         self.post_init()
 
-    def get_input_embeddings(self) -> Any:
-        return self.language_model.embed_tokens
-
-    def set_input_embeddings(self, value: Any) -> None:
-        self.language_model.embed_tokens = value
-
-    def get_decoder(self) -> Any:
-        return self.language_model
-
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -191,17 +182,8 @@ class CogVLM2ForConditionalGeneration(CogVLM2PreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
 
-    def get_input_embeddings(self) -> Any:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: Any) -> None:
-        self.model.set_input_embeddings(value)
-
     def get_output_embeddings(self) -> Any:
         return self.lm_head
-
-    def get_decoder(self) -> Any:
-        return self.model.get_decoder()
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Any, model_kwargs: Any) -> Any:
         ids = model_kwargs.get("input_ids", inputs_tensor)

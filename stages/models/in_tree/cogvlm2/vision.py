@@ -5,6 +5,7 @@ and it has no final norm. Then a convolution merges four patches into one, and a
 them to the width of the language half. A learned token is put before and after them.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -88,13 +89,11 @@ class CogVLM2VisionLayer(nn.Module):
 
 
 class VisionLayers(nn.Module):
-    """The layers in order."""
+    """The layers of an encoder in order."""
 
-    def __init__(self, config: CogVLM2VisionConfig) -> None:
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            CogVLM2VisionLayer(config) for _ in range(config.num_hidden_layers)
-        )
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
@@ -136,7 +135,8 @@ class CogVLM2VisionModel(PreTrainedModel):
         super().__init__(config)
         width = config.hidden_size
         self.patch_embedding = PatchEmbedding(config)
-        self.transformer = VisionLayers(config)
+        layers = (CogVLM2VisionLayer(config) for _ in range(config.num_hidden_layers))
+        self.transformer = VisionLayers(layers)
         self.conv = nn.Conv2d(width, width, kernel_size=2, stride=2)
         self.linear_proj = Adapter(config)
         self.boi = nn.Parameter(torch.zeros(1, 1, config.out_hidden_size))

@@ -20,6 +20,7 @@ from transformers.models.clip.modeling_clip import (
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from stages.models.in_tree.cogvlm2.vision import VisionLayers
 from stages.models.in_tree.evaclip.config import (
     EvaCLIPConfig,
     EvaCLIPTextConfig,
@@ -70,21 +71,6 @@ class EvaCLIPEncoderLayer(nn.Module):
         return hidden + self.mlp(self.layer_norm2(hidden))  # type: ignore[no-any-return]
 
 
-class EvaCLIPVisionLayers(nn.Module):
-    """The layers in order."""
-
-    def __init__(self, config: EvaCLIPVisionConfig) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            EvaCLIPEncoderLayer(config) for _ in range(config.num_hidden_layers)
-        )
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        for layer in self.layers:
-            hidden = layer(hidden)
-        return hidden
-
-
 class EvaCLIPPreTrainedModel(CLIPPreTrainedModel):
     """The common base of the whole model and its vision encoder."""
 
@@ -109,7 +95,8 @@ class EvaCLIPVisionModel(EvaCLIPPreTrainedModel):
     def __init__(self, config: EvaCLIPVisionConfig) -> None:
         super().__init__(config)
         self.embeddings = EvaCLIPVisionEmbeddings(config)
-        self.encoder = EvaCLIPVisionLayers(config)
+        layers = (EvaCLIPEncoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.encoder = VisionLayers(layers)
         self.post_layernorm = norm_of(config)
         self.post_init()
 
