@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.planning.largest_models import TABLE
+from flows.planning.plan_view import TABLE
 from scripts.card_models import card_models
 from scripts.cards_page import page
 from scripts.cards_plan import PlannedModel, largest, plan_model

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.machine.budget import Budget
-from flows.planning.largest_models import TABLE, largest_models_line
+from flows.planning.plan_view import TABLE, largest_models_line
 from scripts.card_models import CardModel, card_models, write_checkpoint
 from scripts.cards import PAGE, plan_all, table
 from scripts.cards_page import MODELS, OPENING, TABLES, page, rows_of

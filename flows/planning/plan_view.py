@@ -1,16 +1,18 @@
 """Formats a plan as text: the verdict first, then memory by stage."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from artifacts.plurals import counted
 from flows.console.tables import table_lines
 from flows.console.units import duration, gib, size
 from flows.job.job_summary import computed_by
+from flows.machine.budget import Budget
 from flows.pipelines import STAGES
 from flows.planning.choose import StagePlan, allowed
 from flows.planning.estimate import StageEstimate
-from flows.planning.largest_models import largest_models_line
 from flows.planning.plan import Plan, figures
 from flows.planning.sizes import SHOT_SECONDS
 from flows.planning.what_fits import BUDGETS_GIB, LEGEND, what_fits
@@ -30,6 +32,13 @@ COSTS = {
     "offload": "weights outside the device are copied for each token: 40 times longer or more",
 }
 """Changed property of a rung → its cost."""
+TABLE = Path(__file__).parent / "cards" / "largest.json"
+"""The public models that `python -m scripts.cards` planned."""
+NAMES = {
+    "gpu": {"unquantized": "unquantized", "quantized": "with --precision auto"},
+    "cpu": {"unquantized": "in 32 bit, slow without a GPU"},
+}
+"""Kind of device → key of the table → the note about the model."""
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -54,6 +63,20 @@ def plan_lines(plan: Plan) -> list[str]:
         count = counted(values["failed"], "source")
         lines.append(f"missing     {count}: {plan.job.failures[0].media_path} …")
     return lines
+
+
+def largest_models_line(budget: Budget) -> str:
+    """Return one line that names the largest models that fit; empty where none does."""
+    kind = "gpu" if budget.device.startswith("cuda") else "cpu"
+    table: dict[str, list[dict[str, Any]]] = json.loads(TABLE.read_text(encoding="utf-8"))
+    rows = [row for row in table[kind] if row["bytes"] <= budget.bytes]
+    if not rows:
+        return ""
+    largest = max(rows, key=lambda row: row["bytes"])
+    found = [f"{largest[key]} {words}" for key, words in NAMES[kind].items() if key in largest]
+    if not found:
+        return ""
+    return f"{', '.join(found)} (planned for {gib(largest['bytes'])}; docs/cards.md)"
 
 
 def verdict(plan: Plan) -> Iterator[str]:
@@ -89,11 +112,6 @@ def _fits(plan: Plan) -> Iterator[str]:
     yield f"fits: {peak}{how}"
 
 
-def _allowed(count: int) -> str:
-    """Return a budget in GiB without a unit; a small one with its unit."""
-    return f"{count / GIB:.2f}" if count >= GIB / 10 else gib(count)
-
-
 def memory_lines(plan: Plan) -> Iterator[str]:
     """Yield the memory by stage, in GiB."""
     if not plan.choices:
@@ -101,7 +119,9 @@ def memory_lines(plan: Plan) -> Iterator[str]:
     yield "memory, GiB"
     budget = plan.budget
     rows = [_row(stage, choice.chosen) for stage, choice in plan.choices.items()]
-    rows.append(("allowed", *[""] * len(PARTS), _allowed(budget.bytes), ""))
+    is_small = budget.bytes < GIB / 10
+    given = gib(budget.bytes) if is_small else f"{budget.bytes / GIB:.2f}"
+    rows.append(("allowed", *[""] * len(PARTS), given, ""))
     yield from table_lines(COLUMNS, rows, right=COLUMNS[1:-1], indent=2)
     yield f"limit       {_limit_why(plan)}"
     if budget.device != "cpu":

@@ -42,8 +42,8 @@ from stages.models.processors.prepare import (
     prepare,
     rebuild,
     takes_videos,
+    text_inputs,
 )
-from stages.models.processors.text_turn import text_inputs
 from stages.process.exit_diagnosis import out_of_memory
 
 TRIED = "What happens, and when? [00:00-00:30] A ball rolls to the left."

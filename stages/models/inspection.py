@@ -43,7 +43,7 @@ from stages.models.processors.prepare import (
 from stages.models.processors.prompt_overhead import prompt_overhead
 from stages.models.processors.trying import refuse_damaged_generation, try_processor
 from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile, SamplingProfile
-from stages.models.published_profile import with_published_facts
+from stages.models.published import with_published_facts
 from stages.process.exit_diagnosis import out_of_memory
 from stages.process.gc_freeze import gc_frozen
 
@@ -203,30 +203,36 @@ def _describe_dual(checkpoint: Checkpoint, skeleton: Any, load: Load) -> ModelPr
     found = dry_run(skeleton, processor, choice.route)
     seen = probe(load(), "image", prepare_images)
     return ModelProfile(
-        folder=str(checkpoint.folder),
-        class_name=type(skeleton).__name__,
-        model_type=skeleton.config.model_type,
+        **_common_fields(checkpoint.folder, skeleton, choice, seen, seen),
         modalities=("image",),
-        dtype=_dtype(skeleton.config),
-        route=choice.route,
-        why=choice.why,
         parts=_with_costs(halves, found),
         sampling=SamplingProfile(),
-        fit_video=seen.fit,
-        fit_image=seen.fit,
         feature_width=width,
-        image_tokens=seen.tokens,
-        frame_tokens=seen.tokens,
-        image_pixel_bytes=seen.pixel_bytes,
-        frame_pixel_bytes=seen.pixel_bytes,
-        image_sizes=seen.smaller,
-        frame_sizes=seen.smaller,
         batch_costs_unknown=found.why,
     )
 
 
-def _dtype(config: Any) -> str:
-    return str(config.dtype if config.dtype is not None else torch.float32).removeprefix("torch.")
+def _common_fields(
+    folder: Path, skeleton: Any, choice: RouteChoice, image: Probe, video: Probe
+) -> dict[str, Any]:
+    """Return the profile fields that every model has, by name."""
+    dtype = skeleton.config.dtype
+    return {
+        "folder": str(folder),
+        "class_name": type(skeleton).__name__,
+        "model_type": skeleton.config.model_type,
+        "dtype": str(torch.float32 if dtype is None else dtype).removeprefix("torch."),
+        "route": choice.route,
+        "why": choice.why,
+        "fit_video": video.fit,
+        "fit_image": image.fit,
+        "image_tokens": image.tokens,
+        "frame_tokens": video.tokens,
+        "image_pixel_bytes": image.pixel_bytes,
+        "frame_pixel_bytes": video.pixel_bytes,
+        "image_sizes": image.smaller,
+        "frame_sizes": video.smaller,
+    }
 
 
 def _with_costs(parts: Mapping[Part, PartProfile], found: DryRun) -> dict[Part, PartProfile]:
@@ -310,32 +316,19 @@ def _profile(
     prompted = choice.route != "joint" and depends_on_prompt(skeleton)
     layouts = [layout_of(processor, channel) for channel in channels_of(processor)]
     return ModelProfile(
-        folder=str(folder),
-        class_name=type(skeleton).__name__,
-        model_type=config.model_type,
+        **_common_fields(folder, skeleton, choice, image, video),
         modalities=modalities,
         images_a_prompt=int(any(each.alone for each in layouts)),
         frames_a_video=frames_a_video(processor),
         goes_on=not prompted and continues_prompt(processor, config.is_encoder_decoder),
-        dtype=_dtype(config),
-        route=choice.route,
-        why=choice.why,
         prompted=prompted,
         parts=halves,
         sampling=default_sampling(processor),
-        fit_video=video.fit,
-        fit_image=image.fit,
         takes_system=all(system_form(processor, each.form) for each in layouts),
         rewritten=rewritten(processor, layouts),
         placeholders=tuple(sorted(placeholder_tokens(processor))),
         control_tokens=tuple(sorted(control_tokens(processor))),
         feature_width=int(config.get_text_config().hidden_size),
-        image_tokens=image.tokens,
-        frame_tokens=video.tokens,
-        image_pixel_bytes=image.pixel_bytes,
-        frame_pixel_bytes=video.pixel_bytes,
-        image_sizes=image.smaller,
-        frame_sizes=video.smaller,
         pixels_a_video=pixels_a_video(processor),
         least_pixels=min_pixels_of(processor),
         video_bounds=bounds_of(processor, LONG_EDGES[0], video.tokens),

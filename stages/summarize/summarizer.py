@@ -17,7 +17,7 @@ from stages.decode.job import DecodeItem
 from stages.models.halves.features import Features
 from stages.models.processors.calling import text_ids
 from stages.models.processors.loading import placeholder_tokens
-from stages.models.processors.text_turn import text_inputs
+from stages.models.processors.prepare import text_inputs
 from stages.summarize.job import ANSWERS, CHAPTER, MAX_TEXTS, STEP, SummaryJob
 from stages.summarize.packing import TimedText, pack_groups
 

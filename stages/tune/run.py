@@ -146,9 +146,9 @@ class HeldOutEvaluation:
         job: TuneJob,
     ) -> None:
         self._half = half
-        self._processor = processor
         self._examples = examples
-        self._job = job
+        self._arguments = (half, processor, examples, job.rows)
+        self._max_new_tokens = job.max_new_tokens
 
     def evaluate(
         self, progress: TrainingProgress, trained: Sequence[nn.Parameter], report: EventReporter
@@ -156,8 +156,7 @@ class HeldOutEvaluation:
         """Record the held-out loss, and the trained weights if it is the lowest so far."""
         if not self._examples:
             return
-        arguments = (self._half, self._processor, self._examples, self._job.rows)
-        loss = without_gradients(self._half, lambda: losses_of(*arguments))
+        loss = without_gradients(self._half, lambda: losses_of(*self._arguments))
         progress.held_out.append((progress.step, loss))
         if progress.best_step == progress.step:
             progress.best = [value.detach().cpu().clone() for value in trained]
@@ -167,9 +166,8 @@ class HeldOutEvaluation:
         """Record the scores of the adapter on the held-out examples."""
         if not self._examples:
             return
-        arguments = (self._half, self._processor, self._examples, self._job.rows)
-        max_new_tokens = self._job.max_new_tokens
-        found = without_gradients(self._half, lambda: score(*arguments, max_new_tokens))
+        compute = partial(score, *self._arguments, self._max_new_tokens)
+        found = without_gradients(self._half, compute)
         at = progress.best_step or progress.step
         progress.scores.append({"step": at if progress.step else 0, **found})
         report.note(score=found["exact"])

@@ -65,8 +65,8 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
             small = small_files(source, SMALL)
             small[CONFIG] = with_way(small[CONFIG], job.as_published)
             job.files.check()  # before linking, which changes the stamp of the linked file
-            for name in sorted({*_weight_files(source)}):
-                _link_or_copy(source / name, folder / name)
+            for path in sorted({*source.glob("*.safetensors"), *source.glob(INDEX)}):
+                _link_or_copy(path, folder / path.name)
             write_rest(folder, (), small)
         except ModelChanged:
             raise
@@ -161,12 +161,6 @@ def _summary_note(folder: Path) -> dict[str, Any]:
         for half, graphs in manifest.halves.items()
     }
     return {"graphs": graphs_of, "figures": figures}
-
-
-def _weight_files(source: Path) -> list[str]:
-    """Return the names of a model's weight files and their index."""
-    index = [INDEX] if (source / INDEX).exists() else []
-    return [*(path.name for path in source.glob("*.safetensors")), *index]
 
 
 def _link_or_copy(path: Path, out: Path) -> None:

@@ -75,7 +75,8 @@ def trials(
             yield Trial(name=name, run=_run_images(prepared))
         mixed = [_noise(kind, frames, *size, 0) for size in SIZES]
         prepared = [_prepared(processor, clip, dual, PROMPTS[0]) for clip in mixed]
-        if any(_in_one_row(name, value) for name, value in prepared[0].inputs.items()):
+        # Images of different sizes need an input with the patches of all images concatenated.
+        if any(n in PIXELS and getattr(v, "ndim", 0) == 2 for n, v in prepared[0].inputs.items()):
             yield Trial(name=f"{kind}s of different sizes", run=_run_images(prepared))
 
 
@@ -100,11 +101,6 @@ def _noise(kind: MediaKind, count: int, height: int, width: int, seed: int) -> C
 
 def _prepared(processor: Any, clip: Clip, dual: bool, prompt: str) -> Prepared:
     return prepare_images(processor, clip) if dual else prepare(processor, clip, prompt)
-
-
-def _in_one_row(name: str, value: Any) -> bool:
-    """Return whether an input holds the patches of all images concatenated."""
-    return name in PIXELS and getattr(value, "ndim", 0) == 2
 
 
 def _run_images(rows: Sequence[Prepared]) -> Callable[[Any], Any]:

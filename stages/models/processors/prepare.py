@@ -16,8 +16,8 @@ import torch
 from artifacts.errors import UsageError
 from artifacts.schema import MediaKind
 from stages.models.halves.routes import overrides_generate
-from stages.models.processors.calling import Layout, run, text_ids
-from stages.models.processors.chat_template import PLAIN, WITH_PLACEHOLDERS
+from stages.models.processors.calling import Layout, begins_itself, run, text_ids
+from stages.models.processors.chat_template import PLAIN, WITH_PLACEHOLDERS, write
 from stages.models.processors.clip import Clip, video_metadata
 from stages.models.processors.input_layout import layout_of, noise
 from stages.models.processors.loading import (
@@ -53,6 +53,7 @@ __all__ = [
     "prepare",
     "rebuild",
     "takes_videos",
+    "text_inputs",
     "video_metadata",
 ]
 
@@ -134,3 +135,17 @@ def _refuse_placeholders(processor: Any, prompts: Sequence[str]) -> None:
             f"the prompt contains {found[0]}, which this model reads as an image placeholder",
             hint="Leave it out: each image is placed before the prompt",
         )
+
+
+def text_inputs(
+    processor: Any, model: Any, prompt: str, system: str = "", *, length: int = 0
+) -> dict[str, Any]:
+    """Return the inputs [1, tokens] of a model's `generate` for a turn without media, padded on the
+    left to `length` tokens. The tokenizer reads the turn, because many processors take no text
+    without an image. Raises UsageError if there is no place for a `system` text."""
+    layout = layout_of(processor, channel_of(processor, "image"))
+    text = write(processor, layout.form, layout.channel, 0, prompt, system).lstrip("\n")
+    begins = {"add_special_tokens": False} if begins_itself(processor, layout, text) else {}
+    filling = {"padding": "max_length", "max_length": length} if length else {}
+    made = processor.tokenizer([text], return_tensors="pt", **filling, **begins)
+    return drop_end_token(model, dict(made))
