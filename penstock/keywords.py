@@ -8,15 +8,13 @@ Words = str | Sequence[str]
 """Texts in a list, or in one text with commas between, as the command line takes them."""
 
 
-class FeatureOptions(TypedDict, total=False):
-    """The options that decide features."""
+class RunOptions(TypedDict, total=False):
+    """The options of each run over media."""
 
     recursive: bool
     extensions: Words
     limit: int | None
-    model: str | PathLike[str]
     revision: str | None
-    as_published: bool | None
     trust_remote_code: bool
     precision: str
     vision_backend: str
@@ -26,10 +24,17 @@ class FeatureOptions(TypedDict, total=False):
     prepare_workers: int | None
     retry_failed: bool
     keep_frames: bool
+    fps: float | None
+
+
+class FeatureOptions(RunOptions, total=False):
+    """The options that decide features."""
+
+    model: str | PathLike[str]
+    as_published: bool | None
     chunk: float | None
     shots: bool
     whole: bool
-    fps: float | None
     frames: int | None
     max_frames: int | None
     max_pixels: int | None
@@ -76,25 +81,11 @@ class CaptionOptions(FeatureOptions, total=False):
     existing: str | None
 
 
-class VectorOptions(TypedDict, total=False):
+class VectorOptions(RunOptions, total=False):
     """The options of `embed` and `index`."""
 
-    recursive: bool
-    extensions: Words
-    limit: int | None
     model: Required[str | PathLike[str]]
-    revision: str | None
-    trust_remote_code: bool
-    precision: str
-    vision_backend: str
-    store: str | PathLike[str]
-    memory: str | int | None
-    batch_size: int
-    prepare_workers: int | None
-    retry_failed: bool
-    keep_frames: bool
     out: str | PathLike[str]
-    fps: float | None
     tiles: str
 
 

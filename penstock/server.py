@@ -59,7 +59,9 @@ class ServerProcess:
             text=True,
         )
         try:
-            self._send(json.dumps(asdict(config)) + "\n")
+            assert self._process.stdin is not None
+            self._process.stdin.write(json.dumps(asdict(config)) + "\n")
+            self._process.stdin.flush()
             self.url = self._listening()
         except BaseException:
             self._process.kill()
@@ -94,11 +96,6 @@ class ServerProcess:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
         return code
-
-    def _send(self, text: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(text)
-        self._process.stdin.flush()
 
     def _listening(self) -> str:
         """Return the address when the server listens. Raises the error that it ended with."""

@@ -49,18 +49,31 @@ def source() -> str:
     features = [each for each in declared(RebuildConfig) if each.name != "sources"]
     vectors = [each for each in declared(EmbedConfig) if each.name != "sources"]
     search = (*declared(SearchQuery), *declared(SearchPlace))
-    base = "TypedDict"
+    base, runs = "TypedDict", "RunOptions"
+    both = {_line(each) for each in features} & {_line(each) for each in vectors}
+    shared = [each for each in features if _line(each) in both]
     return "\n\n".join(
         [
             HEAD,
-            _class("FeatureOptions", base, "The options that decide features.", features),
+            _class(runs, base, "The options of each run over media.", shared),
+            _class(
+                "FeatureOptions",
+                runs,
+                "The options that decide features.",
+                _others(features, shared),
+            ),
             _class(
                 "CaptionOptions",
                 "FeatureOptions",
                 "The options of a caption run.",
                 _others(declared(CaptionConfig), features),
             ),
-            _class("VectorOptions", base, "The options of `embed` and `index`.", vectors),
+            _class(
+                "VectorOptions",
+                runs,
+                "The options of `embed` and `index`.",
+                _others(vectors, shared),
+            ),
             _class(
                 "LabelRunOptions",
                 "VectorOptions",
@@ -95,13 +108,13 @@ def _without(options: Iterable[Declared], *names: str) -> list[Declared]:
 
 
 def _class(name: str, base: str, text: str, options: Iterable[Declared]) -> str:
-    fields = "".join(f"    {each.name}: {_field_type(each)}\n" for each in options)
+    fields = "".join(map(_line, options))
     return f'class {name}({base}, total=False):\n    """{text}"""\n\n{fields}'
 
 
-def _field_type(option: Declared) -> str:
+def _line(option: Declared) -> str:
     kind = type_of(option)
-    return f"Required[{kind}]" if option.is_required else kind
+    return f"    {option.name}: {f'Required[{kind}]' if option.is_required else kind}\n"
 
 
 if __name__ == "__main__":

@@ -309,7 +309,6 @@ class Display:
                 self._line(self._text())
 
     def _draw(self) -> None:
-        """Redraw the progress line, if there is one."""
         if self._moving is None:
             return
         verb = VERBS.get(self._stage, self._stage)

@@ -46,14 +46,12 @@ def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
 
 
 def _highest(column: Sequence[str], width: int) -> int:
-    """Return the number of lines of a column's highest cell at a width."""
     return max(len(wrapped(cell, width, hanging=0)) for cell in column)
 
 
 def _row(
     row: Sequence[str], columns: Sequence[str], widths: Sequence[int], right: Collection[str]
 ) -> Iterator[str]:
-    """Yield the lines of a row."""
     cells = [wrapped(text, width, hanging=0) for text, width in zip(row, widths, strict=True)]
     for line in zip_longest(*cells, fillvalue=""):
         padded = (

@@ -130,7 +130,6 @@ class PartitionDispatch:
                     one.helped = True
 
     def _read_states(self, working: Sequence[PartitionRun]) -> None:
-        """Read the states of all runs with few requests."""
         ids = [run for one in working for run in one.runs]
         if not ids:
             return

@@ -119,7 +119,6 @@ def _log_result(partition_runs: Sequence[PartitionRun]) -> None:
 
 
 def _final_state(client: Any, end: PartitionRun) -> State[Any]:
-    """Return the final state of the run that wrote the outputs."""
     last = max((client.read_flow_run(run) for run in end.runs), key=lambda run: run.created)
     state: State[Any] = last.state
     return type(state)(type=state.type, name=state.name, message=state.message)

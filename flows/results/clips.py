@@ -87,7 +87,6 @@ class Clips:
             )
 
     def _present(self) -> dict[str, str]:
-        """Return the key of each file in the folder → its name."""
         with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
             return {Path(entry.name).stem: entry.name for entry in entries if entry.is_file()}
         return {}

@@ -198,10 +198,6 @@ def _first_keys(path: Path) -> tuple[str, ...]:
     return tuple(_json(path))
 
 
-def _keys_of_line(path: Path) -> tuple[str, ...]:
-    return tuple(_json(path, line=True))
-
-
 def _header(path: Path) -> tuple[str, ...]:
     with open_regular(path) as file:
         text = TextIOWrapper(file, encoding="utf-8", newline="")
@@ -217,7 +213,7 @@ def _columns(path: Path) -> tuple[str, ...]:
 
 READERS: dict[str, Callable[[Path], tuple[str, ...]]] = {
     ".json": _first_keys,
-    ".jsonl": _keys_of_line,
+    ".jsonl": lambda path: tuple(_json(path, line=True)),
     ".csv": _header,
     ".parquet": _columns,
 }

@@ -62,15 +62,8 @@ class RunResult(RunEnd):
 
     def to_json(self) -> dict[str, Any]:
         """Return the outcome for programs. Each failure is printed as an event of its own."""
-        return {
-            "out": str(self.out),
-            "files": self.files,
-            **self.written.to_json(),
-            **({} if self.summaries is None else {"summaries": self.summaries}),
-            "failed": len(self.failures),
-            "warnings": self.warnings,
-            "exit_code": self.exit_code,
-        }
+        summaries = {} if self.summaries is None else {"summaries": self.summaries}
+        return self.outcome({**self.written.to_json(), **summaries, "warnings": self.warnings})
 
     def row(self) -> dict[str, Any]:
         """Return what was made, as a row of a table."""

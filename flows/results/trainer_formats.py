@@ -232,7 +232,6 @@ class _TrainerFolder:
 
 
 def _changed(item: SampleSource) -> bool:
-    """Return whether a file changed since it was captioned."""
     try:
         return stamp_of(item.file) != item.stamp if item.stamp is not None else False
     except OSError:

@@ -187,10 +187,7 @@ class TrainingFound:
 def training_in(out: Path) -> TrainingFound | None:
     """Return the training in a folder; None for any other folder. Raises EnvironmentFault."""
     run, made = out / RUN, (out / RECORD).is_file()
-    if (out / RUN_RECORD).exists() or not (made or _has_training_run(run)):
+    begun = (run / RUN_RECORD).is_file() and (run / "logs" / f"{STAGE.name}.log").exists()
+    if (out / RUN_RECORD).exists() or not (made or begun):
         return None
     return TrainingFound(run=run, tuned=tuned_in(out) if made else None)
-
-
-def _has_training_run(run: Path) -> bool:
-    return (run / RUN_RECORD).is_file() and (run / "logs" / f"{STAGE.name}.log").exists()

@@ -127,7 +127,6 @@ def _places(folder: Path, job: Job) -> dict[str, str]:
 
 
 def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
-    """Append the job's vectors that the index lacks."""
     made = list(vector_tasks(job))
     found = IndexWritten(
         out=job.out,

@@ -5,9 +5,8 @@ A new prompt for a stored medium needs the language half only.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -15,7 +14,6 @@ from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import MediaIndex
-from artifacts.store import Store
 from flows.checkpoint.prompt_tokens import PromptTokens, max_prompt_tokens
 from flows.job.media_digests import check_placeholders
 from flows.job.prepare import Job
@@ -35,27 +33,6 @@ from flows.serving.uploads import Upload
 from stages.process.events import CaptionProgress, Event
 
 
-class KeptCaptions:
-    """The stored captions of one model, the preferred variant first."""
-
-    def __init__(
-        self, store: Store, kind: str, namespaces: Sequence[str], keeper: RecordCacheFlusher
-    ) -> None:
-        self._kept = [keeper.of(store, kind, namespace) for namespace in namespaces]
-
-    async def read(self, keys: Sequence[str]) -> CaptionProgress | None:
-        """Return a caption by its key in each variant, or None."""
-        for kept, key in zip(self._kept, keys, strict=True):
-            if key in kept and (record := await kept.read(key)) is not None:
-                return _output_of(record)
-        return None
-
-    def remember(self, output: CaptionProgress) -> None:
-        """Keep a caption in memory. The stage has stored it."""
-        meta = {name: value for name, value in asdict(output).items() if name != "key"}
-        self._kept[0].remember(Record(key=output.key, meta=meta))
-
-
 def key_of(key: str, settings: str) -> str:
     """Return the cache key of a caption with these request settings."""
     return digest_of([key, settings]) if settings else key
@@ -72,29 +49,6 @@ def _output_of(record: Record) -> CaptionProgress:
         prompt_tokens=meta.get("prompt_tokens", 0),
         stopped=meta.get("stopped", False),
     )
-
-
-class PromptBound:
-    """The context length of one model, and its tokenizer."""
-
-    def __init__(self, folder: Path, context: int) -> None:
-        """Take the folder of a checkpoint and its context length in tokens; 0: unknown."""
-        self._context = context
-        self._tokens = PromptTokens(folder)
-
-    async def check(self, prompt: str, new: int, *, whole: bool = True) -> None:
-        """Raise HttpRefusal for a prompt that exceeds the context together with `new` tokens. If
-        the answer may be cut (not `whole`), only its first token has to fit."""
-        needed = new if whole else 1
-        if not self._context or max_prompt_tokens(prompt) + needed <= self._context:
-            return
-        count = await asyncio.to_thread(self._tokens.count, prompt)
-        if count + needed > self._context:
-            raise exceeded(
-                f"the model's context is {self._context:,} tokens: the prompt needs {count:,}, and "
-                f"the answer up to {new:,}",
-                "Shorten the prompt, or request a shorter answer",
-            )
 
 
 MAX_PROMPT_LETTERS = 20_000
@@ -146,12 +100,13 @@ class Captioning:
         self._frames = frames
         self._calls = StageCallBuilder(job)
         self._metrics = metrics
-        self._bound = PromptBound(job.model.folder, job.model.profile.context_tokens)
+        self._tokens = PromptTokens(job.model.folder)
         self._of = job.ledger.namespaces
         self._other = job.ledger.other_engine_variant(self._of)
-        every = [self._of, *([self._other] if self._other else [])]
-        namespaces = [each[self._decode.writes] for each in every]
-        self._kept = KeptCaptions(job.store, self._decode.writes, namespaces, keeper)
+        kind = self._decode.writes
+        variants = [self._of, *([self._other] if self._other else [])]
+        self._kept = [(each, keeper.of(job.store, kind, each[kind])) for each in variants]
+        """Each variant with its stored captions, the preferred one first."""
         self._features = RecordSet(job.store, self._encode.writes, self._of[self._encode.writes])
         self._shared: SingleFlight[Captioned] = SingleFlight()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -200,8 +155,7 @@ class Captioning:
                 raise bad_request(
                     "the prompt is too long", f"Send at most {MAX_PROMPT_LETTERS:,} characters"
                 )
-            new = min(params.max_tokens or self.limit, self.limit)
-            await self._bound.check(medium.prompt, new, whole=not params.to_context)
+            await self._check_context(medium.prompt, params)
             try:
                 check_placeholders([medium], self._job.model)
             except UsageError as error:
@@ -216,6 +170,22 @@ class Captioning:
             self._metrics.from_store()
             return found
         return await self._made(medium, upload, on_partial, params)
+
+    async def _check_context(self, prompt: str, params: CaptionParams) -> None:
+        """Raise HttpRefusal for a prompt that exceeds the context together with its answer. Of an
+        answer that may be cut, only the first token has to fit."""
+        context = self._job.model.profile.context_tokens  # 0: unknown
+        new = min(params.max_tokens or self.limit, self.limit)
+        needed = 1 if params.to_context else new
+        if not context or max_prompt_tokens(prompt) + needed <= context:
+            return
+        count = await asyncio.to_thread(self._tokens.count, prompt)
+        if count + needed > context:
+            raise exceeded(
+                f"the model's context is {context:,} tokens: the prompt needs {count:,}, and "
+                f"the answer up to {new:,}",
+                "Shorten the prompt, or request a shorter answer",
+            )
 
     async def _made(
         self, medium: Medium, upload: Upload, on_partial: OnPartial, params: CaptionParams
@@ -263,13 +233,14 @@ class Captioning:
     ) -> Captioned | None:
         """Return the captions from the store. Return None unless all are there."""
         tasks = self._frames.tasks(medium, index)
-        places = [self._of, *([self._other] if self._other else [])]
 
         async def stored(at: int, settings: str) -> CaptionProgress | None:
-            keys = [key_of(self._made_as(tasks[at], index, place), settings) for place in places]
-            output = await self._kept.read(keys)
-            counted = output is None or output.prompt_tokens or not params.counts_prompt
-            return output if counted else None
+            for variant, kept in self._kept:
+                key = key_of(self._made_as(tasks[at], index, variant), settings)
+                if (record := await kept.read(key)) is not None:
+                    output = _output_of(record)
+                    return output if output.prompt_tokens or not params.counts_prompt else None
+            return None
 
         output = await in_order(len(tasks), params, self.limit, stored)
         if None in output:
@@ -300,7 +271,8 @@ class Captioning:
             key=key, instead=instead, settings=settings, to_context=to_context
         )
         output: CaptionProgress = await self._decoding.submit(key, item, 1)
-        self._kept.remember(output)
+        meta = {name: value for name, value in asdict(output).items() if name != "key"}
+        self._kept[0][1].remember(Record(key=output.key, meta=meta))  # the stage has stored it
         self._notify(key, output.caption, ended=True)
         return output
 

@@ -170,11 +170,6 @@ class RequestLimits(OptionGroup):
 class ServeConfig(RequestLimits, NetworkOptions, BatchOptions, ServedOptions):
     """One server. Fields have the names of the command line's options."""
 
-    @property
-    def needs_vectors(self) -> bool:
-        """Return whether any route uses vectors."""
-        return bool(self.model or self.index)
-
     def caption_config(self) -> CaptionConfig:
         """Return the configuration of the captioning job."""
         return CaptionConfig(

@@ -175,10 +175,6 @@ class Decoders:
         self._waiting: deque[SentFile] = deque()
         self._every = [DecodingProcess(start, seconds, self._go_on) for _ in range(count)]
 
-    @property
-    def pids(self) -> list[int]:
-        return [decoder.pid for decoder in self._every if decoder.pid]
-
     def begin(self) -> None:
         """Start all processes."""
         for decoder in self._every:
@@ -221,7 +217,7 @@ class Decoders:
             idlest.give(self._waiting.popleft())
 
     def _refusal(self) -> HttpRefusal:
-        if not self.pids:
+        if not any(decoder.pid for decoder in self._every):
             return unavailable("no decoding process could be started", "See the server's log")
         return bad_request(
             "two decoding processes died of this file", "Convert it, or send another one"

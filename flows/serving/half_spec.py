@@ -1,15 +1,16 @@
 """The settings with which a server runs one half, and the results that it reads. Starts no
 process."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from artifacts.errors import ModelChanged, PenstockError
 from flows.machine.launch import StageCall
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
-from flows.serving.model_watch import ModelWatch
 from flows.serving.refusals import HttpRefusal, unavailable
 from stages.process.events import Event, Published
 
@@ -29,6 +30,26 @@ class LostAnswers:
 
     keys: Sequence[str]
     why: HttpRefusal
+
+
+class ModelWatch:
+    """The model files of a service, and whether its halves found them changed when loading."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        """Set when the service must not answer any more."""
+        self.error: ModelChanged | None = None
+        """The detected change."""
+        self.was_loaded = False
+        """Whether a half was loaded from the files that the service was planned with."""
+
+    def failed(self, error: PenstockError) -> bool:
+        """Note that a half failed to load. Return whether its model files changed."""
+        if not isinstance(error, ModelChanged):
+            return False
+        self.error = self.error or error
+        self.changed.set()
+        return True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,9 +27,8 @@ from artifacts.errors import CannotFit, PenstockError
 from flows.planning.rungs import Rung
 from flows.serving.batching import Batcher, QueuedRequest
 from flows.serving.device_scheduler import DeviceScheduler
-from flows.serving.half_spec import HalfWorkerSpec, LostAnswers, PublishedAnswers
+from flows.serving.half_spec import HalfWorkerSpec, LostAnswers, ModelWatch, PublishedAnswers
 from flows.serving.metrics import HalfMetrics, Metrics
-from flows.serving.model_watch import ModelWatch
 from flows.serving.refusals import HttpRefusal, bad_request, refusal_of_failure, unavailable
 from flows.serving.temp_store import TempStore
 from flows.serving.worker_process import LauncherMaker, WorkerProcess
@@ -173,7 +172,7 @@ class RestartBackoff:
     def started(self) -> None:
         """Reset the failure count after a successful start."""
         self._failed, self._why, self._retry_at = 0, None, 0.0
-        self._model.loaded()
+        self._model.was_loaded = True
 
     def failed(self, error: PenstockError, *, hopeless: bool = False) -> None:
         """Count a failed start. With `hopeless`, refuse requests at once: a retry would fail,
@@ -229,11 +228,6 @@ class HalfWorker:
     def idle(self) -> bool:
         at_rest = self.batches.idle and (self._yielding or not self.batches.waiting)
         return at_rest and self.state in (RESIDENT, AWAY)
-
-    @property
-    def pid(self) -> int:
-        """Return the id of its process; 0: no process."""
-        return self._process.pid if self._process else 0
 
     @property
     def _rung(self) -> Rung:

@@ -197,7 +197,6 @@ class Routes:
         return await asyncio.to_thread(self._service.index.row, hit)
 
     async def _text_vectors(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-        """Return the vector of each text."""
         assert self._service.texts is not None
         return [(await self._service.texts.vectors([[word]])).vectors[0] for word in texts]
 

@@ -24,8 +24,8 @@ from flows.machine.launch import DirectLauncher, Launcher
 from flows.serving.app import app_of
 from flows.serving.config import ADDRESS, BatchOptions, NetworkOptions, ServeConfig
 from flows.serving.guard import Guard
+from flows.serving.half_spec import ModelWatch
 from flows.serving.listening import UnsignalledServer, address_of, listening
-from flows.serving.model_watch import ModelWatch
 from flows.serving.service import Service
 from flows.serving.startup import DRAIN_SECONDS, open_service
 from stages.process.stage_process import Listener

@@ -1,6 +1,5 @@
 """Holds everything that handles requests while a server runs."""
 
-import os
 import time
 from dataclasses import dataclass, field
 
@@ -10,14 +9,13 @@ from flows.serving.config import ServeConfig
 from flows.serving.decoders import Decoders
 from flows.serving.device_scheduler import DeviceScheduler
 from flows.serving.embedding import MediumEmbedder
+from flows.serving.half_spec import ModelWatch
 from flows.serving.half_worker import LOADING, WAITING, HalfWorker
 from flows.serving.labelling import Labeller
 from flows.serving.metrics import Metrics
-from flows.serving.model_watch import ModelWatch
 from flows.serving.searching import ServedIndex
 from flows.serving.temp_store import TempStore
 from flows.serving.text_embedding import TextEmbedder
-from stages.process.memory import anonymous_bytes
 
 
 @dataclass(kw_only=True, slots=True)
@@ -51,13 +49,6 @@ class Service:
         """Accept no more requests, and shut down within `seconds`."""
         if not self.draining:
             self.draining, self.ends = True, time.monotonic() + seconds
-
-    @property
-    def memory_bytes(self) -> int:
-        """Return the memory of the server and all its processes."""
-        pids = [half.pid for half in self.halves]
-        pids += [pid for each in self.decoders for pid in each.pids]
-        return anonymous_bytes(os.getpid()) + sum(anonymous_bytes(pid) for pid in pids if pid)
 
     @property
     def seconds_left(self) -> float:

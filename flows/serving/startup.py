@@ -162,7 +162,8 @@ async def open_service(
 
         labels = label_set(config.labels, config.templates) if config.labels else None
         jobs = _Jobs(config, display, forking)
-        vectors = await asyncio.to_thread(jobs.of_vectors) if config.needs_vectors else None
+        needs_vectors = config.model or config.index
+        vectors = await asyncio.to_thread(jobs.of_vectors) if needs_vectors else None
         captions = await asyncio.to_thread(jobs.of_captions) if config.caption_model else None
         first = vectors or captions
         assert first is not None

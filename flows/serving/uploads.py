@@ -66,7 +66,6 @@ class Upload:
     digest: str
     """Content digest, the identity of the medium."""
     kind: MediaKind
-    size: int
 
     def remove(self) -> None:
         """Delete the file."""
@@ -81,7 +80,6 @@ async def upload_of(request: Request, max_bytes: int, temp_store: TempStore) -> 
 
 
 def _check_length(request: Request, max_bytes: int) -> None:
-    """Raise HttpRefusal for a body whose content-length is too large."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and (len(length) > MAX_DIGITS or int(length) > max_bytes):
         raise _too_large(max_bytes)
@@ -129,7 +127,6 @@ class BodyFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._digest = hashlib.sha256()
-        self._size = 0
         self._start = b""
         self._lock = threading.Lock()
 
@@ -137,7 +134,6 @@ class BodyFile:
         """Append bytes."""
         with self._lock:
             self._start = (self._start + data[:START_BYTES])[:START_BYTES]
-            self._size += len(data)
             self._digest.update(data)
             with open(self._path, "ab", buffering=0) as file:
                 file.write(data)
@@ -146,7 +142,7 @@ class BodyFile:
         """Append the last bytes, and return the upload. Raises HttpRefusal."""
         self.add(data)
         with self._lock:
-            upload = _named(self._path, self._start, self._digest.hexdigest(), self._size)
+            upload = _named(self._path, self._start, self._digest.hexdigest())
             self._path = upload.path
         return upload
 
@@ -156,14 +152,14 @@ class BodyFile:
             self._path.unlink()
 
 
-def _named(path: Path, start: bytes, digest: str, size: int) -> Upload:
+def _named(path: Path, start: bytes, digest: str) -> Upload:
     """Rename a file to the suffix of its type, and return it as an upload."""
-    if not size:
+    if not start:
         raise bad_request("the body is empty", "Send an image or a clip as the body of the request")
     kind, suffix = kind_of(start)
     named = path.with_suffix(suffix)
     os.rename(path, named)
-    return Upload(path=named, digest=content_key(digest, kind), kind=kind, size=size)
+    return Upload(path=named, digest=content_key(digest, kind), kind=kind)
 
 
 def _too_large(max_bytes: int) -> HttpRefusal:

@@ -36,11 +36,6 @@ class Pack:
         return self.name.split("/")[2]
 
 
-def objects(store: Store) -> dict[str, ObjectStat]:
-    """Return all objects in a store, by name."""
-    return dict(store.stats())
-
-
 def packs(stored: Mapping[str, ObjectStat]) -> list[Pack]:
     """Return the packs among the objects of a store, without quarantined ones."""
     return [
@@ -72,7 +67,7 @@ class Holding:
 def holdings(store: Store) -> list[Holding]:
     """Return the contents of a store by model, last used first."""
     groups: dict[tuple[str, str], list[Pack]] = {}
-    for pack in packs(objects(store)):
+    for pack in packs(dict(store.stats())):
         groups.setdefault((pack.kind, pack.namespace), []).append(pack)
     known = notes(store) if groups else None
     found = [
@@ -130,7 +125,7 @@ class Collection:
 def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
     """Delete half-written and damaged files, then least recently used packs, until at most `limit`
     bytes are left."""
-    jobs, stored = running_jobs(store), objects(store)
+    jobs, stored = running_jobs(store), dict(store.stats())
     # In a folder store, objects are files, too: merging by name counts each once.
     sizes = _files(store.local) | {name: stat.size for name, stat in stored.items()}
     made = Collection(
@@ -187,7 +182,6 @@ def _rubbish(store: Store, names: Iterable[str], in_use: Container[str]) -> Iter
 
 
 def _files(folder: Path) -> dict[str, int]:
-    """Return the bytes of every file below a folder, by its path from there."""
     found = {}
     for place, _, names in os.walk(folder):
         for path in (Path(place, name) for name in names):

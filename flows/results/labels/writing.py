@@ -209,7 +209,6 @@ def write_labels(job: Job, context: LabelContext) -> LabelsWritten:
 
 
 def _write_tables(job: Job, context: LabelContext) -> list[str]:
-    """Write the requested tables, and return their names."""
     names = []
     for form in (form for form in TABLES if form in OutputOptions.of(job.config).format):
         names.append(COCO_FILE if form == COCO else f"labels.{form}")
@@ -253,22 +252,20 @@ def _span_lines(job: Job, context: LabelContext) -> Iterator[str]:
 
 def _captions(context: LabelContext, job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
     """Return the text file content of one file: its labels, or those of each span of a video."""
-    spans = _spans(job, context, file, medium)
-    return [_caption(file, span.start, span.end, list(span.labels)) for span in spans]
-
-
-def _caption(file: MediaFile, start: float, end: float, labels: list[str]) -> Caption:
-    return Caption(
-        media_path=file.media_path,
-        source=file.source,
-        start=start,
-        end=end,
-        caption=", ".join(labels),
-        model="",
-        prompt="",
-        precision={},
-        frames=(),
-        features="",
-        tokens=0,
-        ended="stop",
-    )
+    return [
+        Caption(
+            media_path=file.media_path,
+            source=file.source,
+            start=span.start,
+            end=span.end,
+            caption=", ".join(span.labels),
+            model="",
+            prompt="",
+            precision={},
+            frames=(),
+            features="",
+            tokens=0,
+            ended="stop",
+        )
+        for span in _spans(job, context, file, medium)
+    ]

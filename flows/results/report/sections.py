@@ -182,7 +182,6 @@ def _plot(title: str, values: Mapping[str, float], all_of: str) -> dict[str, Any
 
 
 def _lines(mean: float, bound: float | None, bound_text: str) -> list[tuple[str, float, str]]:
-    """Return the horizontal lines of a plot: name, value and style."""
     found = [(f"mean {mean:.3g}", mean, "planned")]
     if bound is not None:
         found.append((f"must be {bound_text} {bound:g}", bound, "budget"))
