@@ -8,7 +8,7 @@ Words = str | Sequence[str]
 """Texts in a list, or in one text with commas between, as the command line takes them."""
 
 
-class RunOptions(TypedDict, total=False):
+class MediaRunOptions(TypedDict, total=False):
     """The options of each run over media."""
 
     recursive: bool
@@ -27,7 +27,7 @@ class RunOptions(TypedDict, total=False):
     fps: float | None
 
 
-class FeatureOptions(RunOptions, total=False):
+class FeatureOptions(MediaRunOptions, total=False):
     """The options that decide features."""
 
     model: str | PathLike[str]
@@ -81,7 +81,7 @@ class CaptionOptions(FeatureOptions, total=False):
     existing: str | None
 
 
-class VectorOptions(RunOptions, total=False):
+class VectorOptions(MediaRunOptions, total=False):
     """The options of `embed` and `index`."""
 
     model: Required[str | PathLike[str]]

@@ -49,7 +49,7 @@ def source() -> str:
     features = [each for each in declared(RebuildConfig) if each.name != "sources"]
     vectors = [each for each in declared(EmbedConfig) if each.name != "sources"]
     search = (*declared(SearchQuery), *declared(SearchPlace))
-    base, runs = "TypedDict", "RunOptions"
+    base, runs = "TypedDict", "MediaRunOptions"
     both = {_line(each) for each in features} & {_line(each) for each in vectors}
     shared = [each for each in features if _line(each) in both]
     return "\n\n".join(
