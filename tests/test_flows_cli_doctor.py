@@ -71,3 +71,16 @@ def test_a_gpu_is_told_with_what_it_lacks(
 ) -> None:
     gpus.see(machine, tmp_path / "gpu", monkeypatch)
     assert says in "\n".join(_device("cuda:0"))
+
+
+def test_a_store_that_cannot_be_written_is_named_after_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("PENSTOCK_STORE", str(blocked / "store"))
+    assert main(["doctor"]) == 5
+    told = capsys.readouterr()
+    assert "\nmeasured" in told.out
+    assert "PENSTOCK_STORE" in told.err and "--out" not in told.err

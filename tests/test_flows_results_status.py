@@ -94,6 +94,11 @@ def test_the_peak_is_told_while_a_stage_works(record: RunRecord) -> None:
         seen = {"seconds": 1.0, "host_bytes": host, "device_bytes": 0}
         record.memory("encode", {**seen, "peak_host_bytes": host, "peak_device_bytes": 0})
     assert encode(record, time.time()).peak_host_bytes == 5_000_000
+    seen = {"seconds": 1.0, "host_bytes": 0, "device_bytes": 9_000_000}
+    record.memory("encode", {**seen, "peak_host_bytes": 0, "peak_device_bytes": 9_000_000})
+    stood = encode(record, time.time())
+    # How much of the GPU others use is known at the end of the process.
+    assert (stood.peak_device_bytes, stood.taken_bytes) == (9_000_000, 0)
 
 
 def test_a_peak_stands_beside_what_was_planned(record: RunRecord) -> None:

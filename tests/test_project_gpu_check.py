@@ -55,6 +55,12 @@ def test_without_a_gpu_one_line_says_so(
     assert (said.out, said.err) == ("", f"gpu-check: {words}\n")
 
 
+def test_a_word_that_names_no_check_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--only", "nosuchcheck"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("gpu-check: no check is named nosuchcheck; ") and "lock" in said
+
+
 def test_of_a_stand_in_no_page_is_written(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from artifacts.errors import UsageError, redacted
+from artifacts.errors import EnvironmentFault, UsageError, redacted
 from artifacts.store import Store, open_store
 from flows.checkpoint.graphs import INSTALL_HINT, GraphSpeed, missing_libraries, tensorrt_version
 from flows.checkpoint.precision import FLASH_CAPABILITY, flash_installed, no_bfloat16
@@ -58,7 +58,9 @@ def doctor_command(given: argparse.Namespace) -> int:
         raise UsageError("--model needs --measure", hint="Add --measure")
     device, store = device_name(), open_store(default_store())
     print_lines(*lines(device, store))
-    store.check_writable()
+    if not given.measure:
+        _print_measured(device)
+    _check_store(store)
     check_device(device, force=True)
     if given.measure:
         display = Display()
@@ -71,10 +73,23 @@ def doctor_command(given: argparse.Namespace) -> int:
             display.print_line(f"measuring the graphs of {given.model} …")
             speed = time_graphs(given.model, device, store, DirectLauncher(display.on_event))
             print_lines(_graphs(given.model, speed))
+        _print_measured(device)
+    return 0
+
+
+def _print_measured(device: str) -> None:
     print_lines(*measured_lines(find_machine(device)))
     if device != "cpu":
         print_lines(ROW.format("stages", start_line()))
-    return 0
+
+
+def _check_store(store: Store) -> None:
+    """Check that the default store can be written. Raises EnvironmentFault."""
+    try:
+        store.check_writable()
+    except EnvironmentFault as error:
+        hint = "Set PENSTOCK_STORE, or XDG_CACHE_HOME for all cached files, to another folder"
+        raise EnvironmentFault(error.message, hint=hint) from error
 
 
 def _graphs(model: str, speed: GraphSpeed) -> str:
@@ -144,7 +159,7 @@ def _flash(capability: tuple[int, int]) -> str:
 
 def _tensorrt() -> str:
     if missing := missing_libraries():
-        return f"{' and '.join(missing)} cannot be loaded; to install, {INSTALL_HINT}"
+        return f"{' and '.join(missing)} cannot be loaded; {INSTALL_HINT}"
     return f"{tensorrt_version()}, for --vision-backend tensorrt"
 
 

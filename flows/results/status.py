@@ -91,6 +91,10 @@ def _stage(
 
 def _taken(entry: Mapping[str, Any]) -> int:
     if entry["peak_device_bytes"]:
+        if not (
+            entry["processes"] or entry["baseline_before_bytes"]
+        ):  # what others used before is recorded at the end of a process
+            return 0
         return max(0, int(entry["peak_device_bytes"] - entry["baseline_before_bytes"]))
     imports = entry["notes"].get("loaded_bytes", 0)
     return max(0, int(entry["peak_host_bytes"] - imports)) if imports else 0

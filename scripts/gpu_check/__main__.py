@@ -6,6 +6,7 @@ Exit status: 0 all as expected, 1 something differs or failed, 2 no GPU, or nowh
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from artifacts.errors import PenstockError
 from scripts.gpu_check.card import LACKS, stand_in
-from scripts.gpu_check.checks import LOOK, Check, wanted
+from scripts.gpu_check.checks import CHECKS, LOOK, Check, wanted
 from scripts.gpu_check.child import rows_of
 from scripts.gpu_check.model import SHAPES
 from scripts.gpu_check.page import HEADS, PAGE, Result, put, terminal_lines, write
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if why := refusal(given):
         print(f"gpu-check: {why}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # folders are deleted then, too
     try:
         result = checked(given)
     except KeyboardInterrupt:
@@ -78,6 +80,9 @@ def checked(given: argparse.Namespace) -> Result:
 
 def refusal(given: argparse.Namespace) -> str:
     """Why nothing can be checked, or what is found could not be kept; empty where it can."""
+    if given.only and not wanted(tuple(given.only)) and given.only != [LOOK.name]:
+        names = ", ".join(dict.fromkeys(check.name for check in CHECKS))
+        return f"no check is named {' or '.join(given.only)}; the checks are: {names}"
     try:
         if device_name() == "cpu":
             return "the driver shows no GPU, so there is nothing to check"
