@@ -107,6 +107,9 @@ JOB_REASONS = {
         "stages/process/job.py:_read",
         "stages/process/job.py:parse_job",
         "stages/process/job.py:job_fields",
+        "stages/process/job.py:job_descriptor",
+        "stages/process/job.py:read_job",
+        "stages/process/job.py:value_in",
     },
     "facts of any stage for run.json": {"stages/process/events.py:StageNotes.values"},
     "key of a request → its answer, of any stage": {
