@@ -26,6 +26,7 @@ from stages.models.halves.reloadable import ReloadableHalf
 from stages.models.loading import ModelJob, facts
 from stages.models.prefetch import PREFETCH_BATCHES, prefetched, write_behind
 from stages.models.processors.side_inputs import Prepared
+from stages.process.cgroup import cores
 from stages.process.events import Published
 from stages.process.job import items_of
 from stages.process.live import read_requests
@@ -159,12 +160,12 @@ class EncodeRun:
                 yield [there]
 
     def _reader_count(self) -> int:
-        """Return the number of reading threads: fewer where a processor would be copied for few
-        chunks."""
-        chunks = sum(map(len, self.batches))
+        """Return the number of reading threads: no more than cores, because they compute all the
+        time, and fewer where a processor would be copied for few chunks."""
+        most, chunks = min(self._job.workers, cores()), sum(map(len, self.batches))
         if self._job.live or not self._spec.reads_text:
-            return self._job.workers
-        return min(self._job.workers, 1 + chunks // CHUNKS_A_READER)
+            return most
+        return min(most, 1 + chunks // CHUNKS_A_READER)
 
     def _begin_reading(self, some: Sequence[Sequence[EncodeItem]]) -> list[list[Reading]]:
         """Have the chunks prepared, by all reading threads."""
