@@ -16,25 +16,20 @@ def replanned_once(attempt: Callable[[], Result], announce: Callable[[str], obje
     """Return the result of `attempt`, which plans and runs a command. It is called once more after
     a trial of a precision, and once more if the model's files change. Raises ModelChanged if they
     change again."""
-    try:
-        return attempt()
-    except PrecisionTried as error:
-        announce(error.message)
-    except ModelChanged as error:
-        announce(f"{error.message}: planning again with the changed model")
-        return _attempted_again(attempt)
-    try:
-        return attempt()
-    except ModelChanged as error:
-        announce(f"{error.message}: planning again with the changed model")
-    return _attempted_again(attempt)
-
-
-def _attempted_again(attempt: Callable[[], Result]) -> Result:
-    try:
-        return attempt()
-    except ModelChanged as error:
-        raise second_change(error) from error
+    tried = changed = False
+    while True:
+        try:
+            return attempt()
+        except PrecisionTried as error:
+            if tried:
+                raise
+            tried = True
+            announce(error.message)
+        except ModelChanged as error:
+            if changed:
+                raise second_change(error) from error
+            changed = True
+            announce(f"{error.message}: planning again with the changed model")
 
 
 def second_change(error: ModelChanged) -> ModelChanged:
