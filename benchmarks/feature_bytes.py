@@ -40,7 +40,7 @@ from tests.support.media import spoil
 DRAWN, SEED = 40, 7
 """Clips that are drawn beside the samples, and their seed."""
 DAMAGED = ("clip-02.mp4", "clip-04.mp4", "clip-07.mp4", "clip-11.mp4")
-"""Samples of which a damaged copy is encoded too."""
+"""Samples that the benchmark also encodes as damaged copies."""
 LENGTHS = {"demo": (1, 4, 7, 10, 16), "large": (1, 4, 10)}
 """Frames of a chunk. The large model gets chunks of one size alone."""
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}

@@ -217,8 +217,8 @@ def frames_prefetch(workload: Workload, rows: int) -> Term:
 def reader_terms(
     workload: Workload, rows: int, readers: int, processor: int, device: str
 ) -> Iterator[Term]:
-    """Yield the memory of the threads that prepare chunks besides the first. Each may have a
-    `processor` of so many bytes and, of the batches read ahead, one chunk at a time."""
+    """Yield the memory of the threads that prepare chunks besides the first. Each thread holds a
+    `processor` of so many bytes, and prepares one chunk of the prefetched batches at a time."""
     more = min(readers, workload.chunks, (1 + PREFETCH_BATCHES) * rows) - 1
     if more < 1:
         return

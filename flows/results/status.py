@@ -91,9 +91,8 @@ def _stage(
 
 def _taken(entry: Mapping[str, Any]) -> int:
     if entry["peak_device_bytes"]:
-        if not (
-            entry["processes"] or entry["baseline_before_bytes"]
-        ):  # what others used before is recorded at the end of a process
+        # What others used before is recorded at the end of a process.
+        if not (entry["processes"] or entry["baseline_before_bytes"]):
             return 0
         return max(0, int(entry["peak_device_bytes"] - entry["baseline_before_bytes"]))
     imports = entry["notes"].get("loaded_bytes", 0)

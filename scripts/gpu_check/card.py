@@ -23,7 +23,7 @@ LACKS = {
 """What a stand-in for a GPU, or an environment, may not have → why a check that needs it is
 skipped."""
 TOLD = ("transformers", "bitsandbytes", "onnxruntime-gpu")
-"""Distributions whose versions are told beside torch's."""
+"""Distributions whose versions the row prints besides torch's."""
 PROBE_BYTES = 64 * MIB
 
 

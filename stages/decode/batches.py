@@ -14,12 +14,7 @@ def missing_keys(batch: Batch, answers: Sequence[Container[str]]) -> list[str]:
     return [
         item.key
         for item in batch
-        if not any(
-            key in record_keys
-            for key, record_keys in zip(
-                (item.key, item.instead, item.compiled), answers, strict=False
-            )
-        )
+        if not any(key in record_keys for key, record_keys in zip(item.keys, answers, strict=False))
     ]
 
 

@@ -57,7 +57,7 @@ class DecodeFaults:
                 self.refuse(request, fault)
 
     def _store_failure(self, request: DecodeRequest, meta: dict[str, str]) -> None:
-        keys = [*filter(None, (request.item.key, request.item.instead, request.item.compiled))]
+        keys = [key for key in request.item.keys if key]
         for union in self._answers:
             union.record_sets[1].publish([Record(key=key, meta=meta) for key in keys])
         self._report.failure(request.item.key, **meta)

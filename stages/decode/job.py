@@ -28,6 +28,11 @@ class DecodeItem(NamedTuple):
     compiled: str = ""
     """Key of the caption by compiled steps, in the job's `compiled_namespace`."""
 
+    @property
+    def keys(self) -> tuple[str, str, str]:
+        """Return the keys of the engine, of the fallback engine, and of compiled steps."""
+        return self.key, self.instead, self.compiled
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeJob:

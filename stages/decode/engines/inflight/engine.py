@@ -288,12 +288,7 @@ class InflightEngine:
         row, other = (self._prefill_with(each, half) for each in (request, longer))
         is_only_engine = len(engines_for(self._job.engine)) == 1
         slots = slot_count(self._job)
-        if self._step is not None and self._job.compiled_namespace:
-            rows: Sequence[int] = (self._check.layout.rows,)
-            return choose_layout(slots, row, other, reference, is_only_engine=False, step_rows=rows)
-        rows = self._stored_rows.candidates() if self._stored_rows else ()
-        if rows and pays_for_rows(row):
-            rows = (MIN_STEP_ROWS,)
+        rows = self._rows_to_check(row)
         found = choose_layout(
             slots, row, other, reference, is_only_engine=is_only_engine, step_rows=rows
         )
@@ -304,6 +299,14 @@ class InflightEngine:
             if not is_only_engine and not self._engine.by_chunk:
                 found = self._compare_with_batches(found)
         return found
+
+    def _rows_to_check(self, row: PrefilledSequence) -> Sequence[int]:
+        """Return the fixed numbers of rows to check, the best first; none on a CPU. A compiled step
+        on trial has the rows that the plain step passed with."""
+        if self._step is not None and self._job.compiled_namespace:
+            return (self._check.layout.rows,)
+        rows = self._stored_rows.candidates() if self._stored_rows else ()
+        return (MIN_STEP_ROWS,) if rows and pays_for_rows(row) else rows
 
     def _compare_with_batches(self, found: EngineCheck) -> EngineCheck:
         """Return the check with a reason against slots if batches generate more tokens per step,
