@@ -19,6 +19,9 @@ from stages.process.memory_limit import room
 MAX_BAD_PACKETS = 1000
 """After so many undecodable packets in a row (some 40 s), the end of the file is assumed. From then
 on, one packet is tried after each seek."""
+MAX_BAD_BEHIND = 16
+"""After so many undecodable packets in a row, none is tried behind the group of pictures that is
+decoded carefully."""
 SEEK_PAYS_PACKETS = 64
 """A keyframe that is nearer than this is reached faster by reading than by seeking."""
 
@@ -73,6 +76,10 @@ class Decoder:
         self.landed: int | None = None
         """Ticks of the first frame after the last seek; NOT_LANDED until it is decoded. None
         without a seek, and after damaged packets."""
+        self.strict = True
+        """Whether damage is reported. If not, one thread conceals it."""
+        self.is_damaged = False
+        """Whether a frame since the file was opened may differ from what one thread decodes."""
         self.sent: array[int] = array("q")
         """Ticks of the packets decoded since the start without a seek plan."""
         self.threads = threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
@@ -84,7 +91,11 @@ class Decoder:
         self._ended = False
         self._skips = False
         self._bad_in_a_row = 0
-        self.container, self.stream = open_video(path, threads=self.threads)
+        self._entry: int | None = None
+        self._entry_failures = 0
+        self.group_end: int | None = None
+        """Ordinal of the packet behind the requested group of pictures; None: unknown."""
+        self.container, self.stream = open_video(path, threads=self.threads, strict=True)
         self._begin()
 
     def close(self) -> None:
@@ -116,15 +127,22 @@ class Decoder:
                 if packet is not None and _identity(packet) == self._first:
                     self._packets.put_back(packet)
                     return
+        self.reopen(strict=self.strict)
+
+    def reopen(self, *, strict: bool) -> None:
+        """Open the file again, with a decoder that remembers nothing."""
         self.container.close()
-        self.container, self.stream = open_video(self.path, threads=self.threads)
+        threads = self.threads if strict else 1
+        self.container, self.stream = open_video(self.path, threads=threads, strict=strict)
+        self.strict, self.is_damaged, self.landed = strict, False, None
+        self.bad_packets, self._bad_in_a_row, self.group_end = 0, 0, None
         self._begin()
 
     def pull(self) -> VideoFrame | None:
         """Return the next frame in display order; None at the end."""
         while not self._ready and not self._ended:
             if self._seek_target is not None:
-                self._land(self._seek_target)
+                self.land(self._seek_target)
             elif (
                 self.seek_plan
                 and (target := self.seek_plan.seek_target(self.ordinal + 1)) is not None
@@ -135,11 +153,17 @@ class Decoder:
             else:
                 self._feed()
         if not self._ready:
+            self.is_damaged |= self._entry_failures > 0
             return None
         self.frames_out += 1
         frame = self._ready.popleft()
         if self.landed == NOT_LANDED:
             self.landed = frame.pts
+        if self._entry is not None and (frame.pts is None or frame.pts >= self._entry):
+            self.is_damaged |= self._entry_failures > 0 and frame.pts != self._entry
+            self._entry, self._entry_failures = None, 0
+        if self._entry is None:
+            self.is_damaged |= frame.is_corrupt
         return frame
 
     def _feed(self) -> None:
@@ -152,9 +176,9 @@ class Decoder:
             self._prepare(packet)
             self._decode(packet)
 
-    def _land(self, target: int) -> None:
-        """Continue at a keyframe. If the seek does not lead there, start over and decode
-        everything."""
+    def land(self, target: int) -> None:
+        """Continue at a position in `keyframes`. If the seek does not lead there, start over and
+        decode everything."""
         self._seek_target = None
         if target == END:
             self._ended = True
@@ -178,6 +202,7 @@ class Decoder:
             packet = None
         self.ordinal = ordinal - 1
         self.landed = NOT_LANDED
+        self._entry, self._entry_failures = pts, 0
         if packet is None or packet.pts != pts:
             self.decode_everything()
 
@@ -192,7 +217,8 @@ class Decoder:
         self._ready.clear()
         self._ended = False
         self._skips = False
-        self._seek_target = None
+        self._seek_target = self._entry = None
+        self._entry_failures = 0
         self.stream.codec_context.skip_frame = "DEFAULT"
         self.frames_out = 0
         self.ordinal = -1
@@ -224,10 +250,16 @@ class Decoder:
             if self._starves():
                 raise MemoryError(f"no room for frames {self.stream.width} pixels wide") from error
             # An impossible allocation is damage, too: the frame size was misread.
-            self.landed = None
             self.bad_packets += 1
+            if self.strict and self._entry is not None:
+                # Frames shown before this keyframe may refer to frames that the seek skipped.
+                self._entry_failures += 1
+            else:
+                self.landed, self.is_damaged = None, True
             self._bad_in_a_row += 1
-            self._ended = self._ended or self._bad_in_a_row > MAX_BAD_PACKETS
+            is_behind = self.group_end is not None and self.ordinal >= self.group_end
+            limit = MAX_BAD_BEHIND if is_behind else MAX_BAD_PACKETS
+            self._ended = self._ended or self._bad_in_a_row > limit
 
     def _starves(self) -> bool:
         """Return whether this process has hardly any memory left. FFmpeg reports a failed frame

@@ -2,12 +2,16 @@
 
 It decodes in file order and skips frames that are neither requested nor needed as references. It
 seeks to a later keyframe if that skips enough. Its frames equal those of a plain decode of the
-whole file at the same times. Only in damaged parts do the bytes depend on the seeks and on the
-number of threads, because FFmpeg conceals missing data.
+whole file at the same times.
+
+Where data is missing, FFmpeg conceals it, and differently for other seeks and numbers of threads.
+So the decoder reports damage. A frame behind it is decoded again by one thread, from its own
+keyframe on and without skipping, and then depends on the file alone. FFmpeg does not report every
+bit error in HEVC and VP8; such frames may still differ.
 """
 
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from pathlib import Path
 
 from av.video.frame import VideoFrame
@@ -18,6 +22,9 @@ from stages.frames.seek_plan import SeekPlan
 from stages.frames.survey import survey, watch
 from stages.frames.timeline import STAMPS, Timeline
 
+MAX_RETURNS = 16
+"""After so many damaged stretches, one thread decodes the rest of the file."""
+
 
 class Reader:
     """One open video with known frame times."""
@@ -26,7 +33,12 @@ class Reader:
         """Open a video and read its frame times; `threads` 0 uses all cores. Raises MediaError."""
         self.path = path
         self.decoder = Decoder(path, threads=threads)
+        self.passed_over = False
+        """Whether packets before a returned frame could not be decoded; its user resets it."""
+        self._ticks = array("q")
         self._requested = False
+        self._group: int | None = None
+        self._returns = 0
         self._next: tuple[int, VideoFrame] | None = None
         self._before: tuple[int, VideoFrame] | None = None
         try:
@@ -44,9 +56,15 @@ class Reader:
         """Announce the frames that `at` will be called for, ascending, so that others can be
         skipped."""
         if self._requested:
-            self.decoder.seek_plan = self._next = self._before = None
+            self._forget()
             self.decoder.restart()
-        self._requested = True
+        self._requested, self._ticks = True, ticks
+        self._plan(ticks)
+
+    def _forget(self) -> None:
+        self.decoder.seek_plan = self._next = self._before = None
+
+    def _plan(self, ticks: "array[int]") -> None:
         if self.timeline.demuxed:
             decoder = self.decoder
             decoder.seek_plan = SeekPlan(
@@ -56,6 +74,19 @@ class Reader:
     def at(self, ticks: int, first: int, beyond: int) -> tuple[int, VideoFrame] | None:
         """Return the frame of `ticks`. If it cannot be decoded, return the last frame before it
         from `first` on, or the next one before `beyond`; else None."""
+        if self._group is not None and self._group != self._group_of(ticks):
+            self._leave_damage(ticks)
+        following = self._find(ticks)
+        if self._group is None and (self.decoder.is_damaged or not self._is_at(ticks)):
+            self._decode_carefully(ticks)
+            following = self._find(ticks)
+        self.passed_over |= self._group is not None and self.decoder.bad_packets > 0
+        if self._before is not None and first <= self._before[0] <= ticks:
+            return self._before
+        return following if following is not None and following[0] < beyond else None
+
+    def _find(self, ticks: int) -> tuple[int, VideoFrame] | None:
+        """Advance to the last frame up to `ticks`, and return the frame after it."""
         following = self._go_to(ticks)
         landed = self.decoder.landed
         if landed is not None and landed > ticks and not self._is_at(ticks):
@@ -63,9 +94,42 @@ class Reader:
             self._next = self._before = None
             self.decoder.decode_everything()
             following = self._go_to(ticks)
-        if self._before is not None and first <= self._before[0] <= ticks:
-            return self._before
-        return following if following is not None and following[0] < beyond else None
+        return following
+
+    def _decode_carefully(self, ticks: int) -> None:
+        """Go to the keyframe of `ticks` with one thread that conceals damage."""
+        group = self._group = self._group_of(ticks)
+        self._forget()
+        self.decoder.reopen(strict=False)
+        if group < 0 or self.decoder.keyframes is None:
+            return
+        self.decoder.land(group)
+        if group + 1 < len(self.decoder.keyframes.ordinals):
+            self.decoder.group_end = self.decoder.keyframes.ordinals[group + 1]
+        self._peek()
+        landed = self.decoder.landed
+        if landed is not None and landed > self.decoder.keyframes.pts[group]:
+            # Decoding cannot start at this file's keyframes.
+            self._forget()
+            self.decoder.keyframes = None
+            self._group = -1
+            self.decoder.reopen(strict=False)
+
+    def _leave_damage(self, ticks: int) -> None:
+        """Go on behind a damaged stretch, with all threads if there were few such stretches."""
+        self._returns += 1
+        if self._returns > MAX_RETURNS:
+            self._decode_carefully(ticks)
+            return
+        self._group = None
+        self._forget()
+        self.decoder.reopen(strict=True)
+        self._plan(self._ticks[bisect_left(self._ticks, ticks) :])
+
+    def _group_of(self, ticks: int) -> int:
+        """Return the position of the last keyframe up to `ticks`; -1 for the start of the file."""
+        keyframes = self.decoder.keyframes
+        return -1 if keyframes is None else bisect_right(keyframes.pts, ticks) - 1
 
     def _go_to(self, ticks: int) -> tuple[int, VideoFrame] | None:
         """Advance to the last frame up to `ticks`, and return the frame after it."""
@@ -93,18 +157,26 @@ class Reader:
         if timeline is not None:
             decoder.jumps, decoder.disbelieved = timeline.jumps, timeline.disbelieved
         first = decoder.pull()
+        if first is None or decoder.is_damaged:
+            decoder.reopen(strict=False)
+            first = decoder.pull()
         if first is None:
             raise no_frames(self.path)
         if timeline is not None and first.pts is not None:
             at = bisect_left(timeline.pts, first.pts)
             if at < len(timeline.pts) and timeline.pts[at] == first.pts:
-                self._next = (first.pts, first)
+                if decoder.strict:
+                    self._next = (first.pts, first)
+                else:
+                    decoder.reopen(strict=True)
                 decoder.keyframes = timeline.keyframes
                 return timeline.with_plausible_rate().starting_at(first.pts), first
         # The packets have no times, or other times than their frames.
         decoder.jumps, decoder.disbelieved = (), frozenset()
-        decoder.restart()
-        timeline = watch(iter(decoder.pull, None), decoder.container, decoder.stream)
-        decoder.restart()
-        decoder.bad_packets = 0
-        return timeline.with_plausible_rate(), first
+        decoder.reopen(strict=True)
+        watched = watch(iter(decoder.pull, None), decoder.container, decoder.stream)
+        if decoder.is_damaged:
+            decoder.reopen(strict=False)
+            watched = watch(iter(decoder.pull, None), decoder.container, decoder.stream)
+        decoder.reopen(strict=True)
+        return watched.with_plausible_rate(), first

@@ -37,7 +37,6 @@ class Video:
         self._damage: dict[int, Damage] = {}
         self._lost: dict[int, float] = {}
         self._last_taken = 0.0
-        self._bad_packets = 0
         self._aspect = self._reader.decoder.stream.sample_aspect_ratio
         self.height, self.width = shown_size(self._reader.first_frame, self._aspect)
         """Size in pixels as a player shows it."""
@@ -179,9 +178,9 @@ class Video:
         damage = self._damage[plan.index] = Damage(
             missed=tuple(map(seconds, missed)),
             damaged=tuple(map(seconds, damaged)),
-            passed_over=self._reader.decoder.bad_packets > self._bad_packets,
+            passed_over=self._reader.passed_over,
         )
-        self._bad_packets = self._reader.decoder.bad_packets
+        self._reader.passed_over = False
         if not taken:
             self._lost[plan.index] = plan.start
             return None

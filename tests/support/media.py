@@ -126,6 +126,19 @@ def spoil(source: Path, path: Path, *, which: Callable[[int], bool]) -> Path:
     return path
 
 
+def flip_bits(source: Path, path: Path, *, packets: range) -> Path:
+    """The same file with a few bytes changed in the middle of some packets of its video."""
+    data = bytearray(source.read_bytes())
+    with av.open(str(source)) as container:
+        for at, packet in enumerate(container.demux(container.streams.video[0])):
+            if packet.pos is not None and at in packets:
+                middle = packet.pos + packet.size // 2
+                for place in range(middle, min(middle + 24, packet.pos + packet.size)):
+                    data[place] ^= 0x5A
+    path.write_bytes(data)
+    return path
+
+
 def flip_time(source: Path, path: Path, *, packet: int, bit: int) -> Path:
     """The same MPEG transport stream with one bit of one packet's presentation time flipped."""
     data = bytearray(source.read_bytes())
