@@ -1,6 +1,7 @@
 """The values that stages exchange."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -156,6 +157,12 @@ class ChunkIndex:
     """Height of the stored frames in pixels, rotation applied."""
     width: int
     """Width of the stored frames in pixels, rotation applied."""
+
+    @classmethod
+    def from_frames(cls, meta: Mapping[str, Any]) -> "ChunkIndex":
+        """Return the chunk that a record of frames holds, from the record's metadata."""
+        values = {name: value for name, value in meta.items() if name != "damage"}
+        return cls(**{**values, "times": tuple(meta["times"])})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

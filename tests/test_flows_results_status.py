@@ -37,8 +37,7 @@ def encode(record: RunRecord, now: float) -> StageStatus:
 def work(record: RunRecord, began: float, samples: list[list[float]], items: int) -> None:
     """A stage that has made so many items since it began, with samples of how many when."""
     record.begin("encode")
-    record.live("encode", items)
-    record.stage("encode").update(since=began, recent=samples)
+    record.stage("encode").update(since=began, recent=samples, running=items)
 
 
 def test_speed_is_told_of_the_last_minute_and_of_all(record: RunRecord) -> None:
@@ -80,7 +79,8 @@ def test_what_the_model_refuses_is_not_pending(record: RunRecord) -> None:
 def test_outcomes_add_up_over_waves(record: RunRecord) -> None:
     for items in (20, 30):
         record.begin("encode")
-        record.live("encode", items)
+        for _ in range(items):
+            record.count_item("encode")
         outcome = StageOutcome(name="encode", items=items, seconds=10.0, peak_host_bytes=items)
         record.add(outcome, attention="sdpa", precision={})
     stood = encode(record, time.time() + 999)

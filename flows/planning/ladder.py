@@ -108,6 +108,8 @@ class Ladder:
         """Returns advice for a stage that does not fit."""
         self.batch_without_slots: Callable[[Rung], int] = lambda rung: rung.batch
         """Returns the batch size for an engine without slots on a rung."""
+        self.fit_together: Callable[[Sequence[str]], bool] = lambda stages: False
+        """Returns whether stages are expected to fit beside each other on their rungs."""
         self._remembered = remembered
         self._budget = budget_bytes
         self._on_move = on_move

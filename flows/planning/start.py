@@ -75,7 +75,19 @@ def plan_start(
     ladder.start({stage: choice.chosen.rung for stage, choice in found.items()})
     ladder.advise = lambda stage: advice(request, job, ladder, stage)
     ladder.batch_without_slots = lambda rung: batch_without_slots(request, rung, job.budget)
+    ladder.fit_together = lambda stages: fit_together(
+        request, [ladder.rung(stage) for stage in stages], job.budget
+    )
     return memory_json(found, job.budget)
+
+
+def fit_together(request: PlanRequest, rungs: Sequence[Rung], budget: Budget) -> bool:
+    """Return whether stages, of which one computes on the device, are expected to fit into memory
+    beside each other."""
+    found = [request.estimate(rung) for rung in rungs] if request.workloads else []
+    room = budget.bytes if budget.device == "cpu" else budget.host_bytes
+    needed = sum(each.host_bytes or each.peak_bytes for each in found)
+    return bool(found) and needed <= room and all(fits(each, budget) for each in found)
 
 
 def batch_without_slots(request: PlanRequest, rung: Rung, budget: Budget) -> int:

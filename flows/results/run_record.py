@@ -105,15 +105,19 @@ class RunRecord:
             for entry in self.value["stages"]:
                 entry["failed"] = counts[entry["name"]]
 
-    def live(self, name: str, items: int) -> None:
-        """Record how many items the running process has published so far.
+    def is_running(self, name: str) -> bool:
+        """Return whether a process of a stage has begun, and not ended."""
+        return name in self._stages and bool(self.stage(name)["since"])
+
+    def count_item(self, name: str) -> None:
+        """Record that the running process of a stage has published one more item.
 
         Called on the stage's thread. The stage itself reports a full disk.
         """
         if name in self._stages:
             with self._changing(force=False):
                 entry, at = self.stage(name), time.time()
-                entry["running"] = items
+                items = entry["running"] = entry["running"] + 1
                 if not entry["recent"] or at - entry["recent"][-1][0] >= REWRITE_SECONDS:
                     entry["recent"] = [s for s in entry["recent"] if s[0] >= at - SAMPLE_SECONDS]
                     entry["recent"].append([round(at, 1), entry["items"] + items])

@@ -71,7 +71,6 @@ class RunObserver:
         self._job: Job | None = None
         self._record: RunRecord | None = None
         self._ladder: Ladder | None = None
-        self._items: dict[str, int] = {}
         self._names: dict[str, str] = {}
         """Digest of a medium → its name. Filled at the first failure, because finding one name
         reads all media."""
@@ -85,8 +84,7 @@ class RunObserver:
         if self._ladder is not None:
             self._ladder.on_event(stage, event)
         if isinstance(event, Item):
-            self._items[stage] += 1
-            record.live(stage, self._items[stage])
+            record.count_item(stage)
         elif isinstance(event, MemorySample):
             record.memory(stage, asdict(event))
         elif isinstance(event, Failed):
@@ -96,9 +94,8 @@ class RunObserver:
             record.fail(stage, failure)
 
     def on_stage_start(self, stage: str, total: int, done: int) -> None:
-        """Show that a stage is about to start."""
-        self._items[stage] = 0
-        if self._record is not None:
+        """Show that a stage is about to start, or is waited for from now on."""
+        if self._record is not None and not self._record.is_running(stage):
             self._record.begin(stage)
         self.display.stage(stage, total, done, self._loads(stage))
 

@@ -117,6 +117,10 @@ class StageCallBuilder:
         )
         return self._call(stage, job)
 
+    def fed_call(self, stage: StageSpec, namespaces: Variant, rung: Rung, pipe: str) -> StageCall:
+        """Return the call that encodes the chunks which `pipe` delivers while frames are cut."""
+        return self._call(stage, replace(self._encoding(stage, namespaces, rung, []), feed=pipe))
+
     def worker_call(
         self, stage: StageSpec, rung: Rung, pipe: str, stores: WorkerStores
     ) -> StageCall:

@@ -17,6 +17,7 @@ How it works:
 6. Records that a stage has consumed, such as frames, are deleted. They stay if the user keeps them
    or another running job holds a lease on them.
 7. While later stages work on a wave, `begin_frames` decodes the next one in a second process.
+   If chunks may be encoded in any batches, `Overlap` encodes those of a wave as they are cut.
 8. A stage without media (texts, summaries, exports) runs in one process for all its items, with the
    same fallback loop.
 """
@@ -40,6 +41,7 @@ from flows.planning.start import choose, plan_start
 from flows.planning.times import times_of
 from flows.results.run_record import RunRecord
 from flows.running.batches import next_work
+from flows.running.overlap import Overlap
 from flows.running.single_item import SingleItemFallback, too_large
 from flows.running.stage_calls import StageCallBuilder, settings_on
 from stages.decode.job import DecodeJob
@@ -158,6 +160,7 @@ class StageRunner:
         self._single_items = SingleItemFallback(job, ladder, self._run, on_start)
         self.one_shot = OneShotStage(job, launcher, record, ladder, on_start, fetch)
         self._prefetch: StageHandle | None = None
+        self._overlap = Overlap(job, launcher, record, ladder, self._calls, self._finish)
         self._select_variant()
 
     def plan(self, stages: Sequence[StageSpec], expected: Sequence[Estimate]) -> None:
@@ -174,17 +177,23 @@ class StageRunner:
     def frames(self, wave: list[Medium]) -> None:
         """Cut the frames that a wave lacks."""
         process, self._prefetch = self._prefetch, None
-        if process is not None:
-            self._finish_frames(process, wave)
-        while (process := self._start_frames(wave)) and self._finish_frames(process, wave):
-            pass
+        try:
+            if process is not None:
+                self._finish_frames(process, wave)
+            while (process := self._start_frames(wave)) and self._finish_frames(process, wave):
+                pass
+            self._overlap.end()
+        except BaseException:
+            self._overlap.stop()
+            raise
 
     def _finish_frames(self, process: StageHandle, wave: list[Medium]) -> bool:
         """Wait for the frames stage, and return whether it must be started again. After a failure
         it has fewer files at once, or each file that it had open was cut alone."""
         at_once = self._ladder.rung(self._first.name).batch
         try:
-            self._finish(process)
+            with self._overlap.beside(process, wave):
+                self._finish(process)
             if process.outcome.items:
                 self._ladder.note_success(self._first.name)
             return False
@@ -255,6 +264,9 @@ class StageRunner:
 
     def run_stage(self, stage: StageSpec, wave: list[Medium]) -> None:
         """Make the records of a stage for a wave, then delete the records that it consumed."""
+        if stage is self._job.pipeline[1]:
+            self._overlap.wait(wave, self.on_start)
+            self._select_variant()
         self._run_until_done(stage, wave)
         if stage.deletes_inputs:
             self._delete_consumed(stage, wave)
@@ -360,7 +372,8 @@ class StageRunner:
         self._prefetch = self._start_frames(wave)
 
     def stop_prefetch(self) -> None:
-        """Stop cutting frames of the next wave."""
+        """Stop cutting frames of the next wave, and encoding those of this one as they are cut."""
+        self._overlap.stop()
         if self._prefetch is not None:
             self._prefetch.stop()
             self._prefetch = None

@@ -235,8 +235,7 @@ class Cutting:
 
     def _known(self, medium: MediumToCut, video: "Video", at: int) -> ChunkIndex:
         """Return a stored chunk, and recall it in `video`."""
-        meta = {**self.record_sets.frames.meta(self.record_sets.key(medium, at))}
-        damage = Damage.from_json(meta.pop("damage"))
-        index = ChunkIndex(**{**meta, "times": tuple(meta["times"])})
-        video.recall(index, damage)
+        meta = self.record_sets.frames.meta(self.record_sets.key(medium, at))
+        index = ChunkIndex.from_frames(meta)
+        video.recall(index, Damage.from_json(meta["damage"]))
         return index

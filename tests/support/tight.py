@@ -53,7 +53,7 @@ class Tight(Stages):
         return self
 
     def start(self, call: StageCall) -> Answer:
-        if call.name not in self.rooms:
+        if call.name not in self.rooms or job_fields(call.job).get("feed"):
             return super().start(call)
         self.calls.append(call)
         return Answer(StageOutcome(name=call.name), lambda outcome: self._work(call, outcome))

@@ -33,6 +33,9 @@ class EncodingJob:
     batches: list[list[EncodeItem]]
     live: str = ""
     """Pipe that delivers batches one by one; empty: encode `batches`."""
+    feed: str = ""
+    """Pipe that delivers portions of batches while frames are cut, then null; empty: encode
+    `batches`."""
     frames_store: str = ""
     """Store of the frames, if different."""
     block: int = 0

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from artifacts.claims import UnsharedWork, claims_at
+from artifacts.claims import UnsharedWork, WorkClaims, claims_at
 from artifacts.packs import Record, RecordSet
 from artifacts.record_union import record_sets_of
 from artifacts.store import open_store
 from stages.memory.item_faults import RETRY, ItemFault, ItemFaults
 from stages.memory.oom_retry import OomRetry, blocks
+from stages.models.encoding import FEED_NOTE
 from stages.models.encoding.batch import encode_batches, overflowed, undivided
 from stages.models.encoding.chunks import Refusal
 from stages.models.encoding.job import EncodeItem, EncodingJob
@@ -69,10 +70,10 @@ Compute = Callable[[Sequence[Sequence[ToEncode]]], list[list[Encoded]]]
 
 
 def encode_all(job: EncodingJob, spec: EncodeSpec, report: EventReporter) -> None:
-    """Publish a record, or a refusal, for each chunk of `batches` that has none. A live job does so
-    for each chunk that it receives."""
+    """Publish a record, or a refusal, for each chunk of `batches` that has none. A live or fed job
+    does so for each chunk that it receives."""
     encoding = EncodeRun(job, spec, report)
-    if encoding.batches or job.live:
+    if encoding.batches or job.live or job.feed:
         encoding.run()
 
 
@@ -90,8 +91,8 @@ class EncodeRun:
             self._store, (spec.kind, job.namespace), ("failures", job.namespace)
         )
         self.batches: Sequence[list[EncodeItem]] = deque(maxlen=1)
-        """Batches with missing records; in a live job, only the last batch received."""
-        if not job.live:
+        """Batches with missing records; in a live or fed job, only the last ones received."""
+        if not (job.live or job.feed):
             self.batches = [b for b in job.batches if any(m.key not in self._records for m in b)]
         report.total(sum(m.key not in self._records for b in self.batches for m in b))
 
@@ -120,7 +121,11 @@ class EncodeRun:
         to_do = self._requests() if job.live else blocks(self.batches, block, self._image_count)
         with taking as self._turns, write_behind(self._publish) as later, self._readers:
             self._later = later
-            mine = self._turns.claimed_batches(to_do, self._missing_keys)
+            mine = (
+                self._fed(self._turns)
+                if isinstance(self._turns, WorkClaims) and job.feed
+                else self._turns.claimed_batches(to_do, self._missing_keys)
+            )
             for _, begun in prefetched(mine, self._begin_reading, depth):
                 self._encode(begun, oom_retry, compute)
             faults.close()
@@ -136,7 +141,7 @@ class EncodeRun:
     def _first(self) -> int:
         """Return the size of the first batch; 0 if part of this job is already done."""
         items = [item for batch in self._job.batches for item in batch]
-        if self._job.live or any(item.key in self._records for item in items):
+        if not items or any(item.key in self._records for item in items):
             return 0
         return len(self.batches[0])
 
@@ -159,11 +164,23 @@ class EncodeRun:
                 self.batches = [there]
                 yield [there]
 
+    def _fed(self, claims: WorkClaims) -> Iterator[Sequence[list[EncodeItem]]]:
+        """Yield each batch as its portion arrives, unless another process works on it."""
+        for number, portion in enumerate(read_requests(self._job.feed), 1):
+            if portion is None:
+                return
+            self._report.note(**{FEED_NOTE: number})
+            self._frames.refresh()
+            for batch in portion:
+                self.batches = [items_of(EncodeItem, batch)]
+                if claims.take(partial(self._missing_keys, self.batches)):
+                    yield self.batches
+
     def _reader_count(self) -> int:
         """Return the number of reading threads: no more than cores, because they compute all the
         time, and fewer where a processor would be copied for few chunks."""
         most, chunks = min(self._job.workers, cores()), sum(map(len, self.batches))
-        if self._job.live or not self._spec.reads_text:
+        if self._job.live or self._job.feed or not self._spec.reads_text:
             return most
         return min(most, 1 + chunks // CHUNKS_A_READER)
 
