@@ -104,10 +104,8 @@ class Overlap:
         attention = (settings.attention if settings else "") or ""
         try:
             self._finish(feed.process, attention, feed.variant.precision)
-        except CannotFit as error:
-            ready = bool(feed.process.outcome.notes.get("ready"))
-            self._ladder.step_down(name, error, largest=rung.batch, tokens=0, ready=ready)
-        except (Killed, StageDied) as error:
+        except (CannotFit, Killed, StageDied) as error:
+            # Alone it may fit: a lower rung would change the records.
             log.info("%s: %s", name, error)
         finally:
             feed.close()

@@ -266,7 +266,6 @@ class StageRunner:
         """Make the records of a stage for a wave, then delete the records that it consumed."""
         if stage is self._job.pipeline[1]:
             self._overlap.wait(wave, self.on_start)
-            self._select_variant()
         self._run_until_done(stage, wave)
         if stage.deletes_inputs:
             self._delete_consumed(stage, wave)

@@ -56,6 +56,8 @@ class InsideLauncher:
     """What `describe` told of the same files in this process of the tests."""
 
     def start(self, call: StageCall) -> Ended:
+        if getattr(call.job, "feed", ""):  # nothing is encoded while frames are cut
+            return Ended(outcome=StageOutcome(name=call.name))
         self.started.append(call.name)
         same = json.dumps([call.name, job_fields(call.job)])
         if same in self.profiles:

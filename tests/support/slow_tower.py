@@ -1,0 +1,75 @@
+"""Frames that are cut slowly, and an encoder that is as slow per chunk; all else in them is real.
+Either may kill a process at a chunk."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flows.machine.launch import ENTRIES
+from stages.process.report import EventReporter
+
+SECONDS = "PENSTOCK_TEST_CHUNK_SECONDS"
+"""How long a chunk is cut, and encoded; absent: no longer than it takes."""
+KILL = "PENSTOCK_TEST_KILL"
+"""`frames 3 PID FILE`: at its third chunk the frames stage kills this process, its own if it is 0,
+unless the file exists."""
+SLOW = {
+    **ENTRIES,
+    "frames": "tests.support.slow_tower:frames",
+    "encode": "tests.support.slow_tower:encode",
+}
+
+
+def warm(job: dict[str, Any]) -> None:
+    """Import what the real stage imports, before its memory is limited."""
+    if "half" in job:
+        import stages.encode.run
+
+        stages.encode.run.warm(job)
+
+
+def frames(job: dict[str, Any], report: EventReporter) -> None:
+    """Cut each chunk slowly."""
+    import stages.frames.run
+    from stages.frames import video
+
+    class SlowVideo(video.Video):
+        def chunks(self, *given: Any) -> Iterator[Any]:
+            for at, chunk in enumerate(super().chunks(*given), 1):
+                _pass_time("frames", at)
+                yield chunk
+
+    vars(video)["Video"] = SlowVideo
+    stages.frames.run.run(job, report)
+
+
+def encode(job: dict[str, Any], report: EventReporter) -> None:
+    """Encode each chunk slowly."""
+    import stages.encode.run
+    from stages.models.encoding.batch import encode_batches
+    from stages.models.encoding.run import EncodeSpec
+
+    done = [0]
+
+    def slowly(half: Any, batches: Sequence[Sequence[Any]]) -> Any:
+        for _ in range(sum(map(len, batches))):
+            done[0] += 1
+            _pass_time("encode", done[0])
+        return encode_batches(half, batches)
+
+    vars(stages.encode.run)["EncodeSpec"] = partial(EncodeSpec, encode=slowly)
+    stages.encode.run.run(job, report)
+
+
+def _pass_time(stage: str, at: int) -> None:
+    time.sleep(float(os.environ.get(SECONDS, "0")))
+    if KILL not in os.environ:
+        return
+    name, chunk, pid, file = os.environ[KILL].split(maxsplit=3)
+    if (name, int(chunk)) == (stage, at) and not Path(file).exists():
+        Path(file).touch()
+        os.kill(int(pid) or os.getpid(), signal.SIGKILL)
