@@ -20,7 +20,7 @@ from artifacts.store import open_store
 from flows.console.display import Display
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
-from flows.running import chunk_feed
+from flows.running import overlap
 from flows.running.run import caption
 from stages.frames.video import Video
 from stages.process.job import job_fields
@@ -90,7 +90,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CaptionConfig:
             yield chunk
 
     monkeypatch.setattr(Video, "chunks", slowly)
-    monkeypatch.setattr(chunk_feed, "LOOK_SECONDS", 0.03)
+    monkeypatch.setattr(overlap, "LOOK_SECONDS", 0.03)
     (tmp_path / "clips").mkdir()
     write_video(tmp_path / "clips" / "a.mp4", ticks=range(CHUNKS * 30))
     return config_in(tmp_path, tmp_path / "clips", batch_size=1, chunk=1.0)

@@ -13,28 +13,37 @@ How it works:
    as in a run without it.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 
 from artifacts.errors import CannotFit, Killed, PenstockError, StageDied
+from artifacts.keys import item_key
+from artifacts.packs import RecordSet
+from artifacts.record_union import refresh_together
+from artifacts.schema import ChunkIndex, MediaIndex
 from flows.job.prepare import Job
-from flows.ledger.tasks import Medium
+from flows.ledger.tasks import Medium, Task, task_of, unique
 from flows.machine.launch import Launcher, StageHandle
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
 from flows.results.run_record import RunRecord
-from flows.running.batches import next_work
-from flows.running.chunk_feed import ChunkFeed
+from flows.running.batches import batches_by_shape, cut, next_work
 from flows.running.stage_calls import StageCallBuilder, settings_on
+from stages.models.encoding import FEED_NOTE
+from stages.process.live import RequestPipe
 from stages.process.stage import StageSpec
 
 log = logging.getLogger(__name__)
 
-TOO_LITTLE_MEMORY = (
-    "frames are encoded after they are cut: both stages together do not fit into memory"
-)
+LOOK_SECONDS = 0.2
+"""Seconds between two looks at the store."""
+LOOK_SHARE = 20
+"""Looking takes at most one part in this many of a run's time."""
+NO_MEMORY = "frames are encoded after they are cut: both stages together do not fit into memory"
 
 
 def can_overlap(job: Job, stage: StageSpec, rung: Rung) -> bool:
@@ -48,7 +57,8 @@ def can_overlap(job: Job, stage: StageSpec, rung: Rung) -> bool:
 
 
 class Overlap:
-    """The process that encodes chunks of one wave after the other while they are cut."""
+    """Encodes chunks of one wave after the other while they are cut. `finish` waits for a process
+    and records its outcome, its attention and the precision of its parts."""
 
     def __init__(
         self,
@@ -59,8 +69,6 @@ class Overlap:
         calls: StageCallBuilder,
         finish: Callable[[StageHandle, str, Mapping[str, str]], None],
     ) -> None:
-        """`finish` waits for a process and records its outcome. Its arguments are the process, its
-        attention and the precision of its parts."""
         self._job = job
         self._launcher = launcher
         self._record = record
@@ -70,12 +78,13 @@ class Overlap:
         self._stage = job.pipeline[1]
         self._feed: ChunkFeed | None = None
 
-    def beside(self, cutting: StageHandle, wave: list[Medium]) -> AbstractContextManager[object]:
-        """Encode chunks of the wave, if that is possible, while the block waits for a frames stage.
-        Raises PenstockError."""
-        if self._feed is None:
-            self._feed = self._start(wave)
-        return nullcontext() if self._feed is None else self._feed.following(cutting)
+    def beside(
+        self, cutting: StageHandle, wave: list[Medium]
+    ) -> contextlib.AbstractContextManager[None]:
+        """Encode chunks of the wave, if that is possible, while the block waits for a frames
+        stage."""
+        self._feed = self._feed or self._start(wave)
+        return contextlib.nullcontext() if self._feed is None else self._feed.following(cutting)
 
     def end(self) -> None:
         """Send the process what is left: all frames of the wave are cut."""
@@ -85,7 +94,7 @@ class Overlap:
     def stop(self) -> None:
         """Stop the process. What it has published stays."""
         feed, self._feed = self._feed, None
-        if feed is not None and feed.process is not None:
+        if feed is not None:
             feed.process.stop()
             self._record.add(feed.process.outcome, attention="", precision=feed.variant.precision)
             feed.close()
@@ -94,42 +103,166 @@ class Overlap:
         """Wait until the process has ended. What it did not make is missing afterwards. Raises
         PenstockError if the same would end the stage without overlap."""
         feed, self._feed = self._feed, None
-        if feed is None or feed.process is None:
+        if feed is None:
             return
-        name, ledger, rung = self._stage.name, self._job.ledger, feed.rung
-        work = next_work(ledger, self._stage, wave, rung, self._job.config.batch_size)
-        if work is not None:
-            on_start(name, work.total, work.total - work.missing)
-        settings = settings_on(self._job.model, rung)
+        ledger, size = self._job.ledger, self._job.config.batch_size
+        if (work := next_work(ledger, self._stage, wave, feed.rung, size)) is not None:
+            on_start(self._stage.name, work.total, work.total - work.missing)
+        settings = settings_on(self._job.model, feed.rung)
         attention = (settings.attention if settings else "") or ""
         try:
             self._finish(feed.process, attention, feed.variant.precision)
         except (CannotFit, Killed, StageDied) as error:
             # Alone it may fit: a lower rung would change the records.
-            log.info("%s: %s", name, error)
+            log.info("%s: %s", self._stage.name, error)
         finally:
             feed.close()
             ledger.refresh()
 
-    def _start(self, wave: list[Medium]) -> ChunkFeed | None:
+    def _start(self, wave: list[Medium]) -> "ChunkFeed | None":
         job, stage, rung = self._job, self._stage, self._ladder.rung(self._stage.name)
         if not can_overlap(job, stage, rung):
             return None
         if not self._ladder.fit_together([job.pipeline[0].name, stage.name]):
             notes = self._record.value["plan"].setdefault("notes", [])
-            notes += [] if TOO_LITTLE_MEMORY in notes else [TOO_LITTLE_MEMORY]
+            notes += [] if NO_MEMORY in notes else [NO_MEMORY]
             return None
         try:
-            feed = ChunkFeed(job, stage, wave, rung, partial(self._calls.encode_item, stage))
-        except OSError:  # a file system without pipes
-            return None
-        self._ladder.begin(stage.name)
-        self._record.begin(stage.name)
-        call = self._calls.fed_call(stage, feed.variant, rung, str(feed.path))
-        try:
-            feed.process = self._launcher.start(call)
-        except PenstockError as error:
+            return ChunkFeed(job, stage, wave, rung, self._calls, self._begin)
+        except (PenstockError, OSError) as error:  # such as a file system without pipes
             log.info("%s: %s", stage.name, error)
-            feed.close()
             return None
-        return feed
+
+    def _begin(self, feed: "ChunkFeed", pipe: str) -> StageHandle:
+        name = self._stage.name
+        self._ladder.begin(name)
+        self._record.begin(name)
+        call = self._calls.fed_call(self._stage, feed.variant, feed.rung, pipe)
+        return self._launcher.start(call)
+
+
+class ChunkFeed:
+    """Finds the chunks of a wave whose frames are stored, and sends them to an encode process."""
+
+    def __init__(
+        self,
+        job: Job,
+        stage: StageSpec,
+        wave: Sequence[Medium],
+        rung: Rung,
+        calls: StageCallBuilder,
+        begin: "Callable[[ChunkFeed, str], StageHandle]",
+    ) -> None:
+        """Create the pipe, and start the process that reads it by `begin`. Raises OSError,
+        PenstockError."""
+        self.rung = rung
+        self.variant = job.ledger.namespaces
+        """Variant in which the records are made."""
+        self._stage, self._calls, self._ledger = stage, calls, job.ledger
+        self._batch_size = job.config.batch_size
+        self._cut = job.pipeline[0].writes
+        self._media, self._frames = (
+            RecordSet(job.store, kind, self.variant[self._cut], look=False)
+            for kind in ("media", self._cut)
+        )
+        made = [each.writes for each in job.pipeline[1:] if each.of_media and each.writes]
+        self._some_made = any(job.ledger[kind].keys() for kind in made)
+        prompted = stage.writes in self.variant.prompted
+        media = [m for m in wave if not (prompted and m.uses_previous_caption)]
+        self._left = {(m.digest, m.prompt if prompted else ""): m for m in media}
+        """Media with chunks that were not found yet."""
+        self._found: dict[tuple[str, str], set[int]] = {key: set() for key in self._left}
+        """Indexes of the chunks whose frames were found."""
+        self._portions = 0
+        self._cutting: StageHandle | None = None
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        path = job.out / "logs" / f"{stage.name}.feed"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # of a run that was killed
+        self._pipe = RequestPipe(path)
+        try:
+            self.process = begin(self, str(path))
+        except BaseException:
+            self._pipe.close()
+            raise
+        self._thread = threading.Thread(target=self._send, daemon=True)
+        self._thread.start()
+
+    @contextlib.contextmanager
+    def following(self, cutting: StageHandle) -> Iterator[None]:
+        """Send chunks while the block waits for a frames stage."""
+        self._cutting = cutting
+        try:
+            yield
+        finally:
+            with self._lock:  # the ledger is used by one thread at a time
+                self._cutting = None
+
+    def end(self) -> None:
+        """Send the chunks that are left, and announce the end."""
+        with self._lock:
+            self._send_found()
+            self._pipe.send(None)
+
+    def close(self) -> None:
+        """Close the pipe, after the process has ended."""
+        self._closed.set()
+        self._thread.join()
+        self._pipe.close()
+
+    def _send(self) -> None:
+        seen, pause = -1, LOOK_SECONDS
+        while not self._closed.wait(pause):
+            with self._lock:
+                items = self._cutting.outcome.items if self._cutting else seen
+                begun = self.process.outcome.notes.get(FEED_NOTE, 0)
+                if items != seen and self._portions <= begun + 1:
+                    seen, began = items, time.monotonic()
+                    self._send_found()
+                    pause = max(LOOK_SECONDS, LOOK_SHARE * (time.monotonic() - began))
+                self._pipe.write()
+
+    def _send_found(self) -> None:
+        """Send one portion: the batches of all chunks that were cut since the last one."""
+        try:
+            refresh_together(self._media, self._frames)
+        except (PenstockError, OSError) as error:  # the stages meet the same fault, and report it
+            log.info("no chunks are sent: %s", error)
+        tasks = [task for key in [*self._left] for task in self._look_at(key)]
+        size, mixed = self._batch_size, self._stage.mixes_image_sizes
+        kind = self._stage.writes
+        batches = batches_by_shape(unique(tasks, kind), kind, size, any_size=mixed)
+        if batches:
+            item, parts = self._calls.encode_item, cut(batches, self.rung.batch)
+            self._pipe.send([[item(self._stage, task) for task in batch] for batch in parts])
+            self._portions += 1
+
+    def _look_at(self, key: tuple[str, str]) -> Iterator[Task]:
+        """Yield the chunks of a medium without a record whose frames are there by now."""
+        medium, known = self._left[key], self._found[key]
+        index = None
+        if medium.digest in self._media:
+            index = MediaIndex.from_json(self._media.meta(medium.digest))
+        for chunk in self._unindexed(medium, known) if index is None else index.chunks:
+            task = task_of(medium, index, chunk, self.variant)
+            if chunk.index not in known and task[self._cut] in self._frames:
+                known.add(chunk.index)
+                others = self._ledger.variants if self._some_made else ()
+                same = (task, *(task_of(medium, index, chunk, each) for each in others))
+                if not any(self._is_done(each) for each in same):
+                    yield task
+        if index is not None and len(known) >= len(index.chunks):
+            del self._left[key]
+
+    def _unindexed(self, medium: Medium, known: set[int]) -> Iterator[ChunkIndex]:
+        """Yield the next chunks of a video that is still cut. Their keys do not depend on its
+        index."""
+        for at in count(len(known)) if medium.kind == "video" else ():
+            key = item_key(self.variant[self._cut], medium.digest, at)
+            if key not in self._frames:
+                return
+            yield ChunkIndex.from_frames(self._frames.meta(key))
+
+    def _is_done(self, task: Task) -> bool:
+        return self._ledger.has(task, self._stage) or self._ledger.has_failed(task)

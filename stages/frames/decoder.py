@@ -136,6 +136,7 @@ class Decoder:
         self.container, self.stream = open_video(self.path, threads=threads, strict=strict)
         self.strict, self.is_damaged, self.landed = strict, False, None
         self.bad_packets, self._bad_in_a_row, self.group_end = 0, 0, None
+        self.sent = array("q")
         self._begin()
 
     def pull(self) -> VideoFrame | None:

@@ -57,7 +57,8 @@ class Reader:
         skipped."""
         if self._requested:
             self._forget()
-            self.decoder.restart()
+            self._group = None
+            self.decoder.reopen(strict=True)
         self._requested, self._ticks = True, ticks
         self._plan(ticks)
 
