@@ -20,7 +20,7 @@ from artifacts.store import open_store
 from flows.console.display import Display
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
-from flows.running import overlap
+from flows.running import overlap, pipeline_runner
 from flows.running.run import caption
 from stages.frames.video import Video
 from stages.process.job import job_fields
@@ -43,12 +43,14 @@ class Fed(Stages):
         self.error = error
         self.portions: list[list[str]] = []
         """Keys of the frames that came in each portion."""
+        self.feeds = 0
         self.indexed: list[bool] = []
         """Whether the index of a video was there when a portion came."""
 
     def start(self, call: StageCall) -> Answer:
         if not getattr(call.job, "feed", ""):
             return super().start(call)
+        self.feeds += 1
         outcome = StageOutcome(name=call.name)
         reader = Thread(target=self._encode, args=(job_fields(call.job), outcome), daemon=True)
         reader.start()
@@ -148,6 +150,19 @@ def test_images_and_chunks_of_an_earlier_run_are_sent_once(
     sent = [key for portion in stages.portions for key in portion]
     assert len(sent) == len(set(sent)) == CHUNKS - 2 + 3
     assert "encode" not in stages.names()
+
+
+def test_the_next_wave_is_cut_while_this_one_is_decoded_and_then_encoded_as_it_is_cut(
+    config: CaptionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_runner, "wave_limit", lambda job: 1)
+    write_video(tmp_path / "clips" / "b.mp4", ticks=range(CHUNKS * 30), gop=20)
+    stages = Fed()
+    run(config, stages)
+    assert stages.names() == ["frames", "frames", "decode", "decode"]
+    assert stages.feeds == 2 and len(stages.portions) >= 4
+    sent = [key for portion in stages.portions for key in portion]
+    assert len(sent) == len(set(sent)) == 2 * CHUNKS
 
 
 def test_where_batches_matter_nothing_is_encoded_early(config: CaptionConfig) -> None:
