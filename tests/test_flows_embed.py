@@ -56,6 +56,7 @@ def test_pictures_get_the_vectors_of_the_whole_model(
     assert items(tmp_path) == {"frames": 6, "embed": 6}
 
 
+@pytest.mark.slow
 def test_threads_that_prepare_change_no_vector(pictures: Path, clip: Path, tmp_path: Path) -> None:
     for count in ("1", "3"):
         place = tmp_path / count

@@ -2,7 +2,6 @@
 which is tried once; `native` stays in fp32."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,7 +25,7 @@ from stages.embed.trials import KIND
 from stages.models.encoding.job import EncodeItem
 from stages.models.half_job import HalfJob
 from stages.process.job import job_fields
-from tests.support import gpus
+from tests.support import embedding, gpus
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import vectors, write_images
 from tests.support.inside import InsideLauncher
@@ -42,17 +41,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def embed(folder: Path, place: Path, *more: str, gpu: bool = True) -> str:
-    """Run the command on a machine with a GPU, or without, and return what it prints."""
+def embed(folder: Path, place: Path, *more: str) -> str:
+    """Run the command on a machine with a GPU, and return what it prints."""
     place.mkdir(exist_ok=True)
     cards = gpus.environment(gpus.plain().write(place / "gpu"))
     words = ["embed", str(folder / "pictures"), "--model", str(folder / "clip"), *more]
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli.main", *words, "--out", str(place / "out")],
         cwd=ROOT,
-        env={**cards, "PENSTOCK_STORE": str(place / "store")}
-        if gpu
-        else {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PENSTOCK_STORE": str(place / "store")},
+        env={**cards, "PENSTOCK_STORE": str(place / "store")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -106,7 +103,8 @@ def test_auto_stays_in_fp32_where_such_vectors_are_stored(folder: Path, tmp_path
 @pytest.fixture(scope="module")
 def on_a_cpu(folder: Path) -> Path:
     place = folder / "cpu"
-    embed(folder, place, "--precision", "auto", "--keep-frames", gpu=False)
+    options = ("--precision", "auto", "--keep-frames")
+    assert embedding.embed(folder / "pictures", folder / "clip", place, *options) == 0
     return place
 
 

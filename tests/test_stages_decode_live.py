@@ -74,7 +74,9 @@ def said_by(
     return found, speaker
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine", ["inflight", pytest.param("transformers", marks=pytest.mark.slow)]
+)
 def test_who_leaves_changes_no_word_of_the_others_and_leaves_its_slot(
     engine: str, tmp_path: Path
 ) -> None:

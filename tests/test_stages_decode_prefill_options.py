@@ -25,7 +25,7 @@ from tests.support.tiny_families.verdict import GREEDY
 from tests.support.waves import FEATURES, OTHER, encoded_wave, said
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", pytest.param("llava", marks=pytest.mark.slow)])
 def test_features_made_in_pieces_say_the_same(family: str, tmp_path: Path) -> None:
     wave = encoded_wave(tmp_path / "store", checkpoint(family), clips("video", 2))
     wave.decode(PROMPTS)

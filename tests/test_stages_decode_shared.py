@@ -79,7 +79,7 @@ def test_prompts_that_share_a_picture_say_what_each_says_alone(
 
 
 def test_bytes_hang_on_the_row_alone(tmp_path: Path) -> None:
-    wave = encoded_wave(tmp_path, CHECKPOINT, clips("video", 3), dtype="bfloat16")
+    wave = encoded_wave(tmp_path, CHECKPOINT, clips("video", 2), dtype="bfloat16")
     asked = members(wave, PROMPTS)
     whole, notes = said(wave, "inflight-shared", CAPTIONS, asked)
     assert notes["shared_prefix"] is True
