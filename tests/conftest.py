@@ -88,17 +88,18 @@ def ordinary_scheduling() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def imports_spared() -> None:
-    """Keep what is imported out of garbage collections: the stages ask for one often, and looking
-    through all of torch and transformers took a third of the time of their tests."""
-    if len(sys.modules) > 1.02 * MODULES_SPARED[-1]:
+def imports_spared(request: pytest.FixtureRequest) -> None:
+    """Keep what is imported, collected and cached out of garbage collections: the stages allocate
+    much, and looking through all of torch, transformers and the tests took most of their time."""
+    now = (request.path, len(sys.modules) // 100)
+    if now != SPARED[-1]:
         gc.collect()
         gc.freeze()
-        MODULES_SPARED.append(len(sys.modules))
+        SPARED.append(now)
 
 
-MODULES_SPARED = [0]
-"""How many modules were there each time that they were spared."""
+SPARED: list[tuple[Path, int]] = [(ROOT, 0)]
+"""The test files, and the hundreds of modules loaded, at which what is there was spared."""
 atexit.register(gc.unfreeze)  # or some of what is imported calls itself leaked
 
 
