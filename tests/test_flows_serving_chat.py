@@ -32,6 +32,15 @@ def form(schema: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
 
 
+TEXT = {"type": "string"}
+NO_LENGTH = {"minLength": 5, "maxLength": 2}
+
+
+def of_a(schema: Any) -> dict[str, Any]:
+    """The schema of an object whose one field has this schema."""
+    return {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+
+
 def read(**asked: Any) -> ChatRequest:
     body = json.dumps({"model": "demo", "messages": MESSAGES, **asked}).encode()
     return parse_chat_request(body, {"demo"}, LIMIT)
@@ -76,6 +85,12 @@ def test_values_that_change_nothing_are_taken(asked: dict[str, Any]) -> None:
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"response_format": form({"type": "array"})}, "response_format"),
         ({"response_format": form({"$ref": "http://example.org/a"})}, "response_format"),
+        ({"response_format": form(of_a({"type": "thing"}))}, "response_format"),
+        ({"response_format": form(of_a(TEXT | {"pattern": "^(a+)+$"}))}, "response_format"),
+        ({"response_format": form(of_a({"enum": ["x" * 70_000]}))}, "response_format"),
+        ({"response_format": form(of_a(TEXT | NO_LENGTH))}, "response_format"),
+        ({"modalities": ["text", "audio"]}, "modalities"), ({"guided_json": 1}, "guided_json"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"), ({"x" * 5000: 1}, "x" * 5000),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options"),
     ],
 )  # fmt: skip
