@@ -40,18 +40,17 @@ CONTROLS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "penalty": ({"repetition_penalty": 1.4}, {"repetition_penalty": 1.4}),
     "ngram": ({"no_repeat_ngram": 2}, {"no_repeat_ngram_size": 2}),
     "together": (
-        {"temperature": 1.1, "repetition_penalty": 1.2, "no_repeat_ngram": 3, "top_p": 0.9},
         {
-            "do_sample": True, "temperature": 1.1, "top_p": 0.9,
+            "temperature": 1.1, "repetition_penalty": 1.2, "no_repeat_ngram": 3, "top_p": 0.9,
+            "presence_penalty": 1.0, "seed": 5,
+        },
+        {
+            "do_sample": True, "temperature": 1.1, "top_p": 0.9, "lowered": 1.0,
             "repetition_penalty": 1.2, "no_repeat_ngram_size": 3,
         },
     ),
     "beams": ({"beams": 3}, {"num_beams": 3}),
     "presence": ({"presence_penalty": 2.0}, {"lowered": 2.0}),
-    "present, warm": (
-        {"presence_penalty": 2.0, "temperature": 0.9, "seed": 5},
-        {"lowered": 2.0, "do_sample": True, "temperature": 0.9},
-    ),
     "start": ({"start_with": "A big"}, {"begun": "A big"}),
 }  # fmt: skip
 """Name → what is asked of us, and of stock."""
