@@ -6,8 +6,8 @@ whole file at the same times.
 
 Where data is missing, FFmpeg conceals it, and differently for other seeks and numbers of threads.
 So the decoder reports damage. A frame behind it is decoded again by one thread, from its own
-keyframe on and without skipping, and then depends on the file alone. FFmpeg does not report every
-bit error in HEVC and VP8; such frames may still differ.
+keyframe on and without skipping, and then depends on the file alone. FFmpeg does not notice every
+bit error, mostly in VP8 and HEVC; such frames may still differ.
 """
 
 from array import array
