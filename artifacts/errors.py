@@ -9,7 +9,7 @@ PenstockError
 ├── EnvironmentFault  disk, store, driver, network                       exit 5
 │   ├── StageDied     a stage process ended without finishing
 │   ├── ModelChanged  a model file differs from the one that was planned with
-│   ├── PrecisionTried  a trial has decided a precision, and the run is planned again with it
+│   ├── HalfTried     a trial has decided how a half computes, and the run is planned again
 │   └── Unanswered    a remote server sent no response, or an incomplete one
 └── MediaError        one file cannot be captioned; the others can       exit 1
 """
@@ -120,9 +120,9 @@ class ModelChanged(EnvironmentFault):
     planned with."""
 
 
-class PrecisionTried(EnvironmentFault):
-    """A stage has tried the precision of a half and stored the result, so the run must be planned
-    again. It made no record."""
+class HalfTried(EnvironmentFault):
+    """A stage has tried how a half may compute and stored the result, so the run must be planned
+    again."""
 
 
 class Unanswered(EnvironmentFault):

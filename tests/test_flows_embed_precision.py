@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from artifacts.errors import PrecisionTried
+from artifacts.errors import HalfTried
 from artifacts.packs import RecordSet, stored_namespaces
 from artifacts.store import open_store
 from flows.job.prepare import prepare_without_media
@@ -142,7 +142,7 @@ def test_a_trial_stores_its_result_which_decides_for_this_kind_of_card(
         batches=[[EncodeItem(f"{at:064x}", key, "image") for at, key in enumerate(frames)]],
         trial=tried.trial,
     )
-    with pytest.raises(PrecisionTried, match=f"runs in {taken} .* on 6 images"):
+    with pytest.raises(HalfTried, match=f"runs in {taken} .* on 6 images"):
         embed_stage(job_fields(job), cast(Any, None))
     assert stored_namespaces(store, "embeddings") == set(), "a trial makes no vectors"
     known = with_vector_precision(config, model, store, "cuda:0")

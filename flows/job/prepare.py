@@ -23,6 +23,7 @@ from artifacts.tiles import OFF
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.job.card_frames import as_card, sampling_as_card
 from flows.job.card_sampling import with_card_sampling
+from flows.job.encode_ways import with_encode_ways
 from flows.job.media_digests import (
     check_beside,
     check_fixed_texts,
@@ -296,6 +297,7 @@ def _model_for(
     )
     pipeline = pipeline_for(model, pipelines)
     model = with_vector_precision(config, model, store, device)
+    model = with_encode_ways(config, model, store, device)
     if any(stage.uses_token_limit for stage in pipeline):
         check_fixed_texts(as_card(config, model), model)
     # If no stage loads weights, the notes of a store still record the model.

@@ -7,23 +7,23 @@ configuration, so nothing of the first one reaches its outputs.
 from collections.abc import Callable
 from typing import TypeVar
 
-from artifacts.errors import ModelChanged, PrecisionTried
+from artifacts.errors import HalfTried, ModelChanged
 
 Result = TypeVar("Result")
 
 
 def replanned_once(attempt: Callable[[], Result], announce: Callable[[str], object]) -> Result:
     """Return the result of `attempt`, which plans and runs a command. It is called once more after
-    a trial of a precision, and once more if the model's files change. Raises ModelChanged if they
+    each trial of a half, and once more if the model's files change. Raises ModelChanged if they
     change again."""
-    tried = changed = False
+    tried, changed = set[str](), False
     while True:
         try:
             return attempt()
-        except PrecisionTried as error:
-            if tried:
+        except HalfTried as error:
+            if error.message in tried:
                 raise
-            tried = True
+            tried.add(error.message)
             announce(error.message)
         except ModelChanged as error:
             if changed:

@@ -11,7 +11,7 @@ How it works:
 3. A task takes the first variant whose stored caption is valid now. A caption made with another
    token limit is valid if it ended by itself within the present limit.
 4. Without a stored caption, the task takes the variant in force, but keeps the precision of earlier
-   stages whose records exist. Their work is then not repeated.
+   stages whose records exist, and their way of encoding. Their work is then not repeated.
 5. `has` returns whether a task needs a stage no more: the stage's own record exists, or that of a
    later stage. Earlier records may have been deleted by then.
 6. `failures` (per medium) and `refused` (per stage and key) store why an item has no caption.
@@ -95,9 +95,11 @@ class Ledger:
         self.namespaces = self.variant(precision)
         self.clear_tasks()
 
-    def variant(self, precision: Mapping[str, str]) -> Variant:
-        """Return the first variant whose parts use these precisions."""
-        return next(variant for variant in self.variants if variant.precision == precision)
+    def variant(self, precision: Mapping[str, str], way: str = "") -> Variant:
+        """Return the first variant whose parts use these precisions, in this way of encoding; by
+        default in that of new features."""
+        found = (v for v in self.variants if v.way == (way or self.variants[0].way))
+        return next(variant for variant in found if variant.precision == precision)
 
     def other_engine_variant(self, namespaces: Variant) -> Variant | None:
         """Return another variant with equivalent captions, or None."""
@@ -204,8 +206,9 @@ class Ledger:
 
     def _task(self, medium: Medium, chunk: ChunkIndex, previous: str | None) -> Task:
         """Return the chunk in the best variant that has its last record. Without one, use the
-        variant in force, but keep the precision of intermediate records that exist."""
+        variant in force, but keep the precision and way of intermediate records that exist."""
         between: dict[str, str] = {}
+        way = ""
         for variant in self.variants if len(self.variants) > 1 else ():
             # Most variants are never used, and computing keys takes time.
             if not any(
@@ -215,8 +218,9 @@ class Ledger:
             task = self.make_task(medium, chunk, variant, previous)
             if self._is_valid(task):
                 return task
-            between = between or self._finished_precision(task)
-        variant = self.variant({**self.namespaces.precision, **between})
+            if not between and (between := self._finished_precision(task)):
+                way = variant.way
+        variant = self.variant({**self.namespaces.precision, **between}, way)
         return self.make_task(medium, chunk, variant, previous)
 
     def _finished_precision(self, task: Task) -> dict[str, str]:

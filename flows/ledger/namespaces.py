@@ -20,6 +20,7 @@ from flows.options.media import VectorSamplingOptions
 from flows.options.text import EngineOptions
 from flows.pipelines import Pipeline
 from stages.decode.generation import SamplingParams
+from stages.models.encoding.ways import BATCHES
 from stages.process.stage import StageSpec
 
 LARGEST_LIMIT = 2048
@@ -50,6 +51,8 @@ class Variant:
     """Frame limit of a chunk if it depends on the frame size; None: no such limit."""
     engine: str = ""
     """Name of the engine that makes the captions; empty without captions."""
+    way: str = BATCHES
+    """Way in which inputs pass the vision half."""
 
     def __getitem__(self, kind: str) -> str:
         return self.of[kind]
@@ -67,11 +70,12 @@ def variants_of(
     followed by its `stored` variants with another token limit."""
     parts = [stage.part for stage in pipeline if stage.part]
     found = []
+    ways = model.ways if "vision" in parts else (BATCHES,)
     for chosen in product(*(model.settings[part] for part in parts)):
-        for engines in product(*(each.engines for each in chosen)):
+        for *engines, way in product(*(each.engines for each in chosen), ways):
             by = [replace(s, engine=e) for s, e in zip(chosen, engines, strict=True)]
             settings = dict(zip(parts, by, strict=True))
-            namespaces = namespaces_of(config, model, sampling, pipeline, settings)
+            namespaces = namespaces_of(config, model, sampling, pipeline, settings, way)
             found.append(namespaces)
             if SamplingParams.of(config).is_prefix_stable:
                 text_fields = _text_fields(config, model)
@@ -87,6 +91,7 @@ def namespaces_of(
     sampling: Sampling,
     pipeline: Pipeline,
     settings: Mapping[Part, PartSettings],
+    way: str = BATCHES,
 ) -> Variant:
     """Return the variant of one combination of settings: the digest of everything that determines
     each stage's bytes. A stage's OUTPUT_VERSION rises when its output changes."""
@@ -110,6 +115,7 @@ def namespaces_of(
             if stage.supports_tiles and vectors.tiles != OFF
             else []
         )
+        cut += [f"encoded {way}"] if stage.part == "vision" and way != BATCHES else []
         of[stage.writes] = _namespace(
             stage, [*by, *limit, *cut] if by else [sampling.key_fields, fits]
         )
@@ -124,6 +130,7 @@ def namespaces_of(
         frames_a_video=model.profile.frames_a_video,
         bound=frame_bound(model.profile, config),
         engine="".join(chosen.engine for chosen in settings.values()),
+        way=way,
     )
 
 

@@ -111,11 +111,10 @@ def batches_per_block(rung: Rung, workload: Workload, rows: int) -> int:
 
 
 def waiting_terms(
-    rung: Rung, workload: Workload, rows: int, costs: Expected, device: str
+    others: int, workload: Workload, rows: int, costs: Expected, device: str
 ) -> Iterator[Term]:
-    """Yield the memory of batches that wait while another one passes a streamed layer."""
-    others = batches_per_block(rung, workload, rows) - 1 if rung.block else 0
-    if not others:
+    """Yield the memory of so many batches that wait while another one passes a streamed layer."""
+    if others < 1:
         return
     held = math.ceil(max(costs.waiting_bytes, costs.kept_bytes))
     what = f"{others} batch{'' if others == 1 else 'es'}"

@@ -155,7 +155,8 @@ class RunRecord:
         while len(entry["timeline"]) > TIMELINE_POINTS:
             entry["timeline"] = coarser(entry["timeline"])
         entry["warnings"] = [*entry["warnings"], *outcome.warnings][:KEPT_WARNINGS]
-        entry["notes"] = outcome.notes
+        ways = Counter(entry["notes"].get("ways", {})) + Counter(outcome.notes.get("ways", {}))
+        entry["notes"] = {**outcome.notes, **({"ways": dict(ways)} if ways else {})}
         entry["attention"] = attention
         entry["precision"] = dict(precision)
 

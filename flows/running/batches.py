@@ -4,7 +4,8 @@ the whole wave before any of it runs."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flows.ledger.ledger import Ledger
+from flows.checkpoint.models import Model
+from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task, unique
 from flows.ledger.waves import lengths_of
 from flows.planning.rungs import Rung
@@ -29,11 +30,10 @@ class StageWork:
     """Estimated tokens of the longest prompt."""
 
 
-def next_work(
-    ledger: Ledger, stage: StageSpec, wave: Sequence[Medium], rung: Rung, batch_size: int
-) -> StageWork | None:
+def next_work(job: Job, stage: StageSpec, wave: Sequence[Medium], rung: Rung) -> StageWork | None:
     """Return the next work of a stage: the missing items that share one variant. Return None when
     nothing is missing."""
+    ledger, batch_size = job.ledger, job.config.batch_size
     made, read = stage.writes, ledger[stage.reads]
     tasks = [t for t in ledger.tasks(wave) if not ledger.has_failed(t)]
     incomplete = [t for t in tasks if not ledger.has(t, stage)]
@@ -55,10 +55,10 @@ def next_work(
         if t.namespaces in same_question
     ]
     lengths = lengths_of(ledger, together, stage) if stage.prompted else {}
-    whole = (
-        batches_by_length(together, made, lengths, batch_size)
+    pieces = (
+        cut(batches_by_length(together, made, lengths, batch_size), rung.batch)
         if stage.prompted
-        else batches_by_shape(together, made, batch_size, any_size=stage.mixes_image_sizes)
+        else encode_batches_of(job, stage, together, rung)
     )
     return StageWork(
         rung=rung,
@@ -67,13 +67,42 @@ def next_work(
             # Finished chunks stay in their batch, so that the bytes equal those of an uninterrupted
             # run. Chunks that an earlier command finished are left out if their frames are gone.
             [t for t in batch if t[made] in missing or t[stage.reads] in read]
-            for batch in cut(whole, rung.batch)
+            for batch in pieces
             if any(t[made] in missing for t in batch)
         ],
         total=total,
         missing=len(missing),
         tokens=max(lengths.values(), default=0),
     )
+
+
+def pass_rows(model: Model, stage: StageSpec, task: Task) -> int:
+    """Return the rows of the passes in which a stage encodes a chunk; 0: those of its batch. A
+    vector is made of each image by itself."""
+    if stage.part != "vision":
+        return 0
+    return model.pass_rows(task.namespaces.way, 1 if stage.vectors else task.images)
+
+
+def encode_batches_of(
+    job: Job, stage: StageSpec, tasks: Sequence[Task], rung: Rung
+) -> list[list[Task]]:
+    """Return the batches of a stage that encodes frames. They hold whole passes."""
+    found: list[list[Task]] = []
+    of_rows: dict[int, list[Task]] = {}
+    for task in tasks:
+        of_rows.setdefault(pass_rows(job.model, stage, task), []).append(task)
+    for rows, some in of_rows.items():
+        # A chunk of several images may fill passes of vectors by itself.
+        least = max(1, rows // max(1, some[0].images) if stage.vectors else rows)
+        size, at_once = (
+            max(n // least * least, least) for n in (job.config.batch_size, rung.batch)
+        )
+        mixed = stage.mixes_image_sizes
+        found += cut(
+            batches_by_shape(some, stage.writes, size, least=least, any_size=mixed), at_once
+        )
+    return found
 
 
 def _at_position(tasks: Sequence[Task], position: int) -> list[Task]:
@@ -88,16 +117,18 @@ def batches_by_shape(
     batch_size: int,
     frames_a_batch: int = FRAMES_A_BATCH,
     *,
+    least: int = 1,
     any_size: bool = False,
 ) -> list[list[Task]]:
     """Group chunks of equal shape, in order. With `any_size`, group by the number of frames alone.
-    Every chunk of the wave takes part, finished or not. `kind` is the record kind that is made."""
+    Every chunk of the wave takes part, finished or not. `kind` is the record kind that is made. Chunks
+    of many frames make smaller batches, of `least` chunks or more."""
     groups: dict[tuple[str | int, ...], list[Task]] = {}
     for task in unique(tasks, kind):
         groups.setdefault(task.shape[:2] if any_size else task.shape, []).append(task)
     batches = []
     for group in groups.values():
-        size = max(1, min(batch_size, frames_a_batch // group[0].images))
+        size = max(least, min(batch_size, frames_a_batch // group[0].images))
         batches += [group[i : i + size] for i in range(0, len(group), size)]
     return batches
 

@@ -26,14 +26,15 @@ from artifacts.packs import RecordSet
 from artifacts.record_union import refresh_together
 from artifacts.schema import ChunkIndex, MediaIndex
 from flows.job.prepare import Job
-from flows.ledger.tasks import Medium, Task, task_of, unique
+from flows.ledger.tasks import Medium, Task, task_of
 from flows.machine.launch import Launcher, StageHandle
 from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
 from flows.results.run_record import RunRecord
-from flows.running.batches import batches_by_shape, cut, next_work
+from flows.running.batches import encode_batches_of, next_work
 from flows.running.stage_calls import StageCallBuilder, settings_on
 from stages.models.encoding import FEED_NOTE
+from stages.models.encoding.ways import BATCHES
 from stages.process.live import RequestPipe
 from stages.process.stage import StageSpec
 
@@ -53,7 +54,7 @@ def can_overlap(job: Job, stage: StageSpec, rung: Rung) -> bool:
         return False
     if job.model.profile.route == "joint" or job.model.trial:
         return False
-    return rung.batch == 1
+    return job.model.ways[0] != BATCHES
 
 
 class Overlap:
@@ -105,8 +106,8 @@ class Overlap:
         feed, self._feed = self._feed, None
         if feed is None:
             return
-        ledger, size = self._job.ledger, self._job.config.batch_size
-        if (work := next_work(ledger, self._stage, wave, feed.rung, size)) is not None:
+        ledger = self._job.ledger
+        if (work := next_work(self._job, self._stage, wave, feed.rung)) is not None:
             on_start(self._stage.name, work.total, work.total - work.missing)
         settings = settings_on(self._job.model, feed.rung)
         attention = (settings.attention if settings else "") or ""
@@ -159,7 +160,7 @@ class ChunkFeed:
         self.variant = job.ledger.namespaces
         """Variant in which the records are made."""
         self._stage, self._calls, self._ledger = stage, calls, job.ledger
-        self._batch_size = job.config.batch_size
+        self._job = job
         self._cut = job.pipeline[0].writes
         self._media, self._frames = (
             RecordSet(job.store, kind, self.variant[self._cut], look=False)
@@ -230,11 +231,9 @@ class ChunkFeed:
         except (PenstockError, OSError) as error:  # the stages meet the same fault, and report it
             log.info("no chunks are sent: %s", error)
         tasks = [task for key in [*self._left] for task in self._look_at(key)]
-        size, mixed = self._batch_size, self._stage.mixes_image_sizes
-        kind = self._stage.writes
-        batches = batches_by_shape(unique(tasks, kind), kind, size, any_size=mixed)
-        if batches:
-            item, parts = self._calls.encode_item, cut(batches, self.rung.batch)
+        parts = encode_batches_of(self._job, self._stage, tasks, self.rung)
+        if parts:
+            item = self._calls.encode_item
             self._pipe.send([[item(self._stage, task) for task in batch] for batch in parts])
             self._portions += 1
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from artifacts.captions import Failure, write_jsonl
-from artifacts.errors import Interrupted, Killed, ModelChanged, PenstockError, PrecisionTried
+from artifacts.errors import HalfTried, Interrupted, Killed, ModelChanged, PenstockError
 from artifacts.keys import digest_of
 from artifacts.pack_object import DamagedRecord
 from artifacts.packs import RecordSet
@@ -261,7 +261,7 @@ class PipelineRunner:
             with contextlib.suppress(Exception):
                 self._job.ledger.refresh()
                 # Outputs are of one model, in one precision.
-                if not isinstance(error, (ModelChanged, PrecisionTried)):
+                if not isinstance(error, (ModelChanged, HalfTried)):
                     write(True)
             with contextlib.suppress(PenstockError):
                 self.record.finish("interrupted" if stopped else "failed", error=str(error))

@@ -10,6 +10,7 @@ from artifacts.schema import FrameFit
 from flows.checkpoint.graphs import GraphUse, engines_folder
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
+from flows.job.encode_ways import trials_namespace
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant, one_shot_namespace
 from flows.ledger.tasks import Medium, Task
@@ -19,12 +20,14 @@ from flows.options.text import EngineOptions
 from flows.pipelines import STAGES
 from flows.planning.costs.decode import compiles
 from flows.planning.rungs import Rung
+from flows.running.batches import pass_rows
 from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem, DecodeJob
 from stages.embed_texts.job import TextsJob
 from stages.encode.job import EncodeJob
 from stages.frames.job import FramesItem, FramesJob
 from stages.models.encoding.job import EncodeItem
+from stages.models.encoding.ways import BATCHES
 from stages.models.graphs.providers import TENSORRT
 from stages.models.half_job import HalfJob
 from stages.process.device import device_capability
@@ -181,6 +184,9 @@ class StageCallBuilder:
             return make()
         readers = self._job.config.readers(self._job.device)
         make = partial(make, half=self.half(stage, rung), block=rung.block, workers=readers)
+        if namespaces.way != BATCHES and (settings := settings_on(self._job.model, rung)):
+            namespace = trials_namespace(self._job.model, settings, self._job.device)
+            make = partial(make, trials_namespace=namespace)
         if stage.job is EncodeJob:
             return make(frames_a_video=self._job.model.profile.frames_a_video)
         tiles, edge = namespaces.tiles, namespaces.fit_image.edge
@@ -278,7 +284,11 @@ class StageCallBuilder:
         prompt = task.prompt if stage.writes in task.namespaces.prompted else ""
         fewer = task.stored is not None and stage.reads == self._job.pipeline[0].writes
         shown = len(task.chunk.times) if fewer else 0
-        return EncodeItem(task[stage.writes], task[stage.reads], task.medium.kind, prompt, shown)
+        keys, rows = (
+            (task[stage.writes], task[stage.reads]),
+            pass_rows(self._job.model, stage, task),
+        )
+        return EncodeItem(*keys, task.medium.kind, prompt, shown, rows)
 
     def decode_item(
         self,

@@ -292,8 +292,8 @@ class StageRunner:
             read.drop(consumed)
 
     def _run_until_done(self, stage: StageSpec, wave: list[Medium]) -> None:
-        name, batch_size = stage.name, self._job.config.batch_size
-        while work := next_work(self._job.ledger, stage, wave, self._ladder.rung(name), batch_size):
+        name = stage.name
+        while work := next_work(self._job, stage, wave, self._ladder.rung(name)):
             self._ladder.begin(name)
             self.on_start(name, work.total, work.total - work.missing)
             outcome, error = self._run(stage, work.batches, work.rung, len(work.tasks))

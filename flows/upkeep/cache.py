@@ -96,7 +96,7 @@ def sampling_text(sampling: Mapping[str, Any]) -> str:
 
 LARGE = frozenset(stage.writes for pipeline in KEPT_PIPELINES for stage in pipeline)
 """Kinds that take nearly all the space; the small others are deleted only after these."""
-KEPT = ("rebuilds", "scopes", "rungs", "rows", "precisions")
+KEPT = ("rebuilds", "scopes", "rungs", "rows", "precisions", "ways")
 """Kinds that are never deleted: a few kB of settings, rebuild records, and results of trials."""
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from artifacts.errors import PrecisionTried
+from artifacts.errors import HalfTried
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from stages.embed.job import EmbedJob
@@ -21,7 +21,7 @@ from stages.models.processors.side_inputs import Prepared
 
 
 def try_fp16(job: EmbedJob, spec: EncodeSpec) -> None:
-    """Store whether the vision half can run in fp16, and raise PrecisionTried: the run is planned
+    """Store whether the vision half can run in fp16, and raise HalfTried: the run is planned
     again with the result. Does nothing if no image can be read."""
     source = ModelJob.of(job.half)
     rows = list(_first_rows(job, spec, source))
@@ -33,7 +33,7 @@ def try_fp16(job: EmbedJob, spec: EncodeSpec) -> None:
     holds, images = cosine >= MIN_COSINE, len(wide)
     meta = {"holds": holds, "cosine": cosine, "images": images}
     RecordSet(open_store(job.store), KIND, job.trial).publish([Record(key=VERDICT, meta=meta)])
-    raise PrecisionTried(
+    raise HalfTried(
         f"the vision half runs in {'fp16' if holds else 'fp32'} (cosine of fp16 to fp32 at least "
         f"{cosine:.6f} on {images} images, {MIN_COSINE} is required)"
     )

@@ -43,6 +43,8 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
         parts=lambda meta: len(boxes_of(meta["height"], meta["width"], job.tiles, job.edge)),
         reads_text=False,
         encode=partial(encode_parts, max_parts=job.pictures) if cut else encode_batches,
+        divide=partial(_pieces, max_parts=1),
+        unite=_joined,
     )
     if job.trial and not job.live:
         try_fp16(job, spec)

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from artifacts.plurals import counted
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import BYTES, QUANTIZED, PartSettings
 from flows.options.commands import RunOptions
+from flows.pipelines import STAGES
 from flows.planning.costs.part import (
     figures_source,
     free_settings,
@@ -34,6 +35,7 @@ from flows.planning.terms import (
 from flows.planning.workloads import PIXEL_BYTES, Workload
 from stages.memory.oom_retry import next_sizes
 from stages.models.encoding import FRAMES_A_BATCH
+from stages.models.encoding.ways import BATCHES
 
 BLOCK = 256
 """Maximum chunks that pass a streamed half together, if they all fit and have no more images than
@@ -115,7 +117,8 @@ def memory(
     """Add up weights, pixels and activations; for a joint model, only pixels. `libraries`: bytes of
     the stage besides its imports and model. `processor`: bytes of a copy of the processor, which
     each of the `readers` but the first has."""
-    half, rows = model.profile.vision, workload.rows(rung.batch, FRAMES_A_BATCH)
+    half, passes = model.profile.vision, passes_of(model, workload, rung)
+    rows, each, at_once = passes.rows, passes.input, passes.at_once
     settings = settings_as_run(model.best("vision"), half, rung)
     pixels = rows * workload.units * PIXEL_BYTES
     terms = list(weights(half, settings, rung, device))
@@ -130,14 +133,19 @@ def memory(
     else:
         in_32 = settings.graph and settings.graph.precision != "fp16"
         computed = replace(settings, dtype="float32") if in_32 else settings
-        costs = _encoder_costs(model, computed, rows, workload, rung.prefill)
-        why = f"{counted(rows, 'chunk')} x {workload.units:,} pixel values: "
+        costs = _encoder_costs(model, computed, at_once, each, rung.prefill)
+        why = f"{counted(at_once, 'chunk')} x {each.units:,} pixel values: "
         why += figures_source(model, costs)
         if rung.prefill:
             why += f", {rung.prefill} positions at once through an MLP"
         terms.append(Term(part="activation", bytes=math.ceil(costs.peak_bytes), why=why))
-        terms += waiting_terms(rung, workload, rows, costs, device)
-        terms += attention_terms(half, settings, workload, rows, workload.units, device)
+        waiting = math.ceil(batches_per_block(rung, workload, rows) * passes.count) - 1
+        terms += waiting_terms(waiting if rung.block else 0, each, at_once, costs, device)
+        if passes.count > 1 and not rung.block:
+            kept = math.ceil((passes.count - 1) * costs.kept_bytes)
+            why = "features of the other passes of a batch"
+            terms.append(Term(part="activation", bytes=kept, why=why))
+        terms += attention_terms(half, settings, each, at_once, each.units, device)
         # Patches are not counted, but each is multiplied with all layer weights.
         tokens = math.ceil(costs.flops / (2 * max(1, half.linear_parameters)))
         terms += products(half, settings, rung, tokens, device)
@@ -146,11 +154,39 @@ def memory(
     )
     terms += overhead_terms(rung, terms, device, prefetch, libraries)
     terms += reader_terms(workload, max(rows, rung.block), readers, processor, device)
-    flops = costs.flops * workload.chunks / rows if costs else 0
+    flops = costs.flops * workload.chunks * passes.count / rows if costs else 0
     guessed = costs is not None and (not costs.known or model.profile.by_dimensions)
     return StageEstimate.from_terms(
         rung, terms, device=device, workload=workload, flops=flops, by_dimensions=guessed
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Passes:
+    """How a batch passes the half."""
+
+    rows: int
+    """Chunks of the batch."""
+    input: Workload
+    """What is encoded apart from others: a chunk, or one image of it."""
+    at_once: int
+    """Inputs of a pass."""
+    count: float
+    """Passes of the batch."""
+
+
+def passes_of(model: Model, workload: Workload, rung: Rung) -> Passes:
+    """Return how a batch of a workload passes the half on a rung."""
+    way, images = model.ways[0], workload.frames * workload.parts
+    if way == BATCHES:
+        rows = workload.rows(rung.batch, FRAMES_A_BATCH)
+        return Passes(rows=rows, input=workload, at_once=rows, count=1)
+    each = replace(workload.with_frames(1), parts=1) if STAGES[rung.stage].vectors else workload
+    of_chunk = images if each is not workload else 1
+    at_once = model.pass_rows(way, images // of_chunk)
+    least = max(1, at_once // of_chunk)
+    rows = max(min(least, workload.chunks), workload.rows(rung.batch, FRAMES_A_BATCH))
+    return Passes(rows=rows, input=each, at_once=at_once, count=max(1, rows * of_chunk / at_once))
 
 
 def _encoder_costs(
@@ -169,19 +205,21 @@ def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int)
     half, settings = model.profile.vision, model.best("vision")
     passes = []
     for each in left:
-        workload, rows = each.workload, each.workload.rows(rung.batch, FRAMES_A_BATCH)
+        workload, made = each.workload, passes_of(model, each.workload, rung)
+        parts = workload.parts if made.input is workload else 1
         if each.left[rung.stage] and model.profile.route != "joint":
             passes.append(
                 Pass(
                     precision=precision_of(settings, rung),
-                    flops=_encoder_costs(model, settings, rows, workload, 0).flops,
+                    flops=_encoder_costs(model, settings, made.at_once, made.input, 0).flops,
                     tokens=MIN_PASS_TOKENS,
                     calls=half.linear_modules,
                     # A streamed layer is read once for all batches of a block.
-                    moved_bytes=settings.weight_bytes / batches_per_block(rung, workload, rows)
+                    moved_bytes=settings.weight_bytes
+                    / (batches_per_block(rung, workload, made.rows) * made.count)
                     if rung.block
                     else 0,
-                    times=each.left[rung.stage] * workload.parts / rows,
+                    times=each.left[rung.stage] * made.count * parts / made.rows,
                 )
             )
     return replace(

@@ -65,9 +65,14 @@ def _groups(batch: Sequence[Prepared]) -> Iterator[list[int]]:
     """Yield the indexes of the rows that can be encoded together."""
     found: dict[str, list[int]] = {}
     for index, row in enumerate(batch):
-        shapes = {name: _shape(value) for name, value in sorted(row.inputs.items())}
-        found.setdefault(repr((row.channel, row.count.media, shapes)), []).append(index)
+        found.setdefault(passes_with(row), []).append(index)
     yield from found.values()
+
+
+def passes_with(row: Prepared) -> str:
+    """Return a text that is equal for rows that can be encoded together."""
+    shapes = {name: _shape(value) for name, value in sorted(row.inputs.items())}
+    return repr((row.channel, row.count.media, shapes))
 
 
 def _encode_together(half: Any, rows: list[Prepared]) -> list[FeatureRecord] | None:

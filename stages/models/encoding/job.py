@@ -19,6 +19,9 @@ class EncodeItem(NamedTuple):
     """Prompt of the chunk, if the encoder reads it."""
     shown: int = 0
     """How many of its frames the encoder sees; 0: all."""
+    rows: int = 0
+    """Rows of the passes that its inputs take part in (stages/models/encoding/ways.py); 0: its
+    batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +39,8 @@ class EncodingJob:
     feed: str = ""
     """Pipe that delivers portions of batches while frames are cut, then null; empty: encode
     `batches`."""
+    trials_namespace: str = ""
+    """Cache namespace of the trials of passes; empty: the items pass with their batch."""
     frames_store: str = ""
     """Store of the frames, if different."""
     block: int = 0

@@ -1,6 +1,7 @@
 """Runs frame chunks through the vision half, in one process for a whole wave.
 
-A batch is always computed whole, because a row's bytes depend on its batch.
+A batch is computed whole where the bytes of a row depend on it. Otherwise its inputs pass the half
+in one of the other ways (stages/models/encoding/ways.py).
 """
 
 from collections import deque
@@ -9,6 +10,7 @@ from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from artifacts.claims import UnsharedWork, WorkClaims, claims_at
@@ -21,7 +23,9 @@ from stages.models.encoding import FEED_NOTE
 from stages.models.encoding.batch import encode_batches, overflowed, undivided
 from stages.models.encoding.chunks import Refusal
 from stages.models.encoding.job import EncodeItem, EncodingJob
+from stages.models.encoding.passes import Row, WayTrials, encode_passes
 from stages.models.encoding.readers import Outcome, Readers
+from stages.models.encoding.ways import KIND
 from stages.models.halves.records import FeatureRecord
 from stages.models.halves.reloadable import ReloadableHalf
 from stages.models.loading import ModelJob, facts
@@ -60,6 +64,10 @@ class EncodeSpec:
         encode_batches
     )
     """Half and batches → the features of each chunk."""
+    divide: Callable[[Prepared], list[Prepared]] = lambda row: [row]
+    """A chunk → the inputs that may be encoded apart from each other."""
+    unite: Callable[[Prepared, list[FeatureRecord]], FeatureRecord] = lambda row, made: made[0]
+    """A chunk and the features of its inputs → the features of the chunk."""
 
 
 Reading = tuple[EncodeItem, "Future[Outcome[Prepared | Refusal]]"]
@@ -90,6 +98,9 @@ class EncodeRun:
         self._records, self._failures = record_sets_of(
             self._store, (spec.kind, job.namespace), ("failures", job.namespace)
         )
+        self._trials = None
+        if job.trials_namespace:
+            self._trials = WayTrials(RecordSet(self._store, KIND, job.trials_namespace))
         self.batches: Sequence[list[EncodeItem]] = deque(maxlen=1)
         """Batches with missing records; in a live or fed job, only the last ones received."""
         if not (job.live or job.feed):
@@ -105,7 +116,7 @@ class EncodeRun:
         self._readers = Readers(read, processor, readers, reads_text=spec.reads_text)
         half = None if source.route == "joint" else source.load_reloadable("vision")
         self._report.note(ready=True, **({} if half is None else facts(half.model)))
-        compute = partial(_encoded, half, spec)
+        compute = partial(_encoded, half, spec, self._trials)
 
         def last() -> object:
             return compute([[(m, self._readers.alone(m)) for m in self.batches[-1][-1:]]])
@@ -129,6 +140,8 @@ class EncodeRun:
             for _, begun in prefetched(mine, self._begin_reading, depth):
                 self._encode(begun, oom_retry, compute)
             faults.close()
+        if self._trials is not None:
+            self._report.note(ways=dict(sorted(self._trials.ways.items())))
 
     def _encode(
         self, begun: Sequence[Sequence[Reading]], oom_retry: OomRetry, compute: Compute
@@ -245,19 +258,38 @@ def _key(pair: ToEncode | Reading) -> str:
 
 
 def _encoded(
-    half: ReloadableHalf | None, spec: EncodeSpec, batches: Sequence[Sequence[ToEncode]]
+    half: ReloadableHalf | None,
+    spec: EncodeSpec,
+    trials: WayTrials | None,
+    batches: Sequence[Sequence[ToEncode]],
 ) -> list[list[Encoded]]:
     """Make a record for each chunk that was not refused. For a model without boundary it holds the
-    pixels."""
+    pixels. Without `trials`, each batch passes the half whole."""
     rows = [[row for _, row in batch if isinstance(row, Prepared)] for batch in batches]
     if half is None:
         made = [[undivided(row) for row in some] for some in rows]
+    elif trials is not None:
+        found = [(m.rows, row) for b in batches for m, row in b if isinstance(row, Prepared)]
+        made = [half.call(lambda model: _encoded_in_passes(model, spec, trials, found))]
     else:
         made = half.call(lambda model: spec.encode(model, rows))
-    found = iter([record for some in made for record in some])
+    records = iter([record for some in made for record in some])
     return [
-        [(m, row if isinstance(row, Refusal) else _in_range(next(found))) for m, row in batch]
+        [(m, row if isinstance(row, Refusal) else _in_range(next(records))) for m, row in batch]
         for batch in batches
+    ]
+
+
+def _encoded_in_passes(
+    model: Any, spec: EncodeSpec, trials: WayTrials, chunks: Sequence[tuple[int, Prepared]]
+) -> list[FeatureRecord]:
+    """Return the features of chunks, given with the rows of their passes."""
+    inputs = [[Row(prepared=p, rows=rows) for p in spec.divide(row)] for rows, row in chunks]
+    made = iter(encode_passes(model, [row for some in inputs for row in some], trials))
+    trials.count([some[0] for some in inputs])
+    return [
+        spec.unite(row, list(islice(made, len(some))))
+        for (_, row), some in zip(chunks, inputs, strict=True)
     ]
 
 

@@ -1,0 +1,68 @@
+"""Decides the ways in which a run's inputs pass the vision half, and names what is tried of them.
+
+Under `auto` new features are made in the way `auto` (stages/models/encoding/ways.py), and stored
+features of every way answer. A half that was found to compute one input twice with different
+results runs in batches.
+"""
+
+from dataclasses import replace
+
+from artifacts.keys import digest_of
+from artifacts.packs import RecordSet
+from artifacts.store import Store
+from flows.checkpoint.models import Model
+from flows.checkpoint.precision import PartSettings
+from flows.machine.cpu import cpu_line
+from flows.machine.versions import versions
+from flows.options.commands import RunOptions
+from stages.models.encoding.ways import AUTO, BATCHES, ENCODE_WAYS, KIND
+from stages.models.footprint import at_size
+from stages.models.graphs.providers import TENSORRT
+from stages.process.device import device_capability
+
+CPU_TOKENS, GPU_TOKENS = 256, 1024
+"""Encoder tokens from which an input passes alone under `auto`. On a CPU eight inputs of 257 tokens
+take as long together as one by one, eight of 50 tokens 0.65 times as long
+(benchmarks/encode_ways.py). On a GPU the limit is an assumption: none was measured."""
+
+
+def with_encode_ways(config: RunOptions, model: Model, store: Store, device: str) -> Model:
+    """Return the model with its ways, best first, and the inputs that share a pass under `auto`."""
+    graph = model.best("vision").graph
+    if model.profile.route == "joint" or (graph and graph.backend == TENSORRT):
+        return model
+    ways = ENCODE_WAYS if config.encode_way == AUTO else (config.encode_way,)
+    if ways[0] != BATCHES and any(
+        _differs(store, model, s, device) for s in model.settings["vision"]
+    ):
+        note = "inputs are encoded in batches: the vision half computes one input twice differently"
+        others = [way for way in ways if way != BATCHES]
+        return replace(model, ways=(BATCHES, *others), notes=(*model.notes, note))
+    return replace(model, ways=ways, images_a_row=_images_a_row(model, device))
+
+
+def trials_namespace(model: Model, settings: PartSettings, device: str) -> str:
+    """Return the cache namespace of what was tried of the passes of a half in these settings, on
+    this kind of device."""
+    kind = cpu_line("model name") if device == "cpu" else device_capability(device)
+    half = [model.digests["vision"], settings.key_fields, versions().get("torch", "")]
+    return digest_of([KIND, *half, device.partition(":")[0], kind])
+
+
+def _differs(store: Store, model: Model, settings: PartSettings, device: str) -> bool:
+    tried = RecordSet(store, KIND, trials_namespace(model, settings, device))
+    return any(not tried.meta(key)["holds"] for key in tried.keys() if key.startswith("1 "))
+
+
+def _images_a_row(model: Model, device: str) -> int:
+    """Return the largest number of images of an input that shares a pass under `auto`. It is 0 for
+    an encoder of images of any size, whose inputs seldom have the same shape."""
+    profile, half = model.profile, model.profile.vision
+    seen = {each.pixel_bytes for each in (*profile.image_sizes, *profile.frame_sizes)}
+    if not half.batch_costs or seen - {profile.image_pixel_bytes, profile.frame_pixel_bytes}:
+        return 0
+    units = profile.image_pixel_bytes // 4
+    flops = at_size(half.batch_costs, lambda w: w.flops, kind="image", rows=1, units=units)
+    tokens = flops / (2 * max(1, half.linear_parameters))
+    limit = CPU_TOKENS if device == "cpu" else GPU_TOKENS
+    return int(limit // max(1, tokens))

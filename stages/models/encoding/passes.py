@@ -1,0 +1,142 @@
+"""Encodes inputs in passes whose number of rows is fixed, and tries whether their bytes then depend
+on anything else.
+
+How it works:
+
+1. Each input has a number of rows: 1 passes alone, more share a pass with inputs of the same shape,
+   and copies of an input fill up the last pass.
+2. The first input of each size class (power of two of its values) is tried, together with the
+   passes of the job: at the first place beside copies, and at the last beside other values. An
+   input that passes alone is computed a second time.
+3. If all its results are the same, bit for bit, the class holds. The verdict is stored, and decides
+   for all later jobs and workers on the same kind of device.
+4. Inputs of a class that does not hold pass alone. If a half computes one input twice with different
+   results, HalfTried is raised: the run is planned again, in batches.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from artifacts.errors import HalfTried
+from artifacts.packs import Record, RecordSet
+from artifacts.tensors import pack_tree
+from stages.memory.meta_tensors import tensors
+from stages.models.encoding.batch import encode_batches, passes_with
+from stages.models.encoding.ways import trial_key, way_of
+from stages.models.halves.records import FeatureRecord
+from stages.models.processors.side_inputs import Prepared
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One input of the half."""
+
+    prepared: Prepared
+    rows: int
+    """Rows of its pass."""
+
+    @property
+    def size_class(self) -> int:
+        """Return the base-2 logarithm of its number of values, rounded up."""
+        return sum(each.numel() for each in tensors(self.prepared.inputs)).bit_length()
+
+    @property
+    def trial(self) -> str:
+        return trial_key(self.rows, self.size_class)
+
+
+class WayTrials:
+    """The stored verdicts of one half on one kind of device."""
+
+    def __init__(self, records: RecordSet) -> None:
+        self._records = records
+        self.ways = Counter[str]()
+        """Way → chunks that were encoded in it."""
+
+    def verdict(self, row: Row) -> bool | None:
+        """Return whether bytes of this row's class depend on nothing else; None: not tried."""
+        key = row.trial
+        return bool(self._records.meta(key)["holds"]) if key in self._records else None
+
+    def decided(self, row: Row) -> Row:
+        """Return the row, alone if its class does not hold among others."""
+        return replace(row, rows=1) if self.verdict(row) is False else row
+
+    def count(self, rows: Sequence[Row]) -> None:
+        """Count a chunk for each of these rows, which were encoded."""
+        self.ways.update(way_of(self.decided(row).rows) for row in rows)
+
+    def keep(self, row: Row, *, holds: bool) -> None:
+        """Store a verdict. Raises HalfTried if the half has no result that can be repeated."""
+        self._records.publish([Record(key=row.trial, meta={"holds": holds, "rows": row.rows})])
+        if not holds and row.rows == 1:
+            raise HalfTried(
+                "the vision half computes one input twice with different results; "
+                "inputs are encoded in batches"
+            )
+
+
+def encode_passes(half: Any, rows: Sequence[Row], trials: WayTrials) -> list[FeatureRecord]:
+    """Return the feature record of each row, in order. Raises HalfTried."""
+    rows = [trials.decided(row) for row in rows]
+    passes = list(_passes(rows))
+    first = {row.trial: at for at, row in reversed([*enumerate(rows)])}
+    tried = [at for at in first.values() if trials.verdict(rows[at]) is None]
+    whole = [_filled([rows[at].prepared for at in some], rows[some[0]].rows) for some in passes]
+    checks = [(at, each) for at in tried for each in _checks(rows[at])]
+    made = encode_batches(half, [*whole, *(batch for _, (batch, _) in checks)])
+    found: dict[int, FeatureRecord] = {}
+    for some, records in zip(passes, made, strict=False):
+        found.update(zip(some, records, strict=False))
+    failed = {
+        at
+        for (at, (_, place)), records in zip(checks, made[len(whole) :], strict=True)
+        if not _same(found[at], records[place])
+    }
+    for at in tried:
+        trials.keep(rows[at], holds=at not in failed)
+    refused = {rows[at].trial for at in failed}
+    again = [at for at, row in enumerate(rows) if row.trial in refused]
+    if again:
+        alone = [replace(rows[at], rows=1) for at in again]
+        found.update(zip(again, encode_passes(half, alone, trials), strict=True))
+    return [found[at] for at in range(len(rows))]
+
+
+def _passes(rows: Sequence[Row]) -> Iterator[list[int]]:
+    """Yield the indexes of the rows of each pass, which share their shape."""
+    together: dict[tuple[int, str], list[int]] = {}
+    for at, row in enumerate(rows):
+        together.setdefault((row.rows, passes_with(row.prepared)), []).append(at)
+    for (size, _), found in together.items():
+        yield from (found[start : start + size] for start in range(0, len(found), size))
+
+
+def _filled(some: list[Prepared], size: int) -> list[Prepared]:
+    """Return a whole pass. What fills it up is a copy of an input, because some models leave out
+    images of zeros."""
+    return [*some, *[some[-1]] * (size - len(some))]
+
+
+def _checks(row: Row) -> list[tuple[list[Prepared], int]]:
+    """Return passes that must give the row's own bytes, with its place in each."""
+    own, size = row.prepared, row.rows
+    if size == 1:
+        return [([own], 0)]
+    other = replace(own, inputs={name: _mirrored(value) for name, value in own.inputs.items()})
+    return [([own] * size, 0), ([*[other] * (size - 1), own], size - 1)]
+
+
+def _mirrored(value: Any) -> Any:
+    """Return pixels of other content and the same shape; other inputs unchanged."""
+    pixels = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 1
+    return value.flip(-1) if pixels else value
+
+
+def _same(one: FeatureRecord, other: FeatureRecord) -> bool:
+    """Return whether two records have the same bytes, also of values that are no numbers."""
+    return pack_tree(one.to_tree())[1] == pack_tree(other.to_tree())[1]

@@ -1,0 +1,36 @@
+"""Names the ways in which inputs are divided into passes of a vision half. Imports no model
+library.
+
+A row's bytes may depend on how many rows pass the half with it, because products of other sizes
+are rounded differently. They do not depend on it where the number of rows is always the same:
+
+    alone     each input passes by itself
+    fixed     FIXED_ROWS inputs of one shape pass together; copies fill up the last pass
+    auto      fixed for small inputs, which use a processor badly when they are alone; else alone
+    batches   all inputs of a batch pass together, so the bytes of each depend on the others
+
+Each way has cache namespaces of its own; those of `batches` are the ones of earlier versions.
+"""
+
+from typing import Final
+
+AUTO: Final = "auto"
+ALONE: Final = "alone"
+FIXED: Final = "fixed"
+BATCHES: Final = "batches"
+ENCODE_WAYS = (AUTO, ALONE, FIXED, BATCHES)
+FIXED_ROWS = 8
+"""Rows of a fixed pass."""
+KIND = "ways"
+"""Kind of the records with results of trials: one cache namespace per half, precision and kind of
+device, one record per number of rows and size class."""
+
+
+def trial_key(rows: int, size_class: int) -> str:
+    """Return the key of a trial's record. `size_class`: base-2 logarithm of an input's values."""
+    return f"{rows} rows of 2^{size_class} values"
+
+
+def way_of(rows: int) -> str:
+    """Return the way of an input that passes with so many rows; 0: with its batch."""
+    return {0: BATCHES, 1: ALONE}.get(rows, FIXED)
