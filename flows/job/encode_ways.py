@@ -51,7 +51,7 @@ def trials_namespace(model: Model, settings: PartSettings, device: str) -> str:
 
 def _differs(store: Store, model: Model, settings: PartSettings, device: str) -> bool:
     tried = RecordSet(store, KIND, trials_namespace(model, settings, device))
-    return any(not tried.meta(key)["holds"] for key in tried.keys() if key.startswith("1 "))
+    return any(not tried.meta(key)["holds"] for key in sorted(tried.keys()) if key.startswith("1 "))
 
 
 def _images_a_row(model: Model, device: str) -> int:

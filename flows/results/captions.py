@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from artifacts.captions import Caption, answer_in, ended_of
-from artifacts.edits import REJECTED
+from artifacts.edits import REJECTED, UNTOUCHED, Edit
 from artifacts.json_shapes import parse
 from flows.job.context_note import beyond_context
 from flows.job.prepare import Job
@@ -50,7 +50,7 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
     )
     if beyond := beyond_context(job.model, config, task, stored["tokens"]):
         warnings = [beyond, *warnings]
-    edit = job.edits().of(task["features"], file.name, task.prompt, original)
+    edit = _edit_of(job, file, task, original)
     text = original if edit.caption is None else edit.caption
     if params.schema and text != original and not follows(params.schema, text):
         text, warnings = original, [*warnings, INVALID_CORRECTION]
@@ -73,6 +73,19 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
         original="" if text == original else with_affixes(config, original),
         review=edit.review,
     )
+
+
+def _edit_of(job: Job, file: MediaFile, task: Task, original: str) -> Edit:
+    """Return the user's edit of a caption, also one of a time when its features were encoded in
+    another way."""
+    edits, own = job.edits(), task.namespaces
+    same = {v.way: v for v in job.ledger.variants if v.precision == own.precision} if edits else {}
+    tasks = (job.ledger.in_variant(task, v) for way, v in same.items() if way != own.way)
+    for each in (task, *tasks):
+        edit = edits.of(each["features"], file.name, task.prompt, original)
+        if edit != UNTOUCHED:
+            break
+    return edit
 
 
 def with_affixes(config: RunOptions, text: str) -> str:

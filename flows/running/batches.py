@@ -121,8 +121,8 @@ def batches_by_shape(
     any_size: bool = False,
 ) -> list[list[Task]]:
     """Group chunks of equal shape, in order. With `any_size`, group by the number of frames alone.
-    Every chunk of the wave takes part, finished or not. `kind` is the record kind that is made. Chunks
-    of many frames make smaller batches, of `least` chunks or more."""
+    Every chunk of the wave takes part, finished or not. `kind` is the record kind that is made.
+    Chunks of many frames make smaller batches, of `least` chunks or more."""
     groups: dict[tuple[str | int, ...], list[Task]] = {}
     for task in unique(tasks, kind):
         groups.setdefault(task.shape[:2] if any_size else task.shape, []).append(task)

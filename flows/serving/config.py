@@ -19,6 +19,7 @@ from flows.options.model import (
 )
 from flows.options.vectors import LABELS_OPTION, TEMPLATES_OPTION, EmbedConfig
 from flows.serving.hosts import LOOPBACK
+from stages.models.encoding import ways
 
 ADDRESS = "serving on "
 """Start of the line that a server prints when it listens."""
@@ -182,6 +183,7 @@ class ServeConfig(RequestLimits, NetworkOptions, BatchOptions, ServedOptions):
             slots=self.max_batch or LARGEST_CAPTION_BATCH,
             trust_remote_code=self.trust_remote_code,
             prepare_workers=self.prepare_workers,
+            encode_way=ways.BATCHES,
         )
 
     def vectors_config(self, model: str) -> EmbedConfig:
@@ -196,4 +198,5 @@ class ServeConfig(RequestLimits, NetworkOptions, BatchOptions, ServedOptions):
             batch_size=self.max_batch or LARGEST_BATCH,
             trust_remote_code=self.trust_remote_code,
             prepare_workers=self.prepare_workers,
+            encode_way=ways.BATCHES,
         )

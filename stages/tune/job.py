@@ -32,6 +32,8 @@ class TuneJob:
     half: HalfJob
     store: str
     features_namespace: str
+    other_features: list[str] = field(default_factory=list)
+    """Other cache namespaces in which features of the examples may be."""
     examples: list[TuneItem]
     """Training examples; empty: the half is scored without training."""
     held_out: list[TuneItem]

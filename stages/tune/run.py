@@ -13,6 +13,7 @@ from torch import nn
 
 from artifacts.files import sweep, write_json
 from artifacts.packs import RecordSet
+from artifacts.record_union import RecordUnion
 from artifacts.store import open_store
 from stages.decode.engines.transformers import generate_rows
 from stages.decode.generate_kwargs import make_greedy
@@ -342,7 +343,8 @@ def _record(
 def _examples(
     job: TuneJob, processor: Any, half: Any, items: list[TuneItem]
 ) -> list[TrainingExample]:
-    features = RecordSet(open_store(job.store), "features", job.features_namespace)
+    store, namespaces = open_store(job.store), [job.features_namespace, *job.other_features]
+    features = RecordUnion([RecordSet(store, "features", each) for each in namespaces])
     return [
         make_example(
             half,

@@ -27,6 +27,7 @@ from artifacts.stamps import ModelFileStamp, Stamp
 from artifacts.store import FolderStore, open_store
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from stages.decode.generation import SamplingParams
+from stages.models.encoding.ways import BATCHES
 from stages.process.job import job_fields
 from stages.process.outcome import StageOutcome
 from stages.summarize.packing import TimedText
@@ -166,7 +167,9 @@ def _by_name(value: Any) -> Any:
 def record(name: str) -> dict[str, Any]:
     """Return what a cell's command does in an empty folder after the commands before it."""
     cell = (CELLS | JOBS)[name]
-    with tempfile.TemporaryDirectory() as made:
+    # The keys of features that were encoded in batches are those of earlier versions.
+    in_batches = mock.patch("flows.job.encode_ways.ENCODE_WAYS", (BATCHES,))
+    with tempfile.TemporaryDirectory() as made, in_batches:
         root = Path(made).resolve()
         stages = MadeUpStages(cell)
         _write_model(root / "model", cell)

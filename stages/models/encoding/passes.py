@@ -10,8 +10,8 @@ How it works:
    input that passes alone is computed a second time.
 3. If all its results are the same, bit for bit, the class holds. The verdict is stored, and decides
    for all later jobs and workers on the same kind of device.
-4. Inputs of a class that does not hold pass alone. If a half computes one input twice with different
-   results, HalfTried is raised: the run is planned again, in batches.
+4. Inputs of a class that does not hold pass alone. If a half computes one input twice with
+   different results, HalfTried is raised: the run is planned again, in batches.
 """
 
 from collections import Counter
