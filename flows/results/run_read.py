@@ -67,7 +67,7 @@ STAGE = {
     "timeline": [POINT],
     "now": [POINT],
     "warnings": [text],
-    "notes": {"loaded_bytes": OptionalField(number)},
+    "notes": {"loaded_bytes": OptionalField(number), "ways": OptionalField(MapOf(count))},
 }
 TEXTS = {
     "format": text,
@@ -91,6 +91,7 @@ RECORD = {
     "rows": OptionalField(count),
     "summaries": OptionalField(count),
     "cut": OptionalField(count),
+    "encoded": OptionalField(MapOf(count)),
     "texts": OptionalField([TEXTS]),
     "earlier": OptionalField([text]),
     "failures": [dict.fromkeys(("media_path", "message", "hint"), text)],

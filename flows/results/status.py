@@ -2,6 +2,7 @@
 nothing.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -159,6 +160,8 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"{plan['model']} on {plan['device']}, {precision}, batches of {plan['batch_size']}"
     for name, half in plan.get("halves", {}).items():
         yield f"{name} half: {size(half['bytes'])} of weights, {computed_by(half)}"
+    if encoded := ways_line(record):
+        yield f"features: {encoded}"
     yield from map(rung_line, rungs_in_force(record))
     if record["prefect"]:
         yield f"flow run {record['prefect']['name']} ({record['prefect']['id']})"
@@ -170,6 +173,17 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
     if record["summaries"]:
         captions += f", {counted(record['summaries'], 'summary')}"
     yield f"{counted(media['total'], 'file')}, {media['failed']} failed{still}; {captions}"
+
+
+def ways_line(record: Mapping[str, Any]) -> str:
+    """Return how many chunks have features of each way of encoding, such as `12 auto, 3 batches; in
+    this run 8 alone, 4 fixed`; empty if all were encoded in batches."""
+    of_run = Counter[str]()
+    for stage in record["stages"]:
+        of_run.update(stage["notes"].get("ways", {}))
+    lists = [record.get("encoded", {}), of_run]
+    stored, made = (", ".join(f"{n:,} {way}" for way, n in sorted(of.items())) for of in lists)
+    return "; in this run ".join(filter(None, [stored, made]))
 
 
 def kind_of(record: Mapping[str, Any]) -> str:

@@ -28,7 +28,14 @@ from flows.results.report.sections import (
 )
 from flows.results.report.stages import plan_table, stage_table, timeline_of
 from flows.results.run_read import load_record
-from flows.results.status import advice, kind_of, output_paths, stages_of, written
+from flows.results.status import (
+    advice,
+    kind_of,
+    output_paths,
+    stages_of,
+    ways_line,
+    written,
+)
 from flows.results.tuned import training_in
 
 Rows = Iterator[tuple[str, str]]
@@ -136,6 +143,8 @@ def _about(record: Mapping[str, Any], prompts: list[str]) -> Rows:
         yield "sampling", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sampling.items())
     if plan.get("batch_size"):
         yield "batches of", str(plan["batch_size"])
+    if encoded := ways_line(record):
+        yield "features encoded", encoded
     if len(prompts) == 1:
         yield "prompt", prompts[0]
     yield from (("note", note) for note in plan.get("notes", ()))

@@ -5,10 +5,9 @@ How it works:
 
 1. Each input has a number of rows: 1 passes alone, more share a pass with inputs of the same shape,
    and copies of an input fill up the last pass.
-2. The first input of each size class (power of two of its values) is tried, together with the
-   passes of the job: at the first place beside copies, and at the last beside other values. An
-   input that passes alone is computed a second time.
-3. If all its results are the same, bit for bit, the class holds. The verdict is stored, and decides
+2. An input of each size class (power of two of its values) is tried: at the first place beside
+   copies of it, and at the last beside other values. One that passes alone is computed twice.
+3. If both results are the same, bit for bit, the class holds. The verdict is stored, and decides
    for all later jobs and workers on the same kind of device.
 4. Inputs of a class that does not hold pass alone. If a half computes one input twice with
    different results, HalfTried is raised: the run is planned again, in batches.
@@ -24,6 +23,7 @@ import torch
 from artifacts.errors import HalfTried
 from artifacts.packs import Record, RecordSet
 from artifacts.tensors import pack_tree
+from stages.memory.item_faults import item_fault
 from stages.memory.meta_tensors import tensors
 from stages.models.encoding.batch import encode_batches, passes_with
 from stages.models.encoding.ways import trial_key, way_of
@@ -82,29 +82,30 @@ class WayTrials:
 
 def encode_passes(half: Any, rows: Sequence[Row], trials: WayTrials) -> list[FeatureRecord]:
     """Return the feature record of each row, in order. Raises HalfTried."""
+    while untried := {r.trial: r for r in map(trials.decided, rows) if trials.verdict(r) is None}:
+        for row in untried.values():
+            trials.keep(row, holds=_holds(half, row))
     rows = [trials.decided(row) for row in rows]
     passes = list(_passes(rows))
-    first = {row.trial: at for at, row in reversed([*enumerate(rows)])}
-    tried = [at for at in first.values() if trials.verdict(rows[at]) is None]
     whole = [_filled([rows[at].prepared for at in some], rows[some[0]].rows) for some in passes]
-    checks = [(at, each) for at in tried for each in _checks(rows[at])]
-    made = encode_batches(half, [*whole, *(batch for _, (batch, _) in checks)])
     found: dict[int, FeatureRecord] = {}
-    for some, records in zip(passes, made, strict=False):
+    for some, records in zip(passes, encode_batches(half, whole), strict=True):
         found.update(zip(some, records, strict=False))
-    failed = {
-        at
-        for (at, (_, place)), records in zip(checks, made[len(whole) :], strict=True)
-        if not _same(found[at], records[place])
-    }
-    for at in tried:
-        trials.keep(rows[at], holds=at not in failed)
-    refused = {rows[at].trial for at in failed}
-    again = [at for at, row in enumerate(rows) if row.trial in refused]
-    if again:
-        alone = [replace(rows[at], rows=1) for at in again]
-        found.update(zip(again, encode_passes(half, alone, trials), strict=True))
     return [found[at] for at in range(len(rows))]
+
+
+def _holds(half: Any, row: Row) -> bool:
+    """Return whether the bytes of a row are the same at other places and beside other values. An
+    encoder that refuses several rows at once takes each alone."""
+    own, size = row.prepared, row.rows
+    other = replace(own, inputs={name: _mirrored(value) for name, value in own.inputs.items()})
+    try:
+        first, second = encode_batches(half, [[own] * size, [*[other] * (size - 1), own]])
+    except Exception as error:
+        if size == 1 or item_fault(error) is None:
+            raise
+        return False
+    return _bytes_of(first[0]) == _bytes_of(second[-1])
 
 
 def _passes(rows: Sequence[Row]) -> Iterator[list[int]]:
@@ -122,21 +123,11 @@ def _filled(some: list[Prepared], size: int) -> list[Prepared]:
     return [*some, *[some[-1]] * (size - len(some))]
 
 
-def _checks(row: Row) -> list[tuple[list[Prepared], int]]:
-    """Return passes that must give the row's own bytes, with its place in each."""
-    own, size = row.prepared, row.rows
-    if size == 1:
-        return [([own], 0)]
-    other = replace(own, inputs={name: _mirrored(value) for name, value in own.inputs.items()})
-    return [([own] * size, 0), ([*[other] * (size - 1), own], size - 1)]
-
-
 def _mirrored(value: Any) -> Any:
     """Return pixels of other content and the same shape; other inputs unchanged."""
     pixels = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 1
     return value.flip(-1) if pixels else value
 
 
-def _same(one: FeatureRecord, other: FeatureRecord) -> bool:
-    """Return whether two records have the same bytes, also of values that are no numbers."""
-    return pack_tree(one.to_tree())[1] == pack_tree(other.to_tree())[1]
+def _bytes_of(record: FeatureRecord) -> bytes:
+    return pack_tree(record.to_tree())[1]
