@@ -13,6 +13,7 @@ from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
 from flows.running.batches import batches_by_length, batches_by_shape
 from penstock_demo import CLIPS
+from stages.models.encoding.ways import ENCODE_WAYS
 from tests.support.described import described
 from tests.support.inside import InsideLauncher
 
@@ -202,8 +203,9 @@ def test_frames_of_the_demo_are_looked_for_where_the_first_release_put_them(tmp_
     assert job.sampling.chunk_seconds == 30.0
     variants = job.ledger.variants
     engines = ["inflight", "transformers", "inflight-shared", "inflight-compiled"]
-    assert [variant.engine for variant in variants] == engines
+    ways = [*ENCODE_WAYS]
+    assert [(v.engine, v.way) for v in variants] == [(e, w) for e in engines for w in ways]
     frames = "fd72770754985a5c7a68969356ac244d2a18b558a4668b6ee8826a3879ac846e"
     assert {variant["frames"] for variant in variants} == {frames}
-    assert len({variant["features"] for variant in variants}) == 1
-    assert len({variant["captions"] for variant in variants}) == 4
+    assert len({variant["features"] for variant in variants}) == 4
+    assert len({variant["captions"] for variant in variants}) == 16

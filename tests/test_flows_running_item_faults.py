@@ -29,7 +29,8 @@ def place(tmp_path: Path, model: Path) -> Place:
 
 
 def run(place: Place, **options: Any) -> Ran:
-    return run_inside(place, **{"max_new_tokens": 4, "batch_size": 4, **options})
+    fixed = {"max_new_tokens": 4, "batch_size": 4, "encode_way": "alone"}
+    return run_inside(place, **{**fixed, **options})
 
 
 def said(place: Place) -> dict[str, str]:

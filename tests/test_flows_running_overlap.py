@@ -167,7 +167,7 @@ def test_the_next_wave_is_cut_while_this_one_is_decoded_and_then_encoded_as_it_i
 
 def test_where_batches_matter_nothing_is_encoded_early(config: CaptionConfig) -> None:
     stages = Fed()
-    run(replace(config, batch_size=2), stages)
+    run(replace(config, encode_way="batches"), stages)
     assert stages.names() == ["frames", "encode", "decode"] and not stages.portions
 
 

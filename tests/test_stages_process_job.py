@@ -147,7 +147,7 @@ def test_an_item_is_exactly_its_fields_by_name_or_in_order(kind: Any) -> None:
         ({"half": {}}, "HalfJob needs the field model"),
         ({"half": {"model": "m", "offload": 1}}, "HalfJob.offload is int, not bool"),
         ({"half": None}, "EncodeJob.half is NoneType, not HalfJob"),
-        ({"batches": [[["k", "f", "image", "", "4"]]]}, "EncodeItem.shown is str, not int"),
+        ({"batches": [[["k", "f", "image", "", "4", 0]]]}, "EncodeItem.shown is str, not int"),
         ({"batches": [["k"]]}, "EncodeJob.batches holds 'k', not a EncodeItem"),
         ({"batches": [3]}, "EncodeJob.batches is int, not list"),
     ],

@@ -59,7 +59,11 @@ def _images_a_row(model: Model, device: str) -> int:
     an encoder of images of any size, whose inputs seldom have the same shape."""
     profile, half = model.profile, model.profile.vision
     seen = {each.pixel_bytes for each in (*profile.image_sizes, *profile.frame_sizes)}
-    if not half.batch_costs or seen - {profile.image_pixel_bytes, profile.frame_pixel_bytes}:
+    if (
+        profile.least_pixels
+        or not half.batch_costs
+        or seen - {profile.image_pixel_bytes, profile.frame_pixel_bytes}
+    ):
         return 0
     units = profile.image_pixel_bytes // 4
     flops = at_size(half.batch_costs, lambda w: w.flops, kind="image", rows=1, units=units)

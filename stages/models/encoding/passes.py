@@ -32,7 +32,7 @@ from stages.models.processors.side_inputs import Prepared
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class PassRow:
     """One input of the half."""
 
     prepared: Prepared
@@ -57,20 +57,20 @@ class WayTrials:
         self.ways = Counter[str]()
         """Way → chunks that were encoded in it."""
 
-    def verdict(self, row: Row) -> bool | None:
+    def verdict(self, row: PassRow) -> bool | None:
         """Return whether bytes of this row's class depend on nothing else; None: not tried."""
         key = row.trial
         return bool(self._records.meta(key)["holds"]) if key in self._records else None
 
-    def decided(self, row: Row) -> Row:
+    def decided(self, row: PassRow) -> PassRow:
         """Return the row, alone if its class does not hold among others."""
         return replace(row, rows=1) if self.verdict(row) is False else row
 
-    def count(self, rows: Sequence[Row]) -> None:
+    def count(self, rows: Sequence[PassRow]) -> None:
         """Count a chunk for each of these rows, which were encoded."""
         self.ways.update(way_of(self.decided(row).rows) for row in rows)
 
-    def keep(self, row: Row, *, holds: bool) -> None:
+    def keep(self, row: PassRow, *, holds: bool) -> None:
         """Store a verdict. Raises HalfTried if the half has no result that can be repeated."""
         self._records.publish([Record(key=row.trial, meta={"holds": holds, "rows": row.rows})])
         if not holds and row.rows == 1:
@@ -80,7 +80,7 @@ class WayTrials:
             )
 
 
-def encode_passes(half: Any, rows: Sequence[Row], trials: WayTrials) -> list[FeatureRecord]:
+def encode_passes(half: Any, rows: Sequence[PassRow], trials: WayTrials) -> list[FeatureRecord]:
     """Return the feature record of each row, in order. Raises HalfTried."""
     while untried := {r.trial: r for r in map(trials.decided, rows) if trials.verdict(r) is None}:
         for row in untried.values():
@@ -94,7 +94,7 @@ def encode_passes(half: Any, rows: Sequence[Row], trials: WayTrials) -> list[Fea
     return [found[at] for at in range(len(rows))]
 
 
-def _holds(half: Any, row: Row) -> bool:
+def _holds(half: Any, row: PassRow) -> bool:
     """Return whether the bytes of a row are the same at other places and beside other values. An
     encoder that refuses several rows at once takes each alone."""
     own, size = row.prepared, row.rows
@@ -108,7 +108,7 @@ def _holds(half: Any, row: Row) -> bool:
     return _bytes_of(first[0]) == _bytes_of(second[-1])
 
 
-def _passes(rows: Sequence[Row]) -> Iterator[list[int]]:
+def _passes(rows: Sequence[PassRow]) -> Iterator[list[int]]:
     """Yield the indexes of the rows of each pass, which share their shape."""
     together: dict[tuple[int, str], list[int]] = {}
     for at, row in enumerate(rows):

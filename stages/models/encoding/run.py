@@ -23,7 +23,7 @@ from stages.models.encoding import FEED_NOTE
 from stages.models.encoding.batch import encode_batches, overflowed, undivided
 from stages.models.encoding.chunks import Refusal
 from stages.models.encoding.job import EncodeItem, EncodingJob
-from stages.models.encoding.passes import Row, WayTrials, encode_passes
+from stages.models.encoding.passes import PassRow, WayTrials, encode_passes
 from stages.models.encoding.readers import Outcome, Readers
 from stages.models.encoding.ways import KIND
 from stages.models.halves.records import FeatureRecord
@@ -284,7 +284,7 @@ def _encoded_in_passes(
     model: Any, spec: EncodeSpec, trials: WayTrials, chunks: Sequence[tuple[int, Prepared]]
 ) -> list[FeatureRecord]:
     """Return the features of chunks, given with the rows of their passes."""
-    inputs = [[Row(prepared=p, rows=rows) for p in spec.divide(row)] for rows, row in chunks]
+    inputs = [[PassRow(prepared=p, rows=rows) for p in spec.divide(row)] for rows, row in chunks]
     made = iter(encode_passes(model, [row for some in inputs for row in some], trials))
     trials.count([some[0] for some in inputs])
     return [

@@ -9,7 +9,7 @@ import torch
 from artifacts.errors import HalfTried
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
-from stages.models.encoding.passes import Row, WayTrials, encode_passes
+from stages.models.encoding.passes import PassRow, WayTrials, encode_passes
 from stages.models.encoding.ways import ALONE, BATCHES, FIXED, FIXED_ROWS, KIND
 from stages.models.halves.routes import encoders
 from stages.models.processors.side_inputs import Prepared
@@ -26,10 +26,10 @@ def judged_in_passes(variant: str, folder: Path, dtype: torch.dtype = torch.floa
     for way, count in ((FIXED, FIXED_ROWS), (ALONE, 1)):
         trials = WayTrials(RecordSet(open_store(str(folder / way)), KIND, "0" * 32))
         try:
-            encode_passes(model, [Row(prepared=row, rows=count) for row in rows], trials)
+            encode_passes(model, [PassRow(prepared=row, rows=count) for row in rows], trials)
         except HalfTried:
             return [BATCHES]
-        held = [trials.verdict(Row(prepared=row, rows=count)) for row in rows]
+        held = [trials.verdict(PassRow(prepared=row, rows=count)) for row in rows]
         found += [way] if all(each is True for each in held) else []
     return sorted(found)
 
