@@ -104,11 +104,7 @@ def run_through(launcher: InsideLauncher, place: Place, **options: Any) -> Ran:
         launcher.listen = listen
         return launcher
 
-    config = CaptionConfig(
-        sources=(str(place.clips),),
-        model=place.model,
-        out=str(place.out),
-        **{"store": str(place.store), **options},
-    )
+    places = {"sources": (str(place.clips),), "store": str(place.store)}
+    config = CaptionConfig(model=place.model, out=str(place.out), **{**places, **options})
     result = caption(config, Display(to=heard), make)
     return Ran(result=result, said=heard.getvalue(), started=launcher.started)

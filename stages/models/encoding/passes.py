@@ -44,27 +44,34 @@ class PassRow:
         """Return the base-2 logarithm of its number of values, rounded up."""
         return sum(each.numel() for each in tensors(self.prepared.inputs)).bit_length()
 
-    @property
-    def trial(self) -> str:
-        return trial_key(self.rows, self.size_class)
-
 
 class WayTrials:
     """The stored verdicts of one half on one kind of device."""
 
-    def __init__(self, records: RecordSet) -> None:
+    def __init__(self, records: RecordSet, threads: int = 0) -> None:
+        """Take the records of this half and kind of device, and the threads that compute."""
         self._records = records
+        self._threads = threads
         self.ways = Counter[str]()
         """Way → chunks that were encoded in it."""
 
     def verdict(self, row: PassRow) -> bool | None:
         """Return whether bytes of this row's class depend on nothing else; None: not tried."""
-        key = row.trial
+        key = self.key(row)
         return bool(self._records.meta(key)["holds"]) if key in self._records else None
+
+    def key(self, row: PassRow) -> str:
+        """Return the key of the verdict on the row's class."""
+        return trial_key(row.rows, row.size_class, self._threads)
 
     def decided(self, row: PassRow) -> PassRow:
         """Return the row, alone if its class does not hold among others."""
         return replace(row, rows=1) if self.verdict(row) is False else row
+
+    def untried(self, rows: Sequence[PassRow]) -> list[PassRow]:
+        """Return one row of each class without a verdict."""
+        found = (row for row in map(self.decided, rows) if self.verdict(row) is None)
+        return [*{self.key(row): row for row in found}.values()]
 
     def count(self, rows: Sequence[PassRow]) -> None:
         """Count a chunk for each of these rows, which were encoded."""
@@ -72,7 +79,7 @@ class WayTrials:
 
     def keep(self, row: PassRow, *, holds: bool) -> None:
         """Store a verdict. Raises HalfTried if the half has no result that can be repeated."""
-        self._records.publish([Record(key=row.trial, meta={"holds": holds, "rows": row.rows})])
+        self._records.publish([Record(key=self.key(row), meta={"holds": holds, "rows": row.rows})])
         if not holds and row.rows == 1:
             raise HalfTried(
                 "the vision half computes one input twice with different results; "
@@ -82,8 +89,8 @@ class WayTrials:
 
 def encode_passes(half: Any, rows: Sequence[PassRow], trials: WayTrials) -> list[FeatureRecord]:
     """Return the feature record of each row, in order. Raises HalfTried."""
-    while untried := {r.trial: r for r in map(trials.decided, rows) if trials.verdict(r) is None}:
-        for row in untried.values():
+    while untried := trials.untried(rows):
+        for row in untried:
             trials.keep(row, holds=_holds(half, row))
     rows = [trials.decided(row) for row in rows]
     passes = list(_passes(rows))

@@ -13,6 +13,8 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import torch
+
 from artifacts.claims import UnsharedWork, WorkClaims, claims_at
 from artifacts.packs import Record, RecordSet
 from artifacts.record_union import record_sets_of
@@ -100,7 +102,9 @@ class EncodeRun:
         )
         self._trials = None
         if job.trials_namespace:
-            self._trials = WayTrials(RecordSet(self._store, KIND, job.trials_namespace))
+            threads = torch.get_num_threads() if job.half.device == "cpu" else 0
+            records = RecordSet(self._store, KIND, job.trials_namespace)
+            self._trials = WayTrials(records, threads)
         self.batches: Sequence[list[EncodeItem]] = deque(maxlen=1)
         """Batches with missing records; in a live or fed job, only the last ones received."""
         if not (job.live or job.feed):

@@ -26,9 +26,10 @@ KIND = "ways"
 device, one record per number of rows and size class."""
 
 
-def trial_key(rows: int, size_class: int) -> str:
-    """Return the key of a trial's record. `size_class`: base-2 logarithm of an input's values."""
-    return f"{rows} rows of 2^{size_class} values"
+def trial_key(rows: int, size_class: int, threads: int) -> str:
+    """Return the key of a trial's record. `size_class`: base-2 logarithm of an input's values.
+    `threads`: threads of a CPU, which divide the rows of a product among them; 0 on a GPU."""
+    return f"{rows} rows of 2^{size_class} values" + f" on {threads} threads" * bool(threads)
 
 
 def way_of(rows: int) -> str:
