@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from stages.models.encoding.ways import ENCODE_WAYS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 PAGE = ROOT / "docs" / "models.md"
@@ -44,12 +46,16 @@ check tests whether the logits of a sequence are bit-identical whatever runs bes
 this is true only if all sequences end at the same column, which copies the KV cache at every step.
 Otherwise the note says why; such a family is decoded in batches.
 
+*Features* are the ways of encoding ([cache.md](cache.md#ways-of-encoding)) in which the bytes of a
+row's features depend on no other row, tried with five images or videos in 32 bit and in bf16, in
+one thread. `alone` holds where one input computed twice gives the same bytes.
+
 **{exact} families exact, {joint} joint, {refused} refused.** {in_slots} of the exact ones decode in
 slots, {aligned} more aligned.
 
-| family | image | video | batch of 2 | mixed | slots | route | vision half | language half | \
-30 s chunk in context | note |
-|---|---|---|---|---|---|---|---|---|---|---|
+| family | image | video | batch of 2 | mixed | features | slots | route | vision half | \
+language half | 30 s chunk in context | note |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 """
 FOOT = """
 The columns of the halves are shares of the tiny model's own bytes. Both together are more than
@@ -159,7 +165,10 @@ def family_row(name: str) -> dict[str, Any]:
     seats = {seat_of(n, v) for n, v in found.items() if kind_of(n, v.takes)} - {""}
     why = {note_of_seat(seat) for seat in seats - {"slots", ALIGNED}}
     seat = "no" if why else ALIGNED if ALIGNED in seats else IN_SLOTS
+    judged = [n for n, v in found.items() if kind_of(n, v.takes) and v.result == "exact"]
+    ways = set.intersection(*map(ways_of, judged)) if judged else set[str]()
     return {
+        "features": ", ".join(sorted(ways)),
         "slots": "" if first.route == "joint" else seat,
         "family": name,
         "model_type": first.model_type,
@@ -177,6 +186,24 @@ def seat_of(variant: str, verdict: Any) -> str:
     from tests.support.tiny_families.in_slots import judged_in_slots
 
     return judged_in_slots(variant) if verdict.result == "exact" else ""
+
+
+def ways_of(variant: str) -> set[str]:
+    """The ways of encoding that hold for a variant in both precisions in which its half runs."""
+    import torch
+
+    from tests.support.tiny_families.in_passes import judged_in_passes
+
+    found = {*ENCODE_WAYS}
+    for dtype in (torch.float32, torch.bfloat16):
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                found &= {*judged_in_passes(variant, Path(folder), dtype)}
+            except RuntimeError as error:  # a model that does not run in bf16 at all
+                if dtype == torch.float32:
+                    raise
+                print(f"{variant} in bf16: {error}", file=sys.stderr)
+    return found
 
 
 def note_of_seat(why: str) -> str:
@@ -224,7 +251,7 @@ def unbuilt_rows(known: set[str]) -> list[dict[str, Any]]:
             row |= {"result": choice.route, "route": choice.route, "note": choice.why}
         except PenstockError as error:
             row |= {"result": "refused", "route": "", "note": error.message}
-        words = {column: "" for column in ("video", "batch", "mixed", "slots")}
+        words = {column: "" for column in ("video", "batch", "mixed", "features", "slots")}
         rows.append({**row, **words, "image": row["result"]})
     return rows
 
@@ -234,7 +261,7 @@ def line(row: dict[str, Any]) -> str:
 
     vision, language, whole = row["loaded"]
     shares = [f"{100 * half / whole:.0f} %" if whole else "" for half in (vision, language)]
-    columns = ("image", "video", "batch", "mixed", "slots", "route")
+    columns = ("image", "video", "batch", "mixed", "features", "slots", "route")
     words = [row[column] for column in columns]
     cells = [row["family"], *words, *shares, in_context(row["family"]), row["note"]]
     return "| " + " | ".join(cells) + " |"

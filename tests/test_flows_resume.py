@@ -78,8 +78,10 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     assert status == (-9 if victim == "group" else 0)
     before = {name: place.journal(name) for name in STAGES}
     if victim != "group" and asked in STEADY:
-        (killed,) = [s for s in place.stages().values() if s["processes"] == 2]
-        assert killed["name"] == stage and "SIGKILL" in killed["warnings"][0]
+        # Chunks are encoded while frames are cut, so both processes may have been there.
+        twice = {name: s for name, s in place.stages().items() if s["processes"] == 2}
+        assert stage in twice and set(twice) <= {stage, "encode"}
+        assert "SIGKILL" in twice[stage]["warnings"][0]
     elif asked in STEADY:
         most = whole.journal(stage).total()
         assert item <= before[stage].total() < most, "the kill came after the stage's last item"
