@@ -102,7 +102,7 @@ def stage(folder: Path, rounds: int) -> dict[str, Any]:
     frames = open_store(str(shown))
     (namespace,) = stored_namespaces(frames, "frames")
     keys = sorted(RecordSet(frames, "frames", namespace).keys())
-    items = [[f"{at:064x}", key, "image", "", 0] for at, key in enumerate(keys)]
+    items = [[f"{at:064x}", key, "image", "", 0, 0] for at, key in enumerate(keys)]
     took: dict[str, list[float]] = {str(n): [] for n in THREADS}
     digests = set()
     for turn in range(rounds + 1):

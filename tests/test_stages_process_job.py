@@ -31,7 +31,7 @@ FRAMES: dict[str, Any] = {
 }  # fmt: skip
 ENCODE: dict[str, Any] = {
     "half": {"model": "m"}, "store": "s", "frames_namespace": "f", "namespace": "n",
-    "batches": [[["k", "f", "image", "", 0]]],
+    "batches": [[["k", "f", "image", "", 0, 0]]],
 }  # fmt: skip
 ITEMS = (DecodeItem, EncodeItem, FramesItem, TuneItem, CaptionedItem, SummaryItem, TextsItem)
 
