@@ -3,6 +3,7 @@
 import argparse
 import json
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from flows.console.display import READING, Display
 from flows.console.lines import print_lines
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.pipelines import CAPTION, PURPOSES, Pipeline
+from stages.models.encoding.ways import BATCHES
 
 if TYPE_CHECKING:
     from flows.planning.plan import Plan
@@ -25,8 +27,11 @@ def plan_command(given: argparse.Namespace) -> int:
         return train_plan(given)
     refuse_without_train(given)
     pipelines = PURPOSES[given.purpose] if given.purpose else chain(*PURPOSES.values())
+    config = config_of(given, CaptionConfig, sources=False)
+    if given.purpose == "serve":
+        config = replace(config, encode_way=BATCHES)
     return show(
-        config_of(given, CaptionConfig, sources=False),
+        config,
         *pipelines,
         as_json=given.json,
         explain=given.explain,

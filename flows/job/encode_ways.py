@@ -28,16 +28,21 @@ take as long together as one by one, eight of 50 tokens 0.65 times as long
 
 def with_encode_ways(config: RunOptions, model: Model, store: Store, device: str) -> Model:
     """Return the model with its ways, best first, and the inputs that share a pass under `auto`."""
+    model = with_planned_ways(config, model, device)
+    tried = model.settings["vision"] if model.ways[0] != BATCHES else ()
+    if not any(_differs(store, model, settings, device) for settings in tried):
+        return model
+    note = "inputs are encoded in batches: the vision half computes one input twice differently"
+    others = [way for way in model.ways if way != BATCHES]
+    return replace(model, ways=(BATCHES, *others), notes=(*model.notes, note))
+
+
+def with_planned_ways(config: RunOptions, model: Model, device: str) -> Model:
+    """Return the model with the ways that it has unless a trial has shown otherwise."""
     graph = model.best("vision").graph
     if model.profile.route == "joint" or (graph and graph.backend == TENSORRT):
         return model
     ways = ENCODE_WAYS if config.encode_way == AUTO else (config.encode_way,)
-    if ways[0] != BATCHES and any(
-        _differs(store, model, s, device) for s in model.settings["vision"]
-    ):
-        note = "inputs are encoded in batches: the vision half computes one input twice differently"
-        others = [way for way in ways if way != BATCHES]
-        return replace(model, ways=(BATCHES, *others), notes=(*model.notes, note))
     return replace(model, ways=ways, images_a_row=_images_a_row(model, device))
 
 

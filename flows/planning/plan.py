@@ -19,6 +19,7 @@ from flows.console.units import gib
 from flows.job.card_frames import as_card, card_note
 from flows.job.card_sampling import with_card_sampling
 from flows.job.context_note import context_note
+from flows.job.encode_ways import with_encode_ways
 from flows.job.job_summary import halves, notes
 from flows.job.media_digests import check_summary
 from flows.job.prepare import Job, prepare
@@ -127,6 +128,7 @@ def _plan_of(
     except Undescribed as error:
         return _by_dimensions(config, device, announce, error, pipelines)
     pipeline = pipeline_for(model, pipelines)
+    model = with_encode_ways(config, model, store, device)
     config = as_card(config, model)
     check_summary(config, model)
     model = model.of_parts(parts_of(pipeline))
