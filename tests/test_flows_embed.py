@@ -41,7 +41,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pictures_get_the_vectors_of_the_whole_model(
     pictures: Path, clip: Path, tmp_path: Path
 ) -> None:
-    assert embed(pictures, clip, tmp_path) == 0
+    assert embed(pictures, clip, tmp_path, "--encode-way", "batches") == 0
     place = Place(clips=pictures, out=tmp_path / "out", store=tmp_path / "store")
     assert place.stored("frames") == {}, "what is read is given back"
     found = sorted(path.name for path in pictures.iterdir())
@@ -84,7 +84,8 @@ def test_other_classes_give_the_vectors_of_their_own_processor_and_model(
     name: str, pictures: Path, tmp_path: Path
 ) -> None:
     model = save(name, tmp_path / "model")
-    assert embed(pictures, model, tmp_path) == 0
+    # The whole model computes all images at once.
+    assert embed(pictures, model, tmp_path, "--encode-way", "batches") == 0
     processor: Any = hf.AutoProcessor.from_pretrained(model)
     images = [Image.open(path) for path in sorted(pictures.iterdir())]
     whole: Any = getattr(hf, names()[name]).from_pretrained(model).eval()
