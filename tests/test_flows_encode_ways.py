@@ -11,12 +11,18 @@ import numpy as np
 import pytest
 
 from artifacts.edits import EditJournal, key_of
+from artifacts.packs import RecordSet
+from artifacts.store import open_store
 from flows.cli.main import main
+from flows.console.display import Display
+from flows.running.run import caption
+from stages.process.job import job_fields
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import embed, vectors, write_images
 from tests.support.inside import run_inside
 from tests.support.media import write_video
 from tests.support.pipeline import Place
+from tests.support.stand_ins import Stages, config_in
 
 SIZES = ((64, 64), (96, 48), (64, 64), (80, 120))
 """Height and width of each clip; they have unlike lengths, too."""
@@ -110,3 +116,21 @@ def test_vectors_do_not_depend_on_the_batch(tmp_path: Path, way: str, tiles: str
         more = ("--encode-way", way, "--batch-size", size, "--tiles", tiles)
         assert embed(pictures, clip, tmp_path / size, *more) == 0
         assert np.array_equal(vectors(tmp_path / "1"), vectors(tmp_path / size))
+
+
+@pytest.mark.parametrize("way", ["auto", "batches"])
+def test_a_finished_chunk_is_computed_again_only_where_its_batch_matters(
+    clips: Path, tmp_path: Path, way: str
+) -> None:
+    config = config_in(tmp_path, clips, encode_way=way, keep_frames=True)
+    stages = Stages()
+    caption(config, Display(quiet=True), stages.launcher)
+    whole = stages.batches("encode")
+    (job,) = (job_fields(call.job) for call in stages.calls if call.name == "encode")
+    store = open_store(config.store)
+    RecordSet(store, "features", job["namespace"]).remove([whole[0][0]])
+    shutil.rmtree(Path(config.store) / "captions")
+    stages.calls.clear()
+    caption(config, Display(quiet=True), stages.launcher)
+    assert len(whole[0]) > 1
+    assert stages.batches("encode") == ([whole[0][:1]] if way == "auto" else whole[:1])

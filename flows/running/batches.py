@@ -11,6 +11,7 @@ from flows.ledger.waves import lengths_of
 from flows.planning.rungs import Rung
 from stages.memory.oom_retry import split_batch
 from stages.models.encoding import FRAMES_A_BATCH
+from stages.models.encoding.ways import BATCHES
 from stages.process.stage import StageSpec
 
 
@@ -60,13 +61,15 @@ def next_work(job: Job, stage: StageSpec, wave: Sequence[Medium], rung: Rung) ->
         if stage.prompted
         else encode_batches_of(job, stage, together, rung)
     )
+    alone = stage.part == "vision" and first.way != BATCHES
     return StageWork(
         rung=rung,
         tasks=together,
         batches=[
-            # Finished chunks stay in their batch, so that the bytes equal those of an uninterrupted
-            # run. Chunks that an earlier command finished are left out if their frames are gone.
-            [t for t in batch if t[made] in missing or t[stage.reads] in read]
+            # Where bytes depend on the batch, finished chunks stay in it, so that they equal those
+            # of an uninterrupted run. Those of an earlier command are left out if their frames are
+            # gone.
+            [t for t in batch if t[made] in missing or (t[stage.reads] in read and not alone)]
             for batch in pieces
             if any(t[made] in missing for t in batch)
         ],
