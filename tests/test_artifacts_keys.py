@@ -14,7 +14,7 @@ import pytest
 
 from artifacts import keys
 from artifacts.errors import Interrupted, ModelChanged, StageDied
-from artifacts.keys import Content, ContentDigests, digest_of, item_key
+from artifacts.keys import Content, ContentDigests, digest_of, digests_by_number, item_key
 from artifacts.model_files import ModelFiles, small_names
 from artifacts.stamps import link_stamp_of, model_stamp_of
 from flows.checkpoint.model_files import ModelDigests, with_fetched
@@ -139,6 +139,13 @@ def test_a_memory_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"content")
     os.mkfifo(tmp_path / "memory")
     assert ContentDigests(tmp_path / "memory").of(tmp_path / "clip.mp4")
+
+
+@pytest.mark.parametrize("after", [[], ["é", {"b": 1, "a": None}]])
+def test_digests_by_number_are_those_of_the_whole_list(after: list[object]) -> None:
+    before, numbers = ["kind", 3, 0.5], [1, 7, 2048]
+    found = dict(digests_by_number(before, numbers, after))
+    assert found == {n: digest_of([*before, n, *after]) for n in numbers}
 
 
 def test_what_is_written_meanwhile_has_no_digest(

@@ -6,6 +6,7 @@ results runs in batches.
 """
 
 from dataclasses import replace
+from importlib.metadata import version
 
 from artifacts.keys import digest_of
 from artifacts.packs import RecordSet
@@ -13,7 +14,6 @@ from artifacts.store import Store
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
 from flows.machine.cpu import cpu_line
-from flows.machine.versions import versions
 from flows.options.commands import RunOptions
 from stages.models.encoding.ways import AUTO, BATCHES, ENCODE_WAYS, KIND
 from stages.models.footprint import at_size
@@ -50,8 +50,8 @@ def trials_namespace(model: Model, settings: PartSettings, device: str) -> str:
     """Return the cache namespace of what was tried of the passes of a half in these settings, on
     this kind of device."""
     kind = cpu_line("model name") if device == "cpu" else device_capability(device)
-    half = [model.digests["vision"], settings.key_fields, versions().get("torch", "")]
-    return digest_of([KIND, *half, device.partition(":")[0], kind])
+    half = [model.digests["vision"], settings.key_fields]
+    return digest_of([KIND, *half, version("torch"), device.partition(":")[0], kind])
 
 
 def _differs(store: Store, model: Model, settings: PartSettings, device: str) -> bool:

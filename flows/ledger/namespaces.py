@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from artifacts.keys import digest_of
+from artifacts.keys import digest_of, digests_by_number
 from artifacts.packs import RecordSet
 from artifacts.schema import SHRINKING, FrameFit, Part, Sampling
 from artifacts.store import Store
@@ -25,7 +25,7 @@ from stages.process.stage import StageSpec
 
 LARGEST_LIMIT = 2048
 """Largest token limit whose captions are looked for when another limit is requested. Trying all
-limits takes 10 ms."""
+limits takes 2 ms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,8 +180,9 @@ def _other_limits(
     if not stage.uses_token_limit or not stored - {namespaces[stage.writes]}:
         return
     by = [namespaces[stage.reads], *_part_fields(stage, model, settings)]
-    for limit in range(1, LARGEST_LIMIT + 1):
-        digest = _namespace(stage, [*by, limit, *text_fields])
+    before = [stage.writes, stage.output_version, *by]
+    limits = range(1, LARGEST_LIMIT + 1)
+    for limit, digest in digests_by_number(before, limits, text_fields):
         if limit != namespaces.limit and digest in stored:
             yield replace(namespaces, of={**namespaces.of, stage.writes: digest}, limit=limit)
 
