@@ -1,7 +1,7 @@
 """How long frames and encoding take beside each other, with an encoder that sleeps as long at each
 chunk as the frames stage.
 
-Long videos are captioned one chunk per batch, by real processes that sleep at each chunk: with the
+A long video is captioned by real processes that sleep at each chunk: with the
 encoder beside the frames stage, and after it. Prints seconds, the longer stage, and the peaks of
 both processes with what was planned.
 
@@ -56,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(folder: Path, name: str, seconds: float, *, after: bool) -> dict[str, Any]:
     """Caption the video, and return the record of the run."""
     out = folder / name
-    command = ["caption", str(folder / "clips"), "--model", "demo", "--chunk", "1", "--batch-size"]
-    command += ["1", "--out", str(out), "--store", str(folder / f"store-{name}")]
+    command = ["caption", str(folder / "clips"), "--model", "demo", "--chunk", "1"]
+    command += ["--out", str(out), "--store", str(folder / f"store-{name}")]
     subprocess.run(
         [sys.executable, "-c", CODE.format(after=after), *command],
         check=True,

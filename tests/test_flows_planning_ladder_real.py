@@ -97,7 +97,7 @@ def test_many_clips_under_a_budget_that_the_batch_exceeds(
 ) -> None:
     place = Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store", model=str(model))
     budget = 250 * MIB
-    result, record = run(place, memory=budget)
+    result, record = run(place, memory=budget, encode_way="batches")
     assert (result.captions, result.failures) == (CLIPS, [])
     for stage in ("encode", "decode"):
         taken = rungs(record, stage)

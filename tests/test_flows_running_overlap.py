@@ -193,7 +193,7 @@ def real(place: Place, *more: str, kill: str = "") -> "subprocess.CompletedProce
             sys.executable,
             "-c",
             code,
-            *place.command("--batch-size", "1", "--chunk", "1", *more)[3:],
+            *place.command("--chunk", "1", *more)[3:],
         ],
         cwd=ROOT,
         capture_output=True,

@@ -69,6 +69,7 @@ def test_an_adapter_of_before_is_read_under_its_key(tmp_path: Path) -> None:
 def test_an_adapter_of_before_says_what_it_said(tmp_path: Path) -> None:
     where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--quiet"]
     model = ["--model", "demo", "--adapter", str(BEFORE), "--precision", "fp32"]
+    model += ["--encode-way", "batches"]
     assert main(["caption", str(BEFORE / "red.png"), *model, *where]) == 0
     said = json.loads((tmp_path / "out" / "captions.jsonl").read_text())
     known = json.loads((BEFORE / "captions.jsonl").read_text())

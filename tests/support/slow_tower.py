@@ -4,8 +4,9 @@ Either may kill a process at a chunk."""
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +51,15 @@ def frames(job: dict[str, Any], report: EventReporter) -> None:
 def encode(job: dict[str, Any], report: EventReporter) -> None:
     """Encode each chunk slowly."""
     import stages.encode.run
-    from stages.models.encoding.batch import encode_batches
     from stages.models.encoding.run import EncodeSpec
 
-    done = [0]
+    done = count(1)
 
-    def slowly(half: Any, batches: Sequence[Sequence[Any]]) -> Any:
-        for _ in range(sum(map(len, batches))):
-            done[0] += 1
-            _pass_time("encode", done[0])
-        return encode_batches(half, batches)
+    def slowly(row: Any) -> list[Any]:
+        _pass_time("encode", next(done))
+        return [row]
 
-    vars(stages.encode.run)["EncodeSpec"] = partial(EncodeSpec, encode=slowly)
+    vars(stages.encode.run)["EncodeSpec"] = partial(EncodeSpec, divide=slowly)
     stages.encode.run.run(job, report)
 
 
