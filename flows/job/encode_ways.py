@@ -22,8 +22,8 @@ from stages.process.device import device_capability
 
 CPU_TOKENS, GPU_TOKENS = 256, 1024
 """Encoder tokens from which an input passes alone under `auto`. On a CPU eight inputs of 257 tokens
-take as long together as one by one, eight of 50 tokens 0.65 times as long
-(benchmarks/encode_ways.py). On a GPU the limit is an assumption: none was measured."""
+(ViT-L/14) take as long together as one by one, eight of 50 (ViT-B/32) 0.65 to 0.75 times as long.
+On a GPU the limit is an assumption: none was measured."""
 
 
 def with_encode_ways(config: RunOptions, model: Model, store: Store, device: str) -> Model:
