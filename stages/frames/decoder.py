@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 from av.video.frame import VideoFrame
 
-from stages.frames.opening import open_video
+from stages.frames.opening import LENIENT_CODECS, open_video
 from stages.frames.seek_plan import END, SeekPlan
 from stages.frames.survey import packets
 from stages.frames.timeline import Keyframes, VideoPacket
@@ -19,6 +19,9 @@ from stages.process.memory_limit import room
 MAX_BAD_PACKETS = 1000
 """After so many undecodable packets in a row (some 40 s), the end of the file is assumed. From then
 on, one packet is tried after each seek."""
+LOOKAHEAD = 4
+"""Frames that are decoded before an earlier one is returned, where damage is only marked: frames
+with bidirectional references are shown before the damaged frame that they refer to."""
 MAX_BAD_BEHIND = 16
 """After so many undecodable packets in a row, none is tried behind the group of pictures that is
 decoded carefully."""
@@ -141,8 +144,10 @@ class Decoder:
 
     def pull(self) -> VideoFrame | None:
         """Return the next frame in display order; None at the end."""
-        while not self._ready and not self._ended:
+        while len(self._ready) <= self._lookahead and not self._ended:
             if self._seek_target is not None:
+                if self._ready:  # frames before the seek
+                    break
                 self.land(self._seek_target)
             elif (
                 self.seek_plan
@@ -164,7 +169,7 @@ class Decoder:
             self.is_damaged |= self._entry_failures > 0 and frame.pts != self._entry
             self._entry, self._entry_failures = None, 0
         if self._entry is None:
-            self.is_damaged |= frame.is_corrupt
+            self.is_damaged |= any(each.is_corrupt for each in (frame, *self._ready))
         return frame
 
     def _feed(self) -> None:
@@ -214,6 +219,8 @@ class Decoder:
         self.restart()
 
     def _begin(self) -> None:
+        marks = self.stream.codec_context.name in LENIENT_CODECS
+        self._lookahead = LOOKAHEAD if marks and self.strict and self.threads > 1 else 0
         self._packets = _Packets(packets(self.container, self.stream))
         self._ready.clear()
         self._ended = False
