@@ -16,6 +16,7 @@ from flows.checkpoint.adapters import (
     resolve_as_published,
 )
 from flows.checkpoint.context import sampling_of
+from flows.checkpoint.gguf import gguf_for, with_gguf
 from flows.checkpoint.graphs import graphs_for
 from flows.checkpoint.model_files import ModelDigests, digests_of_parts, with_fetched
 from flows.checkpoint.precision import BYTES, PartSettings, resolve_settings, with_adapter
@@ -249,7 +250,11 @@ def open_model(
         weights = {s: checkpoint.digest(s) or digest(folder / s) for s in names}
         code = custom_code_fields(folder, trusted=config.trust_remote_code)
         graphs = graphs_for(config, folder, profile, digest, weights, device)
+        gguf = gguf_for(config, folder, digest) if profile.route != "dual" else None
     settings = resolve_settings(config, profile, device, graphs.uses)
+    if gguf is not None:
+        language = with_gguf(config, settings["language"][0], gguf)
+        settings = {**settings, "language": (language,)}
     if adapter is not None:
         settings = with_adapter(settings, adapter_for(adapter, config, profile, files))
     return Model(

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from artifacts.errors import UsageError
 from artifacts.schema import Part
 from flows.checkpoint.adapters import AdapterUse
+from flows.checkpoint.gguf import GgufUse
 from flows.checkpoint.graphs import GraphUse
 from flows.machine.cpu import cpu_has_bfloat16
 from flows.options.commands import RunOptions
@@ -101,6 +102,8 @@ class PartSettings:
     """Choice of engines for captions; empty for a part that makes none."""
     graph: GraphUse | None = None
     """Graphs that compute it; None: torch does."""
+    gguf: GgufUse | None = None
+    """GGUF file that runs its decoder in llama.cpp; None: torch does."""
     adapter: AdapterUse | None = None
     """Adapter added to its layers; None: no adapter."""
 
@@ -122,7 +125,8 @@ class PartSettings:
         engine_fields = self.choice[0].key_fields if self.choice else ()
         graph = self.graph.digest if self.graph else ""
         adapter = f"adapter {self.adapter.digest}" if self.adapter else ""
-        more = filter(None, [self.kv, "as published" * self.as_published, graph, adapter])
+        gguf = self.gguf.digest if self.gguf else ""
+        more = filter(None, [self.kv, "as published" * self.as_published, graph, gguf, adapter])
         return [self.precision, self.dtype, self.attention, *more, *engine_fields]
 
     @property

@@ -19,7 +19,7 @@ from flows.options.model import (
     ModelOptions,
     StoreOptions,
 )
-from stages.export.jobs import GRAPHS, GROUPS, KINDS, PACKED
+from stages.export.jobs import GGUF, GRAPHS, GROUPS, KINDS, PACKED
 
 HALVES: dict[str, tuple[Part, ...]] = {
     "vision": ("vision",),
@@ -91,6 +91,11 @@ class ExportRequest:
                 hint="The text half is small and runs once: use --half vision",
             )
         parts = HALVES[half]
+        if self.gguf and (dual or parts != ("language",) or route == "joint"):
+            raise UsageError(
+                f"--to {self.kind} writes the language half of a model that runs in halves",
+                hint="Use --to onnx for the vision half, nf4 or int8 for other models",
+            )
         if "vision" in parts and self.packed:
             raise UsageError(
                 f"--to {self.kind} is not supported for the vision half: vLLM and SGLang keep it "
@@ -140,6 +145,11 @@ class ExportRequest:
     def packed(self) -> bool:
         """Return whether the checkpoint is of a kind that other programs load."""
         return self.kind in PACKED
+
+    @property
+    def gguf(self) -> bool:
+        """Return whether llama.cpp runs the checkpoint's language half."""
+        return self.kind in GGUF
 
     @property
     def work(self) -> Path:

@@ -67,6 +67,10 @@ def weights(half: PartProfile, settings: PartSettings, rung: Rung, device: str) 
         why = f"{graph}, in {precision}; the others x {each} bytes"
         yield Term(part="weight", bytes=settings.weight_bytes, why=why)
         return
+    if gguf := settings.gguf:
+        why = f"{gib(gguf.bytes)} of {gguf.kind}, mapped; the others: {count} numbers x {each}"
+        yield Term(part="weight", bytes=settings.weight_bytes, why=why)
+        return
     why = f"{count} numbers x {each} bytes ({precision})"
     if half.stored_as:
         why = f"{count} numbers as they were saved ({half.stored_as})"

@@ -256,6 +256,7 @@ class StageCallBuilder:
             mlp_chunk=rung.prefill,
             offload=rung.offload,
             files=model.files_of([stage.part]),
+            gguf=settings.gguf.path if settings.gguf and stage.part == "language" else "",
             adapter=adapter.folder if adapter else "",
             adapted=adapter.modules if adapter else {},
         )

@@ -1,6 +1,8 @@
 """Writes quantized checkpoints and checkpoints with ONNX graphs, and compares them with their
 originals."""
 
+from dataclasses import replace
+
 from stages.export.jobs import CalibrateJob, ExportJob, FeaturesJob, GraphJob, JudgeJob
 from stages.process.stage import StageSpec
 
@@ -12,6 +14,7 @@ STAGE = StageSpec(
     entry="stages.export.write:run",
     verb="exporting",
 )
+TO_GGUF = replace(STAGE, entry="stages.export.gguf:run")
 TRACE = StageSpec(
     name="trace",
     job=GraphJob,

@@ -85,7 +85,8 @@ def read_tensor(tensor: StoredTensor) -> torch.Tensor:
     return found.to(tensor.dtype)
 
 
-def _as_written(path: Path) -> WeightShard:
+def as_written(path: Path) -> WeightShard:
+    """Return the layout of a written file."""
     places = read_places(path)
     specs = (TensorSpec(name, torch.uint8, (p.end - p.start,)) for name, p in places.items())
     return WeightShard(name=path.name, tensors=tuple(specs))
@@ -131,7 +132,7 @@ def _export(job: ExportJob, report: EventReporter) -> None:
                 report.item(file.name, label=file.name)
             small[CONFIG] = with_way(_config(small[CONFIG], plan, form), job.as_published)
             job.files.check()
-            write_rest(folder, [_as_written(folder / file.name) for file in files], small)
+            write_rest(folder, [as_written(folder / file.name) for file in files], small)
         except ModelChanged:
             raise
         except EnvironmentFault as error:

@@ -46,6 +46,8 @@ class HalfJob:
     """Maximum GPU memory in bytes for graphs."""
     engines: str = ""
     """Folder for the engines that TensorRT builds from graphs."""
+    gguf: str = ""
+    """GGUF file that runs the decoder of a language half in llama.cpp; empty: torch does."""
     adapter: str = ""
     """Folder of the adapter to inject into the half; empty: none."""
     adapted: Mapping[str, str] = field(default_factory=dict)

@@ -104,6 +104,15 @@ class ModelJob(HalfJob):
         disable_progress_bar()
         folder = resolve_model(Path(self.model), self.revision)
         config, cls = config_and_class(folder, self.trust_remote_code, self.as_published)
+        if self.gguf and keep == "language":
+            from stages.models.gguf.half import load_with_gguf
+
+            load = partial(load_half, folder, keep, pieces=pieces, trust_remote_code=False)
+            load = partial(load, as_published=self.as_published, dtype=torch.float32)
+            skeleton = skeleton_of(config, cls)
+            return load_with_gguf(
+                Path(self.gguf), config, skeleton, lambda paths: load(without=paths)
+            )
         has_attention = self.attention is not None and not any(
             w in self.attention for w in DEFAULT_ATTENTION
         )
@@ -200,6 +209,11 @@ def warm_source(source: ModelJob) -> None:
         import_module("transformers.exporters.utils")
     if source.adapter:
         import_asking_cuda("peft")
+    if source.gguf:
+        from stages.models.gguf.library import library
+
+        library()
+        import_module("gguf")
     if source.offload:
         import_module("accelerate")
         import_module("greenlet")

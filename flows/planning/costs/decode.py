@@ -9,7 +9,6 @@ from artifacts.plurals import counted
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import BYTES, PartSettings
 from flows.options.commands import RunOptions
-from flows.options.model import AdapterOptions
 from flows.options.text import EngineOptions
 from flows.planning.costs.part import (
     figures_source,
@@ -39,8 +38,9 @@ from flows.planning.terms import (
     weights,
 )
 from flows.planning.workloads import Workload
-from stages.decode.engines import EngineSpec, compiled_engine, engine_of, engines_for
+from stages.decode.engines import EngineSpec, compiled_engine, engine_of
 from stages.decode.engines.slot_load import SlotLoad
+from stages.models.gguf import ROWS
 from stages.models.prefetch import PREFETCH_BATCHES
 from stages.models.profile import PartProfile
 
@@ -106,9 +106,11 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
     quantized weights, layers loaded one by one."""
     half, free = model.profile.language, free_settings(model, config, "language")
     options = EngineOptions.of(config)
-    engines = engines_for(options.engine)
+    best = model.best("language")
+    engines = best.choice
     has_states = half.row_memory is not None and half.row_memory.has_states
     more = engines[0].gpu_slots if device.startswith("cuda") and not has_states else 0
+    most = max(config.batch_size, more)
     return decode_rungs(
         config.batch_size,
         [(each.precision, each.kv) for each in free],
@@ -116,9 +118,10 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
         # PEFT replaces the layers that would be loaded one by one, and a compiled step needs all
         # layers.
         offload=config.may_fall_back("language")
-        and not (half.stored_as or AdapterOptions.of(config).adapter or engines[0].compiled),
+        and not (half.stored_as or best.adapter or best.gguf or engines[0].compiled),
         seated=[each.precision for each in free if supports_slots(half, each)],
-        slots=options.slots or max(config.batch_size, more),
+        slots=min(ROWS, config.batch_size) if best.gguf else options.slots or most,
+        chunked=not best.gguf,
     )
 
 
@@ -130,13 +133,14 @@ def decode_rungs(
     offload: bool,
     seated: Container[str] = (),
     slots: int = 0,
+    chunked: bool = True,
 ) -> list[Rung]:
     """Return the rungs of each variant: smaller batches, chunked prefill, and KV cache offload.
 
     `variants`: pairs of precision and KV cache, which is `quantized` or empty. `kv_offload`:
     whether the KV cache may be in host memory. `offload`: whether weights may be loaded layer by
     layer. `seated`: precisions with slots instead of batches. `slots`: maximum number of slots; 0:
-    the batch size.
+    the batch size. `chunked`: whether a prompt may be prefilled in chunks.
     """
     found: list[Rung] = []
     for precision, kv in variants:
@@ -153,7 +157,7 @@ def decode_rungs(
             continue
         largest = slots or batch if single.seated else batch
         found += [replace(single, batch=size, prefill=0) for size in sizes(largest)]
-        found += [replace(single, prefill=tokens) for tokens in MLP_CHUNKS]
+        found += [replace(single, prefill=tokens) for tokens in MLP_CHUNKS if chunked]
         if kv_offload:
             found.append(replace(single, kv="offloaded", seated=False))
     if not offload or not variants:

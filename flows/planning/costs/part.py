@@ -22,7 +22,7 @@ def free_settings(model: Model, config: RunOptions, part: Part) -> tuple[PartSet
 
 def settings_as_run(settings: PartSettings, half: PartProfile, rung: Rung) -> PartSettings:
     """Return the settings of a half on a rung."""
-    if settings.graph:
+    if settings.graph or settings.gguf:
         return settings
     precision = rung.precision or settings.precision
     dtype = DTYPES.get(precision, settings.dtype)

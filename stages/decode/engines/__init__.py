@@ -12,6 +12,9 @@ AUTO = "auto"
 """Choice of the engine by the check before use."""
 AUTO_SHARED = f"{AUTO}-shared"
 """The same choice for chunks with several prompts."""
+GGUF = "gguf"
+"""The engine that runs language halves in llama.cpp. A checkpoint has such a half or not, so it is
+never chosen for another."""
 GPU_SLOTS = 64
 """Maximum number of slots on a GPU. There a step reads all weights, so 64 rows take about as long
 as 8."""
@@ -134,6 +137,14 @@ ENGINES: Mapping[str, EngineSpec] = {
             multi_prompt="",
             compiled_form="",
             fallback="",
+        ),
+        EngineSpec(
+            name=GGUF,
+            entry=_INFLIGHT.entry,
+            output_version=1,
+            depends_on_batch=False,
+            slots=True,
+            costs="stages.decode.engines.gguf_costs:slot_terms",
         ),
     )
 }

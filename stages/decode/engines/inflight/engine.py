@@ -33,6 +33,7 @@ from stages.decode.job import DecodeJob
 from stages.decode.prompts import prompts_for
 from stages.decode.protocol import CaptionOutput, DecodeRequest, OnPartial
 from stages.memory.oom_retry import OomRetry, release_memory, try_items
+from stages.models.gguf import ROWS
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.features import Features
 from stages.models.halves.records import merge_blank, merge_rows
@@ -305,6 +306,8 @@ class InflightEngine:
         on trial has the rows that the plain step passed with."""
         if self._step is not None and self._job.compiled_namespace:
             return (self._check.layout.rows,)
+        if self._job.half.gguf:
+            return (ROWS,)
         rows = self._stored_rows.candidates() if self._stored_rows else ()
         return (MIN_STEP_ROWS,) if rows and pays_for_rows(row) else rows
 

@@ -17,7 +17,7 @@ import torch
 from artifacts.errors import PenstockError
 from artifacts.plurals import counted
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
-from stages.decode.engines.inflight.pool import SlotPool
+from stages.decode.engines.inflight.pool import Pool, make_pool
 from stages.decode.engines.inflight.pool_shape import (
     CHECK_TOKENS,
     MIN_CHECK_SLOTS,
@@ -164,19 +164,19 @@ def _compare(
     shape: PoolShape,
     other_shape: PoolShape,
 ) -> EngineCheck:
-    alone = _teacher_force(row, reference, SlotPool(row, shape), 0)
+    alone = _teacher_force(row, reference, make_pool(row, shape), 0)
     expected = [logits[0].float() for logits in reference.logits[: len(alone)]]
     found = relative_difference(expected, [logits.float() for logits in alone])
     if found > ROUNDINGS * tolerance(row.model.dtype):
         return EngineCheck(reason=f"its output differs in slots, by {found:.1e}")
     if not _same(
-        alone, _teacher_force(row, reference, SlotPool(row, shape), shape.slots - 1, other)
+        alone, _teacher_force(row, reference, make_pool(row, shape), shape.slots - 1, other)
     ):
         return EngineCheck(reason="its output depends on neighbouring slots", depends_on_slot=True)
-    wider = [_teacher_force(row, reference, SlotPool(row, other_shape), 0, other)]
+    wider = [_teacher_force(row, reference, make_pool(row, other_shape), 0, other)]
     if shape.rows > MIN_STEP_ROWS:  # smaller jobs may have fewer rows, which may agree by chance
-        alone += _teacher_force(other, reference, SlotPool(row, shape), 0)
-        wider.append(_teacher_force(other, reference, SlotPool(row, other_shape), 0))
+        alone += _teacher_force(other, reference, make_pool(row, shape), 0)
+        wider.append(_teacher_force(other, reference, make_pool(row, other_shape), 0))
     if not _same(alone, list(chain.from_iterable(wider))):
         return EngineCheck(reason="its output depends on the pool size", depends_on_pool_size=True)
     return EngineCheck()
@@ -185,7 +185,7 @@ def _compare(
 def _teacher_force(
     row: PrefilledSequence,
     reference: ReferenceOutput,
-    pool: SlotPool,
+    pool: Pool,
     slot: int,
     other: PrefilledSequence | None = None,
 ) -> list[torch.Tensor]:

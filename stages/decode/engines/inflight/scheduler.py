@@ -33,7 +33,7 @@ import torch
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
 from stages.decode.engines.inflight.penalties import RowPenalties, penalty_of
-from stages.decode.engines.inflight.pool import SlotPool
+from stages.decode.engines.inflight.pool import Pool, make_pool
 from stages.decode.engines.inflight.pool_shape import PoolLayout
 from stages.decode.engines.inflight.prefill import PrefilledSequence
 from stages.decode.engines.inflight.request_prefetch import RequestPrefetcher
@@ -170,7 +170,7 @@ class InflightScheduler:
         self._layout = layout
         self.slots = min(slots, layout.rows)
         self.usage = SlotUsage()
-        self._pool: SlotPool | None = None
+        self._pool: Pool | None = None
         self._penalties: RowPenalties | None = None
         """Repetition penalties of the rows that have nothing else; None: no row has one."""
         self._running: list[SequenceState | None] = []
@@ -306,7 +306,7 @@ class InflightScheduler:
         columns = self._layout.columns(max([max_length, *lengths]))
         if self._pool is None:
             self._running = [None] * self.slots
-            self._pool = SlotPool(sequence, self._layout.pool(self.slots, columns))
+            self._pool = make_pool(sequence, self._layout.pool(self.slots, columns))
         elif not columns <= self._pool.shape.columns < 2 * columns:
             self._pool.resize(columns)
 

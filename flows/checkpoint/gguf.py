@@ -1,0 +1,87 @@
+"""Finds the GGUF file that runs a checkpoint's language half. Imports no model library."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.files import read_kept
+from flows.options.commands import RunOptions
+from flows.options.model import AdapterOptions
+from flows.options.text import EngineOptions
+from stages.decode.engines import AUTO, GGUF
+from stages.models.gguf import FILE, FORMAT, MANIFEST
+
+if TYPE_CHECKING:
+    from flows.checkpoint.precision import PartSettings
+
+AGAIN = "Export it again, into a new folder: penstock export MODEL --to gguf-q8_0 --out DIR"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GgufUse:
+    """The GGUF file that a language half runs with."""
+
+    path: str
+    kind: str
+    """Kind of the export, such as `gguf-q4_0`."""
+    digest: str
+    """SHA-256 of the file: part of the cache key."""
+    bytes: int
+
+
+def gguf_for(config: RunOptions, folder: Path, digest: Callable[[Path], str]) -> GgufUse | None:
+    """Return the GGUF file of an exported folder, or None for another checkpoint. `digest` returns
+    the digest of a file, or an empty string if it is unknown. Raises UsageError if the options ask
+    for something else, EnvironmentFault for a changed file."""
+    engine = EngineOptions.of(config).engine
+    if not (folder / MANIFEST).exists():
+        if engine == GGUF:
+            raise UsageError(
+                f"--engine gguf: the language half of {config.model} is no GGUF file",
+                hint=f"Make one: penstock export {config.model} --to gguf-q8_0 --out DIR, then "
+                "--model DIR",
+            )
+        return None
+    if engine not in (AUTO, GGUF):
+        raise UsageError(
+            f"--engine {engine}: the language half of {config.model} is a GGUF file",
+            hint="Leave --engine out, or give the checkpoint that it was exported from",
+        )
+    if AdapterOptions.of(config).adapter:
+        raise UsageError(
+            f"--adapter: the language half of {config.model} is a GGUF file",
+            hint="Export the original with --adapter, which merges it",
+        )
+    noted = read_kept(folder / MANIFEST, FORMAT)
+    if noted is None or not (folder / FILE).exists():
+        raise EnvironmentFault(f"{folder} lacks {FILE}, or its {MANIFEST} is damaged", hint=AGAIN)
+    found = digest(folder / FILE)
+    if found not in ("", noted["sha256"]):
+        raise EnvironmentFault(
+            f"{folder / FILE} differs from the exported file: it was changed or damaged", hint=AGAIN
+        )
+    return GgufUse(
+        path=str(folder / FILE), kind=noted["kind"], digest=noted["sha256"], bytes=noted["bytes"]
+    )
+
+
+def with_gguf(config: RunOptions, settings: "PartSettings", use: GgufUse) -> "PartSettings":
+    """Return the settings of a language half that llama.cpp runs. What is left of it computes in 32
+    bit. Raises UsageError for a precision that the file does not have."""
+    asked = config.precision_of("language")
+    if asked not in ("auto", "native"):
+        raise UsageError(
+            f"--language-precision {asked}: the language half of {config.model} is a GGUF file "
+            f"({use.kind})",
+            hint="Leave it out, or export the original with another --to",
+        )
+    return replace(
+        settings,
+        precision=use.kind,
+        dtype="float32",
+        weight_bytes=settings.weight_bytes + use.bytes,
+        engine=GGUF,
+        gguf=use,
+    )

@@ -1,0 +1,66 @@
+"""The slots of a half whose decoder runs in llama.cpp."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from stages.decode.engines.inflight.pool_shape import PoolShape
+from stages.decode.engines.inflight.prefill import PrefilledSequence
+from stages.models.gguf import ROWS
+from stages.models.gguf.half import GgufCache, GgufDecoder
+
+
+class GgufPool:
+    """The rows of llama.cpp's decode steps, and the next token of each. It has the interface of
+    `SlotPool`. A new pool takes the rows over from the one before."""
+
+    def __init__(self, template: PrefilledSequence, shape: PoolShape) -> None:
+        """Take over the rows for sequences like `template`. Raises MemoryError."""
+        self._decoder: GgufDecoder = template.cache.decoder
+        self._tokens = [0] * ROWS
+        self._counts = [0] * ROWS
+        self._positions = torch.zeros(*template.position.shape[:-2], ROWS, 1, dtype=torch.long)
+        self._active: set[int] = set()
+        for row in range(ROWS):
+            self._decoder.context.clear(row)
+        self.shape = shape
+        self.resize(shape.columns)
+
+    def put(self, slot: int, sequence: PrefilledSequence, token: torch.Tensor) -> None:
+        """Put a prefilled sequence into a slot. `token` is its first token, of shape [1, 1]."""
+        cache: GgufCache = sequence.cache
+        self._decoder.context.restore(slot, cache.state(), sequence.tokens)
+        self._tokens[slot], self._counts[slot] = int(token), sequence.tokens
+        self._positions[..., slot : slot + 1, :] = sequence.position
+        self._active.add(slot)
+
+    def clear(self, slot: int) -> None:
+        """Empty the slot of an ended sequence."""
+        self._active.discard(slot)
+        self._decoder.context.clear(slot)
+
+    def step(self) -> torch.Tensor:
+        """Return the logits of the next tokens, of shape [rows, vocabulary]. Those of empty slots
+        are meaningless."""
+        decoder, idle = self._decoder, [row for row in range(ROWS) if row not in self._active]
+        for row in idle:
+            self._counts[row] = 0
+            self._positions[..., row, :] = 0
+        rows = np.zeros((ROWS, decoder.context.width), np.float32)
+        embedded = decoder.embedded(self._tokens)
+        rows[:, : embedded.shape[1]] = embedded
+        placed = decoder.positions(self._positions[..., 0], np.array(self._counts, np.int32))
+        return torch.from_numpy(decoder.context.step(rows, placed, self._active))
+
+    def set_tokens(self, tokens: torch.Tensor) -> None:
+        """Append one token to every sequence. `tokens` is of shape [rows]."""
+        self._tokens = tokens.tolist()
+        for row in self._active:
+            self._counts[row] += 1
+            self._positions[..., row, :] += 1
+
+    def resize(self, columns: int) -> None:
+        """Make room for sequences of so many tokens. Raises MemoryError."""
+        self._decoder.context.reserve(columns)
+        self.shape = replace(self.shape, columns=columns)

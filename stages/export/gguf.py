@@ -1,0 +1,242 @@
+"""Writes a checkpoint whose language half is a GGUF file, tensor by tensor.
+
+1. The weights of the text decoder and of the output head go into the GGUF file. All others go into
+   safetensors files as they are loaded.
+2. Kinds of few bits are quantized by llama.cpp itself, from a file in the checkpoint's own type.
+3. The manifest says what is in the file. config.json comes last.
+"""
+
+import ctypes
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from hashlib import file_digest
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gguf
+import numpy as np
+import torch
+
+from artifacts.errors import EnvironmentFault, ModelChanged
+from artifacts.files import HALF, write_json
+from artifacts.plurals import counted
+from artifacts.store import fault_of
+from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
+from stages.export.jobs import ExportJob
+from stages.export.write import (
+    MORE_ROOM,
+    as_written,
+    files_of,
+    form_of,
+    is_made,
+    read_tensor,
+    write_file,
+)
+from stages.export.write import warm as warm_export
+from stages.models.gguf import FILE, FORMAT, MANIFEST
+from stages.models.gguf.half import core_paths
+from stages.models.gguf.library import last_words, library
+from stages.models.gguf.mapping import Order, TextMapping, mapping_of, refused
+from stages.models.halves.classes import config_and_class, skeleton_of
+from stages.models.hub.checkpoint import CONFIG, SMALL, small_files
+from stages.models.precision.weights import model_names
+from stages.models.published import with_way
+from stages.models.shards.writing import GO_ON, check_room, claimed, write_rest
+from stages.process.job import parse_job
+from stages.process.report import EventReporter
+
+FEW_BITS: Mapping[str, int] = {
+    "gguf-q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "gguf-q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+    "gguf-q4_k_m": gguf.LlamaFileType.MOSTLY_Q4_K_M,
+}
+TYPES = {
+    torch.float32: gguf.GGMLQuantizationType.F32,
+    torch.float16: gguf.GGMLQuantizationType.F16,
+    torch.bfloat16: gguf.GGMLQuantizationType.BF16,
+}
+FILE_TYPES = {
+    gguf.GGMLQuantizationType.F32: gguf.LlamaFileType.ALL_F32,
+    gguf.GGMLQuantizationType.F16: gguf.LlamaFileType.MOSTLY_F16,
+    gguf.GGMLQuantizationType.BF16: gguf.LlamaFileType.MOSTLY_BF16,
+}
+
+
+GGUF_KINDS: Mapping[str, Any] = {
+    "gguf-f32": gguf.GGMLQuantizationType.F32,
+    "gguf-f16": gguf.GGMLQuantizationType.F16,
+    "gguf-bf16": gguf.GGMLQuantizationType.BF16,
+    **dict.fromkeys(FEW_BITS),
+}
+"""Kind of an export → type of its matrices; None: llama.cpp quantizes them."""
+
+
+class CoreTensor(NamedTuple):
+    """A tensor of the text decoder or of the output head."""
+
+    stored: StoredTensor
+    name: str
+    """Its name in the GGUF file."""
+    order: Order | None
+    """What changes the order of its rows."""
+
+
+class GgufPlan(NamedTuple):
+    """What goes where."""
+
+    mapping: TextMapping
+    core: tuple[CoreTensor, ...]
+    rest: ExportPlan
+    """The tensors of everything else."""
+
+
+def plan_gguf(folder: Path, trusted: bool) -> GgufPlan:
+    """Plan the GGUF file of a checkpoint. Raises UsageError for a model that is not mapped."""
+    config, cls = config_and_class(folder, trusted)
+    mapping = mapping_of(config, str(folder))
+    plan = plan_export(folder, ("language",), trusted)
+    skeleton = skeleton_of(config, cls)
+    decoder, head = core_paths(skeleton)
+    names = gguf.get_tensor_name_map(_architecture(mapping), mapping.config.num_hidden_layers)
+    core, rest = [], []
+    paths = model_names(skeleton, [tensor.name for tensor in plan.tensors])
+    for tensor, path in zip(plan.tensors, paths, strict=True):
+        if path is None or not path.startswith((f"{decoder}.", f"{head}.")):
+            rest.append(tensor)
+            continue
+        inner = path.replace(f"{decoder}.", "model.", 1).replace(f"{head}.", "lm_head.", 1)
+        name = names.get_name(inner, try_suffixes=(".weight", ".bias"))
+        if name is None:
+            raise refused(str(folder), f"{path} has no place in it")
+        core.append(CoreTensor(tensor, name, mapping.order_of(path)))
+    expected = {p for p, _ in skeleton.get_submodule(decoder).named_parameters()}
+    found = {p.removeprefix(f"{decoder}.") for p in paths if p and p.startswith(f"{decoder}.")}
+    if missing := sorted(expected - found):
+        more = counted(len(missing), "tensor")
+        raise refused(str(folder), f"it stores {more} in another form, such as {missing[0]}")
+    kept = tuple(replace(tensor, module="") for tensor in rest)  # not quantized
+    return GgufPlan(mapping, tuple(core), replace(plan, tensors=kept))
+
+
+def _architecture(mapping: TextMapping) -> Any:
+    names = gguf.MODEL_ARCH_NAMES.items()
+    return next(arch for arch, name in names if name == mapping.architecture)
+
+
+def warm(fields: dict[str, Any]) -> None:
+    """Import what the model's class and llama.cpp need before memory is counted."""
+    warm_export(fields)
+    library()
+
+
+def run(fields: dict[str, Any], report: EventReporter) -> None:
+    """Write the checkpoint of an ExportJob, and report each weight file as an item. A note holds
+    the number of `files`, and how many are `there` already. Raises PenstockError."""
+    job = parse_job(ExportJob, fields)
+    with job.files.compared():
+        _export(job, report)
+
+
+def _export(job: ExportJob, report: EventReporter) -> None:
+    source, folder = Path(job.model), Path(job.folder)
+    plan, form = plan_gguf(source, job.trust_remote_code), form_of(job)
+    small = small_files(source, SMALL)
+    files = files_of(plan.rest, form, job.shard_bytes)
+    with claimed(folder, {**job.recipe, "shard_bytes": job.shard_bytes}):
+        left = [file for file in files if not is_made(folder, file, plan.rest, form)]
+        there = len(files) - len(left) + (folder / MANIFEST).exists()
+        report.total(len(files) + 1 - there)
+        report.note(files=len(files) + 1, there=there)
+        check_room(folder, left, MORE_ROOM)
+        try:
+            for file in left:
+                write_file(folder, file, plan.rest, form, job.files.check)
+                report.item(file.name, label=file.name)
+            if not (folder / MANIFEST).exists():
+                _write_file(job, plan, folder)
+                report.item(FILE, label=FILE)
+            small[CONFIG] = with_way(small[CONFIG], job.as_published)
+            job.files.check()
+            write_rest(folder, [as_written(folder / file.name) for file in files], small)
+        except ModelChanged:
+            raise
+        except OSError as error:
+            raise fault_of(error, folder) from error
+        except EnvironmentFault as error:
+            raise EnvironmentFault(error.message, hint=GO_ON) from error
+
+
+def _write_file(job: ExportJob, plan: GgufPlan, folder: Path) -> None:
+    """Write the GGUF file and its manifest. A killed process leaves files that the next removes."""
+    kind = GGUF_KINDS[job.kind]
+    whole, made = folder / f"{HALF}{FILE}", folder / f"{HALF}few-bits-{FILE}"
+    own = TYPES.get(plan.rest.dtype, gguf.GGMLQuantizationType.F32)
+    try:
+        _write(whole, plan, kind if kind in FILE_TYPES else own)
+        if kind not in FILE_TYPES:
+            _quantize(whole, made, job.kind)
+            made.replace(whole)
+        with whole.open("rb") as file:
+            digest = file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        job.files.check()
+        size = whole.stat().st_size
+        whole.replace(folder / FILE)
+    finally:
+        for path in (whole, made):
+            path.unlink(missing_ok=True)
+    found = {"kind": job.kind, "sha256": digest, "bytes": size}
+    by = {name: version(name) for name in ("gguf", "llama-cpp-python")}
+    more = {"architecture": plan.mapping.architecture, "made_by": by}
+    write_json(folder / MANIFEST, {"format": FORMAT, **found, **more})
+
+
+def _write(path: Path, plan: GgufPlan, kind: Any) -> None:
+    """Write a GGUF file with matrices of one type; vectors are in 32 bit."""
+    mapping = plan.mapping
+    writer = gguf.GGUFWriter(path, mapping.architecture)
+    table = next(tensor for tensor in plan.core if tensor.name.startswith("token_embd"))
+    mapping.add_metadata(writer, table.stored.shape[0])
+    writer.add_description("Language half for Penstock only: it has no tokenizer")
+    writer.add_tokenizer_model("none")
+    writer.add_file_type(FILE_TYPES[kind])
+    kinds = {}
+    for tensor in plan.core:
+        shape = tensor.stored.shape
+        own = kind if len(shape) == 2 else gguf.GGMLQuantizationType.F32
+        kinds[tensor.name] = own
+        numbers = torch.Size(shape).numel()
+        size = numbers * (4 if own == gguf.GGMLQuantizationType.F32 else 2)
+        writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), size, raw_dtype=own)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in plan.core:
+        writer.write_tensor_data(_numbers(tensor, kinds[tensor.name]))
+    writer.close()
+
+
+def _numbers(tensor: CoreTensor, kind: Any) -> Any:
+    weight = read_tensor(tensor.stored)
+    if tensor.order is not None:
+        weight = tensor.order(weight)
+    found = weight.float().contiguous().numpy()
+    if kind == gguf.GGMLQuantizationType.F16:
+        return found.astype(np.float16)
+    return found if kind == gguf.GGMLQuantizationType.F32 else gguf.quants.quantize(found, kind)
+
+
+def _quantize(source: Path, path: Path, kind: str) -> None:
+    """Quantize a GGUF file by llama.cpp. Raises EnvironmentFault."""
+    api = library()
+    parameters = api.llama_model_quantize_default_params()
+    parameters.ftype, parameters.nthread = FEW_BITS[kind], torch.get_num_threads()
+    last_words()
+    paths = (str(source).encode(), str(path).encode())
+    if api.llama_model_quantize(*paths, ctypes.byref(parameters)):
+        raise EnvironmentFault(
+            f"llama.cpp could not quantize to {kind}: {last_words()}",
+            hint=GO_ON,
+        )

@@ -1,0 +1,188 @@
+"""A GGUF model in llama.cpp, and the KV cache of its sequences.
+
+How it works:
+
+1. The weights are mapped from the file. Flash attention is off and the KV cache is in 32 bit, so
+   that an fp32 file computes what transformers computes, up to rounding.
+2. The cache has one part per sequence: `ROWS` for decode steps, and one for reading prompts.
+3. A prompt is read in pieces of PIECE_TOKENS. What it left in the cache is copied out as bytes, and
+   into the part of the row that continues it. So a prompt read once can be continued many times.
+4. A step computes one token of each row, idle rows too.
+5. A larger prompt makes a larger cache; running sequences move into it as bytes.
+"""
+
+import ctypes
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from artifacts.errors import EnvironmentFault, UsageError
+from stages.models.gguf import COLUMN_MULTIPLE, PIECE_TOKENS, ROWS
+from stages.models.gguf.library import last_words, library
+
+Floats = npt.NDArray[np.float32]
+Whole = npt.NDArray[np.int32]
+READER = ROWS
+"""Sequence in which prompts are read."""
+F32 = 0
+"""GGML type of the KV cache."""
+
+
+class GgufContext:
+    """The model of a GGUF file, with a cache for sequences."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        """Open a file. Raises EnvironmentFault if llama.cpp cannot be used, UsageError if it does
+        not take the file."""
+        self._api = api = library()
+        self._threads = threads
+        parameters = api.llama_model_default_params()
+        parameters.n_gpu_layers = 0
+        last_words()
+        self._model = api.llama_model_load_from_file(str(path).encode(), parameters)
+        if not self._model:
+            raise UsageError(
+                f"{path}: llama.cpp cannot load it: {last_words()}",
+                hint="Export it again, or give a file that this version of llama.cpp loads",
+            )
+        self._context: Any = None
+        self.columns = 0
+        """Tokens that each sequence has room for."""
+        self.width = int(api.llama_model_n_embd_inp(self._model))
+        """Numbers of an input row, those of image features for deeper layers included."""
+        self.words = int(api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model)))
+        kind = api.llama_model_rope_type(self._model)
+        self.axes = 4 if kind in (api.LLAMA_ROPE_TYPE_MROPE, api.LLAMA_ROPE_TYPE_IMROPE) else 1
+        """Positions of each token."""
+        self._lengths = [0] * (ROWS + 1)
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for sequences of so many tokens. Raises MemoryError, after which the running
+        sequences are lost."""
+        if tokens <= self.columns:
+            return
+        kept = {seq: self.state(seq) for seq, length in enumerate(self._lengths) if length}
+        lengths = list(self._lengths)
+        self.close_context()
+        columns = -(-tokens // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
+        self._context = self._make(columns)
+        self.columns = columns
+        for seq, state in kept.items():
+            self.restore(seq, state, lengths[seq])
+
+    def _make(self, columns: int) -> Any:
+        api = self._api
+        parameters = api.llama_context_default_params()
+        parameters.n_seq_max = ROWS + 1
+        parameters.n_ctx = columns * (ROWS + 1)
+        parameters.n_batch = parameters.n_ubatch = PIECE_TOKENS
+        parameters.n_outputs_max = ROWS
+        parameters.n_threads = parameters.n_threads_batch = self._threads
+        parameters.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        parameters.type_k = parameters.type_v = F32
+        parameters.kv_unified = False
+        parameters.swa_full = True
+        parameters.no_perf = True
+        last_words()
+        made = api.llama_init_from_model(self._model, parameters)
+        if not made:
+            raise MemoryError(f"no room for {columns:,} tokens a sequence: {last_words()}")
+        return made
+
+    def read(self, rows: Floats, positions: Whole, after: int = 0) -> Floats:
+        """Read a prompt, or its continuation `after` so many tokens, and return the logits of its
+        last token. `rows`: [tokens, width]; `positions`: [axes, tokens]."""
+        self.reserve(after + len(rows) + 1)
+        if not after:
+            self.clear(READER)
+        for at in range(0, len(rows), PIECE_TOKENS):
+            to = min(at + PIECE_TOKENS, len(rows))
+            wanted = np.zeros(to - at, np.int8)
+            wanted[-1] = to == len(rows)
+            self._decode(rows[at:to], positions[:, at:to], [READER] * (to - at), wanted)
+        self._lengths[READER] = after + len(rows)
+        return self._logits(-1)
+
+    def step(self, rows: Floats, positions: Whole, active: Iterable[int]) -> Floats:
+        """Compute one token of each row, and return the logits [ROWS, vocabulary]. `rows`: [ROWS,
+        width]; `positions`: [axes, ROWS]. Rows that are not `active` are idle: their cache is
+        emptied."""
+        running = set(active)
+        for seq in range(ROWS):
+            if seq not in running:
+                self.clear(seq)
+        self._decode(rows, positions, range(ROWS), np.ones(ROWS, np.int8))
+        for seq in range(ROWS):
+            self._lengths[seq] += 1
+        return np.stack([self._logits(row) for row in range(ROWS)])
+
+    def _decode(self, rows: Floats, positions: Whole, seqs: Iterable[int], wanted: Any) -> None:
+        count = len(rows)
+        batch = self._api.llama_batch()
+        held = [
+            np.ascontiguousarray(rows, np.float32),
+            np.ascontiguousarray(positions.reshape(-1), np.int32),
+            np.ones(count, np.int32),
+            np.fromiter(seqs, np.int32, count),
+            np.ascontiguousarray(wanted, np.int8),
+        ]
+        embd, position, ones, ids, outputs = held
+        pointer = ctypes.POINTER(ctypes.c_int32)
+        each = [ctypes.cast(ids.ctypes.data + 4 * at, pointer) for at in range(count)]
+        batch.n_tokens = count
+        batch.embd = embd.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        batch.pos = position.ctypes.data_as(pointer)
+        batch.n_seq_id = ones.ctypes.data_as(pointer)
+        batch.seq_id = (pointer * count)(*each)
+        batch.logits = outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+        last_words()
+        if code := self._api.llama_decode(self._context, batch):
+            raise MemoryError(f"llama.cpp could not decode ({code}): {last_words()}")
+
+    def _logits(self, row: int) -> Floats:
+        found = self._api.llama_get_logits_ith(self._context, row)
+        if not found:
+            raise EnvironmentFault(
+                f"llama.cpp returned no logits: {last_words()}", hint="Please report this model"
+            )
+        return np.ctypeslib.as_array(found, (self.words,)).copy()
+
+    def state(self, seq: int) -> bytes:
+        """Return what the cache holds of a sequence."""
+        size = self._api.llama_state_seq_get_size(self._context, seq)
+        buffer = (ctypes.c_uint8 * size)()
+        written = self._api.llama_state_seq_get_data(self._context, buffer, size, seq)
+        return bytes(memoryview(buffer)[:written])
+
+    def restore(self, seq: int, state: bytes, tokens: int) -> None:
+        """Put the bytes of a sequence of so many tokens into the cache. Raises MemoryError."""
+        self.reserve(tokens + 1)
+        self.clear(seq)
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        if not self._api.llama_state_seq_set_data(self._context, buffer, len(state), seq):
+            raise MemoryError(f"llama.cpp could not restore a sequence: {last_words()}")
+        self._lengths[seq] = tokens
+
+    def clear(self, seq: int) -> None:
+        """Empty a sequence's part of the cache."""
+        if self._context and self._lengths[seq]:
+            memory = self._api.llama_get_memory(self._context)
+            self._api.llama_memory_seq_rm(memory, seq, -1, -1)
+        self._lengths[seq] = 0
+
+    def close_context(self) -> None:
+        """Free the cache and all sequences."""
+        if self._context:
+            self._api.llama_free(self._context)
+        self._context, self.columns = None, 0
+        self._lengths = [0] * (ROWS + 1)
+
+    def close(self) -> None:
+        """Free everything."""
+        self.close_context()
+        if self._model:
+            self._api.llama_model_free(self._model)
+        self._model = None

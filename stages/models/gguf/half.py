@@ -1,0 +1,216 @@
+"""Loads a language half whose text decoder runs in llama.cpp.
+
+Everything around the decoder stays transformers': the processor, the places of image features, the
+positions, `generate`. In place of the decoder stands a module that passes its inputs to llama.cpp
+and returns logits as its hidden states; the output head returns them unchanged.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from weakref import ref
+
+import gguf
+import numpy as np
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from artifacts.errors import UsageError
+from stages.models.gguf.context import READER, Floats, GgufContext, Whole
+from stages.models.gguf.mapping import BY_ORDER, TextMapping, mapping_of
+from stages.models.halves.absent import MissingModule
+
+TABLE = "token_embd.weight"
+MASKED = -1e4
+"""Additive masks are below this where attention must not look."""
+
+
+class GgufEmbedding(nn.Module):
+    """The embedding table of a GGUF file. Rows are read and dequantized as they are used."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == TABLE)
+        self._data, self._type = tensor.data, tensor.tensor_type
+        self.num_embeddings = int(tensor.shape[1])
+        # Models read type and device from their parameters, and may have no others.
+        self.anchor = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def rows(self, ids: Sequence[int]) -> Floats:
+        """Return the embeddings of tokens, of shape [tokens, width]."""
+        found = gguf.dequantize(self._data[np.asarray(ids, np.int64)], self._type)
+        return np.ascontiguousarray(found, np.float32)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        found = torch.from_numpy(self.rows(ids.reshape(-1).tolist()))
+        return found.reshape(*ids.shape, -1)
+
+
+class GgufHead(nn.Module):
+    """The output head: llama.cpp has computed the logits already."""
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        # Its first dimension says how many logits there are; it has no values.
+        self.weight = nn.Parameter(torch.empty(words, 0), requires_grad=False)
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits
+
+
+class GgufCache:
+    """What a sequence left in llama.cpp's cache, as bytes that can be continued many times."""
+
+    layers: Sequence[Any] = ()
+    is_compileable = False
+
+    def __init__(self, decoder: "GgufDecoder", length: int) -> None:
+        self.decoder, self._length = decoder, length
+        self._state: bytes | None = None
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the number of its tokens."""
+        return self._length
+
+    def state(self) -> bytes:
+        """Return its bytes, which are copied out of the reader when they are first needed."""
+        if self._state is None:
+            assert self.decoder.resident() is self, "the reader has read another sequence"
+            self._state = self.decoder.context.state(READER)
+        return self._state
+
+
+class GgufDecoder(MissingModule):
+    """A text decoder that llama.cpp runs. `MissingModule` answers all other attributes."""
+
+    def __init__(
+        self, absent: MissingModule, path: str, file: Path, mapping: TextMapping, threads: int
+    ) -> None:
+        super().__init__(absent.skeleton, path)
+        embedding = GgufEmbedding(file)
+        self._modules["embed_tokens"] = embedding
+        state = {"context": GgufContext(file, threads), "mapping": mapping}
+        state["resident"] = ref(GgufCache(self, 0))  # a dead one: the reader is empty
+        self.__dict__.update(state, embedding=embedding)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "embed_tokens":
+            return self.__dict__["_modules"][name]
+        if name in ("dtype", "device"):
+            return getattr(self.__dict__["embedding"].anchor, name)
+        return super().__getattr__(name)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        visual_pos_masks: torch.Tensor | None = None,
+        deepstack_visual_embeds: Sequence[torch.Tensor] | None = None,
+        **_: Any,
+    ) -> BaseModelOutputWithPast:
+        """Read one prompt, or the next tokens of a GgufCache. Returns the logits of the last token
+        as hidden state [1, 1, vocabulary]. Raises UsageError for a prompt that is not causal."""
+        rows = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if len(rows) != 1:
+            raise UsageError("llama.cpp reads prompts one by one", hint="Use --engine gguf")
+        past = past_key_values if isinstance(past_key_values, GgufCache) else None
+        after = past.get_seq_length() if past else 0
+        _refuse_mask(attention_mask, rows.shape[1])
+        order = np.arange(after, after + rows.shape[1], dtype=np.int32)
+        placed = self.positions(position_ids, order)
+        wide = self._with_deepstack(rows[0], visual_pos_masks, deepstack_visual_embeds)
+        before = self.resident()
+        if before is not None and before is not past:
+            before.state()
+        if past is not None and before is not past:
+            self.context.restore(READER, past.state(), after)
+        logits = self.context.read(wide, placed, after)
+        cache = GgufCache(self, after + rows.shape[1])
+        self.__dict__["resident"] = ref(cache)
+        hidden = torch.from_numpy(logits)[None, None]
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+
+    def embedded(self, ids: Sequence[int]) -> Floats:
+        """Return the embeddings of tokens, of shape [tokens, width]."""
+        found: Floats = self.embed_tokens.rows(ids)
+        return found
+
+    def positions(self, found: torch.Tensor | None, order: Whole) -> Whole:
+        """Return positions as llama.cpp takes them, [axes, tokens], from those of transformers,
+        [..., tokens]. `order`: the place of each token in its sequence."""
+        count = len(order)
+        placed = order[None] if found is None else found.reshape(-1, count).numpy()
+        placed = placed.astype(np.int32)
+        if self.context.axes == 1:
+            return placed[-1:]
+        three = placed[-3:] if len(placed) >= 3 else np.repeat(placed[:1], 3, 0)
+        if self.mapping.architecture in BY_ORDER:
+            return np.concatenate([order[None], three])
+        return np.concatenate([three, np.zeros((1, count), np.int32)])
+
+    def _with_deepstack(
+        self,
+        rows: torch.Tensor,
+        standing: torch.Tensor | None,
+        deeper: Sequence[torch.Tensor] | None,
+    ) -> Floats:
+        """Return input rows [tokens, width], with the image features of deeper layers beside the
+        embeddings."""
+        size = rows.shape[1]
+        wide = np.zeros((len(rows), self.context.width), np.float32)
+        wide[:, :size] = rows.float().numpy()
+        if deeper is not None and standing is not None:
+            places = standing.reshape(-1).numpy()
+            for level, features in enumerate(deeper, 1):
+                wide[places, level * size : (level + 1) * size] = features.float().numpy()
+        return wide
+
+
+def _refuse_mask(mask: Any, count: int) -> None:
+    """Raise UsageError if a mask lets tokens look ahead, or hides earlier ones."""
+    masks = mask.values() if isinstance(mask, dict) else [mask]
+    for each in masks:
+        if not isinstance(each, torch.Tensor):
+            continue
+        if each.ndim == 2:
+            causal = bool(each.all())
+        else:
+            seen = each[0, 0] if each.dtype == torch.bool else each[0, 0] > MASKED
+            causal = torch.equal(seen, torch.ones_like(seen).tril(seen.shape[-1] - count))
+        if not causal:
+            raise UsageError(
+                "this prompt is not read causally, which is not mapped to llama.cpp",
+                hint="Use the checkpoint with --engine auto",
+            )
+
+
+def load_with_gguf(
+    file: Path, config: Any, skeleton: Any, load: Callable[[Sequence[str]], Any]
+) -> Any:
+    """Return a language half whose decoder and output head run in llama.cpp. `load` loads the half
+    without the modules at these paths. Raises PenstockError."""
+    decoder, head = core_paths(skeleton)
+    half = load([decoder, head])
+    threads = torch.get_num_threads()
+    mapping = mapping_of(config, str(file))
+    absent = half.get_submodule(decoder)
+    made = GgufDecoder(absent, decoder, file, mapping, threads)
+    _replace(half, decoder, made)
+    _replace(half, head, GgufHead(made.context.words))
+    return half
+
+
+def core_paths(skeleton: Any) -> tuple[str, str]:
+    """Return the paths of the text decoder and of the output head."""
+    decoder, head = skeleton.get_decoder(), skeleton.get_output_embeddings()
+    paths = {id(module): path for path, module in skeleton.named_modules()}
+    return paths[id(decoder)], paths[id(head)]
+
+
+def _replace(half: Any, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    half.get_submodule(parent)._modules[name] = module
