@@ -49,7 +49,7 @@ from flows.running.samples import (
     tasks_by_identity,
 )
 from flows.running.stage_calls import StageCallBuilder
-from stages.export import CALIBRATE, COMPARE, JUDGE, STAGE, TO_GGUF, TRACE
+from stages.export import CALIBRATE, COMPARE, JUDGE, STAGE, TRACE
 from stages.export.jobs import (
     GRAPHS,
     PACKED,
@@ -306,8 +306,7 @@ class _Export:
             notes = self._run_one_shot(job, runner, TRACE, partial(graph_job, job, request, *how))
             self._figures |= notes.get("figures", {})
         else:
-            stage = TO_GGUF if request.gguf else STAGE
-            self._run_one_shot(job, runner, stage, partial(export_job, job, request, *how, rounded))
+            self._run_one_shot(job, runner, STAGE, partial(export_job, job, request, *how, rounded))
         if request.packed:
             self._compare_logits(job, runner, **packed_fields(request, self._parts))
 

@@ -1,8 +1,6 @@
 """Writes quantized checkpoints and checkpoints with ONNX graphs, and compares them with their
 originals."""
 
-from dataclasses import replace
-
 from stages.export.jobs import CalibrateJob, ExportJob, FeaturesJob, GraphJob, JudgeJob
 from stages.process.stage import StageSpec
 
@@ -11,10 +9,9 @@ STAGE = StageSpec(
     job=ExportJob,
     of_media=False,
     output_version=1,
-    entry="stages.export.write:run",
+    entry="stages.export.checkpoint_stage:run",
     verb="exporting",
 )
-TO_GGUF = replace(STAGE, entry="stages.export.gguf:run")
 TRACE = StageSpec(
     name="trace",
     job=GraphJob,

@@ -79,7 +79,7 @@ class GgufContext:
         parameters.n_seq_max = ROWS + 1
         parameters.n_ctx = columns * (ROWS + 1)
         parameters.n_batch = parameters.n_ubatch = PIECE_TOKENS
-        parameters.n_outputs_max = ROWS
+        parameters.n_outputs_max = ROWS + 1
         parameters.n_threads = parameters.n_threads_batch = self._threads
         parameters.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         parameters.type_k = parameters.type_v = F32
