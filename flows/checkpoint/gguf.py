@@ -11,7 +11,7 @@ from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions
 from flows.options.text import EngineOptions
 from stages.decode.engines import AUTO, GGUF
-from stages.models.gguf import FILE, FORMAT, MANIFEST
+from stages.models.gguf import FILE, FORMAT, MANIFEST, check_packages
 
 if TYPE_CHECKING:
     from flows.checkpoint.precision import PartSettings
@@ -54,6 +54,7 @@ def gguf_for(config: RunOptions, folder: Path, digest: Callable[[Path], str]) ->
             f"--adapter: the language half of {config.model} is a GGUF file",
             hint="Export the original with --adapter, which merges it",
         )
+    check_packages()
     noted = read_kept(folder / MANIFEST, FORMAT)
     if noted is None or not (folder / FILE).exists():
         raise EnvironmentFault(f"{folder} lacks {FILE}, or its {MANIFEST} is damaged", hint=AGAIN)

@@ -59,6 +59,7 @@ from stages.export.jobs import (
     JudgeJob,
     check_packages,
 )
+from stages.models.gguf import check_packages as check_gguf_packages
 from stages.models.graphs.providers import ONNX
 from stages.process.device import device_name
 from stages.process.stage import StageSpec
@@ -208,6 +209,8 @@ class _Export:
     def run(self) -> Exported:
         if self._request.graphs:
             check_graphs(self._request.kind)
+        if self._request.gguf:
+            check_gguf_packages()
         result = self._merge_adapter() if self._request.adapter else None
         result = result or self._export()
         if (

@@ -35,7 +35,7 @@ from stages.export.write import (
     write_file,
 )
 from stages.export.write import warm as warm_export
-from stages.models.gguf import FILE, FORMAT, MANIFEST
+from stages.models.gguf import FILE, FORMAT, MANIFEST, PACKAGES
 from stages.models.gguf.half import core_paths
 from stages.models.gguf.library import last_words, library
 from stages.models.gguf.mapping import Order, TextMapping, mapping_of, refused
@@ -188,7 +188,7 @@ def _write_file(job: ExportJob, plan: GgufPlan, folder: Path) -> None:
         for path in (whole, made):
             path.unlink(missing_ok=True)
     found = {"kind": job.kind, "sha256": digest, "bytes": size}
-    by = {name: version(name) for name in ("gguf", "llama-cpp-python")}
+    by = {name: version(name) for name in PACKAGES}
     more = {"architecture": plan.mapping.architecture, "made_by": by}
     write_json(folder / MANIFEST, {"format": FORMAT, **found, **more})
 

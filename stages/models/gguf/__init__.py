@@ -1,5 +1,9 @@
 """Language halves as GGUF files, run by llama.cpp. Imports no library."""
 
+from importlib.metadata import PackageNotFoundError, version
+
+from artifacts.errors import EnvironmentFault
+
 FILE = "language.gguf"
 """Name of the GGUF file in an exported folder."""
 MANIFEST = "gguf.json"
@@ -14,3 +18,16 @@ PIECE_TOKENS = 512
 COLUMN_MULTIPLE = 256
 """Tokens by which a sequence's part of the KV cache grows."""
 INSTALL = "pip install 'penstock[gguf]' (llama.cpp is compiled, which takes 5 to 20 minutes)"
+PACKAGES = ("gguf", "llama-cpp-python")
+
+
+def check_packages() -> None:
+    """Raise EnvironmentFault if a package that reads, writes or runs GGUF files is missing."""
+    for name in PACKAGES:
+        try:
+            version(name)
+        except PackageNotFoundError as error:
+            raise EnvironmentFault(
+                f"{name} is not installed (GGUF files need {' and '.join(PACKAGES)})",
+                hint=f"Install them: {INSTALL}",
+            ) from error

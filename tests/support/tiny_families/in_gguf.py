@@ -1,0 +1,98 @@
+"""Runs the language half of a tiny model in llama.cpp, and compares its logits with those of the
+whole model in torch, token by token."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from stages.export.gguf import run as export
+from stages.export.jobs import ExportJob
+from stages.models.gguf import FILE
+from stages.models.gguf.half import load_with_gguf
+from stages.models.halves.classes import config_and_class, skeleton_of
+from stages.models.halves.features import encode
+from stages.models.halves.inject_features import generate
+from stages.models.halves.load import load_half
+from stages.process.job import job_fields
+from tests.support.tiny_families import FAMILIES
+
+TOKENS = 24
+
+
+class Judged(NamedTuple):
+    """How close llama.cpp comes to torch."""
+
+    agreeing: int
+    """Tokens, of TOKENS, that would be selected alike."""
+    worst: float
+    """Largest difference of a logit, relative to the standard deviation of its step."""
+
+
+class Silent:
+    """Reports nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+class Dictated:
+    """Forces given tokens, one per step."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = iter(tokens)
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, next(self._tokens)] = 0.0
+        return forced
+
+
+def judged_in_gguf(variant: str, folder: Path, kind: str = "gguf-f32") -> Judged:
+    """Return how close a variant comes. Raises UsageError for one that is not mapped."""
+    torch.manual_seed(3)
+    model, inputs = FAMILIES[variant]()
+    model = _with_norms(model).float().eval()
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder / "whole")
+    fields = ExportJob(
+        model=str(folder / "whole"),
+        recipe={"test": variant},
+        folder=str(folder / "gguf"),
+        kind=kind,
+        parts=("language",),
+    )
+    export(job_fields(fields), Silent())
+    config, cls = config_and_class(folder / "gguf", False)
+    half = load_with_gguf(
+        folder / "gguf" / FILE,
+        config,
+        skeleton_of(config, cls),
+        lambda paths: load_half(folder / "gguf", "language", without=paths, dtype=torch.float32),
+    )
+    half.generation_config.eos_token_id = None
+    options: dict[str, Any] = {"max_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
+    options |= {"output_logits": True, "return_dict_in_generate": True}
+    with torch.inference_mode():
+        made = model.generate(**inputs, **options)
+    wanted = torch.stack(made.logits)[:, 0].float()
+    said = made.sequences[0][-TOKENS:].tolist()
+    features = encode(model, inputs)
+    found: Any = generate(
+        half, inputs, features, logits_processor=[Dictated(said)], **options
+    )
+    logits = torch.stack(found.logits)[:, 0].float()
+    worst = ((logits - wanted).abs().amax(-1) / wanted.std(-1)).max()
+    agreeing = int((logits.argmax(-1) == wanted.argmax(-1)).sum())
+    return Judged(agreeing=agreeing, worst=float(worst))
+
+
+def _with_norms(model: Any) -> Any:
+    """Make the weights of norms random: those of a new model are all ones, and hide mistakes."""
+    draw = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 and "norm" in name and name.endswith("weight"):
+                parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.2)
+    return model
