@@ -8,7 +8,7 @@ GPU_TESTS := tests/test_flows_on_gpu.py tests/test_flows_gpu_modes.py tests/test
 GPU_SAMPLE := a_run_on_a_gpu or first_rows or (old_driver and named)
 GPU_CHECK ?= $(if $(MODEL),--model '$(MODEL)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(OUT),--out '$(OUT)')
 
-.PHONY: help setup demo server worker lint test test-slow test-slow-sample test-gpu test-gpu-sample check test-install docs docs-check models gpu-check bench wheel image lock clean distclean
+.PHONY: help setup demo server worker lint test test-slow test-slow-sample test-gpu test-gpu-sample check test-install gguf docs docs-check models gpu-check bench wheel image lock clean distclean
 
 help:
 	@echo "make demo       captions the demo clips through the whole pipeline"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-gpu   runs every command, and the check of a GPU, on stand-ins for cards and drivers"
 	@echo "make test-gpu-sample   runs a few of those, as CI does"
 	@echo "make test-install  installs the wheel without the lock on each Python, and runs it (7 GB of disk)"
+	@echo "make gguf       compiles llama.cpp into .venv, once, and runs the tests that need it"
 	@echo "make lint       looks at format, style, types and layers; make check: that and the tests"
 	@echo "make docs       builds the site from docs/ into site/index.html; a broken link or anchor fails"
 	@echo "make docs-check runs every command that README and docs/ show, with the demo's models"
@@ -59,6 +60,9 @@ test-gpu-sample: setup
 
 test-install: setup
 	@scripts/test_install
+
+gguf: setup
+	@scripts/gguf
 
 lint: setup
 	.venv/bin/ruff format --check .

@@ -37,6 +37,7 @@ NAVIGATION = {
         "docs/precision",
         "docs/export",
         "docs/graphs",
+        "docs/gguf",
         "docs/natives",
         "docs/published",
     ],

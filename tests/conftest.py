@@ -13,6 +13,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -244,13 +245,15 @@ def shared_clips() -> Path:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test for the GPU, or for the browser, is skipped without one, unless the machine was
-    promised to have one."""
+    """A test for the GPU, the browser, or llama.cpp is skipped without it, unless the machine was
+    promised to have it."""
     if item.get_closest_marker("gpu"):
         import torch
 
         if not torch.cuda.is_available():
             missing("FAIL_WITHOUT_CUDA", "torch sees no CUDA device")
+    if item.get_closest_marker("gguf") and find_spec("llama_cpp") is None:
+        missing("FAIL_WITHOUT_GGUF", "llama-cpp-python is not installed")
     tools = ("chromium", "chromedriver")
     if item.get_closest_marker("browser") and not all(map(shutil.which, tools)):
         missing("FAIL_WITHOUT_BROWSER", "Chromium and its driver are not installed")

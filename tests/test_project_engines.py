@@ -23,22 +23,23 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("penstock", "flows", "stages", "artifacts", "penstock_demo")
 HOME = "stages/decode/engines/"
 NAMES = {*ENGINES, AUTO_SHARED}
-LIBRARY = "transformers"
+LIBRARIES = {"transformers", "gguf"}
 NAMING_THE_LIBRARY = {
     "flows/checkpoint/profile_loading.py",
     "flows/machine/versions.py",
     "stages/export/graphs/run.py",
+    "stages/models/gguf/__init__.py",
     "stages/process/deferred_imports.py",
 }
-"""Files in which `transformers` is the package."""
+"""Files in which `transformers` or `gguf` is the package."""
 NAMED = {"engine", "engines", "speakers"}
 """Fields, variables and keys that hold an engine's name."""
 
 
 def naming(source: str, *, library: bool = False) -> list[int]:
-    """The lines on which a module knows an engine by name. `library`: whether `transformers` is the
+    """The lines on which a module knows an engine by name. `library`: whether such a name is a
     package there."""
-    names = NAMES - {LIBRARY} if library else NAMES
+    names = NAMES - LIBRARIES if library else NAMES
     return sorted({line for node in ast.walk(ast.parse(source)) for line in _lines(node, names)})
 
 
@@ -137,7 +138,7 @@ def test_what_people_may_ask_for_and_what_answers_it_stay_in_their_order() -> No
         "inflight-compiled",
         "transformers",
     )
-    assert [*ENGINE_CHOICES] == [AUTO, batches, one, compiled]
+    assert [*ENGINE_CHOICES] == [AUTO, batches, one, compiled, "gguf"]
     begun = {choice: [e.name for e in engines_for(choice)] for choice in (AUTO, AUTO_SHARED)}
     assert begun == {AUTO: [one, batches], AUTO_SHARED: [shared, batches]}
     more = {choice: [e.name for e in accepted_by(choice)][2:] for choice in begun}

@@ -17,7 +17,7 @@ from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.export.jobs import CaptionedItem, ExportJob, JudgeJob
 from stages.export.logit_agreement import run as judge
-from stages.export.write import run as write
+from stages.export.run import run as write
 from stages.models.half_job import HalfJob
 from stages.models.loading import ModelJob
 from stages.process.events import NOTE

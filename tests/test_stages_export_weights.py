@@ -16,7 +16,8 @@ from penstock_demo import CHECKPOINT
 from stages.export.export_plan import plan_export
 from stages.export.jobs import ExportJob
 from stages.export.quant_formats import Int8, Nf4
-from stages.export.write import run, write_file
+from stages.export.run import run
+from stages.export.write import write_file
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.load import load_half
 from stages.models.hub.checkpoint import INDEX

@@ -1,20 +1,17 @@
 """Finds the GGUF file that runs a checkpoint's language half. Imports no model library."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import read_kept
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions
 from flows.options.text import EngineOptions
-from stages.decode.engines import AUTO, GGUF
+from stages.decode.engines import engines_for, gguf_engine
+from stages.decode.generation import SamplingParams
 from stages.models.gguf import FILE, FORMAT, MANIFEST, check_packages
-
-if TYPE_CHECKING:
-    from flows.checkpoint.precision import PartSettings
 
 AGAIN = "Export it again, into a new folder: penstock export MODEL --to gguf-q8_0 --out DIR"
 
@@ -29,6 +26,8 @@ class GgufUse:
     digest: str
     """SHA-256 of the file: part of the cache key."""
     bytes: int
+    parameters: int
+    """Number of parameters in it."""
 
 
 def gguf_for(config: RunOptions, folder: Path, digest: Callable[[Path], str]) -> GgufUse | None:
@@ -37,17 +36,22 @@ def gguf_for(config: RunOptions, folder: Path, digest: Callable[[Path], str]) ->
     for something else, EnvironmentFault for a changed file."""
     engine = EngineOptions.of(config).engine
     if not (folder / MANIFEST).exists():
-        if engine == GGUF:
+        if any(each.gguf for each in engines_for(engine)):
             raise UsageError(
-                f"--engine gguf: the language half of {config.model} is no GGUF file",
+                f"--engine {engine}: the language half of {config.model} is no GGUF file",
                 hint=f"Make one: penstock export {config.model} --to gguf-q8_0 --out DIR, then "
                 "--model DIR",
             )
         return None
-    if engine not in (AUTO, GGUF):
+    if not gguf_engine(engine):
         raise UsageError(
             f"--engine {engine}: the language half of {config.model} is a GGUF file",
             hint="Leave --engine out, or give the checkpoint that it was exported from",
+        )
+    if SamplingParams.of(config).beams > 1:
+        raise UsageError(
+            f"--beams: the language half of {config.model} is a GGUF file, without beam search",
+            hint="Leave it out, or give the checkpoint that it was exported from",
         )
     if AdapterOptions.of(config).adapter:
         raise UsageError(
@@ -63,26 +67,5 @@ def gguf_for(config: RunOptions, folder: Path, digest: Callable[[Path], str]) ->
         raise EnvironmentFault(
             f"{folder / FILE} differs from the exported file: it was changed or damaged", hint=AGAIN
         )
-    return GgufUse(
-        path=str(folder / FILE), kind=noted["kind"], digest=noted["sha256"], bytes=noted["bytes"]
-    )
-
-
-def with_gguf(config: RunOptions, settings: "PartSettings", use: GgufUse) -> "PartSettings":
-    """Return the settings of a language half that llama.cpp runs. What is left of it computes in 32
-    bit. Raises UsageError for a precision that the file does not have."""
-    asked = config.precision_of("language")
-    if asked not in ("auto", "native"):
-        raise UsageError(
-            f"--language-precision {asked}: the language half of {config.model} is a GGUF file "
-            f"({use.kind})",
-            hint="Leave it out, or export the original with another --to",
-        )
-    return replace(
-        settings,
-        precision=use.kind,
-        dtype="float32",
-        weight_bytes=settings.weight_bytes + use.bytes,
-        engine=GGUF,
-        gguf=use,
-    )
+    counts = {name: int(noted[name]) for name in ("bytes", "parameters")}
+    return GgufUse(path=str(folder / FILE), kind=noted["kind"], digest=noted["sha256"], **counts)

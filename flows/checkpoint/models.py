@@ -16,10 +16,16 @@ from flows.checkpoint.adapters import (
     resolve_as_published,
 )
 from flows.checkpoint.context import sampling_of
-from flows.checkpoint.gguf import gguf_for, with_gguf
+from flows.checkpoint.gguf import gguf_for
 from flows.checkpoint.graphs import graphs_for
 from flows.checkpoint.model_files import ModelDigests, digests_of_parts, with_fetched
-from flows.checkpoint.precision import BYTES, PartSettings, resolve_settings, with_adapter
+from flows.checkpoint.precision import (
+    BYTES,
+    PartSettings,
+    resolve_settings,
+    with_adapter,
+    with_gguf,
+)
 from flows.checkpoint.profile_loading import (
     custom_code_fields,
     io_errors_as_fault,

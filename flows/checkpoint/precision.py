@@ -17,7 +17,7 @@ from flows.machine.cpu import cpu_has_bfloat16
 from flows.options.commands import RunOptions
 from flows.options.model import HalfPrecisionOptions
 from flows.options.text import EngineOptions
-from stages.decode.engines import EngineSpec, accepted_by, engines_for
+from stages.decode.engines import AUTO, EngineSpec, accepted_by, engines_for, gguf_engine
 from stages.models.in_tree.registry import no_published_difference
 from stages.models.profile import ModelProfile, PartProfile
 from stages.process.device import device_capability
@@ -177,6 +177,26 @@ def with_adapter(
     """Return the settings of a captioning model with an adapter in its language half."""
     language = tuple(replace(each, adapter=adapter) for each in settings["language"])
     return {**settings, "language": language}
+
+
+def with_gguf(config: RunOptions, settings: PartSettings, use: GgufUse) -> PartSettings:
+    """Return the settings of a language half that llama.cpp runs. What is left of it computes in 32
+    bit. Raises UsageError for a precision that the file does not have."""
+    requested = config.precision_of("language")
+    if requested not in ("auto", "native"):
+        raise UsageError(
+            f"--language-precision {requested}: the language half of {config.model} is a GGUF file "
+            f"({use.kind})",
+            hint="Leave it out, or export the original with another --to",
+        )
+    return replace(
+        settings,
+        precision=use.kind,
+        dtype="float32",
+        weight_bytes=settings.weight_bytes + use.bytes,
+        engine=gguf_engine(AUTO),
+        gguf=use,
+    )
 
 
 def _with_graphs(settings: PartSettings, graph: GraphUse, half: PartProfile) -> PartSettings:

@@ -160,6 +160,8 @@ def computed_by(half: Mapping[str, Any]) -> str:
     graphs, adapter = half.get("graphs"), half.get("adapter")
     if graphs:
         return str(graphs["provider"])
+    if half.get("gguf_file"):
+        return "llama.cpp"
     added = f", with the adapter {adapter['folder']}" if adapter else ""
     return f"{half['attention']} attention{added}"
 
@@ -170,6 +172,17 @@ def _graphs(settings: PartSettings) -> dict[str, Any]:
     if graph is None:
         return {}
     return {"graphs": {"digest": graph.digest, "provider": graph.provider, "bytes": graph.bytes}}
+
+
+def _in_gguf(settings: PartSettings) -> int:
+    """Return the number of parameters in the GGUF file of a part."""
+    return settings.gguf.parameters if settings.gguf else 0
+
+
+def _gguf(settings: PartSettings) -> dict[str, Any]:
+    """Return the GGUF file that runs a part; empty if torch does."""
+    gguf = settings.gguf
+    return {} if gguf is None else {"gguf_file": {"digest": gguf.digest, "bytes": gguf.bytes}}
 
 
 def _adapter(settings: PartSettings) -> dict[str, Any]:
@@ -185,13 +198,14 @@ def halves(model: Model) -> dict[str, dict[str, Any]]:
     """Return parameters, stored and loaded bytes, precision and attention of each part."""
     return {
         part: {
-            "parameters": model.profile.parts[part].parameters,
+            "parameters": model.profile.parts[part].parameters + _in_gguf(settings[0]),
             "stored_bytes": model.profile.parts[part].stored_bytes,
             "bytes": settings[0].weight_bytes,
             "precision": settings[0].precision,
             "dtype": settings[0].dtype,
             "attention": settings[0].attention,
             **_graphs(settings[0]),
+            **_gguf(settings[0]),
             **_adapter(settings[0]),
         }
         for part, settings in model.settings.items()

@@ -11,6 +11,7 @@ RECORDED = (
     "bitsandbytes",
     "av",
     "onnxruntime-gpu",
+    "llama-cpp-python",
     "prefect",
 )
 

@@ -40,6 +40,10 @@ FIGURES = (*VECTORS, "text")
 """Groups of figures in `parity.json`."""
 
 
+WEIGHTS = (".safetensors", ".gguf")
+"""Endings of weight files."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
     """The result of an export."""
@@ -63,10 +67,12 @@ class Exported:
 
     @property
     def bytes(self) -> int:
-        """Return the bytes of its weights, or of its ONNX graphs."""
+        """Return the bytes of its weight files, or of its ONNX graphs."""
         graphs = self.parity.get("recipe", {}).get("kind") in GRAPHS
-        paths = (self.out / FOLDER).glob("*.onnx*") if graphs else self.out.glob("*.safetensors")
-        return sum(path.stat().st_size for path in paths)
+        if graphs:
+            return sum(path.stat().st_size for path in (self.out / FOLDER).glob("*.onnx*"))
+        weights = (path for path in self.out.iterdir() if path.suffix in WEIGHTS)
+        return sum(path.stat().st_size for path in weights)
 
     @property
     def made(self) -> int:

@@ -9,7 +9,7 @@ STAGE = StageSpec(
     job=ExportJob,
     of_media=False,
     output_version=1,
-    entry="stages.export.checkpoint_stage:run",
+    entry="stages.export.run:run",
     verb="exporting",
 )
 TRACE = StageSpec(

@@ -22,6 +22,7 @@ import torch
 from artifacts.errors import EnvironmentFault, ModelChanged
 from artifacts.files import HALF, write_json
 from artifacts.plurals import counted
+from artifacts.schema import Part
 from artifacts.store import fault_of
 from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
 from stages.export.jobs import ExportJob
@@ -44,9 +45,9 @@ from stages.models.hub.checkpoint import CONFIG, SMALL, small_files
 from stages.models.precision.weights import model_names
 from stages.models.published import with_way
 from stages.models.shards.writing import GO_ON, check_room, claimed, write_rest
-from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
+PARTS: tuple[Part, ...] = ("language",)
 FEW_BITS: Mapping[str, int] = {
     "gguf-q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
     "gguf-q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
@@ -96,7 +97,7 @@ def plan_gguf(folder: Path, trusted: bool) -> GgufPlan:
     """Plan the GGUF file of a checkpoint. Raises UsageError for a model that is not mapped."""
     config, cls = config_and_class(folder, trusted)
     mapping = mapping_of(config, str(folder))
-    plan = plan_export(folder, ("language",), trusted)
+    plan = plan_export(folder, PARTS, trusted)
     skeleton = skeleton_of(config, cls)
     decoder, head = core_paths(skeleton)
     names = gguf.get_tensor_name_map(_architecture(mapping), mapping.config.num_hidden_layers)
@@ -125,21 +126,14 @@ def _architecture(mapping: TextMapping) -> Any:
     return next(arch for arch, name in names if name == mapping.architecture)
 
 
-def warm(fields: dict[str, Any]) -> None:
+def warm(job: ExportJob) -> None:
     """Import what the model's class and llama.cpp need before memory is counted."""
-    warm_export(fields)
+    warm_export(job)
     library()
 
 
-def run(fields: dict[str, Any], report: EventReporter) -> None:
-    """Write the checkpoint of an ExportJob, and report each weight file as an item. A note holds
-    the number of `files`, and how many are `there` already. Raises PenstockError."""
-    job = parse_job(ExportJob, fields)
-    with job.files.compared():
-        _export(job, report)
-
-
-def _export(job: ExportJob, report: EventReporter) -> None:
+def export(job: ExportJob, report: EventReporter) -> None:
+    """Write a checkpoint with a GGUF file. Raises PenstockError."""
     source, folder = Path(job.model), Path(job.folder)
     plan, form = plan_gguf(source, job.trust_remote_code), form_of(job)
     small = small_files(source, SMALL)
@@ -187,7 +181,8 @@ def _write_file(job: ExportJob, plan: GgufPlan, folder: Path) -> None:
     finally:
         for path in (whole, made):
             path.unlink(missing_ok=True)
-    found = {"kind": job.kind, "sha256": digest, "bytes": size}
+    parameters = sum(torch.Size(tensor.stored.shape).numel() for tensor in plan.core)
+    found = {"kind": job.kind, "sha256": digest, "bytes": size, "parameters": parameters}
     by = {name: version(name) for name in PACKAGES}
     more = {"architecture": plan.mapping.architecture, "made_by": by}
     write_json(folder / MANIFEST, {"format": FORMAT, **found, **more})

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -27,7 +26,6 @@ from stages.models.shards.writing import (
     write_shard,
 )
 from stages.process.deferred_imports import import_transformers
-from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 
@@ -95,25 +93,15 @@ def as_written(path: Path) -> WeightShard:
 MORE_ROOM = "Free some space, or use a folder on a larger disk"
 
 
-def warm(fields: dict[str, Any]) -> None:
+def warm(job: ExportJob) -> None:
     """Import what the model's class needs before memory is counted."""
     import_transformers()
-    job = parse_job(ExportJob, fields)
     config_and_class(Path(job.model), job.trust_remote_code)
 
 
-def run(fields: dict[str, Any], report: EventReporter) -> None:
-    """Write the checkpoint of an ExportJob, and report each weight file as an item.
-
-    A note holds the number of `files`, how many are `there` already, and the number of quantized
-    `modules`. Raises PenstockError.
-    """
-    job = parse_job(ExportJob, fields)
-    with job.files.compared():
-        _export(job, report)
-
-
-def _export(job: ExportJob, report: EventReporter) -> None:
+def export(job: ExportJob, report: EventReporter) -> None:
+    """Write a quantized checkpoint. A note also holds the number of quantized `modules`. Raises
+    PenstockError."""
     source, folder = Path(job.model), Path(job.folder)
     form = form_of(job)
     plan = plan_export(source, job.parts, job.trust_remote_code, form.takes)

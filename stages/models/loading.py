@@ -105,14 +105,7 @@ class ModelJob(HalfJob):
         folder = resolve_model(Path(self.model), self.revision)
         config, cls = config_and_class(folder, self.trust_remote_code, self.as_published)
         if self.gguf and keep == "language":
-            from stages.models.gguf.half import load_with_gguf
-
-            load = partial(load_half, folder, keep, pieces=pieces, trust_remote_code=False)
-            load = partial(load, as_published=self.as_published, dtype=torch.float32)
-            skeleton = skeleton_of(config, cls)
-            return load_with_gguf(
-                Path(self.gguf), config, skeleton, lambda paths: load(without=paths)
-            )
+            return self._with_gguf(folder, config, skeleton_of(config, cls), pieces)
         has_attention = self.attention is not None and not any(
             w in self.attention for w in DEFAULT_ATTENTION
         )
@@ -172,6 +165,14 @@ class ModelJob(HalfJob):
         load = partial(load_half, folder, keep, pieces=pieces, **options)
         return load_with_graphs(folder, keep, provider, like, lambda paths: load(without=paths))
 
+    def _with_gguf(self, folder: Path, config: Any, skeleton: Any, pieces: Iterable[str]) -> Any:
+        """Load the half with its decoder in llama.cpp. The rest of it computes in 32 bit."""
+        from stages.models.gguf.half import load_with_gguf
+
+        options: dict[str, Any] = {"as_published": self.as_published, "dtype": torch.float32}
+        load = partial(load_half, folder, "language", pieces=pieces, **options)
+        return load_with_gguf(Path(self.gguf), config, skeleton, lambda paths: load(without=paths))
+
     def _checked(self, half: Any, keep: Part, pieces: Iterable[str]) -> Any:
         """Apply the job's MLP chunking, after checking that the half computes the attention that
         is part of its cache key. Extra modules of the other half may use another implementation.
@@ -213,7 +214,7 @@ def warm_source(source: ModelJob) -> None:
         from stages.models.gguf.library import library
 
         library()
-        import_module("gguf")
+        import_module("stages.models.gguf.half")
     if source.offload:
         import_module("accelerate")
         import_module("greenlet")

@@ -12,9 +12,6 @@ AUTO = "auto"
 """Choice of the engine by the check before use."""
 AUTO_SHARED = f"{AUTO}-shared"
 """The same choice for chunks with several prompts."""
-GGUF = "gguf"
-"""The engine that runs language halves in llama.cpp. A checkpoint has such a half or not, so it is
-never chosen for another."""
 GPU_SLOTS = 64
 """Maximum number of slots on a GPU. There a step reads all weights, so 64 rows take about as long
 as 8."""
@@ -68,6 +65,8 @@ class EngineSpec:
     fallback: str = ""
     """Name of its replacement when the check fails and the user named no engine. `auto` starts with
     the first engine that has one."""
+    gguf: bool = False
+    """Whether it runs language halves that are GGUF files, and no others."""
     accepted: bool = False
     """Whether its stored captions are accepted when the user named no engine."""
 
@@ -139,12 +138,13 @@ ENGINES: Mapping[str, EngineSpec] = {
             fallback="",
         ),
         EngineSpec(
-            name=GGUF,
+            name="gguf",
             entry=_INFLIGHT.entry,
             output_version=1,
             depends_on_batch=False,
             slots=True,
             costs="stages.decode.engines.gguf_costs:slot_terms",
+            gguf=True,
         ),
     )
 }
@@ -162,6 +162,13 @@ def engines_for(name: str) -> tuple[EngineSpec, ...]:
     if name not in begins:
         raise UsageError(f"engine is {name}", hint=f"Use one of {', '.join(ENGINE_CHOICES)}")
     return begins[name], ENGINES[begins[name].fallback]
+
+
+def gguf_engine(choice: str) -> str:
+    """Return the name of the engine that runs a GGUF file for a choice; empty if the choice has
+    none."""
+    allowed = ENGINES.values() if choice == AUTO else engines_for(choice)
+    return next((engine.name for engine in allowed if engine.gguf), "")
 
 
 def compiled_engine(choice: str, captions: int, device: str) -> EngineSpec | None:

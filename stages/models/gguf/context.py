@@ -122,14 +122,11 @@ class GgufContext:
     def _decode(self, rows: Floats, positions: Whole, seqs: Iterable[int], wanted: Any) -> None:
         count = len(rows)
         batch = self._api.llama_batch()
-        held = [
-            np.ascontiguousarray(rows, np.float32),
-            np.ascontiguousarray(positions.reshape(-1), np.int32),
-            np.ones(count, np.int32),
-            np.fromiter(seqs, np.int32, count),
-            np.ascontiguousarray(wanted, np.int8),
-        ]
-        embd, position, ones, ids, outputs = held
+        embd = np.ascontiguousarray(rows, np.float32)
+        position = np.ascontiguousarray(positions.reshape(-1), np.int32)
+        ones = np.ones(count, np.int32)
+        ids = np.fromiter(seqs, np.int32, count)
+        outputs = np.ascontiguousarray(wanted, np.int8)
         pointer = ctypes.POINTER(ctypes.c_int32)
         each = [ctypes.cast(ids.ctypes.data + 4 * at, pointer) for at in range(count)]
         batch.n_tokens = count

@@ -129,7 +129,7 @@ class GgufDecoder(MissingModule):
         if past is not None and before is not past:
             self.context.restore(READER, past.state(), after)
         logits = self.context.read(wide, placed, after)
-        cache = GgufCache(self, after + rows.shape[1])
+        cache: Any = GgufCache(self, after + rows.shape[1])
         self.__dict__["resident"] = ref(cache)
         hidden = torch.from_numpy(logits)[None, None]
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)

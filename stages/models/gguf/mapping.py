@@ -6,6 +6,7 @@ Only what a test has compared with transformers is mapped; anything else is refu
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ ARCHITECTURES: Mapping[str, str] = {
     "qwen3": "qwen3",
     "qwen3_vl_text": "qwen3vl",
 }
-"""`model_type` of a text configuration → GGUF architecture. `paddleocr` computes what `qwen2vl` does,
-but this version of llama.cpp reads the epsilon of norms for the former alone."""
+"""`model_type` of a text configuration → GGUF architecture. `paddleocr` computes what `qwen2vl`
+does, but this version of llama.cpp reads the epsilon of norms for the former alone."""
 FAMILIES = frozenset(
     {
         *("llava", "llava_next", "llava_next_video", "llava_onevision", "video_llava", "vipllava"),
@@ -95,7 +96,7 @@ class TextMapping:
             return None
         for name, heads in (("q_proj", self.heads), ("k_proj", self.kv_heads)):
             if f".{name}." in path:
-                return lambda weight, heads=heads: interleaved(weight, heads)
+                return partial(interleaved, heads=heads)
         return None
 
 

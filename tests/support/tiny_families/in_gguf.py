@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stages.export.gguf import run as export
 from stages.export.jobs import ExportJob
+from stages.export.run import run as export
 from stages.models.gguf import FILE
 from stages.models.gguf.half import load_with_gguf
 from stages.models.halves.classes import config_and_class, skeleton_of
@@ -49,21 +49,29 @@ class Dictated:
         return forced
 
 
-def judged_in_gguf(variant: str, folder: Path, kind: str = "gguf-f32") -> Judged:
-    """Return how close a variant comes. Raises UsageError for one that is not mapped."""
+def exported(variant: str, folder: Path, kind: str = "gguf-f32") -> tuple[Any, Any]:
+    """Export a variant to `folder/gguf`, and return the whole model and its inputs. Raises
+    UsageError for one that is not mapped."""
     torch.manual_seed(3)
     model, inputs = FAMILIES[variant]()
     model = _with_norms(model).float().eval()
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder / "whole")
-    fields = ExportJob(
+    job = ExportJob(
         model=str(folder / "whole"),
         recipe={"test": variant},
         folder=str(folder / "gguf"),
         kind=kind,
         parts=("language",),
     )
-    export(job_fields(fields), Silent())
+    report: Any = Silent()
+    export(job_fields(job), report)
+    return model, inputs
+
+
+def judged_in_gguf(variant: str, folder: Path) -> Judged:
+    """Return how close a variant comes. Raises UsageError for one that is not mapped."""
+    model, inputs = exported(variant, folder)
     config, cls = config_and_class(folder / "gguf", False)
     half = load_with_gguf(
         folder / "gguf" / FILE,
@@ -79,9 +87,7 @@ def judged_in_gguf(variant: str, folder: Path, kind: str = "gguf-f32") -> Judged
     wanted = torch.stack(made.logits)[:, 0].float()
     said = made.sequences[0][-TOKENS:].tolist()
     features = encode(model, inputs)
-    found: Any = generate(
-        half, inputs, features, logits_processor=[Dictated(said)], **options
-    )
+    found: Any = generate(half, inputs, features, logits_processor=[Dictated(said)], **options)
     logits = torch.stack(found.logits)[:, 0].float()
     worst = ((logits - wanted).abs().amax(-1) / wanted.std(-1)).max()
     agreeing = int((logits.argmax(-1) == wanted.argmax(-1)).sum())

@@ -1,0 +1,29 @@
+"""Runs the stage that writes checkpoints: quantized ones, or ones with a GGUF file."""
+
+from importlib import import_module
+from typing import Any
+
+from stages.export.jobs import GGUF, ExportJob
+from stages.process.job import parse_job
+from stages.process.report import EventReporter
+
+
+def _writer(job: ExportJob) -> Any:
+    """Return the module that writes this kind."""
+    return import_module("stages.export.gguf" if job.kind in GGUF else "stages.export.write")
+
+
+def warm(fields: dict[str, Any]) -> None:
+    """Import what the writer needs before memory is counted."""
+    job = parse_job(ExportJob, fields)
+    _writer(job).warm(job)
+
+
+def run(fields: dict[str, Any], report: EventReporter) -> None:
+    """Write the checkpoint of an ExportJob, and report each weight file as an item.
+
+    A note holds the number of `files` and how many are `there` already. Raises PenstockError.
+    """
+    job = parse_job(ExportJob, fields)
+    with job.files.compared():
+        _writer(job).export(job, report)

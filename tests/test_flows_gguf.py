@@ -1,0 +1,167 @@
+"""Checkpoints with a GGUF language half: what options they take, and captions from them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.errors import EnvironmentFault, UsageError
+from flows.checkpoint.gguf import gguf_for
+from flows.console.display import Display
+from flows.options.commands import CaptionConfig
+from flows.options.export_config import ExportRequest
+from flows.running.export import export
+from flows.running.run import caption
+from penstock_demo.clips import write_clips
+from stages.models import gguf
+from stages.models.gguf import FILE, FORMAT, MANIFEST
+
+NEEDS_BUILD = [pytest.mark.slow, pytest.mark.gguf]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that looks exported, on a machine that looks as if the extra were installed."""
+    monkeypatch.setattr(gguf, "version", lambda name: "1")
+    (tmp_path / FILE).write_bytes(b"GGUF")
+    noted = {"kind": "gguf-q8_0", "sha256": "a" * 64, "bytes": 4, "parameters": 2}
+    (tmp_path / MANIFEST).write_text(json.dumps({"format": FORMAT, **noted}))
+    return tmp_path
+
+
+def found(folder: Path, digest: str = "a" * 64, **options: Any) -> Any:
+    config = CaptionConfig(sources=("clip.mp4",), model="MODEL", **options)
+    return gguf_for(config, folder, lambda path: digest)
+
+
+def test_an_exported_folder_takes_the_engine_by_itself(folder: Path) -> None:
+    use = found(folder)
+    assert use == found(folder, engine="gguf")
+    assert (use.kind, use.digest, use.bytes, use.parameters) == ("gguf-q8_0", "a" * 64, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"engine": "transformers"}, "--engine transformers: the language half of MODEL is a GGUF"),
+        ({"engine": "inflight"}, "--engine inflight: the language half of MODEL is a GGUF file"),
+        ({"beams": 2}, "--beams: the language half of MODEL is a GGUF file, without beam search"),
+        ({"adapter": "A"}, "--adapter: the language half of MODEL is a GGUF file"),
+    ],
+)
+def test_options_that_it_does_not_have_are_refused(
+    folder: Path, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError) as raised:
+        found(folder, **options)
+    assert raised.value.message.startswith(said) and raised.value.hint
+
+
+def test_a_file_that_changed_is_refused(folder: Path) -> None:
+    with pytest.raises(EnvironmentFault, match="differs from the exported file"):
+        found(folder, "b" * 64)
+
+
+def test_a_folder_that_lacks_the_file_is_refused(folder: Path) -> None:
+    (folder / FILE).unlink()
+    with pytest.raises(EnvironmentFault, match=f"lacks {FILE}"):
+        found(folder)
+
+
+def test_another_checkpoint_is_never_turned_into_gguf(tmp_path: Path) -> None:
+    assert found(tmp_path) is None
+    with pytest.raises(UsageError, match="is no GGUF file") as raised:
+        found(tmp_path, engine="gguf")
+    assert "penstock export MODEL --to gguf-q8_0" in str(raised.value.hint)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    write_clips(folder, 16, seed=5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, clips: Path) -> Path:
+    """The demo model with its language half in 8 bits."""
+    folder = tmp_path_factory.mktemp("exported")
+    told = CaptionConfig(sources=(str(clips),), model="demo", store=str(folder / "store"))
+    asked = ExportRequest(kind="gguf-q8_0", folder=folder / "model", samples=16)
+    assert export(told, asked, Display(quiet=True)).accepted
+    return folder / "model"
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
+
+
+def captioned(clips: Path, model: Path, work: Path, **options: Any) -> list[dict[str, Any]]:
+    config = CaptionConfig(
+        sources=(str(clips),), model=str(model), out=str(work / "out"), store=str(work / "store"),
+        **options,
+    )  # fmt: skip
+    assert caption(config, Display(quiet=True)).exit_code == 0
+    return rows_of(work / "out")
+
+
+class TestDecoding:
+    pytestmark = NEEDS_BUILD
+
+    def test_captions_do_not_depend_on_slots_prompts_or_kills(
+        self, tmp_path: Path, clips: Path, model: Path
+    ) -> None:
+        alone = captioned(clips, model, tmp_path / "alone", batch_size=1)
+        assert alone == captioned(clips, model, tmp_path / "together", batch_size=8)
+        several = captioned(
+            clips,
+            model,
+            tmp_path / "several",
+            prompts={"a": "What moves?", "b": alone[0]["prompt"]},
+        )
+        assert [row["caption"] for row in several if row["name"] == "b"] == [
+            row["caption"] for row in alone
+        ]
+        out, store = tmp_path / "killed", tmp_path / "killed-store"
+        command = [sys.executable, "-m", "penstock", "caption", str(clips), "--model", str(model)]
+        command += ["--out", str(out), "--store", str(store), "--quiet"]
+        for seconds in (2.5, 3.0, 3.5):
+            run = subprocess.Popen(command, start_new_session=True)
+            time.sleep(seconds)
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+        subprocess.run(command, check=True)
+        assert rows_of(out) == alone
+
+    def test_it_says_what_the_original_says(self, tmp_path: Path, clips: Path, model: Path) -> None:
+        original = captioned(clips, Path("demo"), tmp_path / "demo", language_precision="fp32")
+        found = captioned(clips, model, tmp_path / "gguf")
+        same = sum(a["caption"] == b["caption"] for a, b in zip(original, found, strict=True))
+        assert same >= len(found) - 1
+        assert found[0]["precision"]["language"] == "gguf-q8_0"
+
+    def test_schemas_and_sampling_hold(self, tmp_path: Path, clips: Path, model: Path) -> None:
+        schema = tmp_path / "schema.json"
+        schema.write_text(
+            json.dumps(
+                {
+                    "type": "object",
+                    "properties": {"color": {"enum": ["red", "blue"]}},
+                    "required": ["color"],
+                    "additionalProperties": False,
+                }
+            )
+        )
+        found = captioned(clips, model, tmp_path / "schema", schema=str(schema))
+        assert {json.loads(row["caption"])["color"] for row in found} <= {"red", "blue"}
+        sampled = [
+            captioned(clips, model, tmp_path / str(size), temperature=0.9, seed=3, batch_size=size)
+            for size in (8, 2)
+        ]
+        assert sampled[0] == sampled[1]
