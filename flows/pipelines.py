@@ -83,6 +83,13 @@ def makes_vectors(pipeline: Pipeline) -> bool:
     return any(stage.vectors for stage in pipeline)
 
 
+def needs_weights(pipelines: Iterable[Pipeline]) -> bool:
+    """Return whether all of these pipelines train a model, or write its weights in another form."""
+    needing = {tune.STAGE, export.STAGE, export.TRACE}
+    every = [not needing.isdisjoint(pipeline) for pipeline in pipelines]
+    return bool(every) and all(every)
+
+
 def parts_of(stages: Iterable[StageSpec]) -> list[Part]:
     """Return the model parts that these stages load."""
     return [stage.part for stage in stages if stage.part]

@@ -16,6 +16,7 @@ from flows.checkpoint.gguf import gguf_for
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportRequest
+from flows.pipelines import EXPORTS, GRAPHS, TUNE, Pipeline
 from flows.running.export import export
 from flows.running.run import caption
 from penstock_demo.clips import write_clips
@@ -66,6 +67,21 @@ def test_options_that_it_does_not_have_are_refused(
 def test_a_file_that_changed_is_refused(folder: Path) -> None:
     with pytest.raises(EnvironmentFault, match="differs from the exported file"):
         found(folder, "b" * 64)
+
+
+@pytest.mark.parametrize("pipelines", [(TUNE,), EXPORTS, GRAPHS])
+def test_it_is_neither_trained_nor_exported_again(
+    folder: Path, pipelines: tuple[Pipeline, ...]
+) -> None:
+    config = CaptionConfig(sources=("clip.mp4",), model="MODEL")
+    with pytest.raises(UsageError, match="cannot be trained or exported again"):
+        gguf_for(config, folder, lambda path: "a" * 64, *pipelines)
+
+
+def test_a_damaged_manifest_is_one_line(folder: Path) -> None:
+    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "kind": 3}))
+    with pytest.raises(EnvironmentFault, match=r"gguf\.json"):
+        found(folder)
 
 
 def test_a_folder_that_lacks_the_file_is_refused(folder: Path) -> None:

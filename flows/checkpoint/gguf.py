@@ -5,15 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.files import read_kept
+from artifacts.json_shapes import count, read_json, text
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions
 from flows.options.text import EngineOptions
+from flows.pipelines import Pipeline, needs_weights
 from stages.decode.engines import engines_for, gguf_engine
 from stages.decode.generation import SamplingParams
 from stages.models.gguf import FILE, FORMAT, MANIFEST, check_packages
 
 AGAIN = "Export it again, into a new folder: penstock export MODEL --to gguf-q8_0 --out DIR"
+
+SHAPE = {"format": count, "kind": text, "sha256": text, "bytes": count, "parameters": count}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,9 +33,12 @@ class GgufUse:
     """Number of parameters in it."""
 
 
-def gguf_for(config: RunOptions, folder: Path, digest: Callable[[Path], str]) -> GgufUse | None:
+def gguf_for(
+    config: RunOptions, folder: Path, digest: Callable[[Path], str], *pipelines: Pipeline
+) -> GgufUse | None:
     """Return the GGUF file of an exported folder, or None for another checkpoint. `digest` returns
-    the digest of a file, or an empty string if it is unknown. Raises UsageError if the options ask
+    the digest of a file, or an empty string if it is unknown. `pipelines` are those of the command.
+    Raises UsageError if the options ask
     for something else, EnvironmentFault for a changed file."""
     engine = EngineOptions.of(config).engine
     if not (folder / MANIFEST).exists():
@@ -48,6 +54,12 @@ def gguf_for(config: RunOptions, folder: Path, digest: Callable[[Path], str]) ->
             f"--engine {engine}: the language half of {config.model} is a GGUF file",
             hint="Leave --engine out, or give the checkpoint that it was exported from",
         )
+    if needs_weights(pipelines):
+        raise UsageError(
+            f"the language half of {config.model} is a GGUF file, which cannot be trained or "
+            "exported again",
+            hint="Give the checkpoint that it was exported from",
+        )
     if SamplingParams.of(config).beams > 1:
         raise UsageError(
             f"--beams: the language half of {config.model} is a GGUF file, without beam search",
@@ -59,9 +71,9 @@ def gguf_for(config: RunOptions, folder: Path, digest: Callable[[Path], str]) ->
             hint="Export the original with --adapter, which merges it",
         )
     check_packages()
-    noted = read_kept(folder / MANIFEST, FORMAT)
-    if noted is None or not (folder / FILE).exists():
-        raise EnvironmentFault(f"{folder} lacks {FILE}, or its {MANIFEST} is damaged", hint=AGAIN)
+    noted = read_json(folder / MANIFEST, SHAPE, AGAIN, lambda fields: fields)
+    if noted["format"] != FORMAT or not (folder / FILE).exists():
+        raise EnvironmentFault(f"{folder} lacks {FILE}, or has another version of it", hint=AGAIN)
     found = digest(folder / FILE)
     if found not in ("", noted["sha256"]):
         raise EnvironmentFault(

@@ -256,7 +256,7 @@ def open_model(
         weights = {s: checkpoint.digest(s) or digest(folder / s) for s in names}
         code = custom_code_fields(folder, trusted=config.trust_remote_code)
         graphs = graphs_for(config, folder, profile, digest, weights, device)
-        gguf = gguf_for(config, folder, digest) if profile.route != "dual" else None
+        gguf = gguf_for(config, folder, digest, *pipelines) if profile.route != "dual" else None
     settings = resolve_settings(config, profile, device, graphs.uses)
     if gguf is not None:
         language = with_gguf(config, settings["language"][0], gguf)
