@@ -19,13 +19,15 @@ from flows.options.model import (
     ModelOptions,
     StoreOptions,
 )
-from stages.export.jobs import GGUF, GRAPHS, GROUPS, KINDS, PACKED
+from stages.export.jobs import BITSANDBYTES, GGUF, GRAPHS, GROUPS, KINDS, PACKED
 
 HALVES: dict[str, tuple[Part, ...]] = {
     "vision": ("vision",),
     "language": ("language",),
     "both": ("vision", "language"),
 }
+KINDS_HELP = ", ".join("|".join(kinds) for kinds in (BITSANDBYTES, PACKED, GRAPHS))
+KINDS_HELP += ", gguf-" + "|".join(kind.removeprefix("gguf-") for kind in GGUF)
 OTHERS = ("awq", "gptq")
 """Checkpoint kinds that users request, and that w4a16 replaces."""
 SAMPLES, GROUP = 128, 32
@@ -184,7 +186,7 @@ class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
 
     model: Annotated[str, replace(MODEL_OPTION, heading="", metavar="MODEL", positional=True)]
     """Hub id, folder, or `demo`."""
-    to: Annotated[str, Option("|".join(KINDS), metavar="KIND", values=tuple(KINDS))]
+    to: Annotated[str, Option(KINDS_HELP, metavar="KIND", values=tuple(KINDS))]
     """Kind of the checkpoint."""
     out: Annotated[
         str,

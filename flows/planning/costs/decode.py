@@ -9,6 +9,7 @@ from artifacts.plurals import counted
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import BYTES, PartSettings
 from flows.options.commands import RunOptions
+from flows.options.model import AdapterOptions
 from flows.options.text import EngineOptions
 from flows.planning.costs.part import (
     figures_source,
@@ -118,7 +119,8 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
         # PEFT replaces the layers that would be loaded one by one, and a compiled step needs all
         # layers.
         offload=config.may_fall_back("language")
-        and not (half.stored_as or best.adapter or best.gguf or engines[0].compiled),
+        and not (half.stored_as or best.gguf or engines[0].compiled)
+        and not AdapterOptions.of(config).adapter,
         seated=[each.precision for each in free if supports_slots(half, each)],
         slots=min(ROWS, config.batch_size) if best.gguf else options.slots or most,
         chunked=not best.gguf,
