@@ -104,7 +104,7 @@ def test_a_peak_that_rises_is_told_at_once() -> None:
         held = hold(100 * MIB)
         memory.sample()
         assert len(told) > before
-        # The sampler's own thread may since have read a few pages more, which are not worth telling.
+        # The sampler's own thread may since have read a few pages more.
         assert 0 <= memory.peak_host_bytes - told[-1][1] < MIB
         assert told[-1][1] - told[0][1] > 90 * MIB
         del held

@@ -17,6 +17,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from artifacts.errors import UsageError
+from stages.models.gguf import ROWS
 from stages.models.gguf.context import READER, Floats, GgufContext, Whole
 from stages.models.gguf.mapping import BY_ORDER, TextMapping, mapping_of
 from stages.models.halves.absent import MissingModule
@@ -65,8 +66,9 @@ class GgufCache:
     layers: Sequence[Any] = ()
     is_compileable = False
 
-    def __init__(self, decoder: "GgufDecoder", length: int) -> None:
-        self.decoder, self._length = decoder, length
+    def __init__(self, decoder: "GgufDecoder", length: int, seq: int = READER) -> None:
+        """Describe a sequence of `length` tokens, which `seq` of llama.cpp's cache holds."""
+        self.decoder, self._length, self.seq = decoder, length, seq
         self._state: bytes | None = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -77,7 +79,7 @@ class GgufCache:
         """Return its bytes, which are copied out of the reader when they are first needed."""
         if self._state is None:
             assert self.decoder.resident() is self, "the reader has read another sequence"
-            self._state = self.decoder.context.state(READER)
+            self._state = self.decoder.context.state(self.seq)
         return self._state
 
 
@@ -126,13 +128,24 @@ class GgufDecoder(MissingModule):
         before = self.resident()
         if before is not None and before is not past:
             before.state()
-        if past is not None and before is not past:
-            self.context.restore(READER, past.state(), after)
-        logits = self.context.read(wide, placed, after)
-        cache: Any = GgufCache(self, after + rows.shape[1])
+        # One token is computed as in a pool of slots: alone it would be rounded otherwise.
+        seq = 0 if past is not None and len(wide) == 1 else READER
+        if past is not None and (before is not past or past.seq != seq):
+            self.context.restore(seq, past.state(), after)
+        logits = self._step(wide, placed) if seq == 0 else self.context.read(wide, placed, after)
+        cache: Any = GgufCache(self, after + rows.shape[1], seq)
         self.__dict__["resident"] = ref(cache)
         hidden = torch.from_numpy(logits)[None, None]
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+
+    def _step(self, row: Floats, position: Whole) -> Floats:
+        """Compute one token in the first row of a step, and return its logits [vocabulary]. All
+        other rows are emptied."""
+        rows = np.zeros((ROWS, self.context.width), np.float32)
+        positions = np.zeros((self.context.axes, ROWS), np.int32)
+        rows[:1], positions[:, :1] = row, position
+        found: Floats = self.context.step(rows, positions, [0])[0]
+        return found
 
     def embedded(self, ids: Sequence[int]) -> Floats:
         """Return the embeddings of tokens, of shape [tokens, width]."""
