@@ -114,9 +114,9 @@ def check(config: Any) -> None:
         given = value if isinstance(value, tuple) else (value,)
         if unknown := [str(one) for one in given if option.values and one not in option.values]:
             names = ", ".join(str(one) for one in option.values if one != "")
-            raise UsageError(
-                f"unknown {each.flag} {','.join(unknown)}", hint=f"Choose from {names}"
-            )
+            shown = ",".join(unknown)
+            message = f"unknown {each.flag} {shown}" if shown else f"{each.flag} is empty"
+            raise UsageError(message, hint=f"Choose from {names}")
         if option.not_empty and not value:
             raise UsageError(f"{each.flag} is empty", hint=option.not_empty)
 

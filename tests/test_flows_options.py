@@ -95,6 +95,7 @@ def test_a_group_of_a_command_without_its_options_has_the_defaults() -> None:
         ({"fps": float("inf")}, "invalid --fps inf"),
         ({"precision": "fp8"}, "unknown --precision fp8. Choose from native"),
         ({"length": "huge"}, "unknown --length huge. Choose from short, medium, long"),
+        ({"encode_way": ""}, "--encode-way is empty. Choose from auto, alone"),
         ({"temperature": -0.5}, "invalid --temperature -0.5. Give a number from 0 to 100"),
         ({"beams": 65}, "invalid --beams 65. Give a number from 1 to 64"),
         ({"sources": ("",)}, "empty source"),

@@ -58,6 +58,7 @@ NOT_RUN = (
 """Begins of commands that are only parsed, and the reason."""
 
 PAGES_NOT_RUN = {
+    "docs/gguf.md": "needs llama.cpp, which `make gguf` compiles; tests/test_flows_gguf.py has it",
     "docs/many.md": "needs several machines and Slurm; scripts/many_check.py runs workers",
     "docs/scale.md": "needs a bucket; tests/test_flows_bucket.py and benchmarks/bucket.py have one",
     "docs/deploy/README.md": "scripts/follow_deploy.py follows the page in a fresh clone",

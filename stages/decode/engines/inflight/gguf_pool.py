@@ -16,7 +16,8 @@ class GgufPool:
     `SlotPool`. A new pool takes the rows over from the one before."""
 
     def __init__(self, template: PrefilledSequence, shape: PoolShape) -> None:
-        """Take over the rows for sequences like `template`. Raises MemoryError."""
+        """Take over the rows for sequences like `template`. Room is made as they grow: what is not
+        used would be cleared memory, which counts."""
         self._decoder: GgufDecoder = template.cache.decoder
         self._tokens = [0] * ROWS
         self._counts = [0] * ROWS
@@ -25,7 +26,6 @@ class GgufPool:
         for row in range(ROWS):
             self._decoder.context.clear(row)
         self.shape = shape
-        self.resize(shape.columns)
 
     def put(self, slot: int, sequence: PrefilledSequence, token: torch.Tensor) -> None:
         """Put a prefilled sequence into a slot. `token` is its first token, of shape [1, 1]."""
@@ -43,6 +43,7 @@ class GgufPool:
     def step(self) -> torch.Tensor:
         """Return the logits of the next tokens, of shape [rows, vocabulary]. Those of empty slots
         are meaningless."""
+        self._decoder.context.reserve(1 + max(self._counts[row] for row in self._active))
         decoder, idle = self._decoder, [row for row in range(ROWS) if row not in self._active]
         for row in idle:
             self._counts[row] = 0
@@ -61,6 +62,5 @@ class GgufPool:
             self._positions[..., row, :] += 1
 
     def resize(self, columns: int) -> None:
-        """Make room for sequences of so many tokens. Raises MemoryError."""
-        self._decoder.context.reserve(columns)
+        """Note that sequences of so many tokens may run."""
         self.shape = replace(self.shape, columns=columns)
