@@ -68,6 +68,12 @@ class TextMapping:
         found: Mapping[str, Any] = self.config.rope_parameters
         return found
 
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """Return what of GgufShape does not depend on the kind of file."""
+        width = self.config.hidden_size * (1 + self.deepstack)
+        return {"width": width, "inner": self.config.intermediate_size, "heads": self.heads}
+
     def add_metadata(self, writer: Any, words: int) -> None:
         """Write the metadata of the decoder to a GGUFWriter; `words`: rows of its embedding."""
         config, rope = self.config, self.rope()
