@@ -16,7 +16,7 @@ from stages.models.halves.features import encode
 from stages.models.halves.inject_features import generate
 from stages.models.halves.load import load_half
 from stages.process.job import job_fields
-from tests.support.tiny_families import FAMILIES
+from tests.support.tiny_families.for_gguf import VARIANTS
 
 TOKENS = 24
 
@@ -53,7 +53,7 @@ def exported(variant: str, folder: Path, kind: str = "gguf-f32") -> tuple[Any, A
     """Export a variant to `folder/gguf`, and return the whole model and its inputs. Raises
     UsageError for one that is not mapped."""
     torch.manual_seed(3)
-    model, inputs = FAMILIES[variant]()
+    model, inputs = VARIANTS[variant]()
     model = _with_norms(model).float().eval()
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder / "whole")
