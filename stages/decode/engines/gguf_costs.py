@@ -1,6 +1,7 @@
 """Estimates the memory of decoding in llama.cpp besides the weights. Imports no model library."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from artifacts.plurals import counted
 from stages.decode.engines.slot_load import SlotLoad, SlotTerm
@@ -14,11 +15,13 @@ RESERVE_BYTES = 48 << 20
 
 def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
     """Yield the KV cache, which every sequence has whether it runs or not, and the buffers."""
-    memory, sequences = load.memory, ROWS + 1
+    # llama.cpp keeps all tokens of layers with a sliding window, too, so that they can be copied.
+    kept = tuple(replace(kind, window=0) for kind in load.memory.kept)
+    memory, sequences = replace(load.memory, kept=kept), ROWS + 1
     columns = -(-(load.tokens + load.new_tokens) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
     each = memory.bytes(columns, WIDE)
     why = f"{counted(sequences, 'sequence')} x {columns:,} tokens x {each / columns:,.0f} bytes"
-    yield SlotTerm("kv", sequences * each, why)
+    yield SlotTerm("kv", sequences * (each + memory.states(WIDE)), why)
     waiting = memory.bytes(load.tokens, WIDE)
     why = f"the cache of one prompt of {load.tokens:,} tokens, on its way to its row"
     yield SlotTerm("kv", 2 * waiting, why)

@@ -67,9 +67,18 @@ class GgufCache:
     is_compileable = False
     is_initialized = True
 
-    def __init__(self, decoder: "GgufDecoder", length: int, seq: int = READER) -> None:
+    def __init__(
+        self,
+        decoder: "GgufDecoder",
+        length: int,
+        seq: int = READER,
+        position: torch.Tensor | None = None,
+    ) -> None:
         """Describe a sequence of `length` tokens, which `seq` of llama.cpp's cache holds."""
         self.decoder, self._length, self.seq = decoder, length, seq
+        self.position = position
+        """Position of the next token, [..., 1, 1], if the decoder was told any. PaliGemma counts
+        from 1, which `generate` does not know."""
         self._state: bytes | None = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -130,7 +139,8 @@ class GgufDecoder(MissingModule):
             raise UsageError("llama.cpp reads prompts one by one", hint="Use --engine gguf")
         past = past_key_values if isinstance(past_key_values, GgufCache) else None
         after = past.get_seq_length() if past else 0
-        blocks = blocks_of(attention_mask, rows.shape[1], after, self.mapping.window)
+        window, causal = self.mapping.window, self.mapping.causal
+        blocks = blocks_of(attention_mask, rows.shape[1], after, window, causal)
         order = np.arange(after, after + rows.shape[1], dtype=np.int32)
         placed = self.positions(position_ids, order)
         if (np.diff(placed[0]) < 0).any():
@@ -150,7 +160,8 @@ class GgufDecoder(MissingModule):
             logits = self._step(wide, placed)
         else:
             logits = self.context.read(wide, placed, after, blocks)
-        cache: Any = GgufCache(self, after + rows.shape[1], seq)
+        then = None if position_ids is None else position_ids[..., -1:] + 1
+        cache: Any = GgufCache(self, after + rows.shape[1], seq, then)
         self.__dict__["resident"] = ref(cache)
         hidden = torch.from_numpy(logits)[None, None]
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)

@@ -146,6 +146,11 @@ class TextMapping:
         """Return the tokens that a sliding window has; 0: none."""
         return int(self.config.sliding_window) if self.made.windows else 0
 
+    @property
+    def causal(self) -> bool:
+        """Return whether a prompt without an attention mask is causal."""
+        return not getattr(self.config, "use_bidirectional_attention", False)
+
     def rope(self) -> Mapping[str, Any]:
         return _rope_of(self.config)
 

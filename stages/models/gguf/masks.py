@@ -14,16 +14,16 @@ Blocks = Sequence[tuple[int, int]]
 """Ranges of tokens that all see each other, such as those of a picture."""
 
 
-def blocks_of(masks: Any, count: int, after: int, window: int) -> Blocks:
+def blocks_of(masks: Any, count: int, after: int, window: int, causal: bool) -> Blocks:
     """Return the blocks among `count` tokens of a prompt after `after` others. All other tokens see
     only themselves and earlier ones. `masks`: a mask [..., tokens, tokens] of additions or of
-    truths, a mask [1, tokens] of padding, None for a causal prompt, or a mask for each kind of
-    layers. Layers with a sliding window see `window` tokens. Raises UsageError for any other mask.
-    """
+    truths, a mask [1, tokens] of padding, None, or a mask for each kind of layers. Layers with a
+    sliding window see `window` tokens. A prompt without a mask of truths is read as `causal` says.
+    Raises UsageError for any other mask."""
     by_kind = masks if isinstance(masks, dict) else {"full_attention": masks}
     seen = {kind: found for kind, mask in by_kind.items() if (found := _seen(mask)) is not None}
     place, columns = torch.arange(after, after + count)[:, None], torch.arange(after + count)
-    whole = seen.get("full_attention", columns <= place)
+    whole = seen.get("full_attention", (columns <= place) | (not causal))
     if whole.shape != (count, after + count):
         raise _unknown("has another size than its prompt")
     if not torch.equal(whole, columns < whole.sum(-1, keepdim=True)):

@@ -25,7 +25,7 @@ from tests.support.tiny_families.parts import (
 from tests.support.tiny_families.shared import SMALL, stream
 
 FIVE_AND_ONE = ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
-HALF_TURNED = {**MROPE, "mrope_section": [1, 1], "partial_rotary_factor": 0.5}
+HALF_TURNED = {**MROPE, "partial_rotary_factor": 0.5}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
