@@ -100,6 +100,11 @@ class GgufCache:
             self._state = self.decoder.context.state(self.seq)
         return self._state
 
+    def __deepcopy__(self, memo: Any) -> "GgufCache":
+        """Return itself: its bytes never change."""
+        self.state()
+        return self
+
 
 class GgufDecoder(MissingModule):
     """A text decoder that llama.cpp runs. `MissingModule` answers all other attributes."""

@@ -1,4 +1,4 @@
-"""Finds the tokens of a prompt that see later ones, by the attention masks that transformers made."""
+"""Finds the tokens of a prompt that see later ones, by the attention masks of transformers."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
