@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import EnvironmentFault, UsageError
-from flows.checkpoint.gguf import gguf_for
+from flows.checkpoint.gguf import gguf_for, gguf_note
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportRequest
@@ -82,6 +82,16 @@ def test_a_damaged_manifest_is_one_line(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "kind": 3}))
     with pytest.raises(EnvironmentFault, match=r"gguf\.json"):
         found(folder)
+
+
+def test_an_export_says_which_programs_can_use_its_file(folder: Path, tmp_path: Path) -> None:
+    noted = json.loads((folder / MANIFEST).read_text())
+    assert gguf_note(folder) == "language.gguf is for Penstock only: it has no tokenizer"
+    for why, said in (("no words", "for Penstock only: no words"), ("", "llama.cpp can chat")):
+        (folder / MANIFEST).write_text(json.dumps({**noted, "penstock_only": why}))
+        assert said in gguf_note(folder)
+    (folder / MANIFEST).unlink()
+    assert gguf_note(folder) == ""
 
 
 def test_a_folder_that_lacks_the_file_is_refused(folder: Path) -> None:

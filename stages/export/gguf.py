@@ -25,6 +25,7 @@ from artifacts.plurals import counted
 from artifacts.schema import Part
 from artifacts.store import fault_of
 from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
+from stages.export.gguf_tokenizer import GgufTokenizer, tokenizer_of
 from stages.export.jobs import ExportJob
 from stages.export.write import (
     MORE_ROOM,
@@ -178,8 +179,9 @@ def _write_file(job: ExportJob, plan: GgufPlan, folder: Path) -> None:
     kind = GGUF_KINDS[job.kind]
     whole, made = folder / f"{HALF}{FILE}", folder / f"{HALF}few-bits-{FILE}"
     own = TYPES.get(plan.rest.dtype, gguf.GGMLQuantizationType.F32)
+    tokenizer = _tokenizer(job, plan, folder)
     try:
-        _write(whole, plan, kind if kind in FILE_TYPES else own)
+        _write(whole, plan, kind if kind in FILE_TYPES else own, tokenizer)
         if kind not in FILE_TYPES:
             _quantize(whole, made, job.kind)
             made.replace(whole)
@@ -196,17 +198,33 @@ def _write_file(job: ExportJob, plan: GgufPlan, folder: Path) -> None:
     found = {"kind": job.kind, "sha256": digest, "bytes": size, "parameters": parameters}
     by = {name: version(name) for name in PACKAGES}
     more = {"architecture": plan.mapping.architecture, "made_by": by}
+    more["penstock_only"] = tokenizer if isinstance(tokenizer, str) else ""
     write_json(folder / MANIFEST, {"format": FORMAT, **found, **more})
 
 
-def _write(path: Path, plan: GgufPlan, kind: Any) -> None:
+def _rows(plan: GgufPlan) -> int:
+    """Return the rows of the embedding table."""
+    return int(next(tensor for tensor in plan.core if tensor.name == TABLE).stored.shape[0])
+
+
+def _tokenizer(job: ExportJob, plan: GgufPlan, folder: Path) -> GgufTokenizer | str:
+    """Return the tokenizer for the file, or why other programs cannot use the file."""
+    if plan.mapping.made.by_order:
+        return "its rotary positions are those of images and videos, after the order of tokens"
+    return tokenizer_of(Path(job.model), _rows(plan), folder)
+
+
+def _write(path: Path, plan: GgufPlan, kind: Any, tokenizer: GgufTokenizer | str) -> None:
     """Write a GGUF file with matrices of one type; vectors are in 32 bit."""
     mapping = plan.mapping
     writer = gguf.GGUFWriter(path, mapping.architecture)
-    table = next(tensor for tensor in plan.core if tensor.name == TABLE)
-    mapping.add_metadata(writer, table.stored.shape[0])
-    writer.add_description("Language half for Penstock only: it has no tokenizer")
-    writer.add_tokenizer_model("none")
+    mapping.add_metadata(writer, _rows(plan))
+    if isinstance(tokenizer, str):
+        writer.add_description(f"Language half for Penstock only: {tokenizer}")
+        writer.add_tokenizer_model("none")
+    else:
+        writer.add_description("Language half, written by Penstock")
+        tokenizer.add_to(writer)
     writer.add_file_type(FILE_TYPES[kind])
     kinds = {}
     for tensor in plan.core:
