@@ -91,7 +91,7 @@ def test_a_picture_may_be_larger_than_a_piece(tmp_path: Path) -> None:
         if first:
             assert len(context.state(3)) > 20 * 32
         context.close()
-    assert np.array_equal(*found)
+    assert np.array_equal(found[0], found[1])
 
 
 @pytest.mark.parametrize(

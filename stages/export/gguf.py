@@ -117,7 +117,7 @@ def plan_gguf(folder: Path, trusted: bool) -> GgufPlan:
             continue
         inner = path.replace(f"{decoder}.", "model.", 1).replace(f"{head}.", "lm_head.", 1)
         name = names.get_name(inner, try_suffixes=(".weight", ".bias"))
-        if name == "output.weight" and mapping.made.tied:
+        if inner == "lm_head.weight" and mapping.made.tied:
             if not mapping.config.tie_word_embeddings:
                 raise refused(str(folder), "its output head is not its embedding table")
             continue

@@ -162,6 +162,7 @@ class GgufDecoder(MissingModule):
         if past is not None and (before is not past or past.seq != seq):
             self.context.restore(seq, past.state(), after)
         if seq == 0:
+            self.context.reserve(after + 1)
             logits = self._step(wide, placed)
         else:
             logits = self.context.read(wide, placed, after, blocks)

@@ -198,12 +198,12 @@ class TextMapping:
             writer.add_rope_dimension_sections(order_first)
 
     def _feed_forward(self) -> int:
-        config, size = self.config, self.config.intermediate_size
+        config, size = self.config, int(self.config.intermediate_size)
         if not getattr(config, "block_auto_adjust_ff_dim", False):
-            return int(size)
+            return size
         size = int(2 * size / 3)
         if config.block_ffn_dim_multiplier is not None:
-            multiple = config.block_multiple_of
+            multiple = int(config.block_multiple_of)
             size = int(config.block_ffn_dim_multiplier * size)
             size = multiple * -(-size // multiple)
         return size
@@ -286,8 +286,9 @@ def refused(name: str, why: str) -> UsageError:
 
 def _rope_of(text: Any) -> Mapping[str, Any]:
     """Return the rotary positions of layers that see all tokens."""
-    found: Mapping[str, Any] = text.rope_parameters or {}
-    return found.get("full_attention", found)
+    given = text.rope_parameters or {}
+    found: Mapping[str, Any] = given.get("full_attention", given)
+    return found
 
 
 def _unmapped(text: Any, made: Architecture) -> str:
