@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import EnvironmentFault, UsageError
-from flows.checkpoint.gguf import gguf_for
+from flows.checkpoint.gguf import gguf_for, gguf_note
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportRequest
@@ -22,6 +22,8 @@ from flows.running.run import caption
 from penstock_demo.clips import write_clips
 from stages.models import gguf
 from stages.models.gguf import FILE, FORMAT, MANIFEST
+from tests.support.checkpoints import whole_checkpoint
+from tests.support.media import write_numbered
 
 NEEDS_BUILD = [pytest.mark.slow, pytest.mark.gguf]
 
@@ -82,6 +84,16 @@ def test_a_damaged_manifest_is_one_line(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "kind": 3}))
     with pytest.raises(EnvironmentFault, match=r"gguf\.json"):
         found(folder)
+
+
+def test_an_export_says_which_programs_can_use_its_file(folder: Path, tmp_path: Path) -> None:
+    noted = json.loads((folder / MANIFEST).read_text())
+    assert gguf_note(folder) == "language.gguf is for Penstock only: it has no tokenizer"
+    for why, said in (("no words", "for Penstock only: no words"), ("", "llama.cpp can chat")):
+        (folder / MANIFEST).write_text(json.dumps({**noted, "penstock_only": why}))
+        assert said in gguf_note(folder)
+    (folder / MANIFEST).unlink()
+    assert gguf_note(folder) == ""
 
 
 def test_a_folder_that_lacks_the_file_is_refused(folder: Path) -> None:
@@ -181,3 +193,26 @@ class TestDecoding:
             for size in (8, 2)
         ]
         assert sampled[0] == sampled[1]
+
+    @pytest.mark.parametrize("family", ["gemma3", "paligemma", "glm4v"])
+    def test_an_export_of_another_family_says_what_the_original_says(
+        self, tmp_path: Path, family: str
+    ) -> None:
+        write_numbered(tmp_path / "clips", 6)
+        original, media = whole_checkpoint(family), (str(tmp_path / "clips"),)
+        told = CaptionConfig(
+            sources=media, model=str(original), store=str(tmp_path / "store"), max_new_tokens=12
+        )
+        asked = ExportRequest(
+            kind="gguf-f32", folder=tmp_path / "model", samples=4, accept=True
+        )  # of fewer frames than it takes to pass
+        made = export(told, asked, Display(quiet=True))
+        assert made.parity["text"]["token_agreement"] == 1.0
+        more: dict[str, Any] = {
+            "prompts": {"a": "What moves?", "b": "And what color does it have?"},
+            "max_new_tokens": 12,
+        }
+        of, place = tmp_path / "clips", tmp_path / "made"
+        wanted = captioned(of, original, place / "a", language_precision="fp32", **more)
+        found = captioned(of, tmp_path / "model", place / "b", **more)
+        assert [row["caption"] for row in found] == [row["caption"] for row in wanted]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.json_shapes import count, read_json, text
+from artifacts.json_shapes import OptionalField, count, read_json, text
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions
 from flows.options.text import EngineOptions
@@ -16,7 +16,11 @@ from stages.models.gguf import EXACT, FILE, FORMAT, MANIFEST, GgufShape, check_p
 
 AGAIN = "Export it again, into a new folder: penstock export MODEL --to gguf-q8_0 --out DIR"
 
-SHAPE = {"format": count, "kind": text, "sha256": text, "bytes": count, "parameters": count}
+SHAPE = {
+    **dict.fromkeys(("format", "bytes", "parameters"), count),
+    **dict.fromkeys(("kind", "sha256"), text),
+    "penstock_only": OptionalField(text),
+}
 DIMENSIONS = {"width": count, "inner": count, "heads": count}
 
 
@@ -96,3 +100,14 @@ def gguf_for(
         shape=GgufShape(**dimensions, exact=noted["kind"] == EXACT),
         **counts,
     )
+
+
+def gguf_note(folder: Path) -> str:
+    """Return which programs can use the GGUF file of an exported folder, in one line; empty for
+    another folder. Raises EnvironmentFault for a damaged manifest."""
+    if not (folder / MANIFEST).exists():
+        return ""
+    noted = read_json(folder / MANIFEST, SHAPE, AGAIN, lambda fields: fields)
+    if why := noted.get("penstock_only", "it has no tokenizer"):
+        return f"{FILE} is for Penstock only: {why}"
+    return f"{FILE} has the tokenizer and the chat template: llama.cpp can chat with it, in text"

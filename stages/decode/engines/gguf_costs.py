@@ -1,6 +1,7 @@
 """Estimates the memory of decoding in llama.cpp besides the weights. Imports no model library."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from artifacts.plurals import counted
 from stages.decode.engines.slot_load import SlotLoad, SlotTerm
@@ -22,12 +23,15 @@ RESERVE_BYTES = 8 << 20
 def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
     """Yield the KV cache, which every sequence has whether it runs or not, and the buffers."""
     assert load.gguf is not None
-    shape, memory, sequences = load.gguf, load.memory, ROWS + 1
+    shape, sequences = load.gguf, ROWS + 1
     number = WIDE if shape.exact else NARROW
+    # llama.cpp keeps all tokens of layers with a sliding window, too, so that they can be copied.
+    kept = tuple(replace(kind, window=0) for kind in load.memory.kept)
+    memory = replace(load.memory, kept=kept)
     columns = -(-(load.tokens + load.new_tokens) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
     each = memory.bytes(columns, number)
     why = f"{counted(sequences, 'sequence')} x {columns:,} tokens x {each / columns:,.0f} bytes"
-    yield SlotTerm("kv", sequences * each, why)
+    yield SlotTerm("kv", sequences * (each + memory.states(WIDE)), why)
     waiting = memory.bytes(load.tokens, number)
     why = f"the cache of one prompt of {load.tokens:,} tokens, on its way to its row"
     yield SlotTerm("kv", 2 * waiting, why)

@@ -7,8 +7,9 @@ How it works:
    computes what transformers computes, up to rounding. With other files both are as in llama.cpp's
    own programs, and the cache takes half the memory.
 2. The cache has one part per sequence: `ROWS` for decode steps, and one for reading prompts.
-3. A prompt is read in pieces of PIECE_TOKENS. What it left in the cache is copied out as bytes, and
-   into the part of the row that continues it. So a prompt read once can be continued many times.
+3. A prompt is read in pieces of PIECE_TOKENS; tokens that see later ones, such as those of a
+   picture, in a piece of their own. What it left in the cache is copied out as bytes, and into the
+   part of the row that continues it. So a prompt read once can be continued many times.
 4. A step computes one token of each row, idle rows too.
 5. A larger prompt makes a larger cache; running sequences move into it as bytes.
 """
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.gguf import COLUMN_MULTIPLE, PIECE_TOKENS, ROWS
 from stages.models.gguf.library import last_words, library
+from stages.models.gguf.masks import Blocks, pieces_of
 
 Floats = npt.NDArray[np.float32]
 Whole = npt.NDArray[np.int32]
@@ -57,6 +59,8 @@ class GgufContext:
         self._context: Any = None
         self.columns = 0
         """Tokens that each sequence has room for."""
+        self.piece = PIECE_TOKENS
+        """Tokens that can be computed at once."""
         self.width = int(api.llama_model_n_embd_inp(self._model))
         """Numbers of an input row, those of image features for deeper layers included."""
         self.words = int(api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model)))
@@ -65,15 +69,16 @@ class GgufContext:
         """Positions of each token."""
         self._lengths = [0] * (ROWS + 1)
 
-    def reserve(self, tokens: int) -> None:
-        """Make room for sequences of so many tokens. Raises MemoryError, after which the running
-        sequences are lost."""
-        if tokens <= self.columns:
+    def reserve(self, tokens: int, piece: int = 0) -> None:
+        """Make room for sequences of so many tokens, of which `piece` are computed at once. Raises
+        MemoryError, after which the running sequences are lost."""
+        if tokens <= self.columns and piece <= self.piece:
             return
+        self.piece = max(self.piece, piece)
+        columns = -(-max(tokens, self.columns) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
         kept = {seq: self.state(seq) for seq, length in enumerate(self._lengths) if length}
         lengths = list(self._lengths)
         self.close_context()
-        columns = -(-tokens // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
         self._context = self._make(columns)
         self.columns = columns
         for seq, state in kept.items():
@@ -84,7 +89,7 @@ class GgufContext:
         parameters = api.llama_context_default_params()
         parameters.n_seq_max = ROWS + 1
         parameters.n_ctx = columns * (ROWS + 1)
-        parameters.n_batch = parameters.n_ubatch = PIECE_TOKENS
+        parameters.n_batch = parameters.n_ubatch = self.piece
         parameters.n_outputs_max = ROWS + 1
         parameters.n_threads = parameters.n_threads_batch = self._threads
         flash = ("ENABLED", "DISABLED")[self._exact]
@@ -99,17 +104,22 @@ class GgufContext:
             raise MemoryError(f"no room for {columns:,} tokens a sequence: {last_words()}")
         return made
 
-    def read(self, rows: Floats, positions: Whole, after: int = 0) -> Floats:
+    def read(self, rows: Floats, positions: Whole, after: int = 0, blocks: Blocks = ()) -> Floats:
         """Read a prompt, or its continuation `after` so many tokens, and return the logits of its
-        last token. `rows`: [tokens, width]; `positions`: [axes, tokens]."""
-        self.reserve(after + len(rows) + 1)
+        last token. `rows`: [tokens, width]; `positions`: [axes, tokens]. Tokens of a block see each
+        other."""
+        largest = max((to - at for at, to in blocks), default=0)
+        self.reserve(after + len(rows) + 1, largest)
         if not after:
             self.clear(READER)
-        for at in range(0, len(rows), PIECE_TOKENS):
-            to = min(at + PIECE_TOKENS, len(rows))
+        for at, to, causal in pieces_of(len(rows), blocks):
             wanted = np.zeros(to - at, np.int8)
             wanted[-1] = to == len(rows)
-            self._decode(rows[at:to], positions[:, at:to], [READER] * (to - at), wanted)
+            self._api.llama_set_causal_attn(self._context, causal)
+            try:
+                self._decode(rows[at:to], positions[:, at:to], [READER] * (to - at), wanted)
+            finally:
+                self._api.llama_set_causal_attn(self._context, True)
         self._lengths[READER] = after + len(rows)
         return self._logits(-1)
 
