@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.gguf import COLUMN_MULTIPLE, PIECE_TOKENS, ROWS
-from stages.models.gguf.library import last_words, library
+from stages.models.gguf.header import read_header
+from stages.models.gguf.library import last_words, library, without_tokenizer
 
 Floats = npt.NDArray[np.float32]
 Whole = npt.NDArray[np.int32]
@@ -41,6 +42,8 @@ class GgufContext:
         self._threads = threads
         parameters = api.llama_model_default_params()
         parameters.n_gpu_layers = 0
+        overrides = without_tokenizer(api, read_header(path))
+        parameters.kv_overrides = overrides
         last_words()
         self._model = api.llama_model_load_from_file(str(path).encode(), parameters)
         if not self._model:

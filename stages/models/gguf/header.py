@@ -33,21 +33,23 @@ DIMENSIONS = 4
 ALIGNMENT = 32
 """Bytes to a multiple of which tensors are padded, unless the file states another number."""
 ALIGNMENTS = frozenset(1 << power for power in range(5, 17))
+TABLE = "token_embd.weight"
+"""Name of the embedding table."""
 ALIGNMENT_KEY = "general.alignment"
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11: "q", 12: "d"}
 """Type of a value → its format."""
 BOOL, STRING, LIST = 7, 8, 9
 F32 = 0
 TYPES: Mapping[int, tuple[str, int, int]] = {
-    **{F32: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2)},
-    **{2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24)},
-    **{8: ("Q8_0", 32, 34), 20: ("IQ4_NL", 32, 18), 39: ("MXFP4", 32, 17)},
-    **{10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144)},
-    **{13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 23: ("IQ4_XS", 256, 136)},
-    **{16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 22: ("IQ2_S", 256, 82)},
-    **{18: ("IQ3_XXS", 256, 98), 21: ("IQ3_S", 256, 110), 19: ("IQ1_S", 256, 50)},
-    **{29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66)},
-}
+    F32: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2),
+    2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34), 20: ("IQ4_NL", 32, 18), 39: ("MXFP4", 32, 17),
+    10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 23: ("IQ4_XS", 256, 136),
+    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 22: ("IQ2_S", 256, 82),
+    18: ("IQ3_XXS", 256, 98), 21: ("IQ3_S", 256, 110), 19: ("IQ1_S", 256, 50),
+    29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
+}  # fmt: skip
 """Type of a matrix → its name, the numbers of a block, and the bytes of a block."""
 HINT = "Download or convert the file again"
 SHOWN = 200
@@ -96,6 +98,12 @@ class GgufHeader:
     @property
     def parameters(self) -> int:
         return sum(tensor.parameters for tensor in self.tensors.values())
+
+    def tensor(self, name: str) -> GgufTensor:
+        """Return a tensor. Raises UsageError."""
+        if name not in self.tensors:
+            raise DamagedHeader(f"{self.path} has no tensor {name}", hint=HINT)
+        return self.tensors[name]
 
 
 def read_header(path: Path) -> GgufHeader:
