@@ -211,9 +211,9 @@ def warm_source(source: ModelJob) -> None:
     if source.adapter:
         import_asking_cuda("peft")
     if source.gguf:
-        from stages.models.gguf.library import library
+        from stages.models.gguf import self_test
 
-        library()
+        self_test.check()
         import_module("stages.models.gguf.half")
     if source.offload:
         import_module("accelerate")

@@ -18,7 +18,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from artifacts.errors import UsageError
-from stages.models.gguf import ROWS
+from stages.models.gguf import ROWS, self_test
 from stages.models.gguf.context import READER, Floats, GgufContext, Whole
 from stages.models.gguf.header import TABLE, GgufHeader, read_header
 from stages.models.gguf.mapping import BY_ORDER, TextMapping, mapping_of
@@ -223,6 +223,7 @@ def load_with_gguf(
 ) -> Any:
     """Return a language half whose decoder and output head run in llama.cpp. `load` loads the half
     without the modules at these paths. Raises PenstockError."""
+    self_test.check()
     decoder, head = core_paths(skeleton)
     half = load([decoder, head])
     threads = torch.get_num_threads()
