@@ -48,6 +48,8 @@ class HalfJob:
     """Folder for the engines that TensorRT builds from graphs."""
     gguf: str = ""
     """GGUF file that runs the decoder of a language half in llama.cpp; empty: torch does."""
+    gguf_copy: str = ""
+    """Path of a copy with another header, made if llama.cpp needs one; empty: it is an export."""
     adapter: str = ""
     """Folder of the adapter to inject into the half; empty: none."""
     adapted: Mapping[str, str] = field(default_factory=dict)
@@ -78,3 +80,18 @@ class DescribeJob:
     """Whether to describe it as its authors published it; None: by the rule."""
     files: ModelFiles = field(default_factory=ModelFiles)
     """The model files that it was planned with; empty: they are not compared."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DescribeGgufJob:
+    """The user's GGUF file to compare with a checkpoint."""
+
+    file: str
+    model: str
+    """Folder or hub id."""
+    revision: str | None = None
+    trust_remote_code: bool = False
+    as_published: bool | None = None
+    """Whether the checkpoint runs as its authors published it; None: by the rule."""
+    files: ModelFiles = field(default_factory=ModelFiles)
+    """The files that it was planned with; empty: they are not compared."""
