@@ -209,8 +209,6 @@ class _HeaderReader:
         if not all(sizes) or sizes[0] % block:
             raise self._damaged(f"tensor {name} has the shape {' x '.join(map(str, sizes))}")
         held = math.prod(sizes) // block * size
-        if held > self._size:
-            raise self._damaged(f"tensor {name} is larger than the file")
         return GgufTensor(shape=sizes[::-1], type=kind, offset=offset, bytes=held)
 
     def _count(self, what: str, most: int, least: int = 0) -> int:
