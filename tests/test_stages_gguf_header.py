@@ -78,7 +78,7 @@ TWICE = text("general.name") + struct.pack("<I", 8) + text("x")
         (gguf_bytes(tensors={**TENSORS, "x": Tensor((33, 2), kind=8, size=99)}), "x has the shape"),
         (gguf_bytes(tensors={**TENSORS, "x": Tensor((0, 2))}), "x has the shape 0 x 2"),
         (gguf_bytes(tensors={**TENSORS, "x": Tensor((1,) * 5)}), "x has 5 dimensions"),
-        (gguf_bytes(tensors={**TENSORS, "x": Tensor((1 << 62, 1 << 62), size=4)}), "it ends before the data"),
+        (gguf_bytes(tensors={**TENSORS, "x": Tensor((1 << 62, 2), size=4)}), "before the data of"),
         (gguf_bytes(tensors={**TENSORS, "x" * 64: Tensor((32,))}), "is 64 bytes long"),
         (gguf_bytes(data=False), "it ends before the data of tensor token_embd.weight"),
     ],

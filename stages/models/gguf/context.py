@@ -42,7 +42,8 @@ class GgufContext:
         self._threads = threads
         parameters = api.llama_model_default_params()
         parameters.n_gpu_layers = 0
-        overrides = without_tokenizer(api, read_header(path))
+        self.header = read_header(path)
+        overrides = without_tokenizer(api, self.header)
         parameters.kv_overrides = overrides
         last_words()
         self._model = api.llama_model_load_from_file(str(path).encode(), parameters)

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from artifacts.errors import UsageError
 from stages.models.gguf import ROWS, self_test
 from stages.models.gguf.context import READER, Floats, GgufContext, Whole
-from stages.models.gguf.header import TABLE, GgufHeader, read_header
+from stages.models.gguf.header import TABLE, GgufHeader
 from stages.models.gguf.mapping import BY_ORDER, TextMapping, mapping_of
 from stages.models.halves.absent import MissingModule
 
@@ -48,9 +48,9 @@ def dequantized(
 class GgufEmbedding(nn.Module):
     """The embedding table of a GGUF file. Rows are read and dequantized as they are used."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, header: GgufHeader) -> None:
         super().__init__()
-        self._header = read_header(path)
+        self._header = header
         self._data = mapped_rows(self._header, TABLE)
         self.num_embeddings = len(self._data)
         # Models read type and device from their parameters, and may have no others.
@@ -107,9 +107,10 @@ class GgufDecoder(MissingModule):
         self, absent: MissingModule, path: str, file: Path, mapping: TextMapping, threads: int
     ) -> None:
         super().__init__(absent.skeleton, path)
-        embedding = GgufEmbedding(file)
+        context = GgufContext(file, threads)
+        embedding = GgufEmbedding(context.header)
         self._modules["embed_tokens"] = embedding
-        state = {"context": GgufContext(file, threads), "mapping": mapping}
+        state = {"context": context, "mapping": mapping}
         state["resident"] = ref(GgufCache(self, 0))  # a dead one: the reader is empty
         self.__dict__.update(state, embedding=embedding)
 
