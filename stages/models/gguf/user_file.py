@@ -62,7 +62,8 @@ def check_file(header: GgufHeader, skeleton: Any, mapping: TextMapping) -> None:
         raise unfit(header, "it is a part of a split file", "Merge the parts: llama-gguf-split")
     _check_metadata(header, mapping)
     expected = expected_shapes(skeleton, mapping)
-    tied = any(c.tie_word_embeddings for c in (skeleton.config, mapping.config))
+    configs = (skeleton.config, mapping.config)
+    tied = any(getattr(config, "tie_word_embeddings", False) for config in configs)
     if missing := sorted(expected.keys() - header.tensors.keys() - ({HEAD} if tied else set())):
         raise unfit(header, f"it lacks {missing[0]}")
     for name, tensor in header.tensors.items():
