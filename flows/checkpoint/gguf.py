@@ -45,9 +45,9 @@ def gguf_for(
     Raises UsageError if the options ask
     for something else, EnvironmentFault for a changed file."""
     engine = EngineOptions.of(config).engine
+    if GgufOptions.of(config).language_gguf:
+        return None
     if not (folder / MANIFEST).exists():
-        if GgufOptions.of(config).language_gguf:
-            return None
         if any(each.gguf for each in engines_for(engine)):
             raise UsageError(
                 f"--engine {engine}: the language half of {config.model} is no GGUF file",

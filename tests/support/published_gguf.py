@@ -95,3 +95,15 @@ def numbers_of(own: Path, name: str) -> Any:
     start = header.data_start + tensor.offset
     data = np.fromfile(own, np.uint8)[start : start + tensor.bytes]
     return data.view(np.float32).reshape(tensor.shape).copy()
+
+
+def tokens_of(checkpoint: Path, own: Path) -> list[str]:
+    """The tokens of a checkpoint's tokenizer, one for each row of an exported file."""
+    from transformers import AutoTokenizer
+
+    vocabulary = AutoTokenizer.from_pretrained(str(checkpoint)).get_vocab()
+    rows = read_header(own).tensors["token_embd.weight"].shape[0]
+    tokens = [f"[PAD{at}]" for at in range(rows)]
+    for token, at in vocabulary.items():
+        tokens[at] = token
+    return tokens

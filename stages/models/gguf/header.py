@@ -154,8 +154,8 @@ class _HeaderReader:
         found: dict[str, Any] = {}
         for _ in range(count):
             key = self._string("the name of a metadata key")
-            if not key or key in found:
-                raise self._damaged(f"it has the metadata key {key!r} twice, or an empty one")
+            if key in found or not _is_name(key):
+                raise self._damaged(f"it has the metadata key {key!r} twice, or as no name")
             kind = self._number("I", key)
             found[key] = self._list(key) if kind == LIST else self._value(kind, key)
         return found
@@ -187,8 +187,8 @@ class _HeaderReader:
         expected = 0
         for _ in range(count):
             name = self._string("the name of a tensor", NAME_BYTES)
-            if not name or name in found:
-                raise self._damaged(f"it has the tensor {name!r} twice, or an empty name")
+            if name in found or not _is_name(name):
+                raise self._damaged(f"it has the tensor {name!r} twice, or as no name")
             found[name] = tensor = self._tensor(name)
             if tensor.offset != expected:
                 raise self._damaged(
@@ -241,6 +241,11 @@ class _HeaderReader:
 
     def _damaged(self, why: str) -> DamagedHeader:
         return DamagedHeader(f"{self._path} is damaged: {in_line(why)}", hint=HINT)
+
+
+def _is_name(text: str) -> bool:
+    # Elsewhere a name may end at a character that does not print.
+    return text.isprintable() and text != ""
 
 
 def in_line(text: str) -> str:
