@@ -12,8 +12,8 @@ from stages.decode.engines import ENGINES, accepted_by, engines_for, gguf_engine
 from stages.decode.engines.gguf_costs import RESERVE_BYTES, compute_bytes, slot_terms
 from stages.decode.engines.slot_load import SlotLoad
 from stages.models import gguf
+from stages.models.gguf import FAMILIES as MAPPED
 from stages.models.gguf import ROWS, GgufShape, check_packages, library
-from stages.models.gguf.mapping import FAMILIES as MAPPED
 from stages.models.gguf.mapping import interleaved, mapping_of, parted
 from stages.models.gguf.masks import blocks_of, pieces_of
 from stages.models.halves.classes import load_config

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from artifacts.errors import UsageError
+from stages.models.gguf import FAMILIES as MAPPED
 from stages.models.gguf import FILE, PIECE_TOKENS, ROWS
-from stages.models.gguf.mapping import FAMILIES as MAPPED
 from tests.support.tiny_families.for_gguf import VARIANTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.gguf]
@@ -92,6 +92,36 @@ def test_a_picture_may_be_larger_than_a_piece(tmp_path: Path) -> None:
             assert len(context.state(3)) > 20 * 32
         context.close()
     assert np.array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("variant", ["qwen2_5_vl", "qwen3_vl", "gemma3:windows", "lfm2_vl"])
+@pytest.mark.parametrize("kind", ["f32", "q8_0"])
+def test_a_prompt_that_begins_as_the_last_is_read_from_where_it_differs(
+    variant: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages.models.gguf.context import READER, GgufContext
+    from tests.support.tiny_families.in_gguf import exported
+
+    exported(variant, tmp_path, f"gguf-{kind}")
+    context = GgufContext(tmp_path / "gguf" / FILE, threads=1)
+    count, differs = 3 * PIECE_TOKENS + 40, 2 * PIECE_TOKENS + 30
+    draw = np.random.default_rng(1)
+    first = draw.standard_normal((count, context.width)).astype(np.float32)
+    second = first[:-20].copy()
+    second[differs:] = draw.standard_normal((count - 20 - differs, context.width))
+    places = np.tile(np.arange(count, dtype=np.int32), (context.axes, 1))
+    alone = context.read(second, places[:, : len(second)]), context.state(READER)
+    pieces, decode = [], context._decode
+    monkeypatch.setattr(
+        context, "_decode", lambda rows, *more: pieces.append(len(rows)) or decode(rows, *more)
+    )
+    context.read(first, places)
+    found = context.read(second, places[:, : len(second)]), context.state(READER)
+    assert np.array_equal(found[0], alone[0])
+    assert found[1] == alone[1]
+    reused = variant != "lfm2_vl"  # the state of its convolutions cannot go back
+    # Either begins as the one before it.
+    assert sum(pieces) == len(first) + len(second) - 4 * PIECE_TOKENS * reused
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ FORMAT = 2
 ROWS = 8
 """Rows of every decode step. Idle rows are computed too: llama.cpp rounds products of one row
 otherwise than those of several, so a caption's bytes would depend on what runs beside it."""
-PIECE_TOKENS = 512
+PIECE_TOKENS = 256
 """Tokens of a prompt that are read at once, counted from its first."""
 COLUMN_MULTIPLE = 256
 """Tokens by which a sequence's part of the KV cache grows."""
@@ -22,6 +22,18 @@ INSTALL = "pip install 'penstock[gguf]' (llama.cpp is compiled, which takes 5 to
 PACKAGES = ("gguf", "llama-cpp-python")
 EXACT = "gguf-f32"
 """Kind of the files that llama.cpp computes as transformers does, up to rounding."""
+FAMILIES = frozenset(
+    {
+        *("llava", "llava_next", "llava_next_video", "llava_onevision", "video_llava", "vipllava"),
+        *("internvl", "qianfan_ocr", "ovis2", "fast_vlm", "perception_lm", "video_llama_3"),
+        *("smolvlm", "idefics2", "idefics3", "mistral3", "lighton_ocr", "got_ocr2"),
+        *("deepseek_vl", "deepseek_vl_hybrid", "janus", "pp_chart2table", "emu3"),
+        *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "cosmos3_omni", "qwen2_5_omni_thinker"),
+        *("gemma3", "paligemma", "glm4v", "glm46v", "glm_ocr", "paddleocr_vl"),
+        *("lfm2_vl", "aya_vision", "cohere2_vision"),
+    }
+)
+"""`model_type` of the models whose language halves the tests have compared with transformers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

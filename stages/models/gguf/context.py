@@ -10,14 +10,17 @@ How it works:
 3. A prompt is read in pieces of PIECE_TOKENS; tokens that see later ones, such as those of a
    picture, in a piece of their own. What it left in the cache is copied out as bytes, and into the
    part of the row that continues it. So a prompt read once can be continued many times.
-4. A step computes one token of each row, idle rows too.
-5. A larger prompt makes a larger cache; running sequences move into it as bytes.
+4. A prompt that begins as the one before, such as another question about the same chunk, is read
+   from the first piece that differs. Pieces do not depend on what was read before, so neither does
+   what is computed.
+5. A step computes one token of each row, idle rows too.
+6. A larger prompt makes a larger cache; running sequences move into it as bytes.
 """
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
@@ -47,16 +50,36 @@ def kind_of(header: GgufHeader) -> str:
     return f"gguf-{name.lower()}"
 
 
+class _Read(NamedTuple):
+    """A prompt in the reader, and how it was read."""
+
+    rows: Floats
+    positions: Whole
+    pieces: Sequence[tuple[int, int, bool]]
+
+    def shared(self, other: "_Read") -> tuple[int, int]:
+        """Return the number of first pieces that are equal in both, but for the other's last, and
+        that of their tokens."""
+        count = kept = 0
+        for mine, its in zip(self.pieces, other.pieces[:-1], strict=False):
+            at, to, _ = mine
+            same = mine == its and np.array_equal(self.rows[at:to], other.rows[at:to])
+            if not same or (self.positions[:, at:to] != other.positions[:, at:to]).any():
+                break
+            count, kept = count + 1, to
+        return count, kept
+
+
 class GgufContext:
     """The model of a GGUF file, with a cache for sequences."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        """Open a file. Raises EnvironmentFault if llama.cpp cannot be used, UsageError if it does
+    def __init__(self, path: Path, threads: int, on_gpu: bool = False) -> None:
+        """Open a file; `on_gpu`: compute on a GPU if llama.cpp was built for one. Raises EnvironmentFault if llama.cpp cannot be used, UsageError if it does
         not take the file."""
         self._api = api = library()
         self._threads = threads
         parameters = api.llama_model_default_params()
-        parameters.n_gpu_layers = 0
+        parameters.n_gpu_layers = -1 if on_gpu and api.llama_supports_gpu_offload() else 0
         parameters.load_mode = api.LLAMA_LOAD_MODE_NONE
         self.header = read_header(path)
         overrides = without_tokenizer(api, self.header)
@@ -81,6 +104,8 @@ class GgufContext:
         self.axes = 4 if kind in (api.LLAMA_ROPE_TYPE_MROPE, api.LLAMA_ROPE_TYPE_IMROPE) else 1
         """Positions of each token."""
         self._lengths = [0] * (ROWS + 1)
+        self._before: _Read | None = None
+        """The whole prompt that the reader holds; None: it holds none."""
 
     def reserve(self, tokens: int, piece: int = 0) -> None:
         """Make room for sequences of so many tokens, of which `piece` are computed at once. Raises
@@ -123,9 +148,9 @@ class GgufContext:
         other."""
         largest = max((to - at for at, to in blocks), default=0)
         self.reserve(after + len(rows) + 1, largest)
-        if not after:
-            self.clear(READER)
-        for at, to, causal in pieces_of(len(rows), blocks):
+        new = _Read(rows, positions, tuple(pieces_of(len(rows), blocks)))
+        shared = 0 if after else self._keep_shared(new)
+        for at, to, causal in new.pieces[shared:]:
             wanted = np.zeros(to - at, np.int8)
             wanted[-1] = to == len(rows)
             self._api.llama_set_causal_attn(self._context, causal)
@@ -134,7 +159,25 @@ class GgufContext:
             finally:
                 self._api.llama_set_causal_attn(self._context, True)
         self._lengths[READER] = after + len(rows)
+        self._before = None if after else new
         return self._logits(-1)
+
+    def _keep_shared(self, new: "_Read") -> int:
+        """Empty the reader but for the first pieces that it has read of another prompt, and return
+        their number. The last piece is always read, because its logits are needed."""
+        before, self._before = self._before, None
+        count, kept = before.shared(new) if before else (0, 0)
+        if before and kept and kept < self._lengths[READER]:
+            times, memory = before.positions[0], self._api.llama_get_memory(self._context)
+            # llama.cpp removes by time. Other layers than those of attention keep no earlier state.
+            falls = times[:kept].max() >= times[kept:].min()
+            if falls or not self._api.llama_memory_seq_rm(memory, READER, int(times[kept]), -1):
+                kept = 0
+        if not kept:
+            self.clear(READER)
+            return 0
+        self._lengths[READER] = kept
+        return count
 
     def step(self, rows: Floats, positions: Whole, active: Iterable[int]) -> Floats:
         """Compute one token of each row, and return the logits [ROWS, vocabulary]. `rows`: [ROWS,
@@ -204,7 +247,7 @@ class GgufContext:
         """Free the cache and all sequences."""
         if self._context:
             self._api.llama_free(self._context)
-        self._context, self.columns = None, 0
+        self._context, self.columns, self._before = None, 0, None
         self._lengths = [0] * (ROWS + 1)
 
     def close(self) -> None:

@@ -126,10 +126,9 @@ class GgufDecoder(MissingModule):
     """A text decoder that llama.cpp runs. `MissingModule` answers all other attributes."""
 
     def __init__(
-        self, absent: MissingModule, path: str, file: Path, mapping: TextMapping, threads: int
+        self, absent: MissingModule, path: str, mapping: TextMapping, context: GgufContext
     ) -> None:
         super().__init__(absent.skeleton, path)
-        context = GgufContext(file, threads)
         embedding = GgufEmbedding(context.header, mapping.embedding_scale)
         self._modules["embed_tokens"] = embedding
         state = {"context": context, "mapping": mapping}
@@ -235,17 +234,22 @@ class GgufDecoder(MissingModule):
 
 
 def load_with_gguf(
-    file: Path, config: Any, skeleton: Any, load: Callable[[Sequence[str]], Any]
+    file: Path,
+    config: Any,
+    skeleton: Any,
+    load: Callable[[Sequence[str]], Any],
+    *,
+    on_gpu: bool = False,
 ) -> Any:
     """Return a language half whose decoder and output head run in llama.cpp. `load` loads the half
     without the modules at these paths. Raises PenstockError."""
     self_test.check()
     decoder, head = core_paths(skeleton)
     half = load([decoder, head])
-    threads = torch.get_num_threads()
     mapping = mapping_of(config, str(file))
     absent = half.get_submodule(decoder)
-    made = GgufDecoder(absent, decoder, file, mapping, threads)
+    context = GgufContext(file, torch.get_num_threads(), on_gpu)
+    made = GgufDecoder(absent, decoder, mapping, context)
     _replace(half, decoder, made)
     _replace(half, head, GgufHead(made.context.words))
     return half

@@ -13,6 +13,7 @@ import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from artifacts.errors import UsageError
+from stages.models.gguf import FAMILIES
 
 GEMMA_LARGE = 62
 """Layers of the one Gemma 3 whose attention llama.cpp scales by width / heads."""
@@ -90,18 +91,6 @@ ARCHITECTURES: Mapping[str, GgufArchitecture] = {
     "cohere2": GgufArchitecture(name="cohere2", windows=True, tied=True),
 }
 """`model_type` of a text configuration → GGUF architecture."""
-FAMILIES = frozenset(
-    {
-        *("llava", "llava_next", "llava_next_video", "llava_onevision", "video_llava", "vipllava"),
-        *("internvl", "qianfan_ocr", "ovis2", "fast_vlm", "perception_lm", "video_llama_3"),
-        *("smolvlm", "idefics2", "idefics3", "mistral3", "lighton_ocr", "got_ocr2"),
-        *("deepseek_vl", "deepseek_vl_hybrid", "janus", "pp_chart2table", "emu3"),
-        *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "cosmos3_omni", "qwen2_5_omni_thinker"),
-        *("gemma3", "paligemma", "glm4v", "glm46v", "glm_ocr", "paddleocr_vl"),
-        *("lfm2_vl", "aya_vision", "cohere2_vision"),
-    }
-)
-"""`model_type` of the models whose language halves the tests have compared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
