@@ -12,7 +12,7 @@ from flows.options.text import EngineOptions
 from flows.pipelines import Pipeline, needs_weights
 from stages.decode.engines import engines_for, gguf_engine
 from stages.decode.generation import SamplingParams
-from stages.models.gguf import FILE, FORMAT, MANIFEST, check_packages
+from stages.models.gguf import EXACT, FILE, FORMAT, MANIFEST, GgufShape, check_packages
 
 AGAIN = "Export it again, into a new folder: penstock export MODEL --to gguf-q8_0 --out DIR"
 
@@ -21,6 +21,7 @@ SHAPE = {
     **dict.fromkeys(("kind", "sha256"), text),
     "penstock_only": OptionalField(text),
 }
+DIMENSIONS = {"width": count, "inner": count, "heads": count}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +36,13 @@ class GgufUse:
     bytes: int
     parameters: int
     """Number of parameters in it."""
+    shape: GgufShape
+    """Its dimensions."""
+
+    @property
+    def key_fields(self) -> tuple[str, ...]:
+        """Return its fields of a cache key: the file, and how llama.cpp computes if not exactly."""
+        return (self.digest, *(() if self.shape.exact else ("kv f16", "flash attention")))
 
 
 def gguf_for(
@@ -75,7 +83,7 @@ def gguf_for(
             hint="Export the original with --adapter, which merges it",
         )
     check_packages()
-    noted = read_json(folder / MANIFEST, SHAPE, AGAIN, lambda fields: fields)
+    noted = read_json(folder / MANIFEST, {**SHAPE, **DIMENSIONS}, AGAIN, lambda fields: fields)
     if noted["format"] != FORMAT or not (folder / FILE).exists():
         raise EnvironmentFault(f"{folder} lacks {FILE}, or has another version of it", hint=AGAIN)
     found = digest(folder / FILE)
@@ -84,7 +92,14 @@ def gguf_for(
             f"{folder / FILE} differs from the exported file: it was changed or damaged", hint=AGAIN
         )
     counts = {name: int(noted[name]) for name in ("bytes", "parameters")}
-    return GgufUse(path=str(folder / FILE), kind=noted["kind"], digest=noted["sha256"], **counts)
+    dimensions = {name: int(noted[name]) for name in DIMENSIONS}
+    return GgufUse(
+        path=str(folder / FILE),
+        kind=noted["kind"],
+        digest=noted["sha256"],
+        shape=GgufShape(**dimensions, exact=noted["kind"] == EXACT),
+        **counts,
+    )
 
 
 def gguf_note(folder: Path) -> str:

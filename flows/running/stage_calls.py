@@ -62,6 +62,8 @@ class StageCallBuilder:
         self._job = job
         self.may_compile = True
         """Whether decode steps may be compiled without a request; not after that has failed."""
+        self.sequence_tokens = 0
+        """Planned tokens of the longest sequence; 0: unknown."""
 
     def frames_call(
         self, media: Sequence[tuple[Medium, list[int] | None]], rung: Rung
@@ -257,6 +259,7 @@ class StageCallBuilder:
             offload=rung.offload,
             files=model.files_of([stage.part]),
             gguf=settings.gguf.path if settings.gguf and stage.part == "language" else "",
+            gguf_tokens=self.sequence_tokens,
             adapter=adapter.folder if adapter else "",
             adapted=adapter.modules if adapter else {},
         )

@@ -200,7 +200,7 @@ def _write_file(job: ExportJob, plan: GgufPlan, folder: Path) -> None:
     parameters = sum(torch.Size(tensor.stored.shape).numel() for tensor in plan.core)
     found = {"kind": job.kind, "sha256": digest, "bytes": size, "parameters": parameters}
     by = {name: version(name) for name in PACKAGES}
-    more = {"architecture": plan.mapping.architecture, "made_by": by}
+    more = {"architecture": plan.mapping.architecture, "made_by": by, **plan.mapping.dimensions}
     more["penstock_only"] = tokenizer if isinstance(tokenizer, str) else ""
     write_json(folder / MANIFEST, {"format": FORMAT, **found, **more})
 

@@ -171,7 +171,9 @@ class ModelJob(HalfJob):
 
         options: dict[str, Any] = {"as_published": self.as_published, "dtype": torch.float32}
         load = partial(load_half, folder, "language", pieces=pieces, **options)
-        return load_with_gguf(Path(self.gguf), config, skeleton, lambda paths: load(without=paths))
+        half = load_with_gguf(Path(self.gguf), config, skeleton, lambda paths: load(without=paths))
+        half.get_decoder().context.reserve(self.gguf_tokens)
+        return half
 
     def _checked(self, half: Any, keep: Part, pieces: Iterable[str]) -> Any:
         """Apply the job's MLP chunking, after checking that the half computes the attention that

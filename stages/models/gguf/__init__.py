@@ -1,5 +1,6 @@
 """Language halves as GGUF files, run by llama.cpp. Imports no library."""
 
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from artifacts.errors import EnvironmentFault
@@ -8,7 +9,7 @@ FILE = "language.gguf"
 """Name of the GGUF file in an exported folder."""
 MANIFEST = "gguf.json"
 """Name of the file beside it that says what it was made from."""
-FORMAT = 1
+FORMAT = 2
 """Version of the manifest."""
 ROWS = 8
 """Rows of every decode step. Idle rows are computed too: llama.cpp rounds products of one row
@@ -19,6 +20,22 @@ COLUMN_MULTIPLE = 256
 """Tokens by which a sequence's part of the KV cache grows."""
 INSTALL = "pip install 'penstock[gguf]' (llama.cpp is compiled, which takes 5 to 20 minutes)"
 PACKAGES = ("gguf", "llama-cpp-python")
+EXACT = "gguf-f32"
+"""Kind of the files that llama.cpp computes as transformers does, up to rounding."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GgufShape:
+    """The dimensions of a decoder that decide how much memory llama.cpp takes."""
+
+    width: int
+    """Numbers of an input row, those of image features for deeper layers included."""
+    inner: int
+    """Numbers between the matrices of an MLP."""
+    heads: int
+    """Attention heads."""
+    exact: bool
+    """Whether the KV cache is in 32 bit and flash attention off, as for a file of EXACT."""
 
 
 def check_packages() -> None:

@@ -2,8 +2,10 @@
 
 How it works:
 
-1. The weights are mapped from the file. Flash attention is off and the KV cache is in 32 bit, so
-   that an fp32 file computes what transformers computes, up to rounding.
+1. The weights are read into memory that the process owns, so that a memory limit counts them.
+   With a file in 32 bit, flash attention is off and the KV cache is in 32 bit, so that llama.cpp
+   computes what transformers computes, up to rounding. With other files both are as in llama.cpp's
+   own programs, and the cache takes half the memory.
 2. The cache has one part per sequence: `ROWS` for decode steps, and one for reading prompts.
 3. A prompt is read in pieces of PIECE_TOKENS; tokens that see later ones, such as those of a
    picture, in a piece of their own. What it left in the cache is copied out as bytes, and into the
@@ -29,8 +31,10 @@ Floats = npt.NDArray[np.float32]
 Whole = npt.NDArray[np.int32]
 READER = ROWS
 """Sequence in which prompts are read."""
-F32 = 0
-"""GGML type of the KV cache."""
+F32, F16 = 0, 1
+"""GGML types of the KV cache."""
+ALL_F32 = 0
+"""File type of a file whose matrices are in 32 bit."""
 
 
 class GgufContext:
@@ -43,6 +47,7 @@ class GgufContext:
         self._threads = threads
         parameters = api.llama_model_default_params()
         parameters.n_gpu_layers = 0
+        parameters.load_mode = api.LLAMA_LOAD_MODE_NONE
         last_words()
         self._model = api.llama_model_load_from_file(str(path).encode(), parameters)
         if not self._model:
@@ -50,6 +55,7 @@ class GgufContext:
                 f"{path}: llama.cpp cannot load it: {last_words()}",
                 hint="Export it again, or give a file that this version of llama.cpp loads",
             )
+        self._exact = api.llama_model_ftype(self._model) == ALL_F32
         self._context: Any = None
         self.columns = 0
         """Tokens that each sequence has room for."""
@@ -69,10 +75,10 @@ class GgufContext:
         if tokens <= self.columns and piece <= self.piece:
             return
         self.piece = max(self.piece, piece)
+        columns = -(-max(tokens, self.columns) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
         kept = {seq: self.state(seq) for seq, length in enumerate(self._lengths) if length}
         lengths = list(self._lengths)
         self.close_context()
-        columns = -(-max(tokens, self.columns) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
         self._context = self._make(columns)
         self.columns = columns
         for seq, state in kept.items():
@@ -86,8 +92,9 @@ class GgufContext:
         parameters.n_batch = parameters.n_ubatch = self.piece
         parameters.n_outputs_max = ROWS + 1
         parameters.n_threads = parameters.n_threads_batch = self._threads
-        parameters.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        parameters.type_k = parameters.type_v = F32
+        flash = ("ENABLED", "DISABLED")[self._exact]
+        parameters.flash_attn_type = getattr(api, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
+        parameters.type_k = parameters.type_v = F32 if self._exact else F16
         parameters.kv_unified = False
         parameters.swa_full = True
         parameters.no_perf = True

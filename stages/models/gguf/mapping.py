@@ -154,6 +154,12 @@ class TextMapping:
     def rope(self) -> Mapping[str, Any]:
         return _rope_of(self.config)
 
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """Return what of GgufShape does not depend on the kind of file."""
+        width = self.config.hidden_size * (1 + self.deepstack)
+        return {"width": width, "inner": self.config.intermediate_size, "heads": self.heads}
+
     def add_metadata(self, writer: Any, words: int) -> None:
         """Write the metadata of the decoder to a GGUFWriter; `words`: rows of its embedding."""
         config = self.config
