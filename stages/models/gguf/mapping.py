@@ -22,7 +22,7 @@ Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Architecture:
+class GgufArchitecture:
     """What is peculiar to an architecture of llama.cpp."""
 
     name: str
@@ -49,12 +49,12 @@ class Architecture:
     """Whether the output head is always the embedding table."""
 
 
-LLAMA = Architecture(name="llama", pairs="interleave", ropes=("default", "linear", "llama3"))
-QWEN2 = Architecture(name="qwen2")
-PADDLE = Architecture(name="paddleocr", by_order=True)
+LLAMA = GgufArchitecture(name="llama", pairs="interleave", ropes=("default", "linear", "llama3"))
+QWEN2 = GgufArchitecture(name="qwen2")
+PADDLE = GgufArchitecture(name="paddleocr", by_order=True)
 """It computes what `qwen2vl` does, but this version of llama.cpp reads the epsilon of norms for the
 former alone."""
-GEMMA = Architecture(
+GEMMA = GgufArchitecture(
     name="gemma",
     activations=GELU,
     norms_from_one=True,
@@ -62,7 +62,7 @@ GEMMA = Architecture(
     scales_inputs=True,
     tied=True,
 )
-GEMMA3 = Architecture(
+GEMMA3 = GgufArchitecture(
     name="gemma3",
     activations=GELU,
     norms_from_one=True,
@@ -70,8 +70,8 @@ GEMMA3 = Architecture(
     windows=True,
     ropes=("default", "linear"),
 )
-GLM4 = Architecture(name="glm4", pairs="part", partly_rotated=True)
-ARCHITECTURES: Mapping[str, Architecture] = {
+GLM4 = GgufArchitecture(name="glm4", pairs="part", partly_rotated=True)
+ARCHITECTURES: Mapping[str, GgufArchitecture] = {
     "llama": LLAMA,
     "mistral": LLAMA,
     "emu3_text_model": LLAMA,
@@ -80,14 +80,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen2_5_vl_text": PADDLE,
     "qwen2_5_omni_text": PADDLE,
     "paddleocr_vl_text": PADDLE,
-    "qwen3": Architecture(name="qwen3"),
-    "qwen3_vl_text": Architecture(name="qwen3vl"),
+    "qwen3": GgufArchitecture(name="qwen3"),
+    "qwen3_vl_text": GgufArchitecture(name="qwen3vl"),
     "gemma": GEMMA,
     "gemma3_text": GEMMA3,
     "glm4v_text": GLM4,
     "glm_ocr_text": GLM4,
-    "lfm2": Architecture(name="lfm2"),
-    "cohere2": Architecture(name="cohere2", windows=True, tied=True),
+    "lfm2": GgufArchitecture(name="lfm2"),
+    "cohere2": GgufArchitecture(name="cohere2", windows=True, tied=True),
 }
 """`model_type` of a text configuration → GGUF architecture."""
 FAMILIES = frozenset(
@@ -108,7 +108,7 @@ FAMILIES = frozenset(
 class TextMapping:
     """How a text decoder is written as GGUF."""
 
-    made: Architecture
+    made: GgufArchitecture
     config: Any
     """The configuration of the text decoder."""
     deepstack: int = 0
@@ -297,7 +297,7 @@ def _rope_of(text: Any) -> Mapping[str, Any]:
     return found
 
 
-def _unmapped(text: Any, made: Architecture) -> str:
+def _unmapped(text: Any, made: GgufArchitecture) -> str:
     """Return what of a text configuration is not mapped; empty if all is."""
     rope = _rope_of(text)
     near = (text.rope_parameters or {}).get("sliding_attention", {})
