@@ -29,7 +29,7 @@ ACCEPTED = {
 # fmt: off
 PATHS = frozenset((
     "adapter", "calibrate_store", "caption_model", "data", "examples", "folder", "index", "labels",
-    "model", "out", "schema", "source", "store", "templates", "token_file",
+    "language_gguf", "model", "out", "schema", "source", "store", "templates", "token_file",
 ))
 # fmt: on
 """Texts that name a file or a folder, for which a Path may be given, too."""

@@ -50,6 +50,7 @@ class CaptionOptions(FeatureOptions, total=False):
 
     out: str | PathLike[str]
     adapter: str | PathLike[str]
+    language_gguf: str | PathLike[str]
     prompts: dict[str, str]
     length: str
     summary: bool

@@ -9,10 +9,10 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.decode.engines import ENGINES, accepted_by, engines_for, gguf_engine
-from stages.decode.engines.gguf_costs import RESERVE_BYTES, slot_terms
+from stages.decode.engines.gguf_costs import RESERVE_BYTES, compute_bytes, slot_terms
 from stages.decode.engines.slot_load import SlotLoad
 from stages.models import gguf
-from stages.models.gguf import ROWS, check_packages, library
+from stages.models.gguf import ROWS, GgufShape, check_packages, library
 from stages.models.gguf.mapping import FAMILIES as MAPPED
 from stages.models.gguf.mapping import interleaved, mapping_of, parted
 from stages.models.gguf.masks import blocks_of, pieces_of
@@ -196,8 +196,10 @@ def test_a_binding_that_cannot_be_loaded_is_one_line(monkeypatch: pytest.MonkeyP
         library.library()
 
 
-def test_a_plan_counts_every_sequence_used_or_not() -> None:
+@pytest.mark.parametrize(("exact", "number"), [(True, 4), (False, 2)])
+def test_a_plan_counts_every_sequence_used_or_not(exact: bool, number: int) -> None:
     memory = RowMemory(kept=(LayerMemory(kind="DynamicLayer", layers=2, token_bytes=64),), words=10)
+    shape = GgufShape(width=16, inner=64, heads=4, exact=exact)
 
     def load(slots: int) -> SlotLoad:
         return SlotLoad(
@@ -209,13 +211,18 @@ def test_a_plan_counts_every_sequence_used_or_not() -> None:
             new_tokens=100,
             prompt_bytes=1000,
             device="cpu",
+            gguf=shape,
         )
 
     terms = list(slot_terms(load(8)))
     assert terms == list(slot_terms(load(1)))
-    token = 2 * 64 * 2  # two layers, in 32 instead of 16 bit
+    token = 2 * 64 * number // 2  # two layers, stated for 16 bit
     assert [term.bytes for term in terms] == [
         (ROWS + 1) * 512 * token,
         2 * 200 * token,
-        1000 + 2 * ROWS * 10 * 4 + RESERVE_BYTES,
+        compute_bytes(shape, 512),
+        2 * 200 * 16 * 4 + 3 * (ROWS + 1) * 10 * 4 + RESERVE_BYTES,
     ]
+    # Without flash attention the scores of a piece are kept: tokens x columns x heads.
+    kept = 512 * 512 * 4 * 4
+    assert (compute_bytes(shape, 512) > kept) == exact

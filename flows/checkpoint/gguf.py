@@ -1,13 +1,14 @@
 """Finds the GGUF file that runs a checkpoint's language half. Imports no model library."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.json_shapes import OptionalField, count, read_json, text
 from flows.options.commands import RunOptions
-from flows.options.model import AdapterOptions
+from flows.options.model import AdapterOptions, GgufOptions
 from flows.options.text import EngineOptions
 from flows.pipelines import Pipeline, needs_weights
 from stages.decode.engines import engines_for, gguf_engine
@@ -38,6 +39,10 @@ class GgufUse:
     """Number of parameters in it."""
     shape: GgufShape
     """Its dimensions."""
+    replaced: int = 0
+    """Number of the checkpoint's parameters that it replaces."""
+    copy: str = ""
+    """Path of the copy that is made if llama.cpp needs another header; empty for an export."""
 
     @property
     def key_fields(self) -> tuple[str, ...]:
@@ -53,14 +58,48 @@ def gguf_for(
     Raises UsageError if the options ask
     for something else, EnvironmentFault for a changed file."""
     engine = EngineOptions.of(config).engine
+    if GgufOptions.of(config).language_gguf:
+        return None
     if not (folder / MANIFEST).exists():
         if any(each.gguf for each in engines_for(engine)):
             raise UsageError(
                 f"--engine {engine}: the language half of {config.model} is no GGUF file",
                 hint=f"Make one: penstock export {config.model} --to gguf-q8_0 --out DIR, then "
-                "--model DIR",
+                "--model DIR; or give one of another program: --language-gguf FILE",
             )
         return None
+    check_options(config, pipelines)
+    noted = read_json(folder / MANIFEST, {**SHAPE, **DIMENSIONS}, AGAIN, lambda fields: fields)
+    if noted["format"] != FORMAT or not (folder / FILE).exists():
+        raise EnvironmentFault(f"{folder} lacks {FILE}, or has another version of it", hint=AGAIN)
+    found = digest(folder / FILE)
+    if found not in ("", noted["sha256"]):
+        raise EnvironmentFault(
+            f"{folder / FILE} differs from the exported file: it was changed or damaged", hint=AGAIN
+        )
+    return gguf_use(noted, path=str(folder / FILE), digest=noted["sha256"])
+
+
+def gguf_use(fields: Mapping[str, Any], *, path: str, digest: str, copy: str = "") -> GgufUse:
+    """Return the use of a file that a manifest, or the process that compared it, describes."""
+    counts = {name: int(fields[name]) for name in ("bytes", "parameters")}
+    return GgufUse(
+        path=path,
+        kind=fields["kind"],
+        digest=digest,
+        shape=GgufShape(
+            **{name: int(fields[name]) for name in DIMENSIONS}, exact=fields["kind"] == EXACT
+        ),
+        replaced=int(fields.get("replaced", 0)),
+        copy=copy,
+        **counts,
+    )
+
+
+def check_options(config: RunOptions, pipelines: Sequence[Pipeline]) -> None:
+    """Raise UsageError for options that a GGUF file excludes, EnvironmentFault without the packages
+    that it needs."""
+    engine = EngineOptions.of(config).engine
     if not gguf_engine(engine):
         raise UsageError(
             f"--engine {engine}: the language half of {config.model} is a GGUF file",
@@ -83,23 +122,6 @@ def gguf_for(
             hint="Export the original with --adapter, which merges it",
         )
     check_packages()
-    noted = read_json(folder / MANIFEST, {**SHAPE, **DIMENSIONS}, AGAIN, lambda fields: fields)
-    if noted["format"] != FORMAT or not (folder / FILE).exists():
-        raise EnvironmentFault(f"{folder} lacks {FILE}, or has another version of it", hint=AGAIN)
-    found = digest(folder / FILE)
-    if found not in ("", noted["sha256"]):
-        raise EnvironmentFault(
-            f"{folder / FILE} differs from the exported file: it was changed or damaged", hint=AGAIN
-        )
-    counts = {name: int(noted[name]) for name in ("bytes", "parameters")}
-    dimensions = {name: int(noted[name]) for name in DIMENSIONS}
-    return GgufUse(
-        path=str(folder / FILE),
-        kind=noted["kind"],
-        digest=noted["sha256"],
-        shape=GgufShape(**dimensions, exact=noted["kind"] == EXACT),
-        **counts,
-    )
 
 
 def gguf_note(folder: Path) -> str:

@@ -32,10 +32,11 @@ from flows.checkpoint.profile_loading import (
     read_profile,
     small_files,
 )
+from flows.checkpoint.user_gguf import user_gguf_for
 from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions
 from flows.options.media import VideoSamplingOptions
-from flows.options.model import DEMO_MODEL
+from flows.options.model import DEMO_MODEL, GgufOptions
 from flows.options.text import QuestionOptions
 from flows.pipelines import Pipeline, makes_vectors
 from stages.models.encoding.ways import ALONE, AUTO, BATCHES, FIXED_ROWS
@@ -257,6 +258,11 @@ def open_model(
         code = custom_code_fields(folder, trusted=config.trust_remote_code)
         graphs = graphs_for(config, folder, profile, digest, weights, device)
         gguf = gguf_for(config, folder, digest, *pipelines) if profile.route != "dual" else None
+        if GgufOptions.of(config).language_gguf:
+            gguf = user_gguf_for(
+                config, checkpoint, profile, files, small, digest, *pipelines,
+                store=store, launcher=launcher, device=device,
+            )  # fmt: skip
     settings = resolve_settings(config, profile, device, graphs.uses)
     if gguf is not None:
         language = with_gguf(config, settings["language"][0], gguf)

@@ -189,11 +189,12 @@ def with_gguf(config: RunOptions, settings: PartSettings, use: GgufUse) -> PartS
             f"({use.kind})",
             hint="Leave it out, or export the original with another --to",
         )
+    each = BYTES.get(settings.dtype, 4)
     return replace(
         settings,
         precision=use.kind,
         dtype="float32",
-        weight_bytes=settings.weight_bytes + use.bytes,
+        weight_bytes=max(0, settings.weight_bytes - use.replaced * each) + use.bytes,
         engine=gguf_engine(AUTO),
         gguf=use,
     )

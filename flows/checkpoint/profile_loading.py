@@ -97,7 +97,7 @@ def read_profile(
         seconds=MAX_SECONDS,
     )
     try:
-        profile = _run_describe(launcher, call, config.model)
+        profile = run_describing(launcher, call, f"model {config.model}", "profile")
     except UsageError as error:
         raise Undescribed(error.message, hint=error.hint) from error
     record_set.publish([Record(key=key, meta=profile)])
@@ -111,24 +111,24 @@ def memory_limit(config: RunOptions, device: str) -> int:
     return max(MIN_BYTES, budget_for(on_host, "cpu").bytes)
 
 
-def _run_describe(launcher: Launcher, call: StageCall, model: str) -> dict[str, Any]:
-    """Return the profile from a describing process. Raises UsageError if the checkpoint takes too
-    much memory or time."""
+def run_describing(launcher: Launcher, call: StageCall, what: str, note: str) -> dict[str, Any]:
+    """Return a note of a describing process. Raises UsageError if it takes too much memory or
+    time. `what` it describes is named then."""
     free = host_free_bytes()
     try:
-        profile: dict[str, Any] = run_with_restarts(launcher, call).notes["profile"]
+        found: dict[str, Any] = run_with_restarts(launcher, call).notes[note]
     except OutOfMemory as error:
         if free < call.budget:
-            message = f"model {model}: cannot be read in the {gib(free)} of free memory"
+            message = f"{what}: cannot be read in the {gib(free)} of free memory"
             raise CannotFit(message, hint="Free some memory, or use a machine with more") from error
-        message = f"model {model}: reading it takes more than {gib(call.budget)} of memory"
+        message = f"{what}: reading it takes more than {gib(call.budget)} of memory"
         raise UsageError(f"{message}, before any weight is loaded", hint=HINT) from error
     except StageDied as error:
         if error.return_code != -OVERTIME:
             raise
-        message = f"model {model}: reading it takes more than {call.seconds:.0f} s of CPU time"
+        message = f"{what}: reading it takes more than {call.seconds:.0f} s of CPU time"
         raise UsageError(f"{message}, before any weight is loaded", hint=HINT) from error
-    return profile
+    return found
 
 
 def _weight_fields(checkpoint: Checkpoint) -> list[Any]:

@@ -26,7 +26,7 @@ PATHS = frozenset((
     "sources", "out", "store", "model", "adapter", "prompt_file", "schema",
     "index", "labels", "templates", "examples", "html", "copy", "to", "data",
     "source", "folder", "calibrate", "calibrate_store", "caption_model", "token_file",
-    "names", "words",
+    "language_gguf", "names", "words",
 ))
 # fmt: on
 """Parsed names of file paths, which may contain any bytes."""

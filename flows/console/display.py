@@ -139,6 +139,7 @@ LINE_SECONDS = 10.0
 VERBS = {
     **{name: stage.verb for name, stage in STAGES.items()},
     "describe": "reading the model",
+    "describe_gguf": "reading the GGUF file",
     "webdataset": "writing samples",
     "cut": "cutting clips",
     "convert": "converting",

@@ -175,8 +175,8 @@ def _graphs(settings: PartSettings) -> dict[str, Any]:
 
 
 def _in_gguf(settings: PartSettings) -> int:
-    """Return the number of parameters in the GGUF file of a part."""
-    return settings.gguf.parameters if settings.gguf else 0
+    """Return the number of parameters that the GGUF file of a part adds."""
+    return settings.gguf.parameters - settings.gguf.replaced if settings.gguf else 0
 
 
 def _gguf(settings: PartSettings) -> dict[str, Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ENTRIES: Mapping[str, str] = {
     **{name: stage.entry for name, stage in STAGES.items()},
     "describe": "stages.models.describe_run:run",
+    "describe_gguf": "stages.models.describe_run:run_gguf",
     "convert": "stages.convert.run:run",
     "merge": "stages.export.merge:run",
     "time_graphs": "stages.export.graphs.timing:run",
@@ -31,7 +32,12 @@ ENTRIES: Mapping[str, str] = {
     "probe": "stages.process.gpu_probe:run",
 }
 """Stage name → function that its process calls."""
-IMPORTING = {"describe", "time_graphs", *(name for name, stage in STAGES.items() if stage.part)}
+IMPORTING = {
+    "describe",
+    "describe_gguf",
+    "time_graphs",
+    *(name for name, stage in STAGES.items() if stage.part),
+}
 """Stages that import model libraries."""
 
 

@@ -17,6 +17,7 @@ from flows.options.media import (
 from flows.options.model import (
     DEFAULT_MODEL_OPTION,
     AdapterOptions,
+    GgufOptions,
     HalfPrecisionOptions,
     ModelOptions,
     PrecisionOptions,
@@ -55,6 +56,7 @@ class CaptionConfig(
     SamplingParams,
     CardOptions,
     PromptOptions,
+    GgufOptions,
     AdapterOptions,
     HalfPrecisionOptions,
     VideoSamplingOptions,

@@ -137,6 +137,16 @@ class AdapterOptions(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GgufOptions(OptionGroup):
+    """The GGUF file of the language half."""
+
+    language_gguf: Annotated[
+        str, Option("GGUF file of the language half, for --engine gguf", MODEL, "FILE")
+    ] = ""
+    """GGUF file of the checkpoint's language half, made by another program; empty: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StoreOptions(OptionGroup):
     """The location of the store."""
 

@@ -243,6 +243,7 @@ class StageCallBuilder:
         model, settings = self._job.model, settings_on(self._job.model, rung)
         assert settings is not None and stage.part is not None
         adapter = settings.adapter
+        gguf = settings.gguf if stage.part == "language" else None
         half = HalfJob(
             model=str(model.folder),
             device=self._job.device,
@@ -258,7 +259,8 @@ class StageCallBuilder:
             mlp_chunk=rung.prefill,
             offload=rung.offload,
             files=model.files_of([stage.part]),
-            gguf=settings.gguf.path if settings.gguf and stage.part == "language" else "",
+            gguf=gguf.path if gguf else "",
+            gguf_copy=gguf.copy if gguf else "",
             gguf_tokens=self.sequence_tokens,
             adapter=adapter.folder if adapter else "",
             adapted=adapter.modules if adapter else {},

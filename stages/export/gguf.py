@@ -38,7 +38,8 @@ from stages.export.write import (
 )
 from stages.export.write import warm as warm_export
 from stages.models.gguf import FILE, FORMAT, MANIFEST, PACKAGES
-from stages.models.gguf.half import TABLE, core_paths
+from stages.models.gguf.half import core_paths
+from stages.models.gguf.header import TABLE
 from stages.models.gguf.library import last_words, library
 from stages.models.gguf.mapping import Change, TextMapping, mapping_of, refused
 from stages.models.halves.classes import config_and_class, skeleton_of

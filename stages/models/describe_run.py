@@ -1,10 +1,15 @@
 """Describes a model in its own process, so that the parent need not import torch."""
 
+from math import prod
+from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UsageError
-from stages.models.half_job import DescribeJob
+from stages.models.half_job import DescribeGgufJob, DescribeJob
+from stages.models.halves.classes import config_and_class, skeleton_of
+from stages.models.hub.resolve import find_model
 from stages.models.inspection import describe
+from stages.models.processors.prepare import load_processor, placeholder_tokens
 from stages.process.deferred_imports import import_transformers
 from stages.process.job import parse_job
 from stages.process.report import EventReporter
@@ -34,3 +39,38 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
             hint="Check its source, and its *.json and *.jinja files",
         ) from error
     report.note(profile=profile.to_json())
+
+
+def run_gguf(job_fields: dict[str, Any], report: EventReporter) -> None:
+    """Compare a user's GGUF file with the checkpoint, and send what it is as the note `file`."""
+    from stages.models.gguf.context import kind_of
+    from stages.models.gguf.header import read_header
+    from stages.models.gguf.mapping import mapping_of
+    from stages.models.gguf.user_file import (
+        check_file,
+        check_tokens,
+        check_weights,
+        expected_shapes,
+        unfit,
+    )
+    from stages.models.loading import stored_weights
+
+    job = parse_job(DescribeGgufJob, job_fields)
+    with job.files.compared():
+        header = read_header(Path(job.file))
+        folder = find_model(job.model, job.revision).folder
+        config, cls = config_and_class(folder, job.trust_remote_code, job.as_published)
+        try:
+            mapping = mapping_of(config, str(folder))
+        except UsageError as error:
+            raise unfit(header, error.message, "docs/gguf.md lists the models") from error
+        skeleton = skeleton_of(config, cls)
+        check_file(header, skeleton, mapping)
+        processor = load_processor(folder, job.trust_remote_code)
+        check_tokens(header, processor.tokenizer, placeholder_tokens(processor))
+        check_weights(header, skeleton, mapping, stored_weights(folder, skeleton))
+    expected = expected_shapes(skeleton, mapping)
+    replaced = sum(prod(shape) for name, shape in expected.items() if name in header.tensors)
+    found = {"bytes": header.path.stat().st_size, "parameters": header.parameters}
+    found |= {"replaced": replaced, **mapping.dimensions}
+    report.note(file={"kind": kind_of(header), **found})

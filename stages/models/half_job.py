@@ -51,6 +51,8 @@ class HalfJob:
     gguf_tokens: int = 0
     """Tokens, prompt and caption, for which each sequence gets room when it is loaded; 0: room is
     made as sequences need it."""
+    gguf_copy: str = ""
+    """Path of a copy with another header, made if llama.cpp needs one; empty: it is an export."""
     adapter: str = ""
     """Folder of the adapter to inject into the half; empty: none."""
     adapted: Mapping[str, str] = field(default_factory=dict)
@@ -81,3 +83,18 @@ class DescribeJob:
     """Whether to describe it as its authors published it; None: by the rule."""
     files: ModelFiles = field(default_factory=ModelFiles)
     """The model files that it was planned with; empty: they are not compared."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DescribeGgufJob:
+    """The user's GGUF file to compare with a checkpoint."""
+
+    file: str
+    model: str
+    """Folder or hub id."""
+    revision: str | None = None
+    trust_remote_code: bool = False
+    as_published: bool | None = None
+    """Whether the checkpoint runs as its authors published it; None: by the rule."""
+    files: ModelFiles = field(default_factory=ModelFiles)
+    """The files that it was planned with; empty: they are not compared."""

@@ -32,7 +32,7 @@ from stages.models.precision.quantize import (
     plan,
     stored_settings,
 )
-from stages.models.precision.weights import stored_modules
+from stages.models.precision.weights import model_names, stored_modules
 from stages.models.processors.prepare import load_processor
 from stages.models.streaming.load import load_streamed, streamed_layers
 from stages.process.deferred_imports import import_transformers
@@ -171,7 +171,10 @@ class ModelJob(HalfJob):
 
         options: dict[str, Any] = {"as_published": self.as_published, "dtype": torch.float32}
         load = partial(load_half, folder, "language", pieces=pieces, **options)
-        half = load_with_gguf(Path(self.gguf), config, skeleton, lambda paths: load(without=paths))
+        file = Path(self.gguf)
+        if self.gguf_copy:
+            file = open_user_file(file, config, skeleton, folder, Path(self.gguf_copy))
+        half = load_with_gguf(file, config, skeleton, lambda paths: load(without=paths))
         half.get_decoder().context.reserve(self.gguf_tokens)
         return half
 
@@ -213,9 +216,9 @@ def warm_source(source: ModelJob) -> None:
     if source.adapter:
         import_asking_cuda("peft")
     if source.gguf:
-        from stages.models.gguf.library import library
+        from stages.models.gguf import self_test
 
-        library()
+        self_test.check()
         import_module("stages.models.gguf.half")
     if source.offload:
         import_module("accelerate")
@@ -223,8 +226,35 @@ def warm_source(source: ModelJob) -> None:
     _ready[folder, source.trust_remote_code] = source.processor()
 
 
+def open_user_file(file: Path, config: Any, skeleton: Any, folder: Path, copy: Path) -> Path:
+    """Compare a user's GGUF file with the checkpoint in a folder, and return the file that
+    llama.cpp loads: that one, or a copy. Raises PenstockError."""
+    from stages.models.gguf.header import read_header
+    from stages.models.gguf.mapping import mapping_of
+    from stages.models.gguf.opening import fitted
+    from stages.models.gguf.user_file import check_file, check_weights
+
+    header, mapping = read_header(file), mapping_of(config, str(folder))
+    check_file(header, skeleton, mapping)
+    check_weights(header, skeleton, mapping, stored_weights(folder, skeleton))
+    return fitted(header, mapping, copy)
+
+
+def stored_weights(folder: Path, skeleton: Any) -> dict[str, tuple[Path, str]]:
+    """Return the weights of a checkpoint whose files are local: path in the model → file, and name
+    in it."""
+    stored = list(_tensors(folder))
+    paths = model_names(skeleton, [name for _, name in stored])
+    return {path: place for path, place in zip(paths, stored, strict=True) if path is not None}
+
+
 def _tensor_names(folder: Path) -> Iterator[str]:
     """Yield the names of tensors in the local files; those of the other half may be missing."""
+    return (name for _, name in _tensors(folder))
+
+
+def _tensors(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield file and name of each tensor in the local files."""
     from safetensors import SafetensorError, safe_open
 
     for path in sorted(folder.glob("*.safetensors")):
@@ -234,7 +264,7 @@ def _tensor_names(folder: Path) -> Iterator[str]:
             # Not mapped: a writable mapping counts against a memory limit in full.
             safe_open(path, "pt", backend="pread") as file,
         ):
-            yield from file.keys()
+            yield from ((path, name) for name in file.keys())  # noqa: SIM118
 
 
 def facts(half: Any) -> dict[str, Any]:

@@ -19,12 +19,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.models.gguf import COLUMN_MULTIPLE, PIECE_TOKENS, ROWS
-from stages.models.gguf.library import last_words, library
+from stages.models.gguf import COLUMN_MULTIPLE, EXACT, PIECE_TOKENS, ROWS
+from stages.models.gguf.header import GgufHeader, read_header
+from stages.models.gguf.library import last_words, library, without_tokenizer
 from stages.models.gguf.masks import Blocks, pieces_of
 
 Floats = npt.NDArray[np.float32]
@@ -33,8 +35,16 @@ READER = ROWS
 """Sequence in which prompts are read."""
 F32, F16 = 0, 1
 """GGML types of the KV cache."""
-ALL_F32 = 0
-"""File type of a file whose matrices are in 32 bit."""
+
+
+def kind_of(header: GgufHeader) -> str:
+    """Return the kind of a file as that of an export, such as `gguf-q4_k_m`."""
+    try:
+        name = gguf.LlamaFileType(header.values.get("general.file_type", -1)).name.split("_", 1)[1]
+    except ValueError:
+        largest = max(header.tensors.values(), key=lambda tensor: tensor.bytes)
+        name = gguf.GGMLQuantizationType(largest.type).name
+    return f"gguf-{name.lower()}"
 
 
 class GgufContext:
@@ -48,6 +58,9 @@ class GgufContext:
         parameters = api.llama_model_default_params()
         parameters.n_gpu_layers = 0
         parameters.load_mode = api.LLAMA_LOAD_MODE_NONE
+        self.header = read_header(path)
+        overrides = without_tokenizer(api, self.header)
+        parameters.kv_overrides = overrides
         last_words()
         self._model = api.llama_model_load_from_file(str(path).encode(), parameters)
         if not self._model:
@@ -55,7 +68,7 @@ class GgufContext:
                 f"{path}: llama.cpp cannot load it: {last_words()}",
                 hint="Export it again, or give a file that this version of llama.cpp loads",
             )
-        self._exact = api.llama_model_ftype(self._model) == ALL_F32
+        self._exact = kind_of(self.header) == EXACT
         self._context: Any = None
         self.columns = 0
         """Tokens that each sequence has room for."""

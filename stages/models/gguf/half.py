@@ -5,6 +5,7 @@ positions, `generate`. In place of the decoder stands a module that passes its i
 and returns logits as its hidden states; the output head returns them unchanged.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,31 +18,46 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from artifacts.errors import UsageError
-from stages.models.gguf import ROWS
+from stages.models.gguf import ROWS, self_test
 from stages.models.gguf.context import READER, Floats, GgufContext, Whole
+from stages.models.gguf.header import TABLE, GgufHeader
 from stages.models.gguf.mapping import TextMapping, mapping_of
 from stages.models.gguf.masks import blocks_of
 from stages.models.halves.absent import MissingModule
 
-TABLE = "token_embd.weight"
+
+def mapped_rows(header: GgufHeader, name: str) -> Any:
+    """Return a tensor's rows as bytes, of shape [rows, bytes], mapped from the file."""
+    tensor = header.tensor(name)
+    start, rows = header.data_start + tensor.offset, math.prod(tensor.shape[:-1])
+    return np.memmap(header.path, np.uint8, "r", start, (rows, tensor.bytes // rows))
+
+
+def dequantized(
+    header: GgufHeader, name: str, rows: Sequence[int] = (0,), data: Any = None
+) -> Floats:
+    """Return rows of a tensor as numbers; `data`: what `mapped_rows` returned."""
+    data = mapped_rows(header, name) if data is None else data
+    kind = gguf.GGMLQuantizationType(header.tensor(name).type)
+    found = gguf.dequantize(data[np.asarray(rows, np.int64)], kind)
+    return np.ascontiguousarray(found, np.float32)
 
 
 class GgufEmbedding(nn.Module):
     """The embedding table of a GGUF file. Rows are read and dequantized as they are used."""
 
-    def __init__(self, path: Path, scale: float) -> None:
+    def __init__(self, header: GgufHeader, scale: float) -> None:
         super().__init__()
         self._scale = np.float32(scale)
-        tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == TABLE)
-        self._data, self._type = tensor.data, tensor.tensor_type
-        self.num_embeddings = int(tensor.shape[1])
+        self._header = header
+        self._data = mapped_rows(self._header, TABLE)
+        self.num_embeddings = len(self._data)
         # Models read type and device from their parameters, and may have no others.
         self.anchor = nn.Parameter(torch.empty(0), requires_grad=False)
 
     def rows(self, ids: Sequence[int]) -> Floats:
         """Return the embeddings of tokens, of shape [tokens, width]."""
-        found = gguf.dequantize(self._data[np.asarray(ids, np.int64)], self._type)
-        return np.ascontiguousarray(found, np.float32) * self._scale
+        return dequantized(self._header, TABLE, ids, self._data) * self._scale
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         found = torch.from_numpy(self.rows(ids.reshape(-1).tolist()))
@@ -113,9 +129,10 @@ class GgufDecoder(MissingModule):
         self, absent: MissingModule, path: str, file: Path, mapping: TextMapping, threads: int
     ) -> None:
         super().__init__(absent.skeleton, path)
-        embedding = GgufEmbedding(file, mapping.embedding_scale)
+        context = GgufContext(file, threads)
+        embedding = GgufEmbedding(context.header, mapping.embedding_scale)
         self._modules["embed_tokens"] = embedding
-        state = {"context": GgufContext(file, threads), "mapping": mapping}
+        state = {"context": context, "mapping": mapping}
         state["resident"] = ref(GgufCache(self, 0))  # a dead one: the reader is empty
         self.__dict__.update(state, embedding=embedding)
 
@@ -222,6 +239,7 @@ def load_with_gguf(
 ) -> Any:
     """Return a language half whose decoder and output head run in llama.cpp. `load` loads the half
     without the modules at these paths. Raises PenstockError."""
+    self_test.check()
     decoder, head = core_paths(skeleton)
     half = load([decoder, head])
     threads = torch.get_num_threads()

@@ -17,6 +17,7 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault
 from stages.models.gguf import INSTALL
+from stages.models.gguf.header import TABLE, GgufHeader
 
 BINDING = "llama_cpp.llama_cpp"
 PROBED = {
@@ -32,6 +33,8 @@ PADDING = 8
 WARNING, CONTINUED = 3, 5
 """Levels of llama.cpp's log: from warnings to errors, and lines that continue another."""
 KEPT_LINES = 4
+KEY_BYTES = 127
+"""Longest key of metadata that a caller may state."""
 _log: list[str] = []
 
 
@@ -77,6 +80,18 @@ def _bytes_written(library_: ctypes.CDLL, function: str) -> int:
         call(ctypes.addressof(buffer))
         last = max([last, *(at + 1 for at in range(PROBE_BYTES) if buffer[at] != fill)])
     return last
+
+
+def without_tokenizer(api: Any, header: GgufHeader) -> Any:
+    """Return the metadata by which llama.cpp does not read the tokenizer of a file: Penstock's own
+    is used, a large one takes seconds, and a damaged one could do harm."""
+    told = (api.llama_model_kv_override * 3)()  # the last, without a name, ends the list
+    told[0].tag, told[0].key = api.LLAMA_KV_OVERRIDE_TYPE_STR, b"tokenizer.ggml.model"
+    told[0].value.val_str = b"none"
+    key = f"{header.architecture}.vocab_size".encode()
+    told[1].tag, told[1].key = api.LLAMA_KV_OVERRIDE_TYPE_INT, key[:KEY_BYTES]
+    told[1].value.val_i64 = header.tensor(TABLE).shape[0]
+    return told
 
 
 @cache

@@ -1,0 +1,259 @@
+"""Reads the header of a GGUF file, and refuses a damaged one. Imports no library.
+
+llama.cpp asserts on some damaged headers, which ends the process, and trusts lengths in others. So
+every file passes here before any library sees it:
+
+1. Every count and length is compared with what is left of the file before anything is read.
+2. Names of metadata and tensors are unique, and all texts are UTF-8.
+3. Tensors lie one behind the other, within the file, and have types that llama.cpp computes with.
+"""
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UsageError
+from artifacts.regular_files import open_regular
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+HEADER_BYTES = 128 << 20
+"""Largest header. That of a vocabulary of 262,144 tokens with its merges takes 20 MB."""
+ENTRIES = 1 << 16
+"""Most metadata keys, and most tensors."""
+STRINGS = 1 << 21
+"""Most strings in all lists together."""
+NAME_BYTES = 63
+"""Longest name of a tensor."""
+DIMENSIONS = 4
+ALIGNMENT = 32
+"""Bytes to a multiple of which tensors are padded, unless the file states another number."""
+ALIGNMENTS = frozenset(1 << power for power in range(5, 17))
+TABLE = "token_embd.weight"
+"""Name of the embedding table."""
+ALIGNMENT_KEY = "general.alignment"
+NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11: "q", 12: "d"}
+"""Type of a value → its format."""
+BOOL, STRING, LIST = 7, 8, 9
+F32 = 0
+TYPES: Mapping[int, tuple[str, int, int]] = {
+    F32: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2),
+    2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34), 20: ("IQ4_NL", 32, 18), 39: ("MXFP4", 32, 17),
+    10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 23: ("IQ4_XS", 256, 136),
+    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 22: ("IQ2_S", 256, 82),
+    18: ("IQ3_XXS", 256, 98), 21: ("IQ3_S", 256, 110), 19: ("IQ1_S", 256, 50),
+    29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
+}  # fmt: skip
+"""Type of a matrix → its name, the numbers of a block, and the bytes of a block."""
+HINT = "Download or convert the file again"
+SHOWN = 200
+"""Most characters of a line that names what a file contains."""
+
+
+class DamagedHeader(UsageError):
+    """A GGUF file with a header that breaks a rule of the format."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GgufTensor:
+    """Where a tensor lies."""
+
+    shape: tuple[int, ...]
+    """Sizes, as transformers orders them: rows first."""
+    type: int
+    offset: int
+    """Bytes from the start of the tensors' data."""
+    bytes: int
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GgufHeader:
+    """The header of a GGUF file."""
+
+    path: Path
+    values: Mapping[str, Any]
+    """Key → its value; lists are tuples."""
+    tensors: Mapping[str, GgufTensor]
+    places: tuple[int, int]
+    """Bytes of the file that state the tensors' names, shapes and places."""
+    data_start: int
+    """Byte at which the tensors' data starts."""
+    alignment: int
+
+    @property
+    def architecture(self) -> str:
+        found = self.values.get("general.architecture", "")
+        return found if isinstance(found, str) else ""
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.parameters for tensor in self.tensors.values())
+
+    def tensor(self, name: str) -> GgufTensor:
+        """Return a tensor. Raises UsageError."""
+        if name not in self.tensors:
+            raise DamagedHeader(f"{self.path} has no tensor {name}", hint=HINT)
+        return self.tensors[name]
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Return the header of a file. Raises UsageError."""
+    try:
+        with open_regular(path) as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            return _HeaderReader(path, file, size).header()
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}", hint="Give a GGUF file"
+        ) from error
+
+
+class _HeaderReader:
+    """Reads a header from its first byte to its last."""
+
+    def __init__(self, path: Path, file: BufferedReader, size: int) -> None:
+        self._path, self._file, self._size = path, file, size
+        self._at, self._strings = 0, 0
+
+    def header(self) -> GgufHeader:
+        if self._take(len(MAGIC), "its first bytes") != MAGIC:
+            raise self._damaged("it does not begin as GGUF files do")
+        if (version := self._number("I", "its version")) not in VERSIONS:
+            raise self._damaged(f"version {version} of the format is not known")
+        tensors = self._count("tensors", ENTRIES, least=1)
+        values = self._values(self._count("metadata keys", ENTRIES))
+        alignment = values.get(ALIGNMENT_KEY, ALIGNMENT)
+        if type(alignment) is not int or alignment not in ALIGNMENTS:
+            raise self._damaged(f"{ALIGNMENT_KEY} is {alignment!r}")
+        first = self._at
+        places = self._tensors(tensors, alignment)
+        data_start = aligned(self._at, alignment)
+        if short := [n for n, t in places.items() if data_start + t.offset + t.bytes > self._size]:
+            raise self._damaged(f"it ends before the data of tensor {short[0]}")
+        return GgufHeader(
+            path=self._path,
+            values=values,
+            tensors=places,
+            places=(first, self._at),
+            data_start=data_start,
+            alignment=alignment,
+        )
+
+    def _values(self, count: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for _ in range(count):
+            key = self._string("the name of a metadata key")
+            if key in found or not _is_name(key):
+                raise self._damaged(f"it has the metadata key {key!r} twice, or as no name")
+            kind = self._number("I", key)
+            found[key] = self._list(key) if kind == LIST else self._value(kind, key)
+        return found
+
+    def _value(self, kind: int, key: str) -> Any:
+        if kind == STRING:
+            return self._string(key)
+        if kind == BOOL:
+            return bool(self._number("B", key))
+        if kind not in NUMBERS:
+            raise self._damaged(f"metadata key {key} has the unknown type {kind}")
+        return self._number(NUMBERS[kind], key)
+
+    def _list(self, key: str) -> tuple[Any, ...]:
+        kind, count = self._number("I", key), self._number("Q", key)
+        if kind == STRING:
+            self._strings += count
+            if self._strings > STRINGS:
+                raise self._damaged(f"metadata key {key} has {count:,} texts")
+            return tuple(self._string(key) for _ in range(count))
+        form = "B" if kind == BOOL else NUMBERS.get(kind)
+        if form is None:
+            raise self._damaged(f"metadata key {key} is a list of the unknown type {kind}")
+        content = self._take(count * struct.calcsize(f"<{form}"), key)
+        return struct.unpack(f"<{count}{form}", content)
+
+    def _tensors(self, count: int, alignment: int) -> dict[str, GgufTensor]:
+        found: dict[str, GgufTensor] = {}
+        expected = 0
+        for _ in range(count):
+            name = self._string("the name of a tensor", NAME_BYTES)
+            if name in found or not _is_name(name):
+                raise self._damaged(f"it has the tensor {name!r} twice, or as no name")
+            found[name] = tensor = self._tensor(name)
+            if tensor.offset != expected:
+                raise self._damaged(
+                    f"tensor {name} lies at byte {tensor.offset} of the data instead of {expected}"
+                )
+            expected += aligned(tensor.bytes, alignment)
+        return found
+
+    def _tensor(self, name: str) -> GgufTensor:
+        count = self._number("I", name)
+        if not 1 <= count <= DIMENSIONS:
+            raise self._damaged(f"tensor {name} has {count} dimensions")
+        sizes = tuple(self._number("Q", name) for _ in range(count))
+        kind, offset = self._number("I", name), self._number("Q", name)
+        if kind not in TYPES or (count == 1 and kind != F32):
+            raise self._damaged(f"tensor {name} has the type {kind}, which is not computed with")
+        _, block, size = TYPES[kind]
+        if not all(sizes) or sizes[0] % block:
+            raise self._damaged(f"tensor {name} has the shape {' x '.join(map(str, sizes))}")
+        held = math.prod(sizes) // block * size
+        return GgufTensor(shape=sizes[::-1], type=kind, offset=offset, bytes=held)
+
+    def _count(self, what: str, most: int, least: int = 0) -> int:
+        found = int(self._number("Q", f"the number of {what}"))
+        if not least <= found <= most:
+            raise self._damaged(f"it states {found:,} {what}")
+        return found
+
+    def _number(self, form: str, what: str) -> Any:
+        (found,) = struct.unpack(f"<{form}", self._take(struct.calcsize(f"<{form}"), what))
+        return found
+
+    def _string(self, what: str, most: int = HEADER_BYTES) -> str:
+        length = self._number("Q", what)
+        if length > most:
+            raise self._damaged(f"{what} is {length:,} bytes long")
+        try:
+            return self._take(length, what).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self._damaged(f"{what} is no UTF-8 text") from error
+
+    def _take(self, count: int, what: str) -> bytes:
+        self._at += count
+        if self._at > self._size:
+            raise self._damaged(f"it ends within {what}")
+        if self._at > HEADER_BYTES:
+            raise self._damaged(f"its header is larger than {HEADER_BYTES >> 20} MiB")
+        if len(found := self._file.read(count)) < count:
+            raise self._damaged("it became shorter while it was read")
+        return found
+
+    def _damaged(self, why: str) -> DamagedHeader:
+        return DamagedHeader(f"{self._path} is damaged: {in_line(why)}", hint=HINT)
+
+
+def _is_name(text: str) -> bool:
+    # Elsewhere a name may end at a character that does not print.
+    return text.isprintable() and text != ""
+
+
+def in_line(text: str) -> str:
+    """Return a text that may contain names from a file, as a short line for a terminal."""
+    return "".join(each if each.isprintable() else "?" for each in text)[:SHOWN]
+
+
+def aligned(size: int, alignment: int) -> int:
+    """Return a size with its padding."""
+    return -(-size // alignment) * alignment

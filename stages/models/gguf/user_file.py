@@ -1,0 +1,209 @@
+"""Checks that a GGUF file of a user is the language half of a checkpoint.
+
+Its metadata must be what an export of the checkpoint would write, its tensors those of the decoder,
+its tokens those of the tokenizer. Two fine-tunes of one model agree in all of that; their norms and
+embeddings tell them apart.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from artifacts.errors import UsageError
+from stages.models.gguf.half import core_paths, dequantized
+from stages.models.gguf.header import TABLE, TYPES, GgufHeader, in_line
+from stages.models.gguf.mapping import TextMapping
+
+EQUIVALENT = {"qwen2vl": "paddleocr"}
+"""GgufArchitecture of a file → the one as which it is loaded: the same computation."""
+HEAD = "output.weight"
+SECTIONS = "rope.dimension_sections"
+COMPARED = frozenset({"llama", "qwen2", "qwen3", "qwen3vl", "paddleocr"})
+"""Architectures of which a test has compared files as other programs write them."""
+UNREAD = frozenset({"context_length", "vocab_size"})
+"""Metadata that changes no logits."""
+NEUTRAL: Mapping[str, Any] = {
+    "rope.scaling.type": "none",
+    "rope.scaling.factor": 1.0,
+    "attention.causal": True,
+    "attention.sliding_window": 0,
+    "expert_count": 0,
+    "expert_used_count": 0,
+}
+"""Metadata that a file may have beyond that of an export → the value that changes nothing."""
+SAMPLES = 64
+"""Rows of the embedding table that are compared."""
+CLOSE, CLOSE_IN_FEW_BITS = 0.99, 0.9
+"""Least cosine of two embedding tables, and that of types with less than 4 bits a number."""
+ONLY_EXPORTS = "Export the checkpoint: penstock export MODEL --to gguf-q8_0 --out DIR"
+ROUNDING = 1e-3
+"""Largest relative difference of norms, which are rounded to the checkpoint's type."""
+Stored = Mapping[str, tuple[Path, str]]
+"""Path of a weight in the model → its file, and its name there."""
+
+
+def check_file(header: GgufHeader, skeleton: Any, mapping: TextMapping) -> None:
+    """Compare metadata and tensors with those that the checkpoint's decoder has. Raises
+    UsageError."""
+    found = header.architecture
+    if mapping.architecture not in COMPARED:
+        raise unfit(header, f"files of {mapping.architecture} are not supported", ONLY_EXPORTS)
+    if EQUIVALENT.get(found, found) != mapping.architecture:
+        raise unfit(
+            header, f"its architecture is {found or 'not stated'}, and not {_named(mapping)}"
+        )
+    if header.values.get("split.count", 1) != 1:
+        raise unfit(header, "it is a part of a split file", "Merge the parts: llama-gguf-split")
+    _check_metadata(header, mapping)
+    expected = expected_shapes(skeleton, mapping)
+    configs = (skeleton.config, mapping.config)
+    tied = any(getattr(config, "tie_word_embeddings", False) for config in configs)
+    if missing := sorted(expected.keys() - header.tensors.keys() - ({HEAD} if tied else set())):
+        raise unfit(header, f"it lacks {missing[0]}")
+    for name, tensor in header.tensors.items():
+        if name not in expected:
+            raise unfit(header, f"it has {name}, which the checkpoint's decoder lacks")
+        shape = expected[name]
+        # Rows of a vocabulary are padded differently.
+        if tensor.shape[1:] != shape[1:] or (name not in (TABLE, HEAD) and tensor.shape != shape):
+            has = f"{name} has the shape {tensor.shape}"
+            raise unfit(header, f"{has}, and in the checkpoint's decoder {shape}")
+
+
+def _named(mapping: TextMapping) -> str:
+    also = [name for name, one in EQUIVALENT.items() if one == mapping.architecture]
+    return " or ".join([mapping.architecture, *also])
+
+
+def own_metadata(mapping: TextMapping, rows: int) -> dict[str, Any]:
+    """Return what an export of the decoder would write: key without the architecture → value."""
+    writer = gguf.GGUFWriter("", mapping.architecture)
+    mapping.add_metadata(writer, rows)
+    prefix = f"{mapping.architecture}."
+    values = {key: value.value for key, value in writer.kv_data[0].items()}
+    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+
+
+def _check_metadata(header: GgufHeader, mapping: TextMapping) -> None:
+    prefix = f"{header.architecture}."
+    stated = {k.removeprefix(prefix): v for k, v in header.values.items() if k.startswith(prefix)}
+    expected = own_metadata(mapping, header.tensor(TABLE).shape[0])
+    heads, width = expected["attention.head_count"], expected["embedding_length"]
+    implied = {
+        "attention.head_count_kv": heads,
+        "attention.key_length": width // heads,
+        "attention.value_length": width // heads,
+        "rope.dimension_count": expected.get("attention.key_length", width // heads),
+        "rope.freq_base": 10000.0,
+    }
+    for key in sorted((expected.keys() | stated.keys()) - UNREAD):
+        found = stated.get(key, implied.get(key) if key in expected else None)
+        wanted = expected.get(key, NEUTRAL.get(key))
+        if not _equal(key, found, wanted):
+            has = "is missing" if found is None else f"is {found}"
+            needs = "has none" if wanted is None else f"needs {wanted}"
+            raise unfit(header, f"its {prefix}{key} {has}, and the checkpoint's decoder {needs}")
+
+
+def _equal(key: str, found: Any, wanted: Any) -> bool:
+    if key == SECTIONS and isinstance(found, tuple) and wanted is not None:
+        return [n for n in found if n] == [n for n in wanted if n]
+    if isinstance(found, tuple) and isinstance(wanted, list | tuple):
+        return list(found) == list(wanted)
+    if isinstance(found, float | int) and isinstance(wanted, float | int):
+        return math.isclose(found, wanted, rel_tol=1e-6)
+    return type(found) is type(wanted) and bool(found == wanted)
+
+
+def expected_shapes(skeleton: Any, mapping: TextMapping) -> dict[str, tuple[int, ...]]:
+    """Return the tensors of the decoder and the output head: name in a GGUF file → shape."""
+    return {name: tuple(weight.shape) for name, _, weight in _weights(skeleton, mapping)}
+
+
+def _weights(skeleton: Any, mapping: TextMapping) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """Yield each weight of the decoder and the output head: its name in a GGUF file, its path in
+    the model, and itself."""
+    named = gguf.MODEL_ARCH_NAMES.items()
+    arch = next(arch for arch, name in named if name == mapping.architecture)
+    names = gguf.get_tensor_name_map(arch, mapping.config.num_hidden_layers)
+    for path, inner in zip(core_paths(skeleton), ("model", "lm_head"), strict=True):
+        for own, weight in skeleton.get_submodule(path).named_parameters():
+            found = names.get_name(f"{inner}.{own}", try_suffixes=(".weight", ".bias"))
+            if found is not None:
+                yield found, f"{path}.{own}", weight
+
+
+def check_tokens(header: GgufHeader, tokenizer: Any, placeholders: Collection[str]) -> None:
+    """Compare the file's tokens, if it has any, with the tokenizer's. `placeholders` stand for
+    images, and never reach the file. Raises UsageError."""
+    vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+    rows, last = header.tensor(TABLE).shape[0], max(vocabulary.values())
+    if last >= rows:
+        raise unfit(header, f"it has {rows} tokens, and the tokenizer's last one is {last}")
+    tokens = header.values.get("tokenizer.ggml.tokens")
+    if tokens is None:
+        return
+    for token, at in sorted(vocabulary.items(), key=lambda each: each[1]):
+        found = tokens[at] if at < len(tokens) else None
+        if found != token and token not in placeholders:
+            raise unfit(header, f"its token {at} is {found!r}, and the tokenizer's {token!r}")
+
+
+def check_weights(header: GgufHeader, skeleton: Any, mapping: TextMapping, stored: Stored) -> None:
+    """Compare norms and some embeddings with those that the checkpoint holds. Raises UsageError."""
+    for name, path, weight in _weights(skeleton, mapping):
+        if path not in stored:
+            continue
+        file, own = stored[path]
+        if name in (TABLE, HEAD):
+            # Without a head of its own, the file's embedding table is the head.
+            _check_table(header, name if name in header.tensors else TABLE, file, own)
+        elif weight.ndim == 1 and name.endswith("norm.weight"):
+            found, wanted = dequantized(header, name)[0], _rows(file, own, None)
+            if not np.allclose(found, wanted, ROUNDING, ROUNDING * np.abs(wanted).max()):
+                raise _another(header, f"its {name} has other values than the checkpoint's")
+
+
+def _check_table(header: GgufHeader, name: str, file: Path, own: str) -> None:
+    tensor = header.tensor(name)
+    with safe_open(file, "pt", backend="pread") as weights:
+        shape, dtype = weights.get_slice(own).get_shape(), weights.get_slice(own).get_dtype()
+    if len(shape) != 2 or not dtype.startswith(("F", "BF")):
+        return  # quantized
+    rows = min(shape[0], tensor.shape[0])
+    ids = np.unique(np.linspace(0, rows - 1, SAMPLES).astype(np.int64)).tolist()
+    found, wanted = dequantized(header, name, ids), _rows(file, own, ids)
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
+    cosines = (found * wanted).sum(1)[lengths > 0] / lengths[lengths > 0]
+    _, block, size = TYPES[tensor.type]
+    least = CLOSE if 8 * size >= 4 * block else CLOSE_IN_FEW_BITS
+    if not len(cosines) or not np.median(cosines) > least:
+        raise _another(header, f"its {name} has other values than the checkpoint's")
+
+
+def _rows(file: Path, name: str, ids: list[int] | None) -> Any:
+    """Return a vector, or rows of a matrix, of a checkpoint."""
+    # Not mapped: a writable map counts fully against a memory limit.
+    with safe_open(file, "pt", backend="pread") as weights:
+        if ids is None:
+            return weights.get_tensor(name).float().numpy()
+        matrix = weights.get_slice(name)
+        return torch.cat([matrix[at : at + 1] for at in ids]).float().numpy()
+
+
+def unfit(header: GgufHeader, why: str, hint: str = "") -> UsageError:
+    """Return the error about a file that is not the language half of the checkpoint."""
+    return UsageError(
+        f"{header.path} does not fit the checkpoint: {in_line(why)}",
+        hint=hint or "Give a GGUF file of the language half of exactly this checkpoint",
+    )
+
+
+def _another(header: GgufHeader, why: str) -> UsageError:
+    return unfit(header, f"{why}, as those of another fine-tune are")

@@ -1,0 +1,157 @@
+"""`--language-gguf`: what excludes it, that its check is remembered, and captions with it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.errors import PenstockError, UsageError
+from artifacts.store import FolderStore
+from flows.checkpoint.models import Model, digests_in, open_model
+from flows.console.display import Display
+from flows.machine.launch import StageCall
+from flows.options.commands import CaptionConfig
+from flows.options.export_config import ExportRequest
+from flows.pipelines import CAPTION, LABEL, TUNE, Pipeline
+from flows.running.export import export
+from flows.running.run import caption
+from penstock_demo.clips import write_clips
+from stages.models import gguf
+from stages.models.gguf import FILE, FORMAT, MANIFEST
+from stages.models.half_job import DescribeGgufJob
+from stages.process.outcome import StageOutcome
+from tests.support.described import described
+from tests.support.hostile import copy_of_demo
+from tests.support.inside import Ended
+
+FOUND = {"kind": "gguf-q4_k_m", "bytes": 1000, "parameters": 1_700_000, "replaced": 1_699_000}
+
+
+class Comparing:
+    """Tells of every file that it fits."""
+
+    def __init__(self) -> None:
+        self.calls: list[StageCall] = []
+
+    def start(self, call: StageCall) -> Ended:
+        self.calls.append(call)
+        assert call.name == "describe_gguf", call.name
+        outcome = StageOutcome(name=call.name)
+        outcome.notes = {"file": FOUND}
+        return Ended(outcome=outcome)
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file on a machine that looks as if the extra were installed."""
+    monkeypatch.setattr(gguf, "version", lambda name: "1")
+    monkeypatch.setattr("flows.checkpoint.user_gguf.version", lambda name: "1")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    return tmp_path / "model.gguf"
+
+
+def opened(store: Path, launcher: Any, file: Path, *pipelines: Pipeline, **options: Any) -> Model:
+    if not store.exists():
+        described(store)
+    config = CaptionConfig(
+        sources=("clip.mp4",), language_gguf=str(file), **{"model": "demo", **options}
+    )
+    made = FolderStore(store)
+    return open_model(
+        config, *(pipelines or (CAPTION,)), store=made, digests=digests_in(made),
+        launcher=launcher, device="cpu",
+    )  # fmt: skip
+
+
+def test_a_file_is_compared_once_and_keyed_by_its_content(file: Path, tmp_path: Path) -> None:
+    launcher = Comparing()
+    first = opened(tmp_path / "store", launcher, file)
+    (call,) = launcher.calls
+    assert isinstance(call.job, DescribeGgufJob) and call.job.file == str(file)
+    assert call.budget > 0 and call.seconds > 0 and str(file) in call.job.files.stamps
+    settings = first.best("language")
+    assert (settings.precision, settings.engine) == ("gguf-q4_k_m", "gguf")
+    assert settings.gguf is not None and settings.gguf.digest in settings.key_fields
+    demo = opened(tmp_path / "store", launcher, file, engine="gguf").best("language")
+    assert demo == settings and len(launcher.calls) == 1
+    # The decoder's own weights are not loaded.
+    assert settings.weight_bytes < 1000 + 4 * first.profile.language.parameters // 100
+    file.write_bytes(b"GGUF again")
+    again = opened(tmp_path / "store", launcher, file).best("language").gguf
+    assert again is not None and again.digest != settings.gguf.digest
+    assert len(launcher.calls) == 2
+    assert again.copy != settings.gguf.copy
+    assert Path(again.copy).is_relative_to(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"engine": "inflight"}, "--engine inflight: the language half of demo is a GGUF file"),
+        ({"beams": 2}, "--beams: the language half of demo is a GGUF file"),
+        ({"adapter": "A"}, "A"),
+        ({"language_precision": "nf4"}, "--language-precision nf4: the language half of demo"),
+        ({"language_gguf": "missing.gguf"}, "missing.gguf: there is no such file"),
+        ({"language_gguf": "/dev/null"}, "/dev/null: there is no such file"),
+        ({"language_gguf": "a\0b"}, "is not a valid path"),
+    ],
+)
+def test_options_that_exclude_it_are_refused(
+    file: Path, tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
+    given = {"language_gguf": str(file), **options}
+    with pytest.raises(PenstockError) as raised:
+        opened(tmp_path / "store", Comparing(), Path(given.pop("language_gguf")), **given)
+    assert said in raised.value.message and raised.value.hint
+
+
+def test_it_is_neither_trained_nor_used_for_vectors(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be trained"):
+        opened(tmp_path / "store", Comparing(), file, TUNE)
+    from penstock_demo import DUAL_CHECKPOINT
+    from tests.support.inside import InsideLauncher
+
+    with pytest.raises(UsageError, match="has no language half that could be replaced"):
+        opened(tmp_path / "store", InsideLauncher(), file, LABEL, model=str(DUAL_CHECKPOINT))
+
+
+def test_an_export_has_its_file_already(file: Path, tmp_path: Path) -> None:
+    from tests.support.inside import InsideLauncher
+
+    folder = copy_of_demo(tmp_path / "model")
+    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT}))
+    with pytest.raises(UsageError, match="its language half is a GGUF file already"):
+        opened(tmp_path / "store", InsideLauncher(), file, model=str(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.gguf
+def test_a_published_file_captions_as_an_export_does(tmp_path: Path) -> None:
+    from penstock_demo import CHECKPOINT
+    from tests.support.published_gguf import published, tokens_of
+
+    write_clips(tmp_path / "clips", 6, seed=5)
+    told = CaptionConfig(
+        sources=(str(tmp_path / "clips"),), model="demo", store=str(tmp_path / "store")
+    )
+    kind, model = "gguf-f32", tmp_path / "export"
+    asked = ExportRequest(kind=kind, folder=model, samples=6)
+    assert export(told, asked, Display(quiet=True)).accepted
+    own = model / FILE
+    file = published(own, tmp_path / "published.gguf", tokens=tokens_of(CHECKPOINT, own))
+
+    def rows(name: str, **options: Any) -> list[dict[str, Any]]:
+        out = tmp_path / name
+        config = replace(told, out=str(out), **options)
+        assert caption(config, Display(quiet=True)).exit_code == 0
+        return [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
+
+    for way in (True, False):
+        theirs = rows(f"user {way}", language_gguf=str(file), as_published=way)
+        ours = rows(f"own {way}", model=str(model), as_published=way)
+        assert [row["caption"] for row in theirs] == [row["caption"] for row in ours]
+        assert {row["precision"]["language"] for row in theirs} <= {kind, f"{kind} as published"}
+    (copy,) = (tmp_path / "store").glob("language-files/*")
+    assert copy.stat().st_size < own.stat().st_size + 1000
