@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from artifacts.errors import EnvironmentFault, UsageError
 from flows.checkpoint.gguf import gguf_for, gguf_note
@@ -139,6 +141,17 @@ def captioned(clips: Path, model: Path, work: Path, **options: Any) -> list[dict
     return rows_of(work / "out")
 
 
+def tied(model: Path, folder: Path) -> Path:
+    """A copy of a checkpoint whose output head is its embedding table, as published ones have."""
+    shutil.copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["language_model.lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    return folder
+
+
 class TestDecoding:
     pytestmark = NEEDS_BUILD
 
@@ -200,6 +213,8 @@ class TestDecoding:
     ) -> None:
         write_numbered(tmp_path / "clips", 6)
         original, media = whole_checkpoint(family), (str(tmp_path / "clips"),)
+        if family == "paligemma":
+            original = tied(original, tmp_path / "tied")
         told = CaptionConfig(
             sources=media, model=str(original), store=str(tmp_path / "store"), max_new_tokens=12
         )
@@ -216,3 +231,10 @@ class TestDecoding:
         wanted = captioned(of, original, place / "a", language_precision="fp32", **more)
         found = captioned(of, tmp_path / "model", place / "b", **more)
         assert [row["caption"] for row in found] == [row["caption"] for row in wanted]
+
+    def test_a_head_for_which_there_is_no_place_fails(self, tmp_path: Path) -> None:
+        from stages.export.gguf import plan_gguf
+
+        plan_gguf(tied(whole_checkpoint("paligemma"), tmp_path / "tied"), False)
+        with pytest.raises(UsageError, match="its output head is not its embedding table"):
+            plan_gguf(whole_checkpoint("paligemma"), False)

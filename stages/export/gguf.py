@@ -110,7 +110,7 @@ def plan_gguf(folder: Path, trusted: bool) -> GgufPlan:
     skeleton = skeleton_of(config, cls)
     decoder, head = core_paths(skeleton)
     names = gguf.get_tensor_name_map(_architecture(mapping), mapping.config.num_hidden_layers)
-    core, rest = [], []
+    core, rest, heads = [], [], []
     paths = model_names(skeleton, [tensor.name for tensor in plan.tensors])
     for tensor, path in zip(plan.tensors, paths, strict=True):
         if path is None or not path.startswith((f"{decoder}.", f"{head}.")):
@@ -119,12 +119,15 @@ def plan_gguf(folder: Path, trusted: bool) -> GgufPlan:
         inner = path.replace(f"{decoder}.", "model.", 1).replace(f"{head}.", "lm_head.", 1)
         name = names.get_name(inner, try_suffixes=(".weight", ".bias"))
         if inner == "lm_head.weight" and mapping.made.tied:
-            if not mapping.config.tie_word_embeddings:
-                raise refused(str(folder), "its output head is not its embedding table")
+            heads.append(tensor)
             continue
         if name is None:
             raise refused(str(folder), f"{path} has no place in it")
         core.append(CoreTensor(tensor, name, mapping.change_of(path)))
+    for tensor in heads:  # llama.cpp has no place for a head of its own
+        (table,) = (each.stored for each in core if each.name == TABLE)
+        if not torch.equal(read_tensor(tensor), read_tensor(table)):
+            raise refused(str(folder), "its output head is not its embedding table")
     expected = {p for p, _ in skeleton.get_submodule(decoder).named_parameters()}
     found = {p.removeprefix(f"{decoder}.") for p in paths if p and p.startswith(f"{decoder}.")}
     if missing := sorted(expected - found):

@@ -93,7 +93,7 @@ class GgufCache:
         """Describe a sequence of `length` tokens, which `seq` of llama.cpp's cache holds."""
         self.decoder, self._length, self.seq = decoder, length, seq
         self.position = position
-        """Position of the next token, [..., 1, 1], if the decoder was told any. PaliGemma counts
+        """Position of the next token, [..., 1, 1], if the decoder got any. PaliGemma counts
         from 1, which `generate` does not know."""
         self._state: bytes | None = None
 

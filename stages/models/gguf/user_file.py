@@ -21,7 +21,7 @@ from stages.models.gguf.header import TABLE, TYPES, GgufHeader, in_line
 from stages.models.gguf.mapping import TextMapping
 
 EQUIVALENT = {"qwen2vl": "paddleocr"}
-"""GgufArchitecture of a file → the one as which it is loaded: the same computation."""
+"""Architecture of a file → the one as which it is loaded: the same computation."""
 HEAD = "output.weight"
 SECTIONS = "rope.dimension_sections"
 COMPARED = frozenset({"llama", "qwen2", "qwen3", "qwen3vl", "paddleocr"})
@@ -123,7 +123,8 @@ def _equal(key: str, found: Any, wanted: Any) -> bool:
 
 def expected_shapes(skeleton: Any, mapping: TextMapping) -> dict[str, tuple[int, ...]]:
     """Return the tensors of the decoder and the output head: name in a GGUF file → shape."""
-    return {name: tuple(weight.shape) for name, _, weight in _weights(skeleton, mapping)}
+    found = {name: tuple(weight.shape) for name, _, weight in _weights(skeleton, mapping)}
+    return found | {name: tuple(values.shape) for name, values in mapping.added().items()}
 
 
 def _weights(skeleton: Any, mapping: TextMapping) -> Iterator[tuple[str, str, torch.Tensor]]:
