@@ -64,8 +64,13 @@ def gguf_for(
         raise EnvironmentFault(
             f"{folder / FILE} differs from the exported file: it was changed or damaged", hint=AGAIN
         )
-    counts = {name: int(noted[name]) for name in ("bytes", "parameters")}
-    return GgufUse(path=str(folder / FILE), kind=noted["kind"], digest=noted["sha256"], **counts)
+    return GgufUse(
+        path=str(folder / FILE),
+        kind=noted["kind"],
+        digest=noted["sha256"],
+        bytes=int(noted["bytes"]),
+        parameters=int(noted["parameters"]),
+    )
 
 
 def check_options(config: RunOptions, pipelines: Sequence[Pipeline]) -> None:

@@ -141,6 +141,9 @@ class _HeaderReader:
         data_start = aligned(self._at, alignment)
         if short := [n for n, t in places.items() if data_start + t.offset + t.bytes > self._size]:
             raise self._damaged(f"it ends before the data of tensor {short[0]}")
+        end = max(data_start + t.offset + aligned(t.bytes, alignment) for t in places.values())
+        if self._size > end:
+            raise self._damaged(f"it has {self._size - end:,} bytes that belong to no tensor")
         return GgufHeader(
             path=self._path,
             values=values,
@@ -212,7 +215,8 @@ class _HeaderReader:
         return GgufTensor(shape=sizes[::-1], type=kind, offset=offset, bytes=held)
 
     def _count(self, what: str, most: int, least: int = 0) -> int:
-        if not least <= (found := self._number("Q", f"the number of {what}")) <= most:
+        found: int = self._number("Q", f"the number of {what}")
+        if not least <= found <= most:
             raise self._damaged(f"it states {found:,} {what}")
         return found
 

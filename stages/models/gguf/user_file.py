@@ -200,7 +200,8 @@ def _rows(file: Path, name: str, ids: list[int] | None) -> Any:
 def kind_of(header: GgufHeader) -> str:
     """Return the kind of a file as that of an export, such as `gguf-q4_k_m`."""
     try:
-        name = gguf.LlamaFileType(header.values.get("general.file_type")).name.split("_", 1)[1]
+        stated = header.values.get("general.file_type", -1)
+        name = gguf.LlamaFileType(stated).name.split("_", 1)[1]
     except ValueError:
         largest = max(header.tensors.values(), key=lambda tensor: tensor.bytes)
         name = TYPES[largest.type][0]
