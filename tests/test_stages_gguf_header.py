@@ -80,6 +80,7 @@ TWICE = text("general.name") + struct.pack("<I", 8) + text("x")
         (gguf_bytes(tensors={**TENSORS, "x": Tensor((1,) * 5)}), "x has 5 dimensions"),
         (gguf_bytes(tensors={**TENSORS, "x": Tensor((1 << 62, 2), size=4)}), "before the data of"),
         (gguf_bytes(tensors={**TENSORS, "x" * 64: Tensor((32,))}), "is 64 bytes long"),
+        (gguf_bytes() + bytes(32), "it has 32 bytes that belong to no tensor"),
         (gguf_bytes(data=False), "it ends before the data of tensor token_embd.weight"),
     ],
 )  # fmt: skip
@@ -110,7 +111,7 @@ def test_damage_drawn_at_random_is_found_or_changes_nothing_that_places_depend_o
     tensor. All else must be found."""
     whole = gguf_bytes()
     original = read(tmp_path, whole)
-    ways = mutations(whole, original.data_start)
+    ways = mutations(whole, original.data_start, original.tensors)
     found: Counter[str] = Counter()
     for seed in range(MUTATIONS):
         way = list(ways)[seed % len(ways)]

@@ -2,7 +2,7 @@
 
 import random
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 FORMS = {bool: (7, "?"), int: (4, "I"), float: (6, "f")}
@@ -90,8 +90,61 @@ def gguf_bytes(
     return made + bytes(offset if data else 0)
 
 
-def mutations(content: bytes, header: int) -> Mapping[str, Callable[[random.Random], bytes]]:
-    """Ways to damage a file whose header has so many bytes. Each draws where."""
+Way = Callable[[random.Random], bytes]
+TYPES = (1, 2, 8, 9, 12, 14, 24, 25, 26, 27, 28, 30, 36, 99, 1 << 31)
+"""Types of tensors, of which some do not exist, and others are no weights."""
+
+
+def mutations(content: bytes, header: int, names: Iterable[str]) -> Mapping[str, Way]:
+    """Ways to damage a file whose header has so many bytes, and that has tensors of these names.
+    Each draws where."""
+    return {**_anywhere(content, header), **_of_tensors(content, list(names))}
+
+
+def _of_tensors(content: bytes, names: list[str]) -> Mapping[str, Way]:
+    """Ways to damage what the header says of tensors."""
+    starts = [content.index(text(name)) for name in names]
+
+    def fields(name: str, start: int) -> tuple[int, int, int]:
+        """The places of the first size, of the type and of the offset."""
+        first = start + len(text(name)) + 4
+        (count,) = struct.unpack("<I", content[first - 4 : first])
+        return first, first + 8 * count, first + 8 * count + 4
+
+    places = [fields(name, start) for name, start in zip(names, starts, strict=True)]
+
+    def put(place: int, form: str, number: int) -> bytes:
+        new = struct.pack(f"<{form}", number)
+        return content[:place] + new + content[place + len(new) :]
+
+    def overlapping(draw: random.Random) -> bytes:
+        (_, _, one), (_, _, other) = draw.sample(places, 2)
+        return put(one, "Q", struct.unpack("<Q", content[other : other + 8])[0])
+
+    def negative(draw: random.Random) -> bytes:
+        return put(draw.choice(places)[2], "Q", (1 << 64) - 32 * draw.randrange(1, 99))
+
+    def typed(draw: random.Random) -> bytes:
+        return put(draw.choice(places)[1], "I", draw.choice(TYPES))
+
+    def huge(draw: random.Random) -> bytes:
+        return put(draw.choice(places)[0], "Q", draw.choice([0, 1, 1 << 31, 1 << 62, 1 << 63]))
+
+    def twice(draw: random.Random) -> bytes:
+        one, other = draw.sample(range(len(names)), 2)
+        start, new = starts[other], text(names[one])
+        return content[:start] + new + content[start + len(text(names[other])) :]
+
+    return {
+        "tensors that overlap": overlapping,
+        "a negative offset": negative,
+        "another type": typed,
+        "another size": huge,
+        "a name twice": twice,
+    }
+
+
+def _anywhere(content: bytes, header: int) -> Mapping[str, Way]:
 
     def at(draw: random.Random, put: bytes) -> bytes:
         place = draw.randrange(header - len(put))

@@ -141,6 +141,9 @@ class _HeaderReader:
         data_start = aligned(self._at, alignment)
         if short := [n for n, t in places.items() if data_start + t.offset + t.bytes > self._size]:
             raise self._damaged(f"it ends before the data of tensor {short[0]}")
+        end = max(data_start + t.offset + aligned(t.bytes, alignment) for t in places.values())
+        if self._size > end:
+            raise self._damaged(f"it has {self._size - end:,} bytes that belong to no tensor")
         return GgufHeader(
             path=self._path,
             values=values,

@@ -85,13 +85,13 @@ def _bytes_written(library_: ctypes.CDLL, function: str) -> int:
 def without_tokenizer(api: Any, header: GgufHeader) -> Any:
     """Return the metadata by which llama.cpp does not read the tokenizer of a file: Penstock's own
     is used, a large one takes seconds, and a damaged one could do harm."""
-    told = (api.llama_model_kv_override * 3)()  # the last, without a name, ends the list
-    told[0].tag, told[0].key = api.LLAMA_KV_OVERRIDE_TYPE_STR, b"tokenizer.ggml.model"
-    told[0].value.val_str = b"none"
+    overrides = (api.llama_model_kv_override * 3)()  # the last, without a name, ends the list
+    overrides[0].tag, overrides[0].key = api.LLAMA_KV_OVERRIDE_TYPE_STR, b"tokenizer.ggml.model"
+    overrides[0].value.val_str = b"none"
     key = f"{header.architecture}.vocab_size".encode()
-    told[1].tag, told[1].key = api.LLAMA_KV_OVERRIDE_TYPE_INT, key[:KEY_BYTES]
-    told[1].value.val_i64 = header.tensor(TABLE).shape[0]
-    return told
+    overrides[1].tag, overrides[1].key = api.LLAMA_KV_OVERRIDE_TYPE_INT, key[:KEY_BYTES]
+    overrides[1].value.val_i64 = header.tensor(TABLE).shape[0]
+    return overrides
 
 
 @cache
