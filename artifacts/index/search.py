@@ -109,7 +109,8 @@ class Searcher:
         """Return how near the rows at these positions are: cosines."""
         found = self._scores([vector], positions)
         self._check_numbers(found, positions)
-        return found[0]
+        scores: NDArray[np.float32] = found[0]
+        return scores
 
     def ordinary(self, vector: NDArray[np.float32]) -> float:
         """Return how near the mean picture is to a vector: a score that says nothing."""
