@@ -9,7 +9,6 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,9 @@ TRAINED_ROWS, ROUNDS = 40, 2
 """Rows per list that the k-means sees, and its iterations. More found no more (docs/log.md)."""
 SAMPLE, MIXED = 2000, 8
 """Rows that the number of lists is measured with, and of how many others each is moved by."""
-LEAST_FOUND = 0.99
-"""Share of those that have to be found in the lists looked at."""
+LEAST_FOUND, MOST_LISTS = 0.99, 128
+"""Share of those that have to be found in the lists looked into, and at most so many of these: more
+would take over 3 GB for a million rows."""
 BLOCK_ROWS = 1 << 12
 BLOCK_PROBES = 1 << 9
 """Rows compared at once, as members of a list and as those that look there: 8 MB of cosines."""
@@ -80,7 +80,7 @@ class _Grouping:
             seen[here] = [hash(row.tobytes()) for row in block]
             self._scales[here] = _scales(_wide(block))
         _, first, same = np.unique(seen, return_index=True, return_inverse=True)
-        self._firsts = first[same]
+        self._firsts = np.where(self._scales > 0, first[same], np.arange(len(vectors)))
         self._distinct = np.sort(first[self._scales[first] > 0])
         self._mean = np.zeros(vectors.shape[1], np.float32)
         self._labels: Numbers = np.arange(len(vectors))
@@ -93,14 +93,17 @@ class _Grouping:
         # Threads of our own: those of a BLAS wait for each other at each of many small products,
         # which took 14 times as long while other processes kept the cores busy.
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            for done in [pool.submit(self._compare, *one) for one in self._lists()]:
-                done.result()
+            for _ in pool.map(self._compare, self._lists()):
+                pass
         self._note(np.arange(len(self._firsts)), self._firsts, last=True)
         _, first, same = np.unique(self._labels, return_index=True, return_inverse=True)
         return np.asarray(first[same], np.int64)
 
-    def _compare(self, members: Numbers, probes: Numbers) -> None:
+    def _compare(self, list_of: tuple[Numbers, int]) -> None:
         """Compare the members of a list with all rows that look there."""
+        at, rank = np.divmod(*list_of)
+        probes = self._distinct[at]
+        members = probes[rank == 0]
         for low in range(0, len(members), BLOCK_ROWS):
             owners = members[low : low + BLOCK_ROWS]
             packed = numkong.dots_pack(self._units(owners))
@@ -139,11 +142,12 @@ class _Grouping:
         found: Vectors = _wide(self._units(rows)) - self._mean
         return found
 
-    def _lists(self) -> Iterator[tuple[Numbers, Numbers]]:
-        """Yield for each list its members, and all rows that look there, members among them."""
+    def _lists(self) -> Iterator[tuple[Numbers, int]]:
+        """Yield for each list who looks there, as `row * lists looked into + rank of this one`, and
+        how many lists are looked into. Those of rank 0 are its members."""
         rows = self._distinct
         if len(rows) <= EXACT_ROWS:
-            yield rows, rows
+            yield np.arange(len(rows)), 1
             return
         index, probes = self._trained()
         nearest = np.empty((len(rows), probes), np.int32)
@@ -151,10 +155,8 @@ class _Grouping:
             here = slice(start, start + BLOCK_ROWS)
             nearest[here] = index.search(self._centred(rows[here]), probes)[1]
         order = np.argsort(nearest, axis=None, kind="stable")
-        ends = np.searchsorted(nearest.ravel()[order], np.arange(index.ntotal + 1))
-        for start, end in pairwise(ends.tolist()):
-            at, rank = np.divmod(order[start:end], probes)
-            yield rows[at[rank == 0]], rows[at]
+        ends = np.cumsum(np.bincount(nearest.ravel(), minlength=index.ntotal))
+        yield from ((part, probes) for part in np.split(order, ends[:-1]))
 
     def _trained(self) -> tuple[Any, int]:
         """Return the index of the lists, and how many each row has to look at.
@@ -169,14 +171,18 @@ class _Grouping:
         width = self._vectors.shape[1]
         chosen = draw.choice(rows, min(len(rows), TRAINED_ROWS * count), replace=False)
         self._mean = self._centred(chosen[:SAMPLE]).mean(axis=0)
-        means = faiss.Kmeans(width, count, niter=ROUNDS, spherical=True, seed=0)
+        means = faiss.Kmeans(
+            width, count, niter=ROUNDS, spherical=True, seed=0, min_points_per_centroid=1
+        )
         means.train(self._centred(chosen))
         sample = _wide(self._units(draw.choice(rows, SAMPLE)))
         away = np.sum([self._centred(draw.choice(rows, SAMPLE)) for _ in range(MIXED)], axis=0)
         away -= np.einsum("ij,ij->i", away, sample)[:, None] * sample
         away *= (1 - self._threshold**2) ** 0.5 * _scales(away)[:, None]
         sample, moved = sample - self._mean, self._threshold * sample + away - self._mean
-        homes, others = (means.index.search(part, count // 4)[1] for part in (sample, moved))
+        homes, others = (
+            means.index.search(part, min(count, MOST_LISTS))[1] for part in (sample, moved)
+        )
         found = (homes == others[:, :1]) | (others == homes[:, :1])
         shares = np.logical_or.accumulate(found, axis=1).mean(axis=0)
         probes = int(np.searchsorted(shares, LEAST_FOUND)) + 1

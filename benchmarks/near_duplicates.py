@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +121,7 @@ def by_faiss(folder: Path, recall: float) -> tuple[Numbers, str]:
 
     vectors, draw = np.load(folder / "vectors.npy", mmap_mode="r"), np.random.default_rng(0)
     count = max(1, int(LISTS * len(vectors) ** 0.5))
-    index = faiss.index_factory(WIDTH, f"IVF{count},SQfp16", faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(WIDTH, f"IVF{count},SQfp16", faiss.METRIC_INNER_PRODUCT)
     index.cp.niter, index.cp.spherical = ROUNDS, True
     sample = draw.choice(len(vectors), min(len(vectors), TRAINED_ROWS * count), replace=False)
     index.train(vectors[np.sort(sample)].astype(np.float32))
