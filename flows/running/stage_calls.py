@@ -261,7 +261,7 @@ class StageCallBuilder:
             files=model.files_of([stage.part]),
             gguf=gguf.path if gguf else "",
             gguf_copy=gguf.copy if gguf else "",
-            gguf_tokens=self.sequence_tokens,
+            gguf_tokens=self.sequence_tokens if gguf else 0,
             adapter=adapter.folder if adapter else "",
             adapted=adapter.modules if adapter else {},
         )
