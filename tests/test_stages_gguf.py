@@ -13,7 +13,7 @@ from stages.decode.engines.gguf_costs import RESERVE_BYTES, compute_bytes, slot_
 from stages.decode.engines.slot_load import SlotLoad
 from stages.models import gguf
 from stages.models.gguf import FAMILIES as MAPPED
-from stages.models.gguf import ROWS, GgufShape, check_packages, library
+from stages.models.gguf import PIECE_TOKENS, ROWS, GgufShape, check_packages, library
 from stages.models.gguf.mapping import interleaved, mapping_of, parted
 from stages.models.gguf.masks import blocks_of, pieces_of
 from stages.models.halves.classes import load_config
@@ -199,7 +199,7 @@ def test_a_binding_that_cannot_be_loaded_is_one_line(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(("exact", "number"), [(True, 4), (False, 2)])
 def test_a_plan_counts_every_sequence_used_or_not(exact: bool, number: int) -> None:
     memory = RowMemory(kept=(LayerMemory(kind="DynamicLayer", layers=2, token_bytes=64),), words=10)
-    shape = GgufShape(width=16, inner=64, heads=4, exact=exact)
+    shape = GgufShape(width=16, inner=64, heads=4, whole=False, exact=exact)
 
     def load(slots: int) -> SlotLoad:
         return SlotLoad(
@@ -220,9 +220,9 @@ def test_a_plan_counts_every_sequence_used_or_not(exact: bool, number: int) -> N
     assert [term.bytes for term in terms] == [
         (ROWS + 1) * 512 * token,
         2 * 200 * token,
-        compute_bytes(shape, 512),
+        compute_bytes(shape, 512, PIECE_TOKENS),
         2 * 200 * 16 * 4 + 3 * (ROWS + 1) * 10 * 4 + RESERVE_BYTES,
     ]
     # Without flash attention the scores of a piece are kept: tokens x columns x heads.
-    kept = 512 * 512 * 4 * 4
-    assert (compute_bytes(shape, 512) > kept) == exact
+    kept = PIECE_TOKENS * 512 * 4 * 4
+    assert (compute_bytes(shape, 512, PIECE_TOKENS) > kept) == exact

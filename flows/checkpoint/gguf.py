@@ -22,7 +22,7 @@ SHAPE = {
     **dict.fromkeys(("kind", "sha256"), text),
     "penstock_only": OptionalField(text),
 }
-DIMENSIONS = {"width": count, "inner": count, "heads": count}
+DIMENSIONS = {"width": count, "inner": count, "heads": count, "whole": count}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,12 +83,17 @@ def gguf_for(
 def gguf_use(fields: Mapping[str, Any], *, path: str, digest: str, copy: str = "") -> GgufUse:
     """Return the use of a file that a manifest, or the process that compared it, describes."""
     counts = {name: int(fields[name]) for name in ("bytes", "parameters")}
+    width, inner, heads, whole = (int(fields[name]) for name in DIMENSIONS)
     return GgufUse(
         path=path,
         kind=fields["kind"],
         digest=digest,
         shape=GgufShape(
-            **{name: int(fields[name]) for name in DIMENSIONS}, exact=fields["kind"] == EXACT
+            width=width,
+            inner=inner,
+            heads=heads,
+            whole=bool(whole),
+            exact=fields["kind"] == EXACT,
         ),
         replaced=int(fields.get("replaced", 0)),
         copy=copy,

@@ -105,6 +105,7 @@ def _in_gguf(request: PlanRequest, kind: str) -> PlanRequest | None:
             width=model.profile.feature_width,
             inner=half.widest_linear,
             heads=0,
+            whole=False,
             exact=False,
         ),
         replaced=half.parameters,

@@ -35,19 +35,20 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
     waiting = memory.bytes(load.tokens, number)
     why = f"the cache of one prompt of {load.tokens:,} tokens, on its way to its row"
     yield SlotTerm("kv", 2 * waiting, why)
-    why = f"llama.cpp's buffers for {PIECE_TOKENS} tokens of a prompt"
-    yield SlotTerm("activation", compute_bytes(shape, columns), why)
+    piece = max(PIECE_TOKENS, load.tokens * shape.whole)
+    why = f"llama.cpp's buffers for {piece:,} tokens of a prompt"
+    yield SlotTerm("activation", compute_bytes(shape, columns, piece), why)
     rows = INPUT_COPIES * load.tokens * shape.width * WIDE
     logits = 3 * (ROWS + 1) * memory.words * WIDE
     why = f"inputs of {load.tokens:,} tokens, logits of {counted(ROWS, 'row')}, reading"
     yield SlotTerm("activation", rows + logits + RESERVE_BYTES, why)
 
 
-def compute_bytes(shape: GgufShape, columns: int) -> int:
+def compute_bytes(shape: GgufShape, columns: int, piece: int) -> int:
     """Return the size of llama.cpp's compute buffer: the larger of an MLP and of attention, for one
     piece of a prompt. Flash attention keeps no scores."""
     inside = MLP_INNER * shape.inner + MLP_WIDTH * shape.width
     if shape.exact:
         inside = max(inside, shape.heads * columns + ATTENTION_WIDTH * shape.width)
     mask = columns * (WIDE if shape.exact else NARROW)
-    return round(PIECE_TOKENS * (WIDE * inside + mask))
+    return round(piece * (WIDE * inside + mask))

@@ -46,6 +46,8 @@ class GgufShape:
     """Numbers between the matrices of an MLP."""
     heads: int
     """Attention heads."""
+    whole: bool
+    """Whether all tokens of a prompt see each other, so that it is read in one piece."""
     exact: bool
     """Whether the KV cache is in 32 bit and flash attention off, as for a file of EXACT."""
 

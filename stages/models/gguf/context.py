@@ -74,8 +74,8 @@ class GgufContext:
     """The model of a GGUF file, with a cache for sequences."""
 
     def __init__(self, path: Path, threads: int, on_gpu: bool = False) -> None:
-        """Open a file; `on_gpu`: compute on a GPU if llama.cpp was built for one. Raises EnvironmentFault if llama.cpp cannot be used, UsageError if it does
-        not take the file."""
+        """Open a file; `on_gpu`: compute on a GPU if llama.cpp was built for one. Raises
+        EnvironmentFault if llama.cpp cannot be used, UsageError if it does not take the file."""
         self._api = api = library()
         self._threads = threads
         parameters = api.llama_model_default_params()

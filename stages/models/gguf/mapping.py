@@ -147,7 +147,8 @@ class TextMapping:
     def dimensions(self) -> dict[str, int]:
         """Return what of GgufShape does not depend on the kind of file."""
         width = self.config.hidden_size * (1 + self.deepstack)
-        return {"width": width, "inner": self.config.intermediate_size, "heads": self.heads}
+        inner, whole = self.config.intermediate_size, int(not self.causal)
+        return {"width": width, "inner": inner, "heads": self.heads, "whole": whole}
 
     def add_metadata(self, writer: Any, words: int) -> None:
         """Write the metadata of the decoder to a GGUFWriter; `words`: rows of its embedding."""
