@@ -77,6 +77,11 @@ CASES = (
     Case("smolvlm", "decode", "fp32", 4, 8, slots=True),
     Case("gemma3", "decode", "bf16", 8, 4, slots=True),
     Case("qwen3.5", "decode", "fp32", 4, 4, slots=True),
+    *(
+        Case(shape, "decode", kind, 8, frames, slots=True)
+        for shape, frames in (("llava", 2), ("qwen2.5-vl", 4), ("smolvlm", 8))
+        for kind in ("gguf-f32", "gguf-q8_0", "gguf-q4_0")
+    ),
     Case("llava", "tune", "fp32", 2, 2, rank=16),
     Case("llava", "tune", "bf16", 2, 2, rank=16),
     Case("llava", "tune", "nf4", 1, 2, rank=16),

@@ -64,9 +64,9 @@ def table(folder: Path, given: argparse.Namespace) -> Iterator[str]:
     yield row("nf4", 0.0, reference, reference)
     for kind in given.kinds:
         since = time.perf_counter()
-        _export(model, folder / kind, f"gguf-{kind}")
+        made = exported(model, f"gguf-{kind}")
         seconds = time.perf_counter() - since
-        yield row(kind, seconds, figures(folder, given, kind, folder / kind), reference)
+        yield row(kind, seconds, figures(folder, given, kind, made), reference)
 
 
 def row(kind: str, seconds: float, found: Figures, reference: Figures) -> str:
@@ -123,16 +123,21 @@ class _Silent:
         return lambda *args, **kwargs: None
 
 
-def _export(model: Path, folder: Path, kind: str) -> None:
+def exported(model: Path, kind: str) -> Path:
+    """Return the folder of a model's export of a kind, which is made unless it is there."""
     from stages.export.jobs import ExportJob
     from stages.export.run import run
     from stages.process.job import job_fields
 
-    job = ExportJob(
-        model=str(model), recipe={"of": kind}, folder=str(folder), kind=kind, parts=("language",)
-    )
-    report: Any = _Silent()
-    run(job_fields(job), report)
+    folder = model.with_name(f"{model.name}-{kind}")
+    if not (folder / "config.json").exists():
+        recipe = {"of": kind}
+        job = ExportJob(
+            model=str(model), recipe=recipe, folder=str(folder), kind=kind, parts=("language",)
+        )
+        report: Any = _Silent()
+        run(job_fields(job), report)
+    return folder
 
 
 if __name__ == "__main__":

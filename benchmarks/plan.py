@@ -24,15 +24,17 @@ from artifacts.store import open_store
 from benchmarks._common import taken
 from benchmarks._plan_cases import CASES, Case, Row, table
 from benchmarks._shapes import build
+from benchmarks.gguf import exported
+from flows.checkpoint.gguf import gguf_for
 from flows.checkpoint.models import Model
-from flows.checkpoint.precision import resolve_settings
+from flows.checkpoint.precision import resolve_settings, with_gguf
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.options.commands import CaptionConfig
 from flows.pipelines import STAGES
 from flows.planning.costs import estimate
 from flows.planning.estimate import StageEstimate
 from flows.planning.rungs import Rung
-from flows.planning.workloads import workload_of
+from flows.planning.workloads import Workload, workload_of
 from stages.decode.job import DecodeItem
 from stages.models.encoding.job import EncodeItem
 from stages.models.hub.checkpoint import Checkpoint
@@ -60,7 +62,7 @@ class Desk:
         self._folder = folder
         self._device = device
         self._store = str(folder / "store")
-        self._cards: dict[str, Any] = {}
+        self._cards: dict[Path, Any] = {}
         self._runs = 0
 
     def measure(self, case: Case) -> Row:
@@ -75,27 +77,31 @@ class Desk:
         folder = self._folder / "models" / case.shape
         if not (folder / "config.json").exists():
             build(folder, case.shape, TOKENS)
-        if case.shape not in self._cards:
-            self._cards[case.shape] = describe(folder)
-        profile = self._cards[case.shape]
+        kind = case.precision if case.precision.startswith("gguf") else ""
+        if kind:
+            folder = exported(folder, kind)
+        if folder not in self._cards:
+            self._cards[folder] = describe(folder)
+        profile = self._cards[folder]
         half = "vision" if case.stage == "encode" else "language"
-        asked: Any = {f"{half}_precision": case.precision}
+        asked: Any = {f"{half}_precision": "native" if kind else case.precision}
         if profile.route == "joint":
             asked = {"precision": case.precision}
         config = CaptionConfig(sources=(), model=str(folder), **asked)
+        settings = resolve_settings(config, profile, self._device)
+        if use := gguf_for(config, folder, lambda path: ""):
+            language = with_gguf(config, settings["language"][0], use)
+            settings = {**settings, "language": (language,)}
         return Model(
             name=case.shape,
             checkpoint=Checkpoint(name=case.shape, folder=folder),
             profile=profile,
             digests=dict.fromkeys(profile.parts, ""),
-            settings=resolve_settings(config, profile, self._device),
+            settings=settings,
         )
 
     def _plan(self, case: Case, model: Model) -> StageEstimate:
-        kind: MediaKind = "video" if case.frames > 1 else "image"
-        stored = model.fit(kind).size(SIDE, SIDE)
-        chunks = BATCHES * case.batch
-        workload = workload_of(model, kind, chunks, case.frames, stored, (SIDE, SIDE), case.prompt)
+        workload = self._workload(case, model)
         rung = Rung(
             stage=case.stage,
             batch=case.batch,
@@ -109,6 +115,12 @@ class Desk:
             caption=case.new if case.rank else 0,
         )
         return estimate(model, rung, [workload], self._device, case.new)
+
+    def _workload(self, case: Case, model: Model) -> Workload:
+        kind: MediaKind = "video" if case.frames > 1 else "image"
+        stored = model.fit(kind).size(SIDE, SIDE)
+        chunks = BATCHES * case.batch
+        return workload_of(model, kind, chunks, case.frames, stored, (SIDE, SIDE), case.prompt)
 
     def _run(self, case: Case, model: Model) -> StageOutcome:
         half = model.best("vision" if case.stage == "encode" else "language")
@@ -158,6 +170,7 @@ class Desk:
             "prefill": case.prefill if stage == case.stage else 0,
             "max_new_tokens": case.new,
             "engine": "inflight" if case.slots else "transformers",
+            **self._in_gguf(case, model, half),
             "batches": items_of_own(
                 EncodeItem if stage == "encode" else DecodeItem,
                 [members[i : i + case.batch] for i in range(0, len(members), case.batch)],
@@ -170,6 +183,12 @@ class Desk:
         launcher = DirectLauncher(lambda name, event: None)
         call = StageCall(name=stage, job=made_job(**arguments), device=self._device, log=log)
         return launcher.start(call).wait()
+
+    def _in_gguf(self, case: Case, model: Model, half: Any) -> dict[str, Any]:
+        if half.gguf is None:
+            return {}
+        tokens = self._workload(case, model).tokens + case.new
+        return {"engine": "gguf", "gguf": half.gguf.path, "gguf_tokens": tokens}
 
     def _trained(self, case: Case, members: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         """Return a training job with these examples. It holds out the first two."""

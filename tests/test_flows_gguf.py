@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from artifacts.errors import EnvironmentFault, UsageError
-from flows.checkpoint.gguf import gguf_for
+from flows.checkpoint.gguf import gguf_for, gguf_note
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportRequest
@@ -22,6 +24,8 @@ from flows.running.run import caption
 from penstock_demo.clips import write_clips
 from stages.models import gguf
 from stages.models.gguf import FILE, FORMAT, MANIFEST
+from tests.support.checkpoints import whole_checkpoint
+from tests.support.media import write_numbered
 
 NEEDS_BUILD = [pytest.mark.slow, pytest.mark.gguf]
 
@@ -84,6 +88,16 @@ def test_a_damaged_manifest_is_one_line(folder: Path) -> None:
         found(folder)
 
 
+def test_an_export_says_which_programs_can_use_its_file(folder: Path, tmp_path: Path) -> None:
+    noted = json.loads((folder / MANIFEST).read_text())
+    assert gguf_note(folder) == "language.gguf is for Penstock only: it has no tokenizer"
+    for why, said in (("no words", "for Penstock only: no words"), ("", "llama.cpp can chat")):
+        (folder / MANIFEST).write_text(json.dumps({**noted, "penstock_only": why}))
+        assert said in gguf_note(folder)
+    (folder / MANIFEST).unlink()
+    assert gguf_note(folder) == ""
+
+
 def test_a_folder_that_lacks_the_file_is_refused(folder: Path) -> None:
     (folder / FILE).unlink()
     with pytest.raises(EnvironmentFault, match=f"lacks {FILE}"):
@@ -125,6 +139,17 @@ def captioned(clips: Path, model: Path, work: Path, **options: Any) -> list[dict
     )  # fmt: skip
     assert caption(config, Display(quiet=True)).exit_code == 0
     return rows_of(work / "out")
+
+
+def tied(model: Path, folder: Path) -> Path:
+    """A copy of a checkpoint whose output head is its embedding table, as published ones have."""
+    shutil.copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["language_model.lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    return folder
 
 
 class TestDecoding:
@@ -181,3 +206,35 @@ class TestDecoding:
             for size in (8, 2)
         ]
         assert sampled[0] == sampled[1]
+
+    @pytest.mark.parametrize("family", ["gemma3", "paligemma", "glm4v"])
+    def test_an_export_of_another_family_says_what_the_original_says(
+        self, tmp_path: Path, family: str
+    ) -> None:
+        write_numbered(tmp_path / "clips", 6)
+        original, media = whole_checkpoint(family), (str(tmp_path / "clips"),)
+        if family == "paligemma":
+            original = tied(original, tmp_path / "tied")
+        told = CaptionConfig(
+            sources=media, model=str(original), store=str(tmp_path / "store"), max_new_tokens=12
+        )
+        asked = ExportRequest(
+            kind="gguf-f32", folder=tmp_path / "model", samples=4, accept=True
+        )  # of fewer frames than it takes to pass
+        made = export(told, asked, Display(quiet=True))
+        assert made.parity["text"]["token_agreement"] == 1.0
+        more: dict[str, Any] = {
+            "prompts": {"a": "What moves?", "b": "And what color does it have?"},
+            "max_new_tokens": 12,
+        }
+        of, place = tmp_path / "clips", tmp_path / "made"
+        wanted = captioned(of, original, place / "a", language_precision="fp32", **more)
+        found = captioned(of, tmp_path / "model", place / "b", **more)
+        assert [row["caption"] for row in found] == [row["caption"] for row in wanted]
+
+    def test_a_head_for_which_there_is_no_place_fails(self, tmp_path: Path) -> None:
+        from stages.export.gguf import plan_gguf
+
+        plan_gguf(tied(whole_checkpoint("paligemma"), tmp_path / "tied"), False)
+        with pytest.raises(UsageError, match="its output head is not its embedding table"):
+            plan_gguf(whole_checkpoint("paligemma"), False)

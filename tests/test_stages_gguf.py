@@ -9,11 +9,13 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.decode.engines import ENGINES, accepted_by, engines_for, gguf_engine
-from stages.decode.engines.gguf_costs import RESERVE_BYTES, slot_terms
+from stages.decode.engines.gguf_costs import RESERVE_BYTES, compute_bytes, slot_terms
 from stages.decode.engines.slot_load import SlotLoad
 from stages.models import gguf
-from stages.models.gguf import ROWS, check_packages, library
-from stages.models.gguf.mapping import interleaved, mapping_of
+from stages.models.gguf import FAMILIES as MAPPED
+from stages.models.gguf import ROWS, GgufShape, check_packages, library
+from stages.models.gguf.mapping import interleaved, mapping_of, parted
+from stages.models.gguf.masks import blocks_of, pieces_of
 from stages.models.halves.classes import load_config
 from stages.models.kv_profile import LayerMemory, RowMemory
 from tests.support.tiny_families import FAMILIES
@@ -26,12 +28,10 @@ def config_of(variant: str) -> Any:
 @pytest.mark.parametrize(
     ("variant", "said"),
     [
-        ("gemma3", "gemma3 with a gemma3_text decoder is not mapped"),
+        ("gemma4", "gemma4 with a gemma4_text decoder is not mapped"),
+        ("paligemma:gemma2", "paligemma with a gemma2 decoder is not mapped"),
         ("qwen3_vl_moe", "qwen3_vl_moe with a qwen3_vl_moe_text decoder is not mapped"),
-        ("glm4v", "glm4v with a glm4v_text decoder is not mapped"),
-        ("lfm2_vl", "lfm2_vl with a lfm2 decoder is not mapped"),
-        ("paligemma", "paligemma with a gemma decoder is not mapped"),
-        ("aya_vision", "aya_vision with a cohere2 decoder is not mapped"),
+        ("exaone4_5", "exaone4_5 with a exaone4 decoder is not mapped"),
     ],
 )
 def test_a_family_that_no_test_has_compared_is_refused_by_name(variant: str, said: str) -> None:
@@ -62,6 +62,98 @@ def test_a_decoder_that_computes_otherwise_is_refused(changes: dict[str, Any], s
     with pytest.raises(UsageError, match="cannot be written as GGUF") as raised:
         mapping_of(config, "MODEL")
     assert said in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"query_pre_attn_scalar": 16}, "its attention is scaled by 16 dimensions"),
+        ({"final_logit_softcapping": 30.0}, "its logits are capped"),
+        ({"use_bidirectional_attention": True}, "all of its tokens see later ones"),
+        ({"layer_types": ["linear_attention"] * 2}, "unknown kinds (linear_attention)"),
+    ],
+)
+def test_a_gemma_3_that_computes_otherwise_is_refused(changes: dict[str, Any], said: str) -> None:
+    config = config_of("gemma3")
+    for name, value in changes.items():
+        setattr(config.text_config, name, value)
+    with pytest.raises(UsageError) as raised:
+        mapping_of(config, "MODEL")
+    assert said in raised.value.message
+
+
+@pytest.mark.slow
+def test_every_family_is_mapped_or_refused_by_name() -> None:
+    """tests/test_stages_gguf_halves.py compares those that are mapped with transformers."""
+    mapped = set()
+    for name, build in FAMILIES.items():
+        config = build()[0].config
+        try:
+            mapping_of(config, name)
+            mapped.add(config.model_type)
+        except UsageError as error:
+            said = f"{name} cannot be written as GGUF: {config.model_type} with a "
+            assert error.message.startswith(said)
+    assert mapped == MAPPED
+
+
+def seen(*ends: int, columns: int = 0) -> torch.Tensor:
+    """A mask in which each token sees the first `ends`."""
+    return (torch.arange(columns or len(ends)) < torch.tensor(ends)[:, None])[None, None]
+
+
+@pytest.mark.parametrize(
+    ("mask", "after", "blocks"),
+    [
+        (None, 0, []),
+        (torch.ones(1, 4), 0, []),
+        (seen(1, 2, 3, 4), 0, []),
+        (seen(4, 4, 4, 4), 0, [(0, 4)]),
+        (seen(1, 3, 3, 4), 0, [(1, 3)]),
+        (seen(3, 4, 6, 6, columns=6), 2, [(2, 4)]),
+        ({"full_attention": seen(1, 3, 3, 4), "sliding_attention": None}, 0, [(1, 3)]),
+    ],
+)
+def test_tokens_that_see_later_ones_are_found_in_the_mask(
+    mask: Any, after: int, blocks: list[tuple[int, int]]
+) -> None:
+    assert blocks_of(mask, 4, after, 0, causal=True) == blocks
+
+
+def test_a_prompt_without_a_mask_is_read_as_the_model_reads_it() -> None:
+    assert blocks_of(None, 4, 0, 0, causal=False) == [(0, 4)]
+    assert blocks_of(None, 1, 3, 0, causal=False) == []
+
+
+def test_windows_are_compared_with_what_llama_cpp_computes() -> None:
+    whole = seen(1, 3, 3, 4)
+    near = whole & (torch.arange(4) > torch.arange(4)[:, None] - 2)
+    masks = {"full_attention": whole, "sliding_attention": near}
+    assert blocks_of(masks, 4, 0, 2, causal=True) == [(1, 3)]
+    with pytest.raises(UsageError, match="another window"):
+        blocks_of(masks, 4, 0, 3, causal=True)
+
+
+@pytest.mark.parametrize("mask", [seen(1, 1, 3, 4), seen(2, 3, 3, 4), torch.tensor([[0, 1, 1, 1]])])
+def test_other_masks_fail(mask: torch.Tensor) -> None:
+    with pytest.raises(UsageError, match="which is not mapped to"):
+        blocks_of(mask, 4, 0, 0, causal=True)
+
+
+def test_a_block_is_a_piece_of_its_own() -> None:
+    assert list(pieces_of(1300, [(600, 610), (610, 1210)])) == [
+        (0, 512, True),
+        (512, 600, True),
+        (600, 610, False),
+        (610, 1210, False),
+        (1210, 1300, True),
+    ]
+
+
+def test_rows_of_a_head_are_parted_as_llama_cpp_rotates_them() -> None:
+    weight = torch.arange(12.0).unsqueeze(1)  # two heads of six dimensions, four are rotated
+    found = parted(weight, 2, 4).flatten().tolist()
+    assert found == [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]
 
 
 def test_rows_of_a_head_are_interleaved_as_llama_cpp_rotates_them() -> None:
@@ -104,8 +196,10 @@ def test_a_binding_that_cannot_be_loaded_is_one_line(monkeypatch: pytest.MonkeyP
         library.library()
 
 
-def test_a_plan_counts_every_sequence_used_or_not() -> None:
+@pytest.mark.parametrize(("exact", "number"), [(True, 4), (False, 2)])
+def test_a_plan_counts_every_sequence_used_or_not(exact: bool, number: int) -> None:
     memory = RowMemory(kept=(LayerMemory(kind="DynamicLayer", layers=2, token_bytes=64),), words=10)
+    shape = GgufShape(width=16, inner=64, heads=4, exact=exact)
 
     def load(slots: int) -> SlotLoad:
         return SlotLoad(
@@ -117,13 +211,18 @@ def test_a_plan_counts_every_sequence_used_or_not() -> None:
             new_tokens=100,
             prompt_bytes=1000,
             device="cpu",
+            gguf=shape,
         )
 
     terms = list(slot_terms(load(8)))
     assert terms == list(slot_terms(load(1)))
-    token = 2 * 64 * 2  # two layers, in 32 instead of 16 bit
+    token = 2 * 64 * number // 2  # two layers, stated for 16 bit
     assert [term.bytes for term in terms] == [
         (ROWS + 1) * 512 * token,
         2 * 200 * token,
-        1000 + 2 * ROWS * 10 * 4 + RESERVE_BYTES,
+        compute_bytes(shape, 512),
+        2 * 200 * 16 * 4 + 3 * (ROWS + 1) * 10 * 4 + RESERVE_BYTES,
     ]
+    # Without flash attention the scores of a piece are kept: tokens x columns x heads.
+    kept = 512 * 512 * 4 * 4
+    assert (compute_bytes(shape, 512) > kept) == exact

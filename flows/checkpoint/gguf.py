@@ -1,22 +1,28 @@
 """Finds the GGUF file that runs a checkpoint's language half. Imports no model library."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.json_shapes import count, read_json, text
+from artifacts.json_shapes import OptionalField, count, read_json, text
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions, GgufOptions
 from flows.options.text import EngineOptions
 from flows.pipelines import Pipeline, needs_weights
 from stages.decode.engines import engines_for, gguf_engine
 from stages.decode.generation import SamplingParams
-from stages.models.gguf import FILE, FORMAT, MANIFEST, check_packages
+from stages.models.gguf import EXACT, FILE, FORMAT, MANIFEST, GgufShape, check_packages
 
 AGAIN = "Export it again, into a new folder: penstock export MODEL --to gguf-q8_0 --out DIR"
 
-SHAPE = {"format": count, "kind": text, "sha256": text, "bytes": count, "parameters": count}
+SHAPE = {
+    **dict.fromkeys(("format", "bytes", "parameters"), count),
+    **dict.fromkeys(("kind", "sha256"), text),
+    "penstock_only": OptionalField(text),
+}
+DIMENSIONS = {"width": count, "inner": count, "heads": count}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,10 +37,17 @@ class GgufUse:
     bytes: int
     parameters: int
     """Number of parameters in it."""
+    shape: GgufShape
+    """Its dimensions."""
     replaced: int = 0
     """Number of the checkpoint's parameters that it replaces."""
     copy: str = ""
     """Path of the copy that is made if llama.cpp needs another header; empty for an export."""
+
+    @property
+    def key_fields(self) -> tuple[str, ...]:
+        """Return its fields of a cache key: the file, and how llama.cpp computes if not exactly."""
+        return (self.digest, *(() if self.shape.exact else ("kv f16", "flash attention")))
 
 
 def gguf_for(
@@ -56,7 +69,7 @@ def gguf_for(
             )
         return None
     check_options(config, pipelines)
-    noted = read_json(folder / MANIFEST, SHAPE, AGAIN, lambda fields: fields)
+    noted = read_json(folder / MANIFEST, {**SHAPE, **DIMENSIONS}, AGAIN, lambda fields: fields)
     if noted["format"] != FORMAT or not (folder / FILE).exists():
         raise EnvironmentFault(f"{folder} lacks {FILE}, or has another version of it", hint=AGAIN)
     found = digest(folder / FILE)
@@ -64,12 +77,22 @@ def gguf_for(
         raise EnvironmentFault(
             f"{folder / FILE} differs from the exported file: it was changed or damaged", hint=AGAIN
         )
+    return gguf_use(noted, path=str(folder / FILE), digest=noted["sha256"])
+
+
+def gguf_use(fields: Mapping[str, Any], *, path: str, digest: str, copy: str = "") -> GgufUse:
+    """Return the use of a file that a manifest, or the process that compared it, describes."""
+    counts = {name: int(fields[name]) for name in ("bytes", "parameters")}
     return GgufUse(
-        path=str(folder / FILE),
-        kind=noted["kind"],
-        digest=noted["sha256"],
-        bytes=int(noted["bytes"]),
-        parameters=int(noted["parameters"]),
+        path=path,
+        kind=fields["kind"],
+        digest=digest,
+        shape=GgufShape(
+            **{name: int(fields[name]) for name in DIMENSIONS}, exact=fields["kind"] == EXACT
+        ),
+        replaced=int(fields.get("replaced", 0)),
+        copy=copy,
+        **counts,
     )
 
 
@@ -99,3 +122,14 @@ def check_options(config: RunOptions, pipelines: Sequence[Pipeline]) -> None:
             hint="Export the original with --adapter, which merges it",
         )
     check_packages()
+
+
+def gguf_note(folder: Path) -> str:
+    """Return which programs can use the GGUF file of an exported folder, in one line; empty for
+    another folder. Raises EnvironmentFault for a damaged manifest."""
+    if not (folder / MANIFEST).exists():
+        return ""
+    noted = read_json(folder / MANIFEST, SHAPE, AGAIN, lambda fields: fields)
+    if why := noted.get("penstock_only", "it has no tokenizer"):
+        return f"{FILE} is for Penstock only: {why}"
+    return f"{FILE} has the tokenizer and the chat template: llama.cpp can chat with it, in text"

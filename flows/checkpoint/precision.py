@@ -125,8 +125,8 @@ class PartSettings:
         engine_fields = self.choice[0].key_fields if self.choice else ()
         graph = self.graph.digest if self.graph else ""
         adapter = f"adapter {self.adapter.digest}" if self.adapter else ""
-        gguf = self.gguf.digest if self.gguf else ""
-        more = filter(None, [self.kv, "as published" * self.as_published, graph, gguf, adapter])
+        gguf = self.gguf.key_fields if self.gguf else ()
+        more = filter(None, [self.kv, "as published" * self.as_published, graph, *gguf, adapter])
         return [self.precision, self.dtype, self.attention, *more, *engine_fields]
 
     @property

@@ -11,7 +11,7 @@ from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
 from artifacts.paths import folder_named
 from artifacts.store import Store
-from flows.checkpoint.gguf import GgufUse, check_options
+from flows.checkpoint.gguf import GgufUse, check_options, gguf_use
 from flows.checkpoint.model_files import ModelDigests
 from flows.checkpoint.profile_loading import MAX_SECONDS, memory_limit, run_describing
 from flows.machine.launch import Launcher, StageCall
@@ -75,7 +75,7 @@ def user_gguf_for(
         if found:
             records.publish([Record(key=key, meta=fields)])
     copy = store.local / COPIES / f"{found[:32]}-{CHECK_VERSION}.gguf"
-    return GgufUse(path=str(path), digest=found, copy=str(copy), **fields)
+    return gguf_use(fields, path=str(path), digest=found, copy=str(copy))
 
 
 def _check_checkpoint(

@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 
+from flows.checkpoint.gguf import gguf_note
 from flows.cli.derived import config_from
 from flows.cli.exit_report import print_result
 from flows.cli.plan_command import show
@@ -52,3 +53,5 @@ def _print_result(result: Exported, *, graphs: bool) -> None:
     if graphs:
         used += ["--vision-backend", "onnx"]
     print_lines(f"{result.line()}; use it with `penstock {shlex.join(used)}`")
+    if note := gguf_note(result.out):
+        print_lines(note)

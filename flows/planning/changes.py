@@ -9,7 +9,7 @@ from typing import Any
 from artifacts.errors import CannotFit, UsageError
 from flows.checkpoint.frame_tokens import encoder_frames, frame_size_tokens
 from flows.checkpoint.models import MIN_TOKENS, Model
-from flows.checkpoint.precision import QUANTIZED, resolve_settings, with_adapter
+from flows.checkpoint.precision import QUANTIZED, resolve_settings, with_adapter, with_gguf
 from flows.console.units import gib, rounded_up, written
 from flows.machine.budget import Budget
 from flows.pipelines import STAGES
@@ -189,6 +189,8 @@ def in_precision(request: PlanRequest, **options: str) -> PlanRequest | None:
     config, profile = replace(request.config, **changed), request.model.profile
     try:
         settings = resolve_settings(config, profile, request.device)
+        if use := next((s.gguf for s in request.model.settings.get("language", ())), None):
+            settings = {**settings, "language": (with_gguf(config, settings["language"][0], use),)}
     except UsageError:
         return None
     if adapter := next((s.adapter for s in request.model.settings.get("language", ())), None):

@@ -108,6 +108,8 @@ class Ladder:
         """Returns advice for a stage that does not fit."""
         self.batch_without_slots: Callable[[Rung], int] = lambda rung: rung.batch
         """Returns the batch size for an engine without slots on a rung."""
+        self.sequence_tokens = 0
+        """Planned tokens of the longest sequence, prompt and caption; 0: unknown."""
         self.fit_together: Callable[[Sequence[str]], bool] = lambda stages: False
         """Returns whether stages are expected to fit beside each other on their rungs."""
         self._remembered = remembered

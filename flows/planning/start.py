@@ -75,6 +75,8 @@ def plan_start(
     ladder.start({stage: choice.chosen.rung for stage, choice in found.items()})
     ladder.advise = lambda stage: advice(request, job, ladder, stage)
     ladder.batch_without_slots = lambda rung: batch_without_slots(request, rung, job.budget)
+    prompts = [workload.tokens for workload in request.workloads]
+    ladder.sequence_tokens = max(prompts, default=0) + EngineOptions.of(job.config).max_new_tokens
     ladder.fit_together = lambda stages: fit_together(
         request, [ladder.rung(stage) for stage in stages], job.budget
     )

@@ -68,7 +68,7 @@ def weights(half: PartProfile, settings: PartSettings, rung: Rung, device: str) 
         yield Term(part="weight", bytes=settings.weight_bytes, why=why)
         return
     if gguf := settings.gguf:
-        why = f"{gib(gguf.bytes)} of {gguf.kind}, mapped; the others: {count} numbers x {each}"
+        why = f"{gib(gguf.bytes)} of {gguf.kind}; the others: {count} numbers x {each}"
         yield Term(part="weight", bytes=settings.weight_bytes, why=why)
         return
     why = f"{count} numbers x {each} bytes ({precision})"

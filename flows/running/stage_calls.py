@@ -62,6 +62,8 @@ class StageCallBuilder:
         self._job = job
         self.may_compile = True
         """Whether decode steps may be compiled without a request; not after that has failed."""
+        self.sequence_tokens = 0
+        """Planned tokens of the longest sequence; 0: unknown."""
 
     def frames_call(
         self, media: Sequence[tuple[Medium, list[int] | None]], rung: Rung
@@ -259,6 +261,7 @@ class StageCallBuilder:
             files=model.files_of([stage.part]),
             gguf=gguf.path if gguf else "",
             gguf_copy=gguf.copy if gguf else "",
+            gguf_tokens=self.sequence_tokens,
             adapter=adapter.folder if adapter else "",
             adapted=adapter.modules if adapter else {},
         )

@@ -169,6 +169,7 @@ class StageRunner:
         if not stages:
             return
         plan = plan_start(self._ladder, self._job, (self._first, *stages), expected)
+        self._calls.sequence_tokens = self._ladder.sequence_tokens
         rungs = {stage.name: self._ladder.rung(stage.name) for stage in self._job.pipeline}
         seconds = times_of(self._job, rungs, expected).seconds
         self._record.value["plan"].update(memory=plan, seconds=seconds)

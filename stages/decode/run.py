@@ -225,7 +225,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     if not spec.depends_on_batch:
         left = [[item for item in batch if item.key in missing] for batch in batches]
         batches = longest_first(left, job.said_before)
-        batches = by_chunk(batches) if spec.by_chunk else batches
+        batches = by_chunk(batches) if spec.by_chunk or spec.gguf else batches
 
     def publish(made: list[list[Record]]) -> None:
         records = [record for batch in made for record in batch if record.key in missing]

@@ -25,6 +25,7 @@ from artifacts.plurals import counted
 from artifacts.schema import Part
 from artifacts.store import fault_of
 from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
+from stages.export.gguf_tokenizer import GgufTokenizer, tokenizer_of
 from stages.export.jobs import ExportJob
 from stages.export.write import (
     MORE_ROOM,
@@ -38,8 +39,9 @@ from stages.export.write import (
 from stages.export.write import warm as warm_export
 from stages.models.gguf import FILE, FORMAT, MANIFEST, PACKAGES
 from stages.models.gguf.half import core_paths
+from stages.models.gguf.header import TABLE
 from stages.models.gguf.library import last_words, library
-from stages.models.gguf.mapping import Order, TextMapping, mapping_of, refused
+from stages.models.gguf.mapping import Change, TextMapping, mapping_of, refused
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.hub.checkpoint import CONFIG, SMALL, small_files
 from stages.models.precision.weights import model_names
@@ -80,8 +82,15 @@ class CoreTensor(NamedTuple):
     stored: StoredTensor
     name: str
     """Its name in the GGUF file."""
-    order: Order | None
-    """What changes the order of its rows."""
+    change: Change | None
+    """What changes its values."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return its shape in the GGUF file."""
+        if self.change is None:
+            return tuple(self.stored.shape)
+        return tuple(self.change(torch.empty(self.stored.shape, device="meta")).shape)
 
 
 class GgufPlan(NamedTuple):
@@ -101,7 +110,7 @@ def plan_gguf(folder: Path, trusted: bool) -> GgufPlan:
     skeleton = skeleton_of(config, cls)
     decoder, head = core_paths(skeleton)
     names = gguf.get_tensor_name_map(_architecture(mapping), mapping.config.num_hidden_layers)
-    core, rest = [], []
+    core, rest, heads = [], [], []
     paths = model_names(skeleton, [tensor.name for tensor in plan.tensors])
     for tensor, path in zip(plan.tensors, paths, strict=True):
         if path is None or not path.startswith((f"{decoder}.", f"{head}.")):
@@ -109,9 +118,16 @@ def plan_gguf(folder: Path, trusted: bool) -> GgufPlan:
             continue
         inner = path.replace(f"{decoder}.", "model.", 1).replace(f"{head}.", "lm_head.", 1)
         name = names.get_name(inner, try_suffixes=(".weight", ".bias"))
+        if inner == "lm_head.weight" and mapping.made.tied:
+            heads.append(tensor)
+            continue
         if name is None:
             raise refused(str(folder), f"{path} has no place in it")
-        core.append(CoreTensor(tensor, name, mapping.order_of(path)))
+        core.append(CoreTensor(tensor, name, mapping.change_of(path)))
+    for tensor in heads:  # llama.cpp has no place for a head of its own
+        (table,) = (each.stored for each in core if each.name == TABLE)
+        if not torch.equal(read_tensor(tensor), read_tensor(table)):
+            raise refused(str(folder), "its output head is not its embedding table")
     expected = {p for p, _ in skeleton.get_submodule(decoder).named_parameters()}
     found = {p.removeprefix(f"{decoder}.") for p in paths if p and p.startswith(f"{decoder}.")}
     if missing := sorted(expected - found):
@@ -167,8 +183,9 @@ def _write_file(job: ExportJob, plan: GgufPlan, folder: Path) -> None:
     kind = GGUF_KINDS[job.kind]
     whole, made = folder / f"{HALF}{FILE}", folder / f"{HALF}few-bits-{FILE}"
     own = TYPES.get(plan.rest.dtype, gguf.GGMLQuantizationType.F32)
+    tokenizer = _tokenizer(job, plan, folder)
     try:
-        _write(whole, plan, kind if kind in FILE_TYPES else own)
+        _write(whole, plan, kind if kind in FILE_TYPES else own, tokenizer)
         if kind not in FILE_TYPES:
             _quantize(whole, made, job.kind)
             made.replace(whole)
@@ -184,39 +201,60 @@ def _write_file(job: ExportJob, plan: GgufPlan, folder: Path) -> None:
     parameters = sum(torch.Size(tensor.stored.shape).numel() for tensor in plan.core)
     found = {"kind": job.kind, "sha256": digest, "bytes": size, "parameters": parameters}
     by = {name: version(name) for name in PACKAGES}
-    more = {"architecture": plan.mapping.architecture, "made_by": by}
+    more = {"architecture": plan.mapping.architecture, "made_by": by, **plan.mapping.dimensions}
+    more["penstock_only"] = tokenizer if isinstance(tokenizer, str) else ""
     write_json(folder / MANIFEST, {"format": FORMAT, **found, **more})
 
 
-def _write(path: Path, plan: GgufPlan, kind: Any) -> None:
+def _rows(plan: GgufPlan) -> int:
+    """Return the rows of the embedding table."""
+    return int(next(tensor for tensor in plan.core if tensor.name == TABLE).stored.shape[0])
+
+
+def _tokenizer(job: ExportJob, plan: GgufPlan, folder: Path) -> GgufTokenizer | str:
+    """Return the tokenizer for the file, or why other programs cannot use the file."""
+    if plan.mapping.made.by_order:
+        return "its rotary positions are those of images and videos, after the order of tokens"
+    return tokenizer_of(Path(job.model), _rows(plan), folder)
+
+
+def _write(path: Path, plan: GgufPlan, kind: Any, tokenizer: GgufTokenizer | str) -> None:
     """Write a GGUF file with matrices of one type; vectors are in 32 bit."""
     mapping = plan.mapping
     writer = gguf.GGUFWriter(path, mapping.architecture)
-    table = next(tensor for tensor in plan.core if tensor.name.startswith("token_embd"))
-    mapping.add_metadata(writer, table.stored.shape[0])
-    writer.add_description("Language half for Penstock only: it has no tokenizer")
-    writer.add_tokenizer_model("none")
+    mapping.add_metadata(writer, _rows(plan))
+    if isinstance(tokenizer, str):
+        writer.add_description(f"Language half for Penstock only: {tokenizer}")
+        writer.add_tokenizer_model("none")
+    else:
+        writer.add_description("Language half, written by Penstock")
+        tokenizer.add_to(writer)
     writer.add_file_type(FILE_TYPES[kind])
     kinds = {}
     for tensor in plan.core:
-        shape = tensor.stored.shape
-        own = kind if len(shape) == 2 else gguf.GGMLQuantizationType.F32
+        shape = tensor.shape
+        own = kind if len(tensor.stored.shape) == 2 else gguf.GGMLQuantizationType.F32
         kinds[tensor.name] = own
         numbers = torch.Size(shape).numel()
         size = numbers * (4 if own == gguf.GGMLQuantizationType.F32 else 2)
         writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), size, raw_dtype=own)
+    added = mapping.added()
+    for name, values in added.items():
+        writer.add_tensor_info(name, values.shape, np.dtype(np.float32), values.numel() * 4)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for tensor in plan.core:
         writer.write_tensor_data(_numbers(tensor, kinds[tensor.name]))
+    for values in added.values():
+        writer.write_tensor_data(values.numpy())
     writer.close()
 
 
 def _numbers(tensor: CoreTensor, kind: Any) -> Any:
     weight = read_tensor(tensor.stored)
-    if tensor.order is not None:
-        weight = tensor.order(weight)
+    if tensor.change is not None:
+        weight = tensor.change(weight)
     found = weight.float().contiguous().numpy()
     if kind == gguf.GGMLQuantizationType.F16:
         return found.astype(np.float16)

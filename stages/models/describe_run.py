@@ -43,7 +43,8 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
 
 def run_gguf(job_fields: dict[str, Any], report: EventReporter) -> None:
     """Compare a user's GGUF file with the checkpoint, and send what it is as the note `file`."""
-    from stages.models.gguf.user_file import check_tokens, compared, expected_shapes, kind_of
+    from stages.models.gguf.context import kind_of
+    from stages.models.gguf.user_file import check_tokens, compared, expected_shapes
     from stages.models.loading import stored_weights
 
     job = parse_job(DescribeGgufJob, job_fields)
@@ -58,4 +59,5 @@ def run_gguf(job_fields: dict[str, Any], report: EventReporter) -> None:
     expected = expected_shapes(skeleton, mapping)
     replaced = sum(prod(shape) for name, shape in expected.items() if name in header.tensors)
     found = {"bytes": header.path.stat().st_size, "parameters": header.parameters}
-    report.note(file={"kind": kind_of(header), "replaced": replaced, **found})
+    found |= {"replaced": replaced, **mapping.dimensions}
+    report.note(file={"kind": kind_of(header), **found})

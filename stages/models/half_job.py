@@ -48,6 +48,9 @@ class HalfJob:
     """Folder for the engines that TensorRT builds from graphs."""
     gguf: str = ""
     """GGUF file that runs the decoder of a language half in llama.cpp; empty: torch does."""
+    gguf_tokens: int = 0
+    """Tokens, prompt and caption, for which each sequence gets room when it is loaded; 0: room is
+    made as sequences need it."""
     gguf_copy: str = ""
     """Path of a copy with another header, made if llama.cpp needs one; empty: it is an export."""
     adapter: str = ""

@@ -174,7 +174,15 @@ class ModelJob(HalfJob):
         file = Path(self.gguf)
         if self.gguf_copy:
             file = open_user_file(file, config, skeleton, folder, Path(self.gguf_copy))
-        return load_with_gguf(file, config, skeleton, lambda paths: load(without=paths))
+        half = load_with_gguf(
+            file,
+            config,
+            skeleton,
+            lambda paths: load(without=paths),
+            on_gpu=self.device.startswith("cuda"),
+        )
+        half.get_decoder().context.reserve(self.gguf_tokens)
+        return half
 
     def _checked(self, half: Any, keep: Part, pieces: Iterable[str]) -> Any:
         """Apply the job's MLP chunking, after checking that the half computes the attention that

@@ -197,6 +197,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
             prompt_bytes=math.ceil(costs.peak_bytes),
             device=device,
             direct=settings.attention == "sdpa",
+            gguf=settings.gguf.shape if settings.gguf else None,
         )
         terms += slot_terms(load)
         prefetch = prefetched_term(workload, rows)

@@ -1,27 +1,53 @@
 """Estimates the memory of decoding in llama.cpp besides the weights. Imports no model library."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from artifacts.plurals import counted
 from stages.decode.engines.slot_load import SlotLoad, SlotTerm
-from stages.models.gguf import COLUMN_MULTIPLE, PIECE_TOKENS, ROWS
+from stages.models.gguf import COLUMN_MULTIPLE, PIECE_TOKENS, ROWS, GgufShape
 
-WIDE = 4
-"""Bytes per number of the KV cache and of logits."""
-RESERVE_BYTES = 48 << 20
-"""Bytes that llama.cpp takes while it reads, besides its buffers. Measured: 1 to 45 MiB."""
+WIDE, NARROW = 4, 2
+"""Bytes per number, in 32 and in 16 bit."""
+MLP_INNER, MLP_WIDTH = 3, 3.6
+"""Numbers per token while a piece passes an MLP, in multiples of its inner and outer width. These
+and the next are measured: docs/gguf.md, "Memory"."""
+ATTENTION_WIDTH = 5.5
+"""Numbers per token while attention is computed, besides scores, in multiples of the width."""
+INPUT_COPIES = 2
+"""Copies of a prompt's input rows: merged with features, and as llama.cpp takes them."""
+RESERVE_BYTES = 8 << 20
+"""Bytes that llama.cpp takes while it reads, besides its buffers and inputs."""
 
 
 def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
     """Yield the KV cache, which every sequence has whether it runs or not, and the buffers."""
-    memory, sequences = load.memory, ROWS + 1
+    assert load.gguf is not None
+    shape, sequences = load.gguf, ROWS + 1
+    number = WIDE if shape.exact else NARROW
+    # llama.cpp keeps all tokens of layers with a sliding window, too, so that they can be copied.
+    kept = tuple(replace(kind, window=0) for kind in load.memory.kept)
+    memory = replace(load.memory, kept=kept)
     columns = -(-(load.tokens + load.new_tokens) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
-    each = memory.bytes(columns, WIDE)
+    each = memory.bytes(columns, number)
     why = f"{counted(sequences, 'sequence')} x {columns:,} tokens x {each / columns:,.0f} bytes"
-    yield SlotTerm("kv", sequences * each, why)
-    waiting = memory.bytes(load.tokens, WIDE)
+    yield SlotTerm("kv", sequences * (each + memory.states(WIDE)), why)
+    waiting = memory.bytes(load.tokens, number)
     why = f"the cache of one prompt of {load.tokens:,} tokens, on its way to its row"
     yield SlotTerm("kv", 2 * waiting, why)
-    logits = 2 * ROWS * memory.words * WIDE
-    why = f"at most {PIECE_TOKENS} tokens of a prompt, and logits of {counted(ROWS, 'row')}"
-    yield SlotTerm("activation", load.prompt_bytes + logits + RESERVE_BYTES, why)
+    why = f"llama.cpp's buffers for {PIECE_TOKENS} tokens of a prompt"
+    yield SlotTerm("activation", compute_bytes(shape, columns), why)
+    rows = INPUT_COPIES * load.tokens * shape.width * WIDE
+    logits = 3 * (ROWS + 1) * memory.words * WIDE
+    why = f"inputs of {load.tokens:,} tokens, logits of {counted(ROWS, 'row')}, reading"
+    yield SlotTerm("activation", rows + logits + RESERVE_BYTES, why)
+
+
+def compute_bytes(shape: GgufShape, columns: int) -> int:
+    """Return the size of llama.cpp's compute buffer: the larger of an MLP and of attention, for one
+    piece of a prompt. Flash attention keeps no scores."""
+    inside = MLP_INNER * shape.inner + MLP_WIDTH * shape.width
+    if shape.exact:
+        inside = max(inside, shape.heads * columns + ATTENTION_WIDTH * shape.width)
+    mask = columns * (WIDE if shape.exact else NARROW)
+    return round(PIECE_TOKENS * (WIDE * inside + mask))

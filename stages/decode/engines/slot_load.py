@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from stages.decode.engines import EngineSpec
+from stages.models.gguf import GgufShape
 from stages.models.kv_profile import RowMemory
 
 
@@ -24,6 +25,8 @@ class SlotLoad:
     prompt_bytes: int
     """Peak memory of the prefill of one prompt, in bytes."""
     device: str
+    gguf: GgufShape | None = None
+    """Dimensions of the GGUF file that runs; None: torch runs the decoder."""
     direct: bool = True
     """Whether attention is torch's SDPA, which can read the keys of the slots alone."""
 

@@ -2,46 +2,85 @@
 
 How it works:
 
-1. The weights are mapped from the file. Flash attention is off and the KV cache is in 32 bit, so
-   that an fp32 file computes what transformers computes, up to rounding.
+1. The weights are read into memory that the process owns, so that a memory limit counts them.
+   With a file in 32 bit, flash attention is off and the KV cache is in 32 bit, so that llama.cpp
+   computes what transformers computes, up to rounding. With other files both are as in llama.cpp's
+   own programs, and the cache takes half the memory.
 2. The cache has one part per sequence: `ROWS` for decode steps, and one for reading prompts.
-3. A prompt is read in pieces of PIECE_TOKENS. What it left in the cache is copied out as bytes, and
-   into the part of the row that continues it. So a prompt read once can be continued many times.
-4. A step computes one token of each row, idle rows too.
-5. A larger prompt makes a larger cache; running sequences move into it as bytes.
+3. A prompt is read in pieces of PIECE_TOKENS; tokens that see later ones, such as those of a
+   picture, in a piece of their own. What it left in the cache is copied out as bytes, and into the
+   part of the row that continues it. So a prompt read once can be continued many times.
+4. A prompt that begins as the one before, such as another question about the same chunk, is read
+   from the first piece that differs. Pieces do not depend on what was read before, so neither does
+   what is computed.
+5. A step computes one token of each row, idle rows too.
+6. A larger prompt makes a larger cache; running sequences move into it as bytes.
 """
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.models.gguf import COLUMN_MULTIPLE, PIECE_TOKENS, ROWS
-from stages.models.gguf.header import read_header
+from stages.models.gguf import COLUMN_MULTIPLE, EXACT, PIECE_TOKENS, ROWS
+from stages.models.gguf.header import GgufHeader, read_header
 from stages.models.gguf.library import last_words, library, without_tokenizer
+from stages.models.gguf.masks import Blocks, pieces_of
 
 Floats = npt.NDArray[np.float32]
 Whole = npt.NDArray[np.int32]
 READER = ROWS
 """Sequence in which prompts are read."""
-F32 = 0
-"""GGML type of the KV cache."""
+F32, F16 = 0, 1
+"""GGML types of the KV cache."""
+
+
+def kind_of(header: GgufHeader) -> str:
+    """Return the kind of a file as that of an export, such as `gguf-q4_k_m`."""
+    try:
+        name = gguf.LlamaFileType(header.values.get("general.file_type", -1)).name.split("_", 1)[1]
+    except ValueError:
+        largest = max(header.tensors.values(), key=lambda tensor: tensor.bytes)
+        name = gguf.GGMLQuantizationType(largest.type).name
+    return f"gguf-{name.lower()}"
+
+
+class _Read(NamedTuple):
+    """A prompt in the reader, and how it was read."""
+
+    rows: Floats
+    positions: Whole
+    pieces: Sequence[tuple[int, int, bool]]
+
+    def shared(self, other: "_Read") -> tuple[int, int]:
+        """Return the number of first pieces that are equal in both, but for the other's last, and
+        that of their tokens."""
+        count = kept = 0
+        for mine, its in zip(self.pieces, other.pieces[:-1], strict=False):
+            at, to, _ = mine
+            same = mine == its and np.array_equal(self.rows[at:to], other.rows[at:to])
+            if not same or (self.positions[:, at:to] != other.positions[:, at:to]).any():
+                break
+            count, kept = count + 1, to
+        return count, kept
 
 
 class GgufContext:
     """The model of a GGUF file, with a cache for sequences."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        """Open a file. Raises EnvironmentFault if llama.cpp cannot be used, UsageError if it does
+    def __init__(self, path: Path, threads: int, on_gpu: bool = False) -> None:
+        """Open a file; `on_gpu`: compute on a GPU if llama.cpp was built for one. Raises EnvironmentFault if llama.cpp cannot be used, UsageError if it does
         not take the file."""
         self._api = api = library()
         self._threads = threads
         parameters = api.llama_model_default_params()
-        parameters.n_gpu_layers = 0
+        parameters.n_gpu_layers = -1 if on_gpu and api.llama_supports_gpu_offload() else 0
+        parameters.load_mode = api.LLAMA_LOAD_MODE_NONE
         self.header = read_header(path)
         overrides = without_tokenizer(api, self.header)
         parameters.kv_overrides = overrides
@@ -52,9 +91,12 @@ class GgufContext:
                 f"{path}: llama.cpp cannot load it: {last_words()}",
                 hint="Export it again, or give a file that this version of llama.cpp loads",
             )
+        self._exact = kind_of(self.header) == EXACT
         self._context: Any = None
         self.columns = 0
         """Tokens that each sequence has room for."""
+        self.piece = PIECE_TOKENS
+        """Tokens that can be computed at once."""
         self.width = int(api.llama_model_n_embd_inp(self._model))
         """Numbers of an input row, those of image features for deeper layers included."""
         self.words = int(api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model)))
@@ -62,16 +104,19 @@ class GgufContext:
         self.axes = 4 if kind in (api.LLAMA_ROPE_TYPE_MROPE, api.LLAMA_ROPE_TYPE_IMROPE) else 1
         """Positions of each token."""
         self._lengths = [0] * (ROWS + 1)
+        self._before: _Read | None = None
+        """The whole prompt that the reader holds; None: it holds none."""
 
-    def reserve(self, tokens: int) -> None:
-        """Make room for sequences of so many tokens. Raises MemoryError, after which the running
-        sequences are lost."""
-        if tokens <= self.columns:
+    def reserve(self, tokens: int, piece: int = 0) -> None:
+        """Make room for sequences of so many tokens, of which `piece` are computed at once. Raises
+        MemoryError, after which the running sequences are lost."""
+        if tokens <= self.columns and piece <= self.piece:
             return
+        self.piece = max(self.piece, piece)
+        columns = -(-max(tokens, self.columns) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
         kept = {seq: self.state(seq) for seq, length in enumerate(self._lengths) if length}
         lengths = list(self._lengths)
         self.close_context()
-        columns = -(-tokens // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
         self._context = self._make(columns)
         self.columns = columns
         for seq, state in kept.items():
@@ -82,11 +127,12 @@ class GgufContext:
         parameters = api.llama_context_default_params()
         parameters.n_seq_max = ROWS + 1
         parameters.n_ctx = columns * (ROWS + 1)
-        parameters.n_batch = parameters.n_ubatch = PIECE_TOKENS
+        parameters.n_batch = parameters.n_ubatch = self.piece
         parameters.n_outputs_max = ROWS + 1
         parameters.n_threads = parameters.n_threads_batch = self._threads
-        parameters.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        parameters.type_k = parameters.type_v = F32
+        flash = ("ENABLED", "DISABLED")[self._exact]
+        parameters.flash_attn_type = getattr(api, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
+        parameters.type_k = parameters.type_v = F32 if self._exact else F16
         parameters.kv_unified = False
         parameters.swa_full = True
         parameters.no_perf = True
@@ -96,19 +142,42 @@ class GgufContext:
             raise MemoryError(f"no room for {columns:,} tokens a sequence: {last_words()}")
         return made
 
-    def read(self, rows: Floats, positions: Whole, after: int = 0) -> Floats:
+    def read(self, rows: Floats, positions: Whole, after: int = 0, blocks: Blocks = ()) -> Floats:
         """Read a prompt, or its continuation `after` so many tokens, and return the logits of its
-        last token. `rows`: [tokens, width]; `positions`: [axes, tokens]."""
-        self.reserve(after + len(rows) + 1)
-        if not after:
-            self.clear(READER)
-        for at in range(0, len(rows), PIECE_TOKENS):
-            to = min(at + PIECE_TOKENS, len(rows))
+        last token. `rows`: [tokens, width]; `positions`: [axes, tokens]. Tokens of a block see each
+        other."""
+        largest = max((to - at for at, to in blocks), default=0)
+        self.reserve(after + len(rows) + 1, largest)
+        new = _Read(rows, positions, tuple(pieces_of(len(rows), blocks)))
+        shared = 0 if after else self._keep_shared(new)
+        for at, to, causal in new.pieces[shared:]:
             wanted = np.zeros(to - at, np.int8)
             wanted[-1] = to == len(rows)
-            self._decode(rows[at:to], positions[:, at:to], [READER] * (to - at), wanted)
+            self._api.llama_set_causal_attn(self._context, causal)
+            try:
+                self._decode(rows[at:to], positions[:, at:to], [READER] * (to - at), wanted)
+            finally:
+                self._api.llama_set_causal_attn(self._context, True)
         self._lengths[READER] = after + len(rows)
+        self._before = None if after else new
         return self._logits(-1)
+
+    def _keep_shared(self, new: "_Read") -> int:
+        """Empty the reader but for the first pieces that it has read of another prompt, and return
+        their number. The last piece is always read, because its logits are needed."""
+        before, self._before = self._before, None
+        count, kept = before.shared(new) if before else (0, 0)
+        if before and kept and kept < self._lengths[READER]:
+            times, memory = before.positions[0], self._api.llama_get_memory(self._context)
+            # llama.cpp removes by time. Other layers than those of attention keep no earlier state.
+            falls = times[:kept].max() >= times[kept:].min()
+            if falls or not self._api.llama_memory_seq_rm(memory, READER, int(times[kept]), -1):
+                kept = 0
+        if not kept:
+            self.clear(READER)
+            return 0
+        self._lengths[READER] = kept
+        return count
 
     def step(self, rows: Floats, positions: Whole, active: Iterable[int]) -> Floats:
         """Compute one token of each row, and return the logits [ROWS, vocabulary]. `rows`: [ROWS,
@@ -178,7 +247,7 @@ class GgufContext:
         """Free the cache and all sequences."""
         if self._context:
             self._api.llama_free(self._context)
-        self._context, self.columns = None, 0
+        self._context, self.columns, self._before = None, 0, None
         self._lengths = [0] * (ROWS + 1)
 
     def close(self) -> None:

@@ -21,11 +21,9 @@ from artifacts.errors import UsageError
 from stages.models.gguf import ROWS, self_test
 from stages.models.gguf.context import READER, Floats, GgufContext, Whole
 from stages.models.gguf.header import TABLE, GgufHeader
-from stages.models.gguf.mapping import BY_ORDER, TextMapping, mapping_of
+from stages.models.gguf.mapping import TextMapping, mapping_of
+from stages.models.gguf.masks import blocks_of
 from stages.models.halves.absent import MissingModule
-
-MASKED = -1e4
-"""Additive masks are below this where attention must not look."""
 
 
 def mapped_rows(header: GgufHeader, name: str) -> Any:
@@ -48,8 +46,9 @@ def dequantized(
 class GgufEmbedding(nn.Module):
     """The embedding table of a GGUF file. Rows are read and dequantized as they are used."""
 
-    def __init__(self, header: GgufHeader) -> None:
+    def __init__(self, header: GgufHeader, scale: float) -> None:
         super().__init__()
+        self._scale = np.float32(scale)
         self._header = header
         self._data = mapped_rows(self._header, TABLE)
         self.num_embeddings = len(self._data)
@@ -58,7 +57,7 @@ class GgufEmbedding(nn.Module):
 
     def rows(self, ids: Sequence[int]) -> Floats:
         """Return the embeddings of tokens, of shape [tokens, width]."""
-        return dequantized(self._header, TABLE, ids, self._data)
+        return dequantized(self._header, TABLE, ids, self._data) * self._scale
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         found = torch.from_numpy(self.rows(ids.reshape(-1).tolist()))
@@ -82,15 +81,33 @@ class GgufCache:
 
     layers: Sequence[Any] = ()
     is_compileable = False
+    is_initialized = True
 
-    def __init__(self, decoder: "GgufDecoder", length: int, seq: int = READER) -> None:
+    def __init__(
+        self,
+        decoder: "GgufDecoder",
+        length: int,
+        seq: int = READER,
+        position: torch.Tensor | None = None,
+    ) -> None:
         """Describe a sequence of `length` tokens, which `seq` of llama.cpp's cache holds."""
         self.decoder, self._length, self.seq = decoder, length, seq
+        self.position = position
+        """Position of the next token, [..., 1, 1], if the decoder got any. PaliGemma counts
+        from 1, which `generate` does not know."""
         self._state: bytes | None = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the number of its tokens."""
         return self._length
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Return the place of the next token."""
+        return self._length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Return how many tokens a mask covers, and the first of them."""
+        return self._length + query_length, 0
 
     def state(self) -> bytes:
         """Return its bytes, which are copied out of the reader when they are first needed."""
@@ -99,16 +116,20 @@ class GgufCache:
             self._state = self.decoder.context.state(self.seq)
         return self._state
 
+    def __deepcopy__(self, memo: Any) -> "GgufCache":
+        """Return itself: its bytes never change."""
+        self.state()
+        return self
+
 
 class GgufDecoder(MissingModule):
     """A text decoder that llama.cpp runs. `MissingModule` answers all other attributes."""
 
     def __init__(
-        self, absent: MissingModule, path: str, file: Path, mapping: TextMapping, threads: int
+        self, absent: MissingModule, path: str, mapping: TextMapping, context: GgufContext
     ) -> None:
         super().__init__(absent.skeleton, path)
-        context = GgufContext(file, threads)
-        embedding = GgufEmbedding(context.header)
+        embedding = GgufEmbedding(context.header, mapping.embedding_scale)
         self._modules["embed_tokens"] = embedding
         state = {"context": context, "mapping": mapping}
         state["resident"] = ref(GgufCache(self, 0))  # a dead one: the reader is empty
@@ -139,9 +160,15 @@ class GgufDecoder(MissingModule):
             raise UsageError("llama.cpp reads prompts one by one", hint="Use --engine gguf")
         past = past_key_values if isinstance(past_key_values, GgufCache) else None
         after = past.get_seq_length() if past else 0
-        _refuse_mask(attention_mask, rows.shape[1])
+        window, causal = self.mapping.window, self.mapping.causal
+        blocks = blocks_of(attention_mask, rows.shape[1], after, window, causal)
         order = np.arange(after, after + rows.shape[1], dtype=np.int32)
         placed = self.positions(position_ids, order)
+        if (np.diff(placed[0]) < 0).any():
+            raise UsageError(
+                "this prompt has positions that fall, which are not mapped to llama.cpp",
+                hint="Use --as-published",
+            )
         wide = self._with_deepstack(rows[0], visual_pos_masks, deepstack_visual_embeds)
         before = self.resident()
         if before is not None and before is not past:
@@ -150,8 +177,13 @@ class GgufDecoder(MissingModule):
         seq = 0 if past is not None and len(wide) == 1 else READER
         if past is not None and (before is not past or past.seq != seq):
             self.context.restore(seq, past.state(), after)
-        logits = self._step(wide, placed) if seq == 0 else self.context.read(wide, placed, after)
-        cache: Any = GgufCache(self, after + rows.shape[1], seq)
+        if seq == 0:
+            self.context.reserve(after + 1)
+            logits = self._step(wide, placed)
+        else:
+            logits = self.context.read(wide, placed, after, blocks)
+        then = None if position_ids is None else position_ids[..., -1:] + 1
+        cache: Any = GgufCache(self, after + rows.shape[1], seq, then)
         self.__dict__["resident"] = ref(cache)
         hidden = torch.from_numpy(logits)[None, None]
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
@@ -166,9 +198,9 @@ class GgufDecoder(MissingModule):
         return found
 
     def embedded(self, ids: Sequence[int]) -> Floats:
-        """Return the embeddings of tokens, of shape [tokens, width]."""
+        """Return the embeddings of tokens as llama.cpp takes them, of shape [tokens, width]."""
         found: Floats = self.embed_tokens.rows(ids)
-        return found
+        return found * np.float32(self.mapping.input_scale)
 
     def positions(self, found: torch.Tensor | None, order: Whole) -> Whole:
         """Return positions as llama.cpp takes them, [axes, tokens], from those of transformers,
@@ -179,7 +211,7 @@ class GgufDecoder(MissingModule):
         if self.context.axes == 1:
             return placed[-1:]
         three = placed[-3:] if len(placed) >= 3 else np.repeat(placed[:1], 3, 0)
-        if self.mapping.architecture in BY_ORDER:
+        if self.mapping.made.by_order:
             return np.concatenate([order[None], three])
         return np.concatenate([three, np.zeros((1, count), np.int32)])
 
@@ -193,7 +225,7 @@ class GgufDecoder(MissingModule):
         embeddings."""
         size = rows.shape[1]
         wide = np.zeros((len(rows), self.context.width), np.float32)
-        wide[:, :size] = rows.float().numpy()
+        wide[:, :size] = rows.float().numpy() * np.float32(self.mapping.input_scale)
         if deeper is not None and standing is not None:
             places = standing.reshape(-1).numpy()
             for level, features in enumerate(deeper, 1):
@@ -201,36 +233,23 @@ class GgufDecoder(MissingModule):
         return wide
 
 
-def _refuse_mask(mask: Any, count: int) -> None:
-    """Raise UsageError if a mask lets tokens look ahead, or hides earlier ones."""
-    masks = mask.values() if isinstance(mask, dict) else [mask]
-    for each in masks:
-        if not isinstance(each, torch.Tensor):
-            continue
-        if each.ndim == 2:
-            causal = bool(each.all())
-        else:
-            seen = each[0, 0] if each.dtype == torch.bool else each[0, 0] > MASKED
-            causal = torch.equal(seen, torch.ones_like(seen).tril(seen.shape[-1] - count))
-        if not causal:
-            raise UsageError(
-                "this prompt is not read causally, which is not mapped to llama.cpp",
-                hint="Use the checkpoint with --engine auto",
-            )
-
-
 def load_with_gguf(
-    file: Path, config: Any, skeleton: Any, load: Callable[[Sequence[str]], Any]
+    file: Path,
+    config: Any,
+    skeleton: Any,
+    load: Callable[[Sequence[str]], Any],
+    *,
+    on_gpu: bool = False,
 ) -> Any:
     """Return a language half whose decoder and output head run in llama.cpp. `load` loads the half
     without the modules at these paths. Raises PenstockError."""
     self_test.check()
     decoder, head = core_paths(skeleton)
     half = load([decoder, head])
-    threads = torch.get_num_threads()
     mapping = mapping_of(config, str(file))
     absent = half.get_submodule(decoder)
-    made = GgufDecoder(absent, decoder, file, mapping, threads)
+    context = GgufContext(file, torch.get_num_threads(), on_gpu)
+    made = GgufDecoder(absent, decoder, mapping, context)
     _replace(half, decoder, made)
     _replace(half, head, GgufHead(made.context.words))
     return half

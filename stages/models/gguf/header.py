@@ -211,7 +211,7 @@ class _HeaderReader:
         return GgufTensor(shape=sizes[::-1], type=kind, offset=offset, bytes=held)
 
     def _count(self, what: str, most: int, least: int = 0) -> int:
-        found: int = self._number("Q", f"the number of {what}")
+        found = int(self._number("Q", f"the number of {what}"))
         if not least <= found <= most:
             raise self._damaged(f"it states {found:,} {what}")
         return found

@@ -1,5 +1,5 @@
-"""Maps the language half of a checkpoint to a GGUF architecture: metadata, tensor names, and the
-order of rows that llama.cpp expects.
+"""Maps the language half of a checkpoint to a GGUF architecture: metadata, tensor names, and what
+llama.cpp expects of their values.
 
 Only what a test has compared with transformers is mapped; anything else is refused by name.
 """
@@ -10,46 +10,102 @@ from functools import partial
 from typing import Any
 
 import torch
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from artifacts.errors import UsageError
+from stages.models.gguf import FAMILIES
 
-ARCHITECTURES: Mapping[str, str] = {
-    "llama": "llama",
-    "mistral": "llama",
-    "qwen2": "qwen2",
-    "qwen2_vl_text": "paddleocr",
-    "qwen2_5_vl_text": "paddleocr",
-    "qwen3": "qwen3",
-    "qwen3_vl_text": "qwen3vl",
-}
-"""`model_type` of a text configuration → GGUF architecture. `paddleocr` computes what `qwen2vl`
-does, but this version of llama.cpp reads the epsilon of norms for the former alone."""
-FAMILIES = frozenset(
-    {
-        *("llava", "llava_next", "llava_next_video", "llava_onevision", "video_llava", "vipllava"),
-        *("internvl", "qianfan_ocr", "ovis2", "fast_vlm", "perception_lm", "video_llama_3"),
-        *("smolvlm", "idefics2", "idefics3", "mistral3", "lighton_ocr", "got_ocr2"),
-        *("deepseek_vl", "deepseek_vl_hybrid", "janus", "pp_chart2table"),
-        *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "cosmos3_omni"),
-    }
+GEMMA_LARGE = 62
+"""Layers of the one Gemma 3 whose attention llama.cpp scales by width / heads."""
+SILU = ("silu", "swish", None)
+GELU = ("gelu_pytorch_tanh",)
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GgufArchitecture:
+    """What is peculiar to an architecture of llama.cpp."""
+
+    name: str
+    activations: tuple[str | None, ...] = SILU
+    pairs: str = "halves"
+    """Dimensions of a head that are rotated together: `halves` half a head apart, `interleave` for
+    such that llama.cpp expects as neighbors, `part` for neighbors that it expects apart."""
+    by_order: bool = False
+    """Whether time positions may fall. llama.cpp judges causality by the first of four positions,
+    so that one gets the order of tokens and no share of the rotary dimensions."""
+    norms_from_one: bool = False
+    """Whether transformers adds 1 to the weights of norms."""
+    embedding_scale: bool = False
+    """Whether embeddings are multiplied by the square root of their width."""
+    scales_inputs: bool = False
+    """Whether llama.cpp multiplies its inputs by that, too."""
+    windows: bool = False
+    """Whether each layer states if its attention has a sliding window."""
+    partly_rotated: bool = False
+    """Whether a part of each head may be rotated."""
+    ropes: tuple[str, ...] = ("default",)
+    """Types of rotary positions."""
+    tied: bool = False
+    """Whether the output head is always the embedding table."""
+
+
+LLAMA = GgufArchitecture(name="llama", pairs="interleave", ropes=("default", "linear", "llama3"))
+QWEN2 = GgufArchitecture(name="qwen2")
+PADDLE = GgufArchitecture(name="paddleocr", by_order=True)
+"""It computes what `qwen2vl` does, but this version of llama.cpp reads the epsilon of norms for the
+former alone."""
+GEMMA = GgufArchitecture(
+    name="gemma",
+    activations=GELU,
+    norms_from_one=True,
+    embedding_scale=True,
+    scales_inputs=True,
+    tied=True,
 )
-"""`model_type` of the models whose language halves the tests have compared."""
-BY_ORDER = frozenset({"paddleocr"})
-"""Architectures whose time positions may fall. llama.cpp judges causality by the first of four
-positions, so that one gets the order of tokens and no share of the rotary dimensions."""
-SILU = ("silu", "swish")
-Order = Callable[[torch.Tensor], torch.Tensor]
+GEMMA3 = GgufArchitecture(
+    name="gemma3",
+    activations=GELU,
+    norms_from_one=True,
+    embedding_scale=True,
+    windows=True,
+    ropes=("default", "linear"),
+)
+GLM4 = GgufArchitecture(name="glm4", pairs="part", partly_rotated=True)
+ARCHITECTURES: Mapping[str, GgufArchitecture] = {
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "emu3_text_model": LLAMA,
+    "qwen2": QWEN2,
+    "qwen2_vl_text": PADDLE,
+    "qwen2_5_vl_text": PADDLE,
+    "qwen2_5_omni_text": PADDLE,
+    "paddleocr_vl_text": PADDLE,
+    "qwen3": GgufArchitecture(name="qwen3"),
+    "qwen3_vl_text": GgufArchitecture(name="qwen3vl"),
+    "gemma": GEMMA,
+    "gemma3_text": GEMMA3,
+    "glm4v_text": GLM4,
+    "glm_ocr_text": GLM4,
+    "lfm2": GgufArchitecture(name="lfm2"),
+    "cohere2": GgufArchitecture(name="cohere2", windows=True, tied=True),
+}
+"""`model_type` of a text configuration → GGUF architecture."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextMapping:
     """How a text decoder is written as GGUF."""
 
-    architecture: str
+    made: GgufArchitecture
     config: Any
     """The configuration of the text decoder."""
     deepstack: int = 0
     """Layers that get image features of their own."""
+
+    @property
+    def architecture(self) -> str:
+        return self.made.name
 
     @property
     def heads(self) -> int:
@@ -64,40 +120,116 @@ class TextMapping:
         own = getattr(self.config, "head_dim", None)
         return int(own or self.config.hidden_size // self.heads)
 
+    @property
+    def embedding_scale(self) -> float:
+        """Return the factor of the embedding table's rows."""
+        return float(self.config.hidden_size**0.5) if self.made.embedding_scale else 1.0
+
+    @property
+    def input_scale(self) -> float:
+        """Return the factor that undoes what llama.cpp multiplies its inputs by."""
+        return float(self.config.hidden_size**-0.5) if self.made.scales_inputs else 1.0
+
+    @property
+    def window(self) -> int:
+        """Return the tokens that a sliding window has; 0: none."""
+        return int(self.config.sliding_window) if self.made.windows else 0
+
+    @property
+    def causal(self) -> bool:
+        """Return whether a prompt without an attention mask is causal."""
+        return not getattr(self.config, "use_bidirectional_attention", False)
+
     def rope(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.config.rope_parameters
-        return found
+        return _rope_of(self.config)
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """Return what of GgufShape does not depend on the kind of file."""
+        width = self.config.hidden_size * (1 + self.deepstack)
+        return {"width": width, "inner": self.config.intermediate_size, "heads": self.heads}
 
     def add_metadata(self, writer: Any, words: int) -> None:
         """Write the metadata of the decoder to a GGUFWriter; `words`: rows of its embedding."""
-        config, rope = self.config, self.rope()
+        config = self.config
         writer.add_block_count(config.num_hidden_layers)
         writer.add_context_length(config.max_position_embeddings)
         writer.add_embedding_length(config.hidden_size)
-        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_feed_forward_length(self._feed_forward())
         writer.add_head_count(self.heads)
-        writer.add_head_count_kv(self.kv_heads)
+        writer.add_head_count_kv(self._kv_heads_of_layers())
         writer.add_key_length(self.head_size)
         writer.add_value_length(self.head_size)
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        writer.add_rope_freq_base(rope["rope_theta"])
-        writer.add_rope_dimension_count(self.head_size)
-        if sections := list(rope.get("mrope_section") or ()):
-            by_order = self.architecture in BY_ORDER
-            writer.add_rope_dimension_sections([0, *sections] if by_order else [*sections, 0])
+        self._add_rope(writer)
+        if self.made.windows:
+            kinds = [kind == "sliding_attention" for kind in config.layer_types]
+            writer.add_sliding_window(self.window)
+            writer.add_sliding_window_pattern(kinds)
+        if self.architecture == "cohere2":
+            writer.add_layer_norm_eps(config.layer_norm_eps)
+            writer.add_logit_scale(1.0)  # these families have no scale
+        elif self.architecture == "lfm2":
+            writer.add_layer_norm_rms_eps(config.norm_eps)
+            writer.add_shortconv_l_cache(config.conv_L_cache)
+        else:
+            writer.add_layer_norm_rms_eps(config.rms_norm_eps)
         if self.deepstack:
             writer.add_uint32(f"{self.architecture}.n_deepstack_layers", self.deepstack)
         writer.add_vocab_size(words)
 
-    def order_of(self, path: str) -> Order | None:
-        """Return what changes the order of a tensor's rows, or None. llama.cpp rotates neighbouring
-        dimensions of architecture `llama`, transformers those half a head apart."""
-        if self.architecture != "llama":
-            return None
+    def _add_rope(self, writer: Any) -> None:
+        rope = self.rope()
+        rotated = int(self.head_size * rope.get("partial_rotary_factor", 1.0))
+        writer.add_rope_freq_base(rope["rope_theta"])
+        writer.add_rope_dimension_count(rotated)
+        if "sliding_attention" in self.config.rope_parameters:
+            theta = self.config.rope_parameters["sliding_attention"]["rope_theta"]
+            writer.add_float32(f"{self.architecture}.rope.freq_base_swa", theta)
+        if rope.get("rope_type") == "linear":
+            writer.add_string(f"{self.architecture}.rope.scaling.type", "linear")
+            writer.add_rope_scaling_factor(rope["factor"])
+        if sections := list(rope.get("mrope_section") or ()):
+            order_first = [0, *sections] if self.made.by_order else [*sections, 0]
+            writer.add_rope_dimension_sections(order_first)
+
+    def _feed_forward(self) -> int:
+        config, size = self.config, int(self.config.intermediate_size)
+        if not getattr(config, "block_auto_adjust_ff_dim", False):
+            return size
+        size = int(2 * size / 3)
+        if config.block_ffn_dim_multiplier is not None:
+            multiple = int(config.block_multiple_of)
+            size = int(config.block_ffn_dim_multiplier * size)
+            size = multiple * -(-size // multiple)
+        return size
+
+    def _kv_heads_of_layers(self) -> int | list[int]:
+        kinds = getattr(self.config, "layer_types", None) or ()
+        if "conv" not in kinds:
+            return self.kv_heads
+        return [0 if kind == "conv" else self.kv_heads for kind in kinds]
+
+    def added(self) -> Mapping[str, torch.Tensor]:
+        """Return tensors that are not in the checkpoint: divisors of scaled rotary frequencies."""
+        if self.rope().get("rope_type") != "llama3":
+            return {}
+        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](self.config, torch.device("cpu"))
+        steps = torch.arange(0, self.head_size, 2, dtype=torch.float32) / self.head_size
+        return {"rope_freqs.weight": 1.0 / (self.rope()["rope_theta"] ** steps) / scaled}
+
+    def change_of(self, path: str) -> Change | None:
+        """Return what changes a tensor's values, or None."""
+        if self.made.norms_from_one and "norm" in path:
+            return _add_one
         for name, heads in (("q_proj", self.heads), ("k_proj", self.kv_heads)):
-            if f".{name}." in path:
+            if f".{name}." not in path:
+                continue
+            if self.made.pairs == "interleave":
                 return partial(interleaved, heads=heads)
-        return None
+            if self.made.pairs == "part":
+                share = self.rope().get("partial_rotary_factor", 1.0)
+                return partial(parted, heads=heads, rotated=int(self.head_size * share))
+        return _without_channels if path.endswith("conv.conv.weight") else None
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
@@ -106,17 +238,34 @@ def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return halves.swapaxes(1, 2).reshape(weight.shape)
 
 
+def parted(weight: torch.Tensor, heads: int, rotated: int) -> torch.Tensor:
+    """Return rows [heads x size, ...] with the even ones of the first `rotated` of each head before
+    the odd ones."""
+    rows = weight.reshape(heads, -1, *weight.shape[1:])
+    parts = (rows[:, 0:rotated:2], rows[:, 1:rotated:2], rows[:, rotated:])
+    return torch.cat(parts, 1).reshape(weight.shape)
+
+
+def _add_one(weight: torch.Tensor) -> torch.Tensor:
+    return weight.float() + 1.0
+
+
+def _without_channels(weight: torch.Tensor) -> torch.Tensor:
+    return weight.squeeze(1)
+
+
 def mapping_of(config: Any, name: str) -> TextMapping:
     """Return the mapping of a model's text decoder. Raises UsageError for a model that is not
     mapped; `name` is what the user called it."""
     text = config.get_text_config(decoder=True)
-    if config.model_type not in FAMILIES or text.model_type not in ARCHITECTURES:
+    made = ARCHITECTURES.get(text.model_type)
+    if config.model_type not in FAMILIES or made is None:
         raise refused(name, f"{config.model_type} with a {text.model_type} decoder is not mapped")
-    if why := _unmapped(text):
+    if why := _unmapped(text, made):
         raise refused(name, why)
     seen = getattr(config, "vision_config", None)
     return TextMapping(
-        architecture=ARCHITECTURES[text.model_type],
+        made=made,
         config=text,
         deepstack=len(getattr(seen, "deepstack_visual_indexes", None) or ()),
     )
@@ -130,17 +279,42 @@ def refused(name: str, why: str) -> UsageError:
     )
 
 
-def _unmapped(text: Any) -> str:
+def _rope_of(text: Any) -> Mapping[str, Any]:
+    """Return the rotary positions of layers that see all tokens."""
+    given = text.rope_parameters or {}
+    found: Mapping[str, Any] = given.get("full_attention", given)
+    return found
+
+
+def _unmapped(text: Any, made: GgufArchitecture) -> str:
     """Return what of a text configuration is not mapped; empty if all is."""
-    rope = text.rope_parameters or {}
-    if rope.get("rope_type", "default") != "default":
-        return f"its rotary positions are scaled ({rope['rope_type']})"
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+    rope = _rope_of(text)
+    near = (text.rope_parameters or {}).get("sliding_attention", {})
+    for each, known in ((rope, made.ropes), (near, ("default",))):
+        if each.get("rope_type", "default") not in known:
+            return f"its rotary positions are scaled ({each['rope_type']})"
+    if rope.get("partial_rotary_factor", 1.0) != 1.0 and not made.partly_rotated:
         return "only a part of its heads is rotated"
-    if text.hidden_act not in SILU:
-        return f"its MLP uses {text.hidden_act}"
+    act = getattr(text, "hidden_activation", None) or getattr(text, "hidden_act", None)
+    if act not in made.activations:
+        return f"its MLP uses {act}"
     kinds = set(getattr(text, "layer_types", None) or ())
     window = getattr(text, "sliding_window", None) if not kinds else None
-    if window or kinds - {"full_attention"}:
+    others = kinds - {"full_attention", "conv" if made.name == "lfm2" else ""}
+    if not made.windows and (window or others):
         return "its attention has a sliding window"
+    if made.windows and (not kinds or others - {"sliding_attention"}):
+        return f"its layers are of unknown kinds ({', '.join(sorted(kinds)) or 'none given'})"
+    return _gemma_unmapped(text) if made is GEMMA3 else ""
+
+
+def _gemma_unmapped(text: Any) -> str:
+    large = text.num_hidden_layers == GEMMA_LARGE
+    size = text.hidden_size // text.num_attention_heads if large else text.head_dim
+    if text.query_pre_attn_scalar != size:
+        return f"its attention is scaled by {text.query_pre_attn_scalar} dimensions"
+    if text.attn_logit_softcapping or text.final_logit_softcapping:
+        return "its logits are capped"
+    if getattr(text, "use_bidirectional_attention", None):
+        return "all of its tokens see later ones"
     return ""

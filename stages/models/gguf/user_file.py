@@ -138,7 +138,8 @@ def _equal(key: str, found: Any, wanted: Any) -> bool:
 
 def expected_shapes(skeleton: Any, mapping: TextMapping) -> dict[str, tuple[int, ...]]:
     """Return the tensors of the decoder and the output head: name in a GGUF file → shape."""
-    return {name: tuple(weight.shape) for name, _, weight in _weights(skeleton, mapping)}
+    found = {name: tuple(weight.shape) for name, _, weight in _weights(skeleton, mapping)}
+    return found | {name: tuple(values.shape) for name, values in mapping.added().items()}
 
 
 def _weights(skeleton: Any, mapping: TextMapping) -> Iterator[tuple[str, str, torch.Tensor]]:
@@ -210,17 +211,6 @@ def _rows(file: Path, name: str, ids: list[int] | None) -> Any:
             return weights.get_tensor(name).float().numpy()
         matrix = weights.get_slice(name)
         return torch.cat([matrix[at : at + 1] for at in ids]).float().numpy()
-
-
-def kind_of(header: GgufHeader) -> str:
-    """Return the kind of a file as that of an export, such as `gguf-q4_k_m`."""
-    try:
-        stated = header.values.get("general.file_type", -1)
-        name = gguf.LlamaFileType(stated).name.split("_", 1)[1]
-    except ValueError:
-        largest = max(header.tensors.values(), key=lambda tensor: tensor.bytes)
-        name = TYPES[largest.type][0]
-    return f"gguf-{name.lower()}"
 
 
 def unfit(header: GgufHeader, why: str, hint: str = "") -> UsageError:

@@ -7,16 +7,19 @@ from typing import Any, NamedTuple
 
 import torch
 
+from stages.decode.engines.inflight.engine_check import choose_layout, reference_of
+from stages.decode.engines.inflight.prefill import prefill_row
 from stages.export.jobs import ExportJob
 from stages.export.run import run as export
-from stages.models.gguf import FILE
+from stages.models.gguf import FILE, ROWS
 from stages.models.gguf.half import load_with_gguf
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.features import encode
 from stages.models.halves.inject_features import generate
 from stages.models.halves.load import load_half
 from stages.process.job import job_fields
-from tests.support.tiny_families import FAMILIES
+from tests.support.tiny_families.for_gguf import VARIANTS
+from tests.support.tiny_families.in_slots import LIMITS, LONGER, alone, greedy, in_slots, longer
 
 TOKENS = 24
 
@@ -53,7 +56,7 @@ def exported(variant: str, folder: Path, kind: str = "gguf-f32") -> tuple[Any, A
     """Export a variant to `folder/gguf`, and return the whole model and its inputs. Raises
     UsageError for one that is not mapped."""
     torch.manual_seed(3)
-    model, inputs = FAMILIES[variant]()
+    model, inputs = VARIANTS[variant]()
     model = _with_norms(model).float().eval()
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder / "whole")
@@ -69,9 +72,8 @@ def exported(variant: str, folder: Path, kind: str = "gguf-f32") -> tuple[Any, A
     return model, inputs
 
 
-def judged_in_gguf(variant: str, folder: Path) -> Judged:
-    """Return how close a variant comes. Raises UsageError for one that is not mapped."""
-    model, inputs = exported(variant, folder)
+def loaded(folder: Path) -> Any:
+    """Return the language half that was exported to `folder/gguf`."""
     config, cls = config_and_class(folder / "gguf", False)
     half = load_with_gguf(
         folder / "gguf" / FILE,
@@ -80,6 +82,33 @@ def judged_in_gguf(variant: str, folder: Path) -> Judged:
         lambda paths: load_half(folder / "gguf", "language", without=paths, dtype=torch.float32),
     )
     half.generation_config.eos_token_id = None
+    return half
+
+
+def judged_in_slots(variant: str, folder: Path) -> str:
+    """Return `same` if sequences in slots generate the tokens that each generates alone and the
+    engine check passes, else why not."""
+    model, _ = exported(variant, folder)
+    half, items = loaded(folder), []
+    for seed, more in enumerate(LONGER):
+        torch.manual_seed(seed)
+        inputs = VARIANTS[variant]()[1]
+        items.append((longer(inputs, more), encode(model, inputs)))
+    greedy(half)
+    row, other = (prefill_row(half, *items[at], max_new_tokens=8) for at in (0, 3))
+    reference = reference_of(half, *items[0])
+    tried = choose_layout(ROWS, row, other, reference, is_only_engine=True, step_rows=(ROWS,))
+    if tried.reason:
+        return tried.reason
+    found = in_slots(half, items, tried.layout)
+    wanted = [alone(half, item, limit) for item, limit in zip(items, LIMITS, strict=True)]
+    return "same" if found == wanted else "differs"
+
+
+def judged_in_gguf(variant: str, folder: Path) -> Judged:
+    """Return how close a variant comes. Raises UsageError for one that is not mapped."""
+    model, inputs = exported(variant, folder)
+    half = loaded(folder)
     options: dict[str, Any] = {"max_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
     options |= {"output_logits": True, "return_dict_in_generate": True}
     with torch.inference_mode():

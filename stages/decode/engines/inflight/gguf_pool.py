@@ -21,7 +21,8 @@ class GgufPool:
         self._decoder: GgufDecoder = template.cache.decoder
         self._tokens = [0] * ROWS
         self._counts = [0] * ROWS
-        self._positions = torch.zeros(*template.position.shape[:-2], ROWS, 1, dtype=torch.long)
+        shape_of_one = _next_position(template).shape[:-2]
+        self._positions = torch.zeros(*shape_of_one, ROWS, 1, dtype=torch.long)
         self._active: set[int] = set()
         for row in range(ROWS):
             self._decoder.context.clear(row)
@@ -32,7 +33,7 @@ class GgufPool:
         cache: GgufCache = sequence.cache
         self._decoder.context.restore(slot, cache.state(), sequence.tokens)
         self._tokens[slot], self._counts[slot] = int(token), sequence.tokens
-        self._positions[..., slot : slot + 1, :] = sequence.position
+        self._positions[..., slot : slot + 1, :] = _next_position(sequence)
         self._active.add(slot)
 
     def clear(self, slot: int) -> None:
@@ -64,3 +65,8 @@ class GgufPool:
     def resize(self, columns: int) -> None:
         """Note that sequences of so many tokens may run."""
         self.shape = replace(self.shape, columns=columns)
+
+
+def _next_position(sequence: PrefilledSequence) -> torch.Tensor:
+    found: torch.Tensor | None = sequence.cache.position
+    return sequence.position if found is None else found
