@@ -36,6 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(gguf, "version", lambda name: "1")
     (tmp_path / FILE).write_bytes(b"GGUF")
     noted = {"kind": "gguf-q8_0", "sha256": "a" * 64, "bytes": 4, "parameters": 2}
+    noted |= {"width": 8, "inner": 16, "heads": 2}
     (tmp_path / MANIFEST).write_text(json.dumps({"format": FORMAT, **noted}))
     return tmp_path
 

@@ -14,8 +14,9 @@ from tests.support import gpus
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS
 
 BLOCKED = (
-    "av", "bitsandbytes", "fastapi", "num2words", "obstore", "onnxruntime", "pillow_heif",
-    "prefect", "prometheus_client", "pyarrow", "shtab", "sqlalchemy", "starlette", "uvicorn",
+    "av", "bitsandbytes", "fastapi", "num2words", "numkong", "obstore", "onnxruntime",
+    "pillow_heif", "prefect", "prometheus_client", "pyarrow", "shtab", "sqlalchemy", "starlette",
+    "uvicorn",
 )  # fmt: skip
 BLOCKING = f"""
 import sys

@@ -1,6 +1,7 @@
 """Language halves in llama.cpp against transformers. Needs `make gguf`, else skipped."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,9 +113,12 @@ def test_a_prompt_that_begins_as_the_last_is_read_from_where_it_differs(
     places = np.tile(np.arange(count, dtype=np.int32), (context.axes, 1))
     alone = context.read(second, places[:, : len(second)]), context.state(READER)
     pieces, decode = [], context._decode
-    monkeypatch.setattr(
-        context, "_decode", lambda rows, *more: pieces.append(len(rows)) or decode(rows, *more)
-    )
+
+    def counted(rows: np.ndarray, *more: Any) -> None:
+        pieces.append(len(rows))
+        decode(rows, *more)
+
+    monkeypatch.setattr(context, "_decode", counted)
     context.read(first, places)
     found = context.read(second, places[:, : len(second)]), context.state(READER)
     assert np.array_equal(found[0], alone[0])

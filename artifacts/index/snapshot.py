@@ -15,7 +15,7 @@ from artifacts.errors import EnvironmentFault
 from artifacts.index.manifest import IndexFile, Manifest, read_manifest
 from artifacts.index.nearest import Positions
 from artifacts.index.rows import IndexRow, rows_at, times_at
-from artifacts.index.shard import BATCH_ROWS, OpenShard, damaged_file, open_shard
+from artifacts.index.shard import BATCH_ROWS, Halves, OpenShard, damaged_file, open_shard
 from artifacts.vectors import Vectors
 
 TRIES = 5
@@ -72,7 +72,11 @@ class Snapshot:
 
     def vectors(self, positions: Positions) -> Vectors:
         """Return the vectors at these positions in 32 bit, shape (positions, width)."""
-        found = np.empty((len(positions), self.manifest.maker.width), np.float32)
+        return self.halves(positions).astype(np.float32)
+
+    def halves(self, positions: Positions) -> Halves:
+        """Return the vectors at these positions as they are kept, shape (positions, width)."""
+        found = np.empty((len(positions), self.manifest.maker.width), np.float16)
         for shard, inside, places in self._by_shard(positions):
             found[places] = shard.vectors[inside]
         return found

@@ -1,0 +1,205 @@
+"""Groups vectors whose cosine reaches a threshold.
+
+Many vectors are shared out among the lists of a k-means, and each is compared with the members of
+the lists nearest to it. How many lists that takes is measured. Every pair that counts was compared
+exactly, so only pairs can be missed.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numkong
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.errors import EnvironmentFault
+from artifacts.vectors import Vectors
+
+EXACT_ROWS = 1 << 14
+"""So many rows or fewer are all compared with each other: 4 s of CPU."""
+LISTS = 3
+"""There are so many times the square root of the rows lists: looking for lists then costs about as
+much as comparing their members."""
+TRAINED_ROWS, ROUNDS = 40, 2
+"""Rows per list that the k-means sees, and its iterations. More found no more (docs/log.md)."""
+SAMPLE, MIXED = 2000, 8
+"""Rows that the number of lists is measured with, and of how many others each is moved by."""
+LEAST_FOUND, MOST_LISTS = 0.99, 128
+"""Share of those that have to be found in the lists looked into, and at most so many of these: more
+would take over 3 GB for a million rows."""
+BLOCK_ROWS = 1 << 12
+BLOCK_PROBES = 1 << 9
+"""Rows compared at once, as members of a list and as those that look there: 8 MB of cosines."""
+JOINED_PAIRS = 1 << 20
+"""So many new pairs are kept before they are joined."""
+Numbers = NDArray[np.int64]
+Halves = NDArray[np.float16]
+AnyVectors = NDArray[np.floating[Any]]
+
+
+def groups(vectors: Path | AnyVectors, threshold: float) -> Numbers:
+    """Return for each row the first row of its group, itself where it is alone.
+
+    Two rows whose cosine is at least `threshold` are of one group, and so are those that a chain of
+    such pairs connects. `vectors` has shape (rows, width) in 16 or 32 bit, of any length: an array,
+    mapped or not, or an `.npy` file. A vector of zeros, or not of numbers, is alone. Raises
+    EnvironmentFault where the extra `sift` is not installed.
+    """
+    require_extra()
+    rows = np.load(vectors, mmap_mode="r") if isinstance(vectors, Path) else vectors
+    return _Grouping(np.asarray(rows), threshold).joined()
+
+
+def require_extra() -> None:
+    """Raise EnvironmentFault where the extra `sift` is not installed."""
+    try:
+        import faiss  # noqa: F401
+        import scipy  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"near duplicates by vectors need the package {error.name}, which is not installed",
+            hint="pip install 'penstock[sift]'; exact duplicates, and near ones by a hash, need it "
+            "not",
+        ) from error
+
+
+class _Grouping:
+    """The rows of one call, and which of them are joined so far."""
+
+    def __init__(self, vectors: AnyVectors, threshold: float) -> None:
+        self._vectors = vectors
+        self._threshold = threshold
+        self._scales, seen = np.empty(len(vectors), np.float32), np.empty(len(vectors), np.int64)
+        for start in range(0, len(vectors), BLOCK_ROWS):
+            here = slice(start, start + BLOCK_ROWS)
+            block = np.asarray(vectors[here])
+            seen[here] = [hash(row.tobytes()) for row in block]
+            self._scales[here] = _scales(_wide(block))
+        _, first, same = np.unique(seen, return_index=True, return_inverse=True)
+        self._firsts = np.where(self._scales > 0, first[same], np.arange(len(vectors)))
+        self._distinct = np.sort(first[self._scales[first] > 0])
+        self._mean = np.zeros(vectors.shape[1], np.float32)
+        self._labels: Numbers = np.arange(len(vectors))
+        self._pairs: list[Numbers] = []
+        self._waiting = 0
+        self._lock = threading.Lock()
+
+    def joined(self) -> Numbers:
+        """Compare the rows; return the first row of each one's group."""
+        # Threads of our own: those of a BLAS wait for each other at each of many small products,
+        # which took 14 times as long while other processes kept the cores busy.
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for _ in pool.map(self._compare, self._lists()):
+                pass
+        self._note(np.arange(len(self._firsts)), self._firsts, last=True)
+        _, first, same = np.unique(self._labels, return_index=True, return_inverse=True)
+        return np.asarray(first[same], np.int64)
+
+    def _compare(self, list_of: tuple[Numbers, int]) -> None:
+        """Compare the members of a list with all rows that look there."""
+        at, rank = np.divmod(*list_of)
+        probes = self._distinct[at]
+        members = probes[rank == 0]
+        for low in range(0, len(members), BLOCK_ROWS):
+            owners = members[low : low + BLOCK_ROWS]
+            packed = numkong.dots_pack(self._units(owners))
+            for start in range(0, len(probes), BLOCK_PROBES):
+                looking = probes[start : start + BLOCK_PROBES]
+                cosines = np.asarray(numkong.dots_packed(self._units(looking), packed))
+                at, to = np.divmod(np.flatnonzero(cosines >= self._threshold), len(owners))
+                self._note(looking[at], owners[to])
+
+    def _note(self, some: Numbers, others: Numbers, *, last: bool = False) -> None:
+        """Keep the pairs that join two groups; join them when there are many."""
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        with self._lock:
+            new = self._labels[some] != self._labels[others]
+            self._pairs.append(self._labels[np.stack([some[new], others[new]])])
+            self._waiting += int(new.sum())
+            if last or self._waiting > JOINED_PAIRS:
+                ends = np.concatenate(self._pairs, axis=1)
+                count = len(self._labels)
+                graph = coo_array((np.ones(ends.shape[1], np.bool_), ends), (count, count))
+                of = connected_components(graph, directed=False)[1]
+                self._labels = np.asarray(of[self._labels], np.int64)
+                self._pairs, self._waiting = [], 0
+
+    def _units(self, rows: Numbers) -> Halves:
+        """Return rows at length one, rounded to 16 bit as those of an index."""
+        scaled = _wide(self._vectors[rows]) * self._scales[rows, None]
+        found: Halves = np.asarray(numkong.astype(scaled, "float16"))
+        return found
+
+    def _centred(self, rows: Numbers) -> Vectors:
+        """Return rows at length one without what all of them share: lists near to that would be
+        near to every row."""
+        found: Vectors = _wide(self._units(rows)) - self._mean
+        return found
+
+    def _lists(self) -> Iterator[tuple[Numbers, int]]:
+        """Yield for each list who looks there, as `row * lists looked into + rank of this one`, and
+        how many lists are looked into. Those of rank 0 are its members."""
+        rows = self._distinct
+        if len(rows) <= EXACT_ROWS:
+            yield np.arange(len(rows)), 1
+            return
+        index, probes = self._trained()
+        nearest = np.empty((len(rows), probes), np.int32)
+        for start in range(0, len(rows), BLOCK_ROWS):
+            here = slice(start, start + BLOCK_ROWS)
+            nearest[here] = index.search(self._centred(rows[here]), probes)[1]
+        order = np.argsort(nearest, axis=None, kind="stable")
+        ends = np.cumsum(np.bincount(nearest.ravel(), minlength=index.ntotal))
+        yield from ((part, probes) for part in np.split(order, ends[:-1]))
+
+    def _trained(self) -> tuple[Any, int]:
+        """Return the index of the lists, and how many each row has to look at.
+
+        That is measured on rows that were moved until their cosine with where they were is the
+        threshold: pairs as far from each other as any that count. They are moved as rows differ
+        from each other, by sums of several."""
+        import faiss
+
+        rows, draw = self._distinct, np.random.default_rng(0)
+        count = int(LISTS * len(rows) ** 0.5)
+        width = self._vectors.shape[1]
+        chosen = draw.choice(rows, min(len(rows), TRAINED_ROWS * count), replace=False)
+        self._mean = self._centred(chosen[:SAMPLE]).mean(axis=0)
+        means = faiss.Kmeans(
+            width, count, niter=ROUNDS, spherical=True, seed=0, min_points_per_centroid=1
+        )
+        means.train(self._centred(chosen))
+        sample = _wide(self._units(draw.choice(rows, SAMPLE)))
+        away = np.sum([self._centred(draw.choice(rows, SAMPLE)) for _ in range(MIXED)], axis=0)
+        away -= np.einsum("ij,ij->i", away, sample)[:, None] * sample
+        away *= (1 - self._threshold**2) ** 0.5 * _scales(away)[:, None]
+        sample, moved = sample - self._mean, self._threshold * sample + away - self._mean
+        homes, others = (
+            means.index.search(part, min(count, MOST_LISTS))[1] for part in (sample, moved)
+        )
+        found = (homes == others[:, :1]) | (others == homes[:, :1])
+        shares = np.logical_or.accumulate(found, axis=1).mean(axis=0)
+        probes = int(np.searchsorted(shares, LEAST_FOUND)) + 1
+        return means.index, min(probes, found.shape[1])
+
+
+def _wide(rows: AnyVectors) -> Vectors:
+    """Return rows in 32 bit."""
+    if rows.dtype == np.float16:  # in a tenth of the time of numpy's `astype`
+        wide: Vectors = np.asarray(numkong.astype(np.ascontiguousarray(rows), "float32"))
+        return wide
+    return np.asarray(rows, np.float32)
+
+
+def _scales(rows: Vectors) -> Vectors:
+    """Return what makes each row as long as one; zero for one that has no direction."""
+    lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    usable = np.isfinite(lengths) & (lengths > 0)
+    found: Vectors = np.divide(1, lengths, out=np.zeros_like(lengths), where=usable)
+    return found
