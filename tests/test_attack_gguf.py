@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from penstock_demo.clips import write_clips
 from stages.models.gguf import FILE
 from stages.models.gguf.header import GgufHeader, read_header
 from stages.process.job import job_fields
@@ -125,8 +126,10 @@ def test_the_command_says_it_in_one_line(whole: Path, tmp_path: Path, way: str) 
     ways = mutations(content, 2000, ["output_norm.weight"])  # before the tokens
     file = tmp_path / "damaged.gguf"
     file.write_bytes(ways[way](random.Random(way)))
+    write_clips(tmp_path / "clips", 1, seed=1)
     run = attacked(
-        "caption", tmp_path / "clip.mp4", "--model", "demo", "--language-gguf", file,
+        "caption", tmp_path / "clips", "--model", "demo", "--language-gguf", file,
         "--store", tmp_path / "store", "--out", tmp_path / "out",
     )  # fmt: skip
     run.holds(2)
+    assert run.err.splitlines()[-1].startswith(f"penstock: {file} "), run.err

@@ -44,31 +44,18 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
 def run_gguf(job_fields: dict[str, Any], report: EventReporter) -> None:
     """Compare a user's GGUF file with the checkpoint, and send what it is as the note `file`."""
     from stages.models.gguf.context import kind_of
-    from stages.models.gguf.header import read_header
-    from stages.models.gguf.mapping import mapping_of
-    from stages.models.gguf.user_file import (
-        check_file,
-        check_tokens,
-        check_weights,
-        expected_shapes,
-        unfit,
-    )
+    from stages.models.gguf.user_file import check_tokens, compared, expected_shapes
     from stages.models.loading import stored_weights
 
     job = parse_job(DescribeGgufJob, job_fields)
     with job.files.compared():
-        header = read_header(Path(job.file))
         folder = find_model(job.model, job.revision).folder
         config, cls = config_and_class(folder, job.trust_remote_code, job.as_published)
-        try:
-            mapping = mapping_of(config, str(folder))
-        except UsageError as error:
-            raise unfit(header, error.message, "docs/gguf.md lists the models") from error
         skeleton = skeleton_of(config, cls)
-        check_file(header, skeleton, mapping)
+        stored = stored_weights(folder, skeleton)
+        header, mapping = compared(Path(job.file), config, skeleton, stored)
         processor = load_processor(folder, job.trust_remote_code)
         check_tokens(header, processor.tokenizer, placeholder_tokens(processor))
-        check_weights(header, skeleton, mapping, stored_weights(folder, skeleton))
     expected = expected_shapes(skeleton, mapping)
     replaced = sum(prod(shape) for name, shape in expected.items() if name in header.tensors)
     found = {"bytes": header.path.stat().st_size, "parameters": header.parameters}

@@ -235,14 +235,10 @@ def warm_source(source: ModelJob) -> None:
 def open_user_file(file: Path, config: Any, skeleton: Any, folder: Path, copy: Path) -> Path:
     """Compare a user's GGUF file with the checkpoint in a folder, and return the file that
     llama.cpp loads: that one, or a copy. Raises PenstockError."""
-    from stages.models.gguf.header import read_header
-    from stages.models.gguf.mapping import mapping_of
     from stages.models.gguf.opening import fitted
-    from stages.models.gguf.user_file import check_file, check_weights
+    from stages.models.gguf.user_file import compared
 
-    header, mapping = read_header(file), mapping_of(config, str(folder))
-    check_file(header, skeleton, mapping)
-    check_weights(header, skeleton, mapping, stored_weights(folder, skeleton))
+    header, mapping = compared(file, config, skeleton, stored_weights(folder, skeleton))
     return fitted(header, mapping, copy)
 
 

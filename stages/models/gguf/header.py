@@ -56,10 +56,6 @@ SHOWN = 200
 """Most characters of a line that names what a file contains."""
 
 
-class DamagedHeader(UsageError):
-    """A GGUF file with a header that breaks a rule of the format."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GgufTensor:
     """Where a tensor lies."""
@@ -102,7 +98,7 @@ class GgufHeader:
     def tensor(self, name: str) -> GgufTensor:
         """Return a tensor. Raises UsageError."""
         if name not in self.tensors:
-            raise DamagedHeader(f"{self.path} has no tensor {name}", hint=HINT)
+            raise UsageError(f"{self.path} has no tensor {name}", hint=HINT)
         return self.tensors[name]
 
 
@@ -243,8 +239,8 @@ class _HeaderReader:
             raise self._damaged("it became shorter while it was read")
         return found
 
-    def _damaged(self, why: str) -> DamagedHeader:
-        return DamagedHeader(f"{self._path} is damaged: {in_line(why)}", hint=HINT)
+    def _damaged(self, why: str) -> UsageError:
+        return UsageError(f"{self._path} is damaged: {in_line(why)}", hint=HINT)
 
 
 def _is_name(text: str) -> bool:

@@ -87,23 +87,15 @@ def write_tiny(path: Path) -> None:
     writer.add_tokenizer_model("none")
     writer.add_vocab_size(WORDS)
     head = WIDTH // HEADS
-    shapes = {
-        "token_embd": (WORDS, WIDTH),
-        "output": (WORDS, WIDTH),
-        "output_norm": (WIDTH,),
-        "blk.0.attn_norm": (WIDTH,),
-        "blk.0.ffn_norm": (WIDTH,),
-        "blk.0.attn_q": (WIDTH, WIDTH),
-        "blk.0.attn_k": (head, WIDTH),
-        "blk.0.attn_v": (head, WIDTH),
-        "blk.0.attn_output": (WIDTH, WIDTH),
-        "blk.0.ffn_gate": (INNER, WIDTH),
-        "blk.0.ffn_up": (INNER, WIDTH),
-        "blk.0.ffn_down": (WIDTH, INNER),
-    }
+    shapes = {"blk.0.ffn_down": (WIDTH, INNER)}
+    shapes |= dict.fromkeys(("token_embd", "output"), (WORDS, WIDTH))
+    shapes |= dict.fromkeys(("blk.0.attn_q", "blk.0.attn_output"), (WIDTH, WIDTH))
+    shapes |= dict.fromkeys(("blk.0.attn_k", "blk.0.attn_v"), (head, WIDTH))
+    shapes |= dict.fromkeys(("blk.0.ffn_gate", "blk.0.ffn_up"), (INNER, WIDTH))
+    for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
+        writer.add_tensor(f"{name}.weight", numbers(WIDTH) + 1)
     for name, shape in shapes.items():
-        weight = numbers(*shape) + (1 if len(shape) == 1 else 0)
-        writer.add_tensor(f"{name}.weight", weight.astype(np.float32))
+        writer.add_tensor(f"{name}.weight", numbers(*shape))
     for name, size in (("q", WIDTH), ("k", head), ("v", head)):
         writer.add_tensor(f"blk.0.attn_{name}.bias", numbers(size))
     writer.write_header_to_file()

@@ -17,8 +17,8 @@ from safetensors import safe_open
 
 from artifacts.errors import UsageError
 from stages.models.gguf.half import core_paths, dequantized
-from stages.models.gguf.header import TABLE, TYPES, GgufHeader, in_line
-from stages.models.gguf.mapping import TextMapping
+from stages.models.gguf.header import TABLE, TYPES, GgufHeader, in_line, read_header
+from stages.models.gguf.mapping import TextMapping, mapping_of
 
 EQUIVALENT = {"qwen2vl": "paddleocr"}
 """Architecture of a file → the one as which it is loaded: the same computation."""
@@ -48,7 +48,22 @@ Stored = Mapping[str, tuple[Path, str]]
 """Path of a weight in the model → its file, and its name there."""
 
 
-def check_file(header: GgufHeader, skeleton: Any, mapping: TextMapping) -> None:
+def compared(
+    file: Path, config: Any, skeleton: Any, stored: Stored
+) -> tuple[GgufHeader, TextMapping]:
+    """Compare a file with a checkpoint, of whose weights those in `stored` are local. Return its
+    header, and how the checkpoint's decoder is mapped. Raises UsageError."""
+    header = read_header(file)
+    try:
+        mapping = mapping_of(config, "the checkpoint")
+    except UsageError as error:
+        raise unfit(header, error.message, "docs/gguf.md lists the models") from error
+    _check_file(header, skeleton, mapping)
+    _check_weights(header, skeleton, mapping, stored)
+    return header, mapping
+
+
+def _check_file(header: GgufHeader, skeleton: Any, mapping: TextMapping) -> None:
     """Compare metadata and tensors with those that the checkpoint's decoder has. Raises
     UsageError."""
     found = header.architecture
@@ -156,7 +171,7 @@ def check_tokens(header: GgufHeader, tokenizer: Any, placeholders: Collection[st
             raise unfit(header, f"its token {at} is {found!r}, and the tokenizer's {token!r}")
 
 
-def check_weights(header: GgufHeader, skeleton: Any, mapping: TextMapping, stored: Stored) -> None:
+def _check_weights(header: GgufHeader, skeleton: Any, mapping: TextMapping, stored: Stored) -> None:
     """Compare norms and some embeddings with those that the checkpoint holds. Raises UsageError."""
     for name, path, weight in _weights(skeleton, mapping):
         if path not in stored:
