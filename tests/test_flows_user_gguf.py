@@ -27,8 +27,13 @@ from tests.support.hostile import copy_of_demo
 from tests.support.inside import Ended
 
 FOUND = {
-    **{"kind": "gguf-q4_k_m", "bytes": 1000, "parameters": 1_700_000, "replaced": 1_699_000},
-    **{"width": 192, "inner": 512, "heads": 4},
+    "kind": "gguf-q4_k_m",
+    "bytes": 1000,
+    "parameters": 1_700_000,
+    "replaced": 1_699_000,
+    "width": 192,
+    "inner": 512,
+    "heads": 4,
 }
 
 

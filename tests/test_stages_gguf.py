@@ -141,12 +141,13 @@ def test_other_masks_fail(mask: torch.Tensor) -> None:
 
 
 def test_a_block_is_a_piece_of_its_own() -> None:
-    assert list(pieces_of(1300, [(600, 610), (610, 1210)])) == [
-        (0, 512, True),
-        (512, 600, True),
-        (600, 610, False),
-        (610, 1210, False),
-        (1210, 1300, True),
+    first = PIECE_TOKENS + 90
+    assert list(pieces_of(first + 600, [(first, first + 10), (first + 10, first + 510)])) == [
+        (0, PIECE_TOKENS, True),
+        (PIECE_TOKENS, first, True),
+        (first, first + 10, False),
+        (first + 10, first + 510, False),
+        (first + 510, first + 600, True),
     ]
 
 
