@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from artifacts.errors import EnvironmentFault, UsageError
 from flows.checkpoint.gguf import gguf_for, gguf_note
 from flows.console.display import Display
+from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportRequest
 from flows.pipelines import EXPORTS, GRAPHS, TUNE, Pipeline
@@ -25,6 +26,7 @@ from penstock_demo.clips import write_clips
 from stages.models import gguf
 from stages.models.gguf import FILE, FORMAT, MANIFEST
 from tests.support.checkpoints import whole_checkpoint
+from tests.support.dying import ABORTING, VARIABLE
 from tests.support.media import write_numbered
 
 NEEDS_BUILD = [pytest.mark.slow, pytest.mark.gguf]
@@ -180,6 +182,28 @@ class TestDecoding:
             run.wait()
         subprocess.run(command, check=True)
         assert rows_of(out) == alone
+
+    def test_memory_that_runs_out_between_captions_costs_a_rung(
+        self, tmp_path: Path, clips: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        undisturbed = captioned(clips, model, tmp_path / "undisturbed")
+        once = tmp_path / "once"
+        once.touch()
+        monkeypatch.setenv(VARIABLE, str(once))
+        config = CaptionConfig(
+            sources=(str(clips),),
+            model=str(model),
+            out=str(tmp_path / "out"),
+            store=str(tmp_path / "store"),
+        )
+        made = caption(config, Display(quiet=True), lambda to: DirectLauncher(to, ABORTING))
+        assert made.exit_code == 0
+        assert not once.exists()
+        assert rows_of(tmp_path / "out") == undisturbed
+        record = json.loads((tmp_path / "out" / "run.json").read_text())
+        assert [move["stage"] for move in record["rungs"]] == ["decode"]
+        again = [stage["items"] for stage in record["stages"] if stage["name"] == "decode"]
+        assert 0 < sum(again) < len(undisturbed)  # what the first process published stays
 
     def test_it_says_what_the_original_says(self, tmp_path: Path, clips: Path, model: Path) -> None:
         original = captioned(clips, Path("demo"), tmp_path / "demo", language_precision="fp32")

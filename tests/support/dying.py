@@ -12,6 +12,7 @@ from stages.process.report import EventReporter
 VARIABLE = "PENSTOCK_TEST_DEATHS"
 """A file with the steps at which one process after the other is killed; absent: none is."""
 DYING = {**ENTRIES, "decode": "tests.support.dying:decode"}
+ABORTING = {**ENTRIES, "decode": "tests.support.dying:decode_aborting"}
 
 
 def warm(job: dict[str, Any]) -> None:
@@ -43,6 +44,29 @@ def decode(job: dict[str, Any], report: EventReporter) -> None:
 
     with (
         patch.object(SlotPool, "step", step),
+        patch.object(engine, "PUBLISH_INTERVAL_SECONDS", 0.0),
+    ):
+        stages.decode.run.run(job, report)
+
+
+def decode_aborting(job: dict[str, Any], report: EventReporter) -> None:
+    """Run the stage. The first process ends at a step as llama.cpp ends one without memory."""
+    import stages.decode.run
+    from stages.decode.engines.inflight import engine
+    from stages.decode.engines.inflight.gguf_pool import GgufPool
+
+    whole, steps, once = GgufPool.step, [0], Path(os.environ[VARIABLE])
+
+    def step(pool: GgufPool) -> Any:
+        steps[0] += 1
+        if steps[0] == 40 and once.exists():
+            once.unlink()
+            os.write(2, b"terminate called after throwing an instance of 'std::bad_alloc'\n")
+            os.abort()
+        return whole(pool)
+
+    with (
+        patch.object(GgufPool, "step", step),
         patch.object(engine, "PUBLISH_INTERVAL_SECONDS", 0.0),
     ):
         stages.decode.run.run(job, report)

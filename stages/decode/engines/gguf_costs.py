@@ -16,7 +16,7 @@ ATTENTION_WIDTH = 5.5
 """Numbers per token while attention is computed, besides scores, in multiples of the width."""
 INPUT_COPIES = 2
 """Copies of a prompt's input rows: merged with features, and as llama.cpp takes them."""
-RESERVE_BYTES = 8 << 20
+RESERVE_BYTES = 4 << 20
 """Bytes that llama.cpp takes while it reads, besides its buffers and inputs."""
 
 
