@@ -50,23 +50,29 @@ def decode(job: dict[str, Any], report: EventReporter) -> None:
 
 
 def decode_aborting(job: dict[str, Any], report: EventReporter) -> None:
-    """Run the stage. The first process ends at a step as llama.cpp ends one without memory."""
+    """Run the stage. After some captions, the first process ends as llama.cpp ends one without
+    memory."""
     import stages.decode.run
     from stages.decode.engines.inflight import engine
     from stages.decode.engines.inflight.gguf_pool import GgufPool
 
-    whole, steps, once = GgufPool.step, [0], Path(os.environ[VARIABLE])
+    step, item, once = GgufPool.step, EventReporter.item, Path(os.environ[VARIABLE])
+    published: list[str] = []
 
-    def step(pool: GgufPool) -> Any:
-        steps[0] += 1
-        if steps[0] == 40 and once.exists():
+    def counted(to: EventReporter, key: str, **more: Any) -> None:
+        published.append(key)
+        item(to, key, **more)
+
+    def limited(pool: GgufPool) -> Any:
+        if len(published) > 2 and once.exists():
             once.unlink()
             os.write(2, b"terminate called after throwing an instance of 'std::bad_alloc'\n")
             os.abort()
-        return whole(pool)
+        return step(pool)
 
     with (
-        patch.object(GgufPool, "step", step),
+        patch.object(GgufPool, "step", limited),
+        patch.object(EventReporter, "item", counted),
         patch.object(engine, "PUBLISH_INTERVAL_SECONDS", 0.0),
     ):
         stages.decode.run.run(job, report)
