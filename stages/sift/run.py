@@ -27,14 +27,21 @@ from stages.process.cgroup import cores
 from stages.process.job import parse_job
 from stages.process.report import EventReporter
 from stages.sift.job import SiftJob
-from stages.sift.measures import EDGE, bars_of, row_of, small_size, thumb_of
-from stages.sift.record import NO_POINTS, Marked
+from stages.sift.measures import (
+    SHARP_EDGE,
+    bars_of,
+    row_of,
+    sharpness,
+    small_size,
+    thumb_of,
+)
+from stages.sift.record import NO_POINTS, SERIES, Marked
 
 with contextlib.suppress(ModuleNotFoundError):  # images need no PyAV
     # Imported before memory is counted.
     import stages.sift.video  # noqa: F401
 
-FIT = FrameFit(long_edges=((1.0, EDGE),), shrinks=True)
+FIT = FrameFit(long_edges=((1.0, SHARP_EDGE),), shrinks=True)
 """JPEG files are decoded at a fraction of their size."""
 PACK_RECORDS = 64
 """Most images that are stored together."""
@@ -152,13 +159,16 @@ def image_marks(path: Path) -> Marked:
     """Return the measurements of an image file. Raises MediaError."""
     index, chunk = read_image(path, FIT)
     whole = Image.fromarray(chunk.pixels[0]).convert("L")
-    small = whole.resize(small_size(*whole.size), Image.Resampling.BOX)
+    sharp = whole.resize(small_size(*whole.size, SHARP_EDGE), Image.Resampling.BOX)
+    small = sharp.resize(small_size(*sharp.size), Image.Resampling.BOX)
     grey = np.asarray(small, np.uint8)
     thumb = thumb_of(grey)
+    row = row_of(0.0, grey, thumb, None)
+    row[SERIES.index("sharpness")] = sharpness(np.asarray(sharp, np.uint8))
     meta = {"kind": "image", "width": index.width, "height": index.height, "seconds": 0.0}
     return Marked(
         meta={**meta, "faults": len(index.warnings), "bars": bars_of(grey)},
         thumbs=thumb[None],
         brightest=NO_POINTS,
-        series=np.array([row_of(0.0, grey, thumb, None)], np.float32),
+        series=np.array([row], np.float32),
     )

@@ -13,9 +13,19 @@ from numpy.typing import NDArray
 from stages.frames.frame_converter import shown_size
 from stages.frames.opening import no_frames
 from stages.frames.reader import Reader
-from stages.sift.measures import Grey, bars_of, row_of, small_size, thumb_of
+from stages.sift.measures import (
+    SHARP_EDGE,
+    Grey,
+    bars_of,
+    row_of,
+    sharpness,
+    small_size,
+    thumb_of,
+)
 from stages.sift.record import FRACTIONS, NO_POINTS, SERIES, SIDE, STEP_SECONDS, Marked
 
+SHARP_EVERY = 4
+"""Sharpness is measured on one of so many samples: it takes longer than all other marks."""
 PART = 600
 """Samples of a part: five minutes, which is the most that a killed run loses of a video."""
 BLACK_SHARE = 0.98
@@ -35,6 +45,7 @@ class SampledVideo:
         )
         frame = self._reader.first_frame
         self._size = small_size(frame.width, frame.height)
+        self._sharp_size = small_size(frame.width, frame.height, SHARP_EDGE)
         wanted = np.arange(0, max(timeline.duration, 1e-9), STEP_SECONDS)
         ticks = timeline.start + np.rint(wanted / float(timeline.time_base)).astype(np.int64)
         at = np.minimum(np.searchsorted(timeline.pts, ticks), len(timeline.pts) - 1)
@@ -91,16 +102,19 @@ class SampledVideo:
         part.faults += own * (found[0] != tick or found[1].is_corrupt or self._reader.passed_over)
         self._reader.passed_over = False
         time = self._timeline.seconds(found[0])
-        grey = self._grey(found[1])
+        grey = self._grey(found[1], self._size)
         thumb = thumb_of(grey)
         if own:
             row = row_of(time, grey, thumb, None if before is None else before[1:])
             row[SERIES.index("vectors")] = self._moved(found[1])
+            if number % SHARP_EVERY == 0:
+                sharp = self._grey(found[1], self._sharp_size)
+                row[SERIES.index("sharpness")] = sharpness(sharp)
             part.add(row, grey, [thumb] * self._thumbs.count(number))
         return number, time, thumb
 
-    def _grey(self, frame: VideoFrame) -> Grey:
-        width, height = self._size
+    def _grey(self, frame: VideoFrame, size: tuple[int, int]) -> Grey:
+        width, height = size
         small = self._reformatter.reformat(
             frame,
             width=width,

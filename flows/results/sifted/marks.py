@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stages.sift.record import STEP_SECONDS, Marked
 
-BLURRED = 0.42
+BLURRED = 0.4
 """Sharpness below which a medium is blurred. Measured by `benchmarks/sift.py`."""
 BLACK_SHARE = 0.98
 """A sample is black where so many of its points are dark."""
@@ -100,7 +100,8 @@ def _series_marks(found: Marked, part: slice, seconds: float, *, of_video: bool)
     """Return the marks of these samples."""
     series = {n: found.column(n)[part] for n in ("sharpness", "exposure", "clipped", "dark", "change")}
     black = series["dark"] >= BLACK_SHARE
-    lit = series["sharpness"][~black]
+    sharp = series["sharpness"]
+    lit = sharp[~black & ~np.isnan(sharp)]
     sharpness = float(np.median(lit)) if len(lit) else None
     marks: Values = {
         "sharpness": None if sharpness is None else rounded(sharpness),
