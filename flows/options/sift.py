@@ -1,7 +1,7 @@
 """Options of `penstock sift`, and of `caption --sift`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from artifacts.errors import UsageError
@@ -68,7 +68,7 @@ class SiftOptions(OptionGroup):
 class SiftConfig(SiftOptions, VectorConfig):
     """One run that marks media."""
 
-    model: Annotated[str, VECTOR_MODEL_OPTION] = ""
+    model: Annotated[str, replace(VECTOR_MODEL_OPTION, not_empty="")] = ""
     """Hub id or folder of a dual encoder such as CLIP; empty: no vectors."""
     chunk: Annotated[
         float, Option("seconds per chunk that is marked [%(default)s]", VECTORS, "SECONDS", above=0)

@@ -185,12 +185,15 @@ def _same(one: Thumbs, other: Thumbs) -> NDArray[np.bool_]:
 def _is_part(cropped: Thumbs, whole: Thumbs) -> NDArray[np.bool_]:
     """Return which thumbnails are a crop of the other of their pair."""
     areas, edge = _areas(0.0, 1.0, COARSE), COARSE // 4
+    if not len(cropped):
+        return np.zeros(0, np.bool_)
     small = areas @ cropped @ areas.T
     found = np.zeros(len(cropped), np.bool_)
     for share, step in CROPS:
         starts = np.arange(0, 1 - share + step / 2, step)
         ways = np.concatenate([_areas(float(start), share, COARSE) for start in starts])
-        seen = (ways @ whole @ ways.T).reshape(-1, len(starts), COARSE, len(starts), COARSE)
+        shape = (len(whole), len(starts), COARSE, len(starts), COARSE)
+        seen = (ways @ whole @ ways.T).reshape(shape)
         differing = seen.transpose(0, 1, 3, 2, 4) - small[:, None, None]
         for rows in (slice(0, -edge), slice(edge, None)):
             here = differing[..., rows, :]
