@@ -7,20 +7,17 @@ follows from the seed.
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
-from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from artifacts.schema import FrameFit
 from benchmarks._shot_videos import texture
 from stages.frames.image import read_image
-from artifacts.schema import FrameFit
 
 Picture = Image.Image
 KINDS = ("reencoded", "scaled", "cropped", "subtitled", "mirrored")
@@ -97,7 +94,7 @@ def frames(path: Path, every: float) -> Iterator[Picture]:
             time = frame.time if frame.time is not None else number / 25
             if time >= following:
                 following = time + every
-                yield frame.to_image()
+                yield Image.fromarray(frame.to_ndarray(format="rgb24"))
 
 
 def real_clips(folder: Path) -> list[Path]:
@@ -122,7 +119,9 @@ def drawn(rng: np.random.Generator) -> Iterator[Picture]:
         yield scene
 
 
-def originals(plan: Plan, folder: Path | None, rng: np.random.Generator) -> Iterator[tuple[Picture, bool]]:
+def originals(
+    plan: Plan, folder: Path | None, rng: np.random.Generator
+) -> Iterator[tuple[Picture, bool]]:
     """Yield pictures that differ from each other, real ones first, and whether they are real."""
     real: Sequence[Iterator[Picture]] = []
     if folder is not None:
@@ -225,5 +224,4 @@ def write_pictures(out: Path, plan: Plan, clips: Path | None, seed: int) -> list
 
 def _some(pictures: Iterator[tuple[Picture, bool]], plan: Plan) -> Iterator[tuple[Picture, bool]]:
     wanted = plan.copied + plan.blurred + plan.letterboxed + plan.single
-    for at, one in zip(range(wanted), pictures, strict=False):
-        yield one
+    yield from islice(pictures, wanted)

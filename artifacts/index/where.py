@@ -100,7 +100,8 @@ class Condition:
         return self._joined("and", "and_kleene", self._one, depth)
 
     def _joined(self, word: str, function: str, part: Callable[[int], Test], depth: int) -> Test:
-        tests, texts = [], []
+        tests: list[Test] = []
+        texts: list[str] = []
         while not tests or self._takes(word):
             start = self._at
             tests.append(part(depth))

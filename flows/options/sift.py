@@ -11,7 +11,7 @@ from flows.options.vectors import VECTOR_MODEL_OPTION, VectorConfig
 
 TABLE_FORMATS = ("jsonl", "csv", "parquet")
 """The values of `--format` for marks; jsonl is always written."""
-KEEP = "\"sharpness > 0.3 and duplicate = 0\""
+KEEP = '"sharpness > 0.3 and duplicate = 0"'
 
 
 def parse_heads(given: Sequence[str]) -> dict[str, str]:

@@ -28,6 +28,7 @@ from flows.results.sifted.table import MarkedFiles, add_file, kept_of, mark_copi
 from flows.results.sifted.writing import Sifted, output_names, write_tables
 from flows.running.run import LauncherMaker, refuse_file
 from flows.running.run_observer import OnBegin, only_run_in
+from flows.running.sift_vectors import vector_marks
 from flows.running.stopping import stopped_in_order
 from stages import sift as stage
 from stages.frames.job import FramesItem
@@ -78,9 +79,15 @@ def sift(
     records stay."""
     condition = parse_keep(config.keep, tuple(config.head))
     refuse_file(out := out_folder(config))
+    vectors = None
+    if config.model:
+        vectors = vector_marks(config, display, make_launcher, on_begin)
     with stopped_in_order(), contextlib.closing(display):
         job = _prepared(config, display, out)
-        with only_run_in(out, "marking into", "give another --out"), leased(job.store, [NAMESPACE], out):
+        with (
+            only_run_in(out, "marking into", "give another --out"),
+            leased(job.store, [NAMESPACE], out),
+        ):
             record = RunRecord(out, SIFT)
             names = output_names(config.format)
             record.value["outputs"] = {name: str(out / name) for name in names}
@@ -89,6 +96,8 @@ def sift(
             with _recorded(record):
                 _mark(job, record, display, make_launcher, out)
                 found = _collected(job)
+                if vectors is not None:
+                    vectors.mark(found, tuple(config.head), config.similar)
                 kept, why = kept_of(found, condition)
                 write_tables(out, found, config.format, kept, why)
                 failures = _failures(job)

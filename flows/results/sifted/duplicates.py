@@ -16,7 +16,6 @@ Of 25 % of frames that are 2 s apart the hashes are equal; the pixels tell them 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +99,9 @@ def _videos(items: Sequence[Item], mirrored: bool) -> Iterator[tuple[int, int]]:
     apart = np.abs(seconds[:, 0] - seconds[:, 1])
     pairs = pairs[apart <= np.maximum(LENGTHS * seconds.max(axis=1, initial=0), 0.5)]
     known = [~_flat(thumbs)[pairs].any(axis=1) for thumbs in slots]
-    alike = [_confirmed(thumbs, pairs, mirrored) & k for thumbs, k in zip(slots, known, strict=True)]
+    alike = [
+        _confirmed(thumbs, pairs, mirrored) & k for thumbs, k in zip(slots, known, strict=True)
+    ]
     count, total = np.sum(alike, axis=0), np.sum(known, axis=0)
     yield from map(tuple, pairs[(count > 0) & (count >= LEAST_ALIKE * total)].tolist())
 

@@ -28,13 +28,17 @@ def near_pairs(ones: Hashes, others: Hashes, distance: int) -> Pairs:
 def _all_pairs(ones: Hashes, others: Hashes, distance: int) -> Iterator[Pairs]:
     for start in range(0, len(ones), BLOCK):
         differing = np.bitwise_count(ones[start : start + BLOCK, None] ^ others[None])
-        yield np.argwhere(differing <= distance) + (start, 0)
+        yield np.argwhere(differing <= distance) + np.array((start, 0))
 
 
 def _by_bands(ones: Hashes, others: Hashes, distance: int) -> Iterator[Pairs]:
     """Yield pairs of which one band is equal after few bits of it were turned."""
     most = distance // BANDS
-    turned = [sum(1 << b for b in bits) for n in range(most + 1) for bits in combinations(range(BAND_BITS), n)]
+    turned = [
+        sum(1 << b for b in bits)
+        for n in range(most + 1)
+        for bits in combinations(range(BAND_BITS), n)
+    ]
     for band in range(BANDS):
         shift, mask = np.uint64(band * BAND_BITS), np.uint64((1 << BAND_BITS) - 1)
         keys = (others >> shift) & mask

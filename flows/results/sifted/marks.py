@@ -92,13 +92,17 @@ def chunk_marks(found: Marked, seconds: float) -> list[Values]:
         low, high = np.searchsorted(times, (start, end))
         if low < high:
             marks = _series_marks(found, slice(int(low), int(high)), end - start, of_video=True)
-            rows.append({"start": rounded(start), "end": rounded(end), **marks, "seconds": end - start})
+            rows.append(
+                {"start": rounded(start), "end": rounded(end), **marks, "seconds": end - start}
+            )
     return rows
 
 
 def _series_marks(found: Marked, part: slice, seconds: float, *, of_video: bool) -> Values:
     """Return the marks of these samples."""
-    series = {n: found.column(n)[part] for n in ("sharpness", "exposure", "clipped", "dark", "change")}
+    series = {
+        n: found.column(n)[part] for n in ("sharpness", "exposure", "clipped", "dark", "change")
+    }
     black = series["dark"] >= BLACK_SHARE
     sharp = series["sharpness"]
     lit = sharp[~black & ~np.isnan(sharp)]

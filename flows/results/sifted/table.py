@@ -18,7 +18,7 @@ from stages.sift.record import Marked
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-EXAMPLE = "\"sharpness > 0.3 and duplicate = 0\""
+EXAMPLE = '"sharpness > 0.3 and duplicate = 0"'
 
 
 @dataclass(kw_only=True, slots=True)
@@ -60,7 +60,9 @@ def parse_keep(text: str, heads: Sequence[str]) -> Condition | None:
     return Condition(text, table)
 
 
-def add_file(found: MarkedFiles, file: MediaFile, medium: Medium, marked: Marked, chunk: float) -> None:
+def add_file(
+    found: MarkedFiles, file: MediaFile, medium: Medium, marked: Marked, chunk: float
+) -> None:
     """Add a file with the marks that depend on it alone."""
     names = {"media_path": utf8(file.media_path), "source": utf8(file.source)}
     own = {"path": utf8(file.place), "kind": medium.kind, "digest": medium.digest}
@@ -75,7 +77,9 @@ def mark_copies(found: MarkedFiles, items: Sequence[Item], *, mirrored: bool) ->
     """Mark exact and near duplicates. `items` are those of `found.places()`."""
     places = found.places()
     groups = groups_of(items, mirrored=mirrored)
-    of_content = {found.media[at].digest: int(group) for at, group in zip(places, groups, strict=True)}
+    of_content = {
+        found.media[at].digest: int(group) for at, group in zip(places, groups, strict=True)
+    }
     members = defaultdict(list)
     for at, medium in enumerate(found.media):
         members[of_content[medium.digest]].append(at)
@@ -120,7 +124,9 @@ def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int],
     kept = condition.of(batch, unknown=True)
     parts = condition.parts(batch)
     why = {
-        int(at): "; ".join(f"not {text} ({_seen(found.rows[at], text)})" for text, met in parts if not met[at])
+        int(at): "; ".join(
+            f"not {text} ({_seen(found.rows[at], text)})" for text, met in parts if not met[at]
+        )
         for at in np.flatnonzero(~kept)
     }
     return [int(at) for at in np.flatnonzero(kept)], why

@@ -62,7 +62,11 @@ def output_names(formats: Sequence[str]) -> list[str]:
 
 
 def write_tables(
-    out: Path, found: MarkedFiles, formats: Sequence[str], kept: Sequence[int], why: Mapping[int, str]
+    out: Path,
+    found: MarkedFiles,
+    formats: Sequence[str],
+    kept: Sequence[int],
+    why: Mapping[int, str],
 ) -> None:
     """Write all files, each as a whole. Raises EnvironmentFault."""
     for name, rows, kinds in (
@@ -73,7 +77,10 @@ def write_tables(
         for form, write in TABLES.items():
             if form in formats:
                 write(out / f"{name}.{form}", rows, kinds)
-    left = [{n: found.rows[at][n] for n in ("media_path", "source", "path")} | {"why": why[at]} for at in why]
+    left = [
+        {n: found.rows[at][n] for n in ("media_path", "source", "path")} | {"why": why[at]}
+        for at in why
+    ]
     _write_lines(out / LEFT_OUT_FILE, left)
     _write_lines(out / KEPT_FILE, list_lines(found, kept))
 
