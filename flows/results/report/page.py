@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib.resources import files
 from string import Template
@@ -24,15 +24,15 @@ SCRIPTS = (
 """Scripts of the page, in order."""
 
 
-def page(data: Any) -> str:
+def page(data: Any, scripts: Sequence[str] = SCRIPTS, own_style: str = "page.css") -> str:
     """Return the report as HTML. All user content is in `data`, which the page's script shows as
-    text and never as markup."""
-    style = part("base.css") + part("page.css")
-    script = "\n".join(["'use strict';", *map(part, SCRIPTS)])
+    text and never as markup. Thumbnails in it are `data:` addresses."""
+    style = part("base.css") + part(own_style)
+    script = "\n".join(["'use strict';", *map(part, scripts)])
     policy = (
         "default-src 'none'; base-uri 'none'; form-action 'none'; "
         f"style-src '{digest(style)}'; script-src '{digest(script)}'; "
-        "img-src file: 'self'; media-src file: 'self'"
+        "img-src file: data: 'self'; media-src file: 'self'"
     )
     return Template(part("page.html")).substitute(
         policy=policy, style=style, script=script, data=as_json(data)
