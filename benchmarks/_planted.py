@@ -26,6 +26,11 @@ BLURS = (0.004, 0.008, 0.016, 0.032)
 """Standard deviations of the four blurs, as shares of the longer side."""
 CROP = 0.05
 """Share of each side that a crop leaves out."""
+CLIPS = (
+    "intel_person.mp4", "intel_bottle.mp4", "intel_car.mp4", "intel_asl_book.mkv", "v2d_test.mp4",
+    "tc_nasa.mp4", "mpy_fire2.mp4", "gr_world.mp4", "mei_flir.mp4", "mei_road.avi", "mei_sea.mp4",
+    "awkward/geese.ts", "awkward/editlist_copycut.mp4",
+)  # fmt: skip
 APART = 2.0
 """Seconds between two frames of a clip that are different pictures."""
 DIFFERENT = 8.0
@@ -99,10 +104,7 @@ def frames(path: Path, every: float) -> Iterator[Picture]:
 
 def real_clips(folder: Path) -> list[Path]:
     """Return the clips that can be read to their end."""
-    names = ("intel_person.mp4", "intel_bottle.mp4", "intel_car.mp4", "intel_asl_book.mkv",
-             "v2d_test.mp4", "tc_nasa.mp4", "mpy_fire2.mp4", "gr_world.mp4", "mei_flir.mp4",
-             "mei_road.avi", "mei_sea.mp4", "awkward/geese.ts", "awkward/editlist_copycut.mp4")  # fmt: skip
-    return [folder / name for name in names if (folder / name).exists()]
+    return [folder / name for name in CLIPS if (folder / name).exists()]
 
 
 def drawn(rng: np.random.Generator) -> Iterator[Picture]:

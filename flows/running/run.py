@@ -13,7 +13,7 @@ from flows.console.display import READING, Display
 from flows.job.prepare import Job, NothingToDo, out_folder, prepare, prepare_without_media
 from flows.job.replanning import replanned_once
 from flows.machine.launch import DirectLauncher, ForkingLauncher, Launcher
-from flows.options.commands import RunOptions
+from flows.options.commands import RunOptions, SiftFirstOptions
 from flows.pipelines import EMBED, Pipeline
 from flows.results.foreign_files import refuse_replacing
 from flows.results.run_result import RunResult
@@ -37,16 +37,31 @@ def caption(
     before work begins, and again if the model changes meanwhile. Raises PenstockError; finished
     records stay."""
 
+    left_out = _sifted_first(config, display, make_launcher)
+
     def attempt() -> RunResult:
         refuse_replacing(out_folder(config), config)
         observer = RunObserver(display, on_begin)
         with (
-            prepared(config, observer, make_launcher) as (job, launcher),
+            prepared(config, observer, make_launcher, left_out=left_out) as (job, launcher),
             observer.pipeline_for_job(job, launcher) as runner,
         ):
             return runner.run()
 
     return replanned_once(attempt, display.print_line)
+
+
+def _sifted_first(
+    config: RunOptions, display: Display, make_launcher: LauncherMaker
+) -> frozenset[str]:
+    """Mark the media if `--sift` is given, and return the places of those that it leaves out."""
+    condition = SiftFirstOptions.of(config).sift
+    if not condition:
+        return frozenset()
+    from flows.running.sift import sift_before
+
+    refuse_replacing(out_folder(config), config)
+    return sift_before(config, condition, display, make_launcher)
 
 
 def embed(
@@ -97,9 +112,11 @@ def prepared(
     observer: RunObserver,
     make_launcher: LauncherMaker,
     *pipelines: Pipeline,
+    left_out: frozenset[str] = frozenset(),
 ) -> Iterator[tuple[Job, Launcher]]:
     """Yield the job of a command, and the launcher of its stages. The job takes the first of
-    `pipelines` that suits its model (default: captions). Raises PenstockError."""
+    `pipelines` that suits its model (default: captions), and no file of `left_out`. Raises
+    PenstockError."""
     refuse_file(out_folder(config))
     display = observer.display
     display.doing(READING)
@@ -108,7 +125,12 @@ def prepared(
         try:
             if config.sources:
                 job = prepare(
-                    config, launcher, display.print_line, *pipelines, progress=display.fetched
+                    config,
+                    launcher,
+                    display.print_line,
+                    *pipelines,
+                    progress=display.fetched,
+                    left_out=left_out,
                 )
             else:
                 job = prepare_without_media(config, launcher, *pipelines)

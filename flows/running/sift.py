@@ -1,6 +1,7 @@
 """Runs a sift job: marks media, groups copies, and lists what is kept."""
 
 import contextlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,7 +10,9 @@ from artifacts.captions import Failure, write_jsonl
 from artifacts.errors import CannotFit, Interrupted, Killed, PenstockError, StageDied
 from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
+from artifacts.plurals import counted
 from artifacts.record_union import record_sets_of
+from artifacts.regular_files import open_regular
 from artifacts.store import Store, open_store
 from flows.checkpoint.models import digests_in
 from flows.console.display import Display
@@ -20,12 +23,13 @@ from flows.machine.launch import MAX_RESTARTS, DirectLauncher, Launcher, StageCa
 from flows.machine.leases import leased
 from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
+from flows.options.commands import RunOptions
 from flows.options.sift import SiftConfig
 from flows.pipelines import SIFT
 from flows.results.run_record import RunRecord
 from flows.results.sifted.duplicates import Item
 from flows.results.sifted.table import MarkedFiles, add_file, kept_of, mark_copies, parse_keep
-from flows.results.sifted.writing import Sifted, output_names, write_tables
+from flows.results.sifted.writing import LEFT_OUT_FILE, Sifted, output_names, write_tables
 from flows.running.run import LauncherMaker, refuse_file
 from flows.running.run_observer import OnBegin, only_run_in
 from flows.running.sift_vectors import vector_marks
@@ -42,6 +46,8 @@ from stages.sift.record import FRACTIONS, STEP_SECONDS, Marked
 
 NAMESPACE = digest_of(["marks", stage.OUTPUT_VERSION, STEP_SECONDS, FRACTIONS])
 """Cache namespace of the marks: they depend on the content alone."""
+FIRST = "sift"
+"""Folder of the marks in the output of a run that sifts first."""
 CRASHED = {
     "kind": "crash",
     "message": "the decoder crashed on this file, or did not finish",
@@ -112,6 +118,28 @@ def sift(
         kept=len(kept),
         duplicates=sum(row["duplicate"] for row in found.rows),
     )
+
+
+def sift_before(
+    config: RunOptions, condition: str, display: Display, make_launcher: LauncherMaker
+) -> frozenset[str]:
+    """Mark the media of another run in a folder of its output, and return the places of the files
+    that the condition leaves out. Raises PenstockError."""
+    shared = {
+        n: getattr(config, n) for n in ("sources", "recursive", "extensions", "limit", "store")
+    }
+    folder = out_folder(config) / FIRST
+    sifting = SiftConfig(
+        **shared, retry_failed=config.retry_failed, keep=condition, out=str(folder)
+    )
+    result = sift(sifting, display, make_launcher)
+    with open_regular(result.out / LEFT_OUT_FILE) as file:
+        places = frozenset(json.loads(line)["path"] for line in file)
+    if places:
+        display.print_line(
+            f"{counted(len(places), 'file')} left out by --sift: {result.out / LEFT_OUT_FILE}"
+        )
+    return places
 
 
 @contextlib.contextmanager
