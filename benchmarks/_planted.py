@@ -7,11 +7,14 @@ follows from the seed.
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
@@ -227,3 +230,108 @@ def write_pictures(out: Path, plan: Plan, clips: Path | None, seed: int) -> list
 def _some(pictures: Iterator[tuple[Picture, bool]], plan: Plan) -> Iterator[tuple[Picture, bool]]:
     wanted = plan.copied + plan.blurred + plan.letterboxed + plan.single
     yield from islice(pictures, wanted)
+
+
+Frames = list[NDArray[np.uint8]]
+
+
+def moving(picture: Picture, rng: np.random.Generator) -> Frames:
+    """Return the frames of a camera that moves over a picture, with something that crosses it."""
+    wide, high = CLIP_SIZE
+    scene = picture.resize((round(wide * 1.4), round(high * 1.4)))
+    count_, frames_ = round(CLIP_SECONDS * RATE), []
+    speed = rng.uniform(0.5, 1.0, 2) * rng.choice([-1, 1], 2)
+    colour = tuple(int(v) for v in rng.integers(0, 256, 3))
+    for at in range(count_):
+        share = at / count_ - 0.5
+        left, top = (
+            round(v * 0.2 * (1 + share * s)) for v, s in zip(CLIP_SIZE, speed, strict=True)
+        )
+        frame = scene.crop((left, top, left + wide, top + high))
+        x = round(wide * at / count_)
+        ImageDraw.Draw(frame).ellipse((x - 30, high // 3, x + 30, high // 3 + 60), fill=colour)
+        frames_.append(np.asarray(frame))
+    return frames_
+
+
+def real_moving(path: Path, every: float = CLIP_SECONDS) -> Iterator[Frames]:
+    """Yield stretches of a real clip at the size and rate of the planted ones."""
+    with av.open(str(path)) as container:
+        found: Frames = []
+        for number, frame in enumerate(container.decode(video=0)):
+            if frame.time is not None and frame.time * RATE < number // 1000:
+                continue
+            found.append(frame.to_ndarray(format="rgb24", width=CLIP_SIZE[0], height=CLIP_SIZE[1]))
+            if len(found) == round(every * RATE):
+                yield found
+                found = []
+
+
+def _moves(frames_: Frames) -> bool:
+    """Return whether something moves in each half second."""
+    seen = np.array(frames_[:: RATE // 2], np.int16)
+    return bool(np.abs(np.diff(seen, axis=0)).mean(axis=(1, 2, 3)).min() > 1)
+
+
+def write_clip(path: Path, frames_: Frames, *, quality: int = 23) -> None:
+    """Encode frames as H.264."""
+    high, wide = (side // 2 * 2 for side in frames_[0].shape[:2])
+    with av.open(str(path), "w") as container:
+        options = {"preset": "veryfast", "crf": str(quality)}
+        stream: Any = container.add_stream("libx264", rate=RATE, options=options)
+        stream.height, stream.width, stream.pix_fmt = high, wide, "yuv420p"
+        for number, pixels in enumerate(frames_):
+            frame = VideoFrame.from_ndarray(
+                np.ascontiguousarray(pixels[:high, :wide]), format="rgb24"
+            )
+            frame.pts, frame.time_base = number, Fraction(1, RATE)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def _each(frames_: Frames, kind: str, seed: int) -> Frames:
+    """Return the frames, each changed in the same way."""
+    change = COPIES.get(kind, letterboxed)
+    pictures = (Image.fromarray(pixels) for pixels in frames_)
+    return [np.asarray(change(one, np.random.default_rng(seed))) for one in pictures]
+
+
+def write_clips(out: Path, plan: Plan, clips: Path | None, seed: int) -> list[Planted]:
+    """Write the planted clips, and return the truth about each."""
+    out.mkdir(parents=True, exist_ok=True)
+    rng, numbers, truth = np.random.default_rng(seed), count(), []
+    real = [f for path in real_clips(clips) for f in islice(real_moving(path), 4)] if clips else []
+    real = [
+        each for each in real if np.abs(np.diff(np.array(each[::48], np.int16), axis=0)).mean() > 4
+    ]
+    drawn_ = (moving(picture, rng) for picture in drawn(rng))
+
+    def save(frames_: Frames, group: str, kind: str, real_: bool, quality: int = 23) -> None:
+        name = f"{next(numbers):04d}.mp4"
+        write_clip(out / name, frames_, quality=quality)
+        truth.append(Planted(name=name, group=group, kind=kind, photo=real_))
+
+    counts = {
+        "original": plan.clips_copied,
+        "frozen": plan.clips_frozen,
+        "black": plan.clips_black,
+        "letterbox": plan.clips_letterboxed,
+        "single": plan.clips_single,
+    }
+    kinds = [kind for kind, wanted in counts.items() for _ in range(wanted)]
+    for number, kind in enumerate(rng.permutation(kinds)):
+        is_real = number < len(real)
+        body, group = (real[number] if is_real else next(drawn_)), f"c{number}"
+        first, last = (round(seconds * RATE) for seconds in STRETCH)
+        if kind == "frozen":
+            body = [*body[:first], *[body[first]] * (last - first), *body[last:]]
+        elif kind == "black":
+            body = [*body[:first], *[np.zeros_like(body[0])] * (last - first), *body[last:]]
+        elif kind == "letterbox":
+            body = _each(body, "letterbox", number)
+        save(body, group, str(kind), is_real)
+        if kind == "original":
+            save(body, group, "reencoded", is_real, quality=34)
+            for copy in ("scaled", "cropped", "subtitled", "mirrored"):
+                save(_each(body, copy, number), group, copy, is_real)
+    return truth

@@ -13,7 +13,7 @@ from flows.console.display import READING, Display
 from flows.job.prepare import Job, NothingToDo, out_folder, prepare, prepare_without_media
 from flows.job.replanning import replanned_once
 from flows.machine.launch import DirectLauncher, ForkingLauncher, Launcher
-from flows.options.commands import RunOptions, SiftFirstOptions
+from flows.options.commands import RunOptions
 from flows.pipelines import EMBED, Pipeline
 from flows.results.foreign_files import refuse_replacing
 from flows.results.run_result import RunResult
@@ -32,12 +32,11 @@ def caption(
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
+    left_out: frozenset[str] = frozenset(),
 ) -> RunResult:
-    """Caption all media of the configuration. `on_begin` is called with the job and its record
-    before work begins, and again if the model changes meanwhile. Raises PenstockError; finished
-    records stay."""
-
-    left_out = _sifted_first(config, display, make_launcher)
+    """Caption all media of the configuration, except those in the places of `left_out`. `on_begin`
+    is called with the job and its record before work begins, and again if the model changes
+    meanwhile. Raises PenstockError; finished records stay."""
 
     def attempt() -> RunResult:
         refuse_replacing(out_folder(config), config)
@@ -49,19 +48,6 @@ def caption(
             return runner.run()
 
     return replanned_once(attempt, display.print_line)
-
-
-def _sifted_first(
-    config: RunOptions, display: Display, make_launcher: LauncherMaker
-) -> frozenset[str]:
-    """Mark the media if `--sift` is given, and return the places of those that it leaves out."""
-    condition = SiftFirstOptions.of(config).sift
-    if not condition:
-        return frozenset()
-    from flows.running.sift import sift_before
-
-    refuse_replacing(out_folder(config), config)
-    return sift_before(config, condition, display, make_launcher)
 
 
 def embed(
