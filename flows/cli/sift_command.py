@@ -23,8 +23,11 @@ def sift_command(given: argparse.Namespace) -> int:
     config = config_of(given, SiftConfig)
     display = Display(quiet=given.quiet, as_json=given.json)
     with closing(display):
-        from flows.running.sift import sift
+        from flows.running.sift import pending, sift
 
+        if given.dry_run:
+            print_lines(pending(config, display))
+            return 0
         result = sift(config, display)
     if print_result(given, result, display):
         then = shlex.join(["penstock", "caption", str(result.kept_list)])

@@ -26,8 +26,9 @@ from flows.media.sources import find_media
 from flows.options.commands import RunOptions
 from flows.options.sift import SiftConfig
 from flows.pipelines import SIFT
+from flows.results.foreign_files import refuse_replacing
 from flows.results.run_record import RunRecord
-from flows.results.sifted.duplicates import Item
+from flows.results.sifted.duplicates import Fingerprint
 from flows.results.sifted.table import MarkedFiles, add_file, kept_of, mark_copies, parse_keep
 from flows.results.sifted.writing import LEFT_OUT_FILE, Sifted, output_names, write_tables
 from flows.running.run import LauncherMaker, refuse_file
@@ -38,8 +39,7 @@ from stages import sift as stage
 from stages.frames.job import FramesItem
 from stages.frames.medium import UNSTORED_KINDS
 from stages.process.cgroup import cores
-from stages.process.events import Event, Failed, MemorySample
-from stages.process.events import Item as ItemMade
+from stages.process.events import Event, Failed, Item, MemorySample
 from stages.process.exit_diagnosis import is_crash
 from stages.sift.job import SiftJob
 from stages.sift.record import FRACTIONS, STEP_SECONDS, Marked
@@ -85,6 +85,7 @@ def sift(
     records stay."""
     condition = parse_keep(config.keep, tuple(config.head))
     refuse_file(out := out_folder(config))
+    refuse_replacing(out, config, SIFT)
     vectors = None
     if config.model:
         vectors = vector_marks(config, display, make_launcher, on_begin)
@@ -118,6 +119,15 @@ def sift(
         kept=len(kept),
         duplicates=sum(row["duplicate"] for row in found.rows),
     )
+
+
+def pending(config: SiftConfig, display: Display) -> str:
+    """Return how many media a run would mark. Raises PenstockError."""
+    parse_keep(config.keep, tuple(config.head))
+    job = _prepared(config, display, out_folder(config))
+    media = {m.digest: m for m in job.contents}
+    missing = _missing(job, media.values())
+    return f"{counted(len(job.files), 'file')}: {len(missing):,} of {len(media):,} contents to mark"
 
 
 def sift_before(
@@ -191,7 +201,7 @@ def _mark(
 
     def on_event(name: str, event: Event) -> None:
         display.on_event(name, event)
-        if isinstance(event, ItemMade):
+        if isinstance(event, Item):
             record.count_item(name)
         elif isinstance(event, MemorySample):
             record.memory(name, asdict(event))
@@ -270,12 +280,12 @@ def _run(
 def _collected(job: Sifting) -> MarkedFiles:
     """Return the marks of all files, with their copies."""
     found = MarkedFiles(heads=tuple(job.config.head))
-    items: dict[str, Item] = {}
+    items: dict[str, Fingerprint] = {}
     for file, medium in zip(job.files, job.contents, strict=True):
         if medium.digest in job.marks:
             marked = Marked.of(job.marks.read(medium.digest))
             add_file(found, file, medium, marked, job.config.chunk)
-            items[medium.digest] = Item(thumbs=marked.thumbs, seconds=marked.meta["seconds"])
+            items[medium.digest] = Fingerprint(thumbs=marked.thumbs, seconds=marked.meta["seconds"])
     mark_copies(found, list(items.values()), mirrored=job.config.mirrored)
     return found
 

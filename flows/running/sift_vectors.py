@@ -15,9 +15,10 @@ from artifacts.errors import UsageError
 from artifacts.vectors import vectors_in
 from flows.console.display import Display
 from flows.job.prepare import Job
-from flows.options.sift import SiftConfig
+from flows.options.sift import SiftOptions
+from flows.options.vectors import VectorConfig
 from flows.results.outputs import failures_of
-from flows.results.sifted.heads import Head, read_head
+from flows.results.sifted.heads import ScoreHead, read_head
 from flows.results.sifted.marks import rounded
 from flows.results.sifted.table import MarkedFiles, mark_similar
 from flows.results.vectors import VectorsWritten, vector_tasks
@@ -71,9 +72,9 @@ class VectorMarks(VectorsWritten):
         return groups
 
 
-def refuse_without_neighbours(config: SiftConfig) -> None:
-    """Raise UsageError if near duplicates by vectors are requested but their package is missing."""
-    if config.similar is not None and not (find_spec(NEIGHBOURS) and find_spec(PACKAGE)):
+def refuse_without_neighbours() -> None:
+    """Raise UsageError if the package for near duplicates by vectors is missing."""
+    if not (find_spec(NEIGHBOURS) and find_spec(PACKAGE)):
         raise UsageError(
             "--similar needs a package for nearest neighbours",
             hint='Install it: pip install "penstock[sift]"; copies by hash are found without',
@@ -81,12 +82,14 @@ def refuse_without_neighbours(config: SiftConfig) -> None:
 
 
 def vector_marks(
-    config: SiftConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin | None
+    config: VectorConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin | None
 ) -> VectorMarks:
     """Compute the vectors of all media as `penstock embed` does, and score them. Raises
     PenstockError; finished records stay."""
-    heads = [read_head(name, file) for name, file in config.head.items()]
-    refuse_without_neighbours(config)
+    options = SiftOptions.of(config)
+    heads = [read_head(name, file) for name, file in options.head.items()]
+    if options.similar is not None:
+        refuse_without_neighbours()
     return make_vectors(
         config,
         display,
@@ -97,7 +100,7 @@ def vector_marks(
     )
 
 
-def _places(heads: Sequence[Head], job: Job) -> dict[str, str]:
+def _places(heads: Sequence[ScoreHead], job: Job) -> dict[str, str]:
     """Return the output paths. Raises UsageError for a head of another model, before any vector is
     computed."""
     width = job.model.profile.feature_width
@@ -111,7 +114,7 @@ def _places(heads: Sequence[Head], job: Job) -> dict[str, str]:
     return {"failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
 
 
-def _marks(heads: Sequence[Head], job: Job) -> VectorMarks:
+def _marks(heads: Sequence[ScoreHead], job: Job) -> VectorMarks:
     found = VectorMarks(out=job.out, files=len(job.files) + len(job.failures))
     found.failures = failures_of(job)
     kept = job.ledger["embeddings"]

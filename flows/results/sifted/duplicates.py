@@ -3,7 +3,7 @@
 How it works:
 
 1. A thumbnail has a perceptual hash of 64 bits: the signs of its lowest frequencies (pHash).
-2. Pairs whose hashes differ in few bits are candidates. A crop moves every frequency, so the hash
+2. Pairs with similar hashes are candidates. A crop moves every frequency, so the hash
    of each thumbnail is also compared with those of the central parts of the others.
 3. A candidate is confirmed by its pixels: of one framing, no block differs. Otherwise one must be
    a part of the other. A quarter at the lower or upper edge is left out, where subtitles stand.
@@ -52,7 +52,7 @@ LENGTHS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Item:
+class Fingerprint:
     """One content to be compared."""
 
     thumbs: NDArray[np.uint8]
@@ -61,7 +61,7 @@ class Item:
     """Length of a video; 0 for an image."""
 
 
-def groups_of(items: Sequence[Item], *, mirrored: bool) -> NDArray[np.int64]:
+def groups_of(items: Sequence[Fingerprint], *, mirrored: bool) -> NDArray[np.int64]:
     """Return the number of the group of each item, which is that of its first member."""
     group = np.arange(len(items))
     images = [at for at, item in enumerate(items) if not item.seconds]
@@ -84,13 +84,13 @@ def _join(group: NDArray[np.int64], one: int, other: int) -> None:
     group[high] = low
 
 
-def _images(items: Sequence[Item], mirrored: bool) -> Iterator[tuple[int, int]]:
+def _images(items: Sequence[Fingerprint], mirrored: bool) -> Iterator[tuple[int, int]]:
     thumbs = _stacked([item.thumbs[0] for item in items])
     pairs = _candidates(thumbs, mirrored)
     yield from map(tuple, pairs[_confirmed(thumbs, pairs, mirrored)].tolist())
 
 
-def _videos(items: Sequence[Item], mirrored: bool) -> Iterator[tuple[int, int]]:
+def _videos(items: Sequence[Fingerprint], mirrored: bool) -> Iterator[tuple[int, int]]:
     items = [item if len(item.thumbs) == len(FRACTIONS) else _short(item) for item in items]
     slots = [_stacked([item.thumbs[at] for item in items]) for at in range(len(FRACTIONS))]
     found = [_candidates(thumbs, mirrored) for thumbs in slots]
@@ -106,9 +106,11 @@ def _videos(items: Sequence[Item], mirrored: bool) -> Iterator[tuple[int, int]]:
     yield from map(tuple, pairs[(count > 0) & (count >= LEAST_ALIKE * total)].tolist())
 
 
-def _short(item: Item) -> Item:
+def _short(item: Fingerprint) -> Fingerprint:
     """Return a video that lost thumbnails to damage, with flat ones that are equal to nothing."""
-    return Item(thumbs=np.zeros((len(FRACTIONS), SIDE, SIDE), np.uint8), seconds=item.seconds)
+    return Fingerprint(
+        thumbs=np.zeros((len(FRACTIONS), SIDE, SIDE), np.uint8), seconds=item.seconds
+    )
 
 
 def _stacked(thumbs: Sequence[NDArray[np.uint8]]) -> Thumbs:

@@ -1,4 +1,4 @@
-"""Finds pairs of 64-bit hashes that differ in few bits."""
+"""Finds pairs of similar 64-bit hashes, by the number of bits that differ."""
 
 from collections.abc import Iterator
 from itertools import combinations

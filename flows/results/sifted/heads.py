@@ -25,7 +25,7 @@ Matrix = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Head:
+class ScoreHead:
     """A score of unit vectors: layers without activations between, as LAION's are."""
 
     name: str
@@ -47,7 +47,7 @@ class Head:
         return found
 
 
-def read_head(name: str, file: str) -> Head:
+def read_head(name: str, file: str) -> ScoreHead:
     """Read a head from a safetensors file. Raises UsageError."""
     path = folder_named(file, "head")
     if path.suffix.lower() in PICKLED:
@@ -71,7 +71,7 @@ def read_head(name: str, file: str) -> Head:
             f"--head {name}: {path.name} holds no layers that end in one score",
             hint="Its tensors are layers.0.weight, layers.0.bias, …, or linear.weight",
         )
-    return Head(name=name, layers=tuple(layers))
+    return ScoreHead(name=name, layers=tuple(layers))
 
 
 def _tensors(name: str, path: Path) -> dict[str, Any]:

@@ -130,7 +130,9 @@ def _stretches(still: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return which samples lie in a stretch of at least two that do not change. A single one is too
     short to be more than a slow moment."""
     padded = np.pad(still, 1)
-    found: NDArray[np.bool_] = still & (padded[:-2] | padded[2:])
+    long = still & (padded[:-2] | padded[2:])
+    # The sample before a stretch shows the same frame.
+    found: NDArray[np.bool_] = long | np.append(long[1:], False)
     return found
 
 

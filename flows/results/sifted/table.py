@@ -11,7 +11,7 @@ from artifacts.index.where import Condition, Table
 from artifacts.tables import schema_of, table_of, utf8
 from flows.ledger.tasks import Medium
 from flows.media.media_files import MediaFile
-from flows.results.sifted.duplicates import Item, groups_of
+from flows.results.sifted.duplicates import Fingerprint, groups_of
 from flows.results.sifted.marks import TEXTS, Values, chunk_marks, columns_of, medium_marks
 from stages.sift.record import Marked
 
@@ -73,7 +73,7 @@ def add_file(
     found.media.append(medium)
 
 
-def mark_copies(found: MarkedFiles, items: Sequence[Item], *, mirrored: bool) -> None:
+def mark_copies(found: MarkedFiles, items: Sequence[Fingerprint], *, mirrored: bool) -> None:
     """Mark exact and near duplicates. `items` are those of `found.places()`."""
     places = found.places()
     groups = groups_of(items, mirrored=mirrored)

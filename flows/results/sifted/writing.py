@@ -54,7 +54,7 @@ class Sifted(RunEnd):
         return f"{line}{self.failed_suffix()}"
 
 
-def output_names(formats: Sequence[str]) -> list[str]:
+def output_names(formats: Iterable[str]) -> list[str]:
     """Return the names of the files that a run writes."""
     forms = ["jsonl", *(form for form in TABLES if form in formats)]
     tables = [f"{name}.{form}" for name in (MARKS_FILE, CHUNKS_FILE) for form in forms]
