@@ -14,7 +14,7 @@ BLURRED = 0.4
 """Sharpness below which a medium is blurred. Measured by `benchmarks/sift.py`."""
 BLACK_SHARE = 0.98
 """A sample is black where so many of its points are dark."""
-STILL = 0.3
+STILL = 0.5
 """Largest change of a block, of 255, at which two samples show the same frame."""
 DIGITS = 4
 """Decimals of marks."""
