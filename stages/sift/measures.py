@@ -1,5 +1,7 @@
 """Measures one small grey picture: sharpness, exposure, darkness, and its change to the next."""
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,39 +44,51 @@ def sharpness(grey: Grey) -> float:
 
     A picture that is blurred already changes little when it is blurred again (Crete et al. 2007).
     """
-    values = grey.astype(np.float32)
-    return max(_lost(values), _lost(np.ascontiguousarray(values.T)))
+    values = grey.astype(np.int16)
+    return max(_lost(values, 0), _lost(values, 1))
 
 
-def _lost(values: NDArray[np.float32]) -> float:
-    """Return the share of the differences along the rows that a blur along the rows removes."""
-    sums = np.cumsum(np.pad(values, ((0, 0), (BOX // 2 + 1, BOX // 2)), mode="edge"), axis=1)
-    blurred = (sums[:, BOX:] - sums[:, :-BOX]) / BOX
-    before, after = np.abs(np.diff(values, axis=1)), np.abs(np.diff(blurred, axis=1))
-    high, wide = (max(1, length // TILES) for length in before.shape)
-    rows, columns = before.shape[0] // high * high, before.shape[1] // wide * wide
-    detail, removed = (
-        each[:rows, :columns].reshape(rows // high, high, columns // wide, wide).sum(axis=(1, 3))
-        for each in (before, np.maximum(before - after, 0))
-    )
-    shown = detail > high * wide * LEAST_DETAIL
-    return float(np.quantile(removed[shown] / detail[shown], SHARP_TILES)) if shown.any() else 0.0
+def _lost(values: NDArray[np.int16], axis: int) -> float:
+    """Return the share of the differences along an axis that a blur along it removes."""
+    length = values.shape[axis]
+    if length < 2 * BOX:
+        return 0.0
+
+    def part(start: int) -> NDArray[np.int16]:
+        kept = slice(start, start + length - BOX)
+        return values[kept] if axis == 0 else values[:, kept]
+
+    middle = BOX // 2
+    before = np.abs(part(middle + 1) - part(middle))
+    # The difference of two neighbouring means is that of the points in which they differ.
+    removed = np.maximum(BOX * before - np.abs(part(BOX) - part(0)), 0)
+    detail, lost = _tiles(before) * BOX, _tiles(removed)
+    shown = detail > LEAST_DETAIL * BOX * before.size / TILES**2
+    return float(np.quantile(lost[shown] / detail[shown], SHARP_TILES)) if shown.any() else 0.0
+
+
+def _tiles(values: NDArray[np.int16]) -> NDArray[np.float32]:
+    """Return the sum of each tile."""
+    rows, columns = (_areas(length, TILES) for length in values.shape)
+    sums: NDArray[np.float32] = rows @ (values.astype(np.float32) @ columns.T)
+    return sums * values.size / TILES**2
 
 
 def thumb_of(grey: Grey) -> Grey:
     """Return the thumbnail of a measured picture: means of areas, in SIDE rows and columns."""
-    rows, columns = (_areas(length) for length in grey.shape)
+    rows, columns = (_areas(length, SIDE) for length in grey.shape)
     means = rows @ grey.astype(np.float32) @ columns.T
     thumb: Grey = np.rint(means).astype(np.uint8)
     return thumb
 
 
-def _areas(length: int) -> NDArray[np.float32]:
-    """Return the weights of pixels in SIDE equal areas, [SIDE, length]."""
-    edges = np.arange(SIDE + 1) * length / SIDE
+@cache
+def _areas(length: int, count: int) -> NDArray[np.float32]:
+    """Return the weights of pixels in equal areas, [count, length]."""
+    edges = np.arange(count + 1) * length / count
     at = np.arange(length)
     inside = np.minimum(edges[1:, None], at + 1) - np.maximum(edges[:-1, None], at)
-    weights: NDArray[np.float32] = (np.maximum(inside, 0) * SIDE / length).astype(np.float32)
+    weights: NDArray[np.float32] = (np.maximum(inside, 0) * count / length).astype(np.float32)
     return weights
 
 

@@ -24,7 +24,7 @@ from stages.sift.measures import (
 )
 from stages.sift.record import FRACTIONS, NO_POINTS, SERIES, SIDE, STEP_SECONDS, Marked
 
-SHARP_EVERY = 4
+SHARP_EVERY = 8
 """Sharpness is measured on one of so many samples: it takes longer than all other marks."""
 PART = 600
 """Samples of a part: five minutes, which is the most that a killed run loses of a video."""

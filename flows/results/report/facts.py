@@ -58,7 +58,7 @@ def write_report(out: Path, to: Path | None = None) -> Path:
 def _page(out: Path, folder: Path) -> str:
     if os.path.lexists(out / RUN_RECORD) and kind_of(record := load_record(out)) == SIFT[0].writes:
         name = writable(out.absolute().name)
-        return page(sift_facts(out, record, name), SIFT_SCRIPTS, "sift.css")
+        return page(sift_facts(out, record, name), SIFT_SCRIPTS, "sift.css", thumbnails=True)
     return page(facts(out, folder))
 
 
