@@ -261,7 +261,8 @@ def real_moving(path: Path, every: float = CLIP_SECONDS) -> Iterator[Frames]:
         for number, frame in enumerate(container.decode(video=0)):
             if frame.time is not None and frame.time * RATE < number // 1000:
                 continue
-            found.append(frame.to_ndarray(format="rgb24", width=CLIP_SIZE[0], height=CLIP_SIZE[1]))
+            pixels: Any = frame.to_ndarray(format="rgb24", width=CLIP_SIZE[0], height=CLIP_SIZE[1])
+            found.append(pixels)
             if len(found) == round(every * RATE):
                 yield found
                 found = []

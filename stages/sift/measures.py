@@ -70,8 +70,9 @@ def _lost(values: NDArray[np.int16], axis: int) -> float:
 def _tiles(values: NDArray[np.int16]) -> NDArray[np.float32]:
     """Return the sum of each tile."""
     rows, columns = (_areas(length, TILES) for length in values.shape)
-    sums: NDArray[np.float32] = rows @ (values.astype(np.float32) @ columns.T)
-    return sums * values.size / TILES**2
+    means = rows @ (values.astype(np.float32) @ columns.T)
+    sums: NDArray[np.float32] = means * np.float32(values.size / TILES**2)
+    return sums
 
 
 def thumb_of(grey: Grey) -> Grey:
