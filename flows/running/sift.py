@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from artifacts.captions import Failure, write_jsonl
@@ -11,7 +12,7 @@ from artifacts.errors import CannotFit, Interrupted, Killed, PenstockError, Stag
 from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
 from artifacts.plurals import counted
-from artifacts.record_union import record_sets_of
+from artifacts.record_union import RecordUnion, record_sets_of
 from artifacts.regular_files import open_regular
 from artifacts.store import Store, open_store
 from flows.checkpoint.models import digests_in
@@ -46,6 +47,8 @@ from stages.sift.record import FRACTIONS, STEP_SECONDS, Marked
 
 NAMESPACE = digest_of(["marks", stage.OUTPUT_VERSION, STEP_SECONDS, FRACTIONS])
 """Cache namespace of the marks: they depend on the content alone."""
+RECORDS = 512
+"""Records that are read at once."""
 FIRST = "sift"
 """Folder of the marks in the output of a run that sifts first."""
 CRASHED = {
@@ -67,12 +70,12 @@ class Sifting:
     """Sources that cannot be read."""
     passed: dict[str, Failed] = field(default_factory=dict)
     """Digest → failure that the next run tries again."""
-    marks: RecordSet = field(init=False)
+    marks: RecordUnion = field(init=False)
     stored_failures: RecordSet = field(init=False)
 
     def __post_init__(self) -> None:
         sets = record_sets_of(self.store, ("marks", NAMESPACE), ("failures", NAMESPACE))
-        self.marks, self.stored_failures = sets
+        self.marks, self.stored_failures = RecordUnion(sets[:1]), sets[1]
 
 
 def sift(
@@ -281,11 +284,16 @@ def _collected(job: Sifting) -> MarkedFiles:
     """Return the marks of all files, with their copies."""
     found = MarkedFiles(heads=tuple(job.config.head))
     items: dict[str, Fingerprint] = {}
-    for file, medium in zip(job.files, job.contents, strict=True):
-        if medium.digest in job.marks:
-            marked = Marked.of(job.marks.read(medium.digest))
+    pairs = zip(job.files, job.contents, strict=True)
+    left = ((file, medium) for file, medium in pairs if medium.digest in job.marks)
+    while group := list(islice(left, RECORDS)):
+        records = job.marks.read_several([medium.digest for _, medium in group])
+        for (file, medium), record in zip(group, records, strict=True):
+            marked = Marked.of(record)
             add_file(found, file, medium, marked, job.config.chunk)
-            items[medium.digest] = Fingerprint(thumbs=marked.thumbs, seconds=marked.meta["seconds"])
+            # A copy, so that the rest of a video's record can be freed.
+            seconds = marked.meta["seconds"]
+            items[medium.digest] = Fingerprint(thumbs=marked.thumbs.copy(), seconds=seconds)
     mark_copies(found, list(items.values()), mirrored=job.config.mirrored)
     return found
 

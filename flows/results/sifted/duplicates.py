@@ -13,9 +13,10 @@ How it works:
 Of 25 % of frames that are 2 s apart the hashes are equal; the pixels tell them apart.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,10 @@ from numpy.typing import NDArray
 from flows.results.sifted.hamming import near_pairs
 from stages.sift.record import FRACTIONS, SIDE
 
+Stored = Sequence[NDArray[np.uint8]]
+"""Grey thumbnails, one per item."""
 Thumbs = NDArray[np.float32]
-"""Grey thumbnails [n, SIDE, SIDE]."""
+"""Some of them [n, SIDE, SIDE]. A million would take 16 GB."""
 Pairs = NDArray[np.int64]
 """Numbers of two items each [n, 2]."""
 Matrix = NDArray[np.float32]
@@ -85,14 +88,14 @@ def _join(group: NDArray[np.int64], one: int, other: int) -> None:
 
 
 def _images(items: Sequence[Fingerprint], mirrored: bool) -> Iterator[tuple[int, int]]:
-    thumbs = _stacked([item.thumbs[0] for item in items])
+    thumbs = [item.thumbs[0] for item in items]
     pairs = _candidates(thumbs, mirrored)
     yield from map(tuple, pairs[_confirmed(thumbs, pairs, mirrored)].tolist())
 
 
 def _videos(items: Sequence[Fingerprint], mirrored: bool) -> Iterator[tuple[int, int]]:
     items = [item if len(item.thumbs) == len(FRACTIONS) else _short(item) for item in items]
-    slots = [_stacked([item.thumbs[at] for item in items]) for at in range(len(FRACTIONS))]
+    slots = [[item.thumbs[at] for item in items] for at in range(len(FRACTIONS))]
     found = [_candidates(thumbs, mirrored) for thumbs in slots]
     pairs = np.unique(np.concatenate(found), axis=0)
     seconds = np.array([item.seconds for item in items])[pairs]
@@ -113,21 +116,27 @@ def _short(item: Fingerprint) -> Fingerprint:
     )
 
 
-def _stacked(thumbs: Sequence[NDArray[np.uint8]]) -> Thumbs:
-    return np.array(thumbs, np.float32).reshape(-1, SIDE, SIDE)
+def _some(thumbs: Stored, numbers: Iterable[int]) -> Thumbs:
+    return np.array([thumbs[at] for at in numbers], np.float32).reshape(-1, SIDE, SIDE)
 
 
-def _flat(thumbs: Thumbs) -> NDArray[np.bool_]:
-    flat: NDArray[np.bool_] = thumbs.std(axis=(1, 2)) < FLAT
-    return flat
+def _of_all(thumbs: Stored, measure: Callable[[Thumbs], NDArray[Any]]) -> NDArray[Any]:
+    """Return a measure of all thumbnails, with a batch of them in memory at a time."""
+    parts = [range(at, min(at + BATCH, len(thumbs))) for at in range(0, len(thumbs), BATCH)]
+    return np.concatenate([measure(_some(thumbs, part)) for part in parts or [range(0)]])
 
 
-def _candidates(thumbs: Thumbs, mirrored: bool) -> Pairs:
+def _flat(thumbs: Stored) -> NDArray[np.bool_]:
+    return _of_all(thumbs, lambda some: some.std(axis=(1, 2)) < FLAT)
+
+
+def _candidates(thumbs: Stored, mirrored: bool) -> Pairs:
     """Return the pairs of thumbnails with similar hashes, each once."""
     at = np.flatnonzero(~_flat(thumbs))
-    whole = hashes(thumbs[at])
-    others = [whole, *(hashes(thumbs[at], share) for share, _ in CROPS)]
-    others += [hashes(thumbs[at][:, :, ::-1])] if mirrored else []
+    whole = _of_all(thumbs, hashes)[at]
+    others = [whole]
+    others += [_of_all(thumbs, partial(hashes, share=share))[at] for share, _ in CROPS]
+    others += [_of_all(thumbs, lambda some: hashes(some[:, :, ::-1]))[at]] if mirrored else []
     found = [near_pairs(whole, other, DISTANCE) for other in others]
     pairs = np.sort(at[np.concatenate(found)].reshape(-1, 2), axis=1)
     return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
@@ -153,12 +162,12 @@ def _areas(start: float, share: float, count: int) -> Matrix:
     return weights
 
 
-def _confirmed(thumbs: Thumbs, pairs: Pairs, mirrored: bool) -> NDArray[np.bool_]:
+def _confirmed(thumbs: Stored, pairs: Pairs, mirrored: bool) -> NDArray[np.bool_]:
     """Return which pairs show the same."""
     found = np.zeros(len(pairs), np.bool_)
     for start in range(0, len(pairs), BATCH):
         part = slice(start, start + BATCH)
-        one, other = thumbs[pairs[part, 0]], thumbs[pairs[part, 1]]
+        one, other = _some(thumbs, pairs[part, 0]), _some(thumbs, pairs[part, 1])
         same = _same(one, other)
         if mirrored:
             same |= _same(one, other[:, :, ::-1])

@@ -92,9 +92,8 @@ def chunk_marks(found: Marked, seconds: float) -> list[Values]:
         low, high = np.searchsorted(times, (start, end))
         if low < high:
             marks = _series_marks(found, slice(int(low), int(high)), end - start, of_video=True)
-            rows.append(
-                {"start": rounded(start), "end": rounded(end), **marks, "seconds": end - start}
-            )
+            marks["seconds"] = rounded(end - start)
+            rows.append({"start": rounded(start), "end": rounded(end), **marks})
     return rows
 
 
