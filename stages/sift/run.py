@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -12,16 +11,14 @@ import numpy as np
 from PIL import Image
 
 from artifacts.claims import POLL_SECONDS, WorkClaims, claims_at
-from artifacts.errors import MediaError
 from artifacts.keys import item_key
 from artifacts.packs import Record
 from artifacts.record_union import record_sets_of
-from artifacts.remote.media_cache import open_local
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
-from stages.frames.frame_recorder import media_errors
+from stages.frames.frame_recorder import failing
 from stages.frames.image import read_image
-from stages.frames.medium import UNSTORED_KINDS, MediumToCut
+from stages.frames.medium import MediumToCut
 from stages.frames.watchdog import Watchdog
 from stages.process.cgroup import cores
 from stages.process.job import parse_job
@@ -102,7 +99,7 @@ class Marking:
                     self.to_do[medium.digest] = medium
                 if turn:
                     claimed.append(medium.digest)
-                    with self._failing(medium) as path:
+                    with failing(medium, self.failures, self._report, self._watchdog) as path:
                         found = self._measured(medium, path)
                         medium.check()
                         done.append(found.record(medium.digest))
@@ -138,21 +135,6 @@ class Marking:
 
     def _stored(self, key: str) -> Marked:
         return Marked.of(self.marks.read(key))
-
-    @contextlib.contextmanager
-    def _failing(self, medium: MediumToCut) -> Iterator[Path]:
-        """Give the local path of a medium. If it is unusable, record the failure and continue."""
-        self._report.begin(medium.digest)
-        try:
-            with media_errors(medium), open_local(medium.path) as path, self._watchdog.over():
-                yield path
-        except MediaError as error:
-            message = error.message.replace(str(medium.path), "the file")
-            meta = {"kind": error.kind, "message": message, "hint": error.hint}
-            if error.kind not in UNSTORED_KINDS:
-                self.failures.publish([Record(key=medium.digest, meta=meta)])
-            self._report.failure(medium.digest, error.kind, message, error.hint)
-        self._report.done(medium.digest)
 
 
 def image_marks(path: Path) -> Marked:
