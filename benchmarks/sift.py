@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import combinations, count
+from itertools import combinations, count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +129,12 @@ def neighbours(folder: Path, clips: Path, store: Path) -> list[Figure]:
             for number, picture in enumerate(frames(path, APART)):
                 picture.save(folder / f"{path.stem}-{number:03d}.jpg", quality=88)
     rows = sifted(folder, store)
-    grouped = sum(row["group"] is not None for row in rows.values())
-    return [Figure(name=f"{len(rows)} frames 2 s apart: grouped", value=-grouped, goal=0)]
+    names = sorted(rows)
+    grouped = sum(
+        one[:-8] == other[:-8] and rows[one]["group"] == rows[other]["group"] is not None
+        for one, other in pairwise(names)
+    )
+    return [Figure(name=f"{len(rows)} frames 2 s apart: pairs grouped", value=-grouped, goal=0)]
 
 
 def cost(clips: Sequence[Path], folder: Path) -> list[Figure]:
