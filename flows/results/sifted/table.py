@@ -115,12 +115,9 @@ def _quality(row: Mapping[str, Any]) -> tuple[float, float]:
 
 def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int], dict[int, str]]:
     """Return the numbers of the files to keep, and of each other file why it is left out."""
-    if condition is None:
+    if condition is None or not found.rows:
         return list(range(len(found.rows))), {}
-    table = table_of(found.rows, schema_of(found.kinds()))
-    batch = table.combine_chunks().to_batches()[0] if len(table) else table.schema.empty_table()
-    if not len(table):
-        return [], {}
+    (batch,) = table_of(found.rows, schema_of(found.kinds())).combine_chunks().to_batches()
     kept = condition.of(batch, unknown=True)
     parts = condition.parts(batch)
     why = {
