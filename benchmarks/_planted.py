@@ -270,9 +270,10 @@ def real_moving(path: Path, every: float = CLIP_SECONDS) -> Iterator[Frames]:
 
 
 def _moves(frames_: Frames) -> bool:
-    """Return whether something moves in each half second."""
+    """Return whether something moves in each half second, and no frame is black by itself."""
     seen = np.array(frames_[:: RATE // 2], np.int16)
-    return bool(np.abs(np.diff(seen, axis=0)).mean(axis=(1, 2, 3)).min() > 1)
+    moves = np.abs(np.diff(seen, axis=0)).mean(axis=(1, 2, 3)).min() > 1
+    return bool(moves and (seen.max(axis=3) < 32).mean(axis=(1, 2)).max() < 0.9)
 
 
 def write_clip(path: Path, frames_: Frames, *, quality: int = 23) -> None:
