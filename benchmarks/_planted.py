@@ -304,9 +304,7 @@ def write_clips(out: Path, plan: Plan, clips: Path | None, seed: int) -> list[Pl
     out.mkdir(parents=True, exist_ok=True)
     rng, numbers, truth = np.random.default_rng(seed), count(), []
     real = [f for path in real_clips(clips) for f in islice(real_moving(path), 4)] if clips else []
-    real = [
-        each for each in real if np.abs(np.diff(np.array(each[::48], np.int16), axis=0)).mean() > 4
-    ]
+    real = [each for each in real if _moves(each)]
     drawn_ = (moving(picture, rng) for picture in drawn(rng))
 
     def save(frames_: Frames, group: str, kind: str, real_: bool, quality: int = 23) -> None:
