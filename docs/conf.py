@@ -31,7 +31,7 @@ NAVIGATION = {
         "docs/shots",
         "docs/tune",
     ],
-    "Labels, vectors, search": ["docs/labels", "docs/embed", "docs/search"],
+    "Labels, vectors, search": ["docs/labels", "docs/embed", "docs/search", "docs/sift"],
     "Models": [
         "docs/models",
         "docs/precision",

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from artifacts.schema import Part
-from stages import decode, embed, embed_texts, encode, export, frames, summarize, tune
+from stages import decode, embed, embed_texts, encode, export, frames, sift, summarize, tune
 from stages.process.stage import StageSpec
 
 Pipeline = tuple[StageSpec, ...]
@@ -18,6 +18,8 @@ EMBED: Pipeline = (frames.STAGE, embed.STAGE)
 """Vectors of images and of video frames."""
 LABEL: Pipeline = (*EMBED, embed_texts.STAGE)
 """Vectors of images, and of the labels to compare them with."""
+SIFT: Pipeline = (sift.STAGE,)
+"""Marks of files. Its records do not depend on a model, and it has no job as the others have."""
 TUNE: Pipeline = (*REBUILD, tune.STAGE)
 """Features of files, and an adapter trained on them."""
 EXPORT: Pipeline = (*CAPTION, export.CALIBRATE, export.STAGE, export.JUDGE)
@@ -60,7 +62,9 @@ PURPOSES: Mapping[str, tuple[Pipeline, ...]] = {
     "serve": (LABEL, CAPTION),
 }
 """Purpose of a plan → its pipelines, one per sort of model."""
-STAGES: Mapping[str, StageSpec] = {stage.name: stage for line in PIPELINES for stage in line}
+STAGES: Mapping[str, StageSpec] = {
+    stage.name: stage for line in (*PIPELINES, SIFT) for stage in line
+}
 """Every stage by its name."""
 LABELS = "labels"
 """Product of the label pipeline. No stage makes it; labels result from comparing vectors."""

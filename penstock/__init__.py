@@ -3,6 +3,7 @@
     caption(sources, **options) -> Captions          a running job: captions as they are made
     embed(sources, **options) -> Embeddings          a running job: vectors of images and frames
     label(sources, **options) -> Labels              a running job: labels of images and frames
+    sift(sources, **options) -> Sifted               marks of media, and a list of what is kept
     plan(sources, **options) -> dict                 the estimate of `plan --json`
     rebuild(sources, **options) -> RebuildResult     features brought up to date
     index(sources, **options) -> IndexWritten        vectors added to an index
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from penstock.vectors import index as index
     from penstock.vectors import label as label
     from penstock.vectors import search as search
+    from penstock.vectors import sift as sift
     from stages.models import encode as encode
     from stages.models import generate as generate
     from stages.models import load_features as load_features
@@ -73,6 +75,7 @@ _NAMES = {
         "index",
         "label",
         "search",
+        "sift",
     ),
     "stages.models": ("encode", "generate", "load_features", "load_half", "save_features"),
 }

@@ -23,7 +23,7 @@ from flows.results.captions import caption_of, captions_by_file
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
 from flows.results.table_rows import kinds_of, properties_of, table_rows
-from flows.running import run
+from flows.running import sift_first
 from penstock.arguments import Sources, anchored, config_for
 from penstock.background import BackgroundRun
 from penstock.keywords import CaptionOptions
@@ -91,7 +91,7 @@ class Captions(BackgroundRun[Caption, RunResult]):
 
             return self._launch(on_event)
 
-        result = run.caption(self._config, self._display, launch, self._begin)
+        result = sift_first.caption(self._config, self._display, launch, self._begin)
         self._give_rest()
         return result
 

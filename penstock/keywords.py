@@ -81,6 +81,7 @@ class CaptionOptions(FeatureOptions, total=False):
     beside: bool
     overwrite: bool
     existing: str | None
+    sift: str
 
 
 class VectorOptions(MediaRunOptions, total=False):
@@ -103,6 +104,20 @@ class LabelRunOptions(VectorOptions, total=False):
     beside: bool
     overwrite: bool
     existing: str | None
+
+
+class SiftRunOptions(MediaRunOptions, total=False):
+    """The options of `sift`."""
+
+    model: str | PathLike[str]
+    out: str | PathLike[str]
+    tiles: str
+    keep: str
+    mirrored: bool
+    head: dict[str, str]
+    similar: float | None
+    format: Words
+    chunk: float
 
 
 class SearchOptions(TypedDict, total=False):

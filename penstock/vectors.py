@@ -1,4 +1,4 @@
-"""Python API for models of the CLIP kind: vectors, labels, and an index to search in."""
+"""Python API for models of the CLIP kind: vectors, labels, an index to search in, and marks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,17 +12,20 @@ from artifacts.paths import folder_named
 from artifacts.tables import table_of
 from flows.console.display import Display
 from flows.options.search import SearchPlace, SearchQuery
+from flows.options.sift import SiftConfig
 from flows.options.vectors import INDEX, EmbedConfig, IndexConfig, LabelConfig
 from flows.results.labels.writing import LINES, LabelsWritten
+from flows.results.sifted.writing import Sifted
 from flows.results.vectors import ARRAY, GROUP_ROWS, ROWS, VectorsWritten
 from flows.running import run
 from flows.running.label import label as run_label
 from flows.running.label import label_request
+from flows.running.sift import sift as run_sift
 from flows.search.build import IndexWritten, fill_index
 from flows.search.query import Hit, search_index
 from penstock.arguments import Sources, anchored, config_for, config_with, path_of
 from penstock.background import FinishedRecords
-from penstock.keywords import LabelRunOptions, SearchOptions, VectorOptions
+from penstock.keywords import LabelRunOptions, SearchOptions, SiftRunOptions, VectorOptions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -121,6 +124,14 @@ def index(
     config.check_sources()
     folder = folder_named(config.out, "out")
     return fill_index(config, folder, Display(quiet=not progress))
+
+
+def sift(sources: Sources, *, progress: bool = False, **options: Unpack[SiftRunOptions]) -> Sifted:
+    """Mark media, and list those that meet `keep`, as `penstock sift`. Return the result when it is
+    done; every function takes its `kept_list` as sources. Raises PenstockError."""
+    config = config_for(sources, options, SiftConfig, SiftRunOptions.__annotations__)
+    config.check_sources()
+    return run_sift(config, Display(quiet=not progress))
 
 
 def search(

@@ -9,6 +9,7 @@ from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
 from flows.options.rebuild import RebuildConfig
 from flows.options.search import SearchPlace, SearchQuery
+from flows.options.sift import SiftConfig
 from flows.options.tune import TuneConfig
 from flows.options.vectors import EmbedConfig, LabelConfig
 from flows.serving.config import ServeConfig
@@ -79,6 +80,12 @@ def source() -> str:
                 "VectorOptions",
                 "The options of `label`.",
                 _others(declared(LabelConfig), vectors),
+            ),
+            _class(
+                "SiftRunOptions",
+                runs,
+                "The options of `sift`.",
+                _others(declared(SiftConfig), shared),
             ),
             _class("SearchOptions", base, "The options of `search`.", _without(search, "what")),
             _class(

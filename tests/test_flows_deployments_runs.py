@@ -37,8 +37,10 @@ from flows.deployments.export import export_model
 from flows.deployments.index import index_folder
 from flows.deployments.label import label_images
 from flows.deployments.runs import MAX_LETTERS
+from flows.deployments.sift import sift_media
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
+from flows.options.sift import SiftConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from flows.results.run_read import load_record
 from stages.export.parity import PARITY
@@ -170,6 +172,26 @@ def test_a_flow_makes_the_vectors_of_the_plain_command_once(server: None, tmp_pa
     assert state.is_completed() and "penstock-embed" not in artifacts
     (row,) = json.loads(artifacts["penstock-embeddings"])
     assert (row["files"], row["vectors"]) == (6, 6)
+
+
+@pytest.mark.slow
+def test_a_flow_marks_media_and_a_second_run_marks_nothing(server: None, tmp_path: Path) -> None:
+    sources = tmp_path / "pictures"
+    sources.mkdir()
+    write_images(sources)
+    config = SiftConfig(
+        sources=(str(sources),),
+        keep="black = 0",
+        out=str(tmp_path / "out"),
+        store=str(tmp_path / "store"),
+    )
+    state, artifacts = run_flow(sift_media, config)
+    assert state.is_completed() and "kept in" in state.message
+    assert artifacts["penstock-sift"] == 100
+    (row,) = json.loads(artifacts["penstock-marks"])
+    state, artifacts = run_flow(sift_media, config)
+    assert state.is_completed() and "penstock-sift" not in artifacts
+    assert json.loads(artifacts["penstock-marks"]) == [row]
 
 
 @pytest.mark.slow

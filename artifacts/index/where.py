@@ -1,4 +1,4 @@
-"""Reads a condition on the rows of an index, and says which rows meet it. It evaluates nothing but
+"""Reads a condition on the rows of a table, and says which rows meet it. It evaluates nothing but
 the grammar below.
 
     condition   one or one … ; one and one … ; not one ; (condition)
@@ -10,7 +10,8 @@ the grammar below.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -49,13 +50,29 @@ Test = Callable[[Any], Mask]
 Literal = str | float
 
 
-class Condition:
-    """A parsed `--where` condition on rows."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """What a condition is about."""
 
-    def __init__(self, text: str) -> None:
+    columns: Sequence[str] = COLUMNS
+    texts: Sequence[str] = TEXTS
+    """The columns that hold text; the others hold numbers."""
+    option: str = "--where"
+    example: str = "\"path like '%.mp4' and time < 60\""
+
+
+INDEX = Table()
+
+
+class Condition:
+    """A parsed condition on the rows of a table."""
+
+    def __init__(self, text: str, table: Table = INDEX) -> None:
         """Read a condition. Raises UsageError."""
-        self._text = text
-        self._tokens = _tokens(text)
+        self._table = table
+        self._tokens = _tokens(text, table)
+        self._joins: dict[str, list[tuple[str, Test]]] = {}
+        """Word → what it joins outside of brackets."""
         self._at = 0
         self.columns: set[str] = set()
         """The columns that it looks at."""
@@ -63,10 +80,18 @@ class Condition:
         if self._at < len(self._tokens):
             self._refuse("and, or, or its end")
 
-    def of(self, batch: Any) -> Kept:
-        """Return which rows of a pyarrow batch meet it; where it cannot be known, they do not."""
-        found: Kept = self._test(batch).fill_null(False).to_numpy(zero_copy_only=False)
-        return found
+    def of(self, batch: Any, *, unknown: bool = False) -> Kept:
+        """Return which rows of a pyarrow batch meet it. `unknown` stands for what cannot be known,
+        because a value is null."""
+        return _known(self._test, batch, unknown)
+
+    def parts(self, batch: Any) -> list[tuple[str, Kept]]:
+        """Return the text of each condition that `and` joins, and which rows do not violate it."""
+        of_all = self._joins["or" if len(self._joins["or"]) > 1 else "and"]
+        if of_all is self._joins["or"]:
+            text = " or ".join(text for text, _ in of_all)
+            return [(text, _known(self._test, batch, True))]
+        return [(text, _known(test, batch, True)) for text, test in of_all]
 
     def _either(self, depth: int) -> Test:
         return self._joined("or", "or_kleene", self._both, depth)
@@ -75,9 +100,14 @@ class Condition:
         return self._joined("and", "and_kleene", self._one, depth)
 
     def _joined(self, word: str, function: str, part: Callable[[int], Test], depth: int) -> Test:
-        tests = [part(depth)]
-        while self._takes(word):
+        tests: list[Test] = []
+        texts: list[str] = []
+        while not tests or self._takes(word):
+            start = self._at
             tests.append(part(depth))
+            texts.append(" ".join(token for _, token in self._tokens[start : self._at]))
+        if not depth:
+            self._joins[word] = list(zip(texts, tests, strict=True))
 
         def joined(batch: Any) -> Mask:
             found = tests[0](batch)
@@ -90,7 +120,7 @@ class Condition:
     def _one(self, depth: int) -> Test:
         if depth > DEEPEST:
             raise UsageError(
-                f"--where has more than {DEEPEST} brackets or nots in one another",
+                f"{self._table.option} has more than {DEEPEST} brackets or nots in one another",
                 hint="Give a simpler condition",
             )
         if self._takes("not"):
@@ -103,9 +133,9 @@ class Condition:
 
     def _comparison(self) -> Test:
         kind, column = self._next("a column")
-        if kind != "word" or column not in COLUMNS:
+        if kind != "word" or column not in self._table.columns:
             self._at -= 1
-            self._refuse(f"a column ({', '.join(COLUMNS)})")
+            self._refuse(f"a column ({', '.join(self._table.columns)})")
         self.columns.add(column)
         if self._takes("is"):
             other = self._takes("not")
@@ -120,7 +150,7 @@ class Condition:
 
     def _set_or_like(self, column: str) -> Test:
         if self._takes("like"):
-            if column not in TEXTS:
+            if column not in self._table.texts:
                 self._refuse(f"a comparison: {column} is a number")
             return _test("match_like", column, str(self._value(column)))
         if self._takes("in"):
@@ -133,7 +163,7 @@ class Condition:
         self._refuse("=, <, like, in or is")
 
     def _value(self, column: str) -> Literal:
-        wanted = "text" if column in TEXTS else "number"
+        wanted = "text" if column in self._table.texts else "number"
         kind, token = self._next(f"a {wanted}")
         if kind != wanted:
             self._at -= 1
@@ -160,8 +190,8 @@ class Condition:
         rest = self._tokens[self._at :]
         where = f"at {rest[0][1]!r}" if rest else "at its end"
         raise UsageError(
-            f"--where cannot be read {where}: {wanted} should stand there",
-            hint="Such as: --where \"path like '%.mp4' and time < 60\"",
+            f"{self._table.option} cannot be read {where}: {wanted} should stand there",
+            hint=f"Such as: {self._table.option} {self._table.example}",
         )
 
 
@@ -174,10 +204,10 @@ def matching(snapshot: Snapshot, condition: Condition) -> Kept:
     return kept
 
 
-def _tokens(text: str) -> list[tuple[str, str]]:
+def _tokens(text: str, table: Table) -> list[tuple[str, str]]:
     if len(text) > LONGEST:
         raise UsageError(
-            f"--where has {len(text):,} characters of at most {LONGEST:,}",
+            f"{table.option} has {len(text):,} characters of at most {LONGEST:,}",
             hint="Give a simpler condition",
         )
     found, at, text = [], 0, text.rstrip()
@@ -185,13 +215,18 @@ def _tokens(text: str) -> list[tuple[str, str]]:
         match = TOKEN.match(text, at)
         if match is None:
             raise UsageError(
-                f"--where cannot be read at {text[at : at + 20].strip()!r}",
-                hint="Such as: --where \"path like '%.mp4' and time < 60\"",
+                f"{table.option} cannot be read at {text[at : at + 20].strip()!r}",
+                hint=f"Such as: {table.option} {table.example}",
             )
         kind, at = str(match.lastgroup), match.end()
         token = match[kind]
         small = token.lower()
         found.append((kind, small if kind == "word" and small in WORDS else token))
+    return found
+
+
+def _known(test: Test, batch: Any, unknown: bool) -> Kept:
+    found: Kept = test(batch).fill_null(unknown).to_numpy(zero_copy_only=False)
     return found
 
 

@@ -107,6 +107,7 @@ COMMANDS = {
     "plan": ("estimate memory, disk and time; check that it fits", "small_options:add_plan"),
     "embed": ("compute vectors of images and videos", "vector_options:add_embed"),
     "label": ("label images and videos", "vector_options:add_label"),
+    "sift": ("mark media: copies, blur, black and still ones", "vector_options:add_sift"),
     "index": ("build and maintain a search index", "index_options:add_index_commands"),
     "search": ("search an index", "index_options:add_search_options"),
     "tune": ("train an adapter on your captions", "tune_options:add_tune_options"),

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from flows.cli.derived import add_options
 from flows.cli.options import add_quiet_options
 from flows.options.headings import FILES, LABELS, MEMORY, MODEL, VECTORS
+from flows.options.sift import SiftConfig
 from flows.options.vectors import EmbedConfig, LabelConfig, VectorConfig
 
 
@@ -15,6 +16,11 @@ def add_embed(parser: argparse.ArgumentParser) -> None:
 
 def add_label(parser: argparse.ArgumentParser) -> None:
     add_vector_options(parser, LabelConfig)
+
+
+def add_sift(parser: argparse.ArgumentParser) -> None:
+    add_vector_options(parser, SiftConfig)
+    parser.add_argument("--marks", action="store_true", help="print the marks and their ranges")
 
 
 def add_vector_options(

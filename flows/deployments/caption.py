@@ -18,7 +18,7 @@ from flows.deployments.server import client_settings
 from flows.deployments.view import quiet_console
 from flows.pipelines import CAPTION, product_of
 from flows.results.run_result import RunResult
-from flows.running.run import caption
+from flows.running.sift_first import caption
 from flows.running.stopping import stopped_in_order
 
 

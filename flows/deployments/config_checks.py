@@ -27,6 +27,7 @@ from flows.options.commands import CaptionConfig, MediaOptions
 from flows.options.export_config import ExportConfig
 from flows.options.media import VectorSamplingOptions
 from flows.options.rebuild import RebuildConfig
+from flows.options.sift import SiftConfig
 from flows.options.text import FolderOptions
 from flows.options.tune import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
@@ -39,6 +40,7 @@ __all__ = [
     "IndexParameters",
     "LabelParameters",
     "RebuildParameters",
+    "SiftParameters",
     "TuneConfig",
 ]
 
@@ -149,6 +151,7 @@ COMMANDS: Mapping[type[Any], str] = {
     EmbedConfig: "embed",
     IndexConfig: "index build",
     LabelConfig: "label",
+    SiftConfig: "sift",
     TuneConfig: "tune",
     ExportConfig: "export",
 }
@@ -158,6 +161,7 @@ CaptionParameters = Annotated[CaptionConfig, BeforeValidator(without_former(Capt
 RebuildParameters = Annotated[RebuildConfig, BeforeValidator(without_former(RebuildConfig))]
 EmbedParameters = Annotated[EmbedConfig, BeforeValidator(without_former(EmbedConfig))]
 IndexParameters = Annotated[IndexConfig, BeforeValidator(without_former(IndexConfig))]
+SiftParameters = Annotated[SiftConfig, BeforeValidator(without_former(SiftConfig))]
 LabelParameters = Annotated[LabelConfig, BeforeValidator(without_former(LabelConfig))]
 
 

@@ -37,6 +37,7 @@ SWEPT = (
     "caption-videos",
     "embed-media",
     "label-images",
+    "sift-media",
     "index-folder",
     "rebuild-features",
     "export-model",

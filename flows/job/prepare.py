@@ -3,7 +3,7 @@ done."""
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -206,9 +206,11 @@ def prepare(
     fetch: bool = True,
     read_weights: bool = True,
     alone: bool = False,
+    left_out: Set[str] = frozenset(),
 ) -> Job:
     """Return everything a run must know before it starts a stage. The job takes the first of
-    `pipelines` that suits its model (default: captions); with `alone`, only its best variant.
+    `pipelines` that suits its model (default: captions); with `alone`, only its best variant. Files
+    whose place is in `left_out` are not part of it.
     `announce` is called for slow steps, and `progress` while media are downloaded. `fetch`
     downloads media with unknown digests; `read_weights` is as in `open_model`. Raises
     PenstockError."""
@@ -220,6 +222,9 @@ def prepare(
     files, failures = find_media(
         config.sources, selection, config.limit, question.prompt_for, prompting.prompts
     )
+    files = [file for file in files if file.place not in left_out]
+    if left_out and not files and not failures:
+        raise UsageError("no file meets --sift", hint="Read sift/left_out.jsonl in --out")
     if not files:  # reported before a model is resolved or downloaded
         raise _nothing_to_do(pipelines[0], failures)
     check_beside(files, config)

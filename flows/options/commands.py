@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from artifacts.errors import UsageError
+from artifacts.options import Option, OptionGroup
 from flows.options.formats import COCO
+from flows.options.headings import FILES
 from flows.options.media import (
     CardOptions,
     SourceOptions,
@@ -49,7 +51,19 @@ class RunOptions(FolderOptions, MediaOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SiftFirstOptions(OptionGroup):
+    """A first step that leaves out media."""
+
+    sift: Annotated[
+        str, Option('caption only media whose marks meet this: "blurred = 0"', FILES, "EXPR")
+    ] = ""
+    """Condition on the marks of `penstock sift` that media must meet to be captioned; empty: all
+    are."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaptionConfig(
+    SiftFirstOptions,
     OutputOptions,
     TextOptions,
     EngineOptions,

@@ -23,9 +23,10 @@ from artifacts.trainers import TRAINERS
 from flows.options.commands import RunOptions
 from flows.options.formats import COCO, COCO_FILE
 from flows.options.text import OutputOptions, PromptOptions
-from flows.pipelines import EMBED, LABEL, Pipeline
+from flows.pipelines import EMBED, LABEL, SIFT, Pipeline
 from flows.results.clips import CLIPS
 from flows.results.run_record import RUN_RECORD
+from flows.results.sifted.writing import KEPT_FILE, output_names
 from flows.results.vectors import ARRAY, ROWS
 
 LINE_BYTES = 64 << 20
@@ -55,6 +56,10 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "labels.parquet": ("media_path", "source", "time", "labels"),
     ROWS: ("media_path", "source", "time"),
     SEARCH: ("rank", "score", "media_path", "path"),
+    **{
+        name: ("path",) if name == KEPT_FILE else ("media_path", "source")
+        for name in output_names(TABLES)
+    },
     f"{DATASET}/{INDEX}": ("shards",),
     f"{CLIPS}/{INDEX}": ("clips",),
 }
@@ -105,6 +110,8 @@ def _names(folder: Path, config: RunOptions, pipeline: Pipeline | None) -> Itera
     yield from (RUN_RECORD, "failures.jsonl")
     if pipeline is EMBED:
         yield from (ARRAY, ROWS)
+    elif pipeline is SIFT:
+        yield from output_names(TABLES)
     elif pipeline is LABEL:
         yield from ("labels.jsonl", "label_spans.jsonl", "label_report.json", "media.jsonl")
         yield from (f"labels.{form}" for form in TABLES if form in forms)

@@ -32,16 +32,17 @@ def caption(
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
+    left_out: frozenset[str] = frozenset(),
 ) -> RunResult:
-    """Caption all media of the configuration. `on_begin` is called with the job and its record
-    before work begins, and again if the model changes meanwhile. Raises PenstockError; finished
-    records stay."""
+    """Caption all media of the configuration, except those in the places of `left_out`. `on_begin`
+    is called with the job and its record before work begins, and again if the model changes
+    meanwhile. Raises PenstockError; finished records stay."""
 
     def attempt() -> RunResult:
         refuse_replacing(out_folder(config), config)
         observer = RunObserver(display, on_begin)
         with (
-            prepared(config, observer, make_launcher) as (job, launcher),
+            prepared(config, observer, make_launcher, left_out=left_out) as (job, launcher),
             observer.pipeline_for_job(job, launcher) as runner,
         ):
             return runner.run()
@@ -97,9 +98,11 @@ def prepared(
     observer: RunObserver,
     make_launcher: LauncherMaker,
     *pipelines: Pipeline,
+    left_out: frozenset[str] = frozenset(),
 ) -> Iterator[tuple[Job, Launcher]]:
     """Yield the job of a command, and the launcher of its stages. The job takes the first of
-    `pipelines` that suits its model (default: captions). Raises PenstockError."""
+    `pipelines` that suits its model (default: captions), and no file of `left_out`. Raises
+    PenstockError."""
     refuse_file(out_folder(config))
     display = observer.display
     display.doing(READING)
@@ -108,7 +111,12 @@ def prepared(
         try:
             if config.sources:
                 job = prepare(
-                    config, launcher, display.print_line, *pipelines, progress=display.fetched
+                    config,
+                    launcher,
+                    display.print_line,
+                    *pipelines,
+                    progress=display.fetched,
+                    left_out=left_out,
                 )
             else:
                 job = prepare_without_media(config, launcher, *pipelines)

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 from artifacts.errors import UsageError
@@ -41,19 +42,19 @@ def hold_lease(job: Job) -> Iterator[Lease]:
 
 
 @contextlib.contextmanager
-def only_run_in(job: Job, doing: str, another: str) -> Iterator[None]:
-    """Hold the lock of a job's folder, so that two runs never overwrite each other's files. Raises
+def only_run_in(out: Path, doing: str, another: str) -> Iterator[None]:
+    """Hold the lock of a run's folder, so that two runs never overwrite each other's files. Raises
     UsageError if another run holds it, EnvironmentFault if the folder cannot be created."""
-    path = job.out / ".lock"
+    path = out / ".lock"
     try:
-        job.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         lock = try_hold(path)
     except OSError as error:
-        raise fault_of(error, job.out) from error
+        raise fault_of(error, out) from error
     if lock is None:
         raise UsageError(
-            f"another run is already {doing} {job.out} ({holder(path)})",
-            hint=f"Wait for it, watch it with `penstock status {job.out}`, or {another}",
+            f"another run is already {doing} {out} ({holder(path)})",
+            hint=f"Wait for it, watch it with `penstock status {out}`, or {another}",
         )
     with lock:
         yield
@@ -128,7 +129,7 @@ class RunObserver:
 
         fetch = partial(fetch_parts, job.model, display=self.display)
         doing = doing or f"{job.pipeline[-1].verb} into"
-        with only_run_in(job, doing, another), hold_lease(job) as lease:
+        with only_run_in(job.out, doing, another), hold_lease(job) as lease:
             for note in filter(None, [*notes(job), job.budget.warning]):
                 self.display.print_line(note)
             self._job, self._record = job, (record := RunRecord(job.out, job.stages))

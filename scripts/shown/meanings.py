@@ -48,6 +48,10 @@ NOT_RUN = (
         r"penstock convert eva-pickled ",
         "needs the checkpoint from the hub; usage.md's convert is run",
     ),
+    (
+        r"penstock sift .*--(similar|head) ",
+        "needs a package of an extra, or a head for the model; tests/test_flows_sift.py has them",
+    ),
     (r"penstock .*--adapter DIR", "needs a trained adapter; tune.md's are run"),
     (
         r"penstock export M .*--adapter style",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, MediaError, PenstockError
 from artifacts.keys import item_key
-from artifacts.packs import Record
+from artifacts.packs import Record, RecordSet
 from artifacts.record_union import record_sets_of
 from artifacts.remote.media_cache import open_local
 from artifacts.schema import FrameFit, MediaIndex, fields_of
@@ -100,28 +100,30 @@ class FrameRecorder:
             indexes = frozenset(chunk.index for chunk in found.chunks)
         return any(self.key(medium, at, found) not in self.frames for at in indexes)
 
-    @contextlib.contextmanager
-    def failing(self, medium: MediumToCut) -> Iterator[Path]:
-        """Give the local path of a medium, fetched if it is remote. If it is unusable, record the
-        failure and continue. A failure of a file that changed meanwhile is reported, but not
-        stored."""
-        self._report.begin(medium.digest)
-        try:
-            # The watchdog does not cover fetching, which has no time limit.
-            with media_errors(medium), open_local(medium.path) as path, self._watchdog.over():
-                yield path
-        except MediaError as error:
-            self._record_failure(medium, error)
-        self._report.done(medium.digest)
+    def failing(self, medium: MediumToCut) -> contextlib.AbstractContextManager[Path]:
+        """Give the local path of a medium, as `failing` does."""
+        return failing(medium, self.failures, self._report, self._watchdog)
 
-    def _record_failure(self, medium: MediumToCut, error: MediaError) -> None:
-        """Store a failure by content digest, independent of the file name, unless it does not
-        depend on the content."""
+
+@contextlib.contextmanager
+def failing(
+    medium: MediumToCut, failures: RecordSet, report: EventReporter, watchdog: Watchdog
+) -> Iterator[Path]:
+    """Give the local path of a medium, fetched if it is remote. If it is unusable, record the
+    failure and continue. A failure of a file that changed meanwhile is reported, but not stored."""
+    report.begin(medium.digest)
+    try:
+        # The watchdog does not cover fetching, which has no time limit.
+        with media_errors(medium), open_local(medium.path) as path, watchdog.over():
+            yield path
+    except MediaError as error:
+        # By content digest, independent of the file name, unless it does not depend on the content.
         message = error.message.replace(str(medium.path), "the file")
         meta = {"kind": error.kind, "message": message, "hint": error.hint}
         if error.kind not in UNSTORED_KINDS:
-            self.failures.publish([Record(key=medium.digest, meta=meta)])
-        self._report.failure(medium.digest, error.kind, message, error.hint)
+            failures.publish([Record(key=medium.digest, meta=meta)])
+        report.failure(medium.digest, error.kind, message, error.hint)
+    report.done(medium.digest)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from artifacts.regular_files import odd_thing
 from flows.console.units import duration, size
 from flows.job.job_summary import computed_by
 from flows.media.media_files import writable
-from flows.pipelines import LABELS
+from flows.pipelines import LABELS, SIFT
 from flows.results.export_result import ExportFound, export_in
 from flows.results.foreign_files import refuse_replacing_page
 from flows.results.report.media import FILE, captioned_media, failed_media
@@ -26,8 +26,11 @@ from flows.results.report.sections import (
     parity_facts,
     training_facts,
 )
+from flows.results.report.sift import SCRIPTS as SIFT_SCRIPTS
+from flows.results.report.sift import sift_facts
 from flows.results.report.stages import plan_table, stage_table, timeline_of
 from flows.results.run_read import load_record
+from flows.results.run_record import RUN_RECORD
 from flows.results.status import (
     advice,
     kind_of,
@@ -48,8 +51,15 @@ def write_report(out: Path, to: Path | None = None) -> Path:
         raise UsageError(f"--to {to} is {odd}, not a file", hint="Name a file that may be replaced")
     path = out / "report.html" if to is None else to
     refuse_replacing_page(path)
-    write_text(path, [page(facts(out, path.absolute().parent))])
+    write_text(path, [_page(out, path.absolute().parent)])
     return path
+
+
+def _page(out: Path, folder: Path) -> str:
+    if os.path.lexists(out / RUN_RECORD) and kind_of(record := load_record(out)) == SIFT[0].writes:
+        name = writable(out.absolute().name)
+        return page(sift_facts(out, record, name), SIFT_SCRIPTS, "sift.css", thumbnails=True)
+    return page(facts(out, folder))
 
 
 def facts(out: Path, folder: Path) -> dict[str, Any]:

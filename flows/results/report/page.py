@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib.resources import files
 from string import Template
@@ -24,15 +24,22 @@ SCRIPTS = (
 """Scripts of the page, in order."""
 
 
-def page(data: Any) -> str:
+def page(
+    data: Any,
+    scripts: Sequence[str] = SCRIPTS,
+    own_style: str = "page.css",
+    *,
+    thumbnails: bool = False,
+) -> str:
     """Return the report as HTML. All user content is in `data`, which the page's script shows as
-    text and never as markup."""
-    style = part("base.css") + part("page.css")
-    script = "\n".join(["'use strict';", *map(part, SCRIPTS)])
+    text and never as markup. `thumbnails`: some of it are `data:` addresses of images."""
+    images = "data: " if thumbnails else ""
+    style = part("base.css") + part(own_style)
+    script = "\n".join(["'use strict';", *map(part, scripts)])
     policy = (
         "default-src 'none'; base-uri 'none'; form-action 'none'; "
         f"style-src '{digest(style)}'; script-src '{digest(script)}'; "
-        "img-src file: 'self'; media-src file: 'self'"
+        f"img-src file: {images}'self'; media-src file: 'self'"
     )
     return Template(part("page.html")).substitute(
         policy=policy, style=style, script=script, data=as_json(data)

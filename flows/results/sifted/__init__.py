@@ -1,0 +1,1 @@
+"""Marks of media as tables, lists and pages."""

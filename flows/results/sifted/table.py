@@ -1,0 +1,147 @@
+"""Builds the table of marks of all files of a run, and says which files are kept."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from artifacts.index.where import Condition, Table
+from artifacts.tables import schema_of, table_of, utf8
+from flows.ledger.tasks import Medium
+from flows.media.media_files import MediaFile
+from flows.results.sifted.duplicates import Fingerprint, groups_of
+from flows.results.sifted.marks import TEXTS, Values, chunk_marks, columns_of, medium_marks
+from stages.sift.record import Marked
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+EXAMPLE = '"sharpness > 0.3 and duplicate = 0"'
+
+
+@dataclass(kw_only=True, slots=True)
+class MarkedFiles:
+    """The files of a run that have marks, in source order."""
+
+    heads: tuple[str, ...] = ()
+    """Marks of heads."""
+    files: list[MediaFile] = field(default_factory=list)
+    media: list[Medium] = field(default_factory=list)
+    rows: list[Values] = field(default_factory=list)
+    """Marks of each file."""
+    chunks: list[Values] = field(default_factory=list)
+    """Marks of the chunks of all videos."""
+
+    def kinds(self) -> dict[str, str]:
+        """Return the type of each column, as the writers of tables know it."""
+        names = columns_of(self.heads)
+        return {name: "text" if name in TEXTS else "number" for name in names}
+
+    def chunk_kinds(self) -> dict[str, str]:
+        """Return the same for the chunks."""
+        names = [*TEXTS[:2], *(self.chunks[0] if self.chunks else ())]
+        return {name: "text" if name in TEXTS else "number" for name in dict.fromkeys(names)}
+
+    def places(self) -> list[int]:
+        """Return the numbers of the files that come first with their content."""
+        first: dict[str, int] = {}
+        for at, medium in enumerate(self.media):
+            first.setdefault(medium.digest, at)
+        return list(first.values())
+
+
+def parse_keep(text: str, heads: Sequence[str]) -> Condition | None:
+    """Return the condition of `--keep`; None for an empty one. Raises UsageError."""
+    if not text:
+        return None
+    table = Table(columns=columns_of(heads), texts=TEXTS, option="--keep", example=EXAMPLE)
+    return Condition(text, table)
+
+
+def add_file(
+    found: MarkedFiles, file: MediaFile, medium: Medium, marked: Marked, chunk: float
+) -> None:
+    """Add a file with the marks that depend on it alone."""
+    names = {"media_path": utf8(file.media_path), "source": utf8(file.source)}
+    own = {"path": utf8(file.place), "kind": medium.kind, "digest": medium.digest}
+    row: Values = dict.fromkeys(columns_of(found.heads))
+    found.rows.append(row | names | own | medium_marks(marked))
+    found.chunks += [{**names, **chunk_values} for chunk_values in chunk_marks(marked, chunk)]
+    found.files.append(file)
+    found.media.append(medium)
+
+
+def mark_copies(found: MarkedFiles, items: Sequence[Fingerprint], *, mirrored: bool) -> None:
+    """Mark exact and near duplicates. `items` are those of `found.places()`."""
+    places = found.places()
+    groups = groups_of(items, mirrored=mirrored)
+    of_content = {
+        found.media[at].digest: int(group) for at, group in zip(places, groups, strict=True)
+    }
+    members = defaultdict(list)
+    for at, medium in enumerate(found.media):
+        members[of_content[medium.digest]].append(at)
+        found.rows[at] |= {"exact": 0, "duplicate": 0}
+    _number(found, list(members.values()), "group", "duplicate")
+    firsts = set(places)
+    for at, row in enumerate(found.rows):
+        row["exact"] = int(at not in firsts)
+
+
+def mark_similar(found: MarkedFiles, groups: "NDArray[Any]") -> None:
+    """Mark near duplicates by vectors; `groups` has a number per content of `found.places()`."""
+    members = defaultdict(list)
+    of_content = dict(zip((found.media[at].digest for at in found.places()), groups, strict=True))
+    for at, medium in enumerate(found.media):
+        members[int(of_content[medium.digest])].append(at)
+        found.rows[at]["similar"] = 0
+    _number(found, list(members.values()), "similar_group", "similar")
+
+
+def _number(found: MarkedFiles, members: Sequence[list[int]], group: str, flag: str) -> None:
+    """Number the groups of several files, and mark all but the best of each."""
+    for number, several in enumerate((each for each in members if len(each) > 1), 1):
+        best = max(several, key=lambda at: (*_quality(found.rows[at]), -at))
+        for at in several:
+            found.rows[at] |= {group: number, flag: int(at != best)}
+
+
+def _quality(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Return by what the best of a group is chosen: its resolution, then its sharpness."""
+    return row["width"] * row["height"], row["sharpness"] or 0.0
+
+
+def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int], dict[int, str]]:
+    """Return the numbers of the files to keep, and of each other file why it is left out."""
+    if condition is None or not found.rows:
+        return list(range(len(found.rows))), {}
+    (batch,) = table_of(found.rows, schema_of(found.kinds())).combine_chunks().to_batches()
+    kept = condition.of(batch, unknown=True)
+    parts = condition.parts(batch)
+    why = {
+        int(at): "; ".join(
+            f"not {text} ({_seen(found.rows[at], text)})" for text, met in parts if not met[at]
+        )
+        for at in np.flatnonzero(~kept)
+    }
+    return [int(at) for at in np.flatnonzero(kept)], why
+
+
+def _seen(row: Mapping[str, Any], text: str) -> str:
+    """Return the values of the marks that a condition names: `motion 0.003`."""
+    named = [name for name in row if name in text.split()]
+    return ", ".join(f"{name} {'null' if row[name] is None else row[name]}" for name in named)
+
+
+def list_lines(found: MarkedFiles, kept: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a list of sources, with the prompts that files had in theirs."""
+    for at in kept:
+        file = found.files[at]
+        line: dict[str, Any] = {"path": file.place}
+        if file.prompts:
+            line["prompts"] = dict(file.prompts)
+        elif file.prompt is not None:
+            line["prompt"] = file.prompt
+        yield line

@@ -1,0 +1,89 @@
+"""Writes the tables of marks, the list of what is kept, and the list of what is left out."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts.files import write_text
+from artifacts.plurals import counted
+from artifacts.tables import TABLES
+from flows.results.run_result import RunEnd
+from flows.results.sifted.table import MarkedFiles, list_lines
+
+MARKS_FILE, CHUNKS_FILE = "marks", "chunk_marks"
+"""Names of the tables, without a suffix."""
+KEPT_FILE, LEFT_OUT_FILE = "kept.jsonl", "left_out.jsonl"
+
+
+@dataclass(kw_only=True, slots=True)
+class Sifted(RunEnd):
+    """The result of a run that marked media."""
+
+    marked: int = 0
+    """Files with marks."""
+    kept: int = 0
+    """Files of these that are kept."""
+    duplicates: int = 0
+    """Files that are a copy of a better one."""
+
+    @property
+    def made(self) -> int:
+        """Return the number of files with marks."""
+        return self.marked
+
+    @property
+    def kept_list(self) -> Path:
+        """Return the path of the list of what is kept, which every command takes as a source."""
+        return self.out / KEPT_FILE
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome for programs."""
+        counts = {"marked": self.marked, "kept": self.kept, "duplicates": self.duplicates}
+        return self.outcome({**counts, "list": str(self.kept_list)})
+
+    def row(self) -> dict[str, Any]:
+        """Return what was made, as a row of a table."""
+        return {"files": self.files, "kept": self.kept, "folder": str(self.out)}
+
+    def line(self) -> str:
+        """Return the outcome in one line."""
+        copies = f", {counted(self.duplicates, 'duplicate')}" if self.duplicates else ""
+        line = f"{self.kept:,} of {counted(self.marked, 'file')} kept in {self.kept_list}{copies}"
+        return f"{line}{self.failed_suffix()}"
+
+
+def output_names(formats: Iterable[str]) -> list[str]:
+    """Return the names of the files that a run writes."""
+    forms = ["jsonl", *(form for form in TABLES if form in formats)]
+    tables = [f"{name}.{form}" for name in (MARKS_FILE, CHUNKS_FILE) for form in forms]
+    return [*tables, KEPT_FILE, LEFT_OUT_FILE]
+
+
+def write_tables(
+    out: Path,
+    found: MarkedFiles,
+    formats: Sequence[str],
+    kept: Sequence[int],
+    why: Mapping[int, str],
+) -> None:
+    """Write all files, each as a whole. Raises EnvironmentFault."""
+    for name, rows, kinds in (
+        (MARKS_FILE, found.rows, found.kinds()),
+        (CHUNKS_FILE, found.chunks, found.chunk_kinds()),
+    ):
+        _write_lines(out / f"{name}.jsonl", rows)
+        for form, write in TABLES.items():
+            if form in formats:
+                write(out / f"{name}.{form}", rows, kinds)
+    left = [
+        {n: found.rows[at][n] for n in ("media_path", "source", "path")} | {"why": why[at]}
+        for at in why
+    ]
+    _write_lines(out / LEFT_OUT_FILE, left)
+    _write_lines(out / KEPT_FILE, list_lines(found, kept))
+
+
+def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_text(path, (json.dumps(row, ensure_ascii=True) + "\n" for row in rows))

@@ -1,0 +1,322 @@
+"""Runs a sift job: marks media, groups copies, and lists what is kept."""
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from artifacts.captions import Failure, write_jsonl
+from artifacts.errors import CannotFit, Interrupted, Killed, PenstockError, StageDied
+from artifacts.keys import digest_of
+from artifacts.packs import Record, RecordSet
+from artifacts.plurals import counted
+from artifacts.record_union import RecordUnion, record_sets_of
+from artifacts.regular_files import open_regular
+from artifacts.store import Store, open_store
+from flows.checkpoint.models import digests_in
+from flows.console.display import Display
+from flows.job.media_digests import read_contents
+from flows.job.prepare import NothingToDo, out_folder
+from flows.ledger.tasks import Medium
+from flows.machine.launch import MAX_RESTARTS, DirectLauncher, Launcher, StageCall
+from flows.machine.leases import leased
+from flows.media.media_files import MediaFile, Selection
+from flows.media.sources import find_media
+from flows.options.commands import RunOptions
+from flows.options.sift import SiftConfig
+from flows.pipelines import SIFT
+from flows.results.foreign_files import refuse_replacing
+from flows.results.run_record import RunRecord
+from flows.results.sifted.duplicates import Fingerprint
+from flows.results.sifted.table import MarkedFiles, add_file, kept_of, mark_copies, parse_keep
+from flows.results.sifted.writing import LEFT_OUT_FILE, Sifted, output_names, write_tables
+from flows.running.run import LauncherMaker, refuse_file
+from flows.running.run_observer import OnBegin, only_run_in
+from flows.running.sift_vectors import vector_marks
+from flows.running.stopping import stopped_in_order
+from stages import sift as stage
+from stages.frames.job import FramesItem
+from stages.frames.medium import UNSTORED_KINDS
+from stages.process.cgroup import cores
+from stages.process.events import Event, Failed, Item, MemorySample
+from stages.process.exit_diagnosis import is_crash
+from stages.sift.job import SiftJob
+from stages.sift.record import FRACTIONS, STEP_SECONDS, Marked
+
+NAMESPACE = digest_of(["marks", stage.OUTPUT_VERSION, STEP_SECONDS, FRACTIONS])
+"""Cache namespace of the marks: they depend on the content alone."""
+RECORDS = 512
+"""Records that are read at once."""
+FIRST = "sift"
+"""Folder of the marks in the output of a run that sifts first."""
+CRASHED = {
+    "kind": "crash",
+    "message": "the decoder crashed on this file, or did not finish",
+    "hint": "Convert it, for example to H.264 in MP4",
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class Sifting:
+    """The media of one run."""
+
+    config: SiftConfig
+    store: Store
+    files: list[MediaFile]
+    contents: list[Medium]
+    failures: list[Failure]
+    """Sources that cannot be read."""
+    passed: dict[str, Failed] = field(default_factory=dict)
+    """Digest → failure that the next run tries again."""
+    marks: RecordUnion = field(init=False)
+    stored_failures: RecordSet = field(init=False)
+
+    def __post_init__(self) -> None:
+        sets = record_sets_of(self.store, ("marks", NAMESPACE), ("failures", NAMESPACE))
+        self.marks, self.stored_failures = RecordUnion(sets[:1]), sets[1]
+
+
+def sift(
+    config: SiftConfig,
+    display: Display,
+    make_launcher: LauncherMaker = DirectLauncher,
+    on_begin: OnBegin | None = None,
+) -> Sifted:
+    """Mark all media of the configuration, and list those to keep. Raises PenstockError; finished
+    records stay."""
+    condition = parse_keep(config.keep, tuple(config.head))
+    refuse_file(out := out_folder(config))
+    refuse_replacing(out, config, SIFT)
+    vectors = None
+    if config.model:
+        vectors = vector_marks(config, display, make_launcher, on_begin)
+    with stopped_in_order(), contextlib.closing(display):
+        job = _prepared(config, display, out)
+        with (
+            only_run_in(out, "marking into", "give another --out"),
+            leased(job.store, [NAMESPACE], out),
+        ):
+            record = RunRecord(out, SIFT)
+            names = output_names(config.format)
+            record.value["outputs"] = {name: str(out / name) for name in names}
+            record.value["media"]["total"] = len(job.files) + len(job.failures)
+            record.write(force=True)
+            with _recorded(record):
+                _mark(job, record, display, make_launcher, out)
+                found = _collected(job)
+                if vectors is not None:
+                    vectors.mark(found, tuple(config.head), config.similar)
+                kept, why = kept_of(found, condition)
+                write_tables(out, found, config.format, kept, why)
+                failures = _failures(job)
+                write_jsonl(out / "failures.jsonl", failures)
+                record.value["rows"] = len(found.rows)
+                record.fails(failures)
+    return Sifted(
+        out=out,
+        files=len(job.files) + len(job.failures),
+        failures=failures,
+        marked=len(found.rows),
+        kept=len(kept),
+        duplicates=sum(row["duplicate"] for row in found.rows),
+    )
+
+
+def pending(config: SiftConfig, display: Display) -> str:
+    """Return how many media a run would mark. Raises PenstockError."""
+    parse_keep(config.keep, tuple(config.head))
+    job = _prepared(config, display, out_folder(config))
+    media = {m.digest: m for m in job.contents}
+    missing = _missing(job, media.values())
+    return f"{counted(len(job.files), 'file')}: {len(missing):,} of {len(media):,} contents to mark"
+
+
+def sift_before(
+    config: RunOptions, condition: str, display: Display, make_launcher: LauncherMaker
+) -> frozenset[str]:
+    """Mark the media of another run in a folder of its output, and return the places of the files
+    that the condition leaves out. Raises PenstockError."""
+    shared = {
+        n: getattr(config, n) for n in ("sources", "recursive", "extensions", "limit", "store")
+    }
+    folder = out_folder(config) / FIRST
+    sifting = SiftConfig(
+        **shared, retry_failed=config.retry_failed, keep=condition, out=str(folder)
+    )
+    result = sift(sifting, display, make_launcher)
+    with open_regular(result.out / LEFT_OUT_FILE) as file:
+        places = frozenset(json.loads(line)["path"] for line in file)
+    if places:
+        display.print_line(
+            f"{counted(len(places), 'file')} left out by --sift: {result.out / LEFT_OUT_FILE}"
+        )
+    return places
+
+
+@contextlib.contextmanager
+def _recorded(record: RunRecord) -> Iterator[None]:
+    """Record how a run ends."""
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
+        with contextlib.suppress(PenstockError):
+            record.finish("interrupted" if stopped else "failed", error=str(error))
+        raise
+    record.finish("done")
+
+
+def _prepared(config: SiftConfig, display: Display, out: Path) -> Sifting:
+    """Find the media, and compute their digests. Raises UsageError, EnvironmentFault."""
+    display.doing("reading the sources")
+    config.check_sources()
+    store = open_store(config.store_url)
+    store.check_writable()
+    selection = Selection(recursive=config.recursive, extensions=config.extensions)
+    files, failures = find_media(config.sources, selection, config.limit)
+    readable, contents, unreadable = read_contents(
+        files, digests_in(store), lambda _: "", store, display.fetched
+    )
+    failures += unreadable
+    if not readable:
+        write_jsonl(out / "failures.jsonl", failures)
+        raise NothingToDo(SIFT, failures)
+    # A file whose line has several prompts is one file.
+    unique = {file.identity: at for at, file in reversed(list(enumerate(readable)))}
+    order = sorted(unique.values())
+    return Sifting(
+        config=config,
+        store=store,
+        files=[readable[at] for at in order],
+        contents=[contents[at] for at in order],
+        failures=failures,
+    )
+
+
+def _mark(
+    job: Sifting, record: RunRecord, display: Display, make_launcher: LauncherMaker, out: Path
+) -> None:
+    """Mark the media that have no marks yet. Raises PenstockError."""
+    media = {m.digest: m for m in job.contents}
+    names = {m.digest: f.media_path for f, m in zip(job.files, job.contents, strict=True)}
+
+    def on_event(name: str, event: Event) -> None:
+        display.on_event(name, event)
+        if isinstance(event, Item):
+            record.count_item(name)
+        elif isinstance(event, MemorySample):
+            record.memory(name, asdict(event))
+        elif isinstance(event, Failed):
+            texts = {"message": event.message, "hint": event.hint}
+            failure = {"media_path": names.get(event.media, ""), "stage": name, **texts}
+            display.fail(**failure)
+            record.fail(name, failure)
+
+    if job.config.retry_failed:
+        job.stored_failures.drop([d for d in media if d in job.stored_failures])
+    launcher = make_launcher(on_event)
+    kills = 0
+    while missing := _missing(job, media.values()):
+        done = len(media) - len(missing)
+        record.expect(stage.STAGE.name, len(media), done)
+        record.begin(stage.STAGE.name)
+        display.stage(stage.STAGE.name, len(media), done)
+        before = len(missing)
+        try:
+            _run(job, missing, launcher, record, out)
+        except Killed as error:  # counted as in `PipelineRunner._run_wave`
+            kills = 0 if error.items else kills + 1
+            if kills > MAX_RESTARTS:
+                raise
+            continue
+        if len(_missing(job, media.values())) == before:
+            break  # the rest cannot be marked in this run
+    record.expect(stage.STAGE.name, len(media), len(media) - len(_missing(job, media.values())))
+    display.close()
+
+
+def _missing(job: Sifting, media: Iterable[Medium]) -> list[Medium]:
+    """Return the media that have neither marks nor a failure."""
+    job.marks.refresh()
+    job.stored_failures.refresh()
+    known = (job.marks, job.stored_failures, job.passed)
+    return [m for m in media if not any(m.digest in each for each in known)]
+
+
+def _run(
+    job: Sifting, media: Sequence[Medium], launcher: Launcher, record: RunRecord, out: Path
+) -> None:
+    """Mark these media in one process. If it crashes, mark each that it had open alone. Raises
+    PenstockError."""
+    workers = min(cores(), max(1, sum(m.kind == "image" for m in media) // 64, min(len(media), 2)))
+    items = [FramesItem(m.path, m.digest, m.kind, None, m.stamp) for m in media]
+    call = StageCall(
+        name=stage.STAGE.name,
+        job=SiftJob(store=job.store.url, namespace=NAMESPACE, media=items, workers=workers),
+        device="cpu",
+        log=out / "logs" / "sift.log",
+    )
+    process = launcher.start(call)
+    try:
+        process.wait()
+    except (StageDied, CannotFit) as error:
+        suspects = [m for m in media if m.digest in process.outcome.open_media]
+        crashed = isinstance(error, CannotFit) or is_crash(error)
+        if not crashed or not suspects:
+            raise
+        if len(media) == 1:
+            job.stored_failures.publish([Record(key=media[0].digest, meta=CRASHED)])
+            return
+        for medium in suspects:
+            _run(job, [medium], launcher, record, out)
+    except BaseException:
+        process.stop()
+        raise
+    finally:
+        failed = process.outcome.failures
+        job.passed |= {each.media: each for each in failed if each.kind in UNSTORED_KINDS}
+        record.add(process.outcome, attention="", precision={})
+
+
+def _collected(job: Sifting) -> MarkedFiles:
+    """Return the marks of all files, with their copies."""
+    found = MarkedFiles(heads=tuple(job.config.head))
+    items: dict[str, Fingerprint] = {}
+    pairs = zip(job.files, job.contents, strict=True)
+    left = ((file, medium) for file, medium in pairs if medium.digest in job.marks)
+    while group := list(islice(left, RECORDS)):
+        records = job.marks.read_several([medium.digest for _, medium in group])
+        for (file, medium), record in zip(group, records, strict=True):
+            marked = Marked.of(record)
+            add_file(found, file, medium, marked, job.config.chunk)
+            # A copy, so that the rest of a video's record can be freed.
+            seconds = marked.meta["seconds"]
+            items[medium.digest] = Fingerprint(thumbs=marked.thumbs.copy(), seconds=seconds)
+    mark_copies(found, list(items.values()), mirrored=job.config.mirrored)
+    return found
+
+
+def _failures(job: Sifting) -> list[Failure]:
+    """Return everything that could not be marked, in source order."""
+    found = list(job.failures)
+    for file, medium in zip(job.files, job.contents, strict=True):
+        if medium.digest in job.passed:
+            failed = job.passed[medium.digest]
+            known = {"kind": failed.kind, "message": failed.message, "hint": failed.hint}
+        elif medium.digest not in job.marks and medium.digest in job.stored_failures:
+            known = job.stored_failures.meta(medium.digest)
+        else:
+            continue
+        found.append(
+            Failure(
+                media_path=file.media_path,
+                source=file.source,
+                stage=stage.STAGE.name,
+                error=known["kind"],
+                message=known["message"],
+                hint=known["hint"],
+            )
+        )
+    return found

@@ -1,0 +1,15 @@
+"""Marks media files: sharpness, exposure, motion, black and still stretches, bars, fingerprints."""
+
+from stages.process.stage import StageSpec
+from stages.sift.job import SiftJob
+
+OUTPUT_VERSION = 1
+"""Raised when this stage's output changes for the same inputs; part of its cache namespace."""
+STAGE = StageSpec(
+    name="sift",
+    writes="marks",
+    job=SiftJob,
+    output_version=OUTPUT_VERSION,
+    entry="stages.sift.run:run",
+    verb="marking",
+)

@@ -1,0 +1,142 @@
+"""Measures one small grey picture: sharpness, exposure, darkness, and its change to the next."""
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.sift.record import SERIES, SIDE
+
+Grey = NDArray[np.uint8]
+EDGE = 256
+"""Longer side of the measured picture in pixels."""
+DARK = 24
+"""Points below this, of 255, are dark; black video compresses to a few levels above 0."""
+CLIPPED = (2, 253)
+"""Points outside these values have lost their detail."""
+LEAST_BAR, UNEVEN = 0.02, 0.25
+"""Least height of a bar, as a share of the picture, and the share by which two may differ."""
+LIT_SHARE = 0.3
+"""Share of points that are not dark in the first row of a picture between bars. A night sky ends
+more slowly than a bar."""
+SHARP_EDGE = 512
+"""Longer side of the picture whose sharpness is measured. At 256, a blur of 0.4 % of the side and
+sharp pictures cannot be told apart."""
+BOX = 5
+"""Width of the second blur, in pixels."""
+TILES, SHARP_TILES = 8, 0.9
+"""Tiles along each side, and the quantile of their sharpness that counts: a sharp face before a
+blurred background is sharp."""
+LEAST_DETAIL = 1.0
+"""Mean difference of neighbours, of 255, below which a tile is flat."""
+BLOCKS = 16
+"""Blocks along each side that are compared between two samples."""
+
+
+def small_size(width: int, height: int, edge: int = EDGE) -> tuple[int, int]:
+    """Return the (width, height) at which a picture of this size is measured."""
+    scale = min(1.0, edge / max(width, height))
+    return max(8, round(width * scale)), max(8, round(height * scale))
+
+
+def sharpness(grey: Grey) -> float:
+    """Return how much detail a blur takes away, from 0 (blurred) to 1; 0 for a flat picture.
+
+    A picture that is blurred already changes little when it is blurred again (Crete et al. 2007).
+    """
+    values = grey.astype(np.int16)
+    return max(_lost(values, 0), _lost(values, 1))
+
+
+def _lost(values: NDArray[np.int16], axis: int) -> float:
+    """Return the share of the differences along an axis that a blur along it removes."""
+    length = values.shape[axis]
+    if length < 2 * BOX:
+        return 0.0
+
+    def part(start: int) -> NDArray[np.int16]:
+        kept = slice(start, start + length - BOX)
+        return values[kept] if axis == 0 else values[:, kept]
+
+    middle = BOX // 2
+    before = np.abs(part(middle + 1) - part(middle))
+    # The difference of two neighbouring means is that of the points in which they differ.
+    removed = np.maximum(BOX * before - np.abs(part(BOX) - part(0)), 0)
+    detail, lost = _tiles(before) * BOX, _tiles(removed)
+    shown = detail > LEAST_DETAIL * BOX * before.size / TILES**2
+    return float(np.quantile(lost[shown] / detail[shown], SHARP_TILES)) if shown.any() else 0.0
+
+
+def _tiles(values: NDArray[np.int16]) -> NDArray[np.float32]:
+    """Return the sum of each tile."""
+    rows, columns = (_areas(length, TILES) for length in values.shape)
+    means = rows @ (values.astype(np.float32) @ columns.T)
+    sums: NDArray[np.float32] = means * np.float32(values.size / TILES**2)
+    return sums
+
+
+def thumb_of(grey: Grey) -> Grey:
+    """Return the thumbnail of a measured picture: means of areas, in SIDE rows and columns."""
+    rows, columns = (_areas(length, SIDE) for length in grey.shape)
+    means = rows @ grey.astype(np.float32) @ columns.T
+    thumb: Grey = np.rint(means).astype(np.uint8)
+    return thumb
+
+
+@cache
+def _areas(length: int, count: int) -> NDArray[np.float32]:
+    """Return the weights of pixels in equal areas, [count, length]."""
+    edges = np.arange(count + 1) * length / count
+    at = np.arange(length)
+    inside = np.minimum(edges[1:, None], at + 1) - np.maximum(edges[:-1, None], at)
+    weights: NDArray[np.float32] = (np.maximum(inside, 0) * count / length).astype(np.float32)
+    return weights
+
+
+def row_of(time: float, grey: Grey, thumb: Grey, before: tuple[float, Grey] | None) -> list[float]:
+    """Return the sample of a picture in the order of SERIES, without sharpness and motion vectors.
+    `before` is the time and the thumbnail of the sample before."""
+    low, high = CLIPPED
+    found = {
+        "time": time,
+        "exposure": float(grey.mean()) / 255,
+        "clipped": float(((grey < low) | (grey > high)).mean()),
+        "dark": float((grey < DARK).mean()),
+    }
+    if before is not None:
+        found["change"], found["drift"] = _change(thumb, before[1], time - before[0])
+    return [found.get(name, float("nan")) for name in SERIES]
+
+
+def _change(thumb: Grey, before: Grey, seconds: float) -> tuple[float, float]:
+    """Return the largest change of a block, and motion: the change in relation to the slope of the
+    brightness, in picture lengths per second."""
+    now, then = thumb.astype(np.float32), before.astype(np.float32)
+    differing = np.abs(now - then)
+    side = SIDE // BLOCKS
+    blocks = differing.reshape(BLOCKS, side, BLOCKS, side).mean((1, 3))
+    slopes = np.abs(np.diff(then, axis=0)).mean() + np.abs(np.diff(then, axis=1)).mean()
+    moved = float(differing.mean()) / max(float(slopes), 0.5)
+    return float(blocks.max()), moved / SIDE / max(seconds, 1e-3)
+
+
+def bars_of(brightest: Grey) -> list[float]:
+    """Return the heights of the dark bars above and below the picture, and their widths on the left
+    and right, as shares of it. Bars come in pairs of about one size."""
+    return [*_pair(brightest), *_pair(brightest.T)]
+
+
+def _pair(points: Grey) -> tuple[float, float]:
+    lit = points >= DARK
+    shares = lit.mean(axis=1)
+    rows = np.flatnonzero(shares > 0.02)
+    if not len(rows):
+        return 0.0, 0.0
+    length = len(shares)
+    above, below = int(rows[0]), length - 1 - int(rows[-1])
+    even = abs(above - below) <= max(2, UNEVEN * max(above, below))
+    # The codec blurs the edge over a row or two.
+    edges = shares[rows[0] : rows[0] + 3].max(), shares[rows[-1] - 2 : rows[-1] + 1].max()
+    if min(above, below) < LEAST_BAR * length or not even or min(edges) < LIT_SHARE:
+        return 0.0, 0.0
+    return above / length, below / length

@@ -1,0 +1,179 @@
+"""Samples a video every half second, in parts that are stored one by one."""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+from stages.frames.frame_converter import shown_size
+from stages.frames.opening import no_frames
+from stages.frames.reader import Reader
+from stages.sift.measures import (
+    SHARP_EDGE,
+    Grey,
+    bars_of,
+    row_of,
+    sharpness,
+    small_size,
+    thumb_of,
+)
+from stages.sift.record import FRACTIONS, NO_POINTS, SERIES, SIDE, STEP_SECONDS, Marked
+
+SHARP_EVERY = 8
+"""Sharpness is measured on one of so many samples: it takes longer than all other marks."""
+PART = 600
+"""Samples of a part: five minutes, which is the most that a killed run loses of a video."""
+BLACK_SHARE = 0.98
+"""A sample is black where so many of its points are dark."""
+
+
+class SampledVideo:
+    """An open video, and the times of its samples."""
+
+    def __init__(self, path: Path, *, threads: int) -> None:
+        """Open a video. Raises MediaError."""
+        self._reader = Reader(path, threads=threads, motion=True)
+        self._reformatter = VideoReformatter()
+        self._timeline = timeline = self._reader.timeline
+        self._shown = shown_size(
+            self._reader.first_frame, self._reader.decoder.stream.sample_aspect_ratio
+        )
+        frame = self._reader.first_frame
+        self._size = small_size(frame.width, frame.height)
+        self._sharp_size = small_size(frame.width, frame.height, SHARP_EDGE)
+        wanted = np.arange(0, max(timeline.duration, 1e-9), STEP_SECONDS)
+        ticks = timeline.start + np.rint(wanted / float(timeline.time_base)).astype(np.int64)
+        at = np.minimum(np.searchsorted(timeline.pts, ticks), len(timeline.pts) - 1)
+        self._ticks = np.unique(timeline.pts[at])
+        count = len(self._ticks)
+        self._thumbs = [round(share * (count - 1)) for share in FRACTIONS]
+        self.parts = -(-count // PART)
+        """Number of its parts."""
+
+    def __enter__(self) -> "SampledVideo":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._reader.close()
+
+    def meta(self) -> dict[str, Any]:
+        """Return what is known of the whole video."""
+        height, width = self._shown
+        return {
+            "kind": "video",
+            "width": width,
+            "height": height,
+            "seconds": round(self._timeline.duration, 3),
+            "faults": len(self._timeline.all_warnings()),
+        }
+
+    def sampled(self, parts: Sequence[int]) -> Iterator[tuple[int, Marked]]:
+        """Yield these parts, ascending. Raises MediaError if no sample can be decoded."""
+        # Each part needs the sample before it, to see what changed since.
+        wanted = [range(max(0, at * PART - 1), (at + 1) * PART) for at in parts]
+        numbers = sorted({n for each in wanted for n in each if n < len(self._ticks)})
+        self._reader.request(array("q", (int(self._ticks[n]) for n in numbers)))
+        before: tuple[int, float, Grey] | None = None
+        for part in parts:
+            found = _Part(self._size)
+            for number in range(max(0, part * PART - 1), min((part + 1) * PART, len(self._ticks))):
+                if before is not None and before[0] == number:
+                    continue  # the last sample of the part before
+                before = self._take(found, number, before, own=number >= part * PART)
+            yield part, found.marked()
+
+    def _take(
+        self, part: "_Part", number: int, before: tuple[int, float, Grey] | None, *, own: bool
+    ) -> tuple[int, float, Grey] | None:
+        """Add a sample to its part if it is its `own`, and return it for the next one."""
+        tick = int(self._ticks[number])
+        first = int(self._ticks[number - 1]) + 1 if number else self._timeline.start
+        last = number + 1 == len(self._ticks)
+        beyond = int(self._timeline.pts[-1]) + 1 if last else int(self._ticks[number + 1])
+        found = self._reader.at(tick, first, beyond)
+        if found is None:
+            part.faults += own
+            return before
+        part.faults += own * (found[0] != tick or found[1].is_corrupt or self._reader.passed_over)
+        self._reader.passed_over = False
+        time = self._timeline.seconds(found[0])
+        grey = self._grey(found[1], self._size)
+        thumb = thumb_of(grey)
+        if own:
+            row = row_of(time, grey, thumb, None if before is None else before[1:])
+            row[SERIES.index("vectors")] = self._moved(found[1])
+            if number % SHARP_EVERY == 0:
+                sharp = self._grey(found[1], self._sharp_size)
+                row[SERIES.index("sharpness")] = sharpness(sharp)
+            part.add(row, grey, [thumb] * self._thumbs.count(number))
+        return number, time, thumb
+
+    def _grey(self, frame: VideoFrame, size: tuple[int, int]) -> Grey:
+        width, height = size
+        small = self._reformatter.reformat(
+            frame,
+            width=width,
+            height=height,
+            format="gray",
+            interpolation=Interpolation.AREA,
+            threads=1,
+        )
+        return small.to_ndarray().astype(np.uint8, copy=False)
+
+    def _moved(self, frame: VideoFrame) -> float:
+        """Return the mean length of the motion vectors of a frame, in picture lengths per second;
+        NaN without vectors. A vector leads to the reference, which is one anchor away."""
+        side: Any = frame.side_data.get("MOTION_VECTORS")
+        anchors = self._timeline.anchors
+        if side is None or not anchors or not len(side):
+            return float("nan")
+        vectors = side.to_ndarray()
+        areas = vectors["w"].astype(np.float64) * vectors["h"]
+        scale = np.maximum(vectors["motion_scale"], 1)
+        lengths = np.hypot(vectors["motion_x"] / scale, vectors["motion_y"] / scale)
+        mean = float((areas * lengths).sum() / max(areas.sum(), 1))
+        seconds = self._timeline.duration / anchors
+        return mean / max(frame.width, frame.height) / max(seconds, 1e-3)
+
+
+class _Part:
+    """The samples of one part so far."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.faults = 0
+        self._rows: list[list[float]] = []
+        self._thumbs: list[Grey] = []
+        self._brightest: NDArray[np.uint8] = np.zeros(size[::-1], np.uint8)
+
+    def add(self, row: list[float], grey: Grey, thumbs: list[Grey]) -> None:
+        self._rows.append(row)
+        self._thumbs += thumbs
+        if row[SERIES.index("dark")] < BLACK_SHARE:
+            np.maximum(self._brightest, grey, out=self._brightest)
+
+    def marked(self) -> Marked:
+        return Marked(
+            meta={"faults": self.faults},
+            thumbs=np.array(self._thumbs, np.uint8).reshape(-1, SIDE, SIDE),
+            brightest=self._brightest,
+            series=np.array(self._rows, np.float32).reshape(-1, len(SERIES)),
+        )
+
+
+def joined(parts: Sequence[Marked], meta: dict[str, Any], path: Path) -> Marked:
+    """Return the parts of a video as one. Raises MediaError if no sample could be decoded."""
+    if not any(len(part.series) for part in parts):
+        raise no_frames(path)
+    faults = meta["faults"] + sum(part.meta["faults"] for part in parts)
+    brightest = np.max([part.brightest for part in parts], axis=0)
+    return Marked(
+        meta={**meta, "faults": faults, "bars": bars_of(brightest)},
+        thumbs=np.concatenate([part.thumbs for part in parts]),
+        brightest=NO_POINTS,
+        series=np.concatenate([part.series for part in parts]),
+    )

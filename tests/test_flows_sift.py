@@ -1,0 +1,350 @@
+"""`penstock sift`: what it marks, groups, keeps and leaves out, and that nothing is made twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from artifacts.errors import UsageError
+from benchmarks._planted import (
+    CLIP_SIZE,
+    KINDS,
+    RATE,
+    Plan,
+    Planted,
+    drawn,
+    letterboxed,
+    moving,
+    write_clip,
+    write_pictures,
+)
+from flows.cli.main import main
+from flows.console.display import Display
+from flows.media.media_files import Selection
+from flows.media.sources import find_media
+from flows.options.sift import SiftConfig
+from flows.results.sifted import hamming
+from flows.results.sifted.hamming import near_pairs
+from flows.results.sifted.heads import read_head
+from flows.results.sifted.marks import MARKS
+from flows.results.sifted.table import MarkedFiles, kept_of, parse_keep
+from flows.results.sifted.writing import Sifted
+from flows.running.sift import sift
+from tests.support.pipeline import read_lines
+
+SMALL = Plan(copied=12, blurred=4, letterboxed=4, black=2, single=8)
+Marks = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Planted]]:
+    """Drawn pictures with copies, blurs, bars and black ones."""
+    folder = tmp_path_factory.mktemp("planted") / "pictures"
+    return folder, write_pictures(folder, replace(SMALL, seen=[]), None, 3)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A moving clip, and the same with a black stretch, a frozen one, bars, and a still one."""
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(5)
+    body = moving(next(drawn(rng)), rng)
+    low, high = RATE, 3 * RATE
+    other = moving(next(drawn(rng)), rng)
+    still = moving(next(drawn(rng)), rng)[:1]
+    black = [np.zeros((CLIP_SIZE[1], CLIP_SIZE[0], 3), np.uint8)] * (high - low)
+    pictures = (letterboxed(Image.fromarray(each), np.random.default_rng(1)) for each in other)
+    write_clip(folder / "moving.mp4", body)
+    write_clip(folder / "copy.mp4", body, quality=34)
+    write_clip(folder / "black.mp4", [*other[:low], *black, *other[high:]])
+    write_clip(
+        folder / "frozen.mp4", [*body[:low], *[body[low]] * (high - low), *body[high:]][::-1]
+    )
+    write_clip(folder / "bars.mp4", [np.asarray(each) for each in pictures][::-1])
+    write_clip(folder / "still.mp4", still * (2 * RATE))
+    return folder
+
+
+def run(source: Path, out: Path, **options: Any) -> tuple[Sifted, Marks]:
+    result = sift(SiftConfig(sources=(str(source),), out=str(out), **options), Display(quiet=True))
+    return result, {row["media_path"]: row for row in read_lines(out / "marks.jsonl")}
+
+
+def items_of(out: Path) -> int:
+    stages: list[dict[str, Any]] = json.loads((out / "run.json").read_text())["stages"]
+    return int(stages[0]["items"])
+
+
+def test_copies_blur_bars_and_black_pictures_are_found(
+    planted: tuple[Path, list[Planted]], tmp_path: Path
+) -> None:
+    folder, truth = planted
+    _, marks = run(folder, tmp_path / "out")
+    group = {one.name: marks[one.name]["group"] for one in truth}
+    originals = {one.group: one.name for one in truth if one.kind == "original"}
+    for one in truth:
+        row = marks[one.name]
+        if one.kind in KINDS[:-1]:
+            assert group[one.name] == group[originals[one.group]] is not None, one
+        elif one.kind in ("mirrored", "single", "black"):
+            assert group[one.name] is None, one
+        assert row["blurred"] == (None if one.kind == "black" else int(one.kind == "blur")), one
+        assert (row["black"] == 1) == (one.kind == "black"), one
+        assert (row["letterbox"] > 0) == (one.kind == "letterbox"), one
+    best = [row["media_path"] for row in marks.values() if row["group"] and not row["duplicate"]]
+    assert len(best) == len({row["group"] for row in marks.values() if row["group"]})
+
+
+def test_mirrored_copies_are_found_on_request_alone(
+    planted: tuple[Path, list[Planted]], tmp_path: Path
+) -> None:
+    folder, truth = planted
+    _, marks = run(folder, tmp_path / "out", mirrored=True)
+    originals = {one.group: one.name for one in truth if one.kind == "original"}
+    mirrored = [one for one in truth if one.kind == "mirrored"]
+    assert all(
+        marks[one.name]["group"] == marks[originals[one.group]]["group"] is not None
+        for one in mirrored
+    )
+
+
+def test_clips_are_marked(clips: Path, tmp_path: Path) -> None:
+    _, marks = run(clips, tmp_path / "out", format=("csv", "parquet"), chunk=2.0)
+    assert {name: row["black"] > 0 for name, row in marks.items()} == {
+        name: name == "black.mp4" for name in marks
+    }
+    frozen = {name for name, row in marks.items() if row["frozen"] > 0}
+    assert frozen == {"frozen.mp4", "still.mp4"}
+    assert 1.5 <= marks["frozen.mp4"]["frozen_seconds"] <= 2.5
+    assert marks["black.mp4"]["black_seconds"] == pytest.approx(2, abs=0.5)
+    assert {name for name, row in marks.items() if row["letterbox"] > 0} == {"bars.mp4"}
+    assert marks["moving.mp4"]["motion"] > 0.005 > marks["still.mp4"]["motion"]
+    copies = [name for name, row in marks.items() if row["duplicate"]]
+    assert copies == ["copy.mp4"] or copies == ["moving.mp4"]
+    chunks = read_lines(tmp_path / "out" / "chunk_marks.jsonl")
+    black = [row["black"] for row in chunks if row["media_path"] == "black.mp4"]
+    assert len(black) == 3 and black[2] == 0 < black[0]
+    import pandas
+
+    table = pandas.read_parquet(tmp_path / "out" / "marks.parquet")
+    assert list(table.columns) == list(pandas.read_csv(tmp_path / "out" / "marks.csv").columns)
+    assert list(table["media_path"]) == list(marks)
+
+
+def test_a_second_run_marks_nothing_and_a_changed_file_alone_is_marked_anew(
+    planted: tuple[Path, list[Planted]], tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "pictures", tmp_path / "out"
+    folder.mkdir()
+    for path in sorted(planted[0].iterdir())[:6]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    run(folder, out)
+    assert items_of(out) == 6
+    first = (out / "marks.jsonl").read_bytes()
+    run(folder, out, keep="sharpness > 0.6")
+    assert items_of(out) == 0
+    run(folder, out)
+    assert (out / "marks.jsonl").read_bytes() == first
+    changed = sorted(folder.iterdir())[2]
+    Image.open(changed).filter(ImageFilter.GaussianBlur(12)).save(changed)
+    _, marks = run(folder, out)
+    assert items_of(out) == 1 and marks[changed.name]["blurred"] == 1
+
+
+def test_what_is_left_out_is_said_and_the_list_is_a_source(
+    planted: tuple[Path, list[Planted]], tmp_path: Path
+) -> None:
+    folder, _ = planted
+    result, marks = run(folder, tmp_path / "out", keep="blurred = 0 and black = 0")
+    left = read_lines(tmp_path / "out" / "left_out.jsonl")
+    assert {row["why"] for row in left} == {
+        "not blurred = 0 (blurred 1)",
+        "not black = 0 (black 1.0)",  # its `blurred` is null, and leaves nothing out
+    }
+    files, failures = find_media(
+        [str(result.kept_list)], Selection(recursive=False, extensions=()), None
+    )
+    assert not failures and len(files) == result.kept == len(marks) - len(left)
+
+
+def table(*motions: float | None) -> MarkedFiles:
+    names = {"media_path": "a", "source": "s", "path": "/a", "kind": "video", "digest": "d"}
+    rows = [{**dict.fromkeys(MARKS), **names, "motion": motion} for motion in motions]
+    return MarkedFiles(rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("condition", "kept"),
+    [
+        ("motion > 0.1", [0, 2]),
+        ("motion > 0.1 and motion is not null", [0]),
+        ("not (motion > 0.1)", [1, 2]),
+        ("motion > 0.1 or path like '/a'", [0, 1, 2]),
+        ("path like '/b'", []),
+    ],
+)
+def test_a_mark_that_is_null_keeps_a_file(condition: str, kept: list[int]) -> None:
+    found, why = kept_of(table(0.5, 0.0, None), parse_keep(condition, ()))
+    assert found == kept and set(why) == {0, 1, 2} - set(kept)
+    assert all(text.startswith("not ") for text in why.values())
+
+
+@pytest.mark.parametrize("text", ["sharp > 1", "sharpness >", "path > 3", "a" * 20_000])
+def test_a_condition_that_cannot_be_read_fails(text: str) -> None:
+    with pytest.raises(UsageError, match="--keep"):
+        parse_keep(text, ())
+
+
+def test_bands_find_the_pairs_that_a_comparison_of_all_finds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(2)
+    ones = rng.integers(0, 1 << 63, 3000, np.uint64)
+    others = ones.copy()
+    for at in range(0, 3000, 3):
+        for bit in rng.choice(64, int(rng.integers(0, 13)), replace=False):
+            others[at] ^= np.uint64(1) << np.uint64(bit)
+    every = near_pairs(ones, others, 10)
+    monkeypatch.setattr(hamming, "ALL_PAIRS", 0)
+    assert np.array_equal(near_pairs(ones, others, 10), every) and len(every) > 2700
+
+
+def test_unreadable_files_are_listed_and_the_exit_code_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "media"
+    folder.mkdir()
+    Image.new("RGB", (64, 48), "red").save(folder / "a.png")
+    (folder / "b.mp4").write_bytes(b"not a video")
+    words = ["sift", str(folder), "--out", str(tmp_path / "out"), "--quiet"]
+    assert main(words) == 1
+    assert [row["media_path"] for row in read_lines(tmp_path / "out" / "failures.jsonl")] == [
+        "b.mp4"
+    ]
+    assert main(words) == 1 and items_of(tmp_path / "out") == 0
+
+
+def test_marks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sift", "--marks"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in MARKS) and "0 to 1" in shown
+
+
+def test_a_head_scores_vectors_as_its_layers_do(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    layers = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout(), torch.nn.Linear(3, 1))
+    state = {f"layers.{name}": tensor for name, tensor in layers.eval().state_dict().items()}
+    save_file(state, tmp_path / "head.safetensors")
+    vectors = torch.randn(5, 4)
+    wanted = layers(torch.nn.functional.normalize(vectors))[:, 0].detach().numpy()
+    found = read_head("aesthetic", str(tmp_path / "head.safetensors")).scores(vectors.numpy())
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_a_pickled_head_fails_with_the_command_that_converts_it(tmp_path: Path) -> None:
+    import torch
+
+    path = tmp_path / "head.pth"
+    torch.save({"layers.0.weight": torch.ones(1, 4), "layers.0.bias": torch.ones(1)}, path)
+    with pytest.raises(UsageError) as caught:
+        read_head("aesthetic", str(path))
+    command = caught.value.hint.removeprefix("Convert it: python")
+    subprocess.run(f"{sys.executable}{command}", shell=True, check=True)
+    head = read_head("aesthetic", str(tmp_path / "head.safetensors"))
+    assert head.scores(np.ones((1, 4), np.float32)) == pytest.approx([3.0])
+
+
+def test_options_that_need_vectors_fail_without_a_model() -> None:
+    with pytest.raises(UsageError, match="--similar needs"):
+        SiftConfig(sources=("a",), similar=0.9)
+    with pytest.raises(UsageError, match="--head needs"):
+        SiftConfig(sources=("a",), head={"a": "b.safetensors"})
+
+
+def test_heads_of_a_model_are_marks(tmp_path: Path, here: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"linear.weight": torch.randn(1, 128)}, tmp_path / "head.safetensors")
+    heads = {"aesthetic": str(tmp_path / "head.safetensors")}
+    keep = "aesthetic is not null"
+    result, marks = run(here / "videos", tmp_path / "out", model="demo", head=heads, keep=keep)
+    assert result.kept == 2 and all(isinstance(row["aesthetic"], float) for row in marks.values())
+
+
+def test_vectors_without_their_package_are_refused_in_one_line(
+    tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.running.sift_vectors.find_spec", lambda _: None)
+    with pytest.raises(UsageError, match="nearest neighbours") as caught:
+        run(here / "videos", tmp_path / "out", model="demo", similar=0.9)
+    assert "penstock[sift]" in caught.value.hint
+
+
+def test_the_report_holds_marks_groups_and_pictures_and_nothing_from_elsewhere(
+    planted: tuple[Path, list[Planted]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(planted[0], out, keep="blurred = 0")
+    assert main(["report", str(out)]) == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
+    text = page.split('id="data">')[1].split("</script>")[0]
+    data = json.loads(text)
+    names = [mark["name"] for mark in data["marks"]]
+    assert {"sharpness", "duplicate", "letterbox"} <= set(names) and "group" not in names
+    assert len(data["groups"]) >= SMALL.copied and data["groups"][0]["members"]
+    assert all(data["thumbs"].values()) and len(data["left"]) == 4 * SMALL.blurred
+    assert main(["report", str(out)]) == 0  # its own page is replaced
+
+
+def test_captions_leave_out_what_does_not_meet_sift(here: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (320, 240)).save(here / "videos" / "black.png")
+    out = tmp_path / "out"
+    words = ["caption", str(here / "videos"), "--model", "demo", "--out", str(out), "--quiet"]
+    assert main([*words, "--sift", "black = 0"]) == 0
+    named = {row["media_path"] for row in read_lines(out / "captions.jsonl")}
+    assert named == {"clip-01.mp4", "clip-02.mp4"}
+    (left,) = read_lines(out / "sift" / "left_out.jsonl")
+    assert left["media_path"] == "black.png"
+    assert main([*words, "--sift", "black = 5"]) == 2
+
+
+def outputs(out: Path) -> dict[str, bytes]:
+    names = ("marks.jsonl", "chunk_marks.jsonl", "kept.jsonl", "left_out.jsonl", "failures.jsonl")
+    return {name: (out / name).read_bytes() for name in names}
+
+
+@pytest.fixture
+def kept_apart(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "killed"
+
+
+@pytest.mark.slow
+def test_ten_kills_lose_nothing(
+    planted: tuple[Path, list[Planted]], clips: Path, tmp_path: Path, kept_apart: Path
+) -> None:
+    media, keep = [str(planted[0]), str(clips)], "blurred = 0"
+    words = ["sift", *media, "--keep", keep, "--quiet"]
+    assert main([*words, "--out", str(tmp_path / "whole"), "--store", str(tmp_path / "one")]) == 0
+    own = ["--out", str(kept_apart), "--store", str(tmp_path / "two")]
+    rng = np.random.default_rng(4)
+    for _ in range(10):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "penstock", *words, *own], start_new_session=True
+        )
+        time.sleep(float(rng.uniform(0.6, 2.5)))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert main([*words, *own]) == 0
+    assert outputs(kept_apart) == outputs(tmp_path / "whole")
