@@ -232,6 +232,11 @@ class TestDecoding:
         ]
         assert sampled[0] == sampled[1]
 
+    def test_it_summarizes_from_text_alone(self, tmp_path: Path, clips: Path, model: Path) -> None:
+        captions = captioned(clips, model, tmp_path, summary=True)
+        told = (tmp_path / "out" / "summaries.jsonl").read_text().splitlines()
+        assert len(told) == len(captions) and all(json.loads(row)["summary"] for row in told)
+
     @pytest.mark.parametrize("family", ["gemma3", "paligemma", "glm4v"])
     def test_an_export_of_another_family_says_what_the_original_says(
         self, tmp_path: Path, family: str

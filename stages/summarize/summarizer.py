@@ -142,8 +142,8 @@ class Summarizer:
 
     def _padded_length(self, tokens: int) -> int:
         """Return the length to which a prompt is padded. On a CPU there are few lengths, because
-        oneDNN compiles kernels for each and keeps them."""
-        if self._job.half.device != "cpu":
+        oneDNN compiles kernels for each and keeps them. llama.cpp reads no padding."""
+        if self._job.half.gguf or self._job.half.device != "cpu":
             return 0
         return min(-(-tokens // STEP) * STEP, self._job.context - self._answer)
 
