@@ -202,8 +202,8 @@ class TestDecoding:
         assert rows_of(tmp_path / "out") == undisturbed
         record = json.loads((tmp_path / "out" / "run.json").read_text())
         assert [move["stage"] for move in record["rungs"]] == ["decode"]
-        made = [stage["items"] for stage in record["stages"] if stage["name"] == "decode"]
-        assert sum(made) <= len(undisturbed)  # what the first process published stays
+        items = [stage["items"] for stage in record["stages"] if stage["name"] == "decode"]
+        assert sum(items) <= len(undisturbed)  # what the first process published stays
 
     def test_it_says_what_the_original_says(self, tmp_path: Path, clips: Path, model: Path) -> None:
         original = captioned(clips, Path("demo"), tmp_path / "demo", language_precision="fp32")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 from benchmarks._planted import (
     CLIP_SIZE,
     KINDS,
@@ -285,10 +285,19 @@ def test_heads_of_a_model_are_marks(tmp_path: Path, here: Path) -> None:
 def test_vectors_without_their_package_are_refused_in_one_line(
     tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.running.sift_vectors.find_spec", lambda _: None)
-    with pytest.raises(UsageError, match="nearest neighbours") as caught:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(EnvironmentFault, match="need the package faiss") as caught:
         run(here / "videos", tmp_path / "out", model="demo", similar=0.9)
     assert "penstock[sift]" in caught.value.hint
+
+
+def test_media_whose_vectors_are_near_are_similar(tmp_path: Path, here: Path) -> None:
+    every, marks = run(here / "videos", tmp_path / "all", model="demo", similar=-1.0)
+    assert sorted(row["similar"] for row in marks.values()) == [0, 1]
+    assert len({row["similar_group"] for row in marks.values()}) == 1
+    _, marks = run(here / "videos", tmp_path / "none", model="demo", similar=1.0)
+    assert [row["similar"] for row in marks.values()] == [0, 0]
+    assert every.kept == 2
 
 
 def test_the_report_holds_marks_groups_and_pictures_and_nothing_from_elsewhere(

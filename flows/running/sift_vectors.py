@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from artifacts import near_duplicates
 from artifacts.errors import UsageError
 from artifacts.vectors import vectors_in
 from flows.console.display import Display
@@ -24,11 +23,6 @@ from flows.results.sifted.table import MarkedFiles, mark_similar
 from flows.results.vectors import VectorsWritten, vector_tasks
 from flows.running.run import LauncherMaker, make_vectors
 from flows.running.run_observer import OnBegin
-
-NEIGHBOURS = "artifacts.index.neighbours"
-"""Module with `groups(vectors, threshold)`, which returns the number of each vector's group."""
-PACKAGE = "faiss"
-"""The package that it needs, of the extra `penstock[sift]`."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -68,17 +62,8 @@ class VectorMarks(VectorsWritten):
         groups = np.arange(len(digests)) + len(digests)
         if known:
             rows = np.stack([self.vectors_of[digests[at]] for at in known])
-            groups[known] = import_module(NEIGHBOURS).groups(rows, threshold)
+            groups[known] = near_duplicates.groups(rows, threshold)
         return groups
-
-
-def refuse_without_neighbours() -> None:
-    """Raise UsageError if the package for near duplicates by vectors is missing."""
-    if not (find_spec(NEIGHBOURS) and find_spec(PACKAGE)):
-        raise UsageError(
-            "--similar needs a package for nearest neighbours",
-            hint='Install it: pip install "penstock[sift]"; copies by hash are found without',
-        )
 
 
 def vector_marks(
@@ -89,7 +74,7 @@ def vector_marks(
     options = SiftOptions.of(config)
     heads = [read_head(name, file) for name, file in options.head.items()]
     if options.similar is not None:
-        refuse_without_neighbours()
+        near_duplicates.require_extra()
     return make_vectors(
         config,
         display,
