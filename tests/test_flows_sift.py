@@ -292,7 +292,7 @@ def test_vectors_without_their_package_are_refused_in_one_line(
 
 
 def test_media_whose_vectors_are_near_are_similar(tmp_path: Path, here: Path) -> None:
-    every, marks = run(here / "videos", tmp_path / "all", model="demo", similar=-1.0)
+    every, marks = run(here / "videos", tmp_path / "all", model="demo", similar=0.01)
     assert sorted(row["similar"] for row in marks.values()) == [0, 1]
     assert len({row["similar_group"] for row in marks.values()}) == 1
     _, marks = run(here / "videos", tmp_path / "none", model="demo", similar=1.0)
