@@ -34,6 +34,7 @@ FOUND = {
     "width": 192,
     "inner": 512,
     "heads": 4,
+    "whole": 0,
 }
 
 

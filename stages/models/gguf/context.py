@@ -40,11 +40,19 @@ F32, F16 = 0, 1
 """GGML types of the KV cache."""
 
 
+def file_type(header: GgufHeader) -> gguf.LlamaFileType | None:
+    """Return what a file states of its tensors' types; None if that is nothing known."""
+    try:
+        return gguf.LlamaFileType(header.values.get("general.file_type", -1))
+    except ValueError:
+        return None
+
+
 def kind_of(header: GgufHeader) -> str:
     """Return the kind of a file as that of an export, such as `gguf-q4_k_m`."""
-    try:
-        name = gguf.LlamaFileType(header.values.get("general.file_type", -1)).name.split("_", 1)[1]
-    except ValueError:
+    stated = file_type(header)
+    name = stated.name.partition("_")[2] if stated is not None else ""
+    if not name:  # not stated, or guessed
         largest = max(header.tensors.values(), key=lambda tensor: tensor.bytes)
         name = gguf.GGMLQuantizationType(largest.type).name
     return f"gguf-{name.lower()}"
@@ -103,7 +111,8 @@ class GgufContext:
         kind = api.llama_model_rope_type(self._model)
         self.axes = 4 if kind in (api.LLAMA_ROPE_TYPE_MROPE, api.LLAMA_ROPE_TYPE_IMROPE) else 1
         """Positions of each token."""
-        self._lengths = [0] * (ROWS + 1)
+        self.lengths = [0] * (ROWS + 1)
+        """Tokens of each sequence."""
         self._before: _Read | None = None
         """The whole prompt that the reader holds; None: it holds none."""
 
@@ -114,8 +123,8 @@ class GgufContext:
             return
         self.piece = max(self.piece, piece)
         columns = -(-max(tokens, self.columns) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
-        kept = {seq: self.state(seq) for seq, length in enumerate(self._lengths) if length}
-        lengths = list(self._lengths)
+        kept = {seq: self.state(seq) for seq, length in enumerate(self.lengths) if length}
+        lengths = list(self.lengths)
         self.close_context()
         self._context = self._make(columns)
         self.columns = columns
@@ -150,6 +159,8 @@ class GgufContext:
         self.reserve(after + len(rows) + 1, largest)
         new = _Read(rows, positions, tuple(pieces_of(len(rows), blocks)))
         shared = 0 if after else self._keep_shared(new)
+        # Before anything is computed: what a failure leaves is not reused, but emptied.
+        self._before, self.lengths[READER] = None, after + len(rows)
         for at, to, causal in new.pieces[shared:]:
             wanted = np.zeros(to - at, np.int8)
             wanted[-1] = to == len(rows)
@@ -158,16 +169,15 @@ class GgufContext:
                 self._decode(rows[at:to], positions[:, at:to], [READER] * (to - at), wanted)
             finally:
                 self._api.llama_set_causal_attn(self._context, True)
-        self._lengths[READER] = after + len(rows)
         self._before = None if after else new
         return self._logits(-1)
 
     def _keep_shared(self, new: "_Read") -> int:
         """Empty the reader but for the first pieces that it has read of another prompt, and return
         their number. The last piece is always read, because its logits are needed."""
-        before, self._before = self._before, None
+        before = self._before
         count, kept = before.shared(new) if before else (0, 0)
-        if before and kept and kept < self._lengths[READER]:
+        if before and kept and kept < self.lengths[READER]:
             times, memory = before.positions[0], self._api.llama_get_memory(self._context)
             # llama.cpp removes by time. Other layers than those of attention keep no earlier state.
             falls = times[:kept].max() >= times[kept:].min()
@@ -176,7 +186,7 @@ class GgufContext:
         if not kept:
             self.clear(READER)
             return 0
-        self._lengths[READER] = kept
+        self.lengths[READER] = kept
         return count
 
     def step(self, rows: Floats, positions: Whole, active: Iterable[int]) -> Floats:
@@ -187,9 +197,9 @@ class GgufContext:
         for seq in range(ROWS):
             if seq not in running:
                 self.clear(seq)
-        self._decode(rows, positions, range(ROWS), np.ones(ROWS, np.int8))
         for seq in range(ROWS):
-            self._lengths[seq] += 1
+            self.lengths[seq] += 1
+        self._decode(rows, positions, range(ROWS), np.ones(ROWS, np.int8))
         return np.stack([self._logits(row) for row in range(ROWS)])
 
     def _decode(self, rows: Floats, positions: Whole, seqs: Iterable[int], wanted: Any) -> None:
@@ -234,21 +244,21 @@ class GgufContext:
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         if not self._api.llama_state_seq_set_data(self._context, buffer, len(state), seq):
             raise MemoryError(f"llama.cpp could not restore a sequence: {last_words()}")
-        self._lengths[seq] = tokens
+        self.lengths[seq] = tokens
 
     def clear(self, seq: int) -> None:
         """Empty a sequence's part of the cache."""
-        if self._context and self._lengths[seq]:
+        if self._context and self.lengths[seq]:
             memory = self._api.llama_get_memory(self._context)
             self._api.llama_memory_seq_rm(memory, seq, -1, -1)
-        self._lengths[seq] = 0
+        self.lengths[seq] = 0
 
     def close_context(self) -> None:
         """Free the cache and all sequences."""
         if self._context:
             self._api.llama_free(self._context)
         self._context, self.columns, self._before = None, 0, None
-        self._lengths = [0] * (ROWS + 1)
+        self.lengths = [0] * (ROWS + 1)
 
     def close(self) -> None:
         """Free everything."""

@@ -177,6 +177,7 @@ class GgufDecoder(MissingModule):
         seq = 0 if past is not None and len(wide) == 1 else READER
         if past is not None and (before is not past or past.seq != seq):
             self.context.restore(seq, past.state(), after)
+        self.__dict__["resident"] = lambda: None  # what a failure leaves cannot be continued
         if seq == 0:
             self.context.reserve(after + 1)
             logits = self._step(wide, placed)

@@ -73,7 +73,7 @@ def _check_file(header: GgufHeader, skeleton: Any, mapping: TextMapping) -> None
         raise unfit(
             header, f"its architecture is {found or 'not stated'}, and not {_named(mapping)}"
         )
-    if header.values.get("split.count", 1) != 1:
+    if header.values.get("split.count", 0) not in (0, 1):  # merged parts state 0
         raise unfit(header, "it is a part of a split file", "Merge the parts: llama-gguf-split")
     _check_metadata(header, mapping)
     expected = expected_shapes(skeleton, mapping)
@@ -163,7 +163,7 @@ def check_tokens(header: GgufHeader, tokenizer: Any, placeholders: Collection[st
     if last >= rows:
         raise unfit(header, f"it has {rows} tokens, and the tokenizer's last one is {last}")
     tokens = header.values.get("tokenizer.ggml.tokens")
-    if tokens is None:
+    if not isinstance(tokens, tuple):
         return
     for token, at in sorted(vocabulary.items(), key=lambda each: each[1]):
         found = tokens[at] if at < len(tokens) else None

@@ -44,8 +44,10 @@ class GgufPool:
     def step(self) -> torch.Tensor:
         """Return the logits of the next tokens, of shape [rows, vocabulary]. Those of empty slots
         are meaningless."""
-        self._decoder.context.reserve(1 + max(self._counts[row] for row in self._active))
         decoder, idle = self._decoder, [row for row in range(ROWS) if row not in self._active]
+        decoder.context.reserve(1 + max(self._counts[row] for row in self._active))
+        if any(decoder.context.lengths[row] != self._counts[row] for row in self._active):
+            raise MemoryError("no room for a larger cache, so that running sequences were lost")
         for row in idle:
             self._counts[row] = 0
             self._positions[..., row, :] = 0
