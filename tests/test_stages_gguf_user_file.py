@@ -16,7 +16,7 @@ from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.features import encode
 from stages.models.halves.inject_features import generate
 from stages.models.halves.load import load_half
-from stages.models.loading import open_user_file
+from stages.models.loading import stored_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.gguf]
 TOKENS = 12
@@ -39,8 +39,11 @@ def logits_of(folder: Path, file: Path, model: Any, inputs: Any) -> torch.Tensor
 
 def opened(folder: Path, file: Path) -> Path:
     """The file that llama.cpp loads for a user's file, after all checks."""
+    from stages.models.gguf.opening import fitted
+
     config, cls = config_and_class(folder, False)
-    return open_user_file(file, config, skeleton_of(config, cls), folder, folder / "copy.gguf")
+    skeleton = skeleton_of(config, cls)
+    return fitted(file, config, skeleton, stored_weights(folder, skeleton), folder / "copy.gguf")
 
 
 @pytest.mark.parametrize(

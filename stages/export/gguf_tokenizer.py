@@ -90,49 +90,43 @@ def tokenizer_of(source: Path, rows: int, work: Path) -> GgufTokenizer | str:
     wanted = Tokenizer.from_file(str(source / NAME))
     wanted.no_padding()
     wanted.no_truncation()
-    with VocabularyFile(found, work) as made:
-        for line in (*PROBE, *_with_added(stated["added_tokens"])):
-            for ends in (False, True):
-                if made.ids(line, ends) != wanted.encode(line, add_special_tokens=ends).ids:
-                    return made.why or f"llama.cpp tokenizes {line[:20]!r} otherwise"
+    lines = [*PROBE, *_with_added(stated["added_tokens"])]
+    for ends in (False, True):
+        ids = tokenized(found, work, lines, ends)
+        if isinstance(ids, str):
+            return ids
+        for line, made in zip(lines, ids, strict=True):
+            if made != wanted.encode(line, add_special_tokens=ends).ids:
+                return f"llama.cpp tokenizes {line[:20]!r} otherwise"
     return found
 
 
-class VocabularyFile:
-    """A GGUF file with nothing but a tokenizer, loaded by llama.cpp and removed in the end."""
-
-    def __init__(self, tokenizer: GgufTokenizer, work: Path) -> None:
-        self._path = work / f"{HALF}tokenizer.gguf"
-        writer = gguf.GGUFWriter(self._path, "llama")
-        tokenizer.add_to(writer)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.close()
-
-    def __enter__(self) -> "VocabularyFile":
-        self._api = api = library()
-        parameters = api.llama_model_default_params()
-        parameters.vocab_only = True
-        last_words()
-        self._model = api.llama_model_load_from_file(str(self._path).encode(), parameters)
-        self.why = "" if self._model else f"llama.cpp cannot load it: {last_words()}"
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._model:
-            self._api.llama_model_free(self._model)
-        self._path.unlink()
-
-    def ids(self, line: str, ends: bool) -> list[int]:
-        """Return a line's tokens, those that start and end a text included if `ends`."""
-        if not self._model:
-            return [-1]
-        text = line.encode()
+def tokenized(
+    tokenizer: GgufTokenizer, work: Path, lines: Sequence[str], ends: bool
+) -> list[list[int]] | str:
+    """Return the tokens of lines in llama.cpp, those that start and end a text included if `ends`;
+    or why it cannot load the tokenizer. The file for that is removed."""
+    api, path = library(), work / f"{HALF}tokenizer.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    tokenizer.add_to(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    parameters = api.llama_model_default_params()
+    parameters.vocab_only = True
+    last_words()
+    model = api.llama_model_load_from_file(str(path).encode(), parameters)
+    path.unlink()
+    if not model:
+        return f"llama.cpp cannot load it: {last_words()}"
+    found = []
+    for text in map(str.encode, lines):
         room = len(text) + 8
-        found = (ctypes.c_int32 * room)()
-        vocab = self._api.llama_model_get_vocab(self._model)
-        count = self._api.llama_tokenize(vocab, text, len(text), found, room, ends, True)
-        return list(found[: max(0, count)])
+        ids, vocab = (ctypes.c_int32 * room)(), api.llama_model_get_vocab(model)
+        count = api.llama_tokenize(vocab, text, len(text), ids, room, ends, True)
+        found.append(ids[: max(0, count)])
+    api.llama_model_free(model)
+    return found
 
 
 def _with_added(added: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -263,6 +263,19 @@ def core_paths(skeleton: Any) -> tuple[str, str]:
     return paths[id(decoder)], paths[id(head)]
 
 
+def core_names(skeleton: Any, mapping: TextMapping) -> dict[str, str | None]:
+    """Return the weights of the text decoder and of the output head: path in the model → name in a
+    GGUF file; None: it has no place there."""
+    architectures = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    layers = mapping.config.num_hidden_layers
+    names = gguf.get_tensor_name_map(architectures[mapping.architecture], layers)
+    return {
+        f"{path}.{own}": names.get_name(f"{inner}.{own}", try_suffixes=(".weight", ".bias"))
+        for path, inner in zip(core_paths(skeleton), ("model", "lm_head"), strict=True)
+        for own, _ in skeleton.get_submodule(path).named_parameters()
+    }
+
+
 def _replace(half: Any, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     half.get_submodule(parent)._modules[name] = module

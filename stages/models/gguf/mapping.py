@@ -140,7 +140,9 @@ class TextMapping:
         """Return whether a prompt without an attention mask is causal."""
         return not getattr(self.config, "use_bidirectional_attention", False)
 
+    @property
     def rope(self) -> Mapping[str, Any]:
+        """Return the rotary positions of layers that see all tokens."""
         return _rope_of(self.config)
 
     @property
@@ -179,7 +181,7 @@ class TextMapping:
         writer.add_vocab_size(words)
 
     def _add_rope(self, writer: Any) -> None:
-        rope = self.rope()
+        rope = self.rope
         rotated = int(self.head_size * rope.get("partial_rotary_factor", 1.0))
         writer.add_rope_freq_base(rope["rope_theta"])
         writer.add_rope_dimension_count(rotated)
@@ -212,25 +214,27 @@ class TextMapping:
 
     def added(self) -> Mapping[str, torch.Tensor]:
         """Return tensors that are not in the checkpoint: divisors of scaled rotary frequencies."""
-        if self.rope().get("rope_type") != "llama3":
+        if self.rope.get("rope_type") != "llama3":
             return {}
         scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](self.config, torch.device("cpu"))
         steps = torch.arange(0, self.head_size, 2, dtype=torch.float32) / self.head_size
-        return {"rope_freqs.weight": 1.0 / (self.rope()["rope_theta"] ** steps) / scaled}
+        return {"rope_freqs.weight": 1.0 / (self.rope["rope_theta"] ** steps) / scaled}
 
     def change_of(self, path: str) -> Change | None:
         """Return what changes a tensor's values, or None."""
         if self.made.norms_from_one and "norm" in path:
-            return _add_one
+            return lambda weight: weight.float() + 1.0
         for name, heads in (("q_proj", self.heads), ("k_proj", self.kv_heads)):
             if f".{name}." not in path:
                 continue
             if self.made.pairs == "interleave":
                 return partial(interleaved, heads=heads)
             if self.made.pairs == "part":
-                share = self.rope().get("partial_rotary_factor", 1.0)
+                share = self.rope.get("partial_rotary_factor", 1.0)
                 return partial(parted, heads=heads, rotated=int(self.head_size * share))
-        return _without_channels if path.endswith("conv.conv.weight") else None
+        if path.endswith("conv.conv.weight"):
+            return lambda weight: weight.squeeze(1)
+        return None
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
@@ -245,14 +249,6 @@ def parted(weight: torch.Tensor, heads: int, rotated: int) -> torch.Tensor:
     rows = weight.reshape(heads, -1, *weight.shape[1:])
     parts = (rows[:, 0:rotated:2], rows[:, 1:rotated:2], rows[:, rotated:])
     return torch.cat(parts, 1).reshape(weight.shape)
-
-
-def _add_one(weight: torch.Tensor) -> torch.Tensor:
-    return weight.float() + 1.0
-
-
-def _without_channels(weight: torch.Tensor) -> torch.Tensor:
-    return weight.squeeze(1)
 
 
 def mapping_of(config: Any, name: str) -> TextMapping:
@@ -281,7 +277,6 @@ def refused(name: str, why: str) -> UsageError:
 
 
 def _rope_of(text: Any) -> Mapping[str, Any]:
-    """Return the rotary positions of layers that see all tokens."""
     given = text.rope_parameters or {}
     found: Mapping[str, Any] = given.get("full_attention", given)
     return found

@@ -9,6 +9,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -18,7 +19,7 @@ from artifacts.store import fault_of
 from stages.models.gguf.context import file_type
 from stages.models.gguf.header import TABLE, GgufHeader, read_header
 from stages.models.gguf.mapping import TextMapping
-from stages.models.gguf.user_file import SECTIONS, own_metadata
+from stages.models.gguf.user_file import SECTIONS, Stored, compared, own_metadata
 from stages.models.shards.writing import check_free
 
 MORE_ROOM = "Free some space, or keep the store on a larger disk: --store"
@@ -26,9 +27,10 @@ BLOCK_BYTES = 16 << 20
 """Bytes that are copied at a time."""
 
 
-def fitted(header: GgufHeader, mapping: TextMapping, copy: Path) -> Path:
-    """Return the file that llama.cpp loads: the user's, or a `copy` that is made if it is not
-    there. Raises EnvironmentFault."""
+def fitted(file: Path, config: Any, skeleton: Any, stored: Stored, copy: Path) -> Path:
+    """Compare a user's file as `compared` does. Return the file that llama.cpp loads: that one, or
+    a `copy` that is made if it is not there. Raises UsageError, EnvironmentFault."""
+    header, mapping = compared(file, config, skeleton, stored)
     rows = header.tensor(TABLE).shape[0]
     sections = own_metadata(mapping, rows).get(SECTIONS)
     stated = header.values.get(f"{header.architecture}.{SECTIONS}")

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 from artifacts.errors import UsageError
-from stages.models.gguf.half import core_paths, dequantized
+from stages.models.gguf.half import core_names, dequantized
 from stages.models.gguf.header import TABLE, TYPES, GgufHeader, in_line, read_header
 from stages.models.gguf.mapping import TextMapping, mapping_of
 
@@ -145,14 +145,9 @@ def expected_shapes(skeleton: Any, mapping: TextMapping) -> dict[str, tuple[int,
 def _weights(skeleton: Any, mapping: TextMapping) -> Iterator[tuple[str, str, torch.Tensor]]:
     """Yield each weight of the decoder and the output head: its name in a GGUF file, its path in
     the model, and itself."""
-    named = gguf.MODEL_ARCH_NAMES.items()
-    arch = next(arch for arch, name in named if name == mapping.architecture)
-    names = gguf.get_tensor_name_map(arch, mapping.config.num_hidden_layers)
-    for path, inner in zip(core_paths(skeleton), ("model", "lm_head"), strict=True):
-        for own, weight in skeleton.get_submodule(path).named_parameters():
-            found = names.get_name(f"{inner}.{own}", try_suffixes=(".weight", ".bias"))
-            if found is not None:
-                yield found, f"{path}.{own}", weight
+    for path, name in core_names(skeleton, mapping).items():
+        if name is not None:
+            yield name, path, skeleton.get_parameter(path)
 
 
 def check_tokens(header: GgufHeader, tokenizer: Any, placeholders: Collection[str]) -> None:
