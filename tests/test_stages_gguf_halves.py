@@ -197,8 +197,9 @@ def test_a_prompt_after_one_that_failed_has_the_same_bits(
 
     exported("llava", tmp_path)
     context = GgufContext(tmp_path / "gguf" / FILE, threads=1)
-    rows = np.random.default_rng(1).standard_normal((PIECE_TOKENS + 90, context.width))
-    rows, places = rows.astype(np.float32), np.arange(len(rows), dtype=np.int32)[None]
+    draw, shape = np.random.default_rng(1), (PIECE_TOKENS + 90, context.width)
+    rows = draw.standard_normal(shape).astype(np.float32)
+    places = np.arange(len(rows), dtype=np.int32)[None]
     wanted, decode = context.read(rows, places), context._decode
     context.clear(READER)
     context._before = None

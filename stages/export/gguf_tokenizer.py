@@ -8,7 +8,7 @@
 
 import ctypes
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,7 +90,7 @@ def tokenizer_of(source: Path, rows: int, work: Path) -> GgufTokenizer | str:
     wanted = Tokenizer.from_file(str(source / NAME))
     wanted.no_padding()
     wanted.no_truncation()
-    lines = [*PROBE, *_with_added(stated["added_tokens"])]
+    lines = [*PROBE, *("a{0}b {0} c".format(each["content"]) for each in stated["added_tokens"])]
     for ends in (False, True):
         ids = tokenized(found, work, lines, ends)
         if isinstance(ids, str):
@@ -127,12 +127,6 @@ def tokenized(
         found.append(ids[: max(0, count)])
     api.llama_model_free(model)
     return found
-
-
-def _with_added(added: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Return lines with each added token inside text, after a space and before one."""
-    for token in added:
-        yield f"a{token['content']}b {token['content']} c"
 
 
 def _tokenizer(stated: Mapping[str, Any], rows: int) -> GgufTokenizer | str:
@@ -188,7 +182,8 @@ def _sentences(
 
 def _splits(stated: Mapping[str, Any]) -> str:
     """Return what llama.cpp calls that which splits text into words; empty if it is not mapped."""
-    *before, level = _parts(stated.get("pre_tokenizer") or {})
+    given = stated.get("pre_tokenizer") or {}
+    *before, level = given.get("pretokenizers") or [given]
     by_regex = level.get("use_regex", True)
     known = (stated.get("normalizer") or {"type": "NFC"}) == {"type": "NFC"}
     if not known or level.get("type") != "ByteLevel" or level.get("add_prefix_space"):
@@ -200,8 +195,3 @@ def _splits(stated: Mapping[str, Any]) -> str:
     if len(before) > 1 or by_regex or first.get("behavior") != "Isolated" or first.get("invert"):
         return ""
     return SPLITS.get((pattern, bool(stated["model"].get("ignore_merges"))), "")
-
-
-def _parts(given: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    found: Sequence[Mapping[str, Any]] = given.get("pretokenizers") or [given]
-    return found

@@ -1,20 +1,11 @@
 """A GGUF model in llama.cpp, and the KV cache of its sequences.
 
-How it works:
-
 1. The weights are read into memory that the process owns, so that a memory limit counts them.
-   With a file in 32 bit, flash attention is off and the KV cache is in 32 bit, so that llama.cpp
-   computes what transformers computes, up to rounding. With other files both are as in llama.cpp's
-   own programs, and the cache takes half the memory.
-2. The cache has one part per sequence: `ROWS` for decode steps, and one for reading prompts.
-3. A prompt is read in pieces of PIECE_TOKENS; tokens that see later ones, such as those of a
-   picture, in a piece of their own. What it left in the cache is copied out as bytes, and into the
-   part of the row that continues it. So a prompt read once can be continued many times.
-4. A prompt that begins as the one before, such as another question about the same chunk, is read
-   from the first piece that differs. Pieces do not depend on what was read before, so neither does
-   what is computed.
-5. A step computes one token of each row, idle rows too.
-6. A larger prompt makes a larger cache; running sequences move into it as bytes.
+2. The cache has one part per sequence: `ROWS` for decode steps, and one for reading prompts. A
+   prompt moves from there to its row as bytes, so what is read once can be continued many times.
+3. A prompt is read in pieces, and one that begins as the one before from the first piece that
+   differs. Pieces do not depend on what was read before, so neither does what is computed.
+4. A step computes one token of each row, idle rows too.
 """
 
 import ctypes
@@ -66,13 +57,13 @@ class _Read(NamedTuple):
     pieces: Sequence[tuple[int, int, bool]]
 
     def shared(self, other: "_Read") -> tuple[int, int]:
-        """Return the number of first pieces that are equal in both, but for the other's last, and
-        that of their tokens."""
+        """Return the number of first pieces that are equal in both, and that of their tokens. The
+        other's last is not counted, because its logits are needed."""
         count = kept = 0
         for mine, its in zip(self.pieces, other.pieces[:-1], strict=False):
             at, to, _ = mine
             same = mine == its and np.array_equal(self.rows[at:to], other.rows[at:to])
-            if not same or (self.positions[:, at:to] != other.positions[:, at:to]).any():
+            if not (same and np.array_equal(self.positions[:, at:to], other.positions[:, at:to])):
                 break
             count, kept = count + 1, to
         return count, kept
@@ -132,6 +123,8 @@ class GgufContext:
             self.restore(seq, state, lengths[seq])
 
     def _make(self, columns: int) -> Any:
+        """Return a new cache. It is in 32 bit, and flash attention off, for a file in 32 bit, so
+        that llama.cpp computes what transformers does; else both are as in its own programs."""
         api = self._api
         parameters = api.llama_context_default_params()
         parameters.n_seq_max = ROWS + 1
@@ -173,8 +166,7 @@ class GgufContext:
         return self._logits(-1)
 
     def _keep_shared(self, new: "_Read") -> int:
-        """Empty the reader but for the first pieces that it has read of another prompt, and return
-        their number. The last piece is always read, because its logits are needed."""
+        """Empty the reader but for first pieces of another prompt, and return their number."""
         before = self._before
         count, kept = before.shared(new) if before else (0, 0)
         if before and kept and kept < self.lengths[READER]:
@@ -207,17 +199,15 @@ class GgufContext:
         batch = self._api.llama_batch()
         embd = np.ascontiguousarray(rows, np.float32)
         position = np.ascontiguousarray(positions.reshape(-1), np.int32)
-        ones = np.ones(count, np.int32)
-        ids = np.fromiter(seqs, np.int32, count)
-        outputs = np.ascontiguousarray(wanted, np.int8)
+        ones, ids = np.ones(count, np.int32), np.fromiter(seqs, np.int32, count)
         pointer = ctypes.POINTER(ctypes.c_int32)
-        each = [ctypes.cast(ids.ctypes.data + 4 * at, pointer) for at in range(count)]
         batch.n_tokens = count
         batch.embd = embd.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         batch.pos = position.ctypes.data_as(pointer)
         batch.n_seq_id = ones.ctypes.data_as(pointer)
+        each = (ctypes.cast(ids.ctypes.data + 4 * at, pointer) for at in range(count))
         batch.seq_id = (pointer * count)(*each)
-        batch.logits = outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+        batch.logits = wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
         last_words()
         if code := self._api.llama_decode(self._context, batch):
             raise MemoryError(f"llama.cpp could not decode ({code}): {last_words()}")

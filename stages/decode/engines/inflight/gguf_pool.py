@@ -51,9 +51,7 @@ class GgufPool:
         for row in idle:
             self._counts[row] = 0
             self._positions[..., row, :] = 0
-        rows = np.zeros((ROWS, decoder.context.width), np.float32)
-        embedded = decoder.embedded(self._tokens)
-        rows[:, : embedded.shape[1]] = embedded
+        rows = decoder.embedded(self._tokens)
         placed = decoder.positions(self._positions[..., 0], np.array(self._counts, np.int32))
         return torch.from_numpy(decoder.context.step(rows, placed, self._active))
 
