@@ -129,15 +129,13 @@ class GgufDecoder(MissingModule):
         super().__init__(absent.skeleton, path)
         embedding = GgufEmbedding(context.header, mapping.embedding_scale)
         self._modules["embed_tokens"] = embedding
-        self.__dict__.update(
-            context=context, mapping=mapping, embedding=embedding, resident=_nothing
-        )
+        self.__dict__.update(context=context, mapping=mapping, resident=_nothing)
 
     def __getattr__(self, name: str) -> Any:
         if name == "embed_tokens":
             return self.__dict__["_modules"][name]
         if name in ("dtype", "device"):
-            return getattr(self.__dict__["embedding"].anchor, name)
+            return getattr(self.embed_tokens.anchor, name)
         return super().__getattr__(name)
 
     def forward(

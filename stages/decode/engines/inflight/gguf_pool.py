@@ -39,18 +39,17 @@ class GgufPool:
     def clear(self, slot: int) -> None:
         """Empty the slot of an ended sequence."""
         self._active.discard(slot)
+        self._counts[slot] = 0
+        self._positions[..., slot, :] = 0
         self._decoder.context.clear(slot)
 
     def step(self) -> torch.Tensor:
         """Return the logits of the next tokens, of shape [rows, vocabulary]. Those of empty slots
         are meaningless."""
-        decoder, idle = self._decoder, [row for row in range(ROWS) if row not in self._active]
+        decoder = self._decoder
         decoder.context.reserve(1 + max(self._counts[row] for row in self._active))
         if any(decoder.context.lengths[row] != self._counts[row] for row in self._active):
             raise MemoryError("no room for a larger cache, so that running sequences were lost")
-        for row in idle:
-            self._counts[row] = 0
-            self._positions[..., row, :] = 0
         rows = decoder.embedded(self._tokens)
         placed = decoder.positions(self._positions[..., 0], np.array(self._counts, np.int32))
         return torch.from_numpy(decoder.context.step(rows, placed, self._active))
