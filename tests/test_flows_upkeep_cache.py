@@ -14,6 +14,7 @@ from artifacts.errors import UsageError
 from artifacts.pack_object import verify
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
+from flows.checkpoint.user_gguf import COPIES
 from flows.cli.main import main
 from flows.console.units import parse_size
 from flows.machine.leases import running_jobs
@@ -151,3 +152,16 @@ def test_claims_of_namespaces_that_no_job_holds_go_with_the_rubbish(
     collect(store, 1 << 30, dry_run=False)
     left = [path.name for path in (store.local / "claims").rglob("*") if path.is_file()]
     assert left == [HELD]
+
+
+def test_copies_of_gguf_files_go_when_no_run_has_used_them_for_an_hour(store: FolderStore) -> None:
+    folder = store.local / COPIES
+    folder.mkdir(parents=True)
+    used, unused, killed = (folder / name for name in ("a.gguf", "b.gguf", ".penstock-7-c.gguf"))
+    for path in (used, unused, killed):
+        path.write_bytes(b"GGUF")
+    for path in (unused, killed):
+        os.utime(path, (1e9, 1e9))
+    made = collect(store, 1 << 40, dry_run=False)
+    assert (made.packs["rubbish"], made.bytes) == (2, 8)
+    assert list(folder.iterdir()) == [used]

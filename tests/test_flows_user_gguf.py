@@ -20,7 +20,7 @@ from flows.running.run import caption
 from penstock_demo.clips import write_clips
 from stages.models import gguf
 from stages.models.gguf import FILE, FORMAT, MANIFEST
-from stages.models.half_job import DescribeGgufJob
+from stages.models.half_job import DescribeJob
 from stages.process.outcome import StageOutcome
 from tests.support.described import described
 from tests.support.hostile import copy_of_demo
@@ -34,6 +34,7 @@ FOUND = {
     "width": 192,
     "inner": 512,
     "heads": 4,
+    "whole": 0,
 }
 
 
@@ -77,7 +78,7 @@ def test_a_file_is_compared_once_and_keyed_by_its_content(file: Path, tmp_path: 
     launcher = Comparing()
     first = opened(tmp_path / "store", launcher, file)
     (call,) = launcher.calls
-    assert isinstance(call.job, DescribeGgufJob) and call.job.file == str(file)
+    assert isinstance(call.job, DescribeJob) and call.job.gguf == str(file)
     assert call.budget > 0 and call.seconds > 0 and str(file) in call.job.files.stamps
     settings = first.best("language")
     assert (settings.precision, settings.engine) == ("gguf-q4_k_m", "gguf")

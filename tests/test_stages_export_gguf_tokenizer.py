@@ -27,19 +27,19 @@ def found_in(folder: Path, work: Path) -> Any:
 
 def differing(folder: Path, found: Any, work: Path) -> list[str]:
     """Of 1,000 lines those that llama.cpp tokenizes otherwise than the checkpoint."""
-    from stages.export.gguf_tokenizer import VocabularyFile
+    from stages.export.gguf_tokenizer import tokenized
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
-    with VocabularyFile(found, work) as made:
-        return [
-            text
-            for line in lines(1000, 7, *added)
-            for text in [normalize("NFC", line)]  # llama.cpp does not compose characters
-            for ends in (False, True)
-            if made.ids(text, ends) != tokenizer.encode(text, add_special_tokens=ends).ids
-        ]
+    # llama.cpp does not compose characters.
+    texts = [normalize("NFC", line) for line in lines(1000, 7, *added)]
+    return [
+        text
+        for ends in (False, True)
+        for text, ids in zip(texts, tokenized(found, work, texts, ends), strict=True)
+        if ids != tokenizer.encode(text, add_special_tokens=ends).ids
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -187,3 +187,61 @@ def test_positions_that_fall_are_refused(tmp_path: Path) -> None:
     inputs = {**inputs, "position_ids": falling}
     with pytest.raises(UsageError, match="positions that fall"):
         generate(half, inputs, encode(model, inputs), max_new_tokens=1)
+
+
+def test_a_prompt_after_one_that_failed_has_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages.models.gguf.context import GgufContext
+    from tests.support.tiny_families.in_gguf import exported
+
+    exported("llava", tmp_path)
+    context = GgufContext(tmp_path / "gguf" / FILE, threads=1)
+    draw, shape = np.random.default_rng(1), (PIECE_TOKENS + 90, context.width)
+    rows = draw.standard_normal(shape).astype(np.float32)
+    places = np.arange(len(rows), dtype=np.int32)[None]
+    wanted, decode = context.read(rows, places), context._decode
+    context.clear(READER)
+    context._before = None
+
+    def failing(part: np.ndarray, *more: Any) -> None:
+        if len(part) < PIECE_TOKENS:
+            raise MemoryError
+        decode(part, *more)
+
+    monkeypatch.setattr(context, "_decode", failing)
+    with pytest.raises(MemoryError):
+        context.read(rows, places)
+    monkeypatch.undo()
+    assert np.array_equal(context.read(rows, places), wanted)
+
+
+def test_sequences_that_a_larger_prompt_ended_are_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be no room to make the cache larger, after the smaller one was freed."""
+    from stages.decode.engines.inflight.gguf_pool import GgufPool
+    from stages.decode.engines.inflight.pool_shape import PoolShape
+    from stages.decode.engines.inflight.prefill import prefill_row
+    from stages.models.halves.features import encode
+    from tests.support.tiny_families.in_gguf import exported, loaded
+
+    model, inputs = exported("llava", tmp_path)
+    sequence = prefill_row(loaded(tmp_path), inputs, encode(model, inputs), max_new_tokens=8)
+    context, token = sequence.cache.decoder.context, sequence.logits.argmax(-1)[None]
+    pool = GgufPool(sequence, PoolShape(rows=8, slots=8, columns=64))
+    pool.put(2, sequence, token)
+    pool.step()
+    pool.set_tokens(torch.zeros(ROWS, dtype=torch.long))
+    pool.step()
+    pool.set_tokens(torch.zeros(ROWS, dtype=torch.long))
+
+    def full(columns: int) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(context, "_make", full)
+    with pytest.raises(MemoryError):
+        context.reserve(4000)
+    monkeypatch.undo()
+    with pytest.raises(MemoryError, match="were lost"):
+        pool.step()

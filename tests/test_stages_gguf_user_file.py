@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.features import encode
 from stages.models.halves.inject_features import generate
 from stages.models.halves.load import load_half
-from stages.models.loading import open_user_file
+from stages.models.loading import stored_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.gguf]
 TOKENS = 12
@@ -38,8 +39,11 @@ def logits_of(folder: Path, file: Path, model: Any, inputs: Any) -> torch.Tensor
 
 def opened(folder: Path, file: Path) -> Path:
     """The file that llama.cpp loads for a user's file, after all checks."""
+    from stages.models.gguf.opening import fitted
+
     config, cls = config_and_class(folder, False)
-    return open_user_file(file, config, skeleton_of(config, cls), folder, folder / "copy.gguf")
+    skeleton = skeleton_of(config, cls)
+    return fitted(file, config, skeleton, stored_weights(folder, skeleton), folder / "copy.gguf")
 
 
 @pytest.mark.parametrize(
@@ -121,6 +125,46 @@ def test_metadata_that_changes_nothing_is_taken(folder: Path, tmp_path: Path) ->
     assert opened(
         folder / "whole", published(folder / "gguf" / FILE, tmp_path / "x.gguf", changes=changes)
     )
+
+
+def test_merged_parts_are_taken_and_parts_are_not(folder: Path, tmp_path: Path) -> None:
+    from tests.support.published_gguf import published
+
+    own = folder / "gguf" / FILE
+    assert opened(folder / "whole", published(own, tmp_path / "x.gguf", general={"split.count": 0}))
+    part = published(own, tmp_path / "y.gguf", general={"split.count": 2})
+    with pytest.raises(UsageError, match="part of a split file"):
+        opened(folder / "whole", part)
+
+
+@pytest.mark.parametrize(
+    ("stated", "kind"), [(7, "q8_0"), (1024, "f32"), (-9, "f32"), ("?", "f32")]
+)
+def test_a_copy_is_of_the_kind_that_the_file_states(
+    folder: Path, tmp_path: Path, stated: Any, kind: str
+) -> None:
+    from stages.models.gguf.context import kind_of
+    from stages.models.gguf.header import read_header
+    from tests.support.published_gguf import published
+
+    (folder / "whole" / "copy.gguf").unlink(missing_ok=True)
+    general = {"general.file_type": stated % (1 << 32) if isinstance(stated, int) else stated}
+    file = published(folder / "gguf" / FILE, tmp_path / "x.gguf", general=general)
+    kinds = {kind_of(read_header(each)) for each in (file, opened(folder / "whole", file))}
+    assert kinds == {f"gguf-{kind}"}
+
+
+def test_a_copy_for_which_the_disk_has_no_room_fails(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.support.published_gguf import published
+
+    (folder / "whole" / "copy.gguf").unlink(missing_ok=True)
+    file = published(folder / "gguf" / FILE, tmp_path / "x.gguf")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(EnvironmentFault, match="are free"):
+        opened(folder / "whole", file)
+    assert list((folder / "whole").glob("*copy.gguf")) == []
 
 
 Weights = Callable[[Path], Mapping[str, Any]]

@@ -33,10 +33,11 @@ def clock_of(folder: Path) -> float:
         return time.time()
 
 
-def left_behind(folder: Path) -> Iterator[Path]:
-    """Yield half-written files whose writers died."""
+def left_behind(folder: Path, within: str = TEMPORARY) -> Iterator[Path]:
+    """Yield half-written files whose writers died, or files of another folder that nobody has used
+    for as long."""
     now = clock_of(folder)
-    for half in (folder / TEMPORARY).glob("*"):
+    for half in (folder / within).glob("*"):
         with contextlib.suppress(FileNotFoundError):  # another run swept first
             if half.lstat().st_mtime < now - STALE_SECONDS:
                 yield half

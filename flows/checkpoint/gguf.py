@@ -55,8 +55,7 @@ def gguf_for(
 ) -> GgufUse | None:
     """Return the GGUF file of an exported folder, or None for another checkpoint. `digest` returns
     the digest of a file, or an empty string if it is unknown. `pipelines` are those of the command.
-    Raises UsageError if the options ask
-    for something else, EnvironmentFault for a changed file."""
+    Raises UsageError if the options ask for something else, EnvironmentFault for a changed file."""
     engine = EngineOptions.of(config).engine
     if GgufOptions.of(config).language_gguf:
         return None
@@ -82,22 +81,17 @@ def gguf_for(
 
 def gguf_use(fields: Mapping[str, Any], *, path: str, digest: str, copy: str = "") -> GgufUse:
     """Return the use of a file that a manifest, or the process that compared it, describes."""
-    counts = {name: int(fields[name]) for name in ("bytes", "parameters")}
-    width, inner, heads, whole = (int(fields[name]) for name in DIMENSIONS)
     return GgufUse(
         path=path,
         kind=fields["kind"],
         digest=digest,
+        bytes=fields["bytes"],
+        parameters=fields["parameters"],
         shape=GgufShape(
-            width=width,
-            inner=inner,
-            heads=heads,
-            whole=bool(whole),
-            exact=fields["kind"] == EXACT,
+            **{name: fields[name] for name in DIMENSIONS}, exact=fields["kind"] == EXACT
         ),
-        replaced=int(fields.get("replaced", 0)),
+        replaced=fields.get("replaced", 0),
         copy=copy,
-        **counts,
     )
 
 
@@ -105,27 +99,28 @@ def check_options(config: RunOptions, pipelines: Sequence[Pipeline]) -> None:
     """Raise UsageError for options that a GGUF file excludes, EnvironmentFault without the packages
     that it needs."""
     engine = EngineOptions.of(config).engine
-    if not gguf_engine(engine):
-        raise UsageError(
-            f"--engine {engine}: the language half of {config.model} is a GGUF file",
-            hint="Leave --engine out, or give the checkpoint that it was exported from",
-        )
-    if needs_weights(pipelines):
-        raise UsageError(
-            f"the language half of {config.model} is a GGUF file, which cannot be trained or "
-            "exported again",
-            hint="Give the checkpoint that it was exported from",
-        )
-    if SamplingParams.of(config).beams > 1:
-        raise UsageError(
-            f"--beams: the language half of {config.model} is a GGUF file, without beam search",
-            hint="Leave it out, or give the checkpoint that it was exported from",
-        )
-    if AdapterOptions.of(config).adapter:
-        raise UsageError(
-            f"--adapter: the language half of {config.model} is a GGUF file",
-            hint="Export the original with --adapter, which merges it",
-        )
+    half = f"the language half of {config.model} is a GGUF file"
+    give = "give the checkpoint that it was exported from"
+    for excluded, said, hint in (
+        (not gguf_engine(engine), f"--engine {engine}: {half}", f"Leave --engine out, or {give}"),
+        (
+            needs_weights(pipelines),
+            f"{half}, which cannot be trained or exported again",
+            give.capitalize(),
+        ),
+        (
+            SamplingParams.of(config).beams > 1,
+            f"--beams: {half}, without beam search",
+            f"Leave it out, or {give}",
+        ),
+        (
+            AdapterOptions.of(config).adapter,
+            f"--adapter: {half}",
+            "Export the original with --adapter, which merges it",
+        ),
+    ):
+        if excluded:
+            raise UsageError(said, hint=hint)
     check_packages()
 
 

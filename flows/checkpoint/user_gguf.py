@@ -19,7 +19,7 @@ from flows.options.commands import RunOptions
 from flows.options.model import GgufOptions
 from flows.pipelines import Pipeline
 from stages.models.gguf import MANIFEST, PACKAGES
-from stages.models.half_job import DescribeGgufJob
+from stages.models.half_job import DescribeJob
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.profile import ModelProfile
 
@@ -58,8 +58,8 @@ def user_gguf_for(
     else:
         call = StageCall(
             name="describe_gguf",
-            job=DescribeGgufJob(
-                file=str(path),
+            job=DescribeJob(
+                gguf=str(path),
                 model=checkpoint.name if checkpoint.commit else str(checkpoint.folder),
                 revision=checkpoint.commit,
                 trust_remote_code=config.trust_remote_code,

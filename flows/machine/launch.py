@@ -32,12 +32,8 @@ ENTRIES: Mapping[str, str] = {
     "probe": "stages.process.gpu_probe:run",
 }
 """Stage name → function that its process calls."""
-IMPORTING = {
-    "describe",
-    "describe_gguf",
-    "time_graphs",
-    *(name for name, stage in STAGES.items() if stage.part),
-}
+IMPORTING = {name for name, stage in STAGES.items() if stage.part}
+IMPORTING |= {"describe", "describe_gguf", "time_graphs"}
 """Stages that import model libraries."""
 
 

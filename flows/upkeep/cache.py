@@ -13,6 +13,7 @@ from artifacts.pack_object import QUARANTINE
 from artifacts.store import ObjectStat, Store
 from artifacts.stores.heads import CATALOGS
 from artifacts.stores.local import TEMPORARY, left_behind
+from flows.checkpoint.user_gguf import COPIES
 from flows.ledger.namespaces import notes
 from flows.machine.leases import running_jobs
 from flows.pipelines import KEPT as KEPT_PIPELINES
@@ -167,10 +168,12 @@ def _delete(store: Store, pack: Pack, made: Collection, dry_run: bool) -> None:
 def _rubbish(store: Store, names: Iterable[str], in_use: Container[str]) -> Iterator[str]:
     """Yield the names of useless files. `in_use`: namespaces that running jobs need."""
     dead = {path.name for path in left_behind(store.local)}
+    unused = {path.name for path in left_behind(store.local, COPIES)}
     useless: dict[str, Callable[[str], bool]] = {
         QUARANTINE: lambda _: True,
         CLAIMS: lambda namespace: namespace not in in_use,
         TEMPORARY: lambda half: half in dead,
+        COPIES: lambda copy: copy in unused,  # made again when needed
         CATALOGS: lambda namespace: namespace not in in_use,
     }
     for name in names:

@@ -38,7 +38,7 @@ from stages.export.write import (
 )
 from stages.export.write import warm as warm_export
 from stages.models.gguf import FILE, FORMAT, MANIFEST, PACKAGES
-from stages.models.gguf.half import core_paths
+from stages.models.gguf.half import core_names, core_paths
 from stages.models.gguf.header import TABLE
 from stages.models.gguf.library import last_words, library
 from stages.models.gguf.mapping import Change, TextMapping, mapping_of, refused
@@ -46,34 +46,23 @@ from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.hub.checkpoint import CONFIG, SMALL, small_files
 from stages.models.precision.weights import model_names
 from stages.models.published import with_way
-from stages.models.shards.writing import GO_ON, check_room, claimed, write_rest
+from stages.models.shards.writing import GO_ON, check_free, check_room, claimed, write_rest
 from stages.process.report import EventReporter
 
 PARTS: tuple[Part, ...] = ("language",)
-FEW_BITS: Mapping[str, int] = {
+FILE_TYPES: Mapping[str, gguf.LlamaFileType] = {
+    "gguf-f32": gguf.LlamaFileType.ALL_F32,
+    "gguf-f16": gguf.LlamaFileType.MOSTLY_F16,
+    "gguf-bf16": gguf.LlamaFileType.MOSTLY_BF16,
     "gguf-q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
     "gguf-q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
     "gguf-q4_k_m": gguf.LlamaFileType.MOSTLY_Q4_K_M,
 }
-TYPES = {
-    torch.float32: gguf.GGMLQuantizationType.F32,
-    torch.float16: gguf.GGMLQuantizationType.F16,
-    torch.bfloat16: gguf.GGMLQuantizationType.BF16,
-}
-FILE_TYPES = {
-    gguf.GGMLQuantizationType.F32: gguf.LlamaFileType.ALL_F32,
-    gguf.GGMLQuantizationType.F16: gguf.LlamaFileType.MOSTLY_F16,
-    gguf.GGMLQuantizationType.BF16: gguf.LlamaFileType.MOSTLY_BF16,
-}
-
-
-GGUF_KINDS: Mapping[str, Any] = {
-    "gguf-f32": gguf.GGMLQuantizationType.F32,
-    "gguf-f16": gguf.GGMLQuantizationType.F16,
-    "gguf-bf16": gguf.GGMLQuantizationType.BF16,
-    **dict.fromkeys(FEW_BITS),
-}
-"""Kind of an export → type of its matrices; None: llama.cpp quantizes them."""
+"""Kind of an export → what its file states of the tensors' types."""
+DIRECT = {torch.float32: "gguf-f32", torch.float16: "gguf-f16", torch.bfloat16: "gguf-bf16"}
+"""Type of a checkpoint → kind of the same bits. The kinds that are not here llama.cpp quantizes
+from one that is."""
+F32 = gguf.GGMLQuantizationType.F32
 
 
 class CoreTensor(NamedTuple):
@@ -101,6 +90,11 @@ class GgufPlan(NamedTuple):
     rest: ExportPlan
     """The tensors of everything else."""
 
+    @property
+    def rows(self) -> int:
+        """Return the rows of the embedding table."""
+        return int(next(t for t in self.core if t.name == TABLE).stored.shape[0])
+
 
 def plan_gguf(folder: Path, trusted: bool) -> GgufPlan:
     """Plan the GGUF file of a checkpoint. Raises UsageError for a model that is not mapped."""
@@ -109,37 +103,27 @@ def plan_gguf(folder: Path, trusted: bool) -> GgufPlan:
     plan = plan_export(folder, PARTS, trusted)
     skeleton = skeleton_of(config, cls)
     decoder, head = core_paths(skeleton)
-    names = gguf.get_tensor_name_map(_architecture(mapping), mapping.config.num_hidden_layers)
+    names = core_names(skeleton, mapping)
     core, rest, heads = [], [], []
     paths = model_names(skeleton, [tensor.name for tensor in plan.tensors])
     for tensor, path in zip(plan.tensors, paths, strict=True):
         if path is None or not path.startswith((f"{decoder}.", f"{head}.")):
             rest.append(tensor)
-            continue
-        inner = path.replace(f"{decoder}.", "model.", 1).replace(f"{head}.", "lm_head.", 1)
-        name = names.get_name(inner, try_suffixes=(".weight", ".bias"))
-        if inner == "lm_head.weight" and mapping.made.tied:
+        elif path == f"{head}.weight" and mapping.made.tied:
             heads.append(tensor)
-            continue
-        if name is None:
+        elif (name := names.get(path)) is not None:
+            core.append(CoreTensor(tensor, name, mapping.change_of(path)))
+        else:
             raise refused(str(folder), f"{path} has no place in it")
-        core.append(CoreTensor(tensor, name, mapping.change_of(path)))
     for tensor in heads:  # llama.cpp has no place for a head of its own
         (table,) = (each.stored for each in core if each.name == TABLE)
         if not torch.equal(read_tensor(tensor), read_tensor(table)):
             raise refused(str(folder), "its output head is not its embedding table")
-    expected = {p for p, _ in skeleton.get_submodule(decoder).named_parameters()}
-    found = {p.removeprefix(f"{decoder}.") for p in paths if p and p.startswith(f"{decoder}.")}
-    if missing := sorted(expected - found):
-        more = counted(len(missing), "tensor")
-        raise refused(str(folder), f"it stores {more} in another form, such as {missing[0]}")
+    if missing := sorted(path for path in names.keys() - paths if path.startswith(f"{decoder}.")):
+        more, first = counted(len(missing), "tensor"), missing[0].removeprefix(f"{decoder}.")
+        raise refused(str(folder), f"it stores {more} in another form, such as {first}")
     kept = tuple(replace(tensor, module="") for tensor in rest)  # not quantized
     return GgufPlan(mapping, tuple(core), replace(plan, tensors=kept))
-
-
-def _architecture(mapping: TextMapping) -> Any:
-    names = gguf.MODEL_ARCH_NAMES.items()
-    return next(arch for arch, name in names if name == mapping.architecture)
 
 
 def warm(job: ExportJob) -> None:
@@ -180,13 +164,16 @@ def export(job: ExportJob, report: EventReporter) -> None:
 
 def _write_file(job: ExportJob, plan: GgufPlan, folder: Path) -> None:
     """Write the GGUF file and its manifest. A killed process leaves files that the next removes."""
-    kind = GGUF_KINDS[job.kind]
     whole, made = folder / f"{HALF}{FILE}", folder / f"{HALF}few-bits-{FILE}"
-    own = TYPES.get(plan.rest.dtype, gguf.GGMLQuantizationType.F32)
+    direct = job.kind in DIRECT.values()
+    kind = job.kind if direct else DIRECT.get(plan.rest.dtype, "gguf-f32")
+    parameters = sum(torch.Size(tensor.stored.shape).numel() for tensor in plan.core)
+    each = (4 if kind == "gguf-f32" else 2) + (not direct)
+    check_free(folder, parameters * each, MORE_ROOM)
     tokenizer = _tokenizer(job, plan, folder)
     try:
-        _write(whole, plan, kind if kind in FILE_TYPES else own, tokenizer)
-        if kind not in FILE_TYPES:
+        _write(whole, plan, kind, tokenizer)
+        if not direct:
             _quantize(whole, made, job.kind)
             made.replace(whole)
         with whole.open("rb") as file:
@@ -198,7 +185,6 @@ def _write_file(job: ExportJob, plan: GgufPlan, folder: Path) -> None:
     finally:
         for path in (whole, made):
             path.unlink(missing_ok=True)
-    parameters = sum(torch.Size(tensor.stored.shape).numel() for tensor in plan.core)
     found = {"kind": job.kind, "sha256": digest, "bytes": size, "parameters": parameters}
     by = {name: version(name) for name in PACKAGES}
     more = {"architecture": plan.mapping.architecture, "made_by": by, **plan.mapping.dimensions}
@@ -206,23 +192,18 @@ def _write_file(job: ExportJob, plan: GgufPlan, folder: Path) -> None:
     write_json(folder / MANIFEST, {"format": FORMAT, **found, **more})
 
 
-def _rows(plan: GgufPlan) -> int:
-    """Return the rows of the embedding table."""
-    return int(next(tensor for tensor in plan.core if tensor.name == TABLE).stored.shape[0])
-
-
 def _tokenizer(job: ExportJob, plan: GgufPlan, folder: Path) -> GgufTokenizer | str:
     """Return the tokenizer for the file, or why other programs cannot use the file."""
     if plan.mapping.made.by_order:
         return "its rotary positions are those of images and videos, after the order of tokens"
-    return tokenizer_of(Path(job.model), _rows(plan), folder)
+    return tokenizer_of(Path(job.model), plan.rows, folder)
 
 
-def _write(path: Path, plan: GgufPlan, kind: Any, tokenizer: GgufTokenizer | str) -> None:
-    """Write a GGUF file with matrices of one type; vectors are in 32 bit."""
-    mapping = plan.mapping
+def _write(path: Path, plan: GgufPlan, kind: str, tokenizer: GgufTokenizer | str) -> None:
+    """Write a GGUF file with matrices of a kind in DIRECT; vectors are in 32 bit."""
+    mapping, matrix = plan.mapping, gguf.GGMLQuantizationType[kind.removeprefix("gguf-").upper()]
     writer = gguf.GGUFWriter(path, mapping.architecture)
-    mapping.add_metadata(writer, _rows(plan))
+    mapping.add_metadata(writer, plan.rows)
     if isinstance(tokenizer, str):
         writer.add_description(f"Language half for Penstock only: {tokenizer}")
         writer.add_tokenizer_model("none")
@@ -233,10 +214,8 @@ def _write(path: Path, plan: GgufPlan, kind: Any, tokenizer: GgufTokenizer | str
     kinds = {}
     for tensor in plan.core:
         shape = tensor.shape
-        own = kind if len(tensor.stored.shape) == 2 else gguf.GGMLQuantizationType.F32
-        kinds[tensor.name] = own
-        numbers = torch.Size(shape).numel()
-        size = numbers * (4 if own == gguf.GGMLQuantizationType.F32 else 2)
+        kinds[tensor.name] = own = matrix if len(tensor.stored.shape) == 2 else F32
+        size = torch.Size(shape).numel() * (4 if own == F32 else 2)
         writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), size, raw_dtype=own)
     added = mapping.added()
     for name, values in added.items():
@@ -258,18 +237,17 @@ def _numbers(tensor: CoreTensor, kind: Any) -> Any:
     found = weight.float().contiguous().numpy()
     if kind == gguf.GGMLQuantizationType.F16:
         return found.astype(np.float16)
-    return found if kind == gguf.GGMLQuantizationType.F32 else gguf.quants.quantize(found, kind)
+    return found if kind == F32 else gguf.quants.quantize(found, kind)
 
 
 def _quantize(source: Path, path: Path, kind: str) -> None:
     """Quantize a GGUF file by llama.cpp. Raises EnvironmentFault."""
     api = library()
     parameters = api.llama_model_quantize_default_params()
-    parameters.ftype, parameters.nthread = FEW_BITS[kind], torch.get_num_threads()
+    parameters.ftype, parameters.nthread = FILE_TYPES[kind], torch.get_num_threads()
     last_words()
     paths = (str(source).encode(), str(path).encode())
     if api.llama_model_quantize(*paths, ctypes.byref(parameters)):
         raise EnvironmentFault(
-            f"llama.cpp could not quantize to {kind}: {last_words()}",
-            hint=GO_ON,
+            f"llama.cpp could not quantize to {kind}: {last_words()}", hint=GO_ON
         )

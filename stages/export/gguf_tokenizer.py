@@ -8,7 +8,7 @@
 
 import ctypes
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,55 +90,43 @@ def tokenizer_of(source: Path, rows: int, work: Path) -> GgufTokenizer | str:
     wanted = Tokenizer.from_file(str(source / NAME))
     wanted.no_padding()
     wanted.no_truncation()
-    with VocabularyFile(found, work) as made:
-        for line in (*PROBE, *_with_added(stated["added_tokens"])):
-            for ends in (False, True):
-                if made.ids(line, ends) != wanted.encode(line, add_special_tokens=ends).ids:
-                    return made.why or f"llama.cpp tokenizes {line[:20]!r} otherwise"
+    lines = [*PROBE, *("a{0}b {0} c".format(each["content"]) for each in stated["added_tokens"])]
+    for ends in (False, True):
+        ids = tokenized(found, work, lines, ends)
+        if isinstance(ids, str):
+            return ids
+        for line, made in zip(lines, ids, strict=True):
+            if made != wanted.encode(line, add_special_tokens=ends).ids:
+                return f"llama.cpp tokenizes {line[:20]!r} otherwise"
     return found
 
 
-class VocabularyFile:
-    """A GGUF file with nothing but a tokenizer, loaded by llama.cpp and removed in the end."""
-
-    def __init__(self, tokenizer: GgufTokenizer, work: Path) -> None:
-        self._path = work / f"{HALF}tokenizer.gguf"
-        writer = gguf.GGUFWriter(self._path, "llama")
-        tokenizer.add_to(writer)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.close()
-
-    def __enter__(self) -> "VocabularyFile":
-        self._api = api = library()
-        parameters = api.llama_model_default_params()
-        parameters.vocab_only = True
-        last_words()
-        self._model = api.llama_model_load_from_file(str(self._path).encode(), parameters)
-        self.why = "" if self._model else f"llama.cpp cannot load it: {last_words()}"
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._model:
-            self._api.llama_model_free(self._model)
-        self._path.unlink()
-
-    def ids(self, line: str, ends: bool) -> list[int]:
-        """Return a line's tokens, those that start and end a text included if `ends`."""
-        if not self._model:
-            return [-1]
-        text = line.encode()
+def tokenized(
+    tokenizer: GgufTokenizer, work: Path, lines: Sequence[str], ends: bool
+) -> list[list[int]] | str:
+    """Return the tokens of lines in llama.cpp, those that start and end a text included if `ends`;
+    or why it cannot load the tokenizer. The file for that is removed."""
+    api, path = library(), work / f"{HALF}tokenizer.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    tokenizer.add_to(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    parameters = api.llama_model_default_params()
+    parameters.vocab_only = True
+    last_words()
+    model = api.llama_model_load_from_file(str(path).encode(), parameters)
+    path.unlink()
+    if not model:
+        return f"llama.cpp cannot load it: {last_words()}"
+    found = []
+    for text in map(str.encode, lines):
         room = len(text) + 8
-        found = (ctypes.c_int32 * room)()
-        vocab = self._api.llama_model_get_vocab(self._model)
-        count = self._api.llama_tokenize(vocab, text, len(text), found, room, ends, True)
-        return list(found[: max(0, count)])
-
-
-def _with_added(added: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Return lines with each added token inside text, after a space and before one."""
-    for token in added:
-        yield f"a{token['content']}b {token['content']} c"
+        ids, vocab = (ctypes.c_int32 * room)(), api.llama_model_get_vocab(model)
+        count = api.llama_tokenize(vocab, text, len(text), ids, room, ends, True)
+        found.append(ids[: max(0, count)])
+    api.llama_model_free(model)
+    return found
 
 
 def _tokenizer(stated: Mapping[str, Any], rows: int) -> GgufTokenizer | str:
@@ -194,7 +182,8 @@ def _sentences(
 
 def _splits(stated: Mapping[str, Any]) -> str:
     """Return what llama.cpp calls that which splits text into words; empty if it is not mapped."""
-    *before, level = _parts(stated.get("pre_tokenizer") or {})
+    given = stated.get("pre_tokenizer") or {}
+    *before, level = given.get("pretokenizers") or [given]
     by_regex = level.get("use_regex", True)
     known = (stated.get("normalizer") or {"type": "NFC"}) == {"type": "NFC"}
     if not known or level.get("type") != "ByteLevel" or level.get("add_prefix_space"):
@@ -206,8 +195,3 @@ def _splits(stated: Mapping[str, Any]) -> str:
     if len(before) > 1 or by_regex or first.get("behavior") != "Isolated" or first.get("invert"):
         return ""
     return SPLITS.get((pattern, bool(stated["model"].get("ignore_merges"))), "")
-
-
-def _parts(given: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    found: Sequence[Mapping[str, Any]] = given.get("pretokenizers") or [given]
-    return found

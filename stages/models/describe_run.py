@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UsageError
-from stages.models.half_job import DescribeGgufJob, DescribeJob
+from stages.models.half_job import DescribeJob
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.hub.resolve import find_model
 from stages.models.inspection import describe
@@ -47,13 +47,13 @@ def run_gguf(job_fields: dict[str, Any], report: EventReporter) -> None:
     from stages.models.gguf.user_file import check_tokens, compared, expected_shapes
     from stages.models.loading import stored_weights
 
-    job = parse_job(DescribeGgufJob, job_fields)
+    job = parse_job(DescribeJob, job_fields)
     with job.files.compared():
         folder = find_model(job.model, job.revision).folder
         config, cls = config_and_class(folder, job.trust_remote_code, job.as_published)
         skeleton = skeleton_of(config, cls)
         stored = stored_weights(folder, skeleton)
-        header, mapping = compared(Path(job.file), config, skeleton, stored)
+        header, mapping = compared(Path(job.gguf), config, skeleton, stored)
         processor = load_processor(folder, job.trust_remote_code)
         check_tokens(header, processor.tokenizer, placeholder_tokens(processor))
     expected = expected_shapes(skeleton, mapping)

@@ -69,10 +69,12 @@ class HalfJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DescribeJob:
-    """The checkpoint to describe."""
+    """The checkpoint to describe, or the user's file to compare with it."""
 
     model: str
     """Folder or hub id."""
+    gguf: str = ""
+    """GGUF file to compare with it; empty: none."""
     revision: str | None = None
     trust_remote_code: bool = False
     max_pixels: int = 0
@@ -83,18 +85,3 @@ class DescribeJob:
     """Whether to describe it as its authors published it; None: by the rule."""
     files: ModelFiles = field(default_factory=ModelFiles)
     """The model files that it was planned with; empty: they are not compared."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DescribeGgufJob:
-    """The user's GGUF file to compare with a checkpoint."""
-
-    file: str
-    model: str
-    """Folder or hub id."""
-    revision: str | None = None
-    trust_remote_code: bool = False
-    as_published: bool | None = None
-    """Whether the checkpoint runs as its authors published it; None: by the rule."""
-    files: ModelFiles = field(default_factory=ModelFiles)
-    """The files that it was planned with; empty: they are not compared."""

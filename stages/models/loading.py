@@ -137,7 +137,7 @@ class ModelJob(HalfJob):
             half = load(folder, skeleton, keep, tuple(pieces), self.device, options)
             return self._checked(half, keep, pieces)
         dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
-        stored = stored_modules(skeleton, _tensor_names(folder))
+        stored = stored_modules(skeleton, (name for _, name in _tensors(folder)))
         planned = plan(skeleton, keep, self.precision, dtype, stored)
         with _attention_errors(self.attention):
             half = load_half(folder, keep, pieces=pieces, **options, **planned.options)
@@ -168,12 +168,14 @@ class ModelJob(HalfJob):
     def _with_gguf(self, folder: Path, config: Any, skeleton: Any, pieces: Iterable[str]) -> Any:
         """Load the half with its decoder in llama.cpp. The rest of it computes in 32 bit."""
         from stages.models.gguf.half import load_with_gguf
+        from stages.models.gguf.opening import fitted
 
         options: dict[str, Any] = {"as_published": self.as_published, "dtype": torch.float32}
         load = partial(load_half, folder, "language", pieces=pieces, **options)
         file = Path(self.gguf)
         if self.gguf_copy:
-            file = open_user_file(file, config, skeleton, folder, Path(self.gguf_copy))
+            stored = stored_weights(folder, skeleton)
+            file = fitted(file, config, skeleton, stored, Path(self.gguf_copy))
         half = load_with_gguf(
             file,
             config,
@@ -232,16 +234,6 @@ def warm_source(source: ModelJob) -> None:
     _ready[folder, source.trust_remote_code] = source.processor()
 
 
-def open_user_file(file: Path, config: Any, skeleton: Any, folder: Path, copy: Path) -> Path:
-    """Compare a user's GGUF file with the checkpoint in a folder, and return the file that
-    llama.cpp loads: that one, or a copy. Raises PenstockError."""
-    from stages.models.gguf.opening import fitted
-    from stages.models.gguf.user_file import compared
-
-    header, mapping = compared(file, config, skeleton, stored_weights(folder, skeleton))
-    return fitted(header, mapping, copy)
-
-
 def stored_weights(folder: Path, skeleton: Any) -> dict[str, tuple[Path, str]]:
     """Return the weights of a checkpoint whose files are local: path in the model → file, and name
     in it."""
@@ -250,13 +242,9 @@ def stored_weights(folder: Path, skeleton: Any) -> dict[str, tuple[Path, str]]:
     return {path: place for path, place in zip(paths, stored, strict=True) if path is not None}
 
 
-def _tensor_names(folder: Path) -> Iterator[str]:
-    """Yield the names of tensors in the local files; those of the other half may be missing."""
-    return (name for _, name in _tensors(folder))
-
-
 def _tensors(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield file and name of each tensor in the local files."""
+    """Yield file and name of each tensor in the local files; those of the other half may be
+    missing."""
     from safetensors import SafetensorError, safe_open
 
     for path in sorted(folder.glob("*.safetensors")):

@@ -17,7 +17,7 @@ import torch
 from artifacts.errors import PenstockError
 from stages.models.describe_run import run_gguf
 from stages.models.gguf.half import GgufDecoder
-from stages.models.half_job import DescribeGgufJob
+from stages.models.half_job import DescribeJob
 from stages.models.loading import ModelJob, warm_source
 from stages.process.job import job_fields
 
@@ -38,7 +38,7 @@ class Notes:
 def use(checkpoint: str, file: str, copy: str) -> None:
     """Compare a file with the checkpoint, load it, read a prompt and compute a step. Raises
     PenstockError."""
-    job = DescribeGgufJob(file=file, model=checkpoint)
+    job = DescribeJob(gguf=file, model=checkpoint)
     run_gguf(job_fields(job), Notes())  # type: ignore[arg-type]
     half = ModelJob(model=checkpoint, gguf=file, gguf_copy=copy).load("language")
     decoder = next(module for module in half.modules() if isinstance(module, GgufDecoder))

@@ -26,15 +26,19 @@ def published(
     changes: Mapping[str, Any] | None = None,
     weights: Mapping[str, Any] | None = None,
     without: Sequence[str] = (),
+    general: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the content of an exported file as a converter would. `changes`: metadata without its
-    architecture → other value, or None for none. `weights`: tensors with other numbers."""
+    architecture → other value, or None for none. `weights`: tensors with other numbers.
+    `general`: metadata of no architecture."""
     header = read_header(own)
     architecture = PUBLISHED.get(header.architecture, header.architecture)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("Published")
     writer.add_description("A file of somebody")
-    writer.add_file_type(int(header.values["general.file_type"]))
+    stated = {"general.file_type": int(header.values["general.file_type"]), **(general or {})}
+    for key, value in stated.items():
+        _add(writer, key, value)
     for key, value in {**_metadata(header), **(changes or {})}.items():
         _add(writer, f"{architecture}.{key}", value)
     if tokens:

@@ -1,20 +1,11 @@
 """A GGUF model in llama.cpp, and the KV cache of its sequences.
 
-How it works:
-
 1. The weights are read into memory that the process owns, so that a memory limit counts them.
-   With a file in 32 bit, flash attention is off and the KV cache is in 32 bit, so that llama.cpp
-   computes what transformers computes, up to rounding. With other files both are as in llama.cpp's
-   own programs, and the cache takes half the memory.
-2. The cache has one part per sequence: `ROWS` for decode steps, and one for reading prompts.
-3. A prompt is read in pieces of PIECE_TOKENS; tokens that see later ones, such as those of a
-   picture, in a piece of their own. What it left in the cache is copied out as bytes, and into the
-   part of the row that continues it. So a prompt read once can be continued many times.
-4. A prompt that begins as the one before, such as another question about the same chunk, is read
-   from the first piece that differs. Pieces do not depend on what was read before, so neither does
-   what is computed.
-5. A step computes one token of each row, idle rows too.
-6. A larger prompt makes a larger cache; running sequences move into it as bytes.
+2. The cache has one part per sequence: `ROWS` for decode steps, and one for reading prompts. A
+   prompt moves from there to its row as bytes, so what is read once can be continued many times.
+3. A prompt is read in pieces, and one that begins as the one before from the first piece that
+   differs. Pieces do not depend on what was read before, so neither does what is computed.
+4. A step computes one token of each row, idle rows too.
 """
 
 import ctypes
@@ -40,11 +31,19 @@ F32, F16 = 0, 1
 """GGML types of the KV cache."""
 
 
+def file_type(header: GgufHeader) -> gguf.LlamaFileType | None:
+    """Return what a file states of its tensors' types; None if that is nothing known."""
+    try:
+        return gguf.LlamaFileType(header.values.get("general.file_type", -1))
+    except ValueError:
+        return None
+
+
 def kind_of(header: GgufHeader) -> str:
     """Return the kind of a file as that of an export, such as `gguf-q4_k_m`."""
-    try:
-        name = gguf.LlamaFileType(header.values.get("general.file_type", -1)).name.split("_", 1)[1]
-    except ValueError:
+    stated = file_type(header)
+    name = stated.name.partition("_")[2] if stated is not None else ""
+    if not name:  # not stated, or guessed
         largest = max(header.tensors.values(), key=lambda tensor: tensor.bytes)
         name = gguf.GGMLQuantizationType(largest.type).name
     return f"gguf-{name.lower()}"
@@ -58,13 +57,13 @@ class _Read(NamedTuple):
     pieces: Sequence[tuple[int, int, bool]]
 
     def shared(self, other: "_Read") -> tuple[int, int]:
-        """Return the number of first pieces that are equal in both, but for the other's last, and
-        that of their tokens."""
+        """Return the number of first pieces that are equal in both, and that of their tokens. The
+        other's last is not counted, because its logits are needed."""
         count = kept = 0
         for mine, its in zip(self.pieces, other.pieces[:-1], strict=False):
             at, to, _ = mine
             same = mine == its and np.array_equal(self.rows[at:to], other.rows[at:to])
-            if not same or (self.positions[:, at:to] != other.positions[:, at:to]).any():
+            if not (same and np.array_equal(self.positions[:, at:to], other.positions[:, at:to])):
                 break
             count, kept = count + 1, to
         return count, kept
@@ -103,7 +102,8 @@ class GgufContext:
         kind = api.llama_model_rope_type(self._model)
         self.axes = 4 if kind in (api.LLAMA_ROPE_TYPE_MROPE, api.LLAMA_ROPE_TYPE_IMROPE) else 1
         """Positions of each token."""
-        self._lengths = [0] * (ROWS + 1)
+        self.lengths = [0] * (ROWS + 1)
+        """Tokens of each sequence."""
         self._before: _Read | None = None
         """The whole prompt that the reader holds; None: it holds none."""
 
@@ -114,8 +114,8 @@ class GgufContext:
             return
         self.piece = max(self.piece, piece)
         columns = -(-max(tokens, self.columns) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
-        kept = {seq: self.state(seq) for seq, length in enumerate(self._lengths) if length}
-        lengths = list(self._lengths)
+        kept = {seq: self.state(seq) for seq, length in enumerate(self.lengths) if length}
+        lengths = list(self.lengths)
         self.close_context()
         self._context = self._make(columns)
         self.columns = columns
@@ -123,6 +123,8 @@ class GgufContext:
             self.restore(seq, state, lengths[seq])
 
     def _make(self, columns: int) -> Any:
+        """Return a new cache. It is in 32 bit, and flash attention off, for a file in 32 bit, so
+        that llama.cpp computes what transformers does; else both are as in its own programs."""
         api = self._api
         parameters = api.llama_context_default_params()
         parameters.n_seq_max = ROWS + 1
@@ -150,6 +152,8 @@ class GgufContext:
         self.reserve(after + len(rows) + 1, largest)
         new = _Read(rows, positions, tuple(pieces_of(len(rows), blocks)))
         shared = 0 if after else self._keep_shared(new)
+        # Before anything is computed: what a failure leaves is not reused, but emptied.
+        self._before, self.lengths[READER] = None, after + len(rows)
         for at, to, causal in new.pieces[shared:]:
             wanted = np.zeros(to - at, np.int8)
             wanted[-1] = to == len(rows)
@@ -158,16 +162,14 @@ class GgufContext:
                 self._decode(rows[at:to], positions[:, at:to], [READER] * (to - at), wanted)
             finally:
                 self._api.llama_set_causal_attn(self._context, True)
-        self._lengths[READER] = after + len(rows)
         self._before = None if after else new
         return self._logits(-1)
 
     def _keep_shared(self, new: "_Read") -> int:
-        """Empty the reader but for the first pieces that it has read of another prompt, and return
-        their number. The last piece is always read, because its logits are needed."""
-        before, self._before = self._before, None
+        """Empty the reader but for first pieces of another prompt, and return their number."""
+        before = self._before
         count, kept = before.shared(new) if before else (0, 0)
-        if before and kept and kept < self._lengths[READER]:
+        if before and kept and kept < self.lengths[READER]:
             times, memory = before.positions[0], self._api.llama_get_memory(self._context)
             # llama.cpp removes by time. Other layers than those of attention keep no earlier state.
             falls = times[:kept].max() >= times[kept:].min()
@@ -176,7 +178,7 @@ class GgufContext:
         if not kept:
             self.clear(READER)
             return 0
-        self._lengths[READER] = kept
+        self.lengths[READER] = kept
         return count
 
     def step(self, rows: Floats, positions: Whole, active: Iterable[int]) -> Floats:
@@ -187,9 +189,9 @@ class GgufContext:
         for seq in range(ROWS):
             if seq not in running:
                 self.clear(seq)
-        self._decode(rows, positions, range(ROWS), np.ones(ROWS, np.int8))
         for seq in range(ROWS):
-            self._lengths[seq] += 1
+            self.lengths[seq] += 1
+        self._decode(rows, positions, range(ROWS), np.ones(ROWS, np.int8))
         return np.stack([self._logits(row) for row in range(ROWS)])
 
     def _decode(self, rows: Floats, positions: Whole, seqs: Iterable[int], wanted: Any) -> None:
@@ -197,17 +199,15 @@ class GgufContext:
         batch = self._api.llama_batch()
         embd = np.ascontiguousarray(rows, np.float32)
         position = np.ascontiguousarray(positions.reshape(-1), np.int32)
-        ones = np.ones(count, np.int32)
-        ids = np.fromiter(seqs, np.int32, count)
-        outputs = np.ascontiguousarray(wanted, np.int8)
+        ones, ids = np.ones(count, np.int32), np.fromiter(seqs, np.int32, count)
         pointer = ctypes.POINTER(ctypes.c_int32)
-        each = [ctypes.cast(ids.ctypes.data + 4 * at, pointer) for at in range(count)]
         batch.n_tokens = count
         batch.embd = embd.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         batch.pos = position.ctypes.data_as(pointer)
         batch.n_seq_id = ones.ctypes.data_as(pointer)
+        each = (ctypes.cast(ids.ctypes.data + 4 * at, pointer) for at in range(count))
         batch.seq_id = (pointer * count)(*each)
-        batch.logits = outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+        batch.logits = wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
         last_words()
         if code := self._api.llama_decode(self._context, batch):
             raise MemoryError(f"llama.cpp could not decode ({code}): {last_words()}")
@@ -234,21 +234,21 @@ class GgufContext:
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         if not self._api.llama_state_seq_set_data(self._context, buffer, len(state), seq):
             raise MemoryError(f"llama.cpp could not restore a sequence: {last_words()}")
-        self._lengths[seq] = tokens
+        self.lengths[seq] = tokens
 
     def clear(self, seq: int) -> None:
         """Empty a sequence's part of the cache."""
-        if self._context and self._lengths[seq]:
+        if self._context and self.lengths[seq]:
             memory = self._api.llama_get_memory(self._context)
             self._api.llama_memory_seq_rm(memory, seq, -1, -1)
-        self._lengths[seq] = 0
+        self.lengths[seq] = 0
 
     def close_context(self) -> None:
         """Free the cache and all sequences."""
         if self._context:
             self._api.llama_free(self._context)
         self._context, self.columns, self._before = None, 0, None
-        self._lengths = [0] * (ROWS + 1)
+        self.lengths = [0] * (ROWS + 1)
 
     def close(self) -> None:
         """Free everything."""

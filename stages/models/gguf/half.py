@@ -83,18 +83,12 @@ class GgufCache:
     is_compileable = False
     is_initialized = True
 
-    def __init__(
-        self,
-        decoder: "GgufDecoder",
-        length: int,
-        seq: int = READER,
-        position: torch.Tensor | None = None,
-    ) -> None:
+    def __init__(self, decoder: "GgufDecoder", length: int, seq: int, position: Any) -> None:
         """Describe a sequence of `length` tokens, which `seq` of llama.cpp's cache holds."""
         self.decoder, self._length, self.seq = decoder, length, seq
         self.position = position
-        """Position of the next token, [..., 1, 1], if the decoder got any. PaliGemma counts
-        from 1, which `generate` does not know."""
+        """Position of the next token, [..., 1, 1], or None if the decoder got none. PaliGemma
+        counts from 1, which `generate` does not know."""
         self._state: bytes | None = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -122,6 +116,10 @@ class GgufCache:
         return self
 
 
+def _nothing() -> None:
+    """Stand for the sequence of a reader that holds none."""
+
+
 class GgufDecoder(MissingModule):
     """A text decoder that llama.cpp runs. `MissingModule` answers all other attributes."""
 
@@ -131,15 +129,13 @@ class GgufDecoder(MissingModule):
         super().__init__(absent.skeleton, path)
         embedding = GgufEmbedding(context.header, mapping.embedding_scale)
         self._modules["embed_tokens"] = embedding
-        state = {"context": context, "mapping": mapping}
-        state["resident"] = ref(GgufCache(self, 0))  # a dead one: the reader is empty
-        self.__dict__.update(state, embedding=embedding)
+        self.__dict__.update(context=context, mapping=mapping, resident=_nothing)
 
     def __getattr__(self, name: str) -> Any:
         if name == "embed_tokens":
             return self.__dict__["_modules"][name]
         if name in ("dtype", "device"):
-            return getattr(self.__dict__["embedding"].anchor, name)
+            return getattr(self.embed_tokens.anchor, name)
         return super().__getattr__(name)
 
     def forward(
@@ -177,9 +173,11 @@ class GgufDecoder(MissingModule):
         seq = 0 if past is not None and len(wide) == 1 else READER
         if past is not None and (before is not past or past.seq != seq):
             self.context.restore(seq, past.state(), after)
+        self.__dict__["resident"] = _nothing  # what a failure leaves cannot be continued
         if seq == 0:
             self.context.reserve(after + 1)
-            logits = self._step(wide, placed)
+            step = np.repeat(wide, ROWS, 0), np.repeat(placed, ROWS, 1)
+            logits = self.context.step(*step, active=[0])[0]
         else:
             logits = self.context.read(wide, placed, after, blocks)
         then = None if position_ids is None else position_ids[..., -1:] + 1
@@ -188,19 +186,9 @@ class GgufDecoder(MissingModule):
         hidden = torch.from_numpy(logits)[None, None]
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
 
-    def _step(self, row: Floats, position: Whole) -> Floats:
-        """Compute one token in the first row of a step, and return its logits [vocabulary]. All
-        other rows are emptied."""
-        rows = np.zeros((ROWS, self.context.width), np.float32)
-        positions = np.zeros((self.context.axes, ROWS), np.int32)
-        rows[:1], positions[:, :1] = row, position
-        found: Floats = self.context.step(rows, positions, [0])[0]
-        return found
-
     def embedded(self, ids: Sequence[int]) -> Floats:
         """Return the embeddings of tokens as llama.cpp takes them, of shape [tokens, width]."""
-        found: Floats = self.embed_tokens.rows(ids)
-        return found * np.float32(self.mapping.input_scale)
+        return self._with_deepstack(torch.from_numpy(self.embed_tokens.rows(ids)))
 
     def positions(self, found: torch.Tensor | None, order: Whole) -> Whole:
         """Return positions as llama.cpp takes them, [axes, tokens], from those of transformers,
@@ -218,8 +206,8 @@ class GgufDecoder(MissingModule):
     def _with_deepstack(
         self,
         rows: torch.Tensor,
-        standing: torch.Tensor | None,
-        deeper: Sequence[torch.Tensor] | None,
+        standing: torch.Tensor | None = None,
+        deeper: Sequence[torch.Tensor] | None = None,
     ) -> Floats:
         """Return input rows [tokens, width], with the image features of deeper layers beside the
         embeddings."""
@@ -247,11 +235,10 @@ def load_with_gguf(
     decoder, head = core_paths(skeleton)
     half = load([decoder, head])
     mapping = mapping_of(config, str(file))
-    absent = half.get_submodule(decoder)
     context = GgufContext(file, torch.get_num_threads(), on_gpu)
-    made = GgufDecoder(absent, decoder, mapping, context)
-    _replace(half, decoder, made)
-    _replace(half, head, GgufHead(made.context.words))
+    made = GgufDecoder(half.get_submodule(decoder), decoder, mapping, context)
+    half.set_submodule(decoder, made)
+    half.set_submodule(head, GgufHead(context.words))
     return half
 
 
@@ -262,6 +249,14 @@ def core_paths(skeleton: Any) -> tuple[str, str]:
     return paths[id(decoder)], paths[id(head)]
 
 
-def _replace(half: Any, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    half.get_submodule(parent)._modules[name] = module
+def core_names(skeleton: Any, mapping: TextMapping) -> dict[str, str | None]:
+    """Return the weights of the text decoder and of the output head: path in the model → name in a
+    GGUF file; None: it has no place there."""
+    architectures = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    layers = mapping.config.num_hidden_layers
+    names = gguf.get_tensor_name_map(architectures[mapping.architecture], layers)
+    return {
+        f"{path}.{own}": names.get_name(f"{inner}.{own}", try_suffixes=(".weight", ".bias"))
+        for path, inner in zip(core_paths(skeleton), ("model", "lm_head"), strict=True)
+        for own, _ in skeleton.get_submodule(path).named_parameters()
+    }

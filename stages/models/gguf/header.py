@@ -67,10 +67,6 @@ class GgufTensor:
     """Bytes from the start of the tensors' data."""
     bytes: int
 
-    @property
-    def parameters(self) -> int:
-        return math.prod(self.shape)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GgufHeader:
@@ -80,8 +76,6 @@ class GgufHeader:
     values: Mapping[str, Any]
     """Key → its value; lists are tuples."""
     tensors: Mapping[str, GgufTensor]
-    places: tuple[int, int]
-    """Bytes of the file that state the tensors' names, shapes and places."""
     data_start: int
     """Byte at which the tensors' data starts."""
     alignment: int
@@ -93,7 +87,7 @@ class GgufHeader:
 
     @property
     def parameters(self) -> int:
-        return sum(tensor.parameters for tensor in self.tensors.values())
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
     def tensor(self, name: str) -> GgufTensor:
         """Return a tensor. Raises UsageError."""
@@ -132,7 +126,6 @@ class _HeaderReader:
         alignment = values.get(ALIGNMENT_KEY, ALIGNMENT)
         if type(alignment) is not int or alignment not in ALIGNMENTS:
             raise self._damaged(f"{ALIGNMENT_KEY} is {alignment!r}")
-        first = self._at
         places = self._tensors(tensors, alignment)
         data_start = aligned(self._at, alignment)
         if short := [n for n, t in places.items() if data_start + t.offset + t.bytes > self._size]:
@@ -144,7 +137,6 @@ class _HeaderReader:
             path=self._path,
             values=values,
             tensors=places,
-            places=(first, self._at),
             data_start=data_start,
             alignment=alignment,
         )
@@ -153,7 +145,7 @@ class _HeaderReader:
         found: dict[str, Any] = {}
         for _ in range(count):
             key = self._string("the name of a metadata key")
-            if key in found or not _is_name(key):
+            if key in found or not key or not key.isprintable():
                 raise self._damaged(f"it has the metadata key {key!r} twice, or as no name")
             kind = self._number("I", key)
             found[key] = self._list(key) if kind == LIST else self._value(kind, key)
@@ -186,7 +178,7 @@ class _HeaderReader:
         expected = 0
         for _ in range(count):
             name = self._string("the name of a tensor", NAME_BYTES)
-            if name in found or not _is_name(name):
+            if name in found or not name or not name.isprintable():
                 raise self._damaged(f"it has the tensor {name!r} twice, or as no name")
             found[name] = tensor = self._tensor(name)
             if tensor.offset != expected:
@@ -241,11 +233,6 @@ class _HeaderReader:
 
     def _damaged(self, why: str) -> UsageError:
         return UsageError(f"{self._path} is damaged: {in_line(why)}", hint=HINT)
-
-
-def _is_name(text: str) -> bool:
-    # Elsewhere a name may end at a character that does not print.
-    return text.isprintable() and text != ""
 
 
 def in_line(text: str) -> str:

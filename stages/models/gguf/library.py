@@ -17,7 +17,7 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault
 from stages.models.gguf import INSTALL
-from stages.models.gguf.header import TABLE, GgufHeader
+from stages.models.gguf.header import TABLE, GgufHeader, in_line
 
 BINDING = "llama_cpp.llama_cpp"
 PROBED = {
@@ -47,7 +47,7 @@ def library() -> Any:
     os.environ.pop("LLAMA_CPP_LIB_PATH", None)
     try:
         found = import_module(BINDING)
-    except (ImportError, OSError, RuntimeError, FileNotFoundError) as error:
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
         missing = isinstance(error, ModuleNotFoundError)
         why = "llama-cpp-python is not installed" if missing else f"{error}".splitlines()[0]
         raise EnvironmentFault(f"engine gguf: {why}", hint=f"Install it: {INSTALL}") from error
@@ -109,6 +109,6 @@ def _keep_line(found: Any) -> Any:
 
 def last_words() -> str:
     """Return the last warnings and errors of llama.cpp in one line, and forget them."""
-    found = "; ".join(filter(None, _log))
+    found = in_line(" ".join("; ".join(filter(None, _log)).split()))
     _log.clear()
-    return found[:300] or "llama.cpp gave no reason"
+    return found or "llama.cpp gave no reason"

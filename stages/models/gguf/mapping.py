@@ -27,23 +27,20 @@ class GgufArchitecture:
     """What is peculiar to an architecture of llama.cpp."""
 
     name: str
-    activations: tuple[str | None, ...] = SILU
     pairs: str = "halves"
     """Dimensions of a head that are rotated together: `halves` half a head apart, `interleave` for
-    such that llama.cpp expects as neighbors, `part` for neighbors that it expects apart."""
+    such that llama.cpp expects as neighbors, `part` for neighbors that it expects apart, in which
+    case a part of each head may be rotated."""
     by_order: bool = False
     """Whether time positions may fall. llama.cpp judges causality by the first of four positions,
     so that one gets the order of tokens and no share of the rotary dimensions."""
-    norms_from_one: bool = False
-    """Whether transformers adds 1 to the weights of norms."""
-    embedding_scale: bool = False
-    """Whether embeddings are multiplied by the square root of their width."""
+    gemma: bool = False
+    """Whether transformers adds 1 to the weights of norms, multiplies embeddings by the square root
+    of their width, and computes GELU."""
     scales_inputs: bool = False
-    """Whether llama.cpp multiplies its inputs by that, too."""
+    """Whether llama.cpp multiplies its inputs by that root, too."""
     windows: bool = False
     """Whether each layer states if its attention has a sliding window."""
-    partly_rotated: bool = False
-    """Whether a part of each head may be rotated."""
     ropes: tuple[str, ...] = ("default",)
     """Types of rotary positions."""
     tied: bool = False
@@ -55,23 +52,9 @@ QWEN2 = GgufArchitecture(name="qwen2")
 PADDLE = GgufArchitecture(name="paddleocr", by_order=True)
 """It computes what `qwen2vl` does, but this version of llama.cpp reads the epsilon of norms for the
 former alone."""
-GEMMA = GgufArchitecture(
-    name="gemma",
-    activations=GELU,
-    norms_from_one=True,
-    embedding_scale=True,
-    scales_inputs=True,
-    tied=True,
-)
-GEMMA3 = GgufArchitecture(
-    name="gemma3",
-    activations=GELU,
-    norms_from_one=True,
-    embedding_scale=True,
-    windows=True,
-    ropes=("default", "linear"),
-)
-GLM4 = GgufArchitecture(name="glm4", pairs="part", partly_rotated=True)
+GEMMA = GgufArchitecture(name="gemma", gemma=True, scales_inputs=True, tied=True)
+GEMMA3 = GgufArchitecture(name="gemma3", gemma=True, windows=True, ropes=("default", "linear"))
+GLM4 = GgufArchitecture(name="glm4", pairs="part")
 ARCHITECTURES: Mapping[str, GgufArchitecture] = {
     "llama": LLAMA,
     "mistral": LLAMA,
@@ -123,7 +106,7 @@ class TextMapping:
     @property
     def embedding_scale(self) -> float:
         """Return the factor of the embedding table's rows."""
-        return float(self.config.hidden_size**0.5) if self.made.embedding_scale else 1.0
+        return float(self.config.hidden_size**0.5) if self.made.gemma else 1.0
 
     @property
     def input_scale(self) -> float:
@@ -140,7 +123,9 @@ class TextMapping:
         """Return whether a prompt without an attention mask is causal."""
         return not getattr(self.config, "use_bidirectional_attention", False)
 
+    @property
     def rope(self) -> Mapping[str, Any]:
+        """Return the rotary positions of layers that see all tokens."""
         return _rope_of(self.config)
 
     @property
@@ -179,7 +164,7 @@ class TextMapping:
         writer.add_vocab_size(words)
 
     def _add_rope(self, writer: Any) -> None:
-        rope = self.rope()
+        rope = self.rope
         rotated = int(self.head_size * rope.get("partial_rotary_factor", 1.0))
         writer.add_rope_freq_base(rope["rope_theta"])
         writer.add_rope_dimension_count(rotated)
@@ -212,25 +197,27 @@ class TextMapping:
 
     def added(self) -> Mapping[str, torch.Tensor]:
         """Return tensors that are not in the checkpoint: divisors of scaled rotary frequencies."""
-        if self.rope().get("rope_type") != "llama3":
+        if self.rope.get("rope_type") != "llama3":
             return {}
         scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](self.config, torch.device("cpu"))
         steps = torch.arange(0, self.head_size, 2, dtype=torch.float32) / self.head_size
-        return {"rope_freqs.weight": 1.0 / (self.rope()["rope_theta"] ** steps) / scaled}
+        return {"rope_freqs.weight": 1.0 / (self.rope["rope_theta"] ** steps) / scaled}
 
     def change_of(self, path: str) -> Change | None:
         """Return what changes a tensor's values, or None."""
-        if self.made.norms_from_one and "norm" in path:
-            return _add_one
+        if self.made.gemma and "norm" in path:
+            return lambda weight: weight.float() + 1.0
         for name, heads in (("q_proj", self.heads), ("k_proj", self.kv_heads)):
             if f".{name}." not in path:
                 continue
             if self.made.pairs == "interleave":
                 return partial(interleaved, heads=heads)
             if self.made.pairs == "part":
-                share = self.rope().get("partial_rotary_factor", 1.0)
+                share = self.rope.get("partial_rotary_factor", 1.0)
                 return partial(parted, heads=heads, rotated=int(self.head_size * share))
-        return _without_channels if path.endswith("conv.conv.weight") else None
+        if path.endswith("conv.conv.weight"):
+            return lambda weight: weight.squeeze(1)
+        return None
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
@@ -245,14 +232,6 @@ def parted(weight: torch.Tensor, heads: int, rotated: int) -> torch.Tensor:
     rows = weight.reshape(heads, -1, *weight.shape[1:])
     parts = (rows[:, 0:rotated:2], rows[:, 1:rotated:2], rows[:, rotated:])
     return torch.cat(parts, 1).reshape(weight.shape)
-
-
-def _add_one(weight: torch.Tensor) -> torch.Tensor:
-    return weight.float() + 1.0
-
-
-def _without_channels(weight: torch.Tensor) -> torch.Tensor:
-    return weight.squeeze(1)
 
 
 def mapping_of(config: Any, name: str) -> TextMapping:
@@ -281,7 +260,6 @@ def refused(name: str, why: str) -> UsageError:
 
 
 def _rope_of(text: Any) -> Mapping[str, Any]:
-    """Return the rotary positions of layers that see all tokens."""
     given = text.rope_parameters or {}
     found: Mapping[str, Any] = given.get("full_attention", given)
     return found
@@ -294,10 +272,10 @@ def _unmapped(text: Any, made: GgufArchitecture) -> str:
     for each, known in ((rope, made.ropes), (near, ("default",))):
         if each.get("rope_type", "default") not in known:
             return f"its rotary positions are scaled ({each['rope_type']})"
-    if rope.get("partial_rotary_factor", 1.0) != 1.0 and not made.partly_rotated:
+    if rope.get("partial_rotary_factor", 1.0) != 1.0 and made.pairs != "part":
         return "only a part of its heads is rotated"
     act = getattr(text, "hidden_activation", None) or getattr(text, "hidden_act", None)
-    if act not in made.activations:
+    if act not in (GELU if made.gemma else SILU):
         return f"its MLP uses {act}"
     kinds = set(getattr(text, "layer_types", None) or ())
     window = getattr(text, "sliding_window", None) if not kinds else None

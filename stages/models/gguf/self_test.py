@@ -49,7 +49,7 @@ def check() -> None:
 
 def _logits(context: GgufContext) -> dict[str, Floats]:
     """Return the logits after the last token, by the way in which it was read."""
-    rows = inputs()
+    rows = numbers(TOKENS, WIDTH)[::-1] * 2
     places = np.arange(TOKENS, dtype=np.int32)[None]
     found = {"a prompt": context.read(rows, places)}
     context.read(rows[:2], places[:, :2])
@@ -67,11 +67,6 @@ def numbers(*shape: int) -> Floats:
     """Return numbers that look random, and are the same everywhere."""
     places = np.arange(np.prod(shape), dtype=np.int64).reshape(shape)
     return ((places * 7919 + 104729 * len(shape)) % 1009 / 1009 - 0.5).astype(np.float32)
-
-
-def inputs() -> Floats:
-    """Return the input rows of the test, [TOKENS, WIDTH]."""
-    return numbers(TOKENS, WIDTH)[::-1] * 2
 
 
 def write_tiny(path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 from artifacts.errors import UsageError
-from stages.models.gguf.half import core_paths, dequantized
+from stages.models.gguf.half import core_names, dequantized
 from stages.models.gguf.header import TABLE, TYPES, GgufHeader, in_line, read_header
 from stages.models.gguf.mapping import TextMapping, mapping_of
 
@@ -42,6 +42,7 @@ SAMPLES = 64
 CLOSE, CLOSE_IN_FEW_BITS = 0.99, 0.9
 """Least cosine of two embedding tables, and that of types with less than 4 bits a number."""
 ONLY_EXPORTS = "Export the checkpoint: penstock export MODEL --to gguf-q8_0 --out DIR"
+ANOTHER = "has other values than the checkpoint's, as those of another fine-tune are"
 ROUNDING = 1e-3
 """Largest relative difference of norms, which are rounded to the checkpoint's type."""
 Stored = Mapping[str, tuple[Path, str]]
@@ -66,14 +67,15 @@ def compared(
 def _check_file(header: GgufHeader, skeleton: Any, mapping: TextMapping) -> None:
     """Compare metadata and tensors with those that the checkpoint's decoder has. Raises
     UsageError."""
-    found = header.architecture
-    if mapping.architecture not in COMPARED:
-        raise unfit(header, f"files of {mapping.architecture} are not supported", ONLY_EXPORTS)
-    if EQUIVALENT.get(found, found) != mapping.architecture:
+    found, own = header.architecture, mapping.architecture
+    if own not in COMPARED:
+        raise unfit(header, f"files of {own} are not supported", ONLY_EXPORTS)
+    known = [own, *(name for name, same in EQUIVALENT.items() if same == own)]
+    if found not in known:
         raise unfit(
-            header, f"its architecture is {found or 'not stated'}, and not {_named(mapping)}"
+            header, f"its architecture is {found or 'not stated'}, and not {' or '.join(known)}"
         )
-    if header.values.get("split.count", 1) != 1:
+    if header.values.get("split.count", 0) not in (0, 1):  # merged parts state 0
         raise unfit(header, "it is a part of a split file", "Merge the parts: llama-gguf-split")
     _check_metadata(header, mapping)
     expected = expected_shapes(skeleton, mapping)
@@ -89,11 +91,6 @@ def _check_file(header: GgufHeader, skeleton: Any, mapping: TextMapping) -> None
         if tensor.shape[1:] != shape[1:] or (name not in (TABLE, HEAD) and tensor.shape != shape):
             has = f"{name} has the shape {tensor.shape}"
             raise unfit(header, f"{has}, and in the checkpoint's decoder {shape}")
-
-
-def _named(mapping: TextMapping) -> str:
-    also = [name for name, one in EQUIVALENT.items() if one == mapping.architecture]
-    return " or ".join([mapping.architecture, *also])
 
 
 def own_metadata(mapping: TextMapping, rows: int) -> dict[str, Any]:
@@ -129,8 +126,8 @@ def _check_metadata(header: GgufHeader, mapping: TextMapping) -> None:
 def _equal(key: str, found: Any, wanted: Any) -> bool:
     if key == SECTIONS and isinstance(found, tuple) and wanted is not None:
         return [n for n in found if n] == [n for n in wanted if n]
-    if isinstance(found, tuple) and isinstance(wanted, list | tuple):
-        return list(found) == list(wanted)
+    if isinstance(found, tuple):
+        return isinstance(wanted, list | tuple) and list(found) == list(wanted)
     if isinstance(found, float | int) and isinstance(wanted, float | int):
         return math.isclose(found, wanted, rel_tol=1e-6)
     return type(found) is type(wanted) and bool(found == wanted)
@@ -145,14 +142,9 @@ def expected_shapes(skeleton: Any, mapping: TextMapping) -> dict[str, tuple[int,
 def _weights(skeleton: Any, mapping: TextMapping) -> Iterator[tuple[str, str, torch.Tensor]]:
     """Yield each weight of the decoder and the output head: its name in a GGUF file, its path in
     the model, and itself."""
-    named = gguf.MODEL_ARCH_NAMES.items()
-    arch = next(arch for arch, name in named if name == mapping.architecture)
-    names = gguf.get_tensor_name_map(arch, mapping.config.num_hidden_layers)
-    for path, inner in zip(core_paths(skeleton), ("model", "lm_head"), strict=True):
-        for own, weight in skeleton.get_submodule(path).named_parameters():
-            found = names.get_name(f"{inner}.{own}", try_suffixes=(".weight", ".bias"))
-            if found is not None:
-                yield found, f"{path}.{own}", weight
+    for path, name in core_names(skeleton, mapping).items():
+        if name is not None:
+            yield name, path, skeleton.get_parameter(path)
 
 
 def check_tokens(header: GgufHeader, tokenizer: Any, placeholders: Collection[str]) -> None:
@@ -163,7 +155,7 @@ def check_tokens(header: GgufHeader, tokenizer: Any, placeholders: Collection[st
     if last >= rows:
         raise unfit(header, f"it has {rows} tokens, and the tokenizer's last one is {last}")
     tokens = header.values.get("tokenizer.ggml.tokens")
-    if tokens is None:
+    if not isinstance(tokens, tuple):
         return
     for token, at in sorted(vocabulary.items(), key=lambda each: each[1]):
         found = tokens[at] if at < len(tokens) else None
@@ -183,7 +175,7 @@ def _check_weights(header: GgufHeader, skeleton: Any, mapping: TextMapping, stor
         elif weight.ndim == 1 and name.endswith("norm.weight"):
             found, wanted = dequantized(header, name)[0], _rows(file, own, None)
             if not np.allclose(found, wanted, ROUNDING, ROUNDING * np.abs(wanted).max()):
-                raise _another(header, f"its {name} has other values than the checkpoint's")
+                raise unfit(header, f"its {name} {ANOTHER}")
 
 
 def _check_table(header: GgufHeader, name: str, file: Path, own: str) -> None:
@@ -200,7 +192,7 @@ def _check_table(header: GgufHeader, name: str, file: Path, own: str) -> None:
     _, block, size = TYPES[tensor.type]
     least = CLOSE if 8 * size >= 4 * block else CLOSE_IN_FEW_BITS
     if not len(cosines) or not np.median(cosines) > least:
-        raise _another(header, f"its {name} has other values than the checkpoint's")
+        raise unfit(header, f"its {name} {ANOTHER}")
 
 
 def _rows(file: Path, name: str, ids: list[int] | None) -> Any:
@@ -219,7 +211,3 @@ def unfit(header: GgufHeader, why: str, hint: str = "") -> UsageError:
         f"{header.path} does not fit the checkpoint: {in_line(why)}",
         hint=hint or "Give a GGUF file of the language half of exactly this checkpoint",
     )
-
-
-def _another(header: GgufHeader, why: str) -> UsageError:
-    return unfit(header, f"{why}, as those of another fine-tune are")

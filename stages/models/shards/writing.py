@@ -97,7 +97,11 @@ def is_complete(folder: Path, shards: Sequence[WeightShard]) -> bool:
 
 def check_room(folder: Path, shards: Iterable[WeightShard], hint: str) -> None:
     """Refuse to write more than fits on the disk. Raises EnvironmentFault."""
-    needed = sum(len(shard.header()) + shard.data_bytes for shard in shards)
+    check_free(folder, sum(len(shard.header()) + shard.data_bytes for shard in shards), hint)
+
+
+def check_free(folder: Path, needed: int, hint: str) -> None:
+    """Refuse to write so many bytes if they do not fit on the disk. Raises EnvironmentFault."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise EnvironmentFault(

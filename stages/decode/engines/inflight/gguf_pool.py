@@ -39,19 +39,18 @@ class GgufPool:
     def clear(self, slot: int) -> None:
         """Empty the slot of an ended sequence."""
         self._active.discard(slot)
+        self._counts[slot] = 0
+        self._positions[..., slot, :] = 0
         self._decoder.context.clear(slot)
 
     def step(self) -> torch.Tensor:
         """Return the logits of the next tokens, of shape [rows, vocabulary]. Those of empty slots
         are meaningless."""
-        self._decoder.context.reserve(1 + max(self._counts[row] for row in self._active))
-        decoder, idle = self._decoder, [row for row in range(ROWS) if row not in self._active]
-        for row in idle:
-            self._counts[row] = 0
-            self._positions[..., row, :] = 0
-        rows = np.zeros((ROWS, decoder.context.width), np.float32)
-        embedded = decoder.embedded(self._tokens)
-        rows[:, : embedded.shape[1]] = embedded
+        decoder = self._decoder
+        decoder.context.reserve(1 + max(self._counts[row] for row in self._active))
+        if any(decoder.context.lengths[row] != self._counts[row] for row in self._active):
+            raise MemoryError("no room for a larger cache, so that running sequences were lost")
+        rows = decoder.embedded(self._tokens)
         placed = decoder.positions(self._positions[..., 0], np.array(self._counts, np.int32))
         return torch.from_numpy(decoder.context.step(rows, placed, self._active))
 

@@ -8,7 +8,7 @@ its own tokens; `engine_check.py` verifies this for each model.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from transformers import EncoderDecoderCache
@@ -24,8 +24,12 @@ from stages.decode.engines.inflight.slot_cache import (
 )
 from stages.decode.engines.inflight.used_rows import attention_of_slots
 
+if TYPE_CHECKING:
+    from stages.decode.engines.inflight.gguf_pool import GgufPool
+Pool: TypeAlias = "SlotPool | GgufPool"
 
-def make_pool(template: PrefilledSequence, shape: PoolShape) -> "Pool":
+
+def make_pool(template: PrefilledSequence, shape: PoolShape) -> Pool:
     """Return a pool for sequences like `template`, in torch or in llama.cpp. Raises
     UnsupportedCacheError and out-of-memory errors."""
     if getattr(template.cache, "decoder", None) is None:
@@ -33,27 +37,6 @@ def make_pool(template: PrefilledSequence, shape: PoolShape) -> "Pool":
     from stages.decode.engines.inflight.gguf_pool import GgufPool
 
     return GgufPool(template, shape)
-
-
-class Pool(Protocol):
-    """Slots that decode together, one token of each in a step."""
-
-    shape: PoolShape
-
-    def put(self, slot: int, sequence: PrefilledSequence, token: torch.Tensor) -> None:
-        """Put a prefilled sequence into a slot."""
-
-    def clear(self, slot: int) -> None:
-        """Empty a slot."""
-
-    def step(self) -> torch.Tensor:
-        """Return the logits of the next tokens, [rows, vocabulary]."""
-
-    def set_tokens(self, tokens: torch.Tensor) -> None:
-        """Append one token to every sequence."""
-
-    def resize(self, columns: int) -> None:
-        """Change the number of columns."""
 
 
 class SlotPool:
