@@ -107,6 +107,12 @@ def test_a_folder_that_lacks_the_file_is_refused(folder: Path) -> None:
         found(folder)
 
 
+def test_a_folder_that_lacks_the_manifest_is_refused(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+    with pytest.raises(EnvironmentFault, match=f"has {FILE}, but lacks {MANIFEST}"):
+        found(folder)
+
+
 def test_another_checkpoint_is_never_turned_into_gguf(tmp_path: Path) -> None:
     assert found(tmp_path) is None
     with pytest.raises(UsageError, match="is no GGUF file") as raised:

@@ -103,7 +103,7 @@ def test_a_file_is_compared_once_and_keyed_by_its_content(file: Path, tmp_path: 
         ({"adapter": "A"}, "A"),
         ({"language_precision": "nf4"}, "--language-precision nf4: the language half of demo"),
         ({"language_gguf": "missing.gguf"}, "missing.gguf: there is no such file"),
-        ({"language_gguf": "/dev/null"}, "/dev/null: there is no such file"),
+        ({"language_gguf": "/dev/null"}, "/dev/null: this is no regular file"),
         ({"language_gguf": "a\0b"}, "is not a valid path"),
     ],
 )

@@ -60,6 +60,8 @@ def gguf_for(
     if GgufOptions.of(config).language_gguf:
         return None
     if not (folder / MANIFEST).exists():
+        if (folder / FILE).exists():
+            raise EnvironmentFault(f"{folder} has {FILE}, but lacks {MANIFEST}", hint=AGAIN)
         if any(each.gguf for each in engines_for(engine)):
             raise UsageError(
                 f"--engine {engine}: the language half of {config.model} is no GGUF file",

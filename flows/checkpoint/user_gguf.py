@@ -95,4 +95,5 @@ def _check_checkpoint(
             hint="Leave it out, or give the original checkpoint that the file was made from",
         )
     if not path.is_file():
-        raise UsageError(f"--language-gguf {path}: there is no such file", hint="Give a GGUF file")
+        why = "this is no regular file" if path.exists() else "there is no such file"
+        raise UsageError(f"--language-gguf {path}: {why}", hint="Give a GGUF file")
