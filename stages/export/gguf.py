@@ -71,15 +71,8 @@ class CoreTensor(NamedTuple):
     stored: StoredTensor
     name: str
     """Its name in the GGUF file."""
-    change: Change | None
+    change: Change
     """What changes its values."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Return its shape in the GGUF file."""
-        if self.change is None:
-            return tuple(self.stored.shape)
-        return tuple(self.change(torch.empty(self.stored.shape, device="meta")).shape)
 
 
 class GgufPlan(NamedTuple):
@@ -170,7 +163,10 @@ def _write_file(job: ExportJob, plan: GgufPlan, folder: Path) -> None:
     parameters = sum(torch.Size(tensor.stored.shape).numel() for tensor in plan.core)
     each = (4 if kind == "gguf-f32" else 2) + (not direct)
     check_free(folder, parameters * each, MORE_ROOM)
-    tokenizer = _tokenizer(job, plan, folder)
+    ordered = "its rotary positions are those of images and videos, after the order of tokens"
+    tokenizer: GgufTokenizer | str = ordered
+    if not plan.mapping.made.by_order:
+        tokenizer = tokenizer_of(Path(job.model), plan.rows, folder)
     try:
         _write(whole, plan, kind, tokenizer)
         if not direct:
@@ -192,13 +188,6 @@ def _write_file(job: ExportJob, plan: GgufPlan, folder: Path) -> None:
     write_json(folder / MANIFEST, {"format": FORMAT, **found, **more})
 
 
-def _tokenizer(job: ExportJob, plan: GgufPlan, folder: Path) -> GgufTokenizer | str:
-    """Return the tokenizer for the file, or why other programs cannot use the file."""
-    if plan.mapping.made.by_order:
-        return "its rotary positions are those of images and videos, after the order of tokens"
-    return tokenizer_of(Path(job.model), plan.rows, folder)
-
-
 def _write(path: Path, plan: GgufPlan, kind: str, tokenizer: GgufTokenizer | str) -> None:
     """Write a GGUF file with matrices of a kind in DIRECT; vectors are in 32 bit."""
     mapping, matrix = plan.mapping, gguf.GGMLQuantizationType[kind.removeprefix("gguf-").upper()]
@@ -213,9 +202,9 @@ def _write(path: Path, plan: GgufPlan, kind: str, tokenizer: GgufTokenizer | str
     writer.add_file_type(FILE_TYPES[kind])
     kinds = {}
     for tensor in plan.core:
-        shape = tensor.shape
+        shape = tensor.change(torch.empty(tensor.stored.shape, device="meta")).shape
         kinds[tensor.name] = own = matrix if len(tensor.stored.shape) == 2 else F32
-        size = torch.Size(shape).numel() * (4 if own == F32 else 2)
+        size = shape.numel() * (4 if own == F32 else 2)
         writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), size, raw_dtype=own)
     added = mapping.added()
     for name, values in added.items():
@@ -231,10 +220,7 @@ def _write(path: Path, plan: GgufPlan, kind: str, tokenizer: GgufTokenizer | str
 
 
 def _numbers(tensor: CoreTensor, kind: Any) -> Any:
-    weight = read_tensor(tensor.stored)
-    if tensor.change is not None:
-        weight = tensor.change(weight)
-    found = weight.float().contiguous().numpy()
+    found = tensor.change(read_tensor(tensor.stored)).float().contiguous().numpy()
     if kind == gguf.GGMLQuantizationType.F16:
         return found.astype(np.float16)
     return found if kind == F32 else gguf.quants.quantize(found, kind)

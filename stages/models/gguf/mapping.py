@@ -203,8 +203,8 @@ class TextMapping:
         steps = torch.arange(0, self.head_size, 2, dtype=torch.float32) / self.head_size
         return {"rope_freqs.weight": 1.0 / (self.rope["rope_theta"] ** steps) / scaled}
 
-    def change_of(self, path: str) -> Change | None:
-        """Return what changes a tensor's values, or None."""
+    def change_of(self, path: str) -> Change:
+        """Return what changes a tensor's values."""
         if self.made.gemma and "norm" in path:
             return lambda weight: weight.float() + 1.0
         for name, heads in (("q_proj", self.heads), ("k_proj", self.kv_heads)):
@@ -217,7 +217,7 @@ class TextMapping:
                 return partial(parted, heads=heads, rotated=int(self.head_size * share))
         if path.endswith("conv.conv.weight"):
             return lambda weight: weight.squeeze(1)
-        return None
+        return lambda weight: weight
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:

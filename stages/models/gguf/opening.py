@@ -8,6 +8,7 @@
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def fitted(file: Path, config: Any, skeleton: Any, stored: Stored, copy: Path) -
     half = copy.with_name(f"{HALF}{os.getpid()}-{copy.name}")
     try:
         if copy.exists():
-            copy.touch()  # `penstock cache gc` deletes copies that were not used for long
+            with suppress(OSError):  # it is another user's
+                os.utime(copy)  # `penstock cache gc` deletes copies that were not used for long
             return copy
         copy.parent.mkdir(parents=True, exist_ok=True)
         check_free(copy.parent, header.path.stat().st_size, MORE_ROOM)
