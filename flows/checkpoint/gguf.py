@@ -103,7 +103,7 @@ def check_options(config: RunOptions, pipelines: Sequence[Pipeline]) -> None:
     engine = EngineOptions.of(config).engine
     half = f"the language half of {config.model} is a GGUF file"
     give = "give the checkpoint that it was exported from"
-    for excluded, said, hint in (
+    for excluded, why, hint in (
         (not gguf_engine(engine), f"--engine {engine}: {half}", f"Leave --engine out, or {give}"),
         (
             needs_weights(pipelines),
@@ -122,7 +122,7 @@ def check_options(config: RunOptions, pipelines: Sequence[Pipeline]) -> None:
         ),
     ):
         if excluded:
-            raise UsageError(said, hint=hint)
+            raise UsageError(why, hint=hint)
     check_packages()
 
 
