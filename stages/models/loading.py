@@ -137,7 +137,8 @@ class ModelJob(HalfJob):
             half = load(folder, skeleton, keep, tuple(pieces), self.device, options)
             return self._checked(half, keep, pieces)
         dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
-        stored = stored_modules(skeleton, _tensor_names(folder))
+        # Only local files: those of the other half may be missing.
+        stored = stored_modules(skeleton, (name for _, name in _tensors(folder)))
         planned = plan(skeleton, keep, self.precision, dtype, stored)
         with _attention_errors(self.attention):
             half = load_half(folder, keep, pieces=pieces, **options, **planned.options)
@@ -248,11 +249,6 @@ def stored_weights(folder: Path, skeleton: Any) -> dict[str, tuple[Path, str]]:
     stored = list(_tensors(folder))
     paths = model_names(skeleton, [name for _, name in stored])
     return {path: place for path, place in zip(paths, stored, strict=True) if path is not None}
-
-
-def _tensor_names(folder: Path) -> Iterator[str]:
-    """Yield the names of tensors in the local files; those of the other half may be missing."""
-    return (name for _, name in _tensors(folder))
 
 
 def _tensors(folder: Path) -> Iterator[tuple[Path, str]]:
