@@ -110,15 +110,11 @@ class Asker:
         answers = tokenized.input_ids
         ids = torch.cat([lead.expand(clips, -1), self._worn(answers)], 1)
         intervals = torch.tensor(batch.seconds_per_patch or [0.0] * clips) * self.per_second
-        before = int(torch.isin(lead, self._pads()).nonzero()[0])
+        pads = self.tokenizer.convert_tokens_to_ids(["<|video_pad|>", "<|image_pad|>"])
+        before = int(torch.isin(lead, torch.tensor(pads)).nonzero()[0])
         after = ids.shape[1] - before - tokens
         where = positions(before, patches, rows, columns, after, intervals)
         return ids, where, answers, tokenized.attention_mask.bool()
-
-    def _pads(self) -> Tensor:
-        return torch.tensor(
-            self.tokenizer.convert_tokens_to_ids(["<|video_pad|>", "<|image_pad|>"])
-        )
 
 
 def optimizers(modules: list[nn.Module], rate: float) -> list[torch.optim.Optimizer]:

@@ -75,7 +75,9 @@ class FolderStore:
                     file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
-            self._make_folder(final.parent)
+            if not final.parent.is_dir():
+                final.parent.mkdir(parents=True, exist_ok=True)
+                sync_folder(final.parent.parent)
             placed = rename_noreplace(half, final)
             sync_folder(final.parent)
             return placed
@@ -161,11 +163,6 @@ class FolderStore:
         root, folder = str(self._root), os.path.dirname(entry.path)
         inside = lies_in(entry.path, root) or lies_in(root, entry.path)
         return lies_in(folder, root) and not inside
-
-    def _make_folder(self, folder: Path) -> None:
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            sync_folder(folder.parent)
 
 
 def fault_of(error: OSError, where: Path) -> EnvironmentFault:

@@ -42,7 +42,8 @@ def fitted(text: str, to: IO[str] | None) -> list[str]:
     if not is_terminal(to):
         return [text]
     lines = wrapped(text, terminal_width(to))
-    return [coloured(lines[0]), *lines[1:]] if has_colours() else lines
+    has_colours = not os.environ.get("NO_COLOR") and obeys_control_codes()  # no-color.org
+    return [coloured(lines[0]), *lines[1:]] if has_colours else lines
 
 
 def wrapped(text: str, width: int, hanging: int | None = None) -> list[str]:
@@ -67,11 +68,6 @@ def coloured(line: str) -> str:
         if found := first.match(line):
             return f"\x1b[{colour}m{found.group()}\x1b[0m{line[found.end() :]}"
     return line
-
-
-def has_colours() -> bool:
-    """Return whether colours are wanted, by https://no-color.org."""
-    return not os.environ.get("NO_COLOR") and obeys_control_codes()
 
 
 def obeys_control_codes() -> bool:

@@ -118,7 +118,8 @@ class PartitionDispatch:
     def _turn(self, waiting: deque[PartitionRun], working: list[PartitionRun]) -> None:
         self._read_states(working)
         working[:] = [one for one in working if not one.ended]
-        workers = self._workers()
+        pool = self._client.read_workers_for_work_pool(POOL)
+        workers = max(1, sum(worker.status == WorkerStatus.ONLINE for worker in pool))
         while waiting and len(working) < AHEAD * workers:
             self._start(waiting[0], f"{waiting[0].starts + 1}")
             waiting[0].starts += 1
@@ -171,11 +172,6 @@ class PartitionDispatch:
             tags=[f"{TAG}{self._job}"],
         )
         one.runs[run.id] = StateType.SCHEDULED
-
-    def _workers(self) -> int:
-        """Return the number of online workers, at least 1."""
-        found = self._client.read_workers_for_work_pool(POOL)
-        return max(1, sum(worker.status == WorkerStatus.ONLINE for worker in found))
 
 
 def _ended(run: FlowRun) -> datetime:

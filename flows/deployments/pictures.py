@@ -61,18 +61,14 @@ def main(parent: str) -> None:
     """Say each picture as soon as it is made, in a line of JSON."""
     die_with(int(parent))
     requests = json.load(sys.stdin)
-    _hold_down()
+    # Small pictures want no more memory and processor time than this.
+    with contextlib.suppress(ValueError, OSError):  # less is allowed already
+        resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(SECONDS), int(SECONDS)))
     for place, path, time in requests:
         found = thumbnail(Path(os.fsdecode(bytes.fromhex(path))), time, SIDE)
         if found is not None and (small := _within(found)):
             print(json.dumps([place, base64.b64encode(small).decode()]), flush=True)
-
-
-def _hold_down() -> None:
-    """Take no more memory and processor time than small pictures can want."""
-    with contextlib.suppress(ValueError, OSError):  # less is allowed already
-        resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
-        resource.setrlimit(resource.RLIMIT_CPU, (int(SECONDS), int(SECONDS)))
 
 
 def _within(picture: bytes) -> bytes:

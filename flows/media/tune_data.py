@@ -206,7 +206,8 @@ def _reviewed(
     found = made = [_example(row, at, path) for at, row in left]
     if store is not None:
         found = with_handwritten_texts(made, rows, path, store, announce)
-    accepted = [_is_accepted(row) for _, row in left]
+    # A corrected caption has the model's as `original`.
+    accepted = [row.get("review") == ACCEPTED or bool(row.get("original")) for _, row in left]
     if any(accepted):
         by_hand = [one is not other for one, other in zip(found, made, strict=True)]
         kept = zip(found, accepted, by_hand, strict=True)
@@ -215,12 +216,6 @@ def _reviewed(
         which = "accepted" if any(accepted) else "not rejected"
         announce(f"training on {len(found):,} of {counted(len(rows), 'caption')}: those {which}")
     return found
-
-
-def _is_accepted(row: Mapping[str, Any]) -> bool:
-    """Return whether a user accepted or corrected a caption; then `original` holds the model's
-    caption."""
-    return row.get("review") == ACCEPTED or bool(row.get("original"))
 
 
 def _modified_ns(path: Path) -> int:

@@ -13,8 +13,8 @@ from flows.checkpoint.precision import resolve_settings
 from flows.options.commands import RunOptions
 from flows.planning.architecture import Architecture
 from flows.planning.layers import (
+    SCORES_BYTES,
     attention_bytes,
-    logits_bytes,
     mlp_bytes,
     pass_bytes,
     pass_flops,
@@ -164,7 +164,8 @@ def decoder_costs(architecture: Architecture, *, fused: bool) -> tuple[BatchCost
     for rows, tokens in product(ROWS, PROMPTS):
         cache = 2 * transformer.layers * transformer.attention.key_width * each * rows * tokens
         computed = pass_bytes(transformer, rows, tokens, each, fused=fused)
-        logits = logits_bytes(architecture.vocabulary, rows, each)
+        # The logits of the last token of every row, as computed and in 32 bit.
+        logits = rows * architecture.vocabulary * (each + SCORES_BYTES)
         found.append(
             BatchCost(
                 kind="image",

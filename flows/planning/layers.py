@@ -49,11 +49,6 @@ def mlp_bytes(transformer: Transformer, each: int) -> int:
     return steps * transformer.mlp.width * each
 
 
-def logits_bytes(vocabulary: int, rows: int, each: int) -> int:
-    """Return the bytes of the last token's logits of every row, as computed and in 32 bit."""
-    return rows * vocabulary * (each + SCORES_BYTES)
-
-
 def pass_flops(transformer: Transformer, sequences: int, tokens: int) -> int:
     """Count two operations per matrix value and token, and four per pair of tokens in attention."""
     rows = sequences * tokens

@@ -85,15 +85,12 @@ def estimates(job: Job) -> list[Estimate]:
         estimate = _estimate(job, medium, headers.get(medium.digest))
         of_prompt = job.pipeline[1].writes in job.ledger.namespaces.prompted
         identity = (medium.digest, of_prompt and medium.prompt)
-        found.append(_without_frames(estimate) if identity in seen else estimate)
+        if identity in seen:  # it reuses the frames and features of another prompt
+            estimate = replace(estimate, seconds=0.0, frames=0, shown_frames=0, frame_bytes=0)
+            estimate = replace(estimate, feature_bytes=0, reuses_features=True)
+        found.append(estimate)
         seen.add(identity)
     return found
-
-
-def _without_frames(estimate: Estimate) -> Estimate:
-    """Return the estimate of a medium that reuses the frames and features of another prompt."""
-    made = replace(estimate, seconds=0.0, frames=0, shown_frames=0, frame_bytes=0)
-    return replace(made, feature_bytes=0, reuses_features=True)
 
 
 def unencoded(job: Job) -> list[tuple[Estimate, bool]]:

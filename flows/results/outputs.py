@@ -148,7 +148,9 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
         found.cut = found.corrected = found.rejected = 0
         for captions in captions_by_file(job):
             counts.append(len(captions))
-            found.cut += sum(_is_cut(c) for c in captions)
+            found.cut += sum(
+                not c.review and (c.ended == "length" or SHORTENED in c.warnings) for c in captions
+            )
             found.corrected += sum(bool(c.original) for c in captions)
             found.rejected += sum(c.review == REJECTED for c in captions)
             yield from captions
@@ -175,11 +177,6 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
             found.earlier.append(form)
     found.earlier += [form for form in TRAINERS if (job.out / form).exists()]
     return found
-
-
-def _is_cut(caption: Caption) -> bool:
-    ended_early = caption.ended == "length" or SHORTENED in caption.warnings
-    return ended_early and not caption.review
 
 
 def media_lines(files: Sequence[MediaFile], captions: Sequence[int]) -> Iterator[str]:

@@ -36,7 +36,8 @@ def run_status(out: Path) -> dict[str, Any]:
     export, training, run = run_folder(out)
     found: dict[str, Any] = {}
     if export is not None:
-        found["checkpoint"] = checkpoint_status(export)
+        place = {"folder": str(export.checkpoint), "placed": export.placed}
+        found["checkpoint"] = {"verdict": export.verdict(), **place, "parity": export.parity}
     if training is not None:
         found["training"] = None if training.tuned is None else training.tuned.to_json()
     if run is None:
@@ -45,9 +46,3 @@ def run_status(out: Path) -> dict[str, Any]:
     stages = {stage.name: asdict(stage) for stage in stages_of(record, time.time())}
     record["stages"] = [{**entry, **stages[entry["name"]]} for entry in record["stages"]]
     return {**found, **record, "advice": advice(record)}
-
-
-def checkpoint_status(export: ExportFound) -> dict[str, Any]:
-    """Return where the checkpoint of an export is, and its comparison with the original."""
-    place = {"folder": str(export.checkpoint), "placed": export.placed}
-    return {"verdict": export.verdict(), **place, "parity": export.parity}

@@ -162,7 +162,8 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name} half: {size(half['bytes'])} of weights, {computed_by(half)}"
     if encoded := ways_line(record):
         yield f"features: {encoded}"
-    yield from map(rung_line, rungs_in_force(record))
+    of_all = [taken for taken in record["rungs"] if taken.get("reason") != "item alone"]
+    yield from map(rung_line, {taken["stage"]: taken for taken in of_all}.values())
     if record["prefect"]:
         yield f"flow run {record['prefect']['name']} ({record['prefect']['id']})"
     still = f", {media['open']} not read yet" if media.get("open") else ""
@@ -209,12 +210,6 @@ def texts_line(texts: Mapping[str, Any]) -> str:
     parts = [f"{texts[name]} {label}" for name, label in labels.items() if texts[name]]
     where = " beside the media" if texts["beside"] else ""
     return f".{texts['format']}{where}: {', '.join(parts) or 'none'}"
-
-
-def rungs_in_force(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the latest rung of each stage that does not run as requested."""
-    of_all = [taken for taken in record["rungs"] if taken.get("reason") != "item alone"]
-    return list({taken["stage"]: taken for taken in of_all}.values())
 
 
 def rung_line(taken: Mapping[str, Any]) -> str:

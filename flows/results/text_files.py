@@ -146,8 +146,9 @@ class _Writer:
         for path, medium, text, has_edits in self._expected_texts(captions_of):
             if text is None:
                 self.texts.earlier += self._is_own(path, medium)
-            elif not text:
-                self._remove_rejected(path, medium)
+            elif not text:  # all of its captions were rejected
+                if self._own.has(self.texts.form, medium.digest, digest_at(path)):
+                    path.unlink(missing_ok=True)
             elif self._update(path, medium, text):
                 self.texts.written += 1
                 self.texts.user_texts += has_edits or self._is_joined(path, medium)
@@ -168,11 +169,6 @@ class _Writer:
         if outputs.rule in JOINED and form in JOINABLE and os.path.lexists(path):
             return self._joined.update(path, medium.digest, text.decode(), outputs.rule)
         return self._own.update(path, text, form, medium.digest, replace=outputs.replaces)
-
-    def _remove_rejected(self, path: Path, medium: Medium) -> None:
-        """Remove a generated file whose captions were all rejected."""
-        if self._own.has(self.texts.form, medium.digest, digest_at(path)):
-            path.unlink(missing_ok=True)
 
     def count_stale(self, captions_of: CaptionsOf, present: Set[str]) -> int:
         """Count the generated files that differ from the current captions."""

@@ -14,7 +14,7 @@ from typing import Any
 from artifacts.errors import ModelChanged, UsageError
 from artifacts.keys import digest_of
 from artifacts.schema import Half, Part
-from flows.checkpoint.adapters import as_published_notes
+from flows.checkpoint.adapters import adapter_digest, as_published_notes
 from flows.console.display import Display
 from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
@@ -35,7 +35,7 @@ from flows.results.export_result import (
     refuse_foreign_folder,
     remove_unfinished,
 )
-from flows.running.merging import adapter_of, as_adapted, merge, merged_of, source_of
+from flows.running.merging import adapter_of, as_adapted, merge, source_of
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.run import LauncherMaker, prepared
 from flows.running.run_observer import OnBegin, RunObserver
@@ -128,6 +128,7 @@ def calibrate_job(
     """Return a function that builds, from its half, the job that writes calibrated weights to a
     folder."""
     namespace, items = seen
+    room = job.budget.of_stage(job.device) // 4  # leaves room for everything else of a layer
     return partial(
         CalibrateJob,
         store=job.store.url,
@@ -137,7 +138,7 @@ def calibrate_job(
         parts=parts,
         bits=PACKED[request.kind],
         group=request.group,
-        hessian_bytes=_hessian_bytes(job),
+        hessian_bytes=min(HESSIAN_BYTES, max(MIN_HESSIAN_BYTES, room)),
     )
 
 
@@ -153,12 +154,6 @@ def packed_fields(request: ExportRequest, parts: tuple[Part, ...]) -> dict[str, 
     """Return the fields of a JudgeJob whose half gets the weights of a packed checkpoint."""
     bits, rounded = PACKED[request.kind], str(request.work)
     return {"rounded": rounded, "parts": parts, "bits": bits, "group": request.group}
-
-
-def _hessian_bytes(job: Job) -> int:
-    """Return the memory for the Hessians of one layer, in bytes. It leaves room for everything
-    else."""
-    return min(HESSIAN_BYTES, max(MIN_HESSIAN_BYTES, job.budget.of_stage(job.device) // 4))
 
 
 def export(
@@ -236,7 +231,7 @@ class _Export:
             adapter, files = adapter_of(job, request)
             for note in as_published_notes(as_published, adapter, job.model.folder):
                 self._display.print_line(note)
-            self._source = merged_of(job, adapter, files)
+            self._source = {**source_of(job), "adapter": adapter_digest(adapter, files)}
             if (done := self._finished_before(job)) is not None:
                 return done
             merge(job, request, adapter, self._source, files, self._display, self._make_launcher)

@@ -6,7 +6,6 @@ from typing import Any
 
 from artifacts.paths import folder_named
 from flows.checkpoint.adapters import (
-    adapter_digest,
     as_published_fields,
     read_noted_adapter,
     resolve_as_published,
@@ -46,11 +45,6 @@ def adapter_of(job: Job, request: ExportRequest) -> tuple[LoraAdapter, ModelDige
     """Return the adapter to merge, and the digests of its files. Raises PenstockError."""
     files = ModelDigests(digests_in(job.store))
     return read_noted_adapter(request.adapter, files), files
-
-
-def merged_of(job: Job, adapter: LoraAdapter, files: ModelDigests) -> dict[str, Any]:
-    """Return the key fields of the model with the merged adapter."""
-    return {**source_of(job), "adapter": adapter_digest(adapter, files)}
 
 
 def merge(

@@ -239,7 +239,7 @@ class ChunkFeed:
 
     def _look_at(self, key: tuple[str, str]) -> Iterator[Task]:
         """Yield the chunks of a medium without a record whose frames are there by now."""
-        medium, known = self._left[key], self._found[key]
+        medium, known, ledger = self._left[key], self._found[key], self._ledger
         index = None
         if medium.digest in self._media:
             index = MediaIndex.from_json(self._media.meta(medium.digest))
@@ -247,9 +247,9 @@ class ChunkFeed:
             task = task_of(medium, index, chunk, self.variant)
             if chunk.index not in known and task[self._cut] in self._frames:
                 known.add(chunk.index)
-                others = self._ledger.variants if self._some_made else ()
+                others = ledger.variants if self._some_made else ()
                 same = (task, *(task_of(medium, index, chunk, each) for each in others))
-                if not any(self._is_done(each) for each in same):
+                if not any(ledger.has(t, self._stage) or ledger.has_failed(t) for t in same):
                     yield task
         if index is not None and len(known) >= len(index.chunks):
             del self._left[key]
@@ -262,6 +262,3 @@ class ChunkFeed:
             if key not in self._frames:
                 return
             yield ChunkIndex.from_frames(self._frames.meta(key))
-
-    def _is_done(self, task: Task) -> bool:
-        return self._ledger.has(task, self._stage) or self._ledger.has_failed(task)

@@ -57,7 +57,8 @@ class SingleItemFallback:
             if not remaining:
                 break
         self._job.ledger.clear_tasks()
-        if remaining and not self._made_any(stage):
+        of_job = self._job.ledger.tasks(self._job.media) if remaining else []
+        if remaining and not any(self._is_made(stage, task) for task in of_job):
             error = events_by_identity[remaining[0].identity].error
             raise self._ladder.nothing_fits(stage.name, CannotFit(error))
         for task in remaining:
@@ -102,10 +103,6 @@ class SingleItemFallback:
         ledger = self._job.ledger
         tasks = (ledger.in_variant(task, variant) for variant in ledger.variants)
         return any(task[stage.writes] in ledger[stage.writes] for task in tasks)
-
-    def _made_any(self, stage: StageSpec) -> bool:
-        """Return whether the stage has ever made a record of this job."""
-        return any(self._is_made(stage, task) for task in self._job.ledger.tasks(self._job.media))
 
     def _name(self, task: Task) -> str:
         name = media_paths_of(self._job)[task.medium.digest]

@@ -290,11 +290,9 @@ class StageCallBuilder:
         prompt = task.prompt if stage.writes in task.namespaces.prompted else ""
         fewer = task.stored is not None and stage.reads == self._job.pipeline[0].writes
         shown = len(task.chunk.times) if fewer else 0
-        keys, rows = (
-            (task[stage.writes], task[stage.reads]),
-            pass_rows(self._job.model, stage, task),
-        )
-        return EncodeItem(*keys, task.medium.kind, prompt, shown, rows)
+        rows = pass_rows(self._job.model, stage, task)
+        made, read = task[stage.writes], task[stage.reads]
+        return EncodeItem(made, read, task.medium.kind, prompt, shown, rows)
 
     def decode_item(
         self,

@@ -60,14 +60,10 @@ def _small(rng: random.Random) -> Scene:
     return replace(scene, zoom=1.0)
 
 
-def _several(rng: random.Random) -> Scene:
-    return _one(rng, PAIRS, rng.choice((1, 1, 2, 3)))
-
-
 KINDS: Final[Mapping[str, Callable[[random.Random], Scene]]] = {
     "trained": lambda rng: _one(rng, TRAINED),
     "never": lambda rng: _one(rng, NEVER),
-    "several": _several,
+    "several": lambda rng: _one(rng, PAIRS, rng.choice((1, 1, 2, 3))),
     "small": _small,
 }
 """One thing of a trained pair, of an untrained pair, one to three things of any pair, and one small

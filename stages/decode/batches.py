@@ -23,11 +23,6 @@ def for_fallback(batches: Sequence[Batch]) -> list[Batch]:
     return [[m._replace(key=m.instead, instead=m.key) for m in batch] for batch in batches]
 
 
-def for_compiled(batches: Sequence[Batch]) -> list[Batch]:
-    """Return the batches for compiled steps: their keys come first."""
-    return [[m._replace(key=m.compiled, compiled=m.key) for m in batch] for batch in batches]
-
-
 def rebatch(batches: Sequence[Batch], size: int) -> list[Batch]:
     """Split the batches to a maximum size (0: unchanged)."""
     return [[*piece] for batch in batches for piece in split_batch(batch, size or len(batch))]

@@ -22,7 +22,6 @@ from artifacts.tensors import RecordGone
 from stages.decode.batches import (
     Batch,
     by_chunk,
-    for_compiled,
     for_fallback,
     longest_first,
     missing_keys,
@@ -214,7 +213,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     if spec.compiled and not first.compiled:
         batches = longest_first(batches, job.said_before)  # by their keys before the swap
         answers[0], answers[2] = answers[2], answers[0]
-        batches = for_compiled(batches)
+        batches = [[m._replace(key=m.compiled, compiled=m.key) for m in batch] for batch in batches]
     elif spec is not first:
         batches = rebatch(batches, job.batch_instead)
         if job.instead:

@@ -3,7 +3,7 @@ size."""
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,11 +36,6 @@ class QuantFormat(Protocol):
     def settings(self, dtype: torch.dtype, unquantized: Iterable[str]) -> dict[str, Any]:
         """Return the `quantization_config` of config.json; `unquantized` are the linear layers that
         are left out."""
-
-
-def specs_of(tensors: Mapping[str, torch.Tensor]) -> list[TensorSpec]:
-    """Return the descriptions of tensors."""
-    return [TensorSpec(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]
 
 
 BLOCK, SUPERBLOCK = 64, 256

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from artifacts.errors import EnvironmentFault, ModelChanged
 from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
 from stages.export.jobs import PACKED, ExportJob
-from stages.export.quant_formats import Int8, Nf4, Packed, QuantFormat, specs_of
+from stages.export.quant_formats import Int8, Nf4, Packed, QuantFormat
 from stages.models.halves.classes import config_and_class
 from stages.models.hub.checkpoint import CONFIG, SMALL, json_bytes, small_files
 from stages.models.hub.headers import read_places
@@ -70,7 +70,8 @@ def write_file(
             made[spec.name] = weight
             continue
         made.update(form.tensors(spec.name, weight.mT.contiguous() if tensor.turned else weight))
-    widest_first = sorted(specs_of(made), key=lambda found: -found.dtype.itemsize)
+    specs = [TensorSpec(name, t.dtype, tuple(t.shape)) for name, t in made.items()]
+    widest_first = sorted(specs, key=lambda found: -found.dtype.itemsize)
     exact = WeightShard(name=file.name, tensors=tuple(widest_first))
     write_shard(folder, exact, lambda found: tensor_chunks(made[found.name]), confirm)
 

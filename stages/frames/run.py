@@ -171,7 +171,9 @@ class Cutting:
 
     def _cut_shots(self, medium: MediumToCut, video: "Video") -> None:
         """Store the chunks of a video whose shots are unknown, or known only at the beginning."""
-        done = [self._known(medium, video, at) for at in self._first_stored(medium)]
+        sets = self.record_sets
+        stored = takewhile(lambda at: sets.key(medium, at) in sets.frames, count())
+        done = [self._known(medium, video, at) for at in stored]
         known = {chunk.index: chunk for chunk in done}
         for chunk in video.shots(self.sampling, self.fit, after=done):
             self._set_item_count(medium, chunk.index.index + 1 - len(done))
@@ -187,12 +189,6 @@ class Cutting:
         with self._lock:
             self._items[medium.digest] = items
             self.report.total(sum(self._items.values()))
-
-    def _first_stored(self, medium: MediumToCut) -> Iterator[int]:
-        """Yield the indexes of the stored chunks up to the first missing one."""
-        return takewhile(
-            lambda at: self.record_sets.key(medium, at) in self.record_sets.frames, count()
-        )
 
     def cut_images(self, group: Sequence[MediumToCut]) -> None:
         """Store a group of images, in packs."""

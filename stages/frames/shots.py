@@ -118,13 +118,6 @@ def distance(one: FrameFeatures, other: FrameFeatures) -> float:
     return float(np.abs(one.blocks - other.blocks).sum()) / (2 * len(one.blocks))
 
 
-def _most_blocks_differ(one: FrameFeatures, other: FrameFeatures) -> bool:
-    """Return whether two frames differ in most blocks, and not only where an object has appeared or
-    disappeared."""
-    apart = np.abs(one.blocks - other.blocks).sum(axis=1) / 2
-    return float(np.median(apart)) >= MIN_BLOCK_CHANGE
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Seen:
     """One stored frame."""
@@ -175,7 +168,9 @@ class CutFinder:
         usual = math.fsum(around) / max(1, len(around))
         if here.step < MIN_DISTANCE + MOTION_FACTOR * usual:
             return False
-        return _most_blocks_differ(self._seen[at - 1].features, here.features)
+        # In most blocks, and not only where an object has appeared or disappeared.
+        before, now = self._seen[at - 1].features.blocks, here.features.blocks
+        return float(np.median(np.abs(before - now).sum(axis=1) / 2)) >= MIN_BLOCK_CHANGE
 
     def _stays(self, at: int) -> bool:
         """Return whether the frames after differ from those before, also beyond the length of a

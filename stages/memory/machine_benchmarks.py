@@ -260,18 +260,13 @@ def _write(path: Path) -> None:
     fine = np.kron(coarse, np.ones((8, 8, 1), np.uint8)) // 2
     fine += random.integers(0, 24, fine.shape, dtype=np.uint8)
     with open_media(path, "w") as container:
-        stream: Any = container.add_stream(_codec(), rate=24, options={"preset": "ultrafast"})
+        codec = next(name for name in CODECS if name in av.codecs_available)
+        stream: Any = container.add_stream(codec, rate=24, options={"preset": "ultrafast"})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for at in range(VIDEO_FRAMES):
             pixels = np.ascontiguousarray(fine[:, 4 * at : 4 * at + width]) + np.uint8(at)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
-
-
-def _codec() -> str:
-    import av
-
-    return next(name for name in CODECS if name in av.codecs_available)
 
 
 def jpeg_pixels() -> float:

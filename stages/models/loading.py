@@ -137,6 +137,7 @@ class ModelJob(HalfJob):
             half = load(folder, skeleton, keep, tuple(pieces), self.device, options)
             return self._checked(half, keep, pieces)
         dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
+        # Only local files: those of the other half may be missing.
         stored = stored_modules(skeleton, (name for _, name in _tensors(folder)))
         planned = plan(skeleton, keep, self.precision, dtype, stored)
         with _attention_errors(self.attention):

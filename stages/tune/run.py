@@ -40,7 +40,6 @@ from stages.tune.job import RECORD, SCORE, TuneItem, TuneJob
 from stages.tune.layout import layout_in
 from stages.tune.training import (
     Trainer,
-    enable_checkpointing,
     keep_differentiable,
     learning_rate_at,
     optimizer_of,
@@ -267,7 +266,7 @@ def _tune(
         load_adapter_weights(half, folder)
     half.train()
     if job.recompute:
-        enable_checkpointing(half)
+        half.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trainer = Trainer(half, processor, trained, optimizer, report, job.rows)
     evaluation = HeldOutEvaluation(half, processor, held_out, job)
     order = EpochBatchOrder([each.joins_with for each in examples], job.batch, job.seed)

@@ -133,11 +133,6 @@ def keep_differentiable(half: Any) -> None:
             setattr(module, PACKS, False)
 
 
-def enable_checkpointing(half: Any) -> None:
-    """Enable gradient checkpointing: activations are recomputed in the backward pass."""
-    half.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
 def without_gradients(half: Any, function: Callable[[], Any]) -> Any:
     """Return the result of a function that runs the half in evaluation mode."""
     half.eval()

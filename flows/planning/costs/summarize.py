@@ -39,9 +39,9 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
 
 def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
     """Add up weights, and the memory of one prompt and answer at a time."""
-    found = decode.memory(
-        model, rung, _reading_workload(rung, workload, new), device=device, new=new
-    )
+    tokens = rung.context - min(new, rung.context // ANSWERS)
+    reading = replace(workload, chunks=1, tokens=tokens, text_tokens=tokens, feature_bytes=0)
+    found = decode.memory(model, rung, reading, device=device, new=new)
     if device != "cpu":
         return found
     lengths = min(math.ceil(rung.context / STEP), nodes_of(workload.chunks))
@@ -83,8 +83,3 @@ def nodes_of(chunks: int) -> int:
     """Return the minimum number of summary nodes for this number of chunks."""
     above = math.ceil(chunks / MAX_TEXTS)
     return above + (nodes_of(above) if above > 1 else 0)
-
-
-def _reading_workload(rung: Rung, workload: Workload, new: int) -> Workload:
-    tokens = rung.context - min(new, rung.context // ANSWERS)
-    return replace(workload, chunks=1, tokens=tokens, text_tokens=tokens, feature_bytes=0)

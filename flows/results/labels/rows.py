@@ -13,11 +13,11 @@ from artifacts.labels import Labelled, Scored
 from artifacts.text_vectors import TextVectors
 from artifacts.vectors import Vectors, vectors_in
 from flows.job.prepare import Job
-from flows.ledger.tasks import Medium, Task
+from flows.ledger.tasks import Task
 from flows.media.labels import LabelSet
 from flows.media.media_files import MediaFile
 from flows.results.labels.rules import LabelRules, Passed, Scores, cosines_of
-from flows.results.vectors import FileTask, file_tasks, shown_boxes, shown_width, vector_tasks
+from flows.results.vectors import FileTask, shown_boxes, shown_width, vector_tasks
 
 MIN_LABELS = 4
 """With fewer labels, levels are compared by their highest score, not by deviation."""
@@ -99,13 +99,6 @@ class LabelledChunk:
     rows: list[Labelled]
     scores: Scores
     passed: Passed
-
-
-def label_medium(
-    job: Job, context: LabelContext, file: MediaFile, medium: Medium
-) -> list[LabelledChunk]:
-    """Return the labels of the chunks of one file that have stored vectors."""
-    return list(label_chunks(job, context, file_tasks(job, file, medium)))
 
 
 def label_chunks(

@@ -21,11 +21,12 @@ from flows.media.generated_files import OF_LABELS, GeneratedFiles
 from flows.media.media_files import MediaFile
 from flows.options.formats import COCO, COCO_FILE
 from flows.options.text import OutputOptions
-from flows.results.labels.rows import LabelContext, LabelledChunk, label_chunks, label_medium
+from flows.results.labels.rows import LabelContext, LabelledChunk, label_chunks
 from flows.results.outputs import failures_of, media_lines
 from flows.results.run_result import RunEnd
 from flows.results.status import texts_line
 from flows.results.text_files import TextFileCounts, write_texts
+from flows.results.vectors import file_tasks
 
 FINE = 4096
 """Score ranges from -1 to 1 in the fine histogram; 16-bit vectors resolve no more."""
@@ -233,7 +234,7 @@ def _sized(job: Job, context: LabelContext) -> Iterator[Sized]:
 
 def _spans(job: Job, context: LabelContext, file: MediaFile, medium: Medium) -> Iterator[Span]:
     """Yield the spans of one video; an image is one span of no length."""
-    found = label_medium(job, context, file, medium)
+    found = list(label_chunks(job, context, file_tasks(job, file, medium)))
     rows = [row for each in found for row in each.rows]
     if medium.kind == "image":
         yield from (Span(start=0.0, end=0.0, labels=tuple(row.given)) for row in rows)

@@ -11,7 +11,6 @@ from artifacts.errors import UsageError
 from stages.models.adapters.reading import (
     MERGE_FIRST,
     LoraAdapter,
-    LowRank,
     of_another_model,
 )
 from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile
@@ -34,7 +33,11 @@ def modules_of(adapter: LoraAdapter, profile: ModelProfile) -> dict[str, str]:
         if path not in language:
             raise of_another_model(adapter, f"changes {path}, which {profile.folder} does not have")
         layer = language[path]
-        _check_shape(adapter, profile, path, low_rank, layer)
+        ours = (layer.rows, layer.columns)
+        if low_rank.shape != ours:
+            shapes = [" x ".join(map(str, shape)) for shape in (low_rank.shape, ours)]
+            why = f"changes {path} of {shapes[0]}, which is {shapes[1]} in {profile.folder}"
+            raise of_another_model(adapter, why)
         if layer.path in found.values():
             raise UsageError(
                 f"{adapter.folder} changes {layer.path} twice, the second time as {path}",
@@ -48,20 +51,6 @@ def _by_name(part: PartProfile) -> Mapping[str, AdaptableLayer]:
     """Return the layers of a part by each of their names; current names take precedence."""
     stored = {layer.stored: layer for layer in part.adaptable if layer.stored}
     return {**stored, **{layer.path: layer for layer in part.adaptable}}
-
-
-def _check_shape(
-    adapter: LoraAdapter,
-    profile: ModelProfile,
-    path: str,
-    low_rank: LowRank,
-    layer: AdaptableLayer,
-) -> None:
-    ours = (layer.rows, layer.columns)
-    if low_rank.shape != ours:
-        shapes = [" x ".join(map(str, shape)) for shape in (low_rank.shape, ours)]
-        why = f"changes {path} of {shapes[0]}, which is {shapes[1]} in {profile.folder}"
-        raise of_another_model(adapter, why)
 
 
 def _refused(adapter: LoraAdapter, why: str) -> UsageError:

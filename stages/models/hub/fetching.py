@@ -47,7 +47,9 @@ def fetch(
     total = sum(file.size for file in missing)
     check_space(checkpoint.name, total - here)
     if total > here and announce is not None:
-        announce(_announcement(f"{what}{checkpoint.name}", total, here))
+        size = size_of(total) + (f", of which {size_of(here)} are here" if here else "")
+        folder = shown(cache_folder())
+        announce(f"downloading {what}{checkpoint.name}, {size}, into {folder} (once)")
     with hub_errors(checkpoint.name, checkpoint.commit, begun=True):
         _fetch_all(
             checkpoint, missing, announce or (lambda text: None), _Counter(here, total, progress)
@@ -64,11 +66,6 @@ def check_space(name: str, needed: int) -> None:
             f"{name} needs {size_of(needed)} in {shown(folder)}, where {size_of(free)} are free",
             hint=MORE_ROOM,
         )
-
-
-def _announcement(name: str, total: int, here: int) -> str:
-    rest = f", of which {size_of(here)} are here" if here else ""
-    return f"downloading {name}, {size_of(total)}{rest}, into {shown(cache_folder())} (once)"
 
 
 class _Counter:

@@ -128,12 +128,6 @@ def layers_of(half: Any, paths: Sequence[str], index: Index, device: str) -> lis
     return [_layer(half.get_submodule(path), path, index, places, device) for path in paths]
 
 
-def scratch_bytes(layers: Sequence[Layer]) -> int:
-    """Return the bytes of the largest tensor that must be cast."""
-    cast = (t.place for layer in layers for t in layer.tensors if t.stored != t.dtype)
-    return max((place.end - place.start for place in cast), default=0)
-
-
 def _layer(
     module: nn.Module,
     path: str,
@@ -224,7 +218,9 @@ class LayerDoubleBuffer:
         self.fetched = 0
         """Number of layers read so far."""
         size = max(layer.size for layer in layers)
-        self._scratch = torch.empty(scratch_bytes(layers), dtype=torch.uint8)
+        cast = [t.place for layer in layers for t in layer.tensors if t.stored != t.dtype]
+        largest = max((place.end - place.start for place in cast), default=0)
+        self._scratch = torch.empty(largest, dtype=torch.uint8)
         self._rooms = rooms(size, device)
         self._holds = [EMPTY for _ in self._rooms]
         """The layer that each buffer holds or will hold."""
