@@ -204,7 +204,7 @@ def test_a_field_read_from_json_would_be_seen() -> None:
 
 
 def test_few_parameters_take_a_whole_command() -> None:
-    assert len(wide_parameters()) <= 20, "take the groups of options that are read"
+    assert len(wide_parameters()) <= 18, "take the groups of options that are read"
 
 
 def test_a_loose_parameter_would_be_seen() -> None:

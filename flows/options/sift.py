@@ -51,6 +51,10 @@ class SiftOptions(OptionGroup):
         Option("with --model: cosine from which media are alike", metavar="COS", above=0, most=1),
     ] = None
     """Cosine of vectors from which media are near duplicates; None: vectors group nothing."""
+    chunk: Annotated[
+        float, Option("seconds per chunk that is marked [%(default)s]", VECTORS, "SECONDS", above=0)
+    ] = 30.0
+    """Seconds per chunk of a video that has a line of marks of its own."""
     format: Annotated[
         tuple[str, ...],
         Option("tables besides jsonl: csv, parquet", OUTPUTS, "F,F", values=TABLE_FORMATS),
@@ -70,7 +74,3 @@ class SiftConfig(SiftOptions, VectorConfig):
 
     model: Annotated[str, replace(VECTOR_MODEL_OPTION, not_empty="")] = ""
     """Hub id or folder of a dual encoder such as CLIP; empty: no vectors."""
-    chunk: Annotated[
-        float, Option("seconds per chunk that is marked [%(default)s]", VECTORS, "SECONDS", above=0)
-    ] = 30.0
-    """Seconds per chunk of a video that has a line of marks of its own."""

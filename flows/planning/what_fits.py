@@ -93,7 +93,7 @@ def _in_gguf(request: PlanRequest, kind: str) -> PlanRequest | None:
     best = model.settings.get("language", (None,))[0]
     if model.profile.model_type not in FAMILIES or best is None or not best.engine:
         return None
-    if half.stored_as or best.gguf or best.adapter or not half.parameters:
+    if half.stored_as or best.gguf or best.adapter or half.row_memory is None:
         return None
     use = GgufUse(
         path="",

@@ -25,7 +25,7 @@ from flows.machine.leases import leased
 from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
 from flows.options.commands import RunOptions
-from flows.options.sift import SiftConfig
+from flows.options.sift import SiftConfig, SiftOptions
 from flows.pipelines import SIFT
 from flows.results.foreign_files import refuse_replacing
 from flows.results.run_record import RunRecord
@@ -62,7 +62,8 @@ CRASHED = {
 class Sifting:
     """The media of one run."""
 
-    config: SiftConfig
+    options: SiftOptions
+    retry_failed: bool
     store: Store
     files: list[MediaFile]
     contents: list[Medium]
@@ -124,9 +125,10 @@ def sift(
     )
 
 
-def pending(config: SiftConfig, display: Display) -> str:
+def pending(config: RunOptions, display: Display) -> str:
     """Return how many media a run would mark. Raises PenstockError."""
-    parse_keep(config.keep, tuple(config.head))
+    options = SiftOptions.of(config)
+    parse_keep(options.keep, tuple(options.head))
     job = _prepared(config, display, out_folder(config))
     media = {m.digest: m for m in job.contents}
     missing = _missing(job, media.values())
@@ -168,7 +170,7 @@ def _recorded(record: RunRecord) -> Iterator[None]:
     record.finish("done")
 
 
-def _prepared(config: SiftConfig, display: Display, out: Path) -> Sifting:
+def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
     """Find the media, and compute their digests. Raises UsageError, EnvironmentFault."""
     display.doing("reading the sources")
     config.check_sources()
@@ -187,7 +189,8 @@ def _prepared(config: SiftConfig, display: Display, out: Path) -> Sifting:
     unique = {file.identity: at for at, file in reversed(list(enumerate(readable)))}
     order = sorted(unique.values())
     return Sifting(
-        config=config,
+        options=SiftOptions.of(config),
+        retry_failed=config.retry_failed,
         store=store,
         files=[readable[at] for at in order],
         contents=[contents[at] for at in order],
@@ -214,7 +217,7 @@ def _mark(
             display.fail(**failure)
             record.fail(name, failure)
 
-    if job.config.retry_failed:
+    if job.retry_failed:
         job.stored_failures.drop([d for d in media if d in job.stored_failures])
     launcher = make_launcher(on_event)
     kills = 0
@@ -282,7 +285,7 @@ def _run(
 
 def _collected(job: Sifting) -> MarkedFiles:
     """Return the marks of all files, with their copies."""
-    found = MarkedFiles(heads=tuple(job.config.head))
+    found = MarkedFiles(heads=tuple(job.options.head))
     items: dict[str, Fingerprint] = {}
     pairs = zip(job.files, job.contents, strict=True)
     left = ((file, medium) for file, medium in pairs if medium.digest in job.marks)
@@ -290,11 +293,11 @@ def _collected(job: Sifting) -> MarkedFiles:
         records = job.marks.read_several([medium.digest for _, medium in group])
         for (file, medium), record in zip(group, records, strict=True):
             marked = Marked.of(record)
-            add_file(found, file, medium, marked, job.config.chunk)
+            add_file(found, file, medium, marked, job.options.chunk)
             # A copy, so that the rest of a video's record can be freed.
             seconds = marked.meta["seconds"]
             items[medium.digest] = Fingerprint(thumbs=marked.thumbs.copy(), seconds=seconds)
-    mark_copies(found, list(items.values()), mirrored=job.config.mirrored)
+    mark_copies(found, list(items.values()), mirrored=job.options.mirrored)
     return found
 
 

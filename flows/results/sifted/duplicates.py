@@ -10,7 +10,7 @@ How it works:
 4. A video is compared at fixed fractions of its length.
 5. Confirmed pairs are joined to groups.
 
-Of 25 % of frames that are 2 s apart the hashes are equal; the pixels tell them apart.
+Of 25 % of frames that are 2 s apart the hashes are equal, and the pixels differ.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

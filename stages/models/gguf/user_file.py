@@ -2,7 +2,7 @@
 
 Its metadata must be what an export of the checkpoint would write, its tensors those of the decoder,
 its tokens those of the tokenizer. Two fine-tunes of one model agree in all of that; their norms and
-embeddings tell them apart.
+embeddings differ.
 """
 
 import math
