@@ -124,6 +124,8 @@ def check(config: Any) -> None:
 def _range(option: Option) -> str:
     if option.most is None:
         return f"{option.least:g} or more"
+    if option.least is None:
+        return f"a number above {option.above or 0:g}, at most {option.most:g}"
     return f"a number from {option.least:g} to {option.most:g}"
 
 

@@ -116,8 +116,8 @@ class SiftRunOptions(MediaRunOptions, total=False):
     mirrored: bool
     head: dict[str, str]
     similar: float | None
-    format: Words
     chunk: float
+    format: Words
 
 
 class SearchOptions(TypedDict, total=False):

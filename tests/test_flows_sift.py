@@ -34,6 +34,7 @@ from flows.media.media_files import Selection
 from flows.media.sources import find_media
 from flows.options.sift import SiftConfig
 from flows.results.sifted import hamming
+from flows.results.sifted.duplicates import Fingerprint, groups_of
 from flows.results.sifted.hamming import near_pairs
 from flows.results.sifted.heads import read_head
 from flows.results.sifted.marks import MARKS
@@ -357,3 +358,23 @@ def test_ten_kills_lose_nothing(
         process.wait()
     assert main([*words, *own]) == 0
     assert outputs(kept_apart) == outputs(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["sharpness", "start", "and"])
+def test_a_head_named_as_a_mark_fails(tmp_path: Path, here: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=f"--head {name}: this name is a mark"):
+        run(here / "videos", tmp_path / "out", model="demo", head={name: "h.safetensors"})
+
+
+def test_a_cosine_above_one_fails() -> None:
+    with pytest.raises(UsageError, match="invalid --similar 1"):
+        SiftConfig(sources=("a",), model="demo", similar=1.5)
+
+
+def test_a_video_that_turns_black_is_no_copy_of_one_that_does_not() -> None:
+    draw = np.random.default_rng(3)
+    whole = draw.integers(0, 255, (5, 64, 64), dtype=np.uint8)
+    black = whole.copy()
+    black[3:] = 0
+    items = [Fingerprint(thumbs=thumbs, seconds=10.0) for thumbs in (whole, black, whole.copy())]
+    assert groups_of(items, mirrored=False).tolist() == [0, 1, 0]

@@ -177,12 +177,15 @@ class NothingToDo(UsageError):
     """The error when no source can be used. `failures` gives the reason for each."""
 
     def __init__(self, pipeline: Pipeline, failures: Sequence[Failure]) -> None:
+        self.failures = tuple(failures)
+        if not failures:
+            super().__init__("the list of sources is empty", hint="Give files or folders")
+            return
         first = failures[0]
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         what = next((name for name, of in PURPOSES.items() if pipeline in of), pipeline[-1].name)
         message = f"nothing to {what}: {first.media_path}: {first.message}{more}"
         super().__init__(message, hint=first.hint)
-        self.failures = tuple(failures)
 
 
 class NothingReached(NothingToDo):

@@ -52,7 +52,8 @@ class SiftOptions(OptionGroup):
     ] = None
     """Cosine of vectors from which media are near duplicates; None: vectors group nothing."""
     chunk: Annotated[
-        float, Option("seconds per chunk that is marked [%(default)s]", VECTORS, "SECONDS", above=0)
+        float,
+        Option("seconds per chunk that is marked [%(default)s]", VECTORS, "SECONDS", least=0.1),
     ] = 30.0
     """Seconds per chunk of a video that has a line of marks of its own."""
     format: Annotated[

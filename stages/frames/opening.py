@@ -73,7 +73,8 @@ def open_video(
         codec = stream.codec_context.name
         options = dict(STRICT) if strict and codec not in LENIENT_CODECS else {}
         options |= MOTION if motion else {}
-        stream.thread_type = THREAD_TYPES.get(codec, "AUTO")
+        # Threads that decode several frames at once export some vectors of the wrong frame.
+        stream.thread_type = "SLICE" if motion else THREAD_TYPES.get(codec, "AUTO")
         stream.codec_context.thread_count = threads
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), **options}
     except BaseException:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
@@ -127,10 +127,11 @@ class SampledVideo:
 
     def _moved(self, frame: VideoFrame) -> float:
         """Return the mean length of the motion vectors of a frame, in picture lengths per second;
-        NaN without vectors. A vector leads to the reference, which is one anchor away."""
+        NaN without vectors. A vector leads to the reference, which is one anchor away but for B
+        frames, whose vectors do not say how far they lead."""
         side: Any = frame.side_data.get("MOTION_VECTORS")
         anchors = self._timeline.anchors
-        if side is None or not anchors or not len(side):
+        if side is None or not anchors or not len(side) or frame.pict_type == PictureType.B:
             return float("nan")
         vectors = side.to_ndarray()
         areas = vectors["w"].astype(np.float64) * vectors["h"]

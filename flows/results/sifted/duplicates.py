@@ -102,7 +102,8 @@ def _videos(items: Sequence[Fingerprint], mirrored: bool) -> Iterator[tuple[int,
     seconds = np.array([item.seconds for item in items])[pairs]
     apart = np.abs(seconds[:, 0] - seconds[:, 1])
     pairs = pairs[apart <= np.maximum(LENGTHS * seconds.max(axis=1, initial=0), 0.5)]
-    known = [~_flat(thumbs)[pairs].any(axis=1) for thumbs in slots]
+    # Where one video is flat and the other is not, they differ; where both are, nothing is known.
+    known = [~_flat(thumbs)[pairs].all(axis=1) for thumbs in slots]
     alike = [
         _confirmed(thumbs, pairs, mirrored) & k for thumbs, k in zip(slots, known, strict=True)
     ]

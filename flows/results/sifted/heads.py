@@ -71,6 +71,11 @@ def read_head(name: str, file: str) -> ScoreHead:
             f"--head {name}: {path.name} holds no layers that end in one score",
             hint="Its tensors are layers.0.weight, layers.0.bias, …, or linear.weight",
         )
+    if not all(np.isfinite(values).all() for layer in layers for values in layer):
+        raise UsageError(
+            f"--head {name}: {path.name} has values that are no numbers",
+            hint="Give an undamaged file",
+        )
     return ScoreHead(name=name, layers=tuple(layers))
 
 

@@ -136,10 +136,11 @@ def _stretches(still: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _motion(found: Marked, part: slice) -> float | None:
-    """Return the mean motion, by the codec's vectors if the video has any."""
+    """Return the mean motion, by the codec's vectors if the video has any. Some codecs export
+    vectors of zeros alone."""
     for name in ("vectors", "drift"):
         column = found.column(name)
-        if not np.isnan(column).all():
+        if name == "drift" or (column > 0).any():
             values = column[part]
             return None if np.isnan(values).all() else rounded(float(np.nanmean(values)))
     return None

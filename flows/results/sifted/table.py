@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from artifacts.index.where import Condition, Table
+from artifacts.errors import UsageError
+from artifacts.index.where import WORDS, Condition, Table
 from artifacts.tables import schema_of, table_of, utf8
 from flows.ledger.tasks import Medium
 from flows.media.media_files import MediaFile
@@ -53,7 +54,13 @@ class MarkedFiles:
 
 
 def parse_keep(text: str, heads: Sequence[str]) -> Condition | None:
-    """Return the condition of `--keep`; None for an empty one. Raises UsageError."""
+    """Return the condition of `--keep`; None for an empty one. Raises UsageError, also for a head
+    that has the name of a mark."""
+    if taken := sorted({*columns_of(()), "start", "end", *WORDS}.intersection(heads)):
+        raise UsageError(
+            f"--head {taken[0]}: this name is a mark or a word of --keep already",
+            hint="Give the head another name",
+        )
     if not text:
         return None
     table = Table(columns=columns_of(heads), texts=TEXTS, option="--keep", example=EXAMPLE)
@@ -108,9 +115,10 @@ def _number(found: MarkedFiles, members: Sequence[list[int]], group: str, flag: 
             found.rows[at] |= {group: number, flag: int(at != best)}
 
 
-def _quality(row: Mapping[str, Any]) -> tuple[float, float]:
-    """Return by what the best of a group is chosen: its resolution, then its sharpness."""
-    return row["width"] * row["height"], row["sharpness"] or 0.0
+def _quality(row: Mapping[str, Any]) -> tuple[bool, float, float]:
+    """Return by what the best of a group is chosen: no faults, then its resolution, then its
+    sharpness."""
+    return not row["faults"], row["width"] * row["height"], row["sharpness"] or 0.0
 
 
 def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int], dict[int, str]]:
