@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from stages.process.environment import child_environment
@@ -70,3 +71,20 @@ class Peak:
         while True:
             self._most = max(self._most, anonymous_bytes())
             time.sleep(self._every)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figure:
+    """One line of a table of figures and goals."""
+
+    name: str
+    value: float
+    goal: float | None = None
+    """Required minimum; None: the value is only reported."""
+    form: str = "7.1f"
+    """How the value is printed: percent, or a share with its decimals."""
+
+    def __str__(self) -> str:
+        goal = "" if self.goal is None else f"  asked for {self.goal:g}"
+        missed = "" if self.goal is None or self.value >= self.goal else "  MISSED"
+        return f"{self.name:58s}{self.value:{self.form}}{goal}{missed}"

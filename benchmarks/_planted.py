@@ -1,4 +1,4 @@
-"""Pictures and clips of which it is known which are copies, blurred, black, frozen or letterboxed.
+"""Makes pictures and clips, and states which are copies, blurred, black, frozen or letterboxed.
 
 Originals are photos, frames of real clips where there are some, and drawn scenes. Everything
 follows from the seed.
@@ -60,7 +60,7 @@ class Planted:
 
 @dataclass(kw_only=True, slots=True)
 class Plan:
-    """How many files of which kind."""
+    """The number of files of each kind."""
 
     copied: int = 240
     """Originals with a copy of each kind."""

@@ -11,13 +11,13 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks._common import Figure
 from flows.cli.main import main as penstock
 from flows.options.model import DEMO_MODEL
 from penstock_demo.dual.pictures import ImageTruth, write_images
@@ -28,22 +28,6 @@ Row = Mapping[str, Any]
 """A line of `labels.jsonl`."""
 Given = NDArray[np.bool_]
 """Which labels pictures are given, (picture, label)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Figure:
-    """One line of the table."""
-
-    name: str
-    value: float
-    """Percent."""
-    goal: float | None = None
-    """Required minimum; None: the value is only reported."""
-
-    def __str__(self) -> str:
-        goal = "" if self.goal is None else f"  asked for {self.goal:g}"
-        missed = "" if self.goal is None or self.value >= self.goal else "  MISSED"
-        return f"{self.name:58s}{self.value:7.1f}{goal}{missed}"
 
 
 def labelled(folder: Path, *options: str) -> list[Row]:

@@ -13,7 +13,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
+from functools import partial
 from itertools import combinations, count, pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import FrameFit, Sampling
 from artifacts.store import open_store
+from benchmarks._common import Figure
 from benchmarks._planted import (
     APART,
     BLURS,
@@ -41,22 +43,9 @@ Rows = Mapping[str, Mapping[str, Any]]
 FIT = FrameFit(long_edges=((1.0, 768),))
 """Size at which frames are cut: between those of SmolVLM2 and Qwen2.5-VL."""
 MOVING = ("gr_world.mp4", "mei_flir.mp4", "tc_nasa.mp4")
-"""Clips of which no two frames 2 s apart are the same picture."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Figure:
-    """One line of the table."""
-
-    name: str
-    value: float
-    goal: float | None = None
-    """Required minimum; None: the value is only reported."""
-
-    def __str__(self) -> str:
-        goal = "" if self.goal is None else f"  asked for {self.goal:g}"
-        missed = "" if self.goal is None or self.value >= self.goal else "  MISSED"
-        return f"{self.name:58s}{self.value:9.4f}{goal}{missed}"
+"""Clips that move: two frames 2 s apart never show the same picture."""
+figure = partial(Figure, form="9.4f")
+"""Makes a line of the table: a share, with four decimals."""
 
 
 def sifted(folder: Path, store: Path, *options: str) -> Rows:
@@ -80,7 +69,7 @@ def copies(truth: Sequence[Planted], rows: Rows, title: str, kinds: Sequence[str
         pairs = [(rows[one.name]["group"], rows[original[one.group]]["group"]) for one in these]
         hits = sum(own is not None and own == other for own, other in pairs)
         goal = goals.get(kind, 0.98)
-        found.append(Figure(name=f"{title}: recall of {kind}", value=hits / len(these), goal=goal))
+        found.append(figure(name=f"{title}: recall of {kind}", value=hits / len(these), goal=goal))
     members: dict[int, list[str]] = {}
     for name, row in rows.items():
         if row["group"] is not None:
@@ -88,7 +77,7 @@ def copies(truth: Sequence[Planted], rows: Rows, title: str, kinds: Sequence[str
     pairs_ = [pair for several in members.values() for pair in combinations(several, 2)]
     right = sum(of_name[one].group == of_name[other].group for one, other in pairs_)
     precision = right / max(1, len(pairs_))
-    return [*found, Figure(name=f"{title}: precision of pairs", value=precision, goal=0.98)]
+    return [*found, figure(name=f"{title}: precision of pairs", value=precision, goal=0.98)]
 
 
 def flagged(truth: Sequence[Planted], rows: Rows, kind: str, mark: str, title: str) -> list[Figure]:
@@ -100,9 +89,9 @@ def flagged(truth: Sequence[Planted], rows: Rows, kind: str, mark: str, title: s
     photos = sum(flags[one.name] for one in truth if one.photo and one.kind == "single")
     name = f"{title}: {kind}"
     return [
-        Figure(name=f"{name}, recall", value=hits / len(these), goal=0.98),
-        Figure(name=f"{name}, precision", value=hits / max(1, hits + wrong), goal=0.98),
-        Figure(name=f"{name}, held-out real ones marked", value=-photos, goal=0),
+        figure(name=f"{name}, recall", value=hits / len(these), goal=0.98),
+        figure(name=f"{name}, precision", value=hits / max(1, hits + wrong), goal=0.98),
+        figure(name=f"{name}, held-out real ones marked", value=-photos, goal=0),
     ]
 
 
@@ -114,11 +103,11 @@ def blurs(truth: Sequence[Planted], rows: Rows) -> list[Figure]:
         these = blurred[number :: len(BLURS)]
         hits = sum(bool(rows[one.name]["blurred"]) for one in these)
         found.append(
-            Figure(name=f"blur of {share:.1%}, recall", value=hits / len(these), goal=0.98)
+            figure(name=f"blur of {share:.1%}, recall", value=hits / len(these), goal=0.98)
         )
     sharp = [one for one in truth if one.kind not in ("blur", "black")]
     right = sum(not rows[one.name]["blurred"] for one in sharp)
-    return [*found, Figure(name="sharp pictures not marked", value=right / len(sharp), goal=0.98)]
+    return [*found, figure(name="sharp pictures not marked", value=right / len(sharp), goal=0.98)]
 
 
 def neighbours(folder: Path, clips: Path, store: Path) -> list[Figure]:
@@ -134,7 +123,7 @@ def neighbours(folder: Path, clips: Path, store: Path) -> list[Figure]:
         one[:-8] == other[:-8] and rows[one]["group"] == rows[other]["group"] is not None
         for one, other in pairwise(names)
     )
-    return [Figure(name=f"{len(rows)} frames 2 s apart: pairs grouped", value=-grouped, goal=0)]
+    return [figure(name=f"{len(rows)} frames 2 s apart: pairs grouped", value=-grouped, goal=0)]
 
 
 def cost(clips: Sequence[Path], folder: Path) -> list[Figure]:
@@ -176,10 +165,10 @@ def cost(clips: Sequence[Path], folder: Path) -> list[Figure]:
     opening.MOTION = vectors
     cutting = min(timed(cut) for _ in range(3))
     return [
-        Figure(
+        figure(
             name="motion and sharpness, share of cutting frames", value=(whole - without) / cutting
         ),
-        Figure(name="all of marking / cutting frames", value=whole / cutting),
+        figure(name="all of marking / cutting frames", value=whole / cutting),
     ]
 
 
@@ -214,15 +203,15 @@ def main() -> int:
         for kind in ("black", "frozen"):
             these = [rows[one.name][f"{kind}_seconds"] for one in videos if one.kind == kind]
             off = max(abs(seconds - (STRETCH[1] - STRETCH[0])) for seconds in these)
-            found.append(Figure(name=f"clips: {kind} seconds, largest error", value=off))
+            found.append(figure(name=f"clips: {kind} seconds, largest error", value=off))
         if clips is not None:
             found += neighbours(folder / "neighbours", clips, store)
             found += cost([p for p in real_clips(clips) if p.suffix == ".mp4"], folder / "cut")
         counted = f"{len(pictures)} pictures and {len(videos)} clips"
         real = sum(one.photo for one in (*pictures, *videos))
     print(f"{counted}, {real} of them real; seed {given.seed}")
-    for figure in found:
-        print(figure)
+    for line in found:
+        print(line)
     return int(any(f.goal is not None and f.value < f.goal for f in found))
 
 

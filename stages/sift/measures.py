@@ -69,7 +69,7 @@ def _lost(values: NDArray[np.int16], axis: int) -> float:
 
 def _tiles(values: NDArray[np.int16]) -> NDArray[np.float32]:
     """Return the sum of each tile."""
-    rows, columns = (_areas(length, TILES) for length in values.shape)
+    rows, columns = (area_weights(length, TILES) for length in values.shape)
     means = rows @ (values.astype(np.float32) @ columns.T)
     sums: NDArray[np.float32] = means * np.float32(values.size / TILES**2)
     return sums
@@ -77,19 +77,23 @@ def _tiles(values: NDArray[np.int16]) -> NDArray[np.float32]:
 
 def thumb_of(grey: Grey) -> Grey:
     """Return the thumbnail of a measured picture: means of areas, in SIDE rows and columns."""
-    rows, columns = (_areas(length, SIDE) for length in grey.shape)
+    rows, columns = (area_weights(length, SIDE) for length in grey.shape)
     means = rows @ grey.astype(np.float32) @ columns.T
     thumb: Grey = np.rint(means).astype(np.uint8)
     return thumb
 
 
 @cache
-def _areas(length: int, count: int) -> NDArray[np.float32]:
-    """Return the weights of pixels in equal areas, [count, length]."""
-    edges = np.arange(count + 1) * length / count
+def area_weights(
+    length: int, count: int, start: float = 0.0, share: float = 1.0
+) -> NDArray[np.float32]:
+    """Return the weights of the points of a side in `count` equal areas, [count, length]. The areas
+    cover `share` of the side, beginning at `start`."""
+    edges = start * length + np.arange(count + 1) * (share * length) / count
     at = np.arange(length)
     inside = np.minimum(edges[1:, None], at + 1) - np.maximum(edges[:-1, None], at)
-    weights: NDArray[np.float32] = (np.maximum(inside, 0) * count / length).astype(np.float32)
+    covered = np.maximum(inside, 0) * count / (share * length)
+    weights: NDArray[np.float32] = covered.astype(np.float32)
     return weights
 
 

@@ -92,7 +92,7 @@ def gguf_bytes(
 
 Way = Callable[[random.Random], bytes]
 TYPES = (1, 2, 8, 9, 12, 14, 24, 25, 26, 27, 28, 30, 36, 99, 1 << 31)
-"""Types of tensors, of which some do not exist, and others are no weights."""
+"""Types of tensors. Some do not exist, others are no weights."""
 
 
 def mutations(content: bytes, header: int, names: Iterable[str]) -> Mapping[str, Way]:

@@ -24,7 +24,8 @@ ENDS = 6
 SIDE = 160
 """Pixels of the longer side of a thumbnail."""
 HIGH_FALLS_OUT = frozenset(("clipped", "black", "black_seconds", "frozen", "frozen_seconds"))
-"""Marks of which high values fall out; of others, low ones. Also faults, letterbox and flags."""
+"""Marks whose high values fall out, besides faults, letterbox and flags. Other marks lose their low
+values."""
 HIGH_FALLS_OUT |= {"letterbox", "faults", "blurred", "exact", "duplicate", "similar"}
 NUMBERS = ("group", "similar_group")
 """Marks that only name a group."""

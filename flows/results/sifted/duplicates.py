@@ -15,13 +15,14 @@ Of 25 % of frames that are 2 s apart the hashes are equal, and the pixels differ
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flows.results.sifted.hamming import near_pairs
+from stages.sift.measures import area_weights
 from stages.sift.record import FRACTIONS, SIDE
 
 Stored = Sequence[NDArray[np.uint8]]
@@ -147,21 +148,11 @@ def _candidates(thumbs: Stored, mirrored: bool) -> Pairs:
 def hashes(thumbs: Thumbs, share: float = 1.0) -> NDArray[np.uint64]:
     """Return the perceptual hash of the central `share` of each thumbnail."""
     waves = np.arange(FREQUENCIES)[:, None] * (np.arange(FINE) + 0.5) * np.pi / FINE
-    ways = (np.cos(waves) @ _areas((1 - share) / 2, share, FINE)).astype(np.float32)
+    ways = (np.cos(waves) @ area_weights(SIDE, FINE, (1 - share) / 2, share)).astype(np.float32)
     found = (ways @ thumbs @ ways.T).reshape(len(thumbs), FREQUENCIES**2)
     bits = found > np.median(found, axis=1, keepdims=True)
     packed: NDArray[np.uint64] = np.packbits(bits, axis=1).view(np.uint64)[:, 0]
     return packed
-
-
-@cache
-def _areas(start: float, share: float, count: int) -> Matrix:
-    """Return the weights of a thumbnail's points in `count` equal areas of a part of its side."""
-    edges = (start + share * np.arange(count + 1) / count) * SIDE
-    at = np.arange(SIDE)
-    inside = np.minimum(edges[1:, None], at + 1) - np.maximum(edges[:-1, None], at)
-    weights: Matrix = (np.maximum(inside, 0) * count / (share * SIDE)).astype(np.float32)
-    return weights
 
 
 def _confirmed(thumbs: Stored, pairs: Pairs, mirrored: bool) -> NDArray[np.bool_]:
@@ -182,7 +173,7 @@ def _confirmed(thumbs: Stored, pairs: Pairs, mirrored: bool) -> NDArray[np.bool_
 
 def _same(one: Thumbs, other: Thumbs) -> NDArray[np.bool_]:
     """Return which pairs have one framing, and no block that differs."""
-    areas = _areas(0.0, 1.0, FINE)
+    areas = area_weights(SIDE, FINE)
     small = areas @ one @ areas.T
     differing = small - areas @ other @ areas.T
     differing -= np.median(differing, axis=(1, 2), keepdims=True)
@@ -198,14 +189,14 @@ def _same(one: Thumbs, other: Thumbs) -> NDArray[np.bool_]:
 
 def _is_part(cropped: Thumbs, whole: Thumbs) -> NDArray[np.bool_]:
     """Return which thumbnails are a crop of the other of their pair."""
-    areas, edge = _areas(0.0, 1.0, COARSE), COARSE // 4
+    areas, edge = area_weights(SIDE, COARSE), COARSE // 4
     if not len(cropped):
         return np.zeros(0, np.bool_)
     small = areas @ cropped @ areas.T
     found = np.zeros(len(cropped), np.bool_)
     for share, step in CROPS:
         starts = np.arange(0, 1 - share + step / 2, step)
-        ways = np.concatenate([_areas(float(start), share, COARSE) for start in starts])
+        ways = np.concatenate([area_weights(SIDE, COARSE, float(start), share) for start in starts])
         shape = (len(whole), len(starts), COARSE, len(starts), COARSE)
         seen = (ways @ whole @ ways.T).reshape(shape)
         differing = seen.transpose(0, 1, 3, 2, 4) - small[:, None, None]

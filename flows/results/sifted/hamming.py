@@ -32,7 +32,7 @@ def _all_pairs(ones: Hashes, others: Hashes, distance: int) -> Iterator[Pairs]:
 
 
 def _by_bands(ones: Hashes, others: Hashes, distance: int) -> Iterator[Pairs]:
-    """Yield pairs of which one band is equal after few bits of it were turned."""
+    """Yield pairs that agree in one band, but for a few bits of it."""
     most = distance // BANDS
     turned = [
         sum(1 << b for b in bits)

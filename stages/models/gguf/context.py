@@ -108,8 +108,8 @@ class GgufContext:
         """The whole prompt that the reader holds; None: it holds none."""
 
     def reserve(self, tokens: int, piece: int = 0) -> None:
-        """Make room for sequences of so many tokens, of which `piece` are computed at once. Raises
-        MemoryError, after which the running sequences are lost."""
+        """Make room for sequences of so many tokens, and for computing `piece` tokens at once.
+        Raises MemoryError, after which the running sequences are lost."""
         if tokens <= self.columns and piece <= self.piece:
             return
         self.piece = max(self.piece, piece)

@@ -31,7 +31,7 @@ NAME_BYTES = 63
 """Longest name of a tensor."""
 DIMENSIONS = 4
 ALIGNMENT = 32
-"""Bytes to a multiple of which tensors are padded, unless the file states another number."""
+"""Tensors are padded to a multiple of so many bytes, unless the file states another number."""
 ALIGNMENTS = frozenset(1 << power for power in range(5, 17))
 TABLE = "token_embd.weight"
 """Name of the embedding table."""

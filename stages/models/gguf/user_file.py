@@ -25,7 +25,7 @@ EQUIVALENT = {"qwen2vl": "paddleocr"}
 HEAD = "output.weight"
 SECTIONS = "rope.dimension_sections"
 COMPARED = frozenset({"llama", "qwen2", "qwen3", "qwen3vl", "paddleocr"})
-"""Architectures of which a test has compared files as other programs write them."""
+"""Architectures whose files, as other programs write them, a test has compared."""
 UNREAD = frozenset({"context_length", "vocab_size"})
 """Metadata that changes no logits."""
 NEUTRAL: Mapping[str, Any] = {
