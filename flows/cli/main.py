@@ -112,6 +112,7 @@ COMMANDS = {
     "search": ("search an index", "index_options:add_search_options"),
     "tune": ("train an adapter on your captions", "tune_options:add_tune_options"),
     "serve": ("serve labels, search and captions over HTTP", "serve_options:add_serve_options"),
+    "studio": ("do all of it in one page", "small_options:add_studio"),
     "status": ("print the progress of a run", "small_options:add_status"),
     "report": ("write an HTML report of a run", "small_options:add_report"),
     "review": ("correct and accept captions", "small_options:add_review"),

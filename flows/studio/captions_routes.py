@@ -1,0 +1,177 @@
+"""Routes for the captions of one run: to read, edit, ask again and write them."""
+
+import asyncio
+import mimetypes
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from artifacts.errors import PenstockError, UsageError
+from flows.reviewing.captions import EditRefused
+from flows.reviewing.server import FETCHED_AT_ONCE, SHOWN, THUMBNAILS_AT_ONCE
+from flows.serving.shown_media import shown_file
+from flows.studio.guard import JSON, json_of
+from flows.studio.run_captions import RunCaptions
+from flows.studio.runs import Run, new_id, run_id
+from flows.studio.sets import sets_in, unrejected
+from flows.studio.steps import AGAIN, MOST, again_values, answers_of, values_of_record
+from flows.studio.values import line_of, words_of
+
+if TYPE_CHECKING:
+    from flows.studio.server import Studio
+
+NUMBER = re.compile("[0-9]{1,9}")
+
+
+class CaptionsRoutes:
+    """The captions of the runs that this studio knows."""
+
+    def __init__(self, studio: "Studio") -> None:
+        self._studio = studio
+        self._drawing = asyncio.Semaphore(THUMBNAILS_AT_ONCE)
+        self._fetching = asyncio.Semaphore(FETCHED_AT_ONCE)
+
+    def _captions(self, request: Request) -> RunCaptions:
+        """Return the captions of the run in a request's path. Raises UsageError."""
+        studio, name = self._studio, request.path_params["run"]
+        known = {run_id(run.out): Path(run.out) for run in studio.queue.runs if run.kind != "again"}
+        out = {**known, run_id(studio.out): studio.out}.get(name)
+        if out is None:
+            raise UsageError("there is no such run", hint="Choose another one")
+        if name not in studio.captions:
+            studio.captions[name] = RunCaptions(out)
+        return studio.captions[name]
+
+    async def captions(self, request: Request) -> Response:
+        """Return what changed since a revision."""
+        captions = self._captions(request)
+        since = request.query_params.get("since", "")
+        return Response(await asyncio.to_thread(captions.body, since), media_type=JSON)
+
+    async def edit(self, request: Request) -> Response:
+        """Apply an edit."""
+        captions, edit = self._captions(request), await json_of(request)
+        found = await asyncio.to_thread(captions.apply, edit)
+        return JSONResponse({**found, "tops": captions.tops()})
+
+    async def history(self, request: Request) -> Response:
+        """Return the actions that can be undone, and what undo and redo would take."""
+        captions = self._captions(request)
+        done = await asyncio.to_thread(captions.history)
+        return JSONResponse({"history": done, "tops": captions.tops()})
+
+    async def ask(self, request: Request) -> Response:
+        """Put a second question about some captions into the queue."""
+        captions, given = self._captions(request), await json_of(request)
+        keys, changes = given.get("keys"), given.get("values")
+        if not isinstance(keys, list) or not isinstance(changes, dict) or len(keys) > MOST:
+            raise EditRefused(f"choose 1 to {MOST} captions")
+        run = await asyncio.to_thread(self._again, captions, [str(key) for key in keys], changes)
+        return JSONResponse({"id": run.id, "line": line_of(run.words)})
+
+    def _again(self, captions: RunCaptions, keys: list[str], changes: dict[str, Any]) -> Run:
+        studio, paths = self._studio, captions.paths(keys)
+        values, fixed = self._values(captions.out)
+        values = again_values(values, changes, [path for path, _ in paths.values()])
+        words = words_of(values, studio.roots, fixed)
+        out = captions.out / AGAIN / new_id()
+        words.insert(1, f"--out={out}")
+        return studio.queue.add("again", captions.out.name, out, words, changes, keys)
+
+    def _values(self, out: Path) -> tuple[dict[str, Any], list[str]]:
+        """Return the values of the last run into a folder, and the words that the page does not
+        choose. Raises UsageError."""
+        studio = self._studio
+        for run in reversed(studio.queue.runs):
+            if run.out == str(out) and run.kind == "caption":
+                return run.values, studio.fixed
+        values = values_of_record(out, studio.config_of)
+        store = values.pop("store", "")
+        return values, [f"--store={store}"] if store else studio.fixed
+
+    async def answers(self, request: Request) -> Response:
+        """Return the second answers of the model."""
+        return JSONResponse(await asyncio.to_thread(self._answers, self._captions(request)))
+
+    def _answers(self, captions: RunCaptions) -> dict[str, Any]:
+        found, folder = [], str(captions.out / AGAIN)
+        for run in self._studio.queue.runs:
+            if run.kind == "again" and str(Path(run.out).parent) == folder:
+                entry = {"id": run.id, "state": run.state, "error": run.error, "keys": run.about}
+                try:
+                    answers = answers_of(run, captions.paths(run.about))
+                except (EditRefused, PenstockError):
+                    answers = {}
+                found.append({**entry, "values": run.values, "answers": answers})
+        return {"again": found}
+
+    async def write(self, request: Request) -> Response:
+        """Put the same run into the queue once more, with other formats."""
+        captions, given = self._captions(request), await json_of(request)
+        run = await asyncio.to_thread(self._write, captions, given)
+        return JSONResponse({"id": run.id, "line": line_of(run.words)})
+
+    def _write(self, captions: RunCaptions, given: dict[str, Any]) -> Run:
+        studio = self._studio
+        values, fixed = self._values(captions.out)
+        out = given.get("out") or str(captions.out)
+        values = {**values, "format": given.get("format"), "out": out}
+        if given.get("trigger") is not None:
+            values["trigger"] = given["trigger"]
+        words = words_of(values, studio.roots, fixed)
+        place = studio.roots.inside(str(out))
+        kind = "caption" if place != captions.out else "write"
+        return studio.queue.add(kind, place.name, place, words, values)
+
+    async def sets(self, request: Request) -> Response:
+        """Return what trainers will see of the data sets in the run's folder."""
+        captions = self._captions(request)
+
+        def found() -> list[dict[str, Any]]:
+            reviewed = captions.reviewed
+            return sets_in(captions.out, unrejected(reviewed.media, reviewed.edits()))
+
+        return JSONResponse({"sets": await asyncio.to_thread(found)})
+
+    async def media(self, request: Request) -> Response:
+        """Return a media file, or a range of it."""
+        path = await self._local_path(request)
+        if path is None:
+            return JSONResponse({"error": "the file was moved or deleted"}, 404)
+        kind = mimetypes.guess_type(path.name)[0] or ""
+        # A folder may name any file: never serve one that a browser would run as a page.
+        plain = kind.startswith(SHOWN) and kind != "image/svg+xml"
+        return FileResponse(
+            path,
+            media_type=kind if plain else "application/octet-stream",
+            content_disposition_type="inline",
+            headers={"content-security-policy": "sandbox; default-src 'none'"},
+        )
+
+    async def small(self, request: Request) -> Response:
+        """Return a thumbnail of a medium: of a video, its frame at `at` seconds."""
+        path, at = await self._local_path(request), request.query_params.get("at", "")
+        try:
+            time = float(at) if at else None
+        except ValueError:
+            time = 0.0
+        drawn = None
+        if path is not None:
+            async with self._drawing:
+                drawn = await asyncio.to_thread(self._studio.thumbnails.get, path, time)
+        if drawn is None:
+            return JSONResponse({"error": "no thumbnail of this file"}, 404)
+        kept = {"cache-control": "private, max-age=600"}
+        return Response(drawn, media_type="image/jpeg", headers=kept)
+
+    async def _local_path(self, request: Request) -> Path | None:
+        """Return the local path of a medium, fetched if it is remote; None if it is gone."""
+        captions, number = self._captions(request), request.path_params["number"]
+        place = captions.place(int(number)) if NUMBER.fullmatch(number) else ""
+        if not place:
+            return None
+        async with self._fetching:
+            return await shown_file(place)
