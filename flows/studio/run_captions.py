@@ -81,6 +81,8 @@ class RunCaptions:
     def place(self, number: int) -> str:
         """Return the path or address of a medium; empty if there is none."""
         with self._lock:
+            if self._reviewed is None:
+                self._load()
             places = self._reviewed.places if self._reviewed is not None else []
             return places[number] if number < len(places) else ""
 
