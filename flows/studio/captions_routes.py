@@ -15,9 +15,9 @@ from flows.reviewing.server import FETCHED_AT_ONCE, SHOWN, THUMBNAILS_AT_ONCE
 from flows.serving.shown_media import shown_file
 from flows.studio.guard import JSON, json_of
 from flows.studio.run_captions import RunCaptions
-from flows.studio.runs import Run, new_id, run_id
+from flows.studio.runs import AGAIN, Run, new_id, run_id
 from flows.studio.sets import sets_in, unrejected
-from flows.studio.steps import AGAIN, MOST, again_values, answers_of, values_of_record
+from flows.studio.steps import FOLDER, MOST, again_values, answers_of, values_of_record
 from flows.studio.values import line_of, words_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class CaptionsRoutes:
     def _captions(self, request: Request) -> RunCaptions:
         """Return the captions of the run in a request's path. Raises UsageError."""
         studio, name = self._studio, request.path_params["run"]
-        known = {run_id(run.out): Path(run.out) for run in studio.queue.runs if run.kind != "again"}
+        known = {run_id(run.about_out): run.about_out for run in studio.queue.runs}
         out = {**known, run_id(studio.out): studio.out}.get(name)
         if out is None:
             raise UsageError("there is no such run", hint="Choose another one")
@@ -77,9 +77,9 @@ class CaptionsRoutes:
         values, fixed = self._values(captions.out)
         values = again_values(values, changes, [path for path, _ in paths.values()])
         words = words_of(values, studio.roots, fixed)
-        out = captions.out / AGAIN / new_id()
+        out = captions.out / FOLDER / new_id()
         words.insert(1, f"--out={out}")
-        return studio.queue.add("again", captions.out.name, out, words, changes, keys)
+        return studio.queue.add(AGAIN, captions.out.name, out, words, changes, keys)
 
     def _values(self, out: Path) -> tuple[dict[str, Any], list[str]]:
         """Return the values of the last run into a folder, and the words that the page does not
@@ -97,9 +97,9 @@ class CaptionsRoutes:
         return JSONResponse(await asyncio.to_thread(self._answers, self._captions(request)))
 
     def _answers(self, captions: RunCaptions) -> dict[str, Any]:
-        found, folder = [], str(captions.out / AGAIN)
+        found = []
         for run in self._studio.queue.runs:
-            if run.kind == "again" and str(Path(run.out).parent) == folder:
+            if run.kind == AGAIN and run.about_out == captions.out:
                 entry = {"id": run.id, "state": run.state, "error": run.error, "keys": run.about}
                 try:
                     answers = answers_of(run, captions.paths(run.about))

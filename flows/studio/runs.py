@@ -32,6 +32,8 @@ from flows.results.run_status import run_status
 from flows.studio.values import line_of
 
 FORM = 1
+AGAIN = "again"
+"""Kind of a run that asks again about some captions of another; its folder is two below."""
 FOLDER = ".studio"
 """Folder of the queue and the logs, in the output folder."""
 QUEUED, STARTING, RUNNING = "queued", "starting", "running"
@@ -68,6 +70,11 @@ class Run:
     error: str = ""
     about: list[str] = field(default_factory=list)
     """Keys of the captions that are asked again."""
+
+    @property
+    def about_out(self) -> Path:
+        """Return the folder of the run whose captions it is about."""
+        return Path(self.out).parents[1] if self.kind == AGAIN else Path(self.out)
 
 
 def run_id(out: Path | str) -> str:
@@ -164,7 +171,7 @@ class RunQueue:
     def _shown(self, run: Run) -> dict[str, Any]:
         entry = {
             **{name: getattr(run, name) for name in ENTRY if name != "words"},
-            "run": run_id(run.out),
+            "run": run_id(run.about_out),
             "line": line_of(run.words),
             "status": None,
         }

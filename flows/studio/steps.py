@@ -15,7 +15,7 @@ from flows.results.run_read import load_record
 from flows.studio.roots import Refused
 from flows.studio.runs import Run
 
-AGAIN = ".again"
+FOLDER = ".again"
 """Folder of the answers to a second question, in a run's folder."""
 MOST = 500
 """Largest number of captions that are asked again at once."""

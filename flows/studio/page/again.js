@@ -52,14 +52,14 @@ class Again {
 
   // What the model answered the second time, below the first.
   of(row) {
-    return (this.answers.get(row.key) || []).filter(({id, text}) => !this.left.has(id + row.key) && text !== words(row)).map(({id, values, text, state, error}) => {
+    return (this.answers.get(row.key) || []).filter(({id}) => !this.left.has(id + row.key)).map(({id, values, text, state, error}) => {
       const asked = Object.entries(values).map(([name, value]) => name === "prompt" ? `“${value}”` : `${name} ${value}`).join(", ");
-      const told = text === undefined ? (ENDED.includes(state) ? error || "no answer" : "is being asked…") : text;
+      const told = text === undefined ? (ENDED.includes(state) ? error || "no answer" : "is being asked…") : text, same = text === words(row);
       const keep = () => { this.left.add(id + row.key); this.page.draw([row.key]); };
-      return el("div", {class: "other"}, el("p", {class: "quiet small"}, asked || "asked again"), el("p", {dir: "auto"}, told),
+      return el("div", {class: "other"}, el("p", {class: "quiet small"}, `${asked || "asked again"}${same ? ": the same answer" : ""}`), same ? null : el("p", {dir: "auto"}, told),
         text === undefined ? null : el("div", {class: "acts"},
-          button("Use this", () => { this.left.add(id + row.key); this.page.save("use another answer", [[row, {caption: text === row.said ? null : text, review: "accepted"}]]); }),
-          button("Keep the first", keep)));
+          same ? null : button("Use this", () => { this.left.add(id + row.key); this.page.save("use another answer", [[row, {caption: text === row.said ? null : text, review: "accepted"}]]); }),
+          button(same ? "Hide" : "Keep the first", keep)));
     });
   }
 }

@@ -50,7 +50,7 @@ class Runs {
       (status?.rungs || []).slice(-1).map(({stage, name, reason}) => el("p", {class: "quiet small"}, `${stage} runs with ${name} (${reason})`)),
       el("details", {}, el("summary", {class: "quiet small"}, "Command"), el("code", {}, run.line)),
       el("div", {class: "acts"},
-        run.kind === "again" || this.only ? null : el("a", {href: `${HOME}run/${run.run}/`, "data-act": `${run.id} open`}, "Open its captions"),
+        this.only ? null : el("a", {href: `${HOME}run/${run.run}/`, "data-act": `${run.id} open`}, "Open its captions"),
         ended ? null : this.act(run, "Stop", "stop"),
         ended && state !== "done" ? this.act(run, "Go on", "go on") : null,
         ended ? this.act(run, "Remove from the list", "remove") : null));
