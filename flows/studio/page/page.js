@@ -56,6 +56,7 @@ class Page {
     this.changed(data, false);
     at("name").textContent = data.name;
     document.title = `${data.name} – Penstock studio`;
+    requestAnimationFrame(() => setTimeout(() => performance.mark("captions shown")));
     const few = data.media.filter(medium => medium.captions.length > 3).length * 2 < data.media.length;
     if (!this.loaded && data.media.length) { at("view").value = few ? "grid" : "list"; this.loaded = true; }
     this.show();
