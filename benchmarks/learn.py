@@ -1,0 +1,357 @@
+"""How many captions must be decided until a model has learned what a corrector wants, in the order
+`teach` and in a random one; prints tables.
+
+A clip's right words are those that the demo says of it, as a corrector would write them. *Need*: two
+colours and one direction are called otherwise, in 15 to 20 % of the clips; the rest is accepted.
+*Style*: every caption is rephrased. Clips are decided in rounds. After each round the adapter is
+trained on all that was decided, from the last one, on stored features, and scored on clips that are
+held out: the share of those that need another word, and that come out to the letter. Order `teach`
+ranks the rest anew after each round, by the adapter's own doubt. A run ends where it reaches 90 % of
+what all clips reach; between two rounds the number is interpolated.
+
+    python -m benchmarks.learn [--correctors need,style] [--orders teach,random] [--seeds 5]
+        [--clips 300] [--threads 1] [--folder DIR]
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import random
+import re
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from artifacts.packs import RecordSet, stored_namespaces
+from artifacts.store import open_store
+from benchmarks._common import PENSTOCK, cells, heads, met
+from flows.machine.cpu import cpu_line
+from flows.reviewing import teaching
+from penstock_demo import CHECKPOINT
+from penstock_demo.render import write_clip
+from penstock_demo.words import COLOURS, DIRECTIONS
+from penstock_demo.world import sample_clip
+from stages.decode.stored import read_features
+from stages.models.halves.load import load_half
+from stages.models.processors.prepare import load_processor
+from stages.process.cgroup import cores
+from stages.process.report import EventReporter
+from stages.tune.adapter import add_adapter
+from stages.tune.examples import (
+    TrainingExample,
+    end_token_of,
+    group_batches,
+    logits_of,
+    make_example,
+    with_end_token,
+)
+from stages.tune.run import EpochBatchOrder, captions_of
+from stages.tune.training import Trainer, learning_rate_at, optimizer_of
+
+SIDE, FRAMES = 64, 4
+"""Clips are square and small, so that all fit one batch."""
+WORLD = 1000
+"""Clips that the seeds draw from."""
+SHARE = 0.17
+"""Share of the clips with a need, of those that are decided."""
+HELD_NEED, HELD_REST = 80, 40
+ENOUGH = 0.9
+ROWS = 64
+RATE = 2e-3
+NEW_COLOURS = ("crimson", "teal", "violet", "amber", "navy", "lime", "rose", "beige")
+NEW_DIRECTIONS = {"left": "leftwards", "right": "rightwards", "up": "upwards", "down": "downwards"}
+GOALS = {"need": 0.6, "style": 1.05}
+ROUNDS = {"need": 12, "style": 4}
+"""Captions that are decided between two trainings."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """One clip of the world."""
+
+    features: str
+    prompt: str
+    caption: str
+    """What the demo says."""
+    vector: NDArray[np.float32] = field(repr=False)
+    """Pooled features."""
+
+
+def need(seed: int) -> Callable[[str], str]:
+    """Return a corrector who calls two colours and one direction otherwise."""
+    draw = random.Random(f"need {seed}")
+    old, new = draw.sample(COLOURS, 2), draw.sample(NEW_COLOURS, 2)
+    way = draw.choice(DIRECTIONS)
+    words = {**dict(zip(old, new, strict=True)), way: NEW_DIRECTIONS[way]}
+    pattern = re.compile(rf"\b({'|'.join(words)})\b")
+    return lambda caption: pattern.sub(lambda found: words[found[1]], caption)
+
+
+def style(seed: int) -> Callable[[str], str]:
+    """Return a corrector who rephrases every caption."""
+    opening = random.Random(f"style {seed}").choice(("seen here:", "in this shot", "we see"))
+    return lambda caption: f"{opening} {caption[0].lower()}{caption[1:].rstrip('.')}"
+
+
+CORRECTORS = {"need": need, "style": style}
+
+
+def world(folder: Path, count: int) -> list[Clip]:
+    """Write clips, caption them with the demo, and return them."""
+    clips, rng = folder / "clips", random.Random(7)
+    if not (folder / "out" / "captions.jsonl").exists():
+        clips.mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            while (spec := sample_clip(rng, "any")).aspect != 1.0:
+                pass
+            small = replace(spec, height=SIDE, width=SIDE, frames_per_second=8)
+            write_clip(small, clips / f"{number:04d}.mp4")
+        where = ["--store", str(folder / "store"), "--out", str(folder / "out"), "--quiet"]
+        command = ["caption", str(clips), "--model", "demo", "--frames", str(FRAMES), *where]
+        subprocess.run([*PENSTOCK, *command], check=True)
+    lines = (folder / "out" / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    features = teaching.PooledFeatures(str(folder / "store"))
+    vectors, note = features.of([row["features"] for row in rows])
+    assert not note, note
+    return [
+        Clip(
+            features=row["features"],
+            prompt=row["prompt"],
+            caption=row["caption"],
+            vector=vectors[row["features"]],
+        )
+        for row in rows
+    ]
+
+
+class Lab:
+    """The demo's language half with one adapter, which is trained, asked and reset."""
+
+    def __init__(self, store: str) -> None:
+        opened = open_store(store)
+        (namespace,) = stored_namespaces(opened, "features")
+        self._features = RecordSet(opened, "features", namespace)
+        self._known: dict[str, Any] = {}
+        self.processor = load_processor(CHECKPOINT)
+        self.half = load_half(CHECKPOINT, "language", dtype=torch.float32)
+        self._trained = add_adapter(self.half, 16, 0)
+        self._new = [value.detach().clone() for value in self._trained]
+        self._end = -1
+
+    def _read(self, key: str) -> Any:
+        if key not in self._known:
+            self._known[key] = read_features(self._features, key)
+        return self._known[key]
+
+    def examples(self, clips: Sequence[Clip], texts: Sequence[str]) -> list[TrainingExample]:
+        """Return clips with texts."""
+        made = [
+            make_example(
+                self.half, self.processor, partial(self._read, clip.features), clip.prompt, text
+            )
+            for clip, text in zip(clips, texts, strict=True)
+        ]
+        if self._end < 0:
+            self._end = end_token_of(self.half, self.processor, made[:4])
+        return [with_end_token(each, self._end) for each in made]
+
+    def reset(self) -> None:
+        """Forget all training."""
+        for value, new in zip(self._trained, self._new, strict=True):
+            value.data.copy_(new)
+
+    def train(self, examples: Sequence[TrainingExample], steps: int, seed: int) -> None:
+        """Train the adapter further."""
+        self.half.train()
+        optimizer = optimizer_of("adamw", self._trained, RATE)
+        report = EventReporter(2)
+        trainer = Trainer(self.half, self.processor, self._trained, optimizer, report, ROWS)
+        batch = min(8, len(examples))
+        order = EpochBatchOrder([each.joins_with for each in examples], batch, seed)
+        for step in range(steps):
+            rate = learning_rate_at(step, steps, RATE)
+            trainer.step([examples[at] for at in order.batch_at(step)], rate)
+        self.half.eval()
+
+    @torch.inference_mode()
+    def captions(self, examples: Sequence[TrainingExample]) -> list[str]:
+        """Return what the half says of these clips."""
+        return captions_of(self.half, self.processor, examples, ROWS, 60)
+
+    @torch.inference_mode()
+    def margins(self, examples: Sequence[TrainingExample]) -> NDArray[np.float64]:
+        """Return the least margin of these captions."""
+        found: dict[int, float] = {}
+        for some in group_batches(examples, ROWS):
+            ids = torch.nn.utils.rnn.pad_sequence([each.ids for each in some], batch_first=True)
+            logits = logits_of(self.half, self.processor, some, ids[:, :-1], ids.shape[1]).float()
+            own = logits.gather(-1, ids[..., None])[..., 0]
+            others = logits.scatter(-1, ids[..., None], -torch.inf).amax(-1)
+            for row, each in enumerate(some):
+                found[id(each)] = float((own - others)[row, : len(each.ids)].min())
+        return np.array([found[id(each)] for each in examples])
+
+
+@dataclass(kw_only=True, slots=True)
+class Course:
+    """One corrector of one seed: what is decided, and what is held out."""
+
+    lab: Lab
+    clips: list[Clip]
+    held: list[Clip]
+    rest: list[Clip]
+    """Clips held out without a need."""
+    right: Callable[[str], str]
+    seed: int
+
+    def score(self) -> tuple[float, float]:
+        """Return the share of held-out captions that are right, with a need and without."""
+        every = [*self.held, *self.rest]
+        wanted = [self.right(clip.caption) for clip in every]
+        said = self.lab.captions(self.lab.examples(every, wanted))
+        hits = [one == other for one, other in zip(said, wanted, strict=True)]
+        count = len(self.held)
+        return sum(hits[:count]) / count, sum(hits[count:]) / max(1, len(self.rest))
+
+    def all(self, steps: int) -> tuple[float, float]:
+        """Return the score after all clips."""
+        self.lab.reset()
+        wanted = [self.right(clip.caption) for clip in self.clips]
+        self.lab.train(self.lab.examples(self.clips, wanted), steps, self.seed)
+        return self.score()
+
+    def run(self, order: str, each: int, goal: float, steps: int) -> Iterator[dict[str, Any]]:
+        """Decide clips in rounds until the goal is reached, and yield the score after each."""
+        self.lab.reset()
+        left, decided = list(range(len(self.clips))), list[int]()
+        draw = random.Random(f"{order} {self.seed}")
+        while left:
+            chosen = ORDERS[order](self, left, decided, each, draw)
+            decided += chosen
+            left = [at for at in left if at not in set(chosen)]
+            clips = [self.clips[at] for at in decided]
+            wanted = [self.right(clip.caption) for clip in clips]
+            examples = self.lab.examples(clips, wanted)
+            self.lab.train(examples, steps, self.seed * 1000 + len(decided))
+            score, others = self.score()
+            corrected = sum(clip.caption != text for clip, text in zip(clips, wanted, strict=True))
+            yield {
+                "decided": len(decided),
+                "corrected": corrected,
+                "score": score,
+                "others": others,
+            }
+            if score >= goal:
+                return
+
+    def doubts(self, left: Sequence[int]) -> NDArray[np.float64]:
+        """Return the margins of what the half says now of these clips."""
+        clips = [self.clips[at] for at in left]
+        asked = self.lab.examples(clips, [clip.caption for clip in clips])
+        return self.lab.margins(self.lab.examples(clips, self.lab.captions(asked)))
+
+
+def teach(
+    course: Course, left: list[int], decided: list[int], count: int, _: random.Random
+) -> list[int]:
+    """Choose as a review in the order `teach` does."""
+    every = np.stack([course.clips[at].vector for at in (*left, *decided)])
+    every = teaching.unit(every - every.mean(axis=0))
+    doubts = teaching.share_of_second(course.doubts(left))
+    chosen = teaching.choose(doubts, every[: len(left)], every[len(left) :], count)
+    return [left[at] for at in chosen]
+
+
+def doubt(
+    course: Course, left: list[int], decided: list[int], count: int, _: random.Random
+) -> list[int]:
+    """Choose the most doubtful."""
+    return [left[at] for at in np.argsort(course.doubts(left), kind="stable")[:count]]
+
+
+def at_random(
+    course: Course, left: list[int], decided: list[int], count: int, draw: random.Random
+) -> list[int]:
+    return draw.sample(left, min(count, len(left)))
+
+
+ORDERS = {"teach": teach, "doubt": doubt, "random": at_random}
+
+
+def course_of(lab: Lab, clips: Sequence[Clip], corrector: str, seed: int, count: int) -> Course:
+    """Draw the clips of a seed."""
+    right, draw = CORRECTORS[corrector](seed), random.Random(seed)
+    order = draw.sample(clips, len(clips))
+    needed = [clip for clip in order if right(clip.caption) != clip.caption]
+    others = [clip for clip in order if right(clip.caption) == clip.caption]
+    few = count if corrector == "style" else round(SHARE * count)
+    chosen = [*needed[HELD_NEED:][:few], *others[HELD_REST:][: count - few]]
+    assert len(chosen) == count, "the world is too small for this share"
+    return Course(
+        lab=lab,
+        clips=draw.sample(chosen, count),
+        held=needed[:HELD_NEED],
+        rest=others[:HELD_REST],
+        right=right,
+        seed=seed,
+    )
+
+
+def reached(points: Sequence[dict[str, Any]], goal: float, what: str) -> float:
+    """Return how many were decided, or corrected, when the goal was reached."""
+    before: dict[str, Any] = {"decided": 0, "corrected": 0, "score": 0.0}
+    for point in points:
+        if point["score"] >= goal:
+            part = (goal - before["score"]) / max(1e-9, point["score"] - before["score"])
+            return float(before[what] + part * (point[what] - before[what]))
+        before = point
+    return float(before[what])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--correctors", default="need,style")
+    options.add_argument("--orders", default="teach,random")
+    options.add_argument("--seeds", default="5", help="a number, or seeds with commas")
+    options.add_argument("--clips", type=int, default=300)
+    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--steps", type=int, default=16, help="of a round")
+    options.add_argument("--all-steps", type=int, default=300, help="with all clips")
+    options.add_argument("--folder", default="", help="keep clips and features here")
+    given = options.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    print(f"{cpu_line('model name')}, {cores()} cores\n", flush=True)
+    seeds = range(int(given.seeds)) if given.seeds.isdigit() else map(int, given.seeds.split(","))
+    with tempfile.TemporaryDirectory(prefix="penstock-learn-") as made:
+        folder = Path(given.folder or made)
+        clips = world(folder, WORLD)
+        lab = Lab(str(folder / "store"))
+        for seed in seeds:
+            for corrector in given.correctors.split(","):
+                began = time.monotonic()
+                course = course_of(lab, clips, corrector, seed, given.clips)
+                with contextlib.redirect_stdout(io.StringIO()):
+                    top, others = course.all(given.all_steps)
+                print(f"{corrector} {seed}: all {top:.2f} {others:.2f} {time.monotonic()-began:.0f} s", flush=True)
+                for order in given.orders.split(","):
+                    began = time.monotonic(); points = []
+                    for point in course.run(order, ROUNDS[corrector], ENOUGH * top, given.steps):
+                        points.append(point)
+                        print("  ", order, point, f"{time.monotonic()-began:.0f} s", flush=True)
+                    print(corrector, seed, order, reached(points, ENOUGH*top, "decided"), reached(points, ENOUGH*top, "corrected"), flush=True)
+
+
+if __name__ == "__main__":
+    main()
