@@ -122,8 +122,8 @@ def world(folder: Path, count: int) -> list[Clip]:
         subprocess.run([*PENSTOCK, *command], check=True)
     lines = (folder / "out" / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    features = teaching.PooledFeatures(str(folder / "store"))
-    vectors, note = features.of([row["features"] for row in rows])
+    features = teaching.PooledFeatures()
+    vectors, note = features.of(str(folder / "store"), [row["features"] for row in rows])
     assert not note, note
     return [
         Clip(
@@ -344,13 +344,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 course = course_of(lab, clips, corrector, seed, given.clips)
                 with contextlib.redirect_stdout(io.StringIO()):
                     top, others = course.all(given.all_steps)
-                print(f"{corrector} {seed}: all {top:.2f} {others:.2f} {time.monotonic()-began:.0f} s", flush=True)
+                print(
+                    f"{corrector} {seed}: all {top:.2f} {others:.2f} {time.monotonic() - began:.0f} s",
+                    flush=True,
+                )
                 for order in given.orders.split(","):
-                    began = time.monotonic(); points = []
+                    began = time.monotonic()
+                    points = []
                     for point in course.run(order, ROUNDS[corrector], ENOUGH * top, given.steps):
                         points.append(point)
-                        print("  ", order, point, f"{time.monotonic()-began:.0f} s", flush=True)
-                    print(corrector, seed, order, reached(points, ENOUGH*top, "decided"), reached(points, ENOUGH*top, "corrected"), flush=True)
+                        print("  ", order, point, f"{time.monotonic() - began:.0f} s", flush=True)
+                    print(
+                        corrector,
+                        seed,
+                        order,
+                        reached(points, ENOUGH * top, "decided"),
+                        reached(points, ENOUGH * top, "corrected"),
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ import logging
 import mimetypes
 import os
 import re
-import shlex
 import signal
 import socket
-import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -30,12 +29,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from artifacts.errors import PenstockError
 from artifacts.json_shapes import parse
 from artifacts.plurals import counted
-from flows.console.lines import is_terminal, print_lines, printable
+from flows.console.lines import print_lines
 from flows.results.recorded_command import is_own_command, user_secret
 from flows.results.report.page import digest, part, server_policy, style_and_script
-from flows.results.run_record import RUN_RECORD
+from flows.results.rounds import rounds_in, summary_json
 from flows.results.thumbnails import thumbnail
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
+from flows.reviewing.commands import PageCommand, confirmed, learning_of, rewriting_of
+from flows.reviewing.teaching import PooledFeatures, teach_ranking
 from flows.serving.hosts import is_loopback, is_of_other_site
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.serving.shown_media import shown_file
@@ -54,13 +55,48 @@ THUMBNAILS_AT_ONCE = 2
 FETCHED_AT_ONCE = 8
 Handler = Callable[[Request], Awaitable[Response]]
 PAGE = "flows.reviewing.page"
-SCRIPTS = ("saving.js", "choosing.js", "rows.js", "cards.js", "replacing.js", "keys.js", "page.js")
+SCRIPTS = (
+    *("saving.js", "choosing.js", "rows.js", "cards.js", "replacing.js"),
+    *("learning.js", "keys.js", "page.js"),
+)
 """Parts of the page's one program, in their order."""
 
 
-def review_app(captions: ReviewedCaptions, rewriting: OutputRewrite, word: str) -> Starlette:
+@dataclass(kw_only=True, slots=True)
+class Review:
+    """What one review serves."""
+
+    captions: ReviewedCaptions
+    rewriting: PageCommand
+    learning: PageCommand
+    order: str
+    """Order of the captions when the page is opened."""
+    features: PooledFeatures = field(default_factory=PooledFeatures)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything that the page shows of the last run. Raises EnvironmentFault."""
+        before = self.captions.record["command"]
+        self.captions.load()
+        command = self.captions.record["command"]
+        # A round of learning adds its adapter to the command.
+        if command and command != before and is_own_command(command):
+            self.rewriting = rewriting_of(command)
+        return {
+            **self.captions.to_json(),
+            "order": self.order,
+            "rounds": [*summary_json(rounds_in(self.captions.out))],
+            "files": self.rewriting.to_json(),
+            "learn": self.learning.to_json(),
+        }
+
+    def teach(self) -> dict[str, Any]:
+        """Return the keys of the captions in the order `teach`. Raises EnvironmentFault."""
+        return teach_ranking(self.captions, self.features)._asdict()
+
+
+def review_app(review: Review, word: str) -> Starlette:
     """Return the application of a review below the path `word`."""
-    routes = _Routes(captions, rewriting)
+    routes = _Routes(review)
     return Starlette(
         routes=[
             Route("/favicon.ico", _safe(routes.no_icon)),
@@ -68,6 +104,8 @@ def review_app(captions: ReviewedCaptions, rewriting: OutputRewrite, word: str) 
             Route(f"/{word}/captions", _safe(routes.captions)),
             Route(f"/{word}/edits", _safe(routes.edit), methods=["POST"]),
             Route(f"/{word}/files", _safe(routes.files), methods=["GET", "POST"]),
+            Route(f"/{word}/learn", _safe(routes.learn), methods=["GET", "POST"]),
+            Route(f"/{word}/teach", _safe(routes.teach)),
             Route(f"/{word}/media/{{number}}", _safe(routes.media)),
             Route(f"/{word}/small/{{number}}", _safe(routes.small)),
         ],
@@ -113,9 +151,9 @@ def _safe(handler: Handler) -> Handler:
 class _Routes:
     """The routes for clients with the access token."""
 
-    def __init__(self, captions: ReviewedCaptions, rewriting: OutputRewrite) -> None:
-        self._captions = captions
-        self._rewriting = rewriting
+    def __init__(self, review: Review) -> None:
+        self._review = review
+        self._captions = review.captions
         style, script = style_and_script(PAGE, SCRIPTS)
         html = Template(part("page.html", PAGE)).substitute(style=style, script=script)
         self._page = html, server_policy([digest(script)], [digest(style)])
@@ -135,8 +173,12 @@ class _Routes:
     async def captions(self, _: Request) -> Response:
         """Return all captions of the last run with their edits."""
         async with self._one:
-            await asyncio.to_thread(self._captions.load)
-            return JSONResponse({**self._captions.to_json(), "files": self._rewriting.to_json()})
+            return JSONResponse(await asyncio.to_thread(self._review.to_json))
+
+    async def teach(self, _: Request) -> Response:
+        """Return the captions in the order in which they teach most."""
+        async with self._one:
+            return JSONResponse(await asyncio.to_thread(self._review.teach))
 
     async def edit(self, request: Request) -> Response:
         """Apply an edit."""
@@ -156,9 +198,11 @@ class _Routes:
 
     async def files(self, request: Request) -> Response:
         """Return the state of the output rewrite. A POST request starts it."""
-        if request.method == "POST":
-            self._rewriting.start()
-        return JSONResponse(self._rewriting.to_json())
+        return _state_of(self._review.rewriting, self._review.learning, request)
+
+    async def learn(self, request: Request) -> Response:
+        """Return the state of learning. A POST request starts it."""
+        return _state_of(self._review.learning, self._review.rewriting, request)
 
     async def media(self, request: Request) -> Response:
         """Return a media file, or a range of it."""
@@ -202,23 +246,35 @@ class _Routes:
             return await shown_file(places[number])
 
 
+def _state_of(command: PageCommand, other: PageCommand, request: Request) -> Response:
+    """Return the state of a command. A POST request starts it, unless the other one is running."""
+    if request.method == "POST" and not other.to_json()["runs"]:
+        command.start()
+    return JSONResponse(command.to_json())
+
+
 HOST = "127.0.0.1"
 WORD = 32
 """Characters of a review's secret path."""
 GRACE_SECONDS = 5
 
 
-def review(out: Path, port: int) -> None:
+def review(out: Path, port: int, order: str) -> None:
     """Serve the captions of a run until a signal arrives. Raises UsageError, EnvironmentFault."""
     with (
         contextlib.closing(ReviewedCaptions(out)) as captions,
         listening(HOST, port) as listener,
     ):
-        command = confirmed(captions.record["command"], out)
+        recorded = captions.record["command"]
         by_rule = "as_published" in (captions.record["plan"] or {})
-        rewriting = OutputRewrite(command, by_rule=by_rule)
-        asyncio.run(_serve(captions, rewriting, word_of(out), listener))
-        counts = captions.counts()
+        served = Review(
+            captions=captions,
+            rewriting=rewriting_of(confirmed(recorded, out), by_rule=by_rule),
+            learning=learning_of(recorded, out, captions.released),
+            order=order,
+        )
+        asyncio.run(_serve(served, word_of(out), listener))
+        counts, rewriting = captions.counts(), served.rewriting
     changes = [f"{counts[name]:,} {name}" for name in ("corrected", "accepted", "rejected")]
     of_all = counted(len(captions.rows), "caption")
     print_lines(f"{', '.join(changes)} of {of_all} in {captions.journal.path}")
@@ -233,12 +289,10 @@ def word_of(out: Path) -> str:
     return hmac.new(user_secret(), name, hashlib.sha256).hexdigest()[:WORD]
 
 
-async def _serve(
-    captions: ReviewedCaptions, rewriting: OutputRewrite, word: str, listener: socket.socket
-) -> None:
+async def _serve(served: Review, word: str, listener: socket.socket) -> None:
     server = UnsignalledServer(
         uvicorn.Config(
-            review_app(captions, rewriting, word),
+            review_app(served, word),
             lifespan="off",
             ws="none",
             log_level=logging.WARNING,
@@ -259,4 +313,5 @@ async def _serve(
     address = f"{address_of(listener)}/{word}/"
     print_lines(f"review at {address}", "Ctrl-C stops it; every edit is saved")
     await serving
-    await rewriting.end()
+    await served.rewriting.end()
+    await served.learning.end()

@@ -61,7 +61,7 @@ def unit(vectors: Vectors) -> Vectors:
 def choose(
     doubts: NDArray[np.float64], vectors: Vectors, decided: Vectors, count: int
 ) -> list[int]:
-    """Return the indexes of `count` captions, greedily by doubt × distance. Vectors have length 1;
+    """Return the indexes of `count` captions, greedily by doubt times distance. Vectors have length 1;
     distance is 1 minus their cosine, at most 1 where nothing was decided."""
     far = np.ones(len(doubts))
     for start in range(0, len(decided), 256):
@@ -142,12 +142,11 @@ class TeachRanking(NamedTuple):
 class PooledFeatures:
     """The pooled features of a run's captions, read from its store when first needed."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self) -> None:
         self._sets: list[RecordSet] | None = None
         self._vectors: dict[str, NDArray[np.float32] | None] = {}
 
-    def of(self, keys: Sequence[str]) -> tuple[dict[str, NDArray[np.float32]], str]:
+    def of(self, url: str, keys: Sequence[str]) -> tuple[dict[str, NDArray[np.float32]], str]:
         """Return feature key → vector, of those that can be read in time, and a note about the
         others. Raises PenstockError."""
         until, left = time.monotonic() + READ_SECONDS, 0
@@ -157,7 +156,7 @@ class PooledFeatures:
             if time.monotonic() > until:
                 left += 1
                 continue
-            self._vectors[key] = self._read(key, keys)
+            self._vectors[key] = self._read(url, key, keys)
         found = {key: one for key in keys if (one := self._vectors.get(key)) is not None}
         if left:
             return found, f"{counted(left, 'caption')} not compared yet: reading their features"
@@ -165,9 +164,9 @@ class PooledFeatures:
             return found, "by doubt alone: the features are no longer in the store"
         return found, ""
 
-    def _read(self, key: str, keys: Sequence[str]) -> NDArray[np.float32] | None:
+    def _read(self, url: str, key: str, keys: Sequence[str]) -> NDArray[np.float32] | None:
         if self._sets is None:
-            self._sets = self._opened(set(keys))
+            self._sets = _opened(url, set(keys))
         for one in self._sets:
             if key in one:
                 try:
@@ -176,19 +175,20 @@ class PooledFeatures:
                     log.info("features %s are not compared: %s", key[:12], error)
         return None
 
-    def _opened(self, keys: set[str]) -> list[RecordSet]:
-        """Return the record sets of the store that hold these features."""
-        if "://" in self._url.removeprefix("file://") or local_folder(self._url) is None:
-            return []
-        store, found = open_store(self._url), list[RecordSet]()
-        for namespace in sorted(stored_namespaces(store, "features")):
-            one = RecordSet(store, "features", namespace)
-            if held := keys & one.keys():
-                found.append(one)
-                keys = keys - held
-            if not keys:
-                break
-        return found
+
+def _opened(url: str, keys: set[str]) -> list[RecordSet]:
+    """Return the record sets of a store on this machine that hold these features."""
+    if "://" in url.removeprefix("file://") or not url or local_folder(url) is None:
+        return []
+    store, found = open_store(url), list[RecordSet]()
+    for namespace in sorted(stored_namespaces(store, "features")):
+        one = RecordSet(store, "features", namespace)
+        if held := keys & one.keys():
+            found.append(one)
+            keys = keys - held
+        if not keys:
+            break
+    return found
 
 
 def teach_ranking(captions: "ReviewedCaptions", features: PooledFeatures) -> TeachRanking:
@@ -204,8 +204,9 @@ def teach_ranking(captions: "ReviewedCaptions", features: PooledFeatures) -> Tea
         note = "the captions have no doubt: they were made by an earlier version"
         return TeachRanking([*left, *decided], note)
     some, taught = by_doubt[:CANDIDATES], decided[-DECIDED:]
-    feature_of = {key: captions.rows[key]["features"] for key in (*some, *taught)}
-    vectors, note = features.of(list(dict.fromkeys(feature_of.values())))
+    feature_of = {key: captions.chunks[key][0] for key in (*some, *taught)}
+    url = captions.record["plan"].get("store", "")
+    vectors, note = features.of(url, list(dict.fromkeys(feature_of.values())))
     some = [key for key in some if feature_of[key] in vectors]
     taught = [key for key in taught if feature_of[key] in vectors]
     first = _first(captions, some, taught, {key: vectors[feature_of[key]] for key in some + taught})
