@@ -68,6 +68,9 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
         features=task["features"],
         tokens=stored["tokens"],
         ended=ended_of(stored, task.namespaces.limit),
+        logprob=stored.get("logprob"),
+        margin=stored.get("margin"),
+        margin_at=_place_in(original, stored),
         name=file.name,
         warnings=(*index.warnings, *(ONE_FRAME if one_frame else ()), *warnings),
         original="" if text == original else with_affixes(config, original),
@@ -141,6 +144,16 @@ def _text_and_warnings(stored: Mapping[str, Any], *, strip_think: bool) -> tuple
             warnings.append("thinking is left out")
         text = answer
     return text, warnings
+
+
+def _place_in(shown: str, stored: Mapping[str, Any]) -> int | None:
+    """Return where the token with the least margin begins in the text that is shown; None if it is
+    in the thinking, which is left out, or unknown."""
+    place: int | None = stored.get("margin_at")
+    if place is None or shown == stored["caption"]:
+        return place
+    inside = place - str(stored["caption"]).rfind(shown)
+    return inside if 0 <= inside < len(shown) else None
 
 
 def captions_by_file(job: Job) -> Iterator[list[Caption]]:
