@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from artifacts.captions import CONFIDENCE
 from artifacts.corrections import StoredEdits, event_of
 from artifacts.edits import REDO, UNDO, UNTOUCHED, Edit, EditJournal, changes_of, key_of, review
 from artifacts.errors import EnvironmentFault, UsageError
@@ -249,6 +250,7 @@ class ReviewedCaptions:
             "margin": line.get("margin"),
             "margin_at": line.get("margin_at"),
             "warnings": [*line.get("warnings", ())],
+            **{field: line.get(field) for field in CONFIDENCE},
         }
         self.rows[key], self.chunks[key] = row, (line["features"], name, prompt)
         return row
