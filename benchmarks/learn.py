@@ -42,6 +42,9 @@ from penstock_demo import CHECKPOINT
 from penstock_demo.render import write_clip
 from penstock_demo.words import COLOURS, DIRECTIONS
 from penstock_demo.world import sample_clip
+from stages.decode.engines.transformers import generate_rows
+from stages.decode.generate_kwargs import make_greedy
+from stages.decode.protocol import CaptionOutput
 from stages.decode.stored import read_features
 from stages.models.halves.load import load_half
 from stages.models.processors.prepare import load_processor
@@ -52,11 +55,10 @@ from stages.tune.examples import (
     TrainingExample,
     end_token_of,
     group_batches,
-    logits_of,
     make_example,
     with_end_token,
 )
-from stages.tune.run import EpochBatchOrder, captions_of
+from stages.tune.run import EpochBatchOrder, losses_of
 from stages.tune.training import Trainer, learning_rate_at, optimizer_of
 
 SIDE, FRAMES = 64, 4
@@ -67,7 +69,8 @@ SHARE = 0.17
 """Share of the clips with a need, of those that are decided."""
 HELD_NEED, HELD_REST = 80, 40
 ENOUGH = 0.9
-ROWS = 64
+ROWS = 150
+MOST_TOKENS = 60
 RATE = 2e-3
 NEW_COLOURS = ("crimson", "teal", "violet", "amber", "navy", "lime", "rose", "beige")
 NEW_DIRECTIONS = {"left": "leftwards", "right": "rightwards", "up": "upwards", "down": "downwards"}
@@ -186,22 +189,21 @@ class Lab:
         self.half.eval()
 
     @torch.inference_mode()
-    def captions(self, examples: Sequence[TrainingExample]) -> list[str]:
-        """Return what the half says of these clips."""
-        return captions_of(self.half, self.processor, examples, ROWS, 60)
+    def captions(self, examples: Sequence[TrainingExample]) -> tuple[list[str], list[float]]:
+        """Return what the half says of these clips, and the least margin of each."""
+        make_greedy(self.half, self.processor)
+        found: dict[int, CaptionOutput] = {}
+        for some in group_batches(examples, ROWS):
+            shown, prompts = [each.row for each in some], [each.prompt for each in some]
+            made = generate_rows(self.half, self.processor, shown, prompts, MOST_TOKENS)
+            found |= {id(each): one for each, one in zip(some, made, strict=True)}
+        every = [found[id(each)] for each in examples]
+        return [one.caption for one in every], [one.confidence["margin"] for one in every]
 
     @torch.inference_mode()
-    def margins(self, examples: Sequence[TrainingExample]) -> NDArray[np.float64]:
-        """Return the least margin of these captions."""
-        found: dict[int, float] = {}
-        for some in group_batches(examples, ROWS):
-            ids = torch.nn.utils.rnn.pad_sequence([each.ids for each in some], batch_first=True)
-            logits = logits_of(self.half, self.processor, some, ids[:, :-1], ids.shape[1]).float()
-            own = logits.gather(-1, ids[..., None])[..., 0]
-            others = logits.scatter(-1, ids[..., None], -torch.inf).amax(-1)
-            for row, each in enumerate(some):
-                found[id(each)] = float((own - others)[row, : len(each.ids)].min())
-        return np.array([found[id(each)] for each in examples])
+    def loss(self, examples: Sequence[TrainingExample]) -> float:
+        """Return the mean loss per token."""
+        return losses_of(self.half, self.processor, examples, ROWS)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -216,16 +218,25 @@ class Course:
     right: Callable[[str], str]
     seed: int
 
-    def score(self) -> tuple[float, float]:
-        """Return the share of held-out captions that are right, with a need and without."""
+    def score(self) -> dict[str, float]:
+        """Return the scores on the clips that are held out."""
         every = [*self.held, *self.rest]
         wanted = [self.right(clip.caption) for clip in every]
-        said = self.lab.captions(self.lab.examples(every, wanted))
-        hits = [one == other for one, other in zip(said, wanted, strict=True)]
-        count = len(self.held)
-        return sum(hits[:count]) / count, sum(hits[count:]) / max(1, len(self.rest))
+        examples, count = self.lab.examples(every, wanted), len(self.held)
+        said, _ = self.lab.captions(examples)
+        pairs = list(zip(said, wanted, strict=True))
+        own = self.words(wanted)
+        hits = [one == other for one, other in pairs]
+        words = [own(one) == own(other) for one, other in pairs]
+        return {"exact": sum(hits[:count]) / count, "words": sum(words[:count]) / count, "others": sum(hits[count:]) / max(1, len(self.rest)), "loss": self.lab.loss(examples[:count])}
 
-    def all(self, steps: int) -> tuple[float, float]:
+    def words(self, wanted):
+        base = {w for c in [*self.held, *self.rest] for w in re.findall(r"\w+", c.caption.lower())}
+        new = {w for c in wanted for w in re.findall(r"\w+", c.lower())} - base
+        old = {w for w in base if self.right(w) != w} if len(new) < 4 else set()
+        return lambda text: sorted(w for w in re.findall(r"\w+", text.lower()) if w in new | old)
+
+    def all(self, steps: int) -> dict[str, float]:
         """Return the score after all clips."""
         self.lab.reset()
         wanted = [self.right(clip.caption) for clip in self.clips]
@@ -245,22 +256,21 @@ class Course:
             wanted = [self.right(clip.caption) for clip in clips]
             examples = self.lab.examples(clips, wanted)
             self.lab.train(examples, steps, self.seed * 1000 + len(decided))
-            score, others = self.score()
+            score = self.score()
             corrected = sum(clip.caption != text for clip, text in zip(clips, wanted, strict=True))
             yield {
                 "decided": len(decided),
                 "corrected": corrected,
-                "score": score,
-                "others": others,
+                **score,
             }
-            if score >= goal:
+            if score["exact"] >= goal or len(decided) >= 216:
                 return
 
     def doubts(self, left: Sequence[int]) -> NDArray[np.float64]:
         """Return the margins of what the half says now of these clips."""
         clips = [self.clips[at] for at in left]
-        asked = self.lab.examples(clips, [clip.caption for clip in clips])
-        return self.lab.margins(self.lab.examples(clips, self.lab.captions(asked)))
+        _, margins = self.lab.captions(self.lab.examples(clips, [c.caption for c in clips]))
+        return np.array(margins)
 
 
 def teach(
@@ -311,10 +321,10 @@ def course_of(lab: Lab, clips: Sequence[Clip], corrector: str, seed: int, count:
 
 def reached(points: Sequence[dict[str, Any]], goal: float, what: str) -> float:
     """Return how many were decided, or corrected, when the goal was reached."""
-    before: dict[str, Any] = {"decided": 0, "corrected": 0, "score": 0.0}
+    before: dict[str, Any] = {"decided": 0, "corrected": 0, "exact": 0.0}
     for point in points:
-        if point["score"] >= goal:
-            part = (goal - before["score"]) / max(1e-9, point["score"] - before["score"])
+        if point["exact"] >= goal:
+            part = (goal - before["exact"]) / max(1e-9, point["exact"] - before["exact"])
             return float(before[what] + part * (point[what] - before[what]))
         before = point
     return float(before[what])

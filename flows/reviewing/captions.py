@@ -247,8 +247,6 @@ class ReviewedCaptions:
             "name": name,
             "prompt": prompt,
             "cut": line.get("ended") == "length",
-            "margin": line.get("margin"),
-            "margin_at": line.get("margin_at"),
             "warnings": [*line.get("warnings", ())],
             **{field: line.get(field) for field in CONFIDENCE},
         }

@@ -48,6 +48,7 @@ const DOUBTFUL = 1; // largest margin, in logits, at which a word is marked: the
 // Where the word is at which the model hesitated most; null where it did not, or a person wrote the words.
 function doubtfulWord({said, margin, margin_at: at}) {
   if (margin === null || margin === undefined || margin > DOUBTFUL) return null;
+  if (at === null) return {start: 0, end: 0, word: ""}; // in what is left out of the text
   let start = [...said].slice(0, at).join("").length; // the server counts code points
   while (/\s/.test(said[start] || "")) start += 1;
   const found = new Intl.Segmenter("en", {granularity: "word"}).segment(said).containing(start);

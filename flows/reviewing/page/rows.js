@@ -35,7 +35,7 @@ class Row {
     const {said, before} = this.row, about = caption !== null ? ["the model said: ", said] : before !== undefined ? ["before learning: ", before] : null;
     this.before.replaceChildren(...(about ? [about[0], el("span", {}, about[1])] : []));
     this.before.hidden = !about;
-    this.doubt.textContent = doubtful ? `in doubt: ${doubtful.word ? `“${doubtful.word}”` : "where it ends"}, margin ${this.row.margin.toFixed(2)}` : "";
+    this.doubt.textContent = doubtful ? `in doubt${doubtful.word && `: “${doubtful.word}”`}, margin ${this.row.margin.toFixed(2)}` : "";
     this.accept.setAttribute("aria-pressed", review === "accepted");
     this.reject.setAttribute("aria-pressed", review === "rejected");
   }
