@@ -179,7 +179,7 @@ class Lab:
         """Train the adapter further."""
         self.half.train()
         optimizer = optimizer_of("adamw", self._trained, RATE)
-        report = EventReporter(2)
+        report = EventReporter(1)
         trainer = Trainer(self.half, self.processor, self._trained, optimizer, report, ROWS)
         batch = min(8, len(examples))
         order = EpochBatchOrder([each.joins_with for each in examples], batch, seed)
@@ -343,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = options.parse_args(arguments)
     torch.set_num_threads(given.threads)
     print(f"{cpu_line('model name')}, {cores()} cores\n", flush=True)
-    seeds = range(int(given.seeds)) if given.seeds.isdigit() else map(int, given.seeds.split(","))
+    seeds = range(int(given.seeds)) if given.seeds.isdigit() else [int(s) for s in given.seeds.split(",") if s]
     with tempfile.TemporaryDirectory(prefix="penstock-learn-") as made:
         folder = Path(given.folder or made)
         clips = world(folder, WORLD)
