@@ -75,12 +75,12 @@ class LearnConfig(StepOptions, MemoryOptions):
             "caption_tokens": tokens,
             "scored_only": not tokens,
             "memory": run.memory if self.memory is None else self.memory,
-            "trust_remote_code": self.trust_remote_code,
+            "trust_remote_code": self.trust_remote_code or run.trust_remote_code,
         }
         return LearnRun(**{**same, **own})
 
     def captioning(self, run: CaptionConfig, out: Path, adapter: str) -> CaptionConfig:
         """Return the caption run with an adapter, into a folder."""
         memory = run.memory if self.memory is None else self.memory
-        trusted = self.trust_remote_code
+        trusted = self.trust_remote_code or run.trust_remote_code
         return replace(run, out=str(out), adapter=adapter, memory=memory, trust_remote_code=trusted)
