@@ -5,7 +5,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows.results.rounds import Round, corrections_of, loss_of
+from flows.results.rounds import Round, corrections_of, exact, loss_of
 
 SHARE, HELD_LEAST = 0.2, 8
 """Share of the examples that is held out, and their least number."""
@@ -51,6 +51,8 @@ def times_lower(round_: Round, seed: int) -> int:
 
 
 def is_better(round_: Mapping[str, Any]) -> bool:
-    """Return whether the new adapter is better on the held-out corrections, and on all held-out
-    captions not worse."""
-    return bool(round_["lower"] >= LOWER) and loss_of(round_["after"]) <= loss_of(round_["before"])
+    """Return whether the new adapter is better on the held-out corrections, and not worse on all
+    held-out captions, neither in loss nor in exact ones."""
+    before, after = round_["before"], round_["after"]
+    not_worse = loss_of(after) <= loss_of(before) and exact(after) >= exact(before)
+    return not_worse and bool(round_["lower"] >= LOWER)

@@ -227,13 +227,14 @@ class _Work:
                 if not (folder / ADAPTER_WEIGHTS).exists():
                     with whole_file(folder / name) as file:
                         file.write((Path(previous) / name).read_bytes())
-        training = self.config.training(self.run.config, resume=bool(previous))
+        training = self.config.training(self.run.config, len(examples), resume=bool(previous))
         self._tune(training, examples, folder, tokens=caption_tokens(self.round))
         self._end(TRAINED)
 
     def score(self) -> None:
         """Score the previous model and the new adapter, and decide."""
-        scoring = replace(self.config.training(self.run.config, resume=False), validate_only=True)
+        scoring = self.config.training(self.run.config, 1, resume=False)
+        scoring = replace(scoring, validate_only=True)
         for name, adapter in (("before", self.round["previous"]), ("after", self.adapter)):
             folder = self.folder / name
             self._tune(scoring, self._examples("held_out"), folder, adapter=adapter)

@@ -1,5 +1,6 @@
 """Options of `penstock learn`."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -8,10 +9,13 @@ from artifacts.options import Option
 from flows.options.commands import CaptionConfig
 from flows.options.media import CardOptions, VideoSamplingOptions
 from flows.options.model import TRUST_HELP, MemoryOptions
-from flows.options.tune import TRAINING, StepOptions, TrainingOptions, TuneRun
+from flows.options.tune import EPOCHS, TRAINING, StepOptions, TrainingOptions, TuneRun
 
 LEAST = 40
 """Fewest corrected or accepted captions from which an adapter is accepted by its score."""
+LEAST_STEPS = 100
+"""Fewest optimizer steps, unless requested. With 8 epochs of 31 captions (32 steps) an adapter of
+the demo model wrote broken captions; with 100 steps it had the new style."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +55,11 @@ class LearnConfig(StepOptions, MemoryOptions):
     trust_remote_code: Annotated[bool, Option(TRUST_HELP, TRAINING)] = False
     """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""
 
-    def training(self, run: CaptionConfig, *, resume: bool) -> TrainingOptions:
-        """Return the settings of the training of a round."""
+    def training(self, run: CaptionConfig, examples: int, *, resume: bool) -> TrainingOptions:
+        """Return the settings of the training of a round on so many examples."""
         own = {field.name: getattr(self, field.name) for field in fields(StepOptions)}
+        if self.epochs is None and self.steps is None:
+            own["steps"] = max(LEAST_STEPS, math.ceil(EPOCHS * examples / self.batch_size))
         return TrainingOptions(
             **own, validate=0.0, resume=resume, max_new_tokens=run.max_new_tokens
         )
@@ -75,12 +81,12 @@ class LearnConfig(StepOptions, MemoryOptions):
             "caption_tokens": tokens,
             "scored_only": not tokens,
             "memory": run.memory if self.memory is None else self.memory,
-            "trust_remote_code": self.trust_remote_code,
+            "trust_remote_code": self.trust_remote_code or run.trust_remote_code,
         }
         return LearnRun(**{**same, **own})
 
     def captioning(self, run: CaptionConfig, out: Path, adapter: str) -> CaptionConfig:
         """Return the caption run with an adapter, into a folder."""
         memory = run.memory if self.memory is None else self.memory
-        trusted = self.trust_remote_code
+        trusted = self.trust_remote_code or run.trust_remote_code
         return replace(run, out=str(out), adapter=adapter, memory=memory, trust_remote_code=trusted)
