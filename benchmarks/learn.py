@@ -14,18 +14,23 @@ what all clips reach; between two rounds the number is interpolated.
 """
 
 import argparse
-import contextlib
-import io
 import json
+import math
+import os
 import random
 import re
 import statistics
+import statistics
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +74,14 @@ SHARE = 0.17
 """Share of the clips with a need, of those that are decided."""
 HELD_NEED, HELD_REST = 80, 40
 ENOUGH = 0.9
+SCORE = "words"
 ROWS = 150
 MOST_TOKENS = 60
 RATE = 2e-3
 NEW_COLOURS = ("crimson", "teal", "violet", "amber", "navy", "lime", "rose", "beige")
 NEW_DIRECTIONS = {"left": "leftwards", "right": "rightwards", "up": "upwards", "down": "downwards"}
 GOALS = {"need": 0.6, "style": 1.05}
-ROUNDS = {"need": 12, "style": 4}
+ROUNDS = {"need": 20, "style": 5}
 """Captions that are decided between two trainings."""
 
 
@@ -91,20 +97,36 @@ class Clip:
     """Pooled features."""
 
 
-def need(seed: int) -> Callable[[str], str]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corrector:
+    """How a person corrects."""
+
+    right: Callable[[str], str]
+    """The model's caption → the right one."""
+    known: frozenset[str]
+    """Words that this person writes and the demo does not, and words that this person replaces."""
+
+
+def need(seed: int) -> Corrector:
     """Return a corrector who calls two colours and one direction otherwise."""
     draw = random.Random(f"need {seed}")
     old, new = draw.sample(COLOURS, 2), draw.sample(NEW_COLOURS, 2)
     way = draw.choice(DIRECTIONS)
     words = {**dict(zip(old, new, strict=True)), way: NEW_DIRECTIONS[way]}
     pattern = re.compile(rf"\b({'|'.join(words)})\b")
-    return lambda caption: pattern.sub(lambda found: words[found[1]], caption)
+    return Corrector(
+        right=lambda caption: pattern.sub(lambda found: words[found[1]], caption),
+        known=frozenset((*words, *words.values())),
+    )
 
 
-def style(seed: int) -> Callable[[str], str]:
+def style(seed: int) -> Corrector:
     """Return a corrector who rephrases every caption."""
     opening = random.Random(f"style {seed}").choice(("seen here:", "in this shot", "we see"))
-    return lambda caption: f"{opening} {caption[0].lower()}{caption[1:].rstrip('.')}"
+    return Corrector(
+        right=lambda caption: f"{opening} {caption[0].lower()}{caption[1:].rstrip('.')}",
+        known=frozenset((*opening.split(), "background", "background.")),
+    )
 
 
 CORRECTORS = {"need": need, "style": style}
@@ -179,7 +201,7 @@ class Lab:
         """Train the adapter further."""
         self.half.train()
         optimizer = optimizer_of("adamw", self._trained, RATE)
-        report = EventReporter(1)
+        report = EventReporter(os.open(os.devnull, os.O_WRONLY))
         trainer = Trainer(self.half, self.processor, self._trained, optimizer, report, ROWS)
         batch = min(8, len(examples))
         order = EpochBatchOrder([each.joins_with for each in examples], batch, seed)
@@ -215,31 +237,35 @@ class Course:
     held: list[Clip]
     rest: list[Clip]
     """Clips held out without a need."""
-    right: Callable[[str], str]
+    corrector: Corrector
     seed: int
 
     def score(self) -> dict[str, float]:
         """Return the scores on the clips that are held out."""
         every = [*self.held, *self.rest]
-        wanted = [self.right(clip.caption) for clip in every]
+        wanted = [self.corrector.right(clip.caption) for clip in every]
         examples, count = self.lab.examples(every, wanted), len(self.held)
         said, _ = self.lab.captions(examples)
         pairs = list(zip(said, wanted, strict=True))
-        own = self.words(wanted)
         hits = [one == other for one, other in pairs]
-        words = [own(one) == own(other) for one, other in pairs]
-        return {"exact": sum(hits[:count]) / count, "words": sum(words[:count]) / count, "others": sum(hits[count:]) / max(1, len(self.rest)), "loss": self.lab.loss(examples[:count])}
+        own = [self.own(one) == self.own(other) for one, other in pairs]
+        return {
+            "exact": statistics.mean(hits[:count]),
+            "words": statistics.mean(own[:count]),
+            "others": statistics.mean(hits[count:]) if self.rest else 1.0,
+            "loss": self.lab.loss(examples[:count]),
+        }
 
-    def words(self, wanted):
-        base = {w for c in [*self.held, *self.rest] for w in re.findall(r"\w+", c.caption.lower())}
-        new = {w for c in wanted for w in re.findall(r"\w+", c.lower())} - base
-        old = {w for w in base if self.right(w) != w} if len(new) < 4 else set()
-        return lambda text: sorted(w for w in re.findall(r"\w+", text.lower()) if w in new | old)
+    def own(self, text: str) -> list[str]:
+        """Return the words of a text by which this corrector is known, old ones included."""
+        return [
+            word for word in re.findall(r"[\w.:]+", text.lower()) if word in self.corrector.known
+        ]
 
     def all(self, steps: int) -> dict[str, float]:
         """Return the score after all clips."""
         self.lab.reset()
-        wanted = [self.right(clip.caption) for clip in self.clips]
+        wanted = [self.corrector.right(clip.caption) for clip in self.clips]
         self.lab.train(self.lab.examples(self.clips, wanted), steps, self.seed)
         return self.score()
 
@@ -253,7 +279,7 @@ class Course:
             decided += chosen
             left = [at for at in left if at not in set(chosen)]
             clips = [self.clips[at] for at in decided]
-            wanted = [self.right(clip.caption) for clip in clips]
+            wanted = [self.corrector.right(clip.caption) for clip in clips]
             examples = self.lab.examples(clips, wanted)
             self.lab.train(examples, steps, self.seed * 1000 + len(decided))
             score = self.score()
@@ -263,7 +289,7 @@ class Course:
                 "corrected": corrected,
                 **score,
             }
-            if score["exact"] >= goal or len(decided) >= 216:
+            if score[SCORE] >= goal:
                 return
 
     def doubts(self, left: Sequence[int]) -> NDArray[np.float64]:
@@ -302,10 +328,10 @@ ORDERS = {"teach": teach, "doubt": doubt, "random": at_random}
 
 def course_of(lab: Lab, clips: Sequence[Clip], corrector: str, seed: int, count: int) -> Course:
     """Draw the clips of a seed."""
-    right, draw = CORRECTORS[corrector](seed), random.Random(seed)
+    person, draw = CORRECTORS[corrector](seed), random.Random(seed)
     order = draw.sample(clips, len(clips))
-    needed = [clip for clip in order if right(clip.caption) != clip.caption]
-    others = [clip for clip in order if right(clip.caption) == clip.caption]
+    needed = [clip for clip in order if person.right(clip.caption) != clip.caption]
+    others = [clip for clip in order if person.right(clip.caption) == clip.caption]
     few = count if corrector == "style" else round(SHARE * count)
     chosen = [*needed[HELD_NEED:][:few], *others[HELD_REST:][: count - few]]
     assert len(chosen) == count, "the world is too small for this share"
@@ -314,64 +340,100 @@ def course_of(lab: Lab, clips: Sequence[Clip], corrector: str, seed: int, count:
         clips=draw.sample(chosen, count),
         held=needed[:HELD_NEED],
         rest=others[:HELD_REST],
-        right=right,
+        corrector=person,
         seed=seed,
     )
 
 
-def reached(points: Sequence[dict[str, Any]], goal: float, what: str) -> float:
-    """Return how many were decided, or corrected, when the goal was reached."""
-    before: dict[str, Any] = {"decided": 0, "corrected": 0, "exact": 0.0}
-    for point in points:
-        if point["exact"] >= goal:
-            part = (goal - before["exact"]) / max(1e-9, point["exact"] - before["exact"])
-            return float(before[what] + part * (point[what] - before[what]))
-        before = point
-    return float(before[what])
+def reached(points: Sequence[Mapping[str, float]], goal: float, what: str) -> float | None:
+    """Return how many were decided, or corrected, when the goal was reached; None: it was not."""
+    for before, point in pairwise(points):
+        if point[SCORE] >= goal:
+            part = (goal - before[SCORE]) / max(1e-9, point[SCORE] - before[SCORE])
+            return before[what] + max(0.0, part) * (point[what] - before[what])
+    return None
+
+
+def one(folder: Path, corrector: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """Run every order of one seed, and return the points of each."""
+    torch.set_num_threads(1)
+    lab = Lab(str(folder / "store"))
+    course = course_of(lab, world(folder, WORLD), corrector, seed, given.clips)
+    lab.reset()
+    base, top = course.score(), course.all(given.all_steps)
+    goal = base[SCORE] + ENOUGH * (top[SCORE] - base[SCORE])
+    found: dict[str, Any] = {"corrector": corrector, "seed": seed, "base": base, "top": top}
+    for order in given.orders.split(","):
+        start = {"decided": 0, "corrected": 0, **base}
+        rounds = course.run(order, given.round or ROUNDS[corrector], goal, given.steps)
+        found[order] = []
+        for point in (start, *rounds):
+            found[order].append(point)
+            print(json.dumps([corrector, seed, order, point]), file=sys.stderr, flush=True)
+        for what in ("decided", "corrected"):
+            found[f"{order} {what}"] = reached(found[order], goal, what)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--correctors", default="need,style")
     options.add_argument("--orders", default="teach,random")
-    options.add_argument("--seeds", default="5", help="a number, or seeds with commas")
+    options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--first", type=int, default=0, help="first seed")
     options.add_argument("--clips", type=int, default=300)
-    options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--steps", type=int, default=16, help="of a round")
-    options.add_argument("--all-steps", type=int, default=300, help="with all clips")
+    options.add_argument("--processes", type=int, default=2)
+    options.add_argument("--round", type=int, default=0, help="clips decided between trainings")
+    options.add_argument("--steps", type=int, default=24, help="of a round")
+    options.add_argument("--all-steps", type=int, default=200, help="with all clips")
     options.add_argument("--folder", default="", help="keep clips and features here")
     given = options.parse_args(arguments)
-    torch.set_num_threads(given.threads)
+    began = time.monotonic()
     print(f"{cpu_line('model name')}, {cores()} cores\n", flush=True)
-    seeds = range(int(given.seeds)) if given.seeds.isdigit() else [int(s) for s in given.seeds.split(",") if s]
     with tempfile.TemporaryDirectory(prefix="penstock-learn-") as made:
         folder = Path(given.folder or made)
-        clips = world(folder, WORLD)
-        lab = Lab(str(folder / "store"))
-        for seed in seeds:
-            for corrector in given.correctors.split(","):
-                began = time.monotonic()
-                course = course_of(lab, clips, corrector, seed, given.clips)
-                with contextlib.redirect_stdout(io.StringIO()):
-                    top, others = course.all(given.all_steps)
-                print(
-                    f"{corrector} {seed}: all {top:.2f} {others:.2f} {time.monotonic() - began:.0f} s",
-                    flush=True,
-                )
-                for order in given.orders.split(","):
-                    began = time.monotonic()
-                    points = []
-                    for point in course.run(order, ROUNDS[corrector], ENOUGH * top, given.steps):
-                        points.append(point)
-                        print("  ", order, point, f"{time.monotonic() - began:.0f} s", flush=True)
-                    print(
-                        corrector,
-                        seed,
-                        order,
-                        reached(points, ENOUGH * top, "decided"),
-                        reached(points, ENOUGH * top, "corrected"),
-                        flush=True,
-                    )
+        world(folder, WORLD)
+        seeds = range(given.first, given.first + given.seeds)
+        jobs = [
+            (folder, name, seed, given) for name in given.correctors.split(",") for seed in seeds
+        ]
+        with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
+            found = list(pool.map(one, *zip(*jobs, strict=True)))
+    for line in table(found, given.orders.split(",")):
+        print(line)
+    print(f"\n{time.monotonic() - began:.0f} s")
+
+
+def table(found: Sequence[Mapping[str, Any]], orders: Sequence[str]) -> Iterator[str]:
+    """Yield what was reached by each order, and the ratios to the last one."""
+    *others, last = orders
+    names = " | ".join(f"{order}: decided (corrected)" for order in orders)
+    yield heads(
+        f"corrector | seed | score before | with all | {names} | {' | '.join(others)} ÷ {last}"
+    )
+    ratios: dict[tuple[str, str], list[float]] = {}
+    for each in found:
+        counts = [
+            "not reached"
+            if (decided := each[f"{order} decided"]) is None
+            else f"{decided:.0f} ({each[f'{order} corrected']:.0f})"
+            for order in orders
+        ]
+        row = []
+        for order in others:
+            pair = each[f"{order} decided"], each[f"{last} decided"]
+            ratio = math.inf if None in pair else pair[0] / pair[1]
+            ratios.setdefault((each["corrector"], order), []).append(ratio)
+            row.append(f"{ratio:.2f}")
+        scores = [f"{each[name][SCORE]:.2f}" for name in ("base", "top")]
+        yield cells([each["corrector"], each["seed"], *scores, *counts, *row])
+    yield ""
+    for (corrector, order), some in ratios.items():
+        mean, goal = statistics.mean(some), GOALS[corrector]
+        yield (
+            f"{corrector}: {order} ÷ {last} = {mean:.2f} ({min(some):.2f} to {max(some):.2f}), "
+            f"asked for at most {goal}: {met(mean <= goal)}"
+        )
 
 
 if __name__ == "__main__":
