@@ -1,5 +1,6 @@
 """What to correct next: by doubt and by distance from what was decided."""
 
+import time
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,8 @@ from artifacts.store import FolderStore
 from artifacts.tensors import pack_tree
 from flows.reviewing import teaching
 from flows.reviewing.captions import ReviewedCaptions
-from flows.reviewing.teaching import PooledFeatures, choose, pooled, share_of_second, teach_ranking
-from tests.support.pipeline import run_penstock
+from flows.reviewing.teaching import PooledFeatures, pooled, teach_ranking
+from tests.support.pipeline import Place
 
 
 def captions(margins: list[float | None], decided: list[int], url: str) -> Any:
@@ -27,7 +28,7 @@ def captions(margins: list[float | None], decided: list[int], url: str) -> Any:
     return SimpleNamespace(rows=rows, chunks=chunks, record=record, edits=lambda: edits)
 
 
-def stored(folder: Path, vectors: np.ndarray) -> str:
+def stored(folder: Path, vectors: np.ndarray, pack: int = 100) -> str:
     """Store features of two tokens each, in 16 bit as models have them."""
     import torch
 
@@ -37,7 +38,9 @@ def stored(folder: Path, vectors: np.ndarray) -> str:
         features = {"image": {"pooler_output": (tokens,)}}
         meta, payload = pack_tree({"features": features, "side": {"grid": torch.ones(9, 9)}})
         records.append(Record(key=f"features {at}", meta={"tree": meta}, payload=payload))
-    RecordSet(FolderStore(folder), "features", "ab" * 32).publish(records)
+    kept = RecordSet(FolderStore(folder), "features", "ab" * 32)
+    for at in range(0, len(records), pack):
+        kept.publish(records[at : at + pack])
     return str(folder)
 
 
@@ -46,7 +49,7 @@ def test_what_teaches_is_doubtful_and_unlike_what_was_decided(tmp_path: Path) ->
     url = stored(tmp_path / "store", kinds)
     given = captions([0.1, 0.2, 0.3, 0.4, 0.5, 0.05, None], [5], url)
     found = teach_ranking(given, PooledFeatures())
-    assert found.keys == ["0", "3", "2", "1", "4", "6", "5"] or found.keys[:2] == ["0", "3"]
+    assert found.keys[:2] == ["0", "3"], "one of each kind that was not decided"
     assert found.note == "" and found.keys[-1] == "5" and len(set(found.keys)) == 7
 
 
@@ -81,20 +84,24 @@ def test_pooled_features_are_the_mean_of_the_tokens(tmp_path: Path) -> None:
     assert wide.shape == (teaching.WIDTH,) and 25 < np.linalg.norm(wide) < 40
 
 
-def test_fifty_thousand_captions_are_ranked_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    import time
-
-    draw = np.random.default_rng(0)
-    vectors = teaching.unit(draw.standard_normal((teaching.CANDIDATES, 128), dtype=np.float32))
-    began = time.perf_counter()
-    doubts = share_of_second(draw.uniform(0, 9, teaching.CANDIDATES))
-    assert len(choose(doubts, vectors, vectors[:1000], 500)) == 500
-    assert time.perf_counter() - began < 20
+@pytest.mark.slow
+def test_fifty_thousand_captions_are_ranked_in_seconds(tmp_path: Path) -> None:
+    draw, count = np.random.default_rng(0), 50_000
+    url = stored(tmp_path / "store", draw.standard_normal((count, 256)), pack=1000)
+    given = captions([*draw.uniform(0, 9, count)], [*range(0, count, 25)], url)
+    features, seconds = PooledFeatures(), []
+    for _ in range(2):
+        began = time.perf_counter()
+        found = teach_ranking(given, features)
+        seconds.append(time.perf_counter() - began)
+    assert len(set(found.keys)) == count and found.note == ""
+    assert seconds[0] < 60 and seconds[1] < 20, "measured 6 and 1 on two busy cores"
 
 
 def test_a_run_of_the_demo_is_ranked_by_its_features(tmp_path: Path) -> None:
-    run_penstock(tmp_path, "caption", str(penstock_demo.CLIPS), "--out", str(tmp_path / "out"))
-    with closing(ReviewedCaptions(tmp_path / "out")) as given:
+    place = Place(clips=penstock_demo.CLIPS, out=tmp_path / "out", store=tmp_path / "store")
+    assert place.run("--quiet").returncode == 0
+    with closing(ReviewedCaptions(place.out)) as given:
         found = teach_ranking(given, PooledFeatures())
         assert sorted(found.keys) == sorted(given.rows) and found.note == ""
         most = min(given.rows.values(), key=lambda row: row["margin"])
