@@ -14,6 +14,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
+from stages.decode.confidence import LogitsWatch
 from stages.decode.generate_kwargs import GenerateKwargs, Items
 from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeJob
@@ -215,6 +216,9 @@ def run_generate(
 ) -> Iterator[CaptionOutput]:
     """Yield the captions of prepared inputs, up to the limit and the stop strings of
     `generate_kwargs`."""
+    watch = LogitsWatch()
+    if options.get("num_beams", 1) == 1:
+        options["custom_generate"] = watch.sample
     made = generate(half, inputs, features, max_new_tokens=generate_kwargs.limit, **options)
     new = new_tokens(made, prompt_in(half, inputs)).cpu()
     rows = new.tolist()
@@ -227,9 +231,14 @@ def run_generate(
             tokens = next(n for n in counts if generate_kwargs.stopped(processor, rows[at][:n]))
             lengths[at], rows[at], stopped[at] = (tokens, "stop"), rows[at][:tokens], True
     texts = generate_kwargs.texts_of(processor, rows)
-    every = zip(texts, lengths, read, stopped, strict=True)
-    for (text, shortened), (tokens, ended), count, was_stopped in every:
-        yield CaptionOutput(text, tokens, ended, shortened, int(count), was_stopped)
+    confidences = watch.confidences(new, [tokens for tokens, _ in lengths])
+    every = zip(texts, lengths, read, stopped, confidences, rows, strict=True)
+    for (text, shortened), (tokens, ended), count, was_stopped, confidence, row in every:
+        output = CaptionOutput(text, tokens, ended, shortened, int(count), was_stopped)
+        if confidence is not None:
+            place = partial(generate_kwargs.offset_of, processor, row[:tokens], text)
+            output = output._replace(confidence=confidence.fields(place))
+        yield output
 
 
 def _groups(requests: Sequence[DecodeRequest]) -> Iterator[list[int]]:

@@ -1,0 +1,440 @@
+"""How many captions must be decided until a model has learned what a corrector wants, in the order
+`teach` and in a random one; prints tables.
+
+A clip's right words are those that the demo says of it, as a corrector would write them. *Need*: two
+colours and one direction are called otherwise, in 15 to 20 % of the clips; the rest is accepted.
+*Style*: every caption is rephrased. Clips are decided in rounds. After each round the adapter is
+trained on all that was decided, from the last one, on stored features, and scored on clips that are
+held out: the share of those that need another word, and that come out to the letter. Order `teach`
+ranks the rest anew after each round, by the adapter's own doubt. A run ends where it reaches 90 % of
+what all clips reach; between two rounds the number is interpolated.
+
+    python -m benchmarks.learn [--correctors need,style] [--orders teach,random] [--seeds 5]
+        [--clips 300] [--threads 1] [--folder DIR]
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import re
+import statistics
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from artifacts.packs import RecordSet, stored_namespaces
+from artifacts.store import open_store
+from benchmarks._common import PENSTOCK, cells, heads, met
+from flows.machine.cpu import cpu_line
+from flows.reviewing import teaching
+from penstock_demo import CHECKPOINT
+from penstock_demo.render import write_clip
+from penstock_demo.words import COLOURS, DIRECTIONS
+from penstock_demo.world import sample_clip
+from stages.decode.engines.transformers import generate_rows
+from stages.decode.generate_kwargs import make_greedy
+from stages.decode.protocol import CaptionOutput
+from stages.decode.stored import read_features
+from stages.models.halves.load import load_half
+from stages.models.processors.prepare import load_processor
+from stages.process.cgroup import cores
+from stages.process.report import EventReporter
+from stages.tune.adapter import add_adapter
+from stages.tune.examples import (
+    TrainingExample,
+    end_token_of,
+    group_batches,
+    make_example,
+    with_end_token,
+)
+from stages.tune.run import EpochBatchOrder, losses_of
+from stages.tune.training import Trainer, learning_rate_at, optimizer_of
+
+SIDE, FRAMES = 64, 4
+"""Clips are square and small, so that all fit one batch."""
+WORLD = 1000
+"""Clips that the seeds draw from."""
+SHARE = 0.17
+"""Share of the clips with a need, of those that are decided."""
+HELD_NEED, HELD_REST = 80, 40
+ENOUGH = 0.9
+SCORE = "words"
+ROWS = 150
+MOST_TOKENS = 60
+RATE = 2e-3
+NEW_COLOURS = ("crimson", "teal", "violet", "amber", "navy", "lime", "rose", "beige")
+NEW_DIRECTIONS = {"left": "leftwards", "right": "rightwards", "up": "upwards", "down": "downwards"}
+GOALS = {"need": 0.6, "style": 1.05}
+ROUNDS = {"need": 20, "style": 5}
+"""Captions that are decided between two trainings."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """One clip of the world."""
+
+    features: str
+    prompt: str
+    caption: str
+    """What the demo says."""
+    vector: NDArray[np.float32] = field(repr=False)
+    """Pooled features."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corrector:
+    """How a person corrects."""
+
+    right: Callable[[str], str]
+    """The model's caption → the right one."""
+    known: frozenset[str]
+    """Words that this person writes and the demo does not, and words that this person replaces."""
+
+
+def need(seed: int) -> Corrector:
+    """Return a corrector who calls two colours and one direction otherwise."""
+    draw = random.Random(f"need {seed}")
+    old, new = draw.sample(COLOURS, 2), draw.sample(NEW_COLOURS, 2)
+    way = draw.choice(DIRECTIONS)
+    words = {**dict(zip(old, new, strict=True)), way: NEW_DIRECTIONS[way]}
+    pattern = re.compile(rf"\b({'|'.join(words)})\b")
+    return Corrector(
+        right=lambda caption: pattern.sub(lambda found: words[found[1]], caption),
+        known=frozenset((*words, *words.values())),
+    )
+
+
+def style(seed: int) -> Corrector:
+    """Return a corrector who rephrases every caption."""
+    opening = random.Random(f"style {seed}").choice(("seen here:", "in this shot", "we see"))
+    return Corrector(
+        right=lambda caption: f"{opening} {caption[0].lower()}{caption[1:].rstrip('.')}",
+        known=frozenset((*opening.split(), "background", "background.")),
+    )
+
+
+CORRECTORS = {"need": need, "style": style}
+
+
+def world(folder: Path, count: int) -> list[Clip]:
+    """Write clips, caption them with the demo, and return them."""
+    clips, rng = folder / "clips", random.Random(7)
+    if not (folder / "out" / "captions.jsonl").exists():
+        clips.mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            while (spec := sample_clip(rng, "any")).aspect != 1.0:
+                pass
+            small = replace(spec, height=SIDE, width=SIDE, frames_per_second=8)
+            write_clip(small, clips / f"{number:04d}.mp4")
+        where = ["--store", str(folder / "store"), "--out", str(folder / "out"), "--quiet"]
+        command = ["caption", str(clips), "--model", "demo", "--frames", str(FRAMES), *where]
+        subprocess.run([*PENSTOCK, *command], check=True)
+    lines = (folder / "out" / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    features = teaching.PooledFeatures()
+    vectors, note = features.of(str(folder / "store"), [row["features"] for row in rows])
+    assert not note, note
+    return [
+        Clip(
+            features=row["features"],
+            prompt=row["prompt"],
+            caption=row["caption"],
+            vector=vectors[row["features"]],
+        )
+        for row in rows
+    ]
+
+
+class Lab:
+    """The demo's language half with one adapter, which is trained, asked and reset."""
+
+    def __init__(self, store: str) -> None:
+        opened = open_store(store)
+        (namespace,) = stored_namespaces(opened, "features")
+        self._features = RecordSet(opened, "features", namespace)
+        self._known: dict[str, Any] = {}
+        self.processor = load_processor(CHECKPOINT)
+        self.half = load_half(CHECKPOINT, "language", dtype=torch.float32)
+        self._trained = add_adapter(self.half, 16, 0)
+        self._new = [value.detach().clone() for value in self._trained]
+        self._end = -1
+
+    def _read(self, key: str) -> Any:
+        if key not in self._known:
+            self._known[key] = read_features(self._features, key)
+        return self._known[key]
+
+    def examples(self, clips: Sequence[Clip], texts: Sequence[str]) -> list[TrainingExample]:
+        """Return clips with texts."""
+        made = [
+            make_example(
+                self.half, self.processor, partial(self._read, clip.features), clip.prompt, text
+            )
+            for clip, text in zip(clips, texts, strict=True)
+        ]
+        if self._end < 0:
+            self._end = end_token_of(self.half, self.processor, made[:4])
+        return [with_end_token(each, self._end) for each in made]
+
+    def reset(self) -> None:
+        """Forget all training."""
+        for value, new in zip(self._trained, self._new, strict=True):
+            value.data.copy_(new)
+
+    def train(self, examples: Sequence[TrainingExample], steps: int, seed: int) -> None:
+        """Train the adapter further."""
+        self.half.train()
+        optimizer = optimizer_of("adamw", self._trained, RATE)
+        report = EventReporter(os.open(os.devnull, os.O_WRONLY))
+        trainer = Trainer(self.half, self.processor, self._trained, optimizer, report, ROWS)
+        batch = min(8, len(examples))
+        order = EpochBatchOrder([each.joins_with for each in examples], batch, seed)
+        for step in range(steps):
+            rate = learning_rate_at(step, steps, RATE)
+            trainer.step([examples[at] for at in order.batch_at(step)], rate)
+        self.half.eval()
+
+    @torch.inference_mode()
+    def captions(self, examples: Sequence[TrainingExample]) -> tuple[list[str], list[float]]:
+        """Return what the half says of these clips, and the least margin of each."""
+        make_greedy(self.half, self.processor)
+        found: dict[int, CaptionOutput] = {}
+        for some in group_batches(examples, ROWS):
+            shown, prompts = [each.row for each in some], [each.prompt for each in some]
+            made = generate_rows(self.half, self.processor, shown, prompts, MOST_TOKENS)
+            found |= {id(each): one for each, one in zip(some, made, strict=True)}
+        every = [found[id(each)] for each in examples]
+        return [one.caption for one in every], [one.confidence["margin"] for one in every]
+
+    @torch.inference_mode()
+    def loss(self, examples: Sequence[TrainingExample]) -> float:
+        """Return the mean loss per token."""
+        return losses_of(self.half, self.processor, examples, ROWS)
+
+
+@dataclass(kw_only=True, slots=True)
+class Course:
+    """One corrector of one seed: what is decided, and what is held out."""
+
+    lab: Lab
+    clips: list[Clip]
+    held: list[Clip]
+    rest: list[Clip]
+    """Clips held out without a need."""
+    corrector: Corrector
+    seed: int
+
+    def score(self) -> dict[str, float]:
+        """Return the scores on the clips that are held out."""
+        every = [*self.held, *self.rest]
+        wanted = [self.corrector.right(clip.caption) for clip in every]
+        examples, count = self.lab.examples(every, wanted), len(self.held)
+        said, _ = self.lab.captions(examples)
+        pairs = list(zip(said, wanted, strict=True))
+        hits = [one == other for one, other in pairs]
+        own = [self.own(one) == self.own(other) for one, other in pairs]
+        return {
+            "exact": statistics.mean(hits[:count]),
+            "words": statistics.mean(own[:count]),
+            "others": statistics.mean(hits[count:]) if self.rest else 1.0,
+            "loss": self.lab.loss(examples[:count]),
+        }
+
+    def own(self, text: str) -> list[str]:
+        """Return the words of a text by which this corrector is known, old ones included."""
+        return [
+            word for word in re.findall(r"[\w.:]+", text.lower()) if word in self.corrector.known
+        ]
+
+    def all(self, steps: int) -> dict[str, float]:
+        """Return the score after all clips."""
+        self.lab.reset()
+        wanted = [self.corrector.right(clip.caption) for clip in self.clips]
+        self.lab.train(self.lab.examples(self.clips, wanted), steps, self.seed)
+        return self.score()
+
+    def run(self, order: str, each: int, goal: float, steps: int) -> Iterator[dict[str, Any]]:
+        """Decide clips in rounds until the goal is reached, and yield the score after each."""
+        self.lab.reset()
+        left, decided = list(range(len(self.clips))), list[int]()
+        draw = random.Random(f"{order} {self.seed}")
+        while left:
+            chosen = ORDERS[order](self, left, decided, each, draw)
+            decided += chosen
+            left = [at for at in left if at not in set(chosen)]
+            clips = [self.clips[at] for at in decided]
+            wanted = [self.corrector.right(clip.caption) for clip in clips]
+            examples = self.lab.examples(clips, wanted)
+            self.lab.train(examples, steps, self.seed * 1000 + len(decided))
+            score = self.score()
+            corrected = sum(clip.caption != text for clip, text in zip(clips, wanted, strict=True))
+            yield {
+                "decided": len(decided),
+                "corrected": corrected,
+                **score,
+            }
+            if score[SCORE] >= goal:
+                return
+
+    def doubts(self, left: Sequence[int]) -> NDArray[np.float64]:
+        """Return the margins of what the half says now of these clips."""
+        clips = [self.clips[at] for at in left]
+        _, margins = self.lab.captions(self.lab.examples(clips, [c.caption for c in clips]))
+        return np.array(margins)
+
+
+def teach(
+    course: Course, left: list[int], decided: list[int], count: int, _: random.Random
+) -> list[int]:
+    """Choose as a review in the order `teach` does."""
+    every = np.stack([course.clips[at].vector for at in (*left, *decided)])
+    every = teaching.unit(every - every.mean(axis=0))
+    doubts = teaching.share_of_second(course.doubts(left))
+    chosen = teaching.choose(doubts, every[: len(left)], every[len(left) :], count)
+    return [left[at] for at in chosen]
+
+
+def doubt(
+    course: Course, left: list[int], decided: list[int], count: int, _: random.Random
+) -> list[int]:
+    """Choose the most doubtful."""
+    return [left[at] for at in np.argsort(course.doubts(left), kind="stable")[:count]]
+
+
+def at_random(
+    course: Course, left: list[int], decided: list[int], count: int, draw: random.Random
+) -> list[int]:
+    return draw.sample(left, min(count, len(left)))
+
+
+ORDERS = {"teach": teach, "doubt": doubt, "random": at_random}
+
+
+def course_of(lab: Lab, clips: Sequence[Clip], corrector: str, seed: int, count: int) -> Course:
+    """Draw the clips of a seed."""
+    person, draw = CORRECTORS[corrector](seed), random.Random(seed)
+    order = draw.sample(clips, len(clips))
+    needed = [clip for clip in order if person.right(clip.caption) != clip.caption]
+    others = [clip for clip in order if person.right(clip.caption) == clip.caption]
+    few = count if corrector == "style" else round(SHARE * count)
+    chosen = [*needed[HELD_NEED:][:few], *others[HELD_REST:][: count - few]]
+    assert len(chosen) == count, "the world is too small for this share"
+    return Course(
+        lab=lab,
+        clips=draw.sample(chosen, count),
+        held=needed[:HELD_NEED],
+        rest=others[:HELD_REST],
+        corrector=person,
+        seed=seed,
+    )
+
+
+def reached(points: Sequence[Mapping[str, float]], goal: float, what: str) -> float | None:
+    """Return how many were decided, or corrected, when the goal was reached; None: it was not."""
+    for before, point in pairwise(points):
+        if point[SCORE] >= goal:
+            part = (goal - before[SCORE]) / max(1e-9, point[SCORE] - before[SCORE])
+            return before[what] + max(0.0, part) * (point[what] - before[what])
+    return None
+
+
+def one(folder: Path, corrector: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """Run every order of one seed, and return the points of each."""
+    torch.set_num_threads(1)
+    lab = Lab(str(folder / "store"))
+    course = course_of(lab, world(folder, WORLD), corrector, seed, given.clips)
+    lab.reset()
+    base, top = course.score(), course.all(given.all_steps)
+    goal = base[SCORE] + ENOUGH * (top[SCORE] - base[SCORE])
+    found: dict[str, Any] = {"corrector": corrector, "seed": seed, "base": base, "top": top}
+    for order in given.orders.split(","):
+        start = {"decided": 0, "corrected": 0, **base}
+        rounds = course.run(order, given.round or ROUNDS[corrector], goal, given.steps)
+        found[order] = []
+        for point in (start, *rounds):
+            found[order].append(point)
+            print(json.dumps([corrector, seed, order, point]), file=sys.stderr, flush=True)
+        for what in ("decided", "corrected"):
+            found[f"{order} {what}"] = reached(found[order], goal, what)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--correctors", default="need,style")
+    options.add_argument("--orders", default="teach,random")
+    options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--first", type=int, default=0, help="first seed")
+    options.add_argument("--clips", type=int, default=300)
+    options.add_argument("--processes", type=int, default=2)
+    options.add_argument("--round", type=int, default=0, help="clips decided between trainings")
+    options.add_argument("--steps", type=int, default=24, help="of a round")
+    options.add_argument("--all-steps", type=int, default=200, help="with all clips")
+    options.add_argument("--folder", default="", help="keep clips and features here")
+    given = options.parse_args(arguments)
+    began = time.monotonic()
+    print(f"{cpu_line('model name')}, {cores()} cores\n", flush=True)
+    with tempfile.TemporaryDirectory(prefix="penstock-learn-") as made:
+        folder = Path(given.folder or made)
+        world(folder, WORLD)
+        seeds = range(given.first, given.first + given.seeds)
+        jobs = [
+            (folder, name, seed, given) for name in given.correctors.split(",") for seed in seeds
+        ]
+        with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
+            found = list(pool.map(one, *zip(*jobs, strict=True)))
+    for line in table(found, given.orders.split(",")):
+        print(line)
+    print(f"\n{time.monotonic() - began:.0f} s")
+
+
+def table(found: Sequence[Mapping[str, Any]], orders: Sequence[str]) -> Iterator[str]:
+    """Yield what was reached by each order, and the ratios to the last one."""
+    *others, last = orders
+    names = " | ".join(f"{order}: decided (corrected)" for order in orders)
+    yield heads(
+        f"corrector | seed | score before | with all | {names} | {' | '.join(others)} ÷ {last}"
+    )
+    ratios: dict[tuple[str, str], list[float]] = {}
+    for each in found:
+        counts = [
+            "not reached"
+            if (decided := each[f"{order} decided"]) is None
+            else f"{decided:.0f} ({each[f'{order} corrected']:.0f})"
+            for order in orders
+        ]
+        row = []
+        for order in others:
+            pair = each[f"{order} decided"], each[f"{last} decided"]
+            ratio = math.inf if None in pair else pair[0] / pair[1]
+            ratios.setdefault((each["corrector"], order), []).append(ratio)
+            row.append(f"{ratio:.2f}")
+        scores = [f"{each[name][SCORE]:.2f}" for name in ("base", "top")]
+        yield cells([each["corrector"], each["seed"], *scores, *counts, *row])
+    yield ""
+    for (corrector, order), some in ratios.items():
+        mean, goal = statistics.mean(some), GOALS[corrector]
+        yield (
+            f"{corrector}: {order} ÷ {last} = {mean:.2f} ({min(some):.2f} to {max(some):.2f}), "
+            f"asked for at most {goal}: {met(mean <= goal)}"
+        )
+
+
+if __name__ == "__main__":
+    main()
