@@ -12,8 +12,9 @@ from flows.cli.main import parse
 from flows.cli.options import config_of
 from flows.options.commands import CaptionConfig
 from flows.studio.roots import Refused, Roots
-from flows.studio.runs import RunQueue
-from flows.studio.values import ALLOWED, DENIED, line_of, words_of
+from flows.studio.runs import Run, RunQueue
+from flows.studio.values import ALLOWED, DENIED, checked, line_of
+from flows.studio.values import words_of as command_of
 
 
 @pytest.fixture
@@ -27,6 +28,10 @@ def roots(tmp_path: Path) -> Roots:
     (tmp_path / "media/model").mkdir()
     (tmp_path / "media/link").symlink_to(tmp_path / "outside")
     return Roots([tmp_path / "media", tmp_path / "out"])
+
+
+def words_of(values: dict[str, Any], roots: Roots) -> list[str]:
+    return command_of(checked(values, roots))
 
 
 def given(tmp_path: Path, **more: Any) -> dict[str, Any]:
@@ -161,7 +166,13 @@ def test_a_folder_lists_what_may_be_named(roots: Roots, tmp_path: Path) -> None:
 
 
 def queue(tmp_path: Path) -> RunQueue:
-    return RunQueue(tmp_path / "out", tmp_path)
+    return RunQueue(tmp_path / "out")
+
+
+def run(tmp_path: Path, name: str) -> Run:
+    """A run that fails: its file is not there."""
+    words = ["caption", f"{name}.png", "--model", "demo", "--out", name]
+    return Run(kind="caption", out=str(tmp_path / name), words=words, folder=str(tmp_path))
 
 
 def test_a_queue_is_kept_and_its_runs_take_turns(tmp_path: Path) -> None:
@@ -169,9 +180,9 @@ def test_a_queue_is_kept_and_its_runs_take_turns(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="another studio"):
         queue(tmp_path)
     for name in "abc":
-        first.add("caption", name, tmp_path / name, ["caption", f"{name}.png"], {})
+        first.add(run(tmp_path, name))
     with pytest.raises(UsageError, match="waiting or running already"):
-        first.add("caption", "a", tmp_path / "a", ["caption"], {})
+        first.add(run(tmp_path, "a"))
     first.change(first.runs[1].id, "stop")
     first.close()
     second = queue(tmp_path)
@@ -184,7 +195,7 @@ def test_a_queue_is_kept_and_its_runs_take_turns(tmp_path: Path) -> None:
     assert [run.state for run in second.runs] == ["failed", "interrupted", "failed"]
     assert "a.png" in second.runs[0].error and "file" in second.runs[0].error
     second.change(second.runs[1].id, "go on")
-    assert [run.name for run in second.runs] == ["a", "c", "b"]
+    assert [Path(run.out).name for run in second.runs] == ["a", "c", "b"]
     with pytest.raises(UsageError, match="no such run"):
         second.change("x", "stop")
     second.close()
@@ -192,7 +203,7 @@ def test_a_queue_is_kept_and_its_runs_take_turns(tmp_path: Path) -> None:
 
 def test_a_run_that_was_not_started_before_a_kill_is_started_later(tmp_path: Path) -> None:
     first = queue(tmp_path)
-    first.add("caption", "a", tmp_path / "a", ["caption", "a.png"], {})
+    first.add(run(tmp_path, "a"))
     first.runs[0].state = "starting"
     first._save()
     first.close()

@@ -59,10 +59,17 @@ def studio(tmp_path: Path) -> Iterator[OpenStudio]:
         opened.end(signal.SIGKILL)
 
 
+def shown(browser: Browser, address: str) -> None:
+    browser.open("about:blank")
+    browser.console()  # what the page before said of a server that is gone
+    browser.open(address)
+    browser.wait(READY)
+
+
 def looks(browser: Browser, width: int, theme: str) -> None:
     """See that all can be read, in a window of this width."""
     browser.narrow(width)
-    browser.run("document.documentElement.dataset.theme = arguments[0]", theme)
+    browser.run("document.documentElement.dataset.theme = arguments[0]; scrollTo(0, 0)", theme)
     for wrong in (too_wide, overlapping, faint, unnamed, asked_elsewhere):
         assert wrong(browser) == [], (wrong.__name__, width, theme)
     browser.narrow(1280)
@@ -86,8 +93,7 @@ def to(browser: Browser, selector: str) -> None:
 def test_from_an_empty_folder_to_data_sets_by_keyboard(
     browser: Browser, studio: OpenStudio, media: list[Path]
 ) -> None:
-    browser.open(studio.address)
-    browser.wait(READY)
+    shown(browser, studio.address)
     every_look(browser)
     # What a file dialogue would give; the rest is done by keys.
     browser.type("#dropped", "\n".join(map(str, media)))
@@ -177,8 +183,7 @@ def test_a_killed_server_finds_its_run_and_the_browser_goes_on(
     studio.done("runs", {"values": values})
     studio.wait(lambda runs: runs[0]["state"] == "running" and runs[0]["pid"] > 0)
     run, pid = studio.get("start")["own"], studio.runs()[0]["pid"]
-    browser.open(f"{studio.address}run/{run}/")
-    browser.wait(READY)
+    shown(browser, f"{studio.address}run/{run}/")
     studio.end(signal.SIGKILL)
     assert Path(f"/proc/{pid}").exists(), "the run goes on"
     time.sleep(2)
@@ -203,8 +208,7 @@ def test_an_edit_of_another_tab_is_shown_and_an_older_one_refused(
     file = media_file(write_video(tmp_path / "empty" / "a.mp4", ticks=range(0, 60, 6)))
     write_run(studio.out, [(file, said(file, ["A ring.", "A square."]))])
     run = studio.get("start")["own"]
-    browser.open(f"{studio.address}run/{run}/")
-    browser.wait(READY)
+    shown(browser, f"{studio.address}run/{run}/")
     browser.wait("return document.activeElement.matches('.row')")
     of = studio.get(f"run/{run}/captions")["media"][0]["captions"][0]["key"]
     change = {"of": of, "caption": "Theirs.", "review": "", "was": {"caption": None, "review": ""}}
@@ -227,8 +231,7 @@ def test_an_edit_of_another_tab_is_shown_and_an_older_one_refused(
 
 
 def test_every_option_of_the_command_has_a_field(browser: Browser, studio: OpenStudio) -> None:
-    browser.open(studio.address)
-    browser.wait(READY)
+    shown(browser, studio.address)
     browser.run("document.querySelector('#every').open = true")
     names = {option["flag"] for option in studio.get("start")["options"]}
     shown = browser.run("return document.querySelector('#options').textContent")

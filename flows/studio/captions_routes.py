@@ -3,27 +3,30 @@
 import asyncio
 import mimetypes
 import re
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
-from artifacts.errors import PenstockError, UsageError
+from artifacts.errors import PenstockError
 from flows.reviewing.captions import EditRefused
-from flows.reviewing.server import FETCHED_AT_ONCE, SHOWN, THUMBNAILS_AT_ONCE
 from flows.serving.shown_media import shown_file
 from flows.studio.guard import JSON, json_of
 from flows.studio.run_captions import RunCaptions
-from flows.studio.runs import AGAIN, Run, new_id, run_id
+from flows.studio.runs import AGAIN, Run
 from flows.studio.sets import sets_in, unrejected
-from flows.studio.steps import FOLDER, MOST, again_values, answers_of, values_of_record
-from flows.studio.values import line_of, words_of
+from flows.studio.steps import FOLDER, MOST, RecordedCommand, answers_of
+from flows.studio.values import checked, line_of
 
 if TYPE_CHECKING:
     from flows.studio.server import Studio
 
+SHOWN = ("image/", "video/", "audio/")
 NUMBER = re.compile("[0-9]{1,9}")
+THUMBNAILS_AT_ONCE = 2
+FETCHED_AT_ONCE = 8
 
 
 class CaptionsRoutes:
@@ -36,20 +39,14 @@ class CaptionsRoutes:
 
     def _captions(self, request: Request) -> RunCaptions:
         """Return the captions of the run in a request's path. Raises UsageError."""
-        studio, name = self._studio, request.path_params["run"]
-        known = {run_id(run.about_out): run.about_out for run in studio.queue.runs}
-        out = {**known, run_id(studio.out): studio.out}.get(name)
-        if out is None:
-            raise UsageError("there is no such run", hint="Choose another one")
-        if name not in studio.captions:
-            studio.captions[name] = RunCaptions(out)
-        return studio.captions[name]
+        return self._studio.of(request.path_params["run"])
 
     async def captions(self, request: Request) -> Response:
         """Return what changed since a revision."""
         captions = self._captions(request)
         since = request.query_params.get("since", "")
-        return Response(await asyncio.to_thread(captions.body, since), media_type=JSON)
+        pieces = await asyncio.to_thread(captions.body, since)
+        return StreamingResponse(iter(pieces), media_type=JSON)
 
     async def edit(self, request: Request) -> Response:
         """Apply an edit."""
@@ -73,24 +70,18 @@ class CaptionsRoutes:
         return JSONResponse({"id": run.id, "line": line_of(run.words)})
 
     def _again(self, captions: RunCaptions, keys: list[str], changes: dict[str, Any]) -> Run:
-        studio, paths = self._studio, captions.paths(keys)
-        values, fixed = self._values(captions.out)
-        values = again_values(values, changes, [path for path, _ in paths.values()])
-        words = words_of(values, studio.roots, fixed)
-        out = captions.out / FOLDER / new_id()
-        words.insert(1, f"--out={out}")
-        return studio.queue.add(AGAIN, captions.out.name, out, words, changes, keys)
+        paths = [path for path, _ in captions.paths(keys).values()]
+        out = captions.out / FOLDER / secrets.token_hex(8)
+        command = self._studio.command(captions.out)
+        words = command.again(checked(changes, self._studio.roots), paths, out)
+        return self._add(AGAIN, command, words, out, values=changes, about=keys)
 
-    def _values(self, out: Path) -> tuple[dict[str, Any], list[str]]:
-        """Return the values of the last run into a folder, and the words that the page does not
-        choose. Raises UsageError."""
-        studio = self._studio
-        for run in reversed(studio.queue.runs):
-            if run.out == str(out) and run.kind == "caption":
-                return run.values, studio.fixed
-        values = values_of_record(out, studio.config_of)
-        store = values.pop("store", "")
-        return values, [f"--store={store}"] if store else studio.fixed
+    def _add(
+        self, kind: str, command: RecordedCommand, words: list[str], out: Path, **more: Any
+    ) -> Run:
+        folder = str(command.folder)
+        run = Run(kind=kind, out=str(out), words=words, folder=folder, **more)
+        return self._studio.queue.add(run)
 
     async def answers(self, request: Request) -> Response:
         """Return the second answers of the model."""
@@ -115,16 +106,23 @@ class CaptionsRoutes:
         return JSONResponse({"id": run.id, "line": line_of(run.words)})
 
     def _write(self, captions: RunCaptions, given: dict[str, Any]) -> Run:
-        studio = self._studio
-        values, fixed = self._values(captions.out)
-        out = given.get("out") or str(captions.out)
-        values = {**values, "format": given.get("format"), "out": out}
-        if given.get("trigger") is not None:
-            values["trigger"] = given["trigger"]
-        words = words_of(values, studio.roots, fixed)
-        place = studio.roots.inside(str(out))
-        kind = "caption" if place != captions.out else "write"
-        return studio.queue.add(kind, place.name, place, words, values)
+        asked = {"format": given.get("format"), "out": given.get("out")}
+        found = checked(asked, self._studio.roots)
+        command, out = self._studio.command(captions.out), found.get("out")
+        words = command.writing(found.get("format", ()), out)
+        return self._add("caption" if out else "write", command, words, Path(out or captions.out))
+
+    async def learn(self, request: Request) -> Response:
+        """Put a round of learning into the queue."""
+        captions, _ = self._captions(request), await json_of(request)
+        words = ["learn", str(captions.out)]
+        command = await asyncio.to_thread(self._studio.command, captions.out)
+        run = await asyncio.to_thread(self._add, "learn", command, words, captions.out)
+        return JSONResponse({"id": run.id, "line": line_of(run.words)})
+
+    async def teach(self, request: Request) -> Response:
+        """Return the captions in the order in which they teach most."""
+        return JSONResponse(await asyncio.to_thread(self._captions(request).teach))
 
     async def sets(self, request: Request) -> Response:
         """Return what trainers will see of the data sets in the run's folder."""
@@ -132,7 +130,7 @@ class CaptionsRoutes:
 
         def found() -> list[dict[str, Any]]:
             reviewed = captions.reviewed
-            return sets_in(captions.out, unrejected(reviewed.media, reviewed.edits()))
+            return sets_in(captions.out, unrejected(reviewed.rows, reviewed.edits()))
 
         return JSONResponse({"sets": await asyncio.to_thread(found)})
 

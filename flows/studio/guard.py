@@ -2,7 +2,6 @@
 token."""
 
 import hmac
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,14 +13,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from artifacts.errors import PenstockError, UsageError
 from artifacts.json_shapes import parse
 from flows.reviewing.captions import EditRefused
-from flows.reviewing.server import MAX_BODY_BYTES, SAFE
 from flows.serving.hosts import is_loopback, is_of_other_site
 from flows.studio.run_captions import Outdated
 
 TOKEN = "x-penstock-token"
 """Header of every request that changes something."""
 JSON = "application/json"
-LOG = logging.getLogger("uvicorn.error")
+MAX_BODY_BYTES = 1 << 26
+"""Largest request body in bytes: about 100,000 captions."""
+SAFE = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
 Handler = Callable[[Request], Awaitable[Response]]
 
 

@@ -4,6 +4,8 @@ edit has a revision, so that other tabs see it, and no edit replaces a text it w
 import json
 import secrets
 import threading
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,13 @@ from artifacts.edits import REDO, UNDO, UNTOUCHED, Edit
 from artifacts.errors import PenstockError, UsageError
 from artifacts.json_shapes import ShapeError, check, text
 from artifacts.stamps import Stamp, stamp_of
+from flows.results.rounds import rounds_in, summary_json
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
+from flows.reviewing.teaching import PooledFeatures, teach_ranking
 
 FILES = ("media.jsonl", "captions.jsonl", "failures.jsonl")
+TOGETHER = 500
+"""Media that are sent as one piece."""
 HISTORY = 200
 """Largest number of actions that the page lists."""
 
@@ -29,18 +35,26 @@ class Outdated(Exception):
 class RunCaptions:
     """The captions of one folder. Its methods may be called on several threads."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(
+        self, out: Path, order: str = "source", is_learning: Callable[[], bool] = bool
+    ) -> None:
+        """Take the folder of a run, the order in which its captions are shown at first, and whether
+        a model is learning from them."""
         self.out = out
+        self._order, self._is_learning = order, is_learning
+        self._released: ExitStack | None = None
+        self._features = PooledFeatures()
         self._lock = threading.RLock()
         self._reviewed: ReviewedCaptions | None = None
         self._stamps: tuple[Stamp | None, ...] = ()
-        self._media = b"[]"
+        self._media: list[bytes] = []
         self._session = secrets.token_hex(4)
         self._loads = 0
         self._count = 0
         self._changed: dict[str, int] = {}
         """Key of a caption → number of its last edit."""
-        self._paths: dict[str, tuple[str, float]] = {}
+        self._numbers: dict[str, int] = {}
+        """Key of a caption → number of its medium."""
 
     def close(self) -> None:
         """Close the journal, so that others can write it."""
@@ -58,7 +72,19 @@ class RunCaptions:
                 raise UsageError(f"{self.out} has no captions yet", hint="Wait for the run")
             return self._reviewed
 
+    def follow_learning(self) -> None:
+        """Leave the journal to a model that learns, and take it back afterwards."""
+        with self._lock:
+            learning = self._is_learning()
+            if learning and self._released is None and self._reviewed is not None:
+                self._released = ExitStack()
+                self._released.enter_context(self._reviewed.released())
+            elif not learning and self._released is not None:
+                self._released.close()
+                self._released, self._stamps = None, ()
+
     def _load(self) -> None:
+        self.follow_learning()
         stamps = tuple(_stamp(self.out / name) for name in FILES)
         if stamps == self._stamps or not any(stamps):
             return
@@ -71,12 +97,11 @@ class RunCaptions:
             self._reviewed.load()
         self._stamps = stamps
         self._loads += 1
-        self._media = _json(self._reviewed.media)
-        self._paths = {
-            row["key"]: (self._reviewed.places[medium["number"]], row["start"])
-            for medium in self._reviewed.media
-            for row in medium["captions"]
-        }
+        media = self._reviewed.media
+        self._numbers = {row["key"]: m["number"] for m in media for row in m["captions"]}
+        pieces = (media[at : at + TOGETHER] for at in range(0, len(media), TOGETHER))
+        self._media = [_json(piece)[1:-1] for piece in pieces]
+        media.clear()  # most of what 50,000 captions take; the page has it
 
     def place(self, number: int) -> str:
         """Return the path or address of a medium; empty if there is none."""
@@ -89,36 +114,45 @@ class RunCaptions:
     def paths(self, keys: list[str]) -> dict[str, tuple[str, float]]:
         """Return the medium and the start of these captions. Raises EditRefused."""
         with self._lock:
-            _ = self.reviewed
-            if not keys or not all(key in self._paths for key in keys):
+            reviewed = self.reviewed
+            if not keys or not all(key in reviewed.rows for key in keys):
                 raise EditRefused("these captions are no longer in the run: reload the page")
-            return {key: self._paths[key] for key in keys}
+            starts = {key: reviewed.rows[key]["start"] for key in keys}
+            return {key: (reviewed.places[self._numbers[key]], starts[key]) for key in keys}
 
-    def body(self, since: str) -> bytes:
-        """Return what changed since a revision as JSON: everything, only edits, or nothing. Raises
-        PenstockError."""
+    def body(self, since: str) -> list[bytes]:
+        """Return what changed since a revision, as pieces of JSON: everything, only edits, or
+        nothing. Raises PenstockError."""
         with self._lock:
             self._load()
+            reviewed = self._reviewed
             revision = f"{self._session}-{self._loads}-{self._count}"
             head: dict[str, Any] = {"revision": revision, "name": self.out.absolute().name}
-            if self._reviewed is None:
-                return _json({**head, "media": [], "failures": [], "edits": {}, "empty": True})
+            if reviewed is None:
+                return [_json({**head, "media": [], "failures": [], "edits": {}, "empty": True})]
             base, _, count = since.rpartition("-")
             if base == f"{self._session}-{self._loads}" and count.isdigit():
-                now = self._reviewed.edits() if int(count) < self._count else {}
+                now = reviewed.edits() if int(count) < self._count else {}
                 changed = [key for key, number in self._changed.items() if number > int(count)]
                 head["edits"] = {key: _edit(now.get(key, UNTOUCHED)) for key in changed}
-                return _json({**head, **self._reviewed.steps()})
-            every = {key: _edit(edit) for key, edit in self._reviewed.edits().items()}
+                return [_json({**head, **reviewed.steps()})]
             rest = {
                 **head,
-                "prefix": _prefix(self._reviewed),
-                "suffix": self._reviewed.suffix,
-                "failures": self._reviewed.failures,
-                "edits": every,
-                **self._reviewed.steps(),
+                "prefix": _prefix(reviewed),
+                "suffix": reviewed.suffix,
+                "failures": reviewed.failures,
+                "order": self._order,
+                "rounds": [*summary_json(rounds_in(self.out))],
+                "edits": {key: _edit(edit) for key, edit in reviewed.edits().items()},
+                **reviewed.steps(),
             }
-            return b'{"media":' + self._media + b"," + _json(rest)[1:]
+            media = [piece for each in self._media for piece in (b",", each)][1:]
+            return [b'{"media":[', *media, b"],", _json(rest)[1:]]
+
+    def teach(self) -> dict[str, Any]:
+        """Return the keys of the captions in the order `teach`. Raises PenstockError."""
+        with self._lock:
+            return teach_ranking(self.reviewed, self._features)._asdict()
 
     def apply(self, request: Any) -> dict[str, Any]:
         """Apply an edit durably. Each change names in `was` the edit that it was based on. Raises
@@ -139,9 +173,7 @@ class RunCaptions:
 
     def _check_base(self, reviewed: ReviewedCaptions, request: Any) -> None:
         if request.get("does") in (UNDO, REDO):
-            found = reviewed.journal.edits
-            last = found.done if request["does"] == UNDO else found.undone
-            if request.get("of", "") != (last[-1]["id"] if last else ""):
+            if request.get("of", "") != self.tops()[request["does"]]:
                 raise Outdated({})
             return
         now = reviewed.edits()
@@ -176,8 +208,9 @@ class RunCaptions:
         """Return the ids of the actions that undo and redo would take."""
         with self._lock:
             edits = self.reviewed.journal.edits
-            pair = (("undo", edits.done), ("redo", edits.undone))
-            return {name: str(of[-1]["id"]) if of else "" for name, of in pair}
+            redo = edits.undone[-1] if edits.undone else None
+            pairs = ((UNDO, edits.undoable), (REDO, redo))
+            return {name: str(deed["id"]) if deed is not None else "" for name, deed in pairs}
 
 
 def _prefix(reviewed: ReviewedCaptions) -> str:

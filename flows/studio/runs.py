@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,28 +48,28 @@ STAGE = (
     *("taken_bytes", "planned_bytes"),
 )
 """What the page shows of a run and of its stages."""
-ENTRY = ("id", "kind", "name", "out", "words", "values", "state", "pid", "added", "began", "error")
+ENTRY = ("id", "kind", "out", "values", "state", "pid", "began", "error")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Run:
     """One command of the queue."""
 
-    id: str
     kind: str
-    """`caption`, `again` or another step that the page offers."""
-    name: str
+    """`caption`, `write`, `learn` or `again`."""
     out: str
     words: list[str]
-    values: dict[str, Any]
+    folder: str
+    """Folder in which the command runs."""
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    values: dict[str, Any] = field(default_factory=dict)
     """Values of the options that the page sent."""
-    state: str = QUEUED
-    pid: int = 0
-    added: str = ""
-    began: str = ""
-    error: str = ""
     about: list[str] = field(default_factory=list)
     """Keys of the captions that are asked again."""
+    state: str = QUEUED
+    pid: int = 0
+    began: str = ""
+    error: str = ""
 
     @property
     def about_out(self) -> Path:
@@ -82,18 +82,14 @@ def run_id(out: Path | str) -> str:
     return digest_of([os.path.realpath(out)])[:16]
 
 
-def new_id() -> str:
-    return secrets.token_hex(8)
-
-
 class RunQueue:
     """The runs of one output folder: one at a time, the others wait."""
 
-    def __init__(self, out: Path, folder: Path) -> None:
-        """Take the queue of `out`; commands run in `folder`. Raises EnvironmentFault if another
-        studio has it."""
+    def __init__(self, out: Path, on_begin: Callable[[Run], None] = lambda _: None) -> None:
+        """Take the queue of `out`. `on_begin` is called before a run begins. Raises
+        EnvironmentFault if another studio has it."""
         self._state = out / FOLDER
-        self._folder = folder
+        self._on_begin = on_begin
         self._lock = threading.RLock()
         self._child: subprocess.Popen[bytes] | None = None
         self._end = threading.Event()
@@ -119,17 +115,12 @@ class RunQueue:
         if self._own is not None:
             os.close(self._own)
 
-    def add(
-        self, kind: str, name: str, out: Path, words: Sequence[str], values: Mapping[str, Any],
-        about: Sequence[str] = (),
-    ) -> Run:  # fmt: skip
+    def add(self, run: Run) -> Run:
         """Put a command at the end of the queue. Raises UsageError, EnvironmentFault."""
-        run = Run(new_id(), kind, name, str(out), [*words], dict(values), about=[*about])
-        run.added = _now()
         with self._lock:
             if any(each.out == run.out and each.state not in ENDED for each in self.runs):
                 raise UsageError(
-                    f"a run into {out} is waiting or running already",
+                    f"a run into {run.out} is waiting or running already",
                     hint="Wait for it, stop it, or choose another folder",
                 )
             if len(self.runs) >= MOST_RUNS:
@@ -155,6 +146,12 @@ class RunQueue:
                 raise UsageError(f"a run that is {run.state} cannot {do}", hint="Reload the page")
             self._save()
 
+    def is_learning(self, out: Path) -> bool:
+        """Return whether a model learns from the corrections of a folder, whose journal it then
+        writes."""
+        active = (run for run in self.runs if run.state in (STARTING, RUNNING))
+        return any(run.kind == "learn" and run.out == str(out) for run in active)
+
     def of(self, name: str) -> Run:
         """Return a run by its id. Raises UsageError."""
         for run in self.runs:
@@ -169,9 +166,12 @@ class RunQueue:
         return [self._shown(run) for run in runs]
 
     def _shown(self, run: Run) -> dict[str, Any]:
+        last = self.log_of(run).strip().splitlines()[-1:] if run.kind == "learn" else []
         entry = {
-            **{name: getattr(run, name) for name in ENTRY if name != "words"},
+            **{name: getattr(run, name) for name in ENTRY},
+            "name": run.about_out.name,
             "run": run_id(run.about_out),
+            "said": "".join(last),
             "line": line_of(run.words),
             "status": None,
         }
@@ -272,8 +272,9 @@ class RunQueue:
     def _begin(self, run: Run, lock: int) -> None:
         run.state, run.began, run.pid, run.error = STARTING, _now(), 0, ""
         self._save()
+        self._on_begin(run)
         with open(self._log(run), "wb") as log:
-            self._child = _started(run.words, self._folder, log, lock)
+            self._child = _started(run, log, lock)
         run.state, run.pid = RUNNING, self._child.pid
         self._save()
 
@@ -294,13 +295,11 @@ class RunQueue:
         write_json(self._state / "runs.json", {"format": FORM, "runs": runs})
 
 
-def _started(
-    words: Sequence[str], folder: Path, log: IO[bytes], lock: int
-) -> subprocess.Popen[bytes]:
+def _started(run: Run, log: IO[bytes], lock: int) -> subprocess.Popen[bytes]:
     """Start a command in a session of its own, with the queue's lock."""
     return subprocess.Popen(
-        program(words),
-        cwd=folder,
+        program(run.words),
+        cwd=run.folder,
         env={**os.environ, "NO_COLOR": "1"},
         stdin=subprocess.DEVNULL,
         stdout=log,

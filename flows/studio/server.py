@@ -8,8 +8,9 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,25 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
+from artifacts.errors import UsageError
+from artifacts.plurals import counted
 from artifacts.store import open_store
 from artifacts.store_folders import local_folder
 from flows.console.lines import print_lines
 from flows.options.model import default_store
 from flows.results.recorded_command import user_secret
+from flows.results.run_read import load_record
+from flows.reviewing.confirming import confirmed
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.studio.captions_routes import CaptionsRoutes
 from flows.studio.guard import ThisMachineOnly, guarded
 from flows.studio.roots import Roots
 from flows.studio.run_captions import RunCaptions
-from flows.studio.runs import RunQueue
+from flows.studio.runs import Run, RunQueue, run_id
 from flows.studio.start_routes import StartRoutes
-from flows.studio.steps import ConfigOf
+from flows.studio.steps import ConfigOf, RecordedCommand
 from flows.studio.thumbs import Thumbnails
+from flows.studio.values import line_of
 
 HOST = "127.0.0.1"
 WORD = 32
@@ -47,20 +53,53 @@ class Studio:
     """Folder of media; commands run in it."""
     out: Path
     """Output folder of runs, with the queue."""
-    roots: Roots
     store: str
     """Store that was given at start; empty: the default."""
-    queue: RunQueue
-    thumbnails: Thumbnails
     config_of: ConfigOf
-    token: str
+    more_roots: Sequence[str] = ()
+    order: str = "source"
+    """Order in which captions are shown at first."""
+    confirmed: Any = None
+    """Command in the record of `out` that another user ran, and this one has confirmed."""
+    roots: Roots = field(init=False)
+    queue: RunQueue = field(init=False)
+    thumbnails: Thumbnails = field(init=False)
+    token: str = field(init=False)
     captions: dict[str, RunCaptions] = field(default_factory=dict)
     """Id of a run's folder → its captions."""
+
+    def __post_init__(self) -> None:
+        url = self.store or default_store()
+        local = local_folder(url)
+        places: list[Path | str] = [self.folder, self.out, *self.more_roots]
+        self.roots = Roots([*places, *([local] if local is not None else [])])
+        self.thumbnails = Thumbnails(open_store(url))
+        self.token = token_of(self.out)
+        self.queue = RunQueue(self.out, self._before)
 
     @property
     def fixed(self) -> list[str]:
         """Return the words of every command that the page does not choose."""
         return [f"--store={self.store}"] if self.store else []
+
+    def of(self, name: str) -> RunCaptions:
+        """Return the captions of a run by its id in addresses. Raises UsageError."""
+        known = {run_id(run.about_out): run.about_out for run in self.queue.runs}
+        out = {**known, run_id(self.out): self.out}.get(name)
+        if out is None:
+            raise UsageError("there is no such run", hint="Choose another one")
+        if name not in self.captions:
+            learning = partial(self.queue.is_learning, out)
+            self.captions[name] = RunCaptions(out, self.order, learning)
+        return self.captions[name]
+
+    def command(self, out: Path) -> RecordedCommand:
+        """Return the command that a folder's record has. Raises UsageError, EnvironmentFault."""
+        return RecordedCommand(out, self.config_of, self.confirmed if out == self.out else None)
+
+    def _before(self, run: Run) -> None:
+        if (captions := self.captions.get(run_id(run.out))) is not None:
+            captions.follow_learning()
 
     def close(self) -> None:
         """Close the queue and the journals. Runs go on."""
@@ -74,24 +113,40 @@ def studio(
     folder: Path, out: Path, roots: list[str], store: str, port: int, config_of: ConfigOf
 ) -> None:
     """Serve the studio until a signal arrives. Raises UsageError, EnvironmentFault."""
-    folder, out = folder.absolute(), out.absolute()
-    url = store or default_store()
-    local = local_folder(url)
-    places: list[str | Path] = [folder, out, *([local] if local is not None else []), *roots]
+    store = store if not store or "://" in store else str(Path(store).absolute())
+    with listening(HOST, port) as listener:
+        folder, out = folder.absolute(), out.absolute()
+        opened = Studio(folder=folder, out=out, store=store, config_of=config_of, more_roots=roots)
+        with contextlib.closing(opened):
+            _serve(opened, listener, "studio", "")
+
+
+def review(out: Path, port: int, order: str, config_of: ConfigOf) -> None:
+    """Serve the captions of one run until a signal arrives. Raises UsageError,
+    EnvironmentFault."""
+    record, out = load_record(out), out.absolute()
+    store = record["plan"].get("store", "") if record["plan"] else ""
     with listening(HOST, port) as listener:
         opened = Studio(
-            folder=folder,
+            folder=out,
             out=out,
-            roots=Roots(places),
-            store=store and str(Path(store).absolute() if "://" not in store else store),
-            queue=RunQueue(out, folder),
-            thumbnails=Thumbnails(open_store(url)),
+            store=store if store and local_folder(store) is not None else "",
             config_of=config_of,
-            token=token_of(out),
+            order=order,
+            confirmed=confirmed(record["command"], out),
         )
         with contextlib.closing(opened):
-            opened.queue.start()
-            asyncio.run(serve(studio_app(opened), listener, f"/{opened.token}/"))
+            captions = opened.of(run_id(out))
+            reviewed = captions.reviewed
+            _serve(opened, listener, "review", f"run/{run_id(out)}/")
+            counts = reviewed.counts()
+    changes = [f"{counts[name]:,} {name}" for name in ("corrected", "accepted", "rejected")]
+    of_all = counted(len(reviewed.rows), "caption")
+    print_lines(f"{', '.join(changes)} of {of_all} in {reviewed.journal.path}")
+    with contextlib.suppress(UsageError):
+        if counts and not any(run.kind in ("write", "learn") for run in opened.queue.runs):
+            words = opened.command(out).words
+            print_lines(f"to write these edits into the outputs, run: {line_of(words)}")
 
 
 def token_of(out: Path) -> str:
@@ -116,6 +171,7 @@ def studio_app(opened: Studio) -> Starlette:
         f"{run}/history": captions.history,
         f"{run}/again": captions.answers,
         f"{run}/sets": captions.sets,
+        f"{run}/teach": captions.teach,
         f"{run}/media/{{number}}": captions.media,
         f"{run}/small/{{number}}": captions.small,
     }
@@ -129,6 +185,7 @@ def studio_app(opened: Studio) -> Starlette:
         f"{run}/edits": captions.edit,
         f"{run}/again": captions.ask,
         f"{run}/write": captions.write,
+        f"{run}/learn": captions.learn,
     }
     routes = [
         Route(f"/{opened.token}{path}", guarded(handler, opened.token), methods=[method])
@@ -139,8 +196,14 @@ def studio_app(opened: Studio) -> Starlette:
     return Starlette(routes=[icon, *routes], middleware=[Middleware(ThisMachineOnly)])
 
 
-async def serve(app: Starlette, listener: socket.socket, path: str) -> None:
-    """Serve an application until a signal arrives, and print its address."""
+def _serve(opened: Studio, listener: socket.socket, name: str, path: str) -> None:
+    opened.queue.start()
+    address = f"{name} at {address_of(listener)}/{opened.token}/{path}"
+    asyncio.run(serve(studio_app(opened), listener, address))
+
+
+async def serve(app: Starlette, listener: socket.socket, line: str) -> None:
+    """Serve an application until a signal arrives, and print a line with its address."""
     server = UnsignalledServer(
         uvicorn.Config(
             app,
@@ -161,5 +224,5 @@ async def serve(app: Starlette, listener: socket.socket, path: str) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
-    print_lines(f"studio at {address_of(listener)}{path}", "Ctrl-C ends it; runs go on")
+    print_lines(line, "Ctrl-C stops it; every edit is saved, and runs go on")
     await serving

@@ -2,11 +2,11 @@
 have no text, and which have no file."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts.edits import REJECTED
+from artifacts.edits import REJECTED, UNTOUCHED, Edit
 
 NAMED = 5
 """Samples that a finding names."""
@@ -42,10 +42,9 @@ def sets_in(out: Path, captions: int) -> list[dict[str, Any]]:
     return found
 
 
-def unrejected(media: list[dict[str, Any]], edits: dict[str, Any]) -> int:
+def unrejected(keys: Iterable[str], edits: Mapping[str, Edit]) -> int:
     """Return the number of captions that were not rejected."""
-    rows = (row for medium in media for row in medium["captions"])
-    return sum(not (e := edits.get(row["key"])) or e.review != REJECTED for row in rows)
+    return sum(edits.get(key, UNTOUCHED).review != REJECTED for key in keys)
 
 
 def _kohya(folder: Path) -> Iterator[Sample]:

@@ -11,8 +11,8 @@ from flows.results.report.page import digest, part, server_policy
 from flows.reviewing.captions import EditRefused
 from flows.studio import choices, roots
 from flows.studio.guard import json_of
-from flows.studio.runs import plan_of, run_id
-from flows.studio.values import line_of, table, words_of
+from flows.studio.runs import Run, plan_of, run_id
+from flows.studio.values import checked, line_of, table, words_of
 
 if TYPE_CHECKING:
     from flows.studio.server import Studio
@@ -22,9 +22,10 @@ REVIEW = "flows.reviewing.page"
 REPORT = "flows.results.report"
 SCRIPTS = (
     *((REPORT, name) for name in ("base.js", "windowed.js")),
+    (PAGE, "asking.js"),
     *((REVIEW, name) for name in ("saving.js", "choosing.js", "rows.js", "cards.js")),
-    *((REVIEW, "replacing.js"),),
-    *((PAGE, name) for name in ("asking.js", "files.js", "start.js", "runs.js", "tags.js")),
+    *((REVIEW, name) for name in ("replacing.js", "learning.js")),
+    *((PAGE, name) for name in ("files.js", "start.js", "runs.js", "tags.js")),
     *((PAGE, name) for name in ("again.js", "writing.js", "keys.js", "page.js")),
 )
 """Parts of the page's one program, in their order."""
@@ -98,8 +99,9 @@ class StartRoutes:
         values = (await json_of(request)).get("values")
         if not isinstance(values, dict):
             raise EditRefused("the values are missing")
-        words = await asyncio.to_thread(words_of, values, self._studio.roots, self._studio.fixed)
-        return values, words
+        found = await asyncio.to_thread(checked, values, self._studio.roots)
+        found.setdefault("out", str(self._studio.roots.inside(str(self._studio.out))))
+        return found, words_of(found, self._studio.fixed)
 
     async def words(self, request: Request) -> Response:
         """Return the command line that values stand for."""
@@ -116,11 +118,9 @@ class StartRoutes:
     async def begin(self, request: Request) -> Response:
         """Put a run into the queue."""
         values, words = await self._words(request)
-        studio = self._studio
-        out = studio.roots.inside(str(values.get("out") or studio.out))
-        if not any(word.startswith("--out=") for word in words):
-            words.insert(1, f"--out={out}")
-        run = await asyncio.to_thread(studio.queue.add, "caption", out.name, out, words, values)
+        folder, out = str(self._studio.folder), values["out"]
+        run = Run(kind="caption", out=out, words=words, folder=folder)
+        await asyncio.to_thread(self._studio.queue.add, run)
         return JSONResponse({"id": run.id, "run": run_id(out), "line": line_of(words)})
 
     async def runs(self, _: Request) -> Response:

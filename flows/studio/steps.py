@@ -1,5 +1,5 @@
 """Makes commands for what follows a run: asking again about some captions, and writing data
-sets."""
+sets. They repeat the command that its record has, if this user ran it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.json_shapes import read_jsonl
-from artifacts.options import declared
 from flows.options.commands import CaptionConfig
-from flows.results.recorded_command import is_own_command
+from flows.results.recorded_command import COMMAND, is_own_command, repeated, with_values
 from flows.results.report.media import CAPTION, MEDIA_ENTRY, RUN_AGAIN, media_with_lines, path_of
 from flows.results.run_read import load_record
 from flows.studio.roots import Refused
 from flows.studio.runs import Run
+from flows.studio.values import ALLOWED, OPTIONS, words_of
 
 FOLDER = ".again"
 """Folder of the answers to a second question, in a run's folder."""
@@ -33,16 +33,46 @@ ConfigOf = Callable[[Sequence[str]], CaptionConfig]
 """Parses the words of a `caption` command."""
 
 
-def again_values(
-    values: Mapping[str, Any], changes: Mapping[str, Any], paths: Sequence[str]
-) -> dict[str, Any]:
-    """Return the values of a run that asks again about these media. Raises Refused."""
-    if unknown := [name for name in changes if name not in CHANGED]:
-        raise Refused(f"{unknown[0][:40]!r} cannot be changed here", hint="Start another run")
-    found = {name: value for name, value in values.items() if name not in NOT_AGAIN}
-    if changes.get("prompt"):
-        found.pop("prompts", None)
-    return {**found, **changes, "sources": [*dict.fromkeys(paths)]}
+class RecordedCommand:
+    """The command of the last run into a folder, which this user ran, or confirmed."""
+
+    def __init__(self, out: Path, config_of: ConfigOf, confirmed: Any = None) -> None:
+        """Read it. `confirmed` is a command of another user that this one has confirmed. Raises
+        UsageError, EnvironmentFault."""
+        record = load_record(out)
+        command = record["command"]
+        own = command and (command == confirmed or is_own_command(command))
+        if not own or command["words"][:1] != [COMMAND]:
+            raise UsageError(
+                f"{out} was not written by a command of this user on this machine",
+                hint="Run `penstock caption` yourself",
+            )
+        by_rule = "as_published" in (record["plan"] or {})
+        self.words = repeated(command["words"], by_rule=by_rule)
+        self.folder = Path(command["folder"])
+        self._config = config_of(self.words)
+
+    def writing(self, formats: Sequence[str], out: Path | None) -> list[str]:
+        """Return the words that write these formats, too, into this folder or another."""
+        every = dict.fromkeys((*self._config.format, *formats))
+        more = {"--format": ",".join(every)} if formats else {}
+        more |= {"--out": str(out)} if out is not None else {}
+        return with_values(self.words, more)
+
+    def again(self, changes: Mapping[str, Any], paths: Sequence[str], out: Path) -> list[str]:
+        """Return the words that ask again about these media, with changed options. Raises Refused
+        for another change."""
+        if unknown := [name for name in changes if name not in (*CHANGED, "sources")]:
+            raise Refused(f"{unknown[0][:40]!r} cannot be changed here", hint="Start another run")
+        values = {}
+        for name in ALLOWED - {*NOT_AGAIN}:
+            value = getattr(self._config, name)
+            if value != _default(OPTIONS[name].field):
+                values[name] = str(value) if name == "memory" else value
+        if changes.get("prompt"):
+            values.pop("prompts", None)
+        values |= {**changes, "sources": (*dict.fromkeys(paths),), "out": str(out)}
+        return words_of(values, [f"--store={self._config.store_url}"])
 
 
 def answers_of(run: Run, paths: Mapping[str, tuple[str, float]]) -> dict[str, str]:
@@ -61,28 +91,6 @@ def answers_of(run: Run, paths: Mapping[str, tuple[str, float]]) -> dict[str, st
     }
     asked = {key: texts.get((path, round(start, 2))) for key, (path, start) in paths.items()}
     return {key: text for key, text in asked.items() if text is not None}
-
-
-def values_of_record(out: Path, config_of: ConfigOf) -> dict[str, Any]:
-    """Return the values of the command that this user ran into a folder, from its record. Raises
-    UsageError for one that somebody else ran."""
-    command = load_record(out)["command"]
-    if not command or command["words"][:1] != ["caption"] or not is_own_command(command):
-        raise UsageError(
-            f"{out} was not written by a command of this user on this machine",
-            hint="Run `penstock caption` yourself",
-        )
-    config = config_of([word for word in command["words"] if word != "--trust-remote-code"])
-    found = {}
-    for each in declared(CaptionConfig):
-        value = getattr(config, each.name)
-        if each.is_required or value != _default(each.field):
-            found[each.name] = [*value] if isinstance(value, tuple) else value
-    folder = Path(command["folder"])
-    found["sources"] = [str(folder / source) for source in found["sources"]]
-    if isinstance(found.get("memory"), int):
-        found["memory"] = str(found["memory"])
-    return found
 
 
 def _default(field: Any) -> Any:

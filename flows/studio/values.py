@@ -24,14 +24,14 @@ ALLOWED = frozenset((
     "engine", "slots", "max_new_tokens",
     "sampling", "temperature", "top_p", "top_k", "seed", "beams", "repetition_penalty",
     "presence_penalty", "no_repeat_ngram", "avoid", "system", "start_with", "retry_loops",
-    "schema", "strip_think", "trigger", "prefix", "suffix",
+    "schema", "strip_think", "confidence", "trigger", "prefix", "suffix",
     "out", "format", "beside", "existing",
 ))
 """Options that the page may set. A new option is refused until it is named here."""
 DENIED = frozenset(("trust_remote_code", "store", "overwrite"))
 """Options that it may not: they let foreign code run, or are fixed when the studio starts."""
 # fmt: on
-PATHS = frozenset(("out", "adapter", "language_gguf"))
+OPTIONS = {each.name: each for each in declared(CaptionConfig)}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 LONGEST = 1 << 16
 """Largest number of characters of a value."""
@@ -39,26 +39,31 @@ MOST = 10_000
 """Largest number of members of a value, such as sources."""
 
 
-def words_of(values: Mapping[str, Any], roots: Roots, fixed: Sequence[str] = ()) -> list[str]:
-    """Return the words of the command that these values stand for, with the `fixed` ones. Raises
-    Refused, and UsageError as the command does."""
-    options = {each.name: each for each in declared(CaptionConfig)}
+def checked(values: Mapping[str, Any], roots: Roots) -> dict[str, Any]:
+    """Return the values that the page sent, in the types of their options and with paths resolved.
+    Raises Refused, EnvironmentFault."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        if name not in ALLOWED or name not in options:
+        if name not in ALLOWED or name not in OPTIONS:
             raise Refused(f"{name[:40]!r} cannot be set in the page", hint="Use the command line")
         if value is None or value == "" or value == [] or value == {}:
             continue
-        found[name] = _typed(options[name], value)
-    for name in (*PATHS & found.keys(), *{"schema", "model"} & found.keys()):
-        found[name] = _CHECKS.get(name, _path)(found[name], roots)
+        found[name] = _typed(OPTIONS[name], value)
+        if name in _CHECKS:
+            found[name] = _CHECKS[name](found[name], roots)
     recursive = bool(found.get("recursive"))
     sources = found.get("sources", ())
     found["sources"] = tuple(str(roots.source(each, recursive=recursive)) for each in sources)
-    parsed = {n: _parsed(options[n], value) for n, value in found.items()}
+    return found
+
+
+def words_of(values: Mapping[str, Any], fixed: Sequence[str] = ()) -> list[str]:
+    """Return the words of the command that these values stand for, with the `fixed` ones. Raises
+    UsageError as the command does."""
+    parsed = {name: _parsed(OPTIONS[name], value) for name, value in values.items()}
     CaptionConfig(**parsed).check_sources()
-    words = [word for name, value in found.items() for word in _words(options[name], value)]
-    return [COMMAND, *fixed, *words, "--", *found["sources"]]
+    words = [word for name, value in values.items() for word in _words(OPTIONS[name], value)]
+    return [COMMAND, *fixed, *words, "--", *values["sources"]]
 
 
 def line_of(words: list[str]) -> str:
@@ -134,7 +139,11 @@ def _schema(value: str, roots: Roots) -> str:
     return _path(value, roots)
 
 
-_CHECKS: dict[str, Callable[[str, Roots], str]] = {"model": _model, "schema": _schema}
+_CHECKS: dict[str, Callable[[str, Roots], str]] = {
+    **dict.fromkeys(("out", "adapter", "language_gguf"), _path),
+    "model": _model,
+    "schema": _schema,
+}
 
 
 def table() -> list[dict[str, Any]]:
@@ -148,7 +157,7 @@ def table() -> list[dict[str, Any]]:
             "kind": "text" if each.option.parse and each.kind is not dict else each.kind.__name__,
             "values": [str(one) for one in each.option.values],
         }
-        for each in declared(CaptionConfig)
+        for each in OPTIONS.values()
         if each.name in ALLOWED
     ]
 

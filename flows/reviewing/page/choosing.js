@@ -29,13 +29,23 @@ const SORTS = {
   teach: ["what teaches most first", null, row => ranks.get(row.key) ?? Infinity],
 };
 
+// Texts as they are searched: of 50,000 captions, most of a search would be making them.
+const lowered = new WeakMap();
+function low(of, text) {
+  const known = lowered.get(of);
+  if (known?.text === text) return known.low;
+  const made = text.toLowerCase();
+  lowered.set(of, {text, low: made});
+  return made;
+}
+
 // Media with those of their captions that are asked for.
 function chosen(media, {filter, sort, sought}) {
-  const has = text => sought.every(word => text.toLowerCase().includes(word));
+  const has = (of, text) => { const found = low(of, text); return sought.every(word => found.includes(word)); };
   const passes = FILTERS[filter][1], [, order, place] = SORTS[sort];
   const found = media.map(medium => {
-    const named = sought.length > 0 && has(medium.name);
-    return {medium, rows: medium.captions.filter(row => passes(row) && (named || has(words(row))))};
+    const named = sought.length > 0 && has(medium, medium.name);
+    return {medium, rows: medium.captions.filter(row => passes(row) && (named || !sought.length || has(row, words(row))))};
   }).filter(({rows}) => rows.length);
   if (!place) return order ? found.sort(order) : found;
   // Each caption has a place of its own, so it gets a card of its own.

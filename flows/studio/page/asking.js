@@ -29,24 +29,3 @@ const tried = async run => {
 };
 
 const button = (name, run, attributes = {}) => el("button", {type: "button", click: run, ...attributes}, name);
-
-// Edits carry the text that they are based on; the server refuses those of an older one.
-class GuardedSaving extends Saving {
-  async post(deed) {
-    try {
-      const response = await sent(`run/${RUN}/edits`, deed);
-      const answer = await response.json();
-      if (response.ok || response.status === 422 || response.status === 409) {
-        this.tries = 0;
-        if (response.status === 409) this.conflict = {deed, now: answer.now};
-        return answer;
-      }
-      this.why = answer.error;
-    } catch {
-      this.why = "the studio has ended: run penstock studio again, here nothing is lost";
-    }
-    this.tries += 1;
-    this.told(this.waiting.length, this.tries, this.why);
-    return null;
-  }
-}

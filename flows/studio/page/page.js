@@ -3,6 +3,7 @@
 const at = id => document.getElementById(id);
 const GROUP = 24; // media that are drawn together
 const POLL = 1000; // how soon an edit of another tab is shown
+const DECIDED_ANEW = 20; // captions that are decided before the rest is ordered anew
 
 class Page {
   constructor() {
@@ -10,16 +11,17 @@ class Page {
     this.open = opener(at("viewer"));
     for (const [id, names] of [["filter", FILTERS], ["sort", SORTS]])
       at(id).append(...Object.entries(names).map(([value, [name]]) => el("option", {value}, name)));
-    this.saving = new GuardedSaving({done: answer => this.done(answer), refused: why => this.refused(why), told: (...how) => this.told(...how)});
+    this.saving = new Saving({done: answer => this.done(answer), refused: why => this.refused(why), told: (...how) => this.told(...how)});
     this.replacing = new Replacing(this);
-    Object.assign(this, {tags: new Tags(this), again: new Again(this), writing: new Writing(this)});
+    Object.assign(this, {learning: new Learning(this), tags: new Tags(this), again: new Again(this), writing: new Writing(this)});
     at("choosing").addEventListener("submit", event => event.preventDefault());
-    for (const id of ["filter", "sort"]) at(id).addEventListener("change", () => this.show());
+    at("filter").addEventListener("change", () => this.show());
+    at("sort").addEventListener("change", async () => { await this.rank(); this.show(); });
     at("view").addEventListener("change", () => this.show());
     let waiting = 0;
     at("search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(() => this.show(), 60); });
     const buttons = {undo: () => this.undo(), redo: () => this.redo(), replace: () => this.replacing.toggle(), tag: () => this.tags.toggle(),
-      ask: () => this.again.toggle(), write: () => this.writing.toggle(), history: () => this.past(), help: () => this.help(), theme: turnTheme};
+      ask: () => this.again.toggle(), write: () => this.writing.toggle(), learn: () => this.learning.start(), history: () => this.past(), help: () => this.help(), theme: turnTheme};
     for (const [id, run] of Object.entries(buttons)) at(id).addEventListener("click", run);
     keys(this);
     addEventListener("beforeunload", event => { if (RUN && this.saving.waiting.length) event.preventDefault(); });
@@ -46,20 +48,49 @@ class Page {
   async load() {
     const data = await ask(`run/${RUN}/captions?since=${this.revision}`);
     this.revision = data.revision;
-    if (data.media) this.take(data);
+    if (data.media) await this.take(data);
     else this.changed(data);
   }
 
-  take(data) {
+  async take(data) {
     this.data = data;
     edits.clear();
     this.changed(data, false);
+    const first = data.media[0]?.captions[0]?.prompt;
+    this.asked = data.media.every(medium => medium.captions.every(row => row.prompt === first));
+    if (data.rounds) this.learning.loaded(data);
     at("name").textContent = data.name;
     document.title = `${data.name} – Penstock studio`;
     requestAnimationFrame(() => setTimeout(() => performance.mark("captions shown")));
     const few = data.media.filter(medium => medium.captions.length > 3).length * 2 < data.media.length;
-    if (!this.loaded && data.media.length) { at("view").value = few ? "grid" : "list"; this.loaded = true; }
+    if (!this.loaded && data.media.length) {
+      at("view").value = few ? "grid" : "list";
+      at("sort").value = data.order;
+      this.loaded = true;
+      await this.rank();
+    }
     this.show();
+  }
+
+  // Asks in which order captions teach most, where that order is chosen.
+  async rank() {
+    this.decided = 0;
+    this.note = "";
+    if (at("sort").value !== "teach") return;
+    const found = await tried(() => ask(`run/${RUN}/teach`));
+    ranks.clear();
+    for (const [place, key] of (found?.keys || []).entries()) ranks.set(key, place);
+    this.note = found?.note || "";
+  }
+
+  // What was decided changes what teaches most: what comes after the current caption's group is ordered anew.
+  async rankAgain() {
+    if (!this.flat.length) return;
+    const now = this.place.get(currentRow()?.row.row.key) ?? 0, kept = this.found.slice(0, GROUP * (1 + Math.floor(this.flat[now].card / GROUP)));
+    await this.rank();
+    const stay = new Set(kept.map(({rows}) => rows[0].key));
+    this.found = [...kept, ...chosen(this.data.media, this.choice()).filter(({rows}) => !stay.has(rows[0].key))];
+    this.list(currentRow()?.row.row.key);
   }
 
   // Edits of any tab, except where this one has not sent its own yet.
@@ -88,27 +119,32 @@ class Page {
     return row ? [row] : [];
   }
 
+  choice() {
+    return {filter: at("filter").value, sort: at("sort").value, sought: at("search").value.toLowerCase().split(/\s+/).filter(Boolean)};
+  }
+
   show() {
     if (!this.data) return;
-    const {media, failures, prefix = "", suffix = ""} = this.data, filter = at("filter").value, grid = at("view").value === "grid";
-    const sought = at("search").value.toLowerCase().split(/\s+/).filter(Boolean);
-    this.found = chosen(media, {filter, sort: at("sort").value, sought});
-    this.flat = this.found.flatMap(({rows}, card) => rows.map(row => ({row, card})));
-    this.place = new Map(this.flat.map(({row}, place) => [row.key, place]));
-    rowsOf.clear();
-    const first = media[0]?.captions[0]?.prompt;
-    const asked = media.every(medium => medium.captions.every(row => row.prompt === first));
-    this.around = {prefix, suffix, sought, asked};
-    const failed = filter === "failed", items = failed ? failures : this.found;
-    const focused = currentRow()?.row?.row.key;
-    at("list").className = at("view").value;
-    windowed(at("list"), items, {group: GROUP, height: grid ? 380 : 240, columns: grid, build: failed ? failureCard : one => this.card(one)});
-    at("shown").textContent = failed ? counted(failures.length, "file") : this.data.empty ? "No captions yet: they appear here as they are made."
-      : `${counted(this.found.length, "file")}, ${counted(this.flat.length, "caption")}${items.length ? "" : ": nothing is like that"}`;
+    const focused = currentRow()?.row.row.key, {prefix = "", suffix = ""} = this.data;
+    this.found = chosen(this.data.media, this.choice());
+    this.around = {prefix, suffix, sought: this.choice().sought, asked: this.asked};
+    this.list(focused);
     this.count();
     this.marks();
     this.tags.draw();
     if (!at("replacing").hidden) this.replacing.look();
+  }
+
+  // Draws what was found, and goes back to the caption that had the focus.
+  list(focused) {
+    const failed = at("filter").value === "failed", items = failed ? this.data.failures : this.found, grid = at("view").value === "grid";
+    this.flat = this.found.flatMap(({rows}, card) => rows.map(row => ({row, card})));
+    this.place = new Map(this.flat.map(({row}, place) => [row.key, place]));
+    rowsOf.clear();
+    at("list").className = at("view").value;
+    windowed(at("list"), items, {group: GROUP, height: grid ? 380 : 240, columns: grid, build: failed ? failureCard : one => this.card(one)});
+    at("shown").textContent = failed ? counted(items.length, "file") : this.data.empty ? "No captions yet: they appear here as they are made."
+      : `${counted(new Set(this.found.map(({medium}) => medium)).size, "file")}, ${counted(this.flat.length, "caption")}${items.length ? "" : ": nothing is like that"}${this.note ? `; ${this.note}` : ""}`;
     // Keys are of the first caption until another is chosen.
     if (document.activeElement === document.body && this.flat.length) this.go(this.place.get(focused ?? this.last?.key) ?? 0);
   }
@@ -177,6 +213,8 @@ class Page {
     const based = changes.map(([row, now]) => ({of: row.key, ...now, was: {...edit(row)}}));
     for (const [row, now] of changes) edits.set(row.key, now);
     this.draw(changes.map(([row]) => row.key));
+    this.decided = (this.decided || 0) + changes.length;
+    if (this.decided >= DECIDED_ANEW && at("sort").value === "teach") this.rankAgain();
     this.saving.add({does, changes: based});
   }
 

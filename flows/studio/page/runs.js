@@ -1,5 +1,6 @@
 // The queue: what runs, what waits, what ended, and why.
 
+const KINDS = {again: "asking again: ", write: "writing: ", learn: "learning: "};
 const ENDED = ["done", "failed", "interrupted", "died"];
 
 class Runs {
@@ -41,10 +42,11 @@ class Runs {
     const stages = (status?.stages || []).filter(stage => stage.done + stage.pending > 0);
     const waiting = state === "queued" ? "waits for the run before it" : state;
     return el("article", {class: "card run", "aria-label": `Run ${run.name}`},
-      el("p", {}, el("span", {class: `badge ${state}`}, waiting), " ", el("b", {}, run.kind === "again" ? `asking again: ${run.name}` : run.name), " ",
+      el("p", {}, el("span", {class: `badge ${state}`}, waiting), " ", el("b", {}, `${KINDS[run.kind] || ""}${run.name}`), " ",
         el("span", {class: "quiet small"}, run.out)),
       stages.length ? el("div", {class: "stages"}, stages.map(stage => this.stage(stage, status))) : null,
       status ? el("p", {class: "quiet"}, `${counted(status.captions, "caption")} written, ${status.media.failed} of ${counted(status.media.total, "file")} failed`) : null,
+      run.said && !ended ? el("p", {class: "quiet"}, run.said) : null,
       run.error && ended ? el("p", {class: "warning"}, run.error) : null,
       (status?.failures || []).slice(0, 5).map(({media_path: path, message, hint}) => el("p", {class: "warning small"}, `${path}: ${message}. `, el("b", {}, hint))),
       (status?.rungs || []).slice(-1).map(({stage, name, reason}) => el("p", {class: "quiet small"}, `${stage} runs with ${name} (${reason})`)),

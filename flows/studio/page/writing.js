@@ -16,16 +16,17 @@ class Writing {
     const formats = this.page.choices.options.find(({name}) => name === "format").values.filter(one => one !== "jsonl");
     this.told = el("p", {role: "status"});
     this.check = el("div", {});
-    this.form.replaceChildren(el("fieldset", {class: "acts"}, el("legend", {}, "Formats"),
+    this.form.replaceChildren(el("fieldset", {class: "acts"}, el("legend", {}, "Write what the last run wrote, and"),
       formats.map(value => el("label", {class: "check"}, el("input", {type: "checkbox", name: "format", value}), value))),
       el("div", {class: "acts"}, el("button", {type: "submit", class: "main"}, "Write"), button("Check again", () => this.look())), this.told, this.check);
     await this.look();
+    this.form.querySelector("input").focus();
   }
 
   write() {
     const format = [...this.form.querySelectorAll("[name=format]:checked")].map(box => box.value);
-    if (!format.length) { this.told.textContent = "choose a format"; return null; }
     return tried(async () => {
+      await this.page.saving.all();
       const {id, line} = await tell(`run/${RUN}/write`, {format});
       this.told.replaceChildren("writing… ", el("code", {}, line));
       this.wait(id);
