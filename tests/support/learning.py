@@ -154,7 +154,7 @@ class School:
     def reviewed(self) -> dict[str, Change]:
         """Return name → caption and review of each decided caption."""
         return {
-            line["media_path"]: (line["caption"], line["review"])
+            line["media_path"]: (line["caption"], line.get("review", ""))
             for line in self.lines()
             if line.get("review") or line.get("original")
         }
