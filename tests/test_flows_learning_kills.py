@@ -132,8 +132,9 @@ def undisturbed(
     while process.poll() is None:
         seen.setdefault(folder.phase(), time.monotonic())
         time.sleep(0.02)
+    output, _ = process.communicate()
     seen.setdefault(folder.phase(), time.monotonic())
-    assert process.returncode == 0, process.communicate()[0]
+    assert process.returncode == 0, output
     times = pairwise(seen.items())
     return folder, {phase: ended - began for (phase, began), (_, ended) in times}
 
