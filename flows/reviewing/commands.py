@@ -1,8 +1,10 @@
 """Runs the fixed commands that a review starts: the run's own caption command, and learning."""
 
 import asyncio
+import contextlib
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -36,6 +38,7 @@ class PageCommand:
         self._folder = folder
         self._around = around
         self._task: asyncio.Task[None] | None = None
+        self._process: asyncio.subprocess.Process | None = None
         self._last_line, self._failed = "", False
 
     def to_json(self) -> dict[str, Any]:
@@ -59,15 +62,19 @@ class PageCommand:
             self._last_line, self._failed = "", False
             self._task = asyncio.create_task(self._run())
 
-    async def end(self) -> None:
-        """Wait until the command ends."""
-        if self._task is not None:
-            await self._task
+    async def end(self, *, interrupt: bool = False) -> None:
+        """Wait until the command ends, or interrupt it as Ctrl-C does."""
+        if self._task is None:
+            return
+        if interrupt and self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGINT)
+        await self._task
 
     async def _run(self) -> None:
         with self._around():
             try:
-                process = await asyncio.create_subprocess_exec(
+                self._process = process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-P", "-m", "flows.cli.main", *self.words),
                     cwd=self._folder,
                     env={**os.environ, "NO_COLOR": "1"},

@@ -314,4 +314,4 @@ async def _serve(served: Review, word: str, listener: socket.socket) -> None:
     print_lines(f"review at {address}", "Ctrl-C stops it; every edit is saved")
     await serving
     await served.rewriting.end()
-    await served.learning.end()
+    await served.learning.end(interrupt=True)  # the next one continues

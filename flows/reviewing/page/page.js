@@ -51,8 +51,8 @@ class Page {
   async rank() {
     this.decided = 0;
     if (at("sort").value !== "teach") return;
-    const {keys, note, error} = await (await fetch("teach")).json();
-    ranks.clear();
+    at("shown").textContent = "ordering…";
+    const {keys, note, error} = await fetch("teach").then(answer => answer.json()).catch(() => ({error: "not ordered: the review has ended"}));
     for (const [place, key] of (keys || []).entries()) ranks.set(key, place);
     this.note = note || error || "";
   }
@@ -60,7 +60,9 @@ class Page {
   // What was decided changes what teaches most: what is further down is ordered anew, and nothing moves that is on the screen.
   async rankAgain() {
     await this.rank();
-    const cards = [...at("list").children], below = cards.findIndex(card => card.getBoundingClientRect().top > innerHeight);
+    this.tell();
+    const cards = [...at("list").children], focused = cards.indexOf(document.activeElement.closest?.(".card"));
+    const below = cards.findIndex((card, place) => place > focused && card.getBoundingClientRect().top > innerHeight);
     if (below < 0) return;
     const place = card => Math.min(...[...card.querySelectorAll(".row")].map(box => ranks.get(box.row.row.key) ?? Infinity));
     const later = cards.slice(below).map(card => [place(card), card]);
@@ -82,11 +84,16 @@ class Page {
     const cards = filter === "failed" ? failures.map(failureCard) : this.found.map(one => new Card(one, around, save, this.open).box);
     at("list").replaceChildren(...cards);
     if (document.activeElement === document.body) step(1); // keys are of the first caption until another is chosen
-    at("shown").textContent = filter === "failed" ? counted(failures.length, "file")
-      : `${counted(new Set(this.found.map(one => one.medium)).size, "file")}, ${counted(this.rows().length, "caption")}`
-        + `${cards.length ? "" : ": nothing is like that"}${at("sort").value === "teach" && this.note ? ` · ${this.note}` : ""}`;
+    this.tell();
     this.count();
     if (!at("replacing").hidden) this.replacing.look();
+  }
+
+  tell() {
+    const {failures} = this.data, files = new Set(this.found.map(one => one.medium)).size, captions = this.rows().length;
+    const note = at("sort").value === "teach" && this.note ? ` · ${this.note}` : "";
+    at("shown").textContent = at("filter").value === "failed" ? counted(failures.length, "file") + (failures.length ? "" : ": nothing is like that")
+      : `${counted(files, "file")}, ${counted(captions, "caption")}${captions ? note : ": nothing is like that"}`;
   }
 
   // What is done is shown at once; the server hears it in its order.
