@@ -1,4 +1,4 @@
-"""`penstock learn` on the demo: two rounds by the command line, and rounds that are killed at random
+"""`penstock learn` on the demo: two rounds by the command line. Rounds that are killed at random
 moments of each step end with the same adapter, captions and decisions."""
 
 import json
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +132,11 @@ def undisturbed(
     while process.poll() is None:
         seen.setdefault(folder.phase(), time.monotonic())
         time.sleep(0.02)
+    output, _ = process.communicate()
     seen.setdefault(folder.phase(), time.monotonic())
-    assert process.returncode == 0, process.communicate()[0]
-    times = list(seen.items())
-    return folder, {
-        phase: ended - began for (phase, began), (_, ended) in zip(times, times[1:], strict=False)
-    }
+    assert process.returncode == 0, output
+    times = pairwise(seen.items())
+    return folder, {phase: ended - began for (phase, began), (_, ended) in times}
 
 
 @pytest.mark.parametrize("step", [*STEPS, "write"])

@@ -234,8 +234,8 @@ def test_every_option_of_the_command_has_a_field(browser: Browser, studio: OpenS
     shown(browser, studio.address)
     browser.run("document.querySelector('#every').open = true")
     names = {option["flag"] for option in studio.get("start")["options"]}
-    shown = browser.run("return document.querySelector('#options').textContent")
-    absent = {name for name in names - {"--sources"} if f"{name}:" not in shown}
+    told = browser.run("return document.querySelector('#options').textContent")
+    absent = {name for name in names - {"--sources"} if f"{name}:" not in told}
     own = (
         "--model --adapter --memory --prompt --schema --trigger --sift --out --recursive --prompts"
     )

@@ -5,12 +5,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from artifacts.errors import UsageError
 from flows.options.commands import CaptionConfig
 
 
 def studio_command(given: argparse.Namespace) -> int:
     """Serve the studio until it is stopped, and return 0. Raises UsageError, EnvironmentFault."""
-    from artifacts.errors import UsageError
     from flows.studio.server import studio
 
     if not Path(given.folder).is_dir():
@@ -24,4 +24,7 @@ def config_of(words: Sequence[str]) -> CaptionConfig:
     from flows.cli import options
     from flows.cli.main import parse
 
-    return options.config_of(parse(words), CaptionConfig)
+    try:
+        return options.config_of(parse(words), CaptionConfig)
+    except SystemExit as error:
+        raise UsageError("the recorded command is no run", hint="Run it yourself") from error

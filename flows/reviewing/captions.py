@@ -11,7 +11,17 @@ from typing import Any
 
 from artifacts.captions import CONFIDENCE
 from artifacts.corrections import StoredEdits, event_of
-from artifacts.edits import REDO, UNDO, UNTOUCHED, Edit, EditJournal, changes_of, key_of, review
+from artifacts.edits import (
+    ACCEPTED,
+    REDO,
+    UNDO,
+    UNTOUCHED,
+    Edit,
+    EditJournal,
+    changes_of,
+    key_of,
+    review,
+)
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.json_shapes import Nullable, OptionalField, ShapeError, check, read_jsonl, text
 from artifacts.plurals import counted
@@ -54,6 +64,8 @@ class ReviewedCaptions:
         """Read a run's folder and open its journal. Raises UsageError, EnvironmentFault."""
         self.out = out
         self._is_released = self._is_learning = False
+        self._former: dict[str, tuple[tuple[str, str, str], str]] = {}
+        """Caption key before learning → its chunk and the words of then."""
         self.load()
         if not self.media and not self.failures:
             raise UsageError(
@@ -90,7 +102,9 @@ class ReviewedCaptions:
 
     def load(self) -> None:
         """Read the files of the last run, which may still be running. Raises EnvironmentFault."""
-        self._reopen()
+        if self._is_released and not self._is_learning:
+            self._reopen()
+            return
         self.record = load_record(self.out)
         words = self.record["plan"].get("words") or {}
         self._trigger = f"{words['trigger']}, " if words.get("trigger") else ""
@@ -113,8 +127,8 @@ class ReviewedCaptions:
 
     @contextmanager
     def released(self) -> Iterator[None]:
-        """Let another process write the journal meanwhile; edits are refused. The journal is opened
-        again by the next call that needs it."""
+        """Let `penstock learn` write the journal and the captions meanwhile; edits are refused. The
+        next call that needs them reads both again."""
         self.close()
         self._is_released = self._is_learning = True
         try:
@@ -123,10 +137,22 @@ class ReviewedCaptions:
             self._is_learning = False
 
     def _reopen(self) -> None:
-        """Open the journal again after another process wrote it. Raises EnvironmentFault."""
-        if self._is_released and not self._is_learning:
-            self.journal = EditJournal(self.out)
-            self._is_released = False
+        """Read journal and captions again after learning. Raises EnvironmentFault."""
+        self.journal = EditJournal(self.out)
+        self._is_released = False
+        before = {key: (self.chunks[key], row["said"]) for key, row in self.rows.items()}
+        self.load()
+        self._former |= {key: one for key, one in before.items() if key not in self.rows}
+
+    def _row_of(self, key: str) -> tuple[dict[str, Any] | None, str]:
+        """Return the row of a caption and the words that the page showed: those before learning if
+        the page does not know the new ones yet."""
+        if key in self.rows or key not in self._former:
+            row = self.rows.get(key)
+            return row, row["said"] if row else ""
+        chunk, said = self._former[key]
+        found = next((key for key, other in self.chunks.items() if other == chunk), "")
+        return self.rows.get(found), said
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that the page shows."""
@@ -161,8 +187,9 @@ class ReviewedCaptions:
     def apply(self, request: Any) -> dict[str, Any]:
         """Apply an edit durably, and return the captions that it changed. Raises EditRefused,
         EnvironmentFault."""
-        self._reopen()
-        if self._is_released:
+        if self._is_released and not self._is_learning:
+            self._reopen()
+        if self._is_learning:
             raise EnvironmentFault("a model is learning", hint="Edits are saved when it is done")
         try:
             check(request, EDIT_REQUEST)
@@ -192,12 +219,13 @@ class ReviewedCaptions:
     def _changes(self, request: list[dict[str, Any]]) -> Any:
         edits: dict[str, Edit] = {}
         for change in request:
-            row = self.rows.get(change["of"])
+            row, said = self._row_of(change["of"])
             if row is None:
                 raise EditRefused("this caption is no longer in the run: reload the page")
-            edits[change["of"]] = Edit(
-                caption=self._caption(row, change["caption"]), review=change["review"]
-            )
+            # Whoever accepted the words of before meant these, not those that came since.
+            given = said if change["review"] == ACCEPTED else None
+            given = given if change["caption"] is None else change["caption"]
+            edits[row["key"]] = Edit(caption=self._caption(row, given), review=change["review"])
         if not edits:
             raise EditRefused("no caption given")
         return changes_of((self.rows[key] for key in edits), edits)

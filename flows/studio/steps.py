@@ -2,6 +2,7 @@
 sets. They repeat the command that its record has, if this user ran it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,17 @@ class RecordedCommand:
         by_rule = "as_published" in (record["plan"] or {})
         self.words = repeated(command["words"], by_rule=by_rule)
         self.folder = Path(command["folder"])
-        self._config = config_of(self.words)
+        self._config_of = config_of
+
+    @cached_property
+    def _config(self) -> CaptionConfig:
+        return self._config_of(self.words)
 
     def writing(self, formats: Sequence[str], out: Path | None) -> list[str]:
         """Return the words that write these formats, too, into this folder or another."""
-        every = dict.fromkeys((*self._config.format, *formats))
-        more = {"--format": ",".join(every)} if formats else {}
+        more: dict[str, str] = {}
+        if formats:
+            more["--format"] = ",".join(dict.fromkeys((*self._config.format, *formats)))
         more |= {"--out": str(out)} if out is not None else {}
         return with_values(self.words, more)
 

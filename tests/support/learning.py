@@ -25,6 +25,7 @@ from flows.options.learn import LearnConfig
 from flows.results.rounds import rounds_in
 from flows.results.run_result import RunResult
 from flows.reviewing.captions import ReviewedCaptions
+from flows.running import sift_first
 from flows.running.run import caption
 from stages.decode.job import DecodeJob
 from stages.process.outcome import StageOutcome
@@ -110,7 +111,7 @@ class School:
         said(self.config)
         monkeypatch.setattr(module, "train", self._train)
         monkeypatch.setattr(module, "layout_of", lambda _: SimpleNamespace(rank=16))
-        monkeypatch.setattr(module.sift_first, "caption", self._caption)
+        monkeypatch.setattr(sift_first, "caption", self._caption)
 
     def _dies(self, step: str) -> None:
         if self.dies_in == step:
@@ -151,10 +152,10 @@ class School:
         text = (self.out / "captions.jsonl").read_text(encoding="utf-8")
         return [json.loads(line) for line in text.split("\n")[:-1]]
 
-    def reviewed(self) -> dict[str, Change]:
+    def reviewed(self) -> dict[str, tuple[str, str]]:
         """Return name → caption and review of each decided caption."""
         return {
-            line["media_path"]: (line["caption"], line["review"])
+            line["media_path"]: (line["caption"], line.get("review", ""))
             for line in self.lines()
             if line.get("review") or line.get("original")
         }

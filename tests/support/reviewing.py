@@ -30,7 +30,9 @@ class Reviewing:
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        found = re.fullmatch(r"review at (http://127\.0\.0\.1:(\d+)/[0-9a-f]{32}/)\n", line)
+        found = re.fullmatch(
+            r"review at (http://127\.0\.0\.1:(\d+)/[0-9a-f]{32}/run/[0-9a-f]{16}/)\n", line
+        )
         assert found, line
         assert self.address in ("", found[1]), "the page that is open would not find it"
         self.address, self.port = found[1], int(found[2])

@@ -77,6 +77,7 @@ class Page {
     this.decided = 0;
     this.note = "";
     if (at("sort").value !== "teach") return;
+    at("shown").textContent = "ordering…";
     const found = await tried(() => ask(`run/${RUN}/teach`));
     ranks.clear();
     for (const [place, key] of (found?.keys || []).entries()) ranks.set(key, place);
