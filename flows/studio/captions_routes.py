@@ -51,14 +51,11 @@ class CaptionsRoutes:
     async def edit(self, request: Request) -> Response:
         """Apply an edit."""
         captions, edit = self._captions(request), await json_of(request)
-        found = await asyncio.to_thread(captions.apply, edit)
-        return JSONResponse({**found, "tops": captions.tops()})
+        return JSONResponse(await asyncio.to_thread(captions.apply, edit))
 
     async def history(self, request: Request) -> Response:
         """Return the actions that can be undone, and what undo and redo would take."""
-        captions = self._captions(request)
-        done = await asyncio.to_thread(captions.history)
-        return JSONResponse({"history": done, "tops": captions.tops()})
+        return JSONResponse(await asyncio.to_thread(self._captions(request).history))
 
     async def ask(self, request: Request) -> Response:
         """Put a second question about some captions into the queue."""
@@ -168,7 +165,9 @@ class CaptionsRoutes:
     async def _local_path(self, request: Request) -> Path | None:
         """Return the local path of a medium, fetched if it is remote; None if it is gone."""
         captions, number = self._captions(request), request.path_params["number"]
-        place = captions.place(int(number)) if NUMBER.fullmatch(number) else ""
+        if not NUMBER.fullmatch(number):
+            return None
+        place = await asyncio.to_thread(captions.place, int(number))
         if not place:
             return None
         async with self._fetching:

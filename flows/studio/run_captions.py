@@ -189,20 +189,21 @@ class RunCaptions:
         if older:
             raise Outdated(older)
 
-    def history(self) -> list[dict[str, Any]]:
-        """Return the last actions in force, the newest first."""
+    def history(self) -> dict[str, Any]:
+        """Return the last actions in force, the newest first, and what undo and redo would take."""
         with self._lock:
             done = self.reviewed.journal.edits.done
-            return [
+            found = [
                 {
                     "id": deed["id"],
                     "time": deed["time"],
                     "does": deed["does"],
-                    "count": len(deed["changes"]),
-                    "of": deed["changes"][0].get("media_path", "") if deed["changes"] else "",
+                    "count": len(deed.get("changes", ())),
+                    "of": next((c.get("media_path", "") for c in deed.get("changes", ())), ""),
                 }
                 for deed in reversed(done[-HISTORY:])
             ]
+            return {"history": found, "tops": self.tops()}
 
     def tops(self) -> dict[str, str]:
         """Return the ids of the actions that undo and redo would take."""

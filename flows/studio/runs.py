@@ -10,6 +10,7 @@ How it works:
 """
 
 import fcntl
+import functools
 import json
 import os
 import secrets
@@ -77,6 +78,7 @@ class Run:
         return Path(self.out).parents[1] if self.kind == AGAIN else Path(self.out)
 
 
+@functools.cache
 def run_id(out: Path | str) -> str:
     """Return the name of a run's folder in addresses."""
     return digest_of([os.path.realpath(out)])[:16]

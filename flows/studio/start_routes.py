@@ -99,7 +99,10 @@ class StartRoutes:
         values = (await json_of(request)).get("values")
         if not isinstance(values, dict):
             raise EditRefused("the values are missing")
-        found = await asyncio.to_thread(checked, values, self._studio.roots)
+        return await asyncio.to_thread(self._checked, values)
+
+    def _checked(self, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        found = checked(values, self._studio.roots)
         found.setdefault("out", str(self._studio.roots.inside(str(self._studio.out))))
         return found, words_of(found, self._studio.fixed)
 

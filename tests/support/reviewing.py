@@ -14,6 +14,9 @@ SAVED = "return document.querySelector('#saved').textContent"
 WORDS = "return [...document.querySelectorAll('.row .words')].map(e => e.textContent)"
 
 
+ADDRESS = re.compile(r"review at (http://127\.0\.0\.1:(\d+)/[0-9a-f]{32}/run/[0-9a-f]{16}/)\n")
+
+
 @dataclass
 class Reviewing:
     """A review that is going on, on one port whatever becomes of its server."""

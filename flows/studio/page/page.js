@@ -220,7 +220,6 @@ class Page {
   }
 
   done(answer) {
-    this.tops = answer.tops;
     this.revision = answer.revision;
     this.changed(answer);
   }
@@ -282,12 +281,17 @@ class Page {
     }
   }
 
-  async turnBack(does) {
-    if (this.saving.waiting.length) return;
-    await tried(async () => {
+  // One after the other: each names the action that it takes back, so that none of another tab is.
+  turnBack(does) {
+    at("saved").textContent = "saving…";
+    this.turning = (this.turning || Promise.resolve()).then(() => tried(async () => {
+      await this.saving.all();
       const {tops} = await ask(`run/${RUN}/history`);
       if (tops[does]) this.saving.add({does, of: tops[does]});
-    });
+      else at("saved").textContent = "all saved";
+      await this.saving.all();
+    }));
+    return this.turning;
   }
 
   undo() { return this.turnBack("undo"); }
