@@ -90,7 +90,7 @@ def look(browser: Browser, studio: OpenStudio) -> dict[str, float]:
     """Open the page, with the server new and then warm; scroll it and search it."""
     address = f"{studio.address}run/{studio.get('start')['own']}/"
     found: dict[str, float] = {}
-    for name in ("first open", "first paint"):
+    for name in ("open at once", "first paint"):
         browser.open("about:blank")
         browser.open(address)
         found[name] = float(browser.wait(PAINTED, seconds=120.0))

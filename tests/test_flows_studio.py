@@ -1,20 +1,25 @@
 """What the page of a studio may name, the words it stands for, and the queue of runs."""
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.options import declared
+from artifacts.store import open_store
 from flows.cli.main import parse
 from flows.cli.options import config_of
 from flows.options.commands import CaptionConfig
 from flows.studio.roots import Refused, Roots
 from flows.studio.runs import Run, RunQueue
+from flows.studio.thumbs import Thumbnails
 from flows.studio.values import ALLOWED, DENIED, checked, line_of
 from flows.studio.values import words_of as command_of
+from flows.upkeep.cache import collect, holdings
 
 
 @pytest.fixture
@@ -218,3 +223,22 @@ def test_a_run_that_was_not_started_before_a_kill_is_started_later(tmp_path: Pat
         second.tick()
     assert second.runs[0].state == "failed"
     second.close()
+
+
+def test_thumbnails_are_records_that_the_cache_counts_and_deletes(tmp_path: Path) -> None:
+    Image.new("RGB", (640, 480), (200, 30, 30)).save(tmp_path / "a.png")
+    store = open_store(str(tmp_path / "store"))
+    made = Thumbnails(store)
+    jpeg = made.get(tmp_path / "a.png", None)
+    assert jpeg is not None and jpeg[:2] == b"\xff\xd8"
+    made.flush()
+    (held,) = holdings(store)
+    assert (held.kind, held.packs) == ("thumbnails", 1) and held.bytes > len(jpeg)
+    os.utime(tmp_path / "a.png", (1, 1))  # another file: another thumbnail
+    kept = Thumbnails(store)
+    assert kept.get(tmp_path / "a.png", None) == jpeg
+    assert len(kept._waiting) == 1
+    kept.flush()
+    assert collect(store, 0, dry_run=False).packs["thumbnails"] == 2
+    assert Thumbnails(store).get(tmp_path / "store", None) is None
+    assert holdings(store) == []

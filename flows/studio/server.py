@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +20,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from artifacts.errors import UsageError
+from artifacts.errors import PenstockError, UsageError
 from artifacts.plurals import counted
 from artifacts.store import open_store
 from artifacts.store_folders import local_folder
@@ -96,6 +97,11 @@ class Studio:
     def command(self, out: Path) -> RecordedCommand:
         """Return the command that a folder's record has. Raises UsageError, EnvironmentFault."""
         return RecordedCommand(out, self.config_of, self.confirmed if out == self.out else None)
+
+    def read_ahead(self) -> None:
+        """Read the captions of the output folder, if there are any."""
+        with contextlib.suppress(PenstockError):
+            _ = self.of(run_id(self.out)).reviewed
 
     def _before(self, run: Run) -> None:
         if (captions := self.captions.get(run_id(run.out))) is not None:
@@ -198,6 +204,8 @@ def studio_app(opened: Studio) -> Starlette:
 
 def _serve(opened: Studio, listener: socket.socket, name: str, path: str) -> None:
     opened.queue.start()
+    # Reading 50,000 captions takes seconds: they are there when the page asks.
+    threading.Thread(target=opened.read_ahead, daemon=True).start()
     address = f"{name} at {address_of(listener)}/{opened.token}/{path}"
     asyncio.run(serve(studio_app(opened), listener, address))
 

@@ -11,8 +11,8 @@ from artifacts.packs import Record, RecordSet
 from artifacts.stamps import stamp_of
 from artifacts.store import Store
 from flows.results.thumbnails import QUALITY, SIDE, thumbnail
+from flows.upkeep.cache import THUMBNAILS
 
-KIND = "thumbnails"
 VERSION = 1
 TOGETHER = 32
 """Thumbnails that are stored as one pack. Fewer are stored when the page asks for no more."""
@@ -31,10 +31,13 @@ class Thumbnails:
 
     def get(self, path: Path, time: float | None) -> bytes | None:
         """Return the JPEG of an image, or of a video at a time; None if none can be made."""
-        key = digest_of([str(path), *stamp_of(path), time, SIDE, QUALITY])
+        try:
+            key = digest_of([str(path), *stamp_of(path), str(time), SIDE, QUALITY])
+        except OSError:
+            return None
         with self._lock:
             if self._records is None:
-                self._records = RecordSet(self._store, KIND, digest_of([KIND, VERSION]))
+                self._records = RecordSet(self._store, THUMBNAILS, digest_of([THUMBNAILS, VERSION]))
             if key in self._waiting:
                 return self._waiting[key]
             records = self._records

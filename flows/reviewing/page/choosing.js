@@ -29,14 +29,10 @@ const SORTS = {
   teach: ["what teaches most first", null, row => ranks.get(row.key) ?? Infinity],
 };
 
-// Texts as they are searched: of 50,000 captions, most of a search would be making them.
-const lowered = new WeakMap();
+// A text as it is searched, kept with what it is of: making 50,000 takes most of a search.
 function low(of, text) {
-  const known = lowered.get(of);
-  if (known?.text === text) return known.low;
-  const made = text.toLowerCase();
-  lowered.set(of, {text, low: made});
-  return made;
+  if (of.lowOf !== text) Object.assign(of, {lowOf: text, low: text.toLowerCase()});
+  return of.low;
 }
 
 // Media with those of their captions that are asked for.
