@@ -61,8 +61,8 @@ def unit(vectors: Vectors) -> Vectors:
 def choose(
     doubts: NDArray[np.float64], vectors: Vectors, decided: Vectors, count: int
 ) -> list[int]:
-    """Return the indexes of `count` captions, greedily by doubt times distance. Vectors have length 1;
-    distance is 1 minus their cosine, at most 1 where nothing was decided."""
+    """Return the indexes of `count` captions, greedily by doubt times distance. Vectors have length
+    1; distance is 1 minus their cosine, and 1 where nothing was decided."""
     far = np.ones(len(doubts))
     for start in range(0, len(decided), 256):
         far = np.minimum(far, 1.0 - (vectors @ decided[start : start + 256].T).max(axis=1))
