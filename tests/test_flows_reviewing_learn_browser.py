@@ -87,7 +87,7 @@ def test_what_was_corrected_is_learned_at_the_press_of_a_button(tmp_path: Path) 
             choose(browser, "filter", "open")
         browser.run("document.querySelector('#learn').click()")
         browser.wait(LEARNED + ".startsWith('learning')")
-        told = browser.wait(f"{LEARNED[7:]}.startsWith('round 1') && {LEARNED[7:]}", seconds=900.0)
+        told = browser.wait(f"{LEARNED}.startsWith('round 1') && {LEARNED[7:]}", seconds=900.0)
         (found,) = rounds_in(out)
         assert found["accepted"] and len(found["examples"]) + len(found["held_out"]) == 45
         assert "learned from 36 captions: loss per token" in told and "→" in told
