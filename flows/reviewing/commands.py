@@ -85,8 +85,8 @@ class PageCommand:
                 )
                 assert process.stdout is not None
                 async for line in process.stdout:
-                    if said := line.decode(errors="replace").strip():
-                        self._last_line = said[:KEPT]
+                    if text := line.decode(errors="replace").strip():
+                        self._last_line = text[:KEPT]
                 await process.wait()
             except OSError as error:
                 self._last_line, self._failed = f"{self._folder}: {error.strerror or error}", True
