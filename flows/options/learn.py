@@ -30,7 +30,7 @@ class LearnConfig(StepOptions, MemoryOptions):
     out: Annotated[
         str,
         Option(
-            "output folder of `penstock caption` [%(default)s]",
+            "output folder of `penstock caption` [penstock-out]",
             metavar="OUT",
             positional=True,
             nargs="?",
