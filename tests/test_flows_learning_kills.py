@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
+import penstock
 import penstock_demo
 from artifacts.edits import read_edits
+from artifacts.errors import UsageError
 from flows.results.rounds import CARRIED, CHOSEN, DONE, RECAPTIONED, SCORED, TRAINED, rounds_in
 from tests.support.learning import decide_in, style
 from tests.support.pipeline import PENSTOCK, ROOT
@@ -96,7 +98,9 @@ def copied(folder: Folder, root: Path) -> Folder:
     return made
 
 
-def test_two_rounds_by_the_command_line(begun: Folder, tmp_path: Path) -> None:
+def test_two_rounds_by_the_command_line(
+    begun: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = copied(begun, tmp_path)
     assert "fits" in folder.learn("--dry-run")
     wanted = [line["caption"] for line in folder.lines()[:40]]
@@ -113,6 +117,11 @@ def test_two_rounds_by_the_command_line(begun: Folder, tmp_path: Path) -> None:
     text = (folder.out / "captions.csv").read_text()
     assert all(caption in text for caption in wanted)
     assert "nothing new to learn" in folder.learn()
+    options: Any = {"steps": 12, "batch_size": 2, "lr": 5e-3}
+    with pytest.raises(UsageError, match=r"captions in .* were made in "):
+        penstock.learn(folder.out, **options)
+    monkeypatch.chdir(folder.root)
+    assert not penstock.learn("out", **options).is_new
     assert "accepted" in folder.run("status", "out")
     folder.run("report", "out")
     # The recorded command repeats the run with its adapter.

@@ -51,7 +51,9 @@ class Learned:
 
     def row(self) -> dict[str, Any]:
         """Return the outcome as a row of a table."""
-        return {name: value for name, value in self.to_json().items() if name != "out"}
+        loss = loss_of(corrections_of(self.round, "after"))
+        shown = {name: self.round[name] for name in ("round", "accepted", "changed")}
+        return {**shown, "loss": loss, "adapter": str(self.adapter)}
 
     def line(self) -> str:
         """Return the outcome in one line."""
