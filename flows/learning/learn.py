@@ -23,7 +23,7 @@ from artifacts.plurals import counted
 from flows.console.display import Display
 from flows.job.prepare import Job
 from flows.learning.carrying import carry
-from flows.learning.decisions import decisions_of, deed_of
+from flows.learning.decisions import decisions_of, deed_of, names
 from flows.learning.judging import divide, is_better, times_lower
 from flows.learning.result import Learned
 from flows.ledger.waves import BYTES_A_TOKEN
@@ -91,6 +91,8 @@ def learn(
             round_ = choose(config, run, out, rounds)
             if round_ is None:
                 return Learned(out=out, round=rounds[-1], is_new=False)
+            for line in differing_lines(round_):
+                display.print_line(line)
             write_round(out, round_)
         else:
             display.print_line(f"continuing round {round_['round']} ({round_['phase']})")
@@ -113,7 +115,10 @@ def choose(
     """Return a new round with its examples; None if nothing changed since the last one. Unless
     `dry`, edits that only other journals have are added to the run's. Raises UsageError,
     EnvironmentFault."""
-    _check(run.config)
+    if run.config.language_gguf:
+        raise UsageError(
+            "--language-gguf: a GGUF file cannot be trained", hint="Caption without it, then learn"
+        )
     with closing(ReviewedCaptions(out)) as captions:
         found = decisions_of(captions, config.journal, rounds)
         if found.adopted and not dry:
@@ -138,11 +143,11 @@ def choose(
             hint="Correct or accept more in `penstock review`",
         )
     return {
-        "round": len(rounds) + 1,
+        "round": rounds[-1]["round"] + 1 if rounds else 1,
         "phase": CHOSEN,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "digest": digest,
-        "previous": _adapter_of(run.config),
+        "previous": str(folder_named(run.config.adapter, "adapter")) if run.config.adapter else "",
         "settings": settings,
         "command": run.command,
         "examples": trained,
@@ -157,21 +162,16 @@ def choose(
     }
 
 
-def _check(run: CaptionConfig) -> None:
-    if run.language_gguf:
-        raise UsageError(
-            "--language-gguf: a GGUF file cannot be trained", hint="Caption without it, then learn"
-        )
-
-
-def _adapter_of(run: CaptionConfig) -> str:
-    return str(folder_named(run.adapter, "adapter")) if run.adapter else ""
-
-
 def _settings(config: LearnConfig) -> dict[str, Any]:
     """Return the options that decide an adapter."""
-    names = {each.name for each in fields(StepOptions)} - {"recompute"}
-    return {name: value for name, value in asdict(config).items() if name in names}
+    own = {each.name for each in fields(StepOptions)} - {"recompute"}
+    return {name: value for name, value in asdict(config).items() if name in own}
+
+
+def differing_lines(round_: Round) -> list[str]:
+    """Return a line that names the captions on which journals differ, if there are any."""
+    found = names(round_["differing"])
+    return [f"left out, because journals differ: {found}"] if found else []
 
 
 def caption_tokens(round_: Round) -> int:

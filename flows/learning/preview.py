@@ -2,8 +2,7 @@
 
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
-from flows.learning.decisions import names
-from flows.learning.learn import RecordedRun, caption_tokens, choose
+from flows.learning.learn import RecordedRun, caption_tokens, choose, differing_lines
 from flows.options.learn import LearnConfig, LearnRun
 from flows.results.rounds import ADAPTER, Round, round_folder, rounds_in, unfinished
 from flows.results.tuned import RUN
@@ -32,6 +31,4 @@ def _lines(round_: Round, *, is_begun: bool) -> list[str]:
         f"on, {held}",
         f"from {round_['previous'] or 'the model without an adapter'}",
     ]
-    if round_["differing"]:
-        lines.append(f"left out, because journals differ: {names(round_['differing'])}")
-    return lines
+    return [*lines, *differing_lines(round_)]
