@@ -5,6 +5,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+from artifacts.edits import WORDS
 from flows.reviewing.captions import ReviewedCaptions
 
 COUNT = 40
@@ -16,7 +17,7 @@ def main(out: Path) -> None:
         edits = captions.edits()
         rows = [row for key, row in captions.rows.items() if key not in edits][:COUNT]
         changes = [
-            {"of": row["key"], "caption": f"clip: {row['said'].lower()}", "review": "accepted"}
+            {"of": row["key"], "caption": f"clip: {row[WORDS].lower()}", "review": "accepted"}
             for row in rows
         ]
         if changes:
