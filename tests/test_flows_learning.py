@@ -14,9 +14,8 @@ from artifacts.edits import EDITS, read_edits
 from artifacts.errors import UsageError
 from flows.learning.decisions import decisions_of
 from flows.learning.judging import divide, is_better, times_lower
-from flows.learning.learn import RecordedRun
 from flows.learning.preview import preview
-from flows.options.learn import LearnConfig
+from flows.options.learn import LearnConfig, RecordedRun
 from flows.results.report.sections import rounds_facts
 from flows.results.rounds import rounds_in
 from flows.results.run_status import run_status

@@ -29,8 +29,8 @@ from flows.learning.result import Learned
 from flows.ledger.waves import BYTES_A_TOKEN
 from flows.machine.launch import DirectLauncher
 from flows.media.example import Example
-from flows.options.commands import CaptionConfig
-from flows.options.learn import LEAST, LearnConfig
+from flows.options.commands import RunOptions
+from flows.options.learn import LEAST, LearnConfig, RecordedRun
 from flows.options.tune import StepOptions, TrainingOptions
 from flows.results.recorded_command import signed_command, with_values
 from flows.results.rounds import (
@@ -63,15 +63,6 @@ from stages.tune.layout import layout_of
 
 CAPTIONS = "captions"
 """Folder of a round in which its adapter captions the media first."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecordedRun:
-    """The caption run that a round repeats."""
-
-    config: CaptionConfig
-    command: Mapping[str, Any] | None = None
-    """Its command as `run.json` states it; None: a program ran it."""
 
 
 def learn(
@@ -227,13 +218,13 @@ class _Work:
                 if not (folder / ADAPTER_WEIGHTS).exists():
                     with whole_file(folder / name) as file:
                         file.write((Path(previous) / name).read_bytes())
-        training = self.config.training(self.run.config, len(examples), resume=bool(previous))
+        training = self.run.training(self.config, len(examples), resume=bool(previous))
         self._tune(training, examples, folder, tokens=caption_tokens(self.round))
         self._end(TRAINED)
 
     def score(self) -> None:
         """Score the previous model and the new adapter, and decide."""
-        scoring = self.config.training(self.run.config, 1, resume=False)
+        scoring = self.run.training(self.config, 1, resume=False)
         scoring = replace(scoring, validate_only=True)
         for name, adapter in (("before", self.round["previous"]), ("after", self.adapter)):
             folder = self.folder / name
@@ -247,7 +238,7 @@ class _Work:
 
     def recaption(self) -> None:
         """Make the captions of the adapter in the store. The run's own files stay."""
-        config = self.config.captioning(self.run.config, self.folder / CAPTIONS, self.adapter)
+        config = self.run.captioning(self.config, self.folder / CAPTIONS, self.adapter)
         only_lines = replace(config, format=(), beside=False, summary=False, existing=None)
         self._caption(replace(only_lines, overwrite=False), self.on_begin)
         self._end(RECAPTIONED)
@@ -262,7 +253,7 @@ class _Work:
             kept, changed = carry(old, new, self.round["round"])
             if self.round["phase"] == RECAPTIONED:
                 self._end(CARRIED, carried=kept, changed=changed)
-            config = self.config.captioning(self.run.config, self.out, self.adapter)
+            config = self.run.captioning(self.config, self.out, self.adapter)
             self.captioned = self._caption(config, self._begin)
         self._end(DONE, captions=self.captioned.captions)
         shutil.rmtree(self.folder / CAPTIONS, ignore_errors=True)
@@ -277,7 +268,7 @@ class _Work:
         if self.on_begin is not None:
             self.on_begin(job, record)
 
-    def _caption(self, config: CaptionConfig, on_begin: OnBegin | None) -> RunResult:
+    def _caption(self, config: RunOptions, on_begin: OnBegin | None) -> RunResult:
         return sift_first.caption(config, self.display, self.make_launcher, on_begin)
 
     def _examples(self, name: str = "examples") -> list[Example]:
@@ -301,7 +292,7 @@ class _Work:
         adapter: str = "",
     ) -> None:
         """Train on examples, or score them, in a folder."""
-        run = self.config.run_of(self.run.config, str(folder / RUN), tokens, adapter)
+        run = self.run.tuning(self.config, folder / RUN, tokens, adapter)
         observer = RunObserver(self.display, self.on_begin)
         train(training, run.as_published, examples, run, observer, self.make_launcher)
 

@@ -2,8 +2,8 @@
 
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
-from flows.learning.learn import RecordedRun, caption_tokens, choose, differing_lines
-from flows.options.learn import LearnConfig, LearnRun
+from flows.learning.learn import caption_tokens, choose, differing_lines
+from flows.options.learn import LearnConfig, LearnRun, RecordedRun
 from flows.results.rounds import ADAPTER, Round, round_folder, rounds_in, unfinished
 from flows.results.tuned import RUN
 
@@ -18,7 +18,7 @@ def preview(config: LearnConfig, run: RecordedRun) -> tuple[list[str], LearnRun 
     if round_ is None:
         return [f"nothing new to learn since round {rounds[-1]['round']}"], None
     folder = round_folder(out, round_["round"]) / ADAPTER / RUN
-    tuning = config.run_of(run.config, str(folder), caption_tokens(round_))
+    tuning = run.tuning(config, folder, caption_tokens(round_))
     return _lines(round_, is_begun=left is not None), tuning
 
 
