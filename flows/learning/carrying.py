@@ -19,15 +19,19 @@ def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[in
     edits, journal = old.edits(), old.journal.edits
     known = {**new.edits(), **journal.now}
     when = _last_action(journal)
-    kept, rows, missing, changed = dict[str, Edit](), list[Mapping[str, Any]](), list[str](), 0
+    kept, rows, missing = dict[str, Edit](), list[Mapping[str, Any]](), list[str]()
+    changed = decided = 0
     for key, row in old.rows.items():
         text, edit = words.get(old.chunks[key]), edits.get(key)
         if text is None:
             missing += [row["media_path"]] if edit not in (None, UNTOUCHED) else []
             continue
         now = key_of(*old.chunks[key], text)
-        changed += now != key
-        if now == key or edit is None or now in kept:
+        if now == key:
+            continue
+        changed += 1
+        decided += edit not in (None, UNTOUCHED)
+        if edit is None or now in kept:
             continue
         # Of two decisions on one chunk, the later one counts.
         is_later = now not in known or when.get(key, -1) > when.get(now, -1)
@@ -43,7 +47,7 @@ def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[in
         )
     if kept:
         old.add(deed_of(f"learn, round {number}", changes_of(rows, kept), round=number))
-    return len(kept), changed
+    return decided, changed
 
 
 def _last_action(journal: Edits) -> dict[str, int]:

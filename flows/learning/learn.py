@@ -22,6 +22,7 @@ from artifacts.paths import folder_named
 from artifacts.plurals import counted
 from flows.console.display import Display
 from flows.job.prepare import Job
+from flows.job.replanning import replanned_once
 from flows.learning.carrying import carry
 from flows.learning.decisions import decisions_of, deed_of, names
 from flows.learning.judging import divide, is_better, times_lower
@@ -293,8 +294,12 @@ class _Work:
     ) -> None:
         """Train on examples, or score them, in a folder."""
         run = self.run.tuning(self.config, folder / RUN, tokens, adapter)
-        observer = RunObserver(self.display, self.on_begin)
-        train(training, run.as_published, examples, run, observer, self.make_launcher)
+
+        def attempt() -> None:
+            observer = RunObserver(self.display, self.on_begin)
+            train(training, run.as_published, examples, run, observer, self.make_launcher)
+
+        replanned_once(attempt, self.display.print_line)
 
 
 STEPS: Mapping[str, Callable[[_Work], None]] = {

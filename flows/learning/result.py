@@ -73,4 +73,5 @@ class Learned:
         if not self.round["accepted"]:
             return line
         changed = counted(self.round["captions"], "caption")
-        return f"{line}, {self.round['changed']} of {changed} changed in {self.out}"
+        kept = counted(self.round["carried"], "decision")
+        return f"{line}, {self.round['changed']} of {changed} changed, {kept} kept in {self.out}"
