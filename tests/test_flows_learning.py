@@ -4,6 +4,7 @@ of a person stand under its words in every format."""
 import json
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,10 @@ def test_each_decision_stands_in_every_format_after_two_rounds(school: School) -
     tables.append([sample["json"]["caption"] for sample in samples(school.config)])
     for rows in tables:
         assert all(any(wanted[name] in row for row in rows) for name in decided)
-    other = school.config
-    said(other)  # outside learn, no model is corrected by what another model's words got
-    assert [line["caption"] for line in school.lines()][:40] == [wanted[n] for n in decided]
+    said(school.config)
+    assert [line["caption"] for line in school.lines()][:40] == [wanted[name] for name in decided]
+    said(replace(school.config, adapter="other/round-007/adapter"))
+    assert school.reviewed() == {}, "outside learn, no other model is corrected"
 
 
 def test_a_chunk_is_learned_once_and_what_is_held_out_never(school: School) -> None:

@@ -59,7 +59,7 @@ from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin, RunObserver, only_run_in
 from flows.running.tune import train
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from stages.tune.job import SCORE
+from stages.tune.job import EACH, SCORE
 from stages.tune.layout import layout_of
 
 CAPTIONS = "captions"
@@ -230,8 +230,8 @@ class _Work:
         for name, adapter in (("before", self.round["previous"]), ("after", self.adapter)):
             folder = self.folder / name
             self._tune(scoring, self._examples("held_out"), folder, adapter=adapter)
-            found = read_json(folder / RUN / SCORE, {"each": [SCORED_EXAMPLE]}, AGAIN, dict)
-            self.round[name] = found["each"]
+            found = read_json(folder / RUN / SCORE, {EACH: [SCORED_EXAMPLE]}, AGAIN, dict)
+            self.round[name] = found[EACH]
         lower = times_lower(self.round, self.config.seed)
         self.round["lower"] = lower
         accepted = self.round["enough"] and is_better(self.round)
