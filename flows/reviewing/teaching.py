@@ -14,7 +14,7 @@ How it works:
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -40,7 +40,7 @@ CHOSEN = 500
 DECIDED = 1000
 """Captions decided last, from which distances count."""
 READ_SECONDS = 5.0
-"""Longest time that one ranking reads features. The next ranking reads on."""
+"""Longest time that one ranking reads features, once their store is listed. The next reads on."""
 BITS = {"float16": "<f2", "float32": "<f4", "float64": "<f8", "bfloat16": "<u2"}
 """Stored dtype of features → how numpy reads it; bfloat16 as the upper half of a float32."""
 Vectors = NDArray[np.float32]
@@ -146,17 +146,18 @@ class PooledFeatures:
         self._sets: list[RecordSet] | None = None
         self._vectors: dict[str, NDArray[np.float32] | None] = {}
 
-    def of(self, url: str, keys: Sequence[str]) -> tuple[dict[str, NDArray[np.float32]], str]:
+    def of(
+        self, url: str, keys: Sequence[str], every: Iterable[str] = ()
+    ) -> tuple[dict[str, NDArray[np.float32]], str]:
         """Return feature key → vector, of those that can be read in time, and a note about the
-        others. Raises PenstockError."""
+        others. `every` are all keys of the run. Raises PenstockError."""
+        if self._sets is None:
+            self._sets = _opened(url, {*keys, *every})
         until, left = time.monotonic() + READ_SECONDS, 0
         for key in keys:
-            if key in self._vectors:
-                continue
-            if time.monotonic() > until:
-                left += 1
-                continue
-            self._vectors[key] = self._read(url, key, keys)
+            if key not in self._vectors and time.monotonic() <= until:
+                self._vectors[key] = self._read(key)
+            left += key not in self._vectors
         found = {key: one for key in keys if (one := self._vectors.get(key)) is not None}
         if left:
             return found, f"{counted(left, 'caption')} not compared yet: reading their features"
@@ -164,10 +165,8 @@ class PooledFeatures:
             return found, "by doubt alone: the features are no longer in the store"
         return found, ""
 
-    def _read(self, url: str, key: str, keys: Sequence[str]) -> NDArray[np.float32] | None:
-        if self._sets is None:
-            self._sets = _opened(url, set(keys))
-        for one in self._sets:
+    def _read(self, key: str) -> NDArray[np.float32] | None:
+        for one in self._sets or ():
             if key in one:
                 try:
                     return pooled(one.read(key))
@@ -206,7 +205,8 @@ def teach_ranking(captions: "ReviewedCaptions", features: PooledFeatures) -> Tea
     some, taught = by_doubt[:CANDIDATES], decided[-DECIDED:]
     feature_of = {key: captions.chunks[key][0] for key in (*some, *taught)}
     url = captions.record["plan"].get("store", "")
-    vectors, note = features.of(url, list(dict.fromkeys(feature_of.values())))
+    every = (chunk[0] for chunk in captions.chunks.values())
+    vectors, note = features.of(url, list(dict.fromkeys(feature_of.values())), every)
     some = [key for key in some if feature_of[key] in vectors]
     taught = [key for key in taught if feature_of[key] in vectors]
     first = _first(captions, some, taught, {key: vectors[feature_of[key]] for key in some + taught})
