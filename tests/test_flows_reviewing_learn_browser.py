@@ -69,7 +69,7 @@ def lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_what_was_corrected_is_learned_at_the_press_of_a_button(tmp_path: Path) -> None:
     out = captioned(tmp_path)
     decide(out, CORRECTED)

@@ -15,6 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -80,28 +81,25 @@ def choose(
 def pooled(record: Record) -> NDArray[np.float32] | None:
     """Return the mean over the tokens of a feature record, of its widest tensors; None if it has no
     such tensor."""
-    tensors = [one for one in _tensors(record.meta["tree"]) if len(one["shape"]) > 1]
-    tensors = [one for one in tensors if one["dtype"] in BITS and math.prod(one["shape"])]
-    if not tensors:
+    every = (one for one in _tensors(record.meta["tree"]) if one["dtype"] in BITS)
+    sizes = [(math.prod(one["shape"]), one) for one in every if len(one["shape"]) > 1]
+    if not any(size for size, _ in sizes):
         return None
-    width = max(tensors, key=lambda one: math.prod(one["shape"]))["shape"][-1]
+    width = max(sizes, key=lambda pair: pair[0])[1]["shape"][-1]
     total, rows = np.zeros(width), 0
-    for one in tensors:
+    for size, one in sizes:
         if one["shape"][-1] == width:
-            values = np.frombuffer(
-                record.payload, BITS[one["dtype"]], math.prod(one["shape"]), one["at"]
-            )
+            values = np.frombuffer(record.payload, BITS[one["dtype"]], size, one["at"])
             if one["dtype"] == "bfloat16":
                 values = (values.astype(np.uint32) << 16).view(np.float32)
             total += values.reshape(-1, width).sum(axis=0, dtype=np.float64)
-            rows += len(values) // width
+            rows += size // width
     return projected((total / rows).astype(np.float32))
 
 
 def _tensors(tree: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yield the descriptions of the tensors in the `features` of a record."""
-    features = dict(tree["v"])["features"] if tree["is"] == "dict" else tree
-    waiting = [features]
+    waiting = [dict(tree["v"])["features"]]
     while waiting:
         one = waiting.pop()
         if one["is"] == "tensor":
@@ -121,14 +119,10 @@ def projected(vector: NDArray[np.float32]) -> NDArray[np.float32]:
     return found
 
 
-_known: dict[int, Vectors] = {}
-
-
+@cache
 def _directions(width: int) -> Vectors:
-    if width not in _known:
-        draw = np.random.default_rng(width).standard_normal((width, WIDTH), dtype=np.float32)
-        _known[width] = draw / np.float32(math.sqrt(WIDTH))
-    return _known[width]
+    draw = np.random.default_rng(width).standard_normal((width, WIDTH), dtype=np.float32)
+    return draw / np.float32(math.sqrt(WIDTH))
 
 
 class TeachRanking(NamedTuple):
