@@ -40,6 +40,8 @@ Review = Literal["", "accepted", "rejected"]
 ACCEPTED: Final = "accepted"
 REJECTED: Final = "rejected"
 REVIEWS: Final[tuple[Review, ...]] = ("", ACCEPTED, REJECTED)
+WORDS: Final = "said"
+"""Field with the model's own words of a caption, in a change and in a row of a review."""
 DIGITS: Final = 24
 """Hex digits of a caption's identity."""
 
@@ -53,7 +55,7 @@ CHANGE = {
     "of": text,
     "media_path": OptionalField(text),
     "start": OptionalField(number),
-    "said": OptionalField(text),
+    WORDS: OptionalField(text),
     "caption": Nullable(text),
     "review": review,
 }
@@ -274,7 +276,7 @@ def changes_of(
             "of": row["key"],
             "media_path": row["media_path"],
             "start": row["start"],
-            "said": row["said"],
+            WORDS: row[WORDS],
             "caption": edit_of[row["key"]].caption,
             "review": edit_of[row["key"]].review,
         }

@@ -1,8 +1,11 @@
-"""Learning from a review's page in a real browser: order by doubt, correct, learn, see the result."""
+"""Learning from the page of a review in a real browser: order, correct, learn, see the result."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +52,27 @@ def decide(out: Path, count: int) -> None:
     captions.close()
 
 
+@contextlib.contextmanager
+def reviewed(out: Path) -> Iterator[Reviewing]:
+    """Review a folder by doubt; what it started ends with it."""
+    made = Reviewing(out, order="doubt")
+    made.start()
+    try:
+        yield made
+    finally:
+        made.kill(signal.SIGTERM)
+
+
 def lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.timeout(1800)
 def test_what_was_corrected_is_learned_at_the_press_of_a_button(tmp_path: Path) -> None:
     out = captioned(tmp_path)
     decide(out, CORRECTED)
     before = [line["caption"] for line in lines(out)]
-    made = Reviewing(out, order="doubt")
-    made.start()
-    with browsing(tmp_path / "profile") as browser:
+    with reviewed(out) as made, browsing(tmp_path / "profile") as browser:
         shown(browser, made)
         margins = browser.run(MARGINS)
         assert len(margins) == CLIPS and margins == sorted(margins)
@@ -72,7 +85,7 @@ def test_what_was_corrected_is_learned_at_the_press_of_a_button(tmp_path: Path) 
             choose(browser, "filter", "open")
         browser.run("document.querySelector('#learn').click()")
         browser.wait(LEARNED + ".startsWith('penstock learn ')")
-        told = browser.wait(f"{LEARNED[7:]}.startsWith('round 1') && {LEARNED[7:]}", seconds=900.0)
+        told = browser.wait(f"{LEARNED}.startsWith('round 1') && {LEARNED[7:]}", seconds=900.0)
         (found,) = rounds_in(out)
         assert found["accepted"] and len(found["examples"]) + len(found["held_out"]) == 45
         assert "learned from 36 captions: loss per token" in told and "→" in told
@@ -86,7 +99,6 @@ def test_what_was_corrected_is_learned_at_the_press_of_a_button(tmp_path: Path) 
         choose(browser, "filter", "all")
         correct(browser, 0, "Mine.")  # the journal is open again
         wait_saved(browser)
-    made.kill()
     now = lines(out)
     assert [line["caption"] for line in now][:CORRECTED] == [*map(style, before[:CORRECTED])]
     assert sum(line["caption"].startswith("seen here:") for line in now) > 45

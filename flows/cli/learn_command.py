@@ -13,11 +13,10 @@ from flows.cli.exit_report import print_result
 from flows.cli.plan_command import show
 from flows.console.display import READING, Display
 from flows.console.lines import print_lines
-from flows.options.learn import LearnConfig
+from flows.options.learn import LearnConfig, RecordedRun
 from flows.pipelines import TUNE
 
 if TYPE_CHECKING:
-    from flows.learning.learn import RecordedRun
     from flows.learning.result import Learned
 
 
@@ -43,7 +42,7 @@ def learn_command(given: argparse.Namespace) -> int:
     return result.exit_code
 
 
-def _show(config: LearnConfig, run: "RecordedRun", *, as_json: bool) -> int:
+def _show(config: LearnConfig, run: RecordedRun, *, as_json: bool) -> int:
     """Print the examples of the next round and what its training needs."""
     from flows.learning.preview import preview
 
@@ -53,7 +52,7 @@ def _show(config: LearnConfig, run: "RecordedRun", *, as_json: bool) -> int:
     return 0 if tuning is None else show(tuning, TUNE, as_json=as_json)
 
 
-def _next_steps(result: "Learned", run: "RecordedRun") -> list[str]:
+def _next_steps(result: "Learned", run: RecordedRun) -> list[str]:
     """Return lines on what a user can do next."""
     out = shlex.quote(str(result.out))
     if result.round["accepted"] or not result.is_new:

@@ -7,8 +7,8 @@ from typing import Any
 from artifacts.errors import UsageError
 from flows.cli.main import parse
 from flows.cli.options import config_of
-from flows.learning.learn import RecordedRun
 from flows.options.commands import CaptionConfig
+from flows.options.learn import RecordedRun
 from flows.results.recorded_command import COMMAND, is_own_command, repeated
 from flows.results.rounds import rounds_in, unfinished
 from flows.results.run_read import load_record

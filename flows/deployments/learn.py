@@ -7,9 +7,11 @@ from prefect import State, flow
 
 from flows.console.display import Display
 from flows.deployments.config_checks import CaptionParameters, LearnConfig
+from flows.deployments.recorded import continued
 from flows.deployments.runs import PipelineResult, named_after_out, run_in_flow
-from flows.learning.learn import RecordedRun, learn
-from flows.options.commands import CaptionConfig
+from flows.learning.learn import learn
+from flows.options.commands import RunOptions
+from flows.options.learn import RecordedRun
 from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin
 
@@ -25,14 +27,12 @@ def learn_captions(config: LearnConfig, caption: CaptionParameters) -> State[Any
     """
 
     def run(
-        captioning: CaptionConfig,
-        display: Display,
-        make_launcher: LauncherMaker,
-        on_begin: OnBegin,
+        _: RunOptions, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
     ) -> PipelineResult:
-        given = replace(config, out=captioning.out)
-        return learn(given, RecordedRun(config=captioning), display, make_launcher, on_begin)
+        given = replace(config, out=caption.out)
+        recorded = RecordedRun(config=continued(caption))
+        return learn(given, recorded, display, make_launcher, on_begin)
 
-    if config.trust_remote_code:  # so that the worker's rule about it holds
-        caption = replace(caption, trust_remote_code=True)
-    return run_in_flow(caption, run, "learned")
+    # With the round's own consent to code, so that the worker's rule about it holds.
+    trusted = config.trust_remote_code or caption.trust_remote_code
+    return run_in_flow(replace(caption, trust_remote_code=trusted), run, "learned")

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from artifacts.edits import ACCEPTED, DIGITS, EDITS, REJECTED, UNTOUCHED, Edit, key_of, read_journal
+from artifacts.edits import (
+    ACCEPTED,
+    DIGITS,
+    EDITS,
+    REJECTED,
+    UNTOUCHED,
+    WORDS,
+    Edit,
+    key_of,
+    read_journal,
+)
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from flows.results.rounds import Round
@@ -50,10 +60,11 @@ def decisions_of(
         if each["corrected"]
     }
     for key, row in captions.rows.items():
+        words = row[WORDS]
         given = [edits[key]] if edits.get(key, UNTOUCHED) != UNTOUCHED else []
         of_others = [other[key] for other in others if other.get(key, UNTOUCHED) != UNTOUCHED]
         every = given + of_others
-        if len({_verdict(edit, row["said"]) for edit in every}) > 1:
+        if len({_verdict(edit, words) for edit in every}) > 1:
             found.differing.append(_name(row))
             continue
         if not every:
@@ -62,7 +73,7 @@ def decisions_of(
             found.adopted[key] = every[0]
         if every[0].review == REJECTED:
             continue
-        text = every[0].caption or row["said"]
+        text = every[0].caption or words
         example = _example(captions.chunks[key], row, text)
         example["corrected"] = (
             every[0].caption is not None or (example["key"], example["caption"]) in corrected
@@ -85,9 +96,9 @@ def _example(chunk: Chunk, row: Mapping[str, Any], text: str) -> dict[str, Any]:
     }
 
 
-def _verdict(edit: Edit, said: str) -> str | None:
+def _verdict(edit: Edit, words: str) -> str | None:
     """Return the text that an edit decides on; None: it rejects the caption."""
-    return None if edit.review == REJECTED else edit.caption or said
+    return None if edit.review == REJECTED else edit.caption or words
 
 
 def _name(row: Mapping[str, Any]) -> str:
@@ -111,19 +122,19 @@ def _edits_in(captions: ReviewedCaptions, path: Path) -> dict[str, Edit]:
         place = (change.get("media_path", ""), change.get("start", -1.0))
         edit = Edit(caption=change["caption"], review=change["review"])
         for key in {change["of"], *keys[place]} & captions.rows.keys():
-            now = captions.rows[key]["said"]
-            said = now if key == change["of"] else change.get("said", "")
-            if key_of(*captions.chunks[key], said) == change["of"]:
-                found[key] = carried(edit, said, now)
+            now = captions.rows[key][WORDS]
+            then = now if key == change["of"] else change.get(WORDS, "")
+            if key_of(*captions.chunks[key], then) == change["of"]:
+                found[key] = carried(edit, then, now)
     return found
 
 
-def carried(edit: Edit, said: str, now: str) -> Edit:
+def carried(edit: Edit, then: str, now: str) -> Edit:
     """Return the same decision under other words of the model: the person's text stays, or the text
     that the person accepted. Words that equal it are accepted, and rejected ones stay rejected."""
     if edit.caption is None and edit.review != ACCEPTED:
         return edit
-    text = said if edit.caption is None else edit.caption
+    text = then if edit.caption is None else edit.caption
     if text != now:
         return Edit(caption=text, review=edit.review)
     return Edit(review=edit.review or ACCEPTED)

@@ -22,15 +22,16 @@ from artifacts.paths import folder_named
 from artifacts.plurals import counted
 from flows.console.display import Display
 from flows.job.prepare import Job
+from flows.job.replanning import replanned_once
 from flows.learning.carrying import carry
-from flows.learning.decisions import decisions_of, deed_of
+from flows.learning.decisions import decisions_of, deed_of, names
 from flows.learning.judging import divide, is_better, times_lower
 from flows.learning.result import Learned
 from flows.ledger.waves import BYTES_A_TOKEN
 from flows.machine.launch import DirectLauncher
 from flows.media.example import Example
-from flows.options.commands import CaptionConfig
-from flows.options.learn import LEAST, LearnConfig
+from flows.options.commands import RunOptions
+from flows.options.learn import LEAST, LearnConfig, RecordedRun
 from flows.options.tune import StepOptions, TrainingOptions
 from flows.results.recorded_command import signed_command, with_values
 from flows.results.rounds import (
@@ -58,20 +59,11 @@ from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin, RunObserver, only_run_in
 from flows.running.tune import train
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from stages.tune.job import SCORE
+from stages.tune.job import EACH, SCORE
 from stages.tune.layout import layout_of
 
 CAPTIONS = "captions"
 """Folder of a round in which its adapter captions the media first."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecordedRun:
-    """The caption run that a round repeats."""
-
-    config: CaptionConfig
-    command: Mapping[str, Any] | None = None
-    """Its command as `run.json` states it; None: a program ran it."""
 
 
 def learn(
@@ -91,6 +83,8 @@ def learn(
             round_ = choose(config, run, out, rounds)
             if round_ is None:
                 return Learned(out=out, round=rounds[-1], is_new=False)
+            for line in differing_lines(round_):
+                display.print_line(line)
             write_round(out, round_)
         else:
             display.print_line(f"continuing round {round_['round']} ({round_['phase']})")
@@ -113,7 +107,10 @@ def choose(
     """Return a new round with its examples; None if nothing changed since the last one. Unless
     `dry`, edits that only other journals have are added to the run's. Raises UsageError,
     EnvironmentFault."""
-    _check(run.config)
+    if run.config.language_gguf:
+        raise UsageError(
+            "--language-gguf: a GGUF file cannot be trained", hint="Caption without it, then learn"
+        )
     with closing(ReviewedCaptions(out)) as captions:
         found = decisions_of(captions, config.journal, rounds)
         if found.adopted and not dry:
@@ -138,11 +135,11 @@ def choose(
             hint="Correct or accept more in `penstock review`",
         )
     return {
-        "round": len(rounds) + 1,
+        "round": rounds[-1]["round"] + 1 if rounds else 1,
         "phase": CHOSEN,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "digest": digest,
-        "previous": _adapter_of(run.config),
+        "previous": str(folder_named(run.config.adapter, "adapter")) if run.config.adapter else "",
         "settings": settings,
         "command": run.command,
         "examples": trained,
@@ -157,21 +154,16 @@ def choose(
     }
 
 
-def _check(run: CaptionConfig) -> None:
-    if run.language_gguf:
-        raise UsageError(
-            "--language-gguf: a GGUF file cannot be trained", hint="Caption without it, then learn"
-        )
-
-
-def _adapter_of(run: CaptionConfig) -> str:
-    return str(folder_named(run.adapter, "adapter")) if run.adapter else ""
-
-
 def _settings(config: LearnConfig) -> dict[str, Any]:
     """Return the options that decide an adapter."""
-    names = {each.name for each in fields(StepOptions)} - {"recompute"}
-    return {name: value for name, value in asdict(config).items() if name in names}
+    own = {each.name for each in fields(StepOptions)} - {"recompute"}
+    return {name: value for name, value in asdict(config).items() if name in own}
+
+
+def differing_lines(round_: Round) -> list[str]:
+    """Return a line that names the captions on which journals differ, if there are any."""
+    found = names(round_["differing"])
+    return [f"left out, because journals differ: {found}"] if found else []
 
 
 def caption_tokens(round_: Round) -> int:
@@ -227,19 +219,19 @@ class _Work:
                 if not (folder / ADAPTER_WEIGHTS).exists():
                     with whole_file(folder / name) as file:
                         file.write((Path(previous) / name).read_bytes())
-        training = self.config.training(self.run.config, len(examples), resume=bool(previous))
+        training = self.run.training(self.config, len(examples), resume=bool(previous))
         self._tune(training, examples, folder, tokens=caption_tokens(self.round))
         self._end(TRAINED)
 
     def score(self) -> None:
         """Score the previous model and the new adapter, and decide."""
-        scoring = self.config.training(self.run.config, 1, resume=False)
+        scoring = self.run.training(self.config, 1, resume=False)
         scoring = replace(scoring, validate_only=True)
         for name, adapter in (("before", self.round["previous"]), ("after", self.adapter)):
             folder = self.folder / name
             self._tune(scoring, self._examples("held_out"), folder, adapter=adapter)
-            found = read_json(folder / RUN / SCORE, {"each": [SCORED_EXAMPLE]}, AGAIN, dict)
-            self.round[name] = found["each"]
+            found = read_json(folder / RUN / SCORE, {EACH: [SCORED_EXAMPLE]}, AGAIN, dict)
+            self.round[name] = found[EACH]
         lower = times_lower(self.round, self.config.seed)
         self.round["lower"] = lower
         accepted = self.round["enough"] and is_better(self.round)
@@ -247,7 +239,7 @@ class _Work:
 
     def recaption(self) -> None:
         """Make the captions of the adapter in the store. The run's own files stay."""
-        config = self.config.captioning(self.run.config, self.folder / CAPTIONS, self.adapter)
+        config = self.run.captioning(self.config, self.folder / CAPTIONS, self.adapter)
         only_lines = replace(config, format=(), beside=False, summary=False, existing=None)
         self._caption(replace(only_lines, overwrite=False), self.on_begin)
         self._end(RECAPTIONED)
@@ -262,7 +254,7 @@ class _Work:
             kept, changed = carry(old, new, self.round["round"])
             if self.round["phase"] == RECAPTIONED:
                 self._end(CARRIED, carried=kept, changed=changed)
-            config = self.config.captioning(self.run.config, self.out, self.adapter)
+            config = self.run.captioning(self.config, self.out, self.adapter)
             self.captioned = self._caption(config, self._begin)
         self._end(DONE, captions=self.captioned.captions)
         shutil.rmtree(self.folder / CAPTIONS, ignore_errors=True)
@@ -277,7 +269,7 @@ class _Work:
         if self.on_begin is not None:
             self.on_begin(job, record)
 
-    def _caption(self, config: CaptionConfig, on_begin: OnBegin | None) -> RunResult:
+    def _caption(self, config: RunOptions, on_begin: OnBegin | None) -> RunResult:
         return sift_first.caption(config, self.display, self.make_launcher, on_begin)
 
     def _examples(self, name: str = "examples") -> list[Example]:
@@ -301,9 +293,13 @@ class _Work:
         adapter: str = "",
     ) -> None:
         """Train on examples, or score them, in a folder."""
-        run = self.config.run_of(self.run.config, str(folder / RUN), tokens, adapter)
-        observer = RunObserver(self.display, self.on_begin)
-        train(training, run.as_published, examples, run, observer, self.make_launcher)
+        run = self.run.tuning(self.config, folder / RUN, tokens, adapter)
+
+        def attempt() -> None:
+            observer = RunObserver(self.display, self.on_begin)
+            train(training, run.as_published, examples, run, observer, self.make_launcher)
+
+        replanned_once(attempt, self.display.print_line)
 
 
 STEPS: Mapping[str, Callable[[_Work], None]] = {

@@ -2,9 +2,8 @@
 
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
-from flows.learning.decisions import names
-from flows.learning.learn import RecordedRun, caption_tokens, choose
-from flows.options.learn import LearnConfig, LearnRun
+from flows.learning.learn import caption_tokens, choose, differing_lines
+from flows.options.learn import LearnConfig, LearnRun, RecordedRun
 from flows.results.rounds import ADAPTER, Round, round_folder, rounds_in, unfinished
 from flows.results.tuned import RUN
 
@@ -19,7 +18,7 @@ def preview(config: LearnConfig, run: RecordedRun) -> tuple[list[str], LearnRun 
     if round_ is None:
         return [f"nothing new to learn since round {rounds[-1]['round']}"], None
     folder = round_folder(out, round_["round"]) / ADAPTER / RUN
-    tuning = config.run_of(run.config, str(folder), caption_tokens(round_))
+    tuning = run.tuning(config, folder, caption_tokens(round_))
     return _lines(round_, is_begun=left is not None), tuning
 
 
@@ -32,6 +31,4 @@ def _lines(round_: Round, *, is_begun: bool) -> list[str]:
         f"on, {held}",
         f"from {round_['previous'] or 'the model without an adapter'}",
     ]
-    if round_["differing"]:
-        lines.append(f"left out, because journals differ: {names(round_['differing'])}")
-    return lines
+    return [*lines, *differing_lines(round_)]

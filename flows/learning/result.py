@@ -51,7 +51,9 @@ class Learned:
 
     def row(self) -> dict[str, Any]:
         """Return the outcome as a row of a table."""
-        return {name: value for name, value in self.to_json().items() if name != "out"}
+        loss = loss_of(corrections_of(self.round, "after"))
+        shown = {name: self.round[name] for name in ("round", "accepted", "changed")}
+        return {**shown, "loss": loss, "adapter": str(self.adapter)}
 
     def line(self) -> str:
         """Return the outcome in one line."""
@@ -71,4 +73,5 @@ class Learned:
         if not self.round["accepted"]:
             return line
         changed = counted(self.round["captions"], "caption")
-        return f"{line}, {self.round['changed']} of {changed} changed in {self.out}"
+        kept = counted(self.round["carried"], "decision")
+        return f"{line}, {self.round['changed']} of {changed} changed, {kept} kept in {self.out}"

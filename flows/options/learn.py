@@ -1,9 +1,10 @@
 """Options of `penstock learn`."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from artifacts.options import Option
 from flows.options.commands import CaptionConfig
@@ -30,7 +31,7 @@ class LearnConfig(StepOptions, MemoryOptions):
     out: Annotated[
         str,
         Option(
-            "output folder of `penstock caption` [%(default)s]",
+            "output folder of `penstock caption` [penstock-out]",
             metavar="OUT",
             positional=True,
             nargs="?",
@@ -55,38 +56,49 @@ class LearnConfig(StepOptions, MemoryOptions):
     trust_remote_code: Annotated[bool, Option(TRUST_HELP, TRAINING)] = False
     """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""
 
-    def training(self, run: CaptionConfig, examples: int, *, resume: bool) -> TrainingOptions:
-        """Return the settings of the training of a round on so many examples."""
-        own = {field.name: getattr(self, field.name) for field in fields(StepOptions)}
-        if self.epochs is None and self.steps is None:
-            own["steps"] = max(LEAST_STEPS, math.ceil(EPOCHS * examples / self.batch_size))
-        return TrainingOptions(
-            **own, validate=0.0, resume=resume, max_new_tokens=run.max_new_tokens
-        )
 
-    def run_of(self, run: CaptionConfig, out: str, tokens: int, adapter: str = "") -> LearnRun:
-        """Return the run that trains an adapter for a caption run into the folder above `out`, on
-        captions of at most `tokens`. Without `tokens`, it scores the model with an `adapter`."""
-        known = {field.name for field in fields(LearnRun)} & {field.name for field in fields(run)}
-        same = {name: getattr(run, name) for name in known - {"engine", "slots", "adapter"}}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordedRun:
+    """The caption run that a round repeats."""
+
+    config: CaptionConfig
+    command: Mapping[str, Any] | None = None
+    """Its command as `run.json` states it; None: a program ran it."""
+
+    def training(self, config: LearnConfig, examples: int, *, resume: bool) -> TrainingOptions:
+        """Return the settings of the training of a round on so many examples."""
+        own = {field.name: getattr(config, field.name) for field in fields(StepOptions)}
+        if config.epochs is None and config.steps is None:
+            own["steps"] = max(LEAST_STEPS, math.ceil(EPOCHS * examples / config.batch_size))
+        limit = self.config.max_new_tokens
+        return TrainingOptions(**own, validate=0.0, resume=resume, max_new_tokens=limit)
+
+    def tuning(self, config: LearnConfig, out: Path, tokens: int, adapter: str = "") -> LearnRun:
+        """Return the run that trains an adapter for these captions into the folder above `out`, on
+        texts of at most `tokens`. Without `tokens`, it scores the model with an `adapter`."""
+        known = {field.name for field in fields(LearnRun)}
+        known &= {field.name for field in fields(CaptionConfig)} - {"engine", "slots"}
+        same = {name: getattr(self.config, name) for name in known}
+        of_step = ("batch_size", "lora_rank", "recompute", "optimizer")
         own = {
+            **{name: getattr(config, name) for name in of_step},
+            **self._limits(config),
             "sources": (),
-            "out": out,
+            "out": str(out),
             "adapter": adapter,
-            "language_precision": self.precision,
-            "batch_size": self.batch_size,
-            "lora_rank": self.lora_rank,
-            "recompute": self.recompute,
-            "optimizer": self.optimizer,
+            "language_precision": config.precision,
             "caption_tokens": tokens,
             "scored_only": not tokens,
-            "memory": run.memory if self.memory is None else self.memory,
-            "trust_remote_code": self.trust_remote_code or run.trust_remote_code,
         }
         return LearnRun(**{**same, **own})
 
-    def captioning(self, run: CaptionConfig, out: Path, adapter: str) -> CaptionConfig:
-        """Return the caption run with an adapter, into a folder."""
-        memory = run.memory if self.memory is None else self.memory
-        trusted = self.trust_remote_code or run.trust_remote_code
-        return replace(run, out=str(out), adapter=adapter, memory=memory, trust_remote_code=trusted)
+    def captioning(self, config: LearnConfig, out: Path, adapter: str) -> CaptionConfig:
+        """Return the run with an adapter, into a folder."""
+        return replace(self.config, out=str(out), adapter=adapter, **self._limits(config))
+
+    def _limits(self, config: LearnConfig) -> dict[str, Any]:
+        """Return the options that a round may set anew."""
+        return {
+            "memory": self.config.memory if config.memory is None else config.memory,
+            "trust_remote_code": config.trust_remote_code or self.config.trust_remote_code,
+        }

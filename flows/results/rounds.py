@@ -78,8 +78,9 @@ def round_folder(out: Path, number: int) -> Path:
 
 def rounds_in(out: Path) -> list[Round]:
     """Return the rounds of a run's folder, the last one last. Raises EnvironmentFault."""
-    paths = sorted((out / LEARN).glob(f"round-*/{ROUND_RECORD}"))
-    return [read_json(path, ROUND, RUN_AGAIN, lambda value: value) for path in paths]
+    paths = (out / LEARN).glob(f"round-*/{ROUND_RECORD}")
+    found = [read_json(path, ROUND, RUN_AGAIN, lambda value: value) for path in paths]
+    return sorted(found, key=lambda each: each["round"])
 
 
 def unfinished(rounds: Sequence[Round]) -> Round | None:

@@ -150,9 +150,9 @@ class ReviewedCaptions:
         if key in self.rows or key not in self._former:
             row = self.rows.get(key)
             return row, row["said"] if row else ""
-        chunk, said = self._former[key]
+        chunk, shown = self._former[key]
         found = next((key for key, other in self.chunks.items() if other == chunk), "")
-        return self.rows.get(found), said
+        return self.rows.get(found), shown
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that the page shows."""
@@ -219,11 +219,11 @@ class ReviewedCaptions:
     def _changes(self, request: list[dict[str, Any]]) -> Any:
         edits: dict[str, Edit] = {}
         for change in request:
-            row, said = self._row_of(change["of"])
+            row, shown = self._row_of(change["of"])
             if row is None:
                 raise EditRefused("this caption is no longer in the run: reload the page")
             # Whoever accepted the words of before meant these, not those that came since.
-            given = said if change["review"] == ACCEPTED else None
+            given = shown if change["review"] == ACCEPTED else None
             given = given if change["caption"] is None else change["caption"]
             edits[row["key"]] = Edit(caption=self._caption(row, given), review=change["review"])
         if not edits:

@@ -14,7 +14,8 @@ How it works:
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ CHOSEN = 500
 DECIDED = 1000
 """Captions decided last, from which distances count."""
 READ_SECONDS = 5.0
-"""Longest time that one ranking reads features. The next ranking reads on."""
+"""Longest time that one ranking reads features, once their store is listed. The next reads on."""
 BITS = {"float16": "<f2", "float32": "<f4", "float64": "<f8", "bfloat16": "<u2"}
 """Stored dtype of features → how numpy reads it; bfloat16 as the upper half of a float32."""
 Vectors = NDArray[np.float32]
@@ -61,8 +62,8 @@ def unit(vectors: Vectors) -> Vectors:
 def choose(
     doubts: NDArray[np.float64], vectors: Vectors, decided: Vectors, count: int
 ) -> list[int]:
-    """Return the indexes of `count` captions, greedily by doubt times distance. Vectors have length 1;
-    distance is 1 minus their cosine, at most 1 where nothing was decided."""
+    """Return the indexes of `count` captions, greedily by doubt times distance. Vectors have length
+    1; distance is 1 minus their cosine, and 1 where nothing was decided."""
     far = np.ones(len(doubts))
     for start in range(0, len(decided), 256):
         far = np.minimum(far, 1.0 - (vectors @ decided[start : start + 256].T).max(axis=1))
@@ -80,28 +81,25 @@ def choose(
 def pooled(record: Record) -> NDArray[np.float32] | None:
     """Return the mean over the tokens of a feature record, of its widest tensors; None if it has no
     such tensor."""
-    tensors = [one for one in _tensors(record.meta["tree"]) if len(one["shape"]) > 1]
-    tensors = [one for one in tensors if one["dtype"] in BITS and math.prod(one["shape"])]
-    if not tensors:
+    every = (one for one in _tensors(record.meta["tree"]) if one["dtype"] in BITS)
+    sizes = [(math.prod(one["shape"]), one) for one in every if len(one["shape"]) > 1]
+    if not any(size for size, _ in sizes):
         return None
-    width = max(tensors, key=lambda one: math.prod(one["shape"]))["shape"][-1]
+    width = max(sizes, key=lambda pair: pair[0])[1]["shape"][-1]
     total, rows = np.zeros(width), 0
-    for one in tensors:
+    for size, one in sizes:
         if one["shape"][-1] == width:
-            values = np.frombuffer(
-                record.payload, BITS[one["dtype"]], math.prod(one["shape"]), one["at"]
-            )
+            values = np.frombuffer(record.payload, BITS[one["dtype"]], size, one["at"])
             if one["dtype"] == "bfloat16":
                 values = (values.astype(np.uint32) << 16).view(np.float32)
             total += values.reshape(-1, width).sum(axis=0, dtype=np.float64)
-            rows += len(values) // width
+            rows += size // width
     return projected((total / rows).astype(np.float32))
 
 
 def _tensors(tree: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yield the descriptions of the tensors in the `features` of a record."""
-    features = dict(tree["v"])["features"] if tree["is"] == "dict" else tree
-    waiting = [features]
+    waiting = [dict(tree["v"])["features"]]
     while waiting:
         one = waiting.pop()
         if one["is"] == "tensor":
@@ -121,14 +119,10 @@ def projected(vector: NDArray[np.float32]) -> NDArray[np.float32]:
     return found
 
 
-_known: dict[int, Vectors] = {}
-
-
+@cache
 def _directions(width: int) -> Vectors:
-    if width not in _known:
-        draw = np.random.default_rng(width).standard_normal((width, WIDTH), dtype=np.float32)
-        _known[width] = draw / np.float32(math.sqrt(WIDTH))
-    return _known[width]
+    draw = np.random.default_rng(width).standard_normal((width, WIDTH), dtype=np.float32)
+    return draw / np.float32(math.sqrt(WIDTH))
 
 
 class TeachRanking(NamedTuple):
@@ -146,17 +140,18 @@ class PooledFeatures:
         self._sets: list[RecordSet] | None = None
         self._vectors: dict[str, NDArray[np.float32] | None] = {}
 
-    def of(self, url: str, keys: Sequence[str]) -> tuple[dict[str, NDArray[np.float32]], str]:
+    def of(
+        self, url: str, keys: Sequence[str], every: Iterable[str] = ()
+    ) -> tuple[dict[str, NDArray[np.float32]], str]:
         """Return feature key → vector, of those that can be read in time, and a note about the
-        others. Raises PenstockError."""
+        others. `every` are all keys of the run. Raises PenstockError."""
+        if self._sets is None:
+            self._sets = _opened(url, {*keys, *every})
         until, left = time.monotonic() + READ_SECONDS, 0
         for key in keys:
-            if key in self._vectors:
-                continue
-            if time.monotonic() > until:
-                left += 1
-                continue
-            self._vectors[key] = self._read(url, key, keys)
+            if key not in self._vectors and time.monotonic() <= until:
+                self._vectors[key] = self._read(key)
+            left += key not in self._vectors
         found = {key: one for key in keys if (one := self._vectors.get(key)) is not None}
         if left:
             return found, f"{counted(left, 'caption')} not compared yet: reading their features"
@@ -164,10 +159,8 @@ class PooledFeatures:
             return found, "by doubt alone: the features are no longer in the store"
         return found, ""
 
-    def _read(self, url: str, key: str, keys: Sequence[str]) -> NDArray[np.float32] | None:
-        if self._sets is None:
-            self._sets = _opened(url, set(keys))
-        for one in self._sets:
+    def _read(self, key: str) -> NDArray[np.float32] | None:
+        for one in self._sets or ():
             if key in one:
                 try:
                     return pooled(one.read(key))
@@ -206,7 +199,8 @@ def teach_ranking(captions: "ReviewedCaptions", features: PooledFeatures) -> Tea
     some, taught = by_doubt[:CANDIDATES], decided[-DECIDED:]
     feature_of = {key: captions.chunks[key][0] for key in (*some, *taught)}
     url = captions.record["plan"].get("store", "")
-    vectors, note = features.of(url, list(dict.fromkeys(feature_of.values())))
+    every = (chunk[0] for chunk in captions.chunks.values())
+    vectors, note = features.of(url, list(dict.fromkeys(feature_of.values())), every)
     some = [key for key in some if feature_of[key] in vectors]
     taught = [key for key in taught if feature_of[key] in vectors]
     first = _first(captions, some, taught, {key: vectors[feature_of[key]] for key in some + taught})

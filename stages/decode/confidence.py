@@ -13,24 +13,36 @@ from typing import Any
 
 import torch
 
-PIECE_BYTES = 1 << 20
-"""Log-probabilities are computed for rows of at most this many bytes at once, so that they stay in
-the cache of a CPU, and take little memory beside the logits."""
+PIECE_BYTES = (1 << 20, 32 << 20)
+"""Log-probabilities are computed for rows of at most this many bytes at once: on a CPU so that they
+stay in its cache, on a GPU so that they take little memory beside the logits."""
 DIGITS = 4
 """Decimals of the fields of a record."""
+
+
+def likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """Return the likeliest token of each row, of shape [rows]; the first of several. `logits` are
+    of shape [rows, vocabulary] in fp32."""
+    if logits.device.type != "cpu":
+        return logits.argmax(-1)
+    # 8 rows of 151,936 logits take numpy 0.08 ms, torch 1.0 ms; `token_scores` takes 0.8 ms.
+    return torch.from_numpy(logits.numpy().argmax(-1))
 
 
 def token_scores(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Return log-probability and margin of one token per row, of shape [rows, 2]. `logits` are of
     shape [rows, vocabulary], `tokens` of shape [rows]. The scores of a row do not depend on the
     other rows."""
-    rows = max(1, PIECE_BYTES // (4 * logits.shape[-1]))
-    pieces = zip(logits.split(rows), tokens.unsqueeze(1).split(rows), strict=True)
+    rows = max(1, PIECE_BYTES[logits.device.type == "cuda"] // (4 * logits.shape[-1]))
+    chosen = tokens.unsqueeze(1)
+    if len(logits) <= rows:
+        return _scores_of(logits, chosen)
+    pieces = zip(logits.split(rows), chosen.split(rows), strict=True)
     return torch.cat([_scores_of(*piece) for piece in pieces])
 
 
 def _scores_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    likely = logits.log_softmax(-1, dtype=torch.float32)
+    likely = logits.float().log_softmax(-1)  # its own conversion is 14 times as slow on a CPU
     chosen = likely.gather(1, tokens)
     other = likely.scatter_(1, tokens, -torch.inf).amax(-1, keepdim=True)
     return torch.cat([chosen, chosen - other], dim=1)

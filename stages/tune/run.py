@@ -36,7 +36,7 @@ from stages.tune.examples import (
     make_example,
     with_end_token,
 )
-from stages.tune.job import RECORD, SCORE, TuneItem, TuneJob
+from stages.tune.job import EACH, RECORD, SCORE, TuneItem, TuneJob
 from stages.tune.layout import layout_in
 from stages.tune.training import (
     Trainer,
@@ -114,7 +114,7 @@ def score_each(
         for loss, count, one, example in zip(losses, tokens, captions, examples, strict=True)
     ]
     loss = sum(losses) / max(1, sum(tokens))
-    return {**_summary(captions, examples, loss), "each": each}
+    return {**_summary(captions, examples, loss), EACH: each}
 
 
 def _summary(

@@ -61,9 +61,9 @@ SYNCS = ("fsync", "fdatasync")
 
 def main(book: str, *words: str) -> int:
     from flows.cli import main as command
-    from flows.studio import server as studio
     from flows.serving import listening
     from flows.serving import server as serving
+    from flows.studio import server as studio
 
     for name in (*SYNCS, "write", "read", "pread", "pwrite", "writev", "readv", "sendfile"):
         watched(name)

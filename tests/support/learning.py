@@ -17,11 +17,11 @@ from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from flows.console.display import Display
 from flows.learning import learn as module
-from flows.learning.learn import RecordedRun, learn
+from flows.learning.learn import learn
 from flows.learning.result import Learned
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
-from flows.options.learn import LearnConfig
+from flows.options.learn import LearnConfig, RecordedRun
 from flows.results.rounds import rounds_in
 from flows.results.run_result import RunResult
 from flows.reviewing.captions import ReviewedCaptions

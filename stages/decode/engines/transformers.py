@@ -216,10 +216,8 @@ def run_generate(
 ) -> Iterator[CaptionOutput]:
     """Yield the captions of prepared inputs, up to the limit and the stop strings of
     `generate_kwargs`."""
-    watch = LogitsWatch()
-    if options.get("num_beams", 1) == 1:
-        options["custom_generate"] = watch.sample
-    made = generate(half, inputs, features, max_new_tokens=generate_kwargs.limit, **options)
+    options["max_new_tokens"], watch = generate_kwargs.limit, LogitsWatch()
+    made = _generate_watched(half, inputs, features, options, watch)
     new = new_tokens(made, prompt_in(half, inputs)).cpu()
     rows = new.tolist()
     mask = inputs.get("attention_mask")
@@ -239,6 +237,24 @@ def run_generate(
             place = partial(generate_kwargs.offset_of, processor, row[:tokens], text)
             output = output._replace(confidence=confidence.fields(place))
         yield output
+
+
+def _generate_watched(
+    half: Any,
+    inputs: Mapping[str, Any],
+    features: Mapping[str, Any],
+    options: Mapping[str, Any],
+    watch: LogitsWatch,
+) -> torch.Tensor:
+    """Return the tokens of `generate`, whose logits `watch` sees unless it searches with beams, or
+    is a model's own and does not take that."""
+    if options.get("num_beams", 1) == 1:
+        try:
+            return generate(half, inputs, features, custom_generate=watch.sample, **options)
+        except (TypeError, ValueError) as error:
+            if "custom_generate" not in str(error):
+                raise
+    return generate(half, inputs, features, **options)
 
 
 def _groups(requests: Sequence[DecodeRequest]) -> Iterator[list[int]]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
+from stages.decode.confidence import likeliest
+
 ROWS = 8
 """Rows per call, so that intermediate results stay small."""
 
@@ -46,8 +48,8 @@ class RowPenalties:
         count, chosen = len(self._seen), []
         for seen, rows in zip(self._seen.split(ROWS), logits[:count].split(ROWS), strict=True):
             changed = torch.where(rows < 0, rows * self.penalty, rows / self.penalty)
-            chosen.append(torch.where(seen, changed, rows).argmax(-1))
-        return torch.cat([*chosen, logits[count:].argmax(-1)])
+            chosen.append(likeliest(torch.where(seen, changed, rows)))
+        return torch.cat([*chosen, likeliest(logits[count:])])
 
     def add(self, tokens: torch.Tensor) -> None:
         """Note the chosen tokens, of shape [rows]."""

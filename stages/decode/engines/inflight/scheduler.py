@@ -32,7 +32,7 @@ import torch
 
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
-from stages.decode.confidence import Confidence, token_scores
+from stages.decode.confidence import Confidence, likeliest, token_scores
 from stages.decode.engines.inflight.penalties import RowPenalties, penalty_of
 from stages.decode.engines.inflight.pool import Pool, make_pool
 from stages.decode.engines.inflight.pool_shape import PoolLayout
@@ -340,7 +340,7 @@ class InflightScheduler:
         logits, slots = self._pool.step(), len(self._running)
         with torch.inference_mode():
             penalties = self._penalties
-            tokens = logits.argmax(-1) if penalties is None else penalties.select(logits)
+            tokens = likeliest(logits) if penalties is None else penalties.select(logits)
             for slot, state in enumerate(self._running):
                 if state is not None and len(state.processors) and not state.shares_penalty:
                     tokens[slot] = state.select_token(logits[slot : slot + 1])[0]
