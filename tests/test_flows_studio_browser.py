@@ -14,8 +14,18 @@ import pytest
 import penstock_demo
 from artifacts.edits import read_edits
 from tests.support.browser import Browser, browsing
-from tests.support.looks import asked_elsewhere, faint, overlapping, too_wide, unnamed
+from tests.support.looks import (
+    asked_elsewhere,
+    axe_script,
+    faint,
+    overlapping,
+    serious,
+    too_wide,
+    unnamed,
+)
+from tests.support.media import write_video
 from tests.support.pipeline import ROOT
+from tests.support.reports import media_file, said, write_run
 from tests.support.studios import OpenStudio, all_done
 from tests.support.trainers import READERS
 
@@ -202,9 +212,6 @@ def test_a_killed_server_finds_its_run_and_the_browser_goes_on(
 def test_an_edit_of_another_tab_is_shown_and_an_older_one_refused(
     browser: Browser, tmp_path: Path, studio: OpenStudio
 ) -> None:
-    from tests.support.media import write_video
-    from tests.support.reports import media_file, said, write_run
-
     file = media_file(write_video(tmp_path / "empty" / "a.mp4", ticks=range(0, 60, 6)))
     write_run(studio.out, [(file, said(file, ["A ring.", "A square."]))])
     run = studio.get("start")["own"]
@@ -228,6 +235,30 @@ def test_an_edit_of_another_tab_is_shown_and_an_older_one_refused(
     browser.wait(SAVED)
     assert read_edits(studio.out).now[of].caption == "Mine."
     assert any("409" in line for line in browser.console())
+
+
+def test_axe_finds_nothing_serious(browser: Browser, tmp_path: Path, studio: OpenStudio) -> None:
+    script = axe_script(tmp_path)
+    file = media_file(write_video(tmp_path / "empty" / "a.mp4", ticks=range(0, 60, 6)))
+    write_run(studio.out, [(file, said(file, ["red, ring", "blue, square"]))])
+    shown(browser, studio.address)
+    browser.run("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    browser.wait("return document.querySelector('#folders button')")
+    for theme in ("light", "dark"):
+        browser.run("document.documentElement.dataset.theme = arguments[0]", theme)
+        assert serious(browser, script) == [], theme
+    shown(browser, f"{studio.address}run/{studio.get('start')['own']}/")
+    browser.press("x", "n")
+    browser.run("page.tags.toggle(); page.replacing.toggle(); page.writing.toggle()")
+    browser.wait("return document.querySelector('#writing table, #writing .quiet')")
+    for theme in ("light", "dark"):
+        browser.run("document.documentElement.dataset.theme = arguments[0]", theme)
+        assert serious(browser, script) == [], theme
+    for opening in ("page.help()", "page.past()"):
+        browser.run(opening)
+        browser.wait("return document.querySelector('dialog[open]')")
+        assert serious(browser, script) == [], opening
+        browser.run("document.querySelector('dialog[open]').close()")
 
 
 def test_every_option_of_the_command_has_a_field(browser: Browser, studio: OpenStudio) -> None:
