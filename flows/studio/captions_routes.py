@@ -5,7 +5,7 @@ import mimetypes
 import re
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
@@ -16,12 +16,10 @@ from flows.serving.shown_media import shown_file
 from flows.studio.guard import JSON, json_of
 from flows.studio.run_captions import RunCaptions
 from flows.studio.runs import AGAIN, Run
+from flows.studio.session import Studio
 from flows.studio.sets import sets_in, unrejected
 from flows.studio.steps import FOLDER, MOST, RecordedCommand, answers_of
 from flows.studio.values import checked, line_of
-
-if TYPE_CHECKING:
-    from flows.studio.server import Studio
 
 SHOWN = ("image/", "video/", "audio/")
 NUMBER = re.compile("[0-9]{1,9}")
@@ -32,7 +30,7 @@ FETCHED_AT_ONCE = 8
 class CaptionsRoutes:
     """The captions of the runs that this studio knows."""
 
-    def __init__(self, studio: "Studio") -> None:
+    def __init__(self, studio: Studio) -> None:
         self._studio = studio
         self._drawing = asyncio.Semaphore(THUMBNAILS_AT_ONCE)
         self._fetching = asyncio.Semaphore(FETCHED_AT_ONCE)

@@ -2,16 +2,11 @@
 
 import asyncio
 import contextlib
-import hashlib
-import hmac
 import logging
-import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,99 +15,23 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from artifacts.errors import PenstockError, UsageError
+from artifacts.errors import UsageError
 from artifacts.plurals import counted
-from artifacts.store import open_store
 from artifacts.store_folders import local_folder
 from flows.console.lines import print_lines
-from flows.options.model import default_store
-from flows.results.recorded_command import user_secret
 from flows.results.run_read import load_record
 from flows.reviewing.confirming import confirmed
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.studio.captions_routes import CaptionsRoutes
 from flows.studio.guard import ThisMachineOnly, guarded
-from flows.studio.roots import Roots
-from flows.studio.run_captions import RunCaptions
-from flows.studio.runs import Run, RunQueue, run_id
+from flows.studio.runs import run_id
+from flows.studio.session import Studio
 from flows.studio.start_routes import StartRoutes
-from flows.studio.steps import ConfigOf, RecordedCommand
-from flows.studio.thumbs import Thumbnails
+from flows.studio.steps import ConfigOf
 from flows.studio.values import line_of
 
 HOST = "127.0.0.1"
-WORD = 32
-"""Characters of the studio's token."""
 GRACE_SECONDS = 2
-
-
-@dataclass(kw_only=True, slots=True)
-class Studio:
-    """What one studio works on."""
-
-    folder: Path
-    """Folder of media; commands run in it."""
-    out: Path
-    """Output folder of runs, with the queue."""
-    store: str
-    """Store that was given at start; empty: the default."""
-    config_of: ConfigOf
-    more_roots: Sequence[str] = ()
-    order: str = "source"
-    """Order in which captions are shown at first."""
-    confirmed: Any = None
-    """Command in the record of `out` that another user ran, and this one has confirmed."""
-    roots: Roots = field(init=False)
-    queue: RunQueue = field(init=False)
-    thumbnails: Thumbnails = field(init=False)
-    token: str = field(init=False)
-    captions: dict[str, RunCaptions] = field(default_factory=dict)
-    """Id of a run's folder → its captions."""
-
-    def __post_init__(self) -> None:
-        url = self.store or default_store()
-        local = local_folder(url)
-        places: list[Path | str] = [self.folder, self.out, *self.more_roots]
-        self.roots = Roots([*places, *([local] if local is not None else [])])
-        self.thumbnails = Thumbnails(open_store(url))
-        self.token = token_of(self.out)
-        self.queue = RunQueue(self.out, self._before)
-
-    @property
-    def fixed(self) -> list[str]:
-        """Return the words of every command that the page does not choose."""
-        return [f"--store={self.store}"] if self.store else []
-
-    def of(self, name: str) -> RunCaptions:
-        """Return the captions of a run by its id in addresses. Raises UsageError."""
-        known = {run_id(run.about_out): run.about_out for run in self.queue.runs}
-        out = {**known, run_id(self.out): self.out}.get(name)
-        if out is None:
-            raise UsageError("there is no such run", hint="Choose another one")
-        if name not in self.captions:
-            learning = partial(self.queue.is_learning, out)
-            self.captions[name] = RunCaptions(out, self.order, learning)
-        return self.captions[name]
-
-    def command(self, out: Path) -> RecordedCommand:
-        """Return the command that a folder's record has. Raises UsageError, EnvironmentFault."""
-        return RecordedCommand(out, self.config_of, self.confirmed if out == self.out else None)
-
-    def read_ahead(self) -> None:
-        """Read the captions of the output folder, if there are any."""
-        with contextlib.suppress(PenstockError):
-            _ = self.of(run_id(self.out)).reviewed
-
-    def _before(self, run: Run) -> None:
-        if (captions := self.captions.get(run_id(run.out))) is not None:
-            captions.follow_learning()
-
-    def close(self) -> None:
-        """Close the queue and the journals. Runs go on."""
-        self.queue.close()
-        self.thumbnails.flush()
-        for captions in self.captions.values():
-            captions.close()
 
 
 def studio(
@@ -153,13 +72,6 @@ def review(out: Path, port: int, order: str, config_of: ConfigOf) -> None:
         if counts and not any(run.kind in ("write", "learn") for run in opened.queue.runs):
             words = opened.command(out).words
             print_lines(f"to write these edits into the outputs, run: {line_of(words)}")
-
-
-def token_of(out: Path) -> str:
-    """Return the token of a folder's studio. It is stable, so that an open page continues after a
-    restart of the server. Raises EnvironmentFault."""
-    name = b"studio " + os.fsencode(os.path.realpath(out))
-    return hmac.new(user_secret(), name, hashlib.sha256).hexdigest()[:WORD]
 
 
 def studio_app(opened: Studio) -> Starlette:

@@ -2,7 +2,7 @@
 
 import asyncio
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -12,10 +12,8 @@ from flows.reviewing.captions import EditRefused
 from flows.studio import choices, roots
 from flows.studio.guard import json_of
 from flows.studio.runs import Run, plan_of, run_id
+from flows.studio.session import Studio
 from flows.studio.values import checked, line_of, table, words_of
-
-if TYPE_CHECKING:
-    from flows.studio.server import Studio
 
 PAGE = "flows.studio.page"
 REVIEW = "flows.reviewing.page"
@@ -46,7 +44,7 @@ def page_parts() -> tuple[str, str]:
 class StartRoutes:
     """The page, and what it needs until captions are made."""
 
-    def __init__(self, studio: "Studio") -> None:
+    def __init__(self, studio: Studio) -> None:
         self._studio = studio
         self._page = page_parts()
         self._planning = asyncio.Lock()
