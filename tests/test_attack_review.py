@@ -21,7 +21,7 @@ from artifacts.edits import read_edits
 from artifacts.errors import EnvironmentFault
 from artifacts.secret_files import own_secret
 from flows.results.recorded_command import is_own_command, repeated, signed_command
-from flows.reviewing.confirming import confirmed
+from flows.studio.confirming import confirmed
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.reports import media_file, said, write_run

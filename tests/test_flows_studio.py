@@ -15,7 +15,7 @@ from flows.cli.main import parse
 from flows.cli.options import config_of
 from flows.options.commands import CaptionConfig
 from flows.studio.roots import Refused, Roots
-from flows.studio.runs import Run, RunQueue
+from flows.studio.runs import QueuedRun, RunQueue
 from flows.studio.thumbs import Thumbnails
 from flows.studio.values import ALLOWED, DENIED, checked, line_of
 from flows.studio.values import words_of as command_of
@@ -178,10 +178,10 @@ def queue(tmp_path: Path) -> RunQueue:
     return RunQueue(tmp_path / "out")
 
 
-def run(tmp_path: Path, name: str) -> Run:
+def run(tmp_path: Path, name: str) -> QueuedRun:
     """A run that fails: its file is not there."""
     words = ["caption", f"{name}.png", "--model", "demo", "--out", name]
-    return Run(kind="caption", out=str(tmp_path / name), words=words, folder=str(tmp_path))
+    return QueuedRun(kind="caption", out=str(tmp_path / name), words=words, folder=str(tmp_path))
 
 
 def test_a_queue_is_kept_and_its_runs_take_turns(tmp_path: Path) -> None:

@@ -336,8 +336,7 @@ class StageRunner:
         settings, error = settings_on(self._job.model, rung), None
         try:
             attention = settings.attention if settings else ""
-            if stage is self._job.pipeline[-1]:
-                self._wait_for_last(process)
+            self._wait_for_last(process, stage)
             self._finish(process, attention, batches[0][0].namespaces.precision)
         except CannotFit as caught:
             error = caught
@@ -350,10 +349,10 @@ class StageRunner:
         self._job.ledger.refresh()
         return process.outcome, error
 
-    def _wait_for_last(self, process: StageHandle) -> None:
-        ended = getattr(process, "wait_for_exit", None)
+    def _wait_for_last(self, process: StageHandle, stage: StageSpec) -> None:
+        ended = getattr(process, "wait_for_exit", lambda _: True)
         try:
-            while ended is not None and not ended(REWRITE_SECONDS):
+            while stage is self._job.pipeline[-1] and not ended(REWRITE_SECONDS):
                 self._while_last()
         except BaseException:
             process.stop()

@@ -15,7 +15,7 @@ from flows.reviewing.captions import EditRefused
 from flows.serving.shown_media import shown_file
 from flows.studio.guard import JSON, json_of
 from flows.studio.run_captions import RunCaptions
-from flows.studio.runs import AGAIN, Run
+from flows.studio.runs import AGAIN, QueuedRun
 from flows.studio.session import Studio
 from flows.studio.sets import sets_in, unrejected
 from flows.studio.steps import FOLDER, MOST, RecordedCommand, answers_of
@@ -64,7 +64,7 @@ class CaptionsRoutes:
         run = await asyncio.to_thread(self._again, captions, [str(key) for key in keys], changes)
         return JSONResponse({"id": run.id, "line": line_of(run.words)})
 
-    def _again(self, captions: RunCaptions, keys: list[str], changes: dict[str, Any]) -> Run:
+    def _again(self, captions: RunCaptions, keys: list[str], changes: dict[str, Any]) -> QueuedRun:
         paths = [path for path, _ in captions.paths(keys).values()]
         out = captions.out / FOLDER / secrets.token_hex(8)
         command = self._studio.command(captions.out)
@@ -73,9 +73,9 @@ class CaptionsRoutes:
 
     def _add(
         self, kind: str, command: RecordedCommand, words: list[str], out: Path, **more: Any
-    ) -> Run:
+    ) -> QueuedRun:
         folder = str(command.folder)
-        run = Run(kind=kind, out=str(out), words=words, folder=folder, **more)
+        run = QueuedRun(kind=kind, out=str(out), words=words, folder=folder, **more)
         return self._studio.queue.add(run)
 
     async def answers(self, request: Request) -> Response:
@@ -100,9 +100,9 @@ class CaptionsRoutes:
         run = await asyncio.to_thread(self._write, captions, given)
         return JSONResponse({"id": run.id, "line": line_of(run.words)})
 
-    def _write(self, captions: RunCaptions, given: dict[str, Any]) -> Run:
-        asked = {"format": given.get("format"), "out": given.get("out")}
-        found = checked(asked, self._studio.roots)
+    def _write(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
+        chosen = {"format": given.get("format"), "out": given.get("out")}
+        found = checked(chosen, self._studio.roots)
         command, out = self._studio.command(captions.out), found.get("out")
         words = command.writing(found.get("format", ()), out)
         return self._add("caption" if out else "write", command, words, Path(out or captions.out))

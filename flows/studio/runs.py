@@ -53,7 +53,7 @@ ENTRY = ("id", "kind", "out", "values", "state", "pid", "began", "error")
 
 
 @dataclass(slots=True, kw_only=True)
-class Run:
+class QueuedRun:
     """One command of the queue."""
 
     kind: str
@@ -66,7 +66,7 @@ class Run:
     values: dict[str, Any] = field(default_factory=dict)
     """Values of the options that the page sent."""
     about: list[str] = field(default_factory=list)
-    """Keys of the captions that are asked again."""
+    """Keys of the captions that get a second question."""
     state: str = QUEUED
     pid: int = 0
     began: str = ""
@@ -87,7 +87,7 @@ def run_id(out: Path | str) -> str:
 class RunQueue:
     """The runs of one output folder: one at a time, the others wait."""
 
-    def __init__(self, out: Path, on_begin: Callable[[Run], None] = lambda _: None) -> None:
+    def __init__(self, out: Path, on_begin: Callable[[QueuedRun], None] = lambda _: None) -> None:
         """Take the queue of `out`. `on_begin` is called before a run begins. Raises
         EnvironmentFault if another studio has it."""
         self._state = out / FOLDER
@@ -102,7 +102,7 @@ class RunQueue:
                 f"{out} is open in another studio", hint="Continue in that one, or end it first"
             )
         kept = read_kept(self._state / "runs.json", FORM) or {"runs": []}
-        self.runs = [Run(**entry) for entry in kept["runs"]]
+        self.runs = [QueuedRun(**entry) for entry in kept["runs"]]
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def start(self) -> None:
@@ -117,7 +117,7 @@ class RunQueue:
         if self._own is not None:
             os.close(self._own)
 
-    def add(self, run: Run) -> Run:
+    def add(self, run: QueuedRun) -> QueuedRun:
         """Put a command at the end of the queue. Raises UsageError, EnvironmentFault."""
         with self._lock:
             if any(each.out == run.out and each.state not in ENDED for each in self.runs):
@@ -154,7 +154,7 @@ class RunQueue:
         active = (run for run in self.runs if run.state in (STARTING, RUNNING))
         return any(run.kind == "learn" and run.out == str(out) for run in active)
 
-    def of(self, name: str) -> Run:
+    def of(self, name: str) -> QueuedRun:
         """Return a run by its id. Raises UsageError."""
         for run in self.runs:
             if run.id == name:
@@ -167,7 +167,7 @@ class RunQueue:
             runs = list(self.runs)
         return [self._shown(run) for run in runs]
 
-    def _shown(self, run: Run) -> dict[str, Any]:
+    def _shown(self, run: QueuedRun) -> dict[str, Any]:
         last = self.log_of(run).strip().splitlines()[-1:] if run.kind == "learn" else []
         entry = {
             **{name: getattr(run, name) for name in ENTRY},
@@ -181,7 +181,7 @@ class RunQueue:
             entry["status"] = status
         return entry
 
-    def _status(self, run: Run) -> dict[str, Any] | None:
+    def _status(self, run: QueuedRun) -> dict[str, Any] | None:
         if not self._has_record(run):
             return None
         try:
@@ -195,7 +195,7 @@ class RunQueue:
             "budget": (plan.get("memory") or {}).get("budget_bytes"),
         }
 
-    def _has_record(self, run: Run) -> bool:
+    def _has_record(self, run: QueuedRun) -> bool:
         """Return whether `run.json` is of this run, and not of an earlier one."""
         try:
             record = load_record(Path(run.out))
@@ -203,7 +203,7 @@ class RunQueue:
             return False
         return bool(run.began) and seconds_of(record["started"]) >= seconds_of(run.began)
 
-    def _interrupt(self, run: Run) -> None:
+    def _interrupt(self, run: QueuedRun) -> None:
         """Send SIGINT to a run, once: it stops in order, and what it finished is kept."""
         if run.pid and (held := _try_lock(self._state / "run.lock")) is None:
             os.kill(run.pid, signal.SIGINT)
@@ -261,7 +261,7 @@ class RunQueue:
         if changed:
             self._save()
 
-    def _outcome(self, run: Run, code: int | None) -> tuple[str, str]:
+    def _outcome(self, run: QueuedRun, code: int | None) -> tuple[str, str]:
         if self._has_record(run):
             record = load_record(Path(run.out))
             state = "died" if record["state"] == "running" else record["state"]
@@ -271,7 +271,7 @@ class RunQueue:
             return "done", ""
         return ("interrupted" if code == 4 else "failed"), last[0] if last else "it wrote nothing"
 
-    def _begin(self, run: Run, lock: int) -> None:
+    def _begin(self, run: QueuedRun, lock: int) -> None:
         run.state, run.began, run.pid, run.error = STARTING, _now(), 0, ""
         self._save()
         self._on_begin(run)
@@ -280,10 +280,10 @@ class RunQueue:
         run.state, run.pid = RUNNING, self._child.pid
         self._save()
 
-    def _log(self, run: Run) -> Path:
+    def _log(self, run: QueuedRun) -> Path:
         return self._state / f"{run.id}.log"
 
-    def log_of(self, run: Run) -> str:
+    def log_of(self, run: QueuedRun) -> str:
         """Return the end of what a run printed."""
         try:
             with open(self._log(run), "rb") as log:
@@ -293,11 +293,11 @@ class RunQueue:
             return ""
 
     def _save(self) -> None:
-        runs = [{name: getattr(run, name) for name in Run.__slots__} for run in self.runs]
+        runs = [{name: getattr(run, name) for name in QueuedRun.__slots__} for run in self.runs]
         write_json(self._state / "runs.json", {"format": FORM, "runs": runs})
 
 
-def _started(run: Run, log: IO[bytes], lock: int) -> subprocess.Popen[bytes]:
+def _started(run: QueuedRun, log: IO[bytes], lock: int) -> subprocess.Popen[bytes]:
     """Start a command in a session of its own, with the queue's lock."""
     return subprocess.Popen(
         program(run.words),

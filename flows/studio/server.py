@@ -20,9 +20,9 @@ from artifacts.plurals import counted
 from artifacts.store_folders import local_folder
 from flows.console.lines import print_lines
 from flows.results.run_read import load_record
-from flows.reviewing.confirming import confirmed
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.studio.captions_routes import CaptionsRoutes
+from flows.studio.confirming import confirmed
 from flows.studio.guard import ThisMachineOnly, guarded
 from flows.studio.runs import run_id
 from flows.studio.session import Studio

@@ -17,7 +17,7 @@ from flows.options.model import default_store
 from flows.results.recorded_command import user_secret
 from flows.studio.roots import Roots
 from flows.studio.run_captions import RunCaptions
-from flows.studio.runs import Run, RunQueue, run_id
+from flows.studio.runs import QueuedRun, RunQueue, run_id
 from flows.studio.steps import ConfigOf, RecordedCommand
 from flows.studio.thumbs import Thumbnails
 
@@ -89,7 +89,7 @@ class Studio:
         with contextlib.suppress(PenstockError):
             _ = self.of(run_id(self.out)).reviewed
 
-    def _before(self, run: Run) -> None:
+    def _before(self, run: QueuedRun) -> None:
         if (captions := self.captions.get(run_id(run.out))) is not None:
             captions.follow_learning()
 

@@ -49,8 +49,8 @@ def unrejected(keys: Iterable[str], edits: Mapping[str, Edit]) -> int:
 
 def _kohya(folder: Path) -> Iterator[Sample]:
     for path in sorted(folder.glob("*.json")):
-        for name, told in json.loads(path.read_text(encoding="utf-8")).items():
-            yield Path(name).name, told["caption"], Path(name)
+        for name, entry in json.loads(path.read_text(encoding="utf-8")).items():
+            yield Path(name).name, entry["caption"], Path(name)
 
 
 def _musubi(folder: Path) -> Iterator[Sample]:

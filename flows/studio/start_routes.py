@@ -11,7 +11,7 @@ from flows.results.report.page import digest, part, server_policy
 from flows.reviewing.captions import EditRefused
 from flows.studio import choices, roots
 from flows.studio.guard import json_of
-from flows.studio.runs import Run, plan_of, run_id
+from flows.studio.runs import QueuedRun, plan_of, run_id
 from flows.studio.session import Studio
 from flows.studio.values import checked, line_of, table, words_of
 
@@ -120,7 +120,7 @@ class StartRoutes:
         """Put a run into the queue."""
         values, words = await self._words(request)
         folder, out = str(self._studio.folder), values["out"]
-        run = Run(kind="caption", out=out, words=words, folder=folder)
+        run = QueuedRun(kind="caption", out=out, words=words, folder=folder)
         await asyncio.to_thread(self._studio.queue.add, run)
         return JSONResponse({"id": run.id, "run": run_id(out), "line": line_of(words)})
 

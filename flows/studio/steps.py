@@ -8,18 +8,20 @@ from typing import Any
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.json_shapes import read_jsonl
-from flows.options.commands import CaptionConfig
+from artifacts.options import OptionGroup
+from flows.options.model import StoreOptions
+from flows.options.text import OutputOptions
 from flows.results.recorded_command import COMMAND, is_own_command, repeated, with_values
 from flows.results.report.media import CAPTION, MEDIA_ENTRY, RUN_AGAIN, media_with_lines, path_of
 from flows.results.run_read import load_record
 from flows.studio.roots import Refused
-from flows.studio.runs import Run
+from flows.studio.runs import QueuedRun
 from flows.studio.values import ALLOWED, OPTIONS, words_of
 
 FOLDER = ".again"
 """Folder of the answers to a second question, in a run's folder."""
 MOST = 500
-"""Largest number of captions that are asked again at once."""
+"""Largest number of captions that get a second question at once."""
 NOT_AGAIN = (
     *("sources", "out", "format", "beside", "existing", "recursive", "extensions", "limit"),
     *("sift", "summary", "summary_prompt", "trigger", "prefix", "suffix", "retry_failed"),
@@ -30,7 +32,7 @@ CHANGED = (
     *("max_new_tokens", "repetition_penalty"),
 )
 """Options that a second question may change."""
-ConfigOf = Callable[[Sequence[str]], CaptionConfig]
+ConfigOf = Callable[[Sequence[str]], OptionGroup]
 """Parses the words of a `caption` command."""
 
 
@@ -54,14 +56,16 @@ class RecordedCommand:
         self._config_of = config_of
 
     @cached_property
-    def _config(self) -> CaptionConfig:
+    def _config(self) -> OptionGroup:
         return self._config_of(self.words)
 
     def writing(self, formats: Sequence[str], out: Path | None) -> list[str]:
         """Return the words that write these formats, too, into this folder or another."""
         more: dict[str, str] = {}
         if formats:
-            more["--format"] = ",".join(dict.fromkeys((*self._config.format, *formats)))
+            more["--format"] = ",".join(
+                dict.fromkeys((*OutputOptions.of(self._config).format, *formats))
+            )
         more |= {"--out": str(out)} if out is not None else {}
         return with_values(self.words, more)
 
@@ -78,12 +82,12 @@ class RecordedCommand:
         if changes.get("prompt"):
             values.pop("prompts", None)
         values |= {**changes, "sources": (*dict.fromkeys(paths),), "out": str(out)}
-        return words_of(values, [f"--store={self._config.store_url}"])
+        return words_of(values, [f"--store={StoreOptions.of(self._config).store_url}"])
 
 
-def answers_of(run: Run, paths: Mapping[str, tuple[str, float]]) -> dict[str, str]:
+def answers_of(run: QueuedRun, paths: Mapping[str, tuple[str, float]]) -> dict[str, str]:
     """Return key of a caption → what the model answered the second time. `paths` has the medium and
-    the start of each caption that was asked about."""
+    the start of each of these captions."""
     folder = Path(run.out)
     try:
         entries = read_jsonl(folder / "media.jsonl", MEDIA_ENTRY, RUN_AGAIN)
@@ -95,8 +99,8 @@ def answers_of(run: Run, paths: Mapping[str, tuple[str, float]]) -> dict[str, st
         for entry, rows in media_with_lines(entries, lines)
         for row in rows
     }
-    asked = {key: texts.get((path, round(start, 2))) for key, (path, start) in paths.items()}
-    return {key: text for key, text in asked.items() if text is not None}
+    found = {key: texts.get((path, round(start, 2))) for key, (path, start) in paths.items()}
+    return {key: text for key, text in found.items() if text is not None}
 
 
 def _default(field: Any) -> Any:
