@@ -1,5 +1,6 @@
 """What the page of a studio may name, the words it stands for, and the queue of runs."""
 
+import json
 import os
 import shlex
 from pathlib import Path
@@ -15,11 +16,13 @@ from flows.cli.main import parse
 from flows.cli.options import config_of
 from flows.options.commands import CaptionConfig
 from flows.studio.roots import Refused, Roots
+from flows.studio.run_captions import RunCaptions
 from flows.studio.runs import QueuedRun, RunQueue
 from flows.studio.thumbs import Thumbnails
 from flows.studio.values import ALLOWED, DENIED, checked, line_of
 from flows.studio.values import words_of as command_of
 from flows.upkeep.cache import collect, holdings
+from tests.support.reports import media_file, said, write_run
 
 
 @pytest.fixture
@@ -242,3 +245,16 @@ def test_thumbnails_are_records_that_the_cache_counts_and_deletes(tmp_path: Path
     assert collect(store, 0, dry_run=False).packs["thumbnails"] == 2
     assert Thumbnails(store).get(tmp_path / "store", None) is None
     assert holdings(store) == []
+
+
+def test_copies_that_sift_found_are_of_one_group(tmp_path: Path) -> None:
+    files = [media_file(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
+    write_run(tmp_path / "out", [(file, said(file, [f"A ring of {file.path}"])) for file in files])
+    marks = [{"path": str(files[at].path), "group": group} for at, group in ((0, 7), (1, None))]
+    (tmp_path / "out/sift").mkdir()
+    lines = [json.dumps(mark) + "\n" for mark in (*marks, {"path": str(files[2].path), "group": 7})]
+    (tmp_path / "out/sift/marks.jsonl").write_text("".join(lines))
+    captions = RunCaptions(tmp_path / "out")
+    found = json.loads(b"".join(captions.body("")))["media"]
+    captions.close()
+    assert [m["captions"][0].get("group") for m in found] == [7, None, 7]

@@ -5,18 +5,27 @@ import json
 import secrets
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from artifacts.edits import REDO, UNDO, UNTOUCHED, Edit
 from artifacts.errors import PenstockError, UsageError
-from artifacts.json_shapes import ShapeError, check, text
+from artifacts.json_shapes import (
+    Nullable,
+    OptionalField,
+    ShapeError,
+    check,
+    count,
+    read_jsonl,
+    text,
+)
 from artifacts.stamps import Stamp, stamp_of
 from flows.results.rounds import rounds_in, summary_json
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
 from flows.reviewing.teaching import PooledFeatures, teach_ranking
 
+MARKS = {"path": text, "group": OptionalField(Nullable(count))}
 FILES = ("media.jsonl", "captions.jsonl", "failures.jsonl")
 TOGETHER = 500
 """Media that are sent as one piece."""
@@ -97,7 +106,11 @@ class RunCaptions:
             self._reviewed.load()
         self._stamps = stamps
         self._loads += 1
-        media = self._reviewed.media
+        media, groups = self._reviewed.media, groups_in(self.out)
+        for medium in media if groups else ():
+            if (group := groups.get(self._reviewed.places[medium["number"]])) is not None:
+                for row in medium["captions"]:
+                    row["group"] = group
         self._numbers = {row["key"]: m["number"] for m in media for row in m["captions"]}
         pieces = (media[at : at + TOGETHER] for at in range(0, len(media), TOGETHER))
         self._media = [_json(piece)[1:-1] for piece in pieces]
@@ -212,6 +225,15 @@ class RunCaptions:
             redo = edits.undone[-1] if edits.undone else None
             pairs = ((UNDO, edits.undoable), (REDO, redo))
             return {name: str(deed["id"]) if deed is not None else "" for name, deed in pairs}
+
+
+def groups_in(out: Path) -> dict[str, int]:
+    """Return path → number of its group of copies, if the run sifted its media first; empty if the
+    marks are not there, or not as `penstock sift` writes them."""
+    with suppress(PenstockError):
+        rows = read_jsonl(out / "sift" / "marks.jsonl", MARKS, "Run the same command again")
+        return {row["path"]: row["group"] for row in rows if row.get("group") is not None}
+    return {}
 
 
 def _prefix(reviewed: ReviewedCaptions) -> str:

@@ -14,6 +14,7 @@ const FILTERS = {
   cut: ["cut for their length", row => row.cut],
   warned: ["with a warning", row => row.warnings.length > 0],
   learned: ["changed by learning", row => row.before !== undefined],
+  copies: ["copies of each other", row => row.group !== undefined],
   failed: ["files that failed", () => false],
 };
 
@@ -25,6 +26,7 @@ const SORTS = {
   name: ["by name", (one, other) => one.medium.name.localeCompare(other.medium.name, "en", {numeric: true})],
   longest: ["longest caption first", (one, other) => longest(other.rows) - longest(one.rows)],
   shortest: ["shortest caption first", (one, other) => shortest(one.rows) - shortest(other.rows)],
+  copies: ["copies side by side", (one, other) => (one.rows[0].group ?? Infinity) - (other.rows[0].group ?? Infinity) || 0],
   doubt: ["most doubtful first", null, row => row.margin ?? Infinity],
   teach: ["what teaches most first", null, row => ranks.get(row.key) ?? Infinity],
 };

@@ -11,6 +11,7 @@ class Start {
     form.addEventListener("input", () => this.changed());
     form.addEventListener("submit", event => { event.preventDefault(); this.plan(); });
     document.getElementById("go").addEventListener("click", () => this.go());
+    document.getElementById("which").addEventListener("click", () => this.which());
     document.getElementById("keep-prompt").addEventListener("click", () => this.keepPrompt());
     document.getElementById("preset").addEventListener("change", event => {
       const found = this.choices.prompts.find(({name}) => name === event.target.value);
@@ -112,6 +113,21 @@ class Start {
       at("planned").replaceChildren(el("p", {class: "warning"}, error.message));
     }
     at("plan").disabled = false;
+  }
+
+  // Plans every model on this machine for these files: which fit, with which memory.
+  async which() {
+    const rows = [];
+    for (const model of this.choices.models) {
+      at("fitting").replaceChildren(table(["model", "fits", ""], [...rows, [model, "planning…", ""]]));
+      const use = () => { at("model").value = model; this.changed(); };
+      try {
+        const {plan} = await tell("plan", {values: {...this.values(), model}});
+        const most = Math.max(0, ...(plan.memory?.stages || []).map(stage => stage.peak_bytes));
+        rows.push([model, plan.fits ? `yes, ${size(most)}${plan.time ? `, ${plan.time}` : ""}` : `no: ${plan.refusal.message}`, plan.fits ? button("Use", use, {"aria-label": `Use ${model}`}) : ""]);
+      } catch (error) { rows.push([model, error.message, ""]); }
+    }
+    at("fitting").replaceChildren(table(["model", "fits", ""], rows));
   }
 
   go() {
