@@ -53,7 +53,7 @@ NEW_DIRECTIONS = {"left": "leftwards", "right": "rightwards", "up": "upwards", "
 GOALS = {"need": 0.6, "style": 1.05}
 ROUNDS = {"need": 20, "style": 5}
 """Captions that are decided between two trainings."""
-STEPS = {"need": 60, "style": 12}
+STEPS = {"need": 30, "style": 12}
 """Optimizer steps of one training."""
 
 
@@ -255,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--processes", type=int, default=2)
     options.add_argument("--round", type=int, default=0, help="clips decided between trainings")
     options.add_argument("--steps", type=int, default=0, help="of a round")
-    options.add_argument("--all-steps", type=int, default=300, help="with all clips")
+    options.add_argument("--all-steps", type=int, default=240, help="with all clips")
     options.add_argument("--folder", default="", help="keep clips and features here")
     given = options.parse_args(arguments)
     began = time.monotonic()
