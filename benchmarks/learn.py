@@ -53,6 +53,8 @@ NEW_DIRECTIONS = {"left": "leftwards", "right": "rightwards", "up": "upwards", "
 GOALS = {"need": 0.6, "style": 1.05}
 ROUNDS = {"need": 20, "style": 5}
 """Captions that are decided between two trainings."""
+STEPS = {"need": 30, "style": 12}
+"""Optimizer steps of one training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,7 +236,8 @@ def one(folder: Path, corrector: str, seed: int, given: argparse.Namespace) -> d
     found: dict[str, Any] = {"corrector": corrector, "seed": seed, "base": base, "top": top}
     for order in given.orders.split(","):
         start = {"decided": 0, "corrected": 0, **base}
-        rounds = course.run(order, given.round or ROUNDS[corrector], goal, given.steps)
+        steps = given.steps or STEPS[corrector]
+        rounds = course.run(order, given.round or ROUNDS[corrector], goal, steps)
         found[order] = []
         for point in chain([start], rounds):
             found[order].append(point)
@@ -251,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--clips", type=int, default=300)
     options.add_argument("--processes", type=int, default=2)
     options.add_argument("--round", type=int, default=0, help="clips decided between trainings")
-    options.add_argument("--steps", type=int, default=30, help="of a round")
+    options.add_argument("--steps", type=int, default=0, help="of a round")
     options.add_argument("--all-steps", type=int, default=240, help="with all clips")
     options.add_argument("--folder", default="", help="keep clips and features here")
     given = options.parse_args(arguments)

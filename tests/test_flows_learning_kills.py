@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -187,18 +188,22 @@ def test_a_round_that_is_killed_in_a_step_ends_with_the_same_bytes(
     folder, draw = copied(begun, tmp_path), random.Random(step)
     phases = STEPS.get(step, WRITE)
     longest = sum(seconds.get(phase, 0.5) for phase in phases)
-    kills = Counter[str]()
-    for _ in range(KILLS * 3):
-        if sum(kills[phase] for phase in phases) == KILLS or folder.phase() == DONE:
-            break
+    kills, saved = Counter[str](), tmp_path.with_name(f"{tmp_path.name}-saved")
+    while sum(kills[phase] for phase in phases) < KILLS:
         process = folder.penstock("learn", "out", *OPTIONS)
         while process.poll() is None and folder.phase() not in phases:
             time.sleep(0.005)
-        # Starting takes a few seconds of each later attempt.
-        time.sleep(draw.uniform(0, longest + 2))
-        kills[folder.phase()] += process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
+        # The first is killed where the step begins. Starting takes each later attempt some seconds.
+        time.sleep(draw.uniform(0, longest + 2) if saved.exists() else 0)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+        kills[folder.phase()] += process.returncode == -signal.SIGKILL
+        if folder.phase() in phases and not saved.exists():
+            shutil.copytree(folder.root, saved)
+        elif folder.phase() not in phases:  # it got too far
+            shutil.rmtree(folder.root)
+            shutil.copytree(saved, folder.root)
     print(f"{step}: {dict(kills)} kills, step takes {longest:.1f} s", file=sys.stderr)
     told = folder.learn() if folder.phase() != DONE else ""
     assert folder.phase() == DONE, told
