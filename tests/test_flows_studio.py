@@ -4,10 +4,12 @@ import json
 import os
 import shlex
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from PIL import Image
+from starlette.routing import Route
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.options import declared
@@ -15,6 +17,7 @@ from artifacts.store import open_store
 from flows.cli.main import parse
 from flows.cli.options import config_of
 from flows.options.commands import CaptionConfig
+from flows.serving.app import app_of
 from flows.studio.roots import Refused, Roots
 from flows.studio.run_captions import RunCaptions
 from flows.studio.runs import QueuedRun, RunQueue
@@ -258,3 +261,14 @@ def test_copies_that_sift_found_are_of_one_group(tmp_path: Path) -> None:
     found = json.loads(b"".join(captions.body("")))["media"]
     captions.close()
     assert [m["captions"][0].get("group") for m in found] == [7, None, 7]
+
+
+def test_a_server_has_no_route_of_the_studio() -> None:
+    app = app_of(cast(Any, SimpleNamespace(config=None)), "")
+    paths = {route.path for route in app.routes if isinstance(route, Route)}
+    assert paths == {
+        *(f"/v1/{name}" for name in ("label", "embed", "caption", "search", "info", "stats")),
+        *("/v1/chat/completions", "/v1/models", "/v1/models/{name:path}", "/v1/session"),
+        *("/v1/media/{hit}", "/v1/thumbnail/{hit}", "/metrics", "/healthz", "/readyz"),
+        *("/", "/static/{name}", "/openapi.json"),
+    }

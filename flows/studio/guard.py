@@ -1,6 +1,7 @@
 """Lets in only the page of this studio: refuses other hosts, other sites and requests that lack its
 token."""
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -89,7 +90,7 @@ async def json_of(request: Request) -> dict[str, Any]:
         if len(body) > MAX_BODY_BYTES:
             raise EditRefused("too much at once")
     try:
-        value = parse(body.decode())
+        value = await asyncio.to_thread(lambda: parse(body.decode()))
     except ValueError as error:
         raise EditRefused(f"the request is not JSON: {error}") from error
     if not isinstance(value, dict):

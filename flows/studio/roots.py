@@ -1,5 +1,6 @@
 """The files and folders that the page may name: those below the roots given at start."""
 
+import asyncio
 import filecmp
 import os
 import shutil
@@ -25,6 +26,7 @@ LONGEST_NAME = 200
 LARGEST_FILE = 4 << 30
 LARGEST_UPLOADS = 64 << 30
 """Largest size of all uploaded files of an output folder, in bytes."""
+WRITTEN_BYTES = 1 << 20
 RESERVE = 1 << 30
 """Bytes of the disk that uploads leave free."""
 
@@ -138,29 +140,59 @@ async def upload(pieces: AsyncIterator[bytes], name: str, folder: Path) -> Path:
     """Write an uploaded media file into a folder, under its own name or one like it. Raises
     Refused, EnvironmentFault."""
     _check_name(name)
-    size, half = 0, ""
+    half = await asyncio.to_thread(_HalfFile, name, folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        before = sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())
-        handle, half = tempfile.mkstemp(dir=folder, prefix=HALF)
-        with os.fdopen(handle, "wb") as file:
-            async for piece in pieces:
-                size += len(piece)
-                if size > LARGEST_FILE or before + size > LARGEST_UPLOADS:
-                    raise Refused(f"{name} is too large", hint="Copy it into a folder instead")
-                if shutil.disk_usage(folder).free < RESERVE:
-                    raise EnvironmentFault("the disk is full", hint="Free some space")
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        if not size:
-            raise Refused(f"{name} is empty", hint="Drop an image or a video")
-        return _placed(half, folder, name)
-    except OSError as error:
-        raise fault_of(error, folder) from error
+        waiting = bytearray()
+        async for piece in pieces:
+            waiting += piece
+            if len(waiting) >= WRITTEN_BYTES:
+                await asyncio.to_thread(half.add, bytes(waiting))
+                waiting.clear()
+        return await asyncio.to_thread(half.end, bytes(waiting))
     finally:
-        if half and os.path.exists(half):
-            os.unlink(half)
+        half.remove()
+
+
+class _HalfFile:
+    """An uploaded file under a temporary name. Its methods raise Refused and EnvironmentFault."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._name, self._folder, self._size = name, folder, 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._before = sum(e.stat().st_size for e in os.scandir(folder) if e.is_file())
+            handle, self._path = tempfile.mkstemp(dir=folder, prefix=HALF)
+        except OSError as error:
+            raise fault_of(error, folder) from error
+        self._file = os.fdopen(handle, "wb")
+
+    def add(self, piece: bytes) -> None:
+        self._size += len(piece)
+        if self._size > LARGEST_FILE or self._before + self._size > LARGEST_UPLOADS:
+            raise Refused(f"{self._name} is too large", hint="Copy it into a folder instead")
+        if shutil.disk_usage(self._folder).free < RESERVE:
+            raise EnvironmentFault("the disk is full", hint="Free some space")
+        try:
+            self._file.write(piece)
+        except OSError as error:
+            raise fault_of(error, self._folder) from error
+
+    def end(self, piece: bytes) -> Path:
+        """Give the complete file its name, durably."""
+        self.add(piece)
+        if not self._size:
+            raise Refused(f"{self._name} is empty", hint="Drop an image or a video")
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            return _placed(self._path, self._folder, self._name)
+        except OSError as error:
+            raise fault_of(error, self._folder) from error
+
+    def remove(self) -> None:
+        """Remove the temporary name."""
+        self._file.close()
+        os.unlink(self._path)
 
 
 def _check_name(name: str) -> None:

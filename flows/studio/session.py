@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import PenstockError, UsageError
+from artifacts.files import sweep
 from artifacts.store import open_store
 from artifacts.store_folders import local_folder
 from flows.options.model import default_store
@@ -21,6 +22,8 @@ from flows.studio.runs import QueuedRun, RunQueue, run_id
 from flows.studio.steps import ConfigOf, RecordedCommand
 from flows.studio.thumbs import Thumbnails
 
+UPLOADS = "uploads"
+"""Folder of dropped files, in the output folder."""
 WORD = 32
 """Characters of the studio's token."""
 
@@ -63,6 +66,7 @@ class Studio:
         self.thumbnails = Thumbnails(open_store(url))
         self.token = token_of(self.out)
         self.queue = RunQueue(self.out, self._before)
+        sweep(self.out / UPLOADS)  # of a killed server
 
     @property
     def fixed(self) -> list[str]:

@@ -12,7 +12,7 @@ from flows.reviewing.captions import EditRefused
 from flows.studio import choices, roots
 from flows.studio.guard import json_of
 from flows.studio.runs import QueuedRun, plan_of, run_id
-from flows.studio.session import Studio
+from flows.studio.session import UPLOADS, Studio
 from flows.studio.values import checked, line_of, table, words_of
 
 PAGE = "flows.studio.page"
@@ -29,8 +29,6 @@ SCRIPTS = (
 """Parts of the page's one program, in their order."""
 STYLES = ((REPORT, "base.css"), (REVIEW, "page.css"), (PAGE, "page.css"))
 PLAN_SECONDS = 300.0
-UPLOADS = "uploads"
-"""Folder of dropped files, in the output folder."""
 
 
 def page_parts() -> tuple[str, str]:
