@@ -167,6 +167,11 @@ def test_a_folder_with_a_link_out_of_the_roots_fails(roots: Roots, tmp_path: Pat
     assert words_of(given(tmp_path, sources=[str(tmp_path / "media")]), roots)
     with pytest.raises(Refused, match="link out of the folders"):
         words_of(given(tmp_path, sources=[str(tmp_path / "media")], recursive=True), roots)
+    (tmp_path / "media/inner/link.png").rename(tmp_path / "out/link.png")
+    (tmp_path / "media/inner/other").symlink_to(tmp_path / "out")
+    (tmp_path / "out/back").symlink_to(tmp_path / "media")
+    with pytest.raises(Refused, match="link out of the folders"):
+        words_of(given(tmp_path, sources=[str(tmp_path / "media")], recursive=True), roots)
 
 
 def test_a_folder_lists_what_may_be_named(roots: Roots, tmp_path: Path) -> None:

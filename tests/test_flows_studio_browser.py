@@ -124,6 +124,7 @@ def test_from_an_empty_folder_to_data_sets_by_keyboard(
     browser.wait(READY)
     browser.wait(f"{COUNTS}.startsWith('30 captions')", seconds=LONG)
     studio.wait(all_done)
+    shown(browser, f"{studio.address}run/{studio.get('start')['own']}/")  # from the first one on
     correct_three(browser, studio)
     ask_again(browser, studio)
     write(browser, studio, media)

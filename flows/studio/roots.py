@@ -116,12 +116,18 @@ def _is_shown(name: str) -> bool:
 
 
 def _entries(folder: Path, *, recursive: bool) -> Iterator[os.DirEntry[str]]:
+    """Yield what is in a folder, also behind links to folders, each folder once."""
+    waiting, seen = [str(folder)], set[str]()
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                yield entry
-                if recursive and entry.is_dir(follow_symlinks=False):
-                    yield from _entries(Path(entry.path), recursive=True)
+        while waiting:
+            if (real := os.path.realpath(waiting.pop())) in seen:
+                continue
+            seen.add(real)
+            with os.scandir(real) as entries:
+                for entry in entries:
+                    yield entry
+                    if recursive and entry.is_dir():
+                        waiting.append(entry.path)
     except OSError as error:
         raise fault_of(error, folder) from error
 

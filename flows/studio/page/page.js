@@ -7,7 +7,7 @@ const DECIDED_ANEW = 20; // captions that are decided before the rest is ordered
 
 class Page {
   constructor() {
-    Object.assign(this, {found: [], picked: new Set(), revision: ""});
+    Object.assign(this, {found: [], picked: new Set(), revision: "", turns: 0, turning: Promise.resolve()});
     this.open = opener(at("viewer"));
     for (const [id, names] of [["filter", FILTERS], ["sort", SORTS]])
       at(id).append(...Object.entries(names).map(([value, [name]]) => el("option", {value}, name)));
@@ -47,6 +47,7 @@ class Page {
 
   async load() {
     const data = await ask(`run/${RUN}/captions?since=${this.revision}`);
+    if (data.media && document.querySelector("#list textarea")) return; // drawing anew would end what is being written
     this.revision = data.revision;
     if (data.media) await this.take(data);
     else this.changed(data);
@@ -72,7 +73,9 @@ class Page {
       this.loaded = true;
       await this.rank();
     }
+    const before = scrollY;
     this.show();
+    scrollTo(0, before);
   }
 
   // Asks in which order captions teach most, where that order is chosen.
@@ -251,7 +254,7 @@ class Page {
   }
 
   told(waiting, tries, why) {
-    at("saved").textContent = !waiting ? "all saved" : tries ? `${counted(waiting, "edit")} not saved yet: ${why}` : "saving…";
+    at("saved").textContent = !waiting ? (this.turns ? "saving…" : "all saved") : tries ? `${counted(waiting, "edit")} not saved yet: ${why}` : "saving…";
     at("saved").className = tries && waiting ? "warning" : "quiet";
   }
 
@@ -286,14 +289,17 @@ class Page {
 
   // One after the other: each names the action that it takes back, so that none of another tab is.
   turnBack(does) {
-    at("saved").textContent = "saving…";
-    this.turning = (this.turning || Promise.resolve()).then(() => tried(async () => {
+    this.turns += 1;
+    this.told(1, 0);
+    this.turning = this.turning.then(() => tried(async () => {
       await this.saving.all();
       const {tops} = await ask(`run/${RUN}/history`);
       if (tops[does]) this.saving.add({does, of: tops[does]});
-      else at("saved").textContent = "all saved";
       await this.saving.all();
-    }));
+    })).then(() => {
+      this.turns -= 1;
+      this.told(this.saving.waiting.length, this.saving.tries, this.saving.why);
+    });
     return this.turning;
   }
 
