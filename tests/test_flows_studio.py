@@ -221,6 +221,13 @@ def test_a_queue_is_kept_and_its_runs_take_turns(tmp_path: Path) -> None:
     second.close()
 
 
+def test_a_queue_of_another_version_fails(tmp_path: Path) -> None:
+    queue(tmp_path).close()
+    (tmp_path / "out/.studio/runs.json").write_text('{"format": 1, "runs": [{"a": 1}]}')
+    with pytest.raises(EnvironmentFault, match="of another version"):
+        queue(tmp_path)
+
+
 def test_a_run_that_was_not_started_before_a_kill_is_started_later(tmp_path: Path) -> None:
     first = queue(tmp_path)
     first.add(run(tmp_path, "a"))

@@ -102,7 +102,14 @@ class RunQueue:
                 f"{out} is open in another studio", hint="Continue in that one, or end it first"
             )
         kept = read_kept(self._state / "runs.json", FORM) or {"runs": []}
-        self.runs = [QueuedRun(**entry) for entry in kept["runs"]]
+        try:
+            self.runs = [QueuedRun(**entry) for entry in kept["runs"]]
+        except (TypeError, KeyError) as error:
+            os.close(self._own)
+            raise EnvironmentFault(
+                f"{self._state / 'runs.json'} is damaged, or of another version",
+                hint="Move it away; what runs have made is kept",
+            ) from error
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def start(self) -> None:

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from flows.results.report.page import digest, part, server_policy
+from flows.results.run_record import RUN_RECORD
 from flows.reviewing.captions import EditRefused
 from flows.studio import choices, roots
 from flows.studio.guard import json_of
@@ -67,6 +68,7 @@ class StartRoutes:
                 "folder": str(studio.folder),
                 "out": str(studio.out),
                 "own": run_id(studio.out),
+                "has_captions": await asyncio.to_thread((studio.out / RUN_RECORD).is_file),
                 "prompts": await asyncio.to_thread(choices.presets),
                 "prompt_folder": str(choices.preset_folder()),
                 "options": table(),

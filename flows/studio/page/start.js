@@ -26,6 +26,8 @@ class Start {
     at("model").value = choices.models.length === 1 ? choices.models[0] : "";
     at("adapter").replaceChildren(...adapterOptions(choices));
     at("out").value = choices.out;
+    at("own").hidden = !choices.has_captions;
+    at("own").replaceChildren(el("a", {href: `${HOME}run/${choices.own}/`}, "Open the captions in ", choices.out));
     this.presets(choices);
     this.every(choices.options);
     this.files.draw();
