@@ -16,7 +16,7 @@ from flows.results.report.media import CAPTION, MEDIA_ENTRY, RUN_AGAIN, media_wi
 from flows.results.run_read import load_record
 from flows.studio.roots import Refused
 from flows.studio.runs import QueuedRun
-from flows.studio.values import ALLOWED, OPTIONS, words_of
+from flows.studio.values import ALLOWED, OPTIONS, REPEATED, words_of
 
 FOLDER = ".again"
 """Folder of the answers to a second question, in a run's folder."""
@@ -75,7 +75,7 @@ class RecordedCommand:
         if unknown := [name for name in changes if name not in (*CHANGED, "sources")]:
             raise Refused(f"{unknown[0][:40]!r} cannot be changed here", hint="Start another run")
         values = {}
-        for name in ALLOWED - {*NOT_AGAIN}:
+        for name in (ALLOWED | REPEATED) & OPTIONS.keys() - {*NOT_AGAIN}:
             value = getattr(self._config, name)
             if value != _default(OPTIONS[name].field):
                 values[name] = str(value) if name == "memory" else value

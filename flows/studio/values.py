@@ -28,7 +28,9 @@ ALLOWED = frozenset((
     "out", "format", "beside", "existing",
 ))
 """Options that the page may set. A new option is refused until it is named here."""
-DENIED = frozenset(("trust_remote_code", "store", "overwrite"))
+REPEATED = frozenset(("endpoint", "endpoint_keys", "insecure_endpoint"))
+"""Options that only a recorded command brings with it: where media are sent, and secrets."""
+DENIED = REPEATED | {"trust_remote_code", "store", "overwrite"}
 """Options that it may not: they let foreign code run, or are fixed when the studio starts."""
 # fmt: on
 OPTIONS = {each.name: each for each in declared(CaptionConfig)}
