@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +18,7 @@ from flows.job.namespace_notes import note_namespaces, one_shot_namespaces
 from flows.job.prepare import Job
 from flows.ledger.weights import fetch_parts
 from flows.machine.budget import WithinBudget
-from flows.machine.launch import Launcher
+from flows.machine.launch import Launcher, StageCall, StageHandle
 from flows.machine.leases import Lease, leased
 from flows.pipelines import STAGES
 from flows.planning.ladder import Ladder
@@ -30,11 +30,12 @@ from flows.results.outputs import (
     output_paths,
     write_captions,
 )
-from flows.results.run_record import RunRecord
+from flows.results.run_record import REWRITE_SECONDS, RunRecord
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stage_runner import StageRunner
 from stages.process.events import Event, Failed, Item, MemorySample
 from stages.process.lock import holder, try_hold
+from stages.process.outcome import StageOutcome
 
 
 @contextlib.contextmanager
@@ -68,17 +69,23 @@ def only_run_in(out: Path, doing: str, another: str) -> Iterator[None]:
 
 
 class LiveCaptions:
-    """Writes the captions of a run while they are made, so that people can read and correct the
-    first ones meanwhile. It takes at most one part in SHARE of the time."""
+    """A launcher that writes the captions of a run while they are made, so that people can read and
+    correct the first ones meanwhile. It takes at most one part in SHARE of the time."""
 
     SHARE = 20
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, launcher: Launcher, job: Job) -> None:
+        self._launcher, self._job = launcher, job
         self._made = 0
         self._write_at = 0.0
 
-    def __call__(self) -> None:
+    def start(self, call: StageCall) -> StageHandle:
+        process = self._launcher.start(call)
+        return (
+            Watched(process, self._write) if call.name == self._job.pipeline[-1].name else process
+        )
+
+    def _write(self) -> None:
         """Write `captions.jsonl`, if there are new captions and it is time."""
         began, ledger = time.monotonic(), self._job.ledger
         if began < self._write_at:
@@ -90,6 +97,27 @@ class LiveCaptions:
             with contextlib.suppress(EnvironmentFault):  # a full disk, which the stage reports
                 write_captions(self._job)
         self._write_at = began + self.SHARE * (time.monotonic() - began)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A stage during which a function is called now and then."""
+
+    process: StageHandle
+    meanwhile: Callable[[], None]
+
+    @property
+    def outcome(self) -> StageOutcome:
+        return self.process.outcome
+
+    def wait(self) -> StageOutcome:
+        ended = getattr(self.process, "wait_for_exit", lambda _: True)
+        while not ended(REWRITE_SECONDS):
+            self.meanwhile()
+        return self.process.wait()
+
+    def stop(self) -> None:
+        self.process.stop()
 
 
 OnBegin = Callable[[Job, RunRecord], None]
@@ -177,9 +205,10 @@ class RunObserver:
                 self._on_begin(job, record)
             self._ladder = ladder_of(job, self._on_rung_change)
             launcher = WithinBudget(launcher, job.budget, job.config, self.display.print_line)
-            live = LiveCaptions(job) if job.pipeline[-1].writes == "captions" else bool
+            if job.pipeline[-1].writes == "captions":
+                launcher = LiveCaptions(launcher, job)
             steps = StageRunner(
-                job, launcher, record, self._ladder, self.on_stage_start, fetch, lease, live
+                job, launcher, record, self._ladder, self.on_stage_start, fetch, lease
             )
             try:
                 yield PipelineRunner(job, steps, record, self.display.print_line)

@@ -212,10 +212,10 @@ class RunQueue:
 
     def _interrupt(self, run: QueuedRun) -> None:
         """Send SIGINT to a run, once: it stops in order, and what it finished is kept."""
-        if run.pid and (held := _try_lock(self._state / "run.lock")) is None:
-            os.kill(run.pid, signal.SIGINT)
-        elif run.pid and held is not None:
+        if (held := _try_lock(self._state / "run.lock")) is not None:
             os.close(held)
+        elif run.pid:
+            os.kill(run.pid, signal.SIGINT)
 
     def _work(self) -> None:
         while not self._end.is_set():

@@ -4,8 +4,8 @@ const KINDS = {again: "asking again: ", write: "writing: ", learn: "learning: "}
 const ENDED = ["done", "failed", "interrupted", "died"];
 
 class Runs {
-  constructor({told, box, only}) {
-    Object.assign(this, {told, box, only, drawn: ""});
+  constructor({box, only}) {
+    Object.assign(this, {box, only, drawn: ""});
     this.look();
   }
 
@@ -30,7 +30,6 @@ class Runs {
       if (focus) this.box.querySelector(`[data-act="${focus}"]`)?.focus();
     }
     this.drawn = now;
-    this.told?.(runs);
   }
 
   act(run, name, does) {
