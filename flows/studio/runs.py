@@ -208,6 +208,8 @@ class RunQueue:
             record = load_record(Path(run.out))
         except PenstockError:
             return False
+        if run.pid:
+            return bool(record["pid"] == run.pid)
         return bool(run.began) and seconds_of(record["started"]) >= seconds_of(run.began)
 
     def _interrupt(self, run: QueuedRun) -> None:
@@ -264,7 +266,7 @@ class RunQueue:
                 run.state, changed = QUEUED, True  # the server was killed before it started it
             elif run.state in (STARTING, RUNNING):
                 run.state, run.error = self._outcome(run, code)
-                run.pid, changed = 0, True
+                changed = True
         if changed:
             self._save()
 
