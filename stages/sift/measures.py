@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from stages.sift.record import SERIES, SIDE
 
 Grey = NDArray[np.uint8]
+Points = NDArray[np.float32]
 EDGE = 256
 """Longer side of the measured picture in pixels."""
 DARK = 24
@@ -31,6 +32,10 @@ LEAST_DETAIL = 1.0
 """Mean difference of neighbours, of 255, below which a tile is flat."""
 BLOCKS = 16
 """Blocks along each side that are compared between two samples."""
+FLOW_SIZES, FLOW_BLOCKS = (16, 32, 64), 8
+"""Points along each side at which motion is looked for, and blocks whose motion is one."""
+FLOW_NOISE = 50.0
+"""Squared slope of a block, in levels, that does not yet show where it moved to."""
 
 
 def small_size(width: int, height: int, edge: int = EDGE) -> tuple[int, int]:
@@ -98,8 +103,8 @@ def area_weights(
 
 
 def row_of(time: float, grey: Grey, thumb: Grey, before: tuple[float, Grey] | None) -> list[float]:
-    """Return the sample of a picture in the order of SERIES, without sharpness and motion vectors.
-    `before` is the time and the thumbnail of the sample before."""
+    """Return the sample of a picture in the order of SERIES, without sharpness. `before` is the
+    time and the thumbnail of the sample before."""
     low, high = CLIPPED
     found = {
         "time": time,
@@ -108,20 +113,45 @@ def row_of(time: float, grey: Grey, thumb: Grey, before: tuple[float, Grey] | No
         "dark": float((grey < DARK).mean()),
     }
     if before is not None:
-        found["change"], found["drift"] = _change(thumb, before[1], time - before[0])
+        now, then = thumb.astype(np.float32), before[1].astype(np.float32)
+        found["change"] = float(_blocks(np.abs(now - then), BLOCKS).max()) * BLOCKS**2 / SIDE**2
+        moved = _moved(now, then) * np.array(grey.shape)[:, None, None] / max(grey.shape)
+        found["motion"] = float(np.hypot(*moved).mean()) / max(time - before[0], 1e-3)
     return [found.get(name, float("nan")) for name in SERIES]
 
 
-def _change(thumb: Grey, before: Grey, seconds: float) -> tuple[float, float]:
-    """Return the largest change of a block, and motion: the change in relation to the slope of the
-    brightness, in picture lengths per second."""
-    now, then = thumb.astype(np.float32), before.astype(np.float32)
-    differing = np.abs(now - then)
-    side = SIDE // BLOCKS
-    blocks = differing.reshape(BLOCKS, side, BLOCKS, side).mean((1, 3))
-    slopes = np.abs(np.diff(then, axis=0)).mean() + np.abs(np.diff(then, axis=1)).mean()
-    moved = float(differing.mean()) / max(float(slopes), 0.5)
-    return float(blocks.max()), moved / SIDE / max(seconds, 1e-3)
+def _moved(now: Points, then: Points) -> Points:
+    """Return by how much of a side each of FLOW_BLOCKS x FLOW_BLOCKS blocks moved down and to the
+    right [2, blocks, blocks], by least squares (Lucas and Kanade 1981). A block that moved by more
+    than a point at a small size is not looked at in larger ones, where it would not be found."""
+    found = np.zeros((2, FLOW_BLOCKS, FLOW_BLOCKS), np.float32)
+    for size in FLOW_SIZES:
+        one, other = (_blurred(size) @ points @ _blurred(size).T for points in (then, now))
+        down, right = np.gradient((one + other) / 2)
+        lost = one - other - np.median(one - other)
+        count = min(FLOW_BLOCKS, size // 4)
+        products = (down * down, right * right, down * right, down * lost, right * lost)
+        a, b, c, p, q = (_blocks(each, count) for each in products)
+        a, b = a + FLOW_NOISE, b + FLOW_NOISE
+        here = np.stack([b * p - c * q, a * q - c * p]) / (a * b - c * c) / size
+        here = here.repeat(FLOW_BLOCKS // count, 1).repeat(FLOW_BLOCKS // count, 2)
+        found = np.where(np.hypot(*found) * size <= 2, here, found)
+    return found
+
+
+@cache
+def _blurred(size: int) -> Points:
+    """Return the weights that make a thumbnail smaller and blur it: steep edges have no slope."""
+    near = np.eye(size) * 2 + np.eye(size, k=1) + np.eye(size, k=-1)
+    weights = near / near.sum(axis=1, keepdims=True) @ area_weights(SIDE, size)
+    return np.asarray(weights, np.float32)
+
+
+def _blocks(points: Points, count: int) -> Points:
+    """Return the sums of `count` x `count` blocks."""
+    side = len(points) // count
+    sums: Points = points.reshape(count, side, count, side).sum((1, 3))
+    return sums
 
 
 def bars_of(brightest: Grey) -> list[float]:

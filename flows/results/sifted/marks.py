@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.sift.record import STEP_SECONDS, Marked
+from stages.sift.record import BLACK_SHARE, STEP_SECONDS, Marked
 
 BLURRED = 0.4
 """Sharpness below which a medium is blurred. Measured by `benchmarks/sift.py`."""
-BLACK_SHARE = 0.98
-"""A sample is black where so many of its points are dark."""
 STILL = 0.5
 """Largest change of a block, of 255, at which two samples show the same frame."""
 DIGITS = 4
@@ -136,14 +134,11 @@ def _stretches(still: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _motion(found: Marked, part: slice) -> float | None:
-    """Return the mean motion, by the codec's vectors if the video has any. Some codecs export
-    vectors of zeros alone."""
-    for name in ("vectors", "drift"):
-        column = found.column(name)
-        if name == "drift" or (column > 0).any():
-            values = column[part]
-            return None if np.isnan(values).all() else rounded(float(np.nanmean(values)))
-    return None
+    """Return the mean motion. A sample that differs alone shows a cut, and counts as those
+    beside it."""
+    around = np.pad(found.column("motion"), 1, constant_values=np.nan)
+    values = np.fmin(around[1:-1], np.fmax(around[:-2], around[2:]))[part]
+    return None if np.isnan(values).all() else rounded(float(np.nanmean(values)))
 
 
 def rounded(value: float) -> float:
