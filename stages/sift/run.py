@@ -16,8 +16,9 @@ from artifacts.packs import Record
 from artifacts.record_union import record_sets_of
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
+from stages.frames.formats import image_formats
 from stages.frames.frame_recorder import failing
-from stages.frames.image import read_image
+from stages.frames.image import TRUNCATED, read_image
 from stages.frames.medium import MediumToCut
 from stages.frames.watchdog import Watchdog
 from stages.process.cgroup import cores
@@ -105,8 +106,9 @@ class Marking:
                         done.append(found.record(medium.digest))
             new = set(self.marks.publish(done))
             self.failures.drop([one.key for one in done if one.key in self.failures])
-            for key in new:
-                self._report.item(key)
+            for medium in group:
+                if medium.digest in new:
+                    self._report.item(medium.digest, label=medium.path.name)
         finally:
             self.turns.done(claimed)
 
@@ -147,9 +149,11 @@ def image_marks(path: Path) -> Marked:
     thumb = thumb_of(grey)
     row = row_of(0.0, grey, thumb, None)
     row[SERIES.index("sharpness")] = sharpness(np.asarray(sharp, np.uint8))
-    meta = {"kind": "image", "width": index.width, "height": index.height, "seconds": 0.0}
+    with Image.open(path, formats=image_formats(path)) as image:
+        meta: dict[str, Any] = {"kind": "image", "bilevel": image.mode == "1", "seconds": 0.0}
+    meta |= {"width": index.width, "height": index.height, "bars": bars_of(grey)}
     return Marked(
-        meta={**meta, "faults": len(index.warnings), "bars": bars_of(grey)},
+        meta={**meta, "faults": index.warnings.count(TRUNCATED)},
         thumbs=thumb[None],
         brightest=NO_POINTS,
         series=np.array([row], np.float32),

@@ -33,7 +33,7 @@ NUMBERS = ("group", "similar_group")
 
 def sift_facts(out: Path, record: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return the data of the page about the sift run in `out`."""
-    total, rows = _rows(out / f"{MARKS_FILE}.jsonl")
+    total, rows = _rows(out / MARKS_FILE)
     left = _lines(out / LEFT_OUT_FILE)
     names = [n for n in (rows[0] if rows else ()) if n not in (*TEXTS, *NUMBERS)]
     marks = [_mark(n, [row[n] for row in rows]) for n in names]

@@ -1,7 +1,7 @@
 """The marks of a medium and of a chunk: their names, ranges and values."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,8 @@ MARKS: Mapping[str, Mark] = {
     "height": Mark(range="pixels", text="height as shown"),
     "aspect": Mark(range="above 0", text="width / height"),
     "seconds": Mark(range="seconds", text="length of a video", of_chunks=True),
-    "faults": Mark(range="from 0", text="faults found while decoding"),
+    "bilevel": Mark(range="0, 1", text="a picture of 1 bit, black and white"),
+    "faults": Mark(range="count", text="faults found while decoding"),
     "exact": Mark(range="0, 1", text="its bytes equal those of an earlier file"),
     "duplicate": Mark(range="0, 1", text="a copy, and another one is better"),
     "group": Mark(range="from 1", text="number of its group of copies"),
@@ -56,6 +57,16 @@ MARKS: Mapping[str, Mark] = {
 }
 """Name → mark, in the order of the tables; heads follow."""
 Values = dict[str, Any]
+
+
+WHOLE = ("0, 1", "count", "from 1", "pixels")
+"""Ranges of whole numbers."""
+
+
+def kinds_of(columns: Iterable[str]) -> dict[str, str]:
+    """Return the type of each column, as the writers of tables know it."""
+    counts = {name for name, mark in MARKS.items() if mark.range in WHOLE}
+    return {n: "text" if n in TEXTS else "count" if n in counts else "number" for n in columns}
 
 
 def columns_of(heads: Sequence[str] = ()) -> list[str]:
@@ -75,6 +86,7 @@ def medium_marks(found: Marked) -> Values:
         "height": meta["height"],
         "aspect": rounded(meta["width"] / meta["height"]),
         "seconds": meta["seconds"] if of_video else None,
+        "bilevel": int(meta.get("bilevel", False)),
         "faults": meta["faults"],
     }
 
