@@ -3,6 +3,7 @@ some."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -27,7 +28,7 @@ CODECS = {
 def write(path: Path, frames: Sequence[NDArray[np.uint8]], codec: str, rate: int) -> Path:
     options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate, options=options)
+        stream: Any = container.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height = SIZE
         stream.pix_fmt, stream.bit_rate = "yuv420p", 1_000_000
         for pixels in frames:

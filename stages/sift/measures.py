@@ -1,6 +1,7 @@
 """Measures one small grey picture: sharpness, exposure, darkness, and its change to the next."""
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ EDGE = 256
 """Longer side of the measured picture in pixels."""
 DARK = 24
 """Points below this, of 255, are dark; black video compresses to a few levels above 0."""
+BLACK_SHARE = 0.98
+"""A sample is black where so many of its points are dark."""
 CLIPPED = (2, 253)
 """Points outside these values have lost their detail."""
 LEAST_BAR, UNEVEN = 0.02, 0.25
@@ -68,25 +71,21 @@ def _lost(values: NDArray[np.int16], axis: int) -> float:
     before = np.abs(part(middle + 1) - part(middle))
     # The difference of two neighbouring means is that of the points in which they differ.
     removed = np.maximum(BOX * before - np.abs(part(BOX) - part(0)), 0)
-    detail, lost = _tiles(before) * BOX, _tiles(removed)
-    shown = detail > LEAST_DETAIL * BOX * before.size / TILES**2
+    detail, lost = _means(before, TILES) * BOX, _means(removed, TILES)
+    shown = detail > LEAST_DETAIL * BOX
     return float(np.quantile(lost[shown] / detail[shown], SHARP_TILES)) if shown.any() else 0.0
 
 
-def _tiles(values: NDArray[np.int16]) -> NDArray[np.float32]:
-    """Return the sum of each tile."""
-    rows, columns = (area_weights(length, TILES) for length in values.shape)
-    means = rows @ (values.astype(np.float32) @ columns.T)
-    sums: NDArray[np.float32] = means * np.float32(values.size / TILES**2)
-    return sums
+def _means(values: NDArray[Any], count: int) -> Points:
+    """Return the means of `count` x `count` areas."""
+    rows, columns = (area_weights(length, count) for length in values.shape)
+    means: Points = rows @ (values.astype(np.float32) @ columns.T)
+    return means
 
 
 def thumb_of(grey: Grey) -> Grey:
     """Return the thumbnail of a measured picture: means of areas, in SIDE rows and columns."""
-    rows, columns = (area_weights(length, SIDE) for length in grey.shape)
-    means = rows @ grey.astype(np.float32) @ columns.T
-    thumb: Grey = np.rint(means).astype(np.uint8)
-    return thumb
+    return np.rint(_means(grey, SIDE)).astype(np.uint8)
 
 
 @cache
@@ -99,7 +98,7 @@ def area_weights(
     at = np.arange(length)
     inside = np.minimum(edges[1:, None], at + 1) - np.maximum(edges[:-1, None], at)
     covered = np.maximum(inside, 0) * count / (share * length)
-    weights: NDArray[np.float32] = covered.astype(np.float32)
+    weights: Points = covered.astype(np.float32)
     return weights
 
 

@@ -14,8 +14,6 @@ STEP_SECONDS = 0.5
 """Seconds between two samples of a video."""
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where in a video its thumbnails are taken."""
-BLACK_SHARE = 0.98
-"""A sample is black where so many of its points are dark."""
 NO_POINTS = np.zeros((0, 0), np.uint8)
 SERIES = ("time", "sharpness", "exposure", "clipped", "dark", "change", "motion")
 """Columns of the samples. `dark` is the share of dark points, `change` the largest difference of a

@@ -101,7 +101,8 @@ class Marking:
                 if turn:
                     claimed.append(medium.digest)
                     with failing(medium, self.failures, self._report, self._watchdog) as path:
-                        found = self._measured(medium, path)
+                        of_image = medium.kind == "image"
+                        found = image_marks(path) if of_image else self._video(medium, path)
                         medium.check()
                         done.append(found.record(medium.digest))
             new = set(self.marks.publish(done))
@@ -116,9 +117,6 @@ class Marking:
         failed = medium.digest in self.failures and medium.digest not in self._failed_before
         return [] if failed or medium.digest in self.marks else [medium.digest]
 
-    def _measured(self, medium: MediumToCut, path: Path) -> Marked:
-        return image_marks(path) if medium.kind == "image" else self._video(medium, path)
-
     def _video(self, medium: MediumToCut, path: Path) -> Marked:
         """Return the measurements of a video. Each part is stored as soon as it is sampled."""
         from stages.sift.video import SampledVideo, joined
@@ -132,11 +130,8 @@ class Marking:
                 if video.parts > 1:
                     medium.check()
                     self.marks.publish([part.record(keys[at])])
-            parts = [fresh.get(at) or self._stored(key) for at, key in enumerate(keys)]
+            parts = [fresh.get(n) or Marked.of(self.marks.read(k)) for n, k in enumerate(keys)]
             return joined(parts, video.meta(), path)
-
-    def _stored(self, key: str) -> Marked:
-        return Marked.of(self.marks.read(key))
 
 
 def image_marks(path: Path) -> Marked:

@@ -14,6 +14,7 @@ from stages.frames.frame_converter import shown_size
 from stages.frames.opening import no_frames
 from stages.frames.reader import Reader
 from stages.sift.measures import (
+    BLACK_SHARE,
     SHARP_EDGE,
     Grey,
     bars_of,
@@ -22,15 +23,7 @@ from stages.sift.measures import (
     small_size,
     thumb_of,
 )
-from stages.sift.record import (
-    BLACK_SHARE,
-    FRACTIONS,
-    NO_POINTS,
-    SERIES,
-    SIDE,
-    STEP_SECONDS,
-    Marked,
-)
+from stages.sift.record import FRACTIONS, NO_POINTS, SERIES, SIDE, STEP_SECONDS, Marked
 
 SHARP_EVERY = 8
 """Sharpness is measured on one of so many samples: it takes longer than all other marks."""

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.sift.record import BLACK_SHARE, STEP_SECONDS, Marked
+from stages.sift.measures import BLACK_SHARE
+from stages.sift.record import STEP_SECONDS, Marked
 
 BLURRED = 0.4
 """Sharpness below which a medium is blurred. Measured by `benchmarks/sift.py`."""

@@ -12,6 +12,7 @@ from artifacts.index.where import WORDS, Condition, Table
 from artifacts.tables import schema_of, table_of, utf8
 from flows.ledger.tasks import Medium
 from flows.media.media_files import MediaFile
+from flows.options.sift import KEEP
 from flows.results.sifted.duplicates import Fingerprint, groups_of
 from flows.results.sifted.marks import (
     TEXTS,
@@ -24,8 +25,6 @@ from stages.sift.record import Marked
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-EXAMPLE = '"sharpness > 0.3 and duplicate = 0"'
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,7 +60,7 @@ def parse_keep(
         )
     if not text:
         return None
-    table = Table(columns=columns_of(heads), texts=TEXTS, option=option, example=EXAMPLE)
+    table = Table(columns=columns_of(heads), texts=TEXTS, option=option, example=KEEP)
     condition = Condition(text, table)
     if not similar and (unknown := sorted({"similar", "similar_group"} & condition.columns)):
         raise UsageError(
@@ -141,8 +140,7 @@ def list_lines(found: MarkedFiles, kept: Sequence[int]) -> Iterator[dict[str, An
     """Yield the lines of a list of sources, with the prompts that files had in theirs."""
     for at in kept:
         file = found.files[at]
-        line: dict[str, Any] = {n: found.rows[at][n] for n in ("media_path", "source")}
-        line["path"] = file.place
+        line = {n: found.rows[at][n] for n in ("media_path", "source")} | {"path": file.place}
         if file.prompts:
             line["prompts"] = dict(file.prompts)
         elif file.prompt is not None:
