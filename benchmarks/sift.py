@@ -18,8 +18,7 @@ from functools import partial
 from itertools import combinations, count, pairwise
 from pathlib import Path
 from typing import Any
-
-import pytest
+from unittest.mock import patch
 
 from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
@@ -165,12 +164,12 @@ def costs_of(clip: Path, folder: Path) -> dict[str, float]:
         return call
 
     cutting, whole = (min(timed(work)[0] for _ in range(3)) for work in (cut, mark))
-    grey = stage.SampledVideo._grey
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measures, "_moved", counted(measures._moved))
-        patch.setattr(stage, "sharpness", counted(measures.sharpness))
-        large = counted(grey, lambda video, _, size: size == video._sharp_size)
-        patch.setattr(stage.SampledVideo, "_grey", large)
+    large = counted(stage.SampledVideo._grey, lambda video, _, size: size == video._sharp_size)
+    with (
+        patch.object(measures, "_moved", counted(measures._moved)),
+        patch.object(stage, "sharpness", counted(measures.sharpness)),
+        patch.object(stage.SampledVideo, "_grey", large),
+    ):
         shares = []
         for _ in range(3):
             spent = 0.0

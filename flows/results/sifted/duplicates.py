@@ -31,7 +31,6 @@ Thumbs = NDArray[np.float32]
 """Some of them [n, SIDE, SIDE]. A million would take 16 GB."""
 Pairs = NDArray[np.int64]
 """Numbers of two items each [n, 2]."""
-Matrix = NDArray[np.float32]
 FREQUENCIES = 8
 """Lowest frequencies along each side that the hash takes."""
 DISTANCE = 10

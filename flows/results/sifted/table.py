@@ -3,9 +3,10 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from artifacts.errors import UsageError
 from artifacts.index.where import WORDS, Condition, Table
@@ -22,9 +23,6 @@ from flows.results.sifted.marks import (
     medium_marks,
 )
 from stages.sift.record import Marked
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 @dataclass(kw_only=True, slots=True)
@@ -91,7 +89,7 @@ def mark_copies(found: MarkedFiles, items: Sequence[Fingerprint], *, mirrored: b
         row["exact"] = int(at not in firsts)
 
 
-def mark_groups(found: MarkedFiles, groups: "NDArray[Any]", number: str, flag: str) -> None:
+def mark_groups(found: MarkedFiles, groups: NDArray[Any], number: str, flag: str) -> None:
     """Number the groups of several files, and flag all but the best of each. `groups` has a value
     per content of `found.places()`."""
     of_content = dict(zip((found.media[at].digest for at in found.places()), groups, strict=True))
