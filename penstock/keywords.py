@@ -81,6 +81,7 @@ class CaptionOptions(FeatureOptions, total=False):
     beside: bool
     overwrite: bool
     existing: str | None
+    confidence: bool
     sift: str
 
 

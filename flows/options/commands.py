@@ -26,6 +26,7 @@ from flows.options.model import (
     ResourceOptions,
 )
 from flows.options.text import (
+    ConfidenceOptions,
     EngineOptions,
     FolderOptions,
     OutputOptions,
@@ -64,6 +65,7 @@ class SiftFirstOptions(OptionGroup):
 @dataclass(frozen=True, kw_only=True)
 class CaptionConfig(
     SiftFirstOptions,
+    ConfidenceOptions,
     OutputOptions,
     TextOptions,
     EngineOptions,

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from artifacts.captions import CONFIDENCE
 from artifacts.corrections import StoredEdits, event_of
 from artifacts.edits import REDO, UNDO, UNTOUCHED, Edit, EditJournal, changes_of, key_of, review
 from artifacts.errors import EnvironmentFault, UsageError
@@ -215,6 +216,7 @@ class ReviewedCaptions:
             "prompt": prompt,
             "cut": line.get("ended") == "length",
             "warnings": [*line.get("warnings", ())],
+            **{field: line.get(field) for field in CONFIDENCE},
         }
         self.rows[key] = row
         return row

@@ -11,6 +11,7 @@ from artifacts.errors import HalfTried, Interrupted, Killed, ModelChanged, Penst
 from artifacts.keys import digest_of
 from artifacts.pack_object import DamagedRecord
 from artifacts.packs import RecordSet
+from artifacts.plurals import counted
 from artifacts.shards import DATASET
 from artifacts.text_vectors import Groups, TextVectors, text_vectors_in
 from flows.checkpoint.precision import PartSettings
@@ -34,6 +35,7 @@ from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
 from flows.results.summaries import Summaries, SummaryInput, summary_inputs, text_sampling_params
 from flows.results.trainer_formats import write_trainers
+from flows.running.scoring import ScoresStep
 from flows.running.stage_calls import StageCallBuilder, settings_on
 from flows.running.stage_runner import OneShotStage, StageRunner
 from stages import embed_texts, summarize
@@ -196,6 +198,8 @@ class PipelineRunner:
             self._run_waves(write)
             if PromptOptions.of(job.config).summary:
                 self._summarize(result)
+            if job.scores is not None:
+                self._score(result, write)
             self._write_data_sets(result)
         longest = longest_answer(plan_request(job)) if result.written.cut else None
         result.warnings += result.notes(longest)
@@ -209,6 +213,16 @@ class PipelineRunner:
             result.failures = [*result.failures, *step.failures]
             write_jsonl(self._job.out / "failures.jsonl", result.failures)
             self.record.fails(result.failures)
+
+    def _score(self, result: RunResult, write: Callable[[bool], None]) -> None:
+        """Score corrections and captions without scores, and write the outputs with them."""
+        unscored = ScoresStep(self._job, self.record, self.stages.one_shot).score_captions()
+        write(True)
+        if unscored:
+            missing = counted(unscored, "caption")
+            result.warnings.append(
+                f"{missing} could not be scored: no stored features, or too large for memory"
+            )
 
     def _write_data_sets(self, result: RunResult) -> None:
         """Write the outputs that are made from all captions together, and the clips."""
