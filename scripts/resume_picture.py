@@ -26,6 +26,7 @@ import termios
 import time
 from collections.abc import Callable, Mapping
 from html import escape
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 
 import pyte
@@ -42,7 +43,7 @@ FOLDER = b"~/films"
 """Shown in place of the temporary folder."""
 WIDTH, HEIGHT, MARGIN, SIZE = 8.4, 19, 14, 14
 """Pixels of a character and of a line, around the text, and of its letters."""
-SHORTEST, LONGEST, REST = 0.08, 0.9, 5.0
+SHORTEST, LONGEST, REST = 0.2, 0.9, 5.0
 """Seconds of a screen: at least, at most, and of the last one."""
 CAPTIONED = re.compile(r"captioning \D*(\d+)/")
 Screens = list[tuple[float, tuple[str, ...]]]
@@ -133,56 +134,68 @@ def record(folder: Path) -> Recording:
     code = run(recording, folder, lambda: False)
     recording.show(b"\r\n")
     found = made_by(folder)
-    print(f"{before} captions stored at the kill; the second run found {found['before']} and made "
-          f"{found['made']} of {CLIPS}; exit code {code}")
+    print(
+        f"{before} captions stored at the kill; the second run found {found['before']} and made "
+        f"{found['made']} of {CLIPS}; exit code {code}"
+    )
     if code or not before or found != {"made": CLIPS - before, "before": before}:
         raise SystemExit("a caption was made twice, or the kill came too early: run it again")
     return recording
 
 
 def svg(screens: Screens) -> str:
-    """Return an animation of these screens."""
-    began = [at for at, _ in screens]
-    spans = [min(max(b - a, SHORTEST), LONGEST) for a, b in zip(began, began[1:], strict=False)]
-    whole = sum(spans) + REST
+    """Return an animation of these screens. A line that stays is drawn once."""
+    shown = [screens[0]]
+    for screen in screens[1:]:
+        if screen[0] - shown[-1][0] < SHORTEST:  # replaced before anybody can read it
+            shown[-1] = (shown[-1][0], screen[1])
+        else:
+            shown.append(screen)
+    spans = [min(b - a, LONGEST) for (a, _), (b, _) in pairwise(shown)]
+    times = [0.0, *accumulate([*spans, REST])]
     width, height = round(COLUMNS * WIDTH + 2 * MARGIN), ROWS * HEIGHT + 2 * MARGIN
-    rules, groups, at = [], [], 0.0
-    for number, ((_, lines), span) in enumerate(zip(screens, [*spans, REST], strict=True)):
-        first, last = 100 * at / whole, 100 * (at + span) / whole
-        hidden = "" if number == 0 else "0%{visibility:hidden}"
-        rules.append(
-            f"@keyframes s{number}{{{hidden}{first:.3f}%{{visibility:visible}}"
-            f"{last:.3f}%{{visibility:hidden}}}}#s{number}{{animation-name:s{number}}}"
-        )
-        groups.append(f'<g id="s{number}" class="screen">{_text(lines)}</g>')
-        at += span
+    rules, texts = [], []
+    for row in range(ROWS):
+        of_row = [lines[row] for _, lines in shown]
+        begin = 0
+        for line, group in groupby(of_row):
+            end = begin + len(list(group))
+            if line:
+                number = len(texts)
+                rules.append(_rule(number, times[begin] / times[-1], times[end] / times[-1]))
+                last = ' class="last"' if end == len(shown) else ""
+                texts.append(
+                    f'<text id="t{number}"{last} x="{MARGIN}" '
+                    f'y="{MARGIN + (row + 0.75) * HEIGHT:g}" '
+                    f'textLength="{len(line) * WIDTH:g}">{escape(line)}</text>'
+                )
+            begin = end
     # Readers who prefer reduced motion see the last screen.
     style = (
         ":root{--back:#ffffff;--text:#1f2328;--edge:#d1d9e0}"
         "@media(prefers-color-scheme:dark){:root{--back:#0d1117;--text:#e6edf3;--edge:#3d444d}}"
         "rect{fill:var(--back);stroke:var(--edge)}"
         f"text{{fill:var(--text);font:{SIZE}px ui-monospace,Menlo,Consolas,monospace;"
-        "white-space:pre}"
-        f".screen{{visibility:hidden;animation:{whole:.1f}s step-end infinite}}"
+        f"white-space:pre;visibility:hidden;animation:{times[-1]:.1f}s step-end infinite}}"
         f"{''.join(rules)}"
-        "@media(prefers-reduced-motion:reduce){.screen{animation:none}"
-        f"#s{len(groups) - 1}{{visibility:visible}}}}"
+        "@media(prefers-reduced-motion:reduce){text{animation:none!important}"
+        ".last{visibility:visible}}"
     )
     title = "penstock caption is killed; the same command finishes the run and makes nothing twice"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{title}"><title>{title}</title><style>{style}</style>'
         f'<rect x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="8"/>'
-        f"{''.join(groups)}</svg>\n"
+        f"{''.join(texts)}</svg>\n"
     )
 
 
-def _text(lines: tuple[str, ...]) -> str:
-    return "".join(
-        f'<text x="{MARGIN}" y="{MARGIN + (row + 0.75) * HEIGHT:g}" '
-        f'textLength="{len(line) * WIDTH:g}">{escape(line)}</text>'
-        for row, line in enumerate(lines)
-        if line
+def _rule(number: int, first: float, last: float) -> str:
+    """Return the style of a text that is visible between two shares of the animation."""
+    start = "" if first == 0 else "0%{visibility:hidden}"
+    return (
+        f"@keyframes k{number}{{{start}{first:.3%}{{visibility:visible}}"
+        f"{last:.3%}{{visibility:hidden}}}}#t{number}{{animation-name:k{number}}}"
     )
 
 
