@@ -34,7 +34,7 @@ import pyte
 from penstock_demo.clips import write_clips
 
 ROOT = Path(__file__).resolve().parent.parent
-ROWS, COLUMNS = 22, 92
+ROWS, COLUMNS = 14, 92
 CLIPS, SEED = 400, 7
 KILLED_AT = 0.33
 COMMAND = "penstock caption clips --model demo --batch-size 8"
