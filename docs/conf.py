@@ -28,6 +28,7 @@ NAVIGATION = {
         "docs/formats",
         "docs/report",
         "docs/review",
+        "docs/learn",
         "docs/shots",
         "docs/tune",
     ],

@@ -16,9 +16,9 @@ from flows.console.display import Display
 from flows.media.tune_data import examples_in
 from flows.options.commands import CaptionConfig
 from flows.options.formats import TRAINER_FORMATS
+from flows.results.recorded_command import repeated
 from flows.results.run_result import RunResult
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
-from flows.reviewing.server import repeated
 from flows.running.run import caption
 from scripts.store_before import BEFORE
 from tests.support.inside import InsideLauncher

@@ -98,6 +98,8 @@ class ReviewedCaptions:
         self.places: list[str] = []
         """Path or address of each medium; empty: unknown."""
         self.rows: dict[str, dict[str, Any]] = {}
+        self.chunks: dict[str, tuple[str, str, str]] = {}
+        """Caption key → its features, its prompt's name and its prompt."""
         self.media = [self._medium(place, rows) for place, rows in media_with_lines(places, lines)]
         self.failures = failed_media(self.out)
 
@@ -121,7 +123,7 @@ class ReviewedCaptions:
         """Return descriptions of the next undo and redo; empty if there is none."""
         edits = self.journal.edits
         return {
-            "undo": _description(edits.done[-1]) if edits.done else "",
+            "undo": _description(edits.undoable) if edits.undoable is not None else "",
             "redo": _description(edits.undone[-1]) if edits.undone else "",
         }
 
@@ -148,14 +150,20 @@ class ReviewedCaptions:
         deed["does"] = request["does"]
         if request["does"] not in (UNDO, REDO):
             deed["changes"] = self._changes(request.get("changes") or [])
+        changed = self.add(deed)
+        own, stored = self.journal.edits.now, self._stored() if self._stored is not None else {}
+        now = {key: own.get(key) or stored.get(key, UNTOUCHED) for key in changed}
+        return {"edits": {key: _edit_json(edit) for key, edit in now.items()}, **self.steps()}
+
+    def add(self, deed: Mapping[str, Any]) -> list[str]:
+        """Add an action to the journal durably, once, and to the store. Return the keys of the
+        captions that it changed. Raises EnvironmentFault."""
         is_repeated = deed["id"] in self.journal.edits.ids
         event = event_of(self.journal.edits, deed)
         changed = self.journal.add(deed)
         if self._stored is not None and event is not None and not is_repeated:
             self._stored.add([event])
-        own, stored = self.journal.edits.now, self._stored() if self._stored is not None else {}
-        now = {key: own.get(key) or stored.get(key, UNTOUCHED) for key in changed}
-        return {"edits": {key: _edit_json(edit) for key, edit in now.items()}, **self.steps()}
+        return changed
 
     def _changes(self, request: list[dict[str, Any]]) -> Any:
         edits: dict[str, Edit] = {}
@@ -218,7 +226,7 @@ class ReviewedCaptions:
             "warnings": [*line.get("warnings", ())],
             **{field: line.get(field) for field in CONFIDENCE},
         }
-        self.rows[key] = row
+        self.rows[key], self.chunks[key] = row, (line["features"], name, prompt)
         return row
 
 

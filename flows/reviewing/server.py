@@ -13,7 +13,7 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -31,7 +31,7 @@ from artifacts.errors import PenstockError
 from artifacts.json_shapes import parse
 from artifacts.plurals import counted
 from flows.console.lines import is_terminal, print_lines, printable
-from flows.results.recorded_command import is_own_command, user_secret
+from flows.results.recorded_command import COMMAND, is_own_command, repeated, user_secret
 from flows.results.report.page import digest, part, server_policy, style_and_script
 from flows.results.run_record import RUN_RECORD
 from flows.results.thumbnails import thumbnail
@@ -40,10 +40,6 @@ from flows.serving.hosts import is_loopback, is_of_other_site
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.serving.shown_media import shown_file
 
-OMITTED_OPTIONS = ("--prefect", "--retry-failed", "--json", "--quiet", "--trust-remote-code")
-"""Options left out of a repeated command: they do more than write files, hide its output, or allow
-foreign code, which needs consent each time."""
-COMMAND = "caption"
 LONGEST_SHOWN = 2000
 """Largest number of characters of a command that is shown for confirmation."""
 KEPT = 400
@@ -127,15 +123,6 @@ class OutputRewrite:
         self._last_line = lines[-1][:KEPT] if lines else ""
         # Files that failed before fail again; all others are written.
         self._failed = process.returncode not in (0, 1)
-
-
-def repeated(words: Sequence[str], *, by_rule: bool = True) -> list[str]:
-    """Return the words of a command for another run. A command recorded before the default rule
-    runs as stock unless it says otherwise."""
-    kept = [word for word in words if word not in OMITTED_OPTIONS]
-    if by_rule or any(word in ("--as-published", "--as-stock") for word in kept):
-        return kept
-    return [*kept, "--as-stock"]
 
 
 MAX_BODY_BYTES = 1 << 26
