@@ -154,7 +154,7 @@ def svg(screens: Screens) -> str:
     spans = [min(b - a, LONGEST) for (a, _), (b, _) in pairwise(shown)]
     times = [0.0, *accumulate([*spans, REST])]
     width, height = round(COLUMNS * WIDTH + 2 * MARGIN), ROWS * HEIGHT + 2 * MARGIN
-    rules, texts = [], []
+    rules, texts = list[str](), list[str]()
     for row in range(ROWS):
         of_row = [lines[row] for _, lines in shown]
         begin = 0
