@@ -3,14 +3,25 @@
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from artifacts.captions import CONFIDENCE
 from artifacts.corrections import StoredEdits, event_of
-from artifacts.edits import REDO, UNDO, UNTOUCHED, Edit, EditJournal, changes_of, key_of, review
+from artifacts.edits import (
+    ACCEPTED,
+    REDO,
+    UNDO,
+    UNTOUCHED,
+    Edit,
+    EditJournal,
+    changes_of,
+    key_of,
+    review,
+)
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.json_shapes import Nullable, OptionalField, ShapeError, check, read_jsonl, text
 from artifacts.plurals import counted
@@ -52,6 +63,9 @@ class ReviewedCaptions:
     def __init__(self, out: Path) -> None:
         """Read a run's folder and open its journal. Raises UsageError, EnvironmentFault."""
         self.out = out
+        self._is_released = self._is_learning = False
+        self._former: dict[str, tuple[tuple[str, str, str], str]] = {}
+        """Caption key before learning → its chunk and the words of then."""
         self.load()
         if not self.media and not self.failures:
             raise UsageError(
@@ -88,6 +102,9 @@ class ReviewedCaptions:
 
     def load(self) -> None:
         """Read the files of the last run, which may still be running. Raises EnvironmentFault."""
+        if self._is_released and not self._is_learning:
+            self._reopen()
+            return
         self.record = load_record(self.out)
         words = self.record["plan"].get("words") or {}
         self._trigger = f"{words['trigger']}, " if words.get("trigger") else ""
@@ -105,7 +122,37 @@ class ReviewedCaptions:
 
     def close(self) -> None:
         """Close the journal, so that others can review the folder."""
-        self.journal.close()
+        if not self._is_released:
+            self.journal.close()
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Let `penstock learn` write the journal and the captions meanwhile; edits are refused. The
+        next call that needs them reads both again."""
+        self.close()
+        self._is_released = self._is_learning = True
+        try:
+            yield
+        finally:
+            self._is_learning = False
+
+    def _reopen(self) -> None:
+        """Read journal and captions again after learning. Raises EnvironmentFault."""
+        self.journal = EditJournal(self.out)
+        self._is_released = False
+        before = {key: (self.chunks[key], row["said"]) for key, row in self.rows.items()}
+        self.load()
+        self._former |= {key: one for key, one in before.items() if key not in self.rows}
+
+    def _row_of(self, key: str) -> tuple[dict[str, Any] | None, str]:
+        """Return the row of a caption and the words that the page showed: those before learning if
+        the page does not know the new ones yet."""
+        if key in self.rows or key not in self._former:
+            row = self.rows.get(key)
+            return row, row["said"] if row else ""
+        chunk, shown = self._former[key]
+        found = next((key for key, other in self.chunks.items() if other == chunk), "")
+        return self.rows.get(found), shown
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that the page shows."""
@@ -140,6 +187,10 @@ class ReviewedCaptions:
     def apply(self, request: Any) -> dict[str, Any]:
         """Apply an edit durably, and return the captions that it changed. Raises EditRefused,
         EnvironmentFault."""
+        if self._is_released and not self._is_learning:
+            self._reopen()
+        if self._is_learning:
+            raise EnvironmentFault("a model is learning", hint="Edits are saved when it is done")
         try:
             check(request, EDIT_REQUEST)
         except ShapeError as error:
@@ -168,12 +219,13 @@ class ReviewedCaptions:
     def _changes(self, request: list[dict[str, Any]]) -> Any:
         edits: dict[str, Edit] = {}
         for change in request:
-            row = self.rows.get(change["of"])
+            row, shown = self._row_of(change["of"])
             if row is None:
                 raise EditRefused("this caption is no longer in the run: reload the page")
-            edits[change["of"]] = Edit(
-                caption=self._caption(row, change["caption"]), review=change["review"]
-            )
+            # Whoever accepted the words of before meant these, not those that came since.
+            given = shown if change["review"] == ACCEPTED else None
+            given = given if change["caption"] is None else change["caption"]
+            edits[row["key"]] = Edit(caption=self._caption(row, given), review=change["review"])
         if not edits:
             raise EditRefused("no caption given")
         return changes_of((self.rows[key] for key in edits), edits)
