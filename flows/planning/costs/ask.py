@@ -1,0 +1,42 @@
+"""Estimates the cost of asking a server."""
+
+from collections.abc import Sequence
+
+from artifacts.plurals import counted
+from flows.checkpoint.models import Model
+from flows.options.commands import RunOptions
+from flows.options.endpoint import REQUESTS
+from flows.options.text import EngineOptions
+from flows.planning.estimate import StageEstimate, Term
+from flows.planning.remaining_work import RemainingWork
+from flows.planning.rungs import Rung
+from flows.planning.seconds import Pass, WorkEstimate
+from flows.planning.workloads import Workload
+
+SENT_SHARE = 0.25
+"""Bytes of a picture as JPEG in base64 per byte of its pixels, for detailed pictures."""
+
+
+def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
+    """Return the one way: so many requests at once."""
+    return [Rung(stage="ask", batch=EngineOptions.of(config).slots or REQUESTS)]
+
+
+def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
+    """Add up the frames that are encoded, and those that are sent."""
+    sent = int(SENT_SHARE * workload.frame_bytes)
+    terms = [
+        Term(
+            part="activation",
+            bytes=2 * workload.frame_bytes + rung.batch * sent,
+            why=f"a chunk of {counted(workload.frames, 'frame')} as stored and resized, and "
+            f"{counted(rung.batch, 'request')} of {sent:,} bytes",
+        )
+    ]
+    return StageEstimate.from_terms(rung, terms, device="cpu", workload=workload)
+
+
+def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
+    """Return an unknown time: it depends on the server."""
+    unknown = Pass(precision="served", flops=0, tokens=1)
+    return WorkEstimate(passes=(unknown,) * any(each.left[rung.stage] for each in left))
