@@ -5,14 +5,16 @@ import json
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from artifacts.endpoints import SERVED, Endpoint, EndpointKeys, endpoints_of, keys_from
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import digest_of
+from artifacts.packs import Record, RecordSet
 from artifacts.schema import FrameFit
+from artifacts.store import Store
 from flows.options.commands import RunOptions
 from flows.options.endpoint import EndpointOptions
 from flows.options.media import VideoSamplingOptions
@@ -41,8 +43,8 @@ class ServedModel:
     endpoints: tuple[Endpoint, ...]
     identity: tuple[str, ...]
     """What distinguishes it from other models in cache keys: what it is, then its value."""
-    video: bool = False
-    """Whether several frames are sent as one video."""
+    video: bool | None = None
+    """Whether several frames are sent as one video, and not as pictures; None: not asked."""
 
     @property
     def key_fields(self) -> list[Any]:
@@ -54,7 +56,9 @@ class ServedModel:
         where = ", ".join(each.url for each in self.endpoints)
         local = all(each.is_local for each in self.endpoints)
         leave = "frames go to" if local else "media leave this machine: frames go to"
-        return f"{leave} {where}; {self.model} is identified by {self.identity[0]}"
+        ways = {None: "", True: ", those of a chunk as one video", False: ", each as a picture"}
+        who = f"{self.model} is identified by {self.identity[0]}"
+        return f"{leave} {where}{ways[self.video]}; {who}"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -85,6 +89,25 @@ def open_served(config: RunOptions) -> ServedModel:
         addresses = sorted(each.url for each in endpoints)
         identity = stated[0] if all(stated) else ("name and address", *addresses)
     return ServedModel(model=name, endpoints=tuple(endpoints), identity=identity)
+
+
+def with_media_asked(config: RunOptions, served: ServedModel, store: Store) -> ServedModel:
+    """Return the model with whether its servers take videos. They are asked once, with a few grey
+    frames, and the store remembers the answer. Raises PenstockError."""
+    about = digest_of([*served.key_fields, sorted(each.url for each in served.endpoints)])
+    known = RecordSet(store, "endpoints", digest_of(["endpoints", 1]))
+    if about not in known:
+        keys = keys_from(EndpointOptions.of(config).endpoint_keys)
+        takes = _asked(served.endpoints, keys, lambda client: _takes_video(client, served, keys))
+        known.publish([Record(key=about, meta={"video": all(takes)})])
+    return replace(served, video=bool(known.meta(about)["video"]))
+
+
+async def _takes_video(client: "Client", served: ServedModel, keys: EndpointKeys) -> bool:
+    """Return whether a server looks at a video in a request."""
+    from stages.ask.probe import looks_at_video
+
+    return await looks_at_video(client, served.model, keys)
 
 
 def only_captions(name: str) -> UsageError:

@@ -17,7 +17,11 @@ def settings_of(job: Job) -> dict[str, Any]:
     """Return the settings that determine a job's features, as text and digests."""
     model = job.model
     if model.served is not None:
-        computed = {"weights": digest_of(model.served.key_fields), "precision": "", "computing": []}
+        computed: dict[str, Any] = {
+            "weights": digest_of(model.served.key_fields),
+            "precision": "",
+            "computing": [],
+        }
     else:
         best = model.best("vision")
         computed = {

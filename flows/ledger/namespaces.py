@@ -133,7 +133,7 @@ def namespaces_of(
         bound=frame_bound(model.profile, config),
         engine="".join(chosen.engine for chosen in settings.values()),
         way=way,
-        sends_video=model.served is not None and model.served.video,
+        sends_video=model.served is not None and bool(model.served.video),
     )
 
 

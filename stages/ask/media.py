@@ -62,8 +62,8 @@ def clip(frames: Pixels, times: Sequence[float], size: tuple[int, int]) -> bytes
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, TICKS)
         for pixels, tick in zip(frames, _ticks(times), strict=True):
-            image = _fitted(pixels, (stream.height, stream.width))
-            frame = av.VideoFrame.from_image(image)
+            image = np.asarray(_fitted(pixels, (stream.height, stream.width)))
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = tick, Fraction(1, TICKS)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

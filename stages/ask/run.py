@@ -30,7 +30,7 @@ from artifacts.store import open_store
 from stages.ask.client import NoReply, Reply
 from stages.ask.job import UNANSWERED, AskItem, AskJob
 from stages.ask.media import media_of
-from stages.ask.servers import Server, Servers
+from stages.ask.servers import Server, Servers, refuse_all
 from stages.ask.wire import Answer, BadAnswer, answer_in, error_in, request_pieces
 from stages.memory.item_faults import ItemFault, ItemFaults
 from stages.process.job import parse_job
@@ -101,8 +101,8 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the error of a group that says most."""
-    single = [e for e in _flat(group) if isinstance(e, PenstockError)] or [*_flat(group)]
-    return single[0]
+    errors = [*_flat(group)]
+    return next((error for error in errors if isinstance(error, PenstockError)), errors[0])
 
 
 def _flat(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
@@ -250,7 +250,7 @@ class Asking:
             raise BadAnswer("overloaded", said, again=True)
         if reply.status >= 500:
             raise BadAnswer("server", said, again=True)
-        server.refuse_all(reply.status, said, self._job.model)
+        refuse_all(server.client, reply.status, said, self._job.model)
         raise BadAnswer("request", f"{server.client.endpoint.origin} refuses the request: {said}")
 
     def _keep(self, item: AskItem, found: tuple[Answer, Server]) -> None:

@@ -72,32 +72,6 @@ class Server:
             self.paused_until = max(self.paused_until, now + pause)
             self._faults += 1
 
-    def refuse_all(self, status: int, said: str, model: str) -> None:
-        """Raise an error for an answer that each other item would get, too."""
-        where = self.client.endpoint.origin
-        if status in (401, 403):
-            raise EnvironmentFault(
-                f"{where} does not accept the key: {said}"
-                if self.client.has_key
-                else f"{where} wants a key: {said}",
-                hint=f"Write a line `{self.client.endpoint.host} = KEY` into a file of mode 0600, "
-                "and name it with --endpoint-keys",
-            )
-        if status == 404:
-            raise UsageError(
-                f"{self.client.endpoint.url} has no model {model}, or no chat completions: {said}",
-                hint="Check the name after openai:, and the address, which usually ends with /v1",
-            )
-        if 300 <= status < 400:
-            raise EnvironmentFault(
-                f"{where} redirects to another address, which is not followed (HTTP {status})",
-                hint="Name the address itself with --endpoint",
-            )
-        if status < 400:
-            raise EnvironmentFault(
-                f"{where} sends no answer: {said}", hint="Check that it is a server of models"
-            )
-
 
 class Servers:
     """All servers of one model."""
@@ -163,3 +137,30 @@ class Servers:
     async def close(self) -> None:
         """Close all connections."""
         await asyncio.gather(*(server.client.close() for server in self._every))
+
+
+def refuse_all(client: Client, status: int, said: str, model: str) -> None:
+    """Raise an error for an answer that each other item would get, too."""
+    where = client.endpoint.origin
+    if status in (401, 403):
+        raise EnvironmentFault(
+            f"{where} does not accept the key: {said}"
+            if client.has_key
+            else f"{where} wants a key: {said}",
+            hint=f"Write a line `{client.endpoint.host} = KEY` into a file of mode 0600, "
+            "and name it with --endpoint-keys",
+        )
+    if status == 404:
+        raise UsageError(
+            f"{client.endpoint.url} has no model {model}, or no chat completions: {said}",
+            hint="Check the name after openai:, and the address, which usually ends with /v1",
+        )
+    if 300 <= status < 400:
+        raise EnvironmentFault(
+            f"{where} redirects to another address, which is not followed (HTTP {status})",
+            hint="Name the address itself with --endpoint",
+        )
+    if status < 400:
+        raise EnvironmentFault(
+            f"{where} sends no answer: {said}", hint="Check that it is a server of models"
+        )
