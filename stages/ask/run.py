@@ -209,8 +209,8 @@ class Asking:
                 except NoReply as error:
                     why = error.message
                     server.silent(sent, reached=error.reached)
-                    self._servers.check_any()
                     if not error.reached:
+                        self._servers.check_any()
                         continue
                 except BadAnswer as error:
                     if not error.again:

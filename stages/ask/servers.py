@@ -27,13 +27,14 @@ class Server:
         self.seen = list(seen)
         """Model and fingerprint that it has stated; empty: nothing yet."""
         self.answers = 0
-        self.last_reached = time.monotonic()
+        self.out_since: float | None = None
+        """Time from which it could not be reached or was overloaded; None: it answers."""
         self._faults = 0
         """Times in a row that it was silent or overloaded."""
 
     def reached(self) -> None:
         """Note that the server has answered."""
-        self._faults, self.last_reached = 0, time.monotonic()
+        self._faults, self.out_since = 0, None
 
     def answered(self, model: str, fingerprint: str) -> None:
         """Note a caption and what the server says of its model. Raises EnvironmentFault if that has
@@ -53,9 +54,10 @@ class Server:
 
     def silent(self, sent: float, *, reached: bool) -> None:
         """Note a request without an answer."""
-        self._pause(None)
         if reached:
             self.pace.overloaded(sent, time.monotonic())
+        else:
+            self._pause(None)
 
     def overloaded(self, sent: float, wait: float | None) -> None:
         """Note an answer that the server has too much to do."""
@@ -65,8 +67,7 @@ class Server:
     def _pause(self, wait: float | None) -> None:
         now = time.monotonic()
         first, longest = PAUSE
-        if wait is not None:
-            self.last_reached = max(self.last_reached, now + wait)
+        self.out_since = max(self.out_since or now, now + wait if wait else 0.0)
         if now >= self.paused_until or wait is not None:
             pause = min(longest, first * 2 ** min(self._faults, 10)) if wait is None else wait
             self.paused_until = max(self.paused_until, now + pause)
@@ -119,7 +120,8 @@ class Servers:
 
     def check_any(self) -> None:
         """Raise EnvironmentFault if no server has answered for a long time."""
-        if time.monotonic() - max(server.last_reached for server in self._every) > PATIENCE:
+        now = time.monotonic()
+        if all(s.out_since is not None and now - s.out_since > PATIENCE for s in self._every):
             names = ", ".join(server.client.endpoint.origin for server in self._every)
             raise EnvironmentFault(
                 f"no answer from {names} for {PATIENCE:.0f} s",
