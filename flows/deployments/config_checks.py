@@ -181,7 +181,8 @@ WRITTEN: dict[str, Callable[[MediaOptions], Path]] = {
 
 def confine(config: MediaOptions, *, out: bool = True) -> None:
     """Raise UsageError for parameters that would write outside the worker's folders, run code that
-    could, or send media to an address that the worker does not list. `out` says whether the run uses that folder."""
+    could, or send media to an address that the worker does not list. `out` says whether the run
+    uses that folder."""
     refuse_unlisted(EndpointOptions.of(config).endpoint)
     if config.trust_remote_code and os.environ.get(REMOTE_CODE) != "1":
         raise UsageError(

@@ -15,6 +15,7 @@ How it works:
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,8 @@ AHEAD = 8
 """Items that are encoded before a server is free."""
 SURE = 8
 """Items that are refused for the same reason, and none answered, after which the stage ends."""
+OUR_NAME = re.compile(r"[0-9a-f]{64}")
+"""The name of a request: the key of its item."""
 OVERLOADED = (408, 425, 429, 503)
 RETRY_HINT = "The same command asks again; what was answered is kept"
 STORED_HINT = "Change the prompt or the model, or try again with --retry-failed"
@@ -134,8 +137,6 @@ class Asking:
         self._failed: list[Record] = []
         self._bytes = 0
         self._room = asyncio.Condition()
-        self._sending: set[str] = set()
-        """Names of the requests that are being sent."""
 
     async def all(self, work: Iterator[tuple[Chunk, list[str], bytes]]) -> None:
         """Ask for every item. Raises PenstockError."""
@@ -195,50 +196,47 @@ class Asking:
 
     async def _answer(self, item: AskItem, pieces: Sequence[bytes]) -> tuple[Answer, Server]:
         """Return the answer to a request. Raises BadAnswer."""
-        self._sending.add(item.key)
         tries, busy, server = 0, 0, None
-        try:
-            while True:
-                server = await self._servers.take(server)
-                sent = time.monotonic()
-                try:
-                    reply = await server.client.post(pieces, item.key)
-                    answer = self._read(item, reply, server)
-                    server.answered(answer.model, answer.fingerprint)
-                    return answer, server
-                except NoReply as error:
-                    why = error.message
-                    server.silent(sent, reached=error.reached)
-                    if not error.reached:
-                        self._servers.check_any()
+        while True:
+            server = await self._servers.take(server)
+            sent = time.monotonic()
+            try:
+                reply = await server.client.post(pieces, item.key)
+                answer = self._read(item, reply, server)
+                server.answered(answer.model, answer.fingerprint)
+                return answer, server
+            except NoReply as error:
+                why = error.message
+                server.silent(sent, reached=error.reached)
+                if not error.reached:
+                    self._servers.check_any()
+                    continue
+            except BadAnswer as error:
+                if not error.again:
+                    server.reached()
+                    raise
+                why = error.message
+                if error.kind == "overloaded":
+                    server.overloaded(sent, reply.wait)
+                    self._servers.check_any()
+                    busy += 1
+                    if busy < MAX_BUSY:
                         continue
-                except BadAnswer as error:
-                    if not error.again:
-                        raise
-                    why = error.message
-                    if error.kind == "overloaded":
-                        server.overloaded(sent, reply.wait)
-                        self._servers.check_any()
-                        busy += 1
-                        if busy < MAX_BUSY:
-                            continue
-                    else:
-                        server.reached()
-                finally:
-                    await self._servers.give_back(server)
-                tries += 1
-                if tries >= TRIES:
-                    where = server.client.endpoint.origin
-                    raise BadAnswer(UNANSWERED, f"{where}: {why}, {tries} times")
-                low, high = BACKOFF
-                await asyncio.sleep(min(high, low * 2 ** (tries - 1)) * random.uniform(0.5, 1))
-        finally:
-            self._sending.discard(item.key)
+                else:
+                    server.reached()
+            finally:
+                await self._servers.give_back(server)
+            tries += 1
+            if tries >= TRIES:
+                where = server.client.endpoint.origin
+                raise BadAnswer(UNANSWERED, f"{where}: {why}, {tries} times")
+            low, high = BACKOFF
+            await asyncio.sleep(min(high, low * 2 ** (tries - 1)) * random.uniform(0.5, 1))
 
     def _read(self, item: AskItem, reply: Reply, server: Server) -> Answer:
         """Return the answer in a reply. Raises BadAnswer, and PenstockError for what concerns all
         items."""
-        if reply.echo != item.key and reply.echo in self._sending:
+        if reply.echo != item.key and OUR_NAME.fullmatch(reply.echo):
             raise BadAnswer("swapped", "the answer belongs to another request", again=True)
         if reply.status == 200:
             answer = answer_in(reply.body, self._job.schema, self._keys)

@@ -1,7 +1,7 @@
 """A server that speaks OpenAI's protocol without a model, and misbehaves as it is told.
 
 It answers with the digest of what it was asked, so that an answer under another item shows. What it
-does depends on that digest and on how often it was asked the same: never on time or chance.
+does depends on a number in the prompt and on how often it was asked: never on time or chance.
 `python -m tests.support.endpoint PORT SECONDS` runs a well-behaved one that takes SECONDS for each
 answer.
 """
@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import queue
+import re
 import sys
 import threading
 from collections import Counter
@@ -96,9 +97,10 @@ class StandIn:
         self.keeps = True
         """Whether it keeps what it was asked."""
 
-    def behaviour(self, digest: str) -> str:
-        """What it does to the item of that digest."""
-        return self.plan[int(digest, 16) % len(self.plan)] if self.plan else ""
+    def behaviour(self, request: dict[str, Any]) -> str:
+        """What it does to an item, by the last number in what it was asked."""
+        number = int(re.findall(r"\d+", json.dumps(request["messages"]))[-1])
+        return self.plan[number % len(self.plan)] if self.plan else ""
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with (
@@ -139,9 +141,7 @@ class StandIn:
         finally:
             self.at_once -= 1
 
-    async def _completed(
-        self, headers: Headers, body: bytes, writer: asyncio.StreamWriter
-    ) -> bool:
+    async def _completed(self, headers: Headers, body: bytes, writer: asyncio.StreamWriter) -> bool:
         if not self.keeps:
             _write(writer, 200, told(hashlib.sha256(body).hexdigest()[:16]))
             return True
@@ -157,7 +157,7 @@ class StandIn:
                 return False
             _write(writer, *given)
             return True
-        name = self.behaviour(digest)
+        name = self.behaviour(request)
         if name in FOR_GOOD:
             _write(writer, *FOR_GOOD[name])
         elif before == 0 and name in ONCE:
@@ -215,9 +215,7 @@ def _write(writer: asyncio.StreamWriter, status: int, body: Any, more: str = "")
     writer.write(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
 
 
-async def _serve(
-    stand_in: StandIn, port: int, ready: Callable[[asyncio.Event], object]
-) -> None:
+async def _serve(stand_in: StandIn, port: int, ready: Callable[[asyncio.Event], object]) -> None:
     """Serve until the event is set that `ready` gets."""
     server = await asyncio.start_server(
         stand_in.connected, "127.0.0.1", port, limit=1 << 26, backlog=512
@@ -239,9 +237,7 @@ def running(stand_in: StandIn, port: int = 0) -> Iterator[str]:
     up: queue.Queue[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
 
     def work() -> None:
-        asyncio.run(
-            _serve(stand_in, port, lambda end: up.put((asyncio.get_running_loop(), end)))
-        )
+        asyncio.run(_serve(stand_in, port, lambda end: up.put((asyncio.get_running_loop(), end))))
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
