@@ -85,7 +85,7 @@ class Servers:
         seen: Mapping[str, Sequence[str]],
     ) -> None:
         self._every = [
-            Server(Client(each, keys, at_once), Pace(at_once), seen.get(each.url, ()))
+            Server(Client(each, keys), Pace(at_once), seen.get(each.url, ()))
             for each in endpoints
         ]
         self._free = asyncio.Condition()

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from stages.decode.json_schema import follows
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control codes other than tab and line feed."""
+SMALL = 1 << 17
+"""Bytes of media that are copied into the body."""
 BYTES_A_TOKEN = 4
 """Assumed bytes of a token, where a server does not count them."""
 
@@ -43,8 +45,8 @@ class BadAnswer(Exception):
         self.again = again
 
 
-def request_pieces(job: AskJob, item: AskItem, media: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return the body of a request in pieces, so that `media` is not copied."""
+def request_pieces(job: AskJob, item: AskItem, media: bytes) -> Sequence[bytes]:
+    """Return the body of a request in pieces, so that large `media` are not copied."""
     fields: dict[str, Any] = {
         "model": job.model,
         "max_tokens": job.max_new_tokens,
@@ -61,7 +63,8 @@ def request_pieces(job: AskJob, item: AskItem, media: bytes) -> tuple[bytes, byt
     head = f'{json.dumps(fields)[:-1]}, "messages": [{before}{{"role": "user", "content": ['
     question = json.dumps({"type": "text", "text": item.prompt})
     tail = f", {question}]}}]}}" if item.prompt else "]}]}"
-    return head.encode(), media, tail.encode()
+    pieces = head.encode(), media, tail.encode()
+    return [b"".join(pieces)] if len(media) < SMALL else pieces
 
 
 def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
