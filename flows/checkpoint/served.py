@@ -44,7 +44,7 @@ class ServedModel:
     identity: tuple[str, ...]
     """What distinguishes it from other models in cache keys: what it is, then its value."""
     video: bool | None = None
-    """Whether several frames are sent as one video, and not as pictures; None: not asked."""
+    """Whether several frames are sent as one video, and not as pictures; None: unknown."""
 
     @property
     def key_fields(self) -> list[Any]:
@@ -70,8 +70,8 @@ class ServedModel:
 
 
 def open_served(config: RunOptions) -> ServedModel:
-    """Return the model of a configuration. The servers are asked what it is, unless `--revision`
-    says it. Raises UsageError, EnvironmentFault."""
+    """Return the model of a configuration. The servers state what it is, unless `--revision`
+    does. Raises UsageError, EnvironmentFault."""
     options, name = EndpointOptions.of(config), config.model.removeprefix(SERVED)
     if not options.endpoint:
         raise only_captions(config.model)
@@ -80,7 +80,7 @@ def open_served(config: RunOptions) -> ServedModel:
     if config.revision:
         identity: tuple[str, ...] = ("--revision", config.revision)
     else:
-        stated = _asked(endpoints, keys, lambda client: _stated(client, name, keys))
+        stated = _requested(endpoints, keys, lambda client: _stated(client, name, keys))
         if len(found := set(stated)) > 1 and all(found):
             raise UsageError(
                 f"the servers run different models as {name}",
@@ -91,14 +91,16 @@ def open_served(config: RunOptions) -> ServedModel:
     return ServedModel(model=name, endpoints=tuple(endpoints), identity=identity)
 
 
-def with_media_asked(config: RunOptions, served: ServedModel, store: Store) -> ServedModel:
-    """Return the model with whether its servers take videos. They are asked once, with a few grey
-    frames, and the store remembers the answer. Raises PenstockError."""
+def with_video_support(config: RunOptions, served: ServedModel, store: Store) -> ServedModel:
+    """Return the model with whether its servers take videos. A request with a few grey frames
+    finds it out once, and the store keeps the answer. Raises PenstockError."""
     about = digest_of([*served.key_fields, sorted(each.url for each in served.endpoints)])
     known = RecordSet(store, "endpoints", digest_of(["endpoints", 1]))
     if about not in known:
         keys = keys_from(EndpointOptions.of(config).endpoint_keys)
-        takes = _asked(served.endpoints, keys, lambda client: _takes_video(client, served, keys))
+        takes = _requested(
+            served.endpoints, keys, lambda client: _takes_video(client, served, keys)
+        )
         known.publish([Record(key=about, meta={"video": all(takes)})])
     return replace(served, video=bool(known.meta(about)["video"]))
 
@@ -144,7 +146,7 @@ def served_profile(config: RunOptions) -> ModelProfile:
     )
 
 
-def _asked(
+def _requested(
     endpoints: Sequence[Endpoint],
     keys: EndpointKeys,
     ask: "Callable[[Client], Awaitable[Found]]",

@@ -20,7 +20,7 @@ BODY_SECONDS = 30.0
 MAX_BODY = 4 << 20
 """Largest answer in bytes."""
 MAX_WAIT = 300.0
-"""Longest wait in seconds that a server may ask for."""
+"""Longest wait in seconds that a server may request."""
 ECHO = "x-request-id"
 """Header with the name of a request. Some servers repeat it in their answer."""
 
@@ -32,7 +32,7 @@ class Reply:
     status: int
     body: bytes
     wait: float | None
-    """Seconds that the server asks to wait; None: it asks for nothing."""
+    """Seconds that the server wants to wait; None: it does not say."""
     echo: str
     """Name of the request that is answered; empty: not stated."""
 
@@ -76,8 +76,8 @@ class Client:
         self._idle: list[httpx2.AsyncHTTPTransport] = []
 
     def _transport(self) -> httpx2.AsyncHTTPTransport:
-        """Return a connection for one request. A transport alone knows neither redirects nor
-        proxies, cookies or .netrc files. One with many connections looks at all of them for each
+        """Return a connection for one request. A transport alone has no redirects, proxies,
+        cookies or .netrc files. One with many connections looks at all of them for each
         request, which took a third of the time."""
         return self._idle.pop() if self._idle else httpx2.AsyncHTTPTransport(verify=self._tls)
 
@@ -91,7 +91,7 @@ class Client:
         return await self._send("GET", url, (), {}, CONNECT_SECONDS)
 
     async def post(self, pieces: Sequence[bytes], name: str = "") -> Reply:
-        """Send a request for a chat completion. `name` is told to the server. Raises NoReply."""
+        """Send a request for a chat completion, with `name` in a header. Raises NoReply."""
         headers = {"content-type": "application/json", ECHO: name}
         return await self._send(
             "POST", f"{self.endpoint.url}/chat/completions", pieces, headers, HEAD_SECONDS
@@ -148,7 +148,7 @@ async def _body(response: httpx2.Response) -> bytes:
         if len(found) > MAX_BODY:
             raise NoReply(f"the answer is larger than {MAX_BODY >> 20} MiB")
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise NoReply("the answer is compressed, which was not asked for")
+        raise NoReply("the answer is compressed, which was not requested")
     return bytes(found)
 
 
@@ -157,7 +157,7 @@ def _reason(error: Exception) -> str:
 
 
 def _wait(text: str) -> float | None:
-    """Return the seconds that a header Retry-After asks for."""
+    """Return the seconds of a header Retry-After."""
     try:
         return min(MAX_WAIT, max(0.0, float(text)))
     except ValueError:

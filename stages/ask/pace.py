@@ -8,7 +8,7 @@ FADING = 0.95
 """Factor on the best rate after each round, because a server may become slower."""
 
 
-class Pace:
+class RequestPace:
     """The limit of one server: additive increase, multiplicative decrease.
 
     A round is as many answers as the limit at its begin. While the answers a second grow with the

@@ -27,15 +27,15 @@ async def looks_at_video(client: Client, model: str, keys: EndpointKeys) -> bool
     shades = np.linspace(0, 255, FRAMES).astype(np.uint8)
     frames = np.broadcast_to(shades[:, None, None, None], (FRAMES, SIZE, SIZE, 3)).copy()
     content = clip(frames, [float(at) for at in range(FRAMES)], (SIZE, SIZE))
-    video = await _asked(client, model, keys, part("video_url", "video/mp4", content))
+    video = await _requested(client, model, keys, part("video_url", "video/mp4", content))
     if video.status != 200:
         return False
-    text = await _asked(client, model, keys, "")
+    text = await _requested(client, model, keys, "")
     with_video, alone = (_prompt_tokens(reply) for reply in (video, text))
     return text.status != 200 or alone is None or with_video is None or with_video > alone
 
 
-async def _asked(client: Client, model: str, keys: EndpointKeys, media: str) -> Reply:
+async def _requested(client: Client, model: str, keys: EndpointKeys, media: str) -> Reply:
     job = AskJob(
         store="",
         frames_namespace="",
@@ -59,8 +59,8 @@ async def _asked(client: Client, model: str, keys: EndpointKeys, media: str) -> 
             hint="Try again later",
         )
     if reply.status != 200:
-        said = f"HTTP {reply.status}: {error_in(reply.body, keys)}"
-        refuse_all(client, reply.status, said, model)
+        reason = f"HTTP {reply.status}: {error_in(reply.body, keys)}"
+        refuse_all(client, reply.status, reason, model)
     return reply
 
 

@@ -6,8 +6,8 @@ How it works:
    prompts about them.
 2. Each item is sent by a task of its own, which files the answer of its own request. The pace of
    each server bounds how many are sent at once.
-3. An overloaded or silent server is asked again, later or another one. An item that stays
-   unanswered fails in this run; the next run tries it again.
+3. A request to an overloaded or silent server is repeated later, or sent to another one. An item
+   that stays unanswered fails in this run; the next run tries it again.
 4. A request that is refused, or an answer that is no caption, is stored as a failure of its item.
 5. A refused key, an unknown model, a redirect, a changed model, and servers that are all silent end
    the stage. What was answered until then is stored.
@@ -31,7 +31,7 @@ from artifacts.store import open_store
 from stages.ask.client import NoReply, Reply
 from stages.ask.job import UNANSWERED, AskItem, AskJob
 from stages.ask.media import media_of
-from stages.ask.servers import Server, Servers, refuse_all
+from stages.ask.servers import ModelServer, ModelServers, refuse_all
 from stages.ask.wire import Answer, BadAnswer, answer_in, error_in, request_pieces
 from stages.memory.item_faults import ItemFault, ItemFaults
 from stages.process.job import parse_job
@@ -131,7 +131,7 @@ class Asking:
         self._turns = turns
         self._keys = keys_from(job.keys_file)
         endpoints = endpoints_of(job.endpoints, insecure=True)
-        self._servers = Servers(endpoints, self._keys, job.at_once, job.seen)
+        self._servers = ModelServers(endpoints, self._keys, job.at_once, job.seen)
         self._faults = ItemFaults("ask", self._refuse, first)
         self._made: list[Record] = []
         self._failed: list[Record] = []
@@ -194,7 +194,7 @@ class Asking:
                     self._bytes -= len(media)
                     self._room.notify_all()
 
-    async def _answer(self, item: AskItem, pieces: Sequence[bytes]) -> tuple[Answer, Server]:
+    async def _answer(self, item: AskItem, pieces: Sequence[bytes]) -> tuple[Answer, ModelServer]:
         """Return the answer to a request. Raises BadAnswer."""
         tries, busy, server = 0, 0, None
         while True:
@@ -233,7 +233,7 @@ class Asking:
             low, high = BACKOFF
             await asyncio.sleep(min(high, low * 2 ** (tries - 1)) * random.uniform(0.5, 1))
 
-    def _read(self, item: AskItem, reply: Reply, server: Server) -> Answer:
+    def _read(self, item: AskItem, reply: Reply, server: ModelServer) -> Answer:
         """Return the answer in a reply. Raises BadAnswer, and PenstockError for what concerns all
         items."""
         if reply.echo != item.key and OUR_NAME.fullmatch(reply.echo):
@@ -243,15 +243,15 @@ class Asking:
             server.pace.succeeded(time.monotonic())
             return answer
         text = error_in(reply.body, self._keys)
-        said = f"HTTP {reply.status}{': ' if text else ''}{text}"
+        reason = f"HTTP {reply.status}{': ' if text else ''}{text}"
         if reply.status in OVERLOADED:
-            raise BadAnswer("overloaded", said, again=True)
+            raise BadAnswer("overloaded", reason, again=True)
         if reply.status >= 500:
-            raise BadAnswer("server", said, again=True)
-        refuse_all(server.client, reply.status, said, self._job.model)
-        raise BadAnswer("request", f"{server.client.endpoint.origin} refuses the request: {said}")
+            raise BadAnswer("server", reason, again=True)
+        refuse_all(server.client, reply.status, reason, self._job.model)
+        raise BadAnswer("request", f"{server.client.endpoint.origin} refuses the request: {reason}")
 
-    def _keep(self, item: AskItem, found: tuple[Answer, Server]) -> None:
+    def _keep(self, item: AskItem, found: tuple[Answer, ModelServer]) -> None:
         answer, server = found
         generation = {**self._job.sampling}
         meta: dict[str, Any] = {

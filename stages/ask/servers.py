@@ -1,4 +1,4 @@
-"""Chooses the server of each request, and keeps what each server has said of itself."""
+"""Chooses the server of each request, and keeps what each server states about its model."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from typing import Any
 from artifacts.endpoints import Endpoint, EndpointKeys
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.ask.client import Client
-from stages.ask.pace import Pace
+from stages.ask.pace import RequestPace
 
 PATIENCE = 120.0
 """Seconds without any answer of any server after which a run ends."""
@@ -16,10 +16,10 @@ PAUSE = (0.5, 15.0)
 """First and longest pause in seconds after a server was silent or overloaded."""
 
 
-class Server:
+class ModelServer:
     """One server."""
 
-    def __init__(self, client: Client, pace: Pace, seen: Sequence[str]) -> None:
+    def __init__(self, client: Client, pace: RequestPace, seen: Sequence[str]) -> None:
         self.client = client
         self.pace = pace
         self.in_flight = 0
@@ -74,7 +74,7 @@ class Server:
             self._faults += 1
 
 
-class Servers:
+class ModelServers:
     """All servers of one model."""
 
     def __init__(
@@ -85,13 +85,13 @@ class Servers:
         seen: Mapping[str, Sequence[str]],
     ) -> None:
         self._every = [
-            Server(Client(each, keys), Pace(at_once), seen.get(each.url, ()))
+            ModelServer(Client(each, keys), RequestPace(at_once), seen.get(each.url, ()))
             for each in endpoints
         ]
         self._free = asyncio.Condition()
         self.most = at_once * len(endpoints)
 
-    async def take(self, last: Server | None = None) -> Server:
+    async def take(self, last: ModelServer | None = None) -> ModelServer:
         """Return a server that may get a request now, rather another than `last`."""
         async with self._free:
             while True:
@@ -112,7 +112,7 @@ class Servers:
                 except TimeoutError:
                     pass
 
-    async def give_back(self, server: Server) -> None:
+    async def give_back(self, server: ModelServer) -> None:
         """Note that a request to a server has ended."""
         async with self._free:
             server.in_flight -= 1
@@ -141,20 +141,20 @@ class Servers:
         await asyncio.gather(*(server.client.close() for server in self._every))
 
 
-def refuse_all(client: Client, status: int, said: str, model: str) -> None:
+def refuse_all(client: Client, status: int, reason: str, model: str) -> None:
     """Raise an error for an answer that each other item would get, too."""
     where = client.endpoint.origin
     if status in (401, 403):
         raise EnvironmentFault(
-            f"{where} does not accept the key: {said}"
+            f"{where} does not accept the key: {reason}"
             if client.has_key
-            else f"{where} wants a key: {said}",
+            else f"{where} wants a key: {reason}",
             hint=f"Write a line `{client.endpoint.host} = KEY` into a file of mode 0600, "
             "and name it with --endpoint-keys",
         )
     if status == 404:
         raise UsageError(
-            f"{client.endpoint.url} has no model {model}, or no chat completions: {said}",
+            f"{client.endpoint.url} has no model {model}, or no chat completions: {reason}",
             hint="Check the name after openai:, and the address, which usually ends with /v1",
         )
     if 300 <= status < 400:
@@ -164,5 +164,5 @@ def refuse_all(client: Client, status: int, said: str, model: str) -> None:
         )
     if status < 400:
         raise EnvironmentFault(
-            f"{where} sends no answer: {said}", hint="Check that it is a server of models"
+            f"{where} sends no answer: {reason}", hint="Check that it is a server of models"
         )
