@@ -62,7 +62,8 @@ def request_pieces(job: AskJob, item: AskItem, media: bytes) -> Sequence[bytes]:
     before = f"{json.dumps(system)}, " if job.system else ""
     head = f'{json.dumps(fields)[:-1]}, "messages": [{before}{{"role": "user", "content": ['
     question = json.dumps({"type": "text", "text": item.prompt})
-    tail = f", {question}]}}]}}" if item.prompt else "]}]}"
+    comma = ", " if media and item.prompt else ""
+    tail = f"{comma}{question if item.prompt else ''}]}}]}}"
     pieces = head.encode(), media, tail.encode()
     return [b"".join(pieces)] if len(media) < SMALL else pieces
 

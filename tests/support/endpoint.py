@@ -99,8 +99,10 @@ class StandIn:
 
     def behaviour(self, request: dict[str, Any]) -> str:
         """What it does to an item, by the last number in what it was asked."""
+        if not self.plan:
+            return ""
         number = int(re.findall(r"\d+", json.dumps(request["messages"]))[-1])
-        return self.plan[number % len(self.plan)] if self.plan else ""
+        return self.plan[number % len(self.plan)]
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with (
