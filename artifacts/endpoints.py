@@ -1,10 +1,9 @@
-"""Addresses of servers that run a model, and the keys that belong to their hosts. Opens no
-connection."""
+"""Addresses of servers that run a model, and the keys of their hosts. Opens no connection."""
 
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,29 +17,30 @@ LISTED = "PENSTOCK_ENDPOINTS"
 """Variable with the addresses that this machine may use, separated by commas or spaces."""
 KEY = "PENSTOCK_ENDPOINT_KEY"
 """Variable with the key of the one host in LISTED."""
-ADDRESS = re.compile(r"[!-~]+")
-KEY_TEXT = re.compile(r"[!-~]{1,4096}")
-"""What a header can hold, without spaces."""
+VISIBLE = re.compile(r"[!-~]{1,4096}")
+"""An address, or a key as a header can hold it."""
 KEYS_BYTES = 1 << 16
 SHOWN_LETTERS = 300
 """Maximum characters of a server's text that are shown or stored."""
 HINT = "Give an address such as http://127.0.0.1:11434/v1, without user, password or parameters"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Endpoint:
-    """The address of a server that speaks OpenAI's protocol."""
+    """The address of a server that speaks OpenAI's protocol. `path` is that of the API, `/v1`."""
 
     scheme: str
     host: str
     port: int
     path: str
-    """Path before `/chat/completions`, without a slash at its end."""
+
+    @property
+    def netloc(self) -> str:
+        return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     @property
     def origin(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
+        return f"{self.scheme}://{self.netloc}"
 
     @property
     def url(self) -> str:
@@ -49,34 +49,29 @@ class Endpoint:
     @property
     def is_local(self) -> bool:
         """Return whether the address is of this machine."""
-        if self.host == "localhost":
-            return True
         try:
-            return ip_address(self.host).is_loopback
+            return self.host == "localhost" or ip_address(self.host).is_loopback
         except ValueError:
             return False
 
 
 def endpoint_of(text: str, *, insecure: bool = False) -> Endpoint:
-    """Parse an address. `insecure` allows http to other machines. Raises UsageError, whose text has
-    no credentials."""
+    """Parse an address. `insecure` allows http to other machines. Raises UsageError."""
     shown = redacted(text.partition("?")[0])[:80] if text.isprintable() else "with a control code"
     try:
         parts = urlsplit(text)
         scheme, host, port = parts.scheme.lower(), (parts.hostname or "").lower(), parts.port
-    except ValueError as error:
-        raise UsageError(f"--endpoint {shown}: not an address", hint=HINT) from error
-    extra = parts.username is not None or parts.password is not None or parts.query
-    if scheme not in ("http", "https") or not host or not ADDRESS.fullmatch(text):
+    except ValueError:
+        scheme, host, port = "", "", None
+    if scheme not in ("http", "https") or not host or not VISIBLE.fullmatch(text):
         raise UsageError(f"--endpoint {shown}: not an address of http or https", hint=HINT)
-    if extra or parts.fragment:
+    if "@" in parts.netloc or parts.query or parts.fragment:
         raise UsageError(
             f"--endpoint {shown}: it holds more than scheme, host, port and path",
             hint="Name a key with --endpoint-keys FILE, in a line `host = key`",
         )
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
-    port = port or (443 if scheme == "https" else 80)
-    found = Endpoint(scheme=scheme, host=host, port=port, path=path)
+    found = Endpoint(scheme, host, port or (443 if scheme == "https" else 80), path)
     if scheme == "http" and not found.is_local and not insecure:
         raise UsageError(
             f"--endpoint {found.url}: http to another machine is not encrypted",
@@ -97,12 +92,11 @@ def listed() -> list[Endpoint]:
 
 def refuse_unlisted(given: Sequence[str]) -> None:
     """Raise UsageError for an address that PENSTOCK_ENDPOINTS does not list."""
-    allowed = listed()
     for each in endpoints_of(given, insecure=True):
-        if each not in allowed:
+        if each not in listed():
             raise UsageError(
                 f"`endpoint` {each.url} is not allowed on this worker",
-                hint=f"Ask the owner of the machine to add it to {LISTED} in its environment",
+                hint=f"The owner of the machine can add it to {LISTED} in its environment",
             )
 
 
@@ -110,20 +104,16 @@ def refuse_unlisted(given: Sequence[str]) -> None:
 class EndpointKeys:
     """Keys by host, or by host and port."""
 
-    of: Mapping[str, str]
+    of: Mapping[str, str] = field(repr=False)
 
     def key(self, endpoint: Endpoint) -> str:
         """Return the key of an address; empty: none."""
-        return self.of.get(f"{endpoint.host}:{endpoint.port}") or self.of.get(endpoint.host, "")
-
-    def holds(self, text: str) -> bool:
-        """Return whether a text has a key in it."""
-        return any(key in text for key in self.of.values())
+        return self.of.get(endpoint.netloc) or self.of.get(endpoint.host, "")
 
     def cleaned(self, text: str) -> str:
         """Return a server's text for display and records: without keys and control characters, and
         cut."""
-        for key in sorted(filter(None, self.of.values()), key=len, reverse=True):
+        for key in sorted(self.of.values(), key=len, reverse=True):
             text = text.replace(key, "…")
         text = "".join(letter if letter.isprintable() else " " for letter in text[: 1 << 14])
         text = redacted(" ".join(text.split()))
@@ -135,25 +125,21 @@ def keys_from(file: str) -> EndpointKeys:
     text has no key."""
     if file:
         return EndpointKeys(_read(Path(file).expanduser()))
-    key = os.environ.get(KEY, "")
-    if not key:
+    if not (key := os.environ.get(KEY, "")):
         return EndpointKeys({})
     hosts = {each.host for each in listed()}
-    if len(hosts) != 1:
+    if len(hosts) != 1 or not VISIBLE.fullmatch(key):
         raise UsageError(
-            f"{KEY} belongs to the one host that {LISTED} names, but it names {len(hosts)}",
+            f"{KEY} must hold one key, of the one host that {LISTED} names ({len(hosts)} here)",
             hint="Use --endpoint-keys FILE, with a line `host = key` for each host",
         )
-    if not KEY_TEXT.fullmatch(key):
-        raise UsageError(f"{KEY} holds a character that no key has", hint="Copy the key anew")
     return EndpointKeys({hosts.pop(): key})
 
 
 def _read(path: Path) -> dict[str, str]:
     try:
         with open_regular(path) as file:
-            mode = os.fstat(file.fileno()).st_mode & 0o777
-            lines = file.read(KEYS_BYTES).decode("utf-8-sig").splitlines()
+            mode, text = os.fstat(file.fileno()).st_mode, file.read(KEYS_BYTES).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise UsageError(
@@ -165,11 +151,11 @@ def _read(path: Path) -> dict[str, str]:
             hint=f"Run: chmod 600 {path}",
         )
     found: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        host, equals, key = (part.strip() for part in line.partition("="))
-        if not line.strip() or line.lstrip().startswith("#"):
+    for number, line in enumerate(text.splitlines(), 1):
+        host, _, key = (part.strip() for part in line.partition("="))
+        if not host or host.startswith("#"):
             continue
-        if not equals or not host or "/" in host or not KEY_TEXT.fullmatch(key):
+        if "/" in host or not VISIBLE.fullmatch(key):
             raise UsageError(
                 f"--endpoint-keys {path}, line {number}: not of the form `host = key`",
                 hint="Write the host of the address alone, or host:port, then = and its key",

@@ -231,7 +231,7 @@ def test_a_key_belongs_to_its_host(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         keys_from(str(path))
     assert SECRET not in str(refusal.value)
     monkeypatch.setenv(KEY, SECRET)
-    with pytest.raises(UsageError, match="names 0"):
+    with pytest.raises(UsageError, match="0 here"):
         keys_from("")
     monkeypatch.setenv(LISTED, "https://a.example/v1")
     assert keys_from("").key(endpoint_of("https://a.example/v1")) == SECRET

@@ -159,7 +159,7 @@ def test_two_servers_share_the_work_and_one_may_be_down(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "error", "text"),
     [
-        (401, EnvironmentFault, "wants a key: HTTP 401: no …"),
+        (401, EnvironmentFault, "wants a key: HTTP 401 no …"),
         (403, EnvironmentFault, "wants a key"),
         (404, UsageError, "has no model m"),
         (307, EnvironmentFault, "redirects to another address, which is not followed"),

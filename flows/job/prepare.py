@@ -21,7 +21,6 @@ from artifacts.schema import Sampling
 from artifacts.store import Store, open_store
 from artifacts.tiles import OFF
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
-from flows.checkpoint.served import with_video_support
 from flows.job.card_frames import as_card, sampling_as_card
 from flows.job.card_sampling import with_card_sampling
 from flows.job.encode_ways import with_encode_ways
@@ -236,7 +235,7 @@ def prepare(
         config, launcher, store, pipelines, announce, read_weights=read_weights, alone=alone
     )
     if model.served is not None and any(file.kind == "video" for file in files):
-        served = with_video_support(config, model.served, store)
+        served = model.served.with_video_support(store)
         model = replace(model, served=served, notes=(served.line,))
     readable, contents, unreadable = read_contents(
         files, digests, lambda kind: model.prompt_for(config, kind), store, progress, fetch=fetch

@@ -73,8 +73,8 @@ def check_served(config: Any) -> None:
     given that has no effect on a server. Raises UsageError."""
     options = EndpointOptions.of(config)
     if not is_served(config.model):
-        names = ("endpoint", "endpoint_keys", "insecure_endpoint")
-        if given := [name for name in names if getattr(options, name)]:
+        own = ("endpoint", "endpoint_keys", "insecure_endpoint")
+        if given := [name for name in own if getattr(options, name)]:
             raise UsageError(
                 f"--{given[0].replace('_', '-')}: {config.model} runs on this machine",
                 hint="Add --model openai:NAME, with the name that the server uses",

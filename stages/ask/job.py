@@ -10,14 +10,11 @@ UNANSWERED = "unanswered"
 
 
 class AskItem(NamedTuple):
-    """A chunk to caption."""
+    """A chunk to caption: keys of its caption and of its frames, `video` or `image`, and prompt."""
 
     key: str
-    """Key of the caption."""
     frames: str
-    """Key of its frames."""
     kind: str
-    """`video` or `image`."""
     prompt: str
 
 
@@ -25,22 +22,22 @@ class AskItem(NamedTuple):
 class AskJob:
     """Chunks to caption with the same settings."""
 
-    store: str
-    frames_namespace: str
-    namespace: str
+    store: str = ""
+    frames_namespace: str = ""
+    namespace: str = ""
     """Cache namespace of the captions."""
-    items: list[AskItem]
+    items: list[AskItem] = field(default_factory=list)
     model: str
-    """Name of the model on the server."""
-    endpoints: list[str]
+    """Name of the model on the servers."""
+    endpoints: list[str] = field(default_factory=list)
     """Addresses of the servers."""
     keys_file: str = ""
     """File of the servers' keys; empty: the environment has the key, if any."""
-    fit: FrameFit
+    fit: FrameFit = field(default_factory=FrameFit)
     """Size of the pictures that are sent."""
     video: bool = False
     """Whether several frames are sent as one video."""
-    at_once: int
+    at_once: int = 1
     """Maximum requests to one server at once."""
     max_new_tokens: int
     system: str = ""

@@ -1,67 +1,49 @@
-"""Asks a server whether it takes a video, with a request about a few grey frames."""
+"""Finds out whether a server takes a video, by a request with a few grey frames."""
 
 import asyncio
 import json
 from typing import Any
 
-import numpy as np
+from PIL import Image
 
 from artifacts.endpoints import EndpointKeys
 from artifacts.errors import EnvironmentFault
-from artifacts.schema import FrameFit
 from stages.ask.client import Client, Reply
 from stages.ask.job import AskItem, AskJob
 from stages.ask.media import clip, part
-from stages.ask.servers import refuse_all
-from stages.ask.wire import error_in, request_pieces
+from stages.ask.servers import OVERLOADED, refuse_all
+from stages.ask.wire import error_in, request_body
 
 SIZE, FRAMES = 128, 8
-TRIES = 5
-BUSY = (408, 425, 429, 503)
-PAUSE_SECONDS = 2.0
+TRIES, PAUSE_SECONDS = 5, 2.0
 
 
 async def looks_at_video(client: Client, model: str, keys: EndpointKeys) -> bool:
     """Return whether a server takes a video and looks at it. Some servers ignore what they do not
     know: then the request takes no more tokens than its text. Raises PenstockError, NoReply."""
-    shades = np.linspace(0, 255, FRAMES).astype(np.uint8)
-    frames = np.broadcast_to(shades[:, None, None, None], (FRAMES, SIZE, SIZE, 3)).copy()
-    content = clip(frames, [float(at) for at in range(FRAMES)], (SIZE, SIZE))
-    video = await _requested(client, model, keys, part("video_url", "video/mp4", content))
+    shades = [255 * at // FRAMES for at in range(FRAMES)]
+    images = [Image.new("RGB", (SIZE, SIZE), (shade,) * 3) for shade in shades]
+    media = part("video_url", "video/mp4", clip(images, range(FRAMES)))
+    video = await _reply(client, model, keys, media)
     if video.status != 200:
         return False
-    text = await _requested(client, model, keys, "")
+    text = await _reply(client, model, keys, b"")
     with_video, alone = (_prompt_tokens(reply) for reply in (video, text))
     return text.status != 200 or alone is None or with_video is None or with_video > alone
 
 
-async def _requested(client: Client, model: str, keys: EndpointKeys, media: str) -> Reply:
-    job = AskJob(
-        store="",
-        frames_namespace="",
-        namespace="",
-        items=[],
-        model=model,
-        endpoints=[],
-        fit=FrameFit(),
-        at_once=1,
-        max_new_tokens=1,
-    )
+async def _reply(client: Client, model: str, keys: EndpointKeys, media: bytes) -> Reply:
     item = AskItem("", "", "video", "What is it?")
+    body = request_body(AskJob(model=model, max_new_tokens=1), item, media)
     for _ in range(TRIES):
-        reply = await client.post(request_pieces(job, item, media.encode()))
-        if reply.status not in BUSY:
-            break
+        reply = await client.post(body)
+        reason = f"HTTP {reply.status} {error_in(reply.body, keys)}"
+        if reply.status not in OVERLOADED:
+            if reply.status != 200:
+                refuse_all(client, reply.status, reason, model)
+            return reply
         await asyncio.sleep(PAUSE_SECONDS if reply.wait is None else reply.wait)
-    else:
-        raise EnvironmentFault(
-            f"{client.endpoint.origin} is overloaded (HTTP {reply.status})",
-            hint="Try again later",
-        )
-    if reply.status != 200:
-        reason = f"HTTP {reply.status}: {error_in(reply.body, keys)}"
-        refuse_all(client, reply.status, reason, model)
-    return reply
+    raise EnvironmentFault(f"{client.endpoint.origin}: {reason}", hint="Try again later")
 
 
 def _prompt_tokens(reply: Reply) -> int | None:

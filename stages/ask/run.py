@@ -17,11 +17,11 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from artifacts.claims import WorkClaims, claims_at
+from artifacts.claims import claims_at
 from artifacts.endpoints import endpoints_of, keys_from
 from artifacts.errors import PenstockError
 from artifacts.pack_object import DamagedRecord
@@ -31,129 +31,106 @@ from artifacts.store import open_store
 from stages.ask.client import NoReply, Reply
 from stages.ask.job import UNANSWERED, AskItem, AskJob
 from stages.ask.media import media_of
-from stages.ask.servers import ModelServer, ModelServers, refuse_all
-from stages.ask.wire import Answer, BadAnswer, answer_in, error_in, request_pieces
+from stages.ask.servers import OVERLOADED, ModelServer, ModelServers, refuse_all
+from stages.ask.wire import Answer, BadAnswer, answer_in, error_in, request_body
 from stages.memory.item_faults import ItemFault, ItemFaults
 from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
 Chunk = list[AskItem]
 """The items about one chunk."""
-TRIES = 6
-"""Requests for an item that get no caption, before it fails."""
-MAX_BUSY = 60
-"""Answers that the server is overloaded, before an item fails."""
+TRIES, MAX_BUSY = 6, 60
+"""Requests for an item without a caption, before it fails; the same of overloaded servers."""
 BACKOFF = (0.5, 20.0)
 """First and longest wait in seconds before another try."""
 FLUSH_SECONDS = 0.2
 """Time in which answers are collected to be stored together."""
-BUFFER_BYTES = 96 << 20
-"""Bytes of encoded frames that wait or are being sent."""
 AHEAD = 8
 """Items that are encoded before a server is free."""
+PLACE_BYTES = 2 << 20
+"""An item with more media takes several places of those at once."""
 SURE = 8
 """Items that are refused for the same reason, and none answered, after which the stage ends."""
 OUR_NAME = re.compile(r"[0-9a-f]{64}")
 """The name of a request: the key of its item."""
-OVERLOADED = (408, 425, 429, 503)
-RETRY_HINT = "The same command asks again; what was answered is kept"
+RETRY_HINT = "The same command sends it again; what was answered is kept"
 STORED_HINT = "Change the prompt or the model, or try again with --retry-failed"
 
 
 def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     """Publish a caption or a failure for each item that has neither."""
     job = parse_job(AskJob, job_fields)
-    store = open_store(job.store)
-    frames, captions, failures = record_sets_of(
-        store,
-        ("frames", job.frames_namespace),
-        ("captions", job.namespace),
-        ("failures", job.namespace),
-    )
+    asking = Asking(job, report)
     by_chunk: dict[str, Chunk] = {}
-    for item in job.items:
-        if item.key not in captions and item.key not in failures:
-            by_chunk.setdefault(item.frames, []).append(item)
+    for item in asking.missing(job.items):
+        by_chunk.setdefault(item.frames, []).append(item)
     report.total(sum(map(len, by_chunk.values())))
-    if not by_chunk:
-        return
-
-    def missing(chunk: Chunk) -> list[str]:
-        keys = [item.key for item in chunk]
-        return [key for key in keys if key not in captions and key not in failures]
-
-    def media(chunk: Chunk) -> bytes:
-        key = chunk[0].frames
-        if key not in frames:
-            raise DamagedRecord(
-                f"the frames {key[:12]}… are no longer in the store",
-                hint="Run the same command again: it reads them from the video again",
-            )
-        return media_of(frames.read(key), chunk[0].kind, job.fit, video=job.video)
-
-    with claims_at(store, captions, failures) as turns:
-        asking = Asking(job, report, turns, first=0 if len(captions) else min(SURE, len(job.items)))
-        asking.publish_captions, asking.publish_failures = captions.publish, failures.publish
-        chunks = turns.claimed_batches(list(by_chunk.values()), missing)
-        work = ((chunk, missing(chunk), media(chunk)) for chunk in chunks)
+    if by_chunk:
         try:
-            asyncio.run(asking.all(work))
+            asyncio.run(asking.all([*by_chunk.values()]))
         except BaseExceptionGroup as group:
-            raise _first(group) from None
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the error of a group that says most."""
-    errors = [*_flat(group)]
-    return next((error for error in errors if isinstance(error, PenstockError)), errors[0])
-
-
-def _flat(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for each in group.exceptions:
-        if isinstance(each, BaseExceptionGroup):
-            yield from _flat(each)
-        else:
-            yield each
+            errors = group.exceptions
+            raise next((e for e in errors if isinstance(e, PenstockError)), errors[0]) from None
 
 
 class Asking:
-    """One job: what was sent, and what is to be stored."""
+    """One job: what is sent, and what is to be stored."""
 
-    publish_captions: Callable[[Sequence[Record]], list[str]]
-    publish_failures: Callable[[Sequence[Record]], list[str]]
-
-    def __init__(
-        self, job: AskJob, report: EventReporter, turns: WorkClaims, *, first: int
-    ) -> None:
-        """`first` is as in `ItemFaults`."""
+    def __init__(self, job: AskJob, report: EventReporter) -> None:
         self._job = job
         self._report = report
-        self._turns = turns
+        self._store = store = open_store(job.store)
+        self._frames, self._captions, self._failures = record_sets_of(
+            store,
+            ("frames", job.frames_namespace),
+            ("captions", job.namespace),
+            ("failures", job.namespace),
+        )
         self._keys = keys_from(job.keys_file)
-        endpoints = endpoints_of(job.endpoints, insecure=True)
-        self._servers = ModelServers(endpoints, self._keys, job.at_once, job.seen)
-        self._faults = ItemFaults("ask", self._refuse, first)
+        is_new = not len(self._captions)
+        self._faults = ItemFaults("ask", self._refuse, min(SURE, len(job.items)) if is_new else 0)
         self._made: list[Record] = []
         self._failed: list[Record] = []
-        self._bytes = 0
-        self._room = asyncio.Condition()
 
-    async def all(self, work: Iterator[tuple[Chunk, list[str], bytes]]) -> None:
-        """Ask for every item. Raises PenstockError."""
-        loop, places = asyncio.get_running_loop(), asyncio.Semaphore(self._servers.most + AHEAD)
-        reader = ThreadPoolExecutor(1)
-        with ThreadPoolExecutor(1) as self._writer:
+    def missing(self, items: Chunk) -> Chunk:
+        """Return the items that have neither a caption nor a failure."""
+        return [i for i in items if i.key not in self._captions and i.key not in self._failures]
+
+    def _work(self, chunks: list[Chunk]) -> Iterator[tuple[Chunk, bytes]]:
+        """Yield the missing items of each chunk that this process claims, and its media."""
+        keys = lambda chunk: [item.key for item in self.missing(chunk)]  # noqa: E731
+        for chunk in self._turns.claimed_batches(chunks, keys):
+            first = chunk[0]
+            if first.frames not in self._frames:
+                raise DamagedRecord(
+                    f"the frames {first.frames[:12]}… are no longer in the store",
+                    hint="Run the same command again: it reads them from the video again",
+                )
+            record, video = self._frames.read(first.frames), self._job.video
+            yield self.missing(chunk), media_of(record, first.kind, self._job.fit, video=video)
+
+    async def all(self, chunks: list[Chunk]) -> None:
+        """Send every item. Raises PenstockError, or a group of errors."""
+        job, loop, reader = self._job, asyncio.get_running_loop(), ThreadPoolExecutor(1)
+        endpoints = endpoints_of(job.endpoints, insecure=True)
+        self._servers = ModelServers(endpoints, self._keys, job.at_once, job.seen)
+        most = job.at_once * len(endpoints) + AHEAD
+        places, work = asyncio.Semaphore(most), self._work(chunks)
+        record_sets = (self._captions, self._failures)
+        with (
+            claims_at(self._store, *record_sets) as self._turns,
+            ThreadPoolExecutor(1) as self._writer,
+        ):
             writing = asyncio.create_task(self._write())
             try:
                 async with asyncio.TaskGroup() as tasks:
                     while found := await loop.run_in_executor(reader, next, work, None):
-                        chunk, missing, media = found
-                        items = [item for item in chunk if item.key in missing]
-                        await self._take(len(media), bool(items))
-                        left = [len(items)]
+                        items, media = found
+                        taken = min(most, 1 + len(media) // PLACE_BYTES)
                         for item in items:
-                            await places.acquire()
-                            tasks.create_task(self._item(item, media, places, left))
+                            for _ in range(taken):
+                                await places.acquire()
+                            tasks.create_task(self._item(item, media, places, taken))
                 self._faults.close()
             finally:
                 reader.shutdown(wait=False, cancel_futures=True)  # it may wait for another run
@@ -162,76 +139,62 @@ class Asking:
                 await self._flush()
                 await self._servers.close()
 
-    async def _take(self, size: int, needed: bool) -> None:
-        """Wait for room for the media of a chunk."""
-        async with self._room:
-            while needed and self._bytes and self._bytes + size > BUFFER_BYTES:
-                await self._room.wait()
-            self._bytes += size if needed else 0
-
     async def _item(
-        self, item: AskItem, media: bytes, places: asyncio.Semaphore, left: list[int]
+        self, item: AskItem, media: bytes, places: asyncio.Semaphore, taken: int
     ) -> None:
-        """Ask for one item, and keep its caption or failure for storing."""
+        """Send one item, and keep its caption or failure for storing."""
         try:
-            pieces = request_pieces(self._job, item, media)
-            self._keep(item, await self._answer(item, pieces))
+            await self._answer(item, request_body(self._job, item, media))
             self._faults.note_success()
         except BadAnswer as error:
             if error.kind == "request":
                 self._faults.add(item, ItemFault("Refused", error.message))
-            elif error.again or error.kind == UNANSWERED:
+            elif error.again:
                 self._report.failure(item.key, UNANSWERED, error.message, RETRY_HINT)
                 self._turns.done([item.key])
             else:
                 self._faults.note_success()
                 self._fail(item, error.kind, error.message)
         finally:
-            places.release()
-            left[0] -= 1
-            if not left[0]:
-                async with self._room:
-                    self._bytes -= len(media)
-                    self._room.notify_all()
+            for _ in range(taken):
+                places.release()
 
-    async def _answer(self, item: AskItem, pieces: Sequence[bytes]) -> tuple[Answer, ModelServer]:
-        """Return the answer to a request. Raises BadAnswer."""
+    async def _answer(self, item: AskItem, body: bytes) -> None:
+        """Send a request until it is answered. Raises BadAnswer."""
         tries, busy, server = 0, 0, None
         while True:
             server = await self._servers.take(server)
             sent = time.monotonic()
             try:
-                reply = await server.client.post(pieces, item.key)
-                answer = self._read(item, reply, server)
-                server.answered(answer.model, answer.fingerprint)
-                return answer, server
+                reply = await server.client.post(body, item.key)
+                self._keep(item, self._read(item, reply, server), server)
+                return
             except NoReply as error:
-                why = error.message
-                server.silent(sent, reached=error.reached)
-                if not error.reached:
-                    self._servers.check_any()
+                why, tries = error.message, tries + error.reached
+                if error.reached:
+                    server.pace.overloaded(sent, time.monotonic())
+                else:
+                    server.pause(None)
                     continue
             except BadAnswer as error:
-                if not error.again:
+                why, tries = error.message, tries + 1
+                if error.kind != "overloaded":
                     server.reached()
-                    raise
-                why = error.message
-                if error.kind == "overloaded":
-                    server.overloaded(sent, reply.wait)
-                    self._servers.check_any()
-                    busy += 1
-                    if busy < MAX_BUSY:
-                        continue
                 else:
-                    server.reached()
+                    server.pace.overloaded(sent, time.monotonic())
+                    server.pause(reply.wait)
+                    busy += 1
+                    tries -= busy < MAX_BUSY
+                if not error.again:
+                    raise
             finally:
                 await self._servers.give_back(server)
-            tries += 1
             if tries >= TRIES:
                 where = server.client.endpoint.origin
-                raise BadAnswer(UNANSWERED, f"{where}: {why}, {tries} times")
-            low, high = BACKOFF
-            await asyncio.sleep(min(high, low * 2 ** (tries - 1)) * random.uniform(0.5, 1))
+                raise BadAnswer(UNANSWERED, f"{where}: {why}, {tries} times", again=True)
+            if tries:
+                wait = min(BACKOFF[1], BACKOFF[0] * 2 ** (tries - 1))
+                await asyncio.sleep(wait * random.uniform(0.5, 1))
 
     def _read(self, item: AskItem, reply: Reply, server: ModelServer) -> Answer:
         """Return the answer in a reply. Raises BadAnswer, and PenstockError for what concerns all
@@ -240,32 +203,28 @@ class Asking:
             raise BadAnswer("swapped", "the answer belongs to another request", again=True)
         if reply.status == 200:
             answer = answer_in(reply.body, self._job.schema, self._keys)
-            server.pace.succeeded(time.monotonic())
+            server.answered(answer.model, answer.fingerprint)
             return answer
-        text = error_in(reply.body, self._keys)
-        reason = f"HTTP {reply.status}{': ' if text else ''}{text}"
-        if reply.status in OVERLOADED:
-            raise BadAnswer("overloaded", reason, again=True)
-        if reply.status >= 500:
-            raise BadAnswer("server", reason, again=True)
+        reason = f"HTTP {reply.status} {error_in(reply.body, self._keys)}".strip()
+        if reply.status in OVERLOADED or reply.status >= 500:
+            kind = "overloaded" if reply.status in OVERLOADED else "server"
+            raise BadAnswer(kind, reason, again=True)
         refuse_all(server.client, reply.status, reason, self._job.model)
-        raise BadAnswer("request", f"{server.client.endpoint.origin} refuses the request: {reason}")
+        where = server.client.endpoint.origin
+        raise BadAnswer("request", f"{where} refuses the request: {reason}")
 
-    def _keep(self, item: AskItem, found: tuple[Answer, ModelServer]) -> None:
-        answer, server = found
-        generation = {**self._job.sampling}
+    def _keep(self, item: AskItem, answer: Answer, server: ModelServer) -> None:
         meta: dict[str, Any] = {
             "caption": answer.text,
             "tokens": answer.tokens,
             "ended": answer.ended,
+            "generation": self._job.sampling,
             "served": {
                 "host": server.client.endpoint.origin,
                 "model": answer.model,
                 "system_fingerprint": answer.fingerprint,
             },
         }
-        if generation:
-            meta["generation"] = generation
         self._made.append(Record(key=item.key, meta=meta))
 
     def _refuse(self, item: AskItem, fault: ItemFault) -> None:
@@ -282,17 +241,16 @@ class Asking:
             await self._flush()
 
     async def _flush(self) -> None:
-        made, self._made = self._made, []
-        failed, self._failed = self._failed, []
+        made, failed, self._made, self._failed = self._made, self._failed, [], []
         if made or failed:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._writer, self._store, made, failed)
+            await loop.run_in_executor(self._writer, self._publish, made, failed)
 
-    def _store(self, made: list[Record], failed: list[Record]) -> None:
+    def _publish(self, made: list[Record], failed: list[Record]) -> None:
         tokens = {record.key: record.meta["tokens"] for record in made}
-        for key in self.publish_captions(made):
+        for key in self._captions.publish(made):
             self._report.item(key, tokens=tokens[key])
-        self.publish_failures(failed)
+        self._failures.publish(failed)
         for record in failed:
             self._report.failure(record.key, **record.meta)
         self._turns.done([record.key for record in (*made, *failed)])

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,25 +13,19 @@ from stages.decode.json_schema import follows
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control codes other than tab and line feed."""
-SMALL = 1 << 17
-"""Bytes of media that are copied into the body."""
 BYTES_A_TOKEN = 4
 """Assumed bytes of a token, where a server does not count them."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """A server's caption of one item."""
+    """A server's caption of one item, and the model and the fingerprint that it states."""
 
     text: str
     tokens: int
-    """Generated tokens."""
     ended: str
-    """`stop` or `length`."""
     model: str
-    """Model that the server states."""
     fingerprint: str
-    """State of the model that the server states; empty: none."""
 
 
 class BadAnswer(Exception):
@@ -45,27 +39,19 @@ class BadAnswer(Exception):
         self.again = again
 
 
-def request_pieces(job: AskJob, item: AskItem, media: bytes) -> Sequence[bytes]:
-    """Return the body of a request in pieces, so that large `media` are not copied."""
-    fields: dict[str, Any] = {
-        "model": job.model,
-        "max_tokens": job.max_new_tokens,
-        **job.sampling,
-    }
+def request_body(job: AskJob, item: AskItem, media: bytes) -> bytes:
+    """Return the body of a request. `media` are parts of a message, as JSON without brackets."""
+    fields: dict[str, Any] = {"model": job.model, "max_tokens": job.max_new_tokens, **job.sampling}
     if job.seed is not None:
         digest = hashlib.sha256(f"{job.seed} {item.key}".encode()).digest()
         fields["seed"] = int.from_bytes(digest[:4]) >> 1
     if job.schema:
         schema = {"name": "caption", "schema": json.loads(job.schema), "strict": True}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-    system = {"role": "system", "content": job.system}
-    before = f"{json.dumps(system)}, " if job.system else ""
-    head = f'{json.dumps(fields)[:-1]}, "messages": [{before}{{"role": "user", "content": ['
-    question = json.dumps({"type": "text", "text": item.prompt})
-    comma = ", " if media and item.prompt else ""
-    tail = f"{comma}{question if item.prompt else ''}]}}]}}"
-    pieces = head.encode(), media, tail.encode()
-    return [b"".join(pieces)] if len(media) < SMALL else pieces
+    system = json.dumps({"role": "system", "content": job.system}) + ", " if job.system else ""
+    head = f'{json.dumps(fields)[:-1]}, "messages": [{system}{{"role": "user", "content": ['
+    question = json.dumps({"type": "text", "text": item.prompt}).encode() if item.prompt else b""
+    return head.encode() + b", ".join(filter(None, (media, question))) + b"]}]}"
 
 
 def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
@@ -75,7 +61,7 @@ def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
         choice = value["choices"][0]
         message, ended = choice["message"], choice.get("finish_reason")
         text = _text(message.get("content"))
-        text.encode()  # no lone surrogates
+        text.encode()
     except UnicodeEncodeError as error:
         raise BadAnswer("garbled", "the answer is no valid Unicode") from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -83,21 +69,31 @@ def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
     if ended == "content_filter" or (not text.strip() and message.get("refusal")):
         why = keys.cleaned(str(message.get("refusal") or "content filter"))
         raise BadAnswer("refused", f"the model refuses to answer: {why}")
+    cut = " (it was cut at --max-new-tokens)" if ended == "length" else ""
     if not text.strip():
-        cut = ": all of its tokens were spent before the caption began" * (ended == "length")
         raise BadAnswer("empty", f"the answer is empty{cut}")
-    if keys.holds(text):
+    if any(key in text for key in keys.of.values()):
         raise BadAnswer("garbled", "the answer holds the key of the server")
     if schema and not follows(schema, text):
-        cut = " (it was cut at --max-new-tokens)" * (ended == "length")
         raise BadAnswer("schema", f"the answer does not follow the schema{cut}")
+    usage = value.get("usage")
+    count: Any = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
+    known = type(count) is int and 0 <= count < 1 << 31
     return Answer(
-        text=text if schema else CONTROL.sub("", text).strip(),
-        tokens=_tokens(value, text),
-        ended="length" if ended == "length" else "stop",
-        model=keys.cleaned(str(value.get("model") or "")),
-        fingerprint=keys.cleaned(str(value.get("system_fingerprint") or "")),
+        text if schema else CONTROL.sub("", text).strip(),
+        count if known else -(-len(text.encode()) // BYTES_A_TOKEN),
+        "length" if ended == "length" else "stop",
+        keys.cleaned(str(value.get("model") or "")),
+        keys.cleaned(str(value.get("system_fingerprint") or "")),
     )
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, list):
+        return "".join(str(part["text"]) for part in content if part.get("type") == "text")
+    if content is None or isinstance(content, str):
+        return content or ""
+    raise TypeError(type(content).__name__)
 
 
 def error_in(body: bytes, keys: EndpointKeys) -> str:
@@ -111,19 +107,3 @@ def error_in(body: bytes, keys: EndpointKeys) -> str:
     except (ValueError, StopIteration, RecursionError):
         pass
     return keys.cleaned(text)
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, list):
-        return "".join(str(part["text"]) for part in content if part.get("type") == "text")
-    if content is None or isinstance(content, str):
-        return content or ""
-    raise TypeError(type(content).__name__)
-
-
-def _tokens(value: Mapping[str, Any], text: str) -> int:
-    usage = value.get("usage")
-    count = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
-    if type(count) is int and 0 <= count < 1 << 31:
-        return count
-    return -(-len(text.encode()) // BYTES_A_TOKEN)
