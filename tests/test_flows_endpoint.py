@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -399,3 +400,17 @@ def test_clients_of_openai_can_read_what_is_sent(pictures: Path) -> None:
         given = json.dumps(stand_in.requests)
         done = subprocess.run([python, "-c", code], input=given, text=True, capture_output=True)
         assert done.returncode == 0 and done.stdout.strip() == "12", done.stderr
+
+
+def test_the_job_template_for_kubernetes_fills_all_of_its_places() -> None:
+    from jsonschema import Draft202012Validator
+
+    path = ROOT / "docs" / "recipes" / "kubernetes.json"
+    template = json.loads(path.read_text(encoding="utf-8"))
+    variables = template["variables"]
+    Draft202012Validator.check_schema(variables)
+    properties = variables["properties"]
+    defaults = {name: each["default"] for name, each in properties.items() if "default" in each}
+    Draft202012Validator(variables).validate(defaults)
+    places = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
+    assert places == properties.keys()
