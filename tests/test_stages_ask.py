@@ -272,6 +272,8 @@ def test_an_echoed_key_is_neither_shown_nor_stored(work: Work, key_file: Path) -
 
     def answer(request: dict[str, Any], digest: str, before: int) -> Any:
         key = stand_in.headers[-1]["authorization"]
+        if int(digest, 16) % 5 == 0:
+            return f"HTTP/1.1 {key}\r\n\r\n".encode()
         if int(digest, 16) % 2:
             return 400, {"error": {"message": f"bad {key} \x1b[2J {'x' * 5000}"}}
         found = told(digest, fingerprint=f"f {key}")

@@ -49,7 +49,7 @@ class Client:
 
     def __init__(self, endpoint: Endpoint, keys: EndpointKeys) -> None:
         self.endpoint = endpoint
-        self.key = keys.key(endpoint)
+        self._keys, self.key = keys, keys.key(endpoint)
         self._headers = {
             "host": endpoint.netloc,
             "accept": "application/json",
@@ -95,16 +95,20 @@ class Client:
                 with suppress(httpx2.HTTPError, OSError):
                     await response.aclose()
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise NoReply(f"no connection ({_reason(error)})", reached=False) from error
-        except TimeoutError as error:
-            raise NoReply("no whole answer in time") from error
+            raise NoReply(f"no connection ({self._reason(error)})", reached=False) from None
+        except TimeoutError:
+            raise NoReply("no whole answer in time") from None
         except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
-            raise NoReply(f"the connection broke ({_reason(error)})") from error
+            raise NoReply(f"the connection broke ({self._reason(error)})") from None
         finally:
             idle.append(transport)
         headers = response.headers
         wait, echo = _wait(headers.get("retry-after", "")), headers.get(ECHO, "")[:100]
         return Reply(response.status_code, content, wait, echo)
+
+    def _reason(self, error: Exception) -> str:
+        """Return why a connection broke. The text may quote what the server sent."""
+        return self._keys.cleaned(str(error))[:100] or type(error).__name__
 
 
 async def _body(response: httpx2.Response) -> bytes:
@@ -118,10 +122,6 @@ async def _body(response: httpx2.Response) -> bytes:
         if len(found) > MAX_BODY:
             raise NoReply(f"the answer is larger than {MAX_BODY >> 20} MiB")
     return bytes(found)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:100] or type(error).__name__
 
 
 def _wait(text: str) -> float | None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from artifacts.claims import claims_at
 from artifacts.endpoints import endpoints_of, keys_from
-from artifacts.errors import PenstockError
+from artifacts.errors import EnvironmentFault, PenstockError
 from artifacts.pack_object import DamagedRecord
 from artifacts.packs import Record
 from artifacts.record_union import record_sets_of
@@ -50,7 +50,7 @@ AHEAD = 8
 PLACE_BYTES = 2 << 20
 """An item with more media takes several places of those at once."""
 SURE = 8
-"""Items that are refused for the same reason, and none answered, after which the stage ends."""
+"""Items that are refused or stay unanswered, and none answered, after which the stage ends."""
 OUR_NAME = re.compile(r"[0-9a-f]{64}")
 """The name of a request: the key of its item."""
 RETRY_HINT = "The same command sends it again; what was answered is kept"
@@ -91,6 +91,7 @@ class Asking:
         self._faults = ItemFaults("ask", self._refuse, min(SURE, len(job.items)) if is_new else 0)
         self._made: list[Record] = []
         self._failed: list[Record] = []
+        self._answered = self._unanswered = 0
 
     def missing(self, items: Chunk) -> Chunk:
         """Return the items that have neither a caption nor a failure."""
@@ -150,6 +151,9 @@ class Asking:
             if error.kind == "request":
                 self._faults.add(item, ItemFault("Refused", error.message))
             elif error.again:
+                self._unanswered += 1
+                if self._unanswered >= SURE and not self._answered:
+                    raise EnvironmentFault(error.message, hint=RETRY_HINT) from error
                 self._report.failure(item.key, UNANSWERED, error.message, RETRY_HINT)
                 self._turns.done([item.key])
             else:
@@ -226,6 +230,7 @@ class Asking:
             },
         }
         self._made.append(Record(key=item.key, meta=meta))
+        self._answered += 1
 
     def _refuse(self, item: AskItem, fault: ItemFault) -> None:
         self._fail(item, "refused-request", fault.message)
