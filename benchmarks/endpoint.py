@@ -1,9 +1,11 @@
 """Captions 1,000 small pictures by a stand-in server that takes 50 ms for each answer, 32 at once.
 
-`python -m benchmarks.endpoint` prints answers a second, as a share of what the server can give, and
-the peak memory of the ask stage.
+`python -m benchmarks.endpoint` prints answers a second, as a share of what such a server can give
+(640), and of what it gives at the same time to a client that only writes and reads bytes, which
+says what the machine leaves. It also prints the peak memory of the ask stage.
 """
 
+import asyncio
 import json
 import os
 import subprocess
@@ -51,6 +53,25 @@ def job_in(store: str, port: int) -> AskJob:
     )
 
 
+async def _bare(port: int, body: bytes) -> float:
+    """Return the answers a second that a client gets which only writes and reads bytes."""
+    head = f"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    left = iter(range(PICTURES))
+
+    async def one() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in left:
+            writer.write(head + body)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            length = int(answer.lower().partition(b"content-length:")[2].split()[0])
+            await reader.readexactly(length)
+        writer.close()
+
+    began = time.monotonic()
+    await asyncio.gather(*(one() for _ in range(AT_ONCE)))
+    return PICTURES / (time.monotonic() - began)
+
+
 def measure(folder: Path, port: int) -> dict[str, float]:
     """Run the stage once."""
     job = job_in(str(folder / "store"), port)
@@ -67,10 +88,13 @@ def measure(folder: Path, port: int) -> dict[str, float]:
     times = [at for at, name in events if name in ("Total", "Item")]
     seconds = times[-1] - times[0]
     assert outcome.items == PICTURES
+    bare = asyncio.run(_bare(port, b"x" * 3000))
     return {
         "seconds": round(seconds, 3),
         "answers_a_second": round(PICTURES / seconds, 1),
         "share_of_limit": round(PICTURES / seconds * SECONDS / AT_ONCE, 3),
+        "share_of_bare_client": round(PICTURES / seconds / bare, 3),
+        "bare_client": round(bare, 1),
         "cpu_seconds": round(outcome.cpu_seconds, 2),
         "peak_mib": round(outcome.peak_host_bytes / 2**20, 1),
     }

@@ -167,8 +167,8 @@ async def _stated(client: "Client", served: ServedModel) -> tuple[str, ...]:
         dicts = (e for e in (entries if isinstance(entries, list) else ()) if isinstance(e, dict))
         return next((each for each in dicts if each.get(field) in names), {})
 
-    known = entry(await page(f"{client.endpoint.url}/models"), "data", "id")
-    owner, home = known.get("owned_by"), client.endpoint.url.removesuffix("/v1")
+    known = entry(await page(f"{client.endpoint.path}/models"), "data", "id")
+    owner, home = known.get("owned_by"), client.endpoint.path.removesuffix("/v1")
     what, value = "the root that the server states", known.get("root")
     if owner == "library":
         tags = await page(f"{home}/api/tags")

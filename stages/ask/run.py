@@ -218,16 +218,13 @@ class Asking:
         raise BadAnswer("request", f"{where} refuses the request: {reason}")
 
     def _keep(self, item: AskItem, answer: Answer, server: ModelServer) -> None:
-        meta: dict[str, Any] = {
+        served = {"model": answer.model, "system_fingerprint": answer.fingerprint}
+        meta = {
             "caption": answer.text,
             "tokens": answer.tokens,
             "ended": answer.ended,
             "generation": self._job.sampling,
-            "served": {
-                "host": server.client.endpoint.origin,
-                "model": answer.model,
-                "system_fingerprint": answer.fingerprint,
-            },
+            "served": {"host": server.client.endpoint.origin, **served},
         }
         self._made.append(Record(key=item.key, meta=meta))
         self._answered += 1
@@ -246,6 +243,7 @@ class Asking:
             await self._flush()
 
     async def _flush(self) -> None:
+        """Store the answers and failures that have arrived."""
         made, failed, self._made, self._failed = self._made, self._failed, [], []
         if made or failed:
             loop = asyncio.get_running_loop()

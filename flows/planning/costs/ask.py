@@ -1,8 +1,7 @@
-"""Estimates the cost of asking a server."""
+"""Estimates the cost of captions by a server."""
 
 from collections.abc import Sequence
 
-from artifacts.plurals import counted
 from flows.checkpoint.models import Model
 from flows.options.commands import RunOptions
 from flows.options.endpoint import REQUESTS
@@ -13,9 +12,6 @@ from flows.planning.rungs import Rung
 from flows.planning.seconds import Pass, WorkEstimate
 from flows.planning.workloads import Workload
 
-SENT_SHARE = 0.25
-"""Bytes of a picture as JPEG in base64 per byte of its pixels, for detailed pictures."""
-
 
 def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
     """Return the one way: so many requests at once."""
@@ -23,16 +19,10 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
 
 
 def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
-    """Add up the frames that are encoded, and those that are sent."""
-    sent = int(SENT_SHARE * workload.frame_bytes)
-    terms = [
-        Term(
-            part="activation",
-            bytes=2 * workload.frame_bytes + rung.batch * sent,
-            why=f"a chunk of {counted(workload.frames, 'frame')} as stored and resized, and "
-            f"{counted(rung.batch, 'request')} of {sent:,} bytes",
-        )
-    ]
+    """Add up the frames of a chunk as stored and resized, and those of the requests."""
+    why = f"2 chunks as pixels, and {rung.batch} as JPEG in base64, a quarter of their bytes"
+    total = (2 + rung.batch // 4) * workload.frame_bytes
+    terms = [Term(part="activation", bytes=total, why=why)]
     return StageEstimate.from_terms(rung, terms, device="cpu", workload=workload)
 
 
