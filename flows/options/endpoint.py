@@ -84,8 +84,9 @@ def check_served(config: Any) -> None:
         raise UsageError("--model openai: names no model", hint="Write openai:NAME")
     if not options.endpoint:
         raise UsageError(
-            f"--model {config.model} needs the address of a server",
-            hint="Add --endpoint, for example http://127.0.0.1:11434/v1",
+            f"{config.model} is run by a server, whose address is missing",
+            hint="Add --endpoint to `penstock caption`; other commands need a model on this "
+            "machine",
         )
     for why, names in REFUSED.items():
         given = [name for name in names if _is_given(config, name)]

@@ -12,6 +12,9 @@ from flows.planning.rungs import Rung
 from flows.planning.seconds import Pass, WorkEstimate
 from flows.planning.workloads import Workload
 
+WORKSPACE = 32 << 20
+"""Bytes besides frames. 1,000 small pictures, 32 at once, took 15 MiB (benchmarks/endpoint.py)."""
+
 
 def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
     """Return the one way: so many requests at once."""
@@ -22,7 +25,10 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     """Add up the frames of a chunk as stored and resized, and those of the requests."""
     why = f"2 chunks as pixels, and {rung.batch} as JPEG in base64, a quarter of their bytes"
     total = (2 + rung.batch // 4) * workload.frame_bytes
-    terms = [Term(part="activation", bytes=total, why=why)]
+    terms = [
+        Term(part="activation", bytes=total, why=why),
+        Term(part="workspace", bytes=WORKSPACE, why="connections, answers and records"),
+    ]
     return StageEstimate.from_terms(rung, terms, device="cpu", workload=workload)
 
 
