@@ -71,16 +71,13 @@ class ServedModel:
         from stages.ask.client import Client, NoReply
 
         async def one(endpoint: Endpoint) -> Found:
-            client = Client(endpoint, self.keys)
             try:
-                return await look(client)
+                return await look(Client(endpoint, self.keys))
             except NoReply as error:
                 raise EnvironmentFault(
                     f"no answer from {endpoint.url} ({error.message})",
                     hint="Start the server, or check the address",
                 ) from error
-            finally:
-                await client.close()
 
         async def every() -> list[Found]:
             return await asyncio.gather(*map(one, self.endpoints))

@@ -19,6 +19,7 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from artifacts.claims import claims_at
@@ -138,7 +139,6 @@ class Asking:
                 writing.cancel()
                 await asyncio.gather(writing, return_exceptions=True)
                 await self._flush()
-                await self._servers.close()
 
     async def _item(
         self, item: AskItem, media: bytes, places: asyncio.Semaphore, taken: int
@@ -246,8 +246,9 @@ class Asking:
         """Store the answers and failures that have arrived."""
         made, failed, self._made, self._failed = self._made, self._failed, [], []
         if made or failed:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._writer, self._publish, made, failed)
+            publish = partial(self._publish, made, failed)
+            # Shielded: a cancelled write would lose what it has not begun to store.
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._writer, publish))
 
     def _publish(self, made: list[Record], failed: list[Record]) -> None:
         tokens = {record.key: record.meta["tokens"] for record in made}

@@ -114,11 +114,6 @@ class ModelServers:
             "at_once": {url: int(server.pace.limit) for url, server in every.items()},
         }
 
-    async def close(self) -> None:
-        """Close all connections."""
-        for server in self._every:
-            await server.client.close()
-
 
 def refuse_all(client: Client, status: int, reason: str, model: str) -> None:
     """Raise an error for an answer that each other item would get, too."""

@@ -45,7 +45,7 @@ FOR_GOOD: dict[str, tuple[int, Any]] = {
     "surrogate": (200, {"choices": [{"message": {"content": "\ud800"}, "finish_reason": "stop"}]}),
 }
 """Status and body of every answer to an item."""
-OTHERS = ("huge", "slow", "swapped", "late")
+OTHERS = ("huge", "slow", "swapped", "late", "two", "two late")
 
 
 def told(digest: str, model: str = "m", fingerprint: str | None = "f1") -> dict[str, Any]:
@@ -94,6 +94,7 @@ class StandIn:
         """Path → JSON of other pages."""
         self.names: list[str] = []
         """Names of the requests, by their header."""
+        self.open: dict[asyncio.Future[None], asyncio.StreamWriter] = {}
         self.keeps = True
         """Whether it keeps what it was asked."""
 
@@ -103,6 +104,12 @@ class StandIn:
             return ""
         number = int(re.findall(r"\d+", json.dumps(request["messages"]))[-1])
         return self.plan[number % len(self.plan)]
+
+    def accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer on a new connection."""
+        task = asyncio.ensure_future(self.connected(reader, writer))
+        self.open[task] = writer
+        task.add_done_callback(self.open.pop)
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with (
@@ -201,12 +208,27 @@ class StandIn:
         _write(writer, 200, told(digest))
         return True
 
+    async def _two(self, digest: str, headers: Headers, writer: asyncio.StreamWriter) -> bool:
+        """Answer once more than there are requests."""
+        _write(writer, 200, told(digest))
+        _write(writer, 200, told("of another"))
+        return True
+
+    async def _two_late(self, digest: str, headers: Headers, writer: asyncio.StreamWriter) -> bool:
+        _write(writer, 200, told(digest))
+        await writer.drain()
+        await asyncio.sleep(0.001)
+        _write(writer, 200, told("of another"))
+        return True
+
 
 _OTHERS: dict[str, Callable[..., Awaitable[bool]]] = {
     "huge": StandIn._huge,
     "slow": StandIn._slow,
     "swapped": StandIn._swapped,
     "late": StandIn._late,
+    "two": StandIn._two,
+    "two late": StandIn._two_late,
 }
 TWENTY = (*ONCE, *FOR_GOOD, *OTHERS)
 
@@ -220,17 +242,18 @@ def _write(writer: asyncio.StreamWriter, status: int, body: Any, more: str = "")
 async def _serve(stand_in: StandIn, port: int, ready: Callable[[asyncio.Event], object]) -> None:
     """Serve until the event is set that `ready` gets."""
     server = await asyncio.start_server(
-        stand_in.connected, "127.0.0.1", port, limit=1 << 26, backlog=512
+        stand_in.accepted, "127.0.0.1", port, limit=1 << 26, backlog=512
     )
     stand_in.port, end = server.sockets[0].getsockname()[1], asyncio.Event()
     ready(end)
     await end.wait()
+    await asyncio.sleep(0.1)  # who is being accepted would be lost
     server.close()
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
-        task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
-    await asyncio.sleep(0.01)  # for transports to close
+    for _ in range(2):
+        for task, writer in list(stand_in.open.items()):
+            writer.transport.abort()
+            task.cancel()
+        await asyncio.sleep(0.02)
 
 
 @contextlib.contextmanager
