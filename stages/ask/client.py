@@ -82,8 +82,8 @@ class Client:
             reached = True
             try:
                 head = h11.Request(method=method, target=path, headers=[*self._headers, *more])
-                for event in (head, h11.Data(data=body), h11.EndOfMessage()):
-                    writer.write(http.send(event) or b"")
+                events = (head, h11.Data(data=body), h11.EndOfMessage())
+                writer.write(b"".join(http.send(event) or b"" for event in events))
                 return await self._reply(http, reader, seconds)
             finally:
                 writer.transport.abort()
