@@ -216,6 +216,19 @@ def test_a_change_since_an_earlier_process_ends_the_stage(work: Work) -> None:
         work.run(address, seen={address: ["m", "f0"]})
 
 
+def test_a_store_that_cannot_be_written_ends_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise EnvironmentFault("the disk is full")
+
+    work, stand_in = Work(tmp_path, 60), StandIn(seconds=0.05)
+    monkeypatch.setattr(stages.ask.run.Asking, "_publish", full)
+    with running(stand_in) as address, pytest.raises(EnvironmentFault, match="disk is full"):
+        work.run(address, at_once=1)
+    assert len(stand_in.requests) < 60
+
+
 def test_a_server_that_is_down_ends_the_stage(work: Work) -> None:
     with pytest.raises(EnvironmentFault, match=r"no answer from http://127.0.0.1:9 for 3 s"):
         work.run("http://127.0.0.1:9/v1")

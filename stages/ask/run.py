@@ -54,6 +54,8 @@ SURE = 8
 """Items that are refused or stay unanswered, and none answered, after which the stage ends."""
 OUR_NAME = re.compile(r"[0-9a-f]{64}")
 """The name of a request: the key of its item."""
+TOLD = (PenstockError, BaseExceptionGroup)
+"""Of several errors, those that are raised."""
 RETRY_HINT = "The same command sends it again; what was answered is kept"
 STORED_HINT = "Change the prompt or the model, or try again with --retry-failed"
 
@@ -70,8 +72,11 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
         try:
             asyncio.run(asking.all([*by_chunk.values()]))
         except BaseExceptionGroup as group:
-            errors = group.exceptions
-            raise next((e for e in errors if isinstance(e, PenstockError)), errors[0]) from None
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup):
+                found = [e for e in error.exceptions if isinstance(e, TOLD)]
+                error = (found or error.exceptions)[0]
+            raise error from None
 
 
 class Asking:
@@ -123,21 +128,21 @@ class Asking:
             claims_at(self._store, *record_sets) as self._turns,
             ThreadPoolExecutor(1) as self._writer,
         ):
-            writing = asyncio.create_task(self._write())
             try:
-                async with asyncio.TaskGroup() as tasks:
-                    while found := await loop.run_in_executor(reader, next, work, None):
-                        items, media = found
-                        taken = min(most, 1 + len(media) // PLACE_BYTES)
-                        for item in items:
-                            for _ in range(taken):
-                                await places.acquire()
-                            tasks.create_task(self._item(item, media, places, taken))
-                self._faults.close()
+                async with asyncio.TaskGroup() as group:
+                    writing = group.create_task(self._write())
+                    async with asyncio.TaskGroup() as tasks:
+                        while found := await loop.run_in_executor(reader, next, work, None):
+                            items, media = found
+                            taken = min(most, 1 + len(media) // PLACE_BYTES)
+                            for item in items:
+                                for _ in range(taken):
+                                    await places.acquire()
+                                tasks.create_task(self._item(item, media, places, taken))
+                    self._faults.close()
+                    writing.cancel()
             finally:
                 reader.shutdown(wait=False, cancel_futures=True)  # it may wait for another run
-                writing.cancel()
-                await asyncio.gather(writing, return_exceptions=True)
                 await self._flush()
 
     async def _item(
