@@ -54,8 +54,6 @@ SURE = 8
 """Items that are refused or stay unanswered, and none answered, after which the stage ends."""
 OUR_NAME = re.compile(r"[0-9a-f]{64}")
 """The name of a request: the key of its item."""
-TOLD = (PenstockError, BaseExceptionGroup)
-"""Of several errors, those that are raised."""
 RETRY_HINT = "The same command sends it again; what was answered is kept"
 STORED_HINT = "Change the prompt or the model, or try again with --retry-failed"
 
@@ -72,10 +70,9 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
         try:
             asyncio.run(asking.all([*by_chunk.values()]))
         except BaseExceptionGroup as group:
-            error: BaseException = group
+            error: BaseException = group.subgroup(PenstockError) or group
             while isinstance(error, BaseExceptionGroup):
-                found = [e for e in error.exceptions if isinstance(e, TOLD)]
-                error = (found or error.exceptions)[0]
+                error = error.exceptions[0]
             raise error from None
 
 
