@@ -71,7 +71,8 @@ def endpoint_of(text: str, *, insecure: bool = False) -> Endpoint:
             hint="Name a key with --endpoint-keys FILE, in a line `host = key`",
         )
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
-    found = Endpoint(scheme, host, port or (443 if scheme == "https" else 80), path)
+    usual = 443 if scheme == "https" else 80
+    found = Endpoint(scheme, host, usual if port is None else port, path)
     if scheme == "http" and not found.is_local and not insecure:
         raise UsageError(
             f"--endpoint {found.url}: http to another machine is not encrypted",
