@@ -149,6 +149,19 @@ def test_what_a_server_states_identifies_its_model(pictures: Path, kind: str) ->
     assert plan_of(config)["served"]["identity"] == ["--revision", "mine"]
 
 
+@pytest.mark.parametrize(
+    ("status", "text"), [(503, "does not state its models"), (401, "wants a key: HTTP 401")]
+)
+def test_a_server_that_does_not_state_its_models_ends_the_run_fails(
+    pictures: Path, status: int, text: str
+) -> None:
+    stand_in = StandIn()
+    stand_in.status_of_pages = status
+    with running(stand_in) as address, pytest.raises(EnvironmentFault, match=text):
+        caption(config_for(address, pictures), quiet())
+    assert not stand_in.requests
+
+
 def test_a_finished_run_with_a_revision_needs_no_server(pictures: Path) -> None:
     with running(StandIn()) as address:
         config = config_for(address, pictures, revision="1")

@@ -149,9 +149,17 @@ def served_profile(config: RunOptions) -> ModelProfile:
 
 async def _stated(client: "Client", served: ServedModel) -> tuple[str, ...]:
     """Return what the server states that changes with its model; empty: nothing."""
+    from stages.ask.servers import refuse_all
 
     async def page(path: str) -> dict[str, Any]:
         reply = await client.get(path)
+        if reply.status in (401, 403):
+            refuse_all(client, reply.status, f"HTTP {reply.status}", served.model)
+        if reply.status >= 429:  # another identity would caption all of it again
+            raise EnvironmentFault(
+                f"{client.endpoint.url} does not state its models (HTTP {reply.status})",
+                hint="Try again later, or name the model with --revision",
+            )
         try:
             found = json.loads(reply.body) if reply.status == 200 else {}
         except (ValueError, RecursionError):

@@ -92,6 +92,7 @@ class StandIn:
         self.models: Any = {"object": "list", "data": [{"id": "m", "object": "model"}]}
         self.pages: dict[str, Any] = {}
         """Path → JSON of other pages."""
+        self.status_of_pages = 200
         self.names: list[str] = []
         """Names of the requests, by their header."""
         self.open: dict[asyncio.Future[None], asyncio.StreamWriter] = {}
@@ -136,7 +137,7 @@ class StandIn:
         self, path: str, headers: Headers, body: bytes, writer: asyncio.StreamWriter
     ) -> bool:
         if path.endswith("/models") or path in self.pages:
-            _write(writer, 200, self.pages.get(path, self.models))
+            _write(writer, self.status_of_pages, self.pages.get(path, self.models))
             return True
         if not path.endswith("/chat/completions"):
             _write(writer, 404, {"error": "no such page"})
