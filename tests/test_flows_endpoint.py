@@ -427,3 +427,23 @@ def test_the_job_template_for_kubernetes_fills_all_of_its_places() -> None:
     Draft202012Validator(variables).validate(defaults)
     places = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
     assert places == properties.keys()
+
+
+@pytest.mark.slow
+def test_two_runs_on_one_store_send_nothing_twice(pictures: Path, tmp_path: Path) -> None:
+    for at in range(30):
+        Image.new("RGB", (64, 48), (at * 8, 255 - at, at)).save(pictures / f"more{at}.png")
+    stand_in = StandIn(seconds=0.3)
+    with running(stand_in) as address:
+        given = ["--model", "openai:m", "--endpoint", address, "--slots", "3", "--quiet"]
+        runs = [
+            subprocess.Popen(
+                [*PENSTOCK, "caption", str(pictures), *given, "--out", str(tmp_path / name)],
+                cwd=ROOT,
+            )
+            for name in ("one", "other")
+        ]
+        assert [run.wait(120) for run in runs] == [0, 0]
+    assert len(stand_in.requests) == 36
+    one, other = (read_lines(tmp_path / name / "captions.jsonl") for name in ("one", "other"))
+    assert one == other and len(one) == 36

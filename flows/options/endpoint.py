@@ -1,7 +1,7 @@
 """Options for models that a server runs."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from artifacts.endpoints import SERVED, endpoints_of
@@ -89,14 +89,9 @@ def check_served(config: Any) -> None:
             "machine",
         )
     for why, names in REFUSED.items():
-        given = [name for name in names if _is_given(config, name)]
-        if given:
+        defaults = type(config)
+        if given := [n for n in names if getattr(config, n, 0) != getattr(defaults, n, 0)]:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(
                 f"{flags}: not possible with {config.model} ({why})", hint="Leave it out"
             )
-
-
-def _is_given(config: Any, name: str) -> bool:
-    default = next((field.default for field in fields(config) if field.name == name), MISSING)
-    return default is not MISSING and getattr(config, name) != default
