@@ -103,7 +103,7 @@ class ModelServers:
         """Note that a request to a server has ended."""
         async with self._free:
             server.in_flight -= 1
-            self._free.notify_all()
+            self._free.notify(2)  # the limit may have grown by one
 
     def notes(self) -> dict[str, Any]:
         """Return what is known of the servers, for the run record."""
