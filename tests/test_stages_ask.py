@@ -2,6 +2,7 @@
 item, and each failure has its name."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from artifacts.packs import Record, RecordSet
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
 from stages.ask.job import UNANSWERED, AskItem, AskJob
+from stages.ask.pace import RequestPace
 from stages.process.events import Failed, event_of
 from stages.process.job import job_fields
 from stages.process.report import EventReporter
@@ -302,3 +304,16 @@ def test_an_echoed_key_is_neither_shown_nor_stored(work: Work, key_file: Path) -
         assert path.is_dir() or b"sk-secret" not in path.read_bytes()
     assert "sk-secret" not in str(work.events)
     assert all(len(one.message) < 500 for one in work.failed.values()) and work.failed
+
+
+@pytest.mark.parametrize(("slots", "least", "most"), [(1, 4, 12), (20, 16, 36), (1000, 64, 64)])
+def test_the_pace_settles_at_what_a_server_can_do(slots: int, least: int, most: int) -> None:
+    """A server with so many slots that takes a second for each answer."""
+    pace, now, limits = RequestPace(64), time.monotonic(), []
+    for _ in range(400):
+        now += 1 / min(pace.limit, slots)
+        pace.succeeded(now)
+        limits.append(pace.limit)
+    assert least <= min(limits[200:]) and max(limits[200:]) <= most
+    pace.overloaded(now, now)
+    assert pace.limit == limits[-1] // 2

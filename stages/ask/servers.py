@@ -90,7 +90,7 @@ class ModelServers:
                         "on",
                     )
                 awake = [s for s in every if s.paused_until <= now]
-                if free := [s for s in awake if s.in_flight < int(s.pace.limit)]:
+                if free := [s for s in awake if s.in_flight < s.pace.limit]:
                     found = min(free, key=lambda s: (s is last, s.in_flight / s.pace.limit))
                     found.in_flight += 1
                     return found
@@ -111,7 +111,7 @@ class ModelServers:
         return {
             "served": {url: server.seen for url, server in every.items() if server.seen},
             "answers": {url: server.answers for url, server in every.items()},
-            "at_once": {url: int(server.pace.limit) for url, server in every.items()},
+            "at_once": {url: server.pace.limit for url, server in every.items()},
         }
 
 
