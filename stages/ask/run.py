@@ -24,6 +24,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from PIL import Image
+
 from artifacts.claims import claims_at
 from artifacts.endpoints import endpoints_of, keys_from
 from artifacts.errors import EnvironmentFault, PenstockError
@@ -58,6 +60,12 @@ OUR_NAME = re.compile(r"[0-9a-f]{64}")
 """The name of a request: the key of its item."""
 RETRY_HINT = "The same command sends it again; what was answered is kept"
 STORED_HINT = "Change the prompt or the model, or try again with --retry-failed"
+
+
+def warm(_: dict[str, Any]) -> None:
+    """Import what the first request needs, before the stage's memory is measured."""
+    _loop_factory()
+    Image.preinit()
 
 
 def run(job_fields: dict[str, Any], report: EventReporter) -> None:
