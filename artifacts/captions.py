@@ -41,6 +41,12 @@ class Caption:
     """Number of generated tokens."""
     ended: Ended
     """How the caption ended."""
+    logprob: float | None = None
+    """Mean log-probability of its tokens by raw logits, end token included; None: unknown."""
+    margin: float | None = None
+    """Least margin of a token: its raw logit minus the largest of any other token."""
+    margin_at: int | None = None
+    """Where the token with the least margin begins: characters of the model's own text."""
     warnings: tuple[str, ...] = ()
     name: str = ""
     """Name of its prompt, if there are several."""
@@ -74,6 +80,10 @@ def ended_of(stored: Mapping[str, Any], limit: int) -> Ended:
     They count as cut if they have `limit` tokens."""
     ended: Ended | None = stored.get("ended")
     return ended or ("length" if stored["tokens"] >= limit else "stop")
+
+
+CONFIDENCE = ("logprob", "margin", "margin_at")
+"""Fields that say how sure the model was."""
 
 
 def answer_in(text: str) -> str:

@@ -40,8 +40,9 @@ def event_of(edits: Edits, deed: Mapping[str, Any]) -> dict[str, Any] | None:
     event = {"id": _name(deed), "time": deed["time"], "does": deed["does"]}
     if deed["does"] not in (UNDO, REDO):
         return {**event, "changes": [*deed.get("changes", ())]}
-    found = edits.done if deed["does"] == UNDO else edits.undone
-    return {**event, "of": _name(found[-1])} if found else None
+    redoable = edits.undone[-1] if edits.undone else None
+    found = edits.undoable if deed["does"] == UNDO else redoable
+    return {**event, "of": _name(found)} if found is not None else None
 
 
 def _name(deed: Mapping[str, Any]) -> str:

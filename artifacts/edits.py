@@ -15,7 +15,17 @@ from typing import Any, Final, Literal
 
 from artifacts.captions import ENCODER
 from artifacts.errors import EnvironmentFault
-from artifacts.json_shapes import BYTES, Nullable, OptionalField, check, moment, number, parse, text
+from artifacts.json_shapes import (
+    BYTES,
+    Nullable,
+    OptionalField,
+    check,
+    count,
+    moment,
+    number,
+    parse,
+    text,
+)
 from artifacts.keys import digest_of
 from artifacts.regular_files import read_text
 from artifacts.stamps import Stamp, stamp_of
@@ -30,6 +40,8 @@ Review = Literal["", "accepted", "rejected"]
 ACCEPTED: Final = "accepted"
 REJECTED: Final = "rejected"
 REVIEWS: Final[tuple[Review, ...]] = ("", ACCEPTED, REJECTED)
+WORDS: Final = "said"
+"""Field with the model's own words of a caption, in a change and in a row of a review."""
 DIGITS: Final = 24
 """Hex digits of a caption's identity."""
 
@@ -43,11 +55,18 @@ CHANGE = {
     "of": text,
     "media_path": OptionalField(text),
     "start": OptionalField(number),
-    "said": OptionalField(text),
+    WORDS: OptionalField(text),
     "caption": Nullable(text),
     "review": review,
 }
-DEED = {"id": text, "time": moment, "does": text, "changes": OptionalField([CHANGE])}
+DEED = {
+    "id": text,
+    "time": moment,
+    "does": text,
+    "changes": OptionalField([CHANGE]),
+    "round": OptionalField(count),
+}
+"""Shape of an action. `round` marks one in which a round of `penstock learn` kept decisions."""
 REMOVE_LINE = "Remove that line: the other edits do not depend on it"
 
 
@@ -109,8 +128,15 @@ class Edits:
         self._take(deed)
         return _keys(deed)
 
+    @property
+    def undoable(self) -> Mapping[str, Any] | None:
+        """Return the action that undo reverts, or None. Undo stops at a round of `penstock learn`:
+        before it, captions had other words, so an undo would only remove decisions from the new
+        ones."""
+        return self.done[-1] if self.done and "round" not in self.done[-1] else None
+
     def _undo(self) -> list[str]:
-        if not self.done:
+        if self.undoable is None:
             return []
         self.undone.append(self.done.pop())
         self.now.clear()
@@ -130,11 +156,19 @@ def _keys(deed: Mapping[str, Any]) -> list[str]:
 def read_edits(folder: Path) -> Edits:
     """Return the edits in a run's folder; empty without a journal. Raises EnvironmentFault for an
     invalid line."""
-    path = folder / EDITS
+    try:
+        return read_journal(folder / EDITS)
+    except FileNotFoundError:
+        return Edits()
+
+
+def read_journal(path: Path) -> Edits:
+    """Return the edits in a journal. Raises FileNotFoundError, or EnvironmentFault for an invalid
+    line."""
     try:
         lines = read_text(path, BYTES).split("\n")
     except FileNotFoundError:
-        return Edits()
+        raise
     except OSError as error:
         raise fault_of(error, path) from error
     edits = Edits()
@@ -242,7 +276,7 @@ def changes_of(
             "of": row["key"],
             "media_path": row["media_path"],
             "start": row["start"],
-            "said": row["said"],
+            WORDS: row[WORDS],
             "caption": edit_of[row["key"]].caption,
             "review": edit_of[row["key"]].review,
         }

@@ -28,6 +28,9 @@ KINDS = {
     "features": "text",
     "tokens": "count",
     "ended": "text",
+    "logprob": "number",
+    "margin": "number",
+    "margin_at": "count",
     "warnings": "texts",
 }
 """Column → type, for the captions of one prompt."""

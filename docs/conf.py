@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 NAVIGATION = {
-    "Begin": ["docs/tutorial", "docs/gallery"],
+    "Begin": ["docs/tutorial", "docs/gallery", "docs/compare"],
     "Recipes": [
         "docs/recipes/README",
         "docs/recipes/captioners",
@@ -29,6 +29,7 @@ NAVIGATION = {
         "docs/formats",
         "docs/report",
         "docs/review",
+        "docs/learn",
         "docs/shots",
         "docs/tune",
     ],
@@ -63,7 +64,7 @@ project = "Penstock"
 version = release = installed("penstock")
 copyright = "the authors of Penstock, Apache-2.0"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 root_doc = "docs/index"
 pages = {"docs", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"}
 exclude_patterns = [path.name for path in ROOT.iterdir() if path.name not in pages]

@@ -14,6 +14,8 @@ ASK: Pipeline = (frames.STAGE, ask.STAGE)
 """Captions of files by a model that a server runs."""
 SUMMARY: Pipeline = (*CAPTION, summarize.STAGE)
 """Captions of files, and a summary of each video's captions."""
+SCORED: tuple[Pipeline, ...] = ((*CAPTION, decode.SCORE), (*SUMMARY, decode.SCORE))
+"""The same, and how sure the model is of given texts."""
 REBUILD: Pipeline = CAPTION[:2]
 """Features of files, stored for later use."""
 EMBED: Pipeline = (frames.STAGE, embed.STAGE)
@@ -40,6 +42,7 @@ PIPELINES = (
     CAPTION,
     ASK,
     SUMMARY,
+    *SCORED,
     REBUILD,
     EMBED,
     LABEL,
@@ -58,7 +61,7 @@ EXPORTS = (EXPORT, EXPORT_VECTORS)
 GRAPHS = (EXPORT_GRAPHS, EXPORT_GRAPHS_VECTORS)
 """Pipelines that write checkpoints with graphs, one per sort of model."""
 PURPOSES: Mapping[str, tuple[Pipeline, ...]] = {
-    "caption": (CAPTION, SUMMARY),
+    "caption": (CAPTION, SUMMARY, *SCORED),
     "embed": (EMBED,),
     "label": (LABEL,),
     "export": EXPORTS,
@@ -80,9 +83,14 @@ def product_of(pipeline: Iterable[StageSpec]) -> str:
     return LABELS if stages == LABEL else made
 
 
-def with_summaries(pipelines: Iterable[Pipeline], *, summary: bool) -> tuple[Pipeline, ...]:
-    """Return these pipelines; with `summary`, those that make captions also make summaries."""
-    return tuple(SUMMARY if summary and each == CAPTION else each for each in pipelines)
+def with_extras(
+    pipelines: Iterable[Pipeline], *, summary: bool, scores: bool = False
+) -> tuple[Pipeline, ...]:
+    """Return these pipelines; with `summary`, those that make captions also make summaries, and
+    with `scores` they also score texts."""
+    made = SUMMARY if summary else CAPTION
+    made = (*made, decode.SCORE) if scores else made
+    return tuple(made if each == CAPTION else each for each in pipelines)
 
 
 def makes_vectors(pipeline: Pipeline) -> bool:

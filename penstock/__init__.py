@@ -9,6 +9,7 @@
     index(sources, **options) -> IndexWritten        vectors added to an index
     search(what, index, **options) -> Hits           what an index holds of this kind
     tune(data, **options) -> Tuned                   an adapter trained on captions
+    learn(out, **options) -> Learned                 a round of learning from corrections
     export(model, **options) -> Exported             a quantized checkpoint, compared
     convert(source, folder) -> Converted             pickled weights as safetensors
     serve(**options) -> ServerProcess                     an HTTP server in a process of its own
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from artifacts.errors import PenstockError as PenstockError
     from penstock.api import convert as convert
     from penstock.api import export as export
+    from penstock.api import learn as learn
     from penstock.api import plan as plan
     from penstock.api import rebuild as rebuild
     from penstock.api import report as report
@@ -63,7 +65,16 @@ if TYPE_CHECKING:
 _NAMES = {
     "artifacts.captions": ("Caption", "Failure"),
     "artifacts.errors": ("PenstockError",),
-    "penstock.api": ("convert", "export", "plan", "rebuild", "report", "status", "tune"),
+    "penstock.api": (
+        "convert",
+        "export",
+        "learn",
+        "plan",
+        "rebuild",
+        "report",
+        "status",
+        "tune",
+    ),
     "penstock.captions": ("Captions", "caption"),
     "penstock.server": ("ServerProcess", "serve"),
     "penstock.vectors": (

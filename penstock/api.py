@@ -1,7 +1,8 @@
 """Python API of the commands that return when they are done: plan, rebuild, status, report, tune,
-export and convert.
+learn, export and convert.
 """
 
+import os
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
@@ -10,10 +11,14 @@ from artifacts.errors import UsageError
 from artifacts.paths import folder_named
 from flows.checkpoint.conversion import Converted
 from flows.checkpoint.conversion import convert as run_convert
+from flows.cli.recorded import recorded_command, recorded_run
 from flows.console.display import Display
+from flows.learning.learn import learn as run_learn
+from flows.learning.result import Learned
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
+from flows.options.learn import LearnConfig
 from flows.options.rebuild import RebuildConfig
 from flows.options.tune import TuneConfig
 from flows.planning.plan import figures, plan_of
@@ -27,7 +32,13 @@ from flows.running.tune import tune as run_tune
 from flows.upkeep.rebuild import RebuildOptions, RebuildResult
 from flows.upkeep.rebuild import rebuild as run
 from penstock.arguments import Sources, checked, config_for, config_with, path_of
-from penstock.keywords import CaptionOptions, ExportOptions, FeatureOptions, TuneOptions
+from penstock.keywords import (
+    CaptionOptions,
+    ExportOptions,
+    FeatureOptions,
+    LearnOptions,
+    TuneOptions,
+)
 from stages.convert.job import DTYPES, ConvertJob
 
 
@@ -76,6 +87,26 @@ def tune(
     done; the same call resumes an interrupted training. Raises PenstockError."""
     config = config_with(TuneConfig, options, TuneOptions.__annotations__, data=data)
     return run_tune(config, Display(quiet=not progress))
+
+
+def learn(
+    out: str | PathLike[str] = "penstock-out",
+    *,
+    progress: bool = False,
+    **options: Unpack[LearnOptions],
+) -> Learned:
+    """Train on the corrected captions of a run's folder, and caption again, as `penstock learn`.
+    Call it in the folder in which `penstock caption` ran; the same call continues a round that was
+    killed. Raises PenstockError."""
+    folder = folder_named(path_of("out", out), "out")
+    config = config_with(LearnConfig, options, LearnOptions.__annotations__, out=str(folder))
+    command = recorded_command(folder)
+    if os.getcwd() != command["folder"]:
+        raise UsageError(
+            f"the captions in {folder} were made in {command['folder']}",
+            hint="Call os.chdir with that folder first, because paths are relative to it",
+        )
+    return run_learn(config, recorded_run(command), Display(quiet=not progress))
 
 
 def export(

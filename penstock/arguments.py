@@ -33,7 +33,7 @@ PATHS = frozenset((
 ))
 # fmt: on
 """Texts that name a file or a folder, for which a Path may be given, too."""
-WHOLE = frozenset({"calibrate", "without"})
+WHOLE = frozenset({"calibrate", "journal", "without"})
 """Lists of texts whose commas separate nothing."""
 ALSO = {
     "labels": ", a path, or a list of texts",

@@ -84,6 +84,7 @@ class CaptionOptions(FeatureOptions, total=False):
     beside: bool
     overwrite: bool
     existing: str | None
+    confidence: bool
     sift: str
 
 
@@ -160,6 +161,24 @@ class TuneOptions(TypedDict, total=False):
     max_new_tokens: int
     tensorboard: bool
     out: Required[str | PathLike[str]]
+
+
+class LearnOptions(TypedDict, total=False):
+    """The options of `learn`."""
+
+    memory: str | int | None
+    lora_rank: int
+    recompute: bool
+    optimizer: str
+    precision: str
+    epochs: float | None
+    steps: int | None
+    batch_size: int
+    lr: float
+    seed: int
+    journal: str | PathLike[str] | Sequence[str | PathLike[str]]
+    anyway: bool
+    trust_remote_code: bool
 
 
 class ExportOptions(TypedDict, total=False):

@@ -7,6 +7,7 @@ from pathlib import Path
 from artifacts.options import Declared, declared
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
+from flows.options.learn import LearnConfig
 from flows.options.rebuild import RebuildConfig
 from flows.options.search import SearchPlace, SearchQuery
 from flows.options.sift import SiftConfig
@@ -27,6 +28,7 @@ Words = str | Sequence[str]
 '''
 WIDER = {
     "calibrate": "str | PathLike[str] | Sequence[str | PathLike[str]]",
+    "journal": "str | PathLike[str] | Sequence[str | PathLike[str]]",
     "labels": "str | PathLike[str] | Sequence[str]",
     "memory": "str | int | None",
     "schema": "str | PathLike[str] | dict[str, Any]",
@@ -93,6 +95,12 @@ def source() -> str:
                 base,
                 "The options of `tune`.",
                 _without(declared(TuneConfig), "data"),
+            ),
+            _class(
+                "LearnOptions",
+                base,
+                "The options of `learn`.",
+                _without(declared(LearnConfig), "out"),
             ),
             _class(
                 "ExportOptions",

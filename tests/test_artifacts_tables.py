@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from artifacts import tables
-from artifacts.captions import Caption, write_jsonl
+from artifacts.captions import CONFIDENCE, Caption, write_jsonl
 from artifacts.errors import EnvironmentFault
 from artifacts.subtitles import WRITERS, cue_time, srt_lines, text_lines, vtt_lines
 from artifacts.tables import COLUMNS, write_csv, write_parquet
@@ -54,7 +54,11 @@ def test_the_standard_library_reads_the_same_texts(rows: list[Caption], tmp_path
         found = list(csv.DictReader(file))
     assert [row["caption"] for row in found] == [row.caption for row in rows]
     names = "media_path source start end caption model prompt precision frames features tokens"
-    assert [*found[0]] == [*lines(tmp_path)[0]] == [*names.split(), "ended", "warnings"]
+    assert (
+        [*found[0]]
+        == [*lines(tmp_path)[0]]
+        == [*(*names.split(), "ended", *CONFIDENCE, "warnings")]
+    )
 
 
 def test_pandas_reads_from_parquet_what_the_lines_say(rows: list[Caption], tmp_path: Path) -> None:
@@ -78,7 +82,8 @@ def test_parquet_has_the_same_types_whatever_is_in_it(rows: list[Caption], tmp_p
         **dict.fromkeys(("start", "end"), "double"),
         "precision": "struct<vision: string, language: string>",
         "frames": "list<element: double>",
-        "tokens": "int64",
+        **dict.fromkeys(("tokens", "margin_at"), "int64"),
+        **dict.fromkeys(("logprob", "margin"), "double"),
         "warnings": "list<element: string>",
     }
 

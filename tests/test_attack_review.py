@@ -22,7 +22,7 @@ from artifacts.edits import read_edits
 from artifacts.errors import EnvironmentFault
 from artifacts.secret_files import own_secret
 from flows.results.recorded_command import is_own_command, signed_command
-from flows.reviewing.server import OutputRewrite, confirmed
+from flows.reviewing.commands import confirmed, rewriting_of
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.reports import media_file, said, write_run
@@ -529,6 +529,6 @@ def test_a_command_that_was_changed_does_not_run(tmp_path: Path, changed: dict[s
 def test_a_command_of_this_user_runs_without_what_lets_code_in(tmp_path: Path) -> None:
     command = signed_command([*WORDS, "--trust-remote-code", "--prefect"], "/clips")
     assert is_own_command(command) and confirmed(command, tmp_path) == command
-    assert OutputRewrite(command).words == WORDS
+    assert rewriting_of(command).words == WORDS
     assert confirmed(signed_command(["export", "m"], "/"), tmp_path) is None
     assert confirmed(None, tmp_path) is None

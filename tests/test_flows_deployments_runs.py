@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,16 +37,19 @@ from flows.deployments.embed import embed_media
 from flows.deployments.export import export_model
 from flows.deployments.index import index_folder
 from flows.deployments.label import label_images
+from flows.deployments.learn import learn_captions
 from flows.deployments.runs import MAX_LETTERS
 from flows.deployments.sift import sift_media
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
+from flows.options.learn import LearnConfig
 from flows.options.sift import SiftConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from flows.results.run_read import load_record
 from stages.export.parity import PARITY
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import SIZES, embed, vectors, write_images
+from tests.support.learning import decide_in, style
 from tests.support.pipeline import ROOT, read_lines
 
 CLIPS = [str(penstock_demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
@@ -192,6 +196,26 @@ def test_a_flow_marks_media_and_a_second_run_marks_nothing(server: None, tmp_pat
     state, artifacts = run_flow(sift_media, config)
     assert state.is_completed() and "penstock-sift" not in artifacts
     assert json.loads(artifacts["penstock-marks"]) == [row]
+
+
+@pytest.mark.slow
+def test_a_flow_learns_from_corrections(server: None, tmp_path: Path) -> None:
+    captioned = CaptionConfig(
+        sources=tuple(CLIPS),
+        model="demo",
+        out=str(tmp_path / "out"),
+        store=str(tmp_path / "store"),
+        chunk=0.5,
+        max_new_tokens=16,
+    )
+    assert run_flow(caption_videos, captioned)[0].is_completed()
+    decide_in(tmp_path / "out", lambda _, said: (style(said), "accepted"))
+    learned = partial(learn_captions, caption=captioned)
+    config = LearnConfig(steps=2, batch_size=2, anyway=True)
+    state, artifacts = run_flow(learned, config)
+    assert state.is_completed() and state.message.startswith("round 1: learned from ")
+    (row,) = json.loads(artifacts["penstock-learned"])
+    assert row["adapter"] == str(tmp_path / "out" / "learn" / "round-001" / "adapter")
 
 
 @pytest.mark.slow

@@ -22,8 +22,8 @@ from flows.deployments.tune import tune_captions
 from flows.options.commands import CaptionConfig
 from flows.options.vectors import EmbedConfig
 from flows.planning.plan import figures, plan_of
+from flows.results.recorded_command import repeated
 from flows.results.run_record import RUN_RECORD
-from flows.reviewing.server import repeated
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.models.adapters.reading import ADAPTER_WEIGHTS

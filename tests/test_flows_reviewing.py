@@ -16,9 +16,9 @@ from flows.console.display import Display
 from flows.media.tune_data import examples_in
 from flows.options.commands import CaptionConfig
 from flows.options.formats import TRAINER_FORMATS
+from flows.results.recorded_command import repeated
 from flows.results.run_result import RunResult
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
-from flows.reviewing.server import repeated
 from flows.running.run import caption
 from scripts.store_before import BEFORE
 from tests.support.inside import InsideLauncher
@@ -125,6 +125,31 @@ def test_a_model_learns_what_was_accepted_not_the_rejected(config: CaptionConfig
     run(config)
     assert [each.caption for each in examples_in(data, told.append)] == ["mine"]
     assert told[-1] == f"training on 1 of {len(everything)} captions: those accepted"
+
+
+def test_edits_made_while_a_model_learns_are_of_the_words_that_were_shown(
+    config: CaptionConfig,
+) -> None:
+    run(config)
+    path = Path(config.out) / "captions.jsonl"
+    captions = ReviewedCaptions(Path(config.out))
+    first, second, third = list(captions.rows)[:3]
+    said = captions.rows[first]["said"]
+    with captions.released():
+        with pytest.raises(EnvironmentFault, match="a model is learning"):
+            captions.apply(change(first, None, "accepted"))
+        ReviewedCaptions(Path(config.out)).close()  # the journal is free
+        rows = [{**row, "caption": f"New {row['caption']}"} for row in lines(config)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = [
+        {"of": first, "caption": None, "review": "accepted"},
+        {"of": second, "caption": "mine", "review": "accepted"},
+        {"of": third, "caption": None, "review": "rejected"},
+    ]
+    answer = captions.apply({"id": "2", "does": "x", "changes": changes})
+    assert first not in captions.rows and set(answer["edits"]) == set(list(captions.rows)[:3])
+    assert [edit["caption"] for edit in answer["edits"].values()] == [said, "mine", None]
+    captions.close()
 
 
 def change(of: str, caption: Any, review: str = "") -> dict[str, Any]:

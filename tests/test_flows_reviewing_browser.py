@@ -2,11 +2,9 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -19,47 +17,29 @@ from tests.support.looks import asked_elsewhere, faint, overlapping, too_wide, u
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.reports import media_file, said, write_run
+from tests.support.reviewing import (
+    ENTER,
+    SAVED,
+    WORDS,
+    Reviewing,
+    at,
+    choose,
+    correct,
+    shown,
+    wait_saved,
+)
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 VIDEOS, CHUNKS = 300, 10
-ENTER, ESCAPE, TAB, CONTROL = "\ue007", "\ue00c", "\ue004", "\ue009"
+ESCAPE, TAB = "\ue00c", "\ue004"
 LOOKS = [
     (1280, "light", "grid"),
     (1280, "dark", "list"),
     (400, "light", "list"),
     (400, "dark", "grid"),
 ]
-SAVED = "return document.querySelector('#saved').textContent"
 COUNTS = "return document.querySelector('#counts').textContent"
-WORDS = "return [...document.querySelectorAll('.row .words')].map(e => e.textContent)"
-
-
-@dataclass
-class Reviewing:
-    """A review that is going on, on one port whatever becomes of its server."""
-
-    out: Path
-    port: int = 0
-    address: str = ""
-    process: subprocess.Popen[str] | None = field(default=None, repr=False)
-
-    def start(self) -> None:
-        command = [*PENSTOCK, "review", str(self.out), "--port", str(self.port)]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        found = re.fullmatch(r"review at (http://127\.0\.0\.1:(\d+)/[0-9a-f]{32}/)\n", line)
-        assert found, line
-        assert self.address in ("", found[1]), "the page that is open would not find it"
-        self.address, self.port = found[1], int(found[2])
-
-    def kill(self, how: int = signal.SIGKILL) -> str:
-        """End it; what it said last."""
-        assert self.process is not None and self.process.stdout is not None
-        self.process.send_signal(how)
-        with self.process:
-            return self.process.stdout.read()
 
 
 @pytest.fixture(scope="module")
@@ -88,30 +68,6 @@ def reviewing(tmp_path: Path) -> Iterator[Reviewing]:
     yield made
     if made.process is not None and made.process.poll() is None:
         made.kill()
-
-
-def shown(browser: Browser, reviewing: Reviewing) -> None:
-    browser.open("about:blank")
-    browser.console()  # what the page before said of a server that is gone
-    browser.open(reviewing.address)
-    browser.wait("return document.documentElement.dataset.ready")
-    assert browser.console() == []
-
-
-def at(browser: Browser, number: int) -> None:
-    """Go to a caption."""
-    browser.run("document.querySelectorAll('.row')[arguments[0]].focus()", number)
-
-
-def correct(browser: Browser, number: int, text: str) -> None:
-    at(browser, number)
-    browser.press("e")
-    browser.run("document.activeElement.value = ''")
-    browser.press(*text, ENTER)
-
-
-def wait_saved(browser: Browser) -> None:
-    browser.wait(f"{SAVED} === 'all saved'", seconds=60.0)
 
 
 def test_edits_undos_and_replacements_stay_after_a_kill(
@@ -210,15 +166,6 @@ def test_what_is_asked_for_is_shown_in_order(browser: Browser, reviewing: Review
     choose(browser, "sort", "name")
     names = "return [...document.querySelectorAll('.card h2')].map(e => e.textContent)"
     assert browser.run(names)[:3] == ["0.mp4", "1.mp4", "2.mp4"]
-
-
-def choose(browser: Browser, name: str, value: str) -> None:
-    browser.run(
-        "const one = document.getElementById(arguments[0]); one.value = arguments[1];"
-        "one.dispatchEvent(new Event('change'))",
-        name,
-        value,
-    )
 
 
 def test_videos_go_there_and_pictures_are_read_late(browser: Browser, reviewing: Reviewing) -> None:

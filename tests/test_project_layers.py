@@ -22,7 +22,7 @@ BREACHES = {
         ("flows/__init__.py", "import penstock"),
     ],
     "Inside flows: each room over the next": [
-        ("flows/serving/__init__.py", "import flows.deployments"),
+        ("flows/upkeep/__init__.py", "import flows.serving"),
         ("flows/planning/__init__.py", "import flows.results"),
         ("flows/new.py", ""),
     ],

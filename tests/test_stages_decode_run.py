@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from artifacts.captions import CONFIDENCE
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.pack_object import DamagedRecord
 from artifacts.packs import Record, RecordSet
@@ -77,7 +78,7 @@ def test_captions_through_the_store_are_those_of_the_whole_model(
     tokens = [event["tokens"] for event in told if event["event"] == "item"]
     assert tokens == [caption["tokens"] for caption in found]
     assert all(0 < count <= 8 for count in tokens)
-    assert found[0].keys() == {"caption", "tokens", "ended", "engine"}
+    assert found[0].keys() == {"caption", "tokens", "ended", "engine", *CONFIDENCE}
     assert found[0]["engine"] == "transformers"
 
     wave.settings["prefill"] = 5

@@ -26,7 +26,7 @@ PATHS = frozenset((
     "sources", "out", "store", "model", "adapter", "prompt_file", "schema",
     "index", "labels", "templates", "examples", "html", "copy", "to", "data",
     "source", "folder", "calibrate", "calibrate_store", "caption_model", "token_file",
-    "language_gguf", "names", "words",
+    "language_gguf", "names", "words", "journal",
 ))
 # fmt: on
 """Parsed names of file paths, which may contain any bytes."""
@@ -111,6 +111,7 @@ COMMANDS = {
     "index": ("build and maintain a search index", "index_options:add_index_commands"),
     "search": ("search an index", "index_options:add_search_options"),
     "tune": ("train an adapter on your captions", "tune_options:add_tune_options"),
+    "learn": ("train on corrected captions, and caption again", "tune_options:add_learn_options"),
     "serve": ("serve labels, search and captions over HTTP", "serve_options:add_serve_options"),
     "status": ("print the progress of a run", "small_options:add_status"),
     "report": ("write an HTML report of a run", "small_options:add_report"),

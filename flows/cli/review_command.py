@@ -10,5 +10,5 @@ def review_command(given: argparse.Namespace) -> int:
     """Serve the review until it is stopped, and return 0. Raises UsageError, EnvironmentFault."""
     from flows.reviewing.server import review
 
-    review(Path(given.out), given.port)
+    review(Path(given.out), given.port, given.order)
     return 0

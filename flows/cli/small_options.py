@@ -8,6 +8,8 @@ from flows.options.model import PRECISIONS
 from flows.pipelines import PURPOSES
 
 SHELLS = ("bash", "zsh", "tcsh")
+ORDERS = ("source", "name", "longest", "shortest", "doubt", "teach")
+"""Orders of a review; the page's menu offers them too."""
 
 
 def add_caption(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +46,9 @@ def add_review(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
     parser.add_argument(
         "--port", type=int, default=8010, metavar="P", help="port; 0: any free port [%(default)s]"
+    )
+    parser.add_argument(
+        "--order", choices=ORDERS, default=ORDERS[0], help="order of the captions [%(default)s]"
     )
 
 

@@ -13,6 +13,9 @@ from flows.console.display import failed_line
 from flows.console.lines import print_lines
 from flows.console.tables import table_lines
 from flows.console.units import duration
+from flows.results.rounds import COLUMNS as ROUND_COLUMNS
+from flows.results.rounds import cells as round_cells
+from flows.results.rounds import rounds_in
 from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of
 from flows.results.run_status import run_folder, run_status
@@ -45,6 +48,8 @@ def status_command(given: argparse.Namespace) -> int:
         print_lines(f"last run, into {run}:")
     record = load_record(run)
     print_lines(*lines(record, stages_of(record, time.time())))
+    if rounds := rounds_in(out):
+        print_lines(*table_lines(ROUND_COLUMNS, map(round_cells, rounds), right=ROUND_COLUMNS[:3]))
     return 0
 
 

@@ -27,6 +27,7 @@ from flows.job.prepare import out_folder
 from flows.options.commands import CaptionConfig, MediaOptions
 from flows.options.endpoint import EndpointOptions
 from flows.options.export_config import ExportConfig
+from flows.options.learn import LearnConfig
 from flows.options.media import VectorSamplingOptions
 from flows.options.rebuild import RebuildConfig
 from flows.options.sift import SiftConfig
@@ -41,6 +42,7 @@ __all__ = [
     "ExportConfig",
     "IndexParameters",
     "LabelParameters",
+    "LearnConfig",
     "RebuildParameters",
     "SiftParameters",
     "TuneConfig",
@@ -155,6 +157,7 @@ COMMANDS: Mapping[type[Any], str] = {
     LabelConfig: "label",
     SiftConfig: "sift",
     TuneConfig: "tune",
+    LearnConfig: "learn",
     ExportConfig: "export",
 }
 for _kind in COMMANDS:

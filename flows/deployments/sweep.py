@@ -42,6 +42,7 @@ SWEPT = (
     "rebuild-features",
     "export-model",
     "tune-captions",
+    "learn-captions",
     "caption-many",
     "embed-many",
     "label-many",

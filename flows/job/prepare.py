@@ -38,6 +38,7 @@ from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import variants_of
 from flows.ledger.stock_captions import may_reuse_stock, stock_note
 from flows.ledger.tasks import PREVIOUS, Medium
+from flows.ledger.text_scores import TextScores
 from flows.machine.budget import Budget, budget_for
 from flows.machine.device_probe import check_device
 from flows.machine.launch import Launcher
@@ -48,8 +49,10 @@ from flows.media.sources import find_media
 from flows.media.text_merging import JoinedTexts
 from flows.options.commands import RunOptions
 from flows.options.media import VectorSamplingOptions
-from flows.options.text import FolderOptions, PromptOptions, QuestionOptions
-from flows.pipelines import CAPTION, PURPOSES, Pipeline, parts_of, with_summaries
+from flows.options.text import ConfidenceOptions, FolderOptions, PromptOptions, QuestionOptions
+from flows.pipelines import CAPTION, PURPOSES, Pipeline, parts_of, with_extras
+from stages.decode import SCORE
+from stages.decode.generation import SamplingParams
 from stages.models.hub.transfer import Announce
 from stages.process.device import device_name
 
@@ -151,6 +154,8 @@ class Job:
     """User corrections of outputs that earlier runs wrote, in this folder or others."""
     notes: tuple[str, ...] = ()
     """Notes for the user on how sources were read and how text is sampled."""
+    scores: TextScores | None = None
+    """Stored scores of corrected captions and of those without scores; None: not requested."""
 
     @property
     def out(self) -> Path:
@@ -218,7 +223,8 @@ def prepare(
     downloads media with unknown digests; `read_weights` is as in `open_model`. Raises
     PenstockError."""
     question, prompting = QuestionOptions.of(config), PromptOptions.of(config)
-    pipelines = with_summaries(pipelines or (CAPTION,), summary=prompting.summary)
+    scores = ConfidenceOptions.of(config).confidence
+    pipelines = with_extras(pipelines or (CAPTION,), summary=prompting.summary, scores=scores)
     config.check_sources()
     store = open_store(config.store_url)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
@@ -324,6 +330,7 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
     over_media = tuple(stage for stage in pipeline if stage.of_media)
     sampling, last, device = sampling_as_card(config, model), over_media[-1], device_name()
     stored = stored_namespaces(store, last.writes) if last.uses_token_limit else set()
+    scores = TextScores(store, model, SamplingParams.of(config)) if SCORE in pipeline else None
     return Job(
         config=config,
         pipeline=over_media,
@@ -338,6 +345,7 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
         failures=(),
         edits=EditsInForce(out_folder(config), store.local),
         notes=tuple(notes),
+        scores=scores,
         ledger=Ledger(store, over_media, *variants_of(config, model, sampling, over_media, stored)),
     )
 

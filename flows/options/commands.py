@@ -27,6 +27,7 @@ from flows.options.model import (
     ResourceOptions,
 )
 from flows.options.text import (
+    ConfidenceOptions,
     EngineOptions,
     FolderOptions,
     OutputOptions,
@@ -65,6 +66,7 @@ class SiftFirstOptions(OptionGroup):
 @dataclass(frozen=True, kw_only=True)
 class CaptionConfig(
     SiftFirstOptions,
+    ConfidenceOptions,
     OutputOptions,
     TextOptions,
     EngineOptions,

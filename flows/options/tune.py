@@ -44,8 +44,8 @@ class TrainedHalfOptions(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(TrainedHalfOptions):
-    """The training settings of an adapter."""
+class StepOptions(TrainedHalfOptions):
+    """The settings that decide a trained adapter, apart from its examples."""
 
     precision: Annotated[
         str,
@@ -71,6 +71,19 @@ class TrainingOptions(TrainedHalfOptions):
     """Peak learning rate."""
     seed: Annotated[int, Option("random seed [%(default)s]", TRAINING, "S")] = 0
     """Seed of the order, the adapter's initial weights, and the validation split."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps is not None and self.epochs is not None:
+            raise UsageError(
+                "--steps and --epochs exclude each other", hint="Leave one of them out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(StepOptions):
+    """The training settings of `penstock tune`."""
+
     validate: Annotated[float, Option("validation share [%(default)s]", TRAINING, "SHARE")] = 0.1
     """Share of the examples that is held out to score the adapter."""
     validate_only: Annotated[
@@ -89,10 +102,6 @@ class TrainingOptions(TrainedHalfOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps is not None and self.epochs is not None:
-            raise UsageError(
-                "--steps and --epochs exclude each other", hint="Leave one of them out"
-            )
         if not 0 <= self.validate < 1:
             raise UsageError(
                 f"invalid --validate {self.validate}", hint="Give a share such as 0.1; 0 for none"

@@ -31,7 +31,7 @@ from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions
 from flows.options.text import PromptOptions
-from flows.pipelines import PURPOSES, STAGES, Pipeline, parts_of, with_summaries
+from flows.pipelines import PURPOSES, STAGES, Pipeline, parts_of, with_extras
 from flows.planning.architecture import read_architecture
 from flows.planning.architecture_profile import model_by_dimensions
 from flows.planning.changes import cannot_fit
@@ -104,7 +104,7 @@ def _plan_of(
     pipelines: tuple[Pipeline, ...],
 ) -> Plan:
     every = pipelines or chain.from_iterable(PURPOSES.values())
-    pipelines = with_summaries(every, summary=PromptOptions.of(config).summary)
+    pipelines = with_extras(every, summary=PromptOptions.of(config).summary)
     device = device_name()
     try:
         if config.sources:

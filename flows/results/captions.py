@@ -4,11 +4,12 @@ writes nothing.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from heapq import merge
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
-from artifacts.captions import Caption, answer_in, ended_of
+from artifacts.captions import CONFIDENCE, Caption, answer_in, ended_of
 from artifacts.edits import REJECTED, UNTOUCHED, Edit
 from artifacts.json_shapes import parse
 from flows.job.context_note import beyond_context
@@ -19,6 +20,7 @@ from flows.options.commands import RunOptions
 from flows.options.text import TextOptions
 from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import fields_of, follows, plain_text_of
+from stages.decode.score_job import ScoreItem
 
 STILL_THINKING = "cut while the model was still thinking: raise --max-new-tokens"
 REPEATED = "regenerated without repetition, because the first caption repeated itself"
@@ -44,23 +46,18 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
     assert index is not None
     one_frame = task.medium.kind == "video" and job.model.one_frame
     config = job.config
-    params = SamplingParams.of(config)
-    original, warnings = _text_and_warnings(
-        stored, strip_think=TextOptions.of(config).strip_think and not params.schema
-    )
+    schema = SamplingParams.of(config).schema
+    shown = _shown(job, file, task, stored)
+    warnings = shown.warnings
     if beyond := beyond_context(job.model, config, task, stored["tokens"]):
         warnings = [beyond, *warnings]
-    edit = _edit_of(job, file, task, original)
-    text = original if edit.caption is None else edit.caption
-    if params.schema and text != original and not follows(params.schema, text):
-        text, warnings = original, [*warnings, INVALID_CORRECTION]
     return Caption(
         media_path=file.media_path,
         source=file.source,
         start=task.chunk.start,
         end=task.chunk.end,
-        caption=with_affixes(config, text),
-        fields=fields_of(text) if params.schema else None,
+        caption=with_affixes(config, shown.text),
+        fields=fields_of(shown.text) if schema else None,
         model=job.model.name,
         prompt=task.prompt,
         precision=task.namespaces.precision,
@@ -68,11 +65,74 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
         features=task.seen,
         tokens=stored["tokens"],
         ended=ended_of(stored, task.namespaces.limit),
+        **_confidence(job, task, stored, shown),
         name=file.name,
         warnings=(*index.warnings, *(ONE_FRAME if one_frame else ()), *warnings),
-        original="" if text == original else with_affixes(config, original),
-        review=edit.review,
+        original="" if shown.text == shown.original else with_affixes(config, shown.original),
+        review=shown.review,
     )
+
+
+class _Shown(NamedTuple):
+    """What is shown of a stored caption."""
+
+    original: str
+    """The model's text, without thinking if that is left out."""
+    text: str
+    """The same, or the user's correction."""
+    review: str
+    warnings: list[str]
+
+
+def _shown(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> _Shown:
+    schema = SamplingParams.of(job.config).schema
+    original, warnings = _text_and_warnings(
+        stored, strip_think=TextOptions.of(job.config).strip_think and not schema
+    )
+    edit = _edit_of(job, file, task, original)
+    text = original if edit.caption is None else edit.caption
+    if schema and text != original and not follows(schema, text):
+        text, warnings = original, [*warnings, INVALID_CORRECTION]
+    return _Shown(original, text, edit.review, warnings)
+
+
+def texts_to_score(job: Job) -> Iterator[ScoreItem]:
+    """Yield the texts that `--confidence` scores: corrections, and captions without scores."""
+    made = job.ledger["captions"]
+    for file, medium in (pair for group in job.by_file for pair in group):
+        for task in job.ledger.tasks([medium]):
+            if task["captions"] in made:
+                stored = made.meta(task["captions"])
+                item = _item_to_score(job, task, stored, _shown(job, file, task, stored))
+                if item is not None:
+                    yield item
+
+
+def _item_to_score(
+    job: Job, task: Task, stored: Mapping[str, Any], shown: _Shown
+) -> ScoreItem | None:
+    """Return the text of a caption that `--confidence` scores; None without that option, and for a
+    caption that has the scores of its generation."""
+    item = None if job.scores is None else partial(job.scores.item, task["features"], task.prompt)
+    if item is None or (shown.text == shown.original and "logprob" in stored):
+        return None
+    if shown.text != shown.original:
+        return item(shown.text)
+    return item(stored["caption"], ended=ended_of(stored, task.namespaces.limit) == "stop")
+
+
+def _confidence(job: Job, task: Task, stored: Mapping[str, Any], shown: _Shown) -> dict[str, Any]:
+    """Return the fields that say how sure the model was of a caption; None where that is
+    unknown."""
+    item, scores, scored = _item_to_score(job, task, stored, shown), stored, stored["caption"]
+    if item is not None and job.scores is not None:
+        scores, scored = job.scores.find(item) or {}, item.text
+    found = {field: scores.get(field) for field in CONFIDENCE}
+    text = shown.original if scored == stored["caption"] else shown.text
+    if found["margin_at"] is not None and scored != text:  # None in thinking that is left out
+        place = found["margin_at"] - scored.rfind(text)
+        found["margin_at"] = place if 0 <= place < len(text) else None
+    return found
 
 
 def _edit_of(job: Job, file: MediaFile, task: Task, original: str) -> Edit:

@@ -18,6 +18,35 @@ SECRET_BYTES = 32
 MAC = "mac"
 """Field of a recorded command with its signature by the user's secret."""
 
+COMMAND = "caption"
+"""The command that may be repeated."""
+OMITTED_OPTIONS = ("--prefect", "--retry-failed", "--json", "--quiet", "--trust-remote-code")
+"""Options left out of a repeated command: they do more than write files, hide its output, or allow
+foreign code, which needs consent each time."""
+
+
+def repeated(words: Sequence[str], *, by_rule: bool = True) -> list[str]:
+    """Return the words of a command for another run. A command recorded before the default rule
+    runs as stock unless it says otherwise."""
+    kept = [word for word in words if word not in OMITTED_OPTIONS]
+    if by_rule or any(word in ("--as-published", "--as-stock") for word in kept):
+        return kept
+    return [*kept, "--as-stock"]
+
+
+def with_values(words: Sequence[str], values: Mapping[str, str]) -> list[str]:
+    """Return the words of a command with other values of these options, which take one each."""
+    kept, rest = list[str](), iter(words[1:])
+    for word in rest:
+        if word == "--":
+            kept += [word, *rest]
+        elif word in values:
+            next(rest, None)
+        elif word.partition("=")[0] not in values:
+            kept.append(word)
+    given = [word for pair in values.items() for word in pair]
+    return [*words[:1], *given, *kept]
+
 
 def user_secret() -> bytes:
     """Return the secret of this user on this machine; create it if there is none. Raises

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows.results.export_result import ExportFound, export_in
+from flows.results.rounds import rounds_in, summary_json
 from flows.results.run_read import load_record
 from flows.results.status import advice, stages_of
 from flows.results.tuned import TrainingFound, training_in
@@ -31,7 +32,8 @@ def run_folder(out: Path) -> RunFolder:
 def run_status(out: Path) -> dict[str, Any]:
     """Return the object that `penstock status --json` prints. Raises UsageError, EnvironmentFault.
 
-    An export adds `checkpoint`, a training `training`; the other entries are of the last run.
+    An export adds `checkpoint`, a training `training`, and learning `rounds`; the other entries are
+    of the last run.
     """
     export, training, run = run_folder(out)
     found: dict[str, Any] = {}
@@ -43,6 +45,8 @@ def run_status(out: Path) -> dict[str, Any]:
     if run is None:
         return found
     record = load_record(run)
+    if rounds := list(summary_json(rounds_in(out))):
+        found["rounds"] = rounds
     stages = {stage.name: asdict(stage) for stage in stages_of(record, time.time())}
     record["stages"] = [{**entry, **stages[entry["name"]]} for entry in record["stages"]]
     return {**found, **record, "advice": advice(record)}

@@ -6,14 +6,14 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
-from artifacts.captions import Caption, values_of
+from artifacts.captions import CONFIDENCE, Caption, values_of
 from artifacts.tables import KINDS
 from flows.job.prepare import Job
 from flows.results.captions import unrejected
 from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import columns_of
 
-OF_PROMPT = ("prompt", "tokens", "ended")
+OF_PROMPT = ("prompt", "tokens", "ended", *CONFIDENCE)
 """Fields per prompt, each in a column `NAME_field`; the caption's column is `NAME`."""
 OF_CHUNK = attrgetter("media_path", "source", "start", "features")
 """Fields that the captions of one chunk share."""

@@ -14,7 +14,7 @@ from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.models.hub.headers import read_metadata
 from stages.models.published import AS_PUBLISHED, FIELD
 from stages.tune import STAGE
-from stages.tune.job import CHECKPOINT, RECORD, SCORE
+from stages.tune.job import CHECKPOINT, EACH, RECORD, SCORE
 
 RUN = "run"
 """Subfolder of an adapter's folder for the record and the logs of the run."""
@@ -135,9 +135,9 @@ def tuned_in(out: Path) -> Tuned:
 def scored_in(out: Path, adapter: str) -> AdapterScore:
     """Return the last score in an adapter's folder. Raises EnvironmentFault."""
     shape = {"captions": count, **SCORE_SHAPE}
-    return AdapterScore(
-        out=out, adapter=adapter, score=read_json(out / RUN / SCORE, shape, TRAIN_AGAIN, dict)
-    )
+    found = read_json(out / RUN / SCORE, shape, TRAIN_AGAIN, dict)
+    score = {name: value for name, value in found.items() if name != EACH}
+    return AdapterScore(out=out, adapter=adapter, score=score)
 
 
 def trained_as_published(out: Path) -> bool | None:

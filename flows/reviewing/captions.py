@@ -3,13 +3,25 @@
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from artifacts.captions import CONFIDENCE
 from artifacts.corrections import StoredEdits, event_of
-from artifacts.edits import REDO, UNDO, UNTOUCHED, Edit, EditJournal, changes_of, key_of, review
+from artifacts.edits import (
+    ACCEPTED,
+    REDO,
+    UNDO,
+    UNTOUCHED,
+    Edit,
+    EditJournal,
+    changes_of,
+    key_of,
+    review,
+)
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.json_shapes import Nullable, OptionalField, ShapeError, check, read_jsonl, text
 from artifacts.plurals import counted
@@ -51,6 +63,9 @@ class ReviewedCaptions:
     def __init__(self, out: Path) -> None:
         """Read a run's folder and open its journal. Raises UsageError, EnvironmentFault."""
         self.out = out
+        self._is_released = self._is_learning = False
+        self._former: dict[str, tuple[tuple[str, str, str], str]] = {}
+        """Caption key before learning → its chunk and the words of then."""
         self.load()
         if not self.media and not self.failures:
             raise UsageError(
@@ -87,6 +102,9 @@ class ReviewedCaptions:
 
     def load(self) -> None:
         """Read the files of the last run, which may still be running. Raises EnvironmentFault."""
+        if self._is_released and not self._is_learning:
+            self._reopen()
+            return
         self.record = load_record(self.out)
         words = self.record["plan"].get("words") or {}
         self._trigger = f"{words['trigger']}, " if words.get("trigger") else ""
@@ -97,12 +115,44 @@ class ReviewedCaptions:
         self.places: list[str] = []
         """Path or address of each medium; empty: unknown."""
         self.rows: dict[str, dict[str, Any]] = {}
+        self.chunks: dict[str, tuple[str, str, str]] = {}
+        """Caption key → its features, its prompt's name and its prompt."""
         self.media = [self._medium(place, rows) for place, rows in media_with_lines(places, lines)]
         self.failures = failed_media(self.out)
 
     def close(self) -> None:
         """Close the journal, so that others can review the folder."""
-        self.journal.close()
+        if not self._is_released:
+            self.journal.close()
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Let `penstock learn` write the journal and the captions meanwhile; edits are refused. The
+        next call that needs them reads both again."""
+        self.close()
+        self._is_released = self._is_learning = True
+        try:
+            yield
+        finally:
+            self._is_learning = False
+
+    def _reopen(self) -> None:
+        """Read journal and captions again after learning. Raises EnvironmentFault."""
+        self.journal = EditJournal(self.out)
+        self._is_released = False
+        before = {key: (self.chunks[key], row["said"]) for key, row in self.rows.items()}
+        self.load()
+        self._former |= {key: one for key, one in before.items() if key not in self.rows}
+
+    def _row_of(self, key: str) -> tuple[dict[str, Any] | None, str]:
+        """Return the row of a caption and the words that the page showed: those before learning if
+        the page does not know the new ones yet."""
+        if key in self.rows or key not in self._former:
+            row = self.rows.get(key)
+            return row, row["said"] if row else ""
+        chunk, shown = self._former[key]
+        found = next((key for key, other in self.chunks.items() if other == chunk), "")
+        return self.rows.get(found), shown
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that the page shows."""
@@ -120,7 +170,7 @@ class ReviewedCaptions:
         """Return descriptions of the next undo and redo; empty if there is none."""
         edits = self.journal.edits
         return {
-            "undo": _description(edits.done[-1]) if edits.done else "",
+            "undo": _description(edits.undoable) if edits.undoable is not None else "",
             "redo": _description(edits.undone[-1]) if edits.undone else "",
         }
 
@@ -137,6 +187,10 @@ class ReviewedCaptions:
     def apply(self, request: Any) -> dict[str, Any]:
         """Apply an edit durably, and return the captions that it changed. Raises EditRefused,
         EnvironmentFault."""
+        if self._is_released and not self._is_learning:
+            self._reopen()
+        if self._is_learning:
+            raise EnvironmentFault("a model is learning", hint="Edits are saved when it is done")
         try:
             check(request, EDIT_REQUEST)
         except ShapeError as error:
@@ -147,24 +201,31 @@ class ReviewedCaptions:
         deed["does"] = request["does"]
         if request["does"] not in (UNDO, REDO):
             deed["changes"] = self._changes(request.get("changes") or [])
+        changed = self.add(deed)
+        own, stored = self.journal.edits.now, self._stored() if self._stored is not None else {}
+        now = {key: own.get(key) or stored.get(key, UNTOUCHED) for key in changed}
+        return {"edits": {key: _edit_json(edit) for key, edit in now.items()}, **self.steps()}
+
+    def add(self, deed: Mapping[str, Any]) -> list[str]:
+        """Add an action to the journal durably, once, and to the store. Return the keys of the
+        captions that it changed. Raises EnvironmentFault."""
         is_repeated = deed["id"] in self.journal.edits.ids
         event = event_of(self.journal.edits, deed)
         changed = self.journal.add(deed)
         if self._stored is not None and event is not None and not is_repeated:
             self._stored.add([event])
-        own, stored = self.journal.edits.now, self._stored() if self._stored is not None else {}
-        now = {key: own.get(key) or stored.get(key, UNTOUCHED) for key in changed}
-        return {"edits": {key: _edit_json(edit) for key, edit in now.items()}, **self.steps()}
+        return changed
 
     def _changes(self, request: list[dict[str, Any]]) -> Any:
         edits: dict[str, Edit] = {}
         for change in request:
-            row = self.rows.get(change["of"])
+            row, shown = self._row_of(change["of"])
             if row is None:
                 raise EditRefused("this caption is no longer in the run: reload the page")
-            edits[change["of"]] = Edit(
-                caption=self._caption(row, change["caption"]), review=change["review"]
-            )
+            # Whoever accepted the words of before meant these, not those that came since.
+            given = shown if change["review"] == ACCEPTED else None
+            given = given if change["caption"] is None else change["caption"]
+            edits[row["key"]] = Edit(caption=self._caption(row, given), review=change["review"])
         if not edits:
             raise EditRefused("no caption given")
         return changes_of((self.rows[key] for key in edits), edits)
@@ -215,8 +276,9 @@ class ReviewedCaptions:
             "prompt": prompt,
             "cut": line.get("ended") == "length",
             "warnings": [*line.get("warnings", ())],
+            **{field: line.get(field) for field in CONFIDENCE},
         }
-        self.rows[key] = row
+        self.rows[key], self.chunks[key] = row, (line["features"], name, prompt)
         return row
 
 

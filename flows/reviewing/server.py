@@ -9,11 +9,10 @@ import logging
 import mimetypes
 import os
 import re
-import shlex
 import signal
 import socket
-import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -30,113 +29,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from artifacts.errors import PenstockError
 from artifacts.json_shapes import parse
 from artifacts.plurals import counted
-from flows.console.lines import is_terminal, print_lines, printable
+from flows.console.lines import print_lines
 from flows.results.recorded_command import is_own_command, user_secret
 from flows.results.report.page import digest, part, server_policy, style_and_script
-from flows.results.run_record import RUN_RECORD
+from flows.results.rounds import rounds_in, summary_json
 from flows.results.thumbnails import thumbnail
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
+from flows.reviewing.commands import PageCommand, confirmed, learning_of, rewriting_of
+from flows.reviewing.teaching import PooledFeatures, teach_ranking
 from flows.serving.hosts import is_loopback, is_of_other_site
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.serving.shown_media import shown_file
-
-OMITTED_OPTIONS = ("--prefect", "--retry-failed", "--json", "--quiet", "--trust-remote-code")
-"""Options left out of a repeated command: they do more than write files, hide its output, or allow
-foreign code, which needs consent each time."""
-COMMAND = "caption"
-LONGEST_SHOWN = 2000
-"""Largest number of characters of a command that is shown for confirmation."""
-KEPT = 400
-"""Characters of the command's last output line that are shown."""
-
-
-def confirmed(command: Mapping[str, Any] | None, out: Path) -> Mapping[str, Any] | None:
-    """Return the command of a run's record if it may run: this user ran it on this machine, or
-    confirms it at the terminal. Raises UsageError, EnvironmentFault."""
-    if not command or command["words"][:1] != [COMMAND] or is_own_command(command):
-        return command if command and command["words"][:1] == [COMMAND] else None
-    line = OutputRewrite(command).line
-    shown = printable(line)
-    can_ask = is_terminal(sys.stdin) and is_terminal(sys.stdout)
-    if not can_ask or len(line) > LONGEST_SHOWN:  # `shown` would lack the middle of a longer one
-        print_lines(
-            f"note: Write files is off: {out / RUN_RECORD} was not written by a command of this "
-            f"user on this machine. To write files, run it yourself: `{shown[:LONGEST_SHOWN]}`",
-            to=sys.stderr,
-        )
-        return None
-    print_lines(f"{out / RUN_RECORD} was not written by a command of this user on this machine.")
-    print_lines("Write files in the browser would run this:", f"  {shown}")
-    try:
-        return command if input("May it? [y/N] ").strip().lower() in ("y", "yes") else None
-    except EOFError:
-        return None
-
-
-class OutputRewrite:
-    """The command of a folder's last run, and the result of running it again."""
-
-    def __init__(self, command: Mapping[str, Any] | None, *, by_rule: bool = True) -> None:
-        """Take the command from `run.json`, or None if it has none. A command recorded before
-        `--as-published` had a default rule continues as stock."""
-        self.words = repeated(command["words"], by_rule=by_rule) if command else []
-        self._folder = command["folder"] if command else ""
-        self._task: asyncio.Task[None] | None = None
-        self._last_line, self._failed = "", False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return whether it can run, is running and has failed, and its last output line."""
-        return {
-            "can": bool(self.words),
-            "runs": self._task is not None and not self._task.done(),
-            "failed": self._failed,
-            "said": self._last_line,
-        }
-
-    @property
-    def line(self) -> str:
-        """Return the command as typed in a shell."""
-        there = "" if self._folder == os.getcwd() else f"cd {shlex.quote(self._folder)} && "
-        return f"{there}penstock {shlex.join(self.words)}"
-
-    def start(self) -> None:
-        """Start the command unless it is running."""
-        if self.words and not self.to_json()["runs"]:
-            self._task = asyncio.create_task(self._run())
-
-    async def end(self) -> None:
-        """Wait until the command ends."""
-        if self._task is not None:
-            await self._task
-
-    async def _run(self) -> None:
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "flows.cli.main", *self.words),
-                cwd=self._folder,
-                env={**os.environ, "NO_COLOR": "1"},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-            )
-            output, _ = await process.communicate()
-        except OSError as error:
-            self._last_line, self._failed = f"{self._folder}: {error.strerror or error}", True
-            return
-        lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]
-        self._last_line = lines[-1][:KEPT] if lines else ""
-        # Files that failed before fail again; all others are written.
-        self._failed = process.returncode not in (0, 1)
-
-
-def repeated(words: Sequence[str], *, by_rule: bool = True) -> list[str]:
-    """Return the words of a command for another run. A command recorded before the default rule
-    runs as stock unless it says otherwise."""
-    kept = [word for word in words if word not in OMITTED_OPTIONS]
-    if by_rule or any(word in ("--as-published", "--as-stock") for word in kept):
-        return kept
-    return [*kept, "--as-stock"]
-
 
 MAX_BODY_BYTES = 1 << 26
 """Largest request body in bytes: about 100,000 captions."""
@@ -152,13 +55,48 @@ THUMBNAILS_AT_ONCE = 2
 FETCHED_AT_ONCE = 8
 Handler = Callable[[Request], Awaitable[Response]]
 PAGE = "flows.reviewing.page"
-SCRIPTS = ("saving.js", "choosing.js", "rows.js", "cards.js", "replacing.js", "keys.js", "page.js")
+SCRIPTS = (
+    *("saving.js", "choosing.js", "rows.js", "cards.js", "replacing.js"),
+    *("learning.js", "keys.js", "page.js"),
+)
 """Parts of the page's one program, in their order."""
 
 
-def review_app(captions: ReviewedCaptions, rewriting: OutputRewrite, word: str) -> Starlette:
+@dataclass(kw_only=True, slots=True)
+class Review:
+    """What one review serves."""
+
+    captions: ReviewedCaptions
+    rewriting: PageCommand
+    learning: PageCommand
+    order: str
+    """Order of the captions when the page is opened."""
+    features: PooledFeatures = field(default_factory=PooledFeatures)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything that the page shows of the last run. Raises EnvironmentFault."""
+        before = self.captions.record["command"]
+        self.captions.load()
+        command = self.captions.record["command"]
+        # A round of learning adds its adapter to the command.
+        if command and command != before and is_own_command(command):
+            self.rewriting = rewriting_of(command)
+        return {
+            **self.captions.to_json(),
+            "order": self.order,
+            "rounds": [*summary_json(rounds_in(self.captions.out))],
+            "files": self.rewriting.to_json(),
+            "learn": self.learning.to_json(),
+        }
+
+    def teach(self) -> dict[str, Any]:
+        """Return the keys of the captions in the order `teach`. Raises EnvironmentFault."""
+        return teach_ranking(self.captions, self.features)._asdict()
+
+
+def review_app(review: Review, word: str) -> Starlette:
     """Return the application of a review below the path `word`."""
-    routes = _Routes(captions, rewriting)
+    routes = _Routes(review)
     return Starlette(
         routes=[
             Route("/favicon.ico", _safe(routes.no_icon)),
@@ -166,6 +104,8 @@ def review_app(captions: ReviewedCaptions, rewriting: OutputRewrite, word: str) 
             Route(f"/{word}/captions", _safe(routes.captions)),
             Route(f"/{word}/edits", _safe(routes.edit), methods=["POST"]),
             Route(f"/{word}/files", _safe(routes.files), methods=["GET", "POST"]),
+            Route(f"/{word}/learn", _safe(routes.learn), methods=["GET", "POST"]),
+            Route(f"/{word}/teach", _safe(routes.teach)),
             Route(f"/{word}/media/{{number}}", _safe(routes.media)),
             Route(f"/{word}/small/{{number}}", _safe(routes.small)),
         ],
@@ -211,9 +151,9 @@ def _safe(handler: Handler) -> Handler:
 class _Routes:
     """The routes for clients with the access token."""
 
-    def __init__(self, captions: ReviewedCaptions, rewriting: OutputRewrite) -> None:
-        self._captions = captions
-        self._rewriting = rewriting
+    def __init__(self, review: Review) -> None:
+        self._review = review
+        self._captions = review.captions
         style, script = style_and_script(PAGE, SCRIPTS)
         html = Template(part("page.html", PAGE)).substitute(style=style, script=script)
         self._page = html, server_policy([digest(script)], [digest(style)])
@@ -233,8 +173,12 @@ class _Routes:
     async def captions(self, _: Request) -> Response:
         """Return all captions of the last run with their edits."""
         async with self._one:
-            await asyncio.to_thread(self._captions.load)
-            return JSONResponse({**self._captions.to_json(), "files": self._rewriting.to_json()})
+            return JSONResponse(await asyncio.to_thread(self._review.to_json))
+
+    async def teach(self, _: Request) -> Response:
+        """Return the captions in the order in which they teach most."""
+        async with self._one:
+            return JSONResponse(await asyncio.to_thread(self._review.teach))
 
     async def edit(self, request: Request) -> Response:
         """Apply an edit."""
@@ -254,9 +198,11 @@ class _Routes:
 
     async def files(self, request: Request) -> Response:
         """Return the state of the output rewrite. A POST request starts it."""
-        if request.method == "POST":
-            self._rewriting.start()
-        return JSONResponse(self._rewriting.to_json())
+        return _state_of(self._review.rewriting, self._review.learning, request)
+
+    async def learn(self, request: Request) -> Response:
+        """Return the state of learning. A POST request starts it."""
+        return _state_of(self._review.learning, self._review.rewriting, request)
 
     async def media(self, request: Request) -> Response:
         """Return a media file, or a range of it."""
@@ -300,23 +246,35 @@ class _Routes:
             return await shown_file(places[number])
 
 
+def _state_of(command: PageCommand, other: PageCommand, request: Request) -> Response:
+    """Return the state of a command. A POST request starts it, unless the other one is running."""
+    if request.method == "POST" and not other.to_json()["runs"]:
+        command.start()
+    return JSONResponse(command.to_json())
+
+
 HOST = "127.0.0.1"
 WORD = 32
 """Characters of a review's secret path."""
 GRACE_SECONDS = 5
 
 
-def review(out: Path, port: int) -> None:
+def review(out: Path, port: int, order: str) -> None:
     """Serve the captions of a run until a signal arrives. Raises UsageError, EnvironmentFault."""
     with (
         contextlib.closing(ReviewedCaptions(out)) as captions,
         listening(HOST, port) as listener,
     ):
-        command = confirmed(captions.record["command"], out)
+        recorded = captions.record["command"]
         by_rule = "as_published" in (captions.record["plan"] or {})
-        rewriting = OutputRewrite(command, by_rule=by_rule)
-        asyncio.run(_serve(captions, rewriting, word_of(out), listener))
-        counts = captions.counts()
+        served = Review(
+            captions=captions,
+            rewriting=rewriting_of(confirmed(recorded, out), by_rule=by_rule),
+            learning=learning_of(recorded, out, captions.released),
+            order=order,
+        )
+        asyncio.run(_serve(served, word_of(out), listener))
+        counts, rewriting = captions.counts(), served.rewriting
     changes = [f"{counts[name]:,} {name}" for name in ("corrected", "accepted", "rejected")]
     of_all = counted(len(captions.rows), "caption")
     print_lines(f"{', '.join(changes)} of {of_all} in {captions.journal.path}")
@@ -331,12 +289,10 @@ def word_of(out: Path) -> str:
     return hmac.new(user_secret(), name, hashlib.sha256).hexdigest()[:WORD]
 
 
-async def _serve(
-    captions: ReviewedCaptions, rewriting: OutputRewrite, word: str, listener: socket.socket
-) -> None:
+async def _serve(served: Review, word: str, listener: socket.socket) -> None:
     server = UnsignalledServer(
         uvicorn.Config(
-            review_app(captions, rewriting, word),
+            review_app(served, word),
             lifespan="off",
             ws="none",
             log_level=logging.WARNING,
@@ -357,4 +313,5 @@ async def _serve(
     address = f"{address_of(listener)}/{word}/"
     print_lines(f"review at {address}", "Ctrl-C stops it; every edit is saved")
     await serving
-    await rewriting.end()
+    await served.rewriting.end()
+    await served.learning.end(interrupt=True)  # the next one continues

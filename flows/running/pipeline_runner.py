@@ -11,6 +11,7 @@ from artifacts.errors import HalfTried, Interrupted, Killed, ModelChanged, Penst
 from artifacts.keys import digest_of
 from artifacts.pack_object import DamagedRecord
 from artifacts.packs import RecordSet
+from artifacts.plurals import counted
 from artifacts.shards import DATASET
 from artifacts.text_vectors import Groups, TextVectors, text_vectors_in
 from flows.checkpoint.precision import PartSettings
@@ -19,7 +20,7 @@ from flows.ledger.namespaces import one_shot_namespace
 from flows.ledger.tasks import Medium
 from flows.ledger.waves import waves_of
 from flows.ledger.weights import stages_with_work
-from flows.machine.launch import MAX_RESTARTS, StageCall
+from flows.machine.launch import Retries, StageCall
 from flows.options.text import EngineOptions, OutputOptions, PromptOptions, TextOptions
 from flows.pipelines import parts_of
 from flows.planning.answer_room import longest_answer
@@ -34,6 +35,7 @@ from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
 from flows.results.summaries import Summaries, SummaryInput, summary_inputs, text_sampling_params
 from flows.results.trainer_formats import write_trainers
+from flows.running.scoring import ScoresStep
 from flows.running.stage_calls import StageCallBuilder, settings_on
 from flows.running.stage_runner import OneShotStage, StageRunner
 from stages import embed_texts, summarize
@@ -60,7 +62,7 @@ class SummariesStep:
     def make(self) -> int:
         """Make the missing summaries, write all, and return their number. Stored summaries are
         written however the step ends. Raises PenstockError."""
-        kills = 0
+        retries = Retries()
         if self._job.config.retry_failed:
             self._summaries.forget_failures()
         try:
@@ -70,10 +72,8 @@ class SummariesStep:
                     self._one_shot.run(
                         summarize.STAGE, partial(self._call, missing), total=min_nodes
                     )
-                except Killed as error:  # counted as in `PipelineRunner._run_wave`
-                    kills = 0 if error.items else kills + 1
-                    if kills > MAX_RESTARTS:
-                        raise
+                except Killed as error:
+                    retries.count(error)
                 self._summaries.refresh()
         finally:
             written = self._summaries.write()
@@ -157,8 +157,6 @@ class TextsStep:
 
 WRITING_SHARE = 20
 """Outputs are written whole between waves, which may take one part in this many of a run's time."""
-REMAKES = 3
-"""Number of times that the same damaged record is found before the run fails."""
 
 
 class PipelineRunner:
@@ -200,6 +198,8 @@ class PipelineRunner:
             self._run_waves(write)
             if PromptOptions.of(job.config).summary:
                 self._summarize(result)
+            if job.scores is not None:
+                self._score(result, write)
             self._write_data_sets(result)
         longest = longest_answer(plan_request(job)) if result.written.cut else None
         result.warnings += result.notes(longest)
@@ -213,6 +213,16 @@ class PipelineRunner:
             result.failures = [*result.failures, *step.failures]
             write_jsonl(self._job.out / "failures.jsonl", result.failures)
             self.record.fails(result.failures)
+
+    def _score(self, result: RunResult, write: Callable[[bool], None]) -> None:
+        """Score corrections and captions without scores, and write the outputs with them."""
+        unscored = ScoresStep(self._job, self.record, self.stages.one_shot).score_captions()
+        write(True)
+        if unscored:
+            missing = counted(unscored, "caption")
+            result.warnings.append(
+                f"{missing} could not be scored: no stored features, or too large for memory"
+            )
 
     def _write_data_sets(self, result: RunResult) -> None:
         """Write the outputs that are made from all captions together, and the clips."""
@@ -297,8 +307,7 @@ class PipelineRunner:
                 self._throttle(partial(write, not following))
 
     def _run_wave(self, wave: list[Medium], following: list[Medium]) -> None:
-        kills = 0
-        remakes: Counter[str] = Counter()
+        retries = Retries()
         begun = False
         while True:
             try:
@@ -311,19 +320,8 @@ class PipelineRunner:
                 for stage in self._job.pipeline[1:]:
                     self.stages.run_stage(stage, wave)
                 return
-            except DamagedRecord as error:
-                # Each damaged record is made again. A record that is damaged repeatedly points to
-                # the disk.
-                remakes[error.message] += 1
-                if remakes[error.message] == REMAKES:
-                    raise
-            except Killed as error:
-                # The sender of the signal is unknown. If the kernel is short of memory, it kills
-                # the stage again before it makes anything. A user who wants to end the run stops
-                # this process.
-                kills = 0 if error.items else kills + 1
-                if kills > MAX_RESTARTS:
-                    raise
+            except (DamagedRecord, Killed) as error:
+                retries.count(error)
             self._job.ledger.refresh()
             self._job.ledger.clear_tasks()
 

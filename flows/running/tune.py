@@ -69,14 +69,14 @@ def tune(
 
     def attempt() -> None:
         observer = RunObserver(display, on_begin)
-        _train(config, config.as_published, examples, run, observer, make_launcher)
+        train(config, config.as_published, examples, run, observer, make_launcher)
 
     replanned_once(attempt, display.print_line)
     out = Path(run.out).parent
     return scored_in(out, AdapterOptions.of(run).adapter) if config.validate_only else tuned_in(out)
 
 
-def _train(
+def train(
     config: TrainingOptions,
     as_published: bool | None,
     examples: Sequence[Example],
@@ -84,7 +84,8 @@ def _train(
     observer: RunObserver,
     make_launcher: LauncherMaker,
 ) -> None:
-    """Encode the missing features, and train."""
+    """Encode the missing features, and train or score in the folder above that of `run`. Raises
+    PenstockError."""
     out = Path(run.out).parent
     with prepared(run, observer, make_launcher, TUNE) as (job, launcher):
         _check(config, job, examples, out)

@@ -6,6 +6,13 @@ import re
 from scripts.shown.commands import Shown
 
 DEMO_FOR = (
+    # Enough chunks to learn from, a person who corrects them, and a short training.
+    (
+        re.compile(r"(penstock caption .*--out my-captions)$"),
+        r"\1 --chunk 0.3 --frames 2 --max-new-tokens 24",
+    ),
+    (re.compile(r"penstock review my-captions"), "python -m scripts.shown.corrected my-captions"),
+    (re.compile(r"penstock learn my-captions$"), "penstock learn my-captions --steps 4"),
     # A model of the hub, or somebody's own: the demo's, of the kind that the command takes.
     (re.compile(r"--model (?:M|MODEL|…|[\w-]+/[\w.-]+|eva-8b)(?=\s|$)"), "--model demo"),
     (re.compile(r"\bexport (?:M|MODEL)(?=\s)"), "export demo"),
@@ -98,7 +105,13 @@ BEFORE = {"docs/report.md": CAPTION, "docs/review.md": CAPTION}
 """What a page takes for done when it begins."""
 
 
-WEIGHTS = {"make demo": 40, "penstock export": 30, "penstock caption": 6, "penstock tune": 6}
+WEIGHTS = {
+    "make demo": 40,
+    "penstock export": 30,
+    "penstock caption": 6,
+    "penstock tune": 6,
+    "penstock learn": 15,
+}
 """About how many seconds a command that begins so takes; any other: 1."""
 
 

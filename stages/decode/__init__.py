@@ -1,6 +1,8 @@
-"""Generates captions from features and a prompt. Loads only the language half."""
+"""Generates captions from features and a prompt, and scores given texts. Loads only the language
+half."""
 
 from stages.decode.job import DecodeJob
+from stages.decode.score_job import ScoreJob
 from stages.process.stage import StageSpec
 
 OUTPUT_VERSION = 4
@@ -17,4 +19,15 @@ STAGE = StageSpec(
     output_version=OUTPUT_VERSION,
     entry="stages.decode.run:run",
     verb="captioning",
+)
+SCORE = StageSpec(
+    name="score",
+    reads="features",
+    writes="scores",
+    part="language",
+    job=ScoreJob,
+    of_media=False,
+    output_version=1,
+    entry="stages.decode.scoring:run",
+    verb="scoring",
 )

@@ -19,6 +19,7 @@ from transformers.generation.logits_process import (
 )
 
 from artifacts.keys import digest_of
+from stages.decode.confidence import offset_in
 from stages.decode.generation import CHECKPOINT, SAMPLING_FIELDS, SamplingParams
 from stages.decode.job import DecodeItem
 from stages.decode.prompts import check_context, context_left, start_ids
@@ -163,6 +164,11 @@ class GenerateKwargs:
             (cut_at(text, self.stop).strip(), shortened)
             for text, (_, shortened) in zip(texts, found, strict=True)
         ]
+
+    def offset_of(self, processor: Any, row: Sequence[int], text: str, index: int) -> int | None:
+        """Return where in the caption `text` of these new tokens the token at `index` begins."""
+        before, whole = _decoded(processor, [row[:index], row], self.generation)
+        return offset_in(text, before, whole)
 
     def _warpers(self, settings: Mapping[str, Any]) -> list[LogitsProcessor] | None:
         """Return the logits warpers of transformers, in its order; None for greedy decoding."""

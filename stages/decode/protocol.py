@@ -5,7 +5,8 @@ sequence ends. It accepts captions in any order. The engine decides how rows are
 happens when memory runs out, and reports that to `OomRetry`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from artifacts.captions import Ended
@@ -44,12 +45,14 @@ class CaptionOutput(NamedTuple):
     """Whether the caption ended at a stop string."""
     fault: UsageError | None = None
     """Error in place of a caption: the settings cannot be applied, or the prompt is too long."""
+    confidence: Mapping[str, Any] = MappingProxyType({})
+    """Fields of the record that say how sure the model was; empty: unknown."""
 
     @property
     def meta(self) -> dict[str, Any]:
         """Return the fields of the caption's record."""
         meta = {"caption": self.caption, "tokens": self.tokens, "ended": self.finish_reason}
-        return meta | ({"shortened": True} if self.closed_early else {})
+        return {**meta, **({"shortened": True} if self.closed_early else {}), **self.confidence}
 
 
 OnPartial = Callable[[DecodeRequest, str, int], None]

@@ -17,12 +17,12 @@ import torch
 from transformers import PreTrainedModel
 
 from artifacts.errors import UsageError
+from stages.decode.generation import SamplingParams
 from stages.decode.prefill_options import relative_difference, tolerance
-from stages.decode.prompts import append_ids
+from stages.decode.prompts import append_ids, prompts_for
 from stages.models.halves.features import Features
 from stages.models.halves.inject_features import generate
 from stages.models.halves.records import FeatureRecord
-from stages.models.processors.prepare import drop_end_token, rebuild
 
 KEEP = "logits_to_keep"
 """Name of the argument that limits the computed logits, in most model classes."""
@@ -37,7 +37,13 @@ class ForcedCaption(NamedTuple):
     row: FeatureRecord
     prompt: str
     ids: torch.Tensor
-    """Its tokens [1, tokens]."""
+    """Its tokens [1, tokens], without a forced beginning."""
+    params: SamplingParams = SamplingParams()
+    """Holds the system prompt and the forced beginning."""
+
+    def inputs(self, half: Any, processor: Any) -> dict[str, Any]:
+        """Return the inputs of `generate` before these tokens."""
+        return prompts_for(half, processor, [self.row], [self.prompt], self.params)
 
 
 def caption_of(processor: Any, row: FeatureRecord, prompt: str, text: str) -> ForcedCaption:
@@ -49,8 +55,8 @@ def caption_of(processor: Any, row: FeatureRecord, prompt: str, text: str) -> Fo
 def forced_logits(half: Any, processor: Any, caption: ForcedCaption) -> torch.Tensor:
     """Return the logits of each token of a caption and of the token after it, in fp32 on the host,
     of shape [tokens + 1, vocabulary]. Raises UsageError for a half that does not return logits."""
-    row, prompt, ids = caption
-    inputs = append_ids(half, drop_end_token(half, rebuild(processor, [row], [prompt])), ids)
+    row, ids = caption.row, caption.ids
+    inputs = append_ids(half, caption.inputs(half, processor), ids)
     features = Features(row.features, row.needs, row.blank)
     count = ids.shape[1] + 1
     with last_logits(half, count) as collected:
@@ -66,8 +72,7 @@ def forced_logits(half: Any, processor: Any, caption: ForcedCaption) -> torch.Te
 def forced_logits_stepwise(half: Any, processor: Any, caption: ForcedCaption) -> torch.Tensor:
     """Return the same logits, computed with one pass per token. A half with bidirectional attention
     over its prompt would otherwise see the caption."""
-    row, prompt, ids = caption
-    inputs = drop_end_token(half, rebuild(processor, [row], [prompt]))
+    row, ids, inputs = caption.row, caption.ids, caption.inputs(half, processor)
     features = Features(row.features, row.needs, row.blank)
     options: dict[str, Any] = {"output_logits": True, "return_dict_in_generate": True}
     options["logits_processor"] = [_Dictated(ids[0].tolist())]

@@ -83,16 +83,23 @@ def group_batches(
         yield from (ranked[at : at + rows] for at in range(0, len(ranked), rows))
 
 
-def loss_of(half: Any, processor: Any, examples: Sequence[TrainingExample]) -> torch.Tensor:
-    """Return the summed loss of all tokens of these captions, whose prompts have equal lengths."""
+def loss_of(
+    half: Any, processor: Any, examples: Sequence[TrainingExample], *, each: bool = False
+) -> torch.Tensor:
+    """Return the summed loss of all tokens of these captions, or with `each` those of each caption
+    [examples]. Their prompts have equal lengths."""
     length = max(len(example.ids) for example in examples)
     caption_ids = torch.stack([pad(each.ids, (0, length - len(each.ids))) for each in examples])
     targets = [pad(each.ids, (0, length - len(each.ids)), value=IGNORED) for each in examples]
     logits = logits_of(half, processor, examples, caption_ids[:, :-1], length)
     expected = torch.stack(targets).to(logits.device)
-    return cross_entropy(
-        logits.flatten(0, 1).float(), expected.flatten(), ignore_index=IGNORED, reduction="sum"
+    losses = cross_entropy(
+        logits.flatten(0, 1).float(),
+        expected.flatten(),
+        ignore_index=IGNORED,
+        reduction="none" if each else "sum",
     )
+    return losses.view(len(examples), -1).sum(1) if each else losses
 
 
 def logits_of(

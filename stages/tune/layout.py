@@ -45,17 +45,23 @@ def new_layout(paths: Iterable[str], rank: int) -> AdapterLayout:
 def layout_in(folder: Path, rank: int) -> AdapterLayout:
     """Return the layout of the adapter in a folder, from which a training with that rank continues.
     Raises UsageError if the ranks differ."""
-    adapter = read_adapter(folder)
-    _refuse_beyond(adapter)
-    ranks = {path: adapter.places[of.a].shape[0] for path, of in adapter.low_rank.items()}
-    alphas = {path: round(of.scale * ranks[path], 9) for path, of in adapter.low_rank.items()}
-    found = AdapterLayout(ranks=ranks, alphas=alphas)
+    found = layout_of(folder)
     if found.rank != rank:
         raise UsageError(
             f"--lora-rank is {rank}, but the adapter in {folder} has rank {found.rank}",
             hint=f"Give --lora-rank {found.rank} with --resume, or another --out",
         )
     return found
+
+
+def layout_of(folder: Path) -> AdapterLayout:
+    """Return the layout of the adapter in a folder. Raises UsageError if no training can continue
+    from it."""
+    adapter = read_adapter(folder)
+    _refuse_beyond(adapter)
+    ranks = {path: adapter.places[of.a].shape[0] for path, of in adapter.low_rank.items()}
+    alphas = {path: round(of.scale * ranks[path], 9) for path, of in adapter.low_rank.items()}
+    return AdapterLayout(ranks=ranks, alphas=alphas)
 
 
 def _refuse_beyond(adapter: LoraAdapter) -> None:

@@ -36,7 +36,7 @@ from stages.tune.examples import (
     make_example,
     with_end_token,
 )
-from stages.tune.job import RECORD, SCORE, TuneItem, TuneJob
+from stages.tune.job import EACH, RECORD, SCORE, TuneItem, TuneJob
 from stages.tune.layout import layout_in
 from stages.tune.training import (
     Trainer,
@@ -56,6 +56,18 @@ def losses_of(half: Any, processor: Any, examples: Sequence[TrainingExample], ro
     with torch.no_grad():
         total = sum(float(loss_of(half, processor, some)) for some in group_batches(examples, rows))
     return total / max(1, tokens)
+
+
+def losses_by_example(
+    half: Any, processor: Any, examples: Sequence[TrainingExample], rows: int
+) -> list[float]:
+    """Return the summed loss of each of these examples, in order."""
+    found: dict[int, float] = {}
+    with torch.no_grad():
+        for some in group_batches(examples, rows):
+            losses = loss_of(half, processor, some, each=True).tolist()
+            found |= {id(example): loss for example, loss in zip(some, losses, strict=True)}
+    return [found[id(example)] for example in examples]
 
 
 def captions_of(
@@ -83,9 +95,34 @@ def score(
     """Return the scores of the half on these captions: loss per token, share of exact captions,
     share of common words, and samples."""
     captions = captions_of(half, processor, examples, rows, max_new_tokens)
+    return _summary(captions, examples, losses_of(half, processor, examples, rows))
+
+
+def score_each(
+    half: Any,
+    processor: Any,
+    examples: Sequence[TrainingExample],
+    rows: int,
+    max_new_tokens: int,
+) -> dict[str, Any]:
+    """Return the same scores, and the loss, tokens and exactness of each caption."""
+    captions = captions_of(half, processor, examples, rows, max_new_tokens)
+    losses = losses_by_example(half, processor, examples, rows)
+    tokens = [len(example.ids) for example in examples]
+    each = [
+        {"loss": loss, "tokens": count, "exact": one == example.caption}
+        for loss, count, one, example in zip(losses, tokens, captions, examples, strict=True)
+    ]
+    loss = sum(losses) / max(1, sum(tokens))
+    return {**_summary(captions, examples, loss), EACH: each}
+
+
+def _summary(
+    captions: Sequence[str], examples: Sequence[TrainingExample], loss: float
+) -> dict[str, Any]:
     pairs = [(one, example.caption) for one, example in zip(captions, examples, strict=True)]
     return {
-        "loss": losses_of(half, processor, examples, rows),
+        "loss": loss,
         "exact": sum(one == other for one, other in pairs) / max(1, len(pairs)),
         "words": sum(alike(one, other) for one, other in pairs) / max(1, len(pairs)),
         "samples": [{"said": one, "right": other} for one, other in pairs[:SHOWN]],
@@ -239,7 +276,7 @@ def _score(
     end = end_token_of(half, processor, examples[:4])
     examples = [with_end_token(example, end) for example in examples]
     arguments = (half, processor, examples, job.rows, job.max_new_tokens)
-    found = without_gradients(half, lambda: score(*arguments))
+    found = without_gradients(half, lambda: score_each(*arguments))
     confirm()
     write_json(Path(job.folder) / SCORE, {"captions": len(examples), "end_token": end, **found})
     report.item("score")

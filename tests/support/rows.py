@@ -36,6 +36,9 @@ def caption(text: str, start: float = 0.0, end: float = 30.0, *, media: str = "a
         features="ab" * 32,
         tokens=7,
         ended="stop",
+        logprob=-0.25,
+        margin=1.5,
+        margin_at=0,
         warnings=('cut short: its "end", 1 of 2',) if start else (),
     )
 

@@ -59,6 +59,11 @@ COSTS: Mapping[str, Cost] = {
     "judge": Cost(
         rungs=export.rungs_of_judging, memory=export.memory_of_judging, work_left=export.work_left
     ),
+    "score": Cost(
+        rungs=partial(export.rungs_of_judging, stage="score"),
+        memory=export.memory_of_judging,
+        work_left=export.work_left,
+    ),
     "calibrate": Cost(
         rungs=partial(export.rungs_of_judging, stage="calibrate"),
         memory=export.memory_of_calibrating,

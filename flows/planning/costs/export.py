@@ -8,6 +8,7 @@ from artifacts.plurals import counted
 from flows.checkpoint.models import Model
 from flows.options.commands import RunOptions
 from flows.options.export_config import SAMPLES
+from flows.options.model import AdapterOptions
 from flows.planning.costs import decode
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.remaining_work import RemainingWork
@@ -74,7 +75,8 @@ def rungs_of_judging(
     one, which does not change results."""
     whole = Rung(stage=stage, batch=1, precision=model.best("language").precision)
     in_few_bits = model.profile.language.stored_as or model.profile.route == "joint"
-    return [whole] if in_few_bits else [whole, replace(whole, offload=True)]
+    resident = in_few_bits or AdapterOptions.of(config).adapter  # PEFT replaces layers
+    return [whole] if resident else [whole, replace(whole, offload=True)]
 
 
 def memory_of_judging(

@@ -24,11 +24,13 @@ from flows.results.report.sections import (
     label_counts,
     labelled_media,
     parity_facts,
+    rounds_facts,
     training_facts,
 )
 from flows.results.report.sift import SCRIPTS as SIFT_SCRIPTS
 from flows.results.report.sift import sift_facts
 from flows.results.report.stages import plan_table, stage_table, timeline_of
+from flows.results.rounds import rounds_in
 from flows.results.run_read import load_record
 from flows.results.run_record import RUN_RECORD
 from flows.results.status import (
@@ -90,6 +92,7 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         ],
         "parity": parity_facts(export) if export else None,
         "training": training_facts(training) if training else None,
+        "rounds": rounds_facts(rounds_in(out)),
         "stages": stage_table(record, stages_of(record, time.time())),
         "plan": plan_table(record),
         "timeline": timeline,

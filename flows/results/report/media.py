@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
-from artifacts.captions import Failure
-from artifacts.json_shapes import OptionalField, count, number, read_jsonl, text
+from artifacts.captions import CONFIDENCE, Failure
+from artifacts.json_shapes import Nullable, OptionalField, count, number, read_jsonl, text
 from artifacts.plurals import counted
 from flows.media.media_files import IMAGE_SUFFIXES, writable
 
@@ -28,6 +28,9 @@ CAPTION = {
     "prompt": OptionalField(text),
     "tokens": OptionalField(count),
     "ended": OptionalField(text),
+    "logprob": OptionalField(Nullable(number)),
+    "margin": OptionalField(Nullable(number)),
+    "margin_at": OptionalField(Nullable(count)),
     "name": OptionalField(text),
     "review": OptionalField(text),
     "warnings": OptionalField([text]),
@@ -39,8 +42,8 @@ def captioned_media(out: Path, folder: Path) -> list[dict[str, Any]]:
     """Return the media of a run into `out`, in source order, for a page in `folder`.
 
     Each has `name`, `kind`, `url` relative to the folder (None: unknown), `gone`, `prompt` and
-    `captions`. A caption is (start, end, text, tokens, whether it was cut). Raises
-    EnvironmentFault.
+    `captions`. A caption is (start, end, text, tokens, whether it was cut, the fields of
+    CONFIDENCE). Raises EnvironmentFault.
     """
     return [
         _medium(entry, rows, folder)
@@ -140,7 +143,10 @@ def _medium(entry: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> 
         "prompt": " · ".join(dict.fromkeys(_named(row, row.get("prompt", "")) for row in rows)),
         "warnings": list(warnings),
         "captions": [
-            [row["start"], row["end"], _named(row, row["caption"]), row.get("tokens", 0), _cut(row)]
+            [
+                *(row["start"], row["end"], _named(row, row["caption"])),
+                *(row.get("tokens", 0), _cut(row), *map(row.get, CONFIDENCE)),
+            ]
             for row in rows
         ],
     }

@@ -91,6 +91,7 @@ function media() {
 run();
 if (data.parity) parity(data.parity);
 if (data.training) training(data.training);
+if (data.rounds) training(data.rounds, "learn", "Rounds of learning");
 memory();
 trouble();
 if (data.labels) labels(data.labels, data.media.length, data.files);

@@ -2,7 +2,7 @@
 and opens no media file.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from artifacts.plurals import counted
 from flows.results.export_result import ExportFound
 from flows.results.labels.writing import LINES, MEDIA, REPORT
 from flows.results.report.media import MEDIA_ENTRY, NAME, media_with_lines, shown_medium
+from flows.results.rounds import COLUMNS as ROUND_COLUMNS
+from flows.results.rounds import Round, corrections_of, exact, loss_of
+from flows.results.rounds import cells as round_cells
 from flows.results.tuned import TrainingFound
 from stages.export.parity import FRAMES, GATES, ParityThreshold
 
@@ -191,6 +194,44 @@ def _lines(mean: float, bound: float | None, bound_text: str) -> list[tuple[str,
 MAX_POINTS = 600
 """Maximum points drawn per curve."""
 GIB = 1 << 30
+ROUNDS_LINE = (
+    "Scores of held-out corrections against the number of captions that a person corrected or "
+    "accepted. The held-out set grows with them."
+)
+
+
+def rounds_facts(rounds: Sequence[Round]) -> dict[str, Any] | None:
+    """Return the curves and the table of the rounds of learning; None before the first score."""
+    if not (scored := [each for each in rounds if each["after"]]):
+        return None
+    titles = ("Loss per token", "Share of exact captions")
+    return {
+        "line": ROUNDS_LINE,
+        "curves": [_learned(title, at, scored) for at, title in enumerate(titles)],
+        "columns": ROUND_COLUMNS,
+        "rows": [round_cells(each) for each in rounds],
+    }
+
+
+def _learned(title: str, at: int, rounds: Sequence[Round]) -> dict[str, Any]:
+    """Return the curves of one score: of each new adapter, and of the model in use."""
+    before, after = ([_scores(each, name)[at] for each in rounds] for name in ("before", "after"))
+    decided = [len(each["examples"]) + len(each["held_out"]) for each in rounds]
+    pairs = zip(rounds, before, after, strict=True)
+    used = [new if each["accepted"] else old for each, old, new in pairs]
+    in_use = [(0, before[0]), *zip(decided, used, strict=True)]
+    series = [
+        {"name": "in use", "kind": "held-out", "points": in_use},
+        {"name": "new adapter", "kind": "trained", "points": [*zip(decided, after, strict=True)]},
+    ]
+    return {"title": title, "series": series, "unit": "corrections:"}
+
+
+def _scores(round_: Round, name: str) -> tuple[float, float]:
+    scores = corrections_of(round_, name)
+    return loss_of(scores), exact(scores) / len(scores)
+
+
 TRAINING_COLUMNS = ("reference", "before training", "now")
 
 

@@ -1,6 +1,6 @@
-// Training: losses and memory by step, and captions before and after.
+// Training: losses and memory by step, and captions before and after. Rounds of learning: scores.
 
-function curve({title, series}) {
+function curve({title, series, unit = "step"}) {
   const all = series.flatMap(one => one.points);
   if (!all.length) return null;
   const steps = all.map(point => point[0]);
@@ -12,13 +12,13 @@ function curve({title, series}) {
   const says = keys.map(([name]) => name).join("; ");
   return chart({title, says, values: all.map(point => point[1]), floor: 0, keys}, y => [
     draw("text", {x: INSET.left, y: TALL - 8}, String(first)),
-    draw("text", {x: EDGE, y: TALL - 8, "text-anchor": "end"}, `step ${last}`),
+    draw("text", {x: EDGE, y: TALL - 8, "text-anchor": "end"}, `${unit} ${last}`),
     drawn.map(({kind, points}) => draw("path", {class: `curve ${kind}`, fill: "none",
       d: points.map(([step, value], n) => `${n ? "L" : "M"}${x(step).toFixed(1)} ${y(value).toFixed(1)}`).join("")}))]);
 }
 
-function training({line, curves, columns, rows}) {
-  section("training", "Training", el("p", {}, line),
+function training({line, curves, columns, rows}, id = "training", title = "Training") {
+  section(id, title, el("p", {}, line),
     el("div", {class: "ranks"}, curves.map(curve)),
     rows.length ? table(columns, rows, "samples") : null);
 }

@@ -1,6 +1,7 @@
 // The page as a whole: what it loads, shows and sends.
 
 const at = id => document.getElementById(id);
+const DECIDED_ANEW = 20; // captions that are decided before the rest is ordered anew
 
 class Page {
   constructor() {
@@ -10,13 +11,15 @@ class Page {
       at(id).append(...Object.entries(names).map(([value, [name]]) => el("option", {value}, name)));
     this.saving = new Saving({done: answer => this.done(answer), refused: why => this.refused(why), told: (...how) => this.told(...how)});
     this.replacing = new Replacing(this);
+    this.learning = new Learning(this);
     at("choosing").addEventListener("submit", event => event.preventDefault());
-    for (const id of ["filter", "sort"]) at(id).addEventListener("change", () => this.show());
+    at("filter").addEventListener("change", () => this.show());
+    at("sort").addEventListener("change", async () => { await this.rank(); this.show(); });
     at("view").addEventListener("change", () => { at("list").className = at("view").value; });
     let waiting = 0;
     at("search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(() => this.show(), 150); });
     const buttons = {undo: () => this.undo(), redo: () => this.redo(), replace: () => this.replacing.toggle(), files: () => this.write(),
-      help: () => this.help(), theme: turnTheme};
+      learn: () => this.learning.start(), help: () => this.help(), theme: turnTheme};
     for (const [id, run] of Object.entries(buttons)) at(id).addEventListener("click", run);
     keys(this);
     addEventListener("beforeunload", event => { if (this.saving.waiting.length) event.preventDefault(); });
@@ -33,12 +36,37 @@ class Page {
     at("name").textContent = data.name;
     document.title = `${data.name} – Penstock review`;
     const few = data.media.filter(medium => medium.captions.length > 3).length * 2 < data.media.length;
+    if (!this.loaded) at("sort").value = data.order;
     if (!this.loaded) { at("view").value = few ? "grid" : "list"; at("list").className = at("view").value; }
     this.loaded = true;
     this.steps(data);
+    await this.rank();
     this.show();
     this.files(data.files);
+    this.learning.loaded(data);
     document.documentElement.dataset.ready = "true";
+  }
+
+  // Asks in which order captions teach most, where that order is chosen.
+  async rank() {
+    this.decided = 0;
+    if (at("sort").value !== "teach") return;
+    at("shown").textContent = "ordering…";
+    const {keys, note, error} = await fetch("teach").then(answer => answer.json()).catch(() => ({error: "not ordered: the review has ended"}));
+    for (const [place, key] of (keys || []).entries()) ranks.set(key, place);
+    this.note = note || error || "";
+  }
+
+  // What was decided changes what teaches most: what is further down is ordered anew, and nothing moves that is on the screen.
+  async rankAgain() {
+    await this.rank();
+    this.tell();
+    const cards = [...at("list").children], focused = cards.indexOf(document.activeElement.closest?.(".card"));
+    const below = cards.findIndex((card, place) => place > focused && card.getBoundingClientRect().top > innerHeight);
+    if (below < 0) return;
+    const place = card => Math.min(...[...card.querySelectorAll(".row")].map(box => ranks.get(box.row.row.key) ?? Infinity));
+    const later = cards.slice(below).map(card => [place(card), card]);
+    at("list").append(...later.sort((one, other) => one[0] === other[0] ? 0 : one[0] - other[0]).map(([, card]) => card));
   }
 
   rows() {
@@ -56,16 +84,23 @@ class Page {
     const cards = filter === "failed" ? failures.map(failureCard) : this.found.map(one => new Card(one, around, save, this.open).box);
     at("list").replaceChildren(...cards);
     if (document.activeElement === document.body) step(1); // keys are of the first caption until another is chosen
-    at("shown").textContent = filter === "failed" ? counted(failures.length, "file")
-      : `${counted(this.found.length, "file")}, ${counted(this.rows().length, "caption")}${cards.length ? "" : ": nothing is like that"}`;
+    this.tell();
     this.count();
     if (!at("replacing").hidden) this.replacing.look();
+  }
+
+  tell() {
+    const {failures} = this.data, files = new Set(this.found.map(one => one.medium)).size, captions = this.rows().length;
+    const note = at("sort").value === "teach" && this.note ? ` · ${this.note}` : "";
+    at("shown").textContent = at("filter").value === "failed" ? counted(failures.length, "file") + (failures.length ? "" : ": nothing is like that")
+      : `${counted(files, "file")}, ${counted(captions, "caption")}${captions ? note : ": nothing is like that"}`;
   }
 
   // What is done is shown at once; the server hears it in its order.
   save(does, changes) {
     for (const [row, now] of changes) edits.set(row.key, now);
     this.draw(changes.map(([row]) => row.key));
+    this.decided += changes.length;
     this.saving.add({does, changes: changes.map(([row, now]) => ({of: row.key, ...now}))});
   }
 
@@ -76,6 +111,7 @@ class Page {
     for (const [key, value] of changed) edits.set(key, value);
     this.draw(changed.map(([key]) => key));
     this.steps(answer);
+    if (this.decided >= DECIDED_ANEW && at("sort").value === "teach") this.rankAgain();
   }
 
   async refused(why) {

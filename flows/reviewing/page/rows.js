@@ -11,10 +11,11 @@ class Row {
     this.reject = button("Reject", "✕", () => this.decide("rejected"));
     this.words = el("div", {class: "words", dir: "auto", dblclick: () => this.write()});
     this.before = el("p", {class: "quiet before", dir: "auto"});
+    this.doubt = el("p", {class: "quiet small doubt"});
     this.time = media.kind === "video" ? el("button", {type: "button", class: "time", title: "Show it there",
       click: () => frame(row.start)}, clock(row.start, 1)) : null;
     this.box = el("div", {class: "row", role: "group", tabindex: "-1", "aria-label": `Caption of ${media.name}`},
-      this.time, el("div", {class: "said"}, row.name ? el("b", {class: "of"}, `${row.name} `) : null, this.words, this.before,
+      this.time, el("div", {class: "said"}, row.name ? el("b", {class: "of"}, `${row.name} `) : null, this.words, this.doubt, this.before,
         row.warnings.map(text => el("p", {class: "warning"}, text))),
       el("div", {class: "acts"}, this.edit, this.accept, this.reject));
     this.box.row = this;
@@ -26,14 +27,23 @@ class Row {
   draw() {
     const {caption, review} = edit(this.row);
     this.box.className = `row ${review} ${caption === null ? "" : "corrected"}`;
+    const {sought} = this.frame.around, doubtful = caption === null ? doubtfulWord(this.row) : null;
     this.words.replaceChildren(...[this.frame.around.prefix && el("span", {class: "quiet"}, this.frame.around.prefix),
-      ...marked(words(this.row), this.frame.around.sought),
+      ...(doubtful ? this.doubted(doubtful, sought) : marked(words(this.row), sought)),
       this.frame.around.suffix && el("span", {class: "quiet"}, this.frame.around.suffix),
       this.row.cut && caption === null ? el("span", {class: "chip cut"}, "cut") : null].filter(Boolean));
-    this.before.replaceChildren(...(caption === null ? [] : ["the model said: ", el("span", {}, this.row.said)]));
-    this.before.hidden = caption === null;
+    const {said, before} = this.row, about = caption !== null ? ["the model said: ", said] : before !== undefined ? ["before learning: ", before] : null;
+    this.before.replaceChildren(...(about ? [about[0], el("span", {}, about[1])] : []));
+    this.before.hidden = !about;
+    this.doubt.textContent = doubtful ? `in doubt${doubtful.word && `: “${doubtful.word}”`}, margin ${this.row.margin.toFixed(2)}` : "";
     this.accept.setAttribute("aria-pressed", review === "accepted");
     this.reject.setAttribute("aria-pressed", review === "rejected");
+  }
+
+  // The words, with the doubtful one underlined.
+  doubted({start, end}, sought) {
+    const text = words(this.row), part = (from, to) => from < to ? marked(text.slice(from, to), sought) : [];
+    return [...part(0, start), start < end ? el("u", {class: "doubtful"}, part(start, end)) : "", ...part(end, text.length)].filter(Boolean);
   }
 
   // A second time takes it back.

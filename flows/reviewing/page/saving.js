@@ -40,6 +40,11 @@ class Saving {
     this.sending = false;
   }
 
+  // Ends when all is saved.
+  async all() {
+    while (this.waiting.length) await new Promise(then => setTimeout(then, 50));
+  }
+
   // The answer; nothing where it is to be tried again.
   async post(deed) {
     try {

@@ -14,6 +14,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
+from stages.decode.confidence import LogitsWatch
 from stages.decode.generate_kwargs import GenerateKwargs, Items
 from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeJob
@@ -215,7 +216,8 @@ def run_generate(
 ) -> Iterator[CaptionOutput]:
     """Yield the captions of prepared inputs, up to the limit and the stop strings of
     `generate_kwargs`."""
-    made = generate(half, inputs, features, max_new_tokens=generate_kwargs.limit, **options)
+    options["max_new_tokens"], watch = generate_kwargs.limit, LogitsWatch()
+    made = _generate_watched(half, inputs, features, options, watch)
     new = new_tokens(made, prompt_in(half, inputs)).cpu()
     rows = new.tolist()
     mask = inputs.get("attention_mask")
@@ -227,9 +229,32 @@ def run_generate(
             tokens = next(n for n in counts if generate_kwargs.stopped(processor, rows[at][:n]))
             lengths[at], rows[at], stopped[at] = (tokens, "stop"), rows[at][:tokens], True
     texts = generate_kwargs.texts_of(processor, rows)
-    every = zip(texts, lengths, read, stopped, strict=True)
-    for (text, shortened), (tokens, ended), count, was_stopped in every:
-        yield CaptionOutput(text, tokens, ended, shortened, int(count), was_stopped)
+    confidences = watch.confidences(new, [tokens for tokens, _ in lengths])
+    every = zip(texts, lengths, read, stopped, confidences, rows, strict=True)
+    for (text, shortened), (tokens, ended), count, was_stopped, confidence, row in every:
+        output = CaptionOutput(text, tokens, ended, shortened, int(count), was_stopped)
+        if confidence is not None:
+            place = partial(generate_kwargs.offset_of, processor, row[:tokens], text)
+            output = output._replace(confidence=confidence.fields(place))
+        yield output
+
+
+def _generate_watched(
+    half: Any,
+    inputs: Mapping[str, Any],
+    features: Mapping[str, Any],
+    options: Mapping[str, Any],
+    watch: LogitsWatch,
+) -> torch.Tensor:
+    """Return the tokens of `generate`, whose logits `watch` sees unless it searches with beams, or
+    is a model's own and does not take that."""
+    if options.get("num_beams", 1) == 1:
+        try:
+            return generate(half, inputs, features, custom_generate=watch.sample, **options)
+        except (TypeError, ValueError) as error:
+            if "custom_generate" not in str(error):
+                raise
+    return generate(half, inputs, features, **options)
 
 
 def _groups(requests: Sequence[DecodeRequest]) -> Iterator[list[int]]:

@@ -29,6 +29,7 @@ from stages.decode.engines.inflight.scheduler import (
 )
 from stages.decode.engines.inflight.step_rows import StoredStepRows
 from stages.decode.engines.transformers import TransformersEngine
+from stages.decode.generate_kwargs import GenerateKwargs
 from stages.decode.job import DecodeJob
 from stages.decode.prompts import prompts_for
 from stages.decode.protocol import CaptionOutput, DecodeRequest, OnPartial
@@ -330,12 +331,17 @@ class InflightEngine:
         text, shortened = self._text(state)
         stopped = state.stopped is not None and state.stopped(state.output_ids)
         tokens, read = len(state.output_ids), state.prompt_tokens
-        return CaptionOutput(text, tokens, state.finish_reason, shortened, read, stopped)
+        output = CaptionOutput(text, tokens, state.finish_reason, shortened, read, stopped)
+        generate_kwargs, processor = self._settings(state), self._transformers.processor
+        place = partial(generate_kwargs.offset_of, processor, state.output_ids, text)
+        return output._replace(confidence=state.confidence.fields(place))
 
     def _text(self, state: SequenceState) -> tuple[str, bool]:
-        generate_kwargs = self._transformers.generate_kwargs.of(state.request.item)
-        found = generate_kwargs.texts_of(self._transformers.processor, [state.output_ids])
+        found = self._settings(state).texts_of(self._transformers.processor, [state.output_ids])
         return next(iter(found))
+
+    def _settings(self, state: SequenceState) -> GenerateKwargs:
+        return self._transformers.generate_kwargs.of(state.request.item)
 
 
 def slot_count(job: DecodeJob) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
+from stages.decode.confidence import likeliest
+
 ROWS = 8
 """Rows per call, so that intermediate results stay small."""
 
@@ -40,12 +42,14 @@ class RowPenalties:
         """Leave the row of a slot as it is from now on."""
         self._seen[slot] = self._active[slot] = False
 
-    def apply(self, logits: torch.Tensor) -> None:
-        """Penalize the seen tokens of all rows, in place."""
-        used = logits[: len(self._seen)]
-        for seen, rows in zip(self._seen.split(ROWS), used.split(ROWS), strict=True):
+    def select(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the likeliest token of each row after the penalty, of shape [rows]. The logits, of
+        shape [rows, vocabulary], stay as they are."""
+        count, chosen = len(self._seen), []
+        for seen, rows in zip(self._seen.split(ROWS), logits[:count].split(ROWS), strict=True):
             changed = torch.where(rows < 0, rows * self.penalty, rows / self.penalty)
-            rows.copy_(torch.where(seen, changed, rows))
+            chosen.append(likeliest(torch.where(seen, changed, rows)))
+        return torch.cat([*chosen, likeliest(logits[count:])])
 
     def add(self, tokens: torch.Tensor) -> None:
         """Note the chosen tokens, of shape [rows]."""

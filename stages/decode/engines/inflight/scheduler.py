@@ -32,6 +32,7 @@ import torch
 
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
+from stages.decode.confidence import Confidence, likeliest, token_scores
 from stages.decode.engines.inflight.penalties import RowPenalties, penalty_of
 from stages.decode.engines.inflight.pool import Pool, make_pool
 from stages.decode.engines.inflight.pool_shape import PoolLayout
@@ -64,6 +65,8 @@ class SequenceState:
     fault: UsageError | None = None
     """The error for request settings that cannot be applied."""
     output_ids: list[int] = field(default_factory=list)
+    confidence: Confidence = field(default_factory=Confidence)
+    """How sure the model was of these tokens."""
     finish_reason: Ended | None = None
     last_partial_at: float = 0.0
     """Time of the last partial caption that was sent."""
@@ -95,9 +98,11 @@ class SequenceState:
             finish_reason="stop",
         )
 
-    def append_token(self, token: int) -> bool:
-        """Append a generated token and return whether it is the last."""
+    def append_token(self, token: int, scores: Sequence[float]) -> bool:
+        """Append a generated token with its log-probability and margin, and return whether it is
+        the last."""
         self.output_ids.append(token)
+        self.confidence.add(*scores)
         stopped = self.stopped is not None and self.stopped(self.output_ids)
         if token in self.eos_token_ids or self.fault or stopped:
             self.finish_reason = "stop"
@@ -121,21 +126,28 @@ class SequenceState:
 
 
 class PendingTokens:
-    """One step's tokens, on their way from the device to the host."""
+    """One step's tokens and their scores, on their way from the device to the host."""
 
-    def __init__(self, tokens: torch.Tensor) -> None:
-        self._tokens, self._copied = tokens, None
+    def __init__(self, tokens: torch.Tensor, scores: torch.Tensor) -> None:
+        """Take tokens of shape [rows], and their log-probabilities and margins of shape [rows,
+        2]."""
+        self._tokens, self._scores, self._copied = tokens, scores, None
         if tokens.device.type == "cuda":  # the next step starts before these are read
-            self._tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-            self._tokens.copy_(tokens, non_blocking=True)
+            self._tokens, self._scores = _copying(tokens), _copying(scores)
             self._copied = torch.cuda.Event()
             self._copied.record()
 
-    def read(self) -> list[int]:
-        """Wait for the copy and return the tokens."""
+    def read(self) -> list[tuple[int, list[float]]]:
+        """Wait for the copy and return each row's token and its scores."""
         if self._copied is not None:
             self._copied.synchronize()
-        return self._tokens.tolist()
+        return list(zip(self._tokens.tolist(), self._scores.tolist(), strict=True))
+
+
+def _copying(values: torch.Tensor) -> torch.Tensor:
+    """Start to copy values from the device into pinned memory."""
+    copied = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return copied.copy_(values, non_blocking=True)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -276,7 +288,8 @@ class InflightScheduler:
         """Put a prefilled sequence into a slot, unless its first token ends it."""
         state = SequenceState.from_prefill(request, sequence)
         token = state.select_token(sequence.logits)
-        if not state.append_token(int(token)):
+        first = PendingTokens(token, token_scores(sequence.logits, token))
+        if not state.append_token(*first.read()[0]):
             self._ensure_pool(sequence, state.max_length)
             assert self._pool is not None
             slot = self._running.index(None)
@@ -324,30 +337,29 @@ class InflightScheduler:
 
     def _step(self) -> None:
         assert self._pool is not None
-        logits = self._pool.step()
+        logits, slots = self._pool.step(), len(self._running)
         with torch.inference_mode():
-            if self._penalties is not None:
-                self._penalties.apply(logits)
-            tokens = logits.argmax(-1)
+            penalties = self._penalties
+            tokens = likeliest(logits) if penalties is None else penalties.select(logits)
             for slot, state in enumerate(self._running):
                 if state is not None and len(state.processors) and not state.shares_penalty:
                     tokens[slot] = state.select_token(logits[slot : slot + 1])[0]
-            if self._penalties is not None:
-                self._penalties.add(tokens)
+            if penalties is not None:
+                penalties.add(tokens)
+            scores = token_scores(logits[:slots], tokens[:slots])  # rows beyond them are unused
         self._pool.set_tokens(tokens)
-        # Rows beyond the slots are unused.
-        self._pending.append((PendingTokens(tokens), list(self._running)))
-        self.usage.steps += len(self._running)
+        self._pending.append((PendingTokens(tokens[:slots], scores), list(self._running)))
+        self.usage.steps += slots
 
     def _collect_tokens(self) -> Iterator[SequenceState]:
         """Read the tokens of the oldest pending step. Yield the sequences that they end."""
         assert self._pool is not None
         pending, states = self._pending.popleft()
-        for slot, (state, token) in enumerate(zip(states, pending.read(), strict=False)):
+        for slot, (state, made) in enumerate(zip(states, pending.read(), strict=True)):
             if state is None or state.finish_reason is not None:
                 continue
             self.usage.used += 1
-            if state.append_token(token):
+            if state.append_token(*made):
                 self._running[slot] = None
                 self._pool.clear(slot)
                 self._oom_retry.note_success()

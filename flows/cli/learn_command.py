@@ -1,0 +1,65 @@
+"""Implements `penstock learn`: trains on corrected captions, captions again, and prints scores."""
+
+import argparse
+import shlex
+from contextlib import chdir, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from artifacts.paths import folder_named
+from flows.cli.derived import config_from
+from flows.cli.exit_report import print_result
+from flows.cli.plan_command import show
+from flows.console.display import READING, Display
+from flows.console.lines import print_lines
+from flows.options.learn import LearnConfig, RecordedRun
+from flows.pipelines import TUNE
+
+if TYPE_CHECKING:
+    from flows.learning.result import Learned
+
+
+def learn_command(given: argparse.Namespace) -> int:
+    """Run the command, and return its exit code. Raises PenstockError."""
+    config = config_from(given, LearnConfig)
+    journal = tuple(str(folder_named(path, "journal")) for path in config.journal)
+    config = replace(config, out=str(folder_named(config.out, "out")), journal=journal)
+    display = Display(quiet=given.quiet, as_json=given.json)
+    with closing(display):
+        display.doing(READING)
+        from flows.cli.recorded import recorded_command, recorded_run
+        from flows.learning.learn import learn
+
+        command = recorded_command(Path(config.out))
+        with chdir(command["folder"]):  # the paths of the command are relative to it
+            run = recorded_run(command)
+            if given.dry_run:
+                return _show(config, run, as_json=given.json)
+            result = learn(config, run, display)
+    if print_result(given, result, display):
+        print_lines(result.line(), *_next_steps(result, run))
+    return result.exit_code
+
+
+def _show(config: LearnConfig, run: RecordedRun, *, as_json: bool) -> int:
+    """Print the examples of the next round and what its training needs."""
+    from flows.learning.preview import preview
+
+    lines, tuning = preview(config, run)
+    if not as_json:
+        print_lines(*lines)
+    return 0 if tuning is None else show(tuning, TUNE, as_json=as_json)
+
+
+def _next_steps(result: "Learned", run: RecordedRun) -> list[str]:
+    """Return lines on what a user can do next."""
+    out = shlex.quote(str(result.out))
+    if result.round["accepted"] or not result.is_new:
+        return [f"review them with `penstock review {out}`"]
+    from flows.results.recorded_command import with_values
+
+    words = run.command["words"] if run.command else ["caption", "SOURCES"]
+    number = result.round["round"]
+    values = {"--adapter": str(result.adapter), "--out": f"{result.out}-round-{number}"}
+    return [f"try the adapter with `penstock {shlex.join(with_values(words, values))}`"]

@@ -1,0 +1,58 @@
+"""Holds examples out of training, and decides whether a new adapter is better on them."""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flows.results.rounds import Round, corrections_of, exact, loss_of
+
+SHARE, HELD_LEAST = 0.2, 8
+"""Share of the examples that is held out, and their least number."""
+SAMPLES, LOWER = 20, 19
+"""Bootstrap samples of the held-out corrections, and in how many of them the loss must be lower."""
+Examples = list[dict[str, Any]]
+
+
+def divide(
+    examples: Sequence[dict[str, Any]], rounds: Sequence[Round]
+) -> tuple[Examples, Examples]:
+    """Return the examples to train on, and those to hold out. What earlier rounds held out is never
+    trained on, and what they trained on is never held out. New ones are held out by the hash in
+    their key, as many corrected as accepted ones in proportion."""
+    held = {each["key"] for round_ in rounds for each in round_["held_out"]}
+    seen = {each["key"] for round_ in rounds for each in round_["examples"]}
+    # Of few examples, half are left to train on.
+    wanted = min(max(HELD_LEAST, math.ceil(SHARE * len(examples))), len(examples) // 2)
+    share = wanted / max(1, len(examples))
+    ranked = sorted(examples, key=lambda each: (not each["corrected"], each["key"]))
+    for kind in (True, False):
+        of_kind = [each["key"] for each in ranked if each["corrected"] is kind]
+        missing = math.ceil(share * len(of_kind)) - len(held.intersection(of_kind))
+        held |= set([key for key in of_kind if key not in held | seen][: max(0, missing)])
+    missing = wanted - sum(each["key"] in held for each in examples)
+    rest = [each["key"] for each in ranked if each["key"] not in held | seen]
+    held |= set(rest[: max(0, missing)])
+    trained = [each for each in examples if each["key"] not in held]
+    return trained, [each for each in examples if each["key"] in held]
+
+
+def times_lower(round_: Round, seed: int) -> int:
+    """Return in how many bootstrap samples of the held-out corrections the new adapter's mean loss
+    per token is lower."""
+    before, after = (corrections_of(round_, name) for name in ("before", "after"))
+    draw, places = random.Random(f"{seed} bootstrap"), range(len(before))
+    lower = 0
+    for _ in range(SAMPLES):
+        drawn = draw.choices(places, k=len(places))
+        losses = [loss_of([scores[at] for at in drawn]) for scores in (before, after)]
+        lower += losses[1] < losses[0]
+    return lower
+
+
+def is_better(round_: Mapping[str, Any]) -> bool:
+    """Return whether the new adapter is better on the held-out corrections, and not worse on all
+    held-out captions, neither in loss nor in exact ones."""
+    before, after = round_["before"], round_["after"]
+    not_worse = loss_of(after) <= loss_of(before) and exact(after) >= exact(before)
+    return not_worse and bool(round_["lower"] >= LOWER)

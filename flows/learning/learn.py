@@ -1,0 +1,313 @@
+"""Runs one round of learning, from a run's decisions to captions of the adapter that they trained.
+
+Each step ends by writing `round.json`. A killed round continues after its last step, with the
+examples that it chose.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from artifacts.edits import DIGITS, changes_of
+from artifacts.errors import UsageError
+from artifacts.files import whole_file, write_json
+from artifacts.json_shapes import read_json
+from artifacts.keys import digest_of
+from artifacts.paths import folder_named
+from artifacts.plurals import counted
+from flows.console.display import Display
+from flows.job.prepare import Job
+from flows.job.replanning import replanned_once
+from flows.learning.carrying import carry
+from flows.learning.decisions import decisions_of, deed_of, names
+from flows.learning.judging import divide, is_better, times_lower
+from flows.learning.result import Learned
+from flows.ledger.waves import BYTES_A_TOKEN
+from flows.machine.launch import DirectLauncher
+from flows.media.example import Example
+from flows.options.commands import RunOptions
+from flows.options.learn import LEAST, LearnConfig, RecordedRun
+from flows.options.tune import StepOptions, TrainingOptions
+from flows.results.recorded_command import signed_command, with_values
+from flows.results.rounds import (
+    ADAPTER,
+    CARRIED,
+    CHOSEN,
+    DONE,
+    LEARN,
+    RECAPTIONED,
+    ROUND_RECORD,
+    SCORED,
+    SCORED_EXAMPLE,
+    TRAINED,
+    Round,
+    round_folder,
+    rounds_in,
+    unfinished,
+)
+from flows.results.run_record import RunRecord
+from flows.results.run_result import RunResult
+from flows.results.tuned import RUN
+from flows.reviewing.captions import ReviewedCaptions
+from flows.running import sift_first
+from flows.running.run import LauncherMaker
+from flows.running.run_observer import OnBegin, RunObserver, only_run_in
+from flows.running.tune import train
+from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from stages.tune.job import EACH, SCORE
+from stages.tune.layout import layout_of
+
+CAPTIONS = "captions"
+"""Folder of a round in which its adapter captions the media first."""
+
+
+def learn(
+    config: LearnConfig,
+    run: RecordedRun,
+    display: Display,
+    make_launcher: LauncherMaker = DirectLauncher,
+    on_begin: OnBegin | None = None,
+) -> Learned:
+    """Run a round, or the rest of one that was killed. `on_begin` is as in `caption`. Raises
+    PenstockError; the same call continues."""
+    out = folder_named(config.out, "out")
+    with only_run_in(out / LEARN, "learning in", "name another folder"):
+        rounds = rounds_in(out)
+        round_ = unfinished(rounds)
+        if round_ is None:
+            round_ = choose(config, run, out, rounds)
+            if round_ is None:
+                return Learned(out=out, round=rounds[-1], is_new=False)
+            for line in differing_lines(round_):
+                display.print_line(line)
+            write_round(out, round_)
+        else:
+            display.print_line(f"continuing round {round_['round']} ({round_['phase']})")
+            config = replace(config, **round_["settings"])
+        work = _Work(
+            config=config,
+            run=run,
+            out=out,
+            round=round_,
+            display=display,
+            make_launcher=make_launcher,
+            on_begin=on_begin,
+        )
+        return work.finish()
+
+
+def choose(
+    config: LearnConfig, run: RecordedRun, out: Path, rounds: Sequence[Round], *, dry: bool = False
+) -> Round | None:
+    """Return a new round with its examples; None if nothing changed since the last one. Unless
+    `dry`, edits that only other journals have are added to the run's. Raises UsageError,
+    EnvironmentFault."""
+    if run.config.language_gguf:
+        raise UsageError(
+            "--language-gguf: a GGUF file cannot be trained", hint="Caption without it, then learn"
+        )
+    with closing(ReviewedCaptions(out)) as captions:
+        found = decisions_of(captions, config.journal, rounds)
+        if found.adopted and not dry:
+            rows = [captions.rows[key] for key in found.adopted]
+            captions.add(deed_of("edits of copies", changes_of(rows, found.adopted)))
+    examples, settings = found.examples, _settings(config)
+    decided = sorted([each["key"], each["caption"]] for each in examples)
+    digest = digest_of([decided, settings, run.config.model])[:DIGITS]
+    if rounds and rounds[-1]["digest"] == digest:
+        return None
+    if len(examples) < LEAST and not config.anyway:
+        raise UsageError(
+            f"{counted(len(examples), 'caption')} in {out} corrected or accepted: "
+            f"{LEAST - len(examples)} more are needed",
+            hint="Correct or accept them in `penstock review`; --anyway trains without accepting",
+        )
+    trained, held_out = divide(examples, rounds)
+    if not trained or not held_out:
+        raise UsageError(
+            f"{counted(len(examples), 'caption')} in {out} corrected or accepted: none is left to "
+            f"{'train on' if held_out else 'hold out'}",
+            hint="Correct or accept more in `penstock review`",
+        )
+    return {
+        "round": rounds[-1]["round"] + 1 if rounds else 1,
+        "phase": CHOSEN,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "digest": digest,
+        "previous": str(folder_named(run.config.adapter, "adapter")) if run.config.adapter else "",
+        "settings": settings,
+        "command": run.command,
+        "examples": trained,
+        "held_out": held_out,
+        "differing": found.differing,
+        "enough": len(examples) >= LEAST,
+        "before": [],
+        "after": [],
+        "lower": 0,
+        "accepted": False,
+        **dict.fromkeys(("captions", "changed", "carried"), 0),
+    }
+
+
+def _settings(config: LearnConfig) -> dict[str, Any]:
+    """Return the options that decide an adapter."""
+    own = {each.name for each in fields(StepOptions)} - {"recompute"}
+    return {name: value for name, value in asdict(config).items() if name in own}
+
+
+def differing_lines(round_: Round) -> list[str]:
+    """Return a line that names the captions on which journals differ, if there are any."""
+    found = names(round_["differing"])
+    return [f"left out, because journals differ: {found}"] if found else []
+
+
+def caption_tokens(round_: Round) -> int:
+    """Return about how many tokens the longest example of a round has."""
+    longest = max(len(each["caption"].encode()) for each in round_["examples"])
+    return math.ceil(longest / BYTES_A_TOKEN)
+
+
+def write_round(out: Path, round_: Round) -> None:
+    """Write the record of a round. Raises EnvironmentFault."""
+    write_json(round_folder(out, round_["round"]) / ROUND_RECORD, round_)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Work:
+    """A round in progress."""
+
+    config: LearnConfig
+    run: RecordedRun
+    out: Path
+    round: Round
+    display: Display
+    make_launcher: LauncherMaker
+    on_begin: OnBegin | None
+    captioned: RunResult | None = None
+
+    @property
+    def folder(self) -> Path:
+        return round_folder(self.out, self.round["round"])
+
+    @property
+    def adapter(self) -> str:
+        return str(self.folder / ADAPTER)
+
+    def finish(self) -> Learned:
+        """Do what is left of the round."""
+        while self.round["phase"] != DONE:
+            STEPS[self.round["phase"]](self)
+        failures = self.captioned.failures if self.captioned else []
+        return Learned(out=self.out, round=self.round, failures=failures)
+
+    def _end(self, phase: str, **found: Any) -> None:
+        self.round |= {"phase": phase, **found}
+        write_round(self.out, self.round)
+
+    def train(self) -> None:
+        """Train the adapter, from the previous one if there is one."""
+        folder, previous, examples = Path(self.adapter), self.round["previous"], self._examples()
+        if previous:
+            self.config = replace(self.config, lora_rank=layout_of(Path(previous)).rank)
+            for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+                # Once trained, the weights are those of this round.
+                if not (folder / ADAPTER_WEIGHTS).exists():
+                    with whole_file(folder / name) as file:
+                        file.write((Path(previous) / name).read_bytes())
+        training = self.run.training(self.config, len(examples), resume=bool(previous))
+        self._tune(training, examples, folder, tokens=caption_tokens(self.round))
+        self._end(TRAINED)
+
+    def score(self) -> None:
+        """Score the previous model and the new adapter, and decide."""
+        scoring = self.run.training(self.config, 1, resume=False)
+        scoring = replace(scoring, validate_only=True)
+        for name, adapter in (("before", self.round["previous"]), ("after", self.adapter)):
+            folder = self.folder / name
+            self._tune(scoring, self._examples("held_out"), folder, adapter=adapter)
+            found = read_json(folder / RUN / SCORE, {EACH: [SCORED_EXAMPLE]}, AGAIN, dict)
+            self.round[name] = found[EACH]
+        lower = times_lower(self.round, self.config.seed)
+        self.round["lower"] = lower
+        accepted = self.round["enough"] and is_better(self.round)
+        self._end(SCORED if accepted else DONE, accepted=accepted)
+
+    def recaption(self) -> None:
+        """Make the captions of the adapter in the store. The run's own files stay."""
+        config = self.run.captioning(self.config, self.folder / CAPTIONS, self.adapter)
+        only_lines = replace(config, format=(), beside=False, summary=False, existing=None)
+        self._caption(replace(only_lines, overwrite=False), self.on_begin)
+        self._end(RECAPTIONED)
+
+    def carry(self) -> None:
+        """Keep all decisions under the new words, then write the run's files. No review can change
+        a decision meanwhile."""
+        with (
+            closing(ReviewedCaptions(self.out)) as old,
+            closing(ReviewedCaptions(self.folder / CAPTIONS)) as new,
+        ):
+            kept, changed = carry(old, new, self.round["round"])
+            if self.round["phase"] == RECAPTIONED:
+                self._end(CARRIED, carried=kept, changed=changed)
+            config = self.run.captioning(self.config, self.out, self.adapter)
+            self.captioned = self._caption(config, self._begin)
+        self._end(DONE, captions=self.captioned.captions)
+        shutil.rmtree(self.folder / CAPTIONS, ignore_errors=True)
+
+    def _begin(self, job: Job, record: RunRecord) -> None:
+        """Record the command that repeats the run with the adapter."""
+        if command := self.round["command"]:
+            values = {"--adapter": self.adapter, "--out": str(self.out)}
+            words = with_values(command["words"], values)
+            record.value["command"] = signed_command(words, command["folder"])
+            record.write(force=True)
+        if self.on_begin is not None:
+            self.on_begin(job, record)
+
+    def _caption(self, config: RunOptions, on_begin: OnBegin | None) -> RunResult:
+        return sift_first.caption(config, self.display, self.make_launcher, on_begin)
+
+    def _examples(self, name: str = "examples") -> list[Example]:
+        return [
+            Example(
+                path=Path(each["media_path"]),
+                caption=each["caption"],
+                prompt=each["prompt"],
+                features=each["features"],
+            )
+            for each in self.round[name]
+        ]
+
+    def _tune(
+        self,
+        training: TrainingOptions,
+        examples: Sequence[Example],
+        folder: Path,
+        *,
+        tokens: int = 0,
+        adapter: str = "",
+    ) -> None:
+        """Train on examples, or score them, in a folder."""
+        run = self.run.tuning(self.config, folder / RUN, tokens, adapter)
+
+        def attempt() -> None:
+            observer = RunObserver(self.display, self.on_begin)
+            train(training, run.as_published, examples, run, observer, self.make_launcher)
+
+        replanned_once(attempt, self.display.print_line)
+
+
+STEPS: Mapping[str, Callable[[_Work], None]] = {
+    CHOSEN: _Work.train,
+    TRAINED: _Work.score,
+    SCORED: _Work.recaption,
+    RECAPTIONED: _Work.carry,
+    CARRIED: _Work.carry,
+}
+"""What is done in a round → the step that follows."""
+AGAIN = "Run the same command again"

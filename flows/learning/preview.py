@@ -1,0 +1,34 @@
+"""Describes the next round of learning without running it."""
+
+from artifacts.paths import folder_named
+from artifacts.plurals import counted
+from flows.learning.learn import caption_tokens, choose, differing_lines
+from flows.options.learn import LearnConfig, LearnRun, RecordedRun
+from flows.results.rounds import ADAPTER, Round, round_folder, rounds_in, unfinished
+from flows.results.tuned import RUN
+
+
+def preview(config: LearnConfig, run: RecordedRun) -> tuple[list[str], LearnRun | None]:
+    """Return lines on the next round, and the run that trains its adapter; None if there is nothing
+    to train. Raises UsageError, EnvironmentFault."""
+    out = folder_named(config.out, "out")
+    rounds = rounds_in(out)
+    left = unfinished(rounds)
+    round_ = left or choose(config, run, out, rounds, dry=True)
+    if round_ is None:
+        return [f"nothing new to learn since round {rounds[-1]['round']}"], None
+    folder = round_folder(out, round_["round"]) / ADAPTER / RUN
+    tuning = run.tuning(config, folder, caption_tokens(round_))
+    return _lines(round_, is_begun=left is not None), tuning
+
+
+def _lines(round_: Round, *, is_begun: bool) -> list[str]:
+    corrected = sum(each["corrected"] for each in round_["held_out"])
+    held = f"{len(round_['held_out'])} held out, {corrected} of them corrected"
+    state = f"continues from {round_['phase']!r}" if is_begun else "is new"
+    lines = [
+        f"round {round_['round']} {state}: {counted(len(round_['examples']), 'caption')} to train "
+        f"on, {held}",
+        f"from {round_['previous'] or 'the model without an adapter'}",
+    ]
+    return [*lines, *differing_lines(round_)]

@@ -1,0 +1,147 @@
+"""Reads the records of the rounds of `penstock learn` from a run's folder."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from artifacts.json_shapes import (
+    MapOf,
+    Nullable,
+    OptionalField,
+    anything,
+    count,
+    moment,
+    number,
+    read_json,
+    text,
+)
+
+LEARN: Final = "learn"
+"""Folder of the rounds in a run's folder."""
+ROUND_RECORD: Final = "round.json"
+ADAPTER: Final = "adapter"
+"""Folder of a round's adapter."""
+CHOSEN, TRAINED, SCORED, RECAPTIONED, CARRIED, DONE = PHASES = (
+    "chosen",
+    "trained",
+    "scored",
+    "recaptioned",
+    "carried",
+    "done",
+)
+"""What of a round is done: examples chosen, adapter trained, adapter scored, captions made in the
+store, decisions kept under the new words, outputs written. A refused adapter ends after its
+score."""
+RUN_AGAIN = "Restore the file, or delete the folder of the round to leave the round out"
+
+
+def flag(value: Any) -> bool:
+    """Return whether a value is true or false."""
+    return isinstance(value, bool)
+
+
+EXAMPLE = {
+    **dict.fromkeys(("key", "features", "name", "prompt", "caption", "media_path"), text),
+    "start": number,
+    "corrected": flag,
+}
+SCORED_EXAMPLE = {"loss": number, "tokens": count, "exact": flag}
+ROUND = {
+    "round": count,
+    "phase": lambda value: value in PHASES,
+    "started": moment,
+    "digest": text,
+    "previous": text,
+    "settings": MapOf(anything),
+    "command": Nullable({"words": [text], "folder": text, "mac": OptionalField(text)}),
+    "examples": [EXAMPLE],
+    "held_out": [EXAMPLE],
+    "differing": [text],
+    "enough": flag,
+    "before": [SCORED_EXAMPLE],
+    "after": [SCORED_EXAMPLE],
+    "lower": count,
+    "accepted": flag,
+    "captions": count,
+    "changed": count,
+    "carried": count,
+}
+"""Shape of `round.json`. `before` and `after` are the scores of the held-out captions, in their
+order; `lower` counts the bootstrap samples in which the new adapter's loss is lower."""
+Round = dict[str, Any]
+
+
+def round_folder(out: Path, number: int) -> Path:
+    """Return the folder of a round."""
+    return out / LEARN / f"round-{number:03d}"
+
+
+def rounds_in(out: Path) -> list[Round]:
+    """Return the rounds of a run's folder, the last one last. Raises EnvironmentFault."""
+    paths = (out / LEARN).glob(f"round-*/{ROUND_RECORD}")
+    found = [read_json(path, ROUND, RUN_AGAIN, lambda value: value) for path in paths]
+    return sorted(found, key=lambda each: each["round"])
+
+
+def unfinished(rounds: Sequence[Round]) -> Round | None:
+    """Return the round that a killed process left; None if all ended."""
+    return rounds[-1] if rounds and rounds[-1]["phase"] != DONE else None
+
+
+def loss_of(scores: Sequence[Mapping[str, Any]]) -> float:
+    """Return the mean loss per token of scored captions."""
+    tokens = sum(each["tokens"] for each in scores)
+    return float(sum(each["loss"] for each in scores) / max(1, tokens))
+
+
+def corrections_of(round_: Round, name: str) -> list[Mapping[str, Any]]:
+    """Return the scores `before` or `after` of the held-out corrections; of all held-out captions
+    if none of them was corrected."""
+    pairs = list(zip(round_["held_out"], round_[name], strict=False))
+    return [score for example, score in pairs if example["corrected"]] or round_[name]
+
+
+def exact(scores: Sequence[Mapping[str, Any]]) -> int:
+    """Return the number of captions that were generated exactly."""
+    return sum(each["exact"] for each in scores)
+
+
+COLUMNS = ("round", "learned from", "held out", "loss", "exact", "adapter", "captions changed")
+
+
+def cells(round_: Round) -> tuple[str, ...]:
+    """Return a round as table cells."""
+    scores = [corrections_of(round_, name) for name in ("before", "after")]
+    losses, exacts = map(loss_of, scores), [str(exact(round_[n])) for n in ("before", "after")]
+    scored = bool(round_["after"])
+    return (
+        str(round_["round"]),
+        str(len(round_["examples"])),
+        str(len(round_["held_out"])),
+        " to ".join(f"{loss:.4f}" for loss in losses) if scored else "-",
+        " to ".join(exacts) if scored else "-",
+        verdict(round_),
+        str(round_["changed"]) if round_["accepted"] else "-",
+    )
+
+
+def verdict(round_: Round) -> str:
+    """Return what became of a round's adapter."""
+    if round_["phase"] != DONE:
+        return f"unfinished ({round_['phase']})"
+    if not round_["enough"]:
+        return "not accepted: too few corrections"
+    return "accepted" if round_["accepted"] else "not accepted: not better"
+
+
+def summary_json(rounds: Sequence[Round]) -> Iterator[dict[str, Any]]:
+    """Yield each round without its examples, for programs."""
+    for each in rounds:
+        kept = ("round", "phase", "started", "enough", "accepted", "lower", "captions", "changed")
+        scores = {
+            name: {"loss": loss_of(corrections_of(each, name)), "exact": exact(each[name])}
+            for name in ("before", "after")
+            if each[name]
+        }
+        counts = {"examples": len(each["examples"]), "held_out": len(each["held_out"])}
+        yield {**{name: each[name] for name in kept}, **counts, **scores}

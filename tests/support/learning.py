@@ -1,0 +1,161 @@
+"""Rounds of learning over made-up captions: media, store, journal, records and outputs are real,
+and only the model is spared."""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from artifacts.packs import Record, RecordSet
+from artifacts.store import FolderStore
+from flows.console.display import Display
+from flows.learning import learn as module
+from flows.learning.learn import learn
+from flows.learning.result import Learned
+from flows.machine.launch import StageCall
+from flows.options.commands import CaptionConfig
+from flows.options.learn import LearnConfig, RecordedRun
+from flows.results.rounds import rounds_in
+from flows.results.run_result import RunResult
+from flows.reviewing.captions import ReviewedCaptions
+from flows.running import sift_first
+from flows.running.run import caption
+from stages.decode.job import DecodeJob
+from stages.process.outcome import StageOutcome
+from tests.support.saying import ALL, Saying
+from tests.support.stand_ins import config_in
+
+PICTURES = 44
+Change = tuple[str | None, str]
+"""Text and review of a decision."""
+Decider = Callable[[int, str], Change | None]
+
+
+def style(text: str) -> str:
+    return f"clip: {text.lower().rstrip('.')}"
+
+
+def words(key: str, number: int) -> str:
+    """Return what the model says of a chunk after so many accepted rounds."""
+    return f"Model {number} sees {key[:8]}."
+
+
+def numbered(adapter: str) -> int:
+    """Return the number of the round that made an adapter; 0: none."""
+    return int(adapter.split("round-")[1][:3]) if adapter else 0
+
+
+def decide_in(out: Path, of: Decider) -> None:
+    """Decide on captions by their number and words; None: not."""
+    with closing(ReviewedCaptions(out)) as captions:
+        changes = [
+            {"of": key, "caption": change[0], "review": change[1]}
+            for at, (key, row) in enumerate(captions.rows.items())
+            if (change := of(at, row["said"])) is not None
+        ]
+        number = len(captions.journal.edits.every)
+        captions.apply({"id": f"{out} {number}", "does": "x", "changes": changes})
+
+
+class Pupil(Saying):
+    """Says of each chunk what the model says after a round."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def _make(self, call: StageCall, outcome: StageOutcome) -> None:
+        if call.name != "decode":
+            return super()._make(call, outcome)
+        assert isinstance(call.job, DecodeJob)
+        made = RecordSet(FolderStore(Path(call.job.store)), "captions", call.job.namespace)
+        for member in (m for batch in call.job.batches for m in batch):
+            said = words(member.key, self.number)
+            made.publish([Record(key=member.key, meta={"caption": said, "tokens": 1})])
+            outcome.items += 1
+        return None
+
+
+def said(config: CaptionConfig) -> RunResult:
+    """Caption with the model that the adapter stands for."""
+    number = numbered(config.adapter)
+    # The limit keeps the models' captions apart in the store, as an adapter's digest does.
+    known = replace(config, adapter="", max_new_tokens=256 + number, seed=number)
+    return caption(known, Display(quiet=True), Pupil(number).launcher)
+
+
+class School:
+    """A folder of captions, and the rounds that learn from its corrections."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder = root / "pictures"
+        folder.mkdir()
+        for shade in range(PICTURES):
+            picture = Image.fromarray(np.full((8, 8, 3), 5 * shade, np.uint8))
+            picture.save(folder / f"{shade:02}.png")
+        self.config = config_in(root, folder, format=ALL, temperature=0.5)
+        self.out = Path(self.config.out)
+        self.trained: list[dict[str, str]] = []
+        """Features → caption of each training."""
+        self.losses: Callable[[str], float] = lambda adapter: 0.5 ** numbered(adapter)
+        """Adapter → its loss per token."""
+        self.dies_in = ""
+        """What is killed: `train`, `score`, `recaption` or `write`."""
+        said(self.config)
+        monkeypatch.setattr(module, "train", self._train)
+        monkeypatch.setattr(module, "layout_of", lambda _: SimpleNamespace(rank=16))
+        monkeypatch.setattr(sift_first, "caption", self._caption)
+
+    def _dies(self, step: str) -> None:
+        if self.dies_in == step:
+            raise KeyboardInterrupt
+
+    def _caption(self, config: CaptionConfig, *_: Any) -> RunResult:
+        self._dies("write" if Path(config.out) == self.out else "recaption")
+        return said(config)
+
+    def _train(self, training: Any, _: Any, examples: Sequence[Any], run: Any, *__: Any) -> None:
+        out = Path(run.out).parent
+        self._dies("score" if training.validate_only else "train")
+        if training.validate_only:
+            (out / "run").mkdir(parents=True, exist_ok=True)
+            each = {"loss": 10 * self.losses(run.adapter), "tokens": 10, "exact": bool(run.adapter)}
+            (out / "run" / "score.json").write_text(json.dumps({"each": [each] * len(examples)}))
+            return
+        self.trained.append({each.features: each.caption for each in examples})
+        out.mkdir(parents=True, exist_ok=True)
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            (out / name).write_text(json.dumps(self.trained[-1]))
+
+    def decide(self, of: Decider, out: Path | None = None) -> None:
+        decide_in(out or self.out, of)
+
+    def used(self) -> CaptionConfig:
+        """Return the run with the last accepted adapter."""
+        used = [each["round"] for each in rounds_in(self.out) if each["accepted"]][-1:]
+        adapter = str(self.out / f"learn/round-{used[0]:03}/adapter") if used else ""
+        return replace(self.config, adapter=adapter)
+
+    def learn(self, **options: Any) -> Learned:
+        """Run a round after the last accepted one."""
+        run = RecordedRun(config=self.used())
+        return learn(LearnConfig(out=str(self.out), **options), run, Display(quiet=True))
+
+    def lines(self) -> list[dict[str, Any]]:
+        text = (self.out / "captions.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.split("\n")[:-1]]
+
+    def reviewed(self) -> dict[str, tuple[str, str]]:
+        """Return name → caption and review of each decided caption."""
+        return {
+            line["media_path"]: (line["caption"], line.get("review", ""))
+            for line in self.lines()
+            if line.get("review") or line.get("original")
+        }

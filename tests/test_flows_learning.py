@@ -1,0 +1,250 @@
+"""Rounds of `penstock learn`: what is learned from, when an adapter is accepted, and that decisions
+of a person stand under its words in every format."""
+
+import json
+import shutil
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.corrections import StoredEdits
+from artifacts.edits import EDITS, read_edits
+from artifacts.errors import UsageError
+from flows.learning.decisions import decisions_of
+from flows.learning.judging import divide, is_better, times_lower
+from flows.learning.preview import preview
+from flows.options.learn import LearnConfig, RecordedRun
+from flows.results.report.sections import rounds_facts
+from flows.results.rounds import rounds_in
+from flows.results.run_status import run_status
+from flows.reviewing.captions import ReviewedCaptions
+from tests.support.learning import PICTURES, Change, School, said, style
+from tests.support.saying import samples
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
+
+
+@pytest.fixture
+def school(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> School:
+    return School(tmp_path, monkeypatch)
+
+
+def mixed(at: int, text: str) -> Change | None:
+    """Correct the first 30, accept 10, reject one."""
+    if at < 30:
+        return style(text), "accepted" if at % 2 else ""
+    return (None, "accepted") if at < 40 else (None, "rejected") if at == 40 else None
+
+
+def test_each_decision_stands_in_every_format_after_two_rounds(school: School) -> None:
+    first = {line["media_path"]: line["caption"] for line in school.lines()}
+    school.decide(mixed)
+    result = school.learn()
+    assert result.round["accepted"] and result.exit_code == 0
+    assert f"{PICTURES} of {PICTURES} captions changed, 41 decisions kept" in result.line()
+    wanted = {
+        name: style(text) if at < 30 else text for at, (name, text) in enumerate(first.items())
+    }
+    school.decide(lambda at, text: (style(text), "accepted") if at >= 41 else None)
+    assert school.learn().round["accepted"]
+    lines = {line["media_path"]: line for line in school.lines()}
+    decided = list(first)[:40]
+    assert [lines[name]["caption"] for name in decided] == [wanted[name] for name in decided]
+    assert all(line["original"].startswith("Model 2") for line in list(lines.values())[:40])
+    rejected = lines[list(first)[40]]
+    assert (rejected["review"], rejected["caption"][:7]) == ("rejected", "Model 2")
+    for name in decided:
+        stem, text = name.removesuffix(".png"), wanted[name]
+        assert (school.out / f"{stem}.txt").read_text().strip() == text
+        assert all(text in (school.out / f"{stem}.{form}").read_text() for form in ("vtt", "srt"))
+    assert not (school.out / "40.txt").exists()
+    from pyarrow.parquet import read_table
+
+    tables = [read_table(school.out / "captions.parquet")["caption"].to_pylist()]
+    tables.append((school.out / "captions.csv").read_text().splitlines())
+    tables.append([sample["json"]["caption"] for sample in samples(school.config)])
+    for rows in tables:
+        assert all(any(wanted[name] in row for row in rows) for name in decided)
+    said(school.config)
+    assert [line["caption"] for line in school.lines()][:40] == [wanted[name] for name in decided]
+    said(replace(school.config, adapter="other/round-007/adapter"))
+    assert school.reviewed() == {}, "outside learn, no other model is corrected"
+
+
+def test_a_chunk_is_learned_once_and_what_is_held_out_never(school: School) -> None:
+    school.decide(mixed)
+    school.learn()
+    school.decide(lambda at, text: (style(text), "") if at > 40 else None)
+    school.learn()
+    one, two = rounds_in(school.out)
+    keys = [
+        [each["key"] for each in r[part]] for r in (one, two) for part in ("examples", "held_out")
+    ]
+    assert [len(part) for part in keys] == [32, 8, 34, 9]
+    assert all(len(set(part)) == len(part) for part in keys)
+    assert not {*keys[0], *keys[2]} & {*keys[1], *keys[3]}
+    assert set(keys[1]) <= set(keys[3]) and set(keys[0]) <= set(keys[2])
+    texts = [{each["key"]: each["caption"] for each in r["examples"]} for r in (one, two)]
+    assert texts[0].items() <= texts[1].items(), "carried decisions are the same examples"
+    assert sum(each["corrected"] for each in one["held_out"]) == 6
+    trained = school.trained[1]
+    assert sorted(trained.values()) == sorted(each["caption"] for each in two["examples"])
+
+
+def test_a_worse_adapter_is_refused_and_nothing_changes(school: School) -> None:
+    school.decide(mixed)
+    before = (school.out / "captions.jsonl").read_bytes(), (school.out / EDITS).read_bytes()
+    school.losses = lambda adapter: 1.01 if adapter else 1.0
+    result = school.learn()
+    assert not result.round["accepted"] and "not better" in result.line()
+    after = (school.out / "captions.jsonl").read_bytes(), (school.out / EDITS).read_bytes()
+    assert before == after
+    again = school.learn()
+    assert not again.is_new and "nothing new" in again.line() and len(school.trained) == 1
+    school.losses = lambda adapter: 0.5 if adapter else 1.0
+    assert school.learn(lr=1e-3).round["accepted"], "other options are another round"
+
+
+def test_too_few_are_not_enough_and_never_accepted_by_themselves(school: School) -> None:
+    with pytest.raises(UsageError, match=r"0 captions in .* corrected or accepted: 40 more"):
+        school.learn()
+    school.decide(lambda at, text: (style(text), "") if at < 12 else None)
+    with pytest.raises(UsageError, match=r"12 captions in .* corrected or accepted: 28 more"):
+        school.learn()
+    before = (school.out / "captions.jsonl").read_bytes()
+    result = school.learn(anyway=True)
+    assert not result.round["accepted"] and "too few corrections" in result.line()
+    assert (school.out / "captions.jsonl").read_bytes() == before
+    assert (len(result.round["examples"]), len(result.round["held_out"])) == (6, 6)
+
+
+def test_a_dry_run_tells_the_examples_and_writes_nothing(school: School) -> None:
+    school.decide(mixed)
+    before = sorted(school.out.rglob("*"))
+    lines, run = preview(LearnConfig(out=str(school.out)), RecordedRun(config=school.config))
+    assert lines[0] == ("round 1 is new: 32 captions to train on, 8 held out, 6 of them corrected")
+    assert run is not None and sorted(school.out.rglob("*")) == before
+
+
+@pytest.mark.parametrize("step", ["train", "score", "recaption", "write"])
+def test_a_round_continues_with_its_examples_after_a_kill_in_any_step(
+    school: School, step: str
+) -> None:
+    """What a person decides meanwhile is kept, too, and learned in the next round."""
+    school.decide(mixed)
+    school.dies_in = step
+    with pytest.raises(KeyboardInterrupt):
+        school.learn()
+    school.dies_in = ""
+    school.decide(lambda at, _: ("Later words.", "accepted") if at in (3, 42) else None)
+    result = school.learn()
+    assert result.round["accepted"] and len(rounds_in(school.out)) == 1
+    assert len(result.round["examples"]) + len(result.round["held_out"]) == 40
+    found = school.reviewed()
+    assert len(found) == 42 and found["03.png"] == found["42.png"] == ("Later words.", "accepted")
+    assert not (school.out / "learn/round-001/captions").exists()
+
+
+def test_undo_stops_at_a_round(school: School) -> None:
+    school.decide(mixed)
+    school.learn()
+    found = school.reviewed()
+    with closing(ReviewedCaptions(school.out)) as captions:
+        assert captions.steps()["undo"] == ""
+        captions.apply({"id": "u1", "does": "undo"})
+    school.decide(lambda at, _: ("Mine.", "") if at == 0 else None)
+    with closing(ReviewedCaptions(school.out)) as captions:
+        assert captions.steps()["undo"] == "x"
+        for number in range(3):
+            captions.apply({"id": f"u{2 + number}", "does": "undo"})
+        edits, stored = captions.edits(), StoredEdits(Path(school.config.store))()
+        assert edits == {key: stored[key] for key in edits}, "the store undoes as much"
+    said(school.used())
+    assert school.reviewed() == found
+
+
+def test_journals_of_copies_are_added_and_differences_left_out(
+    school: School, tmp_path: Path
+) -> None:
+    copies = [tmp_path / "one", tmp_path / "two"]
+    for copy in copies:
+        shutil.copytree(school.out, copy)
+        record = json.loads((copy / "run.json").read_text())
+        record["plan"]["store"] = ""  # of another machine
+        (copy / "run.json").write_text(json.dumps(record))
+    school.decide(lambda at, text: (style(text), "") if at < 30 else None)
+    school.decide(lambda at, text: ("Other.", "") if at in (1, 40) else None, copies[0])
+    school.decide(
+        lambda at, text: (style(text), "") if at in (2, *range(30, 42)) else None, copies[1]
+    )
+    journals = tuple(str(copy / EDITS) for copy in copies)
+    result = school.learn(journal=journals)
+    assert result.round["differing"] == ["01.png", "40.png"]
+    assert len(result.round["examples"]) + len(result.round["held_out"]) == 29 + 11
+    found = school.reviewed()
+    assert "40.png" not in found and found["01.png"][0].startswith("clip: ")
+    assert found["41.png"][0].startswith("clip: model 0")
+    assert not school.learn(journal=journals).is_new, "their words of before the round are known"
+    with pytest.raises(UsageError, match="no such file"):
+        school.learn(journal=(str(tmp_path / "none.jsonl"),))
+
+
+def test_status_and_report_show_the_rounds(school: School) -> None:
+    assert "rounds" not in run_status(school.out) and rounds_facts([]) is None
+    school.decide(mixed)
+    school.learn()
+    (found,) = run_status(school.out)["rounds"]
+    assert (found["examples"], found["held_out"], found["accepted"]) == (32, 8, True)
+    assert found["before"]["loss"] > found["after"]["loss"]
+    facts = rounds_facts(rounds_in(school.out))
+    assert facts is not None
+    loss = facts["curves"][0]["series"][0]["points"]
+    assert [point[0] for point in loss] == [0, 40] and loss[0][1] > loss[1][1]
+    (row,) = facts["rows"]
+    assert row[:5] == ("1", "32", "8", "1.0000 to 0.5000", "0 to 8") and row[5] == "accepted"
+
+
+def example(number: int, *, corrected: bool) -> dict[str, Any]:
+    return {"key": f"{number:024x}", "corrected": corrected}
+
+
+def test_the_held_out_share_grows_by_stratum() -> None:
+    examples = [example(number, corrected=number % 4 == 0) for number in range(100)]
+    rounds: list[dict[str, Any]] = []
+    for count in (40, 60, 100):
+        trained, held = divide(examples[:count], rounds)
+        assert len(held) == max(8, count // 5) and len(trained) == count - len(held)
+        assert sum(each["corrected"] for each in held) == count // 20
+        rounds.append({"examples": trained, "held_out": held})
+    assert [len(part) for part in divide(examples[:1], [])] == [1, 0]
+
+
+def test_an_adapter_has_to_be_better_in_19_of_20_samples() -> None:
+    def scored(*after: float, exact: int = 0) -> dict[str, Any]:
+        score = {"tokens": 10, "exact": False}
+        new = [{**score, "loss": loss, "exact": at < exact} for at, loss in enumerate(after)]
+        found: dict[str, Any] = {
+            "held_out": [example(n, corrected=n < 6) for n in range(8)],
+            "before": [{**score, "loss": 10.0, "exact": at >= 6} for at in range(8)],
+            "after": new,
+        }
+        return {**found, "lower": times_lower(found, 0)}
+
+    assert scored(*[9.0] * 6, 10.0, 10.0)["lower"] == 20
+    assert is_better(scored(*[9.0] * 6, 10.0, 10.0, exact=2))
+    assert not is_better(scored(*[9.0] * 6, 10.0, 10.0)), "fewer exact ones"
+    assert not is_better(scored(*[9.0] * 6, 14.0, 14.0, exact=2)), "worse on accepted ones"
+    assert 0 < scored(5.0, *[10.9] * 5, 0, 0)["lower"] < 19
+    assert scored(*[11.0] * 6, 0, 0)["lower"] == 0
+
+
+def test_rejected_and_withdrawn_ones_are_no_examples(school: School) -> None:
+    school.decide(lambda at, text: (style(text), "") if at < 4 else None)
+    school.decide(lambda at, _: (None, "") if at == 0 else (None, "rejected") if at == 1 else None)
+    with closing(ReviewedCaptions(school.out)) as captions:
+        found = decisions_of(captions, (), ())
+    assert [each["media_path"] for each in found.examples] == ["02.png", "03.png"]
+    assert len(read_edits(school.out).now) == 4
