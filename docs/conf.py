@@ -22,6 +22,7 @@ NAVIGATION = {
         "docs/recipes/trainers",
         "docs/recipes/pipelines",
         "docs/recipes/datasets",
+        "docs/recipes/clusters",
     ],
     "Captions": [
         "docs/usage",
@@ -35,6 +36,7 @@ NAVIGATION = {
     "Labels, vectors, search": ["docs/labels", "docs/embed", "docs/search", "docs/sift"],
     "Models": [
         "docs/models",
+        "docs/endpoints",
         "docs/precision",
         "docs/export",
         "docs/graphs",
