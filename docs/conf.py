@@ -27,6 +27,7 @@ NAVIGATION = {
     "Captions": [
         "docs/usage",
         "docs/formats",
+        "docs/studio",
         "docs/report",
         "docs/review",
         "docs/learn",

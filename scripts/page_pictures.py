@@ -1,5 +1,6 @@
-"""Writes docs/report.png and docs/review.png: the demo clips captioned in short chunks within a
-budget, and the pages on that in a browser. Run from a clone, with Chromium and its driver.
+"""Writes docs/report.png, docs/review.png and docs/studio.png: the demo clips captioned in short
+chunks within a budget, and the pages on that in a browser. Run from a clone, with Chromium and its
+driver.
 
     python scripts/page_pictures.py [--to docs]
 """
@@ -7,6 +8,7 @@ budget, and the pages on that in a browser. Run from a clone, with Chromium and 
 import argparse
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,14 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 if TYPE_CHECKING:
     from tests.support.browser import Browser
 
-REPORT, REVIEW = (1120, 2040), (1120, 900)
+REPORT, REVIEW, STUDIO = (1120, 2040), (1120, 900), (1120, 1290)
 OPTIONS = ("--model=demo", "--chunk=1.5", "--fps=4", "--batch-size=16", "--memory=100MB")
 PENSTOCK = [sys.executable, "-m", "flows.cli.main"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def main() -> int:
-    """Write both pictures."""
+    """Write the pictures."""
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--to", type=Path, default=ROOT / "docs")
     to = given.parse_args().to
@@ -43,6 +45,8 @@ def main() -> int:
             save(of_report(browser), to / "report.png")
         with browsing(Path(folder) / "other-profile", REVIEW) as browser:
             save(of_review(browser, out), to / "review.png")
+        with browsing(Path(folder) / "third-profile", STUDIO) as browser:
+            save(of_studio(browser, Path(folder)), to / "studio.png")
     return 0
 
 
@@ -85,6 +89,27 @@ def of_review(browser: "Browser", out: Path) -> bytes:
         browser.press(*" And it is seen from above.", "\ue007")
         browser.wait("return document.querySelector('#saved').textContent === 'all saved'")
         browser.wait("return [...document.images].slice(0, 8).every(image => image.naturalWidth)")
+        browser.run("document.activeElement.blur(); scrollTo(0, 0)")
+        picture = browser.screenshot()
+        server.send_signal(signal.SIGTERM)
+    return picture
+
+
+def of_studio(browser: "Browser", folder: Path) -> bytes:
+    """Return a studio with a plan."""
+    shutil.copytree(ROOT / "penstock_demo" / "samples", folder / "films")
+    where = ["--out", "captions", "--store", "store", "--port", "0"]
+    command = [*PENSTOCK, "studio", "films", *where]
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as server:
+        assert server.stdout is not None
+        browser.open(server.stdout.readline().removeprefix("studio at ").strip())
+        browser.wait("return document.querySelector('#where button')")
+        browser.run("document.querySelector('#where button').click()")
+        browser.type("#memory", "1GiB")
+        browser.run("document.querySelector('#plan').click()")
+        browser.wait("return document.querySelector('#planned table')", seconds=60.0)
         browser.run("document.activeElement.blur(); scrollTo(0, 0)")
         picture = browser.screenshot()
         server.send_signal(signal.SIGTERM)

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ import pytest
 from artifacts.edits import read_edits
 from artifacts.errors import EnvironmentFault
 from artifacts.secret_files import own_secret
-from flows.results.recorded_command import is_own_command, signed_command
-from flows.reviewing.commands import confirmed, rewriting_of
+from flows.results.recorded_command import is_own_command, repeated, signed_command
+from flows.studio.confirming import confirmed
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.reports import media_file, said, write_run
@@ -33,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 EVIL = "http://evil.example"
 PAGES = ("page.html", "picture.svg", "drawn.svgz", "page.xhtml", "code.js", "page.mp4.htm")
-ADDRESS = re.compile(rb"review at http://127\.0\.0\.1:(\d+)/([0-9a-f]{32})/")
+ADDRESS = re.compile(rb"review at http://127\.0\.0\.1:(\d+)/([0-9a-f]{32})/run/([0-9a-f]{16})/")
 SECONDS = 60
 KEY_OF_NONE = "0" * 24
 
@@ -45,6 +44,7 @@ class Review:
     out: Path
     port: int
     word: str
+    run: str
 
     def ask(
         self,
@@ -52,17 +52,15 @@ class Review:
         path: str,
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
-        host: str | None = "127.0.0.1",
     ) -> Answer:
-        """Ask for a path below the word, or with `//` before it for that path, as it is written; a
-        `host` of None sends no such header."""
-        target = path[1:] if path.startswith("//") else f"/{self.word}{path}"
+        """Ask for a path below the word, as its page does."""
+        target = f"/{self.word}/{path[1:]}"
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
         with contextlib.closing(connection):
             connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
-            if host is not None:
-                connection.putheader("Host", host)
-            for name, value in (headers or {}).items():
+            connection.putheader("Host", "127.0.0.1")
+            own = {"Origin": "http://127.0.0.1", "X-Penstock-Token": self.word}
+            for name, value in {**own, **(headers or {})}.items():
                 connection.putheader(name, value)
             if body is not None:
                 connection.putheader("Content-Length", str(len(body)))
@@ -73,13 +71,25 @@ class Review:
             given = {name.lower(): value for name, value in found.getheaders()}
             return Answer(status=found.status, headers=given, body=found.read())
 
-    def edit(self, edit: Any, **headers: str) -> Answer:
+    def edit(self, edit: Any) -> Answer:
+        """Send an edit that is based on what is there."""
+        if isinstance(edit, dict):
+            self.base(edit)
         body = edit if isinstance(edit, bytes) else json.dumps(edit).encode()
-        return self.ask("POST", "/edits", body, {"Content-Type": "application/json", **headers})
+        headers = {"Content-Type": "application/json"}
+        return self.ask("POST", f"/run/{self.run}/edits", body, headers)
+
+    def base(self, edit: dict[str, Any]) -> None:
+        if edit.get("does") in ("undo", "redo"):
+            told = loaded(self.ask("GET", f"/run/{self.run}/history"))
+            edit["of"] = told["tops"][edit["does"]]
+        edits = self.captions["edits"]
+        for change in edit.get("changes", []):
+            change["was"] = edits.get(change.get("of"), {"caption": None, "review": ""})
 
     @property
     def captions(self) -> dict[str, Any]:
-        answer = self.ask("GET", "/captions")
+        answer = self.ask("GET", f"/run/{self.run}/captions")
         assert answer.status == 200
         return dict(loaded(answer))
 
@@ -93,6 +103,11 @@ class Review:
 
     def journal(self) -> bytes:
         return (self.out / "edits.jsonl").read_bytes()
+
+
+def review_at(out: Path, found: re.Match[bytes]) -> Review:
+    port, word, run = int(found[1]), found[2].decode(), found[3].decode()
+    return Review(out=out, port=port, word=word, run=run)
 
 
 def loaded(answer: Answer) -> Any:
@@ -121,88 +136,11 @@ def review(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Review]:
         assert process.stdout is not None
         found = ADDRESS.match(line := process.stdout.readline())
         assert found, line
-        yield Review(out=root / "out", port=int(found[1]), word=found[2].decode())
+        yield Review(
+            out=root / "out", port=int(found[1]), word=found[2].decode(), run=found[3].decode()
+        )
         process.send_signal(signal.SIGTERM)
         assert process.wait(SECONDS) == 0
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        *({"Origin": EVIL}, {"Origin": "null"}, {"Origin": ""}, {"Origin": "http://127.0.0.1:1"}),
-        *({"Origin": "http://127.0.0.1.evil.example"}, {"Sec-Fetch-Site": "cross-site"}),
-        *({"Sec-Fetch-Site": "same-site"}, {"Sec-Fetch-Site": "", "Origin": EVIL}),
-        {"Sec-Fetch-Site": "cross-site", "Origin": "http://127.0.0.1"},
-    ],
-)
-def test_a_page_of_another_site_does_nothing(review: Review, headers: dict[str, str]) -> None:
-    before = review.journal()
-    body = json.dumps(deed(review.key, "theirs")).encode()
-    for path, form in product(("/edits", "/files"), ("application/json", "text/plain")):
-        answer = review.ask("POST", path, body, {"Content-Type": form, **headers})
-        assert answer.status == 403 and "from another site" in loaded(answer)["error"]
-        assert not any(name.startswith("access-control") for name in answer.headers)
-    assert review.journal() == before
-
-
-@pytest.mark.parametrize(
-    "host",
-    [
-        *(None, "", "evil.example", "127.0.0.1.evil.example", "localhost.evil.example:{port}"),
-        *("evil.example@127.0.0.1", "127.0.0.1:{port}:80", "127.0.0.1:port"),
-        *("127.0.0.1, evil.example", "0.0.0.0:{port}", "2130706433", "[::1", "[::ffff:7f00:1]"),
-        "\xe9.example",
-    ],
-)
-def test_a_name_that_was_bound_to_this_machine_is_refused(review: Review, host: str | None) -> None:
-    before, host = review.journal(), host and host.format(port=review.port)
-    origin = {
-        "Content-Type": "application/json",
-        "Origin": f"http://{host}".encode("ascii", "replace").decode(),
-    }
-    body = json.dumps(deed(KEY_OF_NONE, "theirs")).encode()
-    asked = [
-        *(review.ask("GET", "/", host=host), review.ask("GET", "/captions", host=host)),
-        *(review.ask("GET", "/media/0", host=host), review.ask("GET", "//elsewhere", host=host)),
-        review.ask("POST", "/edits", body, origin, host=host),
-        review.ask("POST", "/files", b"", origin, host=host),
-    ]
-    assert {answer.status for answer in asked} <= {400, 421}
-    assert not any(review.word.encode() in answer.body for answer in asked)
-    assert review.journal() == before
-
-
-@pytest.mark.parametrize(
-    "host",
-    ["127.0.0.1", "127.0.0.1:{port}", "localhost:{port}", "LocalHost:9000", "[::1]:8080", "[::1]"],
-)
-def test_a_forwarded_port_is_this_machine(review: Review, host: str) -> None:
-    host = host.format(port=review.port)
-    assert review.ask("GET", "/", host=host).status == 200
-    asked = json.dumps({"id": os.urandom(4).hex(), "does": "undo"}).encode()
-    headers = {"Content-Type": "application/json", "Origin": f"http://{host}"}
-    assert review.ask("POST", "/edits", asked, headers, host=host).status == 200
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        *("/media/../../../etc/passwd", "/media/..%2f..%2fetc%2fpasswd", "/media//etc/passwd"),
-        *("/media/a.mp4", "/media/-1", "/media/0%00", "/media/1e0"),
-        *("/media/99999999999999999999", "/media/" + "9" * 5000, "/media/%D9%A0", "/media/8"),
-        *("/small/8", "/small/%F0%9D%9F%8E", "/small/1", "/captions/../../etc/passwd"),
-        *("/..//etc/passwd", "/static/app.js", "/run.json"),
-    ],
-)
-def test_an_odd_address_is_of_no_file(review: Review, path: str) -> None:
-    answer = review.ask("GET", path)
-    assert answer.status == 404 and b"root:" not in answer.body
-
-
-@pytest.mark.parametrize("at", ["nan", "inf", "-inf", "1e308", "-5", "x", "9" * 400, "0.1&at=7"])
-def test_a_picture_at_an_odd_time_is_one_or_none(review: Review, at: str) -> None:
-    answer = review.ask("GET", f"/small/0?at={at}")
-    assert (answer.status, answer.body[:2]) in {(200, b"\xff\xd8"), (404, b'{"')}
 
 
 @pytest.mark.parametrize(
@@ -214,33 +152,10 @@ def test_a_picture_at_an_odd_time_is_one_or_none(review: Review, at: str) -> Non
     ],
 )
 def test_an_odd_range_takes_no_more_than_the_file(review: Review, asked: str) -> None:
-    size = len(review.ask("GET", "/media/0").body)
-    answer = review.ask("GET", "/media/0", headers={"Range": asked})
+    size = len(review.ask("GET", f"/run/{review.run}/media/0").body)
+    answer = review.ask("GET", f"/run/{review.run}/media/0", headers={"Range": asked})
     assert answer.status in {200, 206, 400, 416}
     assert len(answer.body) <= 200 * size
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_what_could_run_is_never_a_page(review: Review, name: str) -> None:
-    answer = review.ask("GET", f"/media/{1 + PAGES.index(name)}")
-    assert answer.status == 200 and answer.body.startswith(b"<script>")
-    assert answer.headers["content-type"] == "application/octet-stream"
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["content-security-policy"].startswith("sandbox")
-    assert answer.headers["cross-origin-resource-policy"] == "same-origin"
-    assert review.ask("GET", f"/small/{1 + PAGES.index(name)}").status == 404
-
-
-def test_a_file_s_name_puts_nothing_into_the_headers(review: Review) -> None:
-    answer = review.ask("GET", f"/media/{1 + len(PAGES)}")
-    assert answer.status == 200 and "set-cookie" not in answer.headers
-    assert answer.headers["content-type"] == "video/mp4"
-
-
-def test_the_page_runs_no_code_but_its_own_and_lies_in_no_frame(review: Review) -> None:
-    policy = review.ask("GET", "/").headers["content-security-policy"]
-    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
-    assert "unsafe" not in policy and "*" not in policy and "http" not in policy
 
 
 @pytest.mark.parametrize(
@@ -269,7 +184,7 @@ def test_the_page_runs_no_code_but_its_own_and_lies_in_no_frame(review: Review) 
 def test_an_edit_that_is_none_is_refused_in_one_line(review: Review, body: Any) -> None:
     before = review.journal()
     if isinstance(body, dict):
-        body = json.dumps(body).replace("KEY", review.key).encode()
+        body = json.loads(json.dumps(body).replace("KEY", review.key))
     answer = review.edit(body)
     assert answer.status == 422
     told = loaded(answer)["error"]
@@ -283,23 +198,16 @@ def test_a_body_of_megabytes_is_refused_and_the_next_is_read(review: Review) -> 
     with contextlib.suppress(ConnectionError, http.client.HTTPException):
         assert review.edit(b" " * ((64 << 20) + 2)).status == 422
     assert review.journal() == before
-    assert (
-        review.edit(b" " * (8 << 20) + json.dumps(deed(review.key, "long")).encode()).status == 200
-    )
+    long = deed(review.key, "long")
+    review.base(long)
+    assert review.edit(b" " * (8 << 20) + json.dumps(long).encode()).status == 200
     assert review.edit({"id": "long-back", "does": "undo"}).status == 200
-
-
-def test_a_form_of_another_page_is_no_edit(review: Review) -> None:
-    before, body = review.journal(), json.dumps(deed(review.key, "theirs")).encode()
-    for form in ("", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
-        assert review.ask("POST", "/edits", body, {"Content-Type": form}).status == 422
-    assert review.journal() == before
 
 
 def test_another_method_does_nothing(review: Review) -> None:
     asked = {"Origin": EVIL, "Access-Control-Request-Method": "POST"}
     for method in ("GET", "PUT", "DELETE", "PATCH", "TRACE", "OPTIONS"):
-        answer = review.ask(method, "/edits", headers=asked)
+        answer = review.ask(method, f"/run/{review.run}/edits", headers=asked)
         assert answer.status == 405
         assert not any(name.startswith("access-control") for name in answer.headers)
 
@@ -322,42 +230,13 @@ def test_what_a_person_writes_stays_as_it_is(review: Review, caption: str) -> No
     assert review.edit({"id": os.urandom(8).hex(), "does": "undo"}).status == 200
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        *("//", "//captions", "//%2e/{word}/", "//{word}x/captions", "//{short}/captions"),
-        *("//{upper}/captions", "//{other}/captions", "//captions?word={word}"),
-        "///{word}/captions",
-    ],
-)
-def test_without_the_word_nothing_is_found(review: Review, path: str) -> None:
-    word = review.word
-    other = word[:-1] + ("0" if word[-1] != "0" else "1")
-    upper = word.upper() if word.upper() != word else f"{word[:-1]}X"
-    path = path.format(word=word, short=word[:-1], upper=upper, other=other)
-    with_it = {"Cookie": f"word={word}", "Referer": f"http://127.0.0.1/{word}/"}
-    for method, body in (("GET", None), ("POST", b"{}")):
-        answer = review.ask(method, path, body, with_it)
-        assert answer.status in {404, 405} and word.encode() not in answer.body
-
-
-def test_two_tabs_that_edit_one_caption_take_turns(review: Review) -> None:
-    key, start = review.key, review.caption()
-    for caption in ("first tab", "second tab"):
-        assert review.edit(deed(key, caption, name=f"tab {caption}")).status == 200
-    assert loaded(review.edit(deed(key, "first tab", name="tab first tab")))["edits"] == {}, "once"
-    assert review.caption() == "second tab"
-    for number, left in enumerate(("first tab", start)):
-        assert review.edit({"id": f"tabs {number}", "does": "undo"}).status == 200
-        assert review.caption() == left
-
-
-def test_twenty_edits_at_once_are_each_a_line(review: Review) -> None:
+def test_of_twenty_edits_at_once_each_is_a_line_or_refused(review: Review) -> None:
     key, lines = review.key, review.journal().count(b"\n")
     with ThreadPoolExecutor(10) as pool:
         asked = [deed(key, f"at once {n}", name=f"at once {n}") for n in range(20)]
-        assert {answer.status for answer in pool.map(review.edit, asked)} == {200}
-    assert review.journal().count(b"\n") == lines + 20
+        found = [answer.status for answer in pool.map(review.edit, asked)]
+    assert set(found) <= {200, 409} and found.count(200)
+    assert review.journal().count(b"\n") == lines + found.count(200)
     last = json.loads(review.journal().splitlines()[-1])
     assert review.caption() == last["changes"][0]["caption"]
 
@@ -365,7 +244,7 @@ def test_twenty_edits_at_once_are_each_a_line(review: Review) -> None:
 def test_a_body_that_never_ends_keeps_nobody_else_waiting(review: Review) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", review.port, timeout=SECONDS)
     with contextlib.closing(connection):
-        connection.putrequest("POST", f"/{review.word}/edits")
+        connection.putrequest("POST", f"/{review.word}/run/{review.run}/edits")
         connection.putheader("Content-Type", "application/json")
         connection.putheader("Content-Length", "1000000")
         connection.endheaders(b'{"id": ')
@@ -395,7 +274,7 @@ class AtTerminal(Dialogue):
     def review(self) -> Review:
         found = self.shows(ADDRESS.pattern.decode() + "\r\n", SECONDS)
         assert found, self.text
-        return Review(out=self.out, port=int(found[1]), word=found[2])
+        return Review(out=self.out, port=int(found[1]), word=found[2], run=found[3])
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
@@ -405,22 +284,25 @@ class AtTerminal(Dialogue):
 
 
 def told_of_files(review: Review) -> dict[str, Any]:
-    assert review.ask("POST", "/files", b"").status == 200
+    """Return what came of the button that writes files: an error, or its run."""
+    path, form = f"/run/{review.run}/write", {"Content-Type": "application/json"}
+    answer = review.ask("POST", path, b"{}", form)
+    if answer.status != 200:
+        assert answer.status == 422
+        return dict(loaded(answer))
     until = time.monotonic() + SECONDS
-    while (found := loaded(review.ask("GET", "/files")))["runs"]:
+    while True:
+        (found,) = loaded(review.ask("GET", "/runs"))["runs"]
+        if found["state"] not in ("queued", "starting", "running"):
+            return dict(found)
         assert time.monotonic() < until
         time.sleep(0.1)
-    assert isinstance(found, dict)
-    return found
 
 
 @pytest.fixture
 def help_run(tmp_path: Path) -> Path:
     """A run whose command only tells what it can do."""
     return run_folder(tmp_path, ["caption", "--help"], str(tmp_path))
-
-
-NOTHING = {"can": False, "runs": False, "failed": False, "said": ""}
 
 
 @pytest.mark.parametrize("answer", [b"y\n", b"n\n", b"\n", b"yess\n"])
@@ -431,9 +313,9 @@ def test_only_a_yes_at_the_terminal_runs_what_was_shown(help_run: Path, answer: 
     assert started.end() == 0 and "Traceback" not in started.text
     if answer == b"y\n":
         assert "penstock caption --help" in started.text
-        assert told["can"] and not told["failed"] and told["said"]
+        assert (told["kind"], told["state"]) == ("write", "done")
     else:
-        assert told == NOTHING
+        assert "not written by a command of this user" in told["error"]
 
 
 def test_who_is_asked_may_leave(help_run: Path) -> None:
@@ -450,7 +332,7 @@ def test_the_question_shows_all_of_the_command_and_nothing_that_a_terminal_obeys
     words.append("--device=\x9b2J")
     started = AtTerminal(run_folder(tmp_path, words, "/nowhere"))
     started.say(b"n\n")
-    assert not told_of_files(started.review())["can"]
+    assert told_of_files(started.review())["error"]
     assert started.end() == 0
     shown = started.text.split("would run this:")[1].split("\r\n")[1]
     assert "cd /nowhere && penstock caption" in shown and "--device" in shown
@@ -465,7 +347,7 @@ def test_a_command_too_long_to_be_read_is_not_asked_about(tmp_path: Path) -> Non
     finally:
         assert started.end() == 0
     assert "[y/N]" not in started.text
-    assert "Write files is off" in started.text and not told["can"]
+    assert "Write files is off" in started.text and told["error"]
 
 
 def test_without_a_terminal_nothing_runs(help_run: Path) -> None:
@@ -477,11 +359,13 @@ def test_without_a_terminal_nothing_runs(help_run: Path) -> None:
         process.stdin.flush()
         found = ADDRESS.match(process.stdout.readline())
         assert found
-        review = Review(out=help_run, port=int(found[1]), word=found[2].decode())
+        review = Review(
+            out=help_run, port=int(found[1]), word=found[2].decode(), run=found[3].decode()
+        )
         told = told_of_files(review)
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=SECONDS)
-    assert told == NOTHING
+    assert "not written by a command of this user" in told["error"]
     assert b"Write files is off" in said and b"penstock caption --help" in said
 
 
@@ -529,6 +413,6 @@ def test_a_command_that_was_changed_does_not_run(tmp_path: Path, changed: dict[s
 def test_a_command_of_this_user_runs_without_what_lets_code_in(tmp_path: Path) -> None:
     command = signed_command([*WORDS, "--trust-remote-code", "--prefect"], "/clips")
     assert is_own_command(command) and confirmed(command, tmp_path) == command
-    assert rewriting_of(command).words == WORDS
+    assert repeated(command["words"]) == WORDS
     assert confirmed(signed_command(["export", "m"], "/"), tmp_path) is None
     assert confirmed(None, tmp_path) is None

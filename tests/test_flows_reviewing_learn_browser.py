@@ -21,10 +21,8 @@ from tests.support.reviewing import WORDS, Reviewing, choose, correct, shown, wa
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 CLIPS, CORRECTED = 60, 40
-MARGINS = (
-    "return [...document.querySelectorAll('.row')].map(e => e.row.row.margin)"
-    ".filter(margin => margin !== null)"
-)
+MARGINS = "return page.flat.map(({row}) => row.margin)"
+SHOWN = "return page.flat.map(({row}) => words(row))"
 LEARNED = "return document.querySelector('#learn-told').textContent"
 
 
@@ -86,14 +84,14 @@ def test_what_was_corrected_is_learned_at_the_press_of_a_button(tmp_path: Path) 
             wait_saved(browser)
             choose(browser, "filter", "open")
         browser.run("document.querySelector('#learn').click()")
-        browser.wait(LEARNED + ".startsWith('learning')")
+        browser.wait(LEARNED + ".startsWith('penstock learn ')")
         told = browser.wait(f"{LEARNED}.startsWith('round 1') && {LEARNED[7:]}", seconds=900.0)
         (found,) = rounds_in(out)
         assert found["accepted"] and len(found["examples"]) + len(found["held_out"]) == 45
         assert "learned from 36 captions: loss per token" in told and "→" in told
         assert f"{found['changed']} of {CLIPS} captions changed" in told
         choose(browser, "filter", "learned")
-        changed = browser.run(WORDS)
+        changed = browser.run(SHOWN)
         assert len(changed) == found["changed"] > 0
         assert any(text.startswith("seen here:") for text in changed)
         assert browser.run("return document.querySelector('.before').textContent")

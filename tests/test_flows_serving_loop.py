@@ -60,15 +60,32 @@ def test_the_event_loop_of_a_review_waits_for_none_either(tmp_path: Path) -> Non
             assert process.stdout is not None
             address = urlsplit(process.stdout.readline().split()[-1])
             server = Serving(port=address.port or 0, process=process, log=book)  # type: ignore[arg-type]
-            word = address.path
-            assert server.ask("GET", word).status == 200
-            for path in ("media/0", "small/0?at=1", "files", "captions"):
-                assert server.ask("GET", word + path).status == 200, path
-            change = {"of": of, "caption": "A person's words.", "review": "accepted"}
+            word, _, run = address.path.strip("/").split("/")
+            for path in (
+                "media/0",
+                "small/0?at=1",
+                "captions",
+                "history",
+                "again",
+                "sets",
+                "teach",
+            ):
+                answer = server.ask("GET", f"/{word}/run/{run}/{path}")
+                assert answer.status == 200, path
+            for path in ("", "start", "files", "runs"):
+                assert server.ask("GET", f"/{word}/{path}").status == 200, path
+            was = {"caption": None, "review": ""}
+            change = {"of": of, "caption": "A person's words.", "review": "accepted", "was": was}
             edit = {"id": "1", "does": "correct", "changes": [change]}
-            headers = {"Content-Type": "application/json"}
-            answer = server.ask("POST", f"{word}edits", json.dumps(edit).encode(), headers)
-            assert answer.status == 200, answer.body
+            origin = f"http://127.0.0.1:{address.port}"
+            headers = {"Content-Type": "application/json", "X-Penstock-Token": word}
+            for path, body in (
+                (f"run/{run}/edits", edit),
+                ("words", {"values": {"out": str(out)}}),
+            ):
+                given = {**headers, "Origin": origin}
+                answer = server.ask("POST", f"/{word}/{path}", json.dumps(body).encode(), given)
+                assert answer.status == (422 if path == "words" else 200), answer.body
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)

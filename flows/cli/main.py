@@ -113,6 +113,7 @@ COMMANDS = {
     "tune": ("train an adapter on your captions", "tune_options:add_tune_options"),
     "learn": ("train on corrected captions, and caption again", "tune_options:add_learn_options"),
     "serve": ("serve labels, search and captions over HTTP", "serve_options:add_serve_options"),
+    "studio": ("do all of it in one page", "small_options:add_studio"),
     "status": ("print the progress of a run", "small_options:add_status"),
     "report": ("write an HTML report of a run", "small_options:add_report"),
     "review": ("correct and accept captions", "small_options:add_review"),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 def review_command(given: argparse.Namespace) -> int:
     """Serve the review until it is stopped, and return 0. Raises UsageError, EnvironmentFault."""
-    from flows.reviewing.server import review
+    from flows.cli.studio_command import config_of
+    from flows.studio.server import review
 
-    review(Path(given.out), given.port, given.order)
+    review(Path(given.out), given.port, given.order, config_of)
     return 0

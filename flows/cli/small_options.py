@@ -4,7 +4,7 @@ import argparse
 
 from flows.cli.options import add_caption_options, add_running_options
 from flows.cli.train_options import add_train_options
-from flows.options.model import PRECISIONS
+from flows.options.model import PRECISIONS, STORE_HELP
 from flows.pipelines import PURPOSES
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -50,6 +50,21 @@ def add_review(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--order", choices=ORDERS, default=ORDERS[0], help="order of the captions [%(default)s]"
     )
+
+
+def add_studio(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", nargs="?", default=".", help="folder of media [.]")
+    add("--out", default="penstock-out", metavar="DIR", help="output folder [%(default)s]")
+    add(
+        "--root",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="another folder that the page may show; repeatable",
+    )
+    add("--store", default="", metavar="DIR", help=STORE_HELP)
+    add("--port", type=int, default=8010, metavar="P", help="port; 0: any free port [%(default)s]")
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:

@@ -187,6 +187,11 @@ class ForkedOnGpu:
             self.running = fresh
         return self.running.wait()
 
+    def wait_for_exit(self, seconds: float) -> bool:
+        """Wait at most so many seconds. Return whether the process has ended."""
+        ended = getattr(self.running, "wait_for_exit", None)
+        return ended is None or bool(ended(seconds))
+
     def stop(self) -> None:
         self.running.stop()
 

@@ -133,6 +133,19 @@ class OutputCounts:
         }
 
 
+def write_captions(job: Job) -> None:
+    """Write the captions that are stored by now, and no other output."""
+    counts: list[int] = []
+
+    def rows() -> Iterator[Caption]:
+        for captions in captions_by_file(job):
+            counts.append(len(captions))
+            yield from captions
+
+    write_jsonl(job.out / "captions.jsonl", rows())
+    write_text(job.out / "media.jsonl", media_lines([g[0][0] for g in job.by_file], counts))
+
+
 def write_outputs(job: Job, *, last: bool) -> OutputCounts:
     """Write the requested output files, and update those of an earlier run.
 

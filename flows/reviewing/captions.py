@@ -254,7 +254,7 @@ class ReviewedCaptions:
             medium["gone"] = False
         path = path_of(place)
         # A copy on another machine, or in another cache folder, is fetched again.
-        known = is_copy(Path(path)) or "address" not in place
+        known = "address" not in place or is_copy(Path(path))
         self.places.append(path if known else place["address"])
         medium["number"] = len(self.places) - 1
         medium["captions"] = [self._row(line) for line in lines]

@@ -1,13 +1,14 @@
 """Reports stage events to the console and the run record. Starts no stage."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Half
 from artifacts.store import fault_of
 from flows.console.display import Display
@@ -22,7 +23,13 @@ from flows.machine.leases import Lease, leased
 from flows.pipelines import STAGES
 from flows.planning.ladder import Ladder
 from flows.planning.start import ladder_of
-from flows.results.outputs import existing_outputs, failure_of, media_paths_of, output_paths
+from flows.results.outputs import (
+    existing_outputs,
+    failure_of,
+    media_paths_of,
+    output_paths,
+    write_captions,
+)
 from flows.results.run_record import RunRecord
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stage_runner import StageRunner
@@ -58,6 +65,31 @@ def only_run_in(out: Path, doing: str, another: str) -> Iterator[None]:
         )
     with lock:
         yield
+
+
+class LiveCaptions:
+    """Writes the captions of a run while they are made, so that people can read and correct the
+    first ones meanwhile. It takes at most one part in SHARE of the time."""
+
+    SHARE = 20
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._made = 0
+        self._write_at = 0.0
+
+    def __call__(self) -> None:
+        """Write `captions.jsonl`, if there are new captions and it is time."""
+        began, ledger = time.monotonic(), self._job.ledger
+        if began < self._write_at:
+            return
+        ledger.refresh()
+        made = len(ledger["captions"].keys())
+        if made != self._made:
+            self._made = made
+            with contextlib.suppress(EnvironmentFault):  # a full disk, which the stage reports
+                write_captions(self._job)
+        self._write_at = began + self.SHARE * (time.monotonic() - began)
 
 
 OnBegin = Callable[[Job, RunRecord], None]
@@ -145,8 +177,9 @@ class RunObserver:
                 self._on_begin(job, record)
             self._ladder = ladder_of(job, self._on_rung_change)
             launcher = WithinBudget(launcher, job.budget, job.config, self.display.print_line)
+            live = LiveCaptions(job) if job.pipeline[-1].writes == "captions" else bool
             steps = StageRunner(
-                job, launcher, record, self._ladder, self.on_stage_start, fetch, lease
+                job, launcher, record, self._ladder, self.on_stage_start, fetch, lease, live
             )
             try:
                 yield PipelineRunner(job, steps, record, self.display.print_line)

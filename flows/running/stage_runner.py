@@ -39,7 +39,7 @@ from flows.planning.rungs import Rung
 from flows.planning.sizes import Estimate
 from flows.planning.start import choose, plan_start
 from flows.planning.times import times_of
-from flows.results.run_record import RunRecord
+from flows.results.run_record import REWRITE_SECONDS, RunRecord
 from flows.running.batches import next_work
 from flows.running.overlap import Overlap
 from flows.running.single_item import SingleItemFallback, too_large
@@ -136,8 +136,9 @@ class OneShotStage:
 
 
 class StageRunner:
-    """Runs the stages of one job. `on_start(stage, total, done)` is called before each start, and
-    `fetch(parts)` before each stage that uses weights."""
+    """Runs the stages of one job. `on_start(stage, total, done)` is called before each start,
+    `fetch(parts)` before each stage that uses weights, and `while_last()` now and then while the
+    last stage works."""
 
     def __init__(
         self,
@@ -148,8 +149,10 @@ class StageRunner:
         on_start: Callable[[str, int, int], None],
         fetch: Callable[[Collection[Part]], None],
         lease: Lease,
+        while_last: Callable[[], object] = bool,
     ) -> None:
         self._job = job
+        self._while_last = while_last
         self._first = job.pipeline[0]
         self.launcher = launcher
         self._record = record
@@ -345,6 +348,7 @@ class StageRunner:
         settings, error = settings_on(self._job.model, rung), None
         try:
             attention = settings.attention if settings else ""
+            self._wait_for_last(process, stage)
             self._finish(process, attention, batches[0][0].namespaces.precision)
         except CannotFit as caught:
             error = caught
@@ -357,6 +361,15 @@ class StageRunner:
         self._job.ledger.refresh()
         self._calls.seen |= process.outcome.notes.get("served", {})
         return process.outcome, error
+
+    def _wait_for_last(self, process: StageHandle, stage: StageSpec) -> None:
+        ended = getattr(process, "wait_for_exit", lambda _: True)
+        try:
+            while stage is self._job.pipeline[-1] and not ended(REWRITE_SECONDS):
+                self._while_last()
+        except BaseException:
+            process.stop()
+            raise
 
     def _stop_compiling(self, call: StageCall, error: PenstockError) -> bool:
         """Return whether a failed process may be repeated without compiled steps, which it compiled

@@ -95,7 +95,9 @@ def sampling_text(sampling: Mapping[str, Any]) -> str:
     return f"{pieces}, {sampling['fps']:g} fps, {sampling['max_frames']} frames at most{last_frame}"
 
 
-LARGE = frozenset(stage.writes for pipeline in KEPT_PIPELINES for stage in pipeline)
+THUMBNAILS = "thumbnails"
+"""Kind of the thumbnails that the studio keeps."""
+LARGE = frozenset((THUMBNAILS, *(s.writes for pipeline in KEPT_PIPELINES for s in pipeline)))
 """Kinds that take nearly all the space; the small others are deleted only after these."""
 KEPT = ("rebuilds", "scopes", "rungs", "rows", "precisions", "ways")
 """Kinds that are never deleted: a few kB of settings, rebuild records, and results of trials."""

@@ -93,7 +93,7 @@ CODE_NOT_RUN = {
 """What stands in Python that is only compiled, and the reason."""
 
 
-STAYING = ("penstock review ",)
+STAYING = ("penstock review ", "penstock studio ")
 """Commands that end when they are asked to."""
 
 ONCE = ("make demo", "penstock doctor --measure", "penstock caption VIDEOS/ --prefect")

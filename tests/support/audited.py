@@ -61,9 +61,9 @@ SYNCS = ("fsync", "fdatasync")
 
 def main(book: str, *words: str) -> int:
     from flows.cli import main as command
-    from flows.reviewing import server as reviewing
     from flows.serving import listening
     from flows.serving import server as serving
+    from flows.studio import server as studio
 
     for name in (*SYNCS, "write", "read", "pread", "pwrite", "writev", "readv", "sendfile"):
         watched(name)
@@ -74,7 +74,7 @@ def main(book: str, *words: str) -> int:
         begun.set()
         return real(listener)
 
-    for server in (serving, reviewing):
+    for server in (serving, studio):
         server.address_of = address_of  # type: ignore[attr-defined]
     try:
         return int(command.main(list(words)) or 0)

@@ -1,8 +1,12 @@
 """Looks at a page as a person would, by script: texts that overlap, that are faint, and what makes
 it wider than its window. It knows no page."""
 
+import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.support.browser import Browser
 
@@ -36,3 +40,32 @@ def unnamed(browser: Browser) -> Any:
 def asked_elsewhere(browser: Browser) -> Any:
     """Addresses of other servers that the page loaded something from."""
     return browser.run(SCRIPT + "return askedElsewhere()")
+
+
+AXE = "axe-core@4.10.2"
+SERIOUS = ("serious", "critical")
+
+
+def axe_script(folder: Path) -> str:
+    """The script of axe-core, from npm; skips the test where npm does not answer."""
+    try:
+        subprocess.run(
+            ["npm", "pack", AXE], cwd=folder, check=True, capture_output=True, timeout=120
+        )
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip(f"npm does not give {AXE}")
+    with tarfile.open(next(folder.glob("axe-core-*.tgz"))) as packed:
+        file = packed.extractfile("package/axe.min.js")
+        assert file is not None
+        return file.read().decode()
+
+
+def serious(browser: Browser, script: str) -> Any:
+    """What axe-core finds of serious and critical faults: its rule and the elements."""
+    return browser.run(
+        script
+        + ";const impacts = arguments[0]; return axe.run(document).then(found => found.violations"
+        ".filter(one => impacts.includes(one.impact))"
+        ".map(one => [one.id, one.nodes.map(node => node.html.slice(0, 200))]))",
+        SERIOUS,
+    )

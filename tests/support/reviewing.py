@@ -14,6 +14,9 @@ SAVED = "return document.querySelector('#saved').textContent"
 WORDS = "return [...document.querySelectorAll('.row .words')].map(e => e.textContent)"
 
 
+ADDRESS = re.compile(r"review at (http://127\.0\.0\.1:(\d+)/[0-9a-f]{32}/run/[0-9a-f]{16}/)\n")
+
+
 @dataclass
 class Reviewing:
     """A review that is going on, on one port whatever becomes of its server."""
@@ -30,7 +33,9 @@ class Reviewing:
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        found = re.fullmatch(r"review at (http://127\.0\.0\.1:(\d+)/[0-9a-f]{32}/)\n", line)
+        found = re.fullmatch(
+            r"review at (http://127\.0\.0\.1:(\d+)/[0-9a-f]{32}/run/[0-9a-f]{16}/)\n", line
+        )
         assert found, line
         assert self.address in ("", found[1]), "the page that is open would not find it"
         self.address, self.port = found[1], int(found[2])

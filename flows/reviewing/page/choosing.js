@@ -14,6 +14,7 @@ const FILTERS = {
   cut: ["cut for their length", row => row.cut],
   warned: ["with a warning", row => row.warnings.length > 0],
   learned: ["changed by learning", row => row.before !== undefined],
+  copies: ["copies of each other", row => row.group !== undefined],
   failed: ["files that failed", () => false],
 };
 
@@ -25,17 +26,24 @@ const SORTS = {
   name: ["by name", (one, other) => one.medium.name.localeCompare(other.medium.name, "en", {numeric: true})],
   longest: ["longest caption first", (one, other) => longest(other.rows) - longest(one.rows)],
   shortest: ["shortest caption first", (one, other) => shortest(one.rows) - shortest(other.rows)],
+  copies: ["copies side by side", (one, other) => (one.rows[0].group ?? Infinity) - (other.rows[0].group ?? Infinity) || 0],
   doubt: ["most doubtful first", null, row => row.margin ?? Infinity],
   teach: ["what teaches most first", null, row => ranks.get(row.key) ?? Infinity],
 };
 
+// A text as it is searched, kept with what it is of: making 50,000 takes most of a search.
+function low(of, text) {
+  if (of.lowOf !== text) Object.assign(of, {lowOf: text, low: text.toLowerCase()});
+  return of.low;
+}
+
 // Media with those of their captions that are asked for.
 function chosen(media, {filter, sort, sought}) {
-  const has = text => sought.every(word => text.toLowerCase().includes(word));
+  const has = (of, text) => { const found = low(of, text); return sought.every(word => found.includes(word)); };
   const passes = FILTERS[filter][1], [, order, place] = SORTS[sort];
   const found = media.map(medium => {
-    const named = sought.length > 0 && has(medium.name);
-    return {medium, rows: medium.captions.filter(row => passes(row) && (named || has(words(row))))};
+    const named = sought.length > 0 && has(medium, medium.name);
+    return {medium, rows: medium.captions.filter(row => passes(row) && (named || !sought.length || has(row, words(row))))};
   }).filter(({rows}) => rows.length);
   if (!place) return order ? found.sort(order) : found;
   // Each caption has a place of its own, so it gets a card of its own.

@@ -1,41 +1,27 @@
-// Learning from what was corrected: starts it, follows it, and shows what came of it.
+// Learning from what was corrected: starts it, and shows what came of it.
 
 class Learning {
   constructor(page) {
     this.page = page;
-    this.button = document.getElementById("learn");
     this.told = document.getElementById("learn-told");
   }
 
-  // What a page that was just loaded knows of it.
-  loaded({learn, rounds}) {
+  start() {
+    return tried(async () => {
+      await this.page.saving.all();
+      const {line} = await tell(`run/${RUN}/learn`, {});
+      this.before = new Map(this.chunks());
+      this.told.textContent = line;
+      this.page.runs.look();
+    });
+  }
+
+  // What data that was just loaded says of it: the last round, and which captions have other words now.
+  loaded({rounds}) {
     this.round = rounds.at(-1);
-    this.show(learn);
-  }
-
-  async start() {
-    await this.page.saving.all();
-    this.show(await (await fetch("learn", {method: "POST"})).json());
-  }
-
-  show({can, runs, failed, said}) {
-    this.button.disabled = !can || runs;
-    this.button.title = can ? "Train on what was corrected and accepted, and caption again: penstock learn"
-      : "This run was not made by a command of yours on this machine: run penstock learn yourself";
-    this.told.textContent = runs ? `learning… ${said}` : failed ? said : this.result();
-    this.told.className = failed ? "warning" : "";
-    if (runs) setTimeout(() => this.follow(), 500);
-  }
-
-  async follow() {
-    const state = await (await fetch("learn")).json();
-    if (state.runs) return this.show(state);
-    const before = new Map(this.chunks());
-    await this.page.load();
-    for (const [chunk, row] of this.chunks())
-      if (before.has(chunk) && before.get(chunk).said !== row.said) row.before = before.get(chunk).said;
-    this.page.show();
-    this.show(state);
+    this.told.textContent = this.result();
+    for (const [chunk, row] of this.before ? this.chunks() : [])
+      if (this.before.has(chunk) && this.before.get(chunk).said !== row.said) row.before = this.before.get(chunk).said;
   }
 
   chunks() {

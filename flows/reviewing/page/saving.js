@@ -45,18 +45,19 @@ class Saving {
     while (this.waiting.length) await new Promise(then => setTimeout(then, 50));
   }
 
-  // The answer; nothing where it is to be tried again.
+  // The answer; nothing where it is to be tried again. The server refuses an edit of a text that was changed meanwhile.
   async post(deed) {
     try {
-      const response = await fetch("edits", {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(deed)});
+      const response = await sent(`run/${RUN}/edits`, deed);
       const answer = await response.json();
-      if (response.ok || response.status === 422) {
+      if (response.ok || response.status === 422 || response.status === 409) {
         this.tries = 0;
+        if (response.status === 409) this.conflict = {deed, now: answer.now};
         return answer;
       }
       this.why = answer.error;
     } catch {
-      this.why = "the review has ended: run penstock review again, here nothing is lost";
+      this.why = "the review has ended: run the same command again, here nothing is lost";
     }
     this.tries += 1;
     this.told(this.waiting.length, this.tries, this.why);

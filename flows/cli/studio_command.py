@@ -1,0 +1,30 @@
+"""Implements `penstock studio`, which serves one page from a folder to captions until it is
+stopped."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from artifacts.errors import UsageError
+from flows.options.commands import CaptionConfig
+
+
+def studio_command(given: argparse.Namespace) -> int:
+    """Serve the studio until it is stopped, and return 0. Raises UsageError, EnvironmentFault."""
+    from flows.studio.server import studio
+
+    if not Path(given.folder).is_dir():
+        raise UsageError(f"{given.folder} is not a folder", hint="Name a folder of media")
+    studio(Path(given.folder), Path(given.out), given.root, given.store, given.port, config_of)
+    return 0
+
+
+def config_of(words: Sequence[str]) -> CaptionConfig:
+    """Return the configuration of a `caption` command. Raises UsageError."""
+    from flows.cli import options
+    from flows.cli.main import parse
+
+    try:
+        return options.config_of(parse(words), CaptionConfig)
+    except SystemExit as error:
+        raise UsageError("the recorded command is no run", hint="Run it yourself") from error

@@ -1,0 +1,172 @@
+"""Routes for the captions of one run: to read, edit, ask again and write them."""
+
+import asyncio
+import mimetypes
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+
+from artifacts.errors import PenstockError
+from flows.reviewing.captions import EditRefused
+from flows.serving.shown_media import shown_file
+from flows.studio.guard import JSON, json_of
+from flows.studio.run_captions import RunCaptions
+from flows.studio.runs import AGAIN, QueuedRun
+from flows.studio.session import Studio
+from flows.studio.sets import sets_in, unrejected
+from flows.studio.steps import FOLDER, MOST, RecordedCommand, answers_of
+from flows.studio.values import checked, line_of
+
+SHOWN = ("image/", "video/", "audio/")
+NUMBER = re.compile("[0-9]{1,9}")
+THUMBNAILS_AT_ONCE = 2
+FETCHED_AT_ONCE = 8
+
+
+class CaptionsRoutes:
+    """The captions of the runs that this studio knows."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        self._drawing = asyncio.Semaphore(THUMBNAILS_AT_ONCE)
+        self._fetching = asyncio.Semaphore(FETCHED_AT_ONCE)
+
+    def _captions(self, request: Request) -> RunCaptions:
+        """Return the captions of the run in a request's path. Raises UsageError."""
+        return self._studio.of(request.path_params["run"])
+
+    async def captions(self, request: Request) -> Response:
+        """Return what changed since a revision."""
+        captions = self._captions(request)
+        since = request.query_params.get("since", "")
+        pieces = await asyncio.to_thread(captions.body, since)
+        return StreamingResponse(iter(pieces), media_type=JSON)
+
+    async def edit(self, request: Request) -> Response:
+        """Apply an edit."""
+        captions, edit = self._captions(request), await json_of(request)
+        return JSONResponse(await asyncio.to_thread(captions.apply, edit))
+
+    async def history(self, request: Request) -> Response:
+        """Return the actions that can be undone, and what undo and redo would take."""
+        return JSONResponse(await asyncio.to_thread(self._captions(request).history))
+
+    async def ask(self, request: Request) -> Response:
+        """Put a second question about some captions into the queue."""
+        captions, given = self._captions(request), await json_of(request)
+        keys, changes = given.get("keys"), given.get("values")
+        if not isinstance(keys, list) or not isinstance(changes, dict) or len(keys) > MOST:
+            raise EditRefused(f"choose 1 to {MOST} captions")
+        run = await asyncio.to_thread(self._again, captions, [str(key) for key in keys], changes)
+        return JSONResponse({"id": run.id, "line": line_of(run.words)})
+
+    def _again(self, captions: RunCaptions, keys: list[str], changes: dict[str, Any]) -> QueuedRun:
+        paths = [path for path, _ in captions.paths(keys).values()]
+        out = captions.out / FOLDER / secrets.token_hex(8)
+        command = self._studio.command(captions.out)
+        words = command.again(checked(changes, self._studio.roots), paths, out)
+        return self._add(AGAIN, command, words, out, values=changes, about=keys)
+
+    def _add(
+        self, kind: str, command: RecordedCommand, words: list[str], out: Path, **more: Any
+    ) -> QueuedRun:
+        folder = str(command.folder)
+        run = QueuedRun(kind=kind, out=str(out), words=words, folder=folder, **more)
+        return self._studio.queue.add(run)
+
+    async def answers(self, request: Request) -> Response:
+        """Return the second answers of the model."""
+        return JSONResponse(await asyncio.to_thread(self._answers, self._captions(request)))
+
+    def _answers(self, captions: RunCaptions) -> dict[str, Any]:
+        found = []
+        for run in self._studio.queue.runs:
+            if run.kind == AGAIN and run.about_out == captions.out:
+                entry = {"id": run.id, "state": run.state, "error": run.error, "keys": run.about}
+                try:
+                    answers = answers_of(run, captions.paths(run.about))
+                except (EditRefused, PenstockError):
+                    answers = {}
+                found.append({**entry, "values": run.values, "answers": answers})
+        return {"again": found}
+
+    async def write(self, request: Request) -> Response:
+        """Put the same run into the queue once more, with other formats."""
+        captions, given = self._captions(request), await json_of(request)
+        run = await asyncio.to_thread(self._write, captions, given)
+        return JSONResponse({"id": run.id, "line": line_of(run.words)})
+
+    def _write(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
+        chosen = {"format": given.get("format"), "out": given.get("out")}
+        found = checked(chosen, self._studio.roots)
+        command, out = self._studio.command(captions.out), found.get("out")
+        words = command.writing(found.get("format", ()), out)
+        return self._add("caption" if out else "write", command, words, Path(out or captions.out))
+
+    async def learn(self, request: Request) -> Response:
+        """Put a round of learning into the queue."""
+        captions, _ = self._captions(request), await json_of(request)
+        words = ["learn", str(captions.out)]
+        command = await asyncio.to_thread(self._studio.command, captions.out)
+        run = await asyncio.to_thread(self._add, "learn", command, words, captions.out)
+        return JSONResponse({"id": run.id, "line": line_of(run.words)})
+
+    async def teach(self, request: Request) -> Response:
+        """Return the captions in the order in which they teach most."""
+        return JSONResponse(await asyncio.to_thread(self._captions(request).teach))
+
+    async def sets(self, request: Request) -> Response:
+        """Return what trainers will see of the data sets in the run's folder."""
+        captions = self._captions(request)
+
+        def found() -> list[dict[str, Any]]:
+            reviewed = captions.reviewed
+            return sets_in(captions.out, unrejected(reviewed.rows, reviewed.edits()))
+
+        return JSONResponse({"sets": await asyncio.to_thread(found)})
+
+    async def media(self, request: Request) -> Response:
+        """Return a media file, or a range of it."""
+        path = await self._local_path(request)
+        if path is None:
+            return JSONResponse({"error": "the file was moved or deleted"}, 404)
+        kind = mimetypes.guess_type(path.name)[0] or ""
+        # A folder may name any file: never serve one that a browser would run as a page.
+        plain = kind.startswith(SHOWN) and kind != "image/svg+xml"
+        return FileResponse(
+            path,
+            media_type=kind if plain else "application/octet-stream",
+            content_disposition_type="inline",
+            headers={"content-security-policy": "sandbox; default-src 'none'"},
+        )
+
+    async def small(self, request: Request) -> Response:
+        """Return a thumbnail of a medium: of a video, its frame at `at` seconds."""
+        path, at = await self._local_path(request), request.query_params.get("at", "")
+        try:
+            time = float(at) if at else None
+        except ValueError:
+            time = 0.0
+        drawn = None
+        if path is not None:
+            async with self._drawing:
+                drawn = await asyncio.to_thread(self._studio.thumbnails.get, path, time)
+        if drawn is None:
+            return JSONResponse({"error": "no thumbnail of this file"}, 404)
+        kept = {"cache-control": "private, max-age=600"}
+        return Response(drawn, media_type="image/jpeg", headers=kept)
+
+    async def _local_path(self, request: Request) -> Path | None:
+        """Return the local path of a medium, fetched if it is remote; None if it is gone."""
+        captions, number = self._captions(request), request.path_params["number"]
+        if not NUMBER.fullmatch(number):
+            return None
+        place = await asyncio.to_thread(captions.place, int(number))
+        if not place:
+            return None
+        async with self._fetching:
+            return await shown_file(place)

@@ -1,0 +1,1 @@
+"""Files of the studio's page."""

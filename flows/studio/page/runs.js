@@ -1,0 +1,70 @@
+// The queue: what runs, what waits, what ended, and why.
+
+const KINDS = {again: "asking again: ", write: "writing: ", learn: "learning: "};
+const ENDED = ["done", "failed", "interrupted", "died"];
+
+class Runs {
+  constructor({told, box, only}) {
+    Object.assign(this, {told, box, only, drawn: ""});
+    this.look();
+  }
+
+  async look() {
+    clearTimeout(this.waiting);
+    let wait = 2000;
+    try {
+      const {runs} = await ask("runs");
+      this.take(runs);
+      if (runs.some(({state}) => !ENDED.includes(state))) wait = 1000;
+    } catch { wait = 4000; }
+    this.waiting = setTimeout(() => this.look(), wait);
+  }
+
+  take(runs) {
+    this.runs = runs;
+    const shown = this.only ? runs.filter(run => run.run === this.only && !ENDED.includes(run.state)) : [...runs].reverse();
+    const now = JSON.stringify(shown);
+    if (now !== this.drawn) {
+      const focus = document.activeElement?.dataset?.act;
+      this.box.replaceChildren(...(shown.length || this.only ? shown.map(run => this.card(run)) : [el("p", {class: "quiet"}, "none yet")]));
+      if (focus) this.box.querySelector(`[data-act="${focus}"]`)?.focus();
+    }
+    this.drawn = now;
+    this.told?.(runs);
+  }
+
+  act(run, name, does) {
+    return button(name, () => tried(async () => this.take((await tell(`runs/${run.id}`, {do: does})).runs)), {"data-act": `${run.id} ${does}`});
+  }
+
+  card(run) {
+    const {status, state} = run, ended = ENDED.includes(state);
+    const stages = (status?.stages || []).filter(stage => stage.done + stage.pending > 0);
+    const waiting = state === "queued" ? "waits for the run before it" : state;
+    return el("article", {class: "card run", "aria-label": `Run ${run.name}`},
+      el("p", {}, el("span", {class: `badge ${state}`}, waiting), " ", el("b", {}, `${KINDS[run.kind] || ""}${run.name}`), " ",
+        el("span", {class: "quiet small"}, run.out)),
+      stages.length ? el("div", {class: "stages"}, stages.map(stage => this.stage(stage, status))) : null,
+      status ? el("p", {class: "quiet"}, `${counted(status.captions, "caption")} written, ${status.media.failed} of ${counted(status.media.total, "file")} failed`) : null,
+      run.said && !ended ? el("p", {class: "quiet"}, run.said) : null,
+      run.error && ended ? el("p", {class: "warning"}, run.error) : null,
+      (status?.failures || []).slice(0, 5).map(({media_path: path, message, hint}) => el("p", {class: "warning small"}, `${path}: ${message}. `, el("b", {}, hint))),
+      (status?.rungs || []).slice(-1).map(({stage, name, reason}) => el("p", {class: "quiet small"}, `${stage} runs with ${name} (${reason})`)),
+      el("details", {}, el("summary", {class: "quiet small"}, "Command"), el("code", {}, run.line)),
+      el("div", {class: "acts"},
+        this.only ? null : el("a", {href: `${HOME}run/${run.run}/`, "data-act": `${run.id} open`}, "Open its captions"),
+        ended ? null : this.act(run, "Stop", "stop"),
+        ended && state !== "done" ? this.act(run, "Go on", "go on") : null,
+        ended ? this.act(run, "Remove from the list", "remove") : null));
+  }
+
+  stage(stage, {budget}) {
+    const all = stage.done + stage.pending, rate = stage.rate_last_minute ?? stage.rate;
+    const peak = stage.taken_bytes || stage.peak_host_bytes;
+    return [el("span", {}, stage.name), el("progress", {max: all, value: stage.done, "aria-label": `${stage.name}: ${stage.done} of ${all}`}),
+      el("span", {class: "quiet"}, [`${stage.done.toLocaleString("en")} of ${stage.about ? "about " : ""}${all.toLocaleString("en")}`,
+        rate ? `${rate.toFixed(2)}/s` : "", stage.running && stage.seconds_left ? `${clock(stage.seconds_left)} left` : "",
+        peak ? `${size(peak)}${stage.planned_bytes ? `, planned ${size(stage.planned_bytes)}` : ""}${budget ? `, budget ${size(budget)}` : ""}` : "",
+        stage.failed ? `${stage.failed} failed` : ""].filter(Boolean).join(" · "))];
+  }
+}

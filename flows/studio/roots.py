@@ -1,0 +1,223 @@
+"""The files and folders that the page may name: those below the roots given at start."""
+
+import asyncio
+import filecmp
+import os
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import AsyncIterator, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.files import HALF
+from artifacts.store import fault_of
+from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, writable
+
+SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+SHOWN_FILES = 500
+"""Largest number of files of a folder that the page lists."""
+SHOWN_FOLDERS = 500
+COUNTED = 100_000
+"""Entries of a folder after which counting ends."""
+LONGEST_NAME = 200
+"""Largest number of bytes in an uploaded file's name."""
+LARGEST_FILE = 4 << 30
+LARGEST_UPLOADS = 64 << 30
+"""Largest size of all uploaded files of an output folder, in bytes."""
+WRITTEN_BYTES = 1 << 20
+RESERVE = 1 << 30
+"""Bytes of the disk that uploads leave free."""
+
+
+class Refused(UsageError):
+    """A value that the page may not send."""
+
+
+class Roots:
+    """Folders below which the page may name paths. Links are followed before they are checked."""
+
+    def __init__(self, folders: Iterable[str | Path]) -> None:
+        """Take the roots; relative paths are below the first."""
+        self.folders = tuple(dict.fromkeys(Path(os.path.realpath(each)) for each in folders))
+
+    def inside(self, given: str) -> Path:
+        """Return a path with its links resolved. Raises Refused unless it is below a root, and no
+        hidden file or folder."""
+        if "\0" in given or given.startswith("~"):
+            raise Refused(f"invalid path {given[:80]!r}", hint="Give a path below a root")
+        path = Path(os.path.realpath(os.path.join(self.folders[0], given)))
+        if not self.holds(path):
+            raise Refused(
+                f"{writable(str(path))} is outside the folders of this studio",
+                hint="Start `penstock studio` with --root and that folder",
+            )
+        return path
+
+    def holds(self, path: Path) -> bool:
+        """Return whether a resolved path is below a root, with no hidden part."""
+        return any(
+            path.is_relative_to(root)
+            and not any(part.startswith(".") for part in path.relative_to(root).parts)
+            for root in self.folders
+        )
+
+    def source(self, given: str, *, recursive: bool) -> Path:
+        """Return a folder or media file to be read. Raises Refused for anything else, such as a
+        list of other files, and for a folder with links that lead out of the roots."""
+        path = self.inside(given)
+        if path.is_dir():
+            for entry in _entries(path, recursive=recursive):
+                if entry.is_symlink() and not self.holds(Path(os.path.realpath(entry.path))):
+                    raise Refused(
+                        f"{writable(entry.path)} is a link out of the folders of this studio",
+                        hint="Start `penstock studio` with --root and the folder it leads to",
+                    )
+        elif path.suffix.lower() not in SUFFIXES or not path.is_file():
+            raise Refused(
+                f"{writable(str(path))} is no folder, image or video", hint="Choose one in the page"
+            )
+        return path
+
+    def listing(self, given: str) -> dict[str, Any]:
+        """Return the folders and media files in a folder, without hidden ones. Raises Refused,
+        EnvironmentFault."""
+        path = self.inside(given)
+        folders, media, count = list[dict[str, Any]](), list[str](), 0
+        try:
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+        except OSError as error:
+            raise fault_of(error, path) from error
+        for entry in entries:
+            there = Path(os.path.realpath(entry.path)) if entry.is_symlink() else Path(entry.path)
+            if entry.name.startswith(".") or not self.holds(there) or not _is_shown(entry.name):
+                continue
+            if there.is_dir():
+                if len(folders) < SHOWN_FOLDERS:
+                    folders.append({"name": entry.name, "media": media_in(there)})
+            elif there.suffix.lower() in SUFFIXES:
+                count += 1
+                if len(media) < SHOWN_FILES:
+                    media.append(entry.name)
+        above = path.parent
+        return {
+            "path": str(path),
+            "up": str(above) if self.holds(above) else None,
+            "folders": folders,
+            "media": media,
+            "count": count,
+        }
+
+
+def _is_shown(name: str) -> bool:
+    """Return whether a name can be sent as JSON."""
+    return writable(name) == name
+
+
+def _entries(folder: Path, *, recursive: bool) -> Iterator[os.DirEntry[str]]:
+    """Yield what is in a folder, also behind links to folders, each folder once."""
+    waiting, seen = [str(folder)], set[str]()
+    try:
+        while waiting:
+            if (real := os.path.realpath(waiting.pop())) in seen:
+                continue
+            seen.add(real)
+            with os.scandir(real) as entries:
+                for entry in entries:
+                    yield entry
+                    if recursive and entry.is_dir():
+                        waiting.append(entry.path)
+    except OSError as error:
+        raise fault_of(error, folder) from error
+
+
+def media_in(folder: Path) -> int:
+    """Return the number of media files directly in a folder; 0 if it is not readable."""
+    try:
+        with os.scandir(folder) as entries:
+            names = (entry.name for entry, _ in zip(entries, range(COUNTED), strict=False))
+            return sum(Path(name).suffix.lower() in SUFFIXES for name in names if name[0] != ".")
+    except OSError:
+        return 0
+
+
+async def upload(pieces: AsyncIterator[bytes], name: str, folder: Path) -> Path:
+    """Write an uploaded media file into a folder, under its own name or one like it. Raises
+    Refused, EnvironmentFault."""
+    _check_name(name)
+    half = await asyncio.to_thread(_HalfFile, name, folder)
+    try:
+        waiting = bytearray()
+        async for piece in pieces:
+            waiting += piece
+            if len(waiting) >= WRITTEN_BYTES:
+                await asyncio.to_thread(half.add, bytes(waiting))
+                waiting.clear()
+        return await asyncio.to_thread(half.end, bytes(waiting))
+    finally:
+        half.remove()
+
+
+class _HalfFile:
+    """An uploaded file under a temporary name. Its methods raise Refused and EnvironmentFault."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._name, self._folder, self._size = name, folder, 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._before = sum(e.stat().st_size for e in os.scandir(folder) if e.is_file())
+            handle, self._path = tempfile.mkstemp(dir=folder, prefix=HALF)
+        except OSError as error:
+            raise fault_of(error, folder) from error
+        self._file = os.fdopen(handle, "wb")
+
+    def add(self, piece: bytes) -> None:
+        self._size += len(piece)
+        if self._size > LARGEST_FILE or self._before + self._size > LARGEST_UPLOADS:
+            raise Refused(f"{self._name} is too large", hint="Copy it into a folder instead")
+        if shutil.disk_usage(self._folder).free < RESERVE:
+            raise EnvironmentFault("the disk is full", hint="Free some space")
+        try:
+            self._file.write(piece)
+        except OSError as error:
+            raise fault_of(error, self._folder) from error
+
+    def end(self, piece: bytes) -> Path:
+        """Give the complete file its name, durably."""
+        self.add(piece)
+        if not self._size:
+            raise Refused(f"{self._name} is empty", hint="Drop an image or a video")
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            return _placed(self._path, self._folder, self._name)
+        except OSError as error:
+            raise fault_of(error, self._folder) from error
+
+    def remove(self) -> None:
+        """Remove the temporary name."""
+        self._file.close()
+        os.unlink(self._path)
+
+
+def _check_name(name: str) -> None:
+    odd = any(unicodedata.category(letter)[0] == "C" for letter in name)
+    if odd or name.startswith(".") or {"/", "\\"} & {*name} or len(name.encode()) > LONGEST_NAME:
+        raise Refused(f"{name[:80]!r} is no name for a file", hint="Rename it")
+    if Path(name).suffix.lower() not in SUFFIXES:
+        raise Refused(f"{name} is neither image nor video by its name", hint="Drop media files")
+
+
+def _placed(half: str, folder: Path, name: str) -> Path:
+    """Give an uploaded file its name. A file of the same name stays; one of the same content is the
+    same file."""
+    for number in range(1, 1000):
+        place = folder / (name if number == 1 else f"{Path(name).stem}-{number}{Path(name).suffix}")
+        try:
+            os.link(half, place)
+            return place
+        except FileExistsError:
+            if filecmp.cmp(half, place, shallow=False):
+                return place
+    raise Refused(f"too many files are named {name}", hint="Rename it")

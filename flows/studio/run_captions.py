@@ -1,0 +1,256 @@
+"""Holds the captions of one run's folder for the page. It reads files again when they change. Each
+edit has a revision, so that other tabs see it, and no edit replaces a text it was not based on."""
+
+import json
+import secrets
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from artifacts.edits import REDO, UNDO, UNTOUCHED, Edit
+from artifacts.errors import PenstockError, UsageError
+from artifacts.json_shapes import (
+    Nullable,
+    OptionalField,
+    ShapeError,
+    check,
+    count,
+    read_jsonl,
+    text,
+)
+from artifacts.stamps import Stamp, stamp_of
+from flows.results.rounds import rounds_in, summary_json
+from flows.reviewing.captions import EditRefused, ReviewedCaptions
+from flows.reviewing.teaching import PooledFeatures, teach_ranking
+
+MARKS = {"path": text, "group": OptionalField(Nullable(count))}
+FILES = ("media.jsonl", "captions.jsonl", "failures.jsonl")
+TOGETHER = 500
+"""Media that are sent as one piece."""
+HISTORY = 200
+"""Largest number of actions that the page lists."""
+
+
+class Outdated(Exception):
+    """An edit that is based on an older text. `now` has the edits in force."""
+
+    def __init__(self, now: dict[str, Any]) -> None:
+        super().__init__("somebody changed it meanwhile")
+        self.now = now
+
+
+class RunCaptions:
+    """The captions of one folder. Its methods may be called on several threads."""
+
+    def __init__(
+        self, out: Path, order: str = "source", is_learning: Callable[[], bool] = bool
+    ) -> None:
+        """Take the folder of a run, the order in which its captions are shown at first, and whether
+        a model is learning from them."""
+        self.out = out
+        self._order, self._is_learning = order, is_learning
+        self._released: ExitStack | None = None
+        self._features = PooledFeatures()
+        self._lock = threading.RLock()
+        self._reviewed: ReviewedCaptions | None = None
+        self._stamps: tuple[Stamp | None, ...] = ()
+        self._media: list[bytes] = []
+        self._session = secrets.token_hex(4)
+        self._loads = 0
+        self._count = 0
+        self._changed: dict[str, int] = {}
+        """Key of a caption → number of its last edit."""
+        self._numbers: dict[str, int] = {}
+        """Key of a caption → number of its medium."""
+
+    def close(self) -> None:
+        """Close the journal, so that others can write it."""
+        with self._lock:
+            if self._reviewed is not None:
+                self._reviewed.close()
+            self._reviewed = None
+
+    @property
+    def reviewed(self) -> ReviewedCaptions:
+        """Return the captions as they are on the disk now. Raises PenstockError."""
+        with self._lock:
+            self._load()
+            if self._reviewed is None:
+                raise UsageError(f"{self.out} has no captions yet", hint="Wait for the run")
+            return self._reviewed
+
+    def follow_learning(self) -> None:
+        """Leave the journal to a model that learns, and take it back afterwards."""
+        with self._lock:
+            learning = self._is_learning()
+            if learning and self._released is None and self._reviewed is not None:
+                self._released = ExitStack()
+                self._released.enter_context(self._reviewed.released())
+            elif not learning and self._released is not None:
+                self._released.close()
+                self._released, self._stamps = None, ()
+
+    def _load(self) -> None:
+        self.follow_learning()
+        stamps = tuple(_stamp(self.out / name) for name in FILES)
+        if stamps == self._stamps or not any(stamps):
+            return
+        if self._reviewed is None:
+            try:
+                self._reviewed = ReviewedCaptions(self.out)
+            except UsageError:
+                return  # nothing is written yet
+        else:
+            self._reviewed.load()
+        self._stamps = stamps
+        self._loads += 1
+        media, groups = self._reviewed.media, groups_in(self.out)
+        for medium in media if groups else ():
+            if (group := groups.get(self._reviewed.places[medium["number"]])) is not None:
+                for row in medium["captions"]:
+                    row["group"] = group
+        self._numbers = {row["key"]: m["number"] for m in media for row in m["captions"]}
+        pieces = (media[at : at + TOGETHER] for at in range(0, len(media), TOGETHER))
+        self._media = [_json(piece)[1:-1] for piece in pieces]
+        media.clear()  # most of what 50,000 captions take; the page has it
+
+    def place(self, number: int) -> str:
+        """Return the path or address of a medium; empty if there is none."""
+        with self._lock:
+            if self._reviewed is None:
+                self._load()
+            places = self._reviewed.places if self._reviewed is not None else []
+            return places[number] if number < len(places) else ""
+
+    def paths(self, keys: list[str]) -> dict[str, tuple[str, float]]:
+        """Return the medium and the start of these captions. Raises EditRefused."""
+        with self._lock:
+            reviewed = self.reviewed
+            if not keys or not all(key in reviewed.rows for key in keys):
+                raise EditRefused("these captions are no longer in the run: reload the page")
+            starts = {key: reviewed.rows[key]["start"] for key in keys}
+            return {key: (reviewed.places[self._numbers[key]], starts[key]) for key in keys}
+
+    def body(self, since: str) -> list[bytes]:
+        """Return what changed since a revision, as pieces of JSON: everything, only edits, or
+        nothing. Raises PenstockError."""
+        with self._lock:
+            self._load()
+            reviewed = self._reviewed
+            revision = f"{self._session}-{self._loads}-{self._count}"
+            head: dict[str, Any] = {"revision": revision, "name": self.out.absolute().name}
+            if reviewed is None:
+                return [_json({**head, "media": [], "failures": [], "edits": {}, "empty": True})]
+            base, _, count = since.rpartition("-")
+            if base == f"{self._session}-{self._loads}" and count.isdigit():
+                now = reviewed.edits() if int(count) < self._count else {}
+                changed = [key for key, number in self._changed.items() if number > int(count)]
+                head["edits"] = {key: _edit(now.get(key, UNTOUCHED)) for key in changed}
+                return [_json({**head, **reviewed.steps()})]
+            rest = {
+                **head,
+                "prefix": _prefix(reviewed),
+                "suffix": reviewed.suffix,
+                "failures": reviewed.failures,
+                "order": self._order,
+                "rounds": [*summary_json(rounds_in(self.out))],
+                "edits": {key: _edit(edit) for key, edit in reviewed.edits().items()},
+                **reviewed.steps(),
+            }
+            media = [piece for each in self._media for piece in (b",", each)][1:]
+            return [b'{"media":[', *media, b"],", _json(rest)[1:]]
+
+    def teach(self) -> dict[str, Any]:
+        """Return the keys of the captions in the order `teach`. Raises PenstockError."""
+        with self._lock:
+            return teach_ranking(self.reviewed, self._features)._asdict()
+
+    def apply(self, request: Any) -> dict[str, Any]:
+        """Apply an edit durably. Each change names in `was` the edit that it was based on. Raises
+        Outdated, EditRefused, EnvironmentFault."""
+        with self._lock:
+            reviewed = self.reviewed
+            try:
+                check(request, {"id": text})
+            except ShapeError as error:
+                raise EditRefused(str(error)) from error
+            if request["id"] not in reviewed.journal.edits.ids:
+                self._check_base(reviewed, request)
+            answer = reviewed.apply(request)
+            if answer["edits"]:
+                self._count += 1
+                self._changed |= dict.fromkeys(answer["edits"], self._count)
+            return {**answer, "revision": f"{self._session}-{self._loads}-{self._count}"}
+
+    def _check_base(self, reviewed: ReviewedCaptions, request: Any) -> None:
+        if request.get("does") in (UNDO, REDO):
+            if request.get("of", "") != self.tops()[request["does"]]:
+                raise Outdated({})
+            return
+        now = reviewed.edits()
+        changes = request.get("changes")
+        older: dict[str, Any] = {}
+        for change in changes if isinstance(changes, list) else ():
+            if not isinstance(change, dict) or "was" not in change:
+                raise EditRefused("the edit does not name the text that it is based on")
+            of = change.get("of")
+            edit = _edit(now.get(of, UNTOUCHED)) if isinstance(of, str) else None
+            if edit is not None and change["was"] != edit:
+                older[str(of)] = edit
+        if older:
+            raise Outdated(older)
+
+    def history(self) -> dict[str, Any]:
+        """Return the last actions in force, the newest first, and what undo and redo would take."""
+        with self._lock:
+            done = self.reviewed.journal.edits.done
+            found = [
+                {
+                    "id": deed["id"],
+                    "time": deed["time"],
+                    "does": deed["does"],
+                    "count": len(deed.get("changes", ())),
+                    "of": next((c.get("media_path", "") for c in deed.get("changes", ())), ""),
+                }
+                for deed in reversed(done[-HISTORY:])
+            ]
+            return {"history": found, "tops": self.tops()}
+
+    def tops(self) -> dict[str, str]:
+        """Return the ids of the actions that undo and redo would take."""
+        with self._lock:
+            edits = self.reviewed.journal.edits
+            redo = edits.undone[-1] if edits.undone else None
+            pairs = ((UNDO, edits.undoable), (REDO, redo))
+            return {name: str(deed["id"]) if deed is not None else "" for name, deed in pairs}
+
+
+def groups_in(out: Path) -> dict[str, int]:
+    """Return path → number of its group of copies, if the run sifted its media first; empty if the
+    marks are not there, or not as `penstock sift` writes them."""
+    with suppress(PenstockError):
+        rows = read_jsonl(out / "sift" / "marks.jsonl", MARKS, "Run the same command again")
+        return {row["path"]: row["group"] for row in rows if row.get("group") is not None}
+    return {}
+
+
+def _prefix(reviewed: ReviewedCaptions) -> str:
+    words = reviewed.record["plan"].get("words") or {}
+    return f"{words['trigger']}, {reviewed.prefix}" if words.get("trigger") else reviewed.prefix
+
+
+def _edit(edit: Edit) -> dict[str, Any]:
+    return {"caption": edit.caption, "review": edit.review}
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        return stamp_of(path)
+    except (OSError, PenstockError):
+        return None

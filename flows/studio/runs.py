@@ -1,0 +1,362 @@
+"""Runs commands one after another, as the processes that the command line starts. A run goes on
+when this server is killed, and is found again.
+
+How it works:
+
+1. The queue is a file, replaced whole, so a killed server continues it.
+2. Before a run starts, the server takes the lock of its queue and hands it to the run's process.
+   The kernel keeps it until that process ends. A later server finds the lock held and waits.
+3. How a run ended is read from its `run.json`; a run that wrote none has its last line in its log.
+"""
+
+import fcntl
+import functools
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from artifacts.files import read_kept, write_json
+from artifacts.keys import digest_of
+from flows.results.run_read import load_record
+from flows.results.run_record import seconds_of
+from flows.results.run_status import run_status
+from flows.studio.values import line_of
+
+FORM = 1
+AGAIN = "again"
+"""Kind of a run that asks again about some captions of another; its folder is two below."""
+FOLDER = ".studio"
+"""Folder of the queue and the logs, in the output folder."""
+QUEUED, STARTING, RUNNING = "queued", "starting", "running"
+ENDED = ("done", "failed", "interrupted", "died")
+TICK_SECONDS = 0.5
+MOST_RUNS = 1000
+LOG_BYTES = 4000
+SHOWN = ("state", "media", "captions", "failures", "error", "advice", "rungs", "started", "updated")
+STAGE = (
+    *("name", "running", "done", "failed", "pending", "about", "rate", "rate_last_minute"),
+    *("seconds_left", "seconds", "peak_host_bytes", "peak_device_bytes"),
+    *("taken_bytes", "planned_bytes"),
+)
+"""What the page shows of a run and of its stages."""
+ENTRY = ("id", "kind", "out", "values", "state", "pid", "began", "error")
+
+
+@dataclass(slots=True, kw_only=True)
+class QueuedRun:
+    """One command of the queue."""
+
+    kind: str
+    """`caption`, `write`, `learn` or `again`."""
+    out: str
+    words: list[str]
+    folder: str
+    """Folder in which the command runs."""
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    values: dict[str, Any] = field(default_factory=dict)
+    """Values of the options that the page sent."""
+    about: list[str] = field(default_factory=list)
+    """Keys of the captions that get a second question."""
+    state: str = QUEUED
+    pid: int = 0
+    began: str = ""
+    error: str = ""
+
+    @property
+    def about_out(self) -> Path:
+        """Return the folder of the run whose captions it is about."""
+        return Path(self.out).parents[1] if self.kind == AGAIN else Path(self.out)
+
+
+@functools.cache
+def run_id(out: Path | str) -> str:
+    """Return the name of a run's folder in addresses."""
+    return digest_of([os.path.realpath(out)])[:16]
+
+
+class RunQueue:
+    """The runs of one output folder: one at a time, the others wait."""
+
+    def __init__(self, out: Path, on_begin: Callable[[QueuedRun], None] = lambda _: None) -> None:
+        """Take the queue of `out`. `on_begin` is called before a run begins. Raises
+        EnvironmentFault if another studio has it."""
+        self._state = out / FOLDER
+        self._on_begin = on_begin
+        self._lock = threading.RLock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._end = threading.Event()
+        self._state.mkdir(parents=True, exist_ok=True)
+        self._own = _try_lock(self._state / "server.lock")
+        if self._own is None:
+            raise EnvironmentFault(
+                f"{out} is open in another studio", hint="Continue in that one, or end it first"
+            )
+        kept = read_kept(self._state / "runs.json", FORM) or {"runs": []}
+        try:
+            self.runs = [QueuedRun(**entry) for entry in kept["runs"]]
+        except (TypeError, KeyError) as error:
+            os.close(self._own)
+            raise EnvironmentFault(
+                f"{self._state / 'runs.json'} is damaged, or of another version",
+                hint="Move it away; what runs have made is kept",
+            ) from error
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def start(self) -> None:
+        """Start to work on the queue."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop working on the queue. A run that was started goes on."""
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._own is not None:
+            os.close(self._own)
+
+    def add(self, run: QueuedRun) -> QueuedRun:
+        """Put a command at the end of the queue. Raises UsageError, EnvironmentFault."""
+        with self._lock:
+            if any(each.out == run.out and each.state not in ENDED for each in self.runs):
+                raise UsageError(
+                    f"a run into {run.out} is waiting or running already",
+                    hint="Wait for it, stop it, or choose another folder",
+                )
+            if len(self.runs) >= MOST_RUNS:
+                raise UsageError("the list of runs is full", hint="Remove some that ended")
+            self.runs.append(run)
+            self._save()
+        return run
+
+    def change(self, name: str, do: str) -> None:
+        """Stop, continue or remove a run. Raises UsageError, EnvironmentFault."""
+        with self._lock:
+            run = self.of(name)
+            if do == "stop" and run.state == QUEUED:
+                run.state = "interrupted"
+            elif do == "stop" and run.state in (STARTING, RUNNING):
+                self._interrupt(run)
+            elif do == "go on" and run.state in ENDED:
+                run.state, run.error = QUEUED, ""
+                self.runs = [*(each for each in self.runs if each is not run), run]
+            elif do == "remove" and run.state in ENDED:
+                self.runs.remove(run)
+            else:
+                raise UsageError(f"a run that is {run.state} cannot {do}", hint="Reload the page")
+            self._save()
+
+    def is_learning(self, out: Path) -> bool:
+        """Return whether a model learns from the corrections of a folder, whose journal it then
+        writes."""
+        active = (run for run in self.runs if run.state in (STARTING, RUNNING))
+        return any(run.kind == "learn" and run.out == str(out) for run in active)
+
+    def of(self, name: str) -> QueuedRun:
+        """Return a run by its id. Raises UsageError."""
+        for run in self.runs:
+            if run.id == name:
+                return run
+        raise UsageError("there is no such run", hint="Reload the page")
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return all runs with their status."""
+        with self._lock:
+            runs = list(self.runs)
+        return [self._shown(run) for run in runs]
+
+    def _shown(self, run: QueuedRun) -> dict[str, Any]:
+        last = self.log_of(run).strip().splitlines()[-1:] if run.kind == "learn" else []
+        entry = {
+            **{name: getattr(run, name) for name in ENTRY},
+            "name": run.about_out.name,
+            "run": run_id(run.about_out),
+            "said": "".join(last),
+            "line": line_of(run.words),
+            "status": None,
+        }
+        if run.state != QUEUED and (status := self._status(run)) is not None:
+            entry["status"] = status
+        return entry
+
+    def _status(self, run: QueuedRun) -> dict[str, Any] | None:
+        if not self._has_record(run):
+            return None
+        try:
+            found = run_status(Path(run.out))
+        except PenstockError:
+            return None
+        plan = found["plan"] or {}
+        return {
+            **{name: found[name] for name in SHOWN},
+            "stages": [{name: stage[name] for name in STAGE} for stage in found["stages"]],
+            "budget": (plan.get("memory") or {}).get("budget_bytes"),
+        }
+
+    def _has_record(self, run: QueuedRun) -> bool:
+        """Return whether `run.json` is of this run, and not of an earlier one."""
+        try:
+            record = load_record(Path(run.out))
+        except PenstockError:
+            return False
+        return bool(run.began) and seconds_of(record["started"]) >= seconds_of(run.began)
+
+    def _interrupt(self, run: QueuedRun) -> None:
+        """Send SIGINT to a run, once: it stops in order, and what it finished is kept."""
+        if run.pid and (held := _try_lock(self._state / "run.lock")) is None:
+            os.kill(run.pid, signal.SIGINT)
+        elif run.pid and held is not None:
+            os.close(held)
+
+    def _work(self) -> None:
+        while not self._end.is_set():
+            try:
+                self.tick()
+            except (PenstockError, OSError) as error:
+                self._note(str(error))
+            self._end.wait(TICK_SECONDS)
+
+    def _note(self, why: str) -> None:
+        with self._lock:
+            for run in self.runs:
+                if run.state == STARTING:
+                    run.state, run.error = "failed", why
+
+    def tick(self) -> None:
+        """Note a run that ended, and start the next one. Raises OSError, EnvironmentFault."""
+        with self._lock:
+            if self._child is not None and self._child.poll() is None:
+                return
+            lock = _try_lock(self._state / "run.lock")
+            if lock is None:  # a run of an earlier server, or one of its last threads
+                self._find_again()
+                return
+            try:
+                self._end_runs()
+                following = next((run for run in self.runs if run.state == QUEUED), None)
+                if following is not None:
+                    self._begin(following, lock)
+            finally:
+                os.close(lock)
+
+    def _find_again(self) -> None:
+        """Note the process of a run that a killed server started, but could not note."""
+        for run in self.runs:
+            if run.state == STARTING and self._has_record(run):
+                run.state, run.pid = RUNNING, int(load_record(Path(run.out))["pid"])
+                self._save()
+
+    def _end_runs(self) -> None:
+        """Note how runs ended, now that none has the lock."""
+        code = None if self._child is None else self._child.returncode
+        self._child, changed = None, False
+        for run in self.runs:
+            if run.state == STARTING and not run.pid:
+                run.state, changed = QUEUED, True  # the server was killed before it started it
+            elif run.state in (STARTING, RUNNING):
+                run.state, run.error = self._outcome(run, code)
+                run.pid, changed = 0, True
+        if changed:
+            self._save()
+
+    def _outcome(self, run: QueuedRun, code: int | None) -> tuple[str, str]:
+        if self._has_record(run):
+            record = load_record(Path(run.out))
+            state = "died" if record["state"] == "running" else record["state"]
+            return state, record["error"]
+        last = self.log_of(run).strip().splitlines()[-1:]
+        if code == 0:
+            return "done", ""
+        return ("interrupted" if code == 4 else "failed"), last[0] if last else "it wrote nothing"
+
+    def _begin(self, run: QueuedRun, lock: int) -> None:
+        run.state, run.began, run.pid, run.error = STARTING, _now(), 0, ""
+        self._save()
+        self._on_begin(run)
+        with open(self._log(run), "wb") as log:
+            self._child = _started(run, log, lock)
+        run.state, run.pid = RUNNING, self._child.pid
+        self._save()
+
+    def _log(self, run: QueuedRun) -> Path:
+        return self._state / f"{run.id}.log"
+
+    def log_of(self, run: QueuedRun) -> str:
+        """Return the end of what a run printed."""
+        try:
+            with open(self._log(run), "rb") as log:
+                log.seek(max(0, os.fstat(log.fileno()).st_size - LOG_BYTES))
+                return log.read().decode(errors="replace")
+        except OSError:
+            return ""
+
+    def _save(self) -> None:
+        runs = [{name: getattr(run, name) for name in QueuedRun.__slots__} for run in self.runs]
+        write_json(self._state / "runs.json", {"format": FORM, "runs": runs})
+
+
+def _started(run: QueuedRun, log: IO[bytes], lock: int) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own, with the queue's lock."""
+    return subprocess.Popen(
+        program(run.words),
+        cwd=run.folder,
+        env={**os.environ, "NO_COLOR": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=(lock,),
+    )
+
+
+def program(words: Sequence[str]) -> list[str]:
+    """Return the program and the arguments of a command of Penstock."""
+    return [sys.executable, "-P", "-m", "flows.cli.main", *words]
+
+
+def plan_of(words: Sequence[str], folder: Path, seconds: float) -> dict[str, Any]:
+    """Return the plan of a `caption` command, made by `penstock plan`. Raises UsageError with what
+    it says of a command that it refuses."""
+    try:
+        made = subprocess.run(
+            program(["plan", "--json", *words[1:]]),
+            cwd=folder,
+            env={**os.environ, "NO_COLOR": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UsageError(
+            f"no plan within {seconds:.0f} s", hint="Try again: what was read is kept"
+        ) from error
+    try:
+        plan: dict[str, Any] = json.loads(made.stdout)
+    except ValueError:
+        lines = made.stderr.decode(errors="replace").strip().splitlines()
+        raise UsageError(lines[-1] if lines else "the plan failed") from None
+    return plan
+
+
+def _try_lock(path: Path) -> int | None:
+    """Return an open file that has the lock of a path, or None if another process has it."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return None
+    return file
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,148 @@
+"""Runs the studio: prints its address, and answers its page until a signal arrives."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from artifacts.errors import UsageError
+from artifacts.plurals import counted
+from artifacts.store_folders import local_folder
+from flows.console.lines import print_lines
+from flows.results.run_read import load_record
+from flows.serving.listening import UnsignalledServer, address_of, listening
+from flows.studio.captions_routes import CaptionsRoutes
+from flows.studio.confirming import confirmed
+from flows.studio.guard import ThisMachineOnly, guarded
+from flows.studio.runs import run_id
+from flows.studio.session import Studio
+from flows.studio.start_routes import StartRoutes
+from flows.studio.steps import ConfigOf
+from flows.studio.values import line_of
+
+HOST = "127.0.0.1"
+GRACE_SECONDS = 2
+
+
+def studio(
+    folder: Path, out: Path, roots: list[str], store: str, port: int, config_of: ConfigOf
+) -> None:
+    """Serve the studio until a signal arrives. Raises UsageError, EnvironmentFault."""
+    store = store if not store or "://" in store else str(Path(store).absolute())
+    with listening(HOST, port) as listener:
+        folder, out = folder.absolute(), out.absolute()
+        opened = Studio(folder=folder, out=out, store=store, config_of=config_of, more_roots=roots)
+        with contextlib.closing(opened):
+            _serve(opened, listener, "studio", "")
+
+
+def review(out: Path, port: int, order: str, config_of: ConfigOf) -> None:
+    """Serve the captions of one run until a signal arrives. Raises UsageError,
+    EnvironmentFault."""
+    record, out = load_record(out), out.absolute()
+    store = record["plan"].get("store", "") if record["plan"] else ""
+    with listening(HOST, port) as listener:
+        opened = Studio(
+            folder=out,
+            out=out,
+            store=store if store and local_folder(store) is not None else "",
+            config_of=config_of,
+            order=order,
+            confirmed=confirmed(record["command"], out),
+        )
+        with contextlib.closing(opened):
+            captions = opened.of(run_id(out))
+            reviewed = captions.reviewed
+            _serve(opened, listener, "review", f"run/{run_id(out)}/")
+            counts = reviewed.counts()
+    changes = [f"{counts[name]:,} {name}" for name in ("corrected", "accepted", "rejected")]
+    of_all = counted(len(reviewed.rows), "caption")
+    print_lines(f"{', '.join(changes)} of {of_all} in {reviewed.journal.path}")
+    with contextlib.suppress(UsageError):
+        if counts and not any(run.kind in ("write", "learn") for run in opened.queue.runs):
+            words = opened.command(out).words
+            print_lines(f"to write these edits into the outputs, run: {line_of(words)}")
+
+
+def studio_app(opened: Studio) -> Starlette:
+    """Return the application below the path of its token."""
+    start, captions = StartRoutes(opened), CaptionsRoutes(opened)
+    run = "/run/{run}"
+    get: dict[str, Callable[..., Any]] = {
+        "/": start.page,
+        f"{run}/": start.page,
+        "/start": start.choices,
+        "/files": start.files,
+        "/runs": start.runs,
+        "/log/{id}": start.log,
+        f"{run}/captions": captions.captions,
+        f"{run}/history": captions.history,
+        f"{run}/again": captions.answers,
+        f"{run}/sets": captions.sets,
+        f"{run}/teach": captions.teach,
+        f"{run}/media/{{number}}": captions.media,
+        f"{run}/small/{{number}}": captions.small,
+    }
+    post: dict[str, Callable[..., Any]] = {
+        "/words": start.words,
+        "/plan": start.plan,
+        "/upload": start.upload,
+        "/presets": start.keep_preset,
+        "/runs": start.begin,
+        "/runs/{id}": start.change,
+        f"{run}/edits": captions.edit,
+        f"{run}/again": captions.ask,
+        f"{run}/write": captions.write,
+        f"{run}/learn": captions.learn,
+    }
+    routes = [
+        Route(f"/{opened.token}{path}", guarded(handler, opened.token), methods=[method])
+        for method, handlers in (("GET", get), ("POST", post))
+        for path, handler in handlers.items()
+    ]
+    icon = Route("/favicon.ico", guarded(start.no_icon, opened.token))
+    return Starlette(routes=[icon, *routes], middleware=[Middleware(ThisMachineOnly)])
+
+
+def _serve(opened: Studio, listener: socket.socket, name: str, path: str) -> None:
+    opened.queue.start()
+    # Reading 50,000 captions takes seconds: they are there when the page asks.
+    threading.Thread(target=opened.read_ahead, daemon=True).start()
+    address = f"{name} at {address_of(listener)}/{opened.token}/{path}"
+    asyncio.run(serve(studio_app(opened), listener, address))
+
+
+async def serve(app: Starlette, listener: socket.socket, line: str) -> None:
+    """Serve an application until a signal arrives, and print a line with its address."""
+    server = UnsignalledServer(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            ws="none",
+            log_level=logging.WARNING,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+    )
+
+    def end() -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, end)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    print_lines(line, "Ctrl-C stops it; every edit is saved, and runs go on")
+    await serving

@@ -1,0 +1,141 @@
+"""Routes for choosing, planning and running."""
+
+import asyncio
+from string import Template
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+
+from flows.results.report.page import digest, part, server_policy
+from flows.results.run_record import RUN_RECORD
+from flows.reviewing.captions import EditRefused
+from flows.studio import choices, roots
+from flows.studio.guard import json_of
+from flows.studio.runs import QueuedRun, plan_of, run_id
+from flows.studio.session import UPLOADS, Studio
+from flows.studio.values import checked, line_of, table, words_of
+
+PAGE = "flows.studio.page"
+REVIEW = "flows.reviewing.page"
+REPORT = "flows.results.report"
+SCRIPTS = (
+    *((REPORT, name) for name in ("base.js", "windowed.js")),
+    (PAGE, "asking.js"),
+    *((REVIEW, name) for name in ("saving.js", "choosing.js", "rows.js", "cards.js")),
+    *((REVIEW, name) for name in ("replacing.js", "learning.js")),
+    *((PAGE, name) for name in ("files.js", "start.js", "runs.js", "tags.js")),
+    *((PAGE, name) for name in ("again.js", "writing.js", "keys.js", "page.js")),
+)
+"""Parts of the page's one program, in their order."""
+STYLES = ((REPORT, "base.css"), (REVIEW, "page.css"), (PAGE, "page.css"))
+PLAN_SECONDS = 300.0
+
+
+def page_parts() -> tuple[str, str]:
+    """Return the page and its Content-Security-Policy."""
+    style = "".join(part(name, package) for package, name in STYLES)
+    script = "\n".join(["'use strict';", *(part(name, package) for package, name in SCRIPTS)])
+    html = Template(part("page.html", PAGE)).substitute(style=style, script=script)
+    return html, server_policy([digest(script)], [digest(style)])
+
+
+class StartRoutes:
+    """The page, and what it needs until captions are made."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        self._page = page_parts()
+        self._planning = asyncio.Lock()
+
+    async def no_icon(self, _: Request) -> Response:
+        """Return an empty response for the icon that browsers request."""
+        return Response(status_code=204)
+
+    async def page(self, _: Request) -> Response:
+        """Return the page."""
+        html, policy = self._page
+        return HTMLResponse(html, headers={"content-security-policy": policy})
+
+    async def choices(self, _: Request) -> Response:
+        """Return what the form offers."""
+        studio = self._studio
+        found = await asyncio.to_thread(choices.models_in, studio.roots)
+        return JSONResponse(
+            {
+                **found,
+                "roots": [str(each) for each in studio.roots.folders],
+                "folder": str(studio.folder),
+                "out": str(studio.out),
+                "own": run_id(studio.out),
+                "has_captions": await asyncio.to_thread((studio.out / RUN_RECORD).is_file),
+                "prompts": await asyncio.to_thread(choices.presets),
+                "prompt_folder": str(choices.preset_folder()),
+                "options": table(),
+            }
+        )
+
+    async def files(self, request: Request) -> Response:
+        """Return the content of a folder."""
+        path = request.query_params.get("path", "") or str(self._studio.folder)
+        return JSONResponse(await asyncio.to_thread(self._studio.roots.listing, path))
+
+    async def upload(self, request: Request) -> Response:
+        """Keep a dropped file."""
+        name = request.query_params.get("name", "")
+        folder = self._studio.out / UPLOADS
+        place = await roots.upload(request.stream(), name, folder)
+        return JSONResponse({"path": str(place), "folder": str(folder)})
+
+    async def keep_preset(self, request: Request) -> Response:
+        """Keep a prompt as a file."""
+        given = await json_of(request)
+        await asyncio.to_thread(choices.keep_preset, given.get("name"), given.get("text"))
+        return JSONResponse({"prompts": await asyncio.to_thread(choices.presets)})
+
+    async def _words(self, request: Request) -> tuple[dict[str, Any], list[str]]:
+        values = (await json_of(request)).get("values")
+        if not isinstance(values, dict):
+            raise EditRefused("the values are missing")
+        return await asyncio.to_thread(self._checked, values)
+
+    def _checked(self, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        found = checked(values, self._studio.roots)
+        found.setdefault("out", str(self._studio.roots.inside(str(self._studio.out))))
+        return found, words_of(found, self._studio.fixed)
+
+    async def words(self, request: Request) -> Response:
+        """Return the command line that values stand for."""
+        _, words = await self._words(request)
+        return JSONResponse({"line": line_of(words)})
+
+    async def plan(self, request: Request) -> Response:
+        """Return the plan of values. One is made at a time."""
+        _, words = await self._words(request)
+        async with self._planning:
+            found = await asyncio.to_thread(plan_of, words, self._studio.folder, PLAN_SECONDS)
+        return JSONResponse({"plan": found, "line": line_of(words)})
+
+    async def begin(self, request: Request) -> Response:
+        """Put a run into the queue."""
+        values, words = await self._words(request)
+        folder, out = str(self._studio.folder), values["out"]
+        run = QueuedRun(kind="caption", out=out, words=words, folder=folder)
+        await asyncio.to_thread(self._studio.queue.add, run)
+        return JSONResponse({"id": run.id, "run": run_id(out), "line": line_of(words)})
+
+    async def runs(self, _: Request) -> Response:
+        """Return all runs with their status."""
+        return JSONResponse({"runs": await asyncio.to_thread(self._studio.queue.to_json)})
+
+    async def change(self, request: Request) -> Response:
+        """Stop, continue or remove a run."""
+        do = str((await json_of(request)).get("do", ""))
+        await asyncio.to_thread(self._studio.queue.change, request.path_params["id"], do)
+        return await self.runs(request)
+
+    async def log(self, request: Request) -> Response:
+        """Return the end of what a run printed."""
+        queue = self._studio.queue
+        run = queue.of(request.path_params["id"])
+        return PlainTextResponse(await asyncio.to_thread(queue.log_of, run))

@@ -1,0 +1,107 @@
+"""Makes commands for what follows a run: asking again about some captions, and writing data
+sets. They repeat the command that its record has, if this user ran it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import PenstockError, UsageError
+from artifacts.json_shapes import read_jsonl
+from artifacts.options import OptionGroup
+from flows.options.model import StoreOptions
+from flows.options.text import OutputOptions
+from flows.results.recorded_command import COMMAND, is_own_command, repeated, with_values
+from flows.results.report.media import CAPTION, MEDIA_ENTRY, RUN_AGAIN, media_with_lines, path_of
+from flows.results.run_read import load_record
+from flows.studio.roots import Refused
+from flows.studio.runs import QueuedRun
+from flows.studio.values import ALLOWED, OPTIONS, words_of
+
+FOLDER = ".again"
+"""Folder of the answers to a second question, in a run's folder."""
+MOST = 500
+"""Largest number of captions that get a second question at once."""
+NOT_AGAIN = (
+    *("sources", "out", "format", "beside", "existing", "recursive", "extensions", "limit"),
+    *("sift", "summary", "summary_prompt", "trigger", "prefix", "suffix", "retry_failed"),
+)
+"""Options that a second question does not take from its run."""
+CHANGED = (
+    *("prompt", "temperature", "top_p", "seed", "adapter", "model", "length", "system"),
+    *("max_new_tokens", "repetition_penalty"),
+)
+"""Options that a second question may change."""
+ConfigOf = Callable[[Sequence[str]], OptionGroup]
+"""Parses the words of a `caption` command."""
+
+
+class RecordedCommand:
+    """The command of the last run into a folder, which this user ran, or confirmed."""
+
+    def __init__(self, out: Path, config_of: ConfigOf, confirmed: Any = None) -> None:
+        """Read it. `confirmed` is a command of another user that this one has confirmed. Raises
+        UsageError, EnvironmentFault."""
+        record = load_record(out)
+        command = record["command"]
+        own = command and (command == confirmed or is_own_command(command))
+        if not own or command["words"][:1] != [COMMAND]:
+            raise UsageError(
+                f"{out} was not written by a command of this user on this machine",
+                hint="Run `penstock caption` yourself",
+            )
+        by_rule = "as_published" in (record["plan"] or {})
+        self.words = repeated(command["words"], by_rule=by_rule)
+        self.folder = Path(command["folder"])
+        self._config_of = config_of
+
+    @cached_property
+    def _config(self) -> OptionGroup:
+        return self._config_of(self.words)
+
+    def writing(self, formats: Sequence[str], out: Path | None) -> list[str]:
+        """Return the words that write these formats, too, into this folder or another."""
+        more: dict[str, str] = {}
+        if formats:
+            more["--format"] = ",".join(
+                dict.fromkeys((*OutputOptions.of(self._config).format, *formats))
+            )
+        more |= {"--out": str(out)} if out is not None else {}
+        return with_values(self.words, more)
+
+    def again(self, changes: Mapping[str, Any], paths: Sequence[str], out: Path) -> list[str]:
+        """Return the words that ask again about these media, with changed options. Raises Refused
+        for another change."""
+        if unknown := [name for name in changes if name not in (*CHANGED, "sources")]:
+            raise Refused(f"{unknown[0][:40]!r} cannot be changed here", hint="Start another run")
+        values = {}
+        for name in ALLOWED - {*NOT_AGAIN}:
+            value = getattr(self._config, name)
+            if value != _default(OPTIONS[name].field):
+                values[name] = str(value) if name == "memory" else value
+        if changes.get("prompt"):
+            values.pop("prompts", None)
+        values |= {**changes, "sources": (*dict.fromkeys(paths),), "out": str(out)}
+        return words_of(values, [f"--store={StoreOptions.of(self._config).store_url}"])
+
+
+def answers_of(run: QueuedRun, paths: Mapping[str, tuple[str, float]]) -> dict[str, str]:
+    """Return key of a caption → what the model answered the second time. `paths` has the medium and
+    the start of each of these captions."""
+    folder = Path(run.out)
+    try:
+        entries = read_jsonl(folder / "media.jsonl", MEDIA_ENTRY, RUN_AGAIN)
+        lines = read_jsonl(folder / "captions.jsonl", CAPTION, RUN_AGAIN)
+    except PenstockError:
+        return {}
+    texts = {
+        (path_of(entry), round(row["start"], 2)): row.get("original") or row["caption"]
+        for entry, rows in media_with_lines(entries, lines)
+        for row in rows
+    }
+    found = {key: texts.get((path, round(start, 2))) for key, (path, start) in paths.items()}
+    return {key: text for key, text in found.items() if text is not None}
+
+
+def _default(field: Any) -> Any:
+    return field.default_factory() if callable(field.default_factory) else field.default

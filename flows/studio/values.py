@@ -1,0 +1,166 @@
+"""Turns values of named options, which the page sends, into the words of a command."""
+
+import os
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from artifacts.errors import UsageError
+from artifacts.options import Declared, declared
+from flows.options.commands import CaptionConfig
+from flows.options.text import SCHEMA_BYTES
+from flows.studio.roots import Refused, Roots
+
+COMMAND = "caption"
+# fmt: off
+ALLOWED = frozenset((
+    "sources", "recursive", "extensions", "limit", "sift",
+    "model", "revision", "as_published", "adapter", "language_gguf",
+    "precision", "vision_backend", "vision_precision", "language_precision",
+    "memory", "batch_size", "prepare_workers", "encode_way", "retry_failed", "keep_frames",
+    "chunk", "shots", "whole", "fps", "frames", "max_frames", "max_pixels", "max_video_pixels",
+    "sampling_as_card", "prompt", "prompts", "length", "summary", "summary_prompt",
+    "engine", "slots", "max_new_tokens",
+    "sampling", "temperature", "top_p", "top_k", "seed", "beams", "repetition_penalty",
+    "presence_penalty", "no_repeat_ngram", "avoid", "system", "start_with", "retry_loops",
+    "schema", "strip_think", "confidence", "trigger", "prefix", "suffix",
+    "out", "format", "beside", "existing",
+))
+"""Options that the page may set. A new option is refused until it is named here."""
+DENIED = frozenset(("trust_remote_code", "store", "overwrite"))
+"""Options that it may not: they let foreign code run, or are fixed when the studio starts."""
+# fmt: on
+OPTIONS = {each.name: each for each in declared(CaptionConfig)}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+LONGEST = 1 << 16
+"""Largest number of characters of a value."""
+MOST = 10_000
+"""Largest number of members of a value, such as sources."""
+
+
+def checked(values: Mapping[str, Any], roots: Roots) -> dict[str, Any]:
+    """Return the values that the page sent, in the types of their options and with paths resolved.
+    Raises Refused, EnvironmentFault."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in ALLOWED or name not in OPTIONS:
+            raise Refused(f"{name[:40]!r} cannot be set in the page", hint="Use the command line")
+        if value is None or value == "" or value == [] or value == {}:
+            continue
+        found[name] = _typed(OPTIONS[name], value)
+        if name in _CHECKS:
+            found[name] = _CHECKS[name](found[name], roots)
+    recursive = bool(found.get("recursive"))
+    sources = found.get("sources", ())
+    found["sources"] = tuple(str(roots.source(each, recursive=recursive)) for each in sources)
+    return found
+
+
+def words_of(values: Mapping[str, Any], fixed: Sequence[str] = ()) -> list[str]:
+    """Return the words of the command that these values stand for, with the `fixed` ones. Raises
+    UsageError as the command does."""
+    parsed = {name: _parsed(OPTIONS[name], value) for name, value in values.items()}
+    CaptionConfig(**parsed).check_sources()
+    words = [word for name, value in values.items() for word in _words(OPTIONS[name], value)]
+    return [COMMAND, *fixed, *words, "--", *values["sources"]]
+
+
+def line_of(words: list[str]) -> str:
+    """Return the words of a command as they are typed in a shell."""
+    return shlex.join(["penstock", *words])
+
+
+def _typed(option: Declared, value: Any) -> Any:
+    """Return a JSON value as its option has it, except texts that the command parses. Raises
+    Refused."""
+    kind = str if option.option.parse and not option.option.repeated else option.kind
+    fits: bool
+    if kind in (bool, int):
+        fits = type(value) is kind
+    elif kind is float:
+        fits = type(value) in (int, float)
+    elif kind is dict:
+        fits = isinstance(value, dict) and all(map(_is_text, (*value, *value.values())))
+    elif kind is tuple:
+        fits = isinstance(value, list) and all(map(_is_text, value))
+        comma = not option.option.positional and any("," in str(one) for one in value)
+        value = tuple(value) if fits and not comma else None
+        fits = fits and not comma
+    else:
+        fits = _is_text(value)
+    if not fits or (kind in (dict, tuple) and len(value) > MOST):
+        raise Refused(f"invalid {option.flag}", hint=f"Give it as in --help: {option.option.help}")
+    return value
+
+
+def _is_text(value: Any) -> bool:
+    if not isinstance(value, str) or len(value) > LONGEST or "\0" in value:
+        return False
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _parsed(option: Declared, value: Any) -> Any:
+    parse = option.option.parse
+    return parse(value) if parse is not None and not option.option.repeated else value
+
+
+def _words(option: Declared, value: Any) -> list[str]:
+    if option.option.positional:
+        return []
+    if option.kind is bool:
+        opposite = option.option.opposite[0]
+        return [option.flag] if value else [opposite] if opposite else []
+    if isinstance(value, dict):
+        return [f"{option.flag}={name}={text}" for name, text in value.items()]
+    return [f"{option.flag}={','.join(value) if isinstance(value, tuple) else value}"]
+
+
+def _path(value: str, roots: Roots) -> str:
+    return str(roots.inside(value))
+
+
+def _model(value: str, roots: Roots) -> str:
+    """Return a hub id, or the folder of a model below a root."""
+    there = os.path.lexists(os.path.join(roots.folders[0], value)) and value != "demo"
+    if there or value.startswith(("/", ".", "~")):
+        return _path(value, roots)
+    if not HUB_ID.fullmatch(value):
+        raise Refused(f"invalid --model {value[:80]!r}", hint="Give a folder, a hub id, or demo")
+    return value
+
+
+def _schema(value: str, roots: Roots) -> str:
+    """Return a JSON Schema as text, or the path of its file."""
+    if value.lstrip().startswith("{"):
+        if len(value) > SCHEMA_BYTES:
+            raise UsageError("--schema is too long", hint="Give a file")
+        return value
+    return _path(value, roots)
+
+
+_CHECKS: dict[str, Callable[[str, Roots], str]] = {
+    **dict.fromkeys(("out", "adapter", "language_gguf"), _path),
+    "model": _model,
+    "schema": _schema,
+}
+
+
+def table() -> list[dict[str, Any]]:
+    """Return the options that the page may set, for its form."""
+    return [
+        {
+            "name": each.name,
+            "flag": each.flag,
+            "help": each.option.help.replace("%(default)s", _shown(each.field.default)),
+            "heading": each.option.heading or "other",
+            "kind": "text" if each.option.parse and each.kind is not dict else each.kind.__name__,
+            "values": [str(one) for one in each.option.values],
+        }
+        for each in OPTIONS.values()
+        if each.name in ALLOWED
+    ]
+
+
+def _shown(default: Any) -> str:
+    return str(default) if isinstance(default, str | int | float) else ""

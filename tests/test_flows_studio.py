@@ -1,0 +1,286 @@
+"""What the page of a studio may name, the words it stands for, and the queue of runs."""
+
+import json
+import os
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from PIL import Image
+from starlette.routing import Route
+
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.options import declared
+from artifacts.store import open_store
+from flows.cli.main import parse
+from flows.cli.options import config_of
+from flows.options.commands import CaptionConfig
+from flows.serving.app import app_of
+from flows.studio.roots import Refused, Roots
+from flows.studio.run_captions import RunCaptions
+from flows.studio.runs import QueuedRun, RunQueue
+from flows.studio.thumbs import Thumbnails
+from flows.studio.values import ALLOWED, DENIED, checked, line_of
+from flows.studio.values import words_of as command_of
+from flows.upkeep.cache import collect, holdings
+from tests.support.reports import media_file, said, write_run
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> Roots:
+    """Two roots with media, links out of them, and what is outside."""
+    for name in ("media/inner", "out", "outside/deep", "media/.hidden"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("media/a.png", "media/inner/b.mp4", "outside/c.png", "media/.hidden/d.png"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "media/list.txt").write_text("/etc/passwd\n")
+    (tmp_path / "media/model").mkdir()
+    (tmp_path / "media/link").symlink_to(tmp_path / "outside")
+    return Roots([tmp_path / "media", tmp_path / "out"])
+
+
+def words_of(values: dict[str, Any], roots: Roots) -> list[str]:
+    return command_of(checked(values, roots))
+
+
+def given(tmp_path: Path, **more: Any) -> dict[str, Any]:
+    return {"sources": [str(tmp_path / "media/a.png")], "model": "demo", **more}
+
+
+def test_every_option_of_the_table_is_allowed_or_denied_by_name() -> None:
+    names = {each.name for each in declared(CaptionConfig)}
+    assert names == ALLOWED | DENIED and not ALLOWED & DENIED
+    odd = [n for n in ALLOWED for w in ("trust", "token", "endpoint", "secret", "key") if w in n]
+    assert odd == ["max_new_tokens"]
+
+
+VALUES: dict[type, Any] = {
+    bool: True,
+    int: 3,
+    float: 1.5,
+    str: "a b",
+    tuple: ["a"],
+    dict: {"a": "b"},
+}
+SCHEMA = '{"type": "object", "properties": {"a": {"type": "string"}}}'
+REAL: dict[str, Any] = {
+    "sources": None, "model": "a/b-c", "memory": "8GiB", "schema": SCHEMA,
+    "adapter": "model", "language_gguf": "model", "out": "out", "encode_way": "auto",
+    "temperature": 0.5, "top_p": 0.5, "repetition_penalty": 1.1, "presence_penalty": 0.5,
+    "max_new_tokens": 300, "extensions": ["mp4"],
+}  # fmt: skip
+
+
+def test_each_option_is_refused_or_reaches_the_command_as_it_was_sent(
+    roots: Roots, tmp_path: Path
+) -> None:
+    for name in sorted(ALLOWED | DENIED):
+        check_option(roots, tmp_path, name)
+
+
+def check_option(roots: Roots, tmp_path: Path, name: str) -> None:
+    option = next(each for each in declared(CaptionConfig) if each.name == name)
+    value = REAL.get(name, VALUES[option.kind])
+    if option.option.values and name not in REAL:
+        value = next(one for one in option.option.values if one)
+        value = [value] if option.kind is tuple else value
+    values = given(tmp_path) if value is None else given(tmp_path, **{name: value})
+    needed: dict[str, dict[str, Any]] = {
+        "beside": {"format": ["txt"]},
+        "summary_prompt": {"summary": True},
+    }
+    values |= needed.get(name, {})
+    if name in DENIED:
+        with pytest.raises(Refused, match="cannot be set in the page"):
+            words_of(values, roots)
+        return
+    words = words_of(values, roots)
+    assert shlex.split(line_of(words)) == ["penstock", *words]
+    config = config_of(parse(words), CaptionConfig)
+    found = getattr(config, name)
+    if name in ("adapter", "language_gguf", "out"):
+        value = str(tmp_path / "media" / value)
+    if name not in ("sources", "memory", "schema"):
+        assert found == (tuple(value) if isinstance(value, list) else value)
+    assert config.sources == (str(tmp_path / "media/a.png"),) and not config.trust_remote_code
+
+
+FAR = ("@list.txt", "s3://bucket/a.png", "http://e.example/a.png")
+LINKED = ("link/c.png", "link", ".hidden", ".hidden/d.png")
+FOLDERS = ("out", "adapter", "language_gguf")
+MODELS = ("/etc", "../outside", "link", "~/m", "https://e.example/m")
+OUT_OF_ROOTS: list[tuple[dict[str, Any], str]] = [
+    *(({"sources": [path]}, "outside") for path in ("/etc/passwd", "../outside/c.png", "/")),
+    *(({"sources": [path]}, "outside") for path in LINKED),
+    *(({"sources": [path]}, "invalid|no folder") for path in ("~/x.png", "list.txt", "gone.png")),
+    *(({"sources": [path]}, "no folder") for path in FAR),
+    *(({name: path}, "outside") for name in FOLDERS for path in ("/tmp", "link")),
+    *(({"model": path}, "outside|invalid") for path in MODELS),
+    *(({"model": path}, "invalid") for path in ("a/b/c", "--out=/", "a b", "a/b@c")),
+    *(({"schema": path}, "outside") for path in ("/etc/passwd", "../outside/c.png")),
+]
+
+
+def test_paths_out_of_the_roots_fails(roots: Roots, tmp_path: Path) -> None:
+    for values, why in OUT_OF_ROOTS:
+        with pytest.raises(UsageError, match=why):
+            words_of(given(tmp_path) | values, roots)
+
+
+WRONG: list[dict[str, Any]] = [
+    *({"limit": value} for value in ("3", 3.5, True, [3], -1)),
+    *({"recursive": value} for value in (1, "yes", ["x"])),
+    *({"prompt": value} for value in (1, ["a"], "a\0b", "\ud800", "x" * 70_000)),
+    *({"format": value} for value in ("txt", ["txt,kohya"], ["nothing"], [1])),
+    *({"prompts": value} for value in (["a=b"], {"A B": "c"}, {"a": 1})),
+    *({"sources": value} for value in ("a.png", [1], [], None, {"a": "b"})),
+    *({"memory": value} for value in (8, "much", "-1GiB")),
+    *({name: "x"} for name in ("store", "trust_remote_code", "token_file", "endpoint", "json")),
+    *({name: True} for name in ("trust_remote_code", "--trust-remote-code", "trust-remote-code")),
+    *({name: "x"} for name in ("prompt_file", "prefect", "quiet", "__class__", "", "Out")),
+    {"precision": "bf16 --trust-remote-code"},
+    {"temperature": 0.5, "beams": 2},
+    {"prompt": "a", "prompts": {"b": "c"}},
+]
+
+
+def test_values_that_the_command_would_not_take_fails(roots: Roots, tmp_path: Path) -> None:
+    for values in WRONG:
+        with pytest.raises(UsageError):
+            raise AssertionError(words_of(given(tmp_path) | values, roots))
+
+
+def test_a_text_stays_one_value(roots: Roots, tmp_path: Path) -> None:
+    for text in ("--trust-remote-code", "-- /etc", "$(id)", "`id`;id", "a'b\"c", "\n"):
+        words = words_of(given(tmp_path, prefix=text, suffix=text), roots)
+        config = config_of(parse(words), CaptionConfig)
+        assert (config.prefix, config.suffix, config.trust_remote_code) == (text, text, False)
+
+
+def test_a_folder_with_a_link_out_of_the_roots_fails(roots: Roots, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="link out of the folders"):
+        words_of(given(tmp_path, sources=[str(tmp_path / "media")]), roots)
+    (tmp_path / "media/link").unlink()
+    (tmp_path / "media/inner/link.png").symlink_to(tmp_path / "outside/c.png")
+    assert words_of(given(tmp_path, sources=[str(tmp_path / "media")]), roots)
+    with pytest.raises(Refused, match="link out of the folders"):
+        words_of(given(tmp_path, sources=[str(tmp_path / "media")], recursive=True), roots)
+    (tmp_path / "media/inner/link.png").rename(tmp_path / "out/link.png")
+    (tmp_path / "media/inner/other").symlink_to(tmp_path / "out")
+    (tmp_path / "out/back").symlink_to(tmp_path / "media")
+    with pytest.raises(Refused, match="link out of the folders"):
+        words_of(given(tmp_path, sources=[str(tmp_path / "media")], recursive=True), roots)
+
+
+def test_a_folder_lists_what_may_be_named(roots: Roots, tmp_path: Path) -> None:
+    found = roots.listing(str(tmp_path / "media"))
+    assert found["media"] == ["a.png"] and found["count"] == 1 and found["up"] is None
+    assert found["folders"] == [{"name": "inner", "media": 1}, {"name": "model", "media": 0}]
+    for path in ("..", "/", "/etc", "link", ".hidden", "a\0b"):
+        with pytest.raises(Refused):
+            roots.listing(path)
+    with pytest.raises(EnvironmentFault):
+        roots.listing("gone")
+
+
+def queue(tmp_path: Path) -> RunQueue:
+    return RunQueue(tmp_path / "out")
+
+
+def run(tmp_path: Path, name: str) -> QueuedRun:
+    """A run that fails: its file is not there."""
+    words = ["caption", f"{name}.png", "--model", "demo", "--out", name]
+    return QueuedRun(kind="caption", out=str(tmp_path / name), words=words, folder=str(tmp_path))
+
+
+def test_a_queue_is_kept_and_its_runs_take_turns(tmp_path: Path) -> None:
+    first = queue(tmp_path)
+    with pytest.raises(EnvironmentFault, match="another studio"):
+        queue(tmp_path)
+    for name in "abc":
+        first.add(run(tmp_path, name))
+    with pytest.raises(UsageError, match="waiting or running already"):
+        first.add(run(tmp_path, "a"))
+    first.change(first.runs[1].id, "stop")
+    first.close()
+    second = queue(tmp_path)
+    assert [run.state for run in second.runs] == ["queued", "interrupted", "queued"]
+    seen = set()
+    while any(run.state not in ("failed", "interrupted") for run in second.runs):
+        second.tick()
+        seen.add(tuple(run.state for run in second.runs if run.state == "running"))
+    assert seen <= {(), ("running",)}
+    assert [run.state for run in second.runs] == ["failed", "interrupted", "failed"]
+    assert "a.png" in second.runs[0].error and "file" in second.runs[0].error
+    second.change(second.runs[1].id, "go on")
+    assert [Path(run.out).name for run in second.runs] == ["a", "c", "b"]
+    with pytest.raises(UsageError, match="no such run"):
+        second.change("x", "stop")
+    second.close()
+
+
+def test_a_queue_of_another_version_fails(tmp_path: Path) -> None:
+    queue(tmp_path).close()
+    (tmp_path / "out/.studio/runs.json").write_text('{"format": 1, "runs": [{"a": 1}]}')
+    with pytest.raises(EnvironmentFault, match="of another version"):
+        queue(tmp_path)
+
+
+def test_a_run_that_was_not_started_before_a_kill_is_started_later(tmp_path: Path) -> None:
+    first = queue(tmp_path)
+    first.add(run(tmp_path, "a"))
+    first.runs[0].state = "starting"
+    first._save()
+    first.close()
+    second = queue(tmp_path)
+    second.tick()
+    assert second.runs[0].state == "running" and second.runs[0].pid
+    while second.runs[0].state == "running":
+        second.tick()
+    assert second.runs[0].state == "failed"
+    second.close()
+
+
+def test_thumbnails_are_records_that_the_cache_counts_and_deletes(tmp_path: Path) -> None:
+    Image.new("RGB", (640, 480), (200, 30, 30)).save(tmp_path / "a.png")
+    store = open_store(str(tmp_path / "store"))
+    made = Thumbnails(store)
+    jpeg = made.get(tmp_path / "a.png", None)
+    assert jpeg is not None and jpeg[:2] == b"\xff\xd8"
+    made.flush()
+    (held,) = holdings(store)
+    assert (held.kind, held.packs) == ("thumbnails", 1) and held.bytes > len(jpeg)
+    os.utime(tmp_path / "a.png", (1, 1))  # another file: another thumbnail
+    kept = Thumbnails(store)
+    assert kept.get(tmp_path / "a.png", None) == jpeg
+    assert len(kept._waiting) == 1
+    kept.flush()
+    assert collect(store, 0, dry_run=False).packs["thumbnails"] == 2
+    assert Thumbnails(store).get(tmp_path / "store", None) is None
+    assert holdings(store) == []
+
+
+def test_copies_that_sift_found_are_of_one_group(tmp_path: Path) -> None:
+    files = [media_file(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
+    write_run(tmp_path / "out", [(file, said(file, [f"A ring of {file.path}"])) for file in files])
+    marks = [{"path": str(files[at].path), "group": group} for at, group in ((0, 7), (1, None))]
+    (tmp_path / "out/sift").mkdir()
+    lines = [json.dumps(mark) + "\n" for mark in (*marks, {"path": str(files[2].path), "group": 7})]
+    (tmp_path / "out/sift/marks.jsonl").write_text("".join(lines))
+    captions = RunCaptions(tmp_path / "out")
+    found = json.loads(b"".join(captions.body("")))["media"]
+    captions.close()
+    assert [m["captions"][0].get("group") for m in found] == [7, None, 7]
+
+
+def test_a_server_has_no_route_of_the_studio() -> None:
+    app = app_of(cast(Any, SimpleNamespace(config=None)), "")
+    paths = {route.path for route in app.routes if isinstance(route, Route)}
+    assert paths == {
+        *(f"/v1/{name}" for name in ("label", "embed", "caption", "search", "info", "stats")),
+        *("/v1/chat/completions", "/v1/models", "/v1/models/{name:path}", "/v1/session"),
+        *("/v1/media/{hit}", "/v1/thumbnail/{hit}", "/metrics", "/healthz", "/readyz"),
+        *("/", "/static/{name}", "/openapi.json"),
+    }

@@ -1,0 +1,276 @@
+"""The studio in a real browser: from an empty folder to data sets for trainers, without a terminal
+and by keyboard alone, and how it looks."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import penstock_demo
+from artifacts.edits import read_edits
+from tests.support.browser import Browser, browsing
+from tests.support.looks import (
+    asked_elsewhere,
+    axe_script,
+    faint,
+    overlapping,
+    serious,
+    too_wide,
+    unnamed,
+)
+from tests.support.media import write_video
+from tests.support.pipeline import ROOT
+from tests.support.reports import media_file, said, write_run
+from tests.support.studios import OpenStudio, all_done
+from tests.support.trainers import READERS
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+ENTER, ESCAPE, TAB, SHIFT, SPACE = "\ue007", "\ue00c", "\ue004", "\ue008", " "
+PICTURES = 18
+READY = "return document.documentElement.dataset.ready"
+SAVED = "return document.querySelector('#saved').textContent === 'all saved'"
+WORDS = "return [...document.querySelectorAll('.row .words')].map(e => e.textContent)"
+COUNTS = "return document.querySelector('#counts').textContent"
+SLOW = """const real = window.fetch;
+window.fetch = (...how) => new Promise(then => setTimeout(() => then(real(...how)), 600));"""
+LONG = 120.0
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Thirty clips and pictures."""
+    folder = tmp_path_factory.mktemp("media") / "pictures"
+    command = [sys.executable, "-m", "penstock_demo.dual.pictures", str(folder), "--kind"]
+    command += ["several", "--count", str(PICTURES), "--seed", "5"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    found = [*sorted(penstock_demo.CLIPS.glob("*.mp4")), *sorted(folder.glob("*.jpg"))]
+    assert len(found) == 30
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browsing(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Iterator[OpenStudio]:
+    (tmp_path / "empty").mkdir()
+    opened = OpenStudio(tmp_path / "empty", tmp_path / "out", tmp_path / "store").start()
+    yield opened
+    if opened.process is not None and opened.process.poll() is None:
+        opened.end(signal.SIGKILL)
+
+
+def shown(browser: Browser, address: str) -> None:
+    browser.open("about:blank")
+    browser.console()  # what the page before said of a server that is gone
+    browser.open(address)
+    browser.wait(READY)
+
+
+def looks(browser: Browser, width: int, theme: str) -> None:
+    """See that all can be read, in a window of this width."""
+    browser.narrow(width)
+    browser.run("document.documentElement.dataset.theme = arguments[0]; scrollTo(0, 0)", theme)
+    for wrong in (too_wide, overlapping, faint, unnamed, asked_elsewhere):
+        assert wrong(browser) == [], (wrong.__name__, width, theme)
+    browser.narrow(1280)
+
+
+def every_look(browser: Browser) -> None:
+    for width, theme in ((1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")):
+        looks(browser, width, theme)
+    assert browser.console() == []
+
+
+def to(browser: Browser, selector: str) -> None:
+    """Go to an element by the Tab key."""
+    for _ in range(200):
+        if browser.run("return document.activeElement.matches(arguments[0])", selector):
+            return
+        browser.press(TAB)
+    raise AssertionError(f"Tab never reaches {selector}")
+
+
+def test_from_an_empty_folder_to_data_sets_by_keyboard(
+    browser: Browser, studio: OpenStudio, media: list[Path]
+) -> None:
+    shown(browser, studio.address)
+    every_look(browser)
+    # What a file dialogue would give; the rest is done by keys.
+    browser.type("#dropped", "\n".join(map(str, media)))
+    browser.wait("return document.querySelector('#uploading').textContent === '30 files uploaded'")
+    to(browser, "#model")
+    browser.press(*"demo")
+    to(browser, "#plan")
+    browser.press(ENTER)
+    told = "return document.querySelector('#planned').innerText"
+    browser.wait(told + ".includes('It fits.')", seconds=LONG)
+    assert "30 files" in browser.run(told)
+    line = browser.run("return document.querySelector('#line').textContent")
+    assert line.startswith("penstock caption ") and "--model=demo" in line
+    every_look(browser)
+    to(browser, "#go")
+    browser.press(ENTER)
+    browser.wait("return location.pathname.includes('/run/')")
+    browser.wait(READY)
+    browser.wait(f"{COUNTS}.startsWith('30 captions')", seconds=LONG)
+    studio.wait(all_done)
+    shown(browser, f"{studio.address}run/{studio.get('start')['own']}/")  # from the first one on
+    correct_three(browser, studio)
+    ask_again(browser, studio)
+    write(browser, studio, media)
+    every_look(browser)
+
+
+def correct_three(browser: Browser, studio: OpenStudio) -> None:
+    """The first caption has the keys without a click."""
+    browser.wait("return document.activeElement.matches('.row')")
+    for number in range(3):
+        browser.press("e")
+        browser.wait("return document.activeElement.matches('textarea')")
+        browser.run("document.activeElement.value = ''")
+        browser.press(*f"Corrected {number}.", ENTER)
+        browser.press("j")
+    browser.press("r")
+    browser.wait(SAVED)
+    assert [e.caption for e in read_edits(studio.out).now.values()] == [
+        *("Corrected 0.", "Corrected 1.", "Corrected 2.", None)
+    ]
+
+
+def ask_again(browser: Browser, studio: OpenStudio) -> None:
+    """Ask about the current caption and one more, and use an answer."""
+    browser.press("x", "j", "x", "n")
+    browser.wait("return document.activeElement.matches('#again-prompt')")
+    assert "2 captions" in browser.run("return document.querySelector('#again-told').textContent")
+    browser.press(*"What moves?", TAB, *"9")
+    to(browser, "#again button.main")
+    browser.press(ENTER)
+    browser.wait("return document.querySelectorAll('.other .acts').length === 2", seconds=LONG)
+    other = browser.run("return document.querySelectorAll('.other')[1].children[1].textContent")
+    browser.run("document.querySelectorAll('.other')[1].closest('.row').focus()")
+    browser.press("c")
+    browser.wait(SAVED)
+    assert [*read_edits(studio.out).now.values()][-1].caption == other
+    studio.wait(all_done)
+
+
+def write(browser: Browser, studio: OpenStudio, media: list[Path]) -> None:
+    browser.press("w")
+    browser.wait("return document.querySelector('[name=format][value=kohya]')")
+    for name in ("kohya", "musubi"):
+        to(browser, f"[name=format][value={name}]")
+        browser.press(SPACE)
+    to(browser, "#writing [type=submit]")
+    browser.press(ENTER)
+    browser.wait("return document.querySelectorAll('#writing tbody tr').length === 2", seconds=LONG)
+    cells = (
+        "return [...document.querySelectorAll('#writing tr')].map(e => e.innerText.split('\\t'))"
+    )
+    told = {row[0]: row[1:5] for row in browser.run(cells)[1:]}
+    assert told["musubi"] == ["29", "29", "0", "0"] and told["kohya"][2:] == ["0", "0"]
+    found = {name: READERS[name](studio.out) for name in ("kohya", "musubi")}
+    assert len(found["musubi"]) == 29, "30 but for the rejected one"
+    assert len(found["kohya"]) == PICTURES, "kohya takes pictures"
+    assert {f"Corrected {n}." for n in range(3)} <= {*found["musubi"].values()}
+
+
+def test_a_killed_server_finds_its_run_and_the_browser_goes_on(
+    browser: Browser, studio: OpenStudio, media: list[Path]
+) -> None:
+    values = {"sources": [str(media[0].parent)], "model": "demo", "out": str(studio.out)}
+    studio.end(signal.SIGKILL)
+    studio.more = ("--root", str(media[0].parent))
+    studio.start()
+    studio.done("runs", {"values": values})
+    studio.wait(lambda runs: runs[0]["state"] == "running" and runs[0]["pid"] > 0)
+    run, pid = studio.get("start")["own"], studio.runs()[0]["pid"]
+    shown(browser, f"{studio.address}run/{run}/")
+    studio.end(signal.SIGKILL)
+    assert Path(f"/proc/{pid}").exists(), "the run goes on"
+    time.sleep(2)
+    browser.console()
+    studio.start()
+    assert studio.runs()[0]["state"] in ("running", "done")
+    studio.wait(all_done)
+    browser.wait(f"{COUNTS}.startsWith('12 captions')")
+    browser.console()
+    browser.run("document.querySelector('.row').focus()")
+    browser.press("a")
+    browser.wait(SAVED)
+    assert len(read_edits(studio.out).done) == 1
+
+
+def test_an_edit_of_another_tab_is_shown_and_an_older_one_refused(
+    browser: Browser, tmp_path: Path, studio: OpenStudio
+) -> None:
+    file = media_file(write_video(tmp_path / "empty" / "a.mp4", ticks=range(0, 60, 6)))
+    write_run(studio.out, [(file, said(file, ["A ring.", "A square."]))])
+    run = studio.get("start")["own"]
+    shown(browser, f"{studio.address}run/{run}/")
+    browser.wait("return document.activeElement.matches('.row')")
+    of = studio.get(f"run/{run}/captions")["media"][0]["captions"][0]["key"]
+    change = {"of": of, "caption": "Theirs.", "review": "", "was": {"caption": None, "review": ""}}
+    studio.done(f"run/{run}/edits", {"id": "1", "does": "x", "changes": [change]})
+    browser.wait(WORDS + "[0] === 'Theirs.'", seconds=2.0)
+    browser.press("e")
+    again = {**change, "caption": "Theirs, later.", "was": {"caption": "Theirs.", "review": ""}}
+    browser.run("document.activeElement.value = 'Mine.'")
+    # The answer of the other tab is there before this one sends its own.
+    browser.run(SLOW)
+    browser.press(ENTER)
+    studio.done(f"run/{run}/edits", {"id": "2", "does": "x", "changes": [again]})
+    browser.wait("return document.querySelector('#conflict').open")
+    both = browser.run("return document.querySelector('#conflict').innerText")
+    assert "Mine." in both and "Theirs, later." in both
+    browser.run("[...document.querySelectorAll('#conflict button')].at(-1).click()")
+    browser.wait(SAVED)
+    assert read_edits(studio.out).now[of].caption == "Mine."
+    assert any("409" in line for line in browser.console())
+
+
+def test_axe_finds_nothing_serious(browser: Browser, tmp_path: Path, studio: OpenStudio) -> None:
+    script = axe_script(tmp_path)
+    file = media_file(write_video(tmp_path / "empty" / "a.mp4", ticks=range(0, 60, 6)))
+    write_run(studio.out, [(file, said(file, ["red, ring", "blue, square"]))])
+    shown(browser, studio.address)
+    browser.run("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    browser.wait("return document.querySelector('#folders button')")
+    for theme in ("light", "dark"):
+        browser.run("document.documentElement.dataset.theme = arguments[0]", theme)
+        assert serious(browser, script) == [], theme
+    shown(browser, f"{studio.address}run/{studio.get('start')['own']}/")
+    browser.press("x", "n")
+    browser.run("page.tags.toggle(); page.replacing.toggle(); page.writing.toggle()")
+    browser.wait("return document.querySelector('#writing table, #writing .quiet')")
+    for theme in ("light", "dark"):
+        browser.run("document.documentElement.dataset.theme = arguments[0]", theme)
+        assert serious(browser, script) == [], theme
+    for opening in ("page.help()", "page.past()"):
+        browser.run(opening)
+        browser.wait("return document.querySelector('dialog[open]')")
+        assert serious(browser, script) == [], opening
+        browser.run("document.querySelector('dialog[open]').close()")
+
+
+def test_every_option_of_the_command_has_a_field(browser: Browser, studio: OpenStudio) -> None:
+    shown(browser, studio.address)
+    browser.run("document.querySelector('#every').open = true")
+    names = {option["flag"] for option in studio.get("start")["options"]}
+    told = browser.run("return document.querySelector('#options').textContent")
+    absent = {name for name in names - {"--sources"} if f"{name}:" not in told}
+    own = (
+        "--model --adapter --memory --prompt --schema --trigger --sift --out --recursive --prompts"
+    )
+    assert absent == set(own.split())
+    every_look(browser)
+    assert json.dumps(studio.get("start")).count("trust") == 0
