@@ -8,28 +8,35 @@ GPU_TESTS := tests/test_flows_on_gpu.py tests/test_flows_gpu_modes.py tests/test
 GPU_SAMPLE := a_run_on_a_gpu or first_rows or (old_driver and named)
 GPU_CHECK ?= $(if $(MODEL),--model '$(MODEL)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(OUT),--out '$(OUT)')
 
-.PHONY: help setup demo server worker lint test test-slow test-slow-sample test-gpu test-gpu-sample check test-install gguf docs docs-check models gpu-check bench wheel image lock clean distclean
+.PHONY: help setup demo server worker lint test test-slow test-slow-sample test-gpu test-gpu-sample check test-install gguf docs docs-check models pictures gpu-check bench wheel image lock clean distclean
 
 help:
-	@echo "make demo       captions the demo clips through the whole pipeline"
-	@echo "make server     runs a Prefect server on 127.0.0.1; make worker deploys and runs a worker"
-	@echo "make test       runs the tests, in two processes (make test-slow: those that take minutes)"
-	@echo "make test-slow-sample  runs some of those, for a minute; the commit decides which"
-	@echo "make test-gpu   runs every command, and the check of a GPU, on stand-ins for cards and drivers"
-	@echo "make test-gpu-sample   runs a few of those, as CI does"
-	@echo "make test-install  installs the wheel without the lock on each Python, and runs it (7 GB of disk)"
-	@echo "make gguf       compiles llama.cpp into .venv, once, and runs the tests that need it"
-	@echo "make lint       looks at format, style, types and layers; make check: that and the tests"
-	@echo "make docs       builds the site from docs/ into site/index.html; a broken link or anchor fails"
-	@echo "make docs-check runs every command that README and docs/ show, with the demo's models"
-	@echo "make models     judges every family in halves and writes docs/models.md"
-	@echo "make gpu-check  checks on a GPU what only a GPU can show and writes it into docs/gpu.md"
-	@echo "                (MODEL= checks a model beside the demo's, on SOURCE=; OUT= writes elsewhere)"
-	@echo "make bench      runs the benchmarks; installs what they compare with"
-	@echo "make wheel      builds dist/penstock-*.whl"
-	@echo "make image      builds the image of docs/deploy/Dockerfile with buildah, and tries it (30 GB of disk)"
-	@echo "make lock       pins the dependencies anew (needs uv; UPGRADE=1 takes newer versions)"
-	@echo "make clean      removes builds and caches; make distclean removes .venv too"
+	@echo "Start"
+	@echo "  make demo       installs, then captions the demo clips through the whole pipeline"
+	@echo "  make setup      installs into .venv alone"
+	@echo "  make server     runs a Prefect server on 127.0.0.1; make worker deploys and runs a worker"
+	@echo "  make wheel      builds dist/penstock-*.whl"
+	@echo "Before a change is merged"
+	@echo "  make check      make lint (format, style, types, layers), then make test"
+	@echo "  make test       runs the tests, in two processes"
+	@echo "  make docs       builds the site from docs/ into site/index.html; a broken link or anchor fails"
+	@echo "  make docs-check runs every command that README and docs/ show, with the demo's models"
+	@echo "More tests"
+	@echo "  make test-slow         runs the tests that take minutes"
+	@echo "  make test-slow-sample  runs some of those, for a minute; the commit decides which"
+	@echo "  make test-gpu          runs every command on stand-ins for cards and drivers; test-gpu-sample: a few"
+	@echo "  make test-install      installs the wheel without the lock on each Python, and runs it (7 GB of disk)"
+	@echo "  make gguf              compiles llama.cpp into .venv, once, and runs the tests that need it"
+	@echo "  make image             builds the image of docs/deploy/Dockerfile with buildah, and tries it (30 GB of disk)"
+	@echo "Figures and pictures"
+	@echo "  make gpu-check  checks on a GPU what only a GPU can show and writes it into docs/gpu.md"
+	@echo "                  (MODEL= checks a model beside the demo's, on SOURCE=; OUT= writes elsewhere)"
+	@echo "  make bench      runs the benchmarks; installs what they compare with"
+	@echo "  make models     judges every family in halves and writes docs/models.md"
+	@echo "  make pictures   draws every picture of README and docs/ anew (needs Chromium)"
+	@echo "Upkeep"
+	@echo "  make lock       pins the dependencies anew (needs uv; UPGRADE=1 takes newer versions)"
+	@echo "  make clean      removes builds and caches; make distclean removes .venv too"
 
 setup:
 	@scripts/setup
@@ -77,6 +84,11 @@ docs: setup
 
 docs-check: setup
 	@$(WRITING) .venv/bin/python -m scripts.follow_docs
+
+pictures: setup
+	@.venv/bin/python scripts/page_pictures.py
+	@.venv/bin/python -m scripts.gallery
+	@.venv/bin/python -m scripts.resume_picture
 
 models: setup
 	@.venv/bin/python scripts/model_table.py

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from artifacts.errors import UsageError
 
 MediaKind = Literal["video", "image"]
-Route = Literal["protocol", "replay", "splice", "joint", "dual"]
+Route = Literal["protocol", "replay", "splice", "joint", "dual", "served"]
 Modality = Literal["image", "video"]
 Half = Literal["vision", "language"]
 """Half of a captioning checkpoint, loaded without the other."""

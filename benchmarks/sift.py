@@ -18,12 +18,13 @@ from functools import partial
 from itertools import combinations, count, pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import FrameFit, Sampling
 from artifacts.store import open_store
-from benchmarks._common import Figure
+from benchmarks._common import Figure, in_child
 from benchmarks._planted import (
     APART,
     BLURS,
@@ -126,49 +127,74 @@ def neighbours(folder: Path, clips: Path, store: Path) -> list[Figure]:
     return [figure(name=f"{len(rows)} frames 2 s apart: pairs grouped", value=-grouped, goal=0)]
 
 
-def cost(clips: Sequence[Path], folder: Path) -> list[Figure]:
-    """Time of motion and sharpness, as a share of cutting frames."""
-    from stages.frames import opening
+def costs_of(clip: Path, folder: Path) -> dict[str, float]:
+    """CPU seconds of cutting a clip, of marking it, and of motion and sharpness alone."""
     from stages.frames.video import Video
+    from stages.sift import measures
     from stages.sift import video as stage
 
     sampling = Sampling(chunk_seconds=30.0, fps=1.0, max_frames=32)
-    numbers = count()
+    numbers, stored = count(), RecordSet(open_store(str(folder)), "frames", "0" * 64)
+    spent = 0.0
 
     def cut() -> None:
-        stored = RecordSet(open_store(str(folder)), "frames", "0" * 64)
-        for path in clips:
-            with Video(path, threads=1) as video:
-                for chunk in video.chunks(video.plan(sampling), FIT):
-                    payload = chunk.pixels.reshape(-1).data
-                    key = digest_of(next(numbers))
-                    stored.publish([Record(key=key, meta={}, payload=payload)])
-                    stored.drop([key])
+        with Video(clip, threads=1) as video:
+            for chunk in video.chunks(video.plan(sampling), FIT):
+                key = digest_of(next(numbers))
+                stored.publish([Record(key=key, payload=chunk.pixels.reshape(-1).data)])
+                stored.drop([key])
 
     def mark() -> None:
-        for path in clips:
-            with stage.SampledVideo(path, threads=1) as video:
-                for _ in video.sampled(range(video.parts)):
-                    pass
+        with stage.SampledVideo(clip, threads=1) as video:
+            for _ in video.sampled(range(video.parts)):
+                pass
 
-    def timed(work: Any) -> float:
+    def timed(work: Any, *given: Any) -> tuple[float, Any]:
         started = time.process_time()
-        work()
-        return time.process_time() - started
+        found = work(*given)
+        return time.process_time() - started, found
 
-    whole = min(timed(mark) for _ in range(3))
-    moved, sharp = stage.SampledVideo._moved, stage.SHARP_EVERY
-    stage.SampledVideo._moved = lambda *_: 0.0  # type: ignore[method-assign]
-    stage.SHARP_EVERY, vectors, opening.MOTION = 1 << 30, opening.MOTION, {}
-    without = min(timed(mark) for _ in range(3))
-    stage.SampledVideo._moved, stage.SHARP_EVERY = moved, sharp  # type: ignore[method-assign]
-    opening.MOTION = vectors
-    cutting = min(timed(cut) for _ in range(3))
+    def counted(work: Any, counts: Any = lambda *_: True) -> Any:
+        def call(*given: Any) -> Any:
+            nonlocal spent
+            seconds, found = timed(work, *given)
+            spent += seconds * counts(*given)
+            return found
+
+        return call
+
+    cutting, whole = (min(timed(work)[0] for _ in range(3)) for work in (cut, mark))
+    large = counted(stage.SampledVideo._grey, lambda video, _, size: size == video._sharp_size)
+    with (
+        patch.object(measures, "_moved", counted(measures._moved)),
+        patch.object(stage, "sharpness", counted(measures.sharpness)),
+        patch.object(stage.SampledVideo, "_grey", large),
+    ):
+        shares = []
+        for _ in range(3):
+            spent = 0.0
+            mark()
+            shares.append(spent)
+    return {"cutting": cutting, "marking": whole, "extra": min(shares)}
+
+
+def cost(clips: Sequence[Path], folder: Path) -> list[Figure]:
+    """Time of motion and sharpness, and of all marking, as shares of cutting frames. Measured in
+    processes of one thread of NumPy's, as the stage is."""
+    each = {
+        clip.name: in_child("benchmarks.sift", "--cost", str(clip), "--folder", str(folder))
+        for clip in clips
+    }
+    cutting, marking, extra = (
+        sum(one[name] for one in each.values()) for name in ("cutting", "marking", "extra")
+    )
+    worst = max(each, key=lambda name: each[name]["extra"] / each[name]["cutting"])
+    most = each[worst]["extra"] / each[worst]["cutting"]
+    title = "motion and sharpness / cutting frames"
     return [
-        figure(
-            name="motion and sharpness, share of cutting frames", value=(whole - without) / cutting
-        ),
-        figure(name="all of marking / cutting frames", value=whole / cutting),
+        figure(name=title, value=extra / cutting),
+        figure(name=f"{title}, most ({worst})", value=most),
+        figure(name="all of marking / cutting frames", value=marking / cutting),
     ]
 
 
@@ -179,7 +205,11 @@ def main() -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the 2,000 and 300 files")
     parser.add_argument("--clips", type=Path, default=Path(__file__).parents[2] / "shared/clips")
     parser.add_argument("--folder", type=Path, help="folder for the files [temporary]")
+    parser.add_argument("--cost", type=Path, help="print the costs of marking this clip alone")
     given = parser.parse_args()
+    if given.cost:
+        print(json.dumps(costs_of(given.cost, given.folder)))
+        return 0
     clips = given.clips if given.clips.is_dir() else None
     counts = {f.name: getattr(Plan(), f.name) for f in fields(Plan) if f.name != "seen"}
     plan = Plan(**{name: max(2, round(n * given.scale)) for name, n in counts.items()})
@@ -206,7 +236,7 @@ def main() -> int:
             found.append(figure(name=f"clips: {kind} seconds, largest error", value=off))
         if clips is not None:
             found += neighbours(folder / "neighbours", clips, store)
-            found += cost([p for p in real_clips(clips) if p.suffix == ".mp4"], folder / "cut")
+            found += cost(real_clips(clips), folder / "cut")
         counted = f"{len(pictures)} pictures and {len(videos)} clips"
         real = sum(one.photo for one in (*pictures, *videos))
     print(f"{counted}, {real} of them real; seed {given.seed}")

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 NAVIGATION = {
-    "Begin": ["docs/tutorial", "docs/gallery"],
+    "Begin": ["docs/tutorial", "docs/gallery", "docs/compare"],
     "Recipes": [
         "docs/recipes/README",
         "docs/recipes/captioners",
         "docs/recipes/trainers",
         "docs/recipes/pipelines",
         "docs/recipes/datasets",
+        "docs/recipes/clusters",
     ],
     "Captions": [
         "docs/usage",
@@ -36,6 +37,7 @@ NAVIGATION = {
     "Labels, vectors, search": ["docs/labels", "docs/embed", "docs/search", "docs/sift"],
     "Models": [
         "docs/models",
+        "docs/endpoints",
         "docs/precision",
         "docs/export",
         "docs/graphs",
@@ -63,7 +65,7 @@ project = "Penstock"
 version = release = installed("penstock")
 copyright = "the authors of Penstock, Apache-2.0"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 root_doc = "docs/index"
 pages = {"docs", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"}
 exclude_patterns = [path.name for path in ROOT.iterdir() if path.name not in pages]

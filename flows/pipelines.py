@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Mapping
 
 from artifacts.schema import Part
-from stages import decode, embed, embed_texts, encode, export, frames, sift, summarize, tune
+from stages import ask, decode, embed, embed_texts, encode, export, frames, sift, summarize, tune
 from stages.process.stage import StageSpec
 
 Pipeline = tuple[StageSpec, ...]
 """Stages in order. The first reads files; each other one reads records that an earlier one made."""
 CAPTION: Pipeline = (frames.STAGE, encode.STAGE, decode.STAGE)
 """Captions of files."""
+ASK: Pipeline = (frames.STAGE, ask.STAGE)
+"""Captions of files by a model that a server runs."""
 SUMMARY: Pipeline = (*CAPTION, summarize.STAGE)
 """Captions of files, and a summary of each video's captions."""
 SCORED: tuple[Pipeline, ...] = ((*CAPTION, decode.SCORE), (*SUMMARY, decode.SCORE))
@@ -38,6 +40,7 @@ EXPORTED_VECTORS: Pipeline = (*EMBED, export.COMPARE)
 """Vectors of the same files by the new checkpoint, and its distance from the original."""
 PIPELINES = (
     CAPTION,
+    ASK,
     SUMMARY,
     *SCORED,
     REBUILD,

@@ -49,6 +49,9 @@ class CaptionOptions(FeatureOptions, total=False):
     """The options of a caption run."""
 
     out: str | PathLike[str]
+    endpoint: Words
+    endpoint_keys: str
+    insecure_endpoint: bool
     adapter: str | PathLike[str]
     language_gguf: str | PathLike[str]
     prompts: dict[str, str]

@@ -14,9 +14,8 @@ import flows.running.pipeline_runner
 from artifacts.errors import EnvironmentFault, Interrupted, Killed, PenstockError
 from artifacts.pack_object import DamagedRecord
 from flows.console.display import Display
-from flows.machine.launch import StageCall
+from flows.machine.launch import REMAKES, StageCall
 from flows.options.commands import CaptionConfig
-from flows.running.pipeline_runner import REMAKES
 from flows.running.run import caption
 from stages.process.job import job_fields
 from stages.process.outcome import StageOutcome

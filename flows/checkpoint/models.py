@@ -32,13 +32,21 @@ from flows.checkpoint.profile_loading import (
     read_profile,
     small_files,
 )
+from flows.checkpoint.served import (
+    ServedModel,
+    only_captions,
+    open_served,
+    served_checkpoint,
+    served_profile,
+)
 from flows.checkpoint.user_gguf import user_gguf_for
 from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions
+from flows.options.endpoint import is_served
 from flows.options.media import VideoSamplingOptions
 from flows.options.model import DEMO_MODEL, GgufOptions
 from flows.options.text import QuestionOptions
-from flows.pipelines import Pipeline, makes_vectors
+from flows.pipelines import ASK, CAPTION, Pipeline, makes_vectors
 from stages.models.encoding.ways import ALONE, AUTO, BATCHES, FIXED_ROWS
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.resolve import find_model, refuse_revision
@@ -107,6 +115,8 @@ class Model:
     """Largest number of images of an input that shares a pass with others in the way `auto`."""
     files: ModelFiles = field(default_factory=ModelFiles)
     """Stamps of the files when their digests were computed."""
+    served: ServedModel | None = None
+    """The model on its servers; None: this machine loads it."""
 
     @property
     def folder(self) -> Path:
@@ -176,12 +186,16 @@ class Model:
             return profile.image_pixel_bytes if kind == "image" else profile.frame_pixel_bytes
         tokens = profile.image_tokens if kind == "image" else profile.frame_tokens
         # Vectors are stored in 32 bit, whatever dtype computed them.
-        each = 4 if profile.route == "dual" else BYTES.get(self.best("vision").dtype, 4)
+        each = 4 if profile.route in ("dual", "served") else BYTES.get(self.best("vision").dtype, 4)
         return tokens * profile.feature_width * each
 
 
 def pipeline_for(model: Model, pipelines: Sequence[Pipeline]) -> Pipeline:
     """Return the first of these pipelines that suits the checkpoint. Raises UsageError."""
+    if model.served is not None:
+        if CAPTION in pipelines:
+            return ASK
+        raise only_captions(model.name)
     dual = model.profile.route == "dual"
     for pipeline in pipelines:
         if all(stage.vectors == dual for stage in pipeline if stage.part):
@@ -198,6 +212,19 @@ def pipeline_for(model: Model, pipelines: Sequence[Pipeline]) -> Pipeline:
     )
 
 
+def _open_served(config: RunOptions) -> Model:
+    served = open_served(config)
+    return Model(
+        name=config.model,
+        checkpoint=served_checkpoint(config.model),
+        profile=served_profile(config),
+        digests={},
+        settings={},
+        notes=(served.line,),
+        served=served,
+    )
+
+
 def digests_in(store: Store) -> ContentDigests:
     """Return the file digests stored next to a store."""
     return ContentDigests(store.local / "digests.jsonl")
@@ -209,6 +236,8 @@ def find_checkpoint(
     """Return the files of the requested checkpoint. For `demo`, it is the one that suits the first
     of `pipelines` (default: captions). `announce` is called for each download; weights are not
     downloaded here. Raises UsageError or EnvironmentFault."""
+    if is_served(config.model):
+        raise only_captions(config.model)
     if config.model == DEMO_MODEL:
         from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 
@@ -232,6 +261,8 @@ def open_model(
     not be local. Its profile comes from the store or from a describing process. Without
     `read_weights`, weights without a stored digest are not read, and no stored record of theirs is
     found. Raises Undescribed."""
+    if is_served(config.model):
+        return _open_served(config)
     files = ModelDigests(digests)
     adapter = parse_adapter(config, files)
     checkpoint = find_checkpoint(config, announce, *pipelines)

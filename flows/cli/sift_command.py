@@ -1,9 +1,13 @@
 """Implements `penstock sift`, and prints the result."""
 
 import argparse
+import json
 import shlex
 from contextlib import closing
 
+from artifacts.errors import Interrupted, redacted
+from artifacts.plurals import counted
+from artifacts.schema import fields_of
 from flows.cli.exit_report import print_result
 from flows.cli.options import config_of
 from flows.console.display import Display
@@ -17,6 +21,9 @@ def sift_command(given: argparse.Namespace) -> int:
     if given.marks:
         from flows.results.sifted.marks import MARKS
 
+        if given.json:
+            print(json.dumps({name: fields_of(mark) for name, mark in MARKS.items()}, indent=1))
+            return 0
         rows = [(name, mark.range, mark.text) for name, mark in MARKS.items()]
         print("\n".join(table_lines(("mark", "range", "meaning"), rows)))
         return 0
@@ -26,9 +33,17 @@ def sift_command(given: argparse.Namespace) -> int:
         from flows.running.sift import pending, sift
 
         if given.dry_run:
-            print_lines(pending(config, display))
+            found = pending(config, display)
+            line = f"{counted(found['files'], 'file')}: {found['to_mark']:,} of "
+            line += f"{found['contents']:,} contents to mark"
+            print_lines(json.dumps(found) if given.json else line)
             return 0
-        result = sift(config, display)
+        try:
+            result = sift(config, display)
+        except Interrupted as error:
+            again = shlex.join(["penstock", *given.words])
+            error.hint = f"Marks are kept, but no table is written yet; continue: {redacted(again)}"
+            raise
     if print_result(given, result, display):
         then = shlex.join(["penstock", "caption", str(result.kept_list)])
         print_lines(f"{result.line()}; caption them with `{then}`")

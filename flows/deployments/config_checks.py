@@ -18,12 +18,14 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, with_config
 
+from artifacts.endpoints import refuse_unlisted
 from artifacts.errors import UsageError
 from artifacts.options import Option, declared
 from artifacts.paths import lies_in
 from artifacts.store import open_store
 from flows.job.prepare import out_folder
 from flows.options.commands import CaptionConfig, MediaOptions
+from flows.options.endpoint import EndpointOptions
 from flows.options.export_config import ExportConfig
 from flows.options.learn import LearnConfig
 from flows.options.media import VectorSamplingOptions
@@ -181,8 +183,10 @@ WRITTEN: dict[str, Callable[[MediaOptions], Path]] = {
 
 
 def confine(config: MediaOptions, *, out: bool = True) -> None:
-    """Raise UsageError for parameters that would write outside the worker's folders, or run code
-    that could. `out` says whether the run uses that folder."""
+    """Raise UsageError for parameters that would write outside the worker's folders, run code that
+    could, or send media to an address that the worker does not list. `out` says whether the run
+    uses that folder."""
+    refuse_unlisted(EndpointOptions.of(config).endpoint)
     if config.trust_remote_code and os.environ.get(REMOTE_CODE) != "1":
         raise UsageError(
             "`trust_remote_code` is not allowed on this worker",

@@ -20,7 +20,7 @@ def context_note(model: Model, config: RunOptions) -> str:
     """Return how many frames of a chunk fit the context if not all do, or that the context is
     unknown; else an empty string."""
     profile = model.profile
-    if profile.route == "dual" or profile.is_encoder_decoder:
+    if profile.route in ("dual", "served") or profile.is_encoder_decoder:
         return ""
     if not profile.context_tokens:
         return f"{model.name} does not state its context length, so it limits no frames"

@@ -39,6 +39,8 @@ def with_encode_ways(config: RunOptions, model: Model, store: Store, device: str
 
 def with_planned_ways(config: RunOptions, model: Model, device: str) -> Model:
     """Return the model with the ways that it has unless a trial has shown otherwise."""
+    if model.served is not None:
+        return model
     graph = model.best("vision").graph
     if model.profile.route == "joint" or (graph and graph.backend == TENSORRT):
         return model

@@ -50,6 +50,7 @@ def summary(job: Job) -> dict[str, Any]:
         "media": len(job.by_file),
         "halves": halves(job.model),
         "route": job.model.profile.route,
+        **({"served": served.to_json()} if (served := job.model.served) else {}),
         "notes": notes(job),
     }
 

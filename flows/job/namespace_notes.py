@@ -16,13 +16,24 @@ from stages.process.stage import StageSpec
 def settings_of(job: Job) -> dict[str, Any]:
     """Return the settings that determine a job's features, as text and digests."""
     model = job.model
+    if model.served is not None:
+        computed: dict[str, Any] = {
+            "weights": digest_of(model.served.key_fields),
+            "precision": "",
+            "computing": [],
+        }
+    else:
+        best = model.best("vision")
+        computed = {
+            "weights": model.digests["vision"],
+            "precision": best.precision,
+            "computing": best.key_fields,
+        }
     return {
         "model": model.name,
         "revision": job.config.revision,
         "commit": model.checkpoint.commit,
-        "weights": model.digests["vision"],
-        "precision": model.best("vision").precision,
-        "computing": model.best("vision").key_fields,
+        **computed,
         "sampling": job.sampling.settings,
         "sizes": digest_of({kind: model.fit(kind).long_edges for kind in ("video", "image")}),
         "recipes": [stage.output_version for stage in job.pipeline[:2]],

@@ -22,6 +22,8 @@ from stages.process.device import device_capability
 def with_vector_precision(config: RunOptions, model: Model, store: Store, device: str) -> Model:
     """Return the model with fp16 first if a trial has shown that it holds, or with the namespace of
     a trial to make, or with a note on why it runs in fp32."""
+    if model.served is not None:
+        return model
     best = model.best("vision")
     concerned = model.profile.route == "dual" and config.precision_of("vision") == "auto"
     if device == "cpu" or not concerned or best.graph or best.precision != "fp32":

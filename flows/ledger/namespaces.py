@@ -53,6 +53,8 @@ class Variant:
     """Name of the engine that makes the captions; empty without captions."""
     way: str = BATCHES
     """Way in which inputs pass the vision half."""
+    sends_video: bool = False
+    """Whether the frames of a chunk are sent to a server as one video."""
 
     def __getitem__(self, kind: str) -> str:
         return self.of[kind]
@@ -131,6 +133,7 @@ def namespaces_of(
         bound=frame_bound(model.profile, config),
         engine="".join(chosen.engine for chosen in settings.values()),
         way=way,
+        sends_video=model.served is not None and bool(model.served.video),
     )
 
 
@@ -153,7 +156,7 @@ def _part_fields(
     stage: StageSpec, model: Model, settings: Mapping[Part, PartSettings]
 ) -> list[Any]:
     if not stage.part:
-        return []
+        return model.served.key_fields if model.served else []
     limit: list[str] = []
     if stage.part == "vision":
         image_pixels, video_pixels = model.profile.max_pixels, model.profile.max_video_pixels

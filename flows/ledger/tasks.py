@@ -64,6 +64,11 @@ class Task:
         return self.keys[kind]
 
     @property
+    def seen(self) -> str:
+        """Return the key of what a caption is made of: features, or frames that are sent."""
+        return self.keys.get("features") or self.keys["frames"]
+
+    @property
     def identity(self) -> tuple[str, int, str]:
         """Return medium, chunk index and prompt. They identify the task in every variant."""
         return (self.medium.digest, self.chunk.index, self.medium.prompt)
@@ -116,6 +121,7 @@ def task_of(
     prompt = prompt if previous is None else prompt.replace(PREVIOUS, previous)
     size_fields = index.key_suffix(namespaces.fit_image) if index is not None else ()
     fewer = () if shown is chunk else (f"{len(shown.times)} frames",)
+    sent = ("as video",) if namespaces.sends_video and medium.kind == "video" else ()
     keys = {
         kind: item_key(
             namespace,
@@ -123,7 +129,7 @@ def task_of(
             chunk.index,
             *([prompt] if kind in namespaces.prompted else []),
             *size_fields,
-            *(fewer if at else ()),  # frames keep their key: all of them are stored
+            *((*fewer, *sent) if at else ()),  # frames keep their key: all of them are stored
         )
         for at, (kind, namespace) in enumerate(namespaces.of.items())
     }

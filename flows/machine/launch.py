@@ -2,12 +2,14 @@
 replace it."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from artifacts.errors import Killed, StageDied
+from artifacts.pack_object import DamagedRecord
 from flows.machine.fork_verdict import UNTRIED, forget, is_fork_fault, refusal_to_fork
 from flows.pipelines import STAGES
 from stages.process.events import Warned
@@ -62,6 +64,29 @@ class StageCall:
 
 MAX_RESTARTS = 2
 """How many times in a row a stage is started again if it is killed before it makes anything."""
+REMAKES = 3
+"""Number of times that the same damaged record is found before the run fails."""
+
+
+class Retries:
+    """The errors after which one loop has called its stages again."""
+
+    def __init__(self) -> None:
+        self._kills = 0
+        self._remakes: Counter[str] = Counter()
+
+    def count(self, error: DamagedRecord | Killed) -> None:
+        """Return if what raised this may be called again; else raise it."""
+        if isinstance(error, Killed):
+            # The sender of the signal is unknown. If the kernel is short of memory, it kills the
+            # stage again before it makes anything. A user who wants to end the run stops this
+            # process.
+            self._kills = 0 if error.items else self._kills + 1
+        else:
+            # A record that is damaged repeatedly points to the disk.
+            self._remakes[error.message] += 1
+        if self._kills > MAX_RESTARTS or self._remakes[error.message] == REMAKES:
+            raise error
 
 
 class StageHandle(Protocol):
@@ -174,15 +199,13 @@ class ForkedOnGpu:
 def run_with_restarts(launcher: Launcher, call: StageCall) -> StageOutcome:
     """Run a stage whose result is its notes. A killed stage is started again. Raises
     PenstockError."""
-    kills = 0
+    retries = Retries()
     while True:
         process = launcher.start(call)
         try:
             return process.wait()
-        except Killed:
-            kills += 1
-            if kills > MAX_RESTARTS:
-                raise
+        except Killed as error:
+            retries.count(error)
         except BaseException:
             process.stop()
             raise

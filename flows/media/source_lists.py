@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from artifacts.errors import UsageError
@@ -24,9 +24,13 @@ class Line:
 
     name: str
     """Path relative to the list's folder, or an address."""
-    prompt: str | None
-    prompts: Mapping[str, str]
+    prompt: str | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Name → prompt, if the line has several."""
+    media_path: str = ""
+    """Its name in the outputs; empty: not stated."""
+    source: str = ""
+    """The argument that named it in an earlier run; empty: not stated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,19 +54,20 @@ def lines_of(path: Path) -> Iterator[Line | BadLine]:
         yield BadLine(name=str(path), message=message, hint="A list holds one path per line")
         return
     for number, line in enumerate(lines, 1):
-        entry, prompt = line.strip(), None
-        prompts: dict[str, str] = {}
+        entry = line.strip()
         if not entry or entry.startswith("#"):
             continue
+        parsed = Line(name=entry)
         if path.suffix.lower() == ".jsonl":
             try:
-                entry, prompt, prompts = _entry(entry)
+                parsed = _entry(entry)
             except ValueError as error:
                 message = f"line {number} of the list {error}"
                 yield BadLine(name=str(path), message=message, hint=ENTRY_HINT)
                 continue
+        entry = parsed.name
         if is_address(entry):
-            yield Line(name=entry, prompt=prompt, prompts=prompts)
+            yield parsed
             continue
         named = path.parent / entry
         if named.suffix.lower() in LIST_SUFFIXES or (
@@ -70,11 +75,11 @@ def lines_of(path: Path) -> Iterator[Line | BadLine]:
         ):
             yield BadLine(name=entry, message=f"line {number} names another list", hint=FILES_ONLY)
             continue
-        yield Line(name=str(named), prompt=prompt, prompts=prompts)
+        yield replace(parsed, name=str(named))
 
 
-def _entry(line: str) -> tuple[str, str | None, dict[str, str]]:
-    """Return path, prompt and named prompts of a line of JSON. Raises ValueError with the cause."""
+def _entry(line: str) -> Line:
+    """Parse a line of JSON. Raises ValueError with the cause."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -90,9 +95,10 @@ def _entry(line: str) -> tuple[str, str | None, dict[str, str]]:
         raise ValueError("has prompts that are no object, or both prompt and prompts")
     try:
         check_prompts(prompts)
-        os.fsencode(path), "".join([prompt or "", *prompts.values()]).encode()
+        names = {n: value[n] for n in ("media_path", "source") if isinstance(value.get(n), str)}
+        os.fsencode(path), "".join([prompt or "", *prompts.values(), *names.values()]).encode()
     except UnicodeEncodeError as error:
         raise ValueError("holds half of a surrogate pair") from error
     except UsageError as error:
         raise ValueError(f"is invalid ({error.message})") from error
-    return path, prompt, prompts
+    return Line(name=path, prompt=prompt, prompts=prompts, **names)

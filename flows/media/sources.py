@@ -360,4 +360,8 @@ def _listed(
         for result in by_name(line.name, source, selection):
             if isinstance(result, MediaFile):
                 result = replace(result, prompt=line.prompt, prompts=line.prompts)
+                # The name of one file, and not of the others in a folder.
+                if writable(result.place).endswith(f"/{line.media_path}"):
+                    named = line.source or source
+                    result = replace(result, media_path=line.media_path, source=named)
             yield result

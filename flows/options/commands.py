@@ -9,6 +9,7 @@ from typing import Annotated
 
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
+from flows.options.endpoint import EndpointOptions, check_served
 from flows.options.formats import COCO
 from flows.options.headings import FILES
 from flows.options.media import (
@@ -76,6 +77,7 @@ class CaptionConfig(
     AdapterOptions,
     HalfPrecisionOptions,
     VideoSamplingOptions,
+    EndpointOptions,
     RunOptions,
 ):
     """One caption run. Field names equal the option names of the command line."""
@@ -91,6 +93,7 @@ class CaptionConfig(
                 "--format coco is for labels only", hint="Run `penstock label`, or leave it out"
             )
         super().__post_init__()
+        check_served(self)
         _ = self.speakers
         if self.schema:
             check_room(self.schema, self.max_new_tokens)

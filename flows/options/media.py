@@ -36,9 +36,7 @@ class SourceOptions(OptionGroup):
     def check_sources(self) -> None:
         """Raise UsageError when no source is given."""
         if not self.sources:
-            raise UsageError(
-                "no source given", hint="Name files or folders: penstock caption VIDEOS/"
-            )
+            raise UsageError("no source given", hint="Name files or folders, such as VIDEOS/")
 
 
 @dataclass(frozen=True, kw_only=True)

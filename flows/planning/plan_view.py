@@ -44,7 +44,8 @@ NAMES = {
 def plan_lines(plan: Plan) -> list[str]:
     """Return the lines of a plan without `--explain`."""
     values = figures(plan)
-    lines = [*verdict(plan), f"model       {values['model']} on {values['device']}"]
+    where = "a server" if plan.request.model.served else values["device"]
+    lines = [*verdict(plan), f"model       {values['model']} on {where}"]
     lines += [
         f"  {name:10s}{size(half['bytes'])} of weights in {half['precision']}, "
         f"{half['parameters'] / 1e6:.1f} M parameters, {computed_by(half)}"
@@ -57,7 +58,8 @@ def plan_lines(plan: Plan) -> list[str]:
         lines.append(f"assumed     no SOURCES given: {plan.request.workloads[0].line()}")
     lines += [*memory_lines(plan), *_costs(plan)]
     lines += [f"note        {note}" for note in values["notes"]]
-    if plan.request.model.profile.route != "dual" and (line := largest_models_line(plan.budget)):
+    captions = plan.request.model.profile.route not in ("dual", "served")
+    if captions and (line := largest_models_line(plan.budget)):
         lines.append(f"largest     {line}")
     if plan.job and values["failed"]:
         count = counted(values["failed"], "source")

@@ -52,6 +52,8 @@ class Rung:
     @property
     def name(self) -> str:
         """Return the rung as text: `batch 4, int8`."""
+        if STAGES[self.stage].reads == "frames" and STAGES[self.stage].part is None:
+            return f"{counted(self.batch, 'request')} at once"
         if STAGES[self.stage].part is None:
             return f"{self.batch} file{'s' if self.batch > 1 else ''} at once"
         past = f" past up to {self.block} at a time" if self.block > self.batch else ""

@@ -63,7 +63,7 @@ def what_fits(request: PlanRequest, device: str) -> dict[str, list[Cell]]:
     rows with the same weight sizes as a row above."""
     found: dict[str, list[Cell]] = {}
     seen = set()
-    for name, options in PRECISIONS.items():
+    for name, options in () if request.model.served else PRECISIONS.items():
         changed_request = _request_for(request, options, device)
         if changed_request is not None and name in BITS:
             changed_request = _in_gguf(changed_request, name)

@@ -62,7 +62,7 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
         prompt=task.prompt,
         precision=task.namespaces.precision,
         frames=task.chunk.times,
-        features=task["features"],
+        features=task.seen,
         tokens=stored["tokens"],
         ended=ended_of(stored, task.namespaces.limit),
         **_confidence(job, task, stored, shown),
@@ -142,7 +142,7 @@ def _edit_of(job: Job, file: MediaFile, task: Task, original: str) -> Edit:
     same = {v.way: v for v in job.ledger.variants if v.precision == own.precision} if edits else {}
     tasks = (job.ledger.in_variant(task, v) for way, v in same.items() if way != own.way)
     for each in (task, *tasks):
-        edit = edits.of(each["features"], file.name, task.prompt, original)
+        edit = edits.of(each.seen, file.name, task.prompt, original)
         if edit != UNTOUCHED:
             break
     return edit

@@ -26,7 +26,7 @@ from flows.options.text import OutputOptions, PromptOptions
 from flows.pipelines import EMBED, LABEL, SIFT, Pipeline
 from flows.results.clips import CLIPS
 from flows.results.run_record import RUN_RECORD
-from flows.results.sifted.writing import KEPT_FILE, output_names
+from flows.results.sifted.writing import output_names
 from flows.results.vectors import ARRAY, ROWS
 
 LINE_BYTES = 64 << 20
@@ -56,10 +56,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "labels.parquet": ("media_path", "source", "time", "labels"),
     ROWS: ("media_path", "source", "time"),
     SEARCH: ("rank", "score", "media_path", "path"),
-    **{
-        name: ("path",) if name == KEPT_FILE else ("media_path", "source")
-        for name in output_names(TABLES)
-    },
+    **dict.fromkeys(output_names(TABLES), ("media_path", "source")),
     f"{DATASET}/{INDEX}": ("shards",),
     f"{CLIPS}/{INDEX}": ("clips",),
 }

@@ -157,7 +157,8 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
     plan, media = record["plan"], record["media"]
     if plan:
         precision = ", ".join(f"{half} {kind}" for half, kind in plan["precision"].items())
-        yield f"{plan['model']} on {plan['device']}, {precision}, batches of {plan['batch_size']}"
+        how = f"{plan['device']}, {precision}, batches of {plan['batch_size']}"
+        yield f"{plan['model']} on {how if precision else 'a server'}"
     for name, half in plan.get("halves", {}).items():
         yield f"{name} half: {size(half['bytes'])} of weights, {computed_by(half)}"
     if encoded := ways_line(record):

@@ -20,7 +20,7 @@ from flows.ledger.namespaces import one_shot_namespace
 from flows.ledger.tasks import Medium
 from flows.ledger.waves import waves_of
 from flows.ledger.weights import stages_with_work
-from flows.machine.launch import MAX_RESTARTS, StageCall
+from flows.machine.launch import Retries, StageCall
 from flows.options.text import EngineOptions, OutputOptions, PromptOptions, TextOptions
 from flows.pipelines import parts_of
 from flows.planning.answer_room import longest_answer
@@ -62,7 +62,7 @@ class SummariesStep:
     def make(self) -> int:
         """Make the missing summaries, write all, and return their number. Stored summaries are
         written however the step ends. Raises PenstockError."""
-        kills = 0
+        retries = Retries()
         if self._job.config.retry_failed:
             self._summaries.forget_failures()
         try:
@@ -72,10 +72,8 @@ class SummariesStep:
                     self._one_shot.run(
                         summarize.STAGE, partial(self._call, missing), total=min_nodes
                     )
-                except Killed as error:  # counted as in `PipelineRunner._run_wave`
-                    kills = 0 if error.items else kills + 1
-                    if kills > MAX_RESTARTS:
-                        raise
+                except Killed as error:
+                    retries.count(error)
                 self._summaries.refresh()
         finally:
             written = self._summaries.write()
@@ -159,8 +157,6 @@ class TextsStep:
 
 WRITING_SHARE = 20
 """Outputs are written whole between waves, which may take one part in this many of a run's time."""
-REMAKES = 3
-"""Number of times that the same damaged record is found before the run fails."""
 
 
 class PipelineRunner:
@@ -311,8 +307,7 @@ class PipelineRunner:
                 self._throttle(partial(write, not following))
 
     def _run_wave(self, wave: list[Medium], following: list[Medium]) -> None:
-        kills = 0
-        remakes: Counter[str] = Counter()
+        retries = Retries()
         begun = False
         while True:
             try:
@@ -325,19 +320,8 @@ class PipelineRunner:
                 for stage in self._job.pipeline[1:]:
                     self.stages.run_stage(stage, wave)
                 return
-            except DamagedRecord as error:
-                # Each damaged record is made again. A record that is damaged repeatedly points to
-                # the disk.
-                remakes[error.message] += 1
-                if remakes[error.message] == REMAKES:
-                    raise
-            except Killed as error:
-                # The sender of the signal is unknown. If the kernel is short of memory, it kills
-                # the stage again before it makes anything. A user who wants to end the run stops
-                # this process.
-                kills = 0 if error.items else kills + 1
-                if kills > MAX_RESTARTS:
-                    raise
+            except (DamagedRecord, Killed) as error:
+                retries.count(error)
             self._job.ledger.refresh()
             self._job.ledger.clear_tasks()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from artifacts.captions import Failure, write_jsonl
 from artifacts.errors import CannotFit, Interrupted, Killed, PenstockError, StageDied
 from artifacts.keys import digest_of
+from artifacts.pack_object import DamagedRecord
 from artifacts.packs import Record, RecordSet
 from artifacts.plurals import counted
 from artifacts.record_union import RecordUnion, record_sets_of
@@ -20,7 +21,7 @@ from flows.console.display import Display
 from flows.job.media_digests import read_contents
 from flows.job.prepare import NothingToDo, out_folder
 from flows.ledger.tasks import Medium
-from flows.machine.launch import MAX_RESTARTS, DirectLauncher, Launcher, StageCall
+from flows.machine.launch import DirectLauncher, Launcher, Retries, StageCall
 from flows.machine.leases import leased
 from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
@@ -69,7 +70,7 @@ class Sifting:
     contents: list[Medium]
     failures: list[Failure]
     """Sources that cannot be read."""
-    passed: dict[str, Failed] = field(default_factory=dict)
+    passed: dict[str, dict[str, str]] = field(default_factory=dict)
     """Digest → failure that the next run tries again."""
     marks: RecordUnion = field(init=False)
     stored_failures: RecordSet = field(init=False)
@@ -87,7 +88,7 @@ def sift(
 ) -> Sifted:
     """Mark all media of the configuration, and list those to keep. Raises PenstockError; finished
     records stay."""
-    condition = parse_keep(config.keep, tuple(config.head))
+    condition = parse_keep(config.keep, tuple(config.head), similar=config.similar is not None)
     refuse_file(out := out_folder(config))
     refuse_replacing(out, config, SIFT)
     vectors = None
@@ -105,8 +106,7 @@ def sift(
             record.value["media"]["total"] = len(job.files) + len(job.failures)
             record.write(force=True)
             with _recorded(record):
-                _mark(job, record, display, make_launcher, out)
-                found = _collected(job)
+                found = _marked(job, record, display, make_launcher, out)
                 if vectors is not None:
                     vectors.mark(found, tuple(config.head), config.similar)
                 kept, why = kept_of(found, condition)
@@ -125,14 +125,14 @@ def sift(
     )
 
 
-def pending(config: RunOptions, display: Display) -> str:
-    """Return how many media a run would mark. Raises PenstockError."""
-    options = SiftOptions.of(config)
-    parse_keep(options.keep, tuple(options.head))
+def pending(config: SiftConfig, display: Display) -> dict[str, int]:
+    """Return how many files and contents a run has, and how many of these it would mark. Raises
+    PenstockError."""
+    parse_keep(config.keep, tuple(config.head), similar=config.similar is not None)
     job = _prepared(config, display, out_folder(config))
     media = {m.digest: m for m in job.contents}
-    missing = _missing(job, media.values())
-    return f"{counted(len(job.files), 'file')}: {len(missing):,} of {len(media):,} contents to mark"
+    missing = len(_missing(job, media.values()))
+    return {"files": len(job.files), "contents": len(media), "to_mark": missing}
 
 
 def sift_before(
@@ -143,6 +143,7 @@ def sift_before(
     shared = {
         n: getattr(config, n) for n in ("sources", "recursive", "extensions", "limit", "store")
     }
+    parse_keep(condition, (), option="--sift")
     folder = out_folder(config) / FIRST
     sifting = SiftConfig(
         **shared, retry_failed=config.retry_failed, keep=condition, out=str(folder)
@@ -198,10 +199,10 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
     )
 
 
-def _mark(
+def _marked(
     job: Sifting, record: RunRecord, display: Display, make_launcher: LauncherMaker, out: Path
-) -> None:
-    """Mark the media that have no marks yet. Raises PenstockError."""
+) -> MarkedFiles:
+    """Mark the media that have no marks yet, and return the marks of all. Raises PenstockError."""
     media = {m.digest: m for m in job.contents}
     names = {m.digest: f.media_path for f, m in zip(job.files, job.contents, strict=True)}
 
@@ -220,24 +221,22 @@ def _mark(
     if job.retry_failed:
         job.stored_failures.drop([d for d in media if d in job.stored_failures])
     launcher = make_launcher(on_event)
-    kills = 0
-    while missing := _missing(job, media.values()):
+    retries, before = Retries(), 0
+    while True:
+        missing = _missing(job, media.values())
         done = len(media) - len(missing)
         record.expect(stage.STAGE.name, len(media), done)
-        record.begin(stage.STAGE.name)
-        display.stage(stage.STAGE.name, len(media), done)
-        before = len(missing)
         try:
+            if len(missing) in (0, before):  # the rest cannot be marked in this run
+                display.close()
+                return _collected(job)
+            record.begin(stage.STAGE.name)
+            display.stage(stage.STAGE.name, len(media), done)
             _run(job, missing, launcher, record, out)
-        except Killed as error:  # counted as in `PipelineRunner._run_wave`
-            kills = 0 if error.items else kills + 1
-            if kills > MAX_RESTARTS:
-                raise
-            continue
-        if len(_missing(job, media.values())) == before:
-            break  # the rest cannot be marked in this run
-    record.expect(stage.STAGE.name, len(media), len(media) - len(_missing(job, media.values())))
-    display.close()
+            before = len(missing)
+        except (DamagedRecord, Killed) as error:
+            retries.count(error)
+            before = 0
 
 
 def _missing(job: Sifting, media: Iterable[Medium]) -> list[Medium]:
@@ -278,8 +277,10 @@ def _run(
         process.stop()
         raise
     finally:
-        failed = process.outcome.failures
-        job.passed |= {each.media: each for each in failed if each.kind in UNSTORED_KINDS}
+        for each in process.outcome.failures:
+            if each.kind in UNSTORED_KINDS:
+                meta = {"kind": each.kind, "message": each.message, "hint": each.hint}
+                job.passed[each.media] = meta
         record.add(process.outcome, attention="", precision={})
 
 
@@ -305,21 +306,11 @@ def _failures(job: Sifting) -> list[Failure]:
     """Return everything that could not be marked, in source order."""
     found = list(job.failures)
     for file, medium in zip(job.files, job.contents, strict=True):
-        if medium.digest in job.passed:
-            failed = job.passed[medium.digest]
-            known = {"kind": failed.kind, "message": failed.message, "hint": failed.hint}
-        elif medium.digest not in job.marks and medium.digest in job.stored_failures:
-            known = job.stored_failures.meta(medium.digest)
-        else:
-            continue
-        found.append(
-            Failure(
-                media_path=file.media_path,
-                source=file.source,
-                stage=stage.STAGE.name,
-                error=known["kind"],
-                message=known["message"],
-                hint=known["hint"],
-            )
-        )
+        known = job.passed.get(medium.digest)
+        if medium.digest not in job.marks and medium.digest in job.stored_failures:
+            known = known or job.stored_failures.meta(medium.digest)
+        if known is not None:
+            names = {"media_path": file.media_path, "source": file.source}
+            texts = {"message": known["message"], "hint": known["hint"]}
+            found.append(Failure(**names, **texts, stage=stage.STAGE.name, error=known["kind"]))
     return found

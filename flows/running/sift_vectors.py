@@ -19,7 +19,7 @@ from flows.options.vectors import VectorConfig
 from flows.results.outputs import failures_of
 from flows.results.sifted.heads import ScoreHead, read_head
 from flows.results.sifted.marks import rounded
-from flows.results.sifted.table import MarkedFiles, mark_similar
+from flows.results.sifted.table import MarkedFiles, mark_groups
 from flows.results.vectors import VectorsWritten, vector_tasks
 from flows.running.run import LauncherMaker, make_vectors
 from flows.running.run_observer import OnBegin
@@ -43,7 +43,7 @@ class VectorMarks(VectorsWritten):
             digest = by_path[chunk["media_path"], chunk["source"]]
             chunk |= self._scored(digest, heads, chunk["start"], chunk["end"])
         if similar is not None:
-            mark_similar(found, self._groups(found, similar))
+            mark_groups(found, self._groups(found, similar), "similar_group", "similar")
 
     def _scored(
         self, digest: str, heads: Sequence[str], start: float, end: float

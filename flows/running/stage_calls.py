@@ -20,7 +20,9 @@ from flows.options.text import EngineOptions
 from flows.pipelines import STAGES
 from flows.planning.costs.decode import compiles
 from flows.planning.rungs import Rung
+from flows.running.ask_job import ask_job
 from flows.running.batches import pass_rows
+from stages.ask.job import AskItem, AskJob
 from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem, DecodeJob
 from stages.embed_texts.job import TextsJob
@@ -64,6 +66,8 @@ class StageCallBuilder:
         """Whether decode steps may be compiled without a request; not after that has failed."""
         self.sequence_tokens = 0
         """Planned tokens of the longest sequence; 0: unknown."""
+        self.seen: dict[str, list[str]] = {}
+        """Address of a server → model and fingerprint that it has stated in this run."""
 
     def frames_call(
         self, media: Sequence[tuple[Medium, list[int] | None]], rung: Rung
@@ -99,6 +103,13 @@ class StageCallBuilder:
         size). `captions` is the number of captions of the wave, made or not: if there are enough,
         the decode step may be compiled."""
         namespaces = batches[0][0].namespaces
+        if stage.job is AskJob:
+            asked = [
+                AskItem(t[stage.writes], t[stage.reads], t.medium.kind, t.prompt)
+                for batch in batches
+                for t in batch
+            ]
+            return self._call(stage, ask_job(self._job, namespaces, rung, asked, self.seen))
         if stage.job is not DecodeJob:
             items = [[self.encode_item(stage, task) for task in batch] for batch in batches]
             return self._call(stage, self._encoding(stage, namespaces, rung, items))

@@ -44,6 +44,7 @@ from flows.running.batches import next_work
 from flows.running.overlap import Overlap
 from flows.running.single_item import SingleItemFallback, too_large
 from flows.running.stage_calls import StageCallBuilder, settings_on
+from stages.ask.job import UNANSWERED
 from stages.decode.job import DecodeJob
 from stages.frames.medium import UNSTORED_KINDS
 from stages.process.exit_diagnosis import is_crash
@@ -312,8 +313,19 @@ class StageRunner:
             if outcome.items:
                 self._ladder.note_success(name)
             self._single_items.retry(stage, work.tasks, outcome.too_large)
+            self._note_unanswered(stage, work.tasks, outcome)
             if not (outcome.items or outcome.too_large or outcome.failures):
                 break  # the stage does not make what is missing
+
+    def _note_unanswered(
+        self, stage: StageSpec, tasks: Sequence[Task], outcome: StageOutcome
+    ) -> None:
+        """Leave items that a server did not answer to the next run."""
+        failed = {each.media: each for each in outcome.failures if each.kind == UNANSWERED}
+        for task in tasks if failed else ():
+            if (failure := failed.get(task[stage.writes])) is not None:
+                reason = {"kind": failure.kind, "message": failure.message, "hint": failure.hint}
+                self._job.ledger.unfit[task.identity] = {"stage": stage.name, **reason}
 
     def _run(
         self,
@@ -343,6 +355,7 @@ class StageRunner:
             text = f"{stage.name}: steps are no longer compiled: {caught.message}"
             return self._run(stage, batches, rung, warning=text)
         self._job.ledger.refresh()
+        self._calls.seen |= process.outcome.notes.get("served", {})
         return process.outcome, error
 
     def _stop_compiling(self, call: StageCall, error: PenstockError) -> bool:

@@ -64,6 +64,10 @@ NOT_RUN = (
         r"penstock export M .*--adapter style",
         "as export.md's, which is run; tests/test_flows_export_adapter.py does it with one",
     ),
+    (
+        r"penstock (caption|plan) .*--endpoint",
+        "needs a server of models; tests/test_flows_endpoint.py has two",
+    ),
     (r"penstock doctor --measure --model DIR", "needs an exported model; tests measure one"),
 )
 """Begins of commands that are only parsed, and the reason."""
@@ -71,6 +75,7 @@ NOT_RUN = (
 PAGES_NOT_RUN = {
     "docs/gguf.md": "needs llama.cpp, which `make gguf` compiles; tests/test_flows_gguf.py has it",
     "docs/many.md": "needs several machines and Slurm; scripts/many_check.py runs workers",
+    "docs/recipes/clusters.md": "needs a cluster",
     "docs/scale.md": "needs a bucket; tests/test_flows_bucket.py and benchmarks/bucket.py have one",
     "docs/deploy/README.md": "scripts/follow_deploy.py follows the page in a fresh clone",
     "docs/far.md": "needs a bucket and a server; tests/test_flows_far_media.py has both",

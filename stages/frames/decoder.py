@@ -59,11 +59,9 @@ class _Packets(Iterator[VideoPacket]):
 class Decoder:
     """One container and one decoder, used by one thread at a time."""
 
-    def __init__(self, path: Path, *, threads: int = 0, motion: bool = False) -> None:
-        """Open a video; `threads` 0 takes all cores, and `motion` is as in `open_video`. Raises
-        MediaError."""
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        """Open a video; `threads` 0 takes all cores. Raises MediaError."""
         self.path = path
-        self._motion = motion
         self.ordinal = -1
         """Number of the last packet that was decoded, from 0 in file order."""
         self.bad_packets = 0
@@ -100,9 +98,7 @@ class Decoder:
         self._entry_failures = 0
         self.group_end: int | None = None
         """Ordinal of the packet behind the requested group of pictures; None: unknown."""
-        self.container, self.stream = open_video(
-            path, threads=self.threads, strict=True, motion=motion
-        )
+        self.container, self.stream = open_video(path, threads=self.threads, strict=True)
         self._begin()
 
     def close(self) -> None:
@@ -140,9 +136,7 @@ class Decoder:
         """Open the file again, with a decoder that remembers nothing."""
         self.container.close()
         threads = self.threads if strict else 1
-        self.container, self.stream = open_video(
-            self.path, threads=threads, strict=strict, motion=self._motion
-        )
+        self.container, self.stream = open_video(self.path, threads=threads, strict=strict)
         self.strict, self.is_damaged, self.landed = strict, False, None
         self.bad_packets, self._bad_in_a_row, self.group_end = 0, 0, None
         self.sent = array("q")

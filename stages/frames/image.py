@@ -39,6 +39,7 @@ SWAPPING = frozenset((5, 6, 7, 8))
 JPEGS = frozenset(("JPEG", "MPO"))
 """Formats of phone files in which all images show the same view: a preview, a depth map, a gain
 map."""
+TRUNCATED = "truncated: the missing part of the image is grey"
 BROKEN = (
     OSError,
     RuntimeError,
@@ -71,7 +72,7 @@ def read_image(
             # With an end marker appended, libjpeg fills the missing part with grey.
             repaired = io.BytesIO(whole + JPEG_END)
             height, width, pixels, _ = _decode(repaired, formats, fit, max_pixels)
-            found = ("truncated: the missing part of the image is grey",)
+            found = (TRUNCATED,)
     except Image.DecompressionBombError as error:
         raise MediaError(
             f"{path} has too many pixels ({error})",
@@ -163,9 +164,11 @@ def _orientation(image: Image.Image) -> int:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """Convert an image to 8-bit RGB; transparent parts become white."""
-    if image.mode.startswith("I"):
-        deep = np.asarray(image).clip(0, 65535)
-        image = Image.fromarray((deep >> (8 if deep.max(initial=0) > 255 else 0)).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        deep = np.nan_to_num(np.asarray(image), posinf=0).clip(0, 65535)
+        if image.mode == "F" and deep.mean() <= 1:  # light from 0 to 1, with brighter highlights
+            deep = (deep * 255).clip(0, 255)
+        image = Image.fromarray((deep // 256 if deep.max(initial=0) > 255 else deep).astype("u1"))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -19,8 +19,6 @@ ISO_BRANDS_AT = slice(4, 8)
 
 STRICT = {"err_detect": "explode"}
 """Decoder option with which damage is an error."""
-MOTION = {"flags2": "+export_mvs"}
-"""Decoder option with which frames have motion vectors as side data."""
 LENIENT_CODECS = frozenset(("h264",))
 """Codecs whose decoder marks concealed frames. With STRICT, a seek into an open group of pictures
 is an error, too."""
@@ -53,11 +51,10 @@ def is_damage(error: av.error.FFmpegError, path: Path) -> bool:
 
 
 def open_video(
-    path: Path, *, threads: int = 0, strict: bool = False, motion: bool = False
+    path: Path, *, threads: int = 0, strict: bool = False
 ) -> tuple[InputContainer, VideoStream]:
     """Return the container and its best video stream. `threads` 0 lets the decoder use all cores.
-    With `strict` the decoder reports damage, as an error or by a mark; with `motion` its frames
-    have the codec's motion vectors, where there are some. Raises MediaError."""
+    With `strict` the decoder reports damage, as an error or by a mark. Raises MediaError."""
     check_file(path)
     try:
         container = open_container(path)
@@ -71,10 +68,8 @@ def open_video(
             if other is not stream:
                 other.discard = Discard.all
         codec = stream.codec_context.name
-        options = dict(STRICT) if strict and codec not in LENIENT_CODECS else {}
-        options |= MOTION if motion else {}
-        # Threads that decode several frames at once export some vectors of the wrong frame.
-        stream.thread_type = "SLICE" if motion else THREAD_TYPES.get(codec, "AUTO")
+        options = STRICT if strict and codec not in LENIENT_CODECS else {}
+        stream.thread_type = THREAD_TYPES.get(codec, "AUTO")
         stream.codec_context.thread_count = threads
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), **options}
     except BaseException:

@@ -29,11 +29,10 @@ MAX_RETURNS = 16
 class Reader:
     """One open video with known frame times."""
 
-    def __init__(self, path: Path, *, threads: int = 0, motion: bool = False) -> None:
-        """Open a video and read its frame times; `threads` 0 uses all cores, and `motion` is as in
-        `open_video`. Raises MediaError."""
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        """Open a video and read its frame times; `threads` 0 uses all cores. Raises MediaError."""
         self.path = path
-        self.decoder = Decoder(path, threads=threads, motion=motion)
+        self.decoder = Decoder(path, threads=threads)
         self.passed_over = False
         """Whether packets before a returned frame could not be decoded; its user resets it."""
         self._ticks = array("q")

@@ -165,8 +165,6 @@ def survey(
     odd = found.remove_wrong_times(stream.time_base, to_the_end=streamed)
     del found.dts, found.ordinals  # megabytes for hours of video
     key_pts, key_dts, ordinals = found.keys
-    order = np.frombuffer(found.pts, dtype=np.int64)
-    anchors = int((order == np.maximum.accumulate(order)).sum())
     ticks = _ascending(found.pts)
     # Two packets with one time may be two fields of one frame; a seek must not separate them.
     ordered = len(ticks) == len(found.pts) and all(a < b for a, b in pairwise(key_pts))
@@ -184,7 +182,6 @@ def survey(
         keyframes=keyframes if ordered and key_pts and not found.jumps else None,
         jumps=tuple(found.jumps),
         disbelieved=odd,
-        anchors=anchors,
         # Without a header FFmpeg derives the length from the doubtful times.
         announced_seconds=None if odd and streamed else announced,
         warnings=tuple(warnings),

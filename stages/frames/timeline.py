@@ -60,9 +60,6 @@ class Timeline:
     """(packet ordinal, ticks to add from there on) where the file's clock was reset."""
     disbelieved: frozenset[int] = frozenset()
     """Packets with wrong times, numbered from 0 in file order."""
-    anchors: int = 0
-    """Frames shown after all earlier ones of the file: frames of both directions (B) are none, and
-    refer to these. 0: unknown."""
     announced_seconds: float | None = None
     """Length that the file states, if any."""
     warnings: tuple[str, ...] = ()

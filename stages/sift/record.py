@@ -15,10 +15,9 @@ STEP_SECONDS = 0.5
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where in a video its thumbnails are taken."""
 NO_POINTS = np.zeros((0, 0), np.uint8)
-SERIES = ("time", "sharpness", "exposure", "clipped", "dark", "change", "drift", "vectors")
-"""Columns of the samples. `dark` is the share of dark points, and `change` the largest difference
-of a block from the sample before, of 255. `drift` is motion by that difference, `vectors` by the
-codec's vectors; both in picture lengths per second. NaN: unknown."""
+SERIES = ("time", "sharpness", "exposure", "clipped", "dark", "change", "motion")
+"""Columns of the samples. `dark` is the share of dark points, `change` the largest difference of a
+block from the sample before, of 255, and `motion` in picture lengths per second. NaN: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,8 +16,9 @@ from artifacts.packs import Record
 from artifacts.record_union import record_sets_of
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
+from stages.frames.formats import image_formats
 from stages.frames.frame_recorder import failing
-from stages.frames.image import read_image
+from stages.frames.image import TRUNCATED, read_image
 from stages.frames.medium import MediumToCut
 from stages.frames.watchdog import Watchdog
 from stages.process.cgroup import cores
@@ -100,22 +101,21 @@ class Marking:
                 if turn:
                     claimed.append(medium.digest)
                     with failing(medium, self.failures, self._report, self._watchdog) as path:
-                        found = self._measured(medium, path)
+                        of_image = medium.kind == "image"
+                        found = image_marks(path) if of_image else self._video(medium, path)
                         medium.check()
                         done.append(found.record(medium.digest))
             new = set(self.marks.publish(done))
             self.failures.drop([one.key for one in done if one.key in self.failures])
-            for key in new:
-                self._report.item(key)
+            for medium in group:
+                if medium.digest in new:
+                    self._report.item(medium.digest, label=medium.path.name)
         finally:
             self.turns.done(claimed)
 
     def _missing(self, medium: MediumToCut) -> list[str]:
         failed = medium.digest in self.failures and medium.digest not in self._failed_before
         return [] if failed or medium.digest in self.marks else [medium.digest]
-
-    def _measured(self, medium: MediumToCut, path: Path) -> Marked:
-        return image_marks(path) if medium.kind == "image" else self._video(medium, path)
 
     def _video(self, medium: MediumToCut, path: Path) -> Marked:
         """Return the measurements of a video. Each part is stored as soon as it is sampled."""
@@ -130,11 +130,8 @@ class Marking:
                 if video.parts > 1:
                     medium.check()
                     self.marks.publish([part.record(keys[at])])
-            parts = [fresh.get(at) or self._stored(key) for at, key in enumerate(keys)]
+            parts = [fresh.get(n) or Marked.of(self.marks.read(k)) for n, k in enumerate(keys)]
             return joined(parts, video.meta(), path)
-
-    def _stored(self, key: str) -> Marked:
-        return Marked.of(self.marks.read(key))
 
 
 def image_marks(path: Path) -> Marked:
@@ -147,9 +144,11 @@ def image_marks(path: Path) -> Marked:
     thumb = thumb_of(grey)
     row = row_of(0.0, grey, thumb, None)
     row[SERIES.index("sharpness")] = sharpness(np.asarray(sharp, np.uint8))
-    meta = {"kind": "image", "width": index.width, "height": index.height, "seconds": 0.0}
+    with Image.open(path, formats=image_formats(path)) as image:
+        meta: dict[str, Any] = {"kind": "image", "bilevel": image.mode == "1", "seconds": 0.0}
+    meta |= {"width": index.width, "height": index.height, "bars": bars_of(grey)}
     return Marked(
-        meta={**meta, "faults": len(index.warnings), "bars": bars_of(grey)},
+        meta={**meta, "faults": index.warnings.count(TRUNCATED)},
         thumbs=thumb[None],
         brightest=NO_POINTS,
         series=np.array([row], np.float32),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from av.video.frame import PictureType, VideoFrame
+from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
@@ -14,6 +14,7 @@ from stages.frames.frame_converter import shown_size
 from stages.frames.opening import no_frames
 from stages.frames.reader import Reader
 from stages.sift.measures import (
+    BLACK_SHARE,
     SHARP_EDGE,
     Grey,
     bars_of,
@@ -28,8 +29,6 @@ SHARP_EVERY = 8
 """Sharpness is measured on one of so many samples: it takes longer than all other marks."""
 PART = 600
 """Samples of a part: five minutes, which is the most that a killed run loses of a video."""
-BLACK_SHARE = 0.98
-"""A sample is black where so many of its points are dark."""
 
 
 class SampledVideo:
@@ -37,7 +36,7 @@ class SampledVideo:
 
     def __init__(self, path: Path, *, threads: int) -> None:
         """Open a video. Raises MediaError."""
-        self._reader = Reader(path, threads=threads, motion=True)
+        self._reader = Reader(path, threads=threads)
         self._reformatter = VideoReformatter()
         self._timeline = timeline = self._reader.timeline
         self._shown = shown_size(
@@ -106,7 +105,6 @@ class SampledVideo:
         thumb = thumb_of(grey)
         if own:
             row = row_of(time, grey, thumb, None if before is None else before[1:])
-            row[SERIES.index("vectors")] = self._moved(found[1])
             if number % SHARP_EVERY == 0:
                 sharp = self._grey(found[1], self._sharp_size)
                 row[SERIES.index("sharpness")] = sharpness(sharp)
@@ -124,22 +122,6 @@ class SampledVideo:
             threads=1,
         )
         return small.to_ndarray().astype(np.uint8, copy=False)
-
-    def _moved(self, frame: VideoFrame) -> float:
-        """Return the mean length of the motion vectors of a frame, in picture lengths per second;
-        NaN without vectors. A vector leads to the reference, which is one anchor away but for B
-        frames, whose vectors do not say how far they lead."""
-        side: Any = frame.side_data.get("MOTION_VECTORS")
-        anchors = self._timeline.anchors
-        if side is None or not anchors or not len(side) or frame.pict_type == PictureType.B:
-            return float("nan")
-        vectors = side.to_ndarray()
-        areas = vectors["w"].astype(np.float64) * vectors["h"]
-        scale = np.maximum(vectors["motion_scale"], 1)
-        lengths = np.hypot(vectors["motion_x"] / scale, vectors["motion_y"] / scale)
-        mean = float((areas * lengths).sum() / max(areas.sum(), 1))
-        seconds = self._timeline.duration / anchors
-        return mean / max(frame.width, frame.height) / max(seconds, 1e-3)
 
 
 class _Part:

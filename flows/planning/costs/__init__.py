@@ -7,7 +7,7 @@ from functools import partial
 from flows.checkpoint.models import Model
 from flows.options.commands import RunOptions
 from flows.pipelines import Pipeline
-from flows.planning.costs import decode, embed_texts, encode, export, frames, summarize, tune
+from flows.planning.costs import ask, decode, embed_texts, encode, export, frames, summarize, tune
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.remaining_work import RemainingWork
 from flows.planning.rungs import Rung
@@ -29,6 +29,7 @@ class Cost:
 
 
 COSTS: Mapping[str, Cost] = {
+    "ask": Cost(rungs=ask.rungs, memory=ask.memory, work_left=ask.work_left),
     "frames": Cost(rungs=frames.rungs, memory=frames.memory, work_left=frames.work_left),
     "encode": Cost(rungs=encode.rungs, memory=encode.memory, work_left=encode.work_left),
     "embed": Cost(

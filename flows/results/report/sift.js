@@ -34,25 +34,26 @@ function tell() {
 }
 
 function histogram(mark) {
-  const known = mark.values.filter(value => value !== null);
-  const low = Math.min(...known.slice(0, 1), ...[known.reduce((a, b) => Math.min(a, b), Infinity)]);
-  const high = known.reduce((a, b) => Math.max(a, b), -Infinity), span = high - low || 1;
+  const order = mark.values.map((value, at) => [value, at]).filter(([value]) => value !== null).sort((a, b) => a[0] - b[0]);
+  // The slider goes from one value to the next, so that skewed marks use all of its length.
+  const steps = [...new Set(order.map(([value]) => value))];
+  const low = steps[0], high = steps.at(-1), span = high - low || 1;
   const bins = Array(BINS).fill(0);
-  for (const value of known) bins[Math.min(BINS - 1, Math.floor((value - low) / span * BINS))] += 1;
+  for (const [value] of order) bins[Math.min(BINS - 1, Math.floor((value - low) / span * BINS))] += 1;
   const most = Math.max(...bins);
   const bars = bins.map((count, at) => draw("rect", {class: "bar", x: at, width: .9,
     y: HIGH * (1 - Math.sqrt(count / most)), height: HIGH * Math.sqrt(count / most)}));
   const line = draw("line", {class: "cut", y1: 0, y2: HIGH});
-  const start = mark.high ? high : low;
-  const slider = el("input", {type: "range", min: low, max: high, step: span / 1000, value: start, "aria-label": `threshold of ${mark.name}`});
+  const start = mark.high ? steps.length - 1 : 0;
+  const slider = el("input", {type: "range", min: 0, max: steps.length - 1, value: start, "aria-label": `threshold of ${mark.name}`});
   const text = el("p", {class: "quiet"}), near = el("div", {class: "strip"});
-  const order = mark.values.map((value, at) => [value, at]).filter(([value]) => value !== null).sort((a, b) => a[0] - b[0]);
   function moved() {
-    const at = shown(Number(slider.value)), place = (at - low) / span * BINS;
+    const at = steps[slider.value], place = (at - low) / span * BINS;
     line.setAttribute("x1", place);
     line.setAttribute("x2", place);
     bars.forEach((bar, number) => bar.classList.toggle("out", mark.high ? number >= place : number + 1 <= place));
     const out = order.filter(([value]) => falls(mark, value, at));
+    slider.setAttribute("aria-valuetext", at);
     if (Number(slider.value) === start) delete thresholds[mark.name];
     else thresholds[mark.name] = at;
     text.textContent = `${mark.high ? "above" : "below"} ${at}: ${counted(out.length, "file")}`;
@@ -62,12 +63,12 @@ function histogram(mark) {
     tell();
   }
   slider.addEventListener("input", moved);
-  moved();
+  if (steps.length > 1) moved();
   const ends = [...order.slice(0, ENDS), ...order.slice(Math.max(ENDS, order.length - ENDS))];
   const [first, second] = mark.high ? ["best", "worst"] : ["worst", "best"];
   return el("article", {class: "card mark", id: `mark-${mark.name}`}, el("h3", {}, mark.name, el("span", {class: "quiet"}, ` ${mark.text}`)),
     draw("svg", {viewBox: `0 0 ${BINS} ${HIGH}`, preserveAspectRatio: "none", role: "img", "aria-label": `histogram of ${mark.name}`}, bars, line),
-    slider, el("p", {class: "ends quiet"}, el("span", {}, shown(low)), el("span", {}, shown(high))), text, near,
+    steps.length > 1 ? slider : null, el("p", {class: "ends quiet"}, [...new Set([low, high])].map(end => el("span", {}, shown(end)))), text, near,
     el("details", {}, el("summary", {}, `${first} and ${second}`),
       el("div", {class: "strip"}, ends.map(([value, file]) => picture(file, String(value))))));
 }
@@ -76,6 +77,7 @@ section("run", "Sift", el("p", {class: "quiet"}, `${data.name} · ${data.state}`
   el("dl", {class: "totals"}, data.totals.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))),
   data.marked > data.files.length ? el("p", {class: "quiet"}, `shown: a sample of ${data.files.length.toLocaleString("en")} files`) : null, summary);
 section("marks", "Marks", data.marks.map(histogram));
+tell();
 if (data.groups.length) section("copies", "Copies", data.groups.map(group => el("article", {class: "card"},
   el("h3", {}, counted(group.size, "file"), el("span", {class: "quiet"}, group.kind === "similar" ? " alike by vectors" : " with the same picture")),
   el("div", {class: "strip"}, group.members.map((file, at) => picture(file, at ? "" : "best"))))));

@@ -26,14 +26,14 @@ SIDE = 160
 HIGH_FALLS_OUT = frozenset(("clipped", "black", "black_seconds", "frozen", "frozen_seconds"))
 """Marks whose high values fall out, besides faults, letterbox and flags. Other marks lose their low
 values."""
-HIGH_FALLS_OUT |= {"letterbox", "faults", "blurred", "exact", "duplicate", "similar"}
-NUMBERS = ("group", "similar_group")
-"""Marks that only name a group."""
+HIGH_FALLS_OUT |= {"letterbox", "bilevel", "faults", "blurred", "exact", "duplicate", "similar"}
+NUMBERS = {"group": "duplicate", "similar_group": "similar"}
+"""Marks that only name a group, and the flags of its copies."""
 
 
 def sift_facts(out: Path, record: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return the data of the page about the sift run in `out`."""
-    total, rows = _rows(out / f"{MARKS_FILE}.jsonl")
+    total, rows = _rows(out / MARKS_FILE)
     left = _lines(out / LEFT_OUT_FILE)
     names = [n for n in (rows[0] if rows else ()) if n not in (*TEXTS, *NUMBERS)]
     marks = [_mark(n, [row[n] for row in rows]) for n in names]
@@ -87,7 +87,7 @@ def _mark(name: str, values: Sequence[float | None]) -> dict[str, Any]:
 
 def _groups(rows: Sequence[Mapping[str, Any]], number: str) -> list[dict[str, Any]]:
     """Return the groups of copies, each with its best member first."""
-    flag = {"group": "duplicate", "similar_group": "similar"}[number]
+    flag = NUMBERS[number]
     found: dict[int, list[int]] = defaultdict(list)
     for at, row in enumerate(rows):
         if row[number] is not None:

@@ -13,7 +13,7 @@ How it works:
 Of 25 % of frames that are 2 s apart the hashes are equal, and the pixels differ.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,7 +31,6 @@ Thumbs = NDArray[np.float32]
 """Some of them [n, SIDE, SIDE]. A million would take 16 GB."""
 Pairs = NDArray[np.int64]
 """Numbers of two items each [n, 2]."""
-Matrix = NDArray[np.float32]
 FREQUENCIES = 8
 """Lowest frequencies along each side that the hash takes."""
 DISTANCE = 10
@@ -68,36 +67,34 @@ class Fingerprint:
 
 def groups_of(items: Sequence[Fingerprint], *, mirrored: bool) -> NDArray[np.int64]:
     """Return the number of the group of each item, which is that of its first member."""
-    group = np.arange(len(items))
-    images = [at for at, item in enumerate(items) if not item.seconds]
-    videos = [at for at, item in enumerate(items) if item.seconds]
-    for members, of_these in ((images, _images), (videos, _videos)):
-        for one, other in of_these([items[at] for at in members], mirrored):
-            _join(group, members[one], members[other])
-    return np.array([_root(group, at) for at in range(len(items))], np.int64)
+    pairs = [np.zeros((0, 2), np.int64)]
+    for of_these, are_videos in ((_images, False), (_videos, True)):
+        members = np.array([n for n, item in enumerate(items) if bool(item.seconds) is are_videos])
+        if len(members):
+            pairs.append(members[of_these([items[at] for at in members], mirrored)])
+    ends, group = np.concatenate(pairs).T, np.arange(len(items))
+    while True:  # each takes the smaller number of a pair, then that one's own
+        smaller, before = group[ends].min(axis=0), group.copy()
+        for side in ends:
+            np.minimum.at(group, before[side], smaller)
+            np.minimum.at(group, side, smaller)
+        group = group[group]
+        if np.array_equal(group, before):
+            return group
 
 
-def _root(group: NDArray[np.int64], at: int) -> int:
-    while group[at] != at:
-        group[at] = group[group[at]]
-        at = int(group[at])
-    return at
-
-
-def _join(group: NDArray[np.int64], one: int, other: int) -> None:
-    low, high = sorted((_root(group, one), _root(group, other)))
-    group[high] = low
-
-
-def _images(items: Sequence[Fingerprint], mirrored: bool) -> Iterator[tuple[int, int]]:
+def _images(items: Sequence[Fingerprint], mirrored: bool) -> Pairs:
     thumbs = [item.thumbs[0] for item in items]
     pairs = _candidates(thumbs, mirrored)
-    yield from map(tuple, pairs[_confirmed(thumbs, pairs, mirrored)].tolist())
+    found: Pairs = pairs[_confirmed(thumbs, pairs, mirrored)]
+    return found
 
 
-def _videos(items: Sequence[Fingerprint], mirrored: bool) -> Iterator[tuple[int, int]]:
-    items = [item if len(item.thumbs) == len(FRACTIONS) else _short(item) for item in items]
-    slots = [[item.thumbs[at] for item in items] for at in range(len(FRACTIONS))]
+def _videos(items: Sequence[Fingerprint], mirrored: bool) -> Pairs:
+    # A video that lost thumbnails to damage gets flat ones, which are equal to nothing.
+    lost = np.zeros((len(FRACTIONS), SIDE, SIDE), np.uint8)
+    thumbs_of = [item.thumbs if len(item.thumbs) == len(lost) else lost for item in items]
+    slots = [[thumbs[at] for thumbs in thumbs_of] for at in range(len(lost))]
     found = [_candidates(thumbs, mirrored) for thumbs in slots]
     pairs = np.unique(np.concatenate(found), axis=0)
     seconds = np.array([item.seconds for item in items])[pairs]
@@ -109,14 +106,8 @@ def _videos(items: Sequence[Fingerprint], mirrored: bool) -> Iterator[tuple[int,
         _confirmed(thumbs, pairs, mirrored) & k for thumbs, k in zip(slots, known, strict=True)
     ]
     count, total = np.sum(alike, axis=0), np.sum(known, axis=0)
-    yield from map(tuple, pairs[(count > 0) & (count >= LEAST_ALIKE * total)].tolist())
-
-
-def _short(item: Fingerprint) -> Fingerprint:
-    """Return a video that lost thumbnails to damage, with flat ones that are equal to nothing."""
-    return Fingerprint(
-        thumbs=np.zeros((len(FRACTIONS), SIDE, SIDE), np.uint8), seconds=item.seconds
-    )
+    same: Pairs = pairs[(count > 0) & (count >= LEAST_ALIKE * total)]
+    return same
 
 
 def _some(thumbs: Stored, numbers: Iterable[int]) -> Thumbs:

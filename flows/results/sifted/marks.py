@@ -1,19 +1,18 @@
 """The marks of a medium and of a chunk: their names, ranges and values."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.sift.measures import BLACK_SHARE
 from stages.sift.record import STEP_SECONDS, Marked
 
 BLURRED = 0.4
 """Sharpness below which a medium is blurred. Measured by `benchmarks/sift.py`."""
-BLACK_SHARE = 0.98
-"""A sample is black where so many of its points are dark."""
 STILL = 0.5
 """Largest change of a block, of 255, at which two samples show the same frame."""
 DIGITS = 4
@@ -49,7 +48,8 @@ MARKS: Mapping[str, Mark] = {
     "height": Mark(range="pixels", text="height as shown"),
     "aspect": Mark(range="above 0", text="width / height"),
     "seconds": Mark(range="seconds", text="length of a video", of_chunks=True),
-    "faults": Mark(range="from 0", text="faults found while decoding"),
+    "bilevel": Mark(range="0, 1", text="a picture of 1 bit, black and white"),
+    "faults": Mark(range="count", text="faults found while decoding"),
     "exact": Mark(range="0, 1", text="its bytes equal those of an earlier file"),
     "duplicate": Mark(range="0, 1", text="a copy, and another one is better"),
     "group": Mark(range="from 1", text="number of its group of copies"),
@@ -58,6 +58,16 @@ MARKS: Mapping[str, Mark] = {
 }
 """Name → mark, in the order of the tables; heads follow."""
 Values = dict[str, Any]
+
+
+WHOLE = ("0, 1", "count", "from 1", "pixels")
+"""Ranges of whole numbers."""
+
+
+def kinds_of(columns: Iterable[str]) -> dict[str, str]:
+    """Return the type of each column, as the writers of tables know it."""
+    counts = {name for name, mark in MARKS.items() if mark.range in WHOLE}
+    return {n: "text" if n in TEXTS else "count" if n in counts else "number" for n in columns}
 
 
 def columns_of(heads: Sequence[str] = ()) -> list[str]:
@@ -77,6 +87,7 @@ def medium_marks(found: Marked) -> Values:
         "height": meta["height"],
         "aspect": rounded(meta["width"] / meta["height"]),
         "seconds": meta["seconds"] if of_video else None,
+        "bilevel": int(meta.get("bilevel", False)),
         "faults": meta["faults"],
     }
 
@@ -136,14 +147,11 @@ def _stretches(still: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _motion(found: Marked, part: slice) -> float | None:
-    """Return the mean motion, by the codec's vectors if the video has any. Some codecs export
-    vectors of zeros alone."""
-    for name in ("vectors", "drift"):
-        column = found.column(name)
-        if name == "drift" or (column > 0).any():
-            values = column[part]
-            return None if np.isnan(values).all() else rounded(float(np.nanmean(values)))
-    return None
+    """Return the mean motion. A sample that differs alone shows a cut, and counts as those
+    beside it."""
+    around = np.pad(found.column("motion"), 1, constant_values=np.nan)
+    values = np.fmin(around[1:-1], np.fmax(around[:-2], around[2:]))[part]
+    return None if np.isnan(values).all() else rounded(float(np.nanmean(values)))
 
 
 def rounded(value: float) -> float:

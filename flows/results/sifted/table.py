@@ -3,23 +3,26 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from artifacts.errors import UsageError
 from artifacts.index.where import WORDS, Condition, Table
 from artifacts.tables import schema_of, table_of, utf8
 from flows.ledger.tasks import Medium
 from flows.media.media_files import MediaFile
+from flows.options.sift import KEEP
 from flows.results.sifted.duplicates import Fingerprint, groups_of
-from flows.results.sifted.marks import TEXTS, Values, chunk_marks, columns_of, medium_marks
+from flows.results.sifted.marks import (
+    TEXTS,
+    Values,
+    chunk_marks,
+    columns_of,
+    medium_marks,
+)
 from stages.sift.record import Marked
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-EXAMPLE = '"sharpness > 0.3 and duplicate = 0"'
 
 
 @dataclass(kw_only=True, slots=True)
@@ -35,16 +38,6 @@ class MarkedFiles:
     chunks: list[Values] = field(default_factory=list)
     """Marks of the chunks of all videos."""
 
-    def kinds(self) -> dict[str, str]:
-        """Return the type of each column, as the writers of tables know it."""
-        names = columns_of(self.heads)
-        return {name: "text" if name in TEXTS else "number" for name in names}
-
-    def chunk_kinds(self) -> dict[str, str]:
-        """Return the same for the chunks."""
-        names = [*TEXTS[:2], *(self.chunks[0] if self.chunks else ())]
-        return {name: "text" if name in TEXTS else "number" for name in dict.fromkeys(names)}
-
     def places(self) -> list[int]:
         """Return the numbers of the files that come first with their content."""
         first: dict[str, int] = {}
@@ -53,9 +46,11 @@ class MarkedFiles:
         return list(first.values())
 
 
-def parse_keep(text: str, heads: Sequence[str]) -> Condition | None:
-    """Return the condition of `--keep`; None for an empty one. Raises UsageError, also for a head
-    that has the name of a mark."""
+def parse_keep(
+    text: str, heads: Sequence[str], *, similar: bool = False, option: str = "--keep"
+) -> Condition | None:
+    """Return the condition of an option; None for an empty one. `similar` says whether there are
+    marks by vectors. Raises UsageError, also for a head that has the name of a mark."""
     if taken := sorted({*columns_of(()), "start", "end", *WORDS}.intersection(heads)):
         raise UsageError(
             f"--head {taken[0]}: this name is a mark or a word of --keep already",
@@ -63,8 +58,14 @@ def parse_keep(text: str, heads: Sequence[str]) -> Condition | None:
         )
     if not text:
         return None
-    table = Table(columns=columns_of(heads), texts=TEXTS, option="--keep", example=EXAMPLE)
-    return Condition(text, table)
+    table = Table(columns=columns_of(heads), texts=TEXTS, option=option, example=KEEP)
+    condition = Condition(text, table)
+    if not similar and (unknown := sorted({"similar", "similar_group"} & condition.columns)):
+        raise UsageError(
+            f"{option} names {unknown[0]}, which no file has without --similar",
+            hint="Give --model and --similar to `penstock sift`, or leave it out",
+        )
+    return condition
 
 
 def add_file(
@@ -82,50 +83,40 @@ def add_file(
 
 def mark_copies(found: MarkedFiles, items: Sequence[Fingerprint], *, mirrored: bool) -> None:
     """Mark exact and near duplicates. `items` are those of `found.places()`."""
-    places = found.places()
-    groups = groups_of(items, mirrored=mirrored)
-    of_content = {
-        found.media[at].digest: int(group) for at, group in zip(places, groups, strict=True)
-    }
-    members = defaultdict(list)
-    for at, medium in enumerate(found.media):
-        members[of_content[medium.digest]].append(at)
-        found.rows[at] |= {"exact": 0, "duplicate": 0}
-    _number(found, list(members.values()), "group", "duplicate")
-    firsts = set(places)
+    mark_groups(found, groups_of(items, mirrored=mirrored), "group", "duplicate")
+    firsts = set(found.places())
     for at, row in enumerate(found.rows):
         row["exact"] = int(at not in firsts)
 
 
-def mark_similar(found: MarkedFiles, groups: "NDArray[Any]") -> None:
-    """Mark near duplicates by vectors; `groups` has a number per content of `found.places()`."""
-    members = defaultdict(list)
+def mark_groups(found: MarkedFiles, groups: NDArray[Any], number: str, flag: str) -> None:
+    """Number the groups of several files, and flag all but the best of each. `groups` has a value
+    per content of `found.places()`."""
     of_content = dict(zip((found.media[at].digest for at in found.places()), groups, strict=True))
+    members = defaultdict(list)
     for at, medium in enumerate(found.media):
         members[int(of_content[medium.digest])].append(at)
-        found.rows[at]["similar"] = 0
-    _number(found, list(members.values()), "similar_group", "similar")
-
-
-def _number(found: MarkedFiles, members: Sequence[list[int]], group: str, flag: str) -> None:
-    """Number the groups of several files, and mark all but the best of each."""
-    for number, several in enumerate((each for each in members if len(each) > 1), 1):
+        found.rows[at][flag] = 0
+    for count, several in enumerate((each for each in members.values() if len(each) > 1), 1):
         best = max(several, key=lambda at: (*_quality(found.rows[at]), -at))
         for at in several:
-            found.rows[at] |= {group: number, flag: int(at != best)}
+            found.rows[at] |= {number: count, flag: int(at != best)}
 
 
-def _quality(row: Mapping[str, Any]) -> tuple[bool, float, float]:
-    """Return by what the best of a group is chosen: no faults, then its resolution, then its
-    sharpness."""
-    return not row["faults"], row["width"] * row["height"], row["sharpness"] or 0.0
+def _quality(row: Mapping[str, Any]) -> tuple[bool, bool, float, float]:
+    """Return by what the best of a group is chosen: no faults, more than black and white, then its
+    resolution, then its sharpness."""
+    good = not row["faults"], not row["bilevel"]
+    return *good, row["width"] * row["height"], row["sharpness"] or 0.0
 
 
 def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int], dict[int, str]]:
     """Return the numbers of the files to keep, and of each other file why it is left out."""
     if condition is None or not found.rows:
         return list(range(len(found.rows))), {}
-    (batch,) = table_of(found.rows, schema_of(found.kinds())).combine_chunks().to_batches()
+    # Numbers of one type, since a condition may compare a count with 0.5.
+    kinds = {name: "text" if name in TEXTS else "number" for name in found.rows[0]}
+    (batch,) = table_of(found.rows, schema_of(kinds)).combine_chunks().to_batches()
     kept = condition.of(batch, unknown=True)
     parts = condition.parts(batch)
     why = {
@@ -147,7 +138,7 @@ def list_lines(found: MarkedFiles, kept: Sequence[int]) -> Iterator[dict[str, An
     """Yield the lines of a list of sources, with the prompts that files had in theirs."""
     for at in kept:
         file = found.files[at]
-        line: dict[str, Any] = {"path": file.place}
+        line = {n: found.rows[at][n] for n in ("media_path", "source")} | {"path": file.place}
         if file.prompts:
             line["prompts"] = dict(file.prompts)
         elif file.prompt is not None:

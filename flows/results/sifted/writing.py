@@ -10,11 +10,13 @@ from artifacts.files import write_text
 from artifacts.plurals import counted
 from artifacts.tables import TABLES
 from flows.results.run_result import RunEnd
+from flows.results.sifted.marks import columns_of, kinds_of
 from flows.results.sifted.table import MarkedFiles, list_lines
 
-MARKS_FILE, CHUNKS_FILE = "marks", "chunk_marks"
-"""Names of the tables, without a suffix."""
+MARKS_FILE, CHUNKS_FILE = "marks.jsonl", "chunk_marks.jsonl"
 KEPT_FILE, LEFT_OUT_FILE = "kept.jsonl", "left_out.jsonl"
+LISTED = ("media_path", "source", "path")
+"""Columns of the list of what is kept, and of the list of what is left out."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -57,8 +59,8 @@ class Sifted(RunEnd):
 def output_names(formats: Iterable[str]) -> list[str]:
     """Return the names of the files that a run writes."""
     forms = ["jsonl", *(form for form in TABLES if form in formats)]
-    tables = [f"{name}.{form}" for name in (MARKS_FILE, CHUNKS_FILE) for form in forms]
-    return [*tables, KEPT_FILE, LEFT_OUT_FILE]
+    files = (MARKS_FILE, CHUNKS_FILE, KEPT_FILE, LEFT_OUT_FILE)
+    return [file.replace("jsonl", form) for file in files for form in forms]
 
 
 def write_tables(
@@ -69,21 +71,15 @@ def write_tables(
     why: Mapping[int, str],
 ) -> None:
     """Write all files, each as a whole. Raises EnvironmentFault."""
+    left = [{n: found.rows[at][n] for n in LISTED} | {"why": why[at]} for at in why]
+    listed = dict.fromkeys(LISTED, "text")
     for name, rows, kinds in (
-        (MARKS_FILE, found.rows, found.kinds()),
-        (CHUNKS_FILE, found.chunks, found.chunk_kinds()),
+        (MARKS_FILE, found.rows, kinds_of(columns_of(found.heads))),
+        (CHUNKS_FILE, found.chunks, kinds_of(found.chunks[0] if found.chunks else LISTED[:2])),
+        (LEFT_OUT_FILE, left, {**listed, "why": "text"}),
+        (KEPT_FILE, list(list_lines(found, kept)), listed),
     ):
-        _write_lines(out / f"{name}.jsonl", rows)
         for form, write in TABLES.items():
             if form in formats:
-                write(out / f"{name}.{form}", rows, kinds)
-    left = [
-        {n: found.rows[at][n] for n in ("media_path", "source", "path")} | {"why": why[at]}
-        for at in why
-    ]
-    _write_lines(out / LEFT_OUT_FILE, left)
-    _write_lines(out / KEPT_FILE, list_lines(found, kept))
-
-
-def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_text(path, (json.dumps(row, ensure_ascii=True) + "\n" for row in rows))
+                write((out / name).with_suffix(f".{form}"), rows, kinds)
+        write_text(out / name, (json.dumps(row) + "\n" for row in rows))

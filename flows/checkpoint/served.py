@@ -1,0 +1,184 @@
+"""Describes a model that servers run, by what they state about it. Sends no media."""
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from artifacts.endpoints import SERVED, Endpoint, EndpointKeys, endpoints_of, keys_from
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.keys import digest_of
+from artifacts.packs import Record, RecordSet
+from artifacts.schema import FrameFit
+from artifacts.store import Store
+from flows.options.commands import RunOptions
+from flows.options.endpoint import EndpointOptions
+from flows.options.media import VideoSamplingOptions
+from stages.ask import QUALITY
+from stages.models.hub.checkpoint import Checkpoint
+from stages.models.profile import ModelProfile, SamplingProfile
+
+if TYPE_CHECKING:
+    from stages.ask.client import Client
+
+Found = TypeVar("Found")
+PIXELS = 1 << 20
+"""Default of `--max-pixels`."""
+FRAMES = 8
+"""Default frames per chunk."""
+NOWHERE = Path(os.devnull)
+"""Folder of a model without files."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServedModel:
+    """A model that servers run."""
+
+    model: str
+    """Its name on the servers."""
+    endpoints: tuple[Endpoint, ...]
+    identity: tuple[str, ...]
+    """What distinguishes it from other models in cache keys: what it is, then its value."""
+    keys: EndpointKeys
+    video: bool | None = None
+    """Whether several frames are sent as one video, and not as pictures; None: unknown."""
+
+    @property
+    def key_fields(self) -> list[Any]:
+        return ["served", self.model, *self.identity, f"jpeg {QUALITY}"]
+
+    @property
+    def line(self) -> str:
+        """Return where media go, and what identifies the model."""
+        where = ", ".join(each.url for each in self.endpoints)
+        local = all(each.is_local for each in self.endpoints)
+        leave = "frames go to" if local else "media leave this machine: frames go to"
+        ways = {None: "", True: ", those of a chunk as one video", False: ", each as a picture"}
+        who = f"{self.model} is identified by {self.identity[0]}"
+        return f"{leave} {where}{ways[self.video]}; {who}"
+
+    def to_json(self) -> dict[str, Any]:
+        urls = [each.url for each in self.endpoints]
+        return {"endpoints": urls, "identity": list(self.identity), "video": self.video}
+
+    def found_by(self, look: "Callable[[Client], Awaitable[Found]]") -> list[Found]:
+        """Return what `look` finds at each address. Raises EnvironmentFault if one does not
+        answer."""
+        from stages.ask.client import Client, NoReply
+
+        async def one(endpoint: Endpoint) -> Found:
+            try:
+                return await look(Client(endpoint, self.keys))
+            except NoReply as error:
+                raise EnvironmentFault(
+                    f"no answer from {endpoint.url} ({error.message})",
+                    hint="Start the server, or check the address",
+                ) from error
+
+        async def every() -> list[Found]:
+            return await asyncio.gather(*map(one, self.endpoints))
+
+        with ThreadPoolExecutor(1) as thread:  # the caller's thread may run an event loop
+            return thread.submit(asyncio.run, every()).result()
+
+    def with_video_support(self, store: Store) -> "ServedModel":
+        """Return the model with whether its servers take videos. A request with a few grey frames
+        finds it out once, and the store keeps the answer. Raises PenstockError."""
+        about = digest_of([*self.key_fields, sorted(each.url for each in self.endpoints)])
+        known = RecordSet(store, "endpoints", digest_of(["endpoints", 1]))
+        if about not in known:
+            from stages.ask.probe import looks_at_video
+
+            takes = self.found_by(lambda client: looks_at_video(client, self.model, self.keys))
+            known.publish([Record(key=about, meta={"video": all(takes)})])
+        return replace(self, video=bool(known.meta(about)["video"]))
+
+
+def open_served(config: RunOptions) -> ServedModel:
+    """Return the model of a configuration. The servers state what it is, unless `--revision`
+    does. Raises UsageError, EnvironmentFault."""
+    options = EndpointOptions.of(config)
+    if not options.endpoint:
+        raise only_captions(config.model)
+    endpoints = endpoints_of(options.endpoint, insecure=options.insecure_endpoint)
+    served = ServedModel(
+        model=config.model.removeprefix(SERVED),
+        endpoints=tuple(endpoints),
+        identity=("--revision", config.revision or ""),
+        keys=keys_from(options.endpoint_keys),
+    )
+    if config.revision:
+        return served
+    stated = served.found_by(lambda client: _stated(client, served))
+    if len(found := set(stated)) > 1 and all(found):
+        raise UsageError(
+            f"the servers run different models as {served.model}",
+            hint="Give --revision if they are the same, or name other addresses",
+        )
+    addresses = ("name and address", *sorted(each.url for each in endpoints))
+    return replace(served, identity=stated[0] if all(stated) else addresses)
+
+
+def only_captions(name: str) -> UsageError:
+    """Return the error of a command that needs a model on this machine."""
+    return UsageError(
+        f"{name} is run by a server, which only `penstock caption` can use",
+        hint="Choose a model that this machine can load: a folder, a hub id, or demo",
+    )
+
+
+def served_checkpoint(name: str) -> Checkpoint:
+    """Return the checkpoint of a served model, which has no files."""
+    return Checkpoint(name=name, folder=NOWHERE)
+
+
+def served_profile(config: RunOptions) -> ModelProfile:
+    """Return the profile of a model of which nothing is known."""
+    edge = int((VideoSamplingOptions.of(config).max_pixels or PIXELS) ** 0.5)
+    fit = FrameFit(long_edges=((1.0, edge),))
+    return ModelProfile(
+        folder=str(NOWHERE), class_name="", model_type="", modalities=("image", "video"),
+        dtype="", route="served", parts={}, sampling=SamplingProfile(frames=FRAMES),
+        fit_video=fit, fit_image=fit, feature_width=0, image_tokens=0, frame_tokens=0,
+    )  # fmt: skip
+
+
+async def _stated(client: "Client", served: ServedModel) -> tuple[str, ...]:
+    """Return what the server states that changes with its model; empty: nothing."""
+    from stages.ask.servers import refuse_all
+
+    async def page(path: str) -> dict[str, Any]:
+        reply = await client.get(path)
+        if reply.status in (401, 403):
+            refuse_all(client, reply.status, f"HTTP {reply.status}", served.model)
+        if reply.status >= 429:  # another identity would caption all of it again
+            raise EnvironmentFault(
+                f"{client.endpoint.url} does not state its models (HTTP {reply.status})",
+                hint="Try again later, or name the model with --revision",
+            )
+        try:
+            found = json.loads(reply.body) if reply.status == 200 else {}
+        except (ValueError, RecursionError):
+            found = {}
+        return found if isinstance(found, dict) else {}
+
+    def entry(value: Mapping[str, Any], listed: str, field: str) -> dict[str, Any]:
+        entries = value.get(listed)
+        names = (served.model, f"{served.model}:latest")
+        dicts = (e for e in (entries if isinstance(entries, list) else ()) if isinstance(e, dict))
+        return next((each for each in dicts if each.get(field) in names), {})
+
+    known = entry(await page(f"{client.endpoint.path}/models"), "data", "id")
+    owner, home = known.get("owned_by"), client.endpoint.path.removesuffix("/v1")
+    what, value = "the root that the server states", known.get("root")
+    if owner == "library":
+        tags = await page(f"{home}/api/tags")
+        what, value = "the digest that Ollama states", entry(tags, "models", "name").get("digest")
+    if owner == "llamacpp" and (path := (props := await page(f"{home}/props")).get("model_path")):
+        what = "the properties that llama-server states"
+        value = digest_of([str(path), str(props.get("chat_template")), str(known.get("meta"))])
+    return (what, served.keys.cleaned(value)) if isinstance(value, str) and value else ()

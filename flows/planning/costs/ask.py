@@ -1,0 +1,38 @@
+"""Estimates the cost of captions by a server."""
+
+from collections.abc import Sequence
+
+from flows.checkpoint.models import Model
+from flows.options.commands import RunOptions
+from flows.options.endpoint import REQUESTS
+from flows.options.text import EngineOptions
+from flows.planning.estimate import StageEstimate, Term
+from flows.planning.remaining_work import RemainingWork
+from flows.planning.rungs import Rung
+from flows.planning.seconds import Pass, WorkEstimate
+from flows.planning.workloads import Workload
+
+WORKSPACE = 32 << 20
+"""Bytes besides frames. 1,000 small pictures, 32 at once, took 15 MiB (benchmarks/endpoint.py)."""
+
+
+def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
+    """Return the one way: so many requests at once."""
+    return [Rung(stage="ask", batch=EngineOptions.of(config).slots or REQUESTS)]
+
+
+def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
+    """Add up the frames of a chunk as stored and resized, and those of the requests."""
+    why = f"2 chunks as pixels, and {rung.batch} as JPEG in base64, a quarter of their bytes"
+    total = (2 + rung.batch // 4) * workload.frame_bytes
+    terms = [
+        Term(part="activation", bytes=total, why=why),
+        Term(part="workspace", bytes=WORKSPACE, why="connections, answers and records"),
+    ]
+    return StageEstimate.from_terms(rung, terms, device="cpu", workload=workload)
+
+
+def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
+    """Return an unknown time: it depends on the server."""
+    unknown = Pass(precision="served", flops=0, tokens=1)
+    return WorkEstimate(passes=(unknown,) * any(each.left[rung.stage] for each in left))

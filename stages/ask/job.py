@@ -1,0 +1,51 @@
+"""The job description of the ask stage. It holds no key of a server."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from artifacts.schema import FrameFit
+
+UNANSWERED = "unanswered"
+"""Kind of failure of an item that a server did not answer; the next run tries it again."""
+
+
+class AskItem(NamedTuple):
+    """A chunk to caption: keys of its caption and of its frames, `video` or `image`, and prompt."""
+
+    key: str
+    frames: str
+    kind: str
+    prompt: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskJob:
+    """Chunks to caption with the same settings."""
+
+    store: str = ""
+    frames_namespace: str = ""
+    namespace: str = ""
+    """Cache namespace of the captions."""
+    items: list[AskItem] = field(default_factory=list)
+    model: str
+    """Name of the model on the servers."""
+    endpoints: list[str] = field(default_factory=list)
+    """Addresses of the servers."""
+    keys_file: str = ""
+    """File of the servers' keys; empty: the environment has the key, if any."""
+    fit: FrameFit = field(default_factory=FrameFit)
+    """Size of the pictures that are sent."""
+    video: bool = False
+    """Whether several frames are sent as one video."""
+    at_once: int = 1
+    """Maximum requests to one server at once."""
+    max_new_tokens: int
+    system: str = ""
+    schema: str = ""
+    """JSON Schema that every caption follows, as text; empty: none."""
+    sampling: dict[str, float] = field(default_factory=dict)
+    """Sampling parameters by OpenAI's names."""
+    seed: int | None = None
+    """Random seed, from which each item's own is derived; None: nothing is sampled."""
+    seen: dict[str, list[str]] = field(default_factory=dict)
+    """Address → model and fingerprint that it has stated in this run."""

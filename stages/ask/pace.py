@@ -1,0 +1,49 @@
+"""Bounds the requests that a server gets at once, by its answers."""
+
+import time
+
+START = 8
+"""Requests at once at the beginning."""
+QUICK_SECONDS = 10.0
+"""Rounds shorter than this grow four times, others twice."""
+
+
+class RequestPace:
+    """The limit of one server. A round is as many answers as the limit. The next limit is several
+    times larger at first, then larger by one, as long as it brings at least half of the answers a
+    second that it should; otherwise the limit before returns. An overloaded server gets half as
+    many."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._fast = True
+        self._best = (0, 0.0)
+        """The largest limit that was worth it, and its answers a second."""
+        self._cut_at = 0.0
+        self._begin(START, time.monotonic())
+
+    def _begin(self, limit: int, now: float) -> None:
+        self.limit = self._left = max(1, min(limit, self._most))
+        self._began = now
+
+    def succeeded(self, now: float) -> None:
+        """Count an answer."""
+        self._left -= 1
+        if self._left > 0:
+            return
+        size, (before, best) = self.limit, self._best
+        rate = size / max(now - self._began, 1e-9)
+        if size > before > 0 and rate < best * (1 + (size / before - 1) / 2):
+            self._fast = False
+            self._begin(before, now)
+        else:
+            self._best = (size, rate)
+            times = 4 if now - self._began < QUICK_SECONDS else 2
+            self._begin(size * times if self._fast else size + 1, now)
+
+    def overloaded(self, sent: float, now: float) -> None:
+        """Count an answer that the server is overloaded. Requests that were sent before the last
+        decrease do not count again."""
+        if sent >= self._cut_at:
+            self._fast, self._cut_at, self._best = False, now, (0, 0.0)
+            self._begin(self.limit // 2, now)

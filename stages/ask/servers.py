@@ -1,0 +1,137 @@
+"""Chooses the server of each request, and keeps what each server states about its model."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from artifacts.endpoints import Endpoint, EndpointKeys
+from artifacts.errors import EnvironmentFault, UsageError
+from stages.ask.client import Client
+from stages.ask.pace import RequestPace
+
+PATIENCE = 120.0
+"""Seconds for which no server may be reached, or all be overloaded, before a run ends."""
+PAUSE = (0.5, 15.0)
+"""First and longest pause in seconds after a server was overloaded or not reached."""
+OVERLOADED = (408, 425, 429, 503)
+
+
+class ModelServer:
+    """One server. `seen` is the model and the fingerprint that it has stated in this run."""
+
+    def __init__(self, client: Client, at_once: int, seen: Sequence[str]) -> None:
+        self.client = client
+        self.pace = RequestPace(at_once)
+        self.seen = list(seen)
+        self.in_flight = self.answers = self._pauses = 0
+        self.paused_until = 0.0
+        self.out_since: float | None = None
+        """Time since which it has not answered; None: it answers."""
+
+    def reached(self) -> None:
+        """Note that the server has answered."""
+        self._pauses, self.out_since = 0, None
+
+    def answered(self, model: str, fingerprint: str) -> None:
+        """Note a caption and what the server states. Raises EnvironmentFault if that has
+        changed."""
+        self.reached()
+        self.pace.succeeded(time.monotonic())
+        self.answers += 1
+        now = [model, fingerprint]
+        if self.seen and self.seen != now:
+            before, after = (" ".join(filter(None, each)) for each in (self.seen, now))
+            raise EnvironmentFault(
+                f"the model changed while it was used: {self.client.endpoint.origin} answered as "
+                f"{before}, then as {after}",
+                hint="Captions before the change are kept; give the new model a --revision of its "
+                "own to make all of them anew",
+            )
+        self.seen = now
+
+    def pause(self, wait: float | None) -> None:
+        """Send nothing for a while: so many seconds, or more each time."""
+        now, (first, longest) = time.monotonic(), PAUSE
+        self.out_since = max(self.out_since or now, now + wait if wait else 0.0)
+        if now >= self.paused_until or wait:
+            seconds = min(longest, first * 2 ** min(self._pauses, 9)) if wait is None else wait
+            self.paused_until = max(self.paused_until, now + seconds)
+            self._pauses += 1
+
+
+class ModelServers:
+    """All servers of one model."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        keys: EndpointKeys,
+        at_once: int,
+        seen: Mapping[str, Sequence[str]],
+    ) -> None:
+        self._every = [
+            ModelServer(Client(each, keys), at_once, seen.get(each.url, ())) for each in endpoints
+        ]
+        self._free = asyncio.Condition()
+
+    async def take(self, last: ModelServer | None = None) -> ModelServer:
+        """Return a server that may get a request now, rather another than `last`. Raises
+        EnvironmentFault if none has answered for a long time."""
+        async with self._free:
+            while True:
+                now, every = time.monotonic(), self._every
+                if all(s.out_since is not None and now - s.out_since > PATIENCE for s in every):
+                    raise EnvironmentFault(
+                        f"no answer from {', '.join(s.client.endpoint.origin for s in every)} for "
+                        f"{PATIENCE:.0f} s",
+                        hint="Start the server, or check the address; the same command then goes "
+                        "on",
+                    )
+                awake = [s for s in every if s.paused_until <= now]
+                if free := [s for s in awake if s.in_flight < s.pace.limit]:
+                    found = min(free, key=lambda s: (s is last, s.in_flight / s.pace.limit))
+                    found.in_flight += 1
+                    return found
+                waits = [s.paused_until - now for s in every if s not in awake]
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(waits, default=None)):
+                        await self._free.wait()
+
+    async def give_back(self, server: ModelServer) -> None:
+        """Note that a request to a server has ended."""
+        async with self._free:
+            server.in_flight -= 1
+            self._free.notify(2)  # the limit may have grown by one
+
+    def notes(self) -> dict[str, Any]:
+        """Return what is known of the servers, for the run record."""
+        every = {server.client.endpoint.url: server for server in self._every}
+        return {
+            "served": {url: server.seen for url, server in every.items() if server.seen},
+            "answers": {url: server.answers for url, server in every.items()},
+            "at_once": {url: server.pace.limit for url, server in every.items()},
+        }
+
+
+def refuse_all(client: Client, status: int, reason: str, model: str) -> None:
+    """Raise an error for an answer that each other item would get, too."""
+    where = client.endpoint.origin
+    if status in (401, 403):
+        raise EnvironmentFault(
+            f"{where} {'does not accept the key' if client.key else 'wants a key'}: {reason}",
+            hint=f"Write a line `{client.endpoint.host} = KEY` into a file of mode 0600, and name "
+            "it with --endpoint-keys",
+        )
+    if status == 404:
+        raise UsageError(
+            f"{client.endpoint.url} has no model {model}, or no chat completions: {reason}",
+            hint="Check the name after openai:, and the address, which usually ends with /v1",
+        )
+    if status < 400:
+        what = "redirects to another address, which is not followed"
+        raise EnvironmentFault(
+            f"{where} {what if status >= 300 else 'sends no answer'}: {reason}",
+            hint="Give the address of the server itself with --endpoint",
+        )

@@ -1,0 +1,449 @@
+"""Captions by a model that a server runs: identity and keys, resuming, kills, secrets and hosts."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from artifacts.endpoints import KEY, LISTED, endpoint_of, keys_from
+from artifacts.errors import EnvironmentFault, UsageError
+from flows.console.display import Display
+from flows.deployments.config_checks import confine
+from flows.options.commands import CaptionConfig
+from flows.options.vectors import EmbedConfig
+from flows.running.run import caption, embed
+from penstock_demo import CLIPS
+from tests.support.endpoint import StandIn, running, told
+from tests.support.pipeline import PENSTOCK, ROOT, read_lines
+
+SECRET = "sk-secret-0123456789abcdef"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of pictures, one unlike the other."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for at in range(6):
+        Image.new("RGB", (40 + at, 30), (at * 40, 90, 200 - at * 30)).save(folder / f"{at}.png")
+    return folder
+
+
+def config_for(address: str, sources: Path, **more: Any) -> CaptionConfig:
+    given: dict[str, Any] = {"model": "openai:m", "endpoint": (address,)} | more
+    return CaptionConfig(sources=(str(sources),), out=str(sources.parent / "out"), **given)
+
+
+def quiet() -> Display:
+    return Display(quiet=True)
+
+
+def captions_of(config: CaptionConfig) -> list[dict[str, Any]]:
+    return read_lines(Path(config.out) / "captions.jsonl")
+
+
+def plan_of(config: CaptionConfig) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(config.out) / "run.json").read_text())["plan"]
+    return found
+
+
+def test_pictures_and_videos_are_captioned_once(pictures: Path) -> None:
+    (pictures / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
+    stand_in = StandIn()
+    stand_in.answer = lambda request, *_: (
+        (400, {"error": "unknown part video_url"}) if "video_url" in str(request) else None
+    )
+    with running(stand_in) as address:
+        config = config_for(address, pictures)
+        assert caption(config, quiet()).exit_code == 0
+        once = len(stand_in.requests)
+        assert once == 8  # of these, one finds out whether the server takes videos
+        first = captions_of(config)
+        assert [len(row["frames"]) for row in first] == [1] * 6 + [8]
+        assert caption(config, quiet()).exit_code == 0
+        assert len(stand_in.requests) == once and captions_of(config) == first
+        assert caption(replace(config, prompt="What is it?"), quiet()).exit_code == 0
+        assert len(stand_in.requests) == once + 7
+    served = plan_of(config)["served"]
+    assert served["identity"] == ["name and address", address] and served["video"] is False
+    (note,) = plan_of(config)["notes"]
+    assert note.startswith(f"frames go to {address}, each as a picture; m is identified by")
+
+
+def test_a_server_that_takes_videos_gets_them(pictures: Path) -> None:
+    for path in pictures.iterdir():
+        path.unlink()
+    (pictures / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
+    stand_in = StandIn()
+
+    def answer(request: dict[str, Any], digest: str, _: int) -> Any:
+        found = told(digest)
+        found["usage"]["prompt_tokens"] = 99 if "video_url" in str(request) else 9
+        return 200, found
+
+    stand_in.answer = answer
+    with running(stand_in) as address:
+        caption(config := config_for(address, pictures), quiet())
+    assert plan_of(config)["served"]["video"] is True
+    assert "data:video/mp4;base64," in str(stand_in.requests[-1])
+
+
+def test_a_video_that_takes_no_tokens_was_ignored(pictures: Path) -> None:
+    (pictures / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
+    with running(StandIn()) as address:  # it counts nine tokens, whatever it gets
+        caption(config := config_for(address, pictures), quiet())
+    assert plan_of(config)["served"]["video"] is False
+
+
+PAGES: dict[str, tuple[dict[str, Any], str]] = {
+    "vllm": ({"/v1/models": {"data": [{"id": "m", "owned_by": "vllm", "root": "org/m"}]}}, "org/m"),
+    "ollama": (
+        {
+            "/v1/models": {"data": [{"id": "m:latest", "owned_by": "library"}]},
+            "/api/tags": {"models": [{"name": "m:latest", "digest": "abc"}]},
+        },
+        "abc",
+    ),
+    "llama-server": (
+        {
+            "/v1/models": {"data": [{"id": "m", "owned_by": "llamacpp", "meta": {"size": 7}}]},
+            "/props": {"model_path": "/m.gguf", "chat_template": "{{x}}"},
+        },
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["ollama", *(pytest.param(each, marks=pytest.mark.slow) for each in ("vllm", "llama-server"))],
+)
+def test_what_a_server_states_identifies_its_model(pictures: Path, kind: str) -> None:
+    pages, value = PAGES[kind]
+    stand_in = StandIn()
+    stand_in.pages = pages
+    with running(stand_in) as address:
+        caption(config := config_for(address, pictures), quiet())
+        stated = plan_of(config)["served"]["identity"]
+        assert "state" in stated[0] and stated[1].startswith(value) and len(stated) == 2
+        text = json.dumps(pages).replace("abc", "abd").replace("org/m", "org/n")
+        stand_in.pages = json.loads(text.replace("/m.gguf", "/n.gguf"))
+        caption(config, quiet())
+        assert len(stand_in.requests) == 12
+        caption(replace(config, revision="mine"), quiet())
+        caption(replace(config, revision="mine"), quiet())
+    assert len(stand_in.requests) == 18
+    assert plan_of(config)["served"]["identity"] == ["--revision", "mine"]
+
+
+@pytest.mark.parametrize(
+    ("status", "text"), [(503, "does not state its models"), (401, "wants a key: HTTP 401")]
+)
+def test_a_server_that_does_not_state_its_models_ends_the_run_fails(
+    pictures: Path, status: int, text: str
+) -> None:
+    stand_in = StandIn()
+    stand_in.status_of_pages = status
+    with running(stand_in) as address, pytest.raises(EnvironmentFault, match=text):
+        caption(config_for(address, pictures), quiet())
+    assert not stand_in.requests
+
+
+def test_a_finished_run_with_a_revision_needs_no_server(pictures: Path) -> None:
+    with running(StandIn()) as address:
+        config = config_for(address, pictures, revision="1")
+        caption(config, quiet())
+    assert caption(config, quiet()).exit_code == 0
+    with pytest.raises(EnvironmentFault, match=r"no answer from .* \(no connection"):
+        caption(replace(config, revision=None), quiet())
+
+
+def test_what_stays_unanswered_is_named_and_done_by_the_next_run(pictures: Path) -> None:
+    stand_in = StandIn()
+    with running(stand_in) as address:
+        stand_in.answer = lambda _, digest, __: (
+            (500, {"error": "oops"}) if int(digest, 16) % 2 else None
+        )
+        result = caption(config := config_for(address, pictures, retry_failed=True), quiet())
+        failed = read_lines(Path(config.out) / "failures.jsonl")
+        assert result.exit_code == 1 and failed
+        assert {row["error"] for row in failed} == {"unanswered"}
+        assert len(captions_of(config)) + len(failed) == 6
+        stand_in.answer = None
+        assert caption(config, quiet()).exit_code == 0
+    assert len(captions_of(config)) == 6
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"precision": "int8"}, "--precision: not possible with openai:m"),
+        ({"beams": 2}, "--beams: not possible with openai:m"),
+        ({"adapter": "a", "engine": "gguf"}, "--adapter: not possible"),
+        ({"memory": 1 << 30, "batch_size": 2}, "--memory, --batch-size: not possible"),
+        ({"endpoint": ()}, "whose address is missing"),
+        ({"endpoint": ("ftp://a/v1",)}, "not an address of http or https"),
+        ({"endpoint": ("http://user:pass@127.0.0.1/v1",)}, "holds more than scheme"),
+        ({"endpoint": ("http://192.168.1.7/v1",)}, "is not encrypted"),
+        ({"model": "demo"}, "--endpoint: demo runs on this machine"),
+        ({"model": "openai:"}, "names no model"),
+    ],
+)
+def test_what_has_no_effect_is_refused_fails(given: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError, match=text) as refusal:
+        CaptionConfig(
+            **{"sources": ("a",), "model": "openai:m", "endpoint": ("http://localhost/v1",)} | given
+        )
+    assert "pass" not in str(refusal.value).replace("password", "")
+
+
+def test_other_commands_refuse_served_models_fails(pictures: Path) -> None:
+    with pytest.raises(UsageError, match="only `penstock caption` can use"):
+        embed(EmbedConfig(sources=(str(pictures),), model="openai:m"), quiet())
+
+
+def test_a_deployment_may_use_listed_addresses_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_for("http://127.0.0.1:8000/v1/", Path("a"))
+    with pytest.raises(UsageError, match=r"127.0.0.1:8000/v1 is not allowed on this worker"):
+        confine(config)
+    monkeypatch.setenv(LISTED, "https://models.example/v1, http://127.0.0.1:8000/v1")
+    confine(config)
+    with pytest.raises(UsageError, match="not allowed"):
+        confine(replace(config, endpoint=("http://127.0.0.1:8001/v1",)))
+
+
+def test_a_key_belongs_to_its_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "keys"
+    path.write_text("models.example = one\nlocalhost:81=two\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="other users of this machine may read it"):
+        keys_from(str(path))
+    path.chmod(0o600)
+    keys = keys_from(str(path))
+    found = [
+        keys.key(endpoint_of(each))
+        for each in (
+            "https://models.example/v1", "https://models.example:8443", "https://x.models.example",
+            "http://localhost:81/v1", "http://localhost:82/v1",
+        )
+    ]  # fmt: skip
+    assert found == ["one", "one", "", "two", ""]
+    path.write_text(f"host {SECRET}\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="line 1: not of the form") as refusal:
+        keys_from(str(path))
+    assert SECRET not in str(refusal.value)
+    monkeypatch.setenv(KEY, SECRET)
+    with pytest.raises(UsageError, match="0 here"):
+        keys_from("")
+    monkeypatch.setenv(LISTED, "https://a.example/v1")
+    assert keys_from("").key(endpoint_of("https://a.example/v1")) == SECRET
+    assert keys_from("").key(endpoint_of("https://b.example/v1")) == ""
+
+
+HOOK = """
+    import os, sys
+    def note(event, given):
+        if event == "socket.connect":
+            line = f"connect {given[1]!r}"
+        elif event == "socket.getaddrinfo":
+            line = f"look up {given[0]!r}"
+        elif event == "open" and isinstance(given[0], str) and given[2] & 3:
+            line = f"write {os.path.abspath(given[0])}"
+        elif event in ("os.rename", "os.replace"):
+            line = f"write {os.path.abspath(given[1])}"
+        else:
+            return
+        descriptor = os.open(PATH, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(descriptor, (line + "\\n").encode())
+        os.close(descriptor)
+    def once(event, given, busy=[]):
+        if not busy:
+            busy.append(1)
+            try:
+                note(event, given)
+            finally:
+                busy.clear()
+    sys.addaudithook(once)
+"""
+"""Writes down which hosts a process and its children contact, and which files they write."""
+
+
+def test_no_file_has_the_key_and_no_other_host_is_contacted(pictures: Path, tmp_path: Path) -> None:
+    hook, log = tmp_path / "hook", tmp_path / "events.txt"
+    hook.mkdir()
+    code = textwrap.dedent(HOOK).replace("PATH", repr(str(log)))
+    (hook / "sitecustomize.py").write_text(code, encoding="utf-8")
+    keys = tmp_path / "keys"
+    keys.write_text(f"127.0.0.1 = {SECRET}\n", encoding="utf-8")
+    keys.chmod(0o600)
+    stand_in = StandIn()
+
+    def answer(request: dict[str, Any], digest: str, before: int) -> Any:
+        told_key = stand_in.headers[-1]["authorization"]
+        if int(digest, 16) % 2:
+            return 400 if before else 500, {"error": f"{told_key} is not welcome"}
+        return 200, told(digest, fingerprint=told_key)
+
+    stand_in.answer = answer
+    environment = {
+        **os.environ, "PYTHONPATH": f"{hook}:{ROOT}", "HTTP_PROXY": "http://127.0.0.9:9",
+        "HTTPS_PROXY": "http://127.0.0.9:9", "ALL_PROXY": "http://127.0.0.9:9",
+    }  # fmt: skip
+    with running(stand_in) as address:
+        command = [
+            *PENSTOCK,
+            "caption",
+            str(pictures),
+            "--model",
+            "openai:m",
+            "--endpoint",
+            address,
+        ]
+        done = subprocess.run(
+            [*command, "--endpoint-keys", str(keys), "--out", str(tmp_path / "out")],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+    assert done.returncode == 1 and SECRET not in done.stdout + done.stderr
+    events = log.read_text(encoding="utf-8").splitlines()
+    contacts = {line for line in events if line.startswith(("connect (", "look up"))}
+    assert {line.split("'")[1] for line in contacts} == {"127.0.0.1"}
+    assert {line.split(", ")[1].rstrip(")") for line in contacts if "connect" in line} == {
+        str(stand_in.port)
+    }
+    written = {Path(line[6:]) for line in events if line.startswith("write ")}
+    assert any("captions" in path.parts for path in written)
+    for path in {*written, *tmp_path.rglob("*")} - {keys}:
+        if path.is_file() and not str(path).startswith(("/dev", "/proc", "/sys")):
+            assert SECRET.encode() not in path.read_bytes(), path
+    assert {each["authorization"] for each in stand_in.headers} == {f"Bearer {SECRET}"}
+
+
+@pytest.mark.slow
+def test_ten_kills_give_the_same_outputs(pictures: Path, tmp_path: Path) -> None:
+    for at in range(60):
+        Image.new("RGB", (64, 48), (at * 4, 255 - at, at)).save(pictures / f"more{at}.png")
+    shuffled = random.Random(5)
+    stand_in = StandIn(seconds=0.2)
+    with running(stand_in) as address:
+        config = config_for(address, pictures, slots=4)
+        caption(config, quiet())
+        undisturbed = captions_of(config)
+        command = [
+            *PENSTOCK, "caption", str(pictures), "--model", "openai:m", "--endpoint", address,
+            "--slots", "4", "--out", str(tmp_path / "killed"), "--store", str(tmp_path / "other"),
+        ]  # fmt: skip
+        for _ in range(10):
+            with subprocess.Popen(
+                command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            ) as process:  # fmt: skip
+                time.sleep(shuffled.uniform(1.0, 5.0))
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    after = read_lines(tmp_path / "killed" / "captions.jsonl")
+    assert after == undisturbed and len(after) == 66
+
+
+@pytest.fixture
+def demo_server(tmp_path: Path) -> Iterator[str]:
+    """The address of `penstock serve` with the demo's model, in a process of its own."""
+    command = [
+        *PENSTOCK, "serve", "--caption-model", "demo", "--port", "0",
+        "--store", str(tmp_path / "served"),
+    ]  # fmt: skip
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        line = next(line for line in server.stdout if "serving on" in line)
+        yield line.split()[-1] + "/v1"
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.mark.slow
+def test_penstock_serve_captions_as_the_model_itself_does(pictures: Path, demo_server: str) -> None:
+    for name in ("clip-01.mp4", "clip-02.mp4"):
+        (pictures / name).write_bytes((CLIPS / name).read_bytes())
+    config = config_for(demo_server, pictures, model="openai:demo")
+    assert caption(config, quiet()).exit_code == 0
+    assert plan_of(config)["served"]["video"] is True
+    by_server = {row["media_path"]: row["caption"] for row in captions_of(config)}
+    own = CaptionConfig(sources=(str(pictures),), model="demo", out=str(pictures.parent / "own"))
+    caption(own, quiet())
+    by_us = {row["media_path"]: row["caption"] for row in captions_of(own)}
+    assert by_server.keys() == by_us.keys()
+    assert sum(by_us[name] == text for name, text in by_server.items()) >= len(by_us) - 2
+    schema = json.dumps(
+        {
+            "type": "object", "additionalProperties": False, "required": ["subject"],
+            "properties": {"subject": {"type": "string", "maxLength": 40}},
+        }
+    )  # fmt: skip
+    result = caption(replace(config, schema=schema), quiet())
+    rows = captions_of(config)
+    failed = read_lines(Path(config.out) / "failures.jsonl")
+    assert len(rows) + len(failed) == 8 and result.exit_code == bool(failed)
+    assert all(isinstance(row["fields"]["subject"], str) for row in rows)
+    assert {row["error"] for row in failed} <= {"schema"}
+
+
+@pytest.mark.slow
+def test_clients_of_openai_can_read_what_is_sent(pictures: Path) -> None:
+    code = (ROOT / "tests" / "support" / "openai_models.py").read_text(encoding="utf-8")
+    stand_in = StandIn()
+    with running(stand_in) as address:
+        options: dict[str, Any] = {"system": "Be short.", "temperature": 0.5, "top_p": 0.9}
+        schema = '{"type":"object","properties":{"a":{"type":"string"}}}'
+        caption(config_for(address, pictures, schema=schema, seed=3, **options), quiet())
+        caption(config_for(address, pictures), quiet())
+    for python in filter(None, (sys.executable, os.environ.get("PENSTOCK_TEST_OPENAI"))):
+        given = json.dumps(stand_in.requests)
+        done = subprocess.run([python, "-c", code], input=given, text=True, capture_output=True)
+        assert done.returncode == 0 and done.stdout.strip() == "12", done.stderr
+
+
+def test_the_job_template_for_kubernetes_fills_all_of_its_places() -> None:
+    from jsonschema import Draft202012Validator
+
+    path = ROOT / "docs" / "recipes" / "kubernetes.json"
+    template = json.loads(path.read_text(encoding="utf-8"))
+    variables = template["variables"]
+    Draft202012Validator.check_schema(variables)
+    properties = variables["properties"]
+    defaults = {name: each["default"] for name, each in properties.items() if "default" in each}
+    Draft202012Validator(variables).validate(defaults)
+    places = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
+    assert places == properties.keys()
+
+
+@pytest.mark.slow
+def test_two_runs_on_one_store_send_nothing_twice(pictures: Path, tmp_path: Path) -> None:
+    for at in range(30):
+        Image.new("RGB", (64, 48), (at * 8, 255 - at, at)).save(pictures / f"more{at}.png")
+    stand_in = StandIn(seconds=0.3)
+    with running(stand_in) as address:
+        given = ["--model", "openai:m", "--endpoint", address, "--slots", "3", "--quiet"]
+        runs = [
+            subprocess.Popen(
+                [*PENSTOCK, "caption", str(pictures), *given, "--out", str(tmp_path / name)],
+                cwd=ROOT,
+            )
+            for name in ("one", "other")
+        ]
+        assert [run.wait(120) for run in runs] == [0, 0]
+    assert len(stand_in.requests) == 36
+    one, other = (read_lines(tmp_path / name / "captions.jsonl") for name in ("one", "other"))
+    assert one == other and len(one) == 36

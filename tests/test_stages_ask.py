@@ -1,0 +1,319 @@
+"""The ask stage against servers that misbehave: nothing is lost, nothing is filed under another
+item, and each failure has its name."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import stages.ask.client
+import stages.ask.run
+import stages.ask.servers
+from artifacts.errors import EnvironmentFault, PenstockError, StageDied, UsageError
+from artifacts.packs import Record, RecordSet
+from artifacts.schema import FrameFit
+from artifacts.store import open_store
+from stages.ask.job import UNANSWERED, AskItem, AskJob
+from stages.ask.pace import RequestPace
+from stages.process.events import Failed, event_of
+from stages.process.job import job_fields
+from stages.process.report import EventReporter
+from tests.support.endpoint import ONCE, TWENTY, StandIn, digest_in, running, told
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages.ask.run, "BACKOFF", (0.01, 0.05))
+    monkeypatch.setattr(stages.ask.run, "FLUSH_SECONDS", 0.02)
+    monkeypatch.setattr(stages.ask.servers, "PAUSE", (0.01, 0.05))
+    monkeypatch.setattr(stages.ask.servers, "PATIENCE", 3.0)
+    monkeypatch.setattr(stages.ask.client, "BODY_SECONDS", 0.3)
+
+
+class Work:
+    """Items in a store, and what became of them."""
+
+    def __init__(self, folder: Path, count: int, frames: int = 1) -> None:
+        self.url = str(folder / "store")
+        self.store = open_store(self.url)
+        self.items = []
+        records = []
+        for at in range(count):
+            pixels = np.random.default_rng(at).integers(0, 255, (frames, 8, 8, 3), np.uint8)
+            times = [float(step) for step in range(frames)]
+            meta = {"times": times, "start": 0.0, "end": 1.0, "height": 8, "width": 8}
+            records.append(Record(key=f"{at:064x}", meta=meta, payload=pixels.tobytes()))
+            kind = "video" if frames > 1 else "image"
+            self.items.append(AskItem(f"{at + 4096:064x}", f"{at:064x}", kind, f"What is {at}?"))
+        RecordSet(self.store, "frames", "f" * 64).publish(records)
+        self.events: list[Any] = []
+
+    def job(self, *addresses: str, **more: Any) -> AskJob:
+        given: dict[str, Any] = {"at_once": 8, "max_new_tokens": 16, "model": "m"} | more
+        return AskJob(
+            store=self.url,
+            frames_namespace="f" * 64,
+            namespace="c" * 64,
+            items=self.items,
+            endpoints=list(addresses),
+            fit=FrameFit(),
+            **given,
+        )
+
+    def run(self, *addresses: str, **more: Any) -> None:
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        try:
+            stages.ask.run.run(job_fields(self.job(*addresses, **more)), EventReporter(writing))
+        finally:
+            os.close(writing)
+            with os.fdopen(reading) as lines:
+                self.events += [event for line in lines if (event := event_of(line))]
+
+    @property
+    def captions(self) -> dict[str, str]:
+        found = RecordSet(self.store, "captions", "c" * 64)
+        return {key: found.meta(key)["caption"] for key in sorted(found.keys())}
+
+    @property
+    def stored_failures(self) -> dict[str, str]:
+        found = RecordSet(self.store, "failures", "c" * 64)
+        return {key: found.meta(key)["kind"] for key in sorted(found.keys())}
+
+    @property
+    def failed(self) -> dict[str, Failed]:
+        return {event.media: event for event in self.events if isinstance(event, Failed)}
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    return Work(tmp_path, 12)
+
+
+def asked_for(stand_in: StandIn) -> dict[str, str]:
+    """Name of a request → digest of what it asked for."""
+    pairs = zip(stand_in.names, stand_in.requests, strict=True)
+    return {name: digest_in(request) for name, request in pairs}
+
+
+def test_twenty_faults_lose_nothing_and_mix_nothing_up(tmp_path: Path) -> None:
+    assert len(TWENTY) >= 20
+    work, stand_in = Work(tmp_path, 2 * len(TWENTY)), StandIn(TWENTY)
+    with running(stand_in) as address:
+        work.run(address)
+    digests = asked_for(stand_in)
+    named = {"400": "refused-request", "null": "empty", "filter": "refused", "surrogate": "garbled"}
+    for at, item in enumerate(work.items):
+        digest, behaviour = digests[item.key], TWENTY[at % len(TWENTY)]
+        if behaviour in named:
+            assert work.stored_failures[item.key] == named[behaviour]
+            assert work.failed[item.key].message.isprintable()
+        else:
+            assert work.captions[item.key] == f"caption {digest}", behaviour
+    assert len(work.captions) + len(work.stored_failures) == len(work.items)
+    before = len(stand_in.requests)
+    with running(stand_in, stand_in.port) as address:
+        work.run(address)
+    assert len(stand_in.requests) == before
+
+
+@pytest.mark.parametrize("fault", ["500", "wrong json", "cut body", "no choices"])
+def test_an_item_that_stays_unanswered_fails_alone_and_is_asked_again(
+    work: Work, fault: str
+) -> None:
+    stand_in = StandIn()
+    bad = work.items[3].prompt
+
+    def answer(request: dict[str, Any], digest: str, before: int) -> Any:
+        return ONCE[fault] if bad in str(request) else None
+
+    stand_in.answer = answer
+    with running(stand_in) as address:
+        work.run(address)
+        assert list(work.failed) == [work.items[3].key]
+        assert work.failed[work.items[3].key].kind == UNANSWERED
+        assert len(work.captions) == 11 and not work.stored_failures
+        stand_in.answer = None
+        work.run(address)
+    assert len(work.captions) == 12
+    assert max(stand_in.times.values()) == stages.ask.run.TRIES + 1
+
+
+def test_a_busy_server_is_asked_for_less(work: Work) -> None:
+    stand_in = StandIn(seconds=0.02)
+    stand_in.answer = lambda *_: (429, {}) if stand_in.at_once > 2 else None
+    with running(stand_in) as address:
+        work.run(address)
+    assert len(work.captions) == 12
+
+
+def test_two_servers_share_the_work_and_one_may_be_down(tmp_path: Path) -> None:
+    work, first, second = Work(tmp_path, 40), StandIn(seconds=0.02), StandIn(seconds=0.02)
+    with running(first) as one, running(second) as other:
+        work.run(one, other, "http://127.0.0.1:9/v1", at_once=4)
+    assert len(work.captions) == 40 and first.requests and second.requests
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "text"),
+    [
+        (401, EnvironmentFault, "wants a key: HTTP 401 no …"),
+        (403, EnvironmentFault, "wants a key"),
+        (404, UsageError, "has no model m"),
+        (307, EnvironmentFault, "redirects to another address, which is not followed"),
+        (204, EnvironmentFault, "sends no answer"),
+    ],
+)
+def test_what_concerns_all_items_ends_the_stage(
+    work: Work, status: int, error: type[PenstockError], text: str
+) -> None:
+    stand_in, other = StandIn(), StandIn()
+    with running(stand_in) as address, running(other) as elsewhere:
+        body = {"error": {"message": "no hf_abcdefghijklmnopqrstuvwxyz"}}
+        stand_in.answer = lambda *_: (
+            (status, body)
+            if status != 307
+            else (
+                f"HTTP/1.1 307 X\r\nlocation: {elsewhere}/chat/completions\r\n"
+                "content-length: 0\r\n\r\n"
+            ).encode()
+        )
+        with pytest.raises(error, match=text):
+            work.run(address)
+    assert not other.paths and not work.stored_failures and not work.captions
+
+
+def test_a_request_that_no_item_can_make_ends_the_stage(work: Work) -> None:
+    stand_in = StandIn()
+    stand_in.answer = lambda *_: (400, {"error": "response_format is not supported"})
+    with running(stand_in) as address, pytest.raises(StageDied, match="response_format is not"):
+        work.run(address)
+    assert not work.stored_failures
+
+
+@pytest.mark.parametrize("change", ["model", "system_fingerprint"])
+def test_a_changed_model_ends_the_stage(work: Work, change: str) -> None:
+    stand_in = StandIn()
+    stand_in.answer = lambda _, digest, __: (
+        200,
+        told(digest) | ({change: "another"} if len(stand_in.requests) > 6 else {}),
+    )
+    with (
+        running(stand_in) as address,
+        pytest.raises(EnvironmentFault, match=r"the model changed while it was used: .* m"),
+    ):
+        work.run(address, at_once=1)
+    assert len(work.captions) == 6
+
+
+def test_a_change_since_an_earlier_process_ends_the_stage(work: Work) -> None:
+    with (
+        running(StandIn()) as address,
+        pytest.raises(EnvironmentFault, match="answered as m f0, then as m f1"),
+    ):
+        work.run(address, seen={address: ["m", "f0"]})
+
+
+def test_a_store_that_cannot_be_written_ends_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise EnvironmentFault("the disk is full")
+
+    work, stand_in = Work(tmp_path, 60), StandIn(seconds=0.05)
+    monkeypatch.setattr(stages.ask.run.Asking, "_publish", full)
+    with running(stand_in) as address, pytest.raises(EnvironmentFault, match="disk is full"):
+        work.run(address, at_once=1)
+    assert len(stand_in.requests) < 60
+
+
+def test_a_server_that_is_down_ends_the_stage(work: Work) -> None:
+    with pytest.raises(EnvironmentFault, match=r"no answer from http://127.0.0.1:9 for 3 s"):
+        work.run("http://127.0.0.1:9/v1")
+    assert not work.failed
+
+
+def test_answers_that_break_a_schema_fail_by_name(work: Work) -> None:
+    schema = '{"type":"object","properties":{"a":{"type":"string"}},"required":["a"]}'
+    stand_in = StandIn()
+
+    def answer(request: dict[str, Any], digest: str, before: int) -> Any:
+        assert request["response_format"]["json_schema"]["schema"]["required"] == ["a"]
+        found = told(digest)
+        good = '{"a": "x"}' if int(digest, 16) % 2 else '{"a": 1}'
+        found["choices"][0]["message"]["content"] = good
+        return 200, found
+
+    stand_in.answer = answer
+    with running(stand_in) as address:
+        work.run(address, schema=schema)
+    assert set(work.captions.values()) <= {'{"a": "x"}'}
+    assert set(work.stored_failures.values()) <= {"schema"}
+    assert len(work.captions) + len(work.stored_failures) == 12
+
+
+def test_frames_are_sent_as_pictures_or_as_one_video(tmp_path: Path) -> None:
+    work, stand_in = Work(tmp_path, 2, frames=4), StandIn()
+    with running(stand_in) as address:
+        work.run(address, system="Be short.", seed=7, sampling={"temperature": 0.5})
+    system, user = stand_in.requests[0]["messages"]
+    assert system == {"role": "system", "content": "Be short."}
+    assert [part["type"] for part in user["content"]] == ["image_url"] * 4 + ["text"]
+    seeds = {request["seed"] for request in stand_in.requests}
+    assert len(seeds) == 2 and stand_in.requests[0]["temperature"] == 0.5
+    other = Work(tmp_path / "other", 2, frames=4)
+    with running(stand_in) as address:
+        other.run(address, video=True)
+    assert [p["type"] for p in stand_in.requests[-1]["messages"][0]["content"]] == [
+        "video_url",
+        "text",
+    ]
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "keys"
+    path.write_text("# mine\n127.0.0.1 = sk-secret-0123456789\n", encoding="utf-8")
+    path.chmod(0o600)
+    yield path
+
+
+def test_an_echoed_key_is_neither_shown_nor_stored(work: Work, key_file: Path) -> None:
+    stand_in = StandIn()
+
+    def answer(request: dict[str, Any], digest: str, before: int) -> Any:
+        key = stand_in.headers[-1]["authorization"]
+        if int(digest, 16) % 5 == 0:
+            return f"HTTP/1.1 {key}\r\n\r\n".encode()
+        if int(digest, 16) % 2:
+            return 400, {"error": {"message": f"bad {key} \x1b[2J {'x' * 5000}"}}
+        found = told(digest, fingerprint=f"f {key}")
+        if int(digest, 16) % 3:
+            found["choices"][0]["message"]["content"] = f"I saw {key}"
+        return 200, found
+
+    stand_in.answer = answer
+    with running(stand_in) as address:
+        work.run(address, keys_file=str(key_file))
+    assert {h["authorization"] for h in stand_in.headers} == {"Bearer sk-secret-0123456789"}
+    for path in (Path(work.url)).rglob("*"):
+        assert path.is_dir() or b"sk-secret" not in path.read_bytes()
+    assert "sk-secret" not in str(work.events)
+    assert all(len(one.message) < 500 for one in work.failed.values()) and work.failed
+
+
+@pytest.mark.parametrize(("slots", "least", "most"), [(1, 4, 12), (20, 16, 36), (1000, 64, 64)])
+def test_the_pace_settles_at_what_a_server_can_do(slots: int, least: int, most: int) -> None:
+    """A server with so many slots that takes a second for each answer."""
+    pace, now, limits = RequestPace(64), time.monotonic(), []
+    for _ in range(400):
+        now += 1 / min(pace.limit, slots)
+        pace.succeeded(now)
+        limits.append(pace.limit)
+    assert least <= min(limits[200:]) and max(limits[200:]) <= most
+    pace.overloaded(now, now)
+    assert pace.limit == limits[-1] // 2
