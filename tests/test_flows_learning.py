@@ -13,8 +13,10 @@ import pytest
 from artifacts.corrections import StoredEdits
 from artifacts.edits import EDITS, read_edits
 from artifacts.errors import UsageError
+from flows.console.display import Display
 from flows.learning.decisions import decisions_of
 from flows.learning.judging import divide, is_better, times_lower
+from flows.learning.learn import learn
 from flows.learning.preview import preview
 from flows.options.learn import LearnConfig, RecordedRun
 from flows.results.report.sections import rounds_facts
@@ -146,6 +148,17 @@ def test_a_round_continues_with_its_examples_after_a_kill_in_any_step(
     found = school.reviewed()
     assert len(found) == 42 and found["03.png"] == found["42.png"] == ("Later words.", "accepted")
     assert not (school.out / "learn/round-001/captions").exists()
+
+
+def test_a_moved_folder_continues_from_its_own_adapter(school: School) -> None:
+    school.decide(mixed)
+    school.learn()
+    recorded = RecordedRun(config=school.used())
+    school.out = school.out.rename(school.out.with_name("moved"))
+    school.decide(lambda at, text: (style(text), "") if at > 40 else None)
+    result = learn(LearnConfig(out=str(school.out)), recorded, Display(quiet=True))
+    assert result.round["accepted"] and result.round["previous"] == "learn/round-001/adapter"
+    assert not Path(recorded.config.out).exists()
 
 
 def test_undo_stops_at_a_round(school: School) -> None:

@@ -25,6 +25,7 @@ from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
 from flows.learning.carrying import carry
 from flows.learning.decisions import decisions_of, deed_of, names
+from flows.learning.inputs import previous_adapter
 from flows.learning.judging import divide, is_better, times_lower
 from flows.learning.result import Learned
 from flows.ledger.waves import BYTES_A_TOKEN
@@ -139,7 +140,7 @@ def choose(
         "phase": CHOSEN,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "digest": digest,
-        "previous": str(folder_named(run.config.adapter, "adapter")) if run.config.adapter else "",
+        "previous": previous_adapter(run.config, out),
         "settings": settings,
         "command": run.command,
         "examples": trained,
@@ -198,6 +199,12 @@ class _Work:
     def adapter(self) -> str:
         return str(self.folder / ADAPTER)
 
+    @property
+    def previous(self) -> str:
+        """Return the adapter with which the run was captioned; empty: none."""
+        named = self.round["previous"]
+        return str(self.out / named) if named else ""
+
     def finish(self) -> Learned:
         """Do what is left of the round."""
         while self.round["phase"] != DONE:
@@ -211,7 +218,7 @@ class _Work:
 
     def train(self) -> None:
         """Train the adapter, from the previous one if there is one."""
-        folder, previous, examples = Path(self.adapter), self.round["previous"], self._examples()
+        folder, previous, examples = Path(self.adapter), self.previous, self._examples()
         if previous:
             self.config = replace(self.config, lora_rank=layout_of(Path(previous)).rank)
             for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -227,7 +234,7 @@ class _Work:
         """Score the previous model and the new adapter, and decide."""
         scoring = self.run.training(self.config, 1, resume=False)
         scoring = replace(scoring, validate_only=True)
-        for name, adapter in (("before", self.round["previous"]), ("after", self.adapter)):
+        for name, adapter in (("before", self.previous), ("after", self.adapter)):
             folder = self.folder / name
             self._tune(scoring, self._examples("held_out"), folder, adapter=adapter)
             found = read_json(folder / RUN / SCORE, {EACH: [SCORED_EXAMPLE]}, AGAIN, dict)
