@@ -12,7 +12,7 @@ import pytest
 
 from artifacts.corrections import StoredEdits
 from artifacts.edits import EDITS, read_edits
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 from flows.console.display import Display
 from flows.learning.decisions import decisions_of
 from flows.learning.judging import divide, is_better, times_lower
@@ -20,7 +20,7 @@ from flows.learning.learn import learn
 from flows.learning.preview import preview
 from flows.options.learn import LearnConfig, RecordedRun
 from flows.results.report.sections import rounds_facts
-from flows.results.rounds import rounds_in
+from flows.results.rounds import rounds_in, usable_rounds
 from flows.results.run_status import run_status
 from flows.reviewing.captions import ReviewedCaptions
 from tests.support.learning import PICTURES, Change, School, said, style
@@ -159,6 +159,32 @@ def test_a_moved_folder_continues_from_its_own_adapter(school: School) -> None:
     result = learn(LearnConfig(out=str(school.out)), recorded, Display(quiet=True))
     assert result.round["accepted"] and result.round["previous"] == "learn/round-001/adapter"
     assert not Path(recorded.config.out).exists()
+
+
+def test_a_round_does_not_begin_without_the_adapter_of_the_captions(school: School) -> None:
+    school.decide(mixed)
+    school.learn()
+    school.decide(lambda at, text: (style(text), "") if at > 40 else None)
+    adapter, recorded = school.out / "learn/round-001/adapter", RecordedRun(config=school.used())
+    away = adapter.rename(school.out / "away")
+    for call in (school.learn, lambda: preview(LearnConfig(out=str(school.out)), recorded)):
+        with pytest.raises(EnvironmentFault, match=r"round-001/adapter/adapter_config.json: no"):
+            call()
+    assert len(rounds_in(school.out)) == 1
+    away.rename(adapter)
+    school.dies_in = "train"
+    with pytest.raises(KeyboardInterrupt):
+        school.learn()
+    adapter.rename(away)
+    assert len(usable_rounds(school.out)) == 1, "a round that cannot begin is chosen anew"
+    with pytest.raises(EnvironmentFault):
+        school.learn()
+    assert len(rounds_in(school.out)) == 2
+    school.dies_in = ""
+    said(school.config)
+    run = RecordedRun(config=school.config)
+    result = learn(LearnConfig(out=str(school.out), lr=1e-3), run, Display(quiet=True))
+    assert (result.round["round"], result.round["previous"]) == (2, "")
 
 
 def test_undo_stops_at_a_round(school: School) -> None:

@@ -1,18 +1,42 @@
 """Finds what a round needs, and checks it before a round begins."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from artifacts.errors import EnvironmentFault
 from artifacts.paths import folder_named
 from flows.options.commands import CaptionConfig
+from flows.results.rounds import TRAINED, Round, missing_adapter, unfinished
 
 
 def previous_adapter(config: CaptionConfig, out: Path) -> str:
     """Return the adapter of a run's captions; empty: none. One in the run's folder is returned
-    relative to it, because the folder may have been moved or copied. Raises UsageError."""
+    relative to it, because the folder may have been moved or copied. Raises UsageError, and
+    EnvironmentFault if it is gone."""
     if not config.adapter:
         return ""
     adapter = folder_named(config.adapter, "adapter")
-    for folder in (out, folder_named(config.out, "out")):
+    for folder in (folder_named(config.out, "out"), out):
         if adapter.is_relative_to(folder):
-            return str(adapter.relative_to(folder))
-    return str(adapter)
+            adapter = adapter.relative_to(folder)
+    return _found(out, str(adapter))
+
+
+def left_round(out: Path, rounds: Sequence[Round]) -> Round | None:
+    """Return the round that a killed process left; None if all ended. Raises EnvironmentFault if
+    the adapter that it still needs is gone."""
+    round_ = unfinished(rounds)
+    if round_ is not None and round_["phase"] == TRAINED:
+        _found(out, round_["previous"])
+    return round_
+
+
+def _found(out: Path, adapter: str) -> str:
+    """Return the adapter of a run's captions. Raises EnvironmentFault if it is gone."""
+    if missing := missing_adapter(out, adapter):
+        raise EnvironmentFault(
+            f"{missing}: no such file, but its adapter made the captions in {out}",
+            hint="Restore its folder, or run `penstock caption` into the same --out without "
+            "--adapter or with another one; then learn",
+        )
+    return adapter

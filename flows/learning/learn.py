@@ -25,7 +25,7 @@ from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
 from flows.learning.carrying import carry
 from flows.learning.decisions import decisions_of, deed_of, names
-from flows.learning.inputs import previous_adapter
+from flows.learning.inputs import left_round, previous_adapter
 from flows.learning.judging import divide, is_better, times_lower
 from flows.learning.result import Learned
 from flows.ledger.waves import BYTES_A_TOKEN
@@ -49,7 +49,7 @@ from flows.results.rounds import (
     Round,
     round_folder,
     rounds_in,
-    unfinished,
+    usable_rounds,
 )
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
@@ -78,12 +78,15 @@ def learn(
     PenstockError; the same call continues."""
     out = folder_named(config.out, "out")
     with only_run_in(out / LEARN, "learning in", "name another folder"):
-        rounds = rounds_in(out)
-        round_ = unfinished(rounds)
+        rounds = usable_rounds(out)
+        round_ = left_round(out, rounds)
         if round_ is None:
             round_ = choose(config, run, out, rounds)
             if round_ is None:
                 return Learned(out=out, round=rounds[-1], is_new=False)
+            if len(rounds) < len(rounds_in(out)):
+                # The former choice may have begun to train from an adapter that is gone.
+                shutil.rmtree(round_folder(out, round_["round"]))
             for line in differing_lines(round_):
                 display.print_line(line)
             write_round(out, round_)
