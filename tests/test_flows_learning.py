@@ -187,6 +187,20 @@ def test_a_round_does_not_begin_without_the_adapter_of_the_captions(school: Scho
     assert (result.round["round"], result.round["previous"]) == (2, "")
 
 
+def test_a_round_stays_in_the_store_of_the_captions_and_passes_notes_on(
+    school: School, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "other"))
+    school.decide(mixed)
+    (school.out / "43.txt").write_text("by hand")
+    run = RecordedRun(config=replace(school.config, store=""))
+    result = learn(LearnConfig(out=str(school.out)), run, Display(quiet=True))
+    kept = [note for note in result.warnings if "users wrote or edited" in note]
+    assert [note.split(" that ")[0] for note in kept] == ["kept 1 .txt file"]
+    assert result.to_json()["warnings"] == result.warnings
+    assert not (tmp_path / "other").exists()
+
+
 def test_undo_stops_at_a_round(school: School) -> None:
     school.decide(mixed)
     school.learn()

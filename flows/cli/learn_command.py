@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import sys
 from contextlib import chdir, closing
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ def learn_command(given: argparse.Namespace) -> int:
                 return _show(config, run, as_json=given.json)
             result = learn(config, run, display)
     if print_result(given, result, display):
+        print_lines(*(f"note: {warning}" for warning in result.warnings), to=sys.stderr)
         print_lines(result.line(), *_next_steps(result, run))
     return result.exit_code
 

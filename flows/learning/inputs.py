@@ -1,12 +1,22 @@
 """Finds what a round needs, and checks it before a round begins."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault
 from artifacts.paths import folder_named
 from flows.options.commands import CaptionConfig
+from flows.options.learn import RecordedRun
 from flows.results.rounds import TRAINED, Round, missing_adapter, unfinished
+from flows.results.run_read import load_record
+
+
+def in_own_store(run: RecordedRun, out: Path) -> RecordedRun:
+    """Return the run in the store that its captions came from, which may be another one than this
+    process's default. Raises UsageError, EnvironmentFault."""
+    store = run.config.store or load_record(out)["plan"].get("store", "")
+    return replace(run, config=replace(run.config, store=store))
 
 
 def previous_adapter(config: CaptionConfig, out: Path) -> str:

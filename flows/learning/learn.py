@@ -25,7 +25,7 @@ from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
 from flows.learning.carrying import carry
 from flows.learning.decisions import decisions_of, deed_of, names
-from flows.learning.inputs import left_round, previous_adapter
+from flows.learning.inputs import in_own_store, left_round, previous_adapter
 from flows.learning.judging import divide, is_better, times_lower
 from flows.learning.result import Learned
 from flows.ledger.waves import BYTES_A_TOKEN
@@ -78,7 +78,7 @@ def learn(
     PenstockError; the same call continues."""
     out = folder_named(config.out, "out")
     with only_run_in(out / LEARN, "learning in", "name another folder"):
-        rounds = usable_rounds(out)
+        run, rounds = in_own_store(run, out), usable_rounds(out)
         round_ = left_round(out, rounds)
         if round_ is None:
             round_ = choose(config, run, out, rounds)
@@ -212,8 +212,11 @@ class _Work:
         """Do what is left of the round."""
         while self.round["phase"] != DONE:
             STEPS[self.round["phase"]](self)
-        failures = self.captioned.failures if self.captioned else []
-        return Learned(out=self.out, round=self.round, failures=failures)
+        learned = Learned(out=self.out, round=self.round)
+        if self.captioned is None:
+            return learned
+        found = self.captioned
+        return replace(learned, failures=found.failures, warnings=found.warnings)
 
     def _end(self, phase: str, **found: Any) -> None:
         self.round |= {"phase": phase, **found}

@@ -2,7 +2,7 @@
 
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
-from flows.learning.inputs import left_round
+from flows.learning.inputs import in_own_store, left_round
 from flows.learning.learn import caption_tokens, choose, differing_lines
 from flows.options.learn import LearnConfig, LearnRun, RecordedRun
 from flows.results.rounds import ADAPTER, Round, round_folder, usable_rounds
@@ -13,7 +13,7 @@ def preview(config: LearnConfig, run: RecordedRun) -> tuple[list[str], LearnRun 
     """Return lines on the next round, and the run that trains its adapter; None if there is nothing
     to train. Raises UsageError, EnvironmentFault."""
     out = folder_named(config.out, "out")
-    rounds = usable_rounds(out)
+    run, rounds = in_own_store(run, out), usable_rounds(out)
     left = left_round(out, rounds)
     round_ = left or choose(config, run, out, rounds, dry=True)
     if round_ is None:

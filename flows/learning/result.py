@@ -29,6 +29,8 @@ class Learned:
     """Whether there was anything to learn; otherwise the round is the last one."""
     failures: list[Failure] = field(default_factory=list)
     """Files that could not be captioned again."""
+    warnings: list[str] = field(default_factory=list)
+    """Notes on the written files, as `penstock caption` prints them."""
 
     @property
     def exit_code(self) -> int:
@@ -47,7 +49,8 @@ class Learned:
 
     def to_json(self) -> dict[str, Any]:
         (found,) = summary_json([self.round])
-        return {"out": str(self.out), "adapter": str(self.adapter), "new": self.is_new, **found}
+        where = {"out": str(self.out), "adapter": str(self.adapter)}
+        return {**where, "new": self.is_new, **found, "warnings": self.warnings}
 
     def row(self) -> dict[str, Any]:
         """Return the outcome as a row of a table."""
