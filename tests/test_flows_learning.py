@@ -261,7 +261,8 @@ def test_status_and_report_show_the_rounds(school: School) -> None:
 
 
 def example(number: int, *, corrected: bool) -> dict[str, Any]:
-    return {"key": f"{number:024x}", "corrected": corrected}
+    key = f"{number:024x}"
+    return {"key": key, "features": key, "corrected": corrected}
 
 
 def test_the_held_out_share_grows_by_stratum() -> None:
@@ -273,6 +274,20 @@ def test_the_held_out_share_grows_by_stratum() -> None:
         assert sum(each["corrected"] for each in held) == count // 20
         rounds.append({"examples": trained, "held_out": held})
     assert [len(part) for part in divide(examples[:1], [])] == [1, 0]
+
+
+def test_a_chunk_is_held_out_under_all_its_prompts() -> None:
+    examples = [
+        {**example(number, corrected=number % 4 == 0), "features": f"{number // 2}"}
+        for number in range(80)
+    ]
+    rounds: list[dict[str, Any]] = []
+    for count in (41, 80):  # the 21st chunk is decided under its other prompt later
+        trained, held = divide(examples[:count], rounds)
+        chunks = [{each["features"] for each in part} for part in (trained, held)]
+        assert not chunks[0] & chunks[1] and len(chunks[1]) in (8, 9)
+        assert all({each["features"] for each in r["held_out"]} <= chunks[1] for r in rounds)
+        rounds.append({"examples": trained, "held_out": held})
 
 
 def test_an_adapter_has_to_be_better_in_19_of_20_samples() -> None:
