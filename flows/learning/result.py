@@ -76,5 +76,5 @@ class Learned:
         if not self.round["accepted"]:
             return line
         changed = counted(self.round["captions"], "caption")
-        kept = counted(self.round["carried"], "decision")
-        return f"{line}, {self.round['changed']} of {changed} changed, {kept} kept in {self.out}"
+        kept = f"all decisions kept in {self.out}, {self.round['carried']} of them under new words"
+        return f"{line}, {self.round['changed']} of {changed} changed, {kept}"
