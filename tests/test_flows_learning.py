@@ -48,6 +48,9 @@ def test_each_decision_stands_in_every_format_after_two_rounds(school: School) -
     assert result.round["accepted"] and result.exit_code == 0
     kept = f"all decisions kept in {school.out}, 41 of them under new words"
     assert f"{PICTURES} of {PICTURES} captions changed, {kept}" in result.line()
+    inexact = [{**each, "exact": False} for each in result.round["after"]]
+    line = replace(result, round={**result.round, "after": inexact}).line()
+    assert "no held-out caption is exact: look at" in line and "is exact" not in result.line()
     wanted = {
         name: style(text) if at < 30 else text for at, (name, text) in enumerate(first.items())
     }

@@ -73,8 +73,15 @@ class Learned:
             f"{SAMPLES} samples, and exact captions from {exact(before)} to {exact(after)}; of all "
             f"{held} held out, from {every[0]} to {every[1]}; {verdict(self.round)}"
         )
+        inexact = (
+            ""
+            if any(every)
+            else (
+                "; no held-out caption is exact: look at some captions before you use the adapter"
+            )
+        )
         if not self.round["accepted"]:
-            return line
+            return f"{line}{inexact}"
         changed = counted(self.round["captions"], "caption")
         kept = f"all decisions kept in {self.out}, {self.round['carried']} of them under new words"
-        return f"{line}, {self.round['changed']} of {changed} changed, {kept}"
+        return f"{line}, {self.round['changed']} of {changed} changed, {kept}{inexact}"
