@@ -205,6 +205,25 @@ def test_a_round_stays_in_the_store_of_the_captions_and_passes_notes_on(
     assert not (tmp_path / "other").exists()
 
 
+def test_a_round_does_not_begin_without_the_media(school: School) -> None:
+    school.decide(mixed)
+    folder, away = Path(school.config.sources[0]), school.out / "away"
+    folder.rename(away)
+    run = RecordedRun(config=school.config)
+    for call in (school.learn, lambda: preview(LearnConfig(out=str(school.out)), run)):
+        with pytest.raises(EnvironmentFault, match=r"^41 files with .* cannot be read: 00.png, 01"):
+            call()
+    away.rename(folder)
+    undecided, decided = folder / "43.png", folder / "05.png"
+    undecided.unlink()
+    decided = decided.rename(folder / "renamed.png")
+    assert school.learn().round["accepted"]
+    decided.unlink()
+    with pytest.raises(EnvironmentFault, match=r"^1 file with .* cannot be read: renamed.png\. "):
+        school.learn(lr=1e-3)
+    assert len(rounds_in(school.out)) == 1
+
+
 def test_undo_stops_at_a_round(school: School) -> None:
     school.decide(mixed)
     school.learn()

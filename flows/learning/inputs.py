@@ -1,15 +1,22 @@
 """Finds what a round needs, and checks it before a round begins."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from artifacts.edits import UNTOUCHED
 from artifacts.errors import EnvironmentFault
 from artifacts.paths import folder_named
+from artifacts.plurals import counted
+from flows.learning.decisions import names
+from flows.media.media_files import Selection
+from flows.media.sources import find_media
 from flows.options.commands import CaptionConfig
 from flows.options.learn import RecordedRun
 from flows.results.rounds import TRAINED, Round, missing_adapter, unfinished
 from flows.results.run_read import load_record
+from flows.reviewing.captions import ReviewedCaptions
 
 
 def in_own_store(run: RecordedRun, out: Path) -> RecordedRun:
@@ -30,6 +37,24 @@ def previous_adapter(config: CaptionConfig, out: Path) -> str:
         if adapter.is_relative_to(folder):
             adapter = adapter.relative_to(folder)
     return _found(out, str(adapter))
+
+
+def refuse_missing_media(config: CaptionConfig, captions: ReviewedCaptions) -> None:
+    """Raise EnvironmentFault if the run's sources lack decided media, which could not be captioned
+    again. A file may have been renamed."""
+    selection = Selection(recursive=config.recursive, extensions=config.extensions)
+    files, _ = find_media(config.sources, selection, config.limit, names=config.prompts)
+    found = {f.media_path for f in files if f.far is not None or os.access(f.path, os.R_OK)}
+    edits, rows = captions.edits(), captions.rows
+    decided = [key for key in rows if edits.get(key, UNTOUCHED) != UNTOUCHED]
+    missing = dict.fromkeys(rows[key]["media_path"] for key in decided).keys() - found
+    renamed = found - {row["media_path"] for row in rows.values()}
+    if len(missing) > len(renamed):
+        raise EnvironmentFault(
+            f"{counted(len(missing), 'file')} with corrected or accepted captions cannot be read: "
+            f"{names(sorted(missing))}",
+            hint=f"Restore them in the sources of the captions: {' '.join(config.sources)}",
+        )
 
 
 def left_round(out: Path, rounds: Sequence[Round]) -> Round | None:

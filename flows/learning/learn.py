@@ -25,7 +25,7 @@ from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
 from flows.learning.carrying import carry
 from flows.learning.decisions import decisions_of, deed_of, names
-from flows.learning.inputs import in_own_store, left_round, previous_adapter
+from flows.learning.inputs import in_own_store, left_round, previous_adapter, refuse_missing_media
 from flows.learning.judging import divide, is_better, times_lower
 from flows.learning.result import Learned
 from flows.ledger.waves import BYTES_A_TOKEN
@@ -138,6 +138,7 @@ def choose(
             f"{'train on' if held_out else 'hold out'}",
             hint="Correct or accept more in `penstock review`",
         )
+    refuse_missing_media(run.config, captions)
     return {
         "round": rounds[-1]["round"] + 1 if rounds else 1,
         "phase": CHOSEN,
