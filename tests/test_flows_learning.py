@@ -133,6 +133,8 @@ def test_a_dry_run_tells_the_examples_and_writes_nothing(school: School) -> None
     lines, run = preview(LearnConfig(out=str(school.out)), RecordedRun(config=school.config))
     assert lines[0] == ("round 1 is new: 32 captions to train on, 8 held out, 6 of them corrected")
     assert run is not None and sorted(school.out.rglob("*")) == before
+    with pytest.raises(UsageError, match="is empty"):
+        LearnConfig(out="")
 
 
 @pytest.mark.parametrize("step", ["train", "score", "recaption", "write"])
@@ -146,6 +148,12 @@ def test_a_round_continues_with_its_examples_after_a_kill_in_any_step(
         school.learn()
     school.dies_in = ""
     school.decide(lambda at, _: ("Later words.", "accepted") if at in (3, 42) else None)
+    if step == "write":
+        with (
+            closing(ReviewedCaptions(school.out)),
+            pytest.raises(EnvironmentFault, match=r"another review.* the same command again"),
+        ):
+            school.learn()
     result = school.learn()
     assert result.round["accepted"] and len(rounds_in(school.out)) == 1
     assert len(result.round["examples"]) + len(result.round["held_out"]) == 40
@@ -266,6 +274,8 @@ def test_journals_of_copies_are_added_and_differences_left_out(
     assert not school.learn(journal=journals).is_new, "their words of before the round are known"
     with pytest.raises(UsageError, match="no such file"):
         school.learn(journal=(str(tmp_path / "none.jsonl"),))
+    with pytest.raises(UsageError, match=r"captions.jsonl is not an edits.jsonl \("):
+        school.learn(journal=(str(school.out / "captions.jsonl"),))
 
 
 def test_status_and_report_show_the_rounds(school: School) -> None:

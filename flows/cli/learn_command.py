@@ -64,4 +64,8 @@ def _next_steps(result: "Learned", run: RecordedRun) -> list[str]:
     words = run.command["words"] if run.command else ["caption", "SOURCES"]
     number = result.round["round"]
     values = {"--adapter": str(result.adapter), "--out": f"{result.out}-round-{number}"}
-    return [f"try the adapter with `penstock {shlex.join(with_values(words, values))}`"]
+    return [
+        "corrections made since the files were written are not in them: Write files in "
+        f"`penstock review {out}` writes them",
+        f"try the adapter with `penstock {shlex.join(with_values(words, values))}`",
+    ]
