@@ -12,7 +12,6 @@ from artifacts.plurals import counted
 from flows.learning.decisions import names
 from flows.media.media_files import Selection
 from flows.media.sources import find_media
-from flows.options.commands import CaptionConfig
 from flows.options.learn import RecordedRun
 from flows.results.rounds import TRAINED, Round, missing_adapter, unfinished
 from flows.results.run_read import load_record
@@ -26,22 +25,23 @@ def in_own_store(run: RecordedRun, out: Path) -> RecordedRun:
     return replace(run, config=replace(run.config, store=store))
 
 
-def previous_adapter(config: CaptionConfig, out: Path) -> str:
+def previous_adapter(run: RecordedRun, out: Path) -> str:
     """Return the adapter of a run's captions; empty: none. One in the run's folder is returned
     relative to it, because the folder may have been moved or copied. Raises UsageError, and
     EnvironmentFault if it is gone."""
-    if not config.adapter:
+    if not run.config.adapter:
         return ""
-    adapter = folder_named(config.adapter, "adapter")
-    for folder in (folder_named(config.out, "out"), out):
+    adapter = folder_named(run.config.adapter, "adapter")
+    for folder in (folder_named(run.config.out, "out"), out):
         if adapter.is_relative_to(folder):
             adapter = adapter.relative_to(folder)
     return _found(out, str(adapter))
 
 
-def refuse_missing_media(config: CaptionConfig, captions: ReviewedCaptions) -> None:
+def refuse_missing_media(run: RecordedRun, captions: ReviewedCaptions) -> None:
     """Raise EnvironmentFault if the run's sources lack decided media, which could not be captioned
     again. A file may have been renamed."""
+    config = run.config
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     files, _ = find_media(config.sources, selection, config.limit, names=config.prompts)
     found = {f.media_path for f in files if f.far is not None or os.access(f.path, os.R_OK)}
@@ -53,7 +53,7 @@ def refuse_missing_media(config: CaptionConfig, captions: ReviewedCaptions) -> N
         raise EnvironmentFault(
             f"{counted(len(missing), 'file')} with corrected or accepted captions cannot be read: "
             f"{names(sorted(missing))}",
-            hint=f"Restore them in the sources of the captions: {' '.join(config.sources)}",
+            hint="Restore them where `penstock caption` read them",
         )
 
 

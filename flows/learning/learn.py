@@ -138,13 +138,13 @@ def choose(
             f"{'train on' if held_out else 'hold out'}",
             hint="Correct or accept more in `penstock review`",
         )
-    refuse_missing_media(run.config, captions)
+    refuse_missing_media(run, captions)
     return {
         "round": rounds[-1]["round"] + 1 if rounds else 1,
         "phase": CHOSEN,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "digest": digest,
-        "previous": previous_adapter(run.config, out),
+        "previous": previous_adapter(run, out),
         "settings": settings,
         "command": run.command,
         "examples": trained,
