@@ -253,7 +253,7 @@ class EditJournal:
         except BlockingIOError as error:
             raise EnvironmentFault(
                 f"{self.path} is open in another review",
-                hint="Continue in that one, or end it first",
+                hint="Continue in that one, or end it and run the same command again: all is saved",
             ) from error
         except OSError:
             return  # a file system without locks

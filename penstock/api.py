@@ -98,8 +98,8 @@ def learn(
     """Train on the corrected captions of a run's folder, and caption again, as `penstock learn`.
     Call it in the folder in which `penstock caption` ran; the same call continues a round that was
     killed. Raises PenstockError."""
-    folder = folder_named(path_of("out", out), "out")
-    config = config_with(LearnConfig, options, LearnOptions.__annotations__, out=str(folder))
+    config = config_with(LearnConfig, options, LearnOptions.__annotations__, out=out)
+    folder = folder_named(config.out, "out")
     command = recorded_command(folder)
     if os.getcwd() != command["folder"]:
         raise UsageError(

@@ -4,10 +4,14 @@ import io
 import json
 import re
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from flows.console.display import READING, Display
+from flows.options.tune import TuneRun
+from flows.running.run_observer import RunObserver
 from stages.process.events import Item, StageNotes
 from tests.support.terminals import COLOUR, Recording, shown, terminal, too_wide
 
@@ -126,3 +130,14 @@ def test_a_log_says_nothing_of_what_took_no_time(end: str, monkeypatch: pytest.M
         display.stage("frames", 3, 0)
     time.sleep(0.2)
     assert READING not in log.getvalue()
+
+
+def test_an_adapter_that_is_only_scored_is_not_shown_as_tuned() -> None:
+    log = io.StringIO()
+    observer = RunObserver(Display(to=log))
+    for scored_only in (True, False):
+        config = TuneRun(sources=(), model="m", scored_only=scored_only)
+        job: Any = SimpleNamespace(config=config, model=SimpleNamespace(settings={}))
+        observer._job = job
+        observer.on_stage_start("tune", 1, 0)
+    assert log.getvalue().splitlines() == ["scoring: 1 to do", "tuning: 1 to do"]

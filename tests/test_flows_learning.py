@@ -12,13 +12,15 @@ import pytest
 
 from artifacts.corrections import StoredEdits
 from artifacts.edits import EDITS, read_edits
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
+from flows.console.display import Display
 from flows.learning.decisions import decisions_of
 from flows.learning.judging import divide, is_better, times_lower
+from flows.learning.learn import learn
 from flows.learning.preview import preview
 from flows.options.learn import LearnConfig, RecordedRun
 from flows.results.report.sections import rounds_facts
-from flows.results.rounds import rounds_in
+from flows.results.rounds import rounds_in, usable_rounds
 from flows.results.run_status import run_status
 from flows.reviewing.captions import ReviewedCaptions
 from tests.support.learning import PICTURES, Change, School, said, style
@@ -44,7 +46,11 @@ def test_each_decision_stands_in_every_format_after_two_rounds(school: School) -
     school.decide(mixed)
     result = school.learn()
     assert result.round["accepted"] and result.exit_code == 0
-    assert f"{PICTURES} of {PICTURES} captions changed, 41 decisions kept" in result.line()
+    kept = f"all decisions kept in {school.out}, 41 of them under new words"
+    assert f"{PICTURES} of {PICTURES} captions changed, {kept}" in result.line()
+    inexact = [{**each, "exact": False} for each in result.round["after"]]
+    line = replace(result, round={**result.round, "after": inexact}).line()
+    assert "no held-out caption is exact: look at" in line and "is exact" not in result.line()
     wanted = {
         name: style(text) if at < 30 else text for at, (name, text) in enumerate(first.items())
     }
@@ -127,6 +133,8 @@ def test_a_dry_run_tells_the_examples_and_writes_nothing(school: School) -> None
     lines, run = preview(LearnConfig(out=str(school.out)), RecordedRun(config=school.config))
     assert lines[0] == ("round 1 is new: 32 captions to train on, 8 held out, 6 of them corrected")
     assert run is not None and sorted(school.out.rglob("*")) == before
+    with pytest.raises(UsageError, match="is empty"):
+        LearnConfig(out="")
 
 
 @pytest.mark.parametrize("step", ["train", "score", "recaption", "write"])
@@ -140,12 +148,88 @@ def test_a_round_continues_with_its_examples_after_a_kill_in_any_step(
         school.learn()
     school.dies_in = ""
     school.decide(lambda at, _: ("Later words.", "accepted") if at in (3, 42) else None)
+    if step == "write":
+        with (
+            closing(ReviewedCaptions(school.out)),
+            pytest.raises(EnvironmentFault, match=r"another review.* the same command again"),
+        ):
+            school.learn()
     result = school.learn()
     assert result.round["accepted"] and len(rounds_in(school.out)) == 1
     assert len(result.round["examples"]) + len(result.round["held_out"]) == 40
     found = school.reviewed()
     assert len(found) == 42 and found["03.png"] == found["42.png"] == ("Later words.", "accepted")
     assert not (school.out / "learn/round-001/captions").exists()
+
+
+def test_a_moved_folder_continues_from_its_own_adapter(school: School) -> None:
+    school.decide(mixed)
+    school.learn()
+    recorded = RecordedRun(config=school.used())
+    school.out = school.out.rename(school.out.with_name("moved"))
+    school.decide(lambda at, text: (style(text), "") if at > 40 else None)
+    result = learn(LearnConfig(out=str(school.out)), recorded, Display(quiet=True))
+    assert result.round["accepted"] and result.round["previous"] == "learn/round-001/adapter"
+    assert not Path(recorded.config.out).exists()
+
+
+def test_a_round_does_not_begin_without_the_adapter_of_the_captions(school: School) -> None:
+    school.decide(mixed)
+    school.learn()
+    school.decide(lambda at, text: (style(text), "") if at > 40 else None)
+    adapter, recorded = school.out / "learn/round-001/adapter", RecordedRun(config=school.used())
+    away = adapter.rename(school.out / "away")
+    for call in (school.learn, lambda: preview(LearnConfig(out=str(school.out)), recorded)):
+        with pytest.raises(EnvironmentFault, match=r"round-001/adapter/adapter_config.json: no"):
+            call()
+    assert len(rounds_in(school.out)) == 1
+    away.rename(adapter)
+    school.dies_in = "train"
+    with pytest.raises(KeyboardInterrupt):
+        school.learn()
+    adapter.rename(away)
+    assert len(usable_rounds(school.out)) == 1, "a round that cannot begin is chosen anew"
+    with pytest.raises(EnvironmentFault):
+        school.learn()
+    assert len(rounds_in(school.out)) == 2
+    school.dies_in = ""
+    said(school.config)
+    run = RecordedRun(config=school.config)
+    result = learn(LearnConfig(out=str(school.out), lr=1e-3), run, Display(quiet=True))
+    assert (result.round["round"], result.round["previous"]) == (2, "")
+
+
+def test_a_round_stays_in_the_store_of_the_captions_and_passes_notes_on(
+    school: School, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "other"))
+    school.decide(mixed)
+    (school.out / "43.txt").write_text("by hand")
+    run = RecordedRun(config=replace(school.config, store=""))
+    result = learn(LearnConfig(out=str(school.out)), run, Display(quiet=True))
+    kept = [note for note in result.warnings if "users wrote or edited" in note]
+    assert [note.split(" that ")[0] for note in kept] == ["kept 1 .txt file"]
+    assert result.to_json()["warnings"] == result.warnings
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_round_does_not_begin_without_the_media(school: School) -> None:
+    school.decide(mixed)
+    folder, away = Path(school.config.sources[0]), school.out / "away"
+    folder.rename(away)
+    run = RecordedRun(config=school.config)
+    for call in (school.learn, lambda: preview(LearnConfig(out=str(school.out)), run)):
+        with pytest.raises(EnvironmentFault, match=r"^41 files with .* cannot be read: 00.png, 01"):
+            call()
+    away.rename(folder)
+    undecided, decided = folder / "43.png", folder / "05.png"
+    undecided.unlink()
+    decided = decided.rename(folder / "renamed.png")
+    assert school.learn().round["accepted"]
+    decided.unlink()
+    with pytest.raises(EnvironmentFault, match=r"^1 file with .* cannot be read: renamed.png\. "):
+        school.learn(lr=1e-3)
+    assert len(rounds_in(school.out)) == 1
 
 
 def test_undo_stops_at_a_round(school: School) -> None:
@@ -190,6 +274,8 @@ def test_journals_of_copies_are_added_and_differences_left_out(
     assert not school.learn(journal=journals).is_new, "their words of before the round are known"
     with pytest.raises(UsageError, match="no such file"):
         school.learn(journal=(str(tmp_path / "none.jsonl"),))
+    with pytest.raises(UsageError, match=r"captions.jsonl is not an edits.jsonl \("):
+        school.learn(journal=(str(school.out / "captions.jsonl"),))
 
 
 def test_status_and_report_show_the_rounds(school: School) -> None:
@@ -208,7 +294,8 @@ def test_status_and_report_show_the_rounds(school: School) -> None:
 
 
 def example(number: int, *, corrected: bool) -> dict[str, Any]:
-    return {"key": f"{number:024x}", "corrected": corrected}
+    key = f"{number:024x}"
+    return {"key": key, "features": key, "corrected": corrected}
 
 
 def test_the_held_out_share_grows_by_stratum() -> None:
@@ -220,6 +307,20 @@ def test_the_held_out_share_grows_by_stratum() -> None:
         assert sum(each["corrected"] for each in held) == count // 20
         rounds.append({"examples": trained, "held_out": held})
     assert [len(part) for part in divide(examples[:1], [])] == [1, 0]
+
+
+def test_a_chunk_is_held_out_under_all_its_prompts() -> None:
+    examples = [
+        {**example(number, corrected=number % 4 == 0), "features": f"{number // 2}"}
+        for number in range(80)
+    ]
+    rounds: list[dict[str, Any]] = []
+    for count in (41, 80):  # the 21st chunk is decided under its other prompt later
+        trained, held = divide(examples[:count], rounds)
+        chunks = [{each["features"] for each in part} for part in (trained, held)]
+        assert not chunks[0] & chunks[1] and len(chunks[1]) in (8, 9)
+        assert all({each["features"] for each in r["held_out"]} <= chunks[1] for r in rounds)
+        rounds.append({"examples": trained, "held_out": held})
 
 
 def test_an_adapter_has_to_be_better_in_19_of_20_samples() -> None:

@@ -107,10 +107,11 @@ def test_two_rounds_by_the_command_line(
     begun: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copied(begun, tmp_path)
-    assert "fits" in folder.learn("--dry-run")
+    told = folder.learn("--dry-run")
+    assert "fits" in told and "assumed" in told and "SOURCES" not in told, told
     wanted = [line["caption"] for line in folder.lines()[:40]]
     told = folder.learn()
-    assert "accepted" in told and "penstock review" in told, told
+    assert "accepted" in told and "penstock review" in told and "scoring: 1 to do" in told, told
     new = len(folder.lines()) - 40
     assert new > 0
     decide_in(folder.out, lambda at, said: (style(said), "") if at >= 40 else None)

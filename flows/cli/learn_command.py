@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import sys
 from contextlib import chdir, closing
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ def learn_command(given: argparse.Namespace) -> int:
                 return _show(config, run, as_json=given.json)
             result = learn(config, run, display)
     if print_result(given, result, display):
+        print_lines(*(f"note: {warning}" for warning in result.warnings), to=sys.stderr)
         print_lines(result.line(), *_next_steps(result, run))
     return result.exit_code
 
@@ -62,4 +64,8 @@ def _next_steps(result: "Learned", run: RecordedRun) -> list[str]:
     words = run.command["words"] if run.command else ["caption", "SOURCES"]
     number = result.round["round"]
     values = {"--adapter": str(result.adapter), "--out": f"{result.out}-round-{number}"}
-    return [f"try the adapter with `penstock {shlex.join(with_values(words, values))}`"]
+    return [
+        "corrections made since the files were written are not in them: Write files in "
+        f"`penstock review {out}` writes them",
+        f"try the adapter with `penstock {shlex.join(with_values(words, values))}`",
+    ]

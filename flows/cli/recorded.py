@@ -10,7 +10,7 @@ from flows.cli.options import config_of
 from flows.options.commands import CaptionConfig
 from flows.options.learn import RecordedRun
 from flows.results.recorded_command import COMMAND, is_own_command, repeated
-from flows.results.rounds import rounds_in, unfinished
+from flows.results.rounds import unfinished, usable_rounds
 from flows.results.run_read import load_record
 from flows.results.run_record import RUN_RECORD
 
@@ -20,7 +20,7 @@ RUN_IT = "Run `penstock caption` once more with the same options, then learn"
 def recorded_command(out: Path) -> Mapping[str, Any]:
     """Return the command of the caption run into a folder, if this user ran it on this machine.
     Raises UsageError, EnvironmentFault."""
-    record, left = load_record(out), unfinished(rounds_in(out))
+    record, left = load_record(out), unfinished(usable_rounds(out))
     # A run that was killed while it began has no command, but the round that began it has.
     command = record["command"] if left is None else left["command"]
     if not command or command["words"][:1] != [COMMAND]:

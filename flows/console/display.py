@@ -168,7 +168,7 @@ class Display:
         self._moving = ProgressLine(self._to) if on_terminal and (fleeting or not quiet) else None
         self._plain = self._lasting and not self._moving
         self._lock = threading.RLock()
-        self._stage = ""
+        self._stage = self._verb = ""
         self._total = 0
         self._done = 0
         self._before = 0
@@ -194,11 +194,12 @@ class Display:
                 self._silence.daemon = True
                 self._silence.start()
 
-    def stage(self, name: str, total: int, done: int, loads: str = "") -> None:
-        """Begin a stage with `done` of `total` items finished. `loads`: what it loads first."""
+    def stage(self, name: str, total: int, done: int, loads: str = "", verb: str = "") -> None:
+        """Begin a stage with `done` of `total` items finished. `loads`: what it loads first.
+        `verb`: what it does, if not the usual."""
         with self._lock:
             self.close()
-            self._loading = loads
+            self._loading, self._verb = loads, verb or VERBS.get(name, name)
             self._stage, self._total, self._done, self._before = name, total, done, done
             self._started = self._shown = time.monotonic()
             self._pace = Pace(self._started)
@@ -206,7 +207,7 @@ class Display:
             self._emit({"event": "stage", "stage": name, "total": total, "done": done})
             if self._plain:
                 before = f", {done} already done" if done else ""
-                self._line(f"{VERBS.get(name, name)}: {total - done} to do{before}")
+                self._line(f"{self._verb}: {total - done} to do{before}")
 
     def on_event(self, name: str, event: Event) -> None:
         """Show an event of a stage process. Failures are shown with `fail`, by file name."""
@@ -290,8 +291,7 @@ class Display:
             self._clear()
             if self._stage and self._done > self._before and self._lasting:
                 seconds = time.monotonic() - self._started
-                verb = VERBS.get(self._stage, self._stage)
-                self._line(f"{verb}: {self._done - self._before} in {duration(seconds)}")
+                self._line(f"{self._verb}: {self._done - self._before} in {duration(seconds)}")
             self._stage = ""
 
     def _advance(self, name: str, event: Item) -> None:
@@ -312,14 +312,15 @@ class Display:
     def _draw(self) -> None:
         if self._moving is None:
             return
-        verb = VERBS.get(self._stage, self._stage)
         if self._loading:
-            self._moving.show(f"{verb}: loading {self._loading}")
+            self._moving.show(f"{self._verb}: loading {self._loading}")
         else:
-            self._moving.show(verb, self._progress, self._done, max(self._total, self._done, 1))
+            self._moving.show(
+                self._verb, self._progress, self._done, max(self._total, self._done, 1)
+            )
 
     def _text(self) -> str:
-        return f"{VERBS.get(self._stage, self._stage)} {self._progress()}"
+        return f"{self._verb} {self._progress()}"
 
     def _progress(self) -> str:
         """Return the progress as text. Also called by the redraw thread, which takes no lock."""

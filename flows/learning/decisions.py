@@ -19,7 +19,7 @@ from artifacts.edits import (
     key_of,
     read_journal,
 )
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import digest_of
 from flows.results.rounds import Round
 from flows.reviewing.captions import ReviewedCaptions
@@ -114,6 +114,13 @@ def _edits_in(captions: ReviewedCaptions, path: Path) -> dict[str, Edit]:
         journal = read_journal(path)
     except FileNotFoundError as error:
         raise UsageError(f"--journal {path}: no such file", hint="Give an edits.jsonl") from error
+    except EnvironmentFault as error:
+        if not isinstance(error.__cause__, ValueError):
+            raise
+        raise UsageError(
+            f"--journal {path} is not an edits.jsonl ({error.__cause__})",
+            hint="Give the edits.jsonl of a copy of the folder",
+        ) from error
     keys = defaultdict[tuple[str, float], list[str]](list)
     for key, row in captions.rows.items():
         keys[row["media_path"], row["start"]].append(key)

@@ -25,6 +25,7 @@ from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
 from flows.learning.carrying import carry
 from flows.learning.decisions import decisions_of, deed_of, names
+from flows.learning.inputs import in_own_store, left_round, previous_adapter, refuse_missing_media
 from flows.learning.judging import divide, is_better, times_lower
 from flows.learning.result import Learned
 from flows.ledger.waves import BYTES_A_TOKEN
@@ -48,7 +49,7 @@ from flows.results.rounds import (
     Round,
     round_folder,
     rounds_in,
-    unfinished,
+    usable_rounds,
 )
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
@@ -77,12 +78,15 @@ def learn(
     PenstockError; the same call continues."""
     out = folder_named(config.out, "out")
     with only_run_in(out / LEARN, "learning in", "name another folder"):
-        rounds = rounds_in(out)
-        round_ = unfinished(rounds)
+        run, rounds = in_own_store(run, out), usable_rounds(out)
+        round_ = left_round(out, rounds)
         if round_ is None:
             round_ = choose(config, run, out, rounds)
             if round_ is None:
                 return Learned(out=out, round=rounds[-1], is_new=False)
+            if len(rounds) < len(rounds_in(out)):
+                # The former choice may have begun to train from an adapter that is gone.
+                shutil.rmtree(round_folder(out, round_["round"]))
             for line in differing_lines(round_):
                 display.print_line(line)
             write_round(out, round_)
@@ -134,12 +138,13 @@ def choose(
             f"{'train on' if held_out else 'hold out'}",
             hint="Correct or accept more in `penstock review`",
         )
+    refuse_missing_media(run, captions)
     return {
         "round": rounds[-1]["round"] + 1 if rounds else 1,
         "phase": CHOSEN,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "digest": digest,
-        "previous": str(folder_named(run.config.adapter, "adapter")) if run.config.adapter else "",
+        "previous": previous_adapter(run, out),
         "settings": settings,
         "command": run.command,
         "examples": trained,
@@ -198,12 +203,21 @@ class _Work:
     def adapter(self) -> str:
         return str(self.folder / ADAPTER)
 
+    @property
+    def previous(self) -> str:
+        """Return the adapter with which the run was captioned; empty: none."""
+        named = self.round["previous"]
+        return str(self.out / named) if named else ""
+
     def finish(self) -> Learned:
         """Do what is left of the round."""
         while self.round["phase"] != DONE:
             STEPS[self.round["phase"]](self)
-        failures = self.captioned.failures if self.captioned else []
-        return Learned(out=self.out, round=self.round, failures=failures)
+        learned = Learned(out=self.out, round=self.round)
+        if self.captioned is None:
+            return learned
+        found = self.captioned
+        return replace(learned, failures=found.failures, warnings=found.warnings)
 
     def _end(self, phase: str, **found: Any) -> None:
         self.round |= {"phase": phase, **found}
@@ -211,7 +225,7 @@ class _Work:
 
     def train(self) -> None:
         """Train the adapter, from the previous one if there is one."""
-        folder, previous, examples = Path(self.adapter), self.round["previous"], self._examples()
+        folder, previous, examples = Path(self.adapter), self.previous, self._examples()
         if previous:
             self.config = replace(self.config, lora_rank=layout_of(Path(previous)).rank)
             for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -227,7 +241,7 @@ class _Work:
         """Score the previous model and the new adapter, and decide."""
         scoring = self.run.training(self.config, 1, resume=False)
         scoring = replace(scoring, validate_only=True)
-        for name, adapter in (("before", self.round["previous"]), ("after", self.adapter)):
+        for name, adapter in (("before", self.previous), ("after", self.adapter)):
             folder = self.folder / name
             self._tune(scoring, self._examples("held_out"), folder, adapter=adapter)
             found = read_json(folder / RUN / SCORE, {EACH: [SCORED_EXAMPLE]}, AGAIN, dict)

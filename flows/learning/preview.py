@@ -2,9 +2,10 @@
 
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
+from flows.learning.inputs import in_own_store, left_round
 from flows.learning.learn import caption_tokens, choose, differing_lines
 from flows.options.learn import LearnConfig, LearnRun, RecordedRun
-from flows.results.rounds import ADAPTER, Round, round_folder, rounds_in, unfinished
+from flows.results.rounds import ADAPTER, Round, round_folder, usable_rounds
 from flows.results.tuned import RUN
 
 
@@ -12,8 +13,8 @@ def preview(config: LearnConfig, run: RecordedRun) -> tuple[list[str], LearnRun 
     """Return lines on the next round, and the run that trains its adapter; None if there is nothing
     to train. Raises UsageError, EnvironmentFault."""
     out = folder_named(config.out, "out")
-    rounds = rounds_in(out)
-    left = unfinished(rounds)
+    run, rounds = in_own_store(run, out), usable_rounds(out)
+    left = left_round(out, rounds)
     round_ = left or choose(config, run, out, rounds, dry=True)
     if round_ is None:
         return [f"nothing new to learn since round {rounds[-1]['round']}"], None

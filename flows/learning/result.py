@@ -29,6 +29,8 @@ class Learned:
     """Whether there was anything to learn; otherwise the round is the last one."""
     failures: list[Failure] = field(default_factory=list)
     """Files that could not be captioned again."""
+    warnings: list[str] = field(default_factory=list)
+    """Notes on the written files, as `penstock caption` prints them."""
 
     @property
     def exit_code(self) -> int:
@@ -47,7 +49,8 @@ class Learned:
 
     def to_json(self) -> dict[str, Any]:
         (found,) = summary_json([self.round])
-        return {"out": str(self.out), "adapter": str(self.adapter), "new": self.is_new, **found}
+        where = {"out": str(self.out), "adapter": str(self.adapter)}
+        return {**where, "new": self.is_new, **found, "warnings": self.warnings}
 
     def row(self) -> dict[str, Any]:
         """Return the outcome as a row of a table."""
@@ -70,8 +73,15 @@ class Learned:
             f"{SAMPLES} samples, and exact captions from {exact(before)} to {exact(after)}; of all "
             f"{held} held out, from {every[0]} to {every[1]}; {verdict(self.round)}"
         )
+        inexact = (
+            ""
+            if any(every)
+            else (
+                "; no held-out caption is exact: look at some captions before you use the adapter"
+            )
+        )
         if not self.round["accepted"]:
-            return line
+            return f"{line}{inexact}"
         changed = counted(self.round["captions"], "caption")
-        kept = counted(self.round["carried"], "decision")
-        return f"{line}, {self.round['changed']} of {changed} changed, {kept} kept in {self.out}"
+        kept = f"all decisions kept in {self.out}, {self.round['carried']} of them under new words"
+        return f"{line}, {self.round['changed']} of {changed} changed, {kept}{inexact}"

@@ -35,6 +35,7 @@ class LearnConfig(StepOptions, MemoryOptions):
             metavar="OUT",
             positional=True,
             nargs="?",
+            not_empty="Name a folder, or leave it out: penstock-out",
         ),
     ] = "penstock-out"
     """Output folder of a caption run whose captions were reviewed."""

@@ -16,6 +16,7 @@ from flows.planning.estimate import StageEstimate
 from flows.planning.plan import Plan, figures
 from flows.planning.sizes import SHOT_SECONDS
 from flows.planning.what_fits import BUDGETS_GIB, LEGEND, what_fits
+from stages import tune
 
 GIB = 1 << 30
 COLUMNS = ("", "weights", "computing", "KV cache", "workspace", "context", "peak", "rung")
@@ -55,7 +56,9 @@ def plan_lines(plan: Plan) -> list[str]:
     if plan.job:
         lines += _of_media(values)
     else:
-        lines.append(f"assumed     no SOURCES given: {plan.request.workloads[0].line()}")
+        # A training on stored features reads no sources.
+        why = "" if tune.STAGE in plan.request.stages else "no SOURCES given: "
+        lines.append(f"assumed     {why}{plan.request.workloads[0].line()}")
     lines += [*memory_lines(plan), *_costs(plan)]
     lines += [f"note        {note}" for note in values["notes"]]
     captions = plan.request.model.profile.route not in ("dual", "served")

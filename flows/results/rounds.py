@@ -15,6 +15,7 @@ from artifacts.json_shapes import (
     read_json,
     text,
 )
+from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 LEARN: Final = "learn"
 """Folder of the rounds in a run's folder."""
@@ -81,6 +82,22 @@ def rounds_in(out: Path) -> list[Round]:
     paths = (out / LEARN).glob(f"round-*/{ROUND_RECORD}")
     found = [read_json(path, ROUND, RUN_AGAIN, lambda value: value) for path in paths]
     return sorted(found, key=lambda each: each["round"])
+
+
+def missing_adapter(out: Path, named: str) -> str:
+    """Return the file that an adapter lacks; empty: it has all. `named` is relative to the run's
+    folder if it lies there; empty: no adapter."""
+    files = [out / named / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
+    return next((str(path) for path in files if named and not path.is_file()), "")
+
+
+def usable_rounds(out: Path) -> list[Round]:
+    """Return the rounds without a last one that only chose its examples, and whose previous adapter
+    is gone: it is chosen anew. Raises EnvironmentFault."""
+    rounds = rounds_in(out)
+    last = rounds[-1] if rounds else {"phase": DONE}
+    is_stuck = last["phase"] == CHOSEN and missing_adapter(out, last["previous"])
+    return rounds[:-1] if is_stuck else rounds
 
 
 def unfinished(rounds: Sequence[Round]) -> Round | None:

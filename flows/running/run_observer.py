@@ -20,6 +20,7 @@ from flows.ledger.weights import fetch_parts
 from flows.machine.budget import WithinBudget
 from flows.machine.launch import Launcher, StageCall, StageHandle
 from flows.machine.leases import Lease, leased
+from flows.options.tune import LearnedOptions
 from flows.pipelines import STAGES
 from flows.planning.ladder import Ladder
 from flows.planning.start import ladder_of
@@ -33,6 +34,7 @@ from flows.results.outputs import (
 from flows.results.run_record import REWRITE_SECONDS, RunRecord
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stage_runner import StageRunner
+from stages import decode, tune
 from stages.process.events import Event, Failed, Item, MemorySample
 from stages.process.lock import holder, try_hold
 from stages.process.outcome import StageOutcome
@@ -158,7 +160,10 @@ class RunObserver:
         """Show that a stage is about to start, or is waited for from now on."""
         if self._record is not None and not self._record.is_running(stage):
             self._record.begin(stage)
-        self.display.stage(stage, total, done, self._loads(stage))
+        options = LearnedOptions() if self._job is None else LearnedOptions.of(self._job.config)
+        is_scoring = options.scored_only and stage == tune.STAGE.name
+        verb = decode.SCORE.verb if is_scoring else ""
+        self.display.stage(stage, total, done, self._loads(stage), verb)
 
     def _loads(self, stage: str) -> str:
         """Return a description of the weights that a stage loads, or an empty string."""

@@ -1,0 +1,77 @@
+"""Finds what a round needs, and checks it before a round begins."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from artifacts.edits import UNTOUCHED
+from artifacts.errors import EnvironmentFault
+from artifacts.paths import folder_named
+from artifacts.plurals import counted
+from flows.learning.decisions import names
+from flows.media.media_files import Selection
+from flows.media.sources import find_media
+from flows.options.learn import RecordedRun
+from flows.results.rounds import TRAINED, Round, missing_adapter, unfinished
+from flows.results.run_read import load_record
+from flows.reviewing.captions import ReviewedCaptions
+
+
+def in_own_store(run: RecordedRun, out: Path) -> RecordedRun:
+    """Return the run in the store that its captions came from, which may be another one than this
+    process's default. Raises UsageError, EnvironmentFault."""
+    store = run.config.store or load_record(out)["plan"].get("store", "")
+    return replace(run, config=replace(run.config, store=store))
+
+
+def previous_adapter(run: RecordedRun, out: Path) -> str:
+    """Return the adapter of a run's captions; empty: none. One in the run's folder is returned
+    relative to it, because the folder may have been moved or copied. Raises UsageError, and
+    EnvironmentFault if it is gone."""
+    if not run.config.adapter:
+        return ""
+    adapter = folder_named(run.config.adapter, "adapter")
+    for folder in (folder_named(run.config.out, "out"), out):
+        if adapter.is_relative_to(folder):
+            adapter = adapter.relative_to(folder)
+    return _found(out, str(adapter))
+
+
+def refuse_missing_media(run: RecordedRun, captions: ReviewedCaptions) -> None:
+    """Raise EnvironmentFault if the run's sources lack decided media, which could not be captioned
+    again. A file may have been renamed."""
+    config = run.config
+    selection = Selection(recursive=config.recursive, extensions=config.extensions)
+    files, _ = find_media(config.sources, selection, config.limit, names=config.prompts)
+    found = {f.media_path for f in files if f.far is not None or os.access(f.path, os.R_OK)}
+    edits, rows = captions.edits(), captions.rows
+    decided = [key for key in rows if edits.get(key, UNTOUCHED) != UNTOUCHED]
+    missing = dict.fromkeys(rows[key]["media_path"] for key in decided).keys() - found
+    renamed = found - {row["media_path"] for row in rows.values()}
+    if len(missing) > len(renamed):
+        raise EnvironmentFault(
+            f"{counted(len(missing), 'file')} with corrected or accepted captions cannot be read: "
+            f"{names(sorted(missing))}",
+            hint="Restore them where `penstock caption` read them",
+        )
+
+
+def left_round(out: Path, rounds: Sequence[Round]) -> Round | None:
+    """Return the round that a killed process left; None if all ended. Raises EnvironmentFault if
+    the adapter that it still needs is gone."""
+    round_ = unfinished(rounds)
+    if round_ is not None and round_["phase"] == TRAINED:
+        _found(out, round_["previous"])
+    return round_
+
+
+def _found(out: Path, adapter: str) -> str:
+    """Return the adapter of a run's captions. Raises EnvironmentFault if it is gone."""
+    if missing := missing_adapter(out, adapter):
+        raise EnvironmentFault(
+            f"{missing}: no such file, but its adapter made the captions in {out}",
+            hint="Restore its folder, or run `penstock caption` into the same --out without "
+            "--adapter or with another one; then learn",
+        )
+    return adapter
