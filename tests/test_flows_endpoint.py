@@ -447,3 +447,27 @@ def test_two_runs_on_one_store_send_nothing_twice(pictures: Path, tmp_path: Path
     assert len(stand_in.requests) == 36
     one, other = (read_lines(tmp_path / name / "captions.jsonl") for name in ("one", "other"))
     assert one == other and len(one) == 36
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_wait_for_an_overloaded_server(
+    pictures: Path, tmp_path: Path, number: int
+) -> None:
+    (pictures / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
+    stand_in = StandIn()
+    stand_in.answer = lambda *_: (
+        b"HTTP/1.1 429 Too Many\r\nretry-after: 120\r\ncontent-length: 0\r\n\r\n"
+    )
+    with running(stand_in) as address:
+        command = [
+            *PENSTOCK, "caption", str(pictures), "--model", "openai:m", "--endpoint", address,
+            "--out", str(tmp_path / "out"), "--store", str(tmp_path / "store"),
+        ]  # fmt: skip
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            waits = f"{address} is overloaded: waiting 120 s"
+            assert any(waits in line for line in process.stderr)
+            began = time.monotonic()
+            process.send_signal(number)
+            assert process.wait(10) == 4
+            assert time.monotonic() - began < 3

@@ -2,9 +2,10 @@
 
 import asyncio
 import email.utils
+import math
 import ssl
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import h11
@@ -19,7 +20,11 @@ BODY_SECONDS = 30.0
 MAX_BODY = 4 << 20
 """Largest answer in bytes."""
 MAX_WAIT = 300.0
-"""Longest wait in seconds that a server may request."""
+"""Longest wait in seconds for a server that requests one."""
+CREDIBLE_WAIT = 3600.0
+"""A server that requests a longer wait in seconds is taken to request none."""
+SAID_SECONDS = 5.0
+"""A wait longer than this is said."""
 ECHO = "x-request-id"
 """Header with the name of a request. Some servers repeat it in their answer."""
 
@@ -49,8 +54,10 @@ class Client:
     to an earlier request. HTTP by h11 alone takes a quarter of the CPU time of a whole HTTP client,
     and has no redirects, proxies, cookies or .netrc files."""
 
-    def __init__(self, endpoint: Endpoint, keys: EndpointKeys) -> None:
-        self.endpoint = endpoint
+    def __init__(
+        self, endpoint: Endpoint, keys: EndpointKeys, say: Callable[[str], object] = bool
+    ) -> None:
+        self.endpoint, self._say = endpoint, say
         self._keys, self.key = keys, keys.key(endpoint)
         self._headers = [
             ("host", endpoint.netloc),
@@ -60,6 +67,11 @@ class Client:
             *([("authorization", f"Bearer {self.key}")] if self.key else []),
         ]
         self._tls = ssl.create_default_context() if endpoint.scheme == "https" else None
+
+    def say_wait(self, seconds: float, why: str = "is overloaded") -> None:
+        """Say that the server gets nothing for so long, unless the wait is short."""
+        if seconds > SAID_SECONDS:
+            self._say(f"{self.endpoint.url} {why}: waiting {seconds:.0f} s")
 
     async def get(self, path: str) -> Reply:
         """Return a page of the server. Raises NoReply."""
@@ -122,10 +134,14 @@ class Client:
 
 
 def _wait(text: str) -> float | None:
-    """Return the seconds of a header Retry-After."""
-    with suppress(ValueError):
-        return min(MAX_WAIT, max(0.0, float(text)))
-    with suppress(TypeError, ValueError, OverflowError):
-        until = email.utils.parsedate_to_datetime(text).timestamp()
-        return min(MAX_WAIT, max(0.0, until - time.time()))
-    return None
+    """Return the seconds of a header Retry-After; None: it states none that is credible."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError):
+            return None
+    if not math.isfinite(seconds) or seconds > CREDIBLE_WAIT:
+        return None
+    return min(MAX_WAIT, max(0.0, seconds))

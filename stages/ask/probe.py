@@ -42,7 +42,9 @@ async def _reply(client: Client, model: str, keys: EndpointKeys, media: bytes) -
             if reply.status != 200:
                 refuse_all(client, reply.status, reason, model)
             return reply
-        await asyncio.sleep(PAUSE_SECONDS if reply.wait is None else reply.wait)
+        wait = PAUSE_SECONDS if reply.wait is None else reply.wait
+        client.say_wait(wait)
+        await asyncio.sleep(wait)
     raise EnvironmentFault(f"{client.endpoint.origin}: {reason}", hint="Try again later")
 
 

@@ -138,7 +138,9 @@ class Asking:
         """Send every item. Raises PenstockError, or a group of errors."""
         job, loop, reader = self._job, asyncio.get_running_loop(), ThreadPoolExecutor(1)
         endpoints = endpoints_of(job.endpoints, insecure=True)
-        self._servers = ModelServers(endpoints, self._keys, job.at_once, job.seen)
+        self._servers = ModelServers(
+            endpoints, self._keys, job.at_once, job.seen, self._report.warning
+        )
         most = job.at_once * len(endpoints) + AHEAD
         places, work = asyncio.Semaphore(most), self._work(chunks)
         record_sets = (self._captions, self._failures)
@@ -204,7 +206,7 @@ class Asking:
                 if error.reached:
                     server.pace.overloaded(sent, time.monotonic())
                 else:
-                    server.pause(None)
+                    server.pause(None, "cannot be reached")
                     continue
             except BadAnswer as error:
                 why, tries = error.message, tries + 1
