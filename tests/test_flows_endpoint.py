@@ -471,3 +471,33 @@ def test_a_signal_ends_the_wait_for_an_overloaded_server(
             process.send_signal(number)
             assert process.wait(10) == 4
             assert time.monotonic() - began < 3
+
+
+def test_a_run_goes_on_without_an_address_that_does_not_answer(pictures: Path) -> None:
+    dead = "http://127.0.0.1:9/v1"
+    with running(StandIn()) as address:
+        config = config_for(address, pictures, endpoint=(dead, address))
+        assert caption(config, quiet()).exit_code == 0
+        (pictures / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
+        assert caption(replace(config, revision="1"), quiet()).exit_code == 0
+    note = plan_of(config)["notes"][1]
+    assert note.startswith(f"no answer from {dead}") and note.endswith("goes on without it")
+
+
+@pytest.mark.parametrize(("times", "code"), [(2, 0), (9, 5)])
+def test_a_cut_answer_at_the_start_is_requested_again(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, times: int, code: int
+) -> None:
+    monkeypatch.setattr("flows.checkpoint.served.PAUSE_SECONDS", 0.01)
+    (pictures / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
+    stand_in = StandIn()
+    cut = b"HTTP/1.1 200 OK\r\ncontent-length: 400\r\n\r\n{"
+    stand_in.answer = lambda *_: cut if len(stand_in.requests) <= times else None
+    with running(stand_in) as address:
+        config = config_for(address, pictures)
+        if not code:
+            assert caption(config, quiet()).exit_code == 0
+        else:
+            with pytest.raises(EnvironmentFault, match="the connection broke") as refusal:
+                caption(config, quiet())
+            assert "log of the server" in refusal.value.hint

@@ -333,3 +333,27 @@ def test_a_long_wait_is_said_and_an_absurd_one_is_not_obeyed(work: Work) -> None
         work.run(address, at_once=1)
     said = [event.text for event in work.events if isinstance(event, Warned)]
     assert said == [f"{address} is overloaded: waiting 5 s"] * 2 and len(work.captions) == 12
+
+
+def test_a_web_page_ends_the_stage_with_its_words(work: Work, key_file: Path) -> None:
+    page = b"<html>\x1b[2J sk-secret-0123456789 Sign in"
+    head = (
+        f"HTTP/1.1 200 OK\r\ncontent-type: text/html; charset=utf-8\r\ncontent-length: {len(page)}"
+    )
+    stand_in = StandIn()
+    stand_in.answer = lambda *_: head.encode() + b"\r\n\r\n" + page
+    with running(stand_in) as address, pytest.raises(EnvironmentFault, match="a web page") as fault:
+        work.run(address, keys_file=str(key_file))
+    text = str(fault.value)
+    assert "text/html" in text and "Sign in" in text and "/v1" in text
+    assert text.isprintable() and "sk-secret" not in text
+
+
+def test_an_error_with_status_200_is_quoted(work: Work) -> None:
+    stand_in = StandIn()
+    stand_in.answer = lambda *_: (200, {"error": {"message": "the model is\x1b[2J asleep"}})
+    with (
+        running(stand_in) as address,
+        pytest.raises(EnvironmentFault, match="no chat completion: the model is .*asleep"),
+    ):
+        work.run(address)

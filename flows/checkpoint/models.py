@@ -220,7 +220,7 @@ def _open_served(config: RunOptions, announce: Announce | None) -> Model:
         profile=served_profile(config),
         digests={},
         settings={},
-        notes=(served.line,),
+        notes=(served.line, *served.notes),
         served=served,
     )
 

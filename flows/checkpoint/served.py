@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from stages.ask.client import Client
 
 Found = TypeVar("Found")
+TRIES, PAUSE_SECONDS = 3, 0.5
+"""Requests at the start for an address that is reached but gives no whole answer."""
 PIXELS = 1 << 20
 """Default of `--max-pixels`."""
 FRAMES = 8
@@ -50,6 +52,8 @@ class ServedModel:
     keys: EndpointKeys
     video: bool | None = None
     """Whether several frames are sent as one video, and not as pictures; None: unknown."""
+    notes: tuple[str, ...] = ()
+    """What the user should know besides."""
 
     @property
     def key_fields(self) -> list[Any]:
@@ -71,24 +75,35 @@ class ServedModel:
 
     def found_by(
         self, look: "Callable[[Client], Awaitable[Found]]", announce: Announce | None
-    ) -> list[Found]:
-        """Return what `look` finds at each address. `announce` is called for long waits. Raises
-        EnvironmentFault if one does not answer."""
+    ) -> "tuple[ServedModel, list[Found]]":
+        """Return the model with the addresses that answer, and what `look` finds at each of them.
+        `announce` is called for long waits. Raises EnvironmentFault if none answers."""
         from stages.ask.client import Client, NoReply
 
-        async def one(endpoint: Endpoint) -> Found:
-            try:
-                return await look(Client(endpoint, self.keys, announce or bool))
-            except NoReply as error:
-                raise EnvironmentFault(
-                    f"no answer from {endpoint.url} ({error.message})",
-                    hint="Start the server, or check the address",
-                ) from error
+        async def one(endpoint: Endpoint) -> Found | NoReply:
+            client = Client(endpoint, self.keys, announce or bool)
+            for left in reversed(range(TRIES)):
+                try:
+                    return await look(client)
+                except NoReply as error:
+                    if not error.reached or not left:
+                        return error
+                    await asyncio.sleep(PAUSE_SECONDS)
+            raise AssertionError
 
-        async def every() -> list[Found]:
+        async def every() -> list[Found | NoReply]:
             return await asyncio.gather(*map(one, self.endpoints))
 
-        return _on_a_loop(every())
+        answers = dict(zip(self.endpoints, _on_a_loop(every()), strict=True))
+        found = {each: a for each, a in answers.items() if not isinstance(a, NoReply)}
+        silent = {each: a for each, a in answers.items() if isinstance(a, NoReply)}
+        said = {each: f"no answer from {each.url} ({a.message})" for each, a in silent.items()}
+        if not found:
+            hint = next(iter(silent.values())).hint
+            raise EnvironmentFault("; ".join(said.values()), hint=hint)
+        without = tuple(f"{text}: this run goes on without it" for text in said.values())
+        served = replace(self, endpoints=tuple(found), notes=(*self.notes, *without))
+        return served, [*found.values()]
 
     def with_video_support(self, store: Store, announce: Announce | None = None) -> "ServedModel":
         """Return the model with whether its servers take videos. A request with a few grey frames
@@ -98,9 +113,11 @@ class ServedModel:
         if about not in known:
             from stages.ask.probe import looks_at_video
 
-            takes = self.found_by(
+            served, takes = self.found_by(
                 lambda client: looks_at_video(client, self.model, self.keys), announce
             )
+            if len(takes) < len(self.endpoints):
+                return replace(served, video=all(takes))
             known.publish([Record(key=about, meta={"video": all(takes)})])
         return replace(self, video=bool(known.meta(about)["video"]))
 
@@ -148,7 +165,7 @@ def open_served(config: RunOptions, announce: Announce | None = None) -> ServedM
     )
     if config.revision:
         return served
-    stated = served.found_by(lambda client: _stated(client, served), announce)
+    served, stated = served.found_by(lambda client: _stated(client, served), announce)
     if len(found := set(stated)) > 1 and all(found):
         raise UsageError(
             f"the servers run different models as {served.model}",

@@ -25,6 +25,8 @@ CREDIBLE_WAIT = 3600.0
 """A server that requests a longer wait in seconds is taken to request none."""
 SAID_SECONDS = 5.0
 """A wait longer than this is said."""
+ADDRESS_HINT = "Check that --endpoint is the address of a model server; it usually ends with /v1"
+CUT_HINT = "Look at the log of the server, and of a proxy before it; then try again"
 ECHO = "x-request-id"
 """Header with the name of a request. Some servers repeat it in their answer."""
 
@@ -32,20 +34,22 @@ ECHO = "x-request-id"
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A server's answer. `wait` is the seconds that it requests; `echo` the name of the request
-    that is answered, empty if it is not stated."""
+    that is answered, and `media_type` that of the body; both are empty if not stated."""
 
     status: int
     body: bytes
     wait: float | None
     echo: str
+    media_type: str
 
 
 class NoReply(Exception):
     """No answer, or not a whole one. `reached` says whether the server was reached."""
 
-    def __init__(self, message: str, *, reached: bool = True) -> None:
+    def __init__(self, message: str, *, reached: bool = True, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
+        self.hint = hint or (CUT_HINT if reached else "Start the server, or check the address")
         self.reached = reached
 
 
@@ -123,14 +127,25 @@ class Client:
                 elif type(event) is h11.Data:
                     body += event.data
                 elif type(event) is not h11.InformationalResponse:
-                    raise NoReply("the server wants another protocol")
+                    raise NoReply("the server wants another protocol", hint=ADDRESS_HINT)
                 if len(body) > MAX_BODY:
-                    raise NoReply(f"the answer is larger than {MAX_BODY >> 20} MiB")
+                    raise NoReply(
+                        f"the answer is larger than {MAX_BODY >> 20} MiB", hint=ADDRESS_HINT
+                    )
         if headers.get(b"content-encoding", b"identity") != b"identity":
-            raise NoReply("the answer is compressed, which was not requested")
-        names = (b"retry-after", ECHO.encode())
-        wait, echo = (headers.get(name, b"").decode("latin-1") for name in names)
-        return Reply(status, bytes(body), _wait(wait), echo[:100])
+            raise NoReply(
+                "the answer is compressed, which was not requested",
+                hint="Turn off compression in the server, or in a proxy before it",
+            )
+        names = (b"retry-after", ECHO.encode(), b"content-type")
+        wait, echo, kind = (headers.get(name, b"").decode("latin-1") for name in names)
+        return Reply(
+            status,
+            bytes(body),
+            _wait(wait),
+            echo[:100],
+            kind.partition(";")[0].strip().lower()[:100],
+        )
 
 
 def _wait(text: str) -> float | None:

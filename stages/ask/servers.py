@@ -8,7 +8,7 @@ from typing import Any
 
 from artifacts.endpoints import Endpoint, EndpointKeys
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.ask.client import Client
+from stages.ask.client import ADDRESS_HINT, Client, Reply
 from stages.ask.pace import RequestPace
 
 PATIENCE = 120.0
@@ -118,6 +118,16 @@ class ModelServers:
             "answers": {url: server.answers for url, server in every.items()},
             "at_once": {url: server.pace.limit for url, server in every.items()},
         }
+
+
+def refuse_page(client: Client, reply: Reply, keys: EndpointKeys) -> None:
+    """Raise an error for a web page in place of an answer."""
+    if reply.status == 200 and reply.media_type == "text/html":
+        page = keys.cleaned(reply.body.decode(errors="replace"))
+        raise EnvironmentFault(
+            f"{client.endpoint.url} answers with a web page ({reply.media_type}): {page}",
+            hint=ADDRESS_HINT,
+        )
 
 
 def refuse_all(client: Client, status: int, reason: str, model: str) -> None:
