@@ -220,7 +220,8 @@ async def _stated(client: "Client", served: ServedModel) -> tuple[str, ...]:
 
     def entry(value: Mapping[str, Any], listed: str, field: str) -> dict[str, Any]:
         entries = value.get(listed)
-        names = (served.model, f"{served.model}:latest")
+        base = served.model.removesuffix(":latest")
+        names = (served.model, base, f"{base}:latest")
         dicts = (e for e in (entries if isinstance(entries, list) else ()) if isinstance(e, dict))
         return next((each for each in dicts if each.get(field) in names), {})
 
