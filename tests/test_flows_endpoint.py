@@ -194,6 +194,7 @@ def test_what_stays_unanswered_is_named_and_done_by_the_next_run(pictures: Path)
         ({"beams": 2}, "--beams: not possible with openai:m"),
         ({"adapter": "a", "engine": "gguf"}, "--adapter: not possible"),
         ({"memory": 1 << 30, "batch_size": 2}, "--memory, --batch-size: not possible"),
+        ({"confidence": True}, "--confidence: not possible with openai:m .scores need"),
         ({"endpoint": ()}, "whose address is missing"),
         ({"endpoint": ("ftp://a/v1",)}, "not an address of http or https"),
         ({"endpoint": ("http://user:pass@127.0.0.1/v1",)}, "holds more than scheme"),
@@ -447,3 +448,57 @@ def test_two_runs_on_one_store_send_nothing_twice(pictures: Path, tmp_path: Path
     assert len(stand_in.requests) == 36
     one, other = (read_lines(tmp_path / name / "captions.jsonl") for name in ("one", "other"))
     assert one == other and len(one) == 36
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_wait_for_an_overloaded_server(
+    pictures: Path, tmp_path: Path, number: int
+) -> None:
+    (pictures / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
+    stand_in = StandIn()
+    stand_in.answer = lambda *_: (
+        b"HTTP/1.1 429 Too Many\r\nretry-after: 120\r\ncontent-length: 0\r\n\r\n"
+    )
+    with running(stand_in) as address:
+        command = [
+            *PENSTOCK, "caption", str(pictures), "--model", "openai:m", "--endpoint", address,
+            "--out", str(tmp_path / "out"), "--store", str(tmp_path / "store"),
+        ]  # fmt: skip
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            waits = f"{address} is overloaded: waiting 120 s"
+            assert any(waits in line for line in process.stderr)
+            began = time.monotonic()
+            process.send_signal(number)
+            assert process.wait(10) == 4
+            assert time.monotonic() - began < 3
+
+
+def test_a_run_goes_on_without_an_address_that_does_not_answer(pictures: Path) -> None:
+    dead = "http://127.0.0.1:9/v1"
+    with running(StandIn()) as address:
+        config = config_for(address, pictures, endpoint=(dead, address))
+        assert caption(config, quiet()).exit_code == 0
+        (pictures / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
+        assert caption(replace(config, revision="1"), quiet()).exit_code == 0
+    note = plan_of(config)["notes"][1]
+    assert note.startswith(f"no answer from {dead}") and note.endswith("goes on without it")
+
+
+@pytest.mark.parametrize(("times", "code"), [(2, 0), (9, 5)])
+def test_a_cut_answer_at_the_start_is_requested_again(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, times: int, code: int
+) -> None:
+    monkeypatch.setattr("flows.checkpoint.served.PAUSE_SECONDS", 0.01)
+    (pictures / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
+    stand_in = StandIn()
+    cut = b"HTTP/1.1 200 OK\r\ncontent-length: 400\r\n\r\n{"
+    stand_in.answer = lambda *_: cut if len(stand_in.requests) <= times else None
+    with running(stand_in) as address:
+        config = config_for(address, pictures)
+        if not code:
+            assert caption(config, quiet()).exit_code == 0
+        else:
+            with pytest.raises(EnvironmentFault, match="the connection broke") as refusal:
+                caption(config, quiet())
+            assert "log of the server" in refusal.value.hint

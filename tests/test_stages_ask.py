@@ -19,7 +19,7 @@ from artifacts.schema import FrameFit
 from artifacts.store import open_store
 from stages.ask.job import UNANSWERED, AskItem, AskJob
 from stages.ask.pace import RequestPace
-from stages.process.events import Failed, event_of
+from stages.process.events import Failed, Warned, event_of
 from stages.process.job import job_fields
 from stages.process.report import EventReporter
 from tests.support.endpoint import ONCE, TWENTY, StandIn, digest_in, running, told
@@ -317,3 +317,43 @@ def test_the_pace_settles_at_what_a_server_can_do(slots: int, least: int, most: 
     assert least <= min(limits[200:]) and max(limits[200:]) <= most
     pace.overloaded(now, now)
     assert pace.limit == limits[-1] // 2
+
+
+def test_a_long_wait_is_said_and_an_absurd_one_is_not_obeyed(work: Work) -> None:
+    told_waits = {"inf": None, "nan": None, "1e9": None, "-3": 0.0, "7": 7.0, "900": 300.0}
+    assert {text: stages.ask.client._wait(text) for text in told_waits} == told_waits
+    stand_in = StandIn()
+    stand_in.answer = lambda *_: (
+        f"HTTP/1.1 429 X\r\nretry-after: {'inf' if len(stand_in.requests) < 3 else '5.2'}\r\n"
+        "content-length: 0\r\n\r\n".encode()
+        if len(stand_in.requests) < 5
+        else None
+    )
+    with running(stand_in) as address:
+        work.run(address, at_once=1)
+    said = [event.text for event in work.events if isinstance(event, Warned)]
+    assert said == [f"{address} is overloaded: waiting 5 s"] * 2 and len(work.captions) == 12
+
+
+def test_a_web_page_ends_the_stage_with_its_words(work: Work, key_file: Path) -> None:
+    page = b"<html>\x1b[2J sk-secret-0123456789 Sign in"
+    head = (
+        f"HTTP/1.1 200 OK\r\ncontent-type: text/html; charset=utf-8\r\ncontent-length: {len(page)}"
+    )
+    stand_in = StandIn()
+    stand_in.answer = lambda *_: head.encode() + b"\r\n\r\n" + page
+    with running(stand_in) as address, pytest.raises(EnvironmentFault, match="a web page") as fault:
+        work.run(address, keys_file=str(key_file))
+    text = str(fault.value)
+    assert "text/html" in text and "Sign in" in text and "/v1" in text
+    assert text.isprintable() and "sk-secret" not in text
+
+
+def test_an_error_with_status_200_is_quoted(work: Work) -> None:
+    stand_in = StandIn()
+    stand_in.answer = lambda *_: (200, {"error": {"message": "the model is\x1b[2J asleep"}})
+    with (
+        running(stand_in) as address,
+        pytest.raises(EnvironmentFault, match="no chat completion: the model is .*asleep"),
+    ):
+        work.run(address)

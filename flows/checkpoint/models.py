@@ -212,15 +212,15 @@ def pipeline_for(model: Model, pipelines: Sequence[Pipeline]) -> Pipeline:
     )
 
 
-def _open_served(config: RunOptions) -> Model:
-    served = open_served(config)
+def _open_served(config: RunOptions, announce: Announce | None) -> Model:
+    served = open_served(config, announce)
     return Model(
         name=config.model,
         checkpoint=served_checkpoint(config.model),
         profile=served_profile(config),
         digests={},
         settings={},
-        notes=(served.line,),
+        notes=(served.line, *served.notes),
         served=served,
     )
 
@@ -262,7 +262,7 @@ def open_model(
     `read_weights`, weights without a stored digest are not read, and no stored record of theirs is
     found. Raises Undescribed."""
     if is_served(config.model):
-        return _open_served(config)
+        return _open_served(config, announce)
     files = ModelDigests(digests)
     adapter = parse_adapter(config, files)
     checkpoint = find_checkpoint(config, announce, *pipelines)

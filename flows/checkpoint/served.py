@@ -1,10 +1,12 @@
 """Describes a model that servers run, by what they state about it. Sends no media."""
 
 import asyncio
+import contextlib
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,16 +22,20 @@ from flows.options.endpoint import EndpointOptions
 from flows.options.media import VideoSamplingOptions
 from stages.ask import QUALITY
 from stages.models.hub.checkpoint import Checkpoint
+from stages.models.hub.transfer import Announce
 from stages.models.profile import ModelProfile, SamplingProfile
 
 if TYPE_CHECKING:
     from stages.ask.client import Client
 
 Found = TypeVar("Found")
+TRIES, PAUSE_SECONDS = 3, 0.5
+"""Requests at the start for an address that is reached but gives no whole answer."""
 PIXELS = 1 << 20
 """Default of `--max-pixels`."""
 FRAMES = 8
 """Default frames per chunk."""
+WAKE_SECONDS = 0.2
 NOWHERE = Path(os.devnull)
 """Folder of a model without files."""
 
@@ -46,6 +52,8 @@ class ServedModel:
     keys: EndpointKeys
     video: bool | None = None
     """Whether several frames are sent as one video, and not as pictures; None: unknown."""
+    notes: tuple[str, ...] = ()
+    """What the user should know besides."""
 
     @property
     def key_fields(self) -> list[Any]:
@@ -65,27 +73,39 @@ class ServedModel:
         urls = [each.url for each in self.endpoints]
         return {"endpoints": urls, "identity": list(self.identity), "video": self.video}
 
-    def found_by(self, look: "Callable[[Client], Awaitable[Found]]") -> list[Found]:
-        """Return what `look` finds at each address. Raises EnvironmentFault if one does not
-        answer."""
+    def found_by(
+        self, look: "Callable[[Client], Awaitable[Found]]", announce: Announce | None
+    ) -> "tuple[ServedModel, list[Found]]":
+        """Return the model with the addresses that answer, and what `look` finds at each of them.
+        `announce` is called for long waits. Raises EnvironmentFault if none answers."""
         from stages.ask.client import Client, NoReply
 
-        async def one(endpoint: Endpoint) -> Found:
-            try:
-                return await look(Client(endpoint, self.keys))
-            except NoReply as error:
-                raise EnvironmentFault(
-                    f"no answer from {endpoint.url} ({error.message})",
-                    hint="Start the server, or check the address",
-                ) from error
+        async def one(endpoint: Endpoint) -> Found | NoReply:
+            client = Client(endpoint, self.keys, announce or bool)
+            for left in reversed(range(TRIES)):
+                try:
+                    return await look(client)
+                except NoReply as error:
+                    if not error.reached or not left:
+                        return error
+                    await asyncio.sleep(PAUSE_SECONDS)
+            raise AssertionError
 
-        async def every() -> list[Found]:
+        async def every() -> list[Found | NoReply]:
             return await asyncio.gather(*map(one, self.endpoints))
 
-        with ThreadPoolExecutor(1) as thread:  # the caller's thread may run an event loop
-            return thread.submit(asyncio.run, every()).result()
+        answers = dict(zip(self.endpoints, _on_a_loop(every()), strict=True))
+        found = {each: a for each, a in answers.items() if not isinstance(a, NoReply)}
+        silent = {each: a for each, a in answers.items() if isinstance(a, NoReply)}
+        said = {each: f"no answer from {each.url} ({a.message})" for each, a in silent.items()}
+        if not found:
+            hint = next(iter(silent.values())).hint
+            raise EnvironmentFault("; ".join(said.values()), hint=hint)
+        without = tuple(f"{text}: this run goes on without it" for text in said.values())
+        served = replace(self, endpoints=tuple(found), notes=(*self.notes, *without))
+        return served, [*found.values()]
 
-    def with_video_support(self, store: Store) -> "ServedModel":
+    def with_video_support(self, store: Store, announce: Announce | None = None) -> "ServedModel":
         """Return the model with whether its servers take videos. A request with a few grey frames
         finds it out once, and the store keeps the answer. Raises PenstockError."""
         about = digest_of([*self.key_fields, sorted(each.url for each in self.endpoints)])
@@ -93,14 +113,46 @@ class ServedModel:
         if about not in known:
             from stages.ask.probe import looks_at_video
 
-            takes = self.found_by(lambda client: looks_at_video(client, self.model, self.keys))
+            served, takes = self.found_by(
+                lambda client: looks_at_video(client, self.model, self.keys), announce
+            )
+            if len(takes) < len(self.endpoints):
+                return replace(served, video=all(takes))
             known.publish([Record(key=about, meta={"video": all(takes)})])
         return replace(self, video=bool(known.meta(about)["video"]))
 
 
-def open_served(config: RunOptions) -> ServedModel:
+def _on_a_loop(work: Coroutine[Any, Any, Found]) -> Found:
+    """Return what `work` returns, on an event loop of its own: the caller's thread may run one. If
+    the caller is stopped, the work is cancelled and not waited for: it may wait for minutes."""
+    loop, found = asyncio.new_event_loop(), Future[Found]()
+
+    def run() -> None:
+        try:
+            found.set_result(loop.run_until_complete(task))
+        except BaseException as error:  # raised again in the caller's thread
+            found.set_exception(error)
+        finally:
+            loop.close()
+
+    task = loop.create_task(work)
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        while True:
+            # A signal that another thread gets wakes no lock: its handler runs after the wait.
+            with contextlib.suppress(TimeoutError):
+                return found.result(WAKE_SECONDS)
+            if found.done():
+                return found.result()
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+            loop.call_soon_threadsafe(task.cancel)
+        raise
+
+
+def open_served(config: RunOptions, announce: Announce | None = None) -> ServedModel:
     """Return the model of a configuration. The servers state what it is, unless `--revision`
-    does. Raises UsageError, EnvironmentFault."""
+    does. `announce` is called for long waits. Raises UsageError, EnvironmentFault."""
     options = EndpointOptions.of(config)
     if not options.endpoint:
         raise only_captions(config.model)
@@ -113,7 +165,7 @@ def open_served(config: RunOptions) -> ServedModel:
     )
     if config.revision:
         return served
-    stated = served.found_by(lambda client: _stated(client, served))
+    served, stated = served.found_by(lambda client: _stated(client, served), announce)
     if len(found := set(stated)) > 1 and all(found):
         raise UsageError(
             f"the servers run different models as {served.model}",
@@ -168,7 +220,8 @@ async def _stated(client: "Client", served: ServedModel) -> tuple[str, ...]:
 
     def entry(value: Mapping[str, Any], listed: str, field: str) -> dict[str, Any]:
         entries = value.get(listed)
-        names = (served.model, f"{served.model}:latest")
+        base = served.model.removesuffix(":latest")
+        names = (served.model, base, f"{base}:latest")
         dicts = (e for e in (entries if isinstance(entries, list) else ()) if isinstance(e, dict))
         return next((each for each in dicts if each.get(field) in names), {})
 

@@ -241,8 +241,8 @@ def prepare(
         config, launcher, store, pipelines, announce, read_weights=read_weights, alone=alone
     )
     if model.served is not None and any(file.kind == "video" for file in files):
-        served = model.served.with_video_support(store)
-        model = replace(model, served=served, notes=(served.line,))
+        served = model.served.with_video_support(store, announce)
+        model = replace(model, served=served, notes=(served.line, *served.notes))
     readable, contents, unreadable = read_contents(
         files, digests, lambda kind: model.prompt_for(config, kind), store, progress, fetch=fetch
     )

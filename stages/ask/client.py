@@ -2,9 +2,10 @@
 
 import asyncio
 import email.utils
+import math
 import ssl
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import h11
@@ -19,7 +20,13 @@ BODY_SECONDS = 30.0
 MAX_BODY = 4 << 20
 """Largest answer in bytes."""
 MAX_WAIT = 300.0
-"""Longest wait in seconds that a server may request."""
+"""Longest wait in seconds for a server that requests one."""
+CREDIBLE_WAIT = 3600.0
+"""A server that requests a longer wait in seconds is taken to request none."""
+SAID_SECONDS = 5.0
+"""A wait longer than this is said."""
+ADDRESS_HINT = "Check that --endpoint is the address of a model server; it usually ends with /v1"
+CUT_HINT = "Look at the log of the server, and of a proxy before it; then try again"
 ECHO = "x-request-id"
 """Header with the name of a request. Some servers repeat it in their answer."""
 
@@ -27,20 +34,22 @@ ECHO = "x-request-id"
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A server's answer. `wait` is the seconds that it requests; `echo` the name of the request
-    that is answered, empty if it is not stated."""
+    that is answered, and `media_type` that of the body; both are empty if not stated."""
 
     status: int
     body: bytes
     wait: float | None
     echo: str
+    media_type: str
 
 
 class NoReply(Exception):
     """No answer, or not a whole one. `reached` says whether the server was reached."""
 
-    def __init__(self, message: str, *, reached: bool = True) -> None:
+    def __init__(self, message: str, *, reached: bool = True, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
+        self.hint = hint or (CUT_HINT if reached else "Start the server, or check the address")
         self.reached = reached
 
 
@@ -49,8 +58,10 @@ class Client:
     to an earlier request. HTTP by h11 alone takes a quarter of the CPU time of a whole HTTP client,
     and has no redirects, proxies, cookies or .netrc files."""
 
-    def __init__(self, endpoint: Endpoint, keys: EndpointKeys) -> None:
-        self.endpoint = endpoint
+    def __init__(
+        self, endpoint: Endpoint, keys: EndpointKeys, say: Callable[[str], object] = bool
+    ) -> None:
+        self.endpoint, self._say = endpoint, say
         self._keys, self.key = keys, keys.key(endpoint)
         self._headers = [
             ("host", endpoint.netloc),
@@ -60,6 +71,11 @@ class Client:
             *([("authorization", f"Bearer {self.key}")] if self.key else []),
         ]
         self._tls = ssl.create_default_context() if endpoint.scheme == "https" else None
+
+    def say_wait(self, seconds: float, why: str = "is overloaded") -> None:
+        """Say that the server gets nothing for so long, unless the wait is short."""
+        if seconds > SAID_SECONDS:
+            self._say(f"{self.endpoint.url} {why}: waiting {seconds:.0f} s")
 
     async def get(self, path: str) -> Reply:
         """Return a page of the server. Raises NoReply."""
@@ -111,21 +127,36 @@ class Client:
                 elif type(event) is h11.Data:
                     body += event.data
                 elif type(event) is not h11.InformationalResponse:
-                    raise NoReply("the server wants another protocol")
+                    raise NoReply("the server wants another protocol", hint=ADDRESS_HINT)
                 if len(body) > MAX_BODY:
-                    raise NoReply(f"the answer is larger than {MAX_BODY >> 20} MiB")
+                    raise NoReply(
+                        f"the answer is larger than {MAX_BODY >> 20} MiB", hint=ADDRESS_HINT
+                    )
         if headers.get(b"content-encoding", b"identity") != b"identity":
-            raise NoReply("the answer is compressed, which was not requested")
-        names = (b"retry-after", ECHO.encode())
-        wait, echo = (headers.get(name, b"").decode("latin-1") for name in names)
-        return Reply(status, bytes(body), _wait(wait), echo[:100])
+            raise NoReply(
+                "the answer is compressed, which was not requested",
+                hint="Turn off compression in the server, or in a proxy before it",
+            )
+        names = (b"retry-after", ECHO.encode(), b"content-type")
+        wait, echo, kind = (headers.get(name, b"").decode("latin-1") for name in names)
+        return Reply(
+            status,
+            bytes(body),
+            _wait(wait),
+            echo[:100],
+            kind.partition(";")[0].strip().lower()[:100],
+        )
 
 
 def _wait(text: str) -> float | None:
-    """Return the seconds of a header Retry-After."""
-    with suppress(ValueError):
-        return min(MAX_WAIT, max(0.0, float(text)))
-    with suppress(TypeError, ValueError, OverflowError):
-        until = email.utils.parsedate_to_datetime(text).timestamp()
-        return min(MAX_WAIT, max(0.0, until - time.time()))
-    return None
+    """Return the seconds of a header Retry-After; None: it states none that is credible."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError):
+            return None
+    if not math.isfinite(seconds) or seconds > CREDIBLE_WAIT:
+        return None
+    return min(MAX_WAIT, max(0.0, seconds))

@@ -11,7 +11,7 @@ from artifacts.errors import EnvironmentFault
 from stages.ask.client import Client, Reply
 from stages.ask.job import AskItem, AskJob
 from stages.ask.media import clip, part
-from stages.ask.servers import OVERLOADED, refuse_all
+from stages.ask.servers import OVERLOADED, refuse_all, refuse_page
 from stages.ask.wire import error_in, request_body
 
 SIZE, FRAMES = 128, 8
@@ -25,7 +25,7 @@ async def looks_at_video(client: Client, model: str, keys: EndpointKeys) -> bool
     images = [Image.new("RGB", (SIZE, SIZE), (shade,) * 3) for shade in shades]
     media = part("video_url", "video/mp4", clip(images, range(FRAMES)))
     video = await _reply(client, model, keys, media)
-    if video.status != 200:
+    if video.status != 200 or b'"choices"' not in video.body:
         return False
     text = await _reply(client, model, keys, b"")
     with_video, alone = (_prompt_tokens(reply) for reply in (video, text))
@@ -38,11 +38,14 @@ async def _reply(client: Client, model: str, keys: EndpointKeys, media: bytes) -
     for _ in range(TRIES):
         reply = await client.post(body)
         reason = f"HTTP {reply.status} {error_in(reply.body, keys)}"
+        refuse_page(client, reply, keys)
         if reply.status not in OVERLOADED:
             if reply.status != 200:
                 refuse_all(client, reply.status, reason, model)
             return reply
-        await asyncio.sleep(PAUSE_SECONDS if reply.wait is None else reply.wait)
+        wait = PAUSE_SECONDS if reply.wait is None else reply.wait
+        client.say_wait(wait)
+        await asyncio.sleep(wait)
     raise EnvironmentFault(f"{client.endpoint.origin}: {reason}", hint="Try again later")
 
 

@@ -36,7 +36,7 @@ from artifacts.store import open_store
 from stages.ask.client import NoReply, Reply
 from stages.ask.job import UNANSWERED, AskItem, AskJob
 from stages.ask.media import media_of
-from stages.ask.servers import OVERLOADED, ModelServer, ModelServers, refuse_all
+from stages.ask.servers import OVERLOADED, ModelServer, ModelServers, refuse_all, refuse_page
 from stages.ask.wire import Answer, BadAnswer, answer_in, error_in, request_body
 from stages.memory.item_faults import ItemFault, ItemFaults
 from stages.process.job import parse_job
@@ -138,7 +138,9 @@ class Asking:
         """Send every item. Raises PenstockError, or a group of errors."""
         job, loop, reader = self._job, asyncio.get_running_loop(), ThreadPoolExecutor(1)
         endpoints = endpoints_of(job.endpoints, insecure=True)
-        self._servers = ModelServers(endpoints, self._keys, job.at_once, job.seen)
+        self._servers = ModelServers(
+            endpoints, self._keys, job.at_once, job.seen, self._report.warning
+        )
         most = job.at_once * len(endpoints) + AHEAD
         places, work = asyncio.Semaphore(most), self._work(chunks)
         record_sets = (self._captions, self._failures)
@@ -204,7 +206,7 @@ class Asking:
                 if error.reached:
                     server.pace.overloaded(sent, time.monotonic())
                 else:
-                    server.pause(None)
+                    server.pause(None, "cannot be reached")
                     continue
             except BadAnswer as error:
                 why, tries = error.message, tries + 1
@@ -231,6 +233,7 @@ class Asking:
         items."""
         if reply.echo != item.key and OUR_NAME.fullmatch(reply.echo):
             raise BadAnswer("swapped", "the answer belongs to another request", again=True)
+        refuse_page(server.client, reply, self._keys)
         if reply.status == 200:
             answer = answer_in(reply.body, self._job.schema, self._keys)
             server.answered(answer.model, answer.fingerprint)

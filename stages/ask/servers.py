@@ -2,13 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from artifacts.endpoints import Endpoint, EndpointKeys
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.ask.client import Client
+from stages.ask.client import ADDRESS_HINT, Client, Reply
 from stages.ask.pace import RequestPace
 
 PATIENCE = 120.0
@@ -51,12 +51,15 @@ class ModelServer:
             )
         self.seen = now
 
-    def pause(self, wait: float | None) -> None:
-        """Send nothing for a while: so many seconds, or more each time."""
+    def pause(self, wait: float | None, why: str = "is overloaded") -> None:
+        """Send nothing for a while: so many seconds, or more each time. The first of the requests
+        that were sent together says so."""
         now, (first, longest) = time.monotonic(), PAUSE
         self.out_since = max(self.out_since or now, now + wait if wait else 0.0)
         if now >= self.paused_until or wait:
             seconds = min(longest, first * 2 ** min(self._pauses, 9)) if wait is None else wait
+            if now >= self.paused_until:
+                self.client.say_wait(seconds, why)
             self.paused_until = max(self.paused_until, now + seconds)
             self._pauses += 1
 
@@ -70,9 +73,11 @@ class ModelServers:
         keys: EndpointKeys,
         at_once: int,
         seen: Mapping[str, Sequence[str]],
+        say: Callable[[str], object] = bool,
     ) -> None:
         self._every = [
-            ModelServer(Client(each, keys), at_once, seen.get(each.url, ())) for each in endpoints
+            ModelServer(Client(each, keys, say), at_once, seen.get(each.url, ()))
+            for each in endpoints
         ]
         self._free = asyncio.Condition()
 
@@ -113,6 +118,16 @@ class ModelServers:
             "answers": {url: server.answers for url, server in every.items()},
             "at_once": {url: server.pace.limit for url, server in every.items()},
         }
+
+
+def refuse_page(client: Client, reply: Reply, keys: EndpointKeys) -> None:
+    """Raise an error for a web page in place of an answer."""
+    if reply.status == 200 and reply.media_type == "text/html":
+        page = keys.cleaned(reply.body.decode(errors="replace"))
+        raise EnvironmentFault(
+            f"{client.endpoint.url} answers with a web page ({reply.media_type}): {page}",
+            hint=ADDRESS_HINT,
+        )
 
 
 def refuse_all(client: Client, status: int, reason: str, model: str) -> None:

@@ -65,7 +65,8 @@ def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
     except UnicodeEncodeError as error:
         raise BadAnswer("garbled", "the answer is no valid Unicode") from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise BadAnswer("garbled", "the answer is no chat completion", again=True) from error
+        why = f"the answer is no chat completion: {error_in(body, keys)}"
+        raise BadAnswer("garbled", why, again=True) from error
     if ended == "content_filter" or (not text.strip() and message.get("refusal")):
         why = keys.cleaned(str(message.get("refusal") or "content filter"))
         raise BadAnswer("refused", f"the model refuses to answer: {why}")
