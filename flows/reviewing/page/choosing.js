@@ -4,6 +4,7 @@ const edits = new Map(); // key of a caption → what people said of it
 const NOTHING = {caption: null, review: ""};
 const edit = row => edits.get(row.key) || NOTHING;
 const words = row => edit(row).caption ?? row.said;
+const same = (one, other) => one.caption === other.caption && one.review === other.review;
 
 const FILTERS = {
   all: ["all", () => true],

@@ -57,9 +57,17 @@ class Row {
     if (this.field) return this.field.focus();
     this.field = el("textarea", {"aria-label": "The caption's words", dir: "auto", rows: Math.max(2, Math.ceil(words(this.row).length / 48)),
       keydown: event => this.key(event), blur: () => this.end(true)});
+    this.from = edit(this.row); // what it is based on, whatever another tab saves meanwhile
     this.field.value = words(this.row);
     this.words.replaceChildren(this.field);
     this.field.focus();
+  }
+
+  // Tells who writes what another tab saved meanwhile.
+  warn() {
+    if (same(edit(this.row), this.from)) return;
+    this.before.hidden = false;
+    this.before.replaceChildren(el("span", {class: "warning", role: "status"}, "changed in another tab: ", words(this.row)));
   }
 
   key(event) {
@@ -74,8 +82,8 @@ class Row {
     if (!this.field) return;
     const value = this.field.value.trim(), inside = document.activeElement === this.field;
     this.field = null;
-    if (keep && value && value !== words(this.row))
-      this.save("correct", [[this.row, {caption: value === this.row.said ? null : value, review: "accepted"}]]);
+    if (keep && value && value !== (this.from.caption ?? this.row.said))
+      this.save("correct", [[this.row, {caption: value === this.row.said ? null : value, review: "accepted"}, this.from]]);
     this.draw();
     if (inside) this.box.focus({preventScroll: true});
   }

@@ -215,9 +215,9 @@ class Page {
       button("Ask again…", () => { if (at("again").hidden) this.again.toggle(); }), button("Choose none", () => { this.picked = new Set(rows.map(({key}) => key)); this.picked.clear(); this.show(); }));
   }
 
-  // What is done is shown at once; the server hears it in its order, with what it was based on.
+  // What is done is shown at once; the server hears it in its order, with what it was based on: what is in force, unless it is given.
   save(does, changes) {
-    const based = changes.map(([row, now]) => ({of: row.key, ...now, was: {...edit(row)}}));
+    const based = changes.map(([row, now, was]) => ({of: row.key, ...now, was: {...(was || edit(row))}}));
     for (const [row, now] of changes) edits.set(row.key, now);
     this.draw(changes.map(([row]) => row.key));
     this.decided = (this.decided || 0) + changes.length;
@@ -260,7 +260,7 @@ class Page {
 
   draw(keys) {
     for (const key of keys) for (const row of rowsOf.get(key) || []) {
-      if (!row.field) row.draw();
+      row.field ? row.warn() : row.draw();
       this.dress(row);
     }
     this.count();
