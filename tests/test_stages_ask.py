@@ -354,6 +354,6 @@ def test_an_error_with_status_200_is_quoted(work: Work) -> None:
     stand_in.answer = lambda *_: (200, {"error": {"message": "the model is\x1b[2J asleep"}})
     with (
         running(stand_in) as address,
-        pytest.raises(EnvironmentFault, match="no chat completion: the model is .*asleep"),
+        pytest.raises(EnvironmentFault, match=r"no chat completion: the model is .*asleep"),
     ):
         work.run(address)

@@ -97,11 +97,11 @@ class ServedModel:
         answers = dict(zip(self.endpoints, _on_a_loop(every()), strict=True))
         found = {each: a for each, a in answers.items() if not isinstance(a, NoReply)}
         silent = {each: a for each, a in answers.items() if isinstance(a, NoReply)}
-        said = {each: f"no answer from {each.url} ({a.message})" for each, a in silent.items()}
+        notes = {each: f"no answer from {each.url} ({a.message})" for each, a in silent.items()}
         if not found:
             hint = next(iter(silent.values())).hint
-            raise EnvironmentFault("; ".join(said.values()), hint=hint)
-        without = tuple(f"{text}: this run goes on without it" for text in said.values())
+            raise EnvironmentFault("; ".join(notes.values()), hint=hint)
+        without = tuple(f"{text}: this run goes on without it" for text in notes.values())
         served = replace(self, endpoints=tuple(found), notes=(*self.notes, *without))
         return served, [*found.values()]
 

@@ -23,7 +23,7 @@ MAX_WAIT = 300.0
 """Longest wait in seconds for a server that requests one."""
 CREDIBLE_WAIT = 3600.0
 """A server that requests a longer wait in seconds is taken to request none."""
-SAID_SECONDS = 5.0
+SHOWN_WAIT_SECONDS = 5.0
 """A wait longer than this is said."""
 ADDRESS_HINT = "Check that --endpoint is the address of a model server; it usually ends with /v1"
 CUT_HINT = "Look at the log of the server, and of a proxy before it; then try again"
@@ -74,7 +74,7 @@ class Client:
 
     def say_wait(self, seconds: float, why: str = "is overloaded") -> None:
         """Say that the server gets nothing for so long, unless the wait is short."""
-        if seconds > SAID_SECONDS:
+        if seconds > SHOWN_WAIT_SECONDS:
             self._say(f"{self.endpoint.url} {why}: waiting {seconds:.0f} s")
 
     async def get(self, path: str) -> Reply:
