@@ -238,6 +238,48 @@ def test_an_edit_of_another_tab_is_shown_and_an_older_one_refused(
     assert any("409" in line for line in browser.console())
 
 
+def test_a_conflict_keeps_the_other_changes_of_its_deed(
+    browser: Browser, tmp_path: Path, studio: OpenStudio
+) -> None:
+    file = media_file(write_video(tmp_path / "empty" / "a.mp4", ticks=range(0, 60, 6)))
+    write_run(studio.out, [(file, said(file, ["A ring.", "A square.", "A star."]))])
+    run = studio.get("start")["own"]
+    shown(browser, f"{studio.address}run/{run}/")
+    rows = studio.get(f"run/{run}/captions")["media"][0]["captions"]
+    keys = [row["key"] for row in rows]
+
+    def of_another_tab(number: int, text: str, was: str | None) -> None:
+        change = {"of": keys[number], "caption": text, "review": ""}
+        change |= {"was": {"caption": was, "review": ""}}  # type: ignore[dict-item]
+        studio.done(f"run/{run}/edits", {"id": text, "does": "x", "changes": [change]})
+
+    # An editor that is open keeps the text that it started from.
+    browser.run("document.querySelector('.row').row.write()")
+    of_another_tab(0, "Theirs.", None)
+    browser.wait("return document.querySelector('.row .warning')?.innerText.includes('Theirs.')")
+    browser.run("document.activeElement.value = 'Mine.'")
+    browser.press(ENTER)
+    browser.wait("return document.querySelector('#conflict').open")
+    assert read_edits(studio.out).now[keys[0]].caption == "Theirs."
+    browser.run("document.querySelector('#conflict').close()")
+    # The other captions of a deed are changed whatever is answered.
+    browser.run("page.polling = page.load; page.load = async () => {}")
+    of_another_tab(1, "A SQUARE.", None)
+    of_another_tab(2, "A STAR.", None)
+    browser.run("""page.save('replace', page.rows().map(row =>
+        [row, {caption: words(row) + ' New.', review: ''}])); page.load = page.polling""")
+    for answer in (-1, -2):  # use mine, then keep that
+        browser.wait("return document.querySelector('#conflict').open")
+        browser.run(
+            "[...document.querySelectorAll('#conflict button')].at(arguments[0]).click()", answer
+        )
+        time.sleep(0.1)
+    browser.wait(SAVED)
+    found = read_edits(studio.out).now
+    assert [found[key].caption for key in keys] == ["Theirs. New.", "A square. New.", "A STAR."]
+    browser.console()
+
+
 def test_axe_finds_nothing_serious(browser: Browser, tmp_path: Path, studio: OpenStudio) -> None:
     script = axe_script(tmp_path)
     file = media_file(write_video(tmp_path / "empty" / "a.mp4", ticks=range(0, 60, 6)))

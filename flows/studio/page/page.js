@@ -234,23 +234,42 @@ class Page {
     const conflict = this.saving.conflict;
     this.saving.conflict = null;
     this.revision = "";
-    await this.load();
+    await this.load().catch(() => {}); // the server is gone: saving says so
     at("saved").textContent = `not saved: ${why}`;
     at("saved").className = "warning";
-    if (conflict && Object.keys(conflict.now).length) this.choose(conflict);
+    if (!conflict?.deed.changes) return;
+    this.changed({edits: conflict.now});
+    this.choosing = (this.choosing || Promise.resolve()).then(() => this.choose(conflict));
   }
 
-  // Both texts, where somebody changed a caption that this tab changed, too.
-  choose({deed, now}) {
-    const change = deed.changes.find(one => now[one.of]), row = this.data.media.flatMap(({captions}) => captions).find(({key}) => key === change.of);
-    if (!row) return;
-    const text = one => one.caption ?? row.said, dialog = at("conflict");
-    const use = () => { this.save(deed.does, [[row, {caption: change.caption, review: change.review}]]); dialog.close(); };
-    dialog.replaceChildren(el("p", {}, el("b", {}, "This caption was changed in another tab."), " Nothing of yours was saved."),
-      el("div", {class: "both"}, el("div", {}, el("p", {class: "quiet"}, "saved there"), el("p", {dir: "auto"}, text(now[change.of]))),
-        el("div", {}, el("p", {class: "quiet"}, "yours"), el("p", {dir: "auto"}, text(change)))),
-      el("div", {class: "acts"}, button("Keep that", () => dialog.close()), button("Use mine", use)));
+  // Sends a refused deed again as a whole; asks about each caption that somebody else changed, too.
+  async choose({deed, now}) {
+    const known = new Map(this.data.media.flatMap(({captions}) => captions).map(row => [row.key, row]));
+    const changes = deed.changes.filter(({of}) => known.has(of)), resent = [];
+    let left = changes.filter(({of}) => now[of]).length, all = "";
+    for (const {of, caption, review, was} of changes) {
+      const row = known.get(of), there = edit(row), mine = {caption, review};
+      if (!now[of] || same(there, was)) { resent.push([row, mine, was]); continue; }
+      if (same(there, mine)) continue;
+      const answer = all || await this.askWhich(row, there, mine, left -= 1);
+      if (answer.startsWith("all")) all = answer;
+      if (answer.endsWith("mine")) resent.push([row, mine, there]);
+    }
+    if (resent.length) this.save(deed.does, resent);
+    else this.told(this.saving.waiting.length, 0);
+  }
+
+  // Both texts; the answer is "mine", or another, where `all` before it is of the other conflicts, too.
+  askWhich(row, there, mine, left) {
+    const text = one => [one.caption ?? row.said, one.review && ` (${one.review})`].join(""), dialog = at("conflict");
+    const end = answer => button(answer === "mine" ? "Use mine" : answer === "that" ? "Keep that" : answer === "all mine" ? `Use mine for all ${left + 1}` : `Keep all ${left + 1} there`, () => dialog.close(answer));
+    dialog.returnValue = "";
+    dialog.replaceChildren(el("p", {}, el("b", {}, "This caption was changed in another tab."), left ? ` So were ${counted(left, "caption")} more.` : ""),
+      el("div", {class: "both"}, el("div", {}, el("p", {class: "quiet"}, "saved there"), el("p", {dir: "auto"}, text(there))),
+        el("div", {}, el("p", {class: "quiet"}, "yours"), el("p", {dir: "auto"}, text(mine)))),
+      el("div", {class: "acts"}, ...(left ? ["all that", "all mine"] : []).map(end), end("that"), end("mine")));
     dialog.showModal();
+    return new Promise(then => dialog.addEventListener("close", () => then(dialog.returnValue), {once: true}));
   }
 
   told(waiting, tries, why) {

@@ -22,7 +22,9 @@ class Runs {
 
   take(runs) {
     this.runs = runs;
-    const shown = this.only ? runs.filter(run => run.run === this.only && !ENDED.includes(run.state)) : [...runs].reverse();
+    const own = runs.filter(run => run.run === this.only), last = own.at(-1);
+    // A run's page shows what goes on, and why the last one ended when that is not seen in its captions.
+    const shown = this.only ? own.filter(run => !ENDED.includes(run.state) || (run === last && (run.state !== "done" || run.said))) : [...runs].reverse();
     const now = JSON.stringify(shown);
     if (now !== this.drawn) {
       const focus = document.activeElement?.dataset?.act;
@@ -45,7 +47,7 @@ class Runs {
         el("span", {class: "quiet small"}, run.out)),
       stages.length ? el("div", {class: "stages"}, stages.map(stage => this.stage(stage, status))) : null,
       status ? el("p", {class: "quiet"}, `${counted(status.captions, "caption")} written, ${status.media.failed} of ${counted(status.media.total, "file")} failed`) : null,
-      run.said && !ended ? el("p", {class: "quiet"}, run.said) : null,
+      run.said && run.said !== run.error ? el("p", {class: "quiet"}, run.said) : null,
       run.error && ended ? el("p", {class: "warning"}, run.error) : null,
       (status?.failures || []).slice(0, 5).map(({media_path: path, message, hint}) => el("p", {class: "warning small"}, `${path}: ${message}. `, el("b", {}, hint))),
       (status?.rungs || []).slice(-1).map(({stage, name, reason}) => el("p", {class: "quiet small"}, `${stage} runs with ${name} (${reason})`)),
