@@ -221,6 +221,25 @@ def test_a_queue_is_kept_and_its_runs_take_turns(tmp_path: Path) -> None:
     second.close()
 
 
+def test_what_cannot_be_saved_is_not_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = queue(tmp_path)
+    runs.add(run(tmp_path, "a"))
+
+    def full(*_: object) -> None:
+        raise EnvironmentFault("the disk is full", hint="Free some space")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("flows.studio.runs.write_json", full)
+        with pytest.raises(EnvironmentFault, match="full"):
+            runs.add(run(tmp_path, "b"))
+        with pytest.raises(EnvironmentFault, match="full"):
+            runs.change(runs.runs[0].id, "stop")
+    assert [(Path(each.out).name, each.state) for each in runs.runs] == [("a", "queued")]
+    runs.close()
+
+
 def test_a_queue_of_another_version_fails(tmp_path: Path) -> None:
     queue(tmp_path).close()
     (tmp_path / "out/.studio/runs.json").write_text('{"format": 1, "runs": [{"a": 1}]}')

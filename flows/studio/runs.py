@@ -135,13 +135,18 @@ class RunQueue:
             if len(self.runs) >= MOST_RUNS:
                 raise UsageError("the list of runs is full", hint="Remove some that ended")
             self.runs.append(run)
-            self._save()
+            try:
+                self._save()
+            except EnvironmentFault:  # what was refused must not run later
+                self.runs.remove(run)
+                raise
         return run
 
     def change(self, name: str, do: str) -> None:
         """Stop, continue or remove a run. Raises UsageError, EnvironmentFault."""
         with self._lock:
             run = self.of(name)
+            before = list(self.runs), run.state, run.error
             if do == "stop" and run.state == QUEUED:
                 run.state = "interrupted"
             elif do == "stop" and run.state in (STARTING, RUNNING):
@@ -152,8 +157,14 @@ class RunQueue:
             elif do == "remove" and run.state in ENDED:
                 self.runs.remove(run)
             else:
-                raise UsageError(f"a run that is {run.state} cannot {do}", hint="Reload the page")
-            self._save()
+                raise UsageError(
+                    f"{do}: impossible for a run that is {run.state}", hint="Reload the page"
+                )
+            try:
+                self._save()
+            except EnvironmentFault:
+                self.runs, run.state, run.error = before
+                raise
 
     def is_learning(self, out: Path) -> bool:
         """Return whether a model learns from the corrections of a folder, whose journal it then

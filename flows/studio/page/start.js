@@ -106,6 +106,7 @@ class Start {
     at("planned").replaceChildren(el("p", {class: "quiet"}, "planning: files and model are read…"));
     try {
       const {plan, line} = await tell("plan", {values});
+      if (JSON.stringify(this.values()) !== JSON.stringify(values)) throw Error("the values changed while they were planned: plan again");
       at("line").textContent = line;
       at("planned").replaceChildren(...planLines(plan));
       this.planned = values;
