@@ -250,7 +250,7 @@ def test_a_conflict_keeps_the_other_changes_of_its_deed(
 
     def of_another_tab(number: int, text: str, was: str | None) -> None:
         change = {"of": keys[number], "caption": text, "review": ""}
-        change |= {"was": {"caption": was, "review": ""}}  # type: ignore[dict-item]
+        change |= {"was": {"caption": was, "review": ""}}
         studio.done(f"run/{run}/edits", {"id": text, "does": "x", "changes": [change]})
 
     # An editor that is open keeps the text that it started from.
