@@ -114,7 +114,7 @@ def test_media_whose_copies_went_are_fetched_again(
     # A review shows what was captioned, also what is not here any more.
     review = ReviewedCaptions(tmp_path / "out")
     review.load()
-    told = review.to_json()["media"]
+    told = review.media
     assert [m["path"] for m in told] == [f"{web.address}/{name}" for name in names]
     assert not any(m["gone"] for m in told)
 

@@ -164,7 +164,7 @@ ROOM_REASONS = {
     },
     "an action of a journal, and what the page of a review is sent": {
         "captions:ReviewedCaptions.add", "captions:ReviewedCaptions.apply",
-        "captions:ReviewedCaptions.steps", "captions:ReviewedCaptions.to_json",
+        "captions:ReviewedCaptions.steps", "captions:edit_json",
     },
     "a file of measurements, as JSON": {
         "cpu:machine_identity",

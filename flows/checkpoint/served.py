@@ -189,7 +189,7 @@ def served_checkpoint(name: str) -> Checkpoint:
 
 
 def served_profile(config: RunOptions) -> ModelProfile:
-    """Return the profile of a model of which nothing is known."""
+    """Return a profile without any fact about the model: the server states none."""
     edge = int((VideoSamplingOptions.of(config).max_pixels or PIXELS) ** 0.5)
     fit = FrameFit(long_edges=((1.0, edge),))
     return ModelProfile(

@@ -4,7 +4,6 @@ Each step ends by writing `round.json`. A killed round continues after its last 
 examples that it chose.
 """
 
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -28,7 +27,7 @@ from flows.learning.decisions import decisions_of, deed_of, names
 from flows.learning.inputs import in_own_store, left_round, previous_adapter, refuse_missing_media
 from flows.learning.judging import divide, is_better, times_lower
 from flows.learning.result import Learned
-from flows.ledger.waves import BYTES_A_TOKEN
+from flows.ledger.waves import most_tokens
 from flows.machine.launch import DirectLauncher
 from flows.media.example import Example
 from flows.options.commands import RunOptions
@@ -173,8 +172,7 @@ def differing_lines(round_: Round) -> list[str]:
 
 def caption_tokens(round_: Round) -> int:
     """Return about how many tokens the longest example of a round has."""
-    longest = max(len(each["caption"].encode()) for each in round_["examples"])
-    return math.ceil(longest / BYTES_A_TOKEN)
+    return most_tokens(each["caption"] for each in round_["examples"])
 
 
 def write_round(out: Path, round_: Round) -> None:

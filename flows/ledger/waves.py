@@ -5,7 +5,8 @@ Both are stored the first time they are computed. A resumed run may find other f
 features, and in 16 bit a chunk's output depends on the batch it is computed in.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -58,6 +59,11 @@ def lengths_of(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) -> dict[
         ledger.wave_records.publish([Record(key=key, meta={"tokens": counts})])
     tokens: list[int] = ledger.wave_records.meta(key)["tokens"]
     return {task[stage.writes]: count for task, count in zip(wave, tokens, strict=True)}
+
+
+def most_tokens(texts: Iterable[str]) -> int:
+    """Return about how many tokens the longest of these texts has."""
+    return math.ceil(max(len(text.encode()) for text in texts) / BYTES_A_TOKEN)
 
 
 def _length(ledger: Ledger, task: Task, stage: StageSpec) -> int:

@@ -107,7 +107,7 @@ class ReviewedCaptions:
             return
         self.record = load_record(self.out)
         words = self.record["plan"].get("words") or {}
-        self._trigger = f"{words['trigger']}, " if words.get("trigger") else ""
+        self.trigger = f"{words['trigger']}, " if words.get("trigger") else ""
         self.prefix, self.suffix = words.get("prefix", ""), words.get("suffix", "")
         self.schema = words.get("schema", "")
         places = read_jsonl(self.out / "media.jsonl", MEDIA_ENTRY, RUN_AGAIN)
@@ -154,18 +154,6 @@ class ReviewedCaptions:
         found = next((key for key, other in self.chunks.items() if other == chunk), "")
         return self.rows.get(found), shown
 
-    def to_json(self) -> dict[str, Any]:
-        """Return everything that the page shows."""
-        return {
-            "name": self.out.absolute().name,
-            "prefix": self._trigger + self.prefix,
-            "suffix": self.suffix,
-            "media": self.media,
-            "failures": self.failures,
-            "edits": {key: _edit_json(edit) for key, edit in self.edits().items()},
-            **self.steps(),
-        }
-
     def steps(self) -> dict[str, Any]:
         """Return descriptions of the next undo and redo; empty if there is none."""
         edits = self.journal.edits
@@ -204,7 +192,7 @@ class ReviewedCaptions:
         changed = self.add(deed)
         own, stored = self.journal.edits.now, self._stored() if self._stored is not None else {}
         now = {key: own.get(key) or stored.get(key, UNTOUCHED) for key in changed}
-        return {"edits": {key: _edit_json(edit) for key, edit in now.items()}, **self.steps()}
+        return {"edits": {key: edit_json(edit) for key, edit in now.items()}, **self.steps()}
 
     def add(self, deed: Mapping[str, Any]) -> list[str]:
         """Add an action to the journal durably, once, and to the store. Return the keys of the
@@ -262,7 +250,7 @@ class ReviewedCaptions:
 
     def _row(self, line: dict[str, Any]) -> dict[str, Any]:
         original = line.get("original") or line["caption"]
-        original = original.removeprefix(self._trigger).removeprefix(self.prefix)
+        original = original.removeprefix(self.trigger).removeprefix(self.prefix)
         original = original.removesuffix(self.suffix)
         prompt, name = line.get("prompt", ""), line.get("name", "")
         key = key_of(line["features"], name, prompt, original)
@@ -282,7 +270,8 @@ class ReviewedCaptions:
         return row
 
 
-def _edit_json(edit: Edit) -> dict[str, Any]:
+def edit_json(edit: Edit) -> dict[str, Any]:
+    """Return an edit as the page gets it."""
     return {"caption": edit.caption, "review": edit.review}
 
 

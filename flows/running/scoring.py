@@ -6,7 +6,7 @@ from functools import partial
 from artifacts.errors import Killed
 from flows.job.prepare import Job
 from flows.ledger.text_scores import TextScores
-from flows.machine.launch import MAX_RESTARTS, StageCall
+from flows.machine.launch import Retries, StageCall
 from flows.planning.rungs import Rung
 from flows.results.captions import texts_to_score
 from flows.results.run_record import RunRecord
@@ -37,7 +37,7 @@ class ScoresStep:
         """Score the texts that have no scores in the store yet. Return how many have none after
         that: their features are gone, or they do not fit. Raises PenstockError."""
         features = self._job.ledger["features"]
-        kills, before = 0, len(items) + 1
+        retries, before = Retries(), len(items) + 1
         while True:
             scores.refresh()
             missing = [item for item in items if scores.find(item) is None]
@@ -48,10 +48,8 @@ class ScoresStep:
                 call = partial(self._call, scores, left[:TEXTS_AT_ONCE])
                 self._one_shot.run(SCORE, call, total=len(left))
                 before = len(left)
-            except Killed as error:  # counted as in `PipelineRunner._run_wave`
-                kills = 0 if error.items else kills + 1
-                if kills > MAX_RESTARTS:
-                    raise
+            except Killed as error:
+                retries.count(error)
         self._record.expect(SCORE.name, len(items), len(items) - len(missing))
         return len(missing)
 

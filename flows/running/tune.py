@@ -23,7 +23,7 @@ from flows.job.media_digests import check_placeholders
 from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
 from flows.ledger.tasks import Medium, Task
-from flows.ledger.waves import BYTES_A_TOKEN
+from flows.ledger.waves import most_tokens
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.media.example import Example
 from flows.media.tune_data import examples_in, split
@@ -130,8 +130,7 @@ def resolve_run(
         )
     sources = tuple(dict.fromkeys(str(each.path) for each in examples if each.path.is_file()))
     scored = config.validate_only and (out / ADAPTER_CONFIG).is_file()
-    longest = max(len(each.caption.encode()) for each in examples)
-    tokens = math.ceil(longest / BYTES_A_TOKEN)
+    tokens = most_tokens(each.caption for each in examples)
     adapter = str(out) if scored else ""
     return examples, config.captioning(
         sources, str(out / RUN), tokens, adapter, trained_as_published(out)

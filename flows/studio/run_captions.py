@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from artifacts.edits import REDO, UNDO, UNTOUCHED, Edit
+from artifacts.edits import REDO, UNDO, UNTOUCHED
 from artifacts.errors import PenstockError, UsageError
 from artifacts.json_shapes import (
     Nullable,
@@ -22,7 +22,7 @@ from artifacts.json_shapes import (
 )
 from artifacts.stamps import Stamp, stamp_of
 from flows.results.rounds import rounds_in, summary_json
-from flows.reviewing.captions import EditRefused, ReviewedCaptions
+from flows.reviewing.captions import EditRefused, ReviewedCaptions, edit_json
 from flows.reviewing.teaching import PooledFeatures, teach_ranking
 
 MARKS = {"path": text, "group": OptionalField(Nullable(count))}
@@ -147,16 +147,16 @@ class RunCaptions:
             if base == f"{self._session}-{self._loads}" and count.isdigit():
                 now = reviewed.edits() if int(count) < self._count else {}
                 changed = [key for key, number in self._changed.items() if number > int(count)]
-                head["edits"] = {key: _edit(now.get(key, UNTOUCHED)) for key in changed}
+                head["edits"] = {key: edit_json(now.get(key, UNTOUCHED)) for key in changed}
                 return [_json({**head, **reviewed.steps()})]
             rest = {
                 **head,
-                "prefix": _prefix(reviewed),
+                "prefix": reviewed.trigger + reviewed.prefix,
                 "suffix": reviewed.suffix,
                 "failures": reviewed.failures,
                 "order": self._order,
                 "rounds": [*summary_json(rounds_in(self.out))],
-                "edits": {key: _edit(edit) for key, edit in reviewed.edits().items()},
+                "edits": {key: edit_json(edit) for key, edit in reviewed.edits().items()},
                 **reviewed.steps(),
             }
             media = [piece for each in self._media for piece in (b",", each)][1:]
@@ -196,7 +196,7 @@ class RunCaptions:
             if not isinstance(change, dict) or "was" not in change:
                 raise EditRefused("the edit does not name the text that it is based on")
             of = change.get("of")
-            edit = _edit(now.get(of, UNTOUCHED)) if isinstance(of, str) else None
+            edit = edit_json(now.get(of, UNTOUCHED)) if isinstance(of, str) else None
             if edit is not None and change["was"] != edit:
                 older[str(of)] = edit
         if older:
@@ -234,15 +234,6 @@ def groups_in(out: Path) -> dict[str, int]:
         rows = read_jsonl(out / "sift" / "marks.jsonl", MARKS, "Run the same command again")
         return {row["path"]: row["group"] for row in rows if row.get("group") is not None}
     return {}
-
-
-def _prefix(reviewed: ReviewedCaptions) -> str:
-    words = reviewed.record["plan"].get("words") or {}
-    return f"{words['trigger']}, {reviewed.prefix}" if words.get("trigger") else reviewed.prefix
-
-
-def _edit(edit: Edit) -> dict[str, Any]:
-    return {"caption": edit.caption, "review": edit.review}
 
 
 def _json(value: Any) -> bytes:

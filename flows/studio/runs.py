@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -200,11 +200,11 @@ class RunQueue:
         return entry
 
     def _status(self, run: QueuedRun) -> dict[str, Any] | None:
-        if not self._has_record(run):
-            return None
         try:
             found = run_status(Path(run.out))
         except PenstockError:
+            return None
+        if "pid" not in found or not _is_of(run, found):
             return None
         plan = found["plan"] or {}
         return {
@@ -214,14 +214,10 @@ class RunQueue:
         }
 
     def _has_record(self, run: QueuedRun) -> bool:
-        """Return whether `run.json` is of this run, and not of an earlier one."""
         try:
-            record = load_record(Path(run.out))
+            return _is_of(run, load_record(Path(run.out)))
         except PenstockError:
             return False
-        if run.pid:
-            return bool(record["pid"] == run.pid)
-        return bool(run.began) and seconds_of(record["started"]) >= seconds_of(run.began)
 
     def _interrupt(self, run: QueuedRun) -> None:
         """Send SIGINT to a run, once: it stops in order, and what it finished is kept."""
@@ -315,6 +311,13 @@ class RunQueue:
     def _save(self) -> None:
         runs = [{name: getattr(run, name) for name in QueuedRun.__slots__} for run in self.runs]
         write_json(self._state / "runs.json", {"format": FORM, "runs": runs})
+
+
+def _is_of(run: QueuedRun, record: Mapping[str, Any]) -> bool:
+    """Return whether a record is of this run, and not of an earlier one."""
+    if run.pid:
+        return bool(record["pid"] == run.pid)
+    return bool(run.began) and seconds_of(record["started"]) >= seconds_of(run.began)
 
 
 def _started(run: QueuedRun, log: IO[bytes], lock: int) -> subprocess.Popen[bytes]:

@@ -10,9 +10,9 @@ from artifacts.errors import UsageError
 from artifacts.options import Declared, declared
 from flows.options.commands import CaptionConfig
 from flows.options.text import SCHEMA_BYTES
+from flows.results.recorded_command import COMMAND
 from flows.studio.roots import Refused, Roots
 
-COMMAND = "caption"
 # fmt: off
 ALLOWED = frozenset((
     "sources", "recursive", "extensions", "limit", "sift",

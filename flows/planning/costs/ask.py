@@ -17,7 +17,7 @@ WORKSPACE = 32 << 20
 
 
 def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
-    """Return the one way: so many requests at once."""
+    """Return the only rung: a number of concurrent requests."""
     return [Rung(stage="ask", batch=EngineOptions.of(config).slots or REQUESTS)]
 
 
