@@ -1,6 +1,7 @@
 """The ask stage against servers that misbehave: nothing is lost, nothing is filed under another
 item, and each failure has its name."""
 
+import heapq
 import os
 import time
 from collections.abc import Iterator
@@ -306,15 +307,20 @@ def test_an_echoed_key_is_neither_shown_nor_stored(work: Work, key_file: Path) -
     assert all(len(one.message) < 500 for one in work.failed.values()) and work.failed
 
 
-@pytest.mark.parametrize(("slots", "least", "most"), [(1, 4, 12), (20, 16, 36), (1000, 64, 64)])
+@pytest.mark.parametrize(("slots", "least", "most"), [(1, 4, 12), (20, 16, 48), (1000, 64, 64)])
 def test_the_pace_settles_at_what_a_server_can_do(slots: int, least: int, most: int) -> None:
     """A server with so many slots that takes a second for each answer."""
-    pace, now, limits = RequestPace(64), time.monotonic(), []
-    for _ in range(400):
-        now += 1 / min(pace.limit, slots)
-        pace.succeeded(now)
+    pace, now, limits = RequestPace(64), time.monotonic(), list[int]()
+    free, flying = [now] * slots, list[tuple[float, float]]()
+    while len(limits) < 600:
+        while len(flying) < pace.limit:
+            ended = max(now, heapq.heappop(free)) + 1  # the first slot that is free
+            heapq.heappush(free, ended)
+            heapq.heappush(flying, (ended, now))
+        now, sent = heapq.heappop(flying)
+        pace.succeeded(sent, now)
         limits.append(pace.limit)
-    assert least <= min(limits[200:]) and max(limits[200:]) <= most
+    assert least <= min(limits[300:]) and max(limits[300:]) <= most, limits
     pace.overloaded(now, now)
     assert pace.limit == limits[-1] // 2
 

@@ -200,6 +200,7 @@ class Asking:
             try:
                 reply = await server.client.post(body, item.key)
                 self._keep(item, self._read(item, reply, server), server)
+                server.pace.succeeded(sent, time.monotonic())
                 return
             except NoReply as error:
                 why, tries = error.message, tries + error.reached

@@ -38,7 +38,6 @@ class ModelServer:
         """Note a caption and what the server states. Raises EnvironmentFault if that has
         changed."""
         self.reached()
-        self.pace.succeeded(time.monotonic())
         self.answers += 1
         now = [model, fingerprint]
         if self.seen and self.seen != now:
@@ -108,7 +107,7 @@ class ModelServers:
         """Note that a request to a server has ended."""
         async with self._free:
             server.in_flight -= 1
-            self._free.notify(2)  # the limit may have grown by one
+            self._free.notify(max(1, server.pace.limit - server.in_flight))
 
     def notes(self) -> dict[str, Any]:
         """Return what is known of the servers, for the run record."""
