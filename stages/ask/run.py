@@ -221,7 +221,7 @@ class Asking:
                 if not error.again:
                     raise
             finally:
-                await self._servers.give_back(server)
+                self._servers.give_back(server)
             if tries >= TRIES:
                 where = server.client.endpoint.origin
                 raise BadAnswer(UNANSWERED, f"{where}: {why}, {tries} times", again=True)

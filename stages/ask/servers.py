@@ -78,12 +78,14 @@ class ModelServers:
             ModelServer(Client(each, keys, say), at_once, seen.get(each.url, ()))
             for each in endpoints
         ]
-        self._free = asyncio.Condition()
+        self._turn = asyncio.Lock()
+        """Held by the request that is sent next, so that a free server wakes one request alone."""
+        self._given_back = asyncio.Event()
 
     async def take(self, last: ModelServer | None = None) -> ModelServer:
         """Return a server that may get a request now, rather another than `last`. Raises
         EnvironmentFault if none has answered for a long time."""
-        async with self._free:
+        async with self._turn:
             while True:
                 now, every = time.monotonic(), self._every
                 if all(s.out_since is not None and now - s.out_since > PATIENCE for s in every):
@@ -99,15 +101,15 @@ class ModelServers:
                     found.in_flight += 1
                     return found
                 waits = [s.paused_until - now for s in every if s not in awake]
+                self._given_back.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(waits, default=None)):
-                        await self._free.wait()
+                        await self._given_back.wait()
 
-    async def give_back(self, server: ModelServer) -> None:
+    def give_back(self, server: ModelServer) -> None:
         """Note that a request to a server has ended."""
-        async with self._free:
-            server.in_flight -= 1
-            self._free.notify(max(1, server.pace.limit - server.in_flight))
+        server.in_flight -= 1
+        self._given_back.set()
 
     def notes(self) -> dict[str, Any]:
         """Return what is known of the servers, for the run record."""
