@@ -174,6 +174,17 @@ def test_a_killed_run_goes_on_and_makes_the_same_bytes(
     assert (tmp_path / "out" / "embeddings.npy").read_bytes() == wanted
 
 
+def test_a_damaged_vector_is_computed_again(pictures: Path, clip: Path, tmp_path: Path) -> None:
+    assert embed(pictures, clip, tmp_path) == 0
+    before = vectors(tmp_path)
+    pack, *_ = (tmp_path / "store" / "embeddings").rglob("*.pack")
+    pack.chmod(0o600)
+    pack.write_bytes(pack.read_bytes()[:-1] + b"!")
+    assert embed(pictures, clip, tmp_path) == 0
+    assert np.array_equal(vectors(tmp_path), before)
+    assert [*(tmp_path / "store" / "quarantine").iterdir()]
+
+
 @pytest.mark.slow
 def test_a_rebuild_makes_what_embed_finds(
     pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from artifacts.captions import write_jsonl
+from artifacts.pack_object import DamagedRecord
 from artifacts.store import fault_of
 from flows.console.display import READING, Display
 from flows.job.prepare import Job, NothingToDo, out_folder, prepare, prepare_without_media
 from flows.job.replanning import replanned_once
-from flows.machine.launch import DirectLauncher, ForkingLauncher, Launcher
+from flows.machine.launch import DirectLauncher, ForkingLauncher, Launcher, Retries
 from flows.options.commands import RunOptions
 from flows.pipelines import EMBED, Pipeline
 from flows.results.foreign_files import refuse_replacing
@@ -89,7 +90,13 @@ def make_vectors(
                 runner.compute_records(write)
             return written[-1]
 
-    return replanned_once(attempt, display.print_line)
+    retries = Retries()
+    while True:
+        try:
+            return replanned_once(attempt, display.print_line)
+        except DamagedRecord as error:  # found while the outputs are written
+            retries.count(error)
+            display.print_line(f"{error.message}; it is computed again")
 
 
 @contextlib.contextmanager
