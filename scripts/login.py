@@ -48,8 +48,15 @@ def of_server() -> str:
     where = f"that {SERVER if given(SERVER) else CLIENT} holds" if login else f"in {login_file()}"
     host = os.environ.get("PREFECT_SERVER_API_HOST", "127.0.0.1").replace("0.0.0.0", "127.0.0.1")
     page = f"http://{f'[{host}]' if ':' in host else host}:{os.environ['PREFECT_SERVER_API_PORT']}"
-    login = login or own_login()
-    print(f"penstock: the page is {page}; it asks for the string {where}", file=sys.stderr)
+    shown = [f"penstock: the page is {page}; it asks for the string {where}"]
+    if not login:
+        login = own_login()
+        shown += [
+            "penstock: commands in another terminal need",
+            f"    export {API}={page}/api",
+            f'    export {CLIENT}="$(cat {login_file()})"',
+        ]
+    print("\n".join(shown), file=sys.stderr)
     return login
 
 

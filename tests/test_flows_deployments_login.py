@@ -138,7 +138,16 @@ def test_server_and_worker_of_one_machine_agree(home: Path) -> None:
     server, worker = told("server"), told("worker")
     assert server.stdout == worker.stdout == f"{stored_login()}\n"
     page = f"the page is http://127.0.0.1:4242; it asks for the string in {login_file()}"
-    assert server.stderr == f"penstock: {page}\n"
+    told_lines = server.stderr.splitlines()
+    assert told_lines[0] == f"penstock: {page}"
+    exports = "; ".join(line.strip() for line in told_lines[2:])
+    shown = subprocess.run(
+        ["sh", "-c", f'{exports}; echo "$PREFECT_API_URL $PREFECT_API_AUTH_STRING"'],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout == f"http://127.0.0.1:4242/api {stored_login()}\n"
     assert told("worker", PREFECT_API_URL="http://localhost:4242/api").stdout == server.stdout
 
 

@@ -18,10 +18,12 @@ import flows.machine.launch
 import flows.results.cutting
 from artifacts.errors import Interrupted, Killed, UsageError
 from flows.cli.status_command import lines as status_lines
+from flows.console.display import Display
 from flows.options.commands import CaptionConfig
 from flows.results.run_read import load_record
 from flows.results.run_result import RunResult
 from flows.results.status import stages_of
+from flows.running.run import caption
 from stages.process.job import job_fields
 from tests.support.media import decode_plainly, write_video
 from tests.support.saying import ALL, LONG, ODD, Saying, lines, make, run, samples
@@ -315,6 +317,22 @@ def test_a_second_prompt_leaves_no_format_stale(config: CaptionConfig) -> None:
     assert again.written.earlier == []
     assert "earlier" not in status(config)
     assert prompts_said(config)["webdataset"] == {"Second?"}
+
+
+def test_replaced_captions_and_stages_without_work_are_named(
+    config: CaptionConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def printed(prompt: str) -> str:
+        caption(replace(config, prompt=prompt, format=()), Display(), Saying().launcher)
+        return capsys.readouterr().err
+
+    holds = f"{config.out}/captions.jsonl holds captions of other files, or by another prompt"
+    first = printed("First?")
+    assert holds not in first and "nothing to do" not in first
+    assert holds not in printed("First?")
+    second = printed("Second?")
+    assert holds in second and "encoding: nothing to do, all of it is stored" in second
+    assert holds not in printed("Second?")
 
 
 def test_formats_that_were_never_asked_for_are_not_written(config: CaptionConfig) -> None:

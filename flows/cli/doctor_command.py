@@ -48,6 +48,8 @@ SPILLS = (
     "its driver may use host memory when the GPU's is full, which is very slow: see docs/gpu.md"
 )
 ROW = "{:11s}{}"
+LOCAL_API = "http://127.0.0.1:4200/api"
+"""Where `make server` listens."""
 INNER = "  {:8s}{}"
 
 
@@ -166,6 +168,8 @@ def _tensorrt() -> str:
 def _prefect() -> str:
     api = os.environ.get("PREFECT_API_URL", "")
     if not api:
+        if answers(LOCAL_API):
+            return f"{LOCAL_API} responds, but PREFECT_API_URL does not name it"
         return "no server configured; --prefect starts its own"
     state = "responds" if answers(api) else "does not respond: start it, or unset PREFECT_API_URL"
     return f"{redacted(api)} {state}"

@@ -7,11 +7,15 @@ from typing import Annotated
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from flows.options.headings import OUTPUTS, VECTORS
-from flows.options.vectors import VECTOR_MODEL_OPTION, VectorConfig
+from flows.options.vectors import VECTOR_FOLDER_OPTION, VECTOR_MODEL_OPTION, VectorConfig
 
 TABLE_FORMATS = ("jsonl", "csv", "parquet")
 """The values of `--format` for marks; jsonl is always written."""
+FOLDER = "penstock-out/sift"
 KEEP = '"sharpness > 0.3 and duplicate = 0"'
+SIFT_FOLDER_OPTION = replace(
+    VECTOR_FOLDER_OPTION, not_empty=f"Give a folder, or leave it out: {FOLDER}"
+)
 
 
 def parse_heads(given: Sequence[str]) -> dict[str, str]:
@@ -75,3 +79,5 @@ class SiftConfig(SiftOptions, VectorConfig):
 
     model: Annotated[str, replace(VECTOR_MODEL_OPTION, not_empty="")] = ""
     """Hub id or folder of a dual encoder such as CLIP; empty: no vectors."""
+    out: Annotated[str, SIFT_FOLDER_OPTION] = FOLDER
+    """Output folder. That of the captions is another, so that each has its own record."""

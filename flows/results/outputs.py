@@ -12,6 +12,7 @@ from artifacts.captions import Caption, Failure, write_jsonl
 from artifacts.edits import REJECTED
 from artifacts.files import write_text
 from artifacts.keys import hash_file
+from artifacts.regular_files import open_regular
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
@@ -101,6 +102,32 @@ def existing_outputs(job: Job) -> list[str]:
     return [
         name for name, path in output_paths(job).items() if name in names and os.path.exists(path)
     ]
+
+
+SAME = ("media_path", "source", "start", "prompt", "model")
+"""Fields that are equal if a line of `captions.jsonl` is of the same run."""
+LINE_BYTES = 1 << 20
+"""Longest line that is compared."""
+
+
+def replacement_note(job: Job) -> str:
+    """Return a note if the run replaces the captions of another one; empty if not. The first
+    line that is there is compared with the first caption that is stored for this run."""
+    path = job.out / "captions.jsonl"
+    try:
+        with open_regular(path) as file:
+            old = json.loads(file.readline(LINE_BYTES))
+        there = [old[name] for name in SAME]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return ""
+    first = next(chain.from_iterable(captions_by_file(job)), None)
+    if first is not None and there == [getattr(first, name) for name in SAME]:
+        return ""
+    return (
+        f"{path} holds captions of other files, or by another prompt or model: this run replaces "
+        "it. They stay in the store, and the command that wrote them writes them again. --out "
+        "keeps both"
+    )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -293,6 +293,8 @@ class PipelineRunner:
             self.record.value["plan"]["chunks"] = len(job.ledger.tasks(job.media))
             write(True)
             return
+        for stage in (each for each in job.pipeline[1:] if each not in stages):
+            self._announce(f"{stage.verb}: nothing to do, all of it is stored")
         self.stages.plan(stages, expected)
         # All parts that this run needs, so that an unreachable hub is found now and not after hours
         # of work.

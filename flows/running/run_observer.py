@@ -29,6 +29,7 @@ from flows.results.outputs import (
     failure_of,
     media_paths_of,
     output_paths,
+    replacement_note,
     write_captions,
 )
 from flows.results.run_record import REWRITE_SECONDS, RunRecord
@@ -195,7 +196,8 @@ class RunObserver:
         fetch = partial(fetch_parts, job.model, display=self.display)
         doing = doing or f"{job.pipeline[-1].verb} into"
         with only_run_in(job.out, doing, another), hold_lease(job) as lease:
-            for note in filter(None, [*notes(job), job.budget.warning]):
+            replaced = replacement_note(job) if outputs is None else ""
+            for note in filter(None, [*notes(job), job.budget.warning, replaced]):
                 self.display.print_line(note)
             self._job, self._record = job, (record := RunRecord(job.out, job.stages))
             fields = {
