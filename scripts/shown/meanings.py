@@ -42,6 +42,7 @@ NOT_RUN = (
         r"make (server|worker)\b|prefect |export PREFECT_|.*PREFECT_API_URL",
         "needs a server that stays; scripts/follow_deploy.py follows the page on one",
     ),
+    (r"curl ", "needs a server that stays; tests/test_project_serve_page.py runs the page"),
     (
         r"python scripts/(deployment_check|cron_check|follow_deploy)\.py",
         "takes minutes; the slow tests run it",
@@ -93,7 +94,7 @@ CODE_NOT_RUN = {
 """What stands in Python that is only compiled, and the reason."""
 
 
-STAYING = ("penstock review ", "penstock studio ")
+STAYING = ("penstock review ", "penstock studio ", "penstock serve ")
 """Commands that end when they are asked to."""
 
 ONCE = ("make demo", "penstock doctor --measure", "penstock caption VIDEOS/ --prefect")
