@@ -11,7 +11,7 @@ from artifacts.json_shapes import read_jsonl
 from artifacts.options import OptionGroup
 from flows.options.model import StoreOptions
 from flows.options.text import OutputOptions
-from flows.results.recorded_command import COMMAND, is_own_command, repeated, with_values
+from flows.results.recorded_command import COMMAND, in_store, is_own_command, repeated, with_values
 from flows.results.report.media import CAPTION, MEDIA_ENTRY, RUN_AGAIN, media_with_lines, path_of
 from flows.results.run_read import load_record
 from flows.studio.roots import Refused
@@ -51,7 +51,8 @@ class RecordedCommand:
                 hint="Run `penstock caption` yourself",
             )
         by_rule = "as_published" in (record["plan"] or {})
-        self.words = repeated(command["words"], by_rule=by_rule)
+        words = repeated(command["words"], by_rule=by_rule)
+        self.words = in_store(words, (record["plan"] or {}).get("store", ""))
         self.folder = Path(command["folder"])
         self._config_of = config_of
 
@@ -59,15 +60,15 @@ class RecordedCommand:
     def _config(self) -> OptionGroup:
         return self._config_of(self.words)
 
-    def writing(self, formats: Sequence[str], out: Path | None) -> list[str]:
-        """Return the words that write these formats, too, into this folder or another."""
+    def writing(self, formats: Sequence[str], out: Path) -> list[str]:
+        """Return the words that write these formats, too, into a folder. That of the record may
+        have been moved since."""
         more: dict[str, str] = {}
         if formats:
             more["--format"] = ",".join(
                 dict.fromkeys((*OutputOptions.of(self._config).format, *formats))
             )
-        more |= {"--out": str(out)} if out is not None else {}
-        return with_values(self.words, more)
+        return with_values(self.words, {**more, "--out": str(out)})
 
     def again(self, changes: Mapping[str, Any], paths: Sequence[str], out: Path) -> list[str]:
         """Return the words that ask again about these media, with changed options. Raises Refused
