@@ -16,11 +16,14 @@ from artifacts.options import declared
 from artifacts.store import open_store
 from flows.cli.main import parse
 from flows.cli.options import config_of
+from flows.cli.recorded import recorded_command
 from flows.options.commands import CaptionConfig
+from flows.results.recorded_command import is_own_command, signed_command
 from flows.serving.app import app_of
 from flows.studio.roots import Refused, Roots
 from flows.studio.run_captions import RunCaptions
 from flows.studio.runs import QueuedRun, RunQueue
+from flows.studio.steps import RecordedCommand
 from flows.studio.thumbs import Thumbnails
 from flows.studio.values import ALLOWED, DENIED, OPTIONS, checked, line_of
 from flows.studio.values import words_of as command_of
@@ -292,6 +295,28 @@ def test_copies_that_sift_found_are_of_one_group(tmp_path: Path) -> None:
     found = json.loads(b"".join(captions.body("")))["media"]
     captions.close()
     assert [m["captions"][0].get("group") for m in found] == [7, None, 7]
+
+
+@pytest.mark.parametrize("given_store", [[], ["--store=s3://b/mine"]])
+def test_a_moved_folder_is_written_where_it_is_from_the_store_of_its_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given_store: list[str]
+) -> None:
+    record = write_run(tmp_path / "out", [])
+    words = ["caption", *given_store, "--out", "out", "--format", "txt", "--", "clips", "--store"]
+    record.value["command"] = signed_command(words, str(tmp_path))
+    record.value["plan"] |= {"store": "/stores/own", "as_published": None}
+    record.write(force=True)
+    moved = (tmp_path / "out").rename(tmp_path / "moved")
+    monkeypatch.setenv("PENSTOCK_STORE", "/stores/other")
+    read = lambda words: config_of(parse(words), CaptionConfig)  # noqa: E731
+    command = RecordedCommand(moved, read)
+    store = "s3://b/mine" if given_store else "/stores/own"
+    for written in (command.writing((), moved), command.again({}, ["a.png"], moved)):
+        config = read(written)
+        assert (config.out, config.store) == (str(moved), store)
+    assert read(command.writing(("srt",), tmp_path / "new")).out == str(tmp_path / "new")
+    learned_from = recorded_command(moved)
+    assert is_own_command(learned_from) and read(learned_from["words"]).store == store
 
 
 def test_a_server_has_no_route_of_the_studio() -> None:
