@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -308,7 +309,10 @@ def test_a_moved_folder_is_written_where_it_is_from_the_store_of_its_captions(
     record.write(force=True)
     moved = (tmp_path / "out").rename(tmp_path / "moved")
     monkeypatch.setenv("PENSTOCK_STORE", "/stores/other")
-    read = lambda words: config_of(parse(words), CaptionConfig)  # noqa: E731
+
+    def read(given: Sequence[str]) -> CaptionConfig:
+        return config_of(parse(given), CaptionConfig)
+
     command = RecordedCommand(moved, read)
     store = "s3://b/mine" if given_store else "/stores/own"
     for written in (command.writing((), moved), command.again({}, ["a.png"], moved)):

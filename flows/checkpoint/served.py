@@ -113,9 +113,13 @@ class ServedModel:
         if about not in known:
             from stages.ask.probe import looks_at_video
 
-            served, takes = self.found_by(
-                lambda client: looks_at_video(client, self.model, self.keys), announce
-            )
+            try:
+                served, takes = self.found_by(
+                    lambda client: looks_at_video(client, self.model, self.keys), announce
+                )
+            except UsageError as error:
+                message = "; ".join((error.message, *self.notes))
+                raise UsageError(message, hint=error.hint) from error
             if len(takes) < len(self.endpoints):
                 return replace(served, video=all(takes))
             known.publish([Record(key=about, meta={"video": all(takes)})])
