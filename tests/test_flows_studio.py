@@ -15,11 +15,10 @@ from starlette.routing import Route
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.options import declared
 from artifacts.store import open_store
+from flows.cli.caption_command import remember
 from flows.cli.main import parse
 from flows.cli.options import config_of
-from flows.cli.recorded import recorded_command
 from flows.options.commands import CaptionConfig
-from flows.results.recorded_command import is_own_command, signed_command
 from flows.serving.app import app_of
 from flows.studio.roots import Refused, Roots
 from flows.studio.run_captions import RunCaptions
@@ -298,29 +297,24 @@ def test_copies_that_sift_found_are_of_one_group(tmp_path: Path) -> None:
     assert [m["captions"][0].get("group") for m in found] == [7, None, 7]
 
 
-@pytest.mark.parametrize("given_store", [[], ["--store=s3://b/mine"]])
+@pytest.mark.parametrize("given", [[], ["--store=s3://b/mine"]])
 def test_a_moved_folder_is_written_where_it_is_from_the_store_of_its_captions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given_store: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str]
 ) -> None:
-    record = write_run(tmp_path / "out", [])
-    words = ["caption", *given_store, "--out", "out", "--format", "txt", "--", "clips", "--store"]
-    record.value["command"] = signed_command(words, str(tmp_path))
-    record.value["plan"] |= {"store": "/stores/own", "as_published": None}
-    record.write(force=True)
+    def read(words: Sequence[str]) -> CaptionConfig:
+        return config_of(parse(words), CaptionConfig)
+
+    words = ["caption", *given, "--out", "out", "--format", "txt", "--", "clips"]
+    job = SimpleNamespace(config=read(words), store=open_store(str(tmp_path / "store")))
+    remember(words, cast(Any, job), write_run(tmp_path / "out", []))
     moved = (tmp_path / "out").rename(tmp_path / "moved")
-    monkeypatch.setenv("PENSTOCK_STORE", "/stores/other")
-
-    def read(given: Sequence[str]) -> CaptionConfig:
-        return config_of(parse(given), CaptionConfig)
-
+    monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "other"))
     command = RecordedCommand(moved, read)
-    store = "s3://b/mine" if given_store else "/stores/own"
+    store = "s3://b/mine" if given else str(tmp_path / "store")
     for written in (command.writing((), moved), command.again({}, ["a.png"], moved)):
         config = read(written)
         assert (config.out, config.store) == (str(moved), store)
     assert read(command.writing(("srt",), tmp_path / "new")).out == str(tmp_path / "new")
-    learned_from = recorded_command(moved)
-    assert is_own_command(learned_from) and read(learned_from["words"]).store == store
 
 
 def test_a_server_has_no_route_of_the_studio() -> None:

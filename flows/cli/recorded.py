@@ -9,13 +9,7 @@ from flows.cli.main import parse
 from flows.cli.options import config_of
 from flows.options.commands import CaptionConfig
 from flows.options.learn import RecordedRun
-from flows.results.recorded_command import (
-    COMMAND,
-    in_store,
-    is_own_command,
-    repeated,
-    signed_command,
-)
+from flows.results.recorded_command import COMMAND, is_own_command, repeated
 from flows.results.rounds import unfinished, usable_rounds
 from flows.results.run_read import load_record
 from flows.results.run_record import RUN_RECORD
@@ -25,7 +19,7 @@ RUN_IT = "Run `penstock caption` once more with the same options, then learn"
 
 def recorded_command(out: Path) -> Mapping[str, Any]:
     """Return the command of the caption run into a folder, if this user ran it on this machine.
-    It names the store of the captions. Raises UsageError, EnvironmentFault."""
+    Raises UsageError, EnvironmentFault."""
     record, left = load_record(out), unfinished(usable_rounds(out))
     # A run that was killed while it began has no command, but the round that began it has.
     command = record["command"] if left is None else left["command"]
@@ -36,8 +30,7 @@ def recorded_command(out: Path) -> Mapping[str, Any]:
             f"{out / RUN_RECORD} was not written by a command of this user on this machine",
             hint=RUN_IT,
         )
-    words = in_store(command["words"], (record["plan"] or {}).get("store", ""))
-    return signed_command(words, command["folder"])
+    return dict(command)
 
 
 def recorded_run(command: Mapping[str, Any]) -> RecordedRun:

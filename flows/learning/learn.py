@@ -277,6 +277,7 @@ class _Work:
         """Record the command that repeats the run with the adapter."""
         if command := self.round["command"]:
             values = {"--adapter": self.adapter, "--out": str(self.out)}
+            values |= {"--store": self.run.config.store} if self.run.config.store else {}
             words = with_values(command["words"], values)
             record.value["command"] = signed_command(words, command["folder"])
             record.write(force=True)

@@ -48,15 +48,6 @@ def with_values(words: Sequence[str], values: Mapping[str, str]) -> list[str]:
     return [*words[:1], *given, *kept]
 
 
-def in_store(words: Sequence[str], store: str) -> list[str]:
-    """Return the words of a command with the store that it used, unless they name one: the
-    environment may have named it. `store` is empty if unknown."""
-    options = words[: words.index("--")] if "--" in words else words
-    if not store or any(word.partition("=")[0] == "--store" for word in options):
-        return [*words]
-    return with_values(words, {"--store": store})
-
-
 def user_secret() -> bytes:
     """Return the secret of this user on this machine; create it if there is none. Raises
     UsageError, EnvironmentFault."""

@@ -11,7 +11,7 @@ from artifacts.json_shapes import read_jsonl
 from artifacts.options import OptionGroup
 from flows.options.model import StoreOptions
 from flows.options.text import OutputOptions
-from flows.results.recorded_command import COMMAND, in_store, is_own_command, repeated, with_values
+from flows.results.recorded_command import COMMAND, is_own_command, repeated, with_values
 from flows.results.report.media import CAPTION, MEDIA_ENTRY, RUN_AGAIN, media_with_lines, path_of
 from flows.results.run_read import load_record
 from flows.studio.roots import Refused
@@ -51,8 +51,7 @@ class RecordedCommand:
                 hint="Run `penstock caption` yourself",
             )
         by_rule = "as_published" in (record["plan"] or {})
-        words = repeated(command["words"], by_rule=by_rule)
-        self.words = in_store(words, (record["plan"] or {}).get("store", ""))
+        self.words = repeated(command["words"], by_rule=by_rule)
         self.folder = Path(command["folder"])
         self._config_of = config_of
 
