@@ -42,11 +42,12 @@ class Caption:
     ended: Ended
     """How the caption ended."""
     logprob: float | None = None
-    """Mean log-probability of its tokens by raw logits, end token included; None: unknown."""
+    """Mean log-probability of its tokens by raw logits, end token included; None: unknown, as for
+    a correction without a score."""
     margin: float | None = None
     """Least margin of a token: its raw logit minus the largest of any other token."""
     margin_at: int | None = None
-    """Where the token with the least margin begins: characters of the model's own text."""
+    """Where the token with the least margin begins: characters of the text without additions."""
     warnings: tuple[str, ...] = ()
     name: str = ""
     """Name of its prompt, if there are several."""

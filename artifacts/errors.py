@@ -2,6 +2,7 @@
 
 PenstockError
 ├── UsageError        bad option, no source at all, no such model        exit 2
+│   └── NoFeatures    features of a training example are neither stored nor can be made
 ├── CannotFit         the model does not fit the memory budget           exit 3
 │   └── OutOfMemory   a stage process exceeded its memory limit
 ├── Interrupted       stopped by a signal; the same command resumes      exit 4
@@ -63,6 +64,10 @@ class UsageError(PenstockError):
     other."""
 
     exit_code = 2
+
+
+class NoFeatures(UsageError):
+    """The features of a training example are neither stored nor can be made."""
 
 
 class CannotFit(PenstockError):

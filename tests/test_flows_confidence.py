@@ -92,8 +92,12 @@ def test_captions_of_before_and_corrections_are_scored_on_request(
     assert numbers(row) == numbers(scored[0])
     assert captioned_media(place.out, place.out)[0]["captions"][0][5:] == numbers(scored[0])
     correct(place, **{key: swapped(row["said"], random.Random(1))})
-    run_inside(place, **PLAIN)
-    assert numbers(place.captions()[0]) == [None] * 3, "as the model's own text has none"
+    run_inside(fresh, **PLAIN)  # the store of the other folder has no edit
+    assert None not in numbers(fresh.captions()[0])
+    correct(fresh, **{key: swapped(row["said"], random.Random(1))})
+    for each in (place, fresh):
+        run_inside(each, **PLAIN)
+        assert numbers(each.captions()[0]) == [None] * 3, "nothing describes the model's text"
     ran = run_inside(place, confidence=True, prefix=">> ", **PLAIN)
     assert ran.started == ["score"]
     one, *rest = place.captions()

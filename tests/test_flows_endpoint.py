@@ -20,6 +20,7 @@ from PIL import Image
 
 from artifacts.endpoints import KEY, LISTED, endpoint_of, keys_from
 from artifacts.errors import EnvironmentFault, UsageError
+from flows.cli.main import main
 from flows.console.display import Display
 from flows.deployments.config_checks import confine
 from flows.options.commands import CaptionConfig
@@ -147,6 +148,32 @@ def test_what_a_server_states_identifies_its_model(pictures: Path, kind: str) ->
         caption(replace(config, revision="mine"), quiet())
     assert len(stand_in.requests) == 18
     assert plan_of(config)["served"]["identity"] == ["--revision", "mine"]
+
+
+def test_a_plan_names_what_the_server_does_not_list(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in = StandIn()
+    with running(stand_in) as address:
+        where = ["--model", "openai:n", "--endpoint", address]
+        assert main(["plan", str(pictures), *where]) == 0
+        told_of_all = capsys.readouterr().out
+        assert f"note        {address} does not list n, but m\n" in told_of_all
+        assert "--keep-frames keeps them" in told_of_all and "--memory" not in told_of_all
+        assert not stand_in.requests
+        for stand_in.models in ({}, {"data": []}, {"data": [{"id": "n:latest"}]}):
+            assert main(["plan", str(pictures), *where, "--keep-frames"]) == 0
+            assert "does not list" not in (told_of_all := capsys.readouterr().out)
+            assert "cuts them again" not in told_of_all
+        stand_in.models = {"data": [{"id": "m"}, {"id": "\x1b[2J"}, {"id": 7}]}
+        clip, stand_in.answer = pictures / "a.mp4", lambda *_: (404, {"error": "no n"})
+        clip.write_bytes((CLIPS / "clip-01.mp4").read_bytes())
+        assert main(["plan", str(pictures), *where]) == 2
+        assert f"no n; {address} does not list n, but [2J, m. Check" in capsys.readouterr().err
+        clip.unlink()
+        stand_in.answer = None
+        caption(config := config_for(address, pictures, model="openai:n"), quiet())
+    assert plan_of(config)["notes"][1] == f"{address} does not list n, but [2J, m"
 
 
 @pytest.mark.parametrize(
@@ -414,6 +441,9 @@ def test_clients_of_openai_can_read_what_is_sent(pictures: Path) -> None:
         given = json.dumps(stand_in.requests)
         done = subprocess.run([python, "-c", code], input=given, text=True, capture_output=True)
         assert done.returncode == 0 and done.stdout.strip() == "12", done.stderr
+        given = given.replace("image_url", "picture_url")
+        done = subprocess.run([python, "-c", code], input=given, text=True, capture_output=True)
+        assert "picture_url" in done.stderr, "the types are checked within messages, too"
 
 
 def test_the_job_template_for_kubernetes_fills_all_of_its_places() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from artifacts.corrections import StoredEdits
 from artifacts.edits import EDITS, read_edits
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import EnvironmentFault, NoFeatures, UsageError
 from flows.console.display import Display
 from flows.learning.decisions import decisions_of
 from flows.learning.judging import divide, is_better, times_lower
@@ -197,6 +197,35 @@ def test_a_round_does_not_begin_without_the_adapter_of_the_captions(school: Scho
     run = RecordedRun(config=school.config)
     result = learn(LearnConfig(out=str(school.out), lr=1e-3), run, Display(quiet=True))
     assert (result.round["round"], result.round["previous"]) == (2, "")
+
+
+def test_a_round_whose_examples_are_gone_is_chosen_anew(
+    school: School, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    school.decide(lambda at, text: (style(text), "accepted"))
+    school.dies_in = "train"
+    with pytest.raises(KeyboardInterrupt):
+        school.learn()
+    checkpoint = school.out / "learn/round-001/adapter/checkpoint"
+    checkpoint.mkdir(parents=True)
+    chosen = rounds_in(school.out)[0]["started"]
+    (Path(school.config.sources[0]) / "07.png").unlink()
+    said(school.config)
+    assert usable_rounds(school.out) == []
+    school.dies_in = ""
+
+    def fails(*_: Any) -> None:
+        raise NoFeatures("03.png: no stored features")
+
+    with monkeypatch.context() as lacking, pytest.raises(NoFeatures):
+        lacking.setattr("flows.learning.learn.train", fails)
+        school.learn()
+    assert rounds_in(school.out) == [] and not checkpoint.exists()
+    school.decide(lambda at, _: (None, "") if at == 3 else None)
+    result = school.learn()
+    examples = [*result.round["examples"], *result.round["held_out"]]
+    assert len(examples) == PICTURES - 2 and result.round["started"] >= chosen
+    assert not {"03.png", "07.png"} & {each["media_path"] for each in examples}
 
 
 def test_a_round_stays_in_the_store_of_the_captions_and_passes_notes_on(

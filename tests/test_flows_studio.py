@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,6 +15,7 @@ from starlette.routing import Route
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.options import declared
 from artifacts.store import open_store
+from flows.cli.caption_command import remember
 from flows.cli.main import parse
 from flows.cli.options import config_of
 from flows.options.commands import CaptionConfig
@@ -21,6 +23,7 @@ from flows.serving.app import app_of
 from flows.studio.roots import Refused, Roots
 from flows.studio.run_captions import RunCaptions
 from flows.studio.runs import QueuedRun, RunQueue
+from flows.studio.steps import RecordedCommand
 from flows.studio.thumbs import Thumbnails
 from flows.studio.values import ALLOWED, DENIED, OPTIONS, checked, line_of
 from flows.studio.values import words_of as command_of
@@ -292,6 +295,26 @@ def test_copies_that_sift_found_are_of_one_group(tmp_path: Path) -> None:
     found = json.loads(b"".join(captions.body("")))["media"]
     captions.close()
     assert [m["captions"][0].get("group") for m in found] == [7, None, 7]
+
+
+@pytest.mark.parametrize("given", [[], ["--store=s3://b/mine"]])
+def test_a_moved_folder_is_written_where_it_is_from_the_store_of_its_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str]
+) -> None:
+    def read(words: Sequence[str]) -> CaptionConfig:
+        return config_of(parse(words), CaptionConfig)
+
+    words = ["caption", *given, "--out", "out", "--format", "txt", "--", "clips"]
+    job = SimpleNamespace(config=read(words), store=open_store(str(tmp_path / "store")))
+    remember(words, cast(Any, job), write_run(tmp_path / "out", []))
+    moved = (tmp_path / "out").rename(tmp_path / "moved")
+    monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "other"))
+    command = RecordedCommand(moved, read)
+    store = "s3://b/mine" if given else str(tmp_path / "store")
+    for written in (command.writing((), moved), command.again({}, ["a.png"], moved)):
+        config = read(written)
+        assert (config.out, config.store) == (str(moved), store)
+    assert read(command.writing(("srt",), tmp_path / "new")).out == str(tmp_path / "new")
 
 
 def test_a_server_has_no_route_of_the_studio() -> None:

@@ -257,6 +257,25 @@ def test_answers_that_break_a_schema_fail_by_name(work: Work) -> None:
     assert len(work.captions) + len(work.stored_failures) == 12
 
 
+def test_json_in_one_fence_is_taken_out_of_it(work: Work) -> None:
+    good = '{"a": "``` x"}'
+    fenced = [f"```json\n{good}\n```", f"\n```\r\n{good}\n  ```\n", f"```json {good}```", good]
+    refused = [f"Here: ```json\n{good}\n```", f"```json\n```json\n{good}\n```\n```"]
+    stand_in = StandIn()
+
+    def answer(request: dict[str, Any], digest: str, before: int) -> Any:
+        found, number = told(digest), len(stand_in.requests) - 1
+        found["choices"][0]["message"]["content"] = (fenced + refused)[number % 6]
+        return 200, found
+
+    stand_in.answer = answer
+    schema = '{"type":"object","properties":{"a":{"type":"string"}},"required":["a"]}'
+    with running(stand_in) as address:
+        work.run(address, schema=schema, at_once=1)
+    assert [*work.captions.values()] == [good] * 8
+    assert [*work.stored_failures.values()] == ["schema"] * 4
+
+
 def test_frames_are_sent_as_pictures_or_as_one_video(tmp_path: Path) -> None:
     work, stand_in = Work(tmp_path, 2, frames=4), StandIn()
     with running(stand_in) as address:

@@ -113,9 +113,13 @@ class ServedModel:
         if about not in known:
             from stages.ask.probe import looks_at_video
 
-            served, takes = self.found_by(
-                lambda client: looks_at_video(client, self.model, self.keys), announce
-            )
+            try:
+                served, takes = self.found_by(
+                    lambda client: looks_at_video(client, self.model, self.keys), announce
+                )
+            except UsageError as error:
+                message = "; ".join((error.message, *self.notes))
+                raise UsageError(message, hint=error.hint) from error
             if len(takes) < len(self.endpoints):
                 return replace(served, video=all(takes))
             known.publish([Record(key=about, meta={"video": all(takes)})])
@@ -165,7 +169,9 @@ def open_served(config: RunOptions, announce: Announce | None = None) -> ServedM
     )
     if config.revision:
         return served
-    served, stated = served.found_by(lambda client: _stated(client, served), announce)
+    served, answers = served.found_by(lambda client: _stated(client, served), announce)
+    stated, unlisted = zip(*answers, strict=True)
+    served = replace(served, notes=(*served.notes, *filter(None, unlisted)))
     if len(found := set(stated)) > 1 and all(found):
         raise UsageError(
             f"the servers run different models as {served.model}",
@@ -199,8 +205,9 @@ def served_profile(config: RunOptions) -> ModelProfile:
     )  # fmt: skip
 
 
-async def _stated(client: "Client", served: ServedModel) -> tuple[str, ...]:
-    """Return what the server states that changes with its model; empty: nothing."""
+async def _stated(client: "Client", served: ServedModel) -> tuple[tuple[str, ...], str]:
+    """Return what the server states that changes with its model, and a note if it lists other
+    models alone; empty: nothing."""
     from stages.ask.servers import refuse_all
 
     async def page(path: str) -> dict[str, Any]:
@@ -218,20 +225,32 @@ async def _stated(client: "Client", served: ServedModel) -> tuple[str, ...]:
             found = {}
         return found if isinstance(found, dict) else {}
 
-    def entry(value: Mapping[str, Any], listed: str, field: str) -> dict[str, Any]:
-        entries = value.get(listed)
+    def entries(value: Mapping[str, Any], listed: str, field: str) -> dict[str, dict[str, Any]]:
+        found = value.get(listed)
+        dicts = (e for e in (found if isinstance(found, list) else ()) if isinstance(e, dict))
+        return {each[field]: each for each in dicts if isinstance(each.get(field), str)}
+
+    def own(every: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         base = served.model.removesuffix(":latest")
         names = (served.model, base, f"{base}:latest")
-        dicts = (e for e in (entries if isinstance(entries, list) else ()) if isinstance(e, dict))
-        return next((each for each in dicts if each.get(field) in names), {})
+        return next((every[name] for name in every if name in names), {})
 
-    known = entry(await page(f"{client.endpoint.path}/models"), "data", "id")
+    every = entries(await page(f"{client.endpoint.path}/models"), "data", "id")
+    known = own(every)
     owner, home = known.get("owned_by"), client.endpoint.path.removesuffix("/v1")
     what, value = "the root that the server states", known.get("root")
     if owner == "library":
         tags = await page(f"{home}/api/tags")
-        what, value = "the digest that Ollama states", entry(tags, "models", "name").get("digest")
+        what, value = (
+            "the digest that Ollama states",
+            own(entries(tags, "models", "name")).get("digest"),
+        )
     if owner == "llamacpp" and (path := (props := await page(f"{home}/props")).get("model_path")):
         what = "the properties that llama-server states"
         value = digest_of([str(path), str(props.get("chat_template")), str(known.get("meta"))])
-    return (what, served.keys.cleaned(value)) if isinstance(value, str) and value else ()
+    others = served.keys.cleaned(", ".join(sorted(every)))
+    note = f"{client.endpoint.url} does not list {served.model}, but {others}"
+    return (
+        (what, served.keys.cleaned(value)) if isinstance(value, str) and value else (),
+        note if every and not known else "",
+    )

@@ -79,11 +79,12 @@ def caption_command(given: argparse.Namespace) -> int:
     return result.exit_code
 
 
-def remember(words: list[str], _: "Job", record: "RunRecord") -> None:
-    """Store the command in the run record, unless it contains credentials."""
-    if not any(redacted(word) != word or signed(word) for word in words):
-        from flows.results.recorded_command import signed_command
+def remember(words: list[str], job: "Job", record: "RunRecord") -> None:
+    """Store the command in the run record with its store, unless it contains credentials."""
+    from flows.results.recorded_command import signed_command, with_values
 
+    words = words if job.config.store else with_values(words, {"--store": job.store.url})
+    if not any(redacted(word) != word or signed(word) for word in words):
         record.value["command"] = signed_command(words, os.getcwd())
         record.write(force=True)
 

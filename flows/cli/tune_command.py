@@ -51,6 +51,7 @@ def tune_command(given: argparse.Namespace) -> int:
         print(json_line({"event": "result", **result.to_json()}))
     elif not given.quiet:
         used = ["caption", "SOURCES", "--model", config.model, "--adapter", str(result.out)]
+        used += ["--store", config.store] if config.store else []
         hint = "" if config.validate_only else f"; use it with `penstock {shlex.join(used)}`"
         print_lines(f"{result.line()}{hint}")
     return result.exit_code

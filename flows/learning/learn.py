@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.edits import DIGITS, changes_of
-from artifacts.errors import UsageError
+from artifacts.errors import NoFeatures, UsageError
 from artifacts.files import whole_file, write_json
 from artifacts.json_shapes import read_json
 from artifacts.keys import digest_of
@@ -47,7 +47,6 @@ from flows.results.rounds import (
     TRAINED,
     Round,
     round_folder,
-    rounds_in,
     usable_rounds,
 )
 from flows.results.run_record import RunRecord
@@ -83,9 +82,8 @@ def learn(
             round_ = choose(config, run, out, rounds)
             if round_ is None:
                 return Learned(out=out, round=rounds[-1], is_new=False)
-            if len(rounds) < len(rounds_in(out)):
-                # The former choice may have begun to train from an adapter that is gone.
-                shutil.rmtree(round_folder(out, round_["round"]))
+            # A former choice may have begun to train.
+            shutil.rmtree(round_folder(out, round_["round"]), ignore_errors=True)
             for line in differing_lines(round_):
                 display.print_line(line)
             write_round(out, round_)
@@ -232,7 +230,11 @@ class _Work:
                     with whole_file(folder / name) as file:
                         file.write((Path(previous) / name).read_bytes())
         training = self.run.training(self.config, len(examples), resume=bool(previous))
-        self._tune(training, examples, folder, tokens=caption_tokens(self.round))
+        try:
+            self._tune(training, examples, folder, tokens=caption_tokens(self.round))
+        except NoFeatures:
+            (self.folder / ROUND_RECORD).unlink()  # the next call chooses other examples
+            raise
         self._end(TRAINED)
 
     def score(self) -> None:
@@ -275,6 +277,7 @@ class _Work:
         """Record the command that repeats the run with the adapter."""
         if command := self.round["command"]:
             values = {"--adapter": self.adapter, "--out": str(self.out)}
+            values |= {"--store": self.run.config.store} if self.run.config.store else {}
             words = with_values(command["words"], values)
             record.value["command"] = signed_command(words, command["folder"])
             record.write(force=True)

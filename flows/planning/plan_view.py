@@ -33,6 +33,7 @@ COSTS = {
     "offload": "weights outside the device are copied for each token: 40 times longer or more",
 }
 """Changed property of a rung → its cost."""
+FRAMES_GO = "deleted after use; another prompt cuts them again, unless --keep-frames keeps them"
 TABLE = Path(__file__).parent / "cards" / "largest.json"
 """The public models that `python -m scripts.cards` planned."""
 NAMES = {
@@ -55,6 +56,8 @@ def plan_lines(plan: Plan) -> list[str]:
     ]
     if plan.job:
         lines += _of_media(values)
+        if plan.request.model.served and not plan.job.config.keep_frames:
+            lines.append(f"frames      {FRAMES_GO}")
     else:
         # A training on stored features reads no sources.
         why = "" if tune.STAGE in plan.request.stages else "no SOURCES given: "
@@ -203,7 +206,8 @@ def _limit_why(plan: Plan) -> str:
     budget = plan.budget
     if budget.given:
         return "set by --memory"
-    return f"free memory: {gib(budget.free_bytes)} on {budget.device}; --memory sets another"
+    another = "" if plan.request.model.served else "; --memory sets another"
+    return f"free memory: {gib(budget.free_bytes)} on {budget.device}{another}"
 
 
 def _costs(plan: Plan) -> Iterator[str]:

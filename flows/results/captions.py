@@ -122,11 +122,13 @@ def _item_to_score(
 
 
 def _confidence(job: Job, task: Task, stored: Mapping[str, Any], shown: _Shown) -> dict[str, Any]:
-    """Return the fields that say how sure the model was of a caption; None where that is
-    unknown."""
+    """Return the fields that say how sure the model was of the caption in a line; None where that
+    is unknown."""
     item, scores, scored = _item_to_score(job, task, stored, shown), stored, stored["caption"]
     if item is not None and job.scores is not None:
         scores, scored = job.scores.find(item) or {}, item.text
+    elif shown.text != shown.original:
+        scores = {}
     found = {field: scores.get(field) for field in CONFIDENCE}
     text = shown.original if scored == stored["caption"] else shown.text
     if found["margin_at"] is not None and scored != text:  # None in thinking that is left out

@@ -13,6 +13,7 @@ from artifacts.json_shapes import (
     moment,
     number,
     read_json,
+    read_jsonl,
     text,
 )
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -33,6 +34,7 @@ CHOSEN, TRAINED, SCORED, RECAPTIONED, CARRIED, DONE = PHASES = (
 """What of a round is done: examples chosen, adapter trained, adapter scored, captions made in the
 store, decisions kept under the new words, outputs written. A refused adapter ends after its
 score."""
+CAPTION_AGAIN = "Run the same `penstock caption` again, which rewrites it"
 RUN_AGAIN = "Restore the file, or delete the folder of the round to leave the round out"
 
 
@@ -93,10 +95,14 @@ def missing_adapter(out: Path, named: str) -> str:
 
 def usable_rounds(out: Path) -> list[Round]:
     """Return the rounds without a last one that only chose its examples, and whose previous adapter
-    is gone: it is chosen anew. Raises EnvironmentFault."""
+    or examples are gone: it is chosen anew. Raises EnvironmentFault."""
     rounds = rounds_in(out)
-    last = rounds[-1] if rounds else {"phase": DONE}
-    is_stuck = last["phase"] == CHOSEN and missing_adapter(out, last["previous"])
+    if not rounds or rounds[-1]["phase"] != CHOSEN:
+        return rounds
+    lines = read_jsonl(out / "captions.jsonl", {"features": text}, CAPTION_AGAIN)
+    captioned, last = {line["features"] for line in lines}, rounds[-1]
+    chosen = {each["features"] for each in (*last["examples"], *last["held_out"])}
+    is_stuck = missing_adapter(out, last["previous"]) or not chosen <= captioned
     return rounds[:-1] if is_stuck else rounds
 
 

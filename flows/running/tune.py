@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UsageError
+from artifacts.errors import NoFeatures, UsageError
 from artifacts.keys import digest_of
 from artifacts.owned_folders import refuse_foreign
 from artifacts.paths import folder_named
@@ -216,7 +216,7 @@ def _job(
 
 
 def _items(job: Job, examples: Sequence[Example]) -> list[TuneItem]:
-    """Return features, prompt and caption of each example. Raises UsageError if a chunk is
+    """Return features, prompt and caption of each example. Raises NoFeatures if a chunk is
     missing."""
     stored = job.ledger["features"]
     tasks: dict[str, list[Task]] = {}
@@ -237,7 +237,7 @@ def _items(job: Job, examples: Sequence[Example]) -> list[TuneItem]:
 def _key(job: Job, example: Example, tasks: Mapping[str, Sequence[Task]]) -> str:
     of_file = tasks.get(str(example.path), ())
     if not of_file:
-        raise UsageError(
+        raise NoFeatures(
             f"{example.path.name}: no stored features of {job.model.name}, and no file to encode",
             hint="Check that the file exists, or that this model captioned it",
         )
@@ -252,7 +252,7 @@ def _key(job: Job, example: Example, tasks: Mapping[str, Sequence[Task]]) -> str
         )
     ]
     if not chunks:
-        raise UsageError(
+        raise NoFeatures(
             f"{example.path.name}: none of {counted(len(of_file), 'chunk')} matches the caption's "
             "start and end",
             hint="Copy start and end from this model's captions.jsonl",

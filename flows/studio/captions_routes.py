@@ -103,9 +103,9 @@ class CaptionsRoutes:
     def _write(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
         chosen = {"format": given.get("format"), "out": given.get("out")}
         found = checked(chosen, self._studio.roots)
-        command, out = self._studio.command(captions.out), found.get("out")
+        command, out = self._studio.command(captions.out), Path(found.get("out") or captions.out)
         words = command.writing(found.get("format", ()), out)
-        return self._add("caption" if out else "write", command, words, Path(out or captions.out))
+        return self._add("caption" if found.get("out") else "write", command, words, out)
 
     async def learn(self, request: Request) -> Response:
         """Put a round of learning into the queue."""

@@ -59,15 +59,15 @@ class RecordedCommand:
     def _config(self) -> OptionGroup:
         return self._config_of(self.words)
 
-    def writing(self, formats: Sequence[str], out: Path | None) -> list[str]:
-        """Return the words that write these formats, too, into this folder or another."""
+    def writing(self, formats: Sequence[str], out: Path) -> list[str]:
+        """Return the words that write these formats, too, into a folder. That of the record may
+        have been moved since."""
         more: dict[str, str] = {}
         if formats:
             more["--format"] = ",".join(
                 dict.fromkeys((*OutputOptions.of(self._config).format, *formats))
             )
-        more |= {"--out": str(out)} if out is not None else {}
-        return with_values(self.words, more)
+        return with_values(self.words, {**more, "--out": str(out)})
 
     def again(self, changes: Mapping[str, Any], paths: Sequence[str], out: Path) -> list[str]:
         """Return the words that ask again about these media, with changed options. Raises Refused

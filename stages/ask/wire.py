@@ -75,6 +75,7 @@ def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
         raise BadAnswer("empty", f"the answer is empty{cut}")
     if any(key in text for key in keys.of.values()):
         raise BadAnswer("garbled", "the answer holds the key of the server")
+    text = _unfenced(text) if schema else text
     if schema and not follows(schema, text):
         raise BadAnswer("schema", f"the answer does not follow the schema{cut}")
     usage = value.get("usage")
@@ -95,6 +96,14 @@ def _text(content: Any) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     raise TypeError(type(content).__name__)
+
+
+def _unfenced(text: str) -> str:
+    """Return JSON without the one fence of Markdown around it, which small models write."""
+    inner = text.strip()
+    if not (inner.startswith("```") and inner.endswith("```")):
+        return text
+    return inner[3:-3].removeprefix("json").strip()
 
 
 def error_in(body: bytes, keys: EndpointKeys) -> str:

@@ -21,5 +21,8 @@ def strict(kind: Any) -> Any:
 checked = TypeAdapter(strict(CompletionCreateParamsNonStreaming))
 requests = json.load(sys.stdin)
 for request in requests:
-    checked.validate_python(request)
+    # What the types call an iterable is checked while it is read.
+    for message in checked.validate_python(request)["messages"]:
+        if not isinstance(message["content"], str):
+            list(message["content"])
 print(len(requests))
