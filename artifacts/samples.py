@@ -12,7 +12,7 @@ from artifacts.stamps import Stamp
 OWN_MEMBERS = ("txt", "json")
 SLUG_LETTERS = 40
 """Number of characters of a medium's name in a key."""
-OUTPUT_VERSION = 1
+OUTPUT_VERSION = 2
 """Raised when samples are written differently for the same captions."""
 
 

@@ -109,6 +109,7 @@ def test_clips_hold_the_pictures_of_their_chunks(done: CaptionConfig, tmp_path: 
         there = {round(f.seconds - lead + start, 3): f.digest for f in cut}
         wanted = [f for f in whole if start <= f.seconds < row["end"]]
         assert [there[round(f.seconds, 3)] for f in wanted] == [f.digest for f in wanted]
+        assert lead < 1 / 30 and cut[0].seconds == 0.0  # trainers see nothing before the chunk
         # Packets that are decoded before the last one of the chunk may be shown after it.
         assert cut[-1].seconds + 1 / 30 == pytest.approx(lead + row["end"] - start, abs=0.2)
 
@@ -117,7 +118,15 @@ def test_what_a_trainer_cannot_read_is_told(tmp_path: Path) -> None:
     notes = write(with_more(tmp_path)).warnings
     assert "not in kohya: 5 videos (it reads no videos)" in notes
     assert "not in ltx: 1 image (it does not read .webp)" in notes
-    assert any("up to 0.7 s before their chunk" in note for note in notes)
+    assert not any("before their chunk" in note for note in notes)
+
+
+def test_clips_that_mp4_cannot_hold_have_a_lead_and_a_note(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    path = Path(config.sources[0]) / "vp8.webm"
+    write_video(path, ticks=range(150), codec="libvpx", gop=100, size=(64, 64))
+    notes = write(config).warnings
+    assert any("up to 2.0 s before their chunk" in note.replace("\n", " ") for note in notes), notes
 
 
 def test_named_prompts_are_all_there_where_a_trainer_takes_several_captions(tmp_path: Path) -> None:

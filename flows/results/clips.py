@@ -28,6 +28,8 @@ from flows.results.sample_sources import SampleSource
 CLIPS, INDEX = "clips", "index.json"
 LEAD_SECONDS = 0.5
 """Lead of a clip before its chunk above which a note is printed."""
+CUT_VERSION = 2
+"""Raised when clips are cut differently; clips of another version are cut again."""
 
 
 def kept_note(names: Sequence[str], folder: Path) -> str:
@@ -82,8 +84,8 @@ class Clips:
             yield kept_note(self.kept, self.folder)
         if self.longest_lead > LEAD_SECONDS:
             yield (
-                f"clips begin at a keyframe, up to {self.longest_lead:.1f} s before their chunk: "
-                f"see media_start in {self.folder / INDEX}"
+                f"clips that MP4 cannot hold begin up to {self.longest_lead:.1f} s before their "
+                f"chunk, and trainers see that: media_start in {self.folder / INDEX} names them"
             )
 
     def _present(self) -> dict[str, str]:
@@ -100,7 +102,7 @@ class Clips:
         if name is None:
             return False
         if self.made(self.folder / name):
-            return True
+            return entry.get("version") == CUT_VERSION
         if self._replace:
             return False
         self.kept.append(name)
@@ -139,6 +141,7 @@ class Clips:
                 self._index[key] = {
                     "file": media.path.name,
                     "media_start": media.start,
+                    "version": CUT_VERSION,
                     "state": [stamp.size, stamp.modified],
                 }
             write_json(self.folder / INDEX, {"clips": self._index})

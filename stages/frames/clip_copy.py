@@ -1,7 +1,10 @@
 """Copies clips of a video into separate files without decoding.
 
-A clip begins at the last keyframe at or before its start, because decoding must begin at a
-keyframe. It ends with the last frame that begins before its end. Sound is left out.
+The packets of a clip begin at the last keyframe at or before its start, because decoding must begin
+at a keyframe. Time 0 of an MP4 file is the frame that is shown at the start. The packets before it
+have negative times, so FFmpeg writes an edit list: readers decode those frames but hide them.
+In other containers, time 0 is the keyframe. A clip ends with the last frame that begins before its
+end. Sound is left out.
 """
 
 import contextlib
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
@@ -97,15 +101,18 @@ class ClipCutter:
         """Copy the part from `start` to `end` seconds to `to` plus the suffix of its container.
         Raises MediaError or OSError."""
         timeline, rate = self._timeline, 1 / self._timeline.time_base
-        key = self._keyframe(timeline.start + int((start + ROUNDING_SECONDS) * rate))
+        ticks = timeline.start + int((start + ROUNDING_SECONDS) * rate)
+        key = self._keyframe(ticks)
+        shown = max(key.pts, int(timeline.pts[np.searchsorted(timeline.pts, ticks, "right") - 1]))
         lead = start - timeline.seconds(key.pts)
         if lead > LEAD_SECONDS:
             raise _clip_error(f"the nearest keyframe is {lead:.0f} s before {start:.1f} s")
         beyond = timeline.start + -int(-(end - ROUNDING_SECONDS) * rate // 1)
         for form, suffix in self._containers:
             path = to.with_name(f"{to.name}.{suffix}")
+            zero = shown if form == "mp4" else key.pts
             try:
-                self._write(key, beyond, path, form)
+                self._write(key, zero, beyond, path, form)
                 _check_decodable(path)
             except (MediaError, ValueError, av.error.FFmpegError) as error:
                 if isinstance(error, OSError) or getattr(error, "kind", "") in TRANSIENT_KINDS:
@@ -113,7 +120,8 @@ class ClipCutter:
                 reason = getattr(error, "message", str(error))
                 path.unlink(missing_ok=True)
             else:
-                return {"file": path.name, "start": round(max(0.0, lead), 6)}
+                at = max(0.0, start - timeline.seconds(zero))
+                return {"file": path.name, "start": round(at, 6)}
         raise _clip_error(f"no container accepts its packets ({reason})")
 
     def _keyframe(self, ticks: int) -> "_Keyframe":
@@ -125,15 +133,15 @@ class ClipCutter:
             raise _clip_error("it does not begin with a keyframe")
         return _Keyframe(keyframes.pts[found], keyframes.dts[found], keyframes.ordinals[found])
 
-    def _write(self, key: "_Keyframe", beyond: int, path: Path, form: str) -> None:
-        """Copy the packets to a file whose time 0 is that of the keyframe."""
+    def _write(self, key: "_Keyframe", zero: int, beyond: int, path: Path, form: str) -> None:
+        """Copy the packets from a keyframe on to a file whose time 0 is at the ticks `zero`."""
         source, stream = open_video(self.path, threads=1)
         with source, open_media(path, "w", format=form) as made:
             # Opaque: also codecs that this FFmpeg cannot encode.
             copied = made.add_stream_from_template(stream, opaque=True)
             for packet in _with_dts(self._packets(source, stream, key, beyond)):
                 assert packet.pts is not None and packet.dts is not None
-                packet.pts, packet.dts = packet.pts - key.pts, packet.dts - key.pts
+                packet.pts, packet.dts = packet.pts - zero, packet.dts - zero
                 packet.stream = copied
                 made.mux_one(packet)
 
