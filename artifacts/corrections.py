@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from artifacts.captions import ENCODER
-from artifacts.edits import DEED, DIGITS, REDO, UNDO, Edit, Edits, EditsOf
+from artifacts.edits import DEED, DIGITS, REDO, UNDO, UNTOUCHED, Edit, Edits, EditsOf
 from artifacts.json_shapes import OptionalField, check, parse, text
 from artifacts.keys import digest_of
 from artifacts.regular_files import open_regular
@@ -169,6 +169,15 @@ class EditsInForce:
         if self._seen[0] is not own or self._seen[1] is not stored:
             self._edits, self._seen = Edits(now={**stored, **own.now}), (own, stored)
         return self._edits
+
+    def unused(self) -> int:
+        """Return the number of edits in the folder's journal that no caption has had, or 0 if a
+        round of `penstock learn` carried them over to other captions."""
+        own = self._own()
+        if any("round" in deed for deed in own.every):
+            return 0
+        edited = {key for key, edit in own.now.items() if edit != UNTOUCHED}
+        return len(edited - self().used)
 
     def take_in(self) -> int:
         """Add the folder's journal to the store, and return the number of new actions. Raises

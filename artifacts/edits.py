@@ -102,15 +102,18 @@ class Edits:
     """Actions that redo can apply again, the next one last."""
     now: dict[str, Edit] = field(default_factory=dict)
     """Caption identity → its edit."""
+    used: set[str] = field(default_factory=set)
+    """Identities of the edited captions that were asked for."""
 
     def __bool__(self) -> bool:
         return bool(self.now)
 
     def of(self, features: str, name: str, prompt: str, original: str) -> Edit:
         """Return the edit of a caption."""
-        return (
-            self.now.get(key_of(features, name, prompt, original), UNTOUCHED) if self else UNTOUCHED
-        )
+        if not self or (key := key_of(features, name, prompt, original)) not in self.now:
+            return UNTOUCHED
+        self.used.add(key)
+        return self.now[key]
 
     def apply(self, deed: Mapping[str, Any]) -> list[str]:
         """Apply the next action. Return the identities of the captions that it changed."""

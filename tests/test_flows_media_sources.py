@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import EnvironmentFault, MediaError, UsageError
+from artifacts.files import OURS
 from artifacts.keys import ContentDigests
 from artifacts.remote import finding
 from artifacts.remote.media_cache import note_digest, open_local
@@ -25,7 +26,7 @@ from flows.ledger.tasks import Medium
 from flows.media import far_digests
 from flows.media.far_digests import contents_of
 from flows.media.media_files import MediaFile, Selection
-from flows.media.sources import find_media, texts_among
+from flows.media.sources import find_media, subfolders_note, texts_among
 from flows.options.commands import CaptionConfig
 from tests.support.buckets import Between
 from tests.support.web import Web, web_server
@@ -71,6 +72,16 @@ def test_media_of_folders_and_patterns_are_found_in_name_order(
     assert all(file.kind == kinds.get(file.path.suffix, file.kind) for file in found)
     limited, _ = find_media(given, selection, limit=2)
     assert names(limited) == wanted[:2]
+
+
+def test_subfolders_with_media_that_are_not_read_are_named(folder: Path) -> None:
+    for name, inside in ((".hidden", "a.mp4"), ("texts", "a.txt"), ("clips", "a.mp4")):
+        (folder / name).mkdir()
+        (folder / name / inside).write_bytes(b"x")
+    (folder / "clips" / OURS).touch()
+    sources = (str(folder), str(folder / "b.mp4"), "missing", "https://example.org/a.mp4")
+    assert subfolders_note(sources, PLAIN) == "1 subfolder with media not read; add --recursive"
+    assert subfolders_note(sources, DEEP) == subfolders_note(sources[1:], PLAIN) == ""
 
 
 def test_a_list_names_files_relative_to_itself(folder: Path) -> None:

@@ -106,8 +106,10 @@ def test_they_hold_for_words_whatever_stands_before_them(config: CaptionConfig) 
     run(config, prefix="sks, ")
     assert of_long(config)[0]["caption"] == "sks, better"
     assert of_long(config)[0]["original"] == f"sks, {said}"
-    run(config, prompt="Another?")
+    assert not any("edits.jsonl" in note for note in run(config).warnings)
+    notes = run(config, prompt="Another?").warnings
     assert "original" not in of_long(config)[0], "another question has another answer"
+    assert any("edits.jsonl holds 1 edit of captions that this run" in note for note in notes)
     run(config)
     assert of_long(config)[0]["caption"] == "better"
 

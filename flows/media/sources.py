@@ -4,6 +4,7 @@ file."""
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ from artifacts.captions import Failure
 from artifacts.errors import Unanswered, UsageError
 from artifacts.files import OURS
 from artifacts.paths import RealPaths
+from artifacts.plurals import counted
 from artifacts.regular_files import odd_thing
 from artifacts.remote.addresses import (
     FarFile,
@@ -98,6 +100,8 @@ AT_ONCE = 32
 """Number of addresses looked up at the same time."""
 MISSING = "nothing was found at this address"
 WEB_HINT = "Check the address; what was there may have moved"
+SUBFOLDERS = 1000
+"""Most subfolders that are looked into for a note."""
 BUCKET_HINT = "Check the name, or add --recursive"
 BAD_ADDRESS = "this is no valid address"
 BAD_ADDRESS_HINT = "Check the scheme, host and port, and remove characters that no address may hold"
@@ -311,6 +315,21 @@ def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFi
     if not count and not unread:
         hint = "Check the folder, or add --recursive" if not selection.recursive else "Check it"
         yield source_failure(source, str(folder), "no-media", "no media file in this folder", hint)
+
+
+def subfolders_note(sources: Iterable[str], selection: Selection) -> str:
+    """Return a note if folders with media are not read because they are in a source; empty if
+    not."""
+    inner: list[str] = []
+    for source in () if selection.recursive else sources:
+        with suppress(OSError, ValueError), os.scandir(os.path.expanduser(source)) as entries:
+            inner += [e.path for e in entries if not e.name.startswith(".") and _is_folder(e)]
+    count = 0
+    for folder in inner[:SUBFOLDERS]:
+        with suppress(OSError):
+            names = os.listdir(folder)
+            count += OURS not in names and any(map(selection.takes, names))
+    return f"{counted(count, 'subfolder')} with media not read; add --recursive" if count else ""
 
 
 def _walk(folder: Path, recursive: bool, unread: Callable[[OSError], None]) -> Iterator[str]:

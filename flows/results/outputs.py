@@ -147,6 +147,8 @@ class OutputCounts:
     """Format → number of user-written or corrected texts in it."""
     earlier: list[str] = field(default_factory=list)
     """Outputs that an earlier run wrote and this one did not update."""
+    unused_edits: int = 0
+    """Edits in the folder's journal of captions that the outputs do not have."""
 
     def to_json(self) -> dict[str, Any]:
         """Return all counts but the failures, as `run.json` stores them."""
@@ -216,6 +218,7 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
         elif path.exists():
             found.earlier.append(form)
     found.earlier += [form for form in TRAINERS if (job.out / form).exists()]
+    found.unused_edits = job.edits.unused()
     return found
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.captions import Failure
+from artifacts.edits import EDITS
 from artifacts.plurals import counted
 from flows.results.outputs import OutputCounts
 from flows.results.status import texts_line
@@ -93,6 +94,12 @@ class RunResult(RunEnd):
                 advice = "the model's context has no room for longer ones"
             cut = counted(self.written.cut, "caption")
             yield f"{cut} reached the limit of {counted(self.limit, 'token')}: {advice}"
+        if self.written.unused_edits:
+            yield (
+                f"{self.out / EDITS} holds {counted(self.written.unused_edits, 'edit')} of "
+                "captions that this run does not have (another prompt, model, sampling or file). "
+                "They are kept, and apply when that run is repeated"
+            )
         for texts in self.written.texts:
             yield from texts.notes()
         if self.summaries is None and (self.out / SUMMARIES).exists():
