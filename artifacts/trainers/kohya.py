@@ -19,8 +19,9 @@ def kohya_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]
         for e in entries
     )
     config = f"""\
-# sd-scripts: --dataset_config {CONFIG} --resolution 1024,1024
+# sd-scripts: --dataset_config {CONFIG}
 [[datasets]]
+resolution = 1024  # 512 for models that were trained at it; --resolution does not override this
 enable_bucket = true
 
   [[datasets.subsets]]

@@ -100,6 +100,11 @@ class RunResult(RunEnd):
                 "captions that this run does not have (another prompt, model, sampling or file). "
                 "They are kept, and apply when that run is repeated"
             )
+        if self.written.rejected and any(texts.beside for texts in self.written.texts):
+            yield (
+                f"{counted(self.written.rejected, 'caption')} rejected: these media get no text, "
+                "but a trainer that reads their folder still takes them"
+            )
         for texts in self.written.texts:
             yield from texts.notes()
         if self.summaries is None and (self.out / SUMMARIES).exists():

@@ -20,6 +20,7 @@ def kohya(out: Path) -> dict[str, str]:
     config = _toml(out / "kohya" / "dataset.toml")
     (dataset,) = config["datasets"]
     assert set(dataset) <= {"enable_bucket", "resolution", "batch_size", "subsets"}
+    assert dataset["resolution"], "without it, sd-scripts needs --resolution"
     (subset,) = dataset["subsets"]
     assert set(subset) == {"metadata_file", "num_repeats"}
     with open(subset["metadata_file"], encoding="utf-8") as file:
