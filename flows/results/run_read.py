@@ -108,7 +108,11 @@ def load_record(out: Path) -> dict[str, Any]:
     `running` but its process is gone. Raises UsageError or EnvironmentFault."""
     path = out / RUN_RECORD
     if not os.path.lexists(path):
-        raise UsageError(f"no run has written to {out}", hint="Name the --out folder of a run")
+        raise UsageError(
+            f"no run has written to {out}",
+            hint="Name the --out folder of a run; one that has just begun writes there after it "
+            "has read its sources",
+        )
 
     def prepared(found: dict[str, Any]) -> dict[str, Any]:
         check(found, {"stages": [{"name": text}]})
