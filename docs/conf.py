@@ -77,10 +77,21 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 default_role = "code"
 
+copybutton_prompt_text = "$ "
+copybutton_line_continuation_character = "\\"
+"""In blocks of commands and output, copy the commands alone."""
+
 html_theme = "furo"
 html_title = "Penstock"
-html_copy_source = False
+html_copy_source = html_use_index = False
 html_theme_options = {"navigation_with_keys": True}
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
+html_favicon = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
+    "%3Crect width='16' height='16' rx='3' fill='%23055d99'/%3E"
+    "%3Cpath d='M2 4h4l4 8h4' stroke='white' stroke-width='2.5' fill='none'/%3E%3C/svg%3E"
+)
 
 BEGINNING = """<!doctype html>
 <meta charset="utf-8">
