@@ -45,7 +45,14 @@ NAVIGATION = {
         "docs/natives",
         "docs/published",
     ],
-    "This machine": ["docs/memory", "docs/cards", "docs/machine", "docs/gpu", "docs/cache"],
+    "This machine": [
+        "docs/memory",
+        "docs/out-of-memory",
+        "docs/cards",
+        "docs/machine",
+        "docs/gpu",
+        "docs/cache",
+    ],
     "For months": [
         "docs/serve",
         "docs/deploy/serve",
@@ -56,7 +63,13 @@ NAVIGATION = {
         "docs/deploy/README",
     ],
     "Python": ["docs/python", "docs/api"],
-    "How it works": ["docs/architecture", "docs/engines", "docs/demo", "docs/performance"],
+    "How it works": [
+        "docs/glossary",
+        "docs/architecture",
+        "docs/engines",
+        "docs/demo",
+        "docs/performance",
+    ],
     "The project": ["README", "CONTRIBUTING", "CHANGELOG", "docs/log"],
 }
 """Every page of the site, in the order of its menu; a new page is a word here."""
