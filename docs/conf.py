@@ -109,6 +109,7 @@ html_favicon = (
 BEGINNING = """<!doctype html>
 <meta charset="utf-8">
 <meta http-equiv="refresh" content="0; url=docs/index.html">
+<link rel="icon" href="data:,">
 <title>Penstock</title>
 <a href="docs/index.html">Penstock</a>
 """
