@@ -45,7 +45,14 @@ NAVIGATION = {
         "docs/natives",
         "docs/published",
     ],
-    "This machine": ["docs/memory", "docs/cards", "docs/machine", "docs/gpu", "docs/cache"],
+    "This machine": [
+        "docs/memory",
+        "docs/out-of-memory",
+        "docs/cards",
+        "docs/machine",
+        "docs/gpu",
+        "docs/cache",
+    ],
     "For months": [
         "docs/serve",
         "docs/deploy/serve",
@@ -56,7 +63,13 @@ NAVIGATION = {
         "docs/deploy/README",
     ],
     "Python": ["docs/python", "docs/api"],
-    "How it works": ["docs/architecture", "docs/engines", "docs/demo", "docs/performance"],
+    "How it works": [
+        "docs/glossary",
+        "docs/architecture",
+        "docs/engines",
+        "docs/demo",
+        "docs/performance",
+    ],
     "The project": ["README", "CONTRIBUTING", "CHANGELOG", "docs/log"],
 }
 """Every page of the site, in the order of its menu; a new page is a word here."""
@@ -77,14 +90,26 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 default_role = "code"
 
+copybutton_prompt_text = "$ "
+copybutton_line_continuation_character = "\\"
+"""In blocks of commands and output, copy the commands alone."""
+
 html_theme = "furo"
 html_title = "Penstock"
-html_copy_source = False
+html_copy_source = html_use_index = False
 html_theme_options = {"navigation_with_keys": True}
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
+html_favicon = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
+    "%3Crect width='16' height='16' rx='3' fill='%23055d99'/%3E"
+    "%3Cpath d='M2 4h4l4 8h4' stroke='white' stroke-width='2.5' fill='none'/%3E%3C/svg%3E"
+)
 
 BEGINNING = """<!doctype html>
 <meta charset="utf-8">
 <meta http-equiv="refresh" content="0; url=docs/index.html">
+<link rel="icon" href="data:,">
 <title>Penstock</title>
 <a href="docs/index.html">Penstock</a>
 """

@@ -103,7 +103,7 @@ def main() -> int:
     """0 when everything in the section works."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--install", action="store_true", help="let `make setup` install (6 to 7 GB)"
+        "--install", action="store_true", help="let `make setup` install (7 to 8 GB)"
     )
     given = parser.parse_args()
 

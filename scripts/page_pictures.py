@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if TYPE_CHECKING:
     from tests.support.browser import Browser
 
-REPORT, REVIEW, STUDIO = (1120, 2040), (1120, 900), (1120, 1290)
+REPORT, REVIEW, STUDIO = (1240, 2040), (1120, 900), (1120, 1290)
+TOP = "document.documentElement.style.scrollbarWidth = 'none'; scrollTo(0, 0)"
 OPTIONS = ("--model=demo", "--chunk=1.5", "--fps=4", "--batch-size=16", "--memory=100MB")
 PENSTOCK = [sys.executable, "-m", "flows.cli.main"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -65,7 +67,10 @@ def of_report(browser: "Browser") -> bytes:
     browser.wait("return document.querySelectorAll('.captions button').length > 3")
     browser.click(".captions button", 2)
     browser.wait("return document.querySelector('video').readyState >= 2")
-    browser.run("scrollTo(0, 0)")
+    browser.run(TOP)
+    seen = "[...document.querySelectorAll('video')].slice(0, 2)"
+    browser.wait(f"return {seen}.every(video => video.readyState === 4 && !video.seeking)")
+    time.sleep(1)  # until their spinners are gone
     browser.hover(".plot svg", 150, 0)
     return browser.screenshot()
 
@@ -89,7 +94,7 @@ def of_review(browser: "Browser", out: Path) -> bytes:
         browser.press(*" And it is seen from above.", "\ue007")
         browser.wait("return document.querySelector('#saved').textContent === 'all saved'")
         browser.wait("return [...document.images].slice(0, 8).every(image => image.naturalWidth)")
-        browser.run("document.activeElement.blur(); scrollTo(0, 0)")
+        browser.run(f"document.activeElement.blur(); {TOP}")
         picture = browser.screenshot()
         server.send_signal(signal.SIGTERM)
     return picture

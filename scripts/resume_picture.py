@@ -8,7 +8,7 @@
 3. It compares the two runs' counts with the store: the script fails unless each caption was made
    exactly once.
 4. It draws the terminal's screens, as a terminal emulator saw them, as an animated SVG. Long waits
-   are shortened; nothing else is changed.
+   are shortened, and all is played faster; nothing else is changed.
 """
 
 import argparse
@@ -45,6 +45,8 @@ WIDTH, HEIGHT, MARGIN, SIZE = 8.4, 19, 14, 14
 """Pixels of a character and of a line, around the text, and of its letters."""
 SHORTEST, LONGEST, REST = 0.2, 0.9, 5.0
 """Seconds of a screen: at least, at most, and of the last one."""
+PLAYED = 15.0
+"""Seconds of all screens before the last one, at most."""
 CAPTIONED = re.compile(r"captioning \D*(\d+)/")
 Screens = list[tuple[float, tuple[str, ...]]]
 """Seconds at which a screen began to be shown, and its lines."""
@@ -145,6 +147,7 @@ def record(folder: Path) -> Recording:
 
 def svg(screens: Screens) -> str:
     """Return an animation of these screens. A line that stays is drawn once."""
+    rows = max(len("\n".join(lines).rstrip().split("\n")) for _, lines in screens)
     shown = [screens[0]]
     for screen in screens[1:]:
         if screen[0] - shown[-1][0] < SHORTEST:  # replaced before anybody can read it
@@ -152,10 +155,11 @@ def svg(screens: Screens) -> str:
         else:
             shown.append(screen)
     spans = [min(b - a, LONGEST) for (a, _), (b, _) in pairwise(shown)]
-    times = [0.0, *accumulate([*spans, REST])]
-    width, height = round(COLUMNS * WIDTH + 2 * MARGIN), ROWS * HEIGHT + 2 * MARGIN
+    pace = min(1.0, PLAYED / sum(spans))
+    times = [0.0, *accumulate([*(span * pace for span in spans), REST])]
+    width, height = round(COLUMNS * WIDTH + 2 * MARGIN), rows * HEIGHT + 2 * MARGIN
     rules, texts = list[str](), list[str]()
-    for row in range(ROWS):
+    for row in range(rows):
         of_row = [lines[row] for _, lines in shown]
         begin = 0
         for line, group in groupby(of_row):

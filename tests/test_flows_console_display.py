@@ -77,6 +77,19 @@ def test_a_log_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[-1].startswith("encoding: 38 in ")
 
 
+def test_items_made_beside_the_stage_before_count_as_made() -> None:
+    log = io.StringIO()
+    display = Display(to=log)
+    display.stage("frames", 3, 0)
+    display.on_event("encode", Item())
+    display.stage("encode", 3, 1)
+    display.on_event("encode", Item())
+    display.on_event("encode", Item())
+    display.close()
+    first, second = log.getvalue().splitlines()[-2:]
+    assert first == "encoding: 2 to do" and second.startswith("encoding: 3 in ")
+
+
 def test_json_tells_every_item(capsys: pytest.CaptureFixture[str]) -> None:
     display = Display(as_json=True)
     display.stage("encode", 2, 0)

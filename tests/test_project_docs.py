@@ -58,6 +58,11 @@ def test_every_page_is_in_the_menu_once() -> None:
     assert sorted(listed) == sorted(set(there) - {"docs/index"})
 
 
+def test_the_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120 and len(text.split()) <= 900
+
+
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_command_shown_can_be_typed(page: Path) -> None:
     assert read(page).wrong == []

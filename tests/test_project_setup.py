@@ -81,7 +81,7 @@ def test_it_tells_the_size_first_and_the_path_last_and_holds_all_to_its_hash(abl
     done = able.setup()
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
-    assert "6 to 7 GB" in lines[1]
+    assert "7 to 8 GB" in lines[1]
     assert lines[-1].strip() == f'export PATH="{able.clone}/.venv/bin:$PATH"'
     packages, project = able.uv_calls()[1:]
     assert "--require-hashes --requirement requirements/dev.txt" in packages

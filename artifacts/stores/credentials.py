@@ -23,12 +23,12 @@ def variables() -> tuple[tuple[str, str], ...]:
 
 
 def allows_http() -> bool:
-    """Return whether a service may be asked without TLS."""
+    """Return whether a service may be used without TLS."""
     return any(os.environ.get(name, "").lower() in YES for name in ALLOW_HTTP)
 
 
 def check_variables() -> None:
-    """Raise UsageError for a variable that no service can be asked with; names it alone."""
+    """Raise UsageError for a variable that no service can be used with; names it alone."""
     for name, value in variables():
         shape = REGION if name.endswith("_REGION") else PLAIN
         if not shape.fullmatch(value):

@@ -177,6 +177,8 @@ class Display:
         self._loading = ""
         """What the stage is loading before it begins; empty afterwards."""
         self._shown = 0.0
+        self._beside: dict[str, tuple[int, float]] = {}
+        """Stages that began beside the one that is shown: items made, and when the first was."""
         self._failed: set[str] = set()
         """Files whose failure was printed."""
         self._fetch_total = 0
@@ -200,13 +202,16 @@ class Display:
         with self._lock:
             self.close()
             self._loading, self._verb = loads, verb or VERBS.get(name, name)
-            self._stage, self._total, self._done, self._before = name, total, done, done
-            self._started = self._shown = time.monotonic()
-            self._pace = Pace(self._started)
+            now = time.monotonic()
+            made, self._started = self._beside.pop(name, (0, now))
+            done = max(done, made)
+            self._stage, self._total, self._done, self._before = name, total, done, done - made
+            self._shown = now
+            self._pace = Pace(now)
             self._draw()
             self._emit({"event": "stage", "stage": name, "total": total, "done": done})
             if self._plain:
-                before = f", {done} already done" if done else ""
+                before = f", {self._before} already done" if self._before else ""
                 self._line(f"{self._verb}: {total - done} to do{before}")
 
     def on_event(self, name: str, event: Event) -> None:
@@ -298,6 +303,8 @@ class Display:
         with self._lock:
             self._emit({"event": "item", "stage": name, "label": event.label})
             if name != self._stage:
+                made, since = self._beside.get(name, (0, time.monotonic()))
+                self._beside[name] = made + 1, since
                 return
             self._done += 1
             self._loading = ""

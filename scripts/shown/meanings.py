@@ -36,7 +36,7 @@ NOT_RUN = (
     (r".*scripts[./]gpu_check|make gpu-check\b", "needs a GPU; tests run it on stand-ins"),
     (
         r"make (wheel|setup|image|test-install)\b|python -m venv|~/penstock/bin/pip\b|uvx |pipx ",
-        "installs 6 GB; make test-install and tests/test_project_setup.py try it",
+        "installs 8 GB; make test-install and tests/test_project_setup.py try it",
     ),
     (
         r"make (server|worker)\b|prefect |export PREFECT_|.*PREFECT_API_URL",

@@ -97,6 +97,12 @@ class Browser:
         command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": size}
         self._call("POST", "/goog/cdp/execute", command)
 
+    def colour_scheme(self, scheme: str) -> None:
+        """Show pages as for somebody who prefers this scheme, `light` or `dark`."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        command = {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}}
+        self._call("POST", "/goog/cdp/execute", command)
+
     def print_media(self, on: bool) -> None:
         """Show pages as they are on paper, or as on a screen again."""
         params = {"media": "print" if on else ""}

@@ -100,3 +100,11 @@ function askedElsewhere() {
   const own = [location.origin, "blob:", "data:"];
   return performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !own.some(start => name.startsWith(start)));
 }
+
+// What does not fit its own box and is cut or scrolls sideways there, but for what may scroll.
+function overflowing(mayScroll) {
+  return [document.documentElement, ...document.body.querySelectorAll("*")]
+    .filter(element => element.checkVisibility() && element.scrollWidth > element.clientWidth + 1)
+    .filter(element => element === document.documentElement || (getComputedStyle(element).overflowX !== "visible" && !element.matches(mayScroll)))
+    .map(element => `${element.tagName}.${element.className}: ${element.scrollWidth} > ${element.clientWidth}`);
+}

@@ -32,6 +32,11 @@ def too_wide(browser: Browser) -> Any:
     return browser.run(SCRIPT + "return tooWide()")
 
 
+def overflowing(browser: Browser, may_scroll: str) -> Any:
+    """What does not fit its own box, except elements of the selector `may_scroll`."""
+    return browser.run(SCRIPT + "return overflowing(arguments[0])", may_scroll)
+
+
 def unnamed(browser: Browser) -> Any:
     """What a screen reader has no name for."""
     return browser.run(SCRIPT + "return unnamed()")
