@@ -181,7 +181,7 @@ def test_a_folder_lists_what_may_be_named(roots: Roots, tmp_path: Path) -> None:
     for path in ("..", "/", "/etc", "link", ".hidden", "a\0b"):
         with pytest.raises(Refused):
             roots.listing(path)
-    with pytest.raises(EnvironmentFault):
+    with pytest.raises(EnvironmentFault, match="gone cannot be read"):
         roots.listing("gone")
 
 
