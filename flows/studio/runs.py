@@ -9,6 +9,8 @@ How it works:
 3. How a run ended is read from its `run.json`; a run that wrote none has its last line in its log.
 """
 
+import asyncio
+import contextlib
 import fcntl
 import functools
 import json
@@ -339,27 +341,33 @@ def program(words: Sequence[str]) -> list[str]:
     return [sys.executable, "-P", "-m", "flows.cli.main", *words]
 
 
-def plan_of(words: Sequence[str], folder: Path, seconds: float) -> dict[str, Any]:
-    """Return the plan of a `caption` command, made by `penstock plan`. Raises UsageError with what
-    it says of a command that it refuses."""
+async def plan_of(words: Sequence[str], folder: Path, seconds: float) -> dict[str, Any]:
+    """Return the plan of a `caption` command, made by `penstock plan`. When the caller is
+    cancelled, that command ends. Raises UsageError with what it says of a command that it
+    refuses."""
+    made = await asyncio.create_subprocess_exec(
+        *program(["plan", "--json", *words[1:]]),
+        cwd=folder,
+        env={**os.environ, "NO_COLOR": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     try:
-        made = subprocess.run(
-            program(["plan", "--json", *words[1:]]),
-            cwd=folder,
-            env={**os.environ, "NO_COLOR": "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=seconds,
-        )
-    except subprocess.TimeoutExpired as error:
+        out, said = await asyncio.wait_for(made.communicate(), seconds)
+        plan: dict[str, Any] = json.loads(out)
+    except TimeoutError as error:
         raise UsageError(
             f"no plan within {seconds:.0f} s", hint="Try again: what was read is kept"
         ) from error
-    try:
-        plan: dict[str, Any] = json.loads(made.stdout)
     except ValueError:
-        lines = made.stderr.decode(errors="replace").strip().splitlines()
+        lines = said.decode(errors="replace").strip().splitlines()
         raise UsageError(lines[-1] if lines else "the plan failed") from None
+    finally:
+        if made.returncode is None:
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
+                os.killpg(made.pid, signal.SIGKILL)
     return plan
 
 

@@ -4,7 +4,7 @@ import asyncio
 from string import Template
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from flows.results.report.page import digest, part, server_policy
@@ -110,11 +110,22 @@ class StartRoutes:
         return JSONResponse({"line": line_of(words)})
 
     async def plan(self, request: Request) -> Response:
-        """Return the plan of values. One is made at a time."""
+        """Return the plan of values. One is made at a time, while its page waits for it."""
         _, words = await self._words(request)
-        async with self._planning:
-            found = await asyncio.to_thread(plan_of, words, self._studio.folder, PLAN_SECONDS)
+        planning = asyncio.create_task(self._planned(words))
+        gone = asyncio.create_task(request.receive())  # after the body: the page is gone
+        gone.add_done_callback(lambda _: planning.cancel())
+        try:
+            found = await planning
+        except asyncio.CancelledError as error:
+            raise ClientDisconnect from error
+        finally:
+            gone.cancel()
         return JSONResponse({"plan": found, "line": line_of(words)})
+
+    async def _planned(self, words: list[str]) -> dict[str, Any]:
+        async with self._planning:
+            return await plan_of(words, self._studio.folder, PLAN_SECONDS)
 
     async def begin(self, request: Request) -> Response:
         """Put a run into the queue."""
