@@ -280,6 +280,37 @@ def test_a_conflict_keeps_the_other_changes_of_its_deed(
     browser.console()
 
 
+def test_an_expression_that_never_ends_stops_nothing(
+    browser: Browser, tmp_path: Path, studio: OpenStudio
+) -> None:
+    file = media_file(write_video(tmp_path / "empty" / "a.mp4", ticks=range(0, 60, 6)))
+    write_run(studio.out, [(file, said(file, ["a" * 40 + "!", "A $1 ring."]))])
+    shown(browser, f"{studio.address}run/{studio.get('start')['own']}/")
+    browser.press("h")
+    browser.run("document.querySelector('#regex').click()")
+    browser.type("#find", "(a+)+$")
+    told = "return document.querySelector('#found').textContent"
+    browser.wait(f"{told}.startsWith('no result in 2 seconds')", seconds=10.0)
+    assert browser.run("return document.querySelector('#replace-all').disabled")
+    for find, by, regex, after in (
+        ("(", "", True, None),
+        (r"(\w)\w+\.", "$1og.", True, "A $1 rog."),
+        ("$1", "$&", False, "A $& rog."),
+    ):
+        browser.run("document.querySelector('#regex').checked = arguments[0]", regex)
+        for name, value in (("#find", find), ("#by", by)):
+            browser.run("document.querySelector(arguments[0]).value = ''", name)
+            browser.type(name, value)
+        if after is None:
+            browser.wait(f"{told}.startsWith('not a regular expression: Unterminated group')")
+            continue
+        browser.wait(f"{told}.startsWith('1 caption of 2')")
+        browser.press(ENTER)
+        browser.wait(f"{WORDS}[1] === '{after}'")
+    browser.wait(SAVED)
+    assert browser.console() == []
+
+
 def test_axe_finds_nothing_serious(browser: Browser, tmp_path: Path, studio: OpenStudio) -> None:
     script = axe_script(tmp_path)
     file = media_file(write_video(tmp_path / "empty" / "a.mp4", ticks=range(0, 60, 6)))

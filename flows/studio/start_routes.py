@@ -37,7 +37,7 @@ def page_parts() -> tuple[str, str]:
     style = "".join(part(name, package) for package, name in STYLES)
     script = "\n".join(["'use strict';", *(part(name, package) for package, name in SCRIPTS)])
     html = Template(part("page.html", PAGE)).substitute(style=style, script=script)
-    return html, server_policy([digest(script)], [digest(style)])
+    return html, server_policy([digest(script)], [digest(style)]) + "; worker-src blob:"
 
 
 class StartRoutes:
