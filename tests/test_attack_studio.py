@@ -205,6 +205,9 @@ def test_values_that_the_page_never_sends_start_nothing(studio: OpenStudio) -> N
     for changes in ({"out": "/tmp/e"}, {"store": "x"}, {"adapter": "/etc"}, {"format": ["txt"]}):
         again = {"keys": [key(studio)], "values": changes}
         assert studio.post(f"{own(studio)}/again", again).status == 422
+    for format_ in ({}, {"format": None}, {"format": "kohya"}, {"out": str(studio.out)}):
+        answer = studio.post(f"{own(studio)}/write", format_)
+        assert answer.status == 422 and b"the formats are missing" in answer.body
     assert studio.post("words", {"values": good}).status == 200
     assert state(studio) == before
 

@@ -137,6 +137,7 @@ WRONG: list[dict[str, Any]] = [
     *({"prompts": value} for value in (["a=b"], {"A B": "c"}, {"a": 1})),
     *({"sources": value} for value in ("a.png", [1], [], None, {"a": "b"})),
     *({"memory": value} for value in (8, "much", "-1GiB")),
+    {"precision": 3},
     *({name: "x"} for name in ("store", "trust_remote_code", "token_file", "endpoint", "json")),
     *({name: True} for name in ("trust_remote_code", "--trust-remote-code", "trust-remote-code")),
     *({name: "x"} for name in ("prompt_file", "prefect", "quiet", "__class__", "", "Out")),
@@ -148,8 +149,9 @@ WRONG: list[dict[str, Any]] = [
 
 def test_values_that_the_command_would_not_take_fails(roots: Roots, tmp_path: Path) -> None:
     for values in WRONG:
-        with pytest.raises(UsageError):
+        with pytest.raises(UsageError) as refused:
             raise AssertionError(words_of(given(tmp_path) | values, roots))
+        assert "%(" not in refused.value.hint
 
 
 def test_a_text_stays_one_value(roots: Roots, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 and by keyboard alone, and how it looks."""
 
 import json
+import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,6 +181,7 @@ def write(browser: Browser, studio: OpenStudio, media: list[Path]) -> None:
     )
     told = {row[0]: row[1:5] for row in browser.run(cells)[1:]}
     assert told["musubi"] == ["29", "29", "0", "0"] and told["kohya"][2:] == ["0", "0"]
+    assert told["kohya"][1] == "29; 11 videos: kohya reads no videos"
     found = {name: READERS[name](studio.out) for name in ("kohya", "musubi")}
     assert len(found["musubi"]) == 29, "30 but for the rejected one"
     assert len(found["kohya"]) == PICTURES, "kohya takes pictures"
@@ -208,6 +212,31 @@ def test_a_killed_server_finds_its_run_and_the_browser_goes_on(
     browser.press("a")
     browser.wait(SAVED)
     assert len(read_edits(studio.out).done) == 1
+
+
+def test_a_run_shows_its_memory_and_why_it_ended(browser: Browser, studio: OpenStudio) -> None:
+    for clip in sorted(penstock_demo.CLIPS.glob("*.mp4"))[:4]:
+        shutil.copy(clip, studio.folder)
+    values = {"sources": [str(studio.folder)], "model": "demo", "chunk": 0.2, "frames": 2}
+    studio.done("runs", {"values": values})
+    shown(browser, studio.address)
+    browser.wait("return document.querySelector('#runs meter')", seconds=LONG)
+    told = "return document.querySelector('#runs .stages').parentElement.innerText"
+    running = browser.run(told)
+    assert re.search(r"memory \S+ \SB now, peak \S+ \SB, planned \S+ \SB, budget \S+ \SB", running)
+    assert "0 of 4 files failed" in running and "written" not in running
+    (run,) = studio.runs()
+    os.kill(run["pid"], signal.SIGKILL)
+    shown(browser, f"{studio.address}run/{run['run']}/")
+    card = "return document.querySelector('#running').innerText"
+    browser.wait(f"{card}.includes('its process was killed')", seconds=LONG)
+    assert browser.run(card).startswith("died ")
+    every_look(browser)
+    browser.run("document.querySelector('[data-act$=\"go on\"]').click()")
+    browser.wait(f"{card} === ''", seconds=LONG)  # its captions show that it is done
+    shown(browser, studio.address)
+    count = studio.runs()[0]["status"]["captions"]
+    assert f"{count} captions written, 0 of 4 files failed" in browser.run(told)
 
 
 def test_an_edit_of_another_tab_is_shown_and_an_older_one_refused(

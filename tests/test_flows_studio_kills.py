@@ -1,6 +1,7 @@
 """A studio killed again and again while it edits and runs: what it acknowledged stays, and its runs
 go on, one at a time."""
 
+import contextlib
 import http.client
 import itertools
 import json
@@ -16,6 +17,7 @@ import pytest
 from artifacts.edits import read_edits
 from flows.results.run_record import seconds_of
 from penstock_demo import CLIPS
+from tests.support.disks import small_disk
 from tests.support.media import write_video
 from tests.support.reports import media_file, said, write_run
 from tests.support.studios import OpenStudio, all_done
@@ -91,6 +93,7 @@ def test_a_run_is_stopped_and_goes_on_and_a_killed_one_says_so(tmp_path: Path) -
         (found,) = studio.wait(lambda runs: runs[0]["status"] is not None and runs[0]["pid"] > 0)
         os.kill(found["pid"], signal.SIGKILL)
         (found,) = studio.wait(lambda runs: runs[0]["state"] == "died")
+        assert found["error"] == "its process was killed, by a user or for lack of memory"
         studio.done(f"runs/{run}", {"do": "go on"})
         (found,) = studio.wait(all_done)
         assert found["status"]["captions"] == 12
@@ -102,6 +105,23 @@ def test_a_run_is_stopped_and_goes_on_and_a_killed_one_says_so(tmp_path: Path) -
         assert "penstock-demo/none" in found["error"] and "\n" not in found["error"]
     finally:
         studio.end()
+
+
+def test_a_run_that_a_full_disk_ends_says_so(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "3m") as disk:
+        studio = OpenStudio(CLIPS, disk / "out", tmp_path / "store").start()
+        values = {"sources": [str(CLIPS)], "model": "demo", "chunk": 0.2, "frames": 2}
+        studio.done("runs", {"values": values})
+        studio.wait(lambda runs: runs[0]["status"] is not None)
+        with contextlib.suppress(OSError), open(disk / "other", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 12))
+        (found,) = studio.wait(lambda runs: runs[0]["state"] in ("died", "failed"))
+        assert f"the disk of {disk / 'out'}" in found["error"] and "full" in found["error"]
+        (disk / "other").unlink()
+        studio.done(f"runs/{found['id']}", {"do": "go on"})
+        studio.wait(all_done)
+        assert studio.end() == 0
 
 
 def test_captions_are_shown_while_they_are_made(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from flows.studio.guard import JSON, json_of
 from flows.studio.run_captions import RunCaptions
 from flows.studio.runs import AGAIN, QueuedRun
 from flows.studio.session import Studio
-from flows.studio.sets import sets_in, unrejected
+from flows.studio.sets import kept_kinds, sets_in
 from flows.studio.steps import FOLDER, MOST, RecordedCommand, answers_of
 from flows.studio.values import checked, line_of
 
@@ -101,7 +101,9 @@ class CaptionsRoutes:
         return JSONResponse({"id": run.id, "line": line_of(run.words)})
 
     def _write(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
-        chosen = {"format": given.get("format"), "out": given.get("out")}
+        if not isinstance(given.get("format"), list):
+            raise EditRefused("the formats are missing")
+        chosen = {"format": given["format"], "out": given.get("out")}
         found = checked(chosen, self._studio.roots)
         command, out = self._studio.command(captions.out), found.get("out")
         words = command.writing(found.get("format", ()), out)
@@ -125,7 +127,7 @@ class CaptionsRoutes:
 
         def found() -> list[dict[str, Any]]:
             reviewed = captions.reviewed
-            return sets_in(captions.out, unrejected(reviewed.rows, reviewed.edits()))
+            return sets_in(captions.out, kept_kinds(reviewed.rows, reviewed.edits()))
 
         return JSONResponse({"sets": await asyncio.to_thread(found)})
 

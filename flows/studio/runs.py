@@ -9,18 +9,15 @@ How it works:
 3. How a run ended is read from its `run.json`; a run that wrote none has its last line in its log.
 """
 
-import asyncio
-import contextlib
 import fcntl
 import functools
-import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +29,7 @@ from artifacts.keys import digest_of
 from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of
 from flows.results.run_status import run_status
+from flows.studio.plans import program
 from flows.studio.values import line_of
 
 FORM = 1
@@ -44,11 +42,13 @@ ENDED = ("done", "failed", "interrupted", "died")
 TICK_SECONDS = 0.5
 MOST_RUNS = 1000
 LOG_BYTES = 4000
+FULL_BYTES = 1 << 20
+"""Free bytes below which a disk counts as full."""
 SHOWN = ("state", "media", "captions", "failures", "error", "advice", "rungs", "started", "updated")
 STAGE = (
     *("name", "running", "done", "failed", "pending", "about", "rate", "rate_last_minute"),
-    *("seconds_left", "seconds", "peak_host_bytes", "peak_device_bytes"),
-    *("taken_bytes", "planned_bytes"),
+    *("seconds_left", "seconds"),
+    *("taken_bytes", "planned_bytes", "now_bytes"),
 )
 """What the page shows of a run and of its stages."""
 ENTRY = ("id", "kind", "out", "values", "state", "pid", "began", "error")
@@ -188,12 +188,11 @@ class RunQueue:
         return [self._shown(run) for run in runs]
 
     def _shown(self, run: QueuedRun) -> dict[str, Any]:
-        last = self.log_of(run).strip().splitlines()[-1:] if run.kind == "learn" else []
         entry = {
             **{name: getattr(run, name) for name in ENTRY},
             "name": run.about_out.name,
             "run": run_id(run.about_out),
-            "said": "".join(last),
+            "said": self._last_line(run) if run.kind == "learn" else "",
             "line": line_of(run.words),
             "status": None,
         }
@@ -283,11 +282,22 @@ class RunQueue:
         if self._has_record(run):
             record = load_record(Path(run.out))
             state = "died" if record["state"] == "running" else record["state"]
-            return state, record["error"]
-        last = self.log_of(run).strip().splitlines()[-1:]
+            return state, self._why(run, code) if state == "died" else record["error"]
         if code == 0:
             return "done", ""
-        return ("interrupted" if code == 4 else "failed"), last[0] if last else "it wrote nothing"
+        return ("interrupted" if code == 4 else "failed"), self._why(run, code)
+
+    def _why(self, run: QueuedRun, code: int | None) -> str:
+        """Return why a process ended that could not record it."""
+        for folder in (Path(run.out), self._state):
+            if folder.is_dir() and shutil.disk_usage(folder).free < FULL_BYTES:
+                return f"the disk of {folder} is full: free some space, then go on"
+        if code is None or code < 0:
+            return "its process was killed, by a user or for lack of memory"
+        return self._last_line(run) or f"it ended with code {code}, without a word"
+
+    def _last_line(self, run: QueuedRun) -> str:
+        return "".join(self.log_of(run).strip().splitlines()[-1:])
 
     def _begin(self, run: QueuedRun, lock: int) -> None:
         run.state, run.began, run.pid, run.error = STARTING, _now(), 0, ""
@@ -334,41 +344,6 @@ def _started(run: QueuedRun, log: IO[bytes], lock: int) -> subprocess.Popen[byte
         start_new_session=True,
         pass_fds=(lock,),
     )
-
-
-def program(words: Sequence[str]) -> list[str]:
-    """Return the program and the arguments of a command of Penstock."""
-    return [sys.executable, "-P", "-m", "flows.cli.main", *words]
-
-
-async def plan_of(words: Sequence[str], folder: Path, seconds: float) -> dict[str, Any]:
-    """Return the plan of a `caption` command, made by `penstock plan`. When the caller is
-    cancelled, that command ends. Raises UsageError with what it says of a command that it
-    refuses."""
-    made = await asyncio.create_subprocess_exec(
-        *program(["plan", "--json", *words[1:]]),
-        cwd=folder,
-        env={**os.environ, "NO_COLOR": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        out, said = await asyncio.wait_for(made.communicate(), seconds)
-        plan: dict[str, Any] = json.loads(out)
-    except TimeoutError as error:
-        raise UsageError(
-            f"no plan within {seconds:.0f} s", hint="Try again: what was read is kept"
-        ) from error
-    except ValueError:
-        lines = said.decode(errors="replace").strip().splitlines()
-        raise UsageError(lines[-1] if lines else "the plan failed") from None
-    finally:
-        if made.returncode is None:
-            with contextlib.suppress(ProcessLookupError):  # it ended just now
-                os.killpg(made.pid, signal.SIGKILL)
-    return plan
 
 
 def _try_lock(path: Path) -> int | None:

@@ -12,7 +12,8 @@ from flows.results.run_record import RUN_RECORD
 from flows.reviewing.captions import EditRefused
 from flows.studio import choices, roots
 from flows.studio.guard import json_of
-from flows.studio.runs import QueuedRun, plan_of, run_id
+from flows.studio.plans import plan_of
+from flows.studio.runs import QueuedRun, run_id
 from flows.studio.session import UPLOADS, Studio
 from flows.studio.values import checked, line_of, table, words_of
 

@@ -92,7 +92,7 @@ def _typed(option: Declared, value: Any) -> Any:
     else:
         fits = _is_text(value)
     if not fits or (kind in (dict, tuple) and len(value) > MOST):
-        raise Refused(f"invalid {option.flag}", hint=f"Give it as in --help: {option.option.help}")
+        raise Refused(f"invalid {option.flag}", hint=f"Give it as in --help: {_help(option)}")
     return value
 
 
@@ -154,7 +154,7 @@ def table() -> list[dict[str, Any]]:
         {
             "name": each.name,
             "flag": each.flag,
-            "help": each.option.help.replace("%(default)s", _shown(each.field.default)),
+            "help": _help(each),
             "heading": each.option.heading or "other",
             "kind": "text" if each.option.parse and each.kind is not dict else each.kind.__name__,
             "values": [str(one) for one in each.option.values],
@@ -164,5 +164,5 @@ def table() -> list[dict[str, Any]]:
     ]
 
 
-def _shown(default: Any) -> str:
-    return str(default) if isinstance(default, str | int | float) else ""
+def _help(option: Declared) -> str:
+    return option.option.help.replace("%(default)s", str(option.field.default))

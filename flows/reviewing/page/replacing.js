@@ -60,7 +60,7 @@ class Replacing {
   }
 
   async replace() {
-    const does = `replace “${this.find.value}” by “${this.by.value}”`, found = await this.look();
+    const does = `replace “${this.find.value}” by “${this.by.value}”`.slice(0, 200), found = await this.look();
     if (!found.length) return;
     this.page.save(does, found.map(([row, text]) => [row, {caption: text === row.said ? null : text, review: edit(row).review}]));
     this.look();
