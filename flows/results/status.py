@@ -3,7 +3,7 @@ nothing.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,7 @@ def _stage(
     speed = lately or rate
     on_device = bool(entry["peak_device_bytes"])
     peak = entry["peak_device_bytes" if on_device else "peak_host_bytes"]
-    last = entry["now"][-1] if entry["now"] else (0.0, 0, 0)
+    last: Sequence[Any] = entry["now"][-1] if entry["now"] else (0, 0, 0)
     left = 0.0 if not pending else pending / speed if speed and now is not None else None
     return StageStatus(
         name=entry["name"],

@@ -114,7 +114,7 @@ class StartRoutes:
         """Return the plan of values. One is made at a time, while its page waits for it."""
         _, words = await self._words(request)
         planning = asyncio.create_task(self._planned(words))
-        gone = asyncio.create_task(request.receive())  # after the body: the page is gone
+        gone = asyncio.ensure_future(request.receive())  # after the body: the page is gone
         gone.add_done_callback(lambda _: planning.cancel())
         try:
             found = await planning
