@@ -71,13 +71,15 @@ def posts(studio: OpenStudio) -> list[tuple[str, Any]]:
     values = {"sources": ["a.mp4"], "model": "demo", "out": str(studio.out / "other")}
     run = own(studio)
     return [
-        *((path, {"values": values}) for path in ("words", "plan", "runs")),
+        *((path, {"values": values}) for path in ("words", "plan", "runs", "sift")),
         ("presets", {"name": "evil", "text": "theirs"}),
         ("upload?name=evil.png", b"theirs"),
         ("runs/0", {"do": "stop"}),
         (f"{run}/edits", deed(studio, "theirs")),
         (f"{run}/again", {"keys": [key(studio)], "values": {}}),
         (f"{run}/write", {"format": ["kohya"]}),
+        (f"{run}/learn", {}),
+        (f"{run}/follow", {"command": "tune", "out": str(studio.out / "adapter")}),
     ]
 
 
@@ -192,6 +194,8 @@ EVIL_VALUES: list[dict[str, Any]] = [
     *({"adapter": "/etc"}, {"schema": "/etc/passwd"}, {"language_gguf": "secret/passwd"}),
     {"overwrite": True},
     {"chunk": 1e-300},
+    *({"server": value} for value in (0, -1, True, "0", "http://evil.example/v1", [0])),
+    {"model": "openai:theirs"},
 ]
 
 
@@ -199,7 +203,7 @@ def test_values_that_the_page_never_sends_start_nothing(studio: OpenStudio) -> N
     good = {"sources": ["a.mp4"], "model": "demo", "out": str(studio.out / "other")}
     before = state(studio)
     for evil in EVIL_VALUES:
-        for path in ("words", "plan", "runs"):
+        for path in ("words", "plan", "runs", "sift"):
             answer = studio.post(path, {"values": {**good, **evil}})
             assert answer.status == 422, (evil, answer.body)
     for changes in ({"out": "/tmp/e"}, {"store": "x"}, {"adapter": "/etc"}, {"format": ["txt"]}):

@@ -154,6 +154,21 @@ def test_values_that_the_command_would_not_take_fails(roots: Roots, tmp_path: Pa
         assert "%(" not in refused.value.hint
 
 
+def test_a_server_is_named_by_its_number(
+    roots: Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_ENDPOINTS", "http://127.0.0.1:9/v1 http://far.example/v1")
+    for number, url, is_open in ((0, "http://127.0.0.1:9/v1", False), (1, "far.example", True)):
+        values = given(tmp_path) | {"model": "openai:a/b:7b", "server": number}
+        config = config_of(parse(words_of(values, roots)), CaptionConfig)
+        assert url in config.endpoint[0] and config.insecure_endpoint == is_open
+    for wrong in (2, -1, True, "0", 0.0, "http://far.example/v1"):
+        with pytest.raises(Refused, match="no such server"):
+            words_of(given(tmp_path) | {"server": wrong}, roots)
+    with pytest.raises(UsageError, match="address is missing"):
+        words_of(given(tmp_path) | {"model": "openai:a"}, roots)
+
+
 def test_a_text_stays_one_value(roots: Roots, tmp_path: Path) -> None:
     for text in ("--trust-remote-code", "-- /etc", "$(id)", "`id`;id", "a'b\"c", "\n"):
         words = words_of(given(tmp_path, prefix=text, suffix=text), roots)

@@ -239,6 +239,47 @@ def test_a_run_shows_its_memory_and_why_it_ended(browser: Browser, studio: OpenS
     assert f"{count} captions written, 0 of 4 files failed" in browser.run(told)
 
 
+def test_files_are_sifted_and_a_model_is_chosen_tuned_and_exported(
+    browser: Browser, studio: OpenStudio
+) -> None:
+    for clip in sorted(penstock_demo.CLIPS.glob("*.mp4"))[:4]:
+        shutil.copy(clip, studio.folder)
+    shown(browser, studio.address)
+    browser.run("document.querySelector('#where button').click()")
+    browser.type("#memory", "4GiB")
+    browser.run("document.querySelector('#which').click()")
+    fitting = "return document.querySelector('#fitting').innerText"
+    browser.wait(f"{fitting}.includes('recommended: the largest that fits')", seconds=LONG)
+    browser.run("document.querySelector('#model').value = ''")
+    browser.run("document.querySelector('#fitting button').click()")
+    assert browser.run("return document.querySelector('#model').value") == "demo"
+    browser.run("document.querySelector('#sift').closest('details').open = true")
+    browser.type("#sift", "blurred = 0")
+    browser.run("document.querySelector('#sift-now').click()")
+    runs = "return document.querySelector('#runs').innerText"
+    browser.wait(f"{runs}.includes('4 of 4 files kept')", seconds=LONG)
+    studio.done("runs", {"values": browser.run("return page.start.values()")})
+    studio.wait(all_done)
+    shown(browser, f"{studio.address}run/{studio.get('start')['own']}/")
+    for kind, told in (("", "adapter in"), ("int8", "of captions the same")):
+        browser.run("document.querySelector('#following').hidden = true")
+        browser.run("document.querySelector('#follow').click()")
+        browser.run(
+            "const to = document.querySelector('#follow-to'); to.value = arguments[0];"
+            "to.dispatchEvent(new Event('change'))",
+            kind,
+        )
+        browser.run("document.querySelector('#following button').click()")
+        browser.wait(
+            f"return document.querySelector('#running').innerText.includes('{told}')",
+            seconds=2 * LONG,
+        )
+    every_look(browser)
+    found = studio.get("start")
+    assert str(studio.out / "adapters/tuned") in found["adapters"]
+    assert str(studio.out / "exports/int8") in found["models"]
+
+
 def test_an_edit_of_another_tab_is_shown_and_an_older_one_refused(
     browser: Browser, tmp_path: Path, studio: OpenStudio
 ) -> None:

@@ -33,14 +33,14 @@ async def plan_of(words: Sequence[str], folder: Path, seconds: float) -> dict[st
         start_new_session=True,
     )
     try:
-        out, said = await asyncio.wait_for(made.communicate(), seconds)
+        out, errors = await asyncio.wait_for(made.communicate(), seconds)
         plan: dict[str, Any] = json.loads(out)
     except TimeoutError as error:
         raise UsageError(
             f"no plan within {seconds:.0f} s", hint="Try again: what was read is kept"
         ) from error
     except ValueError:
-        lines = said.decode(errors="replace").strip().splitlines()
+        lines = errors.decode(errors="replace").strip().splitlines()
         raise UsageError(lines[-1] if lines else "the plan failed") from None
     finally:
         if made.returncode is None:

@@ -28,13 +28,15 @@ from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
 from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of
-from flows.results.run_status import run_status
+from flows.results.run_status import run_folder, run_status
 from flows.studio.plans import program
 from flows.studio.values import line_of
 
 FORM = 1
 AGAIN = "again"
-"""Kind of a run that asks again about some captions of another; its folder is two below."""
+"""Kind of a run that asks again about some captions of another."""
+TOLD = ("learn", "sift", "export", "tune")
+"""Kinds of runs whose last line says what came of them."""
 FOLDER = ".studio"
 """Folder of the queue and the logs, in the output folder."""
 QUEUED, STARTING, RUNNING = "queued", "starting", "running"
@@ -59,11 +61,13 @@ class QueuedRun:
     """One command of the queue."""
 
     kind: str
-    """`caption`, `write`, `learn` or `again`."""
+    """`caption`, `write`, `again`, or a command of TOLD."""
     out: str
     words: list[str]
     folder: str
     """Folder in which the command runs."""
+    of: str = ""
+    """Folder of the run whose captions it is about; empty: `out`."""
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     values: dict[str, Any] = field(default_factory=dict)
     """Values of the options that the page sent."""
@@ -77,7 +81,7 @@ class QueuedRun:
     @property
     def about_out(self) -> Path:
         """Return the folder of the run whose captions it is about."""
-        return Path(self.out).parents[1] if self.kind == AGAIN else Path(self.out)
+        return Path(self.of or self.out)
 
 
 @functools.cache
@@ -192,7 +196,7 @@ class RunQueue:
             **{name: getattr(run, name) for name in ENTRY},
             "name": run.about_out.name,
             "run": run_id(run.about_out),
-            "said": self._last_line(run) if run.kind == "learn" else "",
+            "said": self._last_line(run) if run.kind in TOLD else "",
             "line": line_of(run.words),
             "status": None,
         }
@@ -214,11 +218,13 @@ class RunQueue:
             "budget": (plan.get("memory") or {}).get("budget_bytes"),
         }
 
-    def _has_record(self, run: QueuedRun) -> bool:
+    def _record(self, run: QueuedRun) -> dict[str, Any] | None:
+        """Return the record that a run has written; None if there is none yet."""
         try:
-            return _is_of(run, load_record(Path(run.out)))
+            found = load_record(run_folder(Path(run.out)).run or Path(run.out))
         except PenstockError:
-            return False
+            return None
+        return found if _is_of(run, found) else None
 
     def _interrupt(self, run: QueuedRun) -> None:
         """Send SIGINT to a run, once: it stops in order, and what it finished is kept."""
@@ -261,8 +267,8 @@ class RunQueue:
     def _find_again(self) -> None:
         """Note the process of a run that a killed server started, but could not note."""
         for run in self.runs:
-            if run.state == STARTING and self._has_record(run):
-                run.state, run.pid = RUNNING, int(load_record(Path(run.out))["pid"])
+            if run.state == STARTING and (record := self._record(run)) is not None:
+                run.state, run.pid = RUNNING, int(record["pid"])
                 self._save()
 
     def _end_runs(self) -> None:
@@ -279,10 +285,12 @@ class RunQueue:
             self._save()
 
     def _outcome(self, run: QueuedRun, code: int | None) -> tuple[str, str]:
-        if self._has_record(run):
-            record = load_record(Path(run.out))
-            state = "died" if record["state"] == "running" else record["state"]
-            return state, self._why(run, code) if state == "died" else record["error"]
+        record = self._record(run)
+        if record is not None and record["state"] == "died":
+            return "died", self._why(run, code)
+        # An export is made of several runs, and may be rejected after the last one.
+        if record is not None and not (run.kind == "export" and code):
+            return record["state"], record["error"]
         if code == 0:
             return "done", ""
         return ("interrupted" if code == 4 else "failed"), self._why(run, code)

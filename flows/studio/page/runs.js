@@ -1,6 +1,6 @@
 // The queue: what runs, what waits, what ended, and why.
 
-const KINDS = {again: "asking again: ", write: "writing: ", learn: "learning: "};
+const KINDS = {again: "asking again: ", write: "writing: ", learn: "learning: ", sift: "sifting: ", export: "exporting the model of ", tune: "training on "};
 const ENDED = ["done", "failed", "interrupted", "died"];
 
 class Runs {
@@ -46,12 +46,12 @@ class Runs {
       el("p", {}, el("span", {class: `badge ${state}`}, waiting), " ", el("b", {}, `${KINDS[run.kind] || ""}${run.name}`), " ",
         el("span", {class: "quiet small"}, run.out)),
       stages.length ? el("div", {class: "stages"}, stages.map(stage => this.stage(stage, status))) : null,
-      status ? el("p", {class: "quiet"}, ended ? `${counted(status.captions, "caption")} written, ` : "", `${status.media.failed} of ${counted(status.media.total, "file")} failed`) : null,
+      status ? el("p", {class: "quiet"}, ended && !run.said ? `${counted(status.captions, "caption")} written, ` : "", `${status.media.failed} of ${counted(status.media.total, "file")} failed`) : null,
       run.said && run.said !== run.error ? el("p", {class: "quiet"}, run.said) : null,
       run.error && ended ? el("p", {class: "warning"}, run.error) : null,
       (status?.failures || []).slice(0, 5).map(({media_path: path, message, hint}) => el("p", {class: "warning small"}, `${path}: ${message}. `, el("b", {}, hint))),
       (status?.rungs || []).slice(-1).map(({stage, name, reason}) => el("p", {class: "quiet small"}, `${stage} runs with ${name} (${reason})`)),
-      el("details", {}, el("summary", {class: "quiet small"}, "Command"), el("code", {}, run.line)),
+      el("details", {}, el("summary", {class: "quiet small"}, "Command"), el("code", {}, run.line), " ", el("a", {href: `${HOME}log/${run.id}`}, "Output")),
       el("div", {class: "acts"},
         this.only ? null : el("a", {href: `${HOME}run/${run.run}/`, "data-act": `${run.id} open`}, "Open its captions"),
         ended ? null : this.act(run, "Stop", "stop"),
