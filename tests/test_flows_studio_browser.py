@@ -272,7 +272,9 @@ def test_axe_finds_nothing_serious(browser: Browser, tmp_path: Path, studio: Ope
         assert serious(browser, script) == [], theme
     shown(browser, f"{studio.address}run/{studio.get('start')['own']}/")
     browser.press("x", "n")
-    browser.run("page.tags.toggle(); page.replacing.toggle(); page.writing.toggle()")
+    browser.run(
+        "for (const one of [page.tags, page.replacing, page.writing, page.following]) one.toggle()"
+    )
     browser.wait("return document.querySelector('#writing table, #writing .quiet')")
     for theme in ("light", "dark"):
         browser.run("document.documentElement.dataset.theme = arguments[0]", theme)

@@ -35,7 +35,7 @@ from flows.studio.values import line_of
 FORM = 1
 AGAIN = "again"
 """Kind of a run that asks again about some captions of another."""
-TOLD = ("learn", "sift", "export", "tune")
+SUMMED_UP = ("learn", "sift", "export", "tune")
 """Kinds of runs whose last line says what came of them."""
 FOLDER = ".studio"
 """Folder of the queue and the logs, in the output folder."""
@@ -61,7 +61,7 @@ class QueuedRun:
     """One command of the queue."""
 
     kind: str
-    """`caption`, `write`, `again`, or a command of TOLD."""
+    """`caption`, `write`, `again`, or a command of SUMMED_UP."""
     out: str
     words: list[str]
     folder: str
@@ -196,7 +196,7 @@ class RunQueue:
             **{name: getattr(run, name) for name in ENTRY},
             "name": run.about_out.name,
             "run": run_id(run.about_out),
-            "said": self._last_line(run) if run.kind in TOLD else "",
+            "said": self._last_line(run) if run.kind in SUMMED_UP else "",
             "line": line_of(run.words),
             "status": None,
         }
