@@ -286,14 +286,14 @@ class RunQueue:
 
     def _outcome(self, run: QueuedRun, code: int | None) -> tuple[str, str]:
         record = self._record(run)
-        if record is not None and record["state"] == "died":
+        # A run that is stopped at once records no end, and an export may be rejected after its runs.
+        if record is None or code == 4 or (code and run.kind == "export"):
+            if code == 0:
+                return "done", ""
+            return ("interrupted" if code == 4 else "failed"), self._why(run, code)
+        if record["state"] == "died":
             return "died", self._why(run, code)
-        # An export is made of several runs, and may be rejected after the last one.
-        if record is not None and not (run.kind == "export" and code):
-            return record["state"], record["error"]
-        if code == 0:
-            return "done", ""
-        return ("interrupted" if code == 4 else "failed"), self._why(run, code)
+        return record["state"], record["error"]
 
     def _why(self, run: QueuedRun, code: int | None) -> str:
         """Return why a process ended that could not record it."""

@@ -124,13 +124,13 @@ class Start {
 
   // Plans every model on this machine for these files: which fit, and which of them is the largest.
   async which() {
-    const rows = [], fitting = at("fitting"), draw = more => fitting.replaceChildren(table(["model", "fits", ""], [...rows, ...more]));
+    const rows = [], {server: _, ...values} = this.values(), fitting = at("fitting"), draw = more => fitting.replaceChildren(table(["model", "fits", ""], [...rows, ...more]));
     let most = 0, best = null;
     for (const model of this.choices.models) {
       draw([[model, "planning…", ""]]);
-      const use = () => { at("model").value = model; this.changed(); };
+      const use = () => { at("model").value = model; at("server").value = ""; this.changed(); };
       try {
-        const {plan} = await tell("plan", {values: {...this.values(), model}});
+        const {plan} = await tell("plan", {values: {...values, model}});
         const peak = Math.max(0, ...(plan.memory?.stages || []).map(stage => stage.peak_bytes));
         const parameters = Object.values(plan.halves || {}).reduce((sum, half) => sum + half.parameters, 0);
         const row = [model, plan.fits ? `yes, ${size(peak)}${plan.time ? `, ${plan.time}` : ""}` : `no: ${plan.refusal.message}`, plan.fits ? button("Use", use, {"aria-label": `Use ${model}`}) : ""];
