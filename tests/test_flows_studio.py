@@ -17,6 +17,7 @@ from artifacts.store import open_store
 from flows.cli.main import parse
 from flows.cli.options import config_of
 from flows.options.commands import CaptionConfig
+from flows.results.run_record import RunRecord
 from flows.serving.app import app_of
 from flows.studio.roots import Refused, Roots
 from flows.studio.run_captions import RunCaptions
@@ -277,6 +278,32 @@ def test_a_run_that_was_not_started_before_a_kill_is_started_later(tmp_path: Pat
         second.tick()
     assert second.runs[0].state == "failed"
     second.close()
+
+
+def test_how_a_run_ended_without_recording_it(tmp_path: Path) -> None:
+    runs, one = queue(tmp_path), run(tmp_path, "a")
+    one.pid = 1 << 30
+    (tmp_path / "a").mkdir()
+    record = RunRecord(tmp_path / "a")
+    record.value["pid"] = one.pid
+    record.write(force=True)
+    runs._log(one).write_text("reading\npenstock: stopped. It goes on later\n")
+    stopped = "penstock: stopped. It goes on later"
+    killed = "its process was killed, by a user or for lack of memory"
+    for code, state, why in (
+        (4, "interrupted", stopped),
+        (5, "died", stopped),
+        (-9, "died", killed),
+        (None, "died", killed),
+    ):
+        assert runs._outcome(one, code) == (state, why)
+    record.finish("failed", error="for a reason")
+    assert runs._outcome(one, 5) == ("failed", "for a reason")
+    one.kind = "export"
+    record.finish("done")
+    assert runs._outcome(one, 0) == ("done", "")
+    assert runs._outcome(one, 1) == ("failed", stopped), "rejected"
+    runs.close()
 
 
 def test_thumbnails_are_records_that_the_cache_counts_and_deletes(tmp_path: Path) -> None:

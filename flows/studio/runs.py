@@ -286,7 +286,7 @@ class RunQueue:
 
     def _outcome(self, run: QueuedRun, code: int | None) -> tuple[str, str]:
         record = self._record(run)
-        # A run that is stopped at once records no end, and an export may be rejected after its runs.
+        # A run stopped at its start records no end; an export may be rejected after its runs.
         if record is None or code == 4 or (code and run.kind == "export"):
             if code == 0:
                 return "done", ""
