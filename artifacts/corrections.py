@@ -23,7 +23,7 @@ from artifacts.json_shapes import OptionalField, check, parse, text
 from artifacts.keys import digest_of
 from artifacts.regular_files import open_regular
 from artifacts.stamps import stamp_of
-from artifacts.store import fault_of
+from artifacts.store import fault_of, read_fault
 
 CORRECTIONS: Final = "corrections.jsonl"
 """Name of the file next to a store's objects."""
@@ -89,7 +89,7 @@ class StoredEdits:
             if self._read[0]:
                 self._forget()
         except OSError as error:
-            raise fault_of(error, self.path) from error
+            raise read_fault(error, self.path) from error
         return self._now
 
     def take_in(self, edits: Edits) -> int:

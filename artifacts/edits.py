@@ -29,7 +29,7 @@ from artifacts.json_shapes import (
 from artifacts.keys import digest_of
 from artifacts.regular_files import read_text
 from artifacts.stamps import Stamp, stamp_of
-from artifacts.store import fault_of
+from artifacts.store import fault_of, read_fault
 
 EDITS: Final = "edits.jsonl"
 """Name of the journal in a run's folder."""
@@ -173,7 +173,7 @@ def read_journal(path: Path) -> Edits:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise fault_of(error, path) from error
+        raise read_fault(error, path) from error
     edits = Edits()
     # Text after the last line break was torn by a crash, and never acknowledged.
     for at, line in enumerate(lines[:-1], 1):

@@ -22,11 +22,16 @@ ROOT = Path(__file__).resolve().parent.parent
 if TYPE_CHECKING:
     from tests.support.browser import Browser
 
-REPORT, REVIEW, STUDIO = (1240, 2040), (1120, 900), (1120, 1290)
+REPORT, REVIEW, STUDIO = (1240, 2040), (1120, 900), (1120, 1440)
 TOP = "document.documentElement.style.scrollbarWidth = 'none'; scrollTo(0, 0)"
 OPTIONS = ("--model=demo", "--chunk=1.5", "--fps=4", "--batch-size=16", "--memory=100MB")
 PENSTOCK = [sys.executable, "-m", "flows.cli.main"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+RENAME = """const [from, to] = arguments, fields = document.querySelectorAll("input[type=text]");
+const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (texts.nextNode()) texts.currentNode.data = texts.currentNode.data.replaceAll(from, to);
+for (const field of fields) field.value = field.value.replaceAll(from, to);"""
+"""Shows a page with other paths than those of this machine."""
 
 
 def main() -> int:
@@ -101,12 +106,14 @@ def of_review(browser: "Browser", out: Path) -> bytes:
 
 
 def of_studio(browser: "Browser", folder: Path) -> bytes:
-    """Return a studio with a plan."""
-    shutil.copytree(ROOT / "penstock_demo" / "samples", folder / "films")
+    """Return a studio with a plan. Its paths are shown as if its folder was /data."""
+    shutil.copytree(ROOT / "penstock_demo" / "samples", folder / "videos")
     where = ["--out", "captions", "--store", "store", "--port", "0"]
-    command = [*PENSTOCK, "studio", "films", *where]
+    command = [*PENSTOCK, "studio", "videos", *where]
+    here, home = os.path.realpath(folder), os.path.join(os.path.realpath(folder), "home")
+    environment = {**ENVIRONMENT, "XDG_STATE_HOME": f"{home}/.local/state"}
     with subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+        command, cwd=folder, stdout=subprocess.PIPE, text=True, env=environment
     ) as server:
         assert server.stdout is not None
         browser.open(server.stdout.readline().removeprefix("studio at ").strip())
@@ -115,6 +122,8 @@ def of_studio(browser: "Browser", folder: Path) -> bytes:
         browser.type("#memory", "1GiB")
         browser.run("document.querySelector('#plan').click()")
         browser.wait("return document.querySelector('#planned table')", seconds=60.0)
+        for path, shown in ((home, "~"), (here, "/data")):
+            browser.run(RENAME, path, shown)
         browser.run("document.activeElement.blur(); scrollTo(0, 0)")
         picture = browser.screenshot()
         server.send_signal(signal.SIGTERM)

@@ -1,10 +1,13 @@
 """A studio attacked by pages of other sites, by odd addresses, bodies, names and media, by values
 that its own page never sends, and by two tabs at once."""
 
+import contextlib
 import json
 import os
 import random
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 
 from artifacts.edits import read_edits
 from tests.support.media import write_video
+from tests.support.pipeline import descendants
 from tests.support.reports import media_file, said, write_run
 from tests.support.servers import Answer
 from tests.support.studios import OpenStudio
@@ -67,13 +71,15 @@ def posts(studio: OpenStudio) -> list[tuple[str, Any]]:
     values = {"sources": ["a.mp4"], "model": "demo", "out": str(studio.out / "other")}
     run = own(studio)
     return [
-        *((path, {"values": values}) for path in ("words", "plan", "runs")),
+        *((path, {"values": values}) for path in ("words", "plan", "runs", "sift")),
         ("presets", {"name": "evil", "text": "theirs"}),
         ("upload?name=evil.png", b"theirs"),
         ("runs/0", {"do": "stop"}),
         (f"{run}/edits", deed(studio, "theirs")),
         (f"{run}/again", {"keys": [key(studio)], "values": {}}),
         (f"{run}/write", {"format": ["kohya"]}),
+        (f"{run}/learn", {}),
+        (f"{run}/follow", {"command": "tune", "out": str(studio.out / "adapter")}),
     ]
 
 
@@ -187,6 +193,9 @@ EVIL_VALUES: list[dict[str, Any]] = [
     *({"model": path} for path in ("/etc", "../..", "secret", "https://evil.example/m", "-x")),
     *({"adapter": "/etc"}, {"schema": "/etc/passwd"}, {"language_gguf": "secret/passwd"}),
     {"overwrite": True},
+    {"chunk": 1e-300},
+    *({"server": value} for value in (0, -1, True, "0", "http://evil.example/v1", [0])),
+    {"model": "openai:theirs"},
 ]
 
 
@@ -194,12 +203,15 @@ def test_values_that_the_page_never_sends_start_nothing(studio: OpenStudio) -> N
     good = {"sources": ["a.mp4"], "model": "demo", "out": str(studio.out / "other")}
     before = state(studio)
     for evil in EVIL_VALUES:
-        for path in ("words", "plan", "runs"):
+        for path in ("words", "plan", "runs", "sift"):
             answer = studio.post(path, {"values": {**good, **evil}})
             assert answer.status == 422, (evil, answer.body)
     for changes in ({"out": "/tmp/e"}, {"store": "x"}, {"adapter": "/etc"}, {"format": ["txt"]}):
         again = {"keys": [key(studio)], "values": changes}
         assert studio.post(f"{own(studio)}/again", again).status == 422
+    for format_ in ({}, {"format": None}, {"format": "kohya"}, {"out": str(studio.out)}):
+        answer = studio.post(f"{own(studio)}/write", format_)
+        assert answer.status == 422 and b"the formats are missing" in answer.body
     assert studio.post("words", {"values": good}).status == 200
     assert state(studio) == before
 
@@ -295,3 +307,35 @@ def test_an_edit_is_seen_by_another_tab_in_one_poll(studio: OpenStudio) -> None:
     assert answer.status == 409, "the last action is not the one that this tab shows"
     for since in ("", "x", "x-1-1", found["revision"].replace("-", "-9", 1), "-" * 99):
         assert "media" in studio.get(f"{own(studio)}/captions?since={since}")
+
+
+def test_a_plan_ends_with_the_page_that_waits_for_it(studio: OpenStudio) -> None:
+    values = {"sources": ["a.mp4"], "model": "demo", "out": str(studio.out / "gone")}
+    body = json.dumps({"values": values}).encode()
+    with socket.create_connection(("127.0.0.1", studio.port)) as page:
+        named = {**studio.page_headers, "Host": f"127.0.0.1:{studio.port}"}
+        lines = [f"{name}: {value}" for name, value in named.items()]
+        lines += [f"Content-Length: {len(body)}", "", ""]
+        head = [f"POST /{studio.token}/plan HTTP/1.1", *lines]
+        page.sendall("\r\n".join(head).encode() + body)
+        within(lambda: plans_of(studio))
+    within(lambda: not plans_of(studio))
+    assert studio.done("plan", {"values": values})["plan"]["fits"], "another page may plan"
+
+
+def plans_of(studio: OpenStudio) -> list[int]:
+    """The processes that plan for a studio."""
+    assert studio.process is not None
+    found = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one that ends just now
+        for pid in descendants(studio.process.pid):
+            if b"\0plan\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+def within(until: Callable[[], Any], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

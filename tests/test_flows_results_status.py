@@ -93,12 +93,24 @@ def test_the_peak_is_told_while_a_stage_works(record: RunRecord) -> None:
     for host in (5_000_000, 4_000_000):
         seen = {"seconds": 1.0, "host_bytes": host, "device_bytes": 0}
         record.memory("encode", {**seen, "peak_host_bytes": host, "peak_device_bytes": 0})
-    assert encode(record, time.time()).peak_host_bytes == 5_000_000
-    seen = {"seconds": 1.0, "host_bytes": 0, "device_bytes": 9_000_000}
-    record.memory("encode", {**seen, "peak_host_bytes": 0, "peak_device_bytes": 9_000_000})
     stood = encode(record, time.time())
-    # How much of the GPU others use is known at the end of the process.
-    assert (stood.peak_device_bytes, stood.taken_bytes) == (9_000_000, 0)
+    assert (stood.peak_host_bytes, stood.taken_bytes, stood.now_bytes) == (5_000_000, 0, 0)
+    record.imported("encode", {"loaded_bytes": 3_000_000})
+    stood = encode(record, time.time())
+    assert (stood.taken_bytes, stood.now_bytes) == (2_000_000, 1_000_000)
+
+
+def test_memory_of_a_gpu_is_told_above_what_others_use(record: RunRecord) -> None:
+    record.begin("encode")
+    for device, peak in ((2_000_000, 2_000_000), (9_000_000, 9_000_000), (5_000_000, 9_000_000)):
+        seen = {"seconds": 1.0, "host_bytes": 0, "device_bytes": device}
+        record.memory("encode", {**seen, "peak_host_bytes": 0, "peak_device_bytes": peak})
+    stood = encode(record, time.time())
+    assert (stood.taken_bytes, stood.now_bytes) == (7_000_000, 3_000_000)
+    outcome = StageOutcome(name="encode", peak_device_bytes=9_000_000, baseline_before_bytes=1)
+    record.add(outcome, attention="", precision={})
+    stood = encode(record, time.time())
+    assert (stood.taken_bytes, stood.now_bytes) == (8_999_999, 0)
 
 
 def test_a_peak_stands_beside_what_was_planned(record: RunRecord) -> None:

@@ -123,6 +123,7 @@ def test_they_hold_for_words_whatever_stands_before_them(config: CaptionConfig) 
 def test_a_model_learns_what_was_accepted_not_the_rejected(config: CaptionConfig) -> None:
     run(config)
     data, told = str(Path(config.out) / "captions.jsonl"), list[str]()
+    ReviewedCaptions(Path(config.out)).close()  # opened, and left as it was
     everything = examples_in(data)
     review(config, (LONG, 0.0, None, "rejected"))
     with pytest.raises(UsageError, match=r"captions\.jsonl lacks corrections"):

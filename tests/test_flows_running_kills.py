@@ -21,6 +21,7 @@ from stages.process.job import job_fields
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener, StageProcess
 from tests.support.crashing import CRASH, HANG
+from tests.support.disks import mount, small_disk
 from tests.support.media import write_video
 from tests.support.pipeline import read_lines
 from tests.support.stand_ins import Answer, Stages, config_in
@@ -189,26 +190,18 @@ def test_a_file_that_crashes_or_hangs_the_decoder_is_named_alone(config: Caption
     assert "frames" not in [call.name for call in stages.calls[tried:]]
 
 
-def mount(options: str, folder: Path) -> list[str]:
-    return ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
-
-
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of 100 kB."""
-    (disk := tmp_path / "disk").mkdir()
-    if subprocess.run(mount("size=100k", disk), capture_output=True, check=False).returncode:
-        pytest.skip("no disk can be mounted here")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "100k") as folder:
+        yield folder
 
 
-def test_a_full_disk_is_exit_5_and_later_goes_on(tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk_is_exit_5_and_later_goes_on(tmp_path: Path, disk: Path) -> None:
     video = write_video(tmp_path / "long.mp4", ticks=range(50), time_base=Fraction(1, 10))
-    config = replace(config_in(tmp_path, video, chunk=2.0), store=str(small_disk))
+    config = replace(config_in(tmp_path, video, chunk=2.0), store=str(disk))
     with pytest.raises(EnvironmentFault, match="is full") as full:
         run(config, RealFrames())
     assert full.value.exit_code == 5
-    subprocess.run(mount("remount,size=50m", small_disk), check=True)
+    subprocess.run(mount("remount,size=50m", disk), check=True)
     stages = RealFrames()
     assert run(config, stages) == 3

@@ -19,6 +19,7 @@ from flows.cli.caption_command import remember
 from flows.cli.main import parse
 from flows.cli.options import config_of
 from flows.options.commands import CaptionConfig
+from flows.results.run_record import RunRecord
 from flows.serving.app import app_of
 from flows.studio.roots import Refused, Roots
 from flows.studio.run_captions import RunCaptions
@@ -140,6 +141,7 @@ WRONG: list[dict[str, Any]] = [
     *({"prompts": value} for value in (["a=b"], {"A B": "c"}, {"a": 1})),
     *({"sources": value} for value in ("a.png", [1], [], None, {"a": "b"})),
     *({"memory": value} for value in (8, "much", "-1GiB")),
+    {"precision": 3},
     *({name: "x"} for name in ("store", "trust_remote_code", "token_file", "endpoint", "json")),
     *({name: True} for name in ("trust_remote_code", "--trust-remote-code", "trust-remote-code")),
     *({name: "x"} for name in ("prompt_file", "prefect", "quiet", "__class__", "", "Out")),
@@ -151,8 +153,24 @@ WRONG: list[dict[str, Any]] = [
 
 def test_values_that_the_command_would_not_take_fails(roots: Roots, tmp_path: Path) -> None:
     for values in WRONG:
-        with pytest.raises(UsageError):
+        with pytest.raises(UsageError) as refused:
             raise AssertionError(words_of(given(tmp_path) | values, roots))
+        assert "%(" not in refused.value.hint
+
+
+def test_a_server_is_named_by_its_number(
+    roots: Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_ENDPOINTS", "http://127.0.0.1:9/v1 http://far.example/v1")
+    for number, url, is_open in ((0, "http://127.0.0.1:9/v1", False), (1, "far.example", True)):
+        values = given(tmp_path) | {"model": "openai:a/b:7b", "server": number}
+        config = config_of(parse(words_of(values, roots)), CaptionConfig)
+        assert url in config.endpoint[0] and config.insecure_endpoint == is_open
+    for wrong in (2, -1, True, "0", 0.0, "http://far.example/v1"):
+        with pytest.raises(Refused, match="no such server"):
+            words_of(given(tmp_path) | {"server": wrong}, roots)
+    with pytest.raises(UsageError, match="address is missing"):
+        words_of(given(tmp_path) | {"model": "openai:a"}, roots)
 
 
 def test_a_text_stays_one_value(roots: Roots, tmp_path: Path) -> None:
@@ -184,7 +202,7 @@ def test_a_folder_lists_what_may_be_named(roots: Roots, tmp_path: Path) -> None:
     for path in ("..", "/", "/etc", "link", ".hidden", "a\0b"):
         with pytest.raises(Refused):
             roots.listing(path)
-    with pytest.raises(EnvironmentFault):
+    with pytest.raises(EnvironmentFault, match="gone cannot be read"):
         roots.listing("gone")
 
 
@@ -263,6 +281,32 @@ def test_a_run_that_was_not_started_before_a_kill_is_started_later(tmp_path: Pat
         second.tick()
     assert second.runs[0].state == "failed"
     second.close()
+
+
+def test_how_a_run_ended_without_recording_it(tmp_path: Path) -> None:
+    runs, one = queue(tmp_path), run(tmp_path, "a")
+    one.pid = 1 << 30
+    (tmp_path / "a").mkdir()
+    record = RunRecord(tmp_path / "a")
+    record.value["pid"] = one.pid
+    record.write(force=True)
+    runs._log(one).write_text("reading\npenstock: stopped. It goes on later\n")
+    stopped = "penstock: stopped. It goes on later"
+    killed = "its process was killed, by a user or for lack of memory"
+    for code, state, why in (
+        (4, "interrupted", stopped),
+        (5, "died", stopped),
+        (-9, "died", killed),
+        (None, "died", killed),
+    ):
+        assert runs._outcome(one, code) == (state, why)
+    record.finish("failed", error="for a reason")
+    assert runs._outcome(one, 5) == ("failed", "for a reason")
+    one.kind = "export"
+    record.finish("done")
+    assert runs._outcome(one, 0) == ("done", "")
+    assert runs._outcome(one, 1) == ("failed", stopped), "rejected"
+    runs.close()
 
 
 def test_thumbnails_are_records_that_the_cache_counts_and_deletes(tmp_path: Path) -> None:

@@ -15,31 +15,32 @@ import penstock_demo
 from artifacts.edits import read_edits
 from tests.support.browser import Browser, browsing
 from tests.support.looks import (
-    asked_elsewhere,
     axe_script,
-    faint,
-    overlapping,
     serious,
-    too_wide,
-    unnamed,
 )
 from tests.support.media import write_video
 from tests.support.pipeline import ROOT
 from tests.support.reports import media_file, said, write_run
+from tests.support.studio_page import (
+    COUNTS,
+    ENTER,
+    LONG,
+    READY,
+    SAVED,
+    SPACE,
+    TAB,
+    WORDS,
+    every_look,
+    shown,
+)
 from tests.support.studios import OpenStudio, all_done
 from tests.support.trainers import READERS
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-ENTER, ESCAPE, TAB, SHIFT, SPACE = "\ue007", "\ue00c", "\ue004", "\ue008", " "
 PICTURES = 18
-READY = "return document.documentElement.dataset.ready"
-SAVED = "return document.querySelector('#saved').textContent === 'all saved'"
-WORDS = "return [...document.querySelectorAll('.row .words')].map(e => e.textContent)"
-COUNTS = "return document.querySelector('#counts').textContent"
 SLOW = """const real = window.fetch;
 window.fetch = (...how) => new Promise(then => setTimeout(() => then(real(...how)), 600));"""
-LONG = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -67,28 +68,6 @@ def studio(tmp_path: Path) -> Iterator[OpenStudio]:
     yield opened
     if opened.process is not None and opened.process.poll() is None:
         opened.end(signal.SIGKILL)
-
-
-def shown(browser: Browser, address: str) -> None:
-    browser.open("about:blank")
-    browser.console()  # what the page before said of a server that is gone
-    browser.open(address)
-    browser.wait(READY)
-
-
-def looks(browser: Browser, width: int, theme: str) -> None:
-    """See that all can be read, in a window of this width."""
-    browser.narrow(width)
-    browser.run("document.documentElement.dataset.theme = arguments[0]; scrollTo(0, 0)", theme)
-    for wrong in (too_wide, overlapping, faint, unnamed, asked_elsewhere):
-        assert wrong(browser) == [], (wrong.__name__, width, theme)
-    browser.narrow(1280)
-
-
-def every_look(browser: Browser) -> None:
-    for width, theme in ((1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")):
-        looks(browser, width, theme)
-    assert browser.console() == []
 
 
 def to(browser: Browser, selector: str) -> None:
@@ -178,6 +157,7 @@ def write(browser: Browser, studio: OpenStudio, media: list[Path]) -> None:
     )
     told = {row[0]: row[1:5] for row in browser.run(cells)[1:]}
     assert told["musubi"] == ["29", "29", "0", "0"] and told["kohya"][2:] == ["0", "0"]
+    assert told["kohya"][1] == "29; 11 videos: kohya reads no videos"
     found = {name: READERS[name](studio.out) for name in ("kohya", "musubi")}
     assert len(found["musubi"]) == 29, "30 but for the rejected one"
     assert len(found["kohya"]) == PICTURES, "kohya takes pictures"
@@ -292,7 +272,9 @@ def test_axe_finds_nothing_serious(browser: Browser, tmp_path: Path, studio: Ope
         assert serious(browser, script) == [], theme
     shown(browser, f"{studio.address}run/{studio.get('start')['own']}/")
     browser.press("x", "n")
-    browser.run("page.tags.toggle(); page.replacing.toggle(); page.writing.toggle()")
+    browser.run(
+        "for (const one of [page.tags, page.replacing, page.writing, page.following]) one.toggle()"
+    )
     browser.wait("return document.querySelector('#writing table, #writing .quiet')")
     for theme in ("light", "dark"):
         browser.run("document.documentElement.dataset.theme = arguments[0]", theme)

@@ -17,7 +17,7 @@ from artifacts.files import write_json
 from artifacts.keys import digest_of, hash_file
 from artifacts.placing import sync_folder
 from artifacts.regular_files import open_regular
-from artifacts.store import fault_of
+from artifacts.store import fault_of, read_fault
 
 FORMAT = 1
 BOOK = "index.json"
@@ -152,7 +152,7 @@ def described(path: Path) -> IndexFile:
     try:
         return IndexFile(name=path.name, bytes=path.stat().st_size, sha256=hash_file(path))
     except OSError as error:
-        raise fault_of(error, path.parent) from error
+        raise read_fault(error, path) from error
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -186,7 +186,7 @@ def read_manifest(folder: Path) -> Manifest:
             hint=f"Make one: penstock index build SOURCES --model M --out {folder}",
         ) from error
     except OSError as error:
-        raise fault_of(error, folder) from error
+        raise read_fault(error, folder) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged_book(path) from error
     if form != FORMAT:

@@ -51,10 +51,7 @@ class FolderStore:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise EnvironmentFault(
-                f"{path} cannot be read ({error.strerror})",
-                hint="Check the disk, and who may read it; the same command then goes on",
-            ) from error
+            raise read_fault(error, path) from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def heads(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
@@ -96,7 +93,7 @@ class FolderStore:
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
-            raise fault_of(error, self._root) from error
+            raise read_fault(error, self._root) from error
         for entry in entries:
             name = f"{prefix}/{entry.name}" if prefix else entry.name
             try:
@@ -165,8 +162,16 @@ class FolderStore:
         return lies_in(folder, root) and not inside
 
 
+def read_fault(error: OSError, where: Path) -> EnvironmentFault:
+    """Return a failed read as an error that says what to do about it."""
+    return EnvironmentFault(
+        f"{where} cannot be read ({error.strerror or error})",
+        hint="Check the disk, and who may read it; the same command then goes on",
+    )
+
+
 def fault_of(error: OSError, where: Path) -> EnvironmentFault:
-    """Return the same trouble in words that say what to do about it."""
+    """Return a failed write as an error that says what to do about it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return EnvironmentFault(
             f"the disk of {where} is full",

@@ -195,7 +195,8 @@ def _reviewed(
     corrected, return all that were not rejected. Raises UsageError if corrections are not yet in
     the data."""
     edits = path.with_name(EDITS)
-    if path.suffix == ".jsonl" and edits.exists() and _modified_ns(edits) > _modified_ns(path):
+    has_edits = edits.exists() and edits.stat().st_size > 0
+    if path.suffix == ".jsonl" and has_edits and _modified_ns(edits) > _modified_ns(path):
         raise UsageError(
             f"{path.name} lacks corrections from {edits}",
             hint="Press Write files in `penstock review`, or run the same `penstock caption` again",

@@ -8,6 +8,9 @@ from artifacts.options import Option, OptionGroup
 from artifacts.tiles import OFF, check_tiles
 from flows.options.headings import FILES, SAMPLING, TEXT, VECTORS
 
+MIN_CHUNK_SECONDS = 0.1
+"""Each chunk takes memory while a run is planned: shorter ones would fill it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions(OptionGroup):
@@ -49,7 +52,7 @@ class VideoSamplingOptions(OptionGroup):
             "seconds per chunk [30, or the model's maximum if less]",
             SAMPLING,
             "SECONDS",
-            above=0,
+            least=MIN_CHUNK_SECONDS,
             excludes="pieces",
         ),
     ] = None

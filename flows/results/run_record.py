@@ -82,6 +82,12 @@ class RunRecord:
                 if len(entry["now"]) > TIMELINE_POINTS:
                     entry["now"] = coarser(entry["now"])
 
+    def imported(self, name: str, notes: Mapping[str, Any]) -> None:
+        """Record what the imports of a running process take, which memory is counted above."""
+        if name in self._stages and "loaded_bytes" in notes:
+            with self._lock:
+                self.stage(name)["notes"]["loaded_bytes"] = notes["loaded_bytes"]
+
     def rung(self, taken: Mapping[str, Any]) -> None:
         """Record that a stage runs on another rung than requested."""
         with self._changing(force=True):

@@ -3,7 +3,7 @@ nothing.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,8 @@ class StageStatus:
     0: unknown."""
     planned_bytes: int
     """Planned value of `taken_bytes`; 0: unknown."""
+    now_bytes: int
+    """Bytes above that baseline in the last sample; 0: unknown, or the stage is not running."""
 
 
 def stages_of(record: Mapping[str, Any], now: float) -> list[StageStatus]:
@@ -71,6 +73,9 @@ def _stage(
     rate = made / seconds if made and seconds >= SHORTEST_SECONDS else None
     lately = _lately(entry, made, now) if running and now is not None else None
     speed = lately or rate
+    on_device = bool(entry["peak_device_bytes"])
+    peak = entry["peak_device_bytes" if on_device else "peak_host_bytes"]
+    last: Sequence[Any] = entry["now"][-1] if entry["now"] else (0, 0, 0)
     left = 0.0 if not pending else pending / speed if speed and now is not None else None
     return StageStatus(
         name=entry["name"],
@@ -85,19 +90,22 @@ def _stage(
         seconds=seconds,
         peak_host_bytes=entry["peak_host_bytes"],
         peak_device_bytes=entry["peak_device_bytes"],
-        taken_bytes=_taken(entry),
+        taken_bytes=_above_baseline(entry, peak),
         planned_bytes=planned_bytes,
+        now_bytes=_above_baseline(entry, last[2 if on_device else 1]) if running else 0,
     )
 
 
-def _taken(entry: Mapping[str, Any]) -> int:
-    if entry["peak_device_bytes"]:
-        # What others used before is recorded at the end of a process.
-        if not (entry["processes"] or entry["baseline_before_bytes"]):
-            return 0
-        return max(0, int(entry["peak_device_bytes"] - entry["baseline_before_bytes"]))
-    imports = entry["notes"].get("loaded_bytes", 0)
-    return max(0, int(entry["peak_host_bytes"] - imports)) if imports else 0
+def _above_baseline(entry: Mapping[str, Any], taken: int) -> int:
+    """Return bytes above what was in use before the stage began; 0: unknown."""
+    if not entry["peak_device_bytes"]:
+        baseline = entry["notes"].get("loaded_bytes", 0)
+        return max(0, int(taken - baseline)) if baseline else 0
+    baseline = entry["baseline_before_bytes"]
+    if not (entry["processes"] or baseline):
+        # It is recorded at the end of a process, whose first sample precedes its use of the GPU.
+        baseline = entry["now"][0][2] if entry["now"] else taken
+    return max(0, int(taken - baseline))
 
 
 def _lately(entry: Mapping[str, Any], made: int, now: float) -> float | None:

@@ -36,7 +36,7 @@ from flows.results.run_record import REWRITE_SECONDS, RunRecord
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stage_runner import StageRunner
 from stages import decode, tune
-from stages.process.events import Event, Failed, Item, MemorySample
+from stages.process.events import Event, Failed, Item, MemorySample, StageNotes
 from stages.process.lock import holder, try_hold
 from stages.process.outcome import StageOutcome
 
@@ -151,6 +151,8 @@ class RunObserver:
             record.count_item(stage)
         elif isinstance(event, MemorySample):
             record.memory(stage, asdict(event))
+        elif isinstance(event, StageNotes):
+            record.imported(stage, event.values)
         elif isinstance(event, Failed):
             self._names = self._names or media_paths_of(job)
             failure = failure_of(job, self._names, stage, event)

@@ -17,10 +17,11 @@ from flows.studio.guard import JSON, json_of
 from flows.studio.run_captions import RunCaptions
 from flows.studio.runs import AGAIN, QueuedRun
 from flows.studio.session import Studio
-from flows.studio.sets import sets_in, unrejected
+from flows.studio.sets import kept_kinds, sets_in
 from flows.studio.steps import FOLDER, MOST, RecordedCommand, answers_of
 from flows.studio.values import checked, line_of
 
+LINES = "captions.jsonl"
 SHOWN = ("image/", "video/", "audio/")
 NUMBER = re.compile("[0-9]{1,9}")
 THUMBNAILS_AT_ONCE = 2
@@ -69,7 +70,8 @@ class CaptionsRoutes:
         out = captions.out / FOLDER / secrets.token_hex(8)
         command = self._studio.command(captions.out)
         words = command.again(checked(changes, self._studio.roots), paths, out)
-        return self._add(AGAIN, command, words, out, values=changes, about=keys)
+        own = str(captions.out)
+        return self._add(AGAIN, command, words, out, values=changes, about=keys, of=own)
 
     def _add(
         self, kind: str, command: RecordedCommand, words: list[str], out: Path, **more: Any
@@ -101,11 +103,29 @@ class CaptionsRoutes:
         return JSONResponse({"id": run.id, "line": line_of(run.words)})
 
     def _write(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
-        chosen = {"format": given.get("format"), "out": given.get("out")}
+        if not isinstance(given.get("format"), list):
+            raise EditRefused("the formats are missing")
+        chosen = {"format": given["format"], "out": given.get("out")}
         found = checked(chosen, self._studio.roots)
         command, out = self._studio.command(captions.out), Path(found.get("out") or captions.out)
         words = command.writing(found.get("format", ()), out)
         return self._add("caption" if found.get("out") else "write", command, words, out)
+
+    async def follow(self, request: Request) -> Response:
+        """Put an export or a training of the run's model into the queue."""
+        captions, given = self._captions(request), await json_of(request)
+        run = await asyncio.to_thread(self._follow, captions, given)
+        return JSONResponse({"id": run.id, "line": line_of(run.words)})
+
+    def _follow(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
+        kind = str(given.get("command"))
+        values = checked({"out": given.get("out")}, self._studio.roots)
+        own = {"export": {"to": str(given.get("to"))}, "tune": {"data": str(captions.out / LINES)}}
+        if kind not in own or "out" not in values:
+            raise EditRefused("choose what to make, and its folder")
+        command, out = self._studio.command(captions.out), values["out"]
+        words = command.following(kind, {**own[kind], "out": out})
+        return self._add(kind, command, words, Path(out), of=str(captions.out))
 
     async def learn(self, request: Request) -> Response:
         """Put a round of learning into the queue."""
@@ -125,7 +145,7 @@ class CaptionsRoutes:
 
         def found() -> list[dict[str, Any]]:
             reviewed = captions.reviewed
-            return sets_in(captions.out, unrejected(reviewed.rows, reviewed.edits()))
+            return sets_in(captions.out, kept_kinds(reviewed.rows, reviewed.edits()))
 
         return JSONResponse({"sets": await asyncio.to_thread(found)})
 

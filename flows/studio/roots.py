@@ -12,7 +12,7 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import HALF
-from artifacts.store import fault_of
+from artifacts.store import fault_of, read_fault
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, writable
 
 SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
@@ -88,7 +88,7 @@ class Roots:
         try:
             entries = sorted(os.scandir(path), key=lambda entry: entry.name)
         except OSError as error:
-            raise fault_of(error, path) from error
+            raise read_fault(error, path) from error
         for entry in entries:
             there = Path(os.path.realpath(entry.path)) if entry.is_symlink() else Path(entry.path)
             if entry.name.startswith(".") or not self.holds(there) or not _is_shown(entry.name):
@@ -129,7 +129,7 @@ def _entries(folder: Path, *, recursive: bool) -> Iterator[os.DirEntry[str]]:
                     if recursive and entry.is_dir():
                         waiting.append(entry.path)
     except OSError as error:
-        raise fault_of(error, folder) from error
+        raise read_fault(error, folder) from error
 
 
 def media_in(folder: Path) -> int:

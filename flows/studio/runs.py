@@ -11,14 +11,13 @@ How it works:
 
 import fcntl
 import functools
-import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,12 +28,15 @@ from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
 from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of
-from flows.results.run_status import run_status
+from flows.results.run_status import run_folder, run_status
+from flows.studio.plans import program
 from flows.studio.values import line_of
 
 FORM = 1
 AGAIN = "again"
-"""Kind of a run that asks again about some captions of another; its folder is two below."""
+"""Kind of a run that asks again about some captions of another."""
+SUMMED_UP = ("learn", "sift", "export", "tune")
+"""Kinds of runs whose last line says what came of them."""
 FOLDER = ".studio"
 """Folder of the queue and the logs, in the output folder."""
 QUEUED, STARTING, RUNNING = "queued", "starting", "running"
@@ -42,11 +44,13 @@ ENDED = ("done", "failed", "interrupted", "died")
 TICK_SECONDS = 0.5
 MOST_RUNS = 1000
 LOG_BYTES = 4000
+FULL_BYTES = 1 << 20
+"""Free bytes below which a disk counts as full."""
 SHOWN = ("state", "media", "captions", "failures", "error", "advice", "rungs", "started", "updated")
 STAGE = (
     *("name", "running", "done", "failed", "pending", "about", "rate", "rate_last_minute"),
-    *("seconds_left", "seconds", "peak_host_bytes", "peak_device_bytes"),
-    *("taken_bytes", "planned_bytes"),
+    *("seconds_left", "seconds"),
+    *("taken_bytes", "planned_bytes", "now_bytes"),
 )
 """What the page shows of a run and of its stages."""
 ENTRY = ("id", "kind", "out", "values", "state", "pid", "began", "error")
@@ -57,11 +61,13 @@ class QueuedRun:
     """One command of the queue."""
 
     kind: str
-    """`caption`, `write`, `learn` or `again`."""
+    """`caption`, `write`, `again`, or a command of SUMMED_UP."""
     out: str
     words: list[str]
     folder: str
     """Folder in which the command runs."""
+    of: str = ""
+    """Folder of the run whose captions it is about; empty: `out`."""
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     values: dict[str, Any] = field(default_factory=dict)
     """Values of the options that the page sent."""
@@ -75,7 +81,7 @@ class QueuedRun:
     @property
     def about_out(self) -> Path:
         """Return the folder of the run whose captions it is about."""
-        return Path(self.out).parents[1] if self.kind == AGAIN else Path(self.out)
+        return Path(self.of or self.out)
 
 
 @functools.cache
@@ -186,12 +192,11 @@ class RunQueue:
         return [self._shown(run) for run in runs]
 
     def _shown(self, run: QueuedRun) -> dict[str, Any]:
-        last = self.log_of(run).strip().splitlines()[-1:] if run.kind == "learn" else []
         entry = {
             **{name: getattr(run, name) for name in ENTRY},
             "name": run.about_out.name,
             "run": run_id(run.about_out),
-            "said": "".join(last),
+            "said": self._last_line(run) if run.kind in SUMMED_UP else "",
             "line": line_of(run.words),
             "status": None,
         }
@@ -213,11 +218,13 @@ class RunQueue:
             "budget": (plan.get("memory") or {}).get("budget_bytes"),
         }
 
-    def _has_record(self, run: QueuedRun) -> bool:
+    def _record(self, run: QueuedRun) -> dict[str, Any] | None:
+        """Return the record that a run has written; None if there is none yet."""
         try:
-            return _is_of(run, load_record(Path(run.out)))
+            found = load_record(run_folder(Path(run.out)).run or Path(run.out))
         except PenstockError:
-            return False
+            return None
+        return found if _is_of(run, found) else None
 
     def _interrupt(self, run: QueuedRun) -> None:
         """Send SIGINT to a run, once: it stops in order, and what it finished is kept."""
@@ -260,8 +267,8 @@ class RunQueue:
     def _find_again(self) -> None:
         """Note the process of a run that a killed server started, but could not note."""
         for run in self.runs:
-            if run.state == STARTING and self._has_record(run):
-                run.state, run.pid = RUNNING, int(load_record(Path(run.out))["pid"])
+            if run.state == STARTING and (record := self._record(run)) is not None:
+                run.state, run.pid = RUNNING, int(record["pid"])
                 self._save()
 
     def _end_runs(self) -> None:
@@ -278,14 +285,27 @@ class RunQueue:
             self._save()
 
     def _outcome(self, run: QueuedRun, code: int | None) -> tuple[str, str]:
-        if self._has_record(run):
-            record = load_record(Path(run.out))
-            state = "died" if record["state"] == "running" else record["state"]
-            return state, record["error"]
-        last = self.log_of(run).strip().splitlines()[-1:]
-        if code == 0:
-            return "done", ""
-        return ("interrupted" if code == 4 else "failed"), last[0] if last else "it wrote nothing"
+        record = self._record(run)
+        # A run stopped at its start records no end; an export may be rejected after its runs.
+        if record is None or code == 4 or (code and run.kind == "export"):
+            if code == 0:
+                return "done", ""
+            return ("interrupted" if code == 4 else "failed"), self._why(run, code)
+        if record["state"] == "died":
+            return "died", self._why(run, code)
+        return record["state"], record["error"]
+
+    def _why(self, run: QueuedRun, code: int | None) -> str:
+        """Return why a process ended that could not record it."""
+        for folder in (Path(run.out), self._state):
+            if folder.is_dir() and shutil.disk_usage(folder).free < FULL_BYTES:
+                return f"the disk of {folder} is full: free some space, then go on"
+        if code is None or code < 0:
+            return "its process was killed, by a user or for lack of memory"
+        return self._last_line(run) or f"it ended with code {code}, without a word"
+
+    def _last_line(self, run: QueuedRun) -> str:
+        return "".join(self.log_of(run).strip().splitlines()[-1:])
 
     def _begin(self, run: QueuedRun, lock: int) -> None:
         run.state, run.began, run.pid, run.error = STARTING, _now(), 0, ""
@@ -332,35 +352,6 @@ def _started(run: QueuedRun, log: IO[bytes], lock: int) -> subprocess.Popen[byte
         start_new_session=True,
         pass_fds=(lock,),
     )
-
-
-def program(words: Sequence[str]) -> list[str]:
-    """Return the program and the arguments of a command of Penstock."""
-    return [sys.executable, "-P", "-m", "flows.cli.main", *words]
-
-
-def plan_of(words: Sequence[str], folder: Path, seconds: float) -> dict[str, Any]:
-    """Return the plan of a `caption` command, made by `penstock plan`. Raises UsageError with what
-    it says of a command that it refuses."""
-    try:
-        made = subprocess.run(
-            program(["plan", "--json", *words[1:]]),
-            cwd=folder,
-            env={**os.environ, "NO_COLOR": "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=seconds,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise UsageError(
-            f"no plan within {seconds:.0f} s", hint="Try again: what was read is kept"
-        ) from error
-    try:
-        plan: dict[str, Any] = json.loads(made.stdout)
-    except ValueError:
-        lines = made.stderr.decode(errors="replace").strip().splitlines()
-        raise UsageError(lines[-1] if lines else "the plan failed") from None
-    return plan
 
 
 def _try_lock(path: Path) -> int | None:

@@ -99,11 +99,13 @@ def studio_app(opened: Studio) -> Starlette:
         "/upload": start.upload,
         "/presets": start.keep_preset,
         "/runs": start.begin,
+        "/sift": start.sift,
         "/runs/{id}": start.change,
         f"{run}/edits": captions.edit,
         f"{run}/again": captions.ask,
         f"{run}/write": captions.write,
         f"{run}/learn": captions.learn,
+        f"{run}/follow": captions.follow,
     }
     routes = [
         Route(f"/{opened.token}{path}", guarded(handler, opened.token), methods=[method])

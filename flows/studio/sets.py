@@ -2,11 +2,15 @@
 have no text, and which have no file."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from artifacts.edits import REJECTED, UNTOUCHED, Edit
+from artifacts.plurals import counted
+from artifacts.trainers import TRAINERS
+from flows.media.media_files import IMAGE_SUFFIXES
 
 NAMED = 5
 """Samples that a finding names."""
@@ -14,9 +18,9 @@ Sample = tuple[str, str, Path]
 """Name, caption and file of a sample."""
 
 
-def sets_in(out: Path, captions: int) -> list[dict[str, Any]]:
-    """Return a finding for each data set in a folder. `captions` is the number of captions that
-    were not rejected."""
+def sets_in(out: Path, captions: Counter[str]) -> list[dict[str, Any]]:
+    """Return a finding for each data set in a folder. `captions` are the numbers of captions that
+    were not rejected, by the kind of their media."""
     found = []
     for form, read in READERS.items():
         if not (out / form).is_dir():
@@ -33,7 +37,12 @@ def sets_in(out: Path, captions: int) -> list[dict[str, Any]]:
                 "format": form,
                 "folder": str(out / form),
                 "samples": len(samples),
-                "captions": captions,
+                "captions": captions.total(),
+                "left_out": [
+                    f"{counted(count, kind)}: {form} reads no {kind}s"
+                    for kind, count in captions.items()
+                    if kind not in TRAINERS[form].folders
+                ],
                 "empty": [len(empty), empty[:NAMED]],
                 "missing": [len(missing), missing[:NAMED]],
                 "problem": problem,
@@ -42,9 +51,11 @@ def sets_in(out: Path, captions: int) -> list[dict[str, Any]]:
     return found
 
 
-def unrejected(keys: Iterable[str], edits: Mapping[str, Edit]) -> int:
-    """Return the number of captions that were not rejected."""
-    return sum(edits.get(key, UNTOUCHED).review != REJECTED for key in keys)
+def kept_kinds(rows: Mapping[str, Mapping[str, Any]], edits: Mapping[str, Edit]) -> Counter[str]:
+    """Return the numbers of captions that were not rejected, by the kind of their media."""
+    kept = (row for key, row in rows.items() if edits.get(key, UNTOUCHED).review != REJECTED)
+    suffixes = (Path(row["media_path"]).suffix.lower() for row in kept)
+    return Counter("image" if each in IMAGE_SUFFIXES else "video" for each in suffixes)
 
 
 def _kohya(folder: Path) -> Iterator[Sample]:

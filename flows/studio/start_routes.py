@@ -1,20 +1,24 @@
 """Routes for choosing, planning and running."""
 
 import asyncio
+import os
 from string import Template
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
+from artifacts.endpoints import listed
 from flows.results.report.page import digest, part, server_policy
 from flows.results.run_record import RUN_RECORD
 from flows.reviewing.captions import EditRefused
 from flows.studio import choices, roots
 from flows.studio.guard import json_of
-from flows.studio.runs import QueuedRun, plan_of, run_id
+from flows.studio.plans import plan_of
+from flows.studio.runs import QueuedRun, run_id
 from flows.studio.session import UPLOADS, Studio
 from flows.studio.values import checked, line_of, table, words_of
+from stages.export.jobs import KINDS
 
 PAGE = "flows.studio.page"
 REVIEW = "flows.reviewing.page"
@@ -25,11 +29,13 @@ SCRIPTS = (
     *((REVIEW, name) for name in ("saving.js", "choosing.js", "rows.js", "cards.js")),
     *((REVIEW, name) for name in ("replacing.js", "learning.js")),
     *((PAGE, name) for name in ("files.js", "start.js", "runs.js", "tags.js")),
-    *((PAGE, name) for name in ("again.js", "writing.js", "keys.js", "page.js")),
+    *((PAGE, name) for name in ("again.js", "writing.js", "following.js", "keys.js", "page.js")),
 )
 """Parts of the page's one program, in their order."""
 STYLES = ((REPORT, "base.css"), (REVIEW, "page.css"), (PAGE, "page.css"))
 PLAN_SECONDS = 300.0
+SIFTED = ("sources", "recursive", "extensions", "limit")
+"""Options of a run that decide which files are marked."""
 
 
 def page_parts() -> tuple[str, str]:
@@ -37,7 +43,7 @@ def page_parts() -> tuple[str, str]:
     style = "".join(part(name, package) for package, name in STYLES)
     script = "\n".join(["'use strict';", *(part(name, package) for package, name in SCRIPTS)])
     html = Template(part("page.html", PAGE)).substitute(style=style, script=script)
-    return html, server_policy([digest(script)], [digest(style)])
+    return html, server_policy([digest(script)], [digest(style)]) + "; worker-src blob:"
 
 
 class StartRoutes:
@@ -72,6 +78,8 @@ class StartRoutes:
                 "prompts": await asyncio.to_thread(choices.presets),
                 "prompt_folder": str(choices.preset_folder()),
                 "options": table(),
+                "servers": [each.url for each in listed()],
+                "export_kinds": list(KINDS),
             }
         )
 
@@ -110,11 +118,22 @@ class StartRoutes:
         return JSONResponse({"line": line_of(words)})
 
     async def plan(self, request: Request) -> Response:
-        """Return the plan of values. One is made at a time."""
+        """Return the plan of values. One is made at a time, while its page waits for it."""
         _, words = await self._words(request)
-        async with self._planning:
-            found = await asyncio.to_thread(plan_of, words, self._studio.folder, PLAN_SECONDS)
+        planning = asyncio.create_task(self._planned(words))
+        gone = asyncio.ensure_future(request.receive())  # after the body: the page is gone
+        gone.add_done_callback(lambda _: planning.cancel())
+        try:
+            found = await planning
+        except asyncio.CancelledError as error:
+            raise ClientDisconnect from error
+        finally:
+            gone.cancel()
         return JSONResponse({"plan": found, "line": line_of(words)})
+
+    async def _planned(self, words: list[str]) -> dict[str, Any]:
+        async with self._planning:
+            return await plan_of(words, self._studio.folder, PLAN_SECONDS)
 
     async def begin(self, request: Request) -> Response:
         """Put a run into the queue."""
@@ -123,6 +142,18 @@ class StartRoutes:
         run = QueuedRun(kind="caption", out=out, words=words, folder=folder)
         await asyncio.to_thread(self._studio.queue.add, run)
         return JSONResponse({"id": run.id, "run": run_id(out), "line": line_of(words)})
+
+    async def sift(self, request: Request) -> Response:
+        """Put a run that marks the chosen files into the queue."""
+        values, _ = await self._words(request)
+        out, keep = values["out"], {"keep": values["sift"]} if "sift" in values else {}
+        kept = {name: values[name] for name in SIFTED if name in values}
+        place = os.path.join(out, "sift")
+        words = words_of({**kept, **keep, "out": place}, self._studio.fixed, "sift")
+        folder = str(self._studio.folder)
+        run = QueuedRun(kind="sift", out=place, words=words, folder=folder, of=out)
+        await asyncio.to_thread(self._studio.queue.add, run)
+        return JSONResponse({"id": run.id, "line": line_of(words)})
 
     async def runs(self, _: Request) -> Response:
         """Return all runs with their status."""

@@ -1,5 +1,5 @@
-"""Makes commands for what follows a run: asking again about some captions, and writing data
-sets. They repeat the command that its record has, if this user ran it."""
+"""Makes commands for what follows a run: asking again about some captions, writing data sets,
+exporting and tuning its model. They repeat the command that its record has, if this user ran it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -8,7 +8,7 @@ from typing import Any
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.json_shapes import read_jsonl
-from artifacts.options import OptionGroup
+from artifacts.options import OptionGroup, declared
 from flows.options.model import StoreOptions
 from flows.options.text import OutputOptions
 from flows.results.recorded_command import COMMAND, is_own_command, repeated, with_values
@@ -16,7 +16,7 @@ from flows.results.report.media import CAPTION, MEDIA_ENTRY, RUN_AGAIN, media_wi
 from flows.results.run_read import load_record
 from flows.studio.roots import Refused
 from flows.studio.runs import QueuedRun
-from flows.studio.values import ALLOWED, OPTIONS, REPEATED, words_of
+from flows.studio.values import ALLOWED, CONFIGS, OPTIONS, REPEATED, words_of
 
 FOLDER = ".again"
 """Folder of the answers to a second question, in a run's folder."""
@@ -56,7 +56,7 @@ class RecordedCommand:
         self._config_of = config_of
 
     @cached_property
-    def _config(self) -> OptionGroup:
+    def _config(self) -> Any:
         return self._config_of(self.words)
 
     def writing(self, formats: Sequence[str], out: Path) -> list[str]:
@@ -68,6 +68,18 @@ class RecordedCommand:
                 dict.fromkeys((*OutputOptions.of(self._config).format, *formats))
             )
         return with_values(self.words, {**more, "--out": str(out)})
+
+    def following(self, command: str, values: Mapping[str, Any]) -> list[str]:
+        """Return the words that export or tune this run's model, with these values. Raises
+        UsageError."""
+        config = self._config
+        options = {each.name for each in declared(CONFIGS[command])}
+        values = {"model": config.model, **values}
+        for name in ("revision", "adapter", "as_published", "memory"):
+            value = getattr(config, name)
+            if name in options and value != _default(OPTIONS[name].field):
+                values[name] = str(value) if name == "memory" else value
+        return words_of(values, [f"--store={StoreOptions.of(config).store_url}"], command)
 
     def again(self, changes: Mapping[str, Any], paths: Sequence[str], out: Path) -> list[str]:
         """Return the words that ask again about these media, with changed options. Raises Refused

@@ -6,10 +6,15 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from artifacts.endpoints import SERVED, listed
 from artifacts.errors import UsageError
-from artifacts.options import Declared, declared
+from artifacts.options import Declared, OptionGroup, declared
 from flows.options.commands import CaptionConfig
+from flows.options.export_config import ExportConfig
+from flows.options.media import SourceOptions
+from flows.options.sift import SiftConfig
 from flows.options.text import SCHEMA_BYTES
+from flows.options.tune import TuneConfig
 from flows.results.recorded_command import COMMAND
 from flows.studio.roots import Refused, Roots
 
@@ -33,7 +38,16 @@ REPEATED = frozenset(("endpoint", "endpoint_keys", "insecure_endpoint"))
 DENIED = REPEATED | {"trust_remote_code", "store", "overwrite"}
 """Options that it may not: they let foreign code run, or are fixed when the studio starts."""
 # fmt: on
+SERVER = "server"
+"""Number of an address in PENSTOCK_ENDPOINTS. The page sends it, and never an address."""
 OPTIONS = {each.name: each for each in declared(CaptionConfig)}
+CONFIGS: dict[str, type[OptionGroup]] = {
+    COMMAND: CaptionConfig,
+    "sift": SiftConfig,
+    "export": ExportConfig,
+    "tune": TuneConfig,
+}
+"""Command → its options."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 LONGEST = 1 << 16
 """Largest number of characters of a value."""
@@ -46,6 +60,9 @@ def checked(values: Mapping[str, Any], roots: Roots) -> dict[str, Any]:
     Raises Refused, EnvironmentFault."""
     found: dict[str, Any] = {}
     for name, value in values.items():
+        if name == SERVER:
+            found |= _server(value)
+            continue
         if name not in ALLOWED or name not in OPTIONS:
             raise Refused(f"{name[:40]!r} cannot be set in the page", hint="Use the command line")
         if value is None or value == "" or value == [] or value == {}:
@@ -59,13 +76,20 @@ def checked(values: Mapping[str, Any], roots: Roots) -> dict[str, Any]:
     return found
 
 
-def words_of(values: Mapping[str, Any], fixed: Sequence[str] = ()) -> list[str]:
+def words_of(
+    values: Mapping[str, Any], fixed: Sequence[str] = (), command: str = COMMAND
+) -> list[str]:
     """Return the words of the command that these values stand for, with the `fixed` ones. Raises
     UsageError as the command does."""
-    parsed = {name: _parsed(OPTIONS[name], value) for name, value in values.items()}
-    CaptionConfig(**parsed).check_sources()
-    words = [word for name, value in values.items() for word in _words(OPTIONS[name], value)]
-    return [COMMAND, *fixed, *words, "--", *values["sources"]]
+    config = CONFIGS[command]
+    options = {each.name: each for each in declared(config)}
+    built = config(**{name: _parsed(options[name], value) for name, value in values.items()})
+    words = [word for name, value in values.items() for word in _words(options[name], value)]
+    if isinstance(built, SourceOptions):
+        built.check_sources()
+        return [command, *fixed, *words, "--", *values["sources"]]
+    (first,) = (values[name] for name in values if options[name].option.positional)
+    return [command, first, *fixed, *words]
 
 
 def line_of(words: list[str]) -> str:
@@ -92,7 +116,7 @@ def _typed(option: Declared, value: Any) -> Any:
     else:
         fits = _is_text(value)
     if not fits or (kind in (dict, tuple) and len(value) > MOST):
-        raise Refused(f"invalid {option.flag}", hint=f"Give it as in --help: {option.option.help}")
+        raise Refused(f"invalid {option.flag}", hint=f"Give it as in --help: {_help(option)}")
     return value
 
 
@@ -118,6 +142,17 @@ def _words(option: Declared, value: Any) -> list[str]:
     return [f"{option.flag}={','.join(value) if isinstance(value, tuple) else value}"]
 
 
+def _server(number: Any) -> dict[str, Any]:
+    """Return the address of that number, which the owner of this machine listed. Raises
+    Refused."""
+    known = listed()
+    if type(number) is not int or not 0 <= number < len(known):
+        raise Refused("there is no such server", hint="Reload the page")
+    found = known[number]
+    is_open = found.scheme == "http" and not found.is_local
+    return {"endpoint": (found.url,), **({"insecure_endpoint": True} if is_open else {})}
+
+
 def _path(value: str, roots: Roots) -> str:
     return str(roots.inside(value))
 
@@ -127,6 +162,8 @@ def _model(value: str, roots: Roots) -> str:
     there = os.path.lexists(os.path.join(roots.folders[0], value)) and value != "demo"
     if there or value.startswith(("/", ".", "~")):
         return _path(value, roots)
+    if value.startswith(SERVED):
+        return value  # the command refuses it without a server
     if not HUB_ID.fullmatch(value):
         raise Refused(f"invalid --model {value[:80]!r}", hint="Give a folder, a hub id, or demo")
     return value
@@ -154,7 +191,7 @@ def table() -> list[dict[str, Any]]:
         {
             "name": each.name,
             "flag": each.flag,
-            "help": each.option.help.replace("%(default)s", _shown(each.field.default)),
+            "help": _help(each),
             "heading": each.option.heading or "other",
             "kind": "text" if each.option.parse and each.kind is not dict else each.kind.__name__,
             "values": [str(one) for one in each.option.values],
@@ -164,5 +201,5 @@ def table() -> list[dict[str, Any]]:
     ]
 
 
-def _shown(default: Any) -> str:
-    return str(default) if isinstance(default, str | int | float) else ""
+def _help(option: Declared) -> str:
+    return option.option.help.replace("%(default)s", str(option.field.default))

@@ -13,7 +13,7 @@ class Page {
       at(id).append(...Object.entries(names).map(([value, [name]]) => el("option", {value}, name)));
     this.saving = new Saving({done: answer => this.done(answer), refused: why => this.refused(why), told: (...how) => this.told(...how)});
     this.replacing = new Replacing(this);
-    Object.assign(this, {learning: new Learning(this), tags: new Tags(this), again: new Again(this), writing: new Writing(this)});
+    Object.assign(this, {learning: new Learning(this), tags: new Tags(this), again: new Again(this), writing: new Writing(this), following: new Following(this)});
     at("choosing").addEventListener("submit", event => event.preventDefault());
     at("filter").addEventListener("change", () => this.show());
     at("sort").addEventListener("change", async () => { await this.rank(); this.show(); });
@@ -21,7 +21,7 @@ class Page {
     let waiting = 0;
     at("search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(() => this.show(), 60); });
     const buttons = {undo: () => this.undo(), redo: () => this.redo(), replace: () => this.replacing.toggle(), tag: () => this.tags.toggle(),
-      ask: () => this.again.toggle(), write: () => this.writing.toggle(), learn: () => this.learning.start(), history: () => this.past(), help: () => this.help(), theme: turnTheme};
+      ask: () => this.again.toggle(), write: () => this.writing.toggle(), follow: () => this.following.toggle(), learn: () => this.learning.start(), history: () => this.past(), help: () => this.help(), theme: turnTheme};
     for (const [id, run] of Object.entries(buttons)) at(id).addEventListener("click", run);
     keys(this);
     addEventListener("beforeunload", event => { if (RUN && this.saving.waiting.length) event.preventDefault(); });
@@ -41,7 +41,10 @@ class Page {
     }
     this.choices = await choices;
     at("again-adapter").replaceChildren(el("option", {value: ""}, "as before"), ...adapterOptions(this.choices).slice(1));
-    if (!RUN) await new Start(begun => { location.href = `${HOME}run/${begun.run}/`; }).begin(this.choices);
+    if (!RUN) {
+      this.start = new Start(begun => { location.href = `${HOME}run/${begun.run}/`; }, () => this.runs.look());
+      await this.start.begin(this.choices);
+    }
     document.documentElement.dataset.ready = "true";
   }
 

@@ -1,6 +1,6 @@
 // The queue: what runs, what waits, what ended, and why.
 
-const KINDS = {again: "asking again: ", write: "writing: ", learn: "learning: "};
+const KINDS = {again: "asking again: ", write: "writing: ", learn: "learning: ", sift: "sifting: ", export: "exporting the model of ", tune: "training on "};
 const ENDED = ["done", "failed", "interrupted", "died"];
 
 class Runs {
@@ -46,12 +46,12 @@ class Runs {
       el("p", {}, el("span", {class: `badge ${state}`}, waiting), " ", el("b", {}, `${KINDS[run.kind] || ""}${run.name}`), " ",
         el("span", {class: "quiet small"}, run.out)),
       stages.length ? el("div", {class: "stages"}, stages.map(stage => this.stage(stage, status))) : null,
-      status ? el("p", {class: "quiet"}, `${counted(status.captions, "caption")} written, ${status.media.failed} of ${counted(status.media.total, "file")} failed`) : null,
+      status ? el("p", {class: "quiet"}, ended && !run.said ? `${counted(status.captions, "caption")} written, ` : "", `${status.media.failed} of ${counted(status.media.total, "file")} failed`) : null,
       run.said && run.said !== run.error ? el("p", {class: "quiet"}, run.said) : null,
       run.error && ended ? el("p", {class: "warning"}, run.error) : null,
       (status?.failures || []).slice(0, 5).map(({media_path: path, message, hint}) => el("p", {class: "warning small"}, `${path}: ${message}. `, el("b", {}, hint))),
       (status?.rungs || []).slice(-1).map(({stage, name, reason}) => el("p", {class: "quiet small"}, `${stage} runs with ${name} (${reason})`)),
-      el("details", {}, el("summary", {class: "quiet small"}, "Command"), el("code", {}, run.line)),
+      el("details", {}, el("summary", {class: "quiet small"}, "Command"), el("code", {}, run.line), " ", el("a", {href: `${HOME}log/${run.id}`}, "Output")),
       el("div", {class: "acts"},
         this.only ? null : el("a", {href: `${HOME}run/${run.run}/`, "data-act": `${run.id} open`}, "Open its captions"),
         ended ? null : this.act(run, "Stop", "stop"),
@@ -59,13 +59,15 @@ class Runs {
         ended ? this.act(run, "Remove from the list", "remove") : null));
   }
 
+  // Memory is what a stage takes above its imports, as it was planned.
   stage(stage, {budget}) {
-    const all = stage.done + stage.pending, rate = stage.rate_last_minute ?? stage.rate;
-    const peak = stage.taken_bytes || stage.peak_host_bytes;
-    return [el("span", {}, stage.name), el("progress", {max: all, value: stage.done, "aria-label": `${stage.name}: ${stage.done} of ${all}`}),
+    const all = stage.done + stage.pending, rate = stage.rate_last_minute ?? stage.rate, {now_bytes: now, taken_bytes: peak, planned_bytes: planned} = stage;
+    const memory = now || peak ? [now ? `memory ${size(now)} now` : "memory", peak ? `peak ${size(peak)}` : "", planned ? `planned ${size(planned)}` : "", budget ? `budget ${size(budget)}` : ""].filter(Boolean).join(", ") : "";
+    return [el("span", {}, stage.name),
+      el("div", {}, el("progress", {max: all, value: stage.done, "aria-label": `${stage.name}: ${stage.done} of ${all}`}),
+        now && budget ? el("meter", {max: budget, high: planned || budget, value: now, "aria-label": `${stage.name}: ${memory}`}) : null),
       el("span", {class: "quiet"}, [`${stage.done.toLocaleString("en")} of ${stage.about ? "about " : ""}${all.toLocaleString("en")}`,
         rate ? `${rate.toFixed(2)}/s` : "", stage.running && stage.seconds_left ? `${clock(stage.seconds_left)} left` : "",
-        peak ? `${size(peak)}${stage.planned_bytes ? `, planned ${size(stage.planned_bytes)}` : ""}${budget ? `, budget ${size(budget)}` : ""}` : "",
-        stage.failed ? `${stage.failed} failed` : ""].filter(Boolean).join(" · "))];
+        memory, stage.failed ? `${stage.failed} failed` : ""].filter(Boolean).join(" · "))];
   }
 }

@@ -4,14 +4,15 @@ const TEXTS = ["model", "adapter", "memory", "prompt", "schema", "trigger", "sif
 const GIVEN = new Set([...TEXTS, "sources", "recursive", "prompts", "trust_remote_code"]);
 
 class Start {
-  constructor(begun) {
-    this.begun = begun;
+  constructor(begun, sifted) {
+    Object.assign(this, {begun, sifted});
     this.files = new Files(() => this.changed());
     const form = document.getElementById("start");
     form.addEventListener("input", () => this.changed());
     form.addEventListener("submit", event => { event.preventDefault(); this.plan(); });
     document.getElementById("go").addEventListener("click", () => this.go());
     document.getElementById("which").addEventListener("click", () => this.which());
+    document.getElementById("sift-now").addEventListener("click", () => this.sift());
     document.getElementById("keep-prompt").addEventListener("click", () => this.keepPrompt());
     document.getElementById("preset").addEventListener("change", event => {
       const found = this.choices.prompts.find(({name}) => name === event.target.value);
@@ -26,6 +27,8 @@ class Start {
     at("model").value = choices.models.length === 1 ? choices.models[0] : "";
     at("adapter").replaceChildren(...adapterOptions(choices));
     at("out").value = choices.out;
+    at("server").replaceChildren(el("option", {value: ""}, "this machine"), ...choices.servers.map((url, value) => el("option", {value}, url)));
+    at("server").parentElement.hidden = !choices.servers.length;
     at("own").hidden = !choices.has_captions;
     at("own").replaceChildren(el("a", {href: `${HOME}run/${choices.own}/`}, "Open the captions in ", choices.out));
     this.presets(choices);
@@ -78,6 +81,7 @@ class Start {
     const found = {sources: this.files.chosen, recursive: at("recursive").checked};
     for (const [name, value] of this.fields || []) found[name] = value();
     for (const name of TEXTS) found[name] = at(name).value.trim();
+    if (at("server").value) found.server = Number(at("server").value);
     const lines = at("prompts").value.split("\n").map(line => line.trim()).filter(Boolean);
     found.prompts = Object.fromEntries(lines.map(line => [line.split("=")[0].trim(), line.split("=").slice(1).join("=").trim()]));
     const given = value => value !== null && value !== "" && value !== false && !(typeof value === "object" && !Object.keys(value).length);
@@ -118,19 +122,31 @@ class Start {
     at("plan").disabled = false;
   }
 
-  // Plans every model on this machine for these files: which fit, with which memory.
+  // Plans every model on this machine for these files: which fit, and which of them is the largest.
   async which() {
-    const rows = [];
+    const rows = [], {server: _, ...values} = this.values(), fitting = at("fitting"), draw = more => fitting.replaceChildren(table(["model", "fits", ""], [...rows, ...more]));
+    let most = 0, best = null;
     for (const model of this.choices.models) {
-      at("fitting").replaceChildren(table(["model", "fits", ""], [...rows, [model, "planning…", ""]]));
-      const use = () => { at("model").value = model; this.changed(); };
+      draw([[model, "planning…", ""]]);
+      const use = () => { at("model").value = model; at("server").value = ""; this.changed(); };
       try {
-        const {plan} = await tell("plan", {values: {...this.values(), model}});
-        const most = Math.max(0, ...(plan.memory?.stages || []).map(stage => stage.peak_bytes));
-        rows.push([model, plan.fits ? `yes, ${size(most)}${plan.time ? `, ${plan.time}` : ""}` : `no: ${plan.refusal.message}`, plan.fits ? button("Use", use, {"aria-label": `Use ${model}`}) : ""]);
+        const {plan} = await tell("plan", {values: {...values, model}});
+        const peak = Math.max(0, ...(plan.memory?.stages || []).map(stage => stage.peak_bytes));
+        const parameters = Object.values(plan.halves || {}).reduce((sum, half) => sum + half.parameters, 0);
+        const row = [model, plan.fits ? `yes, ${size(peak)}${plan.time ? `, ${plan.time}` : ""}` : `no: ${plan.refusal.message}`, plan.fits ? button("Use", use, {"aria-label": `Use ${model}`}) : ""];
+        rows.push(row);
+        if (plan.fits && parameters > most) [most, best] = [parameters, row];
       } catch (error) { rows.push([model, error.message, ""]); }
     }
-    at("fitting").replaceChildren(table(["model", "fits", ""], rows));
+    if (best) best[1] += "; recommended: the largest that fits";
+    draw([]);
+  }
+
+  sift() {
+    return tried(async () => {
+      at("line").textContent = (await tell("sift", {values: this.values()})).line;
+      this.sifted();
+    });
   }
 
   go() {

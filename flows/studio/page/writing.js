@@ -47,7 +47,7 @@ class Writing {
       const {sets} = await ask(`run/${RUN}/sets`);
       const some = ([count, names]) => count ? `${count}: ${names.join(", ")}` : "0";
       this.check.replaceChildren(sets.length ? table(["data set", "samples", "of captions", "without a text", "without a file", "folder"],
-        sets.map(({format, samples, captions, empty, missing, problem, folder}) => [format, problem || String(samples), String(captions), some(empty), some(missing), folder]))
+        sets.map(({format, samples, captions, left_out: left, empty, missing, problem, folder}) => [format, problem || String(samples), [captions, ...left].join("; "), some(empty), some(missing), folder]))
         : el("p", {class: "quiet"}, "No data set of a trainer is in this folder yet."));
     });
   }
