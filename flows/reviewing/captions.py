@@ -3,8 +3,7 @@
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ class ReviewedCaptions:
     def __init__(self, out: Path) -> None:
         """Read a run's folder and open its journal. Raises UsageError, EnvironmentFault."""
         self.out = out
-        self._is_released = self._is_learning = False
+        self._is_released = self._may_reopen = False
         self._former: dict[str, tuple[tuple[str, str, str], str]] = {}
         """Caption key before learning → its chunk and the words of then."""
         self.load()
@@ -102,7 +101,7 @@ class ReviewedCaptions:
 
     def load(self) -> None:
         """Read the files of the last run, which may still be running. Raises EnvironmentFault."""
-        if self._is_released and not self._is_learning:
+        if self._may_reopen:
             self._reopen()
             return
         self.record = load_record(self.out)
@@ -125,21 +124,19 @@ class ReviewedCaptions:
         if not self._is_released:
             self.journal.close()
 
-    @contextmanager
-    def released(self) -> Iterator[None]:
-        """Let `penstock learn` write the journal and the captions meanwhile; edits are refused. The
-        next call that needs them reads both again."""
+    def release(self) -> None:
+        """Let `penstock learn` write the journal and the captions, and refuse edits."""
         self.close()
-        self._is_released = self._is_learning = True
-        try:
-            yield
-        finally:
-            self._is_learning = False
+        self._is_released, self._may_reopen = True, False
+
+    def take_back(self) -> None:
+        """Accept edits again: the next call that needs journal and captions reads them again."""
+        self._may_reopen = True
 
     def _reopen(self) -> None:
         """Read journal and captions again after learning. Raises EnvironmentFault."""
         self.journal = EditJournal(self.out)
-        self._is_released = False
+        self._is_released = self._may_reopen = False
         before = {key: (self.chunks[key], row["said"]) for key, row in self.rows.items()}
         self.load()
         self._former |= {key: one for key, one in before.items() if key not in self.rows}
@@ -175,9 +172,9 @@ class ReviewedCaptions:
     def apply(self, request: Any) -> dict[str, Any]:
         """Apply an edit durably, and return the captions that it changed. Raises EditRefused,
         EnvironmentFault."""
-        if self._is_released and not self._is_learning:
+        if self._may_reopen:
             self._reopen()
-        if self._is_learning:
+        if self._is_released:
             raise EnvironmentFault("a model is learning", hint="Edits are saved when it is done")
         try:
             check(request, EDIT_REQUEST)
