@@ -32,7 +32,8 @@ def default_full_chunk(profile: ModelProfile) -> int:
 def requested_sampling(profile: ModelProfile, config: OptionGroup) -> Sampling:
     """Return the requested sampling, before the context limits it."""
     if profile.route == "dual":  # one vector per frame, so no frame is left out
-        rate = _frame_rate(config) or FPS
+        of_vectors = isinstance(config, VectorSamplingOptions)
+        rate = (config.fps if of_vectors else VideoSamplingOptions.of(config).fps) or FPS
         return Sampling(chunk_seconds=VECTORS_A_CHUNK / rate, fps=rate, max_frames=VECTORS_A_CHUNK)
     video = VideoSamplingOptions.of(config)
     chunk = _chunk_seconds(profile, video)
@@ -59,12 +60,6 @@ def requested_sampling(profile: ModelProfile, config: OptionGroup) -> Sampling:
         min_frames=min(stated.min_frames or 1, maximum),
         max_frames=maximum,
     )
-
-
-def _frame_rate(config: OptionGroup) -> float | None:
-    if isinstance(config, VectorSamplingOptions):
-        return config.fps
-    return VideoSamplingOptions.of(config).fps
 
 
 def _chunk_seconds(profile: ModelProfile, video: VideoSamplingOptions) -> float:

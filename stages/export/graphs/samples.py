@@ -66,7 +66,9 @@ def trials(
             run = partial(text_vectors, inputs=inputs)
             yield Trial(name=f"{count} texts{' filled up' * filled}", run=run)
         return
-    for kind in _kinds(processor, dual):
+    takes_both = not dual and takes_videos(processor)
+    kinds: Sequence[MediaKind] = ("image", "video") if takes_both else ("image",)
+    for kind in kinds:
         for size, rows, any_number, prompt in zip(SIZES, BATCHES, FRAMES, PROMPTS, strict=True):
             frames = 1 if kind == "image" else frames_a_video or any_number
             clips = [_noise(kind, frames, *size, seed) for seed in range(rows)]
@@ -87,10 +89,6 @@ def texts_of(processor: Any) -> list[str]:
     known_words = [word for word in known_words if len(word) >= SHORTEST] or list(TEXTS)
     drawn = np.random.default_rng(0).integers(len(known_words), size=(PARITY_TEXTS, 2))
     return [f"a photo of {known_words[first]} and {known_words[second]}" for first, second in drawn]
-
-
-def _kinds(processor: Any, dual: bool) -> Sequence[MediaKind]:
-    return ("image", "video") if not dual and takes_videos(processor) else ("image",)
 
 
 def _noise(kind: MediaKind, count: int, height: int, width: int, seed: int) -> Clip:
