@@ -32,8 +32,7 @@ def default_full_chunk(profile: ModelProfile) -> int:
 def requested_sampling(profile: ModelProfile, config: OptionGroup) -> Sampling:
     """Return the requested sampling, before the context limits it."""
     if profile.route == "dual":  # one vector per frame, so no frame is left out
-        of_vectors = isinstance(config, VectorSamplingOptions)
-        rate = (config.fps if of_vectors else VideoSamplingOptions.of(config).fps) or FPS
+        rate = _frame_rate(config) or FPS
         return Sampling(chunk_seconds=VECTORS_A_CHUNK / rate, fps=rate, max_frames=VECTORS_A_CHUNK)
     video = VideoSamplingOptions.of(config)
     chunk = _chunk_seconds(profile, video)
@@ -60,6 +59,12 @@ def requested_sampling(profile: ModelProfile, config: OptionGroup) -> Sampling:
         min_frames=min(stated.min_frames or 1, maximum),
         max_frames=maximum,
     )
+
+
+def _frame_rate(config: OptionGroup) -> float | None:
+    if isinstance(config, VectorSamplingOptions):
+        return config.fps
+    return VideoSamplingOptions.of(config).fps
 
 
 def _chunk_seconds(profile: ModelProfile, video: VideoSamplingOptions) -> float:

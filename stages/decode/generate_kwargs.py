@@ -254,11 +254,18 @@ def bad_words_ids(processor: Any, phrases: Sequence[str]) -> list[list[int]]:
     return [list(ids) for ids in dict.fromkeys(map(tuple, found)) if ids]
 
 
+def end_ids_of(half: Any) -> list[int]:
+    """Return the tokens that end a caption."""
+    ends = half.generation_config.eos_token_id
+    ends = half.config.get_text_config().eos_token_id if ends is None else ends
+    return [ends] if isinstance(ends, int) else list(ends or ())
+
+
 def make_greedy(half: Any, processor: Any) -> None:
     """Make the half decode greedily by default. End and padding tokens come from the checkpoint,
     else from the tokenizer."""
     settings = half.generation_config
-    if settings.eos_token_id is None and half.config.get_text_config().eos_token_id is None:
+    if not end_ids_of(half):
         # Without an end token every batch would run to its token limit.
         settings.eos_token_id = processor.tokenizer.eos_token_id
     settings.do_sample, settings.num_beams = False, 1
