@@ -2,6 +2,7 @@
 
 import argparse
 
+from flows.cli.derived import add_options, group_of
 from flows.cli.options import add_caption_options, add_running_options
 from flows.cli.train_options import add_train_options
 from flows.options.model import PRECISIONS, STORE_HELP
@@ -65,6 +66,23 @@ def add_studio(parser: argparse.ArgumentParser) -> None:
     )
     add("--store", default="", metavar="DIR", help=STORE_HELP)
     add("--port", type=int, default=8010, metavar="P", help="port; 0: any free port [%(default)s]")
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    from flows.serving.config import BATCHES, SERVED, ServeConfig
+
+    add_options(parser, ServeConfig, SERVED, BATCHES)
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    from flows.options.export_config import JUDGEMENT, ExportConfig
+
+    groups = add_options(parser, ExportConfig, JUDGEMENT)
+    add = group_of(parser, groups, "running").add_argument
+    add("--dry-run", action="store_true", help="print what would be written, then exit")
+    add("--quiet", action="store_true", help="print errors only")
+    add("--json", action="store_true", help="print events as JSON lines")
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
