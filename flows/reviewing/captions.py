@@ -4,7 +4,6 @@ import logging
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from artifacts.json_shapes import Nullable, OptionalField, ShapeError, check, re
 from artifacts.plurals import counted
 from artifacts.remote.media_cache import is_copy
 from artifacts.store_folders import local_folder
+from flows.machine.versions import now
 from flows.results.report.media import (
     CAPTION,
     MEDIA_ENTRY,
@@ -182,14 +182,13 @@ class ReviewedCaptions:
             raise EditRefused(str(error)) from error
         if max(len(request["id"]), len(request["does"])) > LONGEST_NAME:
             raise EditRefused(f"an edit's name has at most {LONGEST_NAME} characters")
-        deed = {"id": request["id"], "time": datetime.now(UTC).isoformat(timespec="seconds")}
-        deed["does"] = request["does"]
+        deed = {"id": request["id"], "time": now(), "does": request["does"]}
         if request["does"] not in (UNDO, REDO):
             deed["changes"] = self._changes(request.get("changes") or [])
         changed = self.add(deed)
         own, stored = self.journal.edits.now, self._stored() if self._stored is not None else {}
-        now = {key: own.get(key) or stored.get(key, UNTOUCHED) for key in changed}
-        return {"edits": {key: edit_json(edit) for key, edit in now.items()}, **self.steps()}
+        edits = {key: own.get(key) or stored.get(key, UNTOUCHED) for key in changed}
+        return {"edits": {key: edit_json(edit) for key, edit in edits.items()}, **self.steps()}
 
     def add(self, deed: Mapping[str, Any]) -> list[str]:
         """Add an action to the journal durably, once, and to the store. Return the keys of the

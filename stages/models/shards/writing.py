@@ -129,11 +129,18 @@ def write_checkpoint(
     if is_complete(folder, shards):
         return
     check_room(folder, left, more_room)
-    try:
+    with keeping_files():
         for shard in left:
             write_shard(folder, shard, contents, confirm)
             report.item(shard.name, label=shard.name)
         write_rest(folder, shards, small)
+
+
+@contextlib.contextmanager
+def keeping_files() -> Iterator[None]:
+    """Say in a fault of the machine that the same command continues with the finished files."""
+    try:
+        yield
     except ModelChanged:
         raise
     except EnvironmentFault as error:
