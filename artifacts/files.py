@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -79,3 +80,11 @@ def _umask() -> int:
 UMASK = _umask()
 """The user's umask. It is read once, because reading it sets it for a moment, and other threads'
 files would get wrong permissions."""
+
+
+def delete_folders_of_dead(place: Path, prefix: str) -> None:
+    """Delete the folders `prefix`, process id, `-…` of processes that are gone."""
+    for left in place.glob(f"{prefix}*"):
+        process = left.name.removeprefix(prefix).partition("-")[0]
+        if process.isdecimal() and not Path("/proc", process).exists():
+            shutil.rmtree(left, ignore_errors=True)
