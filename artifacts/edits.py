@@ -205,6 +205,30 @@ class EditsOf:
         return self._edits
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FixedText:
+    """The text that a run put before and after its captions."""
+
+    prefixes: tuple[str, ...] = ()
+    suffix: str = ""
+
+    @classmethod
+    def of(cls, words: Mapping[str, Any]) -> "FixedText":
+        """Return the text that the record of a run states."""
+        trigger = f"{words['trigger']}, " if words.get("trigger") else ""
+        prefixes = (trigger, words.get("prefix", ""))
+        return cls(prefixes=prefixes, suffix=words.get("suffix", ""))
+
+    def parts(self, caption: str) -> tuple[str, str, str]:
+        """Return the text before the model's caption, the caption, and the text after it."""
+        text = caption
+        for head in self.prefixes:
+            text = text.removeprefix(head)
+        before = caption[: len(caption) - len(text)]
+        text = text.removesuffix(self.suffix)
+        return before, text, caption[len(before) + len(text) :]
+
+
 class EditJournal:
     """The only writer of a journal. An action survives a kill and a power cut once `add`
     returned."""

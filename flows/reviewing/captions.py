@@ -16,6 +16,7 @@ from artifacts.edits import (
     UNTOUCHED,
     Edit,
     EditJournal,
+    FixedText,
     changes_of,
     key_of,
     review,
@@ -106,8 +107,7 @@ class ReviewedCaptions:
             return
         self.record = load_record(self.out)
         words = self.record["plan"].get("words") or {}
-        self.trigger = f"{words['trigger']}, " if words.get("trigger") else ""
-        self.prefix, self.suffix = words.get("prefix", ""), words.get("suffix", "")
+        self.fixed = FixedText.of(words)
         self.schema = words.get("schema", "")
         places = read_jsonl(self.out / "media.jsonl", MEDIA_ENTRY, RUN_AGAIN)
         lines = read_jsonl(self.out / "captions.jsonl", LINE, RUN_AGAIN)
@@ -245,9 +245,7 @@ class ReviewedCaptions:
         return medium
 
     def _row(self, line: dict[str, Any]) -> dict[str, Any]:
-        original = line.get("original") or line["caption"]
-        original = original.removeprefix(self.trigger).removeprefix(self.prefix)
-        original = original.removesuffix(self.suffix)
+        _, original, _ = self.fixed.parts(line.get("original") or line["caption"])
         prompt, name = line.get("prompt", ""), line.get("name", "")
         key = key_of(line["features"], name, prompt, original)
         row = {

@@ -153,8 +153,8 @@ class RunCaptions:
                 return [_json({**head, **reviewed.steps()})]
             rest = {
                 **head,
-                "prefix": reviewed.trigger + reviewed.prefix,
-                "suffix": reviewed.suffix,
+                "prefix": "".join(reviewed.fixed.prefixes),
+                "suffix": reviewed.fixed.suffix,
                 "failures": reviewed.failures,
                 "order": self._order,
                 "rounds": [*summary_json(rounds_in(self.out))],
