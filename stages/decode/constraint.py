@@ -17,8 +17,8 @@ from transformers import LogitsProcessor
 
 from artifacts.errors import UsageError
 from stages.decode.closing import BETWEEN, IN_TEXT, JsonPosition, ranks
-from stages.decode.generate_kwargs import end_ids_of
 from stages.decode.json_schema import grammar_of, rest_of
+from stages.decode.prompts import end_ids_of
 from stages.memory.oom_retry import release_memory
 
 NEEDED = range(0x20, 0x7F)

@@ -22,7 +22,7 @@ from artifacts.keys import digest_of
 from stages.decode.confidence import offset_in
 from stages.decode.generation import CHECKPOINT, SAMPLING_FIELDS, SamplingParams
 from stages.decode.job import DecodeItem
-from stages.decode.prompts import check_context, context_left, start_ids
+from stages.decode.prompts import check_context, context_left, end_ids_of, start_ids
 from stages.decode.repetition import retry_params
 from stages.decode.request_settings import RequestSettings, cut_at
 
@@ -252,13 +252,6 @@ def bad_words_ids(processor: Any, phrases: Sequence[str]) -> list[list[int]]:
     texts = [before + text for text in sorted(variants) for before in ("", " ")]
     found = (processor.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts)
     return [list(ids) for ids in dict.fromkeys(map(tuple, found)) if ids]
-
-
-def end_ids_of(half: Any) -> list[int]:
-    """Return the tokens that end a caption."""
-    ends = half.generation_config.eos_token_id
-    ends = half.config.get_text_config().eos_token_id if ends is None else ends
-    return [ends] if isinstance(ends, int) else list(ends or ())
 
 
 def make_greedy(half: Any, processor: Any) -> None:

@@ -16,8 +16,8 @@ from artifacts.record_union import RecordUnion, record_sets_of
 from artifacts.store import open_store
 from artifacts.tensors import RecordGone
 from stages.decode.confidence import Confidence, offset_in, token_scores
-from stages.decode.generate_kwargs import end_ids_of, make_greedy
-from stages.decode.prompts import context_left, start_ids
+from stages.decode.generate_kwargs import make_greedy
+from stages.decode.prompts import context_left, end_ids_of, start_ids
 from stages.decode.score_job import ScoreItem, ScoreJob
 from stages.decode.stored import read_features
 from stages.decode.teacher_forcing import (

@@ -13,9 +13,8 @@ import torch
 from torch.nn.functional import cross_entropy, pad
 
 from artifacts.errors import UsageError
-from stages.decode.generate_kwargs import end_ids_of
 from stages.decode.prefill_options import relative_difference, tolerance
-from stages.decode.prompts import append_ids
+from stages.decode.prompts import append_ids, end_ids_of
 from stages.decode.teacher_forcing import (
     ForcedCaption,
     forced_logits,
