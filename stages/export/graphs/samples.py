@@ -14,7 +14,7 @@ from stages.embed_texts.run import TextReader
 from stages.models.halves.features import encode
 from stages.models.halves.routes import PIXELS
 from stages.models.halves.vectors import text_vectors
-from stages.models.processors.clip import Clip
+from stages.models.processors.clip import Clip, clip_of
 from stages.models.processors.images import prepare_images
 from stages.models.processors.prepare import joined, prepare, takes_videos
 from stages.models.processors.side_inputs import Prepared
@@ -93,8 +93,7 @@ def texts_of(processor: Any) -> list[str]:
 
 def _noise(kind: MediaKind, count: int, height: int, width: int, seed: int) -> Clip:
     drawn = np.random.default_rng(seed).integers(0, 255, (count, height, width, 3), dtype=np.uint8)
-    times = tuple(float(second) for second in range(count))
-    return Clip(frames=drawn, times=times, seconds=float(count), kind=kind)
+    return clip_of(kind, drawn)
 
 
 def _prepared(processor: Any, clip: Clip, dual: bool, prompt: str) -> Prepared:
