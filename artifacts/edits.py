@@ -6,7 +6,6 @@ the model's original caption. If another prompt or model produces a different ca
 not apply until the original caption comes back. The model's caption is never overwritten.
 """
 
-import fcntl
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, Final, Literal
 
 from artifacts.captions import ENCODER
 from artifacts.errors import EnvironmentFault
+from artifacts.files import try_lock
 from artifacts.json_shapes import (
     BYTES,
     Nullable,
@@ -208,6 +208,30 @@ class EditsOf:
         return self._edits
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FixedText:
+    """The text that a run put before and after its captions."""
+
+    prefixes: tuple[str, ...] = ()
+    suffix: str = ""
+
+    @classmethod
+    def of(cls, words: Mapping[str, Any]) -> "FixedText":
+        """Return the text that the record of a run states."""
+        trigger = f"{words['trigger']}, " if words.get("trigger") else ""
+        prefixes = (trigger, words.get("prefix", ""))
+        return cls(prefixes=prefixes, suffix=words.get("suffix", ""))
+
+    def parts(self, caption: str) -> tuple[str, str, str]:
+        """Return the text before the model's caption, the caption, and the text after it."""
+        text = caption
+        for head in self.prefixes:
+            text = text.removeprefix(head)
+        before = caption[: len(caption) - len(text)]
+        text = text.removesuffix(self.suffix)
+        return before, text, caption[len(before) + len(text) :]
+
+
 class EditJournal:
     """The only writer of a journal. An action survives a kill and a power cut once `add`
     returned."""
@@ -223,7 +247,12 @@ class EditJournal:
         except OSError as error:
             raise fault_of(error, path) from error
         try:
-            self._claim()
+            if not try_lock(self._file):
+                raise EnvironmentFault(
+                    f"{path} is open in another review",
+                    hint="Continue in that one, or end it and run the same command again: all is "
+                    "saved",
+                )
             self.edits = read_edits(folder)
             self._cut(os.lseek(self._file, 0, os.SEEK_END))
         except BaseException:
@@ -249,17 +278,6 @@ class EditJournal:
     def close(self) -> None:
         """Close the journal, so that others can write."""
         os.close(self._file)
-
-    def _claim(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise EnvironmentFault(
-                f"{self.path} is open in another review",
-                hint="Continue in that one, or end it and run the same command again: all is saved",
-            ) from error
-        except OSError:
-            return  # a file system without locks
 
     def _cut(self, size: int) -> None:
         """Truncate a line that a crash tore."""

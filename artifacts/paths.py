@@ -1,9 +1,10 @@
-"""Resolves paths whose folders may be links."""
+"""Resolves paths whose folders may be links, and reads files that options name."""
 
 import os
 from pathlib import Path
 
 from artifacts.errors import UsageError
+from artifacts.regular_files import read_text
 
 
 def folder_named(text: str, name: str) -> Path:
@@ -19,6 +20,16 @@ def folder_named(text: str, name: str) -> Path:
     except OSError:  # it does not exist, or its name is too long: the run will report it
         pass
     return path
+
+
+def text_named(given: str | Path, name: str, limit: int, hint: str, encoding: str = "utf-8") -> str:
+    """Return the text of a file given as the option `name`, of at most `limit` bytes. Raises
+    UsageError."""
+    try:
+        return read_text(Path(given).expanduser(), limit, encoding)
+    except (OSError, RuntimeError, ValueError) as error:  # also an unknown ~user, or a NUL byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"--{name} {given} cannot be read: {reason}", hint=hint) from error
 
 
 class RealPaths:

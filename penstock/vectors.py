@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Unpack
 from artifacts.labels import Labelled, read_labels
 from artifacts.labels import schema as label_schema
 from artifacts.paths import folder_named
-from artifacts.tables import table_of
+from artifacts.tables import GROUP_ROWS, schema_of, table_of
 from flows.console.display import Display
 from flows.options.search import SearchPlace, SearchQuery
 from flows.options.sift import SiftConfig
 from flows.options.vectors import INDEX, EmbedConfig, IndexConfig, LabelConfig
 from flows.results.labels.writing import LINES, LabelsWritten
 from flows.results.sifted.writing import Sifted
-from flows.results.vectors import ARRAY, GROUP_ROWS, ROWS, VectorsWritten
+from flows.results.vectors import ARRAY, ROWS, VectorsWritten
 from flows.running import run
 from flows.running.label import label as run_label
 from flows.running.label import label_request
@@ -69,22 +69,19 @@ class Hits(list[Hit]):
 
     def table(self) -> Any:
         """Return the hits as a pyarrow table."""
-        import pyarrow as pa
-
-        text, number = pa.string(), pa.float64()
-        types = {
-            "rank": pa.int64(),
-            "score": number,
-            "media_path": text,
-            "path": text,
-            "time": pa.list_(number),
-            "at": number,
-            "box": pa.list_(number),
-            "key": text,
-            "copies": pa.int64(),
-            "copy_paths": pa.list_(text),
+        kinds = {
+            "rank": "count",
+            "score": "number",
+            "media_path": "text",
+            "path": "text",
+            "time": "numbers",
+            "at": "number",
+            "box": "numbers",
+            "key": "text",
+            "copies": "count",
+            "copy_paths": "texts",
         }
-        return pa.Table.from_pylist([hit.to_json() for hit in self], pa.schema(types.items()))
+        return table_of((hit.to_json() for hit in self), schema_of(kinds))
 
 
 def embed(

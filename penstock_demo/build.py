@@ -1,6 +1,7 @@
 """Builds the untrained checkpoint of the demo: config, weights, tokenizer, processors, template."""
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -67,22 +68,30 @@ class Shape:
     """Temporal positions per second."""
 
 
+def train_tokenizer(
+    corpus: Iterable[str], vocabulary: int, special: list[str], *, add_prefix_space: bool
+) -> Tokenizer:
+    """Return a byte-level tokenizer in which frequent words of a corpus are single tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return tokenizer
+
+
 def build_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     """Build a byte-level tokenizer in which the demo's words are single tokens."""
     rng = random.Random(1)
     corpus = [caption(sample_clip(rng, "any")) for _ in range(4000)]
     corpus += [caption(sample_still(rng, "any")) for _ in range(500)]
     corpus += [VIDEO_PROMPT, IMAGE_PROMPT, *WORDINGS] * 30 + ["user\nassistant\nsystem\n"] * 200
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer = train_tokenizer(corpus, vocabulary, list(SPECIAL), add_prefix_space=False)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",

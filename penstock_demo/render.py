@@ -66,9 +66,29 @@ def sprite(shape: str, radius_x: float, radius_y: float, x: float, y: float) -> 
             ],
             255,
         )
+    return coverage_of(image, side)
+
+
+def coverage_of(image: Image.Image, side: int) -> Floats:
+    """Return the coverage of a shape that was drawn OVERSAMPLING times larger."""
     small = image.resize((side, side), Image.Resampling.BOX)
     coverage: Floats = np.asarray(small, np.float32) / np.float32(255)
     return coverage
+
+
+def placed(
+    mask: Floats, left: int, top: int, height: int, width: int
+) -> tuple[Floats, tuple[slice, slice]]:
+    """Return the part of a sprite that lies in an image, and its rows and columns there. The
+    sprite's middle pixel is at `left`, `top`."""
+    half = mask.shape[0] // 2
+    rows = slice(max(top - half, 0), min(top + half + 1, height))
+    columns = slice(max(left - half, 0), min(left + half + 1, width))
+    inside = mask[
+        rows.start - top + half : rows.stop - top + half,
+        columns.start - left + half : columns.stop - left + half,
+    ]
+    return inside, (rows, columns)
 
 
 def ground(kind: str, rng: np.random.RandomState, height: int, width: int) -> Pixels:
@@ -127,17 +147,11 @@ class Painter:
             left, top = math.floor(x), math.floor(y)
             radii = [_nearest(track.radius * scale) for scale in self.scale]
             mask = sprite(thing.shape, radii[0], radii[1], x - left, y - top)
-            half = mask.shape[0] // 2
-            rows = slice(max(top - half, 0), min(top + half + 1, frame.shape[0]))
-            columns = slice(max(left - half, 0), min(left + half + 1, frame.shape[1]))
-            mask = mask[
-                rows.start - top + half : rows.stop - top + half,
-                columns.start - left + half : columns.stop - left + half,
-            ]
-            under = frame[rows, columns].astype(np.float32)
-            frame[rows, columns] = under + mask[..., None] * (self._colours[index] - under) + 0.5
+            mask, place_in = placed(mask, left, top, frame.shape[0], frame.shape[1])
+            under = frame[place_in].astype(np.float32)
+            frame[place_in] = under + mask[..., None] * (self._colours[index] - under) + 0.5
             if cover is not None:
-                cover[index, rows, columns] = mask
+                cover[index][place_in] = mask
         return frame
 
 

@@ -25,7 +25,7 @@ from flows.studio.confirming import confirmed
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.reports import media_file, said, write_run
-from tests.support.servers import Answer
+from tests.support.servers import Answer, raw_request
 from tests.support.terminals import Dialogue
 
 pytestmark = pytest.mark.slow
@@ -55,24 +55,12 @@ class Review:
     ) -> Answer:
         """Ask for a path below the word, as its page does."""
         target = f"/{self.word}/{path[1:]}"
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
-        with contextlib.closing(connection):
-            connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
-            connection.putheader("Host", "127.0.0.1")
-            own = {"Origin": "http://127.0.0.1", "X-Penstock-Token": self.word}
-            for name, value in {**own, **(headers or {})}.items():
-                connection.putheader(name, value)
-            if body is not None:
-                connection.putheader("Content-Length", str(len(body)))
-            connection.endheaders()
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                connection.send(body or b"")
-            found = connection.getresponse()
-            given = {name.lower(): value for name, value in found.getheaders()}
-            return Answer(status=found.status, headers=given, body=found.read())
+        address = "http://127.0.0.1"
+        own = {"Host": "127.0.0.1", "Origin": address, "X-Penstock-Token": self.word}
+        return raw_request(self.port, method, target, {**own, **(headers or {})}, body)
 
     def edit(self, edit: Any) -> Answer:
-        """Send an edit that is based on what is there."""
+        """Send an edit that names the edits now in force as its base."""
         if isinstance(edit, dict):
             self.base(edit)
         body = edit if isinstance(edit, bytes) else json.dumps(edit).encode()

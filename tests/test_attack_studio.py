@@ -58,7 +58,7 @@ def key(studio: OpenStudio) -> str:
 
 
 def deed(studio: OpenStudio, caption: Any, **more: Any) -> dict[str, Any]:
-    """A correction that is based on what is there."""
+    """Return a correction that names the edit now in force as its base."""
     found = captions(studio)
     of = found["media"][0]["captions"][0]["key"]
     was = found["edits"].get(of, {"caption": None, "review": ""})

@@ -144,12 +144,13 @@ def test_edits_made_while_a_model_learns_are_of_the_words_that_were_shown(
     captions = ReviewedCaptions(Path(config.out))
     first, second, third = list(captions.rows)[:3]
     said = captions.rows[first]["said"]
-    with captions.released():
-        with pytest.raises(EnvironmentFault, match="a model is learning"):
-            captions.apply(change(first, None, "accepted"))
-        ReviewedCaptions(Path(config.out)).close()  # the journal is free
-        rows = [{**row, "caption": f"New {row['caption']}"} for row in lines(config)]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    captions.release()
+    with pytest.raises(EnvironmentFault, match="a model is learning"):
+        captions.apply(change(first, None, "accepted"))
+    ReviewedCaptions(Path(config.out)).close()  # the journal is free
+    rows = [{**row, "caption": f"New {row['caption']}"} for row in lines(config)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    captions.take_back()
     changes = [
         {"of": first, "caption": None, "review": "accepted"},
         {"of": second, "caption": "mine", "review": "accepted"},

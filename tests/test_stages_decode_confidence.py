@@ -113,7 +113,7 @@ def test_numbers_are_those_of_raw_logits(engine: str, choice: str, tmp_path: Pat
 def scored(
     wave: Wave, found: list[dict[str, Any]], **more: Any
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """What is read of each caption's text, and the keys that were told."""
+    """Score the captions' texts. Return the records, and the keys that the stage reported."""
     items = [
         {
             "key": f"score-{n}",

@@ -128,7 +128,7 @@ def test_a_line_that_stays_broken_keeps_what_came(
     fetch(found, announce=said.append)
     assert (found.folder / FILE).read_bytes() == BODY
     assert hub.weights_sent() == len(BODY)
-    assert "6.0 MB, of which 4.0 MB are here" in said[0]
+    assert "6.0 MB, 4.0 MB of them already downloaded" in said[0]
 
 
 def test_a_download_that_was_killed_goes_on(hub: Hub, cache: Path) -> None:

@@ -161,7 +161,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     value = asdict(manifest)
     try:
         sync_folder(folder)  # names of files before the book that names them
-        write_json(folder / BOOK, {"format": FORMAT, **value, "digest": digest_of(_plain(value))})
+        read_back = json.loads(json.dumps(value))
+        write_json(folder / BOOK, {"format": FORMAT, **value, "digest": digest_of(read_back)})
         sync_folder(folder)
     except OSError as error:
         raise fault_of(error, folder) from error
@@ -212,11 +213,6 @@ def damaged_book(path: Path) -> EnvironmentFault:
         f"{path} is damaged",
         hint="Move the folder away and build the index anew: what the store has is not made again",
     )
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON reads it back."""
-    return json.loads(json.dumps(value))
 
 
 def _manifest_of(value: dict[str, Any]) -> Manifest:

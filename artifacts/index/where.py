@@ -172,7 +172,8 @@ class Condition:
 
     def _takes(self, word: str) -> bool:
         """Go on if this is the next word."""
-        there = self._at < len(self._tokens) and self._tokens[self._at] == (_kind(word), word)
+        token = ("word" if word in WORDS else "sign", word)
+        there = self._at < len(self._tokens) and self._tokens[self._at] == token
         self._at += there
         return there
 
@@ -228,10 +229,6 @@ def _tokens(text: str, table: Table) -> list[tuple[str, str]]:
 def _known(test: Test, batch: Any, unknown: bool) -> Kept:
     found: Kept = test(batch).fill_null(unknown).to_numpy(zero_copy_only=False)
     return found
-
-
-def _kind(word: str) -> str:
-    return "word" if word in WORDS else "sign"
 
 
 def _call(function: str, *given: Any) -> Any:

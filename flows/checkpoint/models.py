@@ -27,6 +27,7 @@ from flows.checkpoint.precision import (
     with_gguf,
 )
 from flows.checkpoint.profile_loading import (
+    Describer,
     custom_code_fields,
     io_errors_as_fault,
     read_profile,
@@ -271,16 +272,15 @@ def open_model(
         files.note_folder(checkpoint)
         small = {p.name: files.of_small(p) for p in small_files(checkpoint)}
     as_published = resolve_as_published(config.as_published, adapter)
-    profile = read_profile(
-        checkpoint,
-        small,
-        config,
-        files,
-        as_published,
+    describer = Describer(
+        config=config,
+        checkpoint=checkpoint,
+        files=files,
         store=store,
         launcher=launcher,
         device=device,
     )
+    profile = read_profile(describer, small, as_published)
     check_pixels(config, profile)
     digest = files.of if read_weights else files.known
     names = sorted({shard for part in profile.parts.values() for shard in part.shards})
@@ -290,10 +290,7 @@ def open_model(
         graphs = graphs_for(config, folder, profile, digest, weights, device)
         gguf = gguf_for(config, folder, digest, *pipelines) if profile.route != "dual" else None
         if GgufOptions.of(config).language_gguf:
-            gguf = user_gguf_for(
-                config, checkpoint, profile, files, small, digest, *pipelines,
-                store=store, launcher=launcher, device=device,
-            )  # fmt: skip
+            gguf = user_gguf_for(describer, profile, small, digest, *pipelines)
     settings = resolve_settings(config, profile, device, graphs.uses)
     if gguf is not None:
         language = with_gguf(config, settings["language"][0], gguf)

@@ -4,7 +4,7 @@ memory and time limits, because the checkpoint's templates and tokenizer may use
 import contextlib
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,27 +47,69 @@ class Undescribed(UsageError):
     """A checkpoint that cannot be run: no class can caption with it, or its code may not run."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Describer:
+    """Describes a checkpoint, or a file beside it, in a child process with limits."""
+
+    config: RunOptions
+    checkpoint: Checkpoint
+    files: ModelDigests
+    store: Store
+    launcher: Launcher
+    device: str
+
+    def describe(self, stage: str, what: str, note: str, **fields: Any) -> dict[str, Any]:
+        """Return a note of the process; `fields` are those of its job besides the checkpoint.
+        Raises UsageError if it takes too much memory or time; `what` it describes is named then."""
+        config, checkpoint = self.config, self.checkpoint
+        call = StageCall(
+            name=stage,
+            job=DescribeJob(
+                model=checkpoint.name if checkpoint.commit else str(checkpoint.folder),
+                revision=checkpoint.commit,
+                trust_remote_code=config.trust_remote_code,
+                files=self.files.files,
+                **fields,
+            ),
+            device="cpu",
+            # Next to the store, because a plan has no output folder.
+            log=self.store.local / "logs" / "describe.log",
+            budget=memory_limit(config, self.device),
+            seconds=MAX_SECONDS,
+        )
+        free = host_free_bytes()
+        try:
+            found: dict[str, Any] = run_with_restarts(self.launcher, call).notes[note]
+        except OutOfMemory as error:
+            if free < call.budget:
+                raise CannotFit(
+                    f"{what}: cannot be read in the {gib(free)} of free memory",
+                    hint="Free some memory, or use a machine with more",
+                ) from error
+            message = f"{what}: reading it takes more than {gib(call.budget)} of memory"
+            raise UsageError(f"{message}, before any weight is loaded", hint=HINT) from error
+        except StageDied as error:
+            if error.return_code != -OVERTIME:
+                raise
+            message = f"{what}: reading it takes more than {call.seconds:.0f} s of CPU time"
+            raise UsageError(f"{message}, before any weight is loaded", hint=HINT) from error
+        return found
+
+
 def read_profile(
-    checkpoint: Checkpoint,
-    small: Mapping[str, str],
-    config: RunOptions,
-    files: ModelDigests,
-    as_published: bool | None,
-    *,
-    store: Store,
-    launcher: Launcher,
-    device: str,
+    describer: Describer, small: Mapping[str, str], as_published: bool | None
 ) -> ModelProfile:
     """Return the checkpoint's profile, run `as_published` (None: by the rule). The first time, a
     child process with transformers computes it. `small` holds the digests of all files except the
-    weights. Weight files are noted in `files` before their headers are read. Raises Undescribed,
+    weights. Weight files are noted before their headers are read. Raises Undescribed,
     ModelChanged."""
+    config, checkpoint = describer.config, describer.checkpoint
     if as_published is False and not is_published_way(checkpoint.folder):
         as_published = None  # equals the rule, so it shares the stored profile
     video_options = VideoSamplingOptions.of(config)
     with io_errors_as_fault(config.model):
         for path in filter(Path.is_file, _weight_files(checkpoint.folder)):
-            files.note(path)
+            describer.files.note(path)
         limit: list[object] = [video_options.max_pixels] if video_options.max_pixels else []
         video = video_options.max_video_pixels
         limit += [f"{video} pixels a video"] if video else []
@@ -75,29 +117,19 @@ def read_profile(
         stated = _weight_fields(checkpoint)
         key = digest_of([small, stated, config.trust_remote_code, *limit, *way_fields])
     record_set = RecordSet(
-        store, "cards", digest_of(["cards", OUTPUT_VERSION, version("transformers")])
+        describer.store, "cards", digest_of(["cards", OUTPUT_VERSION, version("transformers")])
     )
     if key in record_set:
         return ModelProfile.from_json(record_set.meta(key))
-    call = StageCall(
-        name="describe",
-        job=DescribeJob(
-            model=checkpoint.name if checkpoint.commit else str(checkpoint.folder),
-            revision=checkpoint.commit,
-            trust_remote_code=config.trust_remote_code,
-            files=files.files,
+    try:
+        profile = describer.describe(
+            "describe",
+            f"model {config.model}",
+            "profile",
             max_pixels=video_options.max_pixels or 0,
             max_video_pixels=video or 0,
             as_published=as_published,
-        ),
-        device="cpu",
-        # Next to the store, because a plan has no output folder.
-        log=store.local / "logs" / "describe.log",
-        budget=memory_limit(config, device),
-        seconds=MAX_SECONDS,
-    )
-    try:
-        profile = run_describing(launcher, call, f"model {config.model}", "profile")
+        )
     except UsageError as error:
         raise Undescribed(error.message, hint=error.hint) from error
     record_set.publish([Record(key=key, meta=profile)])
@@ -109,26 +141,6 @@ def memory_limit(config: RunOptions, device: str) -> int:
     models run on one."""
     on_host = config if device == "cpu" else replace(config, memory=None)
     return max(MIN_BYTES, budget_for(on_host, "cpu").bytes)
-
-
-def run_describing(launcher: Launcher, call: StageCall, what: str, note: str) -> dict[str, Any]:
-    """Return a note of a describing process. Raises UsageError if it takes too much memory or
-    time. `what` it describes is named then."""
-    free = host_free_bytes()
-    try:
-        found: dict[str, Any] = run_with_restarts(launcher, call).notes[note]
-    except OutOfMemory as error:
-        if free < call.budget:
-            message = f"{what}: cannot be read in the {gib(free)} of free memory"
-            raise CannotFit(message, hint="Free some memory, or use a machine with more") from error
-        message = f"{what}: reading it takes more than {gib(call.budget)} of memory"
-        raise UsageError(f"{message}, before any weight is loaded", hint=HINT) from error
-    except StageDied as error:
-        if error.return_code != -OVERTIME:
-            raise
-        message = f"{what}: reading it takes more than {call.seconds:.0f} s of CPU time"
-        raise UsageError(f"{message}, before any weight is loaded", hint=HINT) from error
-    return found
 
 
 def _weight_fields(checkpoint: Checkpoint) -> list[Any]:

@@ -10,16 +10,12 @@ from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
 from artifacts.paths import folder_named
-from artifacts.store import Store
 from flows.checkpoint.gguf import GgufUse, check_options, gguf_use
-from flows.checkpoint.model_files import ModelDigests
-from flows.checkpoint.profile_loading import MAX_SECONDS, memory_limit, run_describing
-from flows.machine.launch import Launcher, StageCall
+from flows.checkpoint.profile_loading import Describer
 from flows.options.commands import RunOptions
 from flows.options.model import GgufOptions
 from flows.pipelines import Pipeline
 from stages.models.gguf import MANIFEST, PACKAGES
-from stages.models.half_job import DescribeJob
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.profile import ModelProfile
 
@@ -30,25 +26,21 @@ COPIES = "language-files"
 
 
 def user_gguf_for(
-    config: RunOptions,
-    checkpoint: Checkpoint,
+    describer: Describer,
     profile: ModelProfile,
-    files: ModelDigests,
     small: Mapping[str, str],
     digest: Callable[[Path], str],
     *pipelines: Pipeline,
-    store: Store,
-    launcher: Launcher,
-    device: str,
 ) -> GgufUse:
     """Return the user's file as a run uses it. `small` holds the digests of the checkpoint's files
     except weights; `digest` returns that of a file, or an empty string. The first time, a child
     process compares the file with the checkpoint. Raises PenstockError."""
+    config, store = describer.config, describer.store
     path = folder_named(GgufOptions.of(config).language_gguf, "language-gguf")
-    _check_checkpoint(config, checkpoint, profile, path)
+    _check_checkpoint(config, describer.checkpoint, profile, path)
     check_options(config, pipelines)
     found = digest(path)
-    files.note(path)
+    describer.files.note(path)
     records = RecordSet(
         store, "cards", digest_of(["user file", CHECK_VERSION, *map(version, PACKAGES)])
     )
@@ -56,22 +48,10 @@ def user_gguf_for(
     if found and key in records:
         fields = records.meta(key)
     else:
-        call = StageCall(
-            name="describe_gguf",
-            job=DescribeJob(
-                gguf=str(path),
-                model=checkpoint.name if checkpoint.commit else str(checkpoint.folder),
-                revision=checkpoint.commit,
-                trust_remote_code=config.trust_remote_code,
-                as_published=profile.as_published,
-                files=files.files,
-            ),
-            device="cpu",
-            log=store.local / "logs" / "describe.log",
-            budget=memory_limit(config, device),
-            seconds=MAX_SECONDS,
+        published = profile.as_published
+        fields = describer.describe(
+            "describe_gguf", str(path), "file", gguf=str(path), as_published=published
         )
-        fields = run_describing(launcher, call, str(path), "file")
         if found:
             records.publish([Record(key=key, meta=fields)])
     copy = store.local / COPIES / f"{found[:32]}-{CHECK_VERSION}.gguf"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from artifacts.errors import UsageError
-from artifacts.regular_files import read_text
+from artifacts.paths import text_named
 from flows.cli.derived import add_options, config_from
 from flows.options.commands import CaptionConfig
 from flows.options.headings import FILES, MEMORY, MODEL, SAMPLING, TEXT
@@ -50,7 +50,8 @@ def config_of(
     """Build a configuration from parsed options, with the `fixed` fields. Require sources unless
     `sources` is False. Raises UsageError."""
     if getattr(given, "prompt_file", None) is not None:
-        given.prompt = read_prompt(Path(given.prompt_file))
+        file, hint = Path(given.prompt_file), "Give a text file, or --prompt"
+        given.prompt = text_named(file, "prompt-file", PROMPT_BYTES, hint).strip()
         if not given.prompt:
             raise UsageError(
                 f"--prompt-file {given.prompt_file} is empty",
@@ -60,14 +61,3 @@ def config_of(
     if sources:
         built.check_sources()
     return built
-
-
-def read_prompt(path: Path) -> str:
-    """Return the text of a file, stripped. Raises UsageError."""
-    try:
-        return read_text(path.expanduser(), PROMPT_BYTES).strip()
-    except (OSError, RuntimeError) as error:  # RuntimeError: unknown ~user
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(
-            f"--prompt-file {path} cannot be read: {reason}", hint="Give a text file, or --prompt"
-        ) from error

@@ -2,8 +2,10 @@
 
 import argparse
 
+from flows.cli.derived import Groups, add_options, group_of
 from flows.cli.options import add_caption_options, add_running_options
 from flows.cli.train_options import add_train_options
+from flows.options.headings import MODEL
 from flows.options.model import PRECISIONS, STORE_HELP
 from flows.pipelines import PURPOSES
 
@@ -65,6 +67,44 @@ def add_studio(parser: argparse.ArgumentParser) -> None:
     )
     add("--store", default="", metavar="DIR", help=STORE_HELP)
     add("--port", type=int, default=8010, metavar="P", help="port; 0: any free port [%(default)s]")
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    from flows.serving.config import BATCHES, SERVED, ServeConfig
+
+    add_options(parser, ServeConfig, SERVED, BATCHES)
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    from flows.options.export_config import JUDGEMENT, ExportConfig
+
+    groups = add_options(parser, ExportConfig, JUDGEMENT)
+    _add_running(parser, groups, "print what would be written, then exit")
+
+
+def add_tune(parser: argparse.ArgumentParser) -> None:
+    from flows.cli.tune_command import add_retired_options
+    from flows.options.tune import TRAINING, TuneConfig
+
+    groups = add_options(parser, TuneConfig, MODEL, TRAINING)
+    add_retired_options(parser)
+    _add_running(parser, groups, "print the required resources, then exit")
+
+
+def add_learn(parser: argparse.ArgumentParser) -> None:
+    from flows.options.learn import LearnConfig
+    from flows.options.tune import TRAINING
+
+    groups = add_options(parser, LearnConfig, TRAINING)
+    _add_running(parser, groups, "print the required resources, then exit")
+
+
+def _add_running(parser: argparse.ArgumentParser, groups: Groups, dry_run: str) -> None:
+    add = group_of(parser, groups, "running").add_argument
+    add("--dry-run", action="store_true", help=dry_run)
+    add("--quiet", action="store_true", help="print errors only")
+    add("--json", action="store_true", help="print events as JSON lines")
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:

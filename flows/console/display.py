@@ -314,7 +314,7 @@ class Display:
                 self._draw()
             elif self._plain and now - self._shown >= LINE_SECONDS:
                 self._shown = now
-                self._line(self._text())
+                self._line(f"{self._verb} {self._progress()}")
 
     def _draw(self) -> None:
         if self._moving is None:
@@ -325,9 +325,6 @@ class Display:
             self._moving.show(
                 self._verb, self._progress, self._done, max(self._total, self._done, 1)
             )
-
-    def _text(self) -> str:
-        return f"{self._verb} {self._progress()}"
 
     def _progress(self) -> str:
         """Return the progress as text. Also called by the redraw thread, which takes no lock."""

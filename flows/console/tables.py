@@ -40,13 +40,12 @@ def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
         shrinkable = [at for at, width in enumerate(widths) if width > min_widths[at]]
         if not shrinkable:
             break
-        heights = {at: _highest(columns[at], widths[at] - 1) for at in shrinkable}
+        heights = {
+            at: max(len(wrapped(cell, widths[at] - 1, hanging=0)) for cell in columns[at])
+            for at in shrinkable
+        }
         widths[min(shrinkable, key=lambda at: (heights[at], -widths[at]))] -= 1
     return widths
-
-
-def _highest(column: Sequence[str], width: int) -> int:
-    return max(len(wrapped(cell, width, hanging=0)) for cell in column)
 
 
 def _row(

@@ -2,11 +2,12 @@
 
 import os
 import threading
+from concurrent import futures
 from typing import Any
 
 from prefect import State, task
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectConcurrentFuture
 from prefect.states import Failed
 
 from artifacts.errors import Interrupted, PenstockError
@@ -47,7 +48,7 @@ class PrefectRunning:
         stage = task(
             name=call.name, task_run_name=call.name, cache_policy=NO_CACHE, persist_result=False
         )(self._run)
-        self._future: PrefectFuture[Any] = stage.submit()
+        self._future: PrefectConcurrentFuture[Any] = stage.submit()  # type: ignore[assignment]
 
     @property
     def outcome(self) -> StageOutcome:
@@ -56,6 +57,9 @@ class PrefectRunning:
     def wait(self) -> StageOutcome:
         outcome: StageOutcome = self._future.result()
         return outcome
+
+    def wait_for_exit(self, seconds: float) -> bool:
+        return bool(futures.wait([self._future.wrapped_future], seconds).done)
 
     def stop(self) -> None:
         with self._lock:

@@ -1,19 +1,17 @@
 """Takes frame sampling and the system turn from the model card if `--sampling-as-card` is
 given."""
 
-import json
 from dataclasses import replace
 from typing import TypeVar
 
 from artifacts.errors import UsageError
 from artifacts.plurals import counted
-from artifacts.regular_files import read_text
 from artifacts.schema import Sampling
 from flows.checkpoint.models import Model
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.media import CardOptions, VideoSamplingOptions
 from stages.decode.generation import SamplingParams
-from stages.models.hub.checkpoint import CONFIG, JSON_BYTES
+from stages.models.hub.checkpoint import read_config
 from stages.models.published_facts import FamilyFacts, facts_of
 
 C = TypeVar("C", bound=RunOptions)
@@ -77,11 +75,7 @@ def card_note(config: RunOptions, model: Model) -> str:
 
 def _family(model: Model) -> tuple[str, FamilyFacts]:
     """Return the `model_type` of a checkpoint, and the known facts about it."""
-    try:
-        found = json.loads(read_text(model.folder / CONFIG, JSON_BYTES))
-        family = str(found.get("model_type", ""))
-    except (OSError, ValueError, RecursionError, AttributeError):
-        family = ""
+    family = str(read_config(model.folder).get("model_type", ""))
     return family or model.name, facts_of(family)
 
 

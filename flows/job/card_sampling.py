@@ -1,15 +1,13 @@
 """Completes `--sampling checkpoint` from the model card if generation_config.json lacks values."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from artifacts.regular_files import read_text
 from flows.options.commands import CaptionConfig, RunOptions
 from stages.decode.generation import CHECKPOINT, SAMPLING_FIELDS
-from stages.models.hub.checkpoint import CONFIG, JSON_BYTES
+from stages.models.hub.checkpoint import read_config
 from stages.models.published_facts import facts_of
 
 C = TypeVar("C", bound=RunOptions)
@@ -27,8 +25,8 @@ def with_card_sampling(config: C, folder: Path) -> tuple[C, list[str]]:
         or config.as_published is False
     ):
         return config, []
-    facts = facts_of(str(_read(folder / CONFIG).get("model_type", "")))
-    stated = _read(folder / GENERATION_CONFIG)
+    facts = facts_of(str(read_config(folder).get("model_type", "")))
+    stated = read_config(folder, GENERATION_CONFIG)
     if config.presence_penalty is None and isinstance(stated.get(PRESENCE), int | float):
         config = replace(config, presence_penalty=float(stated[PRESENCE]))  # unknown to `generate`
     added = {
@@ -61,11 +59,3 @@ def _missing(stated: Mapping[str, Any], card: Mapping[str, float]) -> dict[str, 
     if not found.get(PRESENCE):
         found.pop(PRESENCE, None)
     return {n: int(v) if n == "top_k" else float(v) for n, v in found.items()}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(read_text(path, JSON_BYTES))
-    except (OSError, ValueError, RecursionError):  # absent, or reported by the loader
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,6 +20,7 @@ from artifacts.edits import (
 )
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import digest_of
+from flows.machine.versions import now
 from flows.results.rounds import Round
 from flows.reviewing.captions import ReviewedCaptions
 
@@ -149,8 +149,7 @@ def carried(edit: Edit, then: str, now: str) -> Edit:
 
 def deed_of(does: str, changes: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
     """Return a new action for a journal."""
-    time = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"id": uuid4().hex, "time": time, "does": does, "changes": [*changes], **more}
+    return {"id": uuid4().hex, "time": now(), "does": does, "changes": [*changes], **more}
 
 
 def names(found: Iterable[str], most: int = 5) -> str:

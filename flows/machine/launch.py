@@ -97,6 +97,9 @@ class StageHandle(Protocol):
 
     def wait(self) -> StageOutcome: ...
 
+    def wait_for_exit(self, seconds: float) -> bool:
+        """Wait at most so many seconds. Return whether the process has ended."""
+
     def stop(self) -> None: ...
 
 
@@ -188,9 +191,7 @@ class ForkedOnGpu:
         return self.running.wait()
 
     def wait_for_exit(self, seconds: float) -> bool:
-        """Wait at most so many seconds. Return whether the process has ended."""
-        ended = getattr(self.running, "wait_for_exit", None)
-        return ended is None or bool(ended(seconds))
+        return self.running.wait_for_exit(seconds)
 
     def stop(self) -> None:
         self.running.stop()

@@ -10,7 +10,7 @@ from typing import Any
 
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
-from artifacts.regular_files import read_text
+from artifacts.paths import text_named
 
 MAX_NODES = 1_000_000
 """Largest number of texts, lists and mappings in a file with all aliases expanded."""
@@ -120,7 +120,7 @@ def label_set(value: str, templates: str = "") -> LabelSet:
     path = Path(value).expanduser()
     # Path.is_file raises for a name that is too long for a file, such as a long list of labels.
     if path.suffix.lower() in NAMED or isfile(path):
-        entries = _entries(_read(path, "--labels"), path)
+        entries = _entries(text_named(path, "labels", MAX_BYTES, HINT), path)
     else:
         entries = [(name.strip(), {}) for name in value.split(",")]
     return _set_of(entries, forms, value)
@@ -140,7 +140,7 @@ def _set_of(
 
 
 def _templates(value: str) -> list[str]:
-    lines = _lines(_read(Path(value).expanduser(), "--templates"))
+    lines = _lines(text_named(value, "templates", MAX_BYTES, HINT))
     for line in lines:
         if "{}" not in line:
             raise UsageError(
@@ -152,14 +152,6 @@ def _templates(value: str) -> list[str]:
             f"--templates {value}: no templates found", hint="Give a line such as: a photo of {}"
         )
     return lines
-
-
-def _read(path: Path, option: str) -> str:
-    try:
-        return read_text(path, MAX_BYTES)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"{option} {path} cannot be read ({reason})", hint=HINT) from error
 
 
 def _lines(text: str) -> list[str]:

@@ -10,12 +10,12 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from artifacts.corrections import StoredEdits
-from artifacts.edits import ACCEPTED, EDITS, REJECTED, key_of, read_edits
+from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText, key_of, read_edits
 from artifacts.errors import UsageError
 from artifacts.json_shapes import BYTES, parse
 from artifacts.keys import ContentDigests, content_key
@@ -32,23 +32,6 @@ from stages.models.hub.transfer import Announce
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _FixedText:
-    """The text that a run put before and after its captions."""
-
-    prefixes: tuple[str, ...] = ()
-    suffix: str = ""
-
-    def parts(self, caption: str) -> tuple[str, str, str]:
-        """Return the text before the model's caption, the caption, and the text after it."""
-        text = caption
-        for head in self.prefixes:
-            text = text.removeprefix(head)
-        before = caption[: len(caption) - len(text)]
-        text = text.removesuffix(self.suffix)
-        return before, text, caption[len(before) + len(text) :]
-
-
 def with_corrections(
     rows: Sequence[tuple[int, Row]], path: Path, store: Store
 ) -> Iterator[tuple[int, Row]]:
@@ -56,7 +39,7 @@ def with_corrections(
     same folder are already in the rows. Raises EnvironmentFault."""
     stored = StoredEdits(store.local)()
     own = read_edits(path.parent).now if stored else {}
-    fixed = _fixed_text(path.parent) if stored else _FixedText()
+    fixed = _fixed_text(path.parent) if stored else FixedText()
     for at, row in rows:
         given = row.get("original") or row.get("caption")
         if not (stored and isinstance(given, str) and isinstance(row.get("features"), str)):
@@ -75,15 +58,13 @@ def with_corrections(
         yield at, {**row, "caption": before + text + after, **person}
 
 
-def _fixed_text(folder: Path) -> _FixedText:
+def _fixed_text(folder: Path) -> FixedText:
     """Return the text that a run put around its captions, as its record states."""
     try:
         record = parse(read_text(folder / "run.json", BYTES))
-        text = record["plan"]["words"]
-        trigger = f"{text['trigger']}, " if text.get("trigger") else ""
-        return _FixedText(prefixes=(trigger, text.get("prefix", "")), suffix=text.get("suffix", ""))
+        return FixedText.of(record["plan"]["words"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return _FixedText()  # no record, or one without such texts
+        return FixedText()  # no record, or one without such texts
 
 
 def with_handwritten_texts(

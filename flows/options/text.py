@@ -3,12 +3,11 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
-from artifacts.regular_files import read_text
+from artifacts.paths import text_named
 from flows.options.formats import FORMATS, KEEP, REPLACE, RULES, check_existing, check_formats
 from flows.options.headings import FILES, MEMORY, MODEL, TEXT
 from stages.decode.engines import AUTO, ENGINE_CHOICES, choice_for
@@ -238,13 +237,7 @@ def read_schema(given: str) -> str:
     UsageError."""
     if given.lstrip().startswith("{"):
         return given
-    try:
-        return read_text(Path(given).expanduser(), SCHEMA_BYTES, "utf-8-sig")
-    except (OSError, RuntimeError, ValueError) as error:  # also an unknown ~user, or a NUL byte
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(
-            f"--schema {given} cannot be read: {reason}", hint="Give a JSON Schema file"
-        ) from error
+    return text_named(given, "schema", SCHEMA_BYTES, "Give a JSON Schema file", "utf-8-sig")
 
 
 def check_prompts(prompts: Mapping[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -162,17 +162,18 @@ class OutputCounts:
         }
 
 
-def write_captions(job: Job) -> None:
-    """Write the captions that are stored by now, and no other output."""
+def write_captions(job: Job, by_file: Iterable[list[Caption]] | None = None) -> None:
+    """Write these captions of each file, or those that are stored by now, and no other output."""
     counts: list[int] = []
 
     def rows() -> Iterator[Caption]:
-        for captions in captions_by_file(job):
+        for captions in captions_by_file(job) if by_file is None else by_file:
             counts.append(len(captions))
             yield from captions
 
     write_jsonl(job.out / "captions.jsonl", rows())
-    write_text(job.out / "media.jsonl", media_lines([g[0][0] for g in job.by_file], counts))
+    files = [group[0][0] for group in job.by_file]
+    write_text(job.out / "media.jsonl", media_lines(files, counts))
 
 
 def write_outputs(job: Job, *, last: bool) -> OutputCounts:
@@ -182,26 +183,21 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
     the run.
     """
     found = OutputCounts(failures=failures_of(job))
-    counts: list[int] = []
 
-    def rows() -> Iterator[Caption]:
+    def by_file() -> Iterator[list[Caption]]:
         # Rebuilt for each output: in memory, they would be most of what a large run takes.
-        counts.clear()
-        found.cut = found.corrected = found.rejected = 0
+        found.captions = found.cut = found.corrected = found.rejected = 0
         for captions in captions_by_file(job):
-            counts.append(len(captions))
+            found.captions += len(captions)
             found.cut += sum(
                 not c.review and (c.ended == "length" or SHORTENED in c.warnings) for c in captions
             )
             found.corrected += sum(bool(c.original) for c in captions)
             found.rejected += sum(c.review == REJECTED for c in captions)
-            yield from captions
+            yield captions
 
-    write_jsonl(job.out / "captions.jsonl", rows())
-    found.captions = sum(counts)
+    write_captions(job, by_file())
     write_jsonl(job.out / "failures.jsonl", found.failures)
-    files = [group[0][0] for group in job.by_file]
-    write_text(job.out / "media.jsonl", media_lines(files, counts))
     own, kinds = GeneratedFiles(job.store), kinds_of(job)
     found.texts = write_texts(job, own, readable_captions)
     found.user_texts["jsonl"] = found.corrected
@@ -212,7 +208,8 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
         if last and (
             form in OutputOptions.of(job.config).format or own.has(form, "", digest_at(path))
         ):
-            write(path, table_rows(rows(), kinds, properties_of(job)), kinds)
+            rows = table_rows(chain.from_iterable(by_file()), kinds, properties_of(job))
+            write(path, rows, kinds)
             own.add(form, "", hash_file(path))
             found.user_texts[form] = found.corrected
         elif path.exists():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.captions import Failure, values_of
-from artifacts.errors import EnvironmentFault, redacted
+from artifacts.errors import EnvironmentFault, Interrupted, PenstockError, redacted
 from artifacts.files import write_json
 from flows.machine.versions import now, versions
 from flows.pipelines import CAPTION, Pipeline
@@ -170,6 +170,18 @@ class RunRecord:
         """Write the run's final state: done, failed or interrupted."""
         self.value.update(state=state, error=redacted(error))
         self.write(force=True)
+
+    @contextlib.contextmanager
+    def recording_end(self) -> Iterator[None]:
+        """Record how a block ends."""
+        try:
+            yield
+        except BaseException as error:
+            stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
+            with contextlib.suppress(PenstockError):
+                self.finish("interrupted" if stopped else "failed", error=str(error))
+            raise
+        self.finish("done")
 
     def write(self, *, force: bool) -> None:
         with self._lock:

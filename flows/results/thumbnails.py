@@ -1,5 +1,6 @@
 """Makes thumbnails of media for pages."""
 
+import base64
 import io
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ def thumbnail(source: str | Path, time: float | None, side: int = SIDE) -> bytes
             return out.getvalue()
     except (Exception, Image.DecompressionBombError):
         return None
+
+
+def data_address(source: str | Path, time: float | None, side: int = SIDE) -> str:
+    """Return the same as a `data:` address; empty if the source cannot be read."""
+    small = thumbnail(source, time, side)
+    return "" if small is None else "data:image/jpeg;base64," + base64.b64encode(small).decode()
 
 
 def _open_image(path: Path, side: int) -> Any:

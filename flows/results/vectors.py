@@ -6,14 +6,11 @@ are written when a run ends, even if it fails, and contain the rows that exist b
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts.captions import write_jsonl
-from artifacts.files import whole_file
 from artifacts.plurals import counted
-from artifacts.tables import utf8
+from artifacts.tables import schema_of, utf8, write_parquet
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
 from flows.media.media_files import MediaFile
@@ -24,8 +21,16 @@ if TYPE_CHECKING:  # numpy, which captions need not
     from artifacts.vectors import Vectors
 
 ARRAY, ROWS = "embeddings.npy", "embeddings.parquet"
-GROUP_ROWS = 10_000
-"""Rows per row group of the table, which the writer holds in memory at once."""
+KINDS = {
+    "media_path": "text",
+    "source": "text",
+    "time": "number",
+    "box": "numbers",
+    "model": "text",
+    "precision": "text",
+    "key": "text",
+}
+"""Column of the table → type."""
 FileTask = tuple[MediaFile, Task]
 
 
@@ -78,7 +83,7 @@ def write_vectors(job: Job) -> VectorsWritten:
     )
     parts: Iterator[Vectors] = (vectors_in(kept.read(task["embeddings"])) for _, task in made)
     write_npy(job.out / ARRAY, (found.vectors, found.width), parts)
-    _write_rows(job.out / ROWS, _rows(job, made))
+    write_parquet(job.out / ROWS, _rows(job, made), schema_of(KINDS))
     write_jsonl(job.out / "failures.jsonl", found.failures)
     return found
 
@@ -134,24 +139,3 @@ def shown_boxes(task: Task, width: int) -> list[list[float] | None]:
     return [
         None if box.level == 0 else [round(side * scale) for side in box[1:]] for box in task.boxes
     ]
-
-
-def _write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    import pyarrow as pa
-    from pyarrow.parquet import ParquetWriter
-
-    text = pa.string()
-    schema = pa.schema(
-        [
-            ("media_path", text),
-            ("source", text),
-            ("time", pa.float64()),
-            ("box", pa.list_(pa.float64())),
-            ("model", text),
-            ("precision", text),
-            ("key", text),
-        ]
-    )
-    with whole_file(path) as file, ParquetWriter(file, schema) as writer:
-        while group := list(islice(rows, GROUP_ROWS)):
-            writer.write_table(pa.Table.from_pylist(group, schema))

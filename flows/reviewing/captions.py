@@ -3,9 +3,7 @@
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from artifacts.edits import (
     UNTOUCHED,
     Edit,
     EditJournal,
+    FixedText,
     changes_of,
     key_of,
     review,
@@ -27,6 +26,7 @@ from artifacts.json_shapes import Nullable, OptionalField, ShapeError, check, re
 from artifacts.plurals import counted
 from artifacts.remote.media_cache import is_copy
 from artifacts.store_folders import local_folder
+from flows.machine.versions import now
 from flows.results.report.media import (
     CAPTION,
     MEDIA_ENTRY,
@@ -63,7 +63,7 @@ class ReviewedCaptions:
     def __init__(self, out: Path) -> None:
         """Read a run's folder and open its journal. Raises UsageError, EnvironmentFault."""
         self.out = out
-        self._is_released = self._is_learning = False
+        self._is_released = self._may_reopen = False
         self._former: dict[str, tuple[tuple[str, str, str], str]] = {}
         """Caption key before learning → its chunk and the words of then."""
         self.load()
@@ -102,13 +102,12 @@ class ReviewedCaptions:
 
     def load(self) -> None:
         """Read the files of the last run, which may still be running. Raises EnvironmentFault."""
-        if self._is_released and not self._is_learning:
+        if self._may_reopen:
             self._reopen()
             return
         self.record = load_record(self.out)
         words = self.record["plan"].get("words") or {}
-        self.trigger = f"{words['trigger']}, " if words.get("trigger") else ""
-        self.prefix, self.suffix = words.get("prefix", ""), words.get("suffix", "")
+        self.fixed = FixedText.of(words)
         self.schema = words.get("schema", "")
         places = read_jsonl(self.out / "media.jsonl", MEDIA_ENTRY, RUN_AGAIN)
         lines = read_jsonl(self.out / "captions.jsonl", LINE, RUN_AGAIN)
@@ -125,21 +124,19 @@ class ReviewedCaptions:
         if not self._is_released:
             self.journal.close()
 
-    @contextmanager
-    def released(self) -> Iterator[None]:
-        """Let `penstock learn` write the journal and the captions meanwhile; edits are refused. The
-        next call that needs them reads both again."""
+    def release(self) -> None:
+        """Let `penstock learn` write the journal and the captions, and refuse edits."""
         self.close()
-        self._is_released = self._is_learning = True
-        try:
-            yield
-        finally:
-            self._is_learning = False
+        self._is_released, self._may_reopen = True, False
+
+    def take_back(self) -> None:
+        """Accept edits again: the next call that needs journal and captions reads them again."""
+        self._may_reopen = True
 
     def _reopen(self) -> None:
         """Read journal and captions again after learning. Raises EnvironmentFault."""
         self.journal = EditJournal(self.out)
-        self._is_released = False
+        self._is_released = self._may_reopen = False
         before = {key: (self.chunks[key], row["said"]) for key, row in self.rows.items()}
         self.load()
         self._former |= {key: one for key, one in before.items() if key not in self.rows}
@@ -175,9 +172,9 @@ class ReviewedCaptions:
     def apply(self, request: Any) -> dict[str, Any]:
         """Apply an edit durably, and return the captions that it changed. Raises EditRefused,
         EnvironmentFault."""
-        if self._is_released and not self._is_learning:
+        if self._may_reopen:
             self._reopen()
-        if self._is_learning:
+        if self._is_released:
             raise EnvironmentFault("a model is learning", hint="Edits are saved when it is done")
         try:
             check(request, EDIT_REQUEST)
@@ -185,14 +182,13 @@ class ReviewedCaptions:
             raise EditRefused(str(error)) from error
         if max(len(request["id"]), len(request["does"])) > LONGEST_NAME:
             raise EditRefused(f"an edit's name has at most {LONGEST_NAME} characters")
-        deed = {"id": request["id"], "time": datetime.now(UTC).isoformat(timespec="seconds")}
-        deed["does"] = request["does"]
+        deed = {"id": request["id"], "time": now(), "does": request["does"]}
         if request["does"] not in (UNDO, REDO):
             deed["changes"] = self._changes(request.get("changes") or [])
         changed = self.add(deed)
         own, stored = self.journal.edits.now, self._stored() if self._stored is not None else {}
-        now = {key: own.get(key) or stored.get(key, UNTOUCHED) for key in changed}
-        return {"edits": {key: edit_json(edit) for key, edit in now.items()}, **self.steps()}
+        edits = {key: own.get(key) or stored.get(key, UNTOUCHED) for key in changed}
+        return {"edits": {key: edit_json(edit) for key, edit in edits.items()}, **self.steps()}
 
     def add(self, deed: Mapping[str, Any]) -> list[str]:
         """Add an action to the journal durably, once, and to the store. Return the keys of the
@@ -249,9 +245,7 @@ class ReviewedCaptions:
         return medium
 
     def _row(self, line: dict[str, Any]) -> dict[str, Any]:
-        original = line.get("original") or line["caption"]
-        original = original.removeprefix(self.trigger).removeprefix(self.prefix)
-        original = original.removesuffix(self.suffix)
+        _, original, _ = self.fixed.parts(line.get("original") or line["caption"])
         prompt, name = line.get("prompt", ""), line.get("name", "")
         key = key_of(line["features"], name, prompt, original)
         row = {

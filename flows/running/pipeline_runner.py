@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from artifacts.captions import Failure, write_jsonl
-from artifacts.errors import HalfTried, Interrupted, Killed, ModelChanged, PenstockError
+from artifacts.errors import HalfTried, Killed, ModelChanged
 from artifacts.keys import digest_of
 from artifacts.pack_object import DamagedRecord
 from artifacts.packs import RecordSet
 from artifacts.plurals import counted
 from artifacts.shards import DATASET
 from artifacts.text_vectors import Groups, TextVectors, text_vectors_in
-from flows.checkpoint.precision import PartSettings
 from flows.job.prepare import Job
 from flows.ledger.namespaces import one_shot_namespace
 from flows.ledger.tasks import Medium
@@ -144,15 +143,12 @@ class TextsStep:
     def _known(self, groups: Groups, key: str) -> TextVectors | None:
         """Return the vectors stored under this key, in the best precision, or None."""
         for settings in self._job.model.settings["language"]:
-            records = self._records(settings)
+            namespace = one_shot_namespace(embed_texts.STAGE, self._job.model, settings)
+            records = RecordSet(self._job.store, embed_texts.STAGE.writes, namespace)
             if key in records:
                 self._record.expect(embed_texts.STAGE.name, 1, 1)
                 return text_vectors_in(records.read(key), groups, settings.label)
         return None
-
-    def _records(self, settings: PartSettings) -> RecordSet:
-        namespace = one_shot_namespace(embed_texts.STAGE, self._job.model, settings)
-        return RecordSet(self._job.store, embed_texts.STAGE.writes, namespace)
 
 
 WRITING_SHARE = 20
@@ -262,22 +258,19 @@ class PipelineRunner:
     @contextlib.contextmanager
     def _recorded(self, write: Callable[[bool], object]) -> Iterator[None]:
         """Write the finished outputs however the run ends, and record how it ended."""
-        try:
-            yield
-        except BaseException as error:
-            self.stages.stop_prefetch()
-            stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
-            # An error while writing, such as a full disk, would hide the error that is raised
-            # below.
-            with contextlib.suppress(Exception):
-                self._job.ledger.refresh()
-                # Outputs are of one model, in one precision.
-                if not isinstance(error, (ModelChanged, HalfTried)):
-                    write(True)
-            with contextlib.suppress(PenstockError):
-                self.record.finish("interrupted" if stopped else "failed", error=str(error))
-            raise
-        self.record.finish("done")
+        with self.record.recording_end():
+            try:
+                yield
+            except BaseException as error:
+                self.stages.stop_prefetch()
+                # An error while writing, such as a full disk, would hide the error that is raised
+                # below.
+                with contextlib.suppress(Exception):
+                    self._job.ledger.refresh()
+                    # Outputs are of one model, in one precision.
+                    if not isinstance(error, (ModelChanged, HalfTried)):
+                        write(True)
+                raise
 
     def _run_waves(self, write: Callable[[bool], None]) -> None:
         job = self._job

@@ -114,10 +114,12 @@ class Watched:
         return self.process.outcome
 
     def wait(self) -> StageOutcome:
-        ended = getattr(self.process, "wait_for_exit", lambda _: True)
-        while not ended(REWRITE_SECONDS):
+        while not self.process.wait_for_exit(REWRITE_SECONDS):
             self.meanwhile()
         return self.process.wait()
+
+    def wait_for_exit(self, seconds: float) -> bool:
+        return self.process.wait_for_exit(seconds)
 
     def stop(self) -> None:
         self.process.stop()

@@ -2,13 +2,13 @@
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from artifacts.captions import Failure, write_jsonl
-from artifacts.errors import CannotFit, Interrupted, Killed, PenstockError, StageDied
+from artifacts.errors import CannotFit, Killed, StageDied
 from artifacts.keys import digest_of
 from artifacts.pack_object import DamagedRecord
 from artifacts.packs import Record, RecordSet
@@ -39,7 +39,7 @@ from flows.running.sift_vectors import vector_marks
 from flows.running.stopping import stopped_in_order
 from stages import sift as stage
 from stages.frames.job import FramesItem
-from stages.frames.medium import UNSTORED_KINDS
+from stages.frames.medium import CRASHED, UNSTORED_KINDS
 from stages.process.cgroup import cores
 from stages.process.events import Event, Failed, Item, MemorySample
 from stages.process.exit_diagnosis import is_crash
@@ -52,11 +52,6 @@ RECORDS = 512
 """Records that are read at once."""
 FIRST = "sift"
 """Folder of the marks in the output of a run that sifts first."""
-CRASHED = {
-    "kind": "crash",
-    "message": "the decoder crashed on this file, or did not finish",
-    "hint": "Convert it, for example to H.264 in MP4",
-}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -105,7 +100,7 @@ def sift(
             record.value["outputs"] = {name: str(out / name) for name in names}
             record.value["media"]["total"] = len(job.files) + len(job.failures)
             record.write(force=True)
-            with _recorded(record):
+            with record.recording_end():
                 found = _marked(job, record, display, make_launcher, out)
                 if vectors is not None:
                     vectors.mark(found, tuple(config.head), config.similar)
@@ -156,19 +151,6 @@ def sift_before(
             f"{counted(len(places), 'file')} left out by --sift: {result.out / LEFT_OUT_FILE}"
         )
     return places
-
-
-@contextlib.contextmanager
-def _recorded(record: RunRecord) -> Iterator[None]:
-    """Record how a run ends."""
-    try:
-        yield
-    except BaseException as error:
-        stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
-        with contextlib.suppress(PenstockError):
-            record.finish("interrupted" if stopped else "failed", error=str(error))
-        raise
-    record.finish("done")
 
 
 def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:

@@ -46,7 +46,7 @@ from flows.running.single_item import SingleItemFallback, too_large
 from flows.running.stage_calls import StageCallBuilder, settings_on
 from stages.ask.job import UNANSWERED
 from stages.decode.job import DecodeJob
-from stages.frames.medium import UNSTORED_KINDS
+from stages.frames.medium import CRASHED, UNSTORED_KINDS
 from stages.process.exit_diagnosis import is_crash
 from stages.process.outcome import StageOutcome
 from stages.process.stage import StageSpec
@@ -239,12 +239,7 @@ class StageRunner:
         except StageDied as error:
             if not is_crash(error):
                 raise
-            meta = {
-                "kind": "crash",
-                "message": "the decoder crashed on this file, or did not finish",
-                "hint": "Convert it, for example to H.264 in MP4",
-            }
-            ledger.failures.publish([Record(key=medium.digest, meta=meta)])
+            ledger.failures.publish([Record(key=medium.digest, meta=CRASHED)])
         ledger.refresh()
         self._skip_changed(process.outcome)
 

@@ -1,14 +1,13 @@
 """Builds one HTML file of search hits with thumbnails. Loads no model, and the page runs no
 script."""
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from artifacts.remote.addresses import is_address
-from flows.results.thumbnails import thumbnail
+from flows.results.report.page import digest
+from flows.results.thumbnails import data_address
 from flows.search.query import Hit
 
 STYLE = """
@@ -28,10 +27,9 @@ figcaption { margin-top: .3rem; font-size: .9rem; overflow-wrap: anywhere; }
 
 def page_of(query: str, index: str, hits: Sequence[Hit]) -> str:
     """Return a page of these hits. All text from users is escaped."""
-    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = (
         "default-src 'none'; base-uri 'none'; form-action 'none'; "
-        f"style-src 'sha256-{digest}'; img-src data:"
+        f"style-src '{digest(STYLE)}'; img-src data:"
     )
     figures = "\n".join(map(_figure, hits)) or "<p>Nothing was found.</p>"
     return (
@@ -46,15 +44,13 @@ def page_of(query: str, index: str, hits: Sequence[Hit]) -> str:
 
 
 def _figure(hit: Hit) -> str:
-    small = thumbnail(hit.path, hit.at)
-    if small is None:
-        shown = '<span class="none">not readable</span>'
-    else:
-        data = base64.b64encode(small).decode()
-        shown = f'<img src="data:image/jpeg;base64,{data}" alt="" loading="lazy">'
+    shown = '<span class="none">not readable</span>'
+    if data := data_address(hit.path, hit.at):
+        shown = f'<img src="{data}" alt="" loading="lazy">'
     copies = f", {hit.copies} copies" if hit.copies else ""
+    address = hit.path if is_address(hit.path) else Path(hit.path).as_uri()
     return (
-        f'<figure><a class="shown" href="{_safe(_address(hit.path))}">{shown}</a>\n'
+        f'<figure><a class="shown" href="{_safe(address)}">{shown}</a>\n'
         f"<figcaption>{hit.rank}. {_safe(hit.media_path)}{_safe(when(hit))} "
         f'<span class="quiet">{hit.score:.3f}{copies}</span></figcaption></figure>'
     )
@@ -66,10 +62,6 @@ def when(hit: Hit) -> str:
         return ""
     start, end = hit.time
     return f" at {start:.1f} s" if start == end else f" from {start:.1f} to {end:.1f} s"
-
-
-def _address(path: str) -> str:
-    return path if is_address(path) else Path(path).as_uri()
 
 
 def _safe(text: str) -> str:

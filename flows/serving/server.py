@@ -11,13 +11,12 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from artifacts.errors import ModelChanged, UsageError
-from artifacts.regular_files import read_text
+from artifacts.paths import text_named
 from flows.console.display import Display
 from flows.job.replanning import second_change
 from flows.machine.launch import DirectLauncher, Launcher
@@ -156,14 +155,9 @@ def token_of(config: NetworkOptions) -> str:
     """Return the token that requests must send; empty: none. Raises UsageError."""
     if not config.token_file:
         return ""
-    path = Path(config.token_file).expanduser()
-    try:
-        token = read_text(path, TOKEN_BYTES).strip()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(
-            f"--token-file {path} cannot be read: {reason}", hint="Give a file with a secret in it"
-        ) from error
+    path = config.token_file
+    hint = "Give a file with a secret in it"
+    token = text_named(path, "token-file", TOKEN_BYTES, hint).strip()
     if len(token) < SHORTEST_TOKEN or not token.isascii() or any(c.isspace() for c in token):
         raise UsageError(
             f"--token-file {path}: the secret is too short, or not one ASCII word",

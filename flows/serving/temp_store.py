@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
+from artifacts.files import delete_folders_of_dead
 from artifacts.store import Store, open_store
 
 MEMORY = Path("/dev/shm")
@@ -40,17 +41,10 @@ def temp_folder(fallback: Path) -> Iterator[TempStore]:
     with suppress(OSError):
         fallback.mkdir(parents=True, exist_ok=True)
     for place in (MEMORY, fallback):
-        _sweep(place)
+        delete_folders_of_dead(place, PREFIX)
     in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MIN_FREE_BYTES
     folder = Path(mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=MEMORY if in_memory else fallback))
     try:
         yield TempStore(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sweep(place: Path) -> None:
-    for left in place.glob(f"{PREFIX}*"):
-        pid = left.name.removeprefix(PREFIX).partition("-")[0]
-        if pid.isdigit() and not Path("/proc", pid).exists():
-            shutil.rmtree(left, ignore_errors=True)

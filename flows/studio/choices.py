@@ -8,10 +8,11 @@ from typing import Any
 
 from artifacts.errors import UsageError
 from artifacts.files import write_text
-from artifacts.user_folders import cache_home, user_state
+from artifacts.user_folders import user_state
 from flows.options.model import DEMO_MODEL
 from flows.options.text import IMAGE_PROMPT
 from flows.studio.roots import Refused, Roots
+from stages.models.hub.hub_errors import cache_folder
 
 DEEPEST = 2
 """Folders below a root in which models and adapters are looked for."""
@@ -41,9 +42,7 @@ def models_in(roots: Roots) -> dict[str, list[str]]:
 
 def _cached() -> Iterator[str]:
     """Yield the hub ids in the hub's cache."""
-    home = os.environ.get("HF_HOME") or str(cache_home() / "huggingface")
-    folder = Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
-    for found in folder.glob("models--*/snapshots/*/config.json"):
+    for found in cache_folder().glob("models--*/snapshots/*/config.json"):
         yield found.parents[2].name.removeprefix("models--").replace("--", "/")
 
 

@@ -5,7 +5,7 @@ import json
 import secrets
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class RunCaptions:
         a model is learning from them."""
         self.out = out
         self._order, self._is_learning = order, is_learning
-        self._released: ExitStack | None = None
+        self._is_released = False
         self._features = PooledFeatures()
         self._lock = threading.RLock()
         self._reviewed: ReviewedCaptions | None = None
@@ -70,7 +70,7 @@ class RunCaptions:
         with self._lock:
             if self._reviewed is not None:
                 self._reviewed.close()
-            self._reviewed = None
+            self._reviewed, self._is_released = None, False
 
     @property
     def reviewed(self) -> ReviewedCaptions:
@@ -85,12 +85,14 @@ class RunCaptions:
         """Leave the journal to a model that learns, and take it back afterwards."""
         with self._lock:
             learning = self._is_learning()
-            if learning and self._released is None and self._reviewed is not None:
-                self._released = ExitStack()
-                self._released.enter_context(self._reviewed.released())
-            elif not learning and self._released is not None:
-                self._released.close()
-                self._released, self._stamps = None, ()
+            if self._reviewed is None or learning == self._is_released:
+                return
+            self._is_released = learning
+            if learning:
+                self._reviewed.release()
+            else:
+                self._reviewed.take_back()
+                self._stamps = ()
 
     def _load(self) -> None:
         self.follow_learning()
@@ -151,8 +153,8 @@ class RunCaptions:
                 return [_json({**head, **reviewed.steps()})]
             rest = {
                 **head,
-                "prefix": reviewed.trigger + reviewed.prefix,
-                "suffix": reviewed.suffix,
+                "prefix": "".join(reviewed.fixed.prefixes),
+                "suffix": reviewed.fixed.suffix,
                 "failures": reviewed.failures,
                 "order": self._order,
                 "rounds": [*summary_json(rounds_in(self.out))],

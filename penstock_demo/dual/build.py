@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     PreTrainedTokenizerFast,
@@ -16,6 +15,7 @@ from transformers import (
     SiglipProcessor,
 )
 
+from penstock_demo.build import train_tokenizer
 from penstock_demo.dual.batches import PATCH, SIDE
 from penstock_demo.dual.phrases import sample_phrases
 
@@ -49,16 +49,7 @@ def build_text_reader(shape: DualShape) -> PreTrainedTokenizerFast:
     """Build a byte-level tokenizer in which the words of the phrases are single tokens."""
     rng = random.Random(1)
     corpus = [text for _ in range(60) for text in sample_phrases(rng).texts[:-4]]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=shape.vocabulary,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer = train_tokenizer(corpus, shape.vocabulary, [END], add_prefix_space=True)
     tokenizer.post_processor = TemplateProcessing(
         single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
     )

@@ -13,7 +13,16 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw
 
-from penstock_demo.render import OVERSAMPLING, PAINT, Floats, Pixels, ground, sprite
+from penstock_demo.render import (
+    OVERSAMPLING,
+    PAINT,
+    Floats,
+    Pixels,
+    coverage_of,
+    ground,
+    placed,
+    sprite,
+)
 from penstock_demo.words import BACKGROUNDS, COLOURS, NEVER_TRAINED, SHAPES
 
 Pair = tuple[str, str]
@@ -206,9 +215,7 @@ def _nameless_sprite(outline: int, radius_x: float, radius_y: float, x: float, y
         for right, down in NAMELESS[outline]
     ]  # fmt: skip
     ImageDraw.Draw(image).polygon(corners, 255)
-    small = image.resize((side, side), Image.Resampling.BOX)
-    coverage: Floats = np.asarray(small, np.float32) / np.float32(255)
-    return coverage
+    return coverage_of(image, side)
 
 
 def paint_things(scene: Scene, image: Floats, cover: Floats | None = None) -> None:
@@ -225,17 +232,11 @@ def paint_things(scene: Scene, image: Floats, cover: Floats | None = None) -> No
             mask = sprite(thing.shape, radius_x, radius_y, x - left, y - top)
         else:
             mask = _nameless_sprite(thing.outline, radius_x, radius_y, x - left, y - top)
-        half = mask.shape[0] // 2
-        rows = slice(max(top - half, 0), min(top + half + 1, height))
-        columns = slice(max(left - half, 0), min(left + half + 1, width))
-        mask = mask[
-            rows.start - top + half : rows.stop - top + half,
-            columns.start - left + half : columns.stop - left + half,
-        ]
-        under = image[rows, columns]
-        image[rows, columns] = under + mask[..., None] * (np.array(thing.paint, np.float32) - under)
+        mask, place_in = placed(mask, left, top, height, width)
+        under = image[place_in]
+        image[place_in] = under + mask[..., None] * (np.array(thing.paint, np.float32) - under)
         if cover is not None:
-            cover[index, rows, columns] = mask
+            cover[index][place_in] = mask
 
 
 def _stepped(value: float, step: float = 0.5) -> float:

@@ -18,6 +18,7 @@ from transformers import LogitsProcessor
 from artifacts.errors import UsageError
 from stages.decode.closing import BETWEEN, IN_TEXT, JsonPosition, ranks
 from stages.decode.json_schema import grammar_of, rest_of
+from stages.decode.prompts import end_ids_of
 from stages.memory.oom_retry import release_memory
 
 NEEDED = range(0x20, 0x7F)
@@ -163,12 +164,9 @@ class SchemaLogitsProcessor(LogitsProcessor):
 
 def eos_ids_of(half: Any, processor: Any) -> frozenset[int]:
     """Return the end tokens of a caption. Raises UsageError if there are none."""
-    eos_token_ids = half.generation_config.eos_token_id
-    if eos_token_ids is None:
-        eos_token_ids = half.config.get_text_config().eos_token_id
-    if eos_token_ids is None:
+    if not (found := end_ids_of(half)):
         raise _unfit(processor.tokenizer, "the model has no token that ends a caption")
-    return frozenset([eos_token_ids] if isinstance(eos_token_ids, int) else eos_token_ids)
+    return frozenset(found)
 
 
 def answer_text(

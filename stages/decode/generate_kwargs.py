@@ -22,7 +22,7 @@ from artifacts.keys import digest_of
 from stages.decode.confidence import offset_in
 from stages.decode.generation import CHECKPOINT, SAMPLING_FIELDS, SamplingParams
 from stages.decode.job import DecodeItem
-from stages.decode.prompts import check_context, context_left, start_ids
+from stages.decode.prompts import check_context, context_left, end_ids_of, start_ids
 from stages.decode.repetition import retry_params
 from stages.decode.request_settings import RequestSettings, cut_at
 
@@ -258,7 +258,7 @@ def make_greedy(half: Any, processor: Any) -> None:
     """Make the half decode greedily by default. End and padding tokens come from the checkpoint,
     else from the tokenizer."""
     settings = half.generation_config
-    if settings.eos_token_id is None and half.config.get_text_config().eos_token_id is None:
+    if not end_ids_of(half):
         # Without an end token every batch would run to its token limit.
         settings.eos_token_id = processor.tokenizer.eos_token_id
     settings.do_sample, settings.num_beams = False, 1

@@ -47,6 +47,13 @@ def prompts_for(
     return append_ids(half, inputs, start.expand(len(rows), -1)) if start.numel() else inputs
 
 
+def end_ids_of(half: Any) -> list[int]:
+    """Return the tokens that end a caption."""
+    ends = half.generation_config.eos_token_id
+    ends = half.config.get_text_config().eos_token_id if ends is None else ends
+    return [ends] if isinstance(ends, int) else list(ends or ())
+
+
 def start_ids(processor: Any, params: SamplingParams) -> torch.Tensor:
     """Return the tokens that every caption begins with, of shape [1, tokens]."""
     if not params.start_with:

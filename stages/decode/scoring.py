@@ -17,7 +17,7 @@ from artifacts.store import open_store
 from artifacts.tensors import RecordGone
 from stages.decode.confidence import Confidence, offset_in, token_scores
 from stages.decode.generate_kwargs import make_greedy
-from stages.decode.prompts import context_left, start_ids
+from stages.decode.prompts import context_left, end_ids_of, start_ids
 from stages.decode.score_job import ScoreItem, ScoreJob
 from stages.decode.stored import read_features
 from stages.decode.teacher_forcing import (
@@ -148,10 +148,3 @@ class Scorer:
         rows = [ids[: len(start) + index], ids]
         before, whole = self._processor.batch_decode(rows, skip_special_tokens=True)
         return offset_in(text, before, whole)
-
-
-def end_ids_of(half: Any) -> list[int]:
-    """Return the tokens that end a caption."""
-    ends = half.generation_config.eos_token_id
-    ends = half.config.get_text_config().eos_token_id if ends is None else ends
-    return [ends] if isinstance(ends, int) else list(ends or ())

@@ -29,7 +29,7 @@ from stages.export.quant_formats import Packed
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.offload import placement, waiting
 from stages.models.loading import ModelJob, facts
-from stages.models.loading import warm as warm_model
+from stages.models.loading import warm as warm
 from stages.models.streaming.load import streamed_layers
 from stages.models.streaming.lockstep import LayerLockstep, LayerProvider
 from stages.process.job import parse_job
@@ -245,11 +245,6 @@ def _outside(half: nn.Module, todo: Collection[str]) -> Iterator[tuple[str, nn.L
     for path, module in half.named_modules():
         if path in todo and isinstance(module, nn.Linear) and not module.weight.is_meta:
             yield path, module
-
-
-def warm(fields: dict[str, Any]) -> None:
-    """Import what the model needs before memory is counted."""
-    warm_model(fields)
 
 
 def run(fields: dict[str, Any], report: EventReporter) -> None:

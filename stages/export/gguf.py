@@ -19,7 +19,7 @@ import gguf
 import numpy as np
 import torch
 
-from artifacts.errors import EnvironmentFault, ModelChanged
+from artifacts.errors import EnvironmentFault
 from artifacts.files import HALF, write_json
 from artifacts.plurals import counted
 from artifacts.schema import Part
@@ -46,7 +46,14 @@ from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.hub.checkpoint import CONFIG, SMALL, small_files
 from stages.models.precision.weights import model_names
 from stages.models.published import with_way
-from stages.models.shards.writing import GO_ON, check_free, check_room, claimed, write_rest
+from stages.models.shards.writing import (
+    GO_ON,
+    check_free,
+    check_room,
+    claimed,
+    keeping_files,
+    write_rest,
+)
 from stages.process.report import EventReporter
 
 PARTS: tuple[Part, ...] = ("language",)
@@ -138,21 +145,18 @@ def export(job: ExportJob, report: EventReporter) -> None:
         report.note(files=len(files) + 1, there=there)
         check_room(folder, left, MORE_ROOM)
         try:
-            for file in left:
-                write_file(folder, file, plan.rest, form, job.files.check)
-                report.item(file.name, label=file.name)
-            if not (folder / MANIFEST).exists():
-                _write_file(job, plan, folder)
-                report.item(FILE, label=FILE)
-            small[CONFIG] = with_way(small[CONFIG], job.as_published)
-            job.files.check()
-            write_rest(folder, [as_written(folder / file.name) for file in files], small)
-        except ModelChanged:
-            raise
+            with keeping_files():
+                for file in left:
+                    write_file(folder, file, plan.rest, form, job.files.check)
+                    report.item(file.name, label=file.name)
+                if not (folder / MANIFEST).exists():
+                    _write_file(job, plan, folder)
+                    report.item(FILE, label=FILE)
+                small[CONFIG] = with_way(small[CONFIG], job.as_published)
+                job.files.check()
+                write_rest(folder, [as_written(folder / file.name) for file in files], small)
         except OSError as error:
             raise fault_of(error, folder) from error
-        except EnvironmentFault as error:
-            raise EnvironmentFault(error.message, hint=GO_ON) from error
 
 
 def _write_file(job: ExportJob, plan: GgufPlan, folder: Path) -> None:

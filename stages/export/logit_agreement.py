@@ -32,7 +32,7 @@ from stages.export.quant_formats import Packed, unpack
 from stages.export.rounding import Rounded, unrounded
 from stages.models.hub.headers import read_places
 from stages.models.loading import ModelJob, facts
-from stages.models.loading import warm as warm_model
+from stages.models.loading import warm as warm
 from stages.models.streaming.load import run_calls
 from stages.process.job import parse_job
 from stages.process.report import EventReporter
@@ -108,11 +108,6 @@ class LogitAgreement:
             "captions_as_native": self.same / max(1, self.captions),
             "by_caption": of_each(self._by_caption),
         }
-
-
-def warm(fields: dict[str, Any]) -> None:
-    """Import what the model needs before memory is counted."""
-    warm_model(fields)
 
 
 def run(fields: dict[str, Any], report: EventReporter) -> None:

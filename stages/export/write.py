@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from artifacts.errors import EnvironmentFault, ModelChanged
+from artifacts.errors import EnvironmentFault
 from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
 from stages.export.jobs import PACKED, ExportJob
 from stages.export.quant_formats import Int8, Nf4, Packed, QuantFormat
@@ -18,9 +18,9 @@ from stages.models.published import with_way
 from stages.models.shards import SHARD_BYTES
 from stages.models.shards.layout import TensorSpec, WeightShard, lay_out
 from stages.models.shards.writing import (
-    GO_ON,
     check_room,
     claimed,
+    keeping_files,
     tensor_chunks,
     write_rest,
     write_shard,
@@ -115,17 +115,13 @@ def export(job: ExportJob, report: EventReporter) -> None:
         if not left and (folder / CONFIG).exists():
             return
         check_room(folder, left, MORE_ROOM)
-        try:
+        with keeping_files():
             for file in left:
                 write_file(folder, file, plan, form, job.files.check)
                 report.item(file.name, label=file.name)
             small[CONFIG] = with_way(_config(small[CONFIG], plan, form), job.as_published)
             job.files.check()
             write_rest(folder, [as_written(folder / file.name) for file in files], small)
-        except ModelChanged:
-            raise
-        except EnvironmentFault as error:
-            raise EnvironmentFault(error.message, hint=GO_ON) from error
 
 
 def form_of(job: ExportJob) -> QuantFormat:

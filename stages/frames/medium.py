@@ -45,6 +45,12 @@ def check_unchanged(path: Path, stamp: Stamp | None) -> None:
         raise MediaError(f"{path}: {CHANGED_MESSAGE}", kind=CHANGED, hint=CHANGED_HINT)
 
 
+CRASHED = {
+    "kind": "crash",
+    "message": "the decoder crashed on this file, or did not finish",
+    "hint": "Convert it, for example to H.264 in MP4",
+}
+"""Stored failure of a file at which the process died that decoded it."""
 TRANSIENT_KINDS = frozenset(("missing", "unreadable"))
 """Kinds of failure that a disk that goes away causes, and not the file. They are not stored."""
 

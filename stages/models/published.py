@@ -20,9 +20,8 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts.regular_files import read_text
 from artifacts.schema import Part
-from stages.models.hub.checkpoint import CONFIG, JSON_BYTES, json_bytes
+from stages.models.hub.checkpoint import json_bytes, read_config
 from stages.models.in_tree.registry import native_of
 from stages.models.pixel_bounds import PixelBounds, limits_frames
 from stages.models.profile import ModelProfile, PartProfile
@@ -72,7 +71,7 @@ STOCK: Mapping[str, StockChange] = {
 
 def change_of(folder: Path) -> StockChange | None:
     """Return the change in transformers that concerns a checkpoint's family; None if unknown."""
-    return _change_in(config_of(folder))
+    return _change_in(read_config(folder))
 
 
 def _change_in(config: Mapping[str, Any]) -> StockChange | None:
@@ -85,7 +84,7 @@ def is_published_way(folder: Path, as_published: bool | None = None) -> bool:
     `as_published` decides if given. Else the checkpoint's own statement decides. Without one, the
     rule is whether its config.json names a transformers older than the change; an export without a
     statement runs as stock."""
-    config = config_of(folder)
+    config = read_config(folder)
     if _change_in(config) is None:
         return False
     if as_published is not None:
@@ -98,7 +97,7 @@ def is_published_way(folder: Path, as_published: bool | None = None) -> bool:
 def is_export_without_way(folder: Path) -> bool:
     """Return whether a checkpoint is an export that the rule would run as published, and that does
     not state how it was run."""
-    config = config_of(folder)
+    config = read_config(folder)
     return (folder / PARITY).exists() and FIELD not in config and _is_older(config)
 
 
@@ -114,7 +113,7 @@ def with_way(config: bytes, as_published: bool) -> bytes:
 def way_to_keep(folder: Path, as_published: bool) -> dict[str, str]:
     """Return the adapter metadata that state how the checkpoint was run in training. Return nothing
     if the rule cannot decide otherwise."""
-    if not _has_two_ways(config_of(folder), as_published):
+    if not _has_two_ways(read_config(folder), as_published):
         return {}
     return {FIELD: AS_PUBLISHED if as_published else AS_STOCK}
 
@@ -144,15 +143,6 @@ def is_before(version: object, release: str) -> bool:
     return Version(found.base_version) < Version(release)
 
 
-def config_of(folder: Path) -> dict[str, Any]:
-    """Return the config.json of a checkpoint; empty if it cannot be read."""
-    try:
-        config = json.loads(read_text(folder / CONFIG, JSON_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}  # the loader reports the error
-    return config if isinstance(config, dict) else {}
-
-
 def published_bounds(folder: Path, as_published: bool | None = None) -> PixelBounds | None:
     """Return the pixel bounds for videos of a checkpoint that is run as published.
 
@@ -161,7 +151,7 @@ def published_bounds(folder: Path, as_published: bool | None = None) -> PixelBou
     change = change_of(folder)
     if change is None or not change.positions or not is_published_way(folder, as_published):
         return None
-    facts = facts_of(str(config_of(folder).get("model_type", "")))
+    facts = facts_of(str(read_config(folder).get("model_type", "")))
     if facts.pixels_a_frame is None:
         return None
     min_pixels, max_pixels = facts.pixels_a_frame

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, pad
 
 from artifacts.errors import UsageError
 from stages.decode.prefill_options import relative_difference, tolerance
-from stages.decode.prompts import append_ids
+from stages.decode.prompts import append_ids, end_ids_of
 from stages.decode.teacher_forcing import (
     ForcedCaption,
     forced_logits,
@@ -143,13 +143,12 @@ def check_trainable(half: Any, processor: Any, example: TrainingExample) -> None
 def end_token_of(half: Any, processor: Any, examples: Sequence[TrainingExample]) -> int:
     """Return the end token of captions. If the half stops at several tokens, return the one that is
     most likely after these captions."""
-    eos = half.generation_config.eos_token_id
-    ends = [eos] if isinstance(eos, int) else list(eos)
+    ends = end_ids_of(half)
     if len(ends) == 1:
-        return int(ends[0])
+        return ends[0]
     likely = torch.zeros(len(ends))
     for example in examples:
         with torch.no_grad():
             last = logits_of(half, processor, [example], example.ids[None], 1)[0, -1]
         likely += last.float().log_softmax(-1)[ends].cpu()
-    return int(ends[int(likely.argmax())])
+    return ends[int(likely.argmax())]

@@ -53,9 +53,7 @@ SHOWN = 8
 def losses_of(half: Any, processor: Any, examples: Sequence[TrainingExample], rows: int) -> float:
     """Return the mean loss per token of these examples."""
     tokens = sum(len(example.ids) for example in examples)
-    with torch.no_grad():
-        total = sum(float(loss_of(half, processor, some)) for some in group_batches(examples, rows))
-    return total / max(1, tokens)
+    return sum(losses_by_example(half, processor, examples, rows)) / max(1, tokens)
 
 
 def losses_by_example(
@@ -93,39 +91,20 @@ def score(
     max_new_tokens: int,
 ) -> dict[str, Any]:
     """Return the scores of the half on these captions: loss per token, share of exact captions,
-    share of common words, and samples."""
-    captions = captions_of(half, processor, examples, rows, max_new_tokens)
-    return _summary(captions, examples, losses_of(half, processor, examples, rows))
-
-
-def score_each(
-    half: Any,
-    processor: Any,
-    examples: Sequence[TrainingExample],
-    rows: int,
-    max_new_tokens: int,
-) -> dict[str, Any]:
-    """Return the same scores, and the loss, tokens and exactness of each caption."""
+    share of common words, samples, and the loss, tokens and exactness of each caption."""
     captions = captions_of(half, processor, examples, rows, max_new_tokens)
     losses = losses_by_example(half, processor, examples, rows)
-    tokens = [len(example.ids) for example in examples]
     each = [
-        {"loss": loss, "tokens": count, "exact": one == example.caption}
-        for loss, count, one, example in zip(losses, tokens, captions, examples, strict=True)
+        {"loss": loss, "tokens": len(example.ids), "exact": one == example.caption}
+        for loss, one, example in zip(losses, captions, examples, strict=True)
     ]
-    loss = sum(losses) / max(1, sum(tokens))
-    return {**_summary(captions, examples, loss), EACH: each}
-
-
-def _summary(
-    captions: Sequence[str], examples: Sequence[TrainingExample], loss: float
-) -> dict[str, Any]:
     pairs = [(one, example.caption) for one, example in zip(captions, examples, strict=True)]
     return {
-        "loss": loss,
+        "loss": sum(losses) / max(1, sum(len(example.ids) for example in examples)),
         "exact": sum(one == other for one, other in pairs) / max(1, len(pairs)),
         "words": sum(alike(one, other) for one, other in pairs) / max(1, len(pairs)),
         "samples": [{"said": one, "right": other} for one, other in pairs[:SHOWN]],
+        EACH: each,
     }
 
 
@@ -205,6 +184,7 @@ class HeldOutEvaluation:
             return
         compute = partial(score, *self._arguments, self._max_new_tokens)
         found = without_gradients(self._half, compute)
+        del found[EACH]
         at = progress.best_step or progress.step
         progress.scores.append({"step": at if progress.step else 0, **found})
         report.note(score=found["exact"])
@@ -276,7 +256,7 @@ def _score(
     end = end_token_of(half, processor, examples[:4])
     examples = [with_end_token(example, end) for example in examples]
     arguments = (half, processor, examples, job.rows, job.max_new_tokens)
-    found = without_gradients(half, lambda: score_each(*arguments))
+    found = without_gradients(half, lambda: score(*arguments))
     confirm()
     write_json(Path(job.folder) / SCORE, {"captions": len(examples), "end_token": end, **found})
     report.item("score")

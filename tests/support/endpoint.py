@@ -1,9 +1,9 @@
-"""A server that speaks OpenAI's protocol without a model, and misbehaves as it is told.
+"""A server that speaks OpenAI's protocol without a model, and misbehaves as the test asks.
 
-It answers with the digest of what it was asked, so that an answer under another item shows. What it
-does depends on a number in the prompt and on how often it was asked: never on time or chance.
-`python -m tests.support.endpoint PORT SECONDS` runs a well-behaved one that takes SECONDS for each
-answer.
+It answers with the digest of the request, so that a test notices an answer stored under another
+item. What it does depends on a number in the prompt and on how many requests came before: never on
+time or chance. `python -m tests.support.endpoint PORT SECONDS` runs a well-behaved one that takes
+SECONDS for each answer.
 """
 
 import asyncio
@@ -248,7 +248,7 @@ async def _serve(stand_in: StandIn, port: int, ready: Callable[[asyncio.Event], 
     stand_in.port, end = server.sockets[0].getsockname()[1], asyncio.Event()
     ready(end)
     await end.wait()
-    await asyncio.sleep(0.1)  # who is being accepted would be lost
+    await asyncio.sleep(0.1)  # otherwise a connection that is being accepted would be lost
     server.close()
     for _ in range(2):
         for task, writer in list(stand_in.open.items()):

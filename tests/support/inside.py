@@ -43,6 +43,9 @@ class Ended:
     def wait(self) -> StageOutcome:
         return self.outcome
 
+    def wait_for_exit(self, seconds: float) -> bool:
+        return True
+
     def stop(self) -> None: ...
 
 

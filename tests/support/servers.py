@@ -41,6 +41,31 @@ class Answer:
         return self.headers.get("access-control-allow-origin")
 
 
+def raw_request(
+    port: int,
+    method: str,
+    target: str,
+    headers: Mapping[str, str],
+    body: bytes | None = None,
+    seconds: float = ASK_SECONDS,
+) -> Answer:
+    """Send a request with these headers and the length of its body, and no others. Return the
+    answer, also if the server refuses the body before it has arrived."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
+    with contextlib.closing(connection):
+        connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
+        for name, value in headers.items():
+            connection.putheader(name, value)
+        if body is not None:
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.send(body or b"")
+        found = connection.getresponse()
+        given = {name.lower(): value for name, value in found.getheaders()}
+        return Answer(status=found.status, headers=given, body=found.read())
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Server:
     """One that is up, and what it asks for."""

@@ -1,7 +1,5 @@
 """A studio that is going on in a process of its own, and requests as its page makes them."""
 
-import contextlib
-import http.client
 import json
 import re
 import signal
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.pipeline import PENSTOCK, ROOT
-from tests.support.servers import Answer
+from tests.support.servers import Answer, raw_request
 
 ADDRESS = re.compile(r"studio at (http://127\.0\.0\.1:(\d+)/([0-9a-f]{32})/)\n")
 SECONDS = 120
@@ -67,21 +65,9 @@ class OpenStudio:
         """Ask for a path below the token, or with `//` before it for that path as it is written.
         Only these headers are sent; `host` None: no Host."""
         target = path[1:] if path.startswith("//") else f"/{self.token}/{path}"
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
-        with contextlib.closing(connection):
-            connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
-            if host is not None:
-                connection.putheader("Host", host or f"127.0.0.1:{self.port}")
-            for name, value in (headers or {}).items():
-                connection.putheader(name, value)
-            if body is not None:
-                connection.putheader("Content-Length", str(len(body)))
-            connection.endheaders()
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                connection.send(body or b"")
-            found = connection.getresponse()
-            given = {name.lower(): value for name, value in found.getheaders()}
-            return Answer(status=found.status, headers=given, body=found.read())
+        named = {} if host is None else {"Host": host or f"127.0.0.1:{self.port}"}
+        sent = {**named, **(headers or {})}
+        return raw_request(self.port, method, target, sent, body, SECONDS)
 
     @property
     def page_headers(self) -> dict[str, str]:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.errors import UsageError
-from artifacts.regular_files import read_text
+from artifacts.paths import text_named
 from artifacts.text_vectors import TextVectors
 from artifacts.vectors import Vectors
 from flows.media.labels import LabelSet
@@ -175,13 +175,7 @@ def read_examples(path_text: str, labels: Sequence[str]) -> Examples:
     if not path_text:
         return {}
     path = Path(path_text).expanduser()
-    try:
-        text = read_text(path, MAX_EXAMPLES_BYTES)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError(
-            f"--examples {path} cannot be read: {reason}", hint=EXAMPLES_HINT
-        ) from error
+    text = text_named(path, "examples", MAX_EXAMPLES_BYTES, EXAMPLES_HINT)
     rows = csv.DictReader(io.StringIO(text))
     if not {"media_path", "label"} <= set(rows.fieldnames or ()):
         raise UsageError(

@@ -120,7 +120,7 @@ def parity_facts(export: ExportFound) -> dict[str, Any] | None:
         "verdict": export.verdict(),
         "columns": COLUMNS,
         "rows": [*(_parity_row(parity, gate) for gate in gates), *_other_figures(parity)],
-        "plots": [*_divergence(parity), *_cosine(parity)],
+        "plots": list(_plots(parity)),
     }
 
 
@@ -155,33 +155,24 @@ def _other_figures(parity: Mapping[str, Any]) -> Iterator[tuple[str, str, str, s
         yield "tokens", f"{text['tokens']:,}", "-", ""
 
 
-def _divergence(parity: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    text = parity.get("text", {})
-    if values := text.get("by_caption"):
-        bound = parity["gates"].get("text.divergence")
-        all_of = counted(text["captions"], "caption")
-        yield _plot("Divergence of each caption, nats per token", values, all_of) | {
-            "low": 0.0,
-            "high": None,
-            "lines": _lines(text["divergence"], bound, "at most"),
-        }
-
-
-def _cosine(parity: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    features = parity.get("features", {})
-    if values := features.get("by_chunk"):
-        bound = parity["gates"].get("features.centred_mean")
-        all_of = counted(features.get("chunks", len(values)), "chunk")
-        yield _plot("Centred cosine of each chunk's features", values, all_of) | {
-            "low": None,
-            "high": 1.0,
-            "lines": _lines(features["centred_mean"], bound, "at least"),
-        }
-
-
-def _plot(title: str, values: Mapping[str, float], all_of: str) -> dict[str, Any]:
-    ranked = sorted(values.items(), key=lambda one: one[1])
-    return {"title": title, "values": ranked, "of": all_of}
+def _plots(parity: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the values of each caption and of each chunk, ranked."""
+    divergence = "Divergence of each caption, nats per token"
+    cosine = "Centred cosine of each chunk's features"
+    for part, noun, name, title, low, high, bound_text in (
+        ("text", "caption", "divergence", divergence, 0.0, None, "at most"),
+        ("features", "chunk", "centred_mean", cosine, None, 1.0, "at least"),
+    ):
+        found = parity.get(part, {})
+        if values := found.get(f"by_{noun}"):
+            yield {
+                "title": title,
+                "values": sorted(values.items(), key=lambda one: one[1]),
+                "of": counted(found.get(f"{noun}s", len(values)), noun),
+                "low": low,
+                "high": high,
+                "lines": _lines(found[name], parity["gates"].get(f"{part}.{name}"), bound_text),
+            }
 
 
 def _lines(mean: float, bound: float | None, bound_text: str) -> list[tuple[str, float, str]]:

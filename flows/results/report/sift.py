@@ -1,6 +1,5 @@
 """Gathers the contents of the report of a sift run: values of marks, groups and thumbnails."""
 
-import base64
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 from artifacts.regular_files import open_regular
 from flows.results.sifted.marks import MARKS, TEXTS
 from flows.results.sifted.writing import LEFT_OUT_FILE, MARKS_FILE
-from flows.results.thumbnails import thumbnail
+from flows.results.thumbnails import data_address
 
 SCRIPTS = ("base.js", "sift.js")
 """Scripts of the page, in order."""
@@ -105,7 +104,5 @@ def _ends(values: Sequence[float | None]) -> list[int]:
 
 
 def _thumb(row: Mapping[str, Any]) -> str:
-    """Return a thumbnail as a `data:` address; empty if the file cannot be read."""
     middle = None if row["kind"] == "image" else (row["seconds"] or 0.0) / 2
-    small = thumbnail(row["path"], middle, SIDE)
-    return "" if small is None else "data:image/jpeg;base64," + base64.b64encode(small).decode()
+    return data_address(row["path"], middle, SIDE)

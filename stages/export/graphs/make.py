@@ -293,7 +293,10 @@ def _add_graph(
 
 def _graph(encoder: nn.Module, request: _GraphRequest, path: Path, precision: str) -> Graph:
     traced = _traced(encoder, request)
-    inputs = {value.name: _lengths(value) for value in traced.program.graph.inputs}
+    inputs = {  # 0 for an axis of any length
+        value.name: [length if isinstance(length, int) else 0 for length in value.shape]
+        for value in traced.program.graph.inputs
+    }
     known = described(encoder, traced.call.tensors)
     meanings = {
         name: known[tensor] for name in inputs if (tensor := name.removeprefix("input.")) in known
@@ -317,11 +320,6 @@ def _graph(encoder: nn.Module, request: _GraphRequest, path: Path, precision: st
         names=traced.names,
         quantized=quantized,
     )
-
-
-def _lengths(value: Any) -> list[int]:
-    """Return the shape of a graph's input; 0 for an axis of any length."""
-    return [length if isinstance(length, int) else 0 for length in value.shape]
 
 
 def _traced(encoder: nn.Module, request: _GraphRequest) -> Traced:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from artifacts.errors import EnvironmentFault, ModelChanged
 from artifacts.files import whole_file, write_json
 from artifacts.keys import hash_file
 from artifacts.regular_files import open_regular
@@ -32,7 +31,7 @@ from stages.models.halves.vectors import text_vectors
 from stages.models.hub.checkpoint import CONFIG, INDEX, SMALL, small_files
 from stages.models.processors.prepare import load_processor
 from stages.models.published import with_way
-from stages.models.shards.writing import GO_ON, claimed, write_rest
+from stages.models.shards.writing import claimed, keeping_files, write_rest
 from stages.process.deferred_imports import import_transformers
 from stages.process.job import parse_job
 from stages.process.report import EventReporter
@@ -61,17 +60,13 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
         report.note(**_summary_note(folder))
         if (folder / CONFIG).exists():
             return
-        try:
+        with keeping_files():
             small = small_files(source, SMALL)
             small[CONFIG] = with_way(small[CONFIG], job.as_published)
             job.files.check()  # before linking, which changes the stamp of the linked file
             for path in sorted({*source.glob("*.safetensors"), *source.glob(INDEX)}):
                 _link_or_copy(path, folder / path.name)
             write_rest(folder, (), small)
-        except ModelChanged:
-            raise
-        except EnvironmentFault as error:
-            raise EnvironmentFault(error.message, hint=GO_ON) from error
 
 
 def _write_graphs(job: GraphJob, source: Path, folder: Path, report: EventReporter) -> None:

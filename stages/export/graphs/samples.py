@@ -14,7 +14,7 @@ from stages.embed_texts.run import TextReader
 from stages.models.halves.features import encode
 from stages.models.halves.routes import PIXELS
 from stages.models.halves.vectors import text_vectors
-from stages.models.processors.clip import Clip
+from stages.models.processors.clip import Clip, clip_of
 from stages.models.processors.images import prepare_images
 from stages.models.processors.prepare import joined, prepare, takes_videos
 from stages.models.processors.side_inputs import Prepared
@@ -66,7 +66,9 @@ def trials(
             run = partial(text_vectors, inputs=inputs)
             yield Trial(name=f"{count} texts{' filled up' * filled}", run=run)
         return
-    for kind in _kinds(processor, dual):
+    takes_both = not dual and takes_videos(processor)
+    kinds: Sequence[MediaKind] = ("image", "video") if takes_both else ("image",)
+    for kind in kinds:
         for size, rows, any_number, prompt in zip(SIZES, BATCHES, FRAMES, PROMPTS, strict=True):
             frames = 1 if kind == "image" else frames_a_video or any_number
             clips = [_noise(kind, frames, *size, seed) for seed in range(rows)]
@@ -89,14 +91,9 @@ def texts_of(processor: Any) -> list[str]:
     return [f"a photo of {known_words[first]} and {known_words[second]}" for first, second in drawn]
 
 
-def _kinds(processor: Any, dual: bool) -> Sequence[MediaKind]:
-    return ("image", "video") if not dual and takes_videos(processor) else ("image",)
-
-
 def _noise(kind: MediaKind, count: int, height: int, width: int, seed: int) -> Clip:
     drawn = np.random.default_rng(seed).integers(0, 255, (count, height, width, 3), dtype=np.uint8)
-    times = tuple(float(second) for second in range(count))
-    return Clip(frames=drawn, times=times, seconds=float(count), kind=kind)
+    return clip_of(kind, drawn)
 
 
 def _prepared(processor: Any, clip: Clip, dual: bool, prompt: str) -> Prepared:

@@ -109,8 +109,5 @@ def _is_position_wise(module: nn.Module, width: int, half: Any) -> bool:
     if not isinstance(together, torch.Tensor) or together.shape[:2] != rows.shape[:2]:
         return False
     # Products of one row and of two are rounded differently.
-    return torch.allclose(together[0].float(), apart.float(), rtol=0.05, atol=0.05 * _size(apart))
-
-
-def _size(value: torch.Tensor) -> float:
-    return float(value.float().abs().mean()) + torch.finfo(torch.float32).tiny
+    size = float(apart.float().abs().mean()) + torch.finfo(torch.float32).tiny
+    return torch.allclose(together[0].float(), apart.float(), rtol=0.05, atol=0.05 * size)

@@ -112,8 +112,9 @@ def load_half(
         del model, found
         return load_half(path, keep, **given)
     if missing:
+        named = "model" if keep == "whole" else f"{keep} half"
         raise EnvironmentFault(
-            f"{folder} lacks {len(missing)} tensors of the {_named(keep)}, such as {missing[0]}",
+            f"{folder} lacks {len(missing)} tensors of the {named}, such as {missing[0]}",
             hint="Download or save the checkpoint again",
         )
     if note:
@@ -168,10 +169,6 @@ def _known_options(options: Mapping[str, Any]) -> Iterator[None]:
             f"load_half has no option {match[1]}{meant(match[1], OPTIONS)}",
             hint="Options are those of from_pretrained: docs/python.md",
         ) from error
-
-
-def _named(part: Part) -> str:
-    return "model" if part == "whole" else f"{part} half"
 
 
 def half_class(

@@ -3,7 +3,7 @@ weights."""
 
 import fnmatch
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -101,13 +101,20 @@ def small_files(folder: Path, patterns: Iterable[str] = SMALL) -> dict[str, byte
     return found
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return config.json; empty if it cannot be read, which its reader reports."""
+def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+    """Return config.json, or another JSON file; empty if it cannot be read, which its reader
+    reports."""
     try:
-        found = json.loads(read_text(folder / CONFIG, JSON_BYTES))
+        found = json.loads(read_text(folder / name, JSON_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def class_names(config: Mapping[str, Any]) -> list[str]:
+    """Return the classes that a config.json names."""
+    named = config.get("architectures")
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
 
 def json_bytes(value: Any) -> bytes:

@@ -47,7 +47,7 @@ def fetch(
     total = sum(file.size for file in missing)
     check_space(checkpoint.name, total - here)
     if total > here and announce is not None:
-        size = size_of(total) + (f", of which {size_of(here)} are here" if here else "")
+        size = size_of(total) + (f", {size_of(here)} of them already downloaded" if here else "")
         folder = shown(cache_folder())
         announce(f"downloading {what}{checkpoint.name}, {size}, into {folder} (once)")
     with hub_errors(checkpoint.name, checkpoint.commit, begun=True):

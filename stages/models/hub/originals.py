@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UsageError
-from stages.models.hub.checkpoint import read_config
+from stages.models.hub.checkpoint import class_names, read_config
 
 CLASS = re.compile(r"Llava\w*ForCausalLM")
 """Pattern of that code's class names; those of transformers are different."""
@@ -81,8 +81,7 @@ def refuse_original(name: str, folder: Path) -> None:
 
 def _class_of(config: dict[str, Any]) -> str:
     """Return the class of the original code that a configuration names; empty for others."""
-    named = config.get("architectures")
-    classes = [str(part) for part in named] if isinstance(named, list) else []
+    classes = class_names(config)
     if found := next(filter(CLASS.fullmatch, classes), ""):
         return found
     foreign = VISION_TOWER_SETTING in config and not isinstance(config.get("vision_config"), dict)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UsageError
-from stages.models.hub.checkpoint import read_config
+from stages.models.hub.checkpoint import class_names, read_config
 
 Config = Mapping[str, Any]
 THINKER = (
@@ -39,12 +39,7 @@ def _is(*types: str) -> Callable[[Config], bool]:
 
 
 def _names(*classes: str) -> Callable[[Config], bool]:
-    return lambda config: bool({*classes} & {*_classes(config)})
-
-
-def _classes(config: Config) -> list[str]:
-    named = config.get("architectures")
-    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    return lambda config: bool({*classes} & {*class_names(config)})
 
 
 def _is_first_cogvlm(config: Config) -> bool:

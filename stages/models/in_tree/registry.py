@@ -5,7 +5,6 @@ It is consulted before transformers. Such a checkpoint's config.json may state n
 another model, whose missing weights transformers would then initialize at random.
 """
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,8 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import UsageError
-from artifacts.regular_files import read_text
 from artifacts.schema import Part
-from stages.models.hub.checkpoint import JSON_BYTES
+from stages.models.hub.checkpoint import class_names, read_config
 
 if TYPE_CHECKING:
     import torch
@@ -145,12 +143,7 @@ ORIGINALS: tuple[OriginalLayout, ...] = (
 
 def native_of(folder: Path) -> InTreeFamily | None:
     """Return the in-tree model family of the checkpoint in a folder; None for all others."""
-    try:
-        config = json.loads(read_text(folder / "config.json", JSON_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None  # the loader reports the error
-    named = config.get("architectures") if isinstance(config, dict) else None
-    classes = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    classes = class_names(read_config(folder))
     return next((NATIVES[name] for name in classes if name in NATIVES), None)
 
 

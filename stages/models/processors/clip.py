@@ -48,11 +48,15 @@ class Clip:
         return cls(frames=frames, times=tuple(outline["times"]), **rest)
 
 
+def clip_of(kind: MediaKind, frames: np.ndarray[Any, np.dtype[np.uint8]]) -> Clip:
+    """Make a clip of these frames, one per second."""
+    times = tuple(float(second) for second in range(len(frames)))
+    return Clip(frames=frames, times=times, seconds=float(len(frames)), kind=kind)
+
+
 def black_clip(kind: MediaKind, count: int, height: int, width: int) -> Clip:
     """Make a clip of `count` black frames, one per second."""
-    times = tuple(float(second) for second in range(count))
-    frames = np.zeros((count, height, width, 3), np.uint8)
-    return Clip(frames=frames, times=times, seconds=float(count), kind=kind)
+    return clip_of(kind, np.zeros((count, height, width, 3), np.uint8))
 
 
 def to_images(frames: np.ndarray[Any, np.dtype[np.uint8]]) -> list[Any]:

@@ -47,7 +47,7 @@ from stages.models.processors.chat_template import (
     printed_before,
     write,
 )
-from stages.models.processors.clip import Clip
+from stages.models.processors.clip import Clip, clip_of
 from stages.models.processors.loading import (
     declared_ids,
     is_image_output,
@@ -91,8 +91,7 @@ def noise(channel: str) -> Clip:
     frames = np.random.default_rng(0).integers(0, 255, PROBE_SHAPE, dtype=np.uint8)
     if channel == "images":
         return Clip(frames=frames[:1], times=(0.0,), seconds=0.0, kind="image")
-    times = tuple(float(second) for second in range(len(frames)))
-    return Clip(frames=frames, times=times, seconds=float(len(frames)), kind="video")
+    return clip_of("video", frames)
 
 
 def _find(processor: Any, channel: str) -> Layout:

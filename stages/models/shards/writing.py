@@ -8,7 +8,6 @@
 """
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from artifacts.errors import EnvironmentFault, ModelChanged, UsageError
-from artifacts.files import read_kept, sweep, whole_file, write_json
+from artifacts.files import read_kept, sweep, try_lock, whole_file, write_json
 from artifacts.owned_folders import refuse_foreign
 from artifacts.regular_files import open_regular
 from artifacts.store import fault_of
@@ -52,7 +51,11 @@ def claimed(folder: Path, made_of: Mapping[str, Any]) -> Iterator[None]:
     except OSError as error:
         raise fault_of(error, folder) from error
     try:
-        _lock(descriptor, folder)
+        if not try_lock(descriptor):
+            raise EnvironmentFault(
+                f"another process is writing to {folder}",
+                hint="Wait for it, or give another folder",
+            )
         note = read_kept(folder / NOTE, FORMAT)
         if note != made_of and (folder / NOTE).exists():
             raise UsageError(
@@ -65,17 +68,6 @@ def claimed(folder: Path, made_of: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise EnvironmentFault(
-            f"another process is writing to {folder}", hint="Wait for it, or give another folder"
-        ) from error
-    except OSError:
-        return  # on a file system without locks, work without one
 
 
 def is_written(folder: Path, shard: WeightShard) -> bool:
@@ -129,11 +121,18 @@ def write_checkpoint(
     if is_complete(folder, shards):
         return
     check_room(folder, left, more_room)
-    try:
+    with keeping_files():
         for shard in left:
             write_shard(folder, shard, contents, confirm)
             report.item(shard.name, label=shard.name)
         write_rest(folder, shards, small)
+
+
+@contextlib.contextmanager
+def keeping_files() -> Iterator[None]:
+    """Say in a fault of the machine that the same command continues with the finished files."""
+    try:
+        yield
     except ModelChanged:
         raise
     except EnvironmentFault as error:

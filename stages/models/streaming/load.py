@@ -35,6 +35,7 @@ import torch
 from torch import nn
 
 from artifacts.errors import CannotFit
+from artifacts.files import delete_folders_of_dead
 from artifacts.schema import Part
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import dispatching, placement, waiting
@@ -339,8 +340,5 @@ def load_streamed(
 
 def new_folder() -> str:
     """Make a temporary folder for weights, and delete those of killed processes."""
-    for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
-        process = left.name.removeprefix(FOLDER).partition("-")[0]
-        if process.isdecimal() and not Path("/proc", process).exists():
-            shutil.rmtree(left, ignore_errors=True)
+    delete_folders_of_dead(Path(tempfile.gettempdir()), FOLDER)
     return tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-")

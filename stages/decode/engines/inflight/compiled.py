@@ -82,15 +82,11 @@ def _shared_heads_unexpanded() -> Iterator[None]:
     compiler would copy all columns for each head."""
     library: Any = sdpa_attention
     before = library.is_torchdynamo_compiling
-    library.is_torchdynamo_compiling = _never
+    library.is_torchdynamo_compiling = lambda: False
     try:
         yield
     finally:
         library.is_torchdynamo_compiling = before
-
-
-def _never() -> bool:
-    return False
 
 
 @contextmanager

@@ -146,7 +146,23 @@ def check_layout(
     """Check two sequences of different lengths in a pool, and in one of another shape. Raises
     out-of-memory errors."""
     try:
-        return _compare(row, other, reference, shape, other_shape)
+        alone = _teacher_force(row, reference, make_pool(row, shape), 0)
+        expected = [logits[0].float() for logits in reference.logits[: len(alone)]]
+        found = relative_difference(expected, [logits.float() for logits in alone])
+        if found > ROUNDINGS * tolerance(row.model.dtype):
+            return EngineCheck(reason=f"its output differs in slots, by {found:.1e}")
+        last = _teacher_force(row, reference, make_pool(row, shape), shape.slots - 1, other)
+        if not _same(alone, last):
+            reason = "its output depends on neighbouring slots"
+            return EngineCheck(reason=reason, depends_on_slot=True)
+        wider = [_teacher_force(row, reference, make_pool(row, other_shape), 0, other)]
+        if shape.rows > MIN_STEP_ROWS:  # smaller jobs may have fewer rows, which agree by chance
+            alone += _teacher_force(other, reference, make_pool(row, shape), 0)
+            wider.append(_teacher_force(other, reference, make_pool(row, other_shape), 0))
+        if not _same(alone, list(chain.from_iterable(wider))):
+            reason = "its output depends on the pool size"
+            return EngineCheck(reason=reason, depends_on_pool_size=True)
+        return EngineCheck()
     except UnsupportedCacheError as error:
         return EngineCheck(reason=str(error))
     except Exception as error:  # a model family may raise any error on unsupported input
@@ -155,31 +171,6 @@ def check_layout(
         if row.step is not None and isinstance(error, PenstockError):
             raise  # a compiler's own message, and no other engine may run
         return EngineCheck(reason=f"error in slots: {type(error).__name__}: {error}"[:200])
-
-
-def _compare(
-    row: PrefilledSequence,
-    other: PrefilledSequence,
-    reference: ReferenceOutput,
-    shape: PoolShape,
-    other_shape: PoolShape,
-) -> EngineCheck:
-    alone = _teacher_force(row, reference, make_pool(row, shape), 0)
-    expected = [logits[0].float() for logits in reference.logits[: len(alone)]]
-    found = relative_difference(expected, [logits.float() for logits in alone])
-    if found > ROUNDINGS * tolerance(row.model.dtype):
-        return EngineCheck(reason=f"its output differs in slots, by {found:.1e}")
-    if not _same(
-        alone, _teacher_force(row, reference, make_pool(row, shape), shape.slots - 1, other)
-    ):
-        return EngineCheck(reason="its output depends on neighbouring slots", depends_on_slot=True)
-    wider = [_teacher_force(row, reference, make_pool(row, other_shape), 0, other)]
-    if shape.rows > MIN_STEP_ROWS:  # smaller jobs may have fewer rows, which may agree by chance
-        alone += _teacher_force(other, reference, make_pool(row, shape), 0)
-        wider.append(_teacher_force(other, reference, make_pool(row, other_shape), 0))
-    if not _same(alone, list(chain.from_iterable(wider))):
-        return EngineCheck(reason="its output depends on the pool size", depends_on_pool_size=True)
-    return EngineCheck()
 
 
 def _teacher_force(

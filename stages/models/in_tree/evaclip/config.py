@@ -1,6 +1,5 @@
 """The configuration of EVA-CLIP, from its published config.json and its tensor names."""
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from artifacts.regular_files import read_text
-from stages.models.hub.checkpoint import INDEX, JSON_BYTES
+from stages.models.hub.checkpoint import INDEX, weight_map
 from stages.models.hub.headers import read_places
 
 LAYER = "vision_model.encoder.layers.0."
@@ -113,5 +111,5 @@ def names_in(folder: Path) -> set[str]:
     """Return the names of the tensors in a folder, from its index or its files' headers; empty if
     there are none. Raises EnvironmentFault for an incomplete file."""
     if (folder / INDEX).exists():
-        return set(json.loads(read_text(folder / INDEX, JSON_BYTES))["weight_map"])
+        return set(weight_map(folder / INDEX))
     return {name for file in folder.glob("*.safetensors") for name in read_places(file)}
