@@ -274,7 +274,7 @@ class AtTerminal(Dialogue):
 def told_of_files(review: Review) -> dict[str, Any]:
     """Return what came of the button that writes files: an error, or its run."""
     path, form = f"/run/{review.run}/write", {"Content-Type": "application/json"}
-    answer = review.ask("POST", path, b"{}", form)
+    answer = review.ask("POST", path, b'{"format": []}', form)
     if answer.status != 200:
         assert answer.status == 422
         return dict(loaded(answer))
