@@ -124,7 +124,7 @@ def of_studio(browser: "Browser", folder: Path) -> bytes:
         browser.wait("return document.querySelector('#planned table')", seconds=60.0)
         for path, shown in ((home, "~"), (here, "/data")):
             browser.run(RENAME, path, shown)
-        browser.run("document.activeElement.blur(); scrollTo(0, 0)")
+        browser.run(f"document.activeElement.blur(); {TOP}")
         picture = browser.screenshot()
         server.send_signal(signal.SIGTERM)
     return picture
