@@ -41,6 +41,12 @@ def test_a_stretch_holds_the_frames_of_its_time(tmp_path: Path, start: float, en
         assert [stream.type for stream in container.streams] == ["video"]
 
 
+def test_frames_far_before_a_stretch_are_hidden(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", ticks=range(300), gop=500)
+    made = check(path, tmp_path, 8.0, 9.0)
+    assert made == {"file": "cut.mp4", "start": 0.0}
+
+
 @pytest.mark.parametrize(
     ("name", "codec", "suffix"),
     [

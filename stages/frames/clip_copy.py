@@ -23,6 +23,7 @@ from artifacts.containers import open_media
 from artifacts.errors import EnvironmentFault, MediaError
 from artifacts.remote.media_cache import open_local
 from artifacts.store import fault_of
+from stages.frames.formats import OPTIONS
 from stages.frames.job import CutItem, CutJob
 from stages.frames.medium import TRANSIENT_KINDS, check_unchanged
 from stages.frames.opening import open_video
@@ -182,8 +183,12 @@ class ClipCutter:
 def _check_decodable(path: Path) -> None:
     """Decode one frame, because a container may accept what it cannot describe, such as raw video.
     Raises ValueError if no frame is decoded."""
-    container, stream = open_video(path, threads=1)
-    with container:
+    # Without the edit list: a reader that obeys it decodes all hidden frames first.
+    with open_media(path, options={**OPTIONS, "ignore_editlist": "1"}) as container:
+        if not container.streams.video:
+            raise ValueError("the copied clip has no video")
+        stream = container.streams.video[0]
+        stream.thread_count = 1
         for packet in islice(packets(container, stream), REORDERED):
             with contextlib.suppress(av.error.InvalidDataError):
                 if packet.decode():
