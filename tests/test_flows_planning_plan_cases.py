@@ -47,7 +47,8 @@ def test_llava_7b_takes_what_is_published(
     assert decode["peak_bytes"] < 17 * GIB and not encode["by_dimensions"]
     table = found["what_fits_gpu"]
     fits = {row: {size for size, held in cells.items() if held} for row, cells in table.items()}
-    assert table["native"]["24GiB"] == {"encode": 8, "decode": 8}
+    # A GPU gets up to 64 slots: here as many as fit beside 12.6 GiB of weights.
+    assert table["native"]["24GiB"] == {"encode": 8, "decode": 16}
     assert fits["native"] == {"16GiB", "24GiB"}  # 12.6 GiB of weights, and a context
     assert fits["int8"] == {"8GiB", "12GiB", "16GiB", "24GiB"}  # 6.5
     assert fits["nf4"] == {"6GiB", "8GiB", "12GiB", "16GiB", "24GiB"}  # 3.6

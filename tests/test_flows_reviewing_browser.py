@@ -124,6 +124,7 @@ def replace(browser: Browser, reviewing: Reviewing) -> None:
     told = "return document.querySelector('#found').textContent"
     browser.wait(f"{told}.startsWith('{count:,} captions of {count:,}')")
     browser.press(ENTER)
+    browser.wait(WORDS + ".every(text => text.includes('goes'))")
     wait_saved(browser)
     before = {key: edit.caption for key, edit in read_edits(reviewing.out).now.items()}
     assert sum("goes to place" in str(text) for text in before.values()) == count
