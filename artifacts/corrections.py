@@ -8,7 +8,6 @@ skipped: the journal of the run folder still has them and is imported again when
 opened.
 """
 
-import fcntl
 import logging
 import os
 import time
@@ -19,6 +18,7 @@ from typing import Any, Final
 
 from artifacts.captions import ENCODER
 from artifacts.edits import DEED, DIGITS, REDO, UNDO, UNTOUCHED, Edit, Edits, EditsOf
+from artifacts.files import try_lock
 from artifacts.json_shapes import OptionalField, check, parse, text
 from artifacts.keys import digest_of
 from artifacts.regular_files import open_regular
@@ -198,13 +198,5 @@ def _append(file: int, events: Iterable[Mapping[str, Any]]) -> None:
 def _lock(file: int) -> None:
     """Lock the file, waiting up to LOCK_SECONDS for other writers."""
     until = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > until:
-                return
-            time.sleep(0.01)
-        except OSError:
-            return  # a file system without locks
+    while not try_lock(file) and time.monotonic() <= until:
+        time.sleep(0.01)

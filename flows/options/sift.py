@@ -11,7 +11,9 @@ from flows.options.vectors import VECTOR_FOLDER_OPTION, VECTOR_MODEL_OPTION, Vec
 
 TABLE_FORMATS = ("jsonl", "csv", "parquet")
 """The values of `--format` for marks; jsonl is always written."""
-FOLDER = "penstock-out/sift"
+PLACE = "sift"
+"""Folder of the marks in the output folder of the run whose media they are of."""
+FOLDER = f"penstock-out/{PLACE}"
 KEEP = '"sharpness > 0.3 and duplicate = 0"'
 SIFT_FOLDER_OPTION = replace(
     VECTOR_FOLDER_OPTION, not_empty=f"Give a folder, or leave it out: {FOLDER}"

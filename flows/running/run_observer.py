@@ -13,7 +13,7 @@ from artifacts.schema import Half
 from artifacts.store import fault_of
 from flows.console.display import Display
 from flows.console.units import size
-from flows.job.job_summary import notes, summary
+from flows.job.job_summary import summary
 from flows.job.namespace_notes import note_namespaces, one_shot_namespaces
 from flows.job.prepare import Job
 from flows.ledger.weights import fetch_parts
@@ -201,11 +201,12 @@ class RunObserver:
         doing = doing or f"{job.pipeline[-1].verb} into"
         with only_run_in(job.out, doing, another), hold_lease(job) as lease:
             replaced = replacement_note(job) if outputs is None else ""
-            for note in filter(None, [*notes(job), job.budget.warning, replaced]):
+            plan = summary(job)
+            for note in filter(None, [*plan["notes"], job.budget.warning, replaced]):
                 self.display.print_line(note)
             self._job, self._record = job, (record := RunRecord(job.out, job.stages))
             fields = {
-                "plan": summary(job),
+                "plan": plan,
                 "outputs": output_paths(job),
                 "earlier": existing_outputs(job),
             }

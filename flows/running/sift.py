@@ -26,7 +26,7 @@ from flows.machine.leases import leased
 from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media, subfolders_note
 from flows.options.commands import RunOptions
-from flows.options.sift import SiftConfig, SiftOptions
+from flows.options.sift import PLACE, SiftConfig, SiftOptions
 from flows.pipelines import SIFT
 from flows.results.foreign_files import refuse_replacing
 from flows.results.run_record import RunRecord
@@ -50,8 +50,6 @@ NAMESPACE = digest_of(["marks", stage.OUTPUT_VERSION, STEP_SECONDS, FRACTIONS])
 """Cache namespace of the marks: they depend on the content alone."""
 RECORDS = 512
 """Records that are read at once."""
-FIRST = "sift"
-"""Folder of the marks in the output of a run that sifts first."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -139,7 +137,7 @@ def sift_before(
         n: getattr(config, n) for n in ("sources", "recursive", "extensions", "limit", "store")
     }
     parse_keep(condition, (), option="--sift")
-    folder = out_folder(config) / FIRST
+    folder = out_folder(config) / PLACE
     sifting = SiftConfig(
         **shared, retry_failed=config.retry_failed, keep=condition, out=str(folder)
     )
@@ -263,8 +261,7 @@ def _run(
     finally:
         for each in process.outcome.failures:
             if each.kind in UNSTORED_KINDS:
-                meta = {"kind": each.kind, "message": each.message, "hint": each.hint}
-                job.passed[each.media] = meta
+                job.passed[each.media] = each.reason
         record.add(process.outcome, attention="", precision={})
 
 

@@ -319,8 +319,7 @@ class StageRunner:
         failed = {each.media: each for each in outcome.failures if each.kind == UNANSWERED}
         for task in tasks if failed else ():
             if (failure := failed.get(task[stage.writes])) is not None:
-                reason = {"kind": failure.kind, "message": failure.message, "hint": failure.hint}
-                self._job.ledger.unfit[task.identity] = {"stage": stage.name, **reason}
+                self._job.ledger.unfit[task.identity] = {"stage": stage.name, **failure.reason}
 
     def _run(
         self,

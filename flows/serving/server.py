@@ -27,6 +27,7 @@ from flows.serving.half_spec import ModelWatch
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.serving.service import Service
 from flows.serving.startup import DRAIN_SECONDS, open_service
+from stages.process.event_loop import loop_factory
 from stages.process.stage_process import Listener
 
 READ_SECONDS = 20.0
@@ -137,18 +138,8 @@ def serve(
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard_limit))
     with listening(config.host, config.port) as listener:
         sys.setswitchinterval(SWITCH_SECONDS)
-        with asyncio.Runner(loop_factory=_loops()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_serve(config, display, token, listener, make_launcher))
-
-
-def _loops() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return the event loop factory: uvloop's if it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    made: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return made
 
 
 def token_of(config: NetworkOptions) -> str:

@@ -21,7 +21,9 @@ from artifacts.json_shapes import (
     text,
 )
 from artifacts.stamps import Stamp, stamp_of
+from flows.options.sift import PLACE
 from flows.results.rounds import rounds_in, summary_json
+from flows.results.sifted.writing import MARKS_FILE
 from flows.reviewing.captions import EditRefused, ReviewedCaptions, edit_json
 from flows.reviewing.teaching import PooledFeatures, teach_ranking
 
@@ -233,7 +235,7 @@ def groups_in(out: Path) -> dict[str, int]:
     """Return path → number of its group of copies, if the run sifted its media first; empty if the
     marks are not there, or not as `penstock sift` writes them."""
     with suppress(PenstockError):
-        rows = read_jsonl(out / "sift" / "marks.jsonl", MARKS, "Run the same command again")
+        rows = read_jsonl(out / PLACE / MARKS_FILE, MARKS, "Run the same command again")
         return {row["path"]: row["group"] for row in rows if row.get("group") is not None}
     return {}
 

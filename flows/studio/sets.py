@@ -10,7 +10,7 @@ from typing import Any
 from artifacts.edits import REJECTED, UNTOUCHED, Edit
 from artifacts.plurals import counted
 from artifacts.trainers import TRAINERS
-from flows.media.media_files import IMAGE_SUFFIXES
+from flows.media.media_files import kind_of
 
 NAMED = 5
 """Samples that a finding names."""
@@ -54,8 +54,7 @@ def sets_in(out: Path, captions: Counter[str]) -> list[dict[str, Any]]:
 def kept_kinds(rows: Mapping[str, Mapping[str, Any]], edits: Mapping[str, Edit]) -> Counter[str]:
     """Return the numbers of captions that were not rejected, by the kind of their media."""
     kept = (row for key, row in rows.items() if edits.get(key, UNTOUCHED).review != REJECTED)
-    suffixes = (Path(row["media_path"]).suffix.lower() for row in kept)
-    return Counter("image" if each in IMAGE_SUFFIXES else "video" for each in suffixes)
+    return Counter(kind_of(row["media_path"]) for row in kept)
 
 
 def _kohya(folder: Path) -> Iterator[Sample]:

@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from artifacts.endpoints import listed
+from flows.options.sift import PLACE
 from flows.results.report.page import digest, part, server_policy
 from flows.results.run_record import RUN_RECORD
 from flows.reviewing.captions import EditRefused
@@ -148,7 +149,7 @@ class StartRoutes:
         values, _ = await self._words(request)
         out, keep = values["out"], {"keep": values["sift"]} if "sift" in values else {}
         kept = {name: values[name] for name in SIFTED if name in values}
-        place = os.path.join(out, "sift")
+        place = os.path.join(out, PLACE)
         words = words_of({**kept, **keep, "out": place}, self._studio.fixed, "sift")
         folder = str(self._studio.folder)
         run = QueuedRun(kind="sift", out=place, words=words, folder=folder, of=out)

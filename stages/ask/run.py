@@ -18,9 +18,8 @@ import random
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -39,6 +38,7 @@ from stages.ask.media import media_of
 from stages.ask.servers import OVERLOADED, ModelServer, ModelServers, refuse_all, refuse_page
 from stages.ask.wire import Answer, BadAnswer, answer_in, error_in, request_body
 from stages.memory.item_faults import ItemFault, ItemFaults
+from stages.process.event_loop import loop_factory
 from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
@@ -64,7 +64,7 @@ STORED_HINT = "Change the prompt or the model, or try again with --retry-failed"
 
 def warm(_: dict[str, Any]) -> None:
     """Import what the first request needs, before the stage's memory is measured."""
-    _loop_factory()
+    loop_factory()
     Image.preinit()
 
 
@@ -78,23 +78,13 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     report.total(sum(map(len, by_chunk.values())))
     if by_chunk:
         try:
-            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
                 runner.run(asking.all([*by_chunk.values()]))
         except BaseExceptionGroup as group:
             error: BaseException = group.subgroup(PenstockError) or group
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
             raise error from None
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return the event loop factory of uvloop if it is installed: it takes less CPU time."""
-    with suppress(ModuleNotFoundError):
-        import uvloop
-
-        made: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-        return made
-    return None
 
 
 class Asking:

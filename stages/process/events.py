@@ -95,6 +95,11 @@ class Failed:
     message: str
     hint: str
 
+    @property
+    def reason(self) -> dict[str, str]:
+        """Return why, as a stored failure has it."""
+        return {"kind": self.kind, "message": self.message, "hint": self.hint}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchShrunk:
