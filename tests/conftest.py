@@ -126,6 +126,27 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real browser with a profile of its own."""
+    from tests.support.browser import browsing
+
+    with browsing(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Iterator[Any]:
+    """A studio at an empty folder."""
+    from tests.support.studios import OpenStudio
+
+    (tmp_path / "empty").mkdir()
+    opened = OpenStudio(tmp_path / "empty", tmp_path / "out", tmp_path / "store").start()
+    yield opened
+    if opened.process is not None and opened.process.poll() is None:
+        opened.end(signal.SIGKILL)
+
+
 @pytest.fixture(scope="session")
 def bucket_port() -> Iterator[int]:
     """The port of a server that speaks S3."""

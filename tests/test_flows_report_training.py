@@ -2,7 +2,6 @@
 which is shown as text whatever it is."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,19 +10,13 @@ from flows.cli.main import main
 from flows.results.tuned import RUN
 from stages.tune import STAGE
 from stages.tune.job import RECORD
-from tests.support.browser import Browser, browsing
+from tests.support.browser import Browser
 from tests.support.reports import write_run
 from tests.test_flows_results_tuned import SCORE, folder
 
 pytestmark = pytest.mark.browser
 
 EVIL = "<img src=x onerror=\"document.title='run'\">"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browsing(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.fixture

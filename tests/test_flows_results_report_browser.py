@@ -1,7 +1,6 @@
 """The report in a real browser: what is clicked, what is in the page, and how it looks."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from artifacts.labels import Labelled
 from flows.cli.main import main
 from flows.media.media_files import MediaFile
 from flows.serving.page.page import page_of
-from tests.support.browser import RIGHT, Browser, browsing
+from tests.support.browser import RIGHT, Browser
 from tests.support.looks import faint, overlapping, too_wide, unnamed
 from tests.support.media import write_video
 from tests.support.reports import (
@@ -35,12 +34,6 @@ pytestmark = pytest.mark.browser
 TEXTS = "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)"
 EVIL = "<script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
 ODD = "a #1 50%?&é <script>alert(1)<\u2215script>.mp4"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browsing(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 def report(out: Path) -> str:

@@ -12,7 +12,7 @@ import pytest
 import penstock_demo
 from artifacts.captions import Failure
 from artifacts.edits import read_edits
-from tests.support.browser import Browser, browsing
+from tests.support.browser import Browser
 from tests.support.looks import asked_elsewhere, faint, overlapping, too_wide, unnamed
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT
@@ -40,12 +40,6 @@ LOOKS = [
     (400, "dark", "grid"),
 ]
 COUNTS = "return document.querySelector('#counts').textContent"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browsing(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from PIL import Image
 
 from flows.cli.main import main
 from penstock_demo.dual.pictures import ImageTruth, write_images
-from tests.support.browser import RIGHT, Browser, browsing
+from tests.support.browser import RIGHT, Browser
 from tests.support.looks import asked_elsewhere, faint, overlapping, too_wide, unnamed
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK
@@ -90,12 +90,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def _still(path: Path) -> NDArray[np.uint8]:
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB").resize((SIDE, SIDE)))
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browsing(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.fixture

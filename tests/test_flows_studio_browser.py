@@ -6,14 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import penstock_demo
 from artifacts.edits import read_edits
-from tests.support.browser import Browser, browsing
+from tests.support.browser import Browser
 from tests.support.looks import (
     axe_script,
     serious,
@@ -53,21 +52,6 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     found = [*sorted(penstock_demo.CLIPS.glob("*.mp4")), *sorted(folder.glob("*.jpg"))]
     assert len(found) == 30
     return found
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browsing(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
-
-
-@pytest.fixture
-def studio(tmp_path: Path) -> Iterator[OpenStudio]:
-    (tmp_path / "empty").mkdir()
-    opened = OpenStudio(tmp_path / "empty", tmp_path / "out", tmp_path / "store").start()
-    yield opened
-    if opened.process is not None and opened.process.poll() is None:
-        opened.end(signal.SIGKILL)
 
 
 def to(browser: Browser, selector: str) -> None:

@@ -83,8 +83,8 @@ def test_fifty_kills_lose_no_edit_and_no_run(tmp_path: Path) -> None:
 
 
 def test_fifty_killed_stages_lose_no_edit_and_no_caption(tmp_path: Path) -> None:
-    """Stages are killed while runs work and a person edits: they are started again, or the run
-    fails with a reason and goes on when it is told to."""
+    """Stages are killed while runs work and a person edits: the run starts
+    them again, or fails with a reason, and then the test sends "go on"."""
     file = media_file(write_video(tmp_path / "a.mp4", ticks=range(0, 60, 6)))
     write_run(tmp_path / "out", [(file, said(file, ["A ring."]))])
     studio = OpenStudio(CLIPS, tmp_path / "out", tmp_path / "store").start()

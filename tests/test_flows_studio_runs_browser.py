@@ -5,14 +5,13 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import penstock_demo
-from tests.support.browser import Browser, browsing
+from tests.support.browser import Browser
 from tests.support.endpoint import StandIn, running
 from tests.support.media import write_video
 from tests.support.reports import media_file, said, write_run
@@ -20,21 +19,6 @@ from tests.support.studio_page import COUNTS, ENTER, LONG, SAVED, WORDS, every_l
 from tests.support.studios import OpenStudio, all_done
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browsing(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
-
-
-@pytest.fixture
-def studio(tmp_path: Path) -> Iterator[OpenStudio]:
-    (tmp_path / "empty").mkdir()
-    opened = OpenStudio(tmp_path / "empty", tmp_path / "out", tmp_path / "store").start()
-    yield opened
-    if opened.process is not None and opened.process.poll() is None:
-        opened.end(signal.SIGKILL)
 
 
 def test_a_run_shows_its_memory_and_why_it_ended(browser: Browser, studio: OpenStudio) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.browser import Browser, browsing
+from tests.support.browser import Browser
 from tests.support.looks import asked_elsewhere, faint, overflowing, unnamed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,12 +62,6 @@ def site(clone: Path) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browsing(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 def faults(browser: Browser, wide: int) -> list[Any]:
