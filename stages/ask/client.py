@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import h11
 
@@ -90,58 +91,100 @@ class Client:
     async def _send(
         self, method: str, path: str, more: list[tuple[str, str]], body: bytes, seconds: float
     ) -> Reply:
-        reached, http, endpoint = False, h11.Connection(h11.CLIENT), self.endpoint
+        head = h11.Request(method=method, target=path, headers=[*self._headers, *more])
+        http, endpoint, loop = h11.Connection(h11.CLIENT), self.endpoint, asyncio.get_running_loop()
+        events = (head, h11.Data(data=body), h11.EndOfMessage())
+        request = b"".join(http.send(event) or b"" for event in events)
+        exchange = _Exchange(http, request, loop.create_future())
         try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                opened = asyncio.open_connection(endpoint.host, endpoint.port, ssl=self._tls)
-                reader, writer = await opened
-            reached = True
-            try:
-                head = h11.Request(method=method, target=path, headers=[*self._headers, *more])
-                events = (head, h11.Data(data=body), h11.EndOfMessage())
-                writer.write(b"".join(http.send(event) or b"" for event in events))
-                return await self._reply(http, reader, seconds)
-            finally:
-                writer.transport.abort()
+            async with asyncio.timeout(CONNECT_SECONDS) as deadline:
+                await loop.create_connection(
+                    lambda: exchange, endpoint.host, endpoint.port, ssl=self._tls
+                )
+                exchange.deadline = deadline
+                deadline.reschedule(loop.time() + seconds)
+                return await exchange.reply
         except TimeoutError:
-            raise NoReply("no whole answer in time", reached=reached) from None
+            raise NoReply("no whole answer in time", reached=exchange.reached) from None
         except (OSError, h11.ProtocolError) as error:
             # The text may quote what the server sent.
             reason = self._keys.cleaned(str(error))[:100] or type(error).__name__
-            what = "the connection broke" if reached else "no connection"
-            raise NoReply(f"{what} ({reason})", reached=reached) from None
+            what = "the connection broke" if exchange.reached else "no connection"
+            raise NoReply(f"{what} ({reason})", reached=exchange.reached) from None
+        finally:
+            exchange.close()
 
-    async def _reply(
-        self, http: h11.Connection, reader: asyncio.StreamReader, seconds: float
-    ) -> Reply:
-        """Return the answer on a connection. Raises NoReply, TimeoutError, OSError, and an error of
-        h11."""
-        body, status, headers = bytearray(), 0, dict[bytes, bytes]()
-        async with asyncio.timeout(seconds) as deadline:
-            while type(event := http.next_event()) is not h11.EndOfMessage:
-                if event is h11.NEED_DATA:
-                    http.receive_data(await reader.read(1 << 16))
-                elif type(event) is h11.Response:
-                    status, headers = event.status_code, dict(event.headers)
-                    deadline.reschedule(asyncio.get_running_loop().time() + BODY_SECONDS)
-                elif type(event) is h11.Data:
-                    body += event.data
-                elif type(event) is not h11.InformationalResponse:
-                    raise NoReply("the server wants another protocol", hint=ADDRESS_HINT)
-                if len(body) > MAX_BODY:
+
+class _Exchange(asyncio.Protocol):
+    """One request and its reply on a connection of their own. A protocol takes two thirds of the
+    CPU time of streams."""
+
+    def __init__(self, http: h11.Connection, request: bytes, reply: asyncio.Future[Reply]) -> None:
+        self._http, self._request, self.reply = http, request, reply
+        self._transport: asyncio.Transport | None = None
+        self._body, self._status, self._headers = bytearray(), 0, dict[bytes, bytes]()
+        self.deadline: asyncio.Timeout | None = None
+
+    @property
+    def reached(self) -> bool:
+        """Whether there was a connection."""
+        return self._transport is not None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the request."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        """Read what has arrived; empty: the server has closed the connection."""
+        if not self.reply.done():
+            try:
+                self._http.receive_data(data)
+                self._read()
+            except (NoReply, h11.ProtocolError) as error:
+                self.reply.set_exception(error)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End the reply, if it has not ended."""
+        if error and not self.reply.done():
+            self.reply.set_exception(error if isinstance(error, OSError) else OSError(str(error)))
+        self.data_received(b"")
+
+    def close(self) -> None:
+        """Close the connection, and read nothing more."""
+        self.reply.cancel()
+        if self._transport:
+            self._transport.abort()
+
+    def _read(self) -> None:
+        """Read the events that are complete. Raises NoReply and ProtocolError."""
+        while (event := self._http.next_event()) is not h11.NEED_DATA:
+            if type(event) is h11.Response:
+                self._status, self._headers = event.status_code, dict(event.headers)
+                if self.deadline:
+                    self.deadline.reschedule(asyncio.get_running_loop().time() + BODY_SECONDS)
+            elif type(event) is h11.Data:
+                self._body += event.data
+                if len(self._body) > MAX_BODY:
                     raise NoReply(
                         f"the answer is larger than {MAX_BODY >> 20} MiB", hint=ADDRESS_HINT
                     )
-        if headers.get(b"content-encoding", b"identity") != b"identity":
+            elif type(event) is h11.EndOfMessage:
+                return self.reply.set_result(self._whole())
+            elif type(event) is not h11.InformationalResponse:
+                raise NoReply("the server wants another protocol", hint=ADDRESS_HINT)
+
+    def _whole(self) -> Reply:
+        if self._headers.get(b"content-encoding", b"identity") != b"identity":
             raise NoReply(
                 "the answer is compressed, which was not requested",
                 hint="Turn off compression in the server, or in a proxy before it",
             )
         names = (b"retry-after", ECHO.encode(), b"content-type")
-        wait, echo, kind = (headers.get(name, b"").decode("latin-1") for name in names)
+        wait, echo, kind = (self._headers.get(name, b"").decode("latin-1") for name in names)
         return Reply(
-            status,
-            bytes(body),
+            self._status,
+            bytes(self._body),
             _wait(wait),
             echo[:100],
             kind.partition(";")[0].strip().lower()[:100],

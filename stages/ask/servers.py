@@ -2,8 +2,8 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from artifacts.endpoints import Endpoint, EndpointKeys
@@ -78,38 +78,58 @@ class ModelServers:
             ModelServer(Client(each, keys, say), at_once, seen.get(each.url, ()))
             for each in endpoints
         ]
-        self._turn = asyncio.Lock()
-        """Held by the request that is sent next, so that a free server wakes one request alone."""
-        self._given_back = asyncio.Event()
+        self._waiting: deque[tuple[asyncio.Future[ModelServer], ModelServer | None]] = deque()
+        """Requests that wait for a free server, in order, and the server each would rather not
+        get."""
+        self._timer: asyncio.TimerHandle | None = None
+        """Set while requests wait and a server is paused: it fires when the pause ends."""
 
     async def take(self, last: ModelServer | None = None) -> ModelServer:
         """Return a server that may get a request now, rather another than `last`. Raises
         EnvironmentFault if none has answered for a long time."""
-        async with self._turn:
-            while True:
-                now, every = time.monotonic(), self._every
-                if all(s.out_since is not None and now - s.out_since > PATIENCE for s in every):
-                    raise EnvironmentFault(
-                        f"no answer from {', '.join(s.client.endpoint.origin for s in every)} for "
-                        f"{PATIENCE:.0f} s",
-                        hint="Start the server, or check the address; the same command then goes "
-                        "on",
-                    )
-                awake = [s for s in every if s.paused_until <= now]
-                if free := [s for s in awake if s.in_flight < s.pace.limit]:
-                    found = min(free, key=lambda s: (s is last, s.in_flight / s.pace.limit))
-                    found.in_flight += 1
-                    return found
-                waits = [s.paused_until - now for s in every if s not in awake]
-                self._given_back.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(min(waits, default=None)):
-                        await self._given_back.wait()
+        now, every = time.monotonic(), self._every
+        if all(s.out_since is not None and now - s.out_since > PATIENCE for s in every):
+            raise EnvironmentFault(
+                f"no answer from {', '.join(s.client.endpoint.origin for s in every)} for "
+                f"{PATIENCE:.0f} s",
+                hint="Start the server, or check the address; the same command then goes on",
+            )
+        turn: asyncio.Future[ModelServer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((turn, last))
+        self._hand_out()
+        return await turn
 
     def give_back(self, server: ModelServer) -> None:
-        """Note that a request to a server has ended."""
+        """Note that a request to a server has ended, and let waiting ones go on."""
         server.in_flight -= 1
-        self._given_back.set()
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Give the free servers to the requests that have waited longest, and look again when the
+        next pause ends."""
+        now = time.monotonic()  # once: a pause that ends in between would set no timer
+        while self._waiting:
+            turn, last = self._waiting[0]
+            if turn.cancelled():
+                self._waiting.popleft()
+            elif found := self._free(last, now):
+                found.in_flight += 1
+                self._waiting.popleft()
+                turn.set_result(found)
+            else:
+                break
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        pauses = [s.paused_until - now for s in self._every if s.paused_until > now]
+        if self._waiting and pauses:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(min(pauses), self._hand_out)
+
+    def _free(self, last: ModelServer | None, now: float) -> ModelServer | None:
+        """Return a server that may get one more request; None: there is none."""
+        free = [s for s in self._every if s.paused_until <= now and s.in_flight < s.pace.limit]
+        return min(free, key=lambda s: (s is last, s.in_flight / s.pace.limit), default=None)
 
     def notes(self) -> dict[str, Any]:
         """Return what is known of the servers, for the run record."""

@@ -18,6 +18,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
+from stages.process.event_loop import loop_factory
+
 ONCE: dict[str, bytes] = {
     "429": b"HTTP/1.1 429 Too Many\r\ncontent-length: 0\r\n\r\n",
     "429 wait": b"HTTP/1.1 429 Too Many\r\nretry-after: 0.1\r\ncontent-length: 0\r\n\r\n",
@@ -278,4 +280,5 @@ def running(stand_in: StandIn, port: int = 0) -> Iterator[str]:
 if __name__ == "__main__":
     ours = StandIn(seconds=float(sys.argv[2]))
     ours.keeps = False
-    asyncio.run(_serve(ours, int(sys.argv[1]), lambda _: print(ours.port, flush=True)))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(_serve(ours, int(sys.argv[1]), lambda _: print(ours.port, flush=True)))
