@@ -92,17 +92,16 @@ class Client:
         self, method: str, path: str, more: list[tuple[str, str]], body: bytes, seconds: float
     ) -> Reply:
         head = h11.Request(method=method, target=path, headers=[*self._headers, *more])
-        http, endpoint, loop = h11.Connection(h11.CLIENT), self.endpoint, asyncio.get_running_loop()
+        http, endpoint = h11.Connection(h11.CLIENT), self.endpoint
         events = (head, h11.Data(data=body), h11.EndOfMessage())
         request = b"".join(http.send(event) or b"" for event in events)
-        exchange = _Exchange(http, request, loop.create_future())
+        deadline = asyncio.timeout(CONNECT_SECONDS)
+        exchange = _Exchange(http, request, deadline, seconds)
         try:
-            async with asyncio.timeout(CONNECT_SECONDS) as deadline:
-                await loop.create_connection(
+            async with deadline:
+                await asyncio.get_running_loop().create_connection(
                     lambda: exchange, endpoint.host, endpoint.port, ssl=self._tls
                 )
-                exchange.deadline = deadline
-                deadline.reschedule(loop.time() + seconds)
                 return await exchange.reply
         except TimeoutError:
             raise NoReply("no whole answer in time", reached=exchange.reached) from None
@@ -116,14 +115,17 @@ class Client:
 
 
 class _Exchange(asyncio.Protocol):
-    """One request and its reply on a connection of their own. A protocol takes two thirds of the
-    CPU time of streams."""
+    """One request and its reply on a connection of their own. A protocol takes less CPU time than
+    streams. The deadline moves on when there is a connection, and when an answer begins."""
 
-    def __init__(self, http: h11.Connection, request: bytes, reply: asyncio.Future[Reply]) -> None:
-        self._http, self._request, self.reply = http, request, reply
+    def __init__(
+        self, http: h11.Connection, request: bytes, deadline: asyncio.Timeout, seconds: float
+    ) -> None:
+        self._http, self._request = http, request
+        self._deadline, self._seconds = deadline, seconds
+        self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._transport: asyncio.Transport | None = None
         self._body, self._status, self._headers = bytearray(), 0, dict[bytes, bytes]()
-        self.deadline: asyncio.Timeout | None = None
 
     @property
     def reached(self) -> bool:
@@ -134,6 +136,7 @@ class _Exchange(asyncio.Protocol):
         """Send the request."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._transport.write(self._request)
+        self._wait_for(self._seconds)
 
     def data_received(self, data: bytes) -> None:
         """Read what has arrived; empty: the server has closed the connection."""
@@ -156,13 +159,17 @@ class _Exchange(asyncio.Protocol):
         if self._transport:
             self._transport.abort()
 
+    def _wait_for(self, seconds: float) -> None:
+        """Move the deadline, unless it has just passed."""
+        if not self._deadline.expired():
+            self._deadline.reschedule(self.reply.get_loop().time() + seconds)
+
     def _read(self) -> None:
         """Read the events that are complete. Raises NoReply and ProtocolError."""
         while (event := self._http.next_event()) is not h11.NEED_DATA:
             if type(event) is h11.Response:
                 self._status, self._headers = event.status_code, dict(event.headers)
-                if self.deadline:
-                    self.deadline.reschedule(asyncio.get_running_loop().time() + BODY_SECONDS)
+                self._wait_for(BODY_SECONDS)
             elif type(event) is h11.Data:
                 self._body += event.data
                 if len(self._body) > MAX_BODY:
@@ -175,6 +182,7 @@ class _Exchange(asyncio.Protocol):
                 raise NoReply("the server wants another protocol", hint=ADDRESS_HINT)
 
     def _whole(self) -> Reply:
+        """Return the reply that has ended. Raises NoReply."""
         if self._headers.get(b"content-encoding", b"identity") != b"identity":
             raise NoReply(
                 "the answer is compressed, which was not requested",
