@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.plurals import meant
+from flows.console.interrupts import repeating_dropped_interrupts
 from flows.console.lines import print_lines, wrapped
 
 CHOICE = re.compile(r"argument (.*): invalid choice: '(.*)' \(choose from (.*)\)")
@@ -190,7 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         check_platform()
         check_texts(given)
-        return run(given)
+        with repeating_dropped_interrupts():
+            return run(given)
     except Exception as error:
         return _exit_code_of(error)
     except KeyboardInterrupt as stop:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 
 from artifacts.errors import Interrupted
+from flows.console.interrupts import repeating_dropped_interrupts
 from flows.console.terminal import silence_closed_terminal
 
 STOPPING = (signal.SIGTERM, signal.SIGHUP)
@@ -36,7 +37,8 @@ def stopped_in_order() -> Iterator[None]:
     for number in handled:
         signal.signal(number, stop)
     try:
-        yield
+        with repeating_dropped_interrupts():
+            yield
     except KeyboardInterrupt as error:
         raise Interrupted(
             "stopped", hint="Finished work is kept; run the same command again to continue"
