@@ -196,7 +196,7 @@ def test_memory_that_runs_out_makes_fewer_slots_and_loses_no_caption(
     size: int, of: type, name: str, fails: list[int], sizes: list[int],
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    wave = mixed_wave(tmp_path, size)
+    wave = mixed_wave(tmp_path, size, "bfloat16")
     monkeypatch.setattr(of, name, failing(getattr(of, name), fails))
     told = in_slots(wave)
     assert wave.captions(OTHER) == wave.captions()

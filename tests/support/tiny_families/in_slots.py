@@ -1,11 +1,13 @@
 """Runs a tiny model in slots that are refilled, and says whether each row gives the tokens that
 `generate` gives of it alone."""
 
+import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from torch.nn.functional import linear
 
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.engine_check import EngineCheck, choose_layout, reference_of
@@ -33,10 +35,10 @@ Item = tuple[dict[str, Any], Features]
 """A row: inputs, and features of its pictures."""
 
 
-def judged_in_slots(variant: str) -> str:
+def judged_in_slots(variant: str, dtype: torch.dtype = torch.float32) -> str:
     """`slots` or `aligned`; or why not, where its tokens are not those of each row alone:
     `differs`, or a reason that was found out by the trial."""
-    model, items = rows_of_variant(variant)
+    model, items = rows_of_variant(variant, dtype)
     tried = tried_in_slots(model, items)
     if tried.reason:
         return tried.reason
@@ -47,16 +49,36 @@ def judged_in_slots(variant: str) -> str:
     return "aligned" if tried.layout.aligned else "slots"
 
 
-def rows_of_variant(variant: str) -> tuple[Any, list[Item]]:
+def rows_of_variant(variant: str, dtype: torch.dtype = torch.float32) -> tuple[Any, list[Item]]:
     """The model of a variant, and rows with other pictures and prompts of other lengths."""
     model: Any = None
     items = []
     for seed, more in enumerate(LONGER):
         torch.manual_seed(seed)
         built, inputs = FAMILIES[variant]()
-        model = model or greedy(built)
+        model = model or greedy(built.to(dtype))
+        inputs = cast(inputs, dtype)
         items.append((longer(inputs, more), encode(model, inputs)))
     return model, items
+
+
+def cast(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The inputs, with pixels in the precision of a model."""
+    return {
+        name: value.to(dtype) if torch.is_floating_point(value) else value
+        for name, value in inputs.items()
+    }
+
+
+@functools.cache
+def float32_depends_on_rows() -> bool:
+    """Whether this processor gives a row of a float32 product other bits beside other numbers of
+    rows, as an Intel Xeon of model 167 does. No pool can then keep a family's bits in float32."""
+    source = torch.Generator().manual_seed(0)
+    weight = torch.randn(192, 192, generator=source)
+    rows = torch.randn(64, 192, generator=source)
+    one, *others = (linear(rows[:count], weight)[0] for count in (8, 16, 64))
+    return not all(torch.equal(one, other) for other in others)
 
 
 def greedy(model: Any) -> Any:
