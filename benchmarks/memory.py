@@ -91,7 +91,7 @@ SETTINGS = {
         llava=TINY,
         frames=2,
         tokens=2,
-        budgets="1.3x,3.5x",
+        budgets="1.7x,3.5x",
         nf4="3.5x",
         planned=(("decode", "bf16", 1),),
     ),

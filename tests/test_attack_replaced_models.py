@@ -111,7 +111,7 @@ class Disturbed(InsideLauncher):
     """What each call is made to be."""
 
     def start(self, call: StageCall) -> Ended:
-        if left := self.happens.get(call.name):
+        if not getattr(call.job, "feed", "") and (left := self.happens.get(call.name)):
             left.pop(0)()
         return InsideLauncher.start(self, self.altered(call))
 
