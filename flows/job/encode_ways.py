@@ -48,6 +48,11 @@ def with_planned_ways(config: RunOptions, model: Model, device: str) -> Model:
     return replace(model, ways=ways, images_a_row=_images_a_row(model, device))
 
 
+def reading_every_way(model: Model) -> Model:
+    """Return the model with the ways that it lacks, after its own: their stored records answer."""
+    return replace(model, ways=(*model.ways, *(w for w in ENCODE_WAYS if w not in model.ways)))
+
+
 def trials_namespace(model: Model, settings: PartSettings, device: str) -> str:
     """Return the cache namespace of what was tried of the passes of a half in these settings, on
     this kind of device."""

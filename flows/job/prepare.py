@@ -23,7 +23,7 @@ from artifacts.tiles import OFF
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.job.card_frames import as_card, sampling_as_card
 from flows.job.card_sampling import with_card_sampling
-from flows.job.encode_ways import with_encode_ways
+from flows.job.encode_ways import reading_every_way, with_encode_ways
 from flows.job.media_digests import (
     check_beside,
     check_fixed_texts,
@@ -279,12 +279,14 @@ def prepare(
     return replace(job, notes=(*job.notes, *stock_notes))
 
 
-def prepare_without_media(config: RunOptions, launcher: Launcher, *pipelines: Pipeline) -> Job:
-    """Return the job of a run that reads no media and has only one-shot stages. Raises
-    PenstockError."""
+def prepare_without_media(
+    config: RunOptions, launcher: Launcher, *pipelines: Pipeline, every_way: bool = False
+) -> Job:
+    """Return the job of a run that reads no media and has only one-shot stages, or of a server.
+    With `every_way`, stored records of every way of encoding answer. Raises PenstockError."""
     store = open_store(config.store_url)
     model, pipeline, _ = _model_for(config, launcher, store, pipelines)
-    return _job_of(config, store, model, pipeline)
+    return _job_of(config, store, reading_every_way(model) if every_way else model, pipeline)
 
 
 def _model_for(

@@ -111,6 +111,13 @@ class Ledger:
         same = {v.engine: v for v in self.variants if v.same_but_engine(namespaces)}
         return same.get(engine)
 
+    def answering_variants(self) -> list[Variant]:
+        """Return the variant of new records, and the others whose records answer in their place.
+        Those of the same way come first."""
+        own = self.namespaces
+        found = [v for v in self.variants if v != own and v.same_but_way(own)]
+        return [own, *sorted(found, key=lambda variant: variant.way != own.way)]
+
     def equivalent_tasks(self, task: Task) -> list[Task]:
         """Return the task in every variant with equivalent captions, its own first."""
         own = task.namespaces

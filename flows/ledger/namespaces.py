@@ -62,7 +62,13 @@ class Variant:
     def same_but_engine(self, other: "Variant") -> bool:
         """Return whether the two variants differ at most in the engine, and so answer the same
         question."""
-        return replace(self, of={}, engine="") == replace(other, of={}, engine="")
+        return self.same_but_way(other) and self.way == other.way
+
+    def same_but_way(self, other: "Variant") -> bool:
+        """Return whether the two variants differ at most in the engine and in the way in which
+        inputs pass the vision half, and so in rounding."""
+        mine, its = (replace(each, of={}, engine="", way="") for each in (self, other))
+        return mine == its
 
 
 def variants_of(

@@ -104,9 +104,9 @@ class Captioning:
         self._of = job.ledger.namespaces
         self._other = job.ledger.other_engine_variant(self._of)
         kind = self._decode.writes
-        variants = [self._of, *([self._other] if self._other else [])]
+        variants = job.ledger.answering_variants()
         self._kept = [(each, keeper.of(job.store, kind, each[kind])) for each in variants]
-        """Each variant with its stored captions, the preferred one first."""
+        """Each variant with its stored captions, that of new ones first."""
         self._features = RecordSet(job.store, self._encode.writes, self._of[self._encode.writes])
         self._shared: SingleFlight[Captioned] = SingleFlight()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()

@@ -1,6 +1,5 @@
 """Embeds an uploaded medium with decoders and a vision half, or reads its vectors from the store.
 
-
 Requests for the same content share the work. If one client disconnects, the others still get the
 result. If all disconnect, work that has not begun is dropped.
 """
@@ -52,7 +51,10 @@ class MediumEmbedder:
         self._metrics = metrics
         self._calls = StageCallBuilder(job)
         self.namespaces = job.ledger.namespaces
-        self._kept = keeper.of(job.store, self._stage.writes, self.namespaces[self._stage.writes])
+        kind = self._stage.writes
+        variants = job.ledger.answering_variants()
+        self._kept = [(each, keeper.of(job.store, kind, each[kind])) for each in variants]
+        """Each variant with its stored vectors, that of new ones first."""
         self._shared: SingleFlight[EmbeddedMedium] = SingleFlight()
 
     async def embed(self, upload: Upload) -> EmbeddedMedium:
@@ -73,20 +75,22 @@ class MediumEmbedder:
         index = await self._frames.known(medium)
         if index is None:
             return None
-        tasks = self._frames.tasks(medium, index)
-        if not all(task[self._stage.writes] in self._kept for task in tasks):
-            return None
-        records = [await self._kept.read(task[self._stage.writes]) for task in tasks]
-        if any(each is None for each in records):
-            return None
-        return _embedded(index, tasks, [each for each in records if each is not None], cached=True)
+        for variant, kept in self._kept:
+            tasks = self._frames.tasks(medium, index, variant)
+            keys = [task[self._stage.writes] for task in tasks]
+            if not all(key in kept for key in keys):
+                continue
+            records = [found for key in keys if (found := await kept.read(key)) is not None]
+            if len(records) == len(keys):
+                return _embedded(index, tasks, records, cached=True)
+        return None
 
     async def _make(self, medium: Medium) -> EmbeddedMedium:
         index = await self._frames.decode(medium, self._half)
         tasks = self._frames.tasks(medium, index)
         records: list[Record] = await asyncio.gather(*map(self._work, tasks))
         self._frames.keep(medium, index)
-        self._kept.keep(records)
+        self._kept[0][1].keep(records)
         return _embedded(index, tasks, records, cached=False)
 
     async def _work(self, task: Task) -> Record:

@@ -7,6 +7,7 @@ from typing import Any
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import MediaIndex
 from flows.job.prepare import Job
+from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task, task_of
 from flows.serving.decoders import Decoders
 from flows.serving.half_worker import HalfWorker
@@ -39,9 +40,12 @@ class FrameSource:
         """Cache the index of a medium."""
         self._media.keep([Record(key=medium.digest, meta=index.to_json())])
 
-    def tasks(self, medium: Medium, index: MediaIndex) -> list[Task]:
-        """Return the chunks of a medium."""
-        return [task_of(medium, index, chunk, self.namespaces) for chunk in index.chunks]
+    def tasks(
+        self, medium: Medium, index: MediaIndex, variant: Variant | None = None
+    ) -> list[Task]:
+        """Return the chunks of a medium, by default in the variant of new records."""
+        by = variant or self.namespaces
+        return [task_of(medium, index, chunk, by) for chunk in index.chunks]
 
     async def decode(self, medium: Medium, half: HalfWorker) -> MediaIndex:
         """Decode a medium, store its frames for a half and return its index. Raises HttpRefusal."""

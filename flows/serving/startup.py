@@ -244,7 +244,8 @@ class _Jobs:
 
     def _job(self, requested: RunOptions, name: str, pipeline: Pipeline) -> Job:
         config = replace(requested, out=str(self.folder / name))
-        job = prepare_without_media(config, self._launcher(lambda stage, event: None), pipeline)
+        launcher = self._launcher(lambda stage, event: None)
+        job = prepare_without_media(config, launcher, pipeline, every_way=True)
         fetch_parts(job.model, parts_of(pipeline), self._display)
         note_namespaces(job)
         return job
