@@ -16,8 +16,11 @@ from typing import Any
 from artifacts.pack_object import read_header
 from artifacts.store import FolderStore
 from scripts.stage_processes import stage_of
+from tests.support.held import held_environment
 
 PENSTOCK = [sys.executable, "-m", "flows.cli.main"]
+HELD = "tests.support.held"
+"""Module that is the command with a stage that waits."""
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 280
 """Below the test's own time limit, so that a hanging program is named."""
@@ -80,12 +83,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def kill_at(place: Place, stage: str, item: int, victim: str, *more: str) -> int:
-    """Start a run and send SIGKILL when `stage` has published `item` items. It goes to the stage's
-    process (`child`), to the server that it was forked from (`server`), or to the group of the
-    command itself (`group`). Returns the command's exit status."""
+    """Start a run and send SIGKILL when `stage` has published `item` items; it waits there. The
+    signal goes to the stage's process (`child`), to the server that it was forked from (`server`),
+    or to the group of the command itself (`group`). Returns the command's exit status."""
+    mark = place.out.with_name("held")
+    mark.unlink(missing_ok=True)
     running = subprocess.Popen(
-        place.command("--json", *more),
+        [sys.executable, "-m", HELD, *place.command("--json", *more)[len(PENSTOCK) :]],
         cwd=ROOT,
+        env=held_environment(stage, item, mark),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -1,0 +1,52 @@
+"""`penstock` as a command, one stage of which waits after some item until it is killed. A kill at
+that item then hits the stage in the middle of its work, on a fast machine and on a busy one."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from flows.cli.main import main
+from flows.machine.launch import ENTRIES
+from stages.process.child import load_entry
+from stages.process.report import EventReporter
+
+VARIABLE = "PENSTOCK_TEST_HELD"
+"""Stage, its entry, the number of the item, and a file that the first process that waits makes."""
+HELD_SECONDS = 60.0
+"""Longer than any kill takes to come; a stage that nobody kills then goes on."""
+
+
+def held_environment(stage: str, item: int, mark: Path) -> Mapping[str, str]:
+    """Return the environment of a command whose `stage` waits after so many items."""
+    return {**os.environ, VARIABLE: f"{stage} {ENTRIES[stage]} {item} {mark}"}
+
+
+def warm(job: dict[str, Any]) -> None:
+    """Import what the real stage imports."""
+    load_entry(os.environ[VARIABLE].split(" ")[1], job)
+
+
+def run(job: dict[str, Any], report: EventReporter) -> None:
+    """Run the stage. The first process to publish that item stops there."""
+    _, entry, at, mark = os.environ[VARIABLE].split(" ", 3)
+    publish, published = EventReporter.item, 0
+
+    def item(self: EventReporter, key: str, *, label: str = "", tokens: int = 0) -> None:
+        nonlocal published
+        publish(self, key, label=label, tokens=tokens)
+        published += 1
+        if published == int(at) and not Path(mark).exists():
+            Path(mark).touch()
+            time.sleep(HELD_SECONDS)
+
+    with patch.object(EventReporter, "item", item):
+        load_entry(entry, job)(job, report)
+
+
+if __name__ == "__main__":
+    ENTRIES[os.environ[VARIABLE].split(" ")[0]] = "tests.support.held:run"  # type: ignore[index]
+    sys.exit(main())
