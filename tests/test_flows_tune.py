@@ -58,7 +58,7 @@ def test_the_loss_falls_and_the_adapter_is_as_peft_writes_it(
     assert main(asked(place, "first", "--steps", "8", "--lr", "5e-3", "--validate", "0.3")) == 0
     told = capsys.readouterr().out.strip()
     assert told.startswith("8 steps: loss ") and f"adapter in {place / 'first'}" in told
-    assert told.endswith(f"--adapter {place / 'first'}`")
+    assert told.endswith(f"--adapter {place / 'first'} --store {place / 'store'}`")
     found = record(place, "first")
     assert (found["examples"], found["held_out"], found["steps"]) == (4, 2, 8)
     assert found["losses"][-1] < 0.8 * found["losses"][0]
