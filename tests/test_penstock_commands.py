@@ -98,7 +98,7 @@ def test_two_runs_at_once_work_and_one_folder_has_one_run(here: Path) -> None:
     assert penstock.status("a")["state"] == "done"
     assert penstock.report("a").stat().st_size > 1000
 
-    with penstock.caption("videos", model="demo", out="c", chunk=0.5) as running:
+    with penstock.caption("videos", model="demo", out="c", chunk=0.1) as running:
         next(running)
         with pytest.raises(penstock.PenstockError, match="captioning into"):
             list(penstock.caption("videos", model="demo", out="c"))
