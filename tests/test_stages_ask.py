@@ -1,10 +1,14 @@
 """The ask stage against servers that misbehave: nothing is lost, nothing is filed under another
 item, and each failure has its name."""
 
+import asyncio
 import heapq
 import os
+import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,12 @@ import pytest
 import stages.ask.client
 import stages.ask.run
 import stages.ask.servers
+from artifacts.endpoints import endpoint_of, keys_from
 from artifacts.errors import EnvironmentFault, PenstockError, StageDied, UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
+from stages.ask.client import Client, NoReply, Reply
 from stages.ask.job import UNANSWERED, AskItem, AskJob
 from stages.ask.pace import RequestPace
 from stages.process.events import Failed, Warned, event_of
@@ -382,3 +388,35 @@ def test_an_error_with_status_200_is_quoted(work: Work) -> None:
         pytest.raises(EnvironmentFault, match=r"no chat completion: the model is .*asleep"),
     ):
         work.run(address)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_server_may_answer_or_leave_before_it_has_read_the_request(answers: bool) -> None:
+    """It sends its answer, whose end is that of the connection, and goes on without reading."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as beside:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(100)
+                if answers:
+                    connection.sendall(b"HTTP/1.0 503 Busy\r\nRetry-After: 7\r\n\r\nfull")
+                connection.shutdown(socket.SHUT_WR)
+                done.wait(20)
+
+        async def ask() -> Reply:
+            endpoint = endpoint_of(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
+            return await Client(endpoint, keys_from("")).post(bytes(12 << 20))
+
+        done = threading.Event()
+        serving = beside.submit(serve)
+        try:
+            if answers:
+                reply = asyncio.run(ask())
+                assert (reply.status, reply.body, reply.wait) == (503, b"full", 7.0)
+            else:
+                with pytest.raises(NoReply, match="the connection broke"):
+                    asyncio.run(ask())
+            assert not serving.done()
+        finally:
+            done.set()

@@ -4,40 +4,57 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
 REPEAT_SECONDS = 0.02
 """By then Python has left the code in which it ignores exceptions."""
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
-def repeating_dropped_interrupts() -> Iterator[None]:
+def repeating_dropped_interrupts(
+    handler: Callable[[int, Any], None] | None = None,
+) -> Iterator[None]:
     """Raise KeyboardInterrupt again if the signal came while Python ran code whose exceptions it
     ignores: a finalizer, or the callback of a weak reference, which each import calls. Otherwise
-    Ctrl-C would print a traceback and stop nothing."""
-    before = sys.unraisablehook
+    Ctrl-C would print a traceback and stop nothing.
+
+    `handler` is the caller's own signal handler that raises KeyboardInterrupt. The interrupt is
+    raised by a signal that has this handler or Python's, and not after the block.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    before, repeats = sys.unraisablehook, list[threading.Timer]()
 
     def hook(dropped: "UnraisableHookArgs") -> None:
         if issubclass(dropped.exc_type, KeyboardInterrupt):
-            threading.Timer(REPEAT_SECONDS, _interrupt).start()
+            repeats.append(threading.Timer(REPEAT_SECONDS, _interrupt, [handler]))
+            repeats[-1].start()
         else:
             before(dropped)
 
     sys.unraisablehook = hook
     try:
         yield
+        if any(not repeat.finished.is_set() for repeat in repeats):
+            raise KeyboardInterrupt
     finally:
-        sys.unraisablehook = before
+        for repeat in repeats:
+            repeat.cancel()
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = before
 
 
-def _interrupt() -> None:
-    """Raise KeyboardInterrupt in the main thread, by a signal whose handler does that."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if callable(signal.getsignal(number)):
-            # A real signal, so that a system call in which the thread waits ends.
-            signal.pthread_kill(threading.main_thread().ident or 0, number)
-            return
+def _interrupt(handler: Callable[[int, Any], None] | None) -> None:
+    """Raise KeyboardInterrupt in the main thread."""
+    main = threading.main_thread().ident
+    raising = (signal.default_int_handler, handler) if handler else (signal.default_int_handler,)
+    number = next((each for each in NUMBERS if signal.getsignal(each) in raising), None)
+    if main is not None and number is not None:
+        # A real signal, so that a system call in which the thread waits ends.
+        signal.pthread_kill(main, number)

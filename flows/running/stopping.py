@@ -37,7 +37,7 @@ def stopped_in_order() -> Iterator[None]:
     for number in handled:
         signal.signal(number, stop)
     try:
-        with repeating_dropped_interrupts():
+        with repeating_dropped_interrupts(stop):
             yield
     except KeyboardInterrupt as error:
         raise Interrupted(

@@ -94,9 +94,10 @@ class Client:
         head = h11.Request(method=method, target=path, headers=[*self._headers, *more])
         http, endpoint = h11.Connection(h11.CLIENT), self.endpoint
         events = (head, h11.Data(data=body), h11.EndOfMessage())
-        request = b"".join(http.send(event) or b"" for event in events)
         deadline = asyncio.timeout(CONNECT_SECONDS)
+        request = b"".join(http.send(event) or b"" for event in events)
         exchange = _Exchange(http, request, deadline, seconds)
+        del request  # the exchange drops it as soon as it is sent
         try:
             async with deadline:
                 await asyncio.get_running_loop().create_connection(
@@ -136,7 +137,12 @@ class _Exchange(asyncio.Protocol):
         """Send the request."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._transport.write(self._request)
+        self._request = b""
         self._wait_for(self._seconds)
+
+    def eof_received(self) -> None:
+        """Read an answer that ends with the connection, even if the request is still being sent."""
+        self.data_received(b"")
 
     def data_received(self, data: bytes) -> None:
         """Read what has arrived; empty: the server has closed the connection."""

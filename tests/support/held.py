@@ -3,6 +3,7 @@ that item then hits the stage in the middle of its work, on a fast machine and o
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,8 @@ from stages.process.child import load_entry
 from stages.process.report import EventReporter
 
 VARIABLE = "PENSTOCK_TEST_HELD"
-"""Stage, its entry, the number of the item, and a file that the first process that waits makes."""
+"""Stage, its entry, the number of the item, and a file that grows by a byte per item, whichever
+process publishes it."""
 HELD_SECONDS = 60.0
 """Longer than any kill takes to come; a stage that nobody kills then goes on."""
 
@@ -31,16 +33,16 @@ def warm(job: dict[str, Any]) -> None:
 
 
 def run(job: dict[str, Any], report: EventReporter) -> None:
-    """Run the stage. The first process to publish that item stops there."""
+    """Run the stage. The thread that publishes that item stops there."""
     _, entry, at, mark = os.environ[VARIABLE].split(" ", 3)
-    publish, published = EventReporter.item, 0
+    publish, lock = EventReporter.item, threading.Lock()
 
     def item(self: EventReporter, key: str, *, label: str = "", tokens: int = 0) -> None:
-        nonlocal published
-        publish(self, key, label=label, tokens=tokens)
-        published += 1
-        if published == int(at) and not Path(mark).exists():
-            Path(mark).touch()
+        with lock, Path(mark).open("ab") as file:
+            publish(self, key, label=label, tokens=tokens)
+            file.write(b".")
+            is_held = file.tell() == int(at)
+        if is_held:
             time.sleep(HELD_SECONDS)
 
     with patch.object(EventReporter, "item", item):
