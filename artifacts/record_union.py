@@ -18,8 +18,15 @@ class RecordUnion:
         """Look up what other processes have published, dropped or quarantined."""
         refresh_together(self)
 
+    def look_up(self, keys: Iterable[str]) -> None:
+        """Look up the pack of exactly these keys in the first record set, without listing it."""
+        self.record_sets[0].look_up(keys)
+
     def keys(self) -> set[str]:
         return set[str]().union(*(record_set.keys() for record_set in self.record_sets))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.record_sets))
 
     def __contains__(self, key: object) -> bool:
         return any(key in record_set for record_set in self.record_sets)
@@ -58,8 +65,14 @@ class RecordUnion:
         for record_set in self.record_sets:
             record_set.touch(listed)
 
+    def forget(self, keys: Iterable[str]) -> None:
+        """Forget records. They stay in the store."""
+        gone = list(keys)
+        for record_set in self.record_sets:
+            record_set.forget(gone)
+
     def drop(self, keys: Iterable[str]) -> None:
-        """Forget records."""
+        """Forget records, and delete packs that have none left."""
         gone = list(keys)
         for record_set in self.record_sets:
             record_set.drop(gone)

@@ -209,3 +209,22 @@ def test_frames_of_the_demo_are_looked_for_where_the_first_release_put_them(tmp_
     assert {variant["frames"] for variant in variants} == {frames}
     assert len({variant["features"] for variant in variants}) == 4
     assert len({variant["captions"] for variant in variants}) == 16
+
+
+def test_only_rounding_may_differ_between_the_variants_that_answer(tmp_path: Path) -> None:
+    own = replace(NAMESPACES, engine="inflight", limit=128, precision={"vision": "bf16"})
+    others = [
+        replace(own, way="auto"),
+        replace(own, way="auto", engine="transformers"),
+        replace(own, engine="transformers"),
+    ]
+    different = [
+        replace(own, precision={"vision": "nf4"}),
+        replace(own, limit=64),
+        replace(own, tiles="auto", way="auto"),
+        replace(own, frames_a_video=8),
+        replace(own, sends_video=True),
+        replace(own, prompted=frozenset()),
+    ]
+    made = Ledger(FolderStore(tmp_path), CAPTION, own, *different, *others)
+    assert made.answering_variants() == [own, others[2], *others[:2]]

@@ -193,10 +193,13 @@ def test_prompts_are_counted_of_what_a_run_captioned_too(server: Serving, place:
     found = told(server.ask("POST", f"/v1/caption?prompt={quote(ASKED)}", body))
     asked = json.dumps({"model": "demo", "messages": messages(body, "video/mp4", ASKED)})
     assert found["cached"]
+    encoded = 'penstock_batch_size_count{half="encode"}'
+    before = counted(server, encoded)
     for _ in range(2):
         answer = told(server.ask("POST", "/v1/chat/completions", asked))
         assert answer["choices"][0]["message"]["content"] == found["captions"][0]["caption"]
         assert answer["usage"]["prompt_tokens"] > 20
+    assert counted(server, encoded) == before, "the run's features were not read"
 
 
 def test_what_a_server_does_not_have_is_told(server: Serving) -> None:

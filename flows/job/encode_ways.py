@@ -39,10 +39,7 @@ def with_encode_ways(config: RunOptions, model: Model, store: Store, device: str
 
 def with_planned_ways(config: RunOptions, model: Model, device: str) -> Model:
     """Return the model with the ways that it has unless a trial has shown otherwise."""
-    if model.served is not None:
-        return model
-    graph = model.best("vision").graph
-    if model.profile.route == "joint" or (graph and graph.backend == TENSORRT):
+    if not _has_ways(model):
         return model
     ways = ENCODE_WAYS if config.encode_way == AUTO else (config.encode_way,)
     return replace(model, ways=ways, images_a_row=_images_a_row(model, device))
@@ -50,7 +47,18 @@ def with_planned_ways(config: RunOptions, model: Model, device: str) -> Model:
 
 def reading_every_way(model: Model) -> Model:
     """Return the model with the ways that it lacks, after its own: their stored records answer."""
+    if not _has_ways(model):
+        return model
     return replace(model, ways=(*model.ways, *(w for w in ENCODE_WAYS if w not in model.ways)))
+
+
+def _has_ways(model: Model) -> bool:
+    """Return whether its inputs can pass the vision half in several ways. Without a place to split,
+    it stores pixels; a TensorRT engine computes batches."""
+    if model.served is not None or model.profile.route == "joint":
+        return False
+    graph = model.best("vision").graph
+    return not (graph and graph.backend == TENSORRT)
 
 
 def trials_namespace(model: Model, settings: PartSettings, device: str) -> str:

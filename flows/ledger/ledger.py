@@ -112,10 +112,10 @@ class Ledger:
         return same.get(engine)
 
     def answering_variants(self) -> list[Variant]:
-        """Return the variant of new records, and the others whose records answer in their place.
-        Those of the same way come first."""
+        """Return the variant of new records, then those that differ from it at most in the engine
+        and the way of encoding. Those of its own way come first."""
         own = self.namespaces
-        found = [v for v in self.variants if v != own and v.same_but_way(own)]
+        found = [v for v in self.variants if v != own and v.same_but_engine_and_way(own)]
         return [own, *sorted(found, key=lambda variant: variant.way != own.way)]
 
     def equivalent_tasks(self, task: Task) -> list[Task]:

@@ -62,9 +62,9 @@ class Variant:
     def same_but_engine(self, other: "Variant") -> bool:
         """Return whether the two variants differ at most in the engine, and so answer the same
         question."""
-        return self.same_but_way(other) and self.way == other.way
+        return self.same_but_engine_and_way(other) and self.way == other.way
 
-    def same_but_way(self, other: "Variant") -> bool:
+    def same_but_engine_and_way(self, other: "Variant") -> bool:
         """Return whether the two variants differ at most in the engine and in the way in which
         inputs pass the vision half, and so in rounding."""
         mine, its = (replace(each, of={}, engine="", way="") for each in (self, other))

@@ -147,7 +147,10 @@ class StageCallBuilder:
         if stage.job is DecodeJob:
             decoding = self._decoding(stage, namespaces, rung)
             slots = rung.batch if rung.seated else 0
-            job = replace(decoding, instead=stores.fallback_namespace, slots=slots)
+            places = [v[stage.reads] for v in self._job.ledger.answering_variants()]
+            others = [name for name in dict.fromkeys(places) if name != namespaces[stage.reads]]
+            fallback = stores.fallback_namespace
+            job = replace(decoding, instead=fallback, slots=slots, other_features=others)
         elif stage.of_media:
             encoding = self._encoding(stage, namespaces, rung, [])
             job = replace(encoding, frames_store=stores.frames_store)

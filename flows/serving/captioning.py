@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
-from artifacts.packs import Record, RecordSet
+from artifacts.packs import Record
 from artifacts.schema import MediaIndex
 from flows.checkpoint.prompt_tokens import PromptTokens, max_prompt_tokens
 from flows.job.media_digests import check_placeholders
@@ -103,11 +103,12 @@ class Captioning:
         self._tokens = PromptTokens(job.model.folder)
         self._of = job.ledger.namespaces
         self._other = job.ledger.other_engine_variant(self._of)
-        kind = self._decode.writes
-        variants = job.ledger.answering_variants()
-        self._kept = [(each, keeper.of(job.store, kind, each[kind])) for each in variants]
-        """Each variant with its stored captions, that of new ones first."""
-        self._features = RecordSet(job.store, self._encode.writes, self._of[self._encode.writes])
+        self._variants = job.ledger.answering_variants()
+        captions, features = (
+            keeper.of(job.store, stage.writes, *(each[stage.writes] for each in self._variants))
+            for stage in (self._decode, self._encode)
+        )
+        self._kept, self._features = captions, features
         self._shared: SingleFlight[Captioned] = SingleFlight()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Digest of a medium → the lock held while its frames are decoded and encoded."""
@@ -212,18 +213,19 @@ class Captioning:
         async with lock:
             index = await self._frames.known(medium)
             tasks = self._frames.tasks(medium, index) if index else []
-            encoded = bool(tasks) and all([await self._is_encoded(task) for task in tasks])
-            if not encoded:
+            features = [await self._features_of(task, index) for task in tasks if index]
+            if not features or not all(features):
                 index = await self._frames.decode(medium, self._encoding)
                 tasks = self._frames.tasks(medium, index)
-                await asyncio.gather(*map(self._encoded, tasks))
+                features = await asyncio.gather(*(self._encoded(task, index) for task in tasks))
                 self._frames.keep(medium, index)
         assert index is not None
         of_chunks = index
 
         def decoded(at: int, settings: str) -> Awaitable[CaptionProgress]:
             started(at, key_of(tasks[at][self._decode.writes], settings))
-            return self._decoded(tasks[at], of_chunks, settings, params.to_context)
+            asked = (settings, params.to_context)
+            return self._decoded(tasks[at], of_chunks, features[at], *asked)
 
         output = await in_order(len(tasks), params, self.limit, decoded)
         return Captioned(index=index, outputs=tuple(filter(None, output)), cached=False)
@@ -235,9 +237,9 @@ class Captioning:
         tasks = self._frames.tasks(medium, index)
 
         async def stored(at: int, settings: str) -> CaptionProgress | None:
-            for variant, kept in self._kept:
+            for variant in self._variants:
                 key = key_of(self._made_as(tasks[at], index, variant), settings)
-                if (record := await kept.read(key)) is not None:
+                if (record := await self._kept.read(key)) is not None:
                     output = _output_of(record)
                     return output if output.prompt_tokens or not params.counts_prompt else None
             return None
@@ -247,35 +249,47 @@ class Captioning:
             return None
         return Captioned(index=index, outputs=tuple(filter(None, output)), cached=True)
 
-    async def _is_encoded(self, task: Task) -> bool:
-        key = task[self._encode.writes]
-        if key not in self._features:
-            await asyncio.to_thread(self._features.look_up, [key])
-        return key in self._features
+    async def _features_of(self, task: Task, index: MediaIndex) -> str:
+        """Return the key of a chunk's stored features, encoded in any way; empty: there are
+        none."""
+        own, kind = task[self._encode.writes], self._encode.writes
+        if await self._features.finds(own):
+            return own
+        keys = {self._made_as(task, index, each, kind) for each in self._variants}
+        return next((key for key in sorted(keys) if key in self._features), "")
 
-    async def _encoded(self, task: Task) -> None:
-        if await self._is_encoded(task):
+    async def _encoded(self, task: Task, index: MediaIndex) -> str:
+        """Encode a chunk unless that is done, and return the key of its features."""
+        if found := await self._features_of(task, index):
             self._frames.drop([task])
-            return
-        item = self._calls.encode_item(self._encode, task)
+            return found
+        item, key = self._calls.encode_item(self._encode, task), task[self._encode.writes]
         weight = self._frames.weight(task, self._encoding)
-        await self._frames.submit(task, self._encoding, task[self._encode.writes], item, weight)
+        await self._frames.submit(task, self._encoding, key, item, weight)
+        return key
 
     async def _decoded(
-        self, task: Task, index: MediaIndex, settings: str, to_context: bool
+        self, task: Task, index: MediaIndex, features: str, settings: str, to_context: bool
     ) -> CaptionProgress:
         instead, key = "", key_of(task[self._decode.writes], settings)
         if self._other is not None:
             instead = key_of(self._made_as(task, index, self._other), settings)
         item = self._calls.decode_item(self._decode, task)._replace(
-            key=key, instead=instead, settings=settings, to_context=to_context
+            key=key,
+            features=features,
+            instead=instead,
+            settings=settings,
+            to_context=to_context,
         )
         output: CaptionProgress = await self._decoding.submit(key, item, 1)
         meta = {name: value for name, value in asdict(output).items() if name != "key"}
-        self._kept[0][1].remember(Record(key=output.key, meta=meta))  # the stage has stored it
+        self._kept.remember(Record(key=output.key, meta=meta))  # the stage has stored it
         self._notify(key, output.caption, ended=True)
         return output
 
-    def _made_as(self, task: Task, index: MediaIndex, namespaces: Variant) -> str:
-        """Return the cache key of a caption in one variant, before request settings."""
-        return task_of(task.medium, index, task.whole, namespaces)[self._decode.writes]
+    def _made_as(
+        self, task: Task, index: MediaIndex, namespaces: Variant, kind: str = "captions"
+    ) -> str:
+        """Return a chunk's cache key of one kind in one variant; of a caption, before request
+        settings."""
+        return task_of(task.medium, index, task.whole, namespaces)[kind]

@@ -52,9 +52,8 @@ class MediumEmbedder:
         self._calls = StageCallBuilder(job)
         self.namespaces = job.ledger.namespaces
         kind = self._stage.writes
-        variants = job.ledger.answering_variants()
-        self._kept = [(each, keeper.of(job.store, kind, each[kind])) for each in variants]
-        """Each variant with its stored vectors, that of new ones first."""
+        self._variants = job.ledger.answering_variants()
+        self._kept = keeper.of(job.store, kind, *(each[kind] for each in self._variants))
         self._shared: SingleFlight[EmbeddedMedium] = SingleFlight()
 
     async def embed(self, upload: Upload) -> EmbeddedMedium:
@@ -75,12 +74,12 @@ class MediumEmbedder:
         index = await self._frames.known(medium)
         if index is None:
             return None
-        for variant, kept in self._kept:
+        for variant in self._variants:
             tasks = self._frames.tasks(medium, index, variant)
             keys = [task[self._stage.writes] for task in tasks]
-            if not all(key in kept for key in keys):
+            if not all(key in self._kept for key in keys):
                 continue
-            records = [found for key in keys if (found := await kept.read(key)) is not None]
+            records = [found for key in keys if (found := await self._kept.read(key)) is not None]
             if len(records) == len(keys):
                 return _embedded(index, tasks, records, cached=True)
         return None
@@ -90,7 +89,7 @@ class MediumEmbedder:
         tasks = self._frames.tasks(medium, index)
         records: list[Record] = await asyncio.gather(*map(self._work, tasks))
         self._frames.keep(medium, index)
-        self._kept[0][1].keep(records)
+        self._kept.keep(records)
         return _embedded(index, tasks, records, cached=False)
 
     async def _work(self, task: Task) -> Record:

@@ -10,7 +10,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from artifacts.errors import PenstockError
-from artifacts.packs import Record, RecordSet
+from artifacts.packs import Record
+from artifacts.record_union import RecordUnion, record_sets_of
 from artifacts.store import Store
 
 FLUSH_SECONDS = 5.0
@@ -27,16 +28,23 @@ RECORD_BYTES = 1536
 
 
 class RecordCache:
-    """The cached records of one kind and namespace."""
+    """The cached records of one kind in several namespaces. New ones go to the first."""
 
-    def __init__(self, store: Store, kind: str, namespace: str) -> None:
-        self._records = RecordSet(store, kind, namespace)
+    def __init__(self, store: Store, kind: str, *namespaces: str) -> None:
+        places = [(kind, namespace) for namespace in dict.fromkeys(namespaces)]
+        self._records = RecordUnion(record_sets_of(store, *places))
         self._recent: OrderedDict[str, Record] = OrderedDict()
         self._recent_bytes = 0
         self.unsaved: dict[str, Record] = {}
 
     def __contains__(self, key: str) -> bool:
         return key in self._recent or key in self.unsaved or key in self._records
+
+    async def finds(self, key: str) -> bool:
+        """Return whether a record is there, also if another process has just stored it alone."""
+        if key not in self:
+            await asyncio.to_thread(self._records.look_up, [key])
+        return key in self
 
     async def read(self, key: str) -> Record | None:
         """Return a cached record, or None."""
@@ -91,9 +99,9 @@ class RecordCacheFlusher:
         self._every: list[RecordCache] = []
         self._last_error = ""
 
-    def of(self, store: Store, kind: str, namespace: str) -> RecordCache:
-        """Return the cache of one kind and namespace. It is flushed with the others."""
-        kept = RecordCache(store, kind, namespace)
+    def of(self, store: Store, kind: str, *namespaces: str) -> RecordCache:
+        """Return the cache of one kind in these namespaces. It is flushed with the others."""
+        kept = RecordCache(store, kind, *namespaces)
         self._every.append(kept)
         return kept
 

@@ -43,6 +43,8 @@ class DecodeJob:
     features_namespace: str
     namespace: str
     """Cache namespace of the captions."""
+    other_features: list[str] = field(default_factory=list)
+    """Cache namespaces of features that requests of a pipe may name, too."""
     batches: list[list[DecodeItem]]
     max_new_tokens: int
     prefill: int = 0

@@ -59,7 +59,8 @@ CHECK_LETTERS = 500
 def serve_requests(job: DecodeJob, report: EventReporter) -> None:
     """Caption the requests that arrive over the job's pipe: publish each caption and send it."""
     first, store = engines_for(job.engine)[0], open_store(job.store)
-    features = RecordSet(store, "features", job.features_namespace)
+    places = [("features", n) for n in (job.features_namespace, *job.other_features)]
+    features = RecordUnion(record_sets_of(store, *places))
     answers = [RecordSet(store, "captions", n) for n in (job.namespace, job.instead) if n]
     start: type[DecodeEngine] = resolve_name(first.entry)
     engine = start(job)
@@ -140,7 +141,7 @@ def _shorten_prompt(request: DecodeRequest) -> DecodeRequest:
 
 
 def _read(
-    features: RecordSet, work: PipedRequest[DecodeItem], report: EventReporter
+    features: RecordUnion, work: PipedRequest[DecodeItem], report: EventReporter
 ) -> Iterator[DecodeRequest]:
     """Yield a request with its features. If they are missing or damaged, report a failure."""
     key = work.item.features
