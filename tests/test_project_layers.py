@@ -118,3 +118,14 @@ def test_a_forbidden_import_breaks_its_contract_alone(
     name = module.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     shown = f" {name} -> {line.removeprefix('import ')} (" if line else f"- {name}\n"
     assert [each for each, text in sections.items() if shown in text] == [contract], sections
+
+
+@pytest.mark.parametrize(
+    "patch",
+    sorted((ROOT / "tests" / "data" / "toys").glob("*.patch")),
+    ids=lambda patch: patch.stem,
+)
+def test_a_toy_of_the_slow_tests_still_applies(patch: Path) -> None:
+    asked = ["git", "apply", "--check", "-C1", str(patch)]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
