@@ -23,6 +23,7 @@ from flows.results.run_result import RunResult
 from flows.running.run import caption
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
+from stages.process.memory_limit import THREAD_BYTES
 from tests.support.dying import DYING
 from tests.support.dying import VARIABLE as DEATHS
 from tests.support.pipeline import Place
@@ -171,7 +172,8 @@ def test_a_tower_that_does_not_fit_is_streamed_and_sees_the_same(
     if last["batch"] == 4:
         assert tight.stored("features") == roomy.stored("features")
     (encode,) = (stage for stage in record["stages"] if stage["name"] == "encode")
-    assert encode["peak_host_bytes"] - encode["notes"]["loaded_bytes"] <= budget
+    stacks = 2 * THREAD_BYTES  # the limit is raised by those of new threads
+    assert encode["peak_host_bytes"] - encode["notes"]["loaded_bytes"] <= budget + stacks
     assert encode["notes"]["bytes_fetched_a_pass"] > 1.5 * budget
     assert whole["rungs"] == []
     assert {line["precision"]["vision"] for line in tight.captions()} == {"fp32"}

@@ -18,6 +18,7 @@ from tests.support.first_releases import RELEASES, Medium, Question, answers, bu
 from tests.support.inside import Ended, InsideLauncher, Ran, run_through
 from tests.support.media import picture, write_video
 from tests.support.pipeline import Place, read_lines
+from tests.support.tiny_families.in_slots import float32_depends_on_rows
 from tests.support.whole_model import frames_of, media_of, turn
 
 pytestmark = [
@@ -31,6 +32,8 @@ SIDES = {"qwen2_vl": (308, 336), "qwen2_5_vl": (308, 336), "qwen3_vl": (288, 352
 """Height and width that no release resizes: whole tokens, and as many pixels as the authors' script
 gives a frame at the least. The ways of resizing differ by what is documented."""
 RATES = {"qwen2_vl": 2.0, "qwen2_5_vl": 1.0, "qwen3_vl": 2.0}
+ROUNDED = {"qwen2_5_vl"}
+"""Families without slots in float32 on a processor whose products depend on their rows."""
 SHORT = 4
 LONG = {"qwen2_vl": 14, "qwen2_5_vl": 10, "qwen3_vl": 6}
 """Seconds of the two videos; of the longer one of Qwen2-VL and Qwen2.5-VL the time is longer than
@@ -161,7 +164,18 @@ def test_every_way_of_running_says_what_the_first_release_says(scene: Scene) -> 
     assert all(len(text) == TOKENS for text in texts), "a sign is a token"
     assert "published" in ran.said
 
-    slots, streamed = scene.place("inflight"), scene.place("streamed")
+    if not (scene.family in ROUNDED and float32_depends_on_rows()):
+        check_slots(scene, first)
+    streamed = scene.place("streamed")
+    run(scene, streamed, Changing(changes=STREAMED), engine="transformers", summary=True)
+    assert (captions(streamed), summaries(streamed)) == (captions(first), summaries(first))
+    stages = streamed.stages()
+    assert all(stages[name]["notes"]["bytes_fetched_a_pass"] for name in ("encode", "decode"))
+
+
+def check_slots(scene: Scene, first: Place) -> None:
+    """Check that slots, and a prompt in pieces, give the captions of the first run."""
+    slots = scene.place("inflight")
     shutil.copytree(first.store, slots.store)
     shutil.rmtree(slots.store / "captions")
     assert run(scene, slots, engine="inflight").started == ["decode"]
@@ -176,10 +190,6 @@ def test_every_way_of_running_says_what_the_first_release_says(scene: Scene) -> 
     run(scene, slots, pieces, engine="transformers", prompts={}, prompt=PROMPTS["what"])
     assert slots.stages()["decode"]["notes"]["prefill_way"] == "generate"
     assert captions(slots) == captions(first)[::2]
-    run(scene, streamed, Changing(changes=STREAMED), engine="transformers", summary=True)
-    assert (captions(streamed), summaries(streamed)) == (captions(first), summaries(first))
-    stages = streamed.stages()
-    assert all(stages[name]["notes"]["bytes_fetched_a_pass"] for name in ("encode", "decode"))
 
 
 def test_as_stock_is_what_the_installed_transformers_says(scene: Scene) -> None:

@@ -177,14 +177,17 @@ def test_a_job_that_tries_compiled_steps_makes_the_captions_of_one_that_requests
 
 
 @pytest.mark.slow
-def test_who_has_no_compiler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
+def test_who_has_no_compiler_is_told(tmp_path: Path) -> None:
     import torch._inductor.config
 
     torch.compiler.reset()
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (str(tmp_path / "none"),))
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    missing = {"cpp.cxx": (str(tmp_path / "none"),), "force_disable_caches": True}
     wave = mixed_wave(tmp_path)
-    with pytest.raises(UsageError, match="cannot compile") as caught:
+    with (
+        torch._inductor.config.patch(missing),
+        pytest.raises(UsageError, match=r"cannot compile.*No working C\+\+ compiler") as caught,
+    ):
         in_slots(wave, engine="inflight-compiled")
     assert "--engine" in caught.value.hint
     assert "\n" not in caught.value.message
