@@ -177,6 +177,7 @@ def test_a_job_that_tries_compiled_steps_makes_the_captions_of_one_that_requests
 
 
 @pytest.mark.slow
+@pytest.mark.logs_errors  # torch's, of the compiler
 @pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
 def test_who_has_no_compiler_is_told(tmp_path: Path) -> None:
     import torch._inductor.config
