@@ -7,7 +7,7 @@ from itertools import accumulate
 import pytest
 
 from flows.console.pace import GROUP_SECONDS, WINDOW_SECONDS, Pace
-from flows.console.units import gib
+from flows.console.units import duration, gib
 from flows.console.units import pace as pace_told
 
 LOADING_SECONDS = 40.0
@@ -122,3 +122,19 @@ def test_a_rate_is_told_in_figures_that_say_something() -> None:
 )
 def test_memory_is_told_in_powers_of_two(count: int, told: str) -> None:
     assert gib(count) == told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (9.96, "10.0 s"),
+        (10, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (3599.7, "1 h 00 min"),
+        (7500, "2 h 05 min"),
+    ],
+)
+def test_a_time_has_two_units_at_most(seconds: float, told: str) -> None:
+    assert duration(seconds) == told

@@ -2,17 +2,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from artifacts.packs import Record
-from artifacts.schema import ChunkIndex, MediaIndex
+from artifacts.schema import ChunkIndex, FrameFit, MediaIndex
 from artifacts.store import FolderStore
 from flows.job.prepare import prepare
 from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import Variant
-from flows.ledger.tasks import Medium, Task
+from flows.ledger.tasks import Medium, Task, task_of
 from flows.ledger.waves import cut_waves, lengths_of, waves_of
 from flows.options.commands import CaptionConfig
-from flows.pipelines import CAPTION
+from flows.pipelines import CAPTION, EMBED, SUMMARY, with_extras
 from flows.running.batches import batches_by_length, batches_by_shape
 from penstock_demo import CLIPS
+from stages.decode import SCORE
 from stages.models.encoding.ways import ENCODE_WAYS
 from tests.support.described import described
 from tests.support.inside import InsideLauncher
@@ -228,3 +229,19 @@ def test_only_rounding_may_differ_between_the_variants_that_answer(tmp_path: Pat
     ]
     made = Ledger(FolderStore(tmp_path), CAPTION, own, *different, *others)
     assert made.answering_variants() == [own, others[2], *others[:2]]
+
+
+def test_the_crops_of_a_wide_image_lie_beside_one_another(tmp_path: Path) -> None:
+    own = replace(NAMESPACES, tiles="auto", fit_image=FrameFit(long_edges=((1.0, 100),)))
+    chunk = ChunkIndex(index=0, start=0.0, end=0.0, times=(0.0,), height=200, width=400)
+    whole, *crops = task_of(medium("a", "image"), None, chunk, own).boxes
+    assert (whole.right - whole.left, whole.bottom - whole.top) == (400, 200)
+    assert crops and max(box.right for box in crops) == 400
+    assert max(box.bottom for box in crops) == 200
+
+
+def test_only_pipelines_of_captions_get_summaries_and_scores() -> None:
+    assert with_extras((EMBED, CAPTION), summary=True) == (EMBED, SUMMARY)
+    assert with_extras((EMBED, CAPTION), summary=False) == (EMBED, CAPTION)
+    found = with_extras((CAPTION, EMBED), summary=True, scores=True)
+    assert found == ((*SUMMARY, SCORE), EMBED)

@@ -31,6 +31,13 @@ def test_a_signal_that_python_drops_still_stops_the_run(number: int) -> None:
     assert not ended
 
 
+def test_the_hook_of_the_process_is_back_after_a_run() -> None:
+    before = sys.unraisablehook
+    with stopped_in_order():
+        assert sys.unraisablehook is not before
+    assert sys.unraisablehook is before
+
+
 def test_a_signal_that_is_dropped_at_the_end_stops_the_run_and_nothing_after_it() -> None:
     with pytest.raises(Interrupted), stopped_in_order():
         Signalling(signal.SIGINT)

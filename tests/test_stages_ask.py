@@ -244,6 +244,19 @@ def test_a_server_that_is_down_ends_the_stage(work: Work) -> None:
     assert not work.failed
 
 
+def test_a_server_that_comes_back_soon_is_waited_for(work: Work) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    stand_in = StandIn()
+    with ThreadPoolExecutor(1) as beside:
+        asking = beside.submit(work.run, f"http://127.0.0.1:{port}/v1")
+        time.sleep(0.5)
+        assert not asking.done()
+        with running(stand_in, port):
+            asking.result(20)
+    assert len(work.captions) == 12 and not work.failed
+
+
 def test_answers_that_break_a_schema_fail_by_name(work: Work) -> None:
     schema = '{"type":"object","properties":{"a":{"type":"string"}},"required":["a"]}'
     stand_in = StandIn()
