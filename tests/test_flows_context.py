@@ -52,7 +52,7 @@ def of(place: Place) -> list[str]:
 
 def test_fewer_frames_are_shown_whatever_is_asked(place: Place) -> None:
     first = run_inside(place, **FITTING)
-    assert first.started == ["describe", "frames", "encode", "decode"] and LINE in first.said
+    assert first.started[-3:] == ["frames", "encode", "decode"] and LINE in first.said
     (caption,) = place.captions()
     assert caption["frames"] == [0.0, 1.7] and caption["warnings"] == []
     record = json.loads((place.out / "run.json").read_text())["plan"]
