@@ -135,6 +135,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield opened
 
 
+@pytest.fixture(autouse=True)
+def empty_console(request: pytest.FixtureRequest) -> None:
+    """A browser's console has nothing of the pages of other tests."""
+    if "browser" in request.fixturenames:
+        request.getfixturevalue("browser").console()
+
+
 @pytest.fixture
 def studio(tmp_path: Path) -> Iterator[Any]:
     """A studio at an empty folder."""

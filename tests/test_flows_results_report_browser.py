@@ -219,7 +219,6 @@ def test_a_moved_report_still_finds_its_media(browser: Browser, clip: Path, tmp_
     moved = tmp_path / "a" / "b" / "c.html"
     moved.parent.mkdir(parents=True)
     (tmp_path / "out" / "report.html").rename(moved)
-    browser.console()  # of the pages of other tests
     browser.open(moved.as_uri())
     browser.wait("return document.documentElement.dataset.ready")
     browser.run("document.querySelector('#videos').scrollIntoView()")
