@@ -147,10 +147,13 @@ class StageCallBuilder:
         if stage.job is DecodeJob:
             decoding = self._decoding(stage, namespaces, rung)
             slots = rung.batch if rung.seated else 0
-            places = [v[stage.reads] for v in self._job.ledger.answering_variants()]
-            others = [name for name in dict.fromkeys(places) if name != namespaces[stage.reads]]
-            fallback = stores.fallback_namespace
-            job = replace(decoding, instead=fallback, slots=slots, other_features=others)
+            answering = {v[stage.reads] for v in self._job.ledger.answering_variants()}
+            job = replace(
+                decoding,
+                instead=stores.fallback_namespace,
+                slots=slots,
+                other_features=sorted(answering - {decoding.features_namespace}),
+            )
         elif stage.of_media:
             encoding = self._encoding(stage, namespaces, rung, [])
             job = replace(encoding, frames_store=stores.frames_store)

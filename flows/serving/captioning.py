@@ -104,11 +104,10 @@ class Captioning:
         self._of = job.ledger.namespaces
         self._other = job.ledger.other_engine_variant(self._of)
         self._variants = job.ledger.answering_variants()
-        captions, features = (
+        self._kept, self._features = (
             keeper.of(job.store, stage.writes, *(each[stage.writes] for each in self._variants))
             for stage in (self._decode, self._encode)
         )
-        self._kept, self._features = captions, features
         self._shared: SingleFlight[Captioned] = SingleFlight()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Digest of a medium → the lock held while its frames are decoded and encoded."""
@@ -224,8 +223,7 @@ class Captioning:
 
         def decoded(at: int, settings: str) -> Awaitable[CaptionProgress]:
             started(at, key_of(tasks[at][self._decode.writes], settings))
-            asked = (settings, params.to_context)
-            return self._decoded(tasks[at], of_chunks, features[at], *asked)
+            return self._decoded(tasks[at], of_chunks, features[at], settings, params.to_context)
 
         output = await in_order(len(tasks), params, self.limit, decoded)
         return Captioned(index=index, outputs=tuple(filter(None, output)), cached=False)

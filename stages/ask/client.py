@@ -95,9 +95,9 @@ class Client:
         http, endpoint = h11.Connection(h11.CLIENT), self.endpoint
         events = (head, h11.Data(data=body), h11.EndOfMessage())
         deadline = asyncio.timeout(CONNECT_SECONDS)
-        request = b"".join(http.send(event) or b"" for event in events)
-        exchange = _Exchange(http, request, deadline, seconds)
-        del request  # the exchange drops it as soon as it is sent
+        sent = (http.send(event) or b"" for event in events)
+        # Only the exchange holds the whole request; it drops it when it is sent.
+        exchange = _Exchange(http, b"".join(sent), deadline, seconds)
         try:
             async with deadline:
                 await asyncio.get_running_loop().create_connection(

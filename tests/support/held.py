@@ -1,5 +1,5 @@
-"""`penstock` as a command, one stage of which waits after some item until it is killed. A kill at
-that item then hits the stage in the middle of its work, on a fast machine and on a busy one."""
+"""Runs a `penstock` command and pauses one stage after a given number of items. A test that then
+kills the command hits that stage before it has finished, on a fast machine and on a busy one."""
 
 import os
 import sys
@@ -18,6 +18,8 @@ from stages.process.report import EventReporter
 VARIABLE = "PENSTOCK_TEST_HELD"
 """Stage, its entry, the number of the item, and a file that grows by a byte per item, whichever
 process publishes it."""
+MODULE = "tests.support.held"
+"""Name of this module, also where it is run as `__main__`."""
 HELD_SECONDS = 60.0
 """Longer than any kill takes to come; a stage that nobody kills then goes on."""
 
@@ -38,10 +40,12 @@ def run(job: dict[str, Any], report: EventReporter) -> None:
     publish, lock = EventReporter.item, threading.Lock()
 
     def item(self: EventReporter, key: str, *, label: str = "", tokens: int = 0) -> None:
-        with lock, Path(mark).open("ab") as file:
+        with lock:
+            # First: as soon as the item is published, the process may be killed.
+            with Path(mark).open("ab") as file:
+                file.write(b".")
+                is_held = file.tell() == int(at)
             publish(self, key, label=label, tokens=tokens)
-            file.write(b".")
-            is_held = file.tell() == int(at)
         if is_held:
             time.sleep(HELD_SECONDS)
 
@@ -50,5 +54,5 @@ def run(job: dict[str, Any], report: EventReporter) -> None:
 
 
 if __name__ == "__main__":
-    ENTRIES[os.environ[VARIABLE].split(" ")[0]] = "tests.support.held:run"  # type: ignore[index]
+    ENTRIES[os.environ[VARIABLE].split(" ")[0]] = f"{MODULE}:run"  # type: ignore[index]
     sys.exit(main())

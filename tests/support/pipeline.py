@@ -16,11 +16,9 @@ from typing import Any
 from artifacts.pack_object import read_header
 from artifacts.store import FolderStore
 from scripts.stage_processes import stage_of
-from tests.support.held import held_environment
+from tests.support import held
 
 PENSTOCK = [sys.executable, "-m", "flows.cli.main"]
-HELD = "tests.support.held"
-"""Module that is the command with a stage that waits."""
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 280
 """Below the test's own time limit, so that a hanging program is named."""
@@ -89,9 +87,9 @@ def kill_at(place: Place, stage: str, item: int, victim: str, *more: str) -> int
     mark = place.out.with_name("held")
     mark.unlink(missing_ok=True)
     running = subprocess.Popen(
-        [sys.executable, "-m", HELD, *place.command("--json", *more)[len(PENSTOCK) :]],
+        [sys.executable, "-m", held.MODULE, *place.command("--json", *more)[len(PENSTOCK) :]],
         cwd=ROOT,
-        env=held_environment(stage, item, mark),
+        env=held.held_environment(stage, item, mark),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -104,17 +102,26 @@ def kill_at(place: Place, stage: str, item: int, victim: str, *more: str) -> int
             event = json.loads(line)
             published += event["event"] == "item" and event["stage"] == stage
             if published == item:
-                children = descendants(running.pid)
-                if victim != "group":
-                    for child in children:
-                        if bool(stage_of(child)) == (victim == "child"):
-                            os.kill(child, signal.SIGKILL)
-                else:
+                if victim == "group":
+                    children = descendants(running.pid)
                     os.killpg(running.pid, signal.SIGKILL)
                     wait_gone(children)
+                else:
+                    kill_child(running.pid, stage if victim == "child" else "")
                 break
         running.stdout.read()
     return running.wait(SECONDS)
+
+
+def kill_child(pid: int, stage: str) -> None:
+    """Kill the processes below `pid` that run the stage (with an empty name: those that run none).
+    Linux may leave processes out of the list of children while one of them ends, so repeat."""
+    deadline = time.monotonic() + 10
+    while not (found := [child for child in descendants(pid) if stage_of(child) == stage]):
+        assert time.monotonic() < deadline, f"no process runs {stage or 'no stage'}"
+        time.sleep(0.02)
+    for child in found:
+        os.kill(child, signal.SIGKILL)
 
 
 def child_processes(pid: int) -> list[int]:
