@@ -49,8 +49,8 @@ def prune(
     job: Job, name: str, now: RebuildRecord, running: Sequence[RunningJob], result: "RebuildResult"
 ) -> tuple[Reach, ...]:
     """Remove records that earlier rebuilds of the job `name` made and `now` does not refer to, and
-    count them in `result`. Return the features that were kept, because a running job may need
-    them."""
+    count them in `result`. Return what was kept, in whole or in part, because a running job may
+    need it."""
     records = [now, *other_records(job.store, name)]
     in_use = frozenset[str]().union(*(other.namespaces for other in running))
     left: tuple[Reach, ...] = ()
@@ -75,6 +75,7 @@ def prune(
             _remove(tasks[features.writes], keys, result)
             _remove(tasks.refused[features.name], keys, result)
         if reach.frames in in_use:
+            left += (reach,)
             continue
         used_digests = {
             digest
