@@ -1,20 +1,27 @@
-"""What benchmarks have in common: tables, goals, processes of their own and peaks of memory."""
+"""What benchmarks have in common: tables, goals, runs, processes of their own and peaks of
+memory."""
 
+import io
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from stages.process.environment import child_environment
 from stages.process.memory import anonymous_bytes
 from stages.process.outcome import StageOutcome
+from stages.process.report import EventReporter
 
 MIB = 1 << 20
-PENSTOCK = [sys.executable, "-m", "flows.cli.main"]
+COMMAND = ["-m", "flows.cli.main"]
+PENSTOCK = [sys.executable, *COMMAND]
+Found = TypeVar("Found")
 
 
 def met(good: bool) -> str:
@@ -32,19 +39,72 @@ def heads(names: str) -> str:
     return f"| {names} |\n|{'---|' * len(names.split('|'))}"
 
 
-def in_child(module: str, *arguments: str, **environment: str) -> dict[str, Any]:
-    """What a module, run in a process of its own, prints last as JSON."""
+def run_penstock(
+    verb: str,
+    source: Path,
+    model: str | Path,
+    out: Path,
+    store: str | Path,
+    *options: str,
+    python: str = sys.executable,
+    cwd: Path | None = None,
+    **environment: str,
+) -> dict[str, Any]:
+    """Run a command over some media, and return its record. Raises RuntimeError with its errors
+    where it fails."""
+    where = ["--model", str(model), "--out", str(out), "--store", str(store), "--quiet"]
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        env={**child_environment(), **environment},
+        [python, *COMMAND, verb, str(source), *where, *options],
+        env={**os.environ, **environment},
+        cwd=cwd,
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(done.stderr)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        raise RuntimeError(f"penstock {verb} ended with {done.returncode}: {done.stderr}")
+    record: dict[str, Any] = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    return record
+
+
+def in_fresh_process(work: Callable[..., Found], *given: Any, **environment: str) -> Found:
+    """What a function returns in a process of its own, which has the environment of a stage."""
+    # Who measures what a run's own process holds has none of these.
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+    from unittest.mock import patch
+
+    with (
+        patch.dict(os.environ, {**child_environment(), **environment}),
+        ProcessPoolExecutor(1, get_context("spawn")) as pool,
+    ):
+        return pool.submit(work, *given).result()
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """CPU seconds of a call, of all threads."""
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def soft_jpegs(count: int, size: tuple[int, int], quality: int) -> Iterator[bytes]:
+    """JPEGs of so many pixels, of soft noise, which takes as much to decode as photographs."""
+    import numpy as np
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for _ in range(count):
+        grain = draw.integers(0, 255, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        picture = Image.fromarray(grain).resize(size, Image.Resampling.BICUBIC)
+        picture.save(file, "JPEG", quality=quality)
+        yield file.getvalue()
+
+
+def unheard() -> EventReporter:
+    """A report that nobody reads."""
+    return EventReporter(os.open(os.devnull, os.O_WRONLY))
 
 
 def taken(outcome: StageOutcome, device: str) -> int:
@@ -84,7 +144,10 @@ class Figure:
     form: str = "7.1f"
     """How the value is printed: percent, or a share with its decimals."""
 
+    @property
+    def missed(self) -> bool:
+        return self.goal is not None and self.value < self.goal
+
     def __str__(self) -> str:
         goal = "" if self.goal is None else f"  asked for {self.goal:g}"
-        missed = "" if self.goal is None or self.value >= self.goal else "  MISSED"
-        return f"{self.name:58s}{self.value:{self.form}}{goal}{missed}"
+        return f"{self.name:58s}{self.value:{self.form}}{goal}{'  MISSED' * self.missed}"

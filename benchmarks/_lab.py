@@ -2,9 +2,7 @@
 trained on them and asked, all in one process."""
 
 import json
-import os
 import random
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 
 from artifacts.packs import RecordSet, stored_namespaces
 from artifacts.store import open_store
-from benchmarks._common import PENSTOCK
+from benchmarks._common import run_penstock, unheard
 from flows.reviewing import teaching
 from penstock_demo import CHECKPOINT
 from penstock_demo.render import write_clip
@@ -28,7 +26,6 @@ from stages.decode.protocol import CaptionOutput
 from stages.decode.stored import read_features
 from stages.models.halves.load import load_half
 from stages.models.processors.prepare import load_processor
-from stages.process.report import EventReporter
 from stages.tune.adapter import add_adapter
 from stages.tune.examples import (
     TrainingExample,
@@ -71,9 +68,8 @@ def world(folder: Path, count: int) -> list[Clip]:
                 pass
             small = replace(spec, height=SIDE, width=SIDE, frames_per_second=8)
             write_clip(small, clips / f"{number:04d}.mp4")
-        where = ["--store", str(folder / "store"), "--out", str(folder / "out"), "--quiet"]
-        command = ["caption", str(clips), "--model", "demo", "--frames", str(FRAMES), *where]
-        subprocess.run([*PENSTOCK, *command], check=True)
+        out, store = folder / "out", folder / "store"
+        run_penstock("caption", clips, "demo", out, store, "--frames", str(FRAMES))
     lines = (folder / "out" / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     features = teaching.PooledFeatures()
@@ -130,8 +126,7 @@ class Lab:
         """Train the adapter further."""
         self.half.train()
         optimizer = optimizer_of("adamw", self._trained, RATE)
-        report = EventReporter(os.open(os.devnull, os.O_WRONLY))
-        trainer = Trainer(self.half, self.processor, self._trained, optimizer, report, ROWS)
+        trainer = Trainer(self.half, self.processor, self._trained, optimizer, unheard(), ROWS)
         batch = min(8, len(examples))
         order = EpochBatchOrder([each.joins_with for each in examples], batch, seed)
         for step in range(steps):

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.families import LLAVA_TEMPLATE, hf
+from scripts.card_models import hf
+from tests.support import plan_processors
+from tests.support.families import ALPHABET, LLAVA_TEMPLATE, byte_tokenizer
 from tests.support.plan_cases import plan_case
 
 SHARD_BYTES = 1 << 30
@@ -18,7 +20,6 @@ POOL = (1 << 24) + 43
 """Random numbers that all weights are taken from in turn: fresh ones for seven billion take
 minutes. A prime: rows of a matrix do not repeat."""
 SPREAD = 0.02
-SPECIAL = {"<s>": 1, "</s>": 2, "<image>": 32000, "<pad>": 32001}
 PUBLISHED = (
     ("model.language_model.", "language_model.model."),
     ("model.vision_tower.", "vision_tower.vision_model."),
@@ -151,32 +152,15 @@ def _write(path: Path, shapes: dict[str, tuple[int, ...]], start: int) -> int:
 def _processor(shape: Llava, vocabulary: int) -> Any:
     """Pictures as the published one cuts them; bytes are words, and so is every other number, so
     that a caption of any numbers can be read."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    known = SPECIAL | {letter: 1000 + at for at, letter in enumerate(alphabet)}
+    known = plan_processors.LLAVA_TOKENS | {letter: 1000 + at for at, letter in enumerate(ALPHABET)}
     taken = set(known.values())
     known |= {f"Ġw{at}": at for at in range(vocabulary) if at not in taken}
-    core = Tokenizer(models.BPE(vocab=known, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    words: Any = hf.PreTrainedTokenizerFast(
-        tokenizer_object=core,
+    words = byte_tokenizer(
+        known,
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
         additional_special_tokens=["<image>"],
-        padding_side="left",
     )
     words.chat_template = LLAVA_TEMPLATE
-    square = {"height": shape.image, "width": shape.image}
-    return hf.LlavaProcessor(
-        image_processor=hf.CLIPImageProcessor(
-            size={"shortest_edge": shape.image}, crop_size=square
-        ),
-        tokenizer=words,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=LLAVA_TEMPLATE,
-    )
+    return plan_processors.llava(words, shape.image)

@@ -6,20 +6,18 @@ follows from the seed.
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from av.video.frame import VideoFrame
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from artifacts.schema import FrameFit
-from benchmarks._shot_videos import texture
+from benchmarks._shot_videos import texture, written
 from stages.frames.image import read_image
 
 Picture = Image.Image
@@ -74,8 +72,6 @@ class Plan:
     clips_black: int = 30
     clips_letterboxed: int = 30
     clips_single: int = 30
-    seen: list[NDArray[np.float32]] = field(default_factory=list)
-    """Small versions of the originals so far."""
 
 
 def small(picture: Picture) -> NDArray[np.float32]:
@@ -125,10 +121,9 @@ def drawn(rng: np.random.Generator) -> Iterator[Picture]:
         yield scene
 
 
-def originals(
-    plan: Plan, folder: Path | None, rng: np.random.Generator
-) -> Iterator[tuple[Picture, bool]]:
+def originals(folder: Path | None, rng: np.random.Generator) -> Iterator[tuple[Picture, bool]]:
     """Yield pictures that differ from each other, real ones first, and whether they are real."""
+    before: list[NDArray[np.float32]] = []
     real: Sequence[Iterator[Picture]] = []
     if folder is not None:
         real = [photos(folder), *(frames(path, APART) for path in real_clips(folder))]
@@ -136,9 +131,9 @@ def originals(
         for picture in source:
             seen = small(picture)
             flat = float(seen.std()) < DIFFERENT
-            if flat or any(np.abs(seen - other).mean() < DIFFERENT for other in plan.seen):
+            if flat or any(np.abs(seen - other).mean() < DIFFERENT for other in before):
                 continue
-            plan.seen.append(seen)
+            before.append(seen)
             picture.thumbnail((1600, 1600))
             yield picture.convert("RGB"), is_real
 
@@ -171,7 +166,7 @@ def subtitled(picture: Picture, rng: np.random.Generator) -> Picture:
 
 
 def mirrored(picture: Picture, rng: np.random.Generator) -> Picture:
-    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return ImageOps.mirror(picture)
 
 
 COPIES: dict[str, Callable[[Picture, np.random.Generator], Picture]] = {
@@ -205,7 +200,8 @@ def write_pictures(out: Path, plan: Plan, clips: Path | None, seed: int) -> list
         picture.save(out / name, quality=quality)
         truth.append(Planted(name=name, group=group, kind=kind, photo=real))
 
-    found = list(_some(originals(plan, clips, rng), plan))
+    wanted = plan.copied + plan.blurred + plan.letterboxed + plan.single
+    found = list(islice(originals(clips, rng), wanted))
     order = rng.permutation(len(found))
     for number, at in enumerate(order):
         picture, real = found[at]
@@ -226,11 +222,6 @@ def write_pictures(out: Path, plan: Plan, clips: Path | None, seed: int) -> list
         noise = rng.integers(0, 8, (360, 640, 3), np.uint8)
         save(Image.fromarray(noise), f"b{number}", "black", False)
     return truth
-
-
-def _some(pictures: Iterator[tuple[Picture, bool]], plan: Plan) -> Iterator[tuple[Picture, bool]]:
-    wanted = plan.copied + plan.blurred + plan.letterboxed + plan.single
-    yield from islice(pictures, wanted)
 
 
 Frames = list[NDArray[np.uint8]]
@@ -279,17 +270,8 @@ def _moves(frames_: Frames) -> bool:
 def write_clip(path: Path, frames_: Frames, *, quality: int = 23) -> None:
     """Encode frames as H.264."""
     high, wide = (side // 2 * 2 for side in frames_[0].shape[:2])
-    with av.open(str(path), "w") as container:
-        options = {"preset": "veryfast", "crf": str(quality)}
-        stream: Any = container.add_stream("libx264", rate=RATE, options=options)
-        stream.height, stream.width, stream.pix_fmt = high, wide, "yuv420p"
-        for number, pixels in enumerate(frames_):
-            frame = VideoFrame.from_ndarray(
-                np.ascontiguousarray(pixels[:high, :wide]), format="rgb24"
-            )
-            frame.pts, frame.time_base = number, Fraction(1, RATE)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    pictures = (pixels[:high, :wide] for pixels in frames_)
+    written(path, pictures, (high, wide), RATE, crf=str(quality))
 
 
 def _each(frames_: Frames, kind: str, seed: int) -> Frames:

@@ -3,10 +3,8 @@ meanwhile."""
 
 import base64
 import contextlib
-import io
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks._common import soft_jpegs
 from benchmarks._load import PLACE, Load
+from scripts.prefect_stack import free_port
 from scripts.stage_processes import family
 from stages.process.environment import child_environment
 
@@ -81,7 +79,7 @@ def write_bodies(folder: Path) -> None:
     for size in SIZES:
         for json in (False, True):
             folder_of(folder, size, json).mkdir()
-        for number, picture in enumerate(pictures(size)):
+        for number, picture in enumerate(soft_jpegs(PICTURES, SIZES[size], quality=85)):
             text = base64.b64encode(picture)
             # A JPEG's comment may follow its first two bytes, and its length counts itself.
             comment = b"\xff\xfe" + (2 + len(PLACE % 0)).to_bytes(2, "big")
@@ -92,20 +90,6 @@ def write_bodies(folder: Path) -> None:
                 path = folder_of(folder, size, json) / f"{number:02d}.head"
                 path.write_bytes(head)
                 path.with_suffix(".tail").write_bytes(tail)
-
-
-def pictures(size: str) -> Iterator[bytes]:
-    """JPEGs of soft noise, which take as much to decode as photographs."""
-    from PIL import Image
-
-    draw = np.random.default_rng(0)
-    wide, high = SIZES[size]
-    for _ in range(PICTURES):
-        grain = draw.integers(0, 255, (high // 8, wide // 8, 3), dtype=np.uint8)
-        file = io.BytesIO()
-        image = Image.fromarray(grain).resize((wide, high), Image.Resampling.BICUBIC)
-        image.save(file, "JPEG", quality=85)
-        yield file.getvalue()
 
 
 @contextlib.contextmanager
@@ -130,13 +114,6 @@ def serving(way: Way, bodies: Path, log: Path) -> Iterator[Server]:
         yield server
     finally:
         _end(process)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-    return port
 
 
 def _wait_up(server: Server, process: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -5,17 +5,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks._shapes_plain import END, llava, mllama, qwen, smolvlm, text_settings
-from tests.support.families import QWEN_TEMPLATE, hf
-from tests.support.words import template, words
+from benchmarks._shapes_plain import (
+    END,
+    llava,
+    mllama,
+    qwen,
+    qwen_words,
+    smolvlm,
+    text_settings,
+)
+from scripts import card_models
+from scripts.card_models import hf
+from tests.support.families import QWEN_TEMPLATE
 
 WINDOWED = ["sliding_attention", "full_attention"]
 
 
 def gemma() -> tuple[Any, Any]:
     """Frames of 256 tokens each; three of four layers see a window."""
-    made = words(boi_token="<boi>", eoi_token="<eoi>", image_token="<soft>")
-    token = made.convert_tokens_to_ids
+    processor, ids = card_models.gemma3({"vision_config": {"image_size": 448}})
     ropes = {name: {"rope_type": "default", "rope_theta": 1e6} for name in WINDOWED}
     config = hf.Gemma3Config(
         text_config=text_settings(
@@ -37,23 +45,14 @@ def gemma() -> tuple[Any, Any]:
             "vision_use_head": False,
         },
         mm_tokens_per_image=256,
-        boi_token_index=token("<boi>"),
-        eoi_token_index=token("<eoi>"),
-        image_token_id=token("<soft>"),
-    )
-    processor = hf.Gemma3Processor(
-        hf.Gemma3ImageProcessor(size={"height": 448, "width": 448}),
-        made,
-        chat_template=template("<boi>"),
-        image_seq_length=256,
+        **ids,
     )
     return hf.Gemma3ForConditionalGeneration(config), processor
 
 
 def hybrid() -> tuple[Any, Any]:
     """Frames as large as they are; three of four layers remember a row in states."""
-    _, plain = qwen()
-    token = plain.tokenizer.convert_tokens_to_ids
+    made, ids = qwen_words()
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_interleaved": True}
     config = hf.Qwen3_5Config(
         text_config=text_settings(
@@ -72,16 +71,13 @@ def hybrid() -> tuple[Any, Any]:
             "out_hidden_size": 1024,
             "num_position_embeddings": 576,
         },
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
+        **ids,
     )
     common = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2}
     size = {"shortest_edge": 64 * 64, "longest_edge": 64 * 448 * 448}
     processor = hf.Qwen3VLProcessor(
         image_processor=hf.Qwen2VLImageProcessor(size=size, **common),
-        tokenizer=plain.tokenizer,
+        tokenizer=made,
         video_processor=hf.Qwen3VLVideoProcessor(
             size=size, min_frames=2, max_frames=64, cap_pixels_per_frame=False, **common
         ),

@@ -3,14 +3,10 @@ gigabyte, with processors of the usual sizes."""
 
 from typing import Any
 
-from tests.support.families import (
-    LLAVA_TEMPLATE,
-    QWEN_TEMPLATE,
-    SMOL_TEMPLATE,
-    VISION_MARKS,
-    hf,
-    tokenizer,
-)
+from scripts import card_models
+from scripts.card_models import hf
+from tests.support import plan_processors
+from tests.support.families import LLAVA_TEMPLATE, QWEN_MARKS, QWEN_TEMPLATE, tokenizer
 from tests.support.words import template, words
 
 VOCABULARY = 96000
@@ -49,23 +45,21 @@ def llava() -> tuple[Any, Any]:
         text_config=text_settings(model_type="llama"),
         image_token_index=made.convert_tokens_to_ids("<image>"),
     )
-    square = {"height": 336, "width": 336}
-    processor = hf.LlavaProcessor(
-        image_processor=hf.CLIPImageProcessor(size={"shortest_edge": 336}, crop_size=square),
-        tokenizer=made,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=LLAVA_TEMPLATE,
-    )
-    return hf.LlavaForConditionalGeneration(config), processor
+    return hf.LlavaForConditionalGeneration(config), plan_processors.llava(made)
+
+
+def qwen_words() -> tuple[Any, dict[str, int]]:
+    """The tokenizer, and the ids of what stands for pictures."""
+    made = tokenizer(QWEN_MARKS, QWEN_TEMPLATE)
+    names = ("image_pad", "video_pad", "vision_start", "vision_end")
+    kinds = ("image_token", "video_token", "vision_start_token", "vision_end_token")
+    ids = made.convert_tokens_to_ids([f"<|{name}|>" for name in names])
+    return made, {f"{kind}_id": number for kind, number in zip(kinds, ids, strict=True)}
 
 
 def qwen() -> tuple[Any, Any]:
     """Frames as large as they are, windowed attention, few heads of keys."""
-    marks = ("<|im_start|>", "<|im_end|>", *VISION_MARKS, "<|image_pad|>", "<|video_pad|>")
-    made = tokenizer(marks, QWEN_TEMPLATE)
-    token = made.convert_tokens_to_ids
+    made, ids = qwen_words()
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
     config = hf.Qwen2_5_VLConfig(
         text_config=text_settings(
@@ -83,10 +77,7 @@ def qwen() -> tuple[Any, Any]:
             "window_size": 112,
             "fullatt_block_indexes": [1],
         },
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
+        **ids,
     )
     common = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
     size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
@@ -104,20 +95,18 @@ def qwen() -> tuple[Any, Any]:
 
 def smolvlm() -> tuple[Any, Any]:
     """Frames of 512 pixels, 64 tokens each after a pixel shuffle; a small tower."""
-    marks = ("<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<image>")
-    tiles = tuple(f"<row_{row}_col_{col}>" for row in (1, 2, 3, 4) for col in (1, 2, 3, 4))
-    made = tokenizer((*marks, "<video>", "<global-img>"), SMOL_TEMPLATE)
-    made.add_special_tokens({"additional_special_tokens": list(tiles)}, False)
+    vision = {
+        "model_type": "smolvlm_vision",
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 12,
+        "image_size": 512,
+        "patch_size": 16,
+    }
+    processor, ids = card_models.smolvlm({"vision_config": vision, "scale_factor": 4})
     config = hf.SmolVLMConfig(
-        vision_config={
-            "model_type": "smolvlm_vision",
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 12,
-            "image_size": 512,
-            "patch_size": 16,
-        },
+        vision_config=vision,
         text_config=text_settings(
             model_type="llama",
             hidden_size=960,
@@ -126,17 +115,8 @@ def smolvlm() -> tuple[Any, Any]:
             num_key_value_heads=5,
             num_hidden_layers=8,
         ),
-        image_token_id=made.convert_tokens_to_ids("<image>"),
         scale_factor=4,
-    )
-    sizes = {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}}
-    sampling = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 512}}
-    processor = hf.SmolVLMProcessor(
-        image_processor=hf.SmolVLMImageProcessor(**sizes),
-        tokenizer=made,
-        video_processor=hf.SmolVLMVideoProcessor(**sizes, video_sampling=sampling),
-        image_seq_len=64,
-        chat_template=SMOL_TEMPLATE,
+        **ids,
     )
     return hf.SmolVLMForConditionalGeneration(config), processor
 

@@ -101,20 +101,24 @@ def _back_and_forth(place: int, limit: int) -> int:
     return limit - abs(place % (2 * limit) - limit)
 
 
-def written(path: Path, pictures: Iterator[Picture]) -> int:
-    """Encode as cameras and sites do; returns how many frames there were."""
-    count = 0
+def written(
+    path: Path,
+    pictures: Iterator[Picture],
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+    rate: int = RATE,
+    **options: str,
+) -> None:
+    """Encode as cameras and sites do; `options` are those of x264."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=RATE, options={"preset": "veryfast"})
-        assert isinstance(stream, av.VideoStream)
-        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
-        for picture in pictures:
+        given = {"preset": "veryfast", **options}
+        stream: Any = container.add_stream("libx264", rate=rate, options=given)
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuv420p"
+        for number, picture in enumerate(pictures):
             frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame.pts, frame.time_base = count, Fraction(1, RATE)
+            frame.pts, frame.time_base = number, Fraction(1, rate)
             container.mux(stream.encode(frame))
-            count += 1
         container.mux(stream.encode(None))
-    return count
 
 
 def joined(

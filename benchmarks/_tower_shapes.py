@@ -51,36 +51,34 @@ def checkpoint(folder: Path, shape: str, quick: bool) -> Path:
     """Return a checkpoint of a shape, which is written where it is not there yet."""
     if shape in DEMOS:
         return DEMOS[shape]
+    size, words = (QUICK, {}) if quick else (CLIPS[shape], {"vocab_size": 49408})
+    return write_clip(folder / "model", size, **words)
+
+
+def write_clip(folder: Path, size: ClipSize, **words: int) -> Path:
+    """Write a CLIP of that size; `words` changes its text half further."""
     from tests.support.dual_encoders import save_clip
 
-    size = QUICK if quick else CLIPS[shape]
-    words = {
+    texts = {
         "hidden_size": size.text_width,
         "intermediate_size": 4 * size.text_width,
         "num_hidden_layers": size.text_layers,
         "num_attention_heads": max(1, size.text_width // 64),
         "max_position_embeddings": 77,
-        **({} if quick else {"vocab_size": 49408}),
+        **words,
     }
     return save_clip(
-        folder / "model",
+        folder,
         None,
-        words,
-        **vision_sizes(size),
+        texts,
+        hidden_size=size.width,
+        intermediate_size=4 * size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        image_size=size.side,
+        patch_size=size.patch,
+        projection_dim=size.projection,
     )
-
-
-def vision_sizes(size: ClipSize) -> dict[str, int]:
-    """Return the sizes of a vision half as transformers' configuration names them."""
-    return {
-        "hidden_size": size.width,
-        "intermediate_size": 4 * size.width,
-        "num_hidden_layers": size.layers,
-        "num_attention_heads": size.heads,
-        "image_size": size.side,
-        "patch_size": size.patch,
-        "projection_dim": size.projection,
-    }
 
 
 def inputs_of(processor: Any, *, dual: bool, batch: int, count: int) -> list[dict[str, Any]]:

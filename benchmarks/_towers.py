@@ -1,7 +1,6 @@
 """Every way to compute a vision half: loads it, times all of them in turn in one process, and looks
 at the memory of each in a process of its own."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +13,7 @@ import torch
 
 from artifacts.keys import hash_file
 from artifacts.schema import Half, Route
-from benchmarks._common import Peak
+from benchmarks._common import Peak, unheard
 from benchmarks._tower_shapes import inputs_of
 from stages.export.compare import nearness
 from stages.export.graphs import run as graphs_run
@@ -27,7 +26,6 @@ from stages.models.inspection import describe
 from stages.models.loading import ModelJob, warm_source
 from stages.process.device import device_used_bytes
 from stages.process.memory import Sampler
-from stages.process.report import EventReporter
 
 HALF: Half = "vision"
 FIRST = "torch fp32"
@@ -57,7 +55,7 @@ LOW = {
 
 
 class Subject(NamedTuple):
-    """The checkpoint that is looked at, and how; travels to child processes as JSON."""
+    """The checkpoint that is looked at, and how."""
 
     model: str
     graphs: dict[str, str]
@@ -131,8 +129,7 @@ def export(model: str, kind: str, folder: str) -> Route:
         pieces={HALF: list(profile.vision.pieces)},
         route=profile.route,
     )
-    nobody = os.open(os.devnull, os.O_WRONLY)
-    graphs_run.run(asdict(job), EventReporter(nobody))
+    graphs_run.run(asdict(job), unheard())
     return profile.route
 
 

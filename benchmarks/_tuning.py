@@ -1,15 +1,11 @@
-"""One training in a process of its own: on stored features by the language half alone, or on pixels
-by the whole model with its tower frozen. Prints losses, seconds and the peak of memory as JSON.
+"""One training: on stored features by the language half alone, or on pixels by the whole model with
+its tower frozen.
 
 Both have the same adapter, examples, order and learning rate, and the same code but for what makes
 the logits. Who is shown pixels reads each clip from its file when its turn comes, as trainers do,
-and how long that takes is printed too.
-
-    python -m benchmarks._tuning JOB.json staged|joint
+and how long that takes is told too.
 """
 
-import json
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -23,7 +19,7 @@ import torch
 from artifacts.packs import RecordSet
 from artifacts.schema import FrameFit, Sampling
 from artifacts.store import open_store
-from benchmarks._common import Peak
+from benchmarks._common import Peak, unheard
 from stages.decode.prompts import append_ids
 from stages.decode.stored import read_features
 from stages.decode.teacher_forcing import last_logits
@@ -32,7 +28,6 @@ from stages.models import load_half
 from stages.models.halves.features import is_pixels
 from stages.models.processors.clip import Clip
 from stages.models.processors.prepare import drop_end_token, load_processor, prepare, rebuild
-from stages.process.report import EventReporter
 from stages.tune import training
 from stages.tune.adapter import add_adapter
 from stages.tune.examples import TrainingExample, make_example, with_end_token
@@ -40,9 +35,8 @@ from stages.tune.run import EpochBatchOrder
 from stages.tune.training import Trainer, learning_rate_at, optimizer_of
 
 
-def main() -> None:
-    told: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
-    joint = sys.argv[2] == "joint"
+def train(told: dict[str, Any], joint: bool) -> dict[str, Any]:
+    """Return losses, seconds and the peak of memory."""
     torch.set_num_threads(int(told["threads"]))
     import peft  # noqa: F401
 
@@ -62,7 +56,7 @@ def main() -> None:
     model.train()
     frozen_tower(model)
     order = EpochBatchOrder([lesson.joins_with for lesson in lessons], told["batch"], 0)
-    trainer = Trainer(model, processor, trained, optimizer, EventReporter(2), told["batch"])
+    trainer = Trainer(model, processor, trained, optimizer, unheard(), told["batch"])
     seen = {id(lesson.ids): member for lesson, member in zip(lessons, told["members"], strict=True)}
     losses: list[float] = []
     shown = patch.object(training, "loss_of", partial(clips.loss, seen))
@@ -73,7 +67,7 @@ def main() -> None:
             losses.append(trainer.step(some, learning_rate_at(step, told["steps"], told["rate"])))
         seconds = time.perf_counter() - began
     found = {"losses": losses, "seconds": seconds, "peak_bytes": peak.bytes()}
-    print(json.dumps({**found, "reading": clips.seconds}))
+    return {**found, "reading": clips.seconds}
 
 
 def frozen_tower(model: Any) -> None:
@@ -161,7 +155,3 @@ def _pixels(rows: Sequence[Any]) -> dict[str, torch.Tensor]:
     """Return the pixels of all rows, one after the other."""
     names = [name for name in rows[0].inputs if is_pixels(name)]
     return {name: torch.cat([row.inputs[name] for row in rows]) for name in names}
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,6 @@ CPU, so that a busy machine says much the same.
 """
 
 import argparse
-import json
 import math
 import tempfile
 import time
@@ -18,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks._common import MIB, Peak, cells, heads, in_child
+from benchmarks._common import MIB, Peak, cells, heads, in_fresh_process
 from benchmarks._models import TINY, Shape, build
 
 SHAPE = Shape(layers=12, width=1024, tower_layers=1, tower_width=128, vocabulary=150000)
@@ -44,11 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--tokens", type=int, default=4096)
     options.add_argument("--new", type=int, default=4)
     options.add_argument("--quick", action="store_true", help="a tiny model: does it run at all?")
-    options.add_argument("--one", default="", help=argparse.SUPPRESS)
     given = options.parse_args(arguments)
-    if given.one:
-        print(json.dumps(measure(json.loads(given.one))))
-        return
     print(heads(" | MiB | change | CPU s to read the prompt | CPU s per token"))
     with tempfile.TemporaryDirectory() as folder:
         shape = TINY if given.quick else SHAPE
@@ -57,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for row, changes in ROWS.items():
             job = {"model": str(model), "dtype": "bfloat16", **changes}
             spec = {"job": job, "tokens": given.tokens, "new": given.new}
-            found = in_child("benchmarks.actuators", "--one", json.dumps(spec))
+            found = in_fresh_process(measure, spec)
             peak = round(found["peak"] / MIB)
             first = first or peak
             costs = f"{found['reading']:.1f}", f"{found['token']:.2f}"

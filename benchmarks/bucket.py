@@ -8,7 +8,6 @@ cloud is asked.
 
 import argparse
 import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from artifacts.packs import Record, RecordSet
 from artifacts.store import Store, open_store
-from benchmarks._common import PENSTOCK
+from benchmarks._common import run_penstock
 from tests.support.buckets import BUCKET, Between, between, bucket_server, environment
 
 NAMESPACE = "ab" * 32
@@ -80,10 +79,8 @@ def runs(way: Between, folder: Path, clips: int) -> None:
 
     def run(machine: str) -> None:
         store_of(machine, folder)
-        where = ["--out", str(folder / f"out-{machine}"), "--store", f"s3://{BUCKET}/runs"]
-        command = [*PENSTOCK, "caption", str(folder / "clips"), "--model", "demo", *where]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        out, store = folder / f"out-{machine}", f"s3://{BUCKET}/runs"
+        run_penstock("caption", folder / "clips", "demo", out, store)
 
     measured(way, f"caption {clips} clips", lambda: run("one"))
     measured(way, "the same command again", lambda: run("one"))

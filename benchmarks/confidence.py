@@ -1,9 +1,7 @@
 """What it costs to decode captions with their confidence: CPU seconds with it over those without.
 
 Both sides say the same, in turns, on one thread. `slots` is the loop of `inflight`, `batches` is
-`generate` as the engine `transformers` calls it. `--only words` has a vocabulary of 151,936 tokens,
-as most models have, on few layers, so that it is dearer there than in any real model; `large` has
-the proportions of a small captioning model.
+`generate` as the engine `transformers` calls it.
 """
 
 import argparse
@@ -12,19 +10,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from benchmarks._common import cells, heads, met
 from benchmarks._drawn_lengths import Work
-from benchmarks._models import LARGE, Shape, build
 from benchmarks.inflight import in_slots, one_thread
 from penstock_demo import CHECKPOINT
 
-WORDS = Shape(layers=4, width=512, tower_layers=2, tower_width=128, vocabulary=151_936)
-MODELS = {"demo": None, "words": WORDS, "large": LARGE}
 GOAL = 1.03
+SCALE = 0.5
+"""Of the lengths of captions."""
 INFLIGHT, WATCH = "stages.decode.engines.inflight.scheduler", "stages.decode.confidence"
 Said = dict[int, list[int]]
 Scores = Callable[[Any, Any], Any]
@@ -100,18 +96,13 @@ def ratios(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--only", choices=MODELS, default="demo")
     options.add_argument("--chunks", type=int, default=16)
     options.add_argument("--size", type=int, default=8, help="slots, or rows of a batch")
-    options.add_argument("--scale", type=float, default=0.5)
-    options.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     options.add_argument("--rounds", type=int, default=15)
     given = options.parse_args(arguments)
-    shape = MODELS[given.only]
     with tempfile.TemporaryDirectory() as folder, one_thread():
-        model = CHECKPOINT if shape is None else build(Path(folder, "model"), shape, 1)
-        work = Work(model, given.dtype, f"{folder}/store", given.chunks, given.scale)
-        print(f"{given.only}, {given.dtype}: {given.chunks} chunks, {given.size} at once")
+        work = Work(CHECKPOINT, "float32", f"{folder}/store", given.chunks, SCALE)
+        print(f"demo, float32: {given.chunks} chunks, {given.size} at once")
         print(heads(f"way | with ÷ without, in turns | least | most | within a run | goal {GOAL}"))
         for name, way in {"slots": slots, "batches": in_batches}.items():
             found, within = ratios(way, work, given.size, given.rounds)

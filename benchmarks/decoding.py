@@ -10,7 +10,6 @@ import argparse
 import math
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from artifacts.schema import SPARE, FrameFit
+from benchmarks._common import cpu_seconds
+from penstock_demo import DUAL_CHECKPOINT
 from stages.frames.image import read_image
 from stages.models.halves.load import load_half
 from stages.models.halves.vectors import image_vectors
 from stages.models.processors.loading import load_processor
 
-DEMO = Path(__file__).resolve().parents[1] / "penstock_demo" / "dual" / "checkpoint"
 FOUR_K = (2160, 3840)
 ROUNDS = 12
 QUALITY = 92
@@ -53,12 +53,7 @@ def write_jpeg(path: Path, size: tuple[int, int], seed: int) -> Path:
 
 def seconds_each(read: Callable[[], object]) -> float:
     """Return the median CPU seconds of a reading."""
-    taken = []
-    for _ in range(ROUNDS):
-        started = time.process_time()
-        read()
-        taken.append(time.process_time() - started)
-    return statistics.median(taken)
+    return statistics.median(cpu_seconds(read) for _ in range(ROUNDS))
 
 
 def time_reading(folder: Path, edge: int) -> None:
@@ -124,7 +119,7 @@ def vectors_of(half: Any, processor: Any, pictures: Sequence[Any]) -> torch.Tens
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=DEMO)
+    parser.add_argument("--model", type=Path, default=DUAL_CHECKPOINT)
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--edge", type=int, default=224)
     given = parser.parse_args()

@@ -11,15 +11,16 @@ cosine once what all vectors have in common is taken away.
 
 import argparse
 import json
-import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks._common import MIB, PENSTOCK, cells, heads
+from benchmarks._common import MIB, cells, heads, run_penstock
+from flows.results.status import stages_of
 
 EDGE, BATCH = 480, 4
 
@@ -147,25 +148,18 @@ def write_images(folder: Path, count: int) -> None:
 
 def run(folder: Path, name: str, more: Sequence[str], batch: int = BATCH) -> Row:
     """Run one way, in a store of its own. Raises RuntimeError with its errors where it fails."""
-    out = folder / f"out-{name}"
-    words = [str(folder / "pictures"), "--model", str(folder / "model"), "--out", str(out)]
-    words += ["--store", str(folder / f"store-{name}"), "--batch-size", str(batch), "--quiet"]
-    ended = subprocess.run([*PENSTOCK, "embed", *words, *more], capture_output=True, text=True)
-    if ended.returncode:
-        raise RuntimeError(f"penstock embed ended with {ended.returncode}: {ended.stderr}")
-    record = json.loads((out / "run.json").read_text())
+    out, store = folder / f"out-{name}", folder / f"store-{name}"
+    options = ("--batch-size", str(batch), *more)
+    record = run_penstock("embed", folder / "pictures", folder / "model", out, store, *options)
     (plan,) = (s for s in record["plan"]["memory"]["stages"] if s["stage"] == "embed")
-    (stage,) = (s for s in record["stages"] if s["name"] == "embed")
-    above = stage["peak_host_bytes"] - stage["notes"]["loaded_bytes"]
-    if record["plan"]["device"] != "cpu":
-        above = stage["peak_device_bytes"] - stage["baseline_before_bytes"]
+    (stage,) = (s for s in stages_of(record, time.time()) if s.name == "embed")
     return Row(
         name=name,
         budget=more[1] if "--memory" in more else "",
         rung=plan["name"],
-        planned=plan["peak_bytes"],
-        measured=above,
-        seconds=stage["seconds"],
+        planned=stage.planned_bytes,
+        measured=stage.taken_bytes,
+        seconds=stage.seconds,
         vectors=np.load(out / "embeddings.npy"),
     )
 

@@ -10,16 +10,15 @@ of the stage that encodes, and chunks a CPU second as a share of the other side.
 """
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks._common import cells, heads, met
+from benchmarks._common import cells, heads, met, run_penstock
 
 GOALS = {"caption": 0.95, "embed": 0.90}
 """Chunks a CPU second, at least, for each of the other side."""
@@ -91,11 +90,9 @@ def table(folder: Path, pairs: int, before: str | None) -> Iterator[str]:
 def cpu_seconds(folder: Path, verb: str, name: str, python: str, more: Sequence[str]) -> float:
     """Run a command with an empty store, and return the CPU seconds of its stage that encodes."""
     out, store = folder / f"out-{verb}-{name}", folder / f"store-{verb}-{name}"
-    command = [python, "-m", "flows.cli.main", verb, str(folder / verb)]
-    command += ["--model", str(folder / f"{verb}-model"), "--out", str(out), "--store", str(store)]
-    command += ["--quiet", *OTHERS[verb], *more]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
-    record = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    model, options = folder / f"{verb}-model", (*OTHERS[verb], *more)
+    where: Any = {"python": python, "cwd": folder}  # where no other version lies
+    record = run_penstock(verb, folder / verb, model, out, store, *options, **where)
     seconds: float = record["stages"][1]["cpu_seconds"]
     return seconds
 

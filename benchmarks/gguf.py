@@ -9,17 +9,15 @@ one sequence costs in a step of eight rows and in a step of its own. Needs `make
 """
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks._common import cells, heads, met
+from benchmarks._common import MIB, cells, heads, met, run_penstock, unheard
+from flows.results.status import stages_of
 from stages.models.gguf import FILE
 
 FASTER, READING = 2.0, 1.2
@@ -130,33 +128,20 @@ def figures(folder: Path, given: argparse.Namespace, name: str, model: Path, *mo
         for tokens in (1, given.tokens)
     )
     steps = given.clips * (given.tokens - 1)
-    plan = long["plan"]["memory"]["stages"][-1]["peak_bytes"] / 2**20
-    stage = long["stages"][-1]
-    peak = (stage["peak_host_bytes"] - stage["notes"]["loaded_bytes"]) / 2**20
-    seconds = [each["stages"][-1]["cpu_seconds"] for each in (short, long)]
-    return Figures(seconds[0], steps / (seconds[1] - seconds[0]), plan, peak)
+    stage = stages_of(long, time.time())[-1]
+    few, many = (each["stages"][-1]["cpu_seconds"] for each in (short, long))
+    rate, plan = steps / (many - few), stage.planned_bytes / MIB
+    return Figures(few, rate, plan, stage.taken_bytes / MIB)
 
 
 def _decode(
     folder: Path, name: str, model: Path, tokens: int, slots: int, *more: str
 ) -> dict[str, Any]:
     """Caption the clips in a store of this model's own, and return the run's record."""
-    out = folder / f"out-{name}"
-    store = folder / f"store-{name.rpartition('-')[0]}"
-    command = [sys.executable, "-m", "flows.cli.main", "caption", str(folder / "clips")]
-    command += ["--model", str(model), "--out", str(out), "--store", str(store), "--quiet"]
-    command += ["--max-new-tokens", str(tokens), "--batch-size", str(slots), *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, env=environment)
-    record: dict[str, Any] = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    return record
-
-
-class _Silent:
-    """Reports nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **kwargs: None
+    out, store = folder / f"out-{name}", folder / f"store-{name.rpartition('-')[0]}"
+    options = ("--max-new-tokens", str(tokens), "--batch-size", str(slots), *more)
+    clips = folder / "clips"
+    return run_penstock("caption", clips, model, out, store, *options, OMP_NUM_THREADS="1")
 
 
 def exported(model: Path, kind: str) -> Path:
@@ -171,8 +156,7 @@ def exported(model: Path, kind: str) -> Path:
         job = ExportJob(
             model=str(model), recipe=recipe, folder=str(folder), kind=kind, parts=("language",)
         )
-        report: Any = _Silent()
-        run(job_fields(job), report)
+        run(job_fields(job), unheard())
     return folder
 
 

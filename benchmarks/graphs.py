@@ -12,15 +12,15 @@ are held against those of torch in 32 bit. A CPU gets graphs in 8 bit, a GPU in 
 """
 
 import argparse
-import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks._common import MIB, cells, heads, in_child
+from benchmarks import _towers
+from benchmarks._common import MIB, Found, cells, heads, in_fresh_process
 from benchmarks._tower_shapes import NAMES, checkpoint
 from flows.machine.cpu import cpu_line
 
@@ -71,15 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--device", default="", help="cpu or cuda:0; a GPU where there is one")
     options.add_argument("--folder", type=Path, help="where all lies meanwhile; 4 GB")
     options.add_argument("--quick", action="store_true", help="tiny CLIPs: does it run at all?")
-    options.add_argument("--one", default="", help=argparse.SUPPRESS)
     given = options.parse_args(arguments)
-    if given.one:
-        print(json.dumps(_told(json.loads(given.one))))
-        return
     shapes = given.shapes.split(",")
     if unknown := [shape for shape in shapes if shape not in NAMES]:
         options.error(f"--shapes {unknown[0]} is not known; there are {', '.join(NAMES)}")
-    device = given.device or _asked(what="device")["device"]
+    device = given.device or in_thread(_towers.best_device)
     print(f"{machine(device)}\n\n{heads(HEADS)}", flush=True)
     for shape in shapes:
         with tempfile.TemporaryDirectory(dir=given.folder) as folder:
@@ -88,39 +84,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n".join(line(row) for row in found), flush=True)
 
 
-def prepared(folder: Path, shape: str, device: str, given: argparse.Namespace) -> dict[str, Any]:
+def prepared(folder: Path, shape: str, device: str, given: argparse.Namespace) -> _towers.Subject:
     """Write a checkpoint and its graphs; return its description for the measurements."""
     model = checkpoint(folder, shape, given.quick)
     kinds = ("onnx", "onnx-int8" if device == "cpu" else "onnx-fp16")
     graphs = {kind: str(folder / kind) for kind in kinds}
-    route = ""
-    for kind, out in graphs.items():
-        route = _asked(what="export", model=str(model), kind=kind, folder=out)["route"]
-    return {
-        "route": route,
-        "model": str(model),
-        "graphs": graphs,
-        "device": device,
-        "batch": given.batch,
-        "rounds": given.rounds,
-        "seconds": given.seconds,
-    }
+    routes = [in_thread(_towers.export, str(model), kind, out) for kind, out in graphs.items()]
+    return _towers.Subject(
+        route=routes[-1],
+        model=str(model),
+        graphs=graphs,
+        device=device,
+        batch=given.batch,
+        rounds=given.rounds,
+        seconds=given.seconds,
+    )
 
 
-def measured(shape: str, subject: dict[str, Any]) -> Iterator[Row]:
+def measured(shape: str, subject: _towers.Subject) -> Iterator[Row]:
     """Time and look at every way to compute one vision half."""
-    found = _asked(what="times", subject=subject)
+    found = in_thread(_towers.times, subject)
     first = 0
-    for name, speed in found["speeds"].items():
-        took = _asked(what="peak", subject=subject, name=name)
+    for name, seconds in found["seconds"].items():
+        took = in_thread(_towers.peak, subject, name)
         first = first or took["peak"]
         near = found["near"][name]
         yield Row(
             shape=shape,
             name=name,
-            device=subject["device"],
-            milliseconds=1000 * median(found["seconds"][name]),
-            speed=speed,
+            device=subject.device,
+            milliseconds=1000 * median(seconds),
+            speed=_towers.times_faster(found["seconds"], name),
             peak=took["peak"],
             share=took["peak"] / first,
             files=took["bytes"],
@@ -129,28 +123,12 @@ def measured(shape: str, subject: dict[str, Any]) -> Iterator[Row]:
             neighbours=near["neighbours"],
         )
     for name, why in found["cannot"].items():
-        yield Row(shape=shape, name=name, device=subject["device"], cannot=why)
+        yield Row(shape=shape, name=name, device=subject.device, cannot=why)
 
 
-def _asked(**spec: Any) -> dict[str, Any]:
+def in_thread(work: Callable[..., Found], *given: Any) -> Found:
     """What a process of one thread finds."""
-    return in_child("benchmarks.graphs", "--one", json.dumps(spec), OMP_NUM_THREADS="1")
-
-
-def _told(spec: dict[str, Any]) -> dict[str, Any]:
-    """What a child finds."""
-    from benchmarks import _towers
-
-    if spec["what"] == "device":
-        return {"device": _towers.best_device()}
-    if spec["what"] == "export":
-        return {"route": _towers.export(spec["model"], spec["kind"], spec["folder"])}
-    subject = _towers.Subject(**spec["subject"])
-    if spec["what"] == "peak":
-        return dict(_towers.peak(subject, spec["name"]))
-    found = _towers.times(subject)
-    took = found["seconds"]
-    return {**found, "speeds": {name: _towers.times_faster(took, name) for name in took}}
+    return in_fresh_process(work, *given, OMP_NUM_THREADS="1")
 
 
 def machine(device: str) -> str:

@@ -12,7 +12,6 @@ waste of a large wave.
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -116,25 +115,19 @@ WAYS: dict[str, Callable[[Work, int], Way]] = {
 USUAL = ("static", "oracle", "slots")
 
 
-def measured(work: Work, ways: Sequence[str], slots: int, repeat: int) -> dict[str, Way]:
-    """Each way, with the median of the CPU seconds of several rounds in which they alternate."""
-    found: dict[str, list[Way]] = {name: [] for name in ways}
+def measured(work: Work, ways: Sequence[str], slots: int) -> dict[str, Way]:
+    """Each way, with the CPU seconds that it took."""
+    found: dict[str, Way] = {}
     if COMPILED in ways:
         started = time.perf_counter()
         WAYS[COMPILED](work, slots)
         print(f"{COMPILED}, for the first time: {time.perf_counter() - started:.1f} s", flush=True)
-    for _ in range(repeat):
-        for name in ways:
-            started, before = time.process_time(), work.read_seconds
-            way = WAYS[name](work, slots)
-            way.cpu_seconds = time.process_time() - started
-            way.read_seconds = work.read_seconds - before
-            found[name].append(way)
-    for rounds in found.values():
-        for figure in ("cpu_seconds", "read_seconds"):
-            middle = statistics.median(getattr(way, figure) for way in rounds)
-            setattr(rounds[0], figure, middle)
-    return {name: rounds[0] for name, rounds in found.items()}
+    for name in ways:
+        started, before = time.process_time(), work.read_seconds
+        found[name] = WAYS[name](work, slots)
+        found[name].cpu_seconds = time.process_time() - started
+        found[name].read_seconds = work.read_seconds - before
+    return found
 
 
 def table(ways: dict[str, Way]) -> Iterator[str]:
@@ -174,13 +167,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--slots", type=int, default=8)
     options.add_argument("--scale", type=float, default=1.0)
     options.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    options.add_argument("--repeat", type=int, default=1)
     options.add_argument("--ways", default=",".join(USUAL))
     given = options.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, one_thread():
         model = CHECKPOINT if given.only == "demo" else build(Path(folder, "model"), LARGE, 1)
         work = Work(model, given.dtype, f"{folder}/store", given.chunks, given.scale)
-        found = measured(work, given.ways.split(","), given.slots, given.repeat)
+        found = measured(work, given.ways.split(","), given.slots)
     print(f"{given.only}, {given.dtype}: {given.chunks:,} chunks, {given.slots} slots")
     print("\n".join(table(found)), flush=True)
 

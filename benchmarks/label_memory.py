@@ -8,14 +8,12 @@ budget that is enforced. Weights are random. Memory is what is held above the im
 """
 
 import argparse
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks._common import MIB, cells, heads
+from benchmarks._common import MIB, Peak, cells, heads, in_fresh_process
+from benchmarks._tower_shapes import CLIPS, write_clip
 from benchmarks.embed import Row, alike, run
 
 FOUR_K = (3840, 2160)
@@ -23,30 +21,9 @@ RUNS = {
     "16 bit, 8 GiB": ("--memory", "8GiB", "--precision", "bf16"),
     "16 bit, 2 GiB": ("--memory", "2GiB", "--precision", "bf16"),
     "int8": ("--memory", "2GiB", "--precision", "int8"),
-    "tiles of one": ("--memory", "2GiB", "--precision", "bf16", "--tiles", "2", "--limit", "1"),
 }
 """Name of a row → options of `penstock embed`. In 16 bit a CPU computes in bf16."""
 FIFTH = 5
-JOINT = """
-import sys
-from pathlib import Path
-from benchmarks._common import Peak
-from PIL import Image
-import torch
-from transformers import AutoModel, AutoProcessor
-from transformers.models.clip import modeling_clip
-folder, count = Path(sys.argv[1]), int(sys.argv[2])
-peak = Peak()
-model = AutoModel.from_pretrained(folder / "model", dtype=torch.float32).eval()
-for weight in model.parameters():  # they are mapped, and on a card they would be held
-    weight.data = weight.data.clone()
-processor = AutoProcessor.from_pretrained(folder / "model")
-pictures = [Image.open(path) for path in sorted((folder / "pictures").iterdir())[:count]]
-with torch.inference_mode():
-    inputs = processor(images=pictures, text=["a", "b", "c"], return_tensors="pt", padding=True)
-    model(**inputs)
-print(peak.bytes())
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,8 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(made)
         build(folder / "model", 1 if given.quick else 24)
         write_images(folder / "pictures", given.pictures)
-        words = [sys.executable, "-c", JOINT, str(folder), str(given.batch_size)]
-        joint = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+        joint = in_fresh_process(peak_of_whole, folder, given.batch_size)
         fifth = ("--memory", f"{joint // FIFTH // MIB}MiB", "--precision", "int8")
         runs = {**RUNS, "int8, in a fifth of the whole": fifth}
         rows = [run(folder, name, more, given.batch_size) for name, more in runs.items()]
@@ -70,29 +46,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def build(folder: Path, layers: int) -> None:
     """Write a CLIP of ViT-L/14's dimensions, in 32 bit."""
-    from tests.support.dual_encoders import save_clip
-    from tests.support.families import hf
+    shape = CLIPS["l14"]._replace(layers=layers, text_layers=max(1, layers // 2), projection=24)
+    write_clip(folder, shape, vocab_size=49408)
 
-    size: Any = {"height": 224, "width": 224}
-    part = hf.CLIPImageProcessor(size={"shortest_edge": 224}, crop_size=size)
-    save_clip(
-        folder,
-        part,
-        {
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": max(1, layers // 2),
-            "num_attention_heads": 12,
-            "max_position_embeddings": 77,
-            "vocab_size": 49408,
-        },
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=layers,
-        num_attention_heads=16,
-        image_size=224,
-        patch_size=14,
-    )
+
+def peak_of_whole(folder: Path, count: int) -> int:
+    """Bytes of transformers' own model and of what it makes of so many pictures."""
+    import torch
+    from PIL import Image
+    from transformers import AutoModel, AutoProcessor
+    from transformers.models.clip import modeling_clip  # noqa: F401
+
+    peak = Peak()
+    model = AutoModel.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    for weight in model.parameters():  # they are mapped, and on a card they would be held
+        weight.data = weight.data.clone()
+    processor = AutoProcessor.from_pretrained(folder / "model")
+    pictures = [Image.open(path) for path in sorted((folder / "pictures").iterdir())[:count]]
+    with torch.inference_mode():
+        inputs = processor(images=pictures, text=["a", "b", "c"], return_tensors="pt", padding=True)
+        model(**inputs)
+    return peak.bytes()
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -114,10 +88,8 @@ def show(joint: int, rows: Sequence[Row], batch: int) -> None:
     print(heads(names))
     print(f"| whole, 32 bit | | batch {batch} | | {joint / MIB:,.0f} | 1.00 | |")
     for row in rows:
-        alone = row.vectors.shape != rows[0].vectors.shape
-        told = f"{len(row.vectors)} of its parts" if alone else alike(row.vectors, rows[0].vectors)
-        share = f"{row.measured / joint:.2f}"
-        print(cells([row.name, row.budget, row.rung, *row.sizes, share, told]))
+        told = (f"{row.measured / joint:.2f}", alike(row.vectors, rows[0].vectors))
+        print(cells([row.name, row.budget, row.rung, *row.sizes, *told]))
 
 
 if __name__ == "__main__":

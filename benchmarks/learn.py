@@ -44,6 +44,7 @@ from stages.process.cgroup import cores
 SHARE = 0.17
 """Share of the clips with a need, of those that are decided."""
 HELD_NEED, HELD_REST = 80, 40
+"""Clips held out: scored are those with a need."""
 ENOUGH = 0.9
 SCORE = "words"
 """A run ends when this score is reached."""
@@ -55,6 +56,8 @@ ROUNDS = {"need": 20, "style": 5}
 """Captions that are decided between two trainings."""
 STEPS = {"need": 30, "style": 12}
 """Optimizer steps of one training."""
+ALL_STEPS = 240
+"""Optimizer steps of the training on all clips."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,26 +102,17 @@ class Course:
     lab: Lab
     clips: list[Clip]
     held: list[Clip]
-    rest: list[Clip]
-    """Clips held out without a need."""
     corrector: Corrector
     seed: int
 
     def score(self) -> dict[str, float]:
         """Return the scores on the clips that are held out."""
-        every = [*self.held, *self.rest]
-        wanted = [self.corrector.right(clip.caption) for clip in every]
-        examples, count = self.lab.examples(every, wanted), len(self.held)
+        wanted = [self.corrector.right(clip.caption) for clip in self.held]
+        examples = self.lab.examples(self.held, wanted)
         said, _ = self.lab.captions(examples)
-        pairs = list(zip(said, wanted, strict=True))
-        hits = [one == other for one, other in pairs]
+        pairs = zip(said, wanted, strict=True)
         own = [self.own(one) == self.own(other) for one, other in pairs]
-        return {
-            "exact": statistics.mean(hits[:count]),
-            "words": statistics.mean(own[:count]),
-            "others": statistics.mean(hits[count:]) if self.rest else 1.0,
-            "loss": self.lab.loss(examples[:count]),
-        }
+        return {"words": statistics.mean(own), "loss": self.lab.loss(examples)}
 
     def own(self, text: str) -> list[str]:
         """Return the words of a text by which this corrector is known, old ones included."""
@@ -148,11 +142,7 @@ class Course:
             self.lab.train(examples, steps, self.seed * 1000 + len(decided))
             score = self.score()
             corrected = sum(clip.caption != text for clip, text in zip(clips, wanted, strict=True))
-            yield {
-                "decided": len(decided),
-                "corrected": corrected,
-                **score,
-            }
+            yield {"decided": len(decided), "corrected": corrected, **score}
             if score[SCORE] >= goal:
                 break
 
@@ -174,20 +164,13 @@ def teach(
     return [left[at] for at in chosen]
 
 
-def doubt(
-    course: Course, left: list[int], decided: list[int], count: int, _: random.Random
-) -> list[int]:
-    """Choose the most doubtful."""
-    return [left[at] for at in np.argsort(course.doubts(left), kind="stable")[:count]]
-
-
 def at_random(
     course: Course, left: list[int], decided: list[int], count: int, draw: random.Random
 ) -> list[int]:
     return draw.sample(left, min(count, len(left)))
 
 
-ORDERS = {"teach": teach, "doubt": doubt, "random": at_random}
+ORDERS = {"teach": teach, "random": at_random}
 
 
 def course_of(lab: Lab, clips: Sequence[Clip], corrector: str, seed: int, count: int) -> Course:
@@ -203,7 +186,6 @@ def course_of(lab: Lab, clips: Sequence[Clip], corrector: str, seed: int, count:
         lab=lab,
         clips=draw.sample(chosen, count),
         held=needed[:HELD_NEED],
-        rest=others[:HELD_REST],
         corrector=person,
         seed=seed,
     )
@@ -231,13 +213,12 @@ def one(folder: Path, corrector: str, seed: int, given: argparse.Namespace) -> d
     lab = Lab(str(folder / "store"))
     course = course_of(lab, world(folder, WORLD), corrector, seed, given.clips)
     lab.reset()
-    base, top = course.score(), course.all(given.all_steps)
+    base, top = course.score(), course.all(ALL_STEPS)
     goal = goal_of(base, top, SCORE)
     found: dict[str, Any] = {"corrector": corrector, "seed": seed, "base": base, "top": top}
     for order in given.orders.split(","):
         start = {"decided": 0, "corrected": 0, **base}
-        steps = given.steps or STEPS[corrector]
-        rounds = course.run(order, given.round or ROUNDS[corrector], goal, steps)
+        rounds = course.run(order, ROUNDS[corrector], goal, STEPS[corrector])
         found[order] = []
         for point in chain([start], rounds):
             found[order].append(point)
@@ -250,12 +231,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--correctors", default="need,style")
     options.add_argument("--orders", default="teach,random")
     options.add_argument("--seeds", type=int, default=5)
-    options.add_argument("--first", type=int, default=0, help="first seed")
     options.add_argument("--clips", type=int, default=300)
     options.add_argument("--processes", type=int, default=2)
-    options.add_argument("--round", type=int, default=0, help="clips decided between trainings")
-    options.add_argument("--steps", type=int, default=0, help="of a round")
-    options.add_argument("--all-steps", type=int, default=240, help="with all clips")
     options.add_argument("--folder", default="", help="keep clips and features here")
     given = options.parse_args(arguments)
     began = time.monotonic()
@@ -263,9 +240,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="penstock-learn-") as made:
         folder = Path(given.folder or made)
         world(folder, WORLD)
-        seeds = range(given.first, given.first + given.seeds)
         jobs = [
-            (folder, name, seed, given) for name in given.correctors.split(",") for seed in seeds
+            (folder, name, seed, given)
+            for name in given.correctors.split(",")
+            for seed in range(given.seeds)
         ]
         with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
             found = list(pool.map(one, *zip(*jobs, strict=True)))

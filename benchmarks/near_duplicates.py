@@ -1,16 +1,13 @@
-"""Groups of near duplicates among a million vectors, against what packages take alone: time, what
+"""Groups of near duplicates among a million vectors, against what faiss takes alone: time, what
 is found of groups that were planted, memory.
 
-Each group is a vector and others at a cosine of 0.90 to 0.99 to it. All others are random, with a
-background cosine that real models have, or drawn as those of benchmarks/search.py. A package alone
-is given rows in 16 bit and searches for all pairs; the faiss run has as many lists, trained alike,
-and looks into as many of them as find what Penstock finds.
+Each group is a vector and others at a cosine of 0.90 to 0.99 to it. All others are random. faiss
+alone is given rows in 16 bit and searches for all pairs; it has as many lists, trained alike, and
+looks into as many of them as find what Penstock finds.
 """
 
 import argparse
-import json
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,13 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.near_duplicates import LISTS, ROUNDS, TRAINED_ROWS, groups
-from benchmarks._common import Peak, in_child
-from benchmarks.search import World
+from benchmarks._common import Peak, in_fresh_process
 
 WIDTH, THRESHOLD = 768, 0.8995
 BLOCK = 20_000
-NEIGHBOURS = 10
-"""That many are asked of usearch, which does not search by a threshold."""
 Drawn = NDArray[np.float32]
 Numbers = NDArray[np.int64]
 
@@ -36,17 +30,13 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rows", type=int, default=1_000_000)
     options.add_argument("--groups", type=int, default=50_000)
-    options.add_argument("--background", type=float, default=0.0, help="cosine of unlike vectors")
-    options.add_argument("--clusters", action="store_true", help="as those of benchmarks/search.py")
-    options.add_argument("--against", nargs="*", default=["faiss"], choices=["faiss", "usearch"])
     given = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="penstock-near-") as name:
         folder = Path(name)
         truth = plant(folder, given)
         ours, recall = run(folder, "penstock", truth)
-        for package in given.against:
-            alone, _ = run(folder, package, truth, recall)
-            print(f"penstock / {package} alone: {ours / alone:.2f} of the time", flush=True)
+        alone, _ = run(folder, "faiss", truth, recall)
+        print(f"penstock / faiss alone: {ours / alone:.2f} of the time", flush=True)
 
 
 def plant(folder: Path, given: argparse.Namespace) -> Numbers:
@@ -55,13 +45,10 @@ def plant(folder: Path, given: argparse.Namespace) -> Numbers:
     out = np.lib.format.open_memmap(
         folder / "vectors.npy", "w+", np.dtype("<f2"), (given.rows, WIDTH)
     )
-    mean = unit(draw.standard_normal((1, WIDTH), np.float32))
-    world = World()
+    draw.standard_normal((1, WIDTH), np.float32)  # published figures are of what follows
     for start in range(0, given.rows, BLOCK):
         count = min(BLOCK, given.rows - start)
-        found = unit(draw.standard_normal((count, WIDTH), np.float32))
-        found = given.background**0.5 * mean + (1 - given.background) ** 0.5 * found
-        out[start : start + count] = unit(world.pictures(count, start) if given.clusters else found)
+        out[start : start + count] = unit(draw.standard_normal((count, WIDTH), np.float32))
     sizes = draw.integers(1, 4, given.groups)
     chosen = draw.permutation(given.rows)[: given.groups + sizes.sum()]
     first = np.repeat(chosen[: given.groups], sizes)
@@ -82,7 +69,7 @@ def plant(folder: Path, given: argparse.Namespace) -> Numbers:
 def run(folder: Path, way: str, truth: Numbers, recall: float = 0.0) -> tuple[float, float]:
     """Group by one way in a process of its own, and print what that took and found. Returns seconds
     and recall."""
-    told = in_child("benchmarks.near_duplicates", "child", way, str(folder), str(recall))
+    told = in_fresh_process(grouped, way, folder, recall)
     found = np.load(folder / f"{way}.npy")
     members = np.flatnonzero(truth != np.arange(len(truth)))
     recalled = float(np.mean(found[members] == found[truth[members]]))
@@ -97,8 +84,8 @@ def run(folder: Path, way: str, truth: Numbers, recall: float = 0.0) -> tuple[fl
     return told["seconds"], recalled
 
 
-def child(way: str, folder: Path, recall: float) -> None:
-    """Group by one way and print what it took as JSON."""
+def grouped(way: str, folder: Path, recall: float) -> dict[str, Any]:
+    """Group by one way, and return what it took."""
     peak, began, cpu = Peak(0.05), time.monotonic(), time.process_time()
     found, note = WAYS[way](folder, recall)
     told = {"seconds": time.monotonic() - began, "cpu": time.process_time() - cpu, "note": note}
@@ -107,7 +94,7 @@ def child(way: str, folder: Path, recall: float) -> None:
         "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     np.save(folder / f"{way}.npy", found)
-    print(json.dumps(told))
+    return told
 
 
 def by_penstock(folder: Path, _: float) -> tuple[Numbers, str]:
@@ -145,24 +132,6 @@ def by_faiss(folder: Path, recall: float) -> tuple[Numbers, str]:
     return joined(len(vectors), ends), f"{count} lists, {index.nprobe} looked into"
 
 
-def by_usearch(folder: Path, _: float) -> tuple[Numbers, str]:
-    """A graph (HNSW) with the package's own settings."""
-    from usearch.index import Index
-
-    vectors = np.load(folder / "vectors.npy", mmap_mode="r")
-    index = Index(ndim=WIDTH, metric="cos", dtype="f16")
-    ends: list[Numbers] = []
-    for start in range(0, len(vectors), BLOCK):
-        block = np.ascontiguousarray(vectors[start : start + BLOCK])
-        index.add(np.arange(start, start + len(block)), block)
-    for start in range(0, len(vectors), BLOCK):
-        block = np.ascontiguousarray(vectors[start : start + BLOCK])
-        found = index.search(block, NEIGHBOURS)
-        at, rank = np.nonzero(1 - found.distances >= THRESHOLD)
-        ends.append(np.stack([start + at, found.keys[at, rank].astype(np.int64)]))
-    return joined(len(vectors), ends), f"{NEIGHBOURS} neighbours of each"
-
-
 def joined(count: int, ends: list[Numbers]) -> Numbers:
     """Return for each row the first of those that pairs connect it with."""
     from scipy.sparse import coo_array
@@ -183,11 +152,7 @@ def unit(vectors: Drawn) -> Drawn:
 WAYS: dict[str, Callable[[Path, float], tuple[Numbers, str]]] = {
     "penstock": by_penstock,
     "faiss": by_faiss,
-    "usearch": by_usearch,
 }
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["child"]:
-        child(sys.argv[2], Path(sys.argv[3]), float(sys.argv[4]))
-    else:
-        main()
+    main()

@@ -15,11 +15,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks._common import MIB, cells, heads, met
+from flows.results.status import stages_of
 from tests.support.media import write_video
 from tests.support.slow_tower import SECONDS
 
@@ -87,16 +89,12 @@ def table(rows: Sequence[tuple[bool, dict[str, Any]]]) -> list[str]:
 def figures(record: dict[str, Any]) -> tuple[float, ...]:
     """Seconds of frames, of encoding and of both, then the sums of peaks above the imports, taken
     and planned."""
-    stages = {stage["name"]: stage for stage in record["stages"]}
-    plans = {stage["stage"]: stage for stage in record["plan"]["memory"]["stages"]}
-    spans = [stages[name]["spans"][0] for name in ("frames", "encode")]
-    taken = [
-        stages[name]["peak_host_bytes"] - stages[name]["notes"].get("loaded_bytes", 0)
-        for name in ("frames", "encode")
-    ]
-    planned = sum(plans[name]["peak_bytes"] for name in ("frames", "encode"))
+    spans = [stage["spans"][0] for stage in record["stages"][:2]]
+    stages = stages_of(record, time.time())[:2]
+    taken = sum(stage.taken_bytes for stage in stages)
+    planned = sum(stage.planned_bytes for stage in stages)
     both = max(span[1] for span in spans) - min(span[0] for span in spans)
-    return (*(span[1] - span[0] for span in spans), both, sum(taken), planned)
+    return (*(span[1] - span[0] for span in spans), both, taken, planned)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,10 @@ Each row is one real stage process over random-weight models of several architec
 precision, batch and number of frames. On a CPU the measure is anonymous resident memory above what
 the imports take, on a GPU what the driver says is used above what was used before.
 
-    python -m benchmarks.plan [--device cuda:0] [--only llava] [--folder DIR] [--json FILE]
+    python -m benchmarks.plan [--device cuda:0] [--only llava] [--folder DIR]
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -67,11 +66,9 @@ class Desk:
 
     def measure(self, case: Case) -> Row:
         model = self._model(case)
-        plan = self._plan(case, model)
-        outcome = self._run(case, model)
-        took = taken(outcome, self._device)
-        planned = plan.peak_bytes
-        return Row(case=case, planned=planned, measured=took, seconds=outcome.seconds)
+        planned, outcome = self._plan(case, model).peak_bytes, self._run(case, model)
+        measured = taken(outcome, self._device)
+        return Row(case=case, planned=planned, measured=measured, seconds=outcome.seconds)
 
     def _model(self, case: Case) -> Model:
         folder = self._folder / "models" / case.shape
@@ -180,9 +177,8 @@ class Desk:
             arguments |= self._trained(case, members)
         arguments = own_of(STAGES[stage].job, arguments)
         log = self._folder / f"{stage}.log"
-        launcher = DirectLauncher(lambda name, event: None)
         call = StageCall(name=stage, job=made_job(**arguments), device=self._device, log=log)
-        return launcher.start(call).wait()
+        return DirectLauncher(lambda *_: None).start(call).wait()
 
     def _in_gguf(self, case: Case, model: Model, half: Any) -> dict[str, Any]:
         if half.gguf is None:
@@ -236,7 +232,6 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda:0")
     parser.add_argument("--only", default="", help="words that a case must have, comma-separated")
     parser.add_argument("--folder", type=Path, help="where models are kept for the next time")
-    parser.add_argument("--json", type=Path, help="where the rows go as JSON")
     options = parser.parse_args()
     wanted = [word for word in options.only.split(",") if word]
     cases = [c for c in CASES if all(word in map(str, asdict(c).values()) for word in wanted)]
@@ -249,9 +244,6 @@ def main() -> None:
             rows.append(desk.measure(case))
             print(table(rows)[-2], f"{rows[-1].seconds:.0f} s", flush=True)
     print("\n".join(table(rows)))
-    if options.json:
-        found = [{**asdict(row), "error": row.error} for row in rows]
-        options.json.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

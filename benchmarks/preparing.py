@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -20,14 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._common import cells, heads, in_child, met
+from benchmarks._common import cells, heads, in_fresh_process, met, soft_jpegs, unheard
 from benchmarks.embed import Row, alike, run
 
 THREADS = (1, 2, 4)
 GOAL = 1.6
 """How many times as fast two threads are as one, at least."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-Sizes = tuple[int, int]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,14 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as made:
         folder = Path(made)
         build(folder / "model", 32 if given.quick else 384)
-        write_pictures(
-            folder / "pictures", given.pictures, (96, 64) if given.quick else (1920, 1080)
-        )
+        (folder / "pictures").mkdir()
+        size = (96, 64) if given.quick else (1920, 1080)
+        for number, jpeg in enumerate(soft_jpegs(given.pictures, size, quality=90)):
+            (folder / "pictures" / f"{number:03}.jpg").write_bytes(jpeg)
         rows = [
             run(folder, str(n), ("--prepare-workers", str(n), "--keep-frames"), batch=8)
             for n in THREADS
         ]
-        alone = in_child("benchmarks.preparing", "--stage", str(folder), str(given.rounds))
+        alone = in_fresh_process(stage, folder, given.rounds)
     print("\n".join(table(rows, alone, given.pictures)))
 
 
@@ -63,30 +62,6 @@ def build(folder: Path, side: int) -> None:
     save_clip(folder, part, image_size=side, patch_size=side // 8)
 
 
-def write_pictures(folder: Path, count: int, size: Sizes) -> None:
-    """Write JPEGs of smooth noise, which have the size of photographs."""
-    from PIL import Image
-
-    folder.mkdir()
-    draw = np.random.default_rng(0)
-    for number in range(count):
-        small = draw.integers(0, 255, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
-        image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
-        image.save(folder / f"{number:03}.jpg", quality=90)
-
-
-class Timed:
-    """A report that keeps when the stage was ready."""
-
-    ready = 0.0
-
-    def note(self, **found: object) -> None:
-        self.ready = time.perf_counter()
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *values, **named: None
-
-
 def stage(folder: Path, rounds: int) -> dict[str, Any]:
     """Run the embed stage alone, again and again: number of threads → seconds of each round, and
     the checksum of all vectors."""
@@ -97,6 +72,14 @@ def stage(folder: Path, rounds: int) -> dict[str, Any]:
     from stages.embed.run import run as embed
     from stages.models.half_job import HalfJob
     from stages.process.job import job_fields
+
+    report, ready = unheard(), 0.0
+
+    def note(**_: object) -> None:
+        nonlocal ready
+        ready = time.perf_counter()
+
+    report.note = note  # type: ignore[method-assign]
 
     shown = folder / "store-1"
     frames = open_store(str(shown))
@@ -117,9 +100,8 @@ def stage(folder: Path, rounds: int) -> dict[str, Any]:
                 batches=[items[at : at + 8] for at in range(0, len(items), 8)],  # type: ignore[misc]
                 workers=threads,
             )
-            report: Any = Timed()
             embed(json.loads(json.dumps(job_fields(job))), report)
-            took[str(threads)].append(time.perf_counter() - report.ready)
+            took[str(threads)].append(time.perf_counter() - ready)
             made = RecordSet(open_store(store), "embeddings", "ab")
             digests.add(digest_of([made.place(key).checksum for key in sorted(made.keys())]))
     # The first round imports what the stage needs.
@@ -153,7 +135,4 @@ def table(rows: Sequence[Row], alone: dict[str, Any], pictures: int) -> Iterator
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--stage"]:
-        print(json.dumps(stage(Path(sys.argv[2]), int(sys.argv[3]))))
-    else:
-        main()
+    main()

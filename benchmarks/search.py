@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from artifacts.index.shard import blocks_of
 from artifacts.index.snapshot import Kept, open_snapshot
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import Added, writing
-from benchmarks._common import Peak
+from benchmarks._common import Peak, cpu_seconds, in_fresh_process
 
 WIDTH, PLANE, CLUSTERS, COPIES = 768, 96, 2000, 20
 PROBES, QUERIES, NEAREST = 64, 20, 10
@@ -76,12 +75,6 @@ def rows(vectors: Drawn, copies: int, name: str = "") -> Iterator[Added]:
 def _row(name: str, copy: int) -> IndexRow:
     file = f"{copy:02d}/{name}.jpg"
     return IndexRow(key=f"{name:>064s}", path=f"/pictures/{file}", media_path=file)
-
-
-def cpu_seconds(work: Callable[[], object]) -> float:
-    started = time.process_time()
-    work()
-    return time.process_time() - started
 
 
 def compare(searcher: Searcher, queries: Drawn, sort: Sort) -> None:
@@ -145,11 +138,12 @@ def compare_kernels(searcher: Searcher, queries: Drawn) -> None:
 
 def timed(look: Callable[[Drawn], Drawn], queries: Drawn) -> tuple[float, list[Drawn]]:
     """Return the median of CPU milliseconds, and what was found."""
-    seconds, found = list[float](), list[Drawn]()
-    for vector in queries:
-        began = time.process_time()
+    found = list[Drawn]()
+
+    def look_at(vector: Drawn) -> None:
         found.append(look(vector))
-        seconds.append(time.process_time() - began)
+
+    seconds = [cpu_seconds(partial(look_at, vector)) for vector in queries]
     return statistics.median(seconds) * 1000, found
 
 
@@ -168,11 +162,11 @@ def say_ratio(
     )
 
 
-def build(folder: str, count: int) -> None:
+def build(folder: Path, count: int) -> None:
     """Make the index, in a process of its own: what it held is not the search's memory."""
     world = World()
     pictures = world.pictures(count // COPIES, 1)
-    with writing(Path(folder), MAKER) as writer:
+    with writing(folder, MAKER) as writer:
         built = cpu_seconds(lambda: writer.add(rows(pictures, COPIES)))
         note_texts(writer, world.texts(PROBES, 3))
         tried = cpu_seconds(lambda: measure(writer))
@@ -188,9 +182,7 @@ def main() -> None:
     given = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="penstock-search-") as name:
         folder = Path(name, "index")
-        child = get_context("spawn").Process(target=build, args=(str(folder), given.rows))
-        child.start()
-        child.join()
+        in_fresh_process(build, folder, given.rows)
         world, peak = World(), Peak()
         opened = time.process_time()
         searcher = Searcher(open_snapshot(folder))

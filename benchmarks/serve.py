@@ -16,16 +16,16 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 from benchmarks import _overload
 from benchmarks._card_time import PATH, PICTURE_SECONDS, SIDE, START_SECONDS
-from benchmarks._common import MIB, cells, heads
+from benchmarks._common import MIB, cells, heads, in_fresh_process
 from benchmarks._load import UNANSWERED, Answers, ask
 from benchmarks._served import SIZES, Server, Way, serving, write_bodies
+from benchmarks._tower_shapes import QUICK, write_clip
 from flows.machine.cpu import cpu_line
 
 LIGHT = 20.0
@@ -69,9 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="penstock-serve-") as name:
         folder = Path(name)
         write_bodies(folder)
-        writing = get_context("spawn").Process(target=write_model, args=(folder / "model",))
-        writing.start()
-        writing.join()
+        in_fresh_process(write_model, folder / "model")
         trials = list(compared(given, folder))
         if trials:
             print("\n".join([heads(HEADS), *lines(trials), ""]), flush=True)
@@ -83,11 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def write_model(folder: Path) -> None:
     """Write a small CLIP that sees pictures of the size that the stand-in does: by that they are
     decoded."""
-    from benchmarks._tower_shapes import QUICK, vision_sizes
-    from tests.support.dual_encoders import save_clip
-
-    size = QUICK._replace(side=SIDE, patch=SIDE // 7)
-    save_clip(folder, None, None, **vision_sizes(size))
+    write_clip(folder, QUICK._replace(side=SIDE, patch=SIDE // 7))
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -10,7 +10,6 @@ import importlib
 import statistics
 import sys
 import tempfile
-import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -22,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from artifacts.schema import FrameFit, Sampling
+from benchmarks._common import cpu_seconds
 from benchmarks._shot_videos import (
     CALM,
     MOVES,
@@ -173,9 +173,7 @@ def cost(name: str, path: Path) -> None:
     spent: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
         for who, finder in {"decoding": decode, **FINDERS}.items():
-            began = time.process_time()
-            finder(path)
-            spent.setdefault(who, []).append(time.process_time() - began)
+            spent.setdefault(who, []).append(cpu_seconds(partial(finder, path)))
     for who, seconds in spent.items():
         over = [
             statistics.median(s / b for s, b in zip(seconds, spent[base], strict=True))

@@ -1,5 +1,5 @@
 """What `penstock sift` finds of planted copies, blur, black and frozen stretches and letterboxes,
-and what motion and sharpness cost; prints a table.
+and what marking costs; prints a table.
 
 Photos and frames of real clips are among the originals if there is a folder of them. The files go
 through the command line as anyone's would.
@@ -11,20 +11,18 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict
 from functools import partial
 from itertools import combinations, count, pairwise
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import FrameFit, Sampling
 from artifacts.store import open_store
-from benchmarks._common import Figure, in_child
+from benchmarks._common import Figure, cpu_seconds, in_fresh_process
 from benchmarks._planted import (
     APART,
     BLURS,
@@ -128,14 +126,12 @@ def neighbours(folder: Path, clips: Path, store: Path) -> list[Figure]:
 
 
 def costs_of(clip: Path, folder: Path) -> dict[str, float]:
-    """CPU seconds of cutting a clip, of marking it, and of motion and sharpness alone."""
+    """CPU seconds of cutting a clip, and of marking it."""
     from stages.frames.video import Video
-    from stages.sift import measures
-    from stages.sift import video as stage
+    from stages.sift.video import SampledVideo
 
     sampling = Sampling(chunk_seconds=30.0, fps=1.0, max_frames=32)
     numbers, stored = count(), RecordSet(open_store(str(folder)), "frames", "0" * 64)
-    spent = 0.0
 
     def cut() -> None:
         with Video(clip, threads=1) as video:
@@ -145,57 +141,20 @@ def costs_of(clip: Path, folder: Path) -> dict[str, float]:
                 stored.drop([key])
 
     def mark() -> None:
-        with stage.SampledVideo(clip, threads=1) as video:
+        with SampledVideo(clip, threads=1) as video:
             for _ in video.sampled(range(video.parts)):
                 pass
 
-    def timed(work: Any, *given: Any) -> tuple[float, Any]:
-        started = time.process_time()
-        found = work(*given)
-        return time.process_time() - started, found
-
-    def counted(work: Any, counts: Any = lambda *_: True) -> Any:
-        def call(*given: Any) -> Any:
-            nonlocal spent
-            seconds, found = timed(work, *given)
-            spent += seconds * counts(*given)
-            return found
-
-        return call
-
-    cutting, whole = (min(timed(work)[0] for _ in range(3)) for work in (cut, mark))
-    large = counted(stage.SampledVideo._grey, lambda video, _, size: size == video._sharp_size)
-    with (
-        patch.object(measures, "_moved", counted(measures._moved)),
-        patch.object(stage, "sharpness", counted(measures.sharpness)),
-        patch.object(stage.SampledVideo, "_grey", large),
-    ):
-        shares = []
-        for _ in range(3):
-            spent = 0.0
-            mark()
-            shares.append(spent)
-    return {"cutting": cutting, "marking": whole, "extra": min(shares)}
+    cutting, marking = (min(cpu_seconds(work) for _ in range(3)) for work in (cut, mark))
+    return {"cutting": cutting, "marking": marking}
 
 
 def cost(clips: Sequence[Path], folder: Path) -> list[Figure]:
-    """Time of motion and sharpness, and of all marking, as shares of cutting frames. Measured in
-    processes of one thread of NumPy's, as the stage is."""
-    each = {
-        clip.name: in_child("benchmarks.sift", "--cost", str(clip), "--folder", str(folder))
-        for clip in clips
-    }
-    cutting, marking, extra = (
-        sum(one[name] for one in each.values()) for name in ("cutting", "marking", "extra")
-    )
-    worst = max(each, key=lambda name: each[name]["extra"] / each[name]["cutting"])
-    most = each[worst]["extra"] / each[worst]["cutting"]
-    title = "motion and sharpness / cutting frames"
-    return [
-        figure(name=title, value=extra / cutting),
-        figure(name=f"{title}, most ({worst})", value=most),
-        figure(name="all of marking / cutting frames", value=marking / cutting),
-    ]
+    """Time of marking as a share of cutting frames. Measured in processes of one thread of NumPy's,
+    as the stage is."""
+    each = [in_fresh_process(costs_of, clip, folder) for clip in clips]
+    cutting, marking = (sum(one[name] for one in each) for name in ("cutting", "marking"))
+    return [figure(name="all of marking / cutting frames", value=marking / cutting)]
 
 
 def main() -> int:
@@ -205,14 +164,9 @@ def main() -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the 2,000 and 300 files")
     parser.add_argument("--clips", type=Path, default=Path(__file__).parents[2] / "shared/clips")
     parser.add_argument("--folder", type=Path, help="folder for the files [temporary]")
-    parser.add_argument("--cost", type=Path, help="print the costs of marking this clip alone")
     given = parser.parse_args()
-    if given.cost:
-        print(json.dumps(costs_of(given.cost, given.folder)))
-        return 0
     clips = given.clips if given.clips.is_dir() else None
-    counts = {f.name: getattr(Plan(), f.name) for f in fields(Plan) if f.name != "seen"}
-    plan = Plan(**{name: max(2, round(n * given.scale)) for name, n in counts.items()})
+    plan = Plan(**{name: max(2, round(n * given.scale)) for name, n in asdict(Plan()).items()})
     with tempfile.TemporaryDirectory(dir=given.folder) as place:
         folder, store = Path(place), Path(place) / "store"
         pictures = write_pictures(folder / "pictures", plan, clips, given.seed)
@@ -240,9 +194,8 @@ def main() -> int:
         counted = f"{len(pictures)} pictures and {len(videos)} clips"
         real = sum(one.photo for one in (*pictures, *videos))
     print(f"{counted}, {real} of them real; seed {given.seed}")
-    for line in found:
-        print(line)
-    return int(any(f.goal is not None and f.value < f.goal for f in found))
+    print("\n".join(map(str, found)))
+    return int(any(line.missed for line in found))
 
 
 if __name__ == "__main__":

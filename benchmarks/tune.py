@@ -22,8 +22,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks._common import MIB, PENSTOCK, cells, heads, in_child, met
+from benchmarks._common import MIB, PENSTOCK, cells, heads, in_fresh_process, met
 from benchmarks._shapes import build
+from benchmarks._tuning import train
 from flows.console.display import Display
 from flows.machine.cpu import cpu_line
 from flows.machine.launch import DirectLauncher
@@ -129,7 +130,7 @@ def joint(folder: Path, epochs: int) -> Iterator[str]:
         if name != "demo":
             build(model, name, 12)
         told = job_of(folder, name, model, count, epochs)
-        found = {way: one(folder, told, way) for way in ("staged", "joint")}
+        found = {way: in_fresh_process(train, told, way == "joint") for way in ("staged", "joint")}
         staged, whole = found["staged"], found["joint"]
         for way, words in (("staged", "stored features"), ("joint", "pixels, tower frozen")):
             each, took = found[way]["seconds"] / epochs, found[way]["peak_bytes"] / MIB
@@ -189,13 +190,6 @@ def job_of(folder: Path, name: str, model: Path, count: int, epochs: int) -> dic
         "threads": 1,
         "tower_bytes": 4 * job.model.profile.vision.parameters,
     }
-
-
-def one(folder: Path, told: dict[str, Any], way: str) -> dict[str, Any]:
-    """Return what one training says of itself."""
-    path = folder / "job.json"
-    path.write_text(json.dumps(told))
-    return in_child("benchmarks._tuning", str(path), way)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
+from benchmarks._common import cells, heads
 from flows.planning.choose import StagePlan
 from scripts.cards_plan import (
     CARDS_GB,
@@ -61,47 +62,32 @@ def page(planned: Sequence[PlannedModel]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _head(*names: str) -> Iterator[str]:
-    yield _row(*names)
-    yield "|" + "---|" * len(names)
-
-
 def _largest(planned: Sequence[PlannedModel]) -> Iterator[str]:
-    yield from _head("card", "unquantized", "with `--precision auto`")
+    yield heads("card | unquantized | with `--precision auto`")
     for card, row in zip(CARDS_GB, largest(planned)["gpu"], strict=True):
         names = (str(row.get(key, "")) for key in ("unquantized", "quantized"))
-        yield _row(f"{card} GB", *names)
+        yield cells([f"{card} GB", *names])
 
 
 def _models(planned: Sequence[PlannedModel]) -> Iterator[str]:
-    yield from _head(
-        "model",
-        "parameters",
-        "vision, GiB",
-        "language, GiB",
-        "KV, bytes",
-        "frames",
-        "prompt",
-        "context",
-    )
+    parts = "vision, GiB | language, GiB | KV, bytes"
+    yield heads(f"model | parameters | {parts} | frames | prompt | context")
     yield from map(_model_row, planned)
 
 
 def _model_row(each: PlannedModel) -> str:
     halves = [half.stored_bytes for half in each.profile.parts.values()]
     load, memory = each.request.workloads[0], each.profile.language.row_memory
-    return _row(
-        each.model.name,
-        f"{each.model.parameters / 1e9:.2f} B",
-        *(_gib(size) for size in halves),
-        f"{memory.bytes(1, 2):,}" if memory else "",
-        str(load.frames),
-        f"{load.tokens:,}" if each.captions else "",
-        f"{each.profile.context_tokens:,}" if each.captions else "",
+    return cells(
+        [
+            each.model.name,
+            f"{each.model.parameters / 1e9:.2f} B",
+            *(_gib(size) for size in halves),
+            f"{memory.bytes(1, 2):,}" if memory else "",
+            load.frames,
+            f"{load.tokens:,}" if each.captions else "",
+            f"{each.profile.context_tokens:,}" if each.captions else "",
+        ]
     )
 
 
@@ -114,8 +100,8 @@ def _card(planned: Sequence[PlannedModel], card: int) -> Iterator[str]:
     """Return the table of one card, and what does not fit."""
     yield f"{_gib(allowed_bytes(card))} GiB allowed."
     rows = [_planned_row(each, each.gpu[card]) for each in planned if fits(each.gpu[card])]
-    names = ("model", "precision", "at once", "encode", "decode", "limited by", "so")
-    yield "\n".join([*_head(*names), *rows])
+    names = "model | precision | at once | encode | decode | limited by | so"
+    yield "\n".join([heads(names), *rows])
     elsewhere = [
         each
         for each in planned
@@ -136,14 +122,16 @@ def _names(what: str, models: Sequence[PlannedModel]) -> str:
 def _planned_row(each: PlannedModel, plans: Mapping[str, StagePlan]) -> str:
     taken = [plan.chosen for plan in plans.values()]
     peaks = [_gib(estimate.peak_bytes) for estimate in taken]
-    return _row(
-        each.model.name,
-        " / ".join(estimate.rung.precision for estimate in taken),
-        " / ".join(str(estimate.rung.batch) for estimate in taken),
-        *peaks,
-        *[""] * (2 - len(peaks)),
-        "; ".join(filter(None, map(_limit, plans.values()))),
-        "; ".join(filter(None, map(_measure, plans.values()))),
+    return cells(
+        [
+            each.model.name,
+            " / ".join(estimate.rung.precision for estimate in taken),
+            " / ".join(str(estimate.rung.batch) for estimate in taken),
+            *peaks,
+            *[""] * (2 - len(peaks)),
+            "; ".join(filter(None, map(_limit, plans.values()))),
+            "; ".join(filter(None, map(_measure, plans.values()))),
+        ]
     )
 
 

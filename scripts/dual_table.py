@@ -3,9 +3,10 @@ pictures, whether its halves make what the whole makes. `make models` runs it la
 """
 
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from benchmarks._common import cells
 
 HEAD = """
 ## Dual encoders
@@ -51,15 +52,11 @@ def line(whole: Any, short: Any) -> str:
     """A row of the table."""
     name = [whole.name, whole.class_name]
     if whole.refused:
-        return row([*name, "refused", *[""] * 5, whole.refused])
+        return cells([*name, "refused", *[""] * 5, whole.refused])
     shares = [f"{100 * share:.0f} %" for share in whole.shares]
     notes = [f"in bf16 {of}: the whole model {said}" for of, said in short.results.items()
              if said.startswith("fails")]  # fmt: skip
     kinds = {said.partition(":")[0] for said in short.results.values()}
     each = ", ".join(f"{of} {said.partition(':')[0]}" for of, said in short.results.items())
     in_short = "exact" if kinds == {"exact"} else each
-    return row([*name, *whole.results.values(), in_short, *shares, "; ".join(notes)])
-
-
-def row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return cells([*name, *whole.results.values(), in_short, *shares, "; ".join(notes)])

@@ -4,17 +4,19 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
-from scripts.flow_runs import Runs
 from scripts.prefect_stack import Stack
 from scripts.stage_processes import CheckFailed, children, family, flow_of, stage_of, wait_gone
 from stages.process.lock import try_hold
 
 CLIPS = 24
+DEPLOYMENT = "caption-videos/batch"
+SWEEP = "from flows.deployments.sweep import sweep_crashed; sweep_crashed(older_than_seconds=0)"
 STAGES = ("frames", "encode", "decode")
 AWAY_SECONDS = 60
 CANCEL_SECONDS = 10
@@ -34,13 +36,12 @@ class Faults:
         self._clips = clips
         self._server = stack.serve()
         self._worker = stack.work()
-        self._runs = Runs(stack, clips)
         self._child = self._flow = 0
         """The stage at which the run was disturbed last, and the process that started it."""
         self.held = 0
         """Moments after which all was as promised."""
         whole = self._stack.folder / "undisturbed"
-        self._runs.ended(self._runs.submit(whole), "COMPLETED")
+        self._stack.completed(self._submit(whole))
         self._captions = (whole / "captions.jsonl").read_bytes()
         made = self._captions.count(b"\n")
         if made != CLIPS:
@@ -50,7 +51,7 @@ class Faults:
         """The run itself starts the stage again."""
         out, run = self._begin("child", stage, item)
         self._kill(self._child)
-        self._runs.ended(run, "COMPLETED")
+        self._stack.completed(run)
         self._check(out, starts=1, run=run)
 
     def flow(self, stage: str, item: int) -> None:
@@ -58,8 +59,9 @@ class Faults:
         out, run = self._begin("flow", stage, item)
         self._kill(self._flow)
         self._free(out)
-        self._runs.ended(run, "CRASHED")
-        self._runs.retry(run)
+        self._stack.completed(run, "CRASHED")
+        self._stack.prefect("flow-run", "retry", run)  # as a person who reads it does, at once
+        self._stack.completed(run)
         self._check(out, starts=2, run=run)
 
     def worker(self, stage: str, item: int) -> None:
@@ -76,9 +78,9 @@ class Faults:
         self._kill(self._worker.pid, self._flow)
         self._free(out)
         self._worker = self._stack.work()
-        self._runs.ended(run, "CRASHED")
-        self._runs.sweep()
-        self._runs.ended(run, "COMPLETED")
+        self._stack.completed(run, "CRASHED")
+        self._sweep()
+        self._stack.completed(run)
         self._check(out, starts=2, run=run)
 
     def server(self, stage: str, item: int) -> None:
@@ -99,10 +101,10 @@ class Faults:
             os.kill(self._child, signal.SIGCONT)
         wait_gone([self._child], CANCEL_SECONDS)
         self._stack.say(f"  its stage was gone {time.monotonic() - asked:.1f} s after the command")
-        self._runs.ended(run, "CANCELLED")
+        self._stack.completed(run, "CANCELLED")
         self._free(out)
-        again = self._runs.submit(out)
-        self._runs.ended(again, "COMPLETED")
+        again = self._submit(out)
+        self._stack.completed(again)
         self._check(out, run=again)
 
     def gone(self, stage: str, item: int) -> None:
@@ -134,6 +136,24 @@ class Faults:
         self._kill(*stages, *flows)
         self._worker.wait()
 
+    def _submit(self, out: Path) -> str:
+        config = {"sources": [str(self._clips)], "model": "demo", "batch_size": 1}
+        config |= {"out": str(out), "store": f"{out}-store"}
+        key = f"{out.name} {time.monotonic()}"
+        return self._stack.create_run(DEPLOYMENT, {"config": config}, idempotency_key=key)
+
+    def _sweep(self) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", SWEEP],
+            cwd=self._stack.root,
+            env=self._stack.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0 or "is started again" not in done.stdout + done.stderr:
+            raise CheckFailed(f"the sweep started nothing\n{done.stdout}{done.stderr}")
+
     def _parents(self, pid: int) -> list[int]:
         with contextlib.suppress(OSError):
             return [flow_of(pid)]
@@ -148,10 +168,10 @@ class Faults:
 
     def _ended_or_swept(self, out: Path, run: str) -> None:
         """The run completes, by itself or when the sweep has started it again."""
-        ended = self._runs.over(run)
+        ended = self._stack.ended(run)
         if ended["state"]["type"] != "COMPLETED":
-            self._runs.sweep()
-            self._runs.ended(run, "COMPLETED")
+            self._sweep()
+            self._stack.completed(run)
         self._check(out, run=run)
 
     def _begin(self, kind: str, stage: str, item: int) -> tuple[Path, str]:
@@ -162,7 +182,7 @@ class Faults:
             self._server = self._stack.serve()
         if self._worker.poll() is not None:
             self._worker = self._stack.work()
-        run = self._runs.submit(out)
+        run = self._submit(out)
         self._await_item(out, stage, item)
         self._held(stage)
         return out, run
@@ -173,7 +193,9 @@ class Faults:
         self._child = 0
         while not path.exists() or path.read_bytes().count(b"\n") < item:
             if time.monotonic() > deadline:
-                raise CheckFailed(f"{stage} never came to item {item}{self._runs.log()}")
+                raise CheckFailed(
+                    f"{stage} never came to item {item}\n{self._stack.log_end('worker')}"
+                )
             if not self._child:  # looked for before the moment, which is soon over
                 self._find(stage)
             time.sleep(POLL_SECONDS)
@@ -219,7 +241,7 @@ class Faults:
             if len(made) > CLIPS or set(made.values()) != {1}:
                 raise CheckFailed(f"{stage} made {made.total()} items of {len(made)}: {out}")
         wait_gone(children(self._stack.folder), GONE_SECONDS)
-        count = self._runs.ask("GET", f"/flow_runs/{run}")["run_count"] if run else 1
+        count = self._stack.ask("GET", f"/flow_runs/{run}")["run_count"] if run else 1
         if starts and count != starts:
             raise CheckFailed(f"the run was started {count} times, not {starts}")
         self.held += 1

@@ -32,8 +32,6 @@ from scripts.shown.terminal import Outcome, faults, run_on_terminal
 from scripts.shown.warm import warm_process
 
 COMMAND_SECONDS = 300.0
-KEPT_LINES = 15
-"""Of what a failed command wrote."""
 CODE = ".shown.py"
 STATE = "set -a; [ ! -f .state ] || . ./.state\n{}\ncode=$?; export -p >.state; exit $code"
 """What one line sets, the next one of the page has, as in one shell."""

@@ -10,11 +10,11 @@ import signal
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from artifacts.schema import Half
+from benchmarks._common import cells
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "models.md"
@@ -145,11 +145,8 @@ def line(row: dict[str, Any]) -> str:
     if not any(columns):
         columns[0] = said
     towers = ", ".join(f"`{path}`" for path in row.get("towers", ()))
-    return cells([row["name"], towers, row.get("graphs") or "", *columns, why])
-
-
-def cells(of: Iterable[Any]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in of) + " |"
+    texts = [row["name"], towers, row.get("graphs") or "", *columns, why]
+    return cells(str(text).replace("|", "\\|") for text in texts)
 
 
 if __name__ == "__main__":

@@ -52,65 +52,28 @@ def source() -> str:
     features = [each for each in declared(RebuildConfig) if each.name != "sources"]
     vectors = [each for each in declared(EmbedConfig) if each.name != "sources"]
     search = (*declared(SearchQuery), *declared(SearchPlace))
-    base, runs = "TypedDict", "MediaRunOptions"
-    both = {_line(each) for each in features} & {_line(each) for each in vectors}
+    both = set(map(_line, features)) & set(map(_line, vectors))
     shared = [each for each in features if _line(each) in both]
-    return "\n\n".join(
-        [
-            HEAD,
-            _class(runs, base, "The options of each run over media.", shared),
-            _class(
-                "FeatureOptions",
-                runs,
-                "The options that decide features.",
-                _others(features, shared),
-            ),
-            _class(
-                "CaptionOptions",
-                "FeatureOptions",
-                "The options of a caption run.",
-                _others(declared(CaptionConfig), features),
-            ),
-            _class(
-                "VectorOptions",
-                runs,
-                "The options of `embed` and `index`.",
-                _others(vectors, shared),
-            ),
-            _class(
-                "LabelRunOptions",
-                "VectorOptions",
-                "The options of `label`.",
-                _others(declared(LabelConfig), vectors),
-            ),
-            _class(
-                "SiftRunOptions",
-                runs,
-                "The options of `sift`.",
-                _others(declared(SiftConfig), shared),
-            ),
-            _class("SearchOptions", base, "The options of `search`.", _without(search, "what")),
-            _class(
-                "TuneOptions",
-                base,
-                "The options of `tune`.",
-                _without(declared(TuneConfig), "data"),
-            ),
-            _class(
-                "LearnOptions",
-                base,
-                "The options of `learn`.",
-                _without(declared(LearnConfig), "out"),
-            ),
-            _class(
-                "ExportOptions",
-                base,
-                "The options of `export`.",
-                _without(declared(ExportConfig), "model"),
-            ),
-            _class("ServeOptions", base, "The options of `serve`.", declared(ServeConfig)),
-        ]
-    )
+    captions, labels = declared(CaptionConfig), declared(LabelConfig)
+    base, runs = "TypedDict", "MediaRunOptions"
+    classes: list[tuple[str, str, str, Iterable[Declared]]] = [
+        (runs, base, "each run over media", shared),
+        ("CaptionOptions", "FeatureOptions", "a caption run", _others(captions, features)),
+        ("VectorOptions", runs, "`embed` and `index`", _others(vectors, shared)),
+        ("LabelRunOptions", "VectorOptions", "`label`", _others(labels, vectors)),
+        ("SiftRunOptions", runs, "`sift`", _others(declared(SiftConfig), shared)),
+        ("SearchOptions", base, "`search`", _without(search, "what")),
+        ("TuneOptions", base, "`tune`", _without(declared(TuneConfig), "data")),
+        ("LearnOptions", base, "`learn`", _without(declared(LearnConfig), "out")),
+        ("ExportOptions", base, "`export`", _without(declared(ExportConfig), "model")),
+        ("ServeOptions", base, "`serve`", declared(ServeConfig)),
+    ]
+    made = [
+        _class(name, of, f"The options of {what}.", fields) for name, of, what, fields in classes
+    ]
+    decides = "The options that decide features."
+    made.insert(1, _class("FeatureOptions", runs, decides, _others(features, shared)))
+    return "\n\n".join([HEAD, *made])
 
 
 def _others(options: Iterable[Declared], known: Iterable[Declared]) -> list[Declared]:

@@ -22,7 +22,7 @@ from scripts.prefect_stack import ROOT, WORKER_STARTED, Stack, prefect_stack
 from scripts.stage_processes import MARK, CheckFailed, family
 from stages.process.lock import CPU_LOCK
 
-FLOW = "caption-many"
+DEPLOYMENT = "caption-many/batch"
 PORTION = "caption-videos"
 FILES = 1
 """Files of a portion."""
@@ -73,30 +73,10 @@ class Machines:
             self.kill(name)
 
 
-def config_of(clips: Path, out: Path) -> dict[str, Any]:
-    return {
-        "sources": [str(clips)],
-        "model": "demo",
-        "out": str(out),
-        "store": f"{out}-store",
-        "format": ["txt"],
-    }
-
-
-def submit(stack: Stack, config: dict[str, Any]) -> str:
-    """Ask for a run that hands out."""
-    deployment = stack.ask("GET", f"/deployments/name/{FLOW}/batch")["id"]
-    body = {"parameters": {"config": config, "files": FILES}, "state": {"type": "SCHEDULED"}}
-    made = stack.ask("POST", f"/deployments/{deployment}/create_flow_run", body)
-    return str(made["id"])
-
-
-def awaited(stack: Stack, run: str) -> float:
-    """Wait for a run to complete; return seconds from its start to its end."""
-    ended = stack.ended(run, PATIENCE)
-    if ended["state"]["type"] != "COMPLETED":
-        raise CheckFailed(f"{ended['state']}\n{stack.log_end('cpu-1')}")
-    return float(ended["total_run_time"])
+def parameters(clips: Path, out: Path) -> dict[str, Any]:
+    """Of the run that hands out."""
+    config = {"sources": [str(clips)], "model": "demo", "format": ["txt"]}
+    return {"config": {**config, "out": str(out), "store": f"{out}-store"}, "files": FILES}
 
 
 def bytes_of(out: Path) -> bytes:
@@ -125,7 +105,8 @@ def check_times(workers: list[int], portions: int, seconds: float) -> int:
             for _ in range(count):
                 machines.start("gpu")
             out = stack.folder / "out" / str(count)
-            times[count] = awaited(stack, submit(stack, config_of(clips, out)))
+            run = stack.create_run(DEPLOYMENT, parameters(clips, out))
+            times[count] = stack.completed(run, seconds=PATIENCE)["total_run_time"]
             made.add(bytes_of(out).replace(str(out).encode(), b""))
             machines.end()
             stack.say(
@@ -148,7 +129,7 @@ def check_deaths(portions: int, seconds: float) -> int:
         parent, victim = machines.start("cpu"), machines.start("gpu")
         machines.start("gpu")
         out = stack.folder / "out" / "killed"
-        run = submit(stack, config_of(clips, out))
+        run = stack.create_run(DEPLOYMENT, parameters(clips, out))
         _await_running(stack, 2)
         machines.kill(victim)
         stack.say("killed a worker in a portion")
@@ -164,7 +145,7 @@ def check_deaths(portions: int, seconds: float) -> int:
         stack.ask(
             "POST", f"/flow_runs/{run}/set_state", {"state": {"type": "SCHEDULED"}, "force": True}
         )
-        awaited(stack, run)
+        stack.completed(run, seconds=PATIENCE)
         made = _made(out / "portions")
         whole = json.loads((out / "run.json").read_text())
         again = [stage["items"] for stage in whole["stages"]]

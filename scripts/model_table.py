@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks._common import cells
 from stages.models.encoding.ways import ENCODE_WAYS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -263,8 +264,7 @@ def line(row: dict[str, Any]) -> str:
     shares = [f"{100 * half / whole:.0f} %" if whole else "" for half in (vision, language)]
     columns = ("image", "video", "batch", "mixed", "features", "slots", "route")
     words = [row[column] for column in columns]
-    cells = [row["family"], *words, *shares, in_context(row["family"]), row["note"]]
-    return "| " + " | ".join(cells) + " |"
+    return cells([row["family"], *words, *shares, in_context(row["family"]), row["note"]])
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ driver.
 """
 
 import argparse
+import contextlib
 import io
 import os
 import shutil
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +64,21 @@ def run(*words: str) -> None:
     subprocess.run([*PENSTOCK, *words], cwd=ROOT, check=True, env=ENVIRONMENT)
 
 
+@contextlib.contextmanager
+def served(*words: str, cwd: Path, **environment: str) -> Iterator[str]:
+    """Run a command that serves a page, whose address it is."""
+    with subprocess.Popen(
+        [*PENSTOCK, *words, "--port", "0"],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**ENVIRONMENT, **environment},
+    ) as server:
+        assert server.stdout is not None
+        yield server.stdout.readline().removeprefix(f"{words[0]} at ").strip()
+        server.send_signal(signal.SIGTERM)
+
+
 def of_report(browser: "Browser") -> bytes:
     """Return the head of a report that is open."""
     browser.run("document.querySelector('details').open = false")
@@ -82,12 +99,8 @@ def of_report(browser: "Browser") -> bytes:
 
 def of_review(browser: "Browser", out: Path) -> bytes:
     """Return a review of a run with some edits in it."""
-    command = [*PENSTOCK, "review", str(out), "--port", "0"]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
-    ) as server:
-        assert server.stdout is not None
-        browser.open(server.stdout.readline().removeprefix("review at ").strip())
+    with served("review", str(out), cwd=ROOT) as address:
+        browser.open(address)
         browser.wait("return document.documentElement.dataset.ready")
         browser.run(
             "const view = document.getElementById('view'); view.value = 'grid';"
@@ -100,23 +113,16 @@ def of_review(browser: "Browser", out: Path) -> bytes:
         browser.wait("return document.querySelector('#saved').textContent === 'all saved'")
         browser.wait("return [...document.images].slice(0, 8).every(image => image.naturalWidth)")
         browser.run(f"document.activeElement.blur(); {TOP}")
-        picture = browser.screenshot()
-        server.send_signal(signal.SIGTERM)
-    return picture
+        return browser.screenshot()
 
 
 def of_studio(browser: "Browser", folder: Path) -> bytes:
     """Return a studio with a plan. Its paths are shown as if its folder was /data."""
     shutil.copytree(ROOT / "penstock_demo" / "samples", folder / "videos")
-    where = ["--out", "captions", "--store", "store", "--port", "0"]
-    command = [*PENSTOCK, "studio", "videos", *where]
+    words = ("studio", "videos", "--out", "captions", "--store", "store")
     here, home = os.path.realpath(folder), os.path.join(os.path.realpath(folder), "home")
-    environment = {**ENVIRONMENT, "XDG_STATE_HOME": f"{home}/.local/state"}
-    with subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, text=True, env=environment
-    ) as server:
-        assert server.stdout is not None
-        browser.open(server.stdout.readline().removeprefix("studio at ").strip())
+    with served(*words, cwd=folder, XDG_STATE_HOME=f"{home}/.local/state") as address:
+        browser.open(address)
         browser.wait("return document.querySelector('#where button')")
         browser.run("document.querySelector('#where button').click()")
         browser.type("#memory", "1GiB")
@@ -125,9 +131,7 @@ def of_studio(browser: "Browser", folder: Path) -> bytes:
         for path, shown in ((home, "~"), (here, "/data")):
             browser.run(RENAME, path, shown)
         browser.run(f"document.activeElement.blur(); {TOP}")
-        picture = browser.screenshot()
-        server.send_signal(signal.SIGTERM)
-    return picture
+        return browser.screenshot()
 
 
 def save(picture: bytes, to: Path) -> None:

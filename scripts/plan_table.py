@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks._common import cells, heads
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
 from flows.planning.architecture import Architecture, read_architecture
@@ -120,7 +121,7 @@ def put(page: str, name: str, text: str) -> str:
     """The page with a table between its two marks."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
     before, rest = page.split(begin)
-    return before + begin + text + "\n" + end + rest.split(end)[1]
+    return f"{before}{begin}{text}\n{end}{rest.split(end)[1]}"
 
 
 def tables() -> dict[str, str]:
@@ -137,13 +138,8 @@ def tables() -> dict[str, str]:
         }
 
 
-def head(names: str) -> Iterator[str]:
-    yield f"| {names} |"
-    yield "|" + "---|" * len(names.split("|"))
-
-
 def case_lines(architectures: dict[str, Architecture]) -> Iterator[str]:
-    yield from head(
+    yield heads(
         "model | GiB | precision | batch x images | stage | weights | computing | KV cache | peak"
         " | without fused attention"
     )
@@ -153,7 +149,7 @@ def case_lines(architectures: dict[str, Architecture]) -> Iterator[str]:
             fits = "" if found.peak_bytes <= case.budget * GIB else " (does not fit)"
             told = (plan_case(case.name).name, str(case.budget), found.rung.precision)
             size = f"{case.batch} x {case.frames}{f', {case.block} streamed' if case.block else ''}"
-            cells = [
+            row = [
                 *(told if at == 0 else ("", "", found.rung.precision)),
                 size if at == 0 else "",
                 found.rung.stage,
@@ -161,7 +157,7 @@ def case_lines(architectures: dict[str, Architecture]) -> Iterator[str]:
                 gib(found.peak_bytes) + fits,
                 gib(other.peak_bytes),
             ]
-            yield "| " + " | ".join(cells) + " |"
+            yield cells(row)
 
 
 def estimates(architecture: Architecture, case: Case, *, fused: bool) -> list[Any]:
@@ -194,7 +190,7 @@ def estimates(architecture: Architecture, case: Case, *, fused: bool) -> list[An
 
 
 def tuning_lines(architecture: Architecture) -> Iterator[str]:
-    yield from head(
+    yield heads(
         "model | how | weights | gradients | optimizer | activations | logits or layer"
         " | peak per GPU | reported | by"
     )
@@ -206,7 +202,7 @@ def tuning_lines(architecture: Architecture) -> Iterator[str]:
         def part(*names: str, of: Any = found) -> str:
             return gib(sum(term.bytes for term in of.terms if term.part in names))
 
-        cells = [
+        row = [
             tuning.model,
             how(tuning.training),
             *(part(name) for name in ("weights", "gradients", "optimizer", "activations")),
@@ -215,7 +211,7 @@ def tuning_lines(architecture: Architecture) -> Iterator[str]:
             tuning.reported,
             tuning.source,
         ]
-        yield "| " + " | ".join(cells) + " |"
+        yield cells(row)
 
 
 def how(training: Training) -> str:

@@ -17,12 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 from flows.deployments.login import FILE
 from flows.deployments.server import answers
@@ -35,7 +35,8 @@ WORKER_STARTED = "started!"
 START_SECONDS = 300
 RUN_SECONDS = 900
 BUSY_SECONDS = 240
-"""How long a server that is too busy is asked again."""
+"""How long a server that is too busy, or away, is asked again."""
+OVER = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 class Stack:
@@ -97,9 +98,7 @@ class Stack:
             raise CheckFailed(f"{deployment} does not take {config}")
         asked = [run for run in self.flow_runs(flow) if not run["auto_scheduled"]]
         (new,) = [run["id"] for run in asked if run["id"] not in known]
-        run = self.ended(new)
-        if run["state"]["type"] != "COMPLETED":
-            raise CheckFailed(f"{described(run)}\n{self.log_end('worker')}")
+        run = self.completed(new)
         self.say(f"{deployment}: {described(run)} in {time.monotonic() - before:.0f} s")
         return run
 
@@ -108,10 +107,26 @@ class Stack:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             run: dict[str, Any] = self.ask("GET", f"/flow_runs/{run_id}")
-            if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+            if run["state"]["type"] in OVER:
                 return run
             time.sleep(1)
         raise CheckFailed(f"{described(run)} after {seconds:.0f} s\n{self.log_end('worker')}")
+
+    def completed(
+        self, run_id: str, wanted: str = "COMPLETED", seconds: float = RUN_SECONDS
+    ) -> dict[str, Any]:
+        """The flow run once it is over; it must be in that state."""
+        run = self.ended(run_id, seconds)
+        if run["state"]["type"] != wanted:
+            raise CheckFailed(f"{described(run)}, not {wanted}\n{self.log_end('worker')}")
+        return run
+
+    def create_run(self, deployment: str, parameters: Mapping[str, Any], **more: Any) -> str:
+        """Ask for a run at once; its id."""
+        made = self.ask("GET", f"/deployments/name/{deployment}")
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}, **more}
+        path = f"/deployments/{made['id']}/create_flow_run"
+        return str(self.ask("POST", path, body)["id"])
 
     def flow_runs(self, flow: str | None = None) -> list[dict[str, Any]]:
         """Runs of a flow, or all, in the order that they were started in."""
@@ -139,14 +154,14 @@ class Stack:
                 with urllib.request.urlopen(request, timeout=60) as answer:
                     text = answer.read()
                 return json.loads(text) if text else None
-            except urllib.error.HTTPError as error:
+            except OSError as error:
                 # 503 is how the server says that its database is locked.
-                if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
-                    raise
-            except TimeoutError:
+                locked = getattr(error, "code", 0) == HTTPStatus.SERVICE_UNAVAILABLE
+                away = isinstance(getattr(error, "reason", None), ConnectionRefusedError)
                 looks = method == "GET" or path.endswith("/filter")
-                if not looks or time.monotonic() > deadline:
-                    raise
+                again = locked or away or (looks and not isinstance(error, HTTPError))
+                if not again or time.monotonic() > deadline:
+                    raise CheckFailed(f"{path}: {error}") from error
             time.sleep(1)
 
     def prefect(self, *arguments: str, check: bool = True) -> int:

@@ -72,12 +72,7 @@ def test_removed_rows_are_not_seen_and_come_back_when_added(tmp_path: Path) -> N
     assert paths(tmp_path)[-2:] == ["/in/3.jpg", "/in/4.jpg"]
 
 
-def test_compact_keeps_order_and_full_shards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (writing, compacting):
-        monkeypatch.setattr(module, "SHARD_ROWS", 20)
-    monkeypatch.setattr(writing, "BATCH_ROWS", 10)
+def test_compact_keeps_order_and_full_shards(tmp_path: Path, small_shards: None) -> None:
     for count in (25, 30, 45, 90):
         write(tmp_path, count)
     with writing.writing(tmp_path) as writer:
@@ -90,7 +85,7 @@ def test_compact_keeps_order_and_full_shards(
     after = read_manifest(tmp_path)
     assert after.shards[0] == first and after.deleted is None
     assert paths(tmp_path) == before and len(before) == 88
-    assert [shard.rows >= 20 for shard in after.shards[:-1]] == [True] * (len(after.shards) - 1)
+    assert all(shard.rows >= FULL for shard in after.shards[:-1])
 
 
 def test_all_rows_can_be_removed_and_the_index_filled_again(tmp_path: Path) -> None:

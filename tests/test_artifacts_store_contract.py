@@ -136,17 +136,20 @@ def test_namespaces_are_known_without_a_look(store: Store, monkeypatch: pytest.M
     assert not [path for path in looked if NAMESPACE in path]
 
 
-@pytest.mark.parametrize("damage", [b"", b"PENSTOCK", b"garbage" * 100])
+@pytest.mark.parametrize("damage", [b"", b"PENSTOCK", b"garbage" * 100, b"a changed payload"])
 def test_a_damaged_pack_is_set_aside_and_made_again(store: Store, damage: bytes) -> None:
     record_set = RecordSet(store, "features", NAMESPACE)
     record = Record(key="a", payload=b"good bytes")
     record_set.publish([record])
     (name,) = store.list("features")
+    if damage == b"a changed payload":
+        damage = store.get(name)[:-1] + b"?"
     store.delete(name)
     store.put_if_absent(name, [damage])
     with pytest.raises(DamagedRecord, match="quarantined in"):
         record_set.read("a")
     assert store.get(f"quarantine/{name}") == damage
+    assert "a" not in record_set
     assert RecordSet(store, "features", NAMESPACE).publish([record]) == ["a"]
     assert dict(verify(store)) == {name: True}
 

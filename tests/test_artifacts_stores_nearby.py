@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.pack_object import DamagedRecord
 from artifacts.packs import Record, RecordSet
 from artifacts.store import Store, open_store
 from artifacts.stores import bucket_client, bucket_store, catalogs, retry
@@ -41,6 +40,11 @@ def another_machine(store: Store, monkeypatch: pytest.MonkeyPatch, name: str = "
     with monkeypatch.context() as patch:
         patch.setenv("PENSTOCK_NEARBY", str(store.local / "of" / name))
         return open_store(store.url)
+
+
+@pytest.fixture
+def elsewhere(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    return another_machine(store, monkeypatch)
 
 
 def filled(store: Store, packs: int, kind: str = "captions") -> RecordSet:
@@ -98,12 +102,10 @@ def test_patience_has_an_end(store: Store, way: Between, monkeypatch: pytest.Mon
     assert way.total <= (1 + len(retry.WAITS)) * (1 + bucket_client.INNER_TRIES)
 
 
-def test_a_failing_service_is_borne(
-    store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_service_is_borne(store: Store, way: Between, elsewhere: Store) -> None:
     way.spoil = 0.3
     record_set = filled(store, 6, "features")
-    other = RecordSet(another_machine(store, monkeypatch), "features", NAMESPACE)
+    other = RecordSet(elsewhere, "features", NAMESPACE)
     keys = other.keys()
     assert keys == record_set.keys() == {f"k{n:04}" for n in range(6)}
     assert all(other.read(key).payload == b"p" * 50 for key in keys)
@@ -131,11 +133,9 @@ def test_a_stalled_get_is_asked_again(
     assert other.get("features/one") == b"one" and way.counts["get"] == 3
 
 
-def test_of_two_writers_the_first_one_s_bytes_stay(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_writers_the_first_one_s_bytes_stay(store: Store, elsewhere: Store) -> None:
     ours = RecordSet(store, "features", NAMESPACE)
-    theirs = RecordSet(another_machine(store, monkeypatch), "features", NAMESPACE)
+    theirs = RecordSet(elsewhere, "features", NAMESPACE)
     assert ours.publish([Record(key="a", payload=b"of one card")]) == ["a"]
     assert theirs.publish([Record(key="a", payload=b"of another card")]) == []
     assert theirs.read("a").payload == ours.read("a").payload == b"of one card"
@@ -143,12 +143,10 @@ def test_of_two_writers_the_first_one_s_bytes_stay(
     assert len(list(store.list("features"))) == 1
 
 
-def test_a_pack_made_anew_is_read_as_it_is_now(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pack_made_anew_is_read_as_it_is_now(store: Store, elsewhere: Store) -> None:
     ours = RecordSet(store, "features", NAMESPACE)
     ours.publish([Record(key="a", payload=b"of one card")])
-    far = another_machine(store, monkeypatch)
+    far = elsewhere
     theirs = RecordSet(far, "features", NAMESPACE)
     theirs.drop(["a"])
     theirs.publish([Record(key="a", payload=b"of another card")])
@@ -174,17 +172,6 @@ def nearby_folder(store: Store) -> Path:
     return store._copies._folder
 
 
-def test_what_is_damaged_in_the_bucket_is_set_aside(store: Store) -> None:
-    filled(store, 1)
-    (name,) = store.list("captions")
-    data = store.get(name)
-    bucket_client.Bucket(store.url).write(name, data[:-1] + b"?")
-    again = RecordSet(open_store(store.url), "captions", NAMESPACE)
-    with pytest.raises(DamagedRecord, match="quarantined"):
-        again.read("k0000")
-    assert list(store.list("quarantine")) == [f"quarantine/{name}"]
-
-
 def test_what_was_read_or_written_here_is_not_asked_for_again(store: Store, way: Between) -> None:
     record_set = filled(store, 3)
     keys = record_set.keys()
@@ -196,9 +183,7 @@ def test_what_was_read_or_written_here_is_not_asked_for_again(store: Store, way:
     assert dict(way.counts) == {"list": 1}
 
 
-def test_frames_stay_on_the_machine(
-    store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frames_stay_on_the_machine(store: Store, way: Between, elsewhere: Store) -> None:
     way.clear()
     record_set = filled(store, 2, "frames")
     assert record_set.read("k0001").payload == b"p" * 50
@@ -206,7 +191,7 @@ def test_frames_stay_on_the_machine(
     assert store.stat(name) is not None
     record_set.drop(["k0001"])
     assert way.total == 0
-    assert list(another_machine(store, monkeypatch).list()) == []
+    assert list(elsewhere.list()) == []
     assert list(store.list()) == list(store.list("frames"))
 
 
@@ -233,21 +218,19 @@ def test_without_copies_all_is_read(
     assert other.read("k0001").payload == b"p" * 50
 
 
-def test_many_packs_need_few_requests(
-    store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_packs_need_few_requests(store: Store, way: Between, elsewhere: Store) -> None:
     packs = 3 * catalogs.JOINED
     filled(store, packs)
     assert len(RecordSet(store, "captions", NAMESPACE)) == packs  # joins what it sees
     way.clear()
-    other = RecordSet(another_machine(store, monkeypatch), "captions", NAMESPACE)
+    other = RecordSet(elsewhere, "captions", NAMESPACE)
     assert len(other) == packs and other.meta("k0007") == {"n": 7}
     assert way.total <= 3
     assert dict(way.counts) == {"list": 2, "get": 1}
 
 
 def test_what_is_in_no_catalog_is_read(
-    store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
+    store: Store, way: Between, elsewhere: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(store, catalogs.JOINED)
     RecordSet(store, "captions", NAMESPACE)
@@ -256,26 +239,26 @@ def test_what_is_in_no_catalog_is_read(
     (name, *_) = store.list("captions")
     store.delete(name)
     way.clear()
-    other = RecordSet(another_machine(store, monkeypatch), "captions", NAMESPACE)
+    other = RecordSet(elsewhere, "captions", NAMESPACE)
     assert "late" in other and len(other) == catalogs.JOINED
     assert dict(way.counts) == {"list": 2, "get": 2}
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage" * 100])
-def test_a_damaged_catalog_is_no_loss(
-    store: Store, damage: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_catalog_is_no_loss(store: Store, damage: bytes, elsewhere: Store) -> None:
     filled(store, catalogs.JOINED)
     RecordSet(store, "captions", NAMESPACE)
     (name,) = store.list(CATALOGS)
     bucket_client.Bucket(store.url).write(name, damage)
-    other = RecordSet(another_machine(store, monkeypatch), "captions", NAMESPACE)
+    other = RecordSet(elsewhere, "captions", NAMESPACE)
     assert len(other) == catalogs.JOINED
 
 
-def test_many_catalogs_become_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_catalogs_become_one(
+    store: Store, elsewhere: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record_set = RecordSet(store, "captions", NAMESPACE)
-    seen = RecordSet(another_machine(store, monkeypatch), "captions", NAMESPACE)
+    seen = RecordSet(elsewhere, "captions", NAMESPACE)
     for number in range(16):
         record_set.publish([Record(key=f"k{number}")])
         seen.refresh()

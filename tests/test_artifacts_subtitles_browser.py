@@ -3,7 +3,6 @@
 import html
 import json
 import re
-import subprocess
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,6 +11,7 @@ import pytest
 from artifacts.files import write_text
 from artifacts.subtitles import vtt_lines
 from tests.support.browser import CHROMIUM
+from tests.support.commands import completed
 from tests.support.media import write_video
 from tests.support.rows import HARD, caption, hard_rows
 from tests.support.web import web_server
@@ -43,7 +43,7 @@ def test_a_browser_shows_every_cue_as_it_was_said(tmp_path: Path) -> None:
     command += ["--virtual-time-budget=20000", f"--user-data-dir={tmp_path / 'profile'}"]
     with web_server(site) as web:
         command += ["--dump-dom", f"{web.address}/page.html"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        done = completed(command, timeout=120, check=True)
     found = re.search("<pre>(.*?)</pre>", done.stdout, re.DOTALL)
     assert found, done.stderr
     cues = json.loads(html.unescape(found[1]))

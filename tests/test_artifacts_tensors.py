@@ -35,17 +35,6 @@ def test_plain_trees_keep_values_and_types(tree: Any) -> None:
     assert type(found) is type(tree)
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
-)
-@pytest.mark.parametrize("shape", [(), (1,), (0, 4), (3, 5, 2)])
-def test_tensors_keep_bits_dtype_and_shape(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    tensor = (torch.randn(shape) * 4).to(dtype)
-    found = there_and_back([tensor])[0]
-    assert found.dtype == dtype
-    assert torch.equal(found, tensor)
-
-
 def test_numbers_that_are_none_come_back() -> None:
     found = there_and_back([math.inf, -math.inf, math.nan])
     assert found[:2] == [math.inf, -math.inf]
@@ -59,16 +48,6 @@ def test_a_view_is_stored_as_what_it_shows() -> None:
     meta, data = pack_tree(whole.T[2:4])
     assert torch.equal(unpack_tree(meta, data), whole.T[2:4])
     assert len(data) == 8 * 8
-
-
-def test_output_records_keep_their_class_and_fields() -> None:
-    parts = (torch.ones(2, 3), torch.zeros(1, 3))
-    record = make_record(BaseModelOutputWithPooling, {"pooler_output": parts})
-    found: Any = there_and_back({"image": record})["image"]
-    assert type(found).__name__ == "BaseModelOutputWithPooling"
-    assert list(found.keys()) == ["pooler_output"]
-    assert isinstance(found.pooler_output, tuple)
-    assert all(map(torch.equal, found.pooler_output, parts))
 
 
 def test_tensors_lie_aligned_in_the_buffer_and_are_not_copied() -> None:
@@ -87,12 +66,18 @@ def test_numpy_values_are_stored_as_tensors_and_numbers() -> None:
 
 
 @pytest.mark.parametrize("value", [object(), {1: 2}, [lambda: None], {1, 2}])
-def test_what_is_no_tree_fails(value: Any) -> None:
+def test_what_is_no_tree_fails(value: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be stored"):
         pack_tree(value)
+    with pytest.raises(UsageError, match="cannot be stored"):
+        write_tree(tmp_path / "tree", {"a": value})
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["os:system", "subprocess:Popen", "transformers.utils:logging"])
+@pytest.mark.parametrize(
+    "name",
+    ["subprocess:Popen", "transformers.utils:logging", "transformers.trainer:Trainer"],
+)
 def test_only_output_records_are_made_from_a_file(name: str) -> None:
     with pytest.raises(UsageError, match="not an output record"):
         unpack_tree({"is": "record", "class": name, "v": []}, b"")
@@ -114,8 +99,9 @@ def test_a_record_of_another_version_is_told_from_a_forbidden_one(name: str) -> 
 
 def a_tree() -> dict[str, Any]:
     layers = (torch.randn(2, 3), torch.arange(4))
-    record = BaseModelOutputWithPooling(pooler_output=torch.randn(5, 3).bfloat16())
-    record.hidden_states = layers
+    pooled = torch.randn(5, 3).bfloat16()
+    fields = {"pooler_output": pooled, "hidden_states": layers}
+    record = make_record(BaseModelOutputWithPooling, fields)
     kinds = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
     shapes = ((), (1,), (0, 4), (3, 5, 2))
     each = [(torch.randn(shape) * 4).to(kind) for kind in kinds for shape in shapes]
@@ -133,7 +119,9 @@ def rewritten(path: Path, **notes: str) -> None:
 
 def test_a_tree_comes_back_as_it_was(tmp_path: Path) -> None:
     tree = a_tree()
-    write_tree(tmp_path / "tree", tree)
+    assert_equal(there_and_back(tree), tree)
+    write_tree(tmp_path / "tree", [1])
+    write_tree(str(tmp_path / "tree"), tree)
     assert_equal(read_tree(tmp_path / "tree"), tree)
     assert os.listdir(tmp_path) == ["tree"], "nothing but the file is left"
 
@@ -152,12 +140,6 @@ def test_any_reader_finds_the_tensors_under_names(tmp_path: Path) -> None:
     found = load_file(tmp_path / "tree.safetensors")
     assert torch.equal(found["image.pooler_output"], tree["image"].pooler_output)
     assert torch.equal(found["image.hidden_states.1"], tree["image"].hidden_states[1])
-
-
-def test_a_file_takes_the_place_of_another(tmp_path: Path) -> None:
-    write_tree(tmp_path / "tree", [1])
-    write_tree(str(tmp_path / "tree"), [2])
-    assert read_tree(str(tmp_path / "tree")) == [2]
 
 
 def test_every_flipped_bit_and_every_cut_is_one_clear_error(tmp_path: Path) -> None:
@@ -199,19 +181,6 @@ def test_a_tree_that_was_never_written_fails(tree: str, tmp_path: Path) -> None:
         read_tree(path)
 
 
-def test_only_output_records_are_read_from_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "tree"
-    for name, error in (
-        ("subprocess:Popen", UsageError),
-        ("transformers.trainer:Trainer", UsageError),
-        ("transformers.modeling_outputs:OfAnotherTime", RecordGone),
-    ):
-        write_tree(path, 0)
-        rewritten(path, **{TREE: json.dumps({"is": "record", "class": name, "v": []})})
-        with pytest.raises(error):
-            read_tree(path)
-
-
 class Bomb:
     """Ends the test when it is read by pickle."""
 
@@ -247,9 +216,3 @@ def test_what_is_no_file_fails(tmp_path: Path) -> None:
         read_tree(tmp_path)
     with pytest.raises(EnvironmentFault, match="folder"):
         write_tree(tmp_path, 0)
-
-
-def test_what_no_tree_can_hold_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be stored"):
-        write_tree(tmp_path / "tree", {"a": object()})
-    assert not list(tmp_path.iterdir())

@@ -4,7 +4,6 @@ one, and by requests that no client would send."""
 import asyncio
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +16,9 @@ from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 from pydantic import BaseModel
 
 from tests.support.chat_clients import PORT, PROMPT, messages, next_client
+from tests.support.commands import completed
 from tests.support.media import write_video
-from tests.support.pipeline import PENSTOCK, ROOT
+from tests.support.pipeline import PENSTOCK
 from tests.support.serving import a_picture, serving
 
 pytestmark = pytest.mark.slow
@@ -303,21 +303,11 @@ def test_the_next_version_of_the_client_sees_all_the_same(port: int) -> None:
     folder, why = next_client()
     if why:
         pytest.skip(f"the next version of the client cannot be installed: {why}")
-    found = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "slow",
-         "-k", "not next_version", __file__],
-        cwd=ROOT,
-        env={**os.environ, PORT: str(port), "PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )  # fmt: skip
+    env = {**os.environ, PORT: str(port), "PYTHONPATH": str(folder)}
+    pytest_command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    found = completed([*pytest_command, "-m", "slow", "-k", "not next_version", __file__], env=env)
     assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-1000:]
-    said = subprocess.run(
-        [sys.executable, "-c", "import openai; print(openai.__version__)"],
-        env={**os.environ, "PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
-        check=True,
+    said = completed(
+        [sys.executable, "-c", "import openai; print(openai.__version__)"], env=env, check=True
     )
     assert said.stdout.startswith("3.")

@@ -219,33 +219,6 @@ def test_a_correction_outlives_gc_and_prune(video: CaptionConfig, tmp_path: Path
     assert all_learned(video, "musubi", out=other) == sorted([model[0], "mine", model[2]])
 
 
-def test_an_undo_reaches_a_folder_that_was_written_since(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
-    model, other = learned(config, "hf"), str(tmp_path / "other")
-    edit(config.out, lambda row: True, caption="first")
-    edit(config.out, lambda row: True, caption="second")
-    assert learned(config, "hf", out=other) == "second"
-    undo(config.out)
-    assert learned(config, "hf", out=other) == "first"
-    undo(config.out)
-    assert learned(config, "hf", out=other) == model == learned(config, "hf")
-
-
-def test_a_folder_s_own_correction_wins_over_that_of_another(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
-    other, third = str(tmp_path / "other"), str(tmp_path / "third")
-    learned(config, "kohya"), learned(config, "kohya", out=other)
-    edit(config.out, lambda row: True, caption="own")
-    edit(other, lambda row: True, caption="of the other")
-    assert learned(config, "kohya") == "own"
-    assert learned(config, "kohya", out=other) == "of the other"
-    assert learned(config, "kohya", out=third) == "of the other", "the later one"
-    undo(other)
-    assert learned(config, "kohya", out=third) == learned(config, "kohya", out=other) == "own"
-
-
 @pytest.mark.parametrize("form", ["kohya", "hf"])
 @pytest.mark.parametrize("correction", ["", '{"tags":["a cat"]}'])
 def test_no_trigger_stands_before_json(

@@ -41,14 +41,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from stages.export.jobs import ExportJob
     from stages.export.run import run
     from tests.support.published_gguf import published, tokens_of
-    from tests.support.tiny_families.in_gguf import Silent
+    from tests.support.waves import events
 
     folder = tmp_path_factory.mktemp("whole")
     job = ExportJob(
         model=str(CHECKPOINT), recipe={}, folder=str(folder / "export"), kind="gguf-q4_0",
         parts=("language",),
     )  # fmt: skip
-    run(job_fields(job), Silent())  # type: ignore[arg-type]
+    with events() as (report, _):
+        run(job_fields(job), report)
     own = folder / "export" / FILE
     return published(own, folder / "published.gguf", tokens=tokens_of(CHECKPOINT, own))
 

@@ -320,15 +320,6 @@ def template(models: Models) -> None:
     path.write_text("Please. " + path.read_text())
 
 
-def tokenizer(models: Models) -> None:
-    path = models.folder / "tokenizer.json"
-    value = json.loads(path.read_text())
-    value["added_tokens"].append(
-        {**value["added_tokens"][-1], "content": "<|another|>", "id": 1_000}
-    )
-    path.write_text(json.dumps(value))
-
-
 def settings(name: str, **changes: Any) -> Callable[[Models], None]:
     def change(models: Models) -> None:
         path = models.folder / name
@@ -344,9 +335,7 @@ def added(models: Models) -> None:
 
 SMALL: dict[str, Callable[[Models], None]] = {
     "chat template": template,
-    "tokenizer": tokenizer,
     "configuration": settings("config.json", another=1),
-    "generation settings": settings("generation_config.json", another=1),
     "a file that is added": added,
 }
 
@@ -363,11 +352,6 @@ def test_a_small_file_that_changes_before_decoding_is_planned_anew(
     if what == "chat template":
         shutil.copytree(models.folder, tmp_path / "now")
         is_of(place, tmp_path / "now", tmp_path / "apart")
-
-
-def test_a_file_that_no_loader_reads_disturbs_nothing(models: Models, place: Place) -> None:
-    ran = run_disturbed(place, {"decode": [lambda: (models.folder / "notes.md").write_text("x")]})
-    assert AGAIN not in ran.said and ran.started.count("decode") == 1
 
 
 @pytest.fixture(scope="module")

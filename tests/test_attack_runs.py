@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -152,37 +151,26 @@ def looked_after(store: Path, clips: Path, told: dict[str, list[Outcome]]) -> It
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_every_run_ends_well(scene: Scene, name: str) -> None:
-    assert scene.codes[name] == 0, scene.words[name]
-    assert "Traceback" not in scene.words[name]
-    assert scene.places[name].failures() == []
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_the_captions_are_those_of_a_run_alone(
+def test_every_run_ends_well_with_the_captions_of_a_run_alone(
     scene: Scene, undisturbed: dict[str, str], name: str
 ) -> None:
-    lines = scene.places[name].captions()
+    place = scene.places[name]
+    assert scene.codes[name] == 0, scene.words[name]
+    assert "Traceback" not in scene.words[name]
+    assert place.failures() == []
+    lines = place.captions()
     said = {line["media_path"]: line["caption"] for line in lines}
     assert len(lines) == len(said) == (CLIPS // 2 if name == "some" else CLIPS)
     assert said == {clip: undisturbed[clip] for clip in said}
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_no_stage_went_down_a_rung(scene: Scene, name: str) -> None:
-    record = json.loads((scene.places[name].out / "run.json").read_text())
-    assert (record["state"], record["rungs"]) == ("done", [])
+    record = json.loads((place.out / "run.json").read_text())
+    assert (record["state"], record["rungs"]) == ("done", []), "no stage went down a rung"
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_item_was_published_twice(scene: Scene, stage: str) -> None:
     twice = {key: count for key, count in scene.journals[stage].items() if count > 1}
     assert not twice, f"{len(twice)} of {len(scene.journals[stage])}"
-
-
-@pytest.mark.parametrize("stage", ("encode", "decode"))
-def test_every_item_was_published_once(scene: Scene, stage: str) -> None:
-    assert len(scene.journals[stage]) == CLIPS
+    assert len(scene.journals[stage]) == CLIPS or stage == "frames"
 
 
 @pytest.mark.parametrize("name", CARE)
@@ -197,17 +185,10 @@ def test_what_is_stored_is_stored_once_and_whole(scene: Scene, kind: str) -> Non
     scene.places["whole"].stored(kind)  # raises for a key that is in two packs
 
 
-def test_what_nobody_wants_was_deleted_meanwhile(scene: Scene) -> None:
-    assert len(RecordSet(FolderStore(scene.store), "features", "0d" * 32)) < OLD_PACKS
-
-
-def test_nothing_was_set_aside(scene: Scene) -> None:
+def test_nothing_is_left_over_and_nothing_was_set_aside(scene: Scene) -> None:
+    old = RecordSet(FolderStore(scene.store), "features", "0d" * 32)
+    assert len(old) < OLD_PACKS, "what nobody wants was deleted meanwhile"
     assert not [path for path in (scene.store / "quarantine").rglob("*") if path.is_file()]
-
-
-@pytest.mark.parametrize("folder", ["jobs", "tmp"])
-def test_nothing_is_left_over(scene: Scene, folder: str) -> None:
-    left: list[Any] = list((scene.store / folder).glob("*"))
-    assert not left or scene.codes  # what was killed may leave a file, which the next run removes
+    # What was killed may leave a file, which the next run or gc removes.
     attacked("cache", "gc", "--max", "1TB", "--store", str(scene.store)).holds(0)
     assert not list((scene.store / "jobs").glob("*.json"))

@@ -61,10 +61,6 @@ def test_a_model_is_written_in_files_of_one_half_each_and_whole(
     assert words.decode([5, 31999, 32063]) == " w5 w31999 w32063"
 
 
-def test_budgets_are_sizes_or_times_the_weights() -> None:
-    assert memory.budgets_of("1GiB,1.5x", 200) == [1 << 30, 300]
-
-
 def test_a_run_is_read_from_what_it_left_and_one_that_left_nothing_too(tmp_path: Path) -> None:
     files = [media_file(tmp_path / name) for name in ("a.mp4", "b.mp4")]
     out = tmp_path / "out"
@@ -105,9 +101,6 @@ def test_a_native_run_is_complete_in_its_own_precision_or_says_what_would_fit() 
     assert judge_native(refused, 2).holds
     assert not judge_native(replace(refused, exit_report="too large"), 2).holds
     assert not judge_native(replace(refused, code=1), 2).holds
-
-
-def test_nf4_has_to_be_nf4() -> None:
     assert not judge_nf4(GOOD, 2).holds
     assert judge_nf4(replace(GOOD, captions=(caption(1, "nf4"), caption(2, "nf4"))), 2).holds
 

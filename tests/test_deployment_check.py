@@ -1,7 +1,6 @@
 """Deployments on a real server and worker: the bytes of the plain command, and the documented
 commands as they stand. Slow, all of them."""
 
-import subprocess
 import sys
 from pathlib import Path
 from uuid import uuid4
@@ -9,6 +8,7 @@ from uuid import uuid4
 import pytest
 
 from scripts.throwaway_postgres import postgres_programs
+from tests.support.commands import completed
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -17,13 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 def script(name: str, *options: str) -> str:
     """What the script printed; it must succeed and leave no process behind."""
     mark = f"PENSTOCK_TEST={uuid4()}"
-    done = subprocess.run(
-        ["env", mark, sys.executable, "-m", f"scripts.{name}", *options],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = completed(["env", mark, sys.executable, "-m", f"scripts.{name}", *options])
     assert done.returncode == 0, done.stdout + done.stderr
     left = [
         path.parent.name

@@ -47,32 +47,25 @@ def test_the_context_less_a_reserve_bounds_the_frames(context: int, most: int) -
     assert frames(replace(LLAVA, context_tokens=context)) == most
 
 
+def test_frames_that_a_user_asks_for_are_bounded_too_but_not_as_stock() -> None:
+    assert frames(LLAVA, frames=20) == 5 and frames(LLAVA, frames=4) == 4
+    assert frames(LLAVA, max_frames=20) == 5 and frames(LLAVA, fps=0.1) == 32
+    assert frames(LLAVA, as_published=True) == 5 and frames(LLAVA, as_published=False) == 32
+    assert frames(replace(LLAVA, is_encoder_decoder=True)) == 32
+    for tokens in (0, 1):  # cross attention: no token in the text, or a mark
+        assert frames(replace(LLAVA, frame_tokens=tokens)) == 32
+
+
 def test_words_do_not_change_the_frames() -> None:
     plain = sampling_of(LLAVA, config())
     for options in ({"prompt": "why? " * 300}, {"max_new_tokens": 1}, {"max_new_tokens": 3000}):
         assert sampling_of(LLAVA, config(**options)) == plain
 
 
-def test_frames_that_a_user_asks_for_are_bounded_too() -> None:
-    assert frames(LLAVA, frames=20) == 5 and frames(LLAVA, frames=4) == 4
-    assert frames(LLAVA, max_frames=20) == 5 and frames(LLAVA, fps=0.1) == 32
-
-
 def test_where_a_full_chunk_fits_the_sampling_is_as_it_was() -> None:
     for context in (0, 18500, 131072):
         profile = replace(LLAVA, context_tokens=context)
         assert sampling_of(profile, config()) == requested_sampling(profile, config())
-
-
-def test_as_stock_bounds_nothing_and_as_published_does() -> None:
-    assert frames(LLAVA, as_published=False) == 32
-    assert frames(LLAVA, as_published=True) == 5
-
-
-def test_what_does_not_stand_in_the_context_is_not_bounded() -> None:
-    assert frames(replace(LLAVA, is_encoder_decoder=True)) == 32
-    assert frames(replace(LLAVA, frame_tokens=0)) == 32
-    assert frames(replace(LLAVA, frame_tokens=1)) == 32, "cross attention: a mark in the text"
 
 
 @pytest.mark.parametrize(
@@ -195,6 +188,8 @@ def refused(profile: ModelProfile, prompt: str, *more: Any, **options: Any) -> s
 def test_the_largest_limit_that_fits_is_named() -> None:
     """4,096 less 5 frames of 577 tokens, 19 of the template and 92 of the prompt leave 1,100."""
     prompt = "w" * 92
+    # Times count as they are written: `0.00s,1.00s,2.00s,3.00s,4.00s`.
+    assert "--max-new-tokens 1163" in refused(LLAVA, "{times}", max_new_tokens=1164)
     assert refused(LLAVA, prompt, max_new_tokens=1100) == ""
     said = refused(LLAVA, prompt, max_new_tokens=1101)
     assert "with 5 frames (2,885) and the prompt (111)" in said
@@ -211,11 +206,6 @@ def test_the_largest_limit_that_fits_is_named() -> None:
     assert refused(LLAVA, prompt, max_new_tokens=9000, as_published=False) == ""
     assert refused(replace(LLAVA, context_tokens=0), prompt, max_new_tokens=9000) == ""
     assert refused(replace(LLAVA, is_encoder_decoder=True), prompt, max_new_tokens=9000) == ""
-
-
-def test_times_in_a_prompt_count_as_they_are_written() -> None:
-    """5 frames: `0.00s,1.00s,2.00s,3.00s,4.00s`."""
-    assert "--max-new-tokens 1163" in refused(LLAVA, "{times}", max_new_tokens=1164)
 
 
 def test_a_picture_that_exceeds_the_context_fails_alone() -> None:
@@ -242,11 +232,8 @@ def test_a_plan_of_a_model_alone_says_how_many_frames_of_full_hd_fit() -> None:
     (line,) = standard_notes(model(LARGE), replace(config, as_published=False))
     assert "30 frames of 1920x1080 in a chunk exceed" in line and "4 fit" in line
     assert standard_notes(model(LLAVA), config) == []
-
-
-@pytest.mark.parametrize("frames", [1, 4])
-def test_chunks_that_fit_are_not_told_of(frames: int) -> None:
-    assert standard_notes(model(LARGE), CaptionConfig(sources=(), frames=frames)) == []
+    for few in (1, 4):  # these fit
+        assert standard_notes(model(LARGE), replace(config, frames=few)) == []
 
 
 def test_the_pixels_that_are_proposed_leave_room_for_prompt_and_answer() -> None:

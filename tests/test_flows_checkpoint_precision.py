@@ -111,13 +111,12 @@ def test_a_checkpoint_saved_quantized_is_named_for_what_it_is(profile: ModelProf
         ({"vision_precision": "nf4"}, "--vision-precision nf4: not possible .* unquantized"),
     ],
 )
-def test_saved_quantized_is_kept(profile: ModelProfile, options: dict[str, str], said: str) -> None:
+def test_what_is_saved_quantized_or_has_no_layers_is_kept(
+    profile: ModelProfile, options: dict[str, str], said: str
+) -> None:
     with pytest.raises(UsageError, match=said) as raised:
         asked(saved_in(profile, "", "nf4"), **options)
     assert "native" in raised.value.hint
-
-
-def test_a_half_without_layers_to_quantize_is_refused(profile: ModelProfile) -> None:
     with pytest.raises(UsageError, match="vision half has no linear layer"):
         asked(bare(profile), vision_precision="nf4")
 
@@ -203,38 +202,22 @@ def test_flash_attention_where_it_can(
 def test_before_ampere_a_checkpoint_in_bf16_is_run_in_fp16_and_that_is_said(
     profile: ModelProfile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    def note(device: str = "cuda:0", **options: Any) -> str:
+        config = CaptionConfig(sources=("a.mp4",), **options)
+        settings = resolve_settings(config, profile, "cuda:0")
+        return precision_note(profile, [half[0] for half in settings.values()], device)
+
     gpus.see(gpus.plain(), tmp_path / "new", monkeypatch)
     assert asked(profile, "cuda:0") == [BF16, BF16]
+    assert not note() and not note(precision="bf16") and not note(precision="fp16")
     gpus.see(gpus.turing(), tmp_path / "old", monkeypatch)
     assert asked(profile, "cuda:0") == [FP16, FP16]
     assert asked(profile, "cuda:0", precision="nf4") == [FP16, ["nf4", "float16"]]
     assert asked(profile, "cuda:0", precision="bf16") == [BF16, BF16]
     assert asked(replace(profile, dtype="float32"), "cuda:0") == [FP32, FP32]
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({}, "fp16 is used"),
-        ({"precision": "bf16"}, "square of the tokens"),
-        ({"precision": "fp32"}, ""),
-    ],
-)
-def test_what_a_gpu_without_bf16_does_is_said(
-    profile: ModelProfile,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    options: dict[str, Any],
-    says: str,
-) -> None:
-    gpus.see(gpus.turing(), tmp_path / "gpu", monkeypatch)
-    settings = resolve_settings(CaptionConfig(sources=("a.mp4",), **options), profile, "cuda:0")
-    best = [half[0] for half in settings.values()]
-    note = precision_note(profile, best, "cuda:0")
-    assert says in note and bool(note) is bool(says)
-    assert not precision_note(profile, best, "cpu")
-    gpus.see(gpus.plain(), tmp_path / "new", monkeypatch)
-    assert not precision_note(profile, best, "cuda:0")
+    assert "fp16 is used" in note() and "square of the tokens" in note(precision="bf16")
+    assert not note(precision="fp32")
+    assert not note("cpu") and not note("cpu", precision="bf16")
 
 
 def test_each_key_holds_what_its_half_is_run_in() -> None:

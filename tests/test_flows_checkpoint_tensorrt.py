@@ -16,7 +16,6 @@ from flows.checkpoint.graphs import (
     missing_libraries,
     tensorrt_version,
 )
-from flows.cli.main import main
 
 
 @pytest.fixture
@@ -63,11 +62,3 @@ def test_what_it_makes_is_kept_apart_by_all_that_decides_it(
     monkeypatch.setattr(graphs, "device_model", lambda _: "NVIDIA A10")
     found.append(engines_folder(tmp_path, "a" * 64, "cuda:0", 8))
     assert len(set(found)) == 5 and all(path.parent == tmp_path / "engines" for path in found)
-
-
-def test_doctor_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor"]) == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if "tensorrt  " in line)
-    assert all(name in line for name in missing_libraries())
-    assert main(["doctor", "--model", "demo"]) == 2
-    assert "--model needs --measure" in capsys.readouterr().err

@@ -1,70 +1,24 @@
 """The command line: what its options mean, and how it refuses bad input."""
 
-import argparse
 import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import penstock_demo
-from flows.cli.main import main, parse, parser
+from flows.cli.main import main, parse
 from flows.cli.options import config_of
 from flows.cli.small_options import SHELLS
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
+from flows.results.run_record import RunRecord
 from tests.support.described import described
 from tests.support.refusals import one_line
 
 BROKEN = os.fsdecode(b"\xff\xfe")
-OPTIONS = {
-    "caption": "--dry-run --json --prefect --quiet",
-    "plan": "--checkpointing --explain --for --gpus --json --max-length --optimizer --train --zero "
-    "--what-fits",
-    "label": "--dry-run --examples --labels --templates --threshold --top",
-    "search": "TEXT|IMAGE --copy --html --index --json --memory --model --moments --not --store "
-    "--top --trust-remote-code --where",
-    "status": "OUT --json",
-    "report": "OUT --to",
-    "review": "OUT --port",
-    "convert": "DST SRC --dtype",
-    "doctor": "--measure --model",
-    "tune": "--dry-run --tensorboard --validate-only --resume",
-    "serve": "--caption-model --host --idle --index --labels --max-batch --max-queue --max-wait "
-    "--memory --model --port --quiet --store --templates --tiles --token-file "
-    "--trust-remote-code --vision-backend",
-    "completion": "SHELL",
-    "demo": "--clips --precision --seed",
-    "cache ls": "--json --store",
-    "cache verify": "--store",
-    "cache gc": "--dry-run --max --store",
-    "cache rebuild": "--name --prune --dry-run",
-    "index add": "SOURCES --index --json",
-    "index remove": "NAMES --gone --index",
-    "index compact": "--index",
-    "index verify": "--index",
-    "index stats": "--index --json",
-}
-"""What commands can be told beside the fields of their configuration."""
-
-
-@pytest.mark.parametrize("command", OPTIONS)
-def test_no_option_goes_unnoticed(command: str) -> None:
-    found = parser()
-    for word in command.split():
-        (actions,) = [a for a in found._actions if isinstance(a, argparse._SubParsersAction)]
-        found = actions.choices[word]
-    told = {str([action.metavar, *action.option_strings][-1]) for action in found._actions}
-    assert set(OPTIONS[command].split()) <= told
-
-
-def test_every_configuration_field_has_an_option() -> None:
-    given = parser().parse_args(["caption", "a.mp4"])
-    assert {field.name for field in fields(CaptionConfig)} <= {*vars(given)}
-    assert config_of(given, CaptionConfig) == CaptionConfig(sources=("a.mp4",))
 
 
 def test_a_prompt_can_come_from_a_file(tmp_path: Path) -> None:
@@ -73,28 +27,11 @@ def test_a_prompt_can_come_from_a_file(tmp_path: Path) -> None:
     assert config_of(given, CaptionConfig).prompt == "Was passiert\nübrigens?"
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--", "a.mp4", "--out.mp4"],
-        ["--model", "demo", "a.mp4", "--quiet", "--", "--out.mp4"],
-    ],
-)
-def test_what_follows_two_dashes_is_a_source(words: list[str]) -> None:
-    assert parse(["caption", *words]).sources == ["a.mp4", "--out.mp4"]
-
-
-def test_sources_stand_before_and_after_options() -> None:
-    given = parse(["caption", "a.mp4", "--model", "demo", "b.mp4", "--fps", "1", "c.mp4"])
-    assert config_of(given, CaptionConfig).sources == ("a.mp4", "b.mp4", "c.mp4")
-
-
-def test_lists_of_an_option_are_split_at_commas() -> None:
-    given = parser().parse_args(
-        ["caption", "a", "--format", "txt, vtt", "--extensions", "mp4,.MKV"]
-    )
-    assert config_of(given, CaptionConfig).format == ("txt", "vtt")
-    assert config_of(given, CaptionConfig).extensions == ("mp4", ".MKV")
+def test_sources_stand_anywhere_and_lists_are_split_at_commas() -> None:
+    words = ["a.mp4", "--model", "demo", "b.mp4", "--format", "txt, vtt", "--", "--out.mp4"]
+    config = config_of(parse(["caption", *words]), CaptionConfig)
+    assert config.sources == ("a.mp4", "b.mp4", "--out.mp4") and config.format == ("txt", "vtt")
+    assert parse(["caption", "--", "a.mp4", "--out.mp4"]).sources == ["a.mp4", "--out.mp4"]
 
 
 @pytest.mark.parametrize(
@@ -103,9 +40,6 @@ def test_lists_of_an_option_are_split_at_commas() -> None:
         (["caption"], "no source given"),
         (["caption", "a", "--fps", "1", "--frames", "8"], "--fps and --frames exclude each other"),
         (["caption", "a", "--fps", "0"], "invalid --fps 0.0"),
-        (["caption", "a", "--fps", "nan"], "invalid --fps nan"),
-        (["caption", "a", "--batch-size", "-2"], "invalid --batch-size -2"),
-        (["caption", "a", "--format", "txt,docx"], "unknown --format docx"),
         (["caption", "a", "--prompt", "  "], "--prompt is empty"),
         (["caption", "a", "--prompt-file", "./gone.txt"], "--prompt-file gone.txt cannot be read"),
         (["caption", "a", "--prompt-file", os.devnull], "/dev/null cannot be read: it is a device"),
@@ -125,13 +59,10 @@ def test_lists_of_an_option_are_split_at_commas() -> None:
             ["label", "a", "--labels", "x", "--model", "m", "--format", "hf"],
             "unknown --format hf. Choose from jsonl, csv",
         ),
-        (["caption", "a", "--model", ""], "--model is empty"),
         (["caption", __file__, "--model", "./nowhere"], "there is no model at ./nowhere"),
         (["caption", "a", "--store", "ftp://host/x"], "unsupported store ftp://host/x"),
         (["caption", "./nowhere.mp4", "--model", "demo"], "nothing to caption: ./nowhere.mp4"),
-        (["cache", "gc", "--max", "12 apples"], "'12 apples' is not a size"),
         (["cache", "gc", "--max", "500"], "--max 500: 500 bytes? Write 500GiB"),
-        (["caption", "a", "--memory", "8"], "--memory 8: 8 bytes? Write 8GiB"),
         (["serve", "--model", "demo", "--memory", "8"], "--memory 8: 8 bytes? Write 8GiB"),
         (["plan", "a", "--memory", "4096"], "--memory 4096: 4096 bytes? Write 4096MiB"),
         (["status", "/nowhere"], "no run has written to /nowhere"),
@@ -155,21 +86,8 @@ def test_bad_usage_is_one_line_and_exit_2(
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [
-        *(
-            (["caption", "a", "--model", "demo", *words, BROKEN], words[0])
-            for words in (
-                ["--prompt"],
-                ["--prompts", "short=One word.", "--prompts"],
-                ["--summary-prompt"],
-                ["--system"],
-                ["--start-with"],
-                ["--avoid"],
-                ["--trigger"],
-                ["--prefix"],
-                ["--suffix"],
-            )
-        ),
-        (["plan", "a", "--model", "demo", "--prompt", BROKEN], "--prompt"),
+        (["caption", "a", "--prompts", "short=One word.", "--prompts", BROKEN], "--prompts"),
+        (["plan", "a", "--summary-prompt", BROKEN], "--summary-prompt"),
         (["search", BROKEN], "TEXT"),
         (["search", "a dog", "--not", BROKEN], "--not"),
         (["search", "a dog", "--where", BROKEN], "--where"),
@@ -180,10 +98,7 @@ def test_a_text_that_is_not_utf_8_is_one_line_and_exit_2(
 ) -> None:
     assert main(arguments) == 2
     assert f"{option}: not valid UTF-8" in one_line(capsys.readouterr().err)
-
-
-def test_a_file_may_have_a_name_that_is_not_utf_8(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["caption", BROKEN, "--model", "demo"]) == 2
+    assert main(["caption", BROKEN, "--model", "demo"]) == 2  # a file may have such a name
     assert "nothing to caption" in one_line(capsys.readouterr().err)
 
 
@@ -223,32 +138,24 @@ def test_json_tells_the_plan_and_how_a_run_ended(
     command = ["caption", str(tmp_path / "empty.mp4"), "--model", "demo", "--json", *where]
     assert main([*command, "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)["files"] == 1
-    code = main(command)
+    assert main(command) == 1
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["event"] for event in events[-2:]] == ["failed", "end"]
-    assert (events[-1]["failed"], events[-1]["exit_code"]) == (1, code)
+    assert (events[-1]["failed"], events[-1]["exit_code"]) == (1, 1)
 
 
-def test_an_unreachable_hub_is_exit_5_and_names_the_demo(
+def test_a_model_that_cannot_be_had_is_named_and_an_unreachable_hub_is_exit_5(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["caption", __file__]) == 5
     shown = capsys.readouterr().err
     assert "SmolVLM2" in shown and "--model demo" in shown
-
-
-def test_a_folder_without_a_configuration_is_no_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
     assert main(["caption", __file__, "--model", str(tmp_path)]) == 2
     assert "config.json" in capsys.readouterr().err
 
 
 def test_status_tells_a_run_that_died(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from flows.results.run_record import RunRecord
-
     record = RunRecord(tmp_path)
     record.value["pid"] = 2**22 + 1  # above the largest process id there can be
     record.write(force=True)
@@ -268,16 +175,11 @@ def test_cache_of_an_empty_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("caption --modell demo x", "unknown option --modell (did you mean --model?)"),
         ("caption --mod demo x", "unknown option --mod (did you mean --model?)"),
         ("caption x --lim=1", "unknown option --lim (did you mean --limit?)"),
         ("capton x", "unknown command: capton (did you mean caption?)"),
         ("cache rebild x", "unknown command: rebild (did you mean rebuild?)"),
         ("plan --for captoin", "unknown value of --for: captoin (did you mean caption?)"),
-        (
-            "caption x --max-video-pixels nan",
-            "invalid --max-video-pixels 'nan'. Give a whole number.",
-        ),
         ("plan x --max-pixels 1.5", "invalid --max-pixels '1.5'. Give a whole number."),
         ("plan x --max-pixels=", "invalid --max-pixels ''. Give a whole number."),
         ("plan x --fps fast", "invalid --fps 'fast'. Give a number."),

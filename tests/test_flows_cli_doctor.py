@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.checkpoint.graphs import missing_libraries
 from flows.cli.doctor_command import _device, _memory, measured_lines
 from flows.cli.main import main
 from flows.planning.machine import MachineLookup
@@ -24,12 +25,18 @@ def test_a_limit_around_the_process_is_told(tmp_path: Path) -> None:
     assert _memory(proc, system).startswith("5.0 GB of 8.0 GB free: the limit of this control")
 
 
-def test_figures_are_told_in_units_that_people_know() -> None:
+def test_figures_are_told_in_units_that_people_know_and_what_lacks_with_its_reason() -> None:
     shown = "\n".join(measured_lines(MachineLookup(machine=machine())))
     # 512 tokens in 128 ns a parameter: 8 GFLOP/s. One token in 1 ns: 1 G parameters/s.
     assert "fp32    8 GFLOP/s in prefill, 1 G parameters/s in decode" in shown
     assert "nf4" in shown and "10 M parameters/s quantized while loading" in shown
     assert "1085 frames/s of 720p H.264, 16.7 JPEGs/s of 12 megapixels" in shown
+    late = "there was no time left"
+    missing = {"passes nf4": late, "video_pixels": late, "passes int8": "RuntimeError: no kernel"}
+    lines = list(measured_lines(MachineLookup(machine=machine(missing=missing, video_pixels=0.0))))
+    assert "  without nf4, video_pixels: there was no time left" in lines
+    assert "  without int8: RuntimeError: no kernel" in lines
+    assert "  media   16.7 JPEGs/s of 12 megapixels" in lines
 
 
 def test_doctor_names_device_memory_store_and_a_server_that_does_not_answer(
@@ -41,15 +48,10 @@ def test_doctor_names_device_memory_store_and_a_server_that_does_not_answer(
     for word in ("device ", "memory ", "store ", "torch", "prefect ", "does not respond"):
         assert word in shown
     assert "secret" not in shown
-
-
-def test_what_there_was_no_time_for_is_told_in_one_line() -> None:
-    late = "there was no time left"
-    missing = {"passes nf4": late, "video_pixels": late, "passes int8": "RuntimeError: no kernel"}
-    shown = list(measured_lines(MachineLookup(machine=machine(missing=missing, video_pixels=0.0))))
-    assert "  without nf4, video_pixels: there was no time left" in shown
-    assert "  without int8: RuntimeError: no kernel" in shown
-    assert "  media   16.7 JPEGs/s of 12 megapixels" in shown
+    (line,) = (line for line in shown.splitlines() if "tensorrt  " in line)
+    assert all(name in line for name in missing_libraries())
+    assert main(["doctor", "--model", "demo"]) == 2
+    assert "--model needs --measure" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import pytest
 from artifacts.captions import CONFIDENCE
 from flows.results.report.media import captioned_media
 from flows.reviewing.captions import ReviewedCaptions
-from penstock_demo import CLIPS
 from penstock_demo.clips import write_clips
 from penstock_demo.words import COLOURS, DIRECTIONS
 from stages.decode.confidence import Confidence
@@ -23,12 +22,8 @@ PLAIN = {"precision": "fp32"}
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    for path in sorted(CLIPS.glob("*.mp4"))[:2]:
-        (clips / path.name).write_bytes(path.read_bytes())
-    return Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store")
+def place(here: Path) -> Place:
+    return Place(clips=here / "videos", out=here / "out", store=here / "store")
 
 
 def numbers(line: dict[str, Any]) -> list[Any]:
@@ -150,12 +145,10 @@ def test_a_killed_scoring_resumes_to_the_same(
 ) -> None:
     monkeypatch.setattr("stages.decode.scoring.PUBLISH_SECONDS", 0.0)
     run_inside(place, **PLAIN)
-    rows = rows_of(place)
     rng = random.Random(2)
-    correct(place, **{key: swapped(row["said"], rng) for key, row in rows.items()})
-    whole = Place(clips=place.clips, out=place.out, store=place.store)
-    status = kill_at(whole, "score", 1, victim, "--confidence", "--precision", "fp32")
+    correct(place, **{key: swapped(row["said"], rng) for key, row in rows_of(place).items()})
+    status = kill_at(place, "score", 1, victim, "--confidence", "--precision", "fp32")
     assert status == (0 if victim == "child" else -9)
-    assert whole.run("--confidence", "--precision", "fp32").returncode == 0
+    assert place.run("--confidence", "--precision", "fp32").returncode == 0
     lines, kept = place.captions(), place.stored("scores")
     assert len(kept) == len(lines) and all(line["margin"] < 0 for line in lines)

@@ -1,7 +1,6 @@
 """What a person sees while a run works: on terminals of 80 and 120 columns, and in a log."""
 
 import io
-import json
 import re
 import time
 from types import SimpleNamespace
@@ -88,15 +87,6 @@ def test_items_made_beside_the_stage_before_count_as_made() -> None:
     display.close()
     first, second = log.getvalue().splitlines()[-2:]
     assert first == "encoding: 2 to do" and second.startswith("encoding: 3 in ")
-
-
-def test_json_tells_every_item(capsys: pytest.CaptureFixture[str]) -> None:
-    display = Display(as_json=True)
-    display.stage("encode", 2, 0)
-    for label in ("a.mp4", "b.mp4"):
-        display.on_event("encode", Item(label=label))
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [each["label"] for each in told if each["event"] == "item"] == ["a.mp4", "b.mp4"]
 
 
 def test_a_fleeting_display_leaves_nothing() -> None:

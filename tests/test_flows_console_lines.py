@@ -85,20 +85,16 @@ def test_a_table_without_room_goes_on_between_words(monkeypatch: pytest.MonkeyPa
     assert len(lines) == 2 and lines[0].index("done") + len("done") == lines[1].index("1,204") + 5
 
 
-def test_a_value_of_megabytes_is_shown_by_its_beginning_and_its_end() -> None:
+def test_megabytes_are_shown_by_their_beginning_and_end_and_two_longest_paths_whole() -> None:
     to = io.StringIO()
     print_lines("failed: " + "x" * 2_000_000 + "y: no such file. Check the name", to=to)
     shown = to.getvalue()
     assert len(shown) < 1100 and len(shown.splitlines()) == 1
     assert shown.startswith("failed: xxx") and shown.endswith("xxy: no such file. Check the name\n")
     assert "1,999,0" in shown
-
-
-def test_two_paths_of_the_greatest_length_are_shown_whole() -> None:
-    to = io.StringIO()
     line = f"{'a' * 4095} and {'b' * 4095}"
     print_lines(line, to=to)
-    assert to.getvalue() == line + "\n"
+    assert to.getvalue() == f"{shown}{line}\n"
 
 
 def test_what_a_terminal_obeys_is_escaped_in_json_and_means_the_same() -> None:

@@ -112,29 +112,13 @@ def test_time_left_follows_a_stage_that_becomes_slower() -> None:
     assert 5.0 / 2 < pace.seconds_left(1, now) < 5.0 * 2 and WINDOW_SECONDS < 100 * 5
 
 
-def test_a_rate_is_told_in_figures_that_say_something() -> None:
+def test_a_rate_is_told_in_figures_that_say_something_and_memory_in_powers_of_two() -> None:
     assert [pace_told(rate) for rate in (3.24, 0.1, 1 / 30)] == ["3.2/s", "0.1/s", "2.0/min"]
+    sizes = {3 << 29: "1.50 GiB", 150 << 20: "0.15 GiB", 102 << 20: "102 MiB", 5 << 20: "5.0 MiB"}
+    assert {count: gib(count) for count in sizes} == sizes
 
 
-@pytest.mark.parametrize(
-    ("count", "told"),
-    [(3 << 29, "1.50 GiB"), (150 << 20, "0.15 GiB"), (102 << 20, "102 MiB"), (5 << 20, "5.0 MiB")],
-)
-def test_memory_is_told_in_powers_of_two(count: int, told: str) -> None:
-    assert gib(count) == told
-
-
-@pytest.mark.parametrize(
-    ("seconds", "told"),
-    [
-        (9.96, "10.0 s"),
-        (10, "10 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 00 s"),
-        (200, "3 min 20 s"),
-        (3599.7, "1 h 00 min"),
-        (7500, "2 h 05 min"),
-    ],
-)
-def test_a_time_has_two_units_at_most(seconds: float, told: str) -> None:
-    assert duration(seconds) == told
+def test_a_time_has_two_units_at_most() -> None:
+    times = {9.96: "10.0 s", 10: "10 s", 59.4: "59 s", 59.6: "1 min 00 s", 200: "3 min 20 s"}
+    times |= {3599.7: "1 h 00 min", 7500: "2 h 05 min"}
+    assert {seconds: duration(seconds) for seconds in times} == times

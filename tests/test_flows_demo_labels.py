@@ -15,21 +15,12 @@ from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from penstock_demo.dual.pictures import ImageTruth, write_images
 
 
-@pytest.mark.parametrize(
-    ("pipelines", "folder"),
-    [
-        ((), CHECKPOINT),
-        ((CAPTION,), CHECKPOINT),
-        ((REBUILD, EMBED), CHECKPOINT),
-        ((EMBED,), DUAL_CHECKPOINT),
-        ((LABEL,), DUAL_CHECKPOINT),
-    ],
-)
-def test_the_demo_model_is_the_one_that_the_pipeline_is_for(
-    pipelines: tuple[Pipeline, ...], folder: Path
-) -> None:
-    found = find_checkpoint(CaptionConfig(sources=(), model="demo"), None, *pipelines)
-    assert found.folder == folder
+def test_the_demo_model_is_the_one_that_the_pipeline_is_for() -> None:
+    def found(*pipelines: Pipeline) -> Path:
+        return find_checkpoint(CaptionConfig(sources=(), model="demo"), None, *pipelines).folder
+
+    assert found() == found(CAPTION) == found(REBUILD, EMBED) == CHECKPOINT
+    assert found(EMBED) == found(LABEL) == DUAL_CHECKPOINT
 
 
 @pytest.mark.slow

@@ -104,14 +104,12 @@ def hand_out(
     server: Server, of: Iterable[Partition], job: str = "job", **more: Any
 ) -> list[PartitionRun]:
     told: list[tuple[int, int]] = []
-    client = cast(SyncPrefectClient, server)
 
     def ask(portion: Partition, which: str) -> dict[str, Any]:
         return {"portion": portion.name, "which": which}
 
-    handed = PartitionDispatch(client, DEPLOYMENT, ask, job, **more).all(
-        of, lambda *n: told.append(n)
-    )
+    dispatch = PartitionDispatch(cast(SyncPrefectClient, server), DEPLOYMENT, ask, job, **more)
+    handed = dispatch.all(of, lambda *n: told.append(n))
     assert told[-1] == (len(handed), len(handed))
     return handed
 
@@ -214,7 +212,7 @@ FLOW, DEPLOYED = uuid4(), uuid4()
 
 def run(name: str, state: str, *, minutes: float = 60, **more: Any) -> FlowRun:
     """Return a run that was due `minutes` ago and reached its state a minute later."""
-    types = {INTERRUPTED: "FAILED", "Late": "SCHEDULED", "AwaitingRetry": "SCHEDULED"}
+    types = {INTERRUPTED: "FAILED", "Late": "SCHEDULED"}
     began = SWEPT_AT - timedelta(minutes=minutes)
     return FlowRun.model_validate(
         {
@@ -241,29 +239,20 @@ def swept(*runs: FlowRun, max_retries: int = 3) -> dict[str, str]:
     return {verdict.run.name: verdict.why_not for verdict in found}
 
 
-def test_runs_of_other_parameters_or_deployments_are_other_jobs() -> None:
-    other: list[dict[str, Any]] = [
-        {"parameters": {"config": {"sources": ["a"], "out": "c"}}},
-        {"deployment_id": str(UUID(int=1))},
+def test_runs_of_other_jobs_and_of_a_schedule_decide_nothing() -> None:
+    others: list[FlowRun] = [
+        run("new", "Completed", minutes=5, parameters={"config": {"sources": ["a"], "out": "c"}}),
+        run("new", "Completed", minutes=5, deployment_id=str(UUID(int=1))),
+        run("tomorrow", "Scheduled", minutes=-600),
     ]
-    for more in other:
-        assert swept(run("old", "Crashed"), run("new", "Completed", minutes=5, **more)) == {
-            "old": ""
-        }
+    for other in others:
+        assert swept(run("old", "Crashed"), other) == {"old": ""}
 
 
-def test_what_a_schedule_will_start_later_decides_nothing_yet() -> None:
-    later = run("tomorrow", "Scheduled", minutes=-600)
-    assert swept(run("a", "Crashed"), later) == {"a": ""}
-
-
-OTHERS = ("Completed", "Failed", "Cancelled", "Running", "Pending", "Late", "AwaitingRetry")
-
-
-def test_only_runs_that_has_crashed_are_started_again() -> None:
+def test_only_runs_that_have_crashed_are_started_again() -> None:
     for state in ("Crashed", INTERRUPTED):
         assert swept(run("a", state)) == {"a": ""}
-    for state in OTHERS:
+    for state in ("Completed", "Failed", "Cancelled", "Running", "Pending", "Late"):
         assert swept(run("a", state)) == {}
         (why,) = swept(run("newer", state, minutes=30), run("old", "Crashed")).values()
         assert "newer" in why

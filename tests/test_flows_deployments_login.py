@@ -56,10 +56,6 @@ def test_the_login_is_made_once_and_its_user_alone_can_read_it(home: Path) -> No
     assert login_file().stat().st_mode & 0o777 == 0o600
     assert [path.name for path in home.iterdir()] == ["penstock-auth"]
     assert new_login() != new_login()
-
-
-def test_what_others_could_read_is_closed(home: Path) -> None:
-    own_login()
     login_file().chmod(0o644)
     own_login()
     assert login_file().stat().st_mode & 0o777 == 0o600
@@ -86,12 +82,12 @@ def test_starts_at_the_same_time_end_with_the_same_login(home: Path) -> None:
     assert [path.name for path in home.iterdir()] == ["penstock-auth"]
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"a\nb\n", b"\xff:\xfe", b"a:\0"])
-def test_a_file_that_holds_no_login_fails(home: Path, content: bytes) -> None:
+def test_a_file_that_holds_no_login_fails(home: Path) -> None:
     home.mkdir()
-    login_file().write_bytes(content)
-    with pytest.raises(EnvironmentFault, match=r"penstock-auth contains no login\. Delete it"):
-        own_login()
+    for content in (b"", b"\n", b"a\nb\n", b"\xff:\xfe", b"a:\0"):
+        login_file().write_bytes(content)
+        with pytest.raises(EnvironmentFault, match=r"penstock-auth contains no login\. Delete it"):
+            own_login()
 
 
 def test_a_place_where_nothing_can_be_kept_fails_in_one_line(
@@ -116,10 +112,7 @@ def test_a_place_where_nothing_can_be_kept_fails_in_one_line(
         ("http://127.9.9.9:4200/api", True),
         (ELSEWHERE, False),
         ("http://127.0.0.1.example.org/api", False),
-        ("http://localhost.example.org/api", False),
-        ("http://localhost@example.org/api", False),
         ("http://127.0.0.1:4200@example.org/api", False),
-        ("http://example.org/127.0.0.1", False),
         ("http://192.168.1.5:4200/api", False),
         ("http://0x7f.1/api", False),
         ("http://[::1", False),
@@ -173,42 +166,24 @@ def test_a_worker_of_a_server_elsewhere_gets_nothing_of_this_machine_s(home: Pat
     assert told("worker", PREFECT_API_URL=ELSEWHERE, **given).stdout == f"{SECRET}\n"
 
 
-EVIL = "https://evil.example"
+def test_a_command_gives_its_login_to_the_server_of_this_machine_alone(home: Path) -> None:
+    made, here = own_login(), {PREFECT_API_URL: "http://127.0.0.1:4242/api"}
+    with temporary_settings(here):
+        assert client_settings() == {PREFECT_API_AUTH_STRING: made}
+    for settings in ({PREFECT_API_URL: ELSEWHERE}, {**here, PREFECT_API_AUTH_STRING: "me:mine"}):
+        with temporary_settings(settings):
+            assert client_settings() == {}
+    login_file().unlink()  # a server that was started by other means asks for none
+    with temporary_settings(here):
+        assert client_settings() == {}
 
 
 @pytest.mark.slow
-def test_the_temporary_server_answers_only_who_started_it() -> None:
+def test_the_temporary_server_answers_its_own_pages_and_shows_its_login_to_nobody() -> None:
     with temporary_server() as server:
         own = f"http://127.0.0.1:{server.port}"
-        asked = server.ask("POST", "/api/flow_runs/filter", {"Origin": EVIL}, b"{}")
-        assert (asked.status, asked.allowed) == (401, None)
-        wanted = {"Origin": EVIL, "Access-Control-Request-Method": "POST"}
-        assert server.ask("OPTIONS", "/api/flow_runs/filter", wanted).status == 400
-        asked = server.ask(
-            "POST", "/api/flow_runs/filter", {"Origin": own}, b"{}", login=server.login
-        )
+        path, headers = "/api/flow_runs/filter", {"Origin": own}
+        asked = server.ask("POST", path, headers, b"{}", login=server.login)
         assert (asked.status, asked.allowed) == (200, own)
         shown = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in child_processes(server.pid)]
         assert shown and not any(server.login.encode() in line for line in shown)
-
-
-@pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The login of the server of this machine."""
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
-    return own_login()
-
-
-def test_a_server_of_this_machine_gets_its_login_from_the_command(made: str) -> None:
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:4242/api"}):
-        assert client_settings() == {PREFECT_API_AUTH_STRING: made}
-        login_file().unlink()  # one that was started by other means asks for none
-        assert client_settings() == {}
-
-
-def test_a_server_elsewhere_and_a_login_of_the_user_s_are_left_alone(made: str) -> None:
-    with temporary_settings({PREFECT_API_URL: "https://penstock.example.org/api"}):
-        assert client_settings() == {}
-    here = {PREFECT_API_URL: "http://127.0.0.1:4242/api", PREFECT_API_AUTH_STRING: "me:mine"}
-    with temporary_settings(here):
-        assert client_settings() == {}

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -122,7 +121,9 @@ def test_a_flow_with_a_bad_file_completes_and_says_so(
 
 @pytest.mark.slow
 @pytest.mark.logs_errors
-def test_a_flow_that_captions_nothing_fails(server: None, tmp_path: Path) -> None:
+def test_a_flow_that_captions_nothing_fails(
+    server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state, artifacts = caption(tmp_path, [str(tmp_path / "missing.mp4")])
     assert state.is_failed()
     assert state.message.startswith("nothing to caption")
@@ -130,6 +131,12 @@ def test_a_flow_that_captions_nothing_fails(server: None, tmp_path: Path) -> Non
     assert "missing.mp4" in str(artifacts["penstock-captions"])
     with pytest.raises(UsageError, match="nothing to caption"):
         state.result()
+    (tmp_path / "bad.mp4").write_text("no video")
+    state, _ = caption(tmp_path, [str(tmp_path / "bad.mp4")])
+    assert state.is_failed() and "failures.jsonl" in state.message
+    monkeypatch.setenv("PENSTOCK_OUT_ROOT", str(tmp_path / "else"))
+    state, _ = caption(tmp_path, CLIPS)
+    assert state.is_failed() and "PENSTOCK_OUT_ROOT" in state.message
 
 
 @pytest.mark.slow
@@ -144,8 +151,6 @@ def test_a_flow_that_an_unknown_error_ends_does_not_say_that_it_is_running(
     state, artifacts = caption(tmp_path, CLIPS)
     assert state.is_failed()
     assert str(artifacts["penstock-run"]).startswith("**failed**")
-    record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert (record["state"], record["error"]) == ("failed", "something nobody thought of")
 
 
 @pytest.mark.slow
@@ -180,11 +185,9 @@ def test_a_flow_makes_the_vectors_of_the_plain_command_once(server: None, tmp_pa
 
 @pytest.mark.slow
 def test_a_flow_marks_media_and_a_second_run_marks_nothing(server: None, tmp_path: Path) -> None:
-    sources = tmp_path / "pictures"
-    sources.mkdir()
-    write_images(sources)
+    (tmp_path / "pictures").mkdir()
     config = SiftConfig(
-        sources=(str(sources),),
+        sources=(str(write_images(tmp_path / "pictures")),),
         keep="black = 0",
         out=str(tmp_path / "out"),
         store=str(tmp_path / "store"),
@@ -216,24 +219,6 @@ def test_a_flow_learns_from_corrections(server: None, tmp_path: Path) -> None:
     assert state.is_completed() and state.message.startswith("round 1: learned from ")
     (row,) = json.loads(artifacts["penstock-learned"])
     assert row["adapter"] == str(tmp_path / "out" / "learn" / "round-001" / "adapter")
-
-
-@pytest.mark.slow
-@pytest.mark.logs_errors  # Prefect's, of a field that the command does not have
-def test_a_flow_of_nothing_that_can_be_used_fails_and_says_what_to_read(
-    server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bad = tmp_path / "bad.png"
-    bad.write_text("no picture")
-    model = save_clip(tmp_path / "clip")
-    config = EmbedConfig(sources=(str(bad),), model=str(model), out=str(tmp_path / "out"))
-    state, _ = run_flow(embed_media, config)
-    assert state.is_failed() and "failures.jsonl" in state.message
-    state = embed_media(asdict(config) | {"prompt": "What is it?"}, return_state=True)
-    assert state.is_failed() and "`penstock embed` does not have `prompt`" in str(state.message)
-    monkeypatch.setenv("PENSTOCK_OUT_ROOT", str(tmp_path / "else"))
-    state, _ = run_flow(embed_media, config)
-    assert state.is_failed() and "PENSTOCK_OUT_ROOT" in state.message
 
 
 @pytest.mark.slow
@@ -280,7 +265,7 @@ def test_flows_label_and_index_as_the_commands_do(server: None, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_flow_exports_what_passes_and_fails_with_the_figures_of_what_does_not(
-    server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: None, tmp_path: Path
 ) -> None:
     store = str(tmp_path / "store")
     good = ExportConfig(model="demo", to="nf4", out=str(tmp_path / "good"), samples=12, store=store)
@@ -312,10 +297,6 @@ def test_a_flow_exports_what_passes_and_fails_with_the_figures_of_what_does_not(
     (row,) = json.loads(artifacts["penstock-checkpoint"])
     assert not row["taken"] and "frames" in row["missed"]
     assert not (tmp_path / "few" / "config.json").exists()
-
-    monkeypatch.setenv("PENSTOCK_OUT_ROOT", str(tmp_path / "else"))
-    state, _ = run_flow(export_model, few)
-    assert state.is_failed() and "PENSTOCK_OUT_ROOT" in state.message
 
 
 ATTEMPT = """
@@ -381,18 +362,14 @@ def test_a_killed_run_that_goes_on_has_one_page(client: SyncPrefectClient, tmp_p
     state = client.read_flow_run(run).state
     assert state is not None and state.is_completed()
     deadline = time.monotonic() + 60  # the server hears of the last task's end a little later
-    while unended(client, run) and time.monotonic() < deadline:
+    while not all(t.state and t.state.is_final() for t in task_runs(client, run)):
+        assert time.monotonic() < deadline
         time.sleep(0.2)
-    assert unended(client, run) == []
     decode = {t.state_name for t in task_runs(client, run) if t.name == "decode"}
     assert decode == {"Crashed", "Completed"}
     (page,) = pages_of(client, [run])
     count = len(read_lines(tmp_path / "out" / "captions.jsonl"))
     assert str(page.data).startswith("**done**") and f"{count} captions written" in str(page.data)
-
-
-def unended(client: SyncPrefectClient, run: UUID) -> list[str]:
-    return [t.name for t in task_runs(client, run) if t.state is None or not t.state.is_final()]
 
 
 @task
@@ -424,8 +401,7 @@ def seen(client: SyncPrefectClient, run: UUID) -> tuple[str, str]:
     return str(one.state_name), str(page.data).split("\n")[0]
 
 
-OPEN = ("Running", "**running**")
-CLOSED = ("Crashed", "**crashed**")
+OPEN, CLOSED = ("Running", "**running**"), ("Crashed", "**crashed**")
 
 
 @pytest.mark.slow

@@ -21,8 +21,7 @@ from tests.support.dual_encoders import names, save, save_clip
 from tests.support.embedding import SIZES, embed, items, rows, vectors, write_images
 from tests.support.families import hf
 from tests.support.inside import InsideLauncher
-from tests.support.media import write_video
-from tests.support.pipeline import ROOT, Place, kill_at, read_lines
+from tests.support.pipeline import ROOT, Place, kill_at
 from tests.support.refusals import one_line
 
 OTHERS = ("align", "altclip", "blip", "chinese_clip", "clipseg", "siglip", "siglip2")
@@ -112,17 +111,6 @@ def test_the_code_of_the_page_gives_the_logits_of_the_whole_model(
 
 
 @pytest.mark.slow
-def test_a_video_gives_a_frame_a_second(clip: Path, tmp_path: Path) -> None:
-    video = write_video(tmp_path / "long.mp4", ticks=range(0, 40 * 30, 3), gop=50)
-    assert embed(video, clip, tmp_path) == 0
-    times = [row["time"] for row in rows(tmp_path)]
-    assert len(times) == len(vectors(tmp_path)) == 40
-    assert np.allclose(np.diff(times), 1, atol=0.2) and times[0] < 1
-    assert embed(video, clip, tmp_path, "--fps", "4") == 0
-    assert len(vectors(tmp_path)) == 160
-
-
-@pytest.mark.slow
 def test_a_model_of_another_kind_is_refused_with_what_to_do(
     pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,20 +125,6 @@ def test_a_model_of_another_kind_is_refused_with_what_to_do(
     (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
     assert embed(pictures, tmp_path / "model", tmp_path) == 2
     assert "no vision half" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_file_that_is_no_picture_is_named_and_the_others_are_embedded(
-    clip: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    Image.new("RGB", (40, 40), "red").save(folder / "a.png")
-    (folder / "b.png").write_text("no picture")
-    assert embed(folder, clip, tmp_path) == 1
-    assert len(vectors(tmp_path)) == 1
-    (failure,) = read_lines(tmp_path / "out" / "failures.jsonl")
-    assert failure["media_path"] == "b.png" and failure["stage"] == "frames"
 
 
 @pytest.mark.slow
@@ -186,7 +160,7 @@ def test_a_damaged_vector_is_computed_again(pictures: Path, clip: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_a_rebuild_makes_what_embed_finds(
+def test_a_rebuild_makes_what_embed_finds_and_status_and_report_tell_of_it(
     pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = ["--store", str(tmp_path / "store")]
@@ -202,13 +176,6 @@ def test_a_rebuild_makes_what_embed_finds(
     assert "embeddings" in capsys.readouterr().out
     assert embed(pictures, clip, tmp_path) == 0
     assert items(tmp_path) == {"frames": 6, "embed": 6}
-
-
-@pytest.mark.slow
-def test_status_and_report_tell_of_it(
-    pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    embed(pictures, clip, tmp_path)
     capsys.readouterr()
     assert main(["status", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
@@ -228,10 +195,6 @@ def test_a_plan_is_of_what_the_model_makes(
         told = json.loads(capsys.readouterr().out)
         assert [stage["stage"] for stage in told["memory"]["stages"]] == ["frames", "embed"]
         assert list(told["halves"]) == ["vision"] and told["route"] == "dual"
-    assert main([*plan, "--for", "caption"]) == 2
-    assert "writes no captions" in capsys.readouterr().err
-    assert main(["plan", "--model", str(CHECKPOINT), *plan[3:5], "--for", "embed"]) == 2
-    assert "writes captions" in capsys.readouterr().err
 
 
 @pytest.mark.slow

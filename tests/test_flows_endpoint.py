@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from artifacts.endpoints import KEY, LISTED, endpoint_of, keys_from
 from artifacts.errors import EnvironmentFault, UsageError
@@ -28,6 +27,7 @@ from flows.options.vectors import EmbedConfig
 from flows.running.run import caption, embed
 from penstock_demo import CLIPS
 from tests.support.endpoint import StandIn, running, told
+from tests.support.media import write_numbered
 from tests.support.pipeline import PENSTOCK, ROOT, read_lines
 
 SECRET = "sk-secret-0123456789abcdef"
@@ -35,12 +35,12 @@ SECRET = "sk-secret-0123456789abcdef"
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder of pictures, one unlike the other."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for at in range(6):
-        Image.new("RGB", (40 + at, 30), (at * 40, 90, 200 - at * 30)).save(folder / f"{at}.png")
-    return folder
+    return write_numbered(tmp_path / "pictures", 6)
+
+
+def command(address: str, sources: Path, *more: str) -> list[str]:
+    model = ("--model", "openai:m", "--endpoint", address)
+    return [*PENSTOCK, "caption", str(sources), *model, *more]
 
 
 def config_for(address: str, sources: Path, **more: Any) -> CaptionConfig:
@@ -84,29 +84,23 @@ def test_pictures_and_videos_are_captioned_once(pictures: Path) -> None:
     assert note.startswith(f"frames go to {address}, each as a picture; m is identified by")
 
 
-def test_a_server_that_takes_videos_gets_them(pictures: Path) -> None:
-    for path in pictures.iterdir():
-        path.unlink()
-    (pictures / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
+@pytest.mark.parametrize("tokens", [99, 9])
+def test_a_server_that_counts_tokens_of_videos_gets_them(tmp_path: Path, tokens: int) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
     stand_in = StandIn()
 
     def answer(request: dict[str, Any], digest: str, _: int) -> Any:
         found = told(digest)
-        found["usage"]["prompt_tokens"] = 99 if "video_url" in str(request) else 9
+        found["usage"]["prompt_tokens"] = tokens if "video_url" in str(request) else 9
         return 200, found
 
     stand_in.answer = answer
     with running(stand_in) as address:
-        caption(config := config_for(address, pictures), quiet())
-    assert plan_of(config)["served"]["video"] is True
-    assert "data:video/mp4;base64," in str(stand_in.requests[-1])
-
-
-def test_a_video_that_takes_no_tokens_was_ignored(pictures: Path) -> None:
-    (pictures / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
-    with running(StandIn()) as address:  # it counts nine tokens, whatever it gets
-        caption(config := config_for(address, pictures), quiet())
-    assert plan_of(config)["served"]["video"] is False
+        caption(config := config_for(address, tmp_path / "clips"), quiet())
+    takes_videos = tokens == 99
+    assert plan_of(config)["served"]["video"] is takes_videos
+    assert ("data:video/mp4;base64," in str(stand_in.requests[-1])) is takes_videos
 
 
 PAGES: dict[str, tuple[dict[str, Any], str]] = {
@@ -330,17 +324,9 @@ def test_no_file_has_the_key_and_no_other_host_is_contacted(pictures: Path, tmp_
         "HTTPS_PROXY": "http://127.0.0.9:9", "ALL_PROXY": "http://127.0.0.9:9",
     }  # fmt: skip
     with running(stand_in) as address:
-        command = [
-            *PENSTOCK,
-            "caption",
-            str(pictures),
-            "--model",
-            "openai:m",
-            "--endpoint",
-            address,
-        ]
+        where = ("--endpoint-keys", str(keys), "--out", str(tmp_path / "out"))
         done = subprocess.run(
-            [*command, "--endpoint-keys", str(keys), "--out", str(tmp_path / "out")],
+            command(address, pictures, *where),
             cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
     assert done.returncode == 1 and SECRET not in done.stdout + done.stderr
@@ -360,27 +346,24 @@ def test_no_file_has_the_key_and_no_other_host_is_contacted(pictures: Path, tmp_
 
 @pytest.mark.slow
 def test_ten_kills_give_the_same_outputs(pictures: Path, tmp_path: Path) -> None:
-    for at in range(60):
-        Image.new("RGB", (64, 48), (at * 4, 255 - at, at)).save(pictures / f"more{at}.png")
+    write_numbered(pictures, 66)
     shuffled = random.Random(5)
     stand_in = StandIn(seconds=0.2)
     with running(stand_in) as address:
         config = config_for(address, pictures, slots=4)
         caption(config, quiet())
         undisturbed = captions_of(config)
-        command = [
-            *PENSTOCK, "caption", str(pictures), "--model", "openai:m", "--endpoint", address,
-            "--slots", "4", "--out", str(tmp_path / "killed"), "--store", str(tmp_path / "other"),
-        ]  # fmt: skip
+        where = ("--out", str(tmp_path / "killed"), "--store", str(tmp_path / "other"))
+        again = command(address, pictures, "--slots", "4", *where)
         for _ in range(10):
             with subprocess.Popen(
-                command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                again, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 start_new_session=True,
             ) as process:  # fmt: skip
                 time.sleep(shuffled.uniform(1.0, 5.0))
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     after = read_lines(tmp_path / "killed" / "captions.jsonl")
     assert after == undisturbed and len(after) == 66
@@ -389,11 +372,10 @@ def test_ten_kills_give_the_same_outputs(pictures: Path, tmp_path: Path) -> None
 @pytest.fixture
 def demo_server(tmp_path: Path) -> Iterator[str]:
     """The address of `penstock serve` with the demo's model, in a process of its own."""
-    command = [
-        *PENSTOCK, "serve", "--caption-model", "demo", "--port", "0",
-        "--store", str(tmp_path / "served"),
-    ]  # fmt: skip
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+    words = ["serve", "--caption-model", "demo", "--port", "0", "--store", str(tmp_path / "served")]
+    with subprocess.Popen(
+        [*PENSTOCK, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as server:
         assert server.stdout is not None
         line = next(line for line in server.stdout if "serving on" in line)
         yield line.split()[-1] + "/v1"
@@ -462,16 +444,12 @@ def test_the_job_template_for_kubernetes_fills_all_of_its_places() -> None:
 
 @pytest.mark.slow
 def test_two_runs_on_one_store_send_nothing_twice(pictures: Path, tmp_path: Path) -> None:
-    for at in range(30):
-        Image.new("RGB", (64, 48), (at * 8, 255 - at, at)).save(pictures / f"more{at}.png")
+    write_numbered(pictures, 36)
     stand_in = StandIn(seconds=0.3)
     with running(stand_in) as address:
-        given = ["--model", "openai:m", "--endpoint", address, "--slots", "3", "--quiet"]
+        given = command(address, pictures, "--slots", "3", "--quiet")
         runs = [
-            subprocess.Popen(
-                [*PENSTOCK, "caption", str(pictures), *given, "--out", str(tmp_path / name)],
-                cwd=ROOT,
-            )
+            subprocess.Popen([*given, "--out", str(tmp_path / name)], cwd=ROOT)
             for name in ("one", "other")
         ]
         assert [run.wait(120) for run in runs] == [0, 0]
@@ -490,11 +468,8 @@ def test_a_signal_ends_the_wait_for_an_overloaded_server(
         b"HTTP/1.1 429 Too Many\r\nretry-after: 120\r\ncontent-length: 0\r\n\r\n"
     )
     with running(stand_in) as address:
-        command = [
-            *PENSTOCK, "caption", str(pictures), "--model", "openai:m", "--endpoint", address,
-            "--out", str(tmp_path / "out"), "--store", str(tmp_path / "store"),
-        ]  # fmt: skip
-        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        asked = command(address, pictures, "--out", str(tmp_path / "out"))
+        with subprocess.Popen(asked, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             waits = f"{address} is overloaded: waiting 120 s"
             assert any(waits in line for line in process.stderr)

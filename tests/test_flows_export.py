@@ -126,10 +126,8 @@ def test_weights_are_calibrated_on_media_and_on_what_the_store_has(
         one = config(store, next(clips.glob("*.mp4")))
         exported(tmp_path / "few", "w4a16", one, calibrated=True)
     with pytest.raises(UsageError, match="compressed-tensors"):
-        caption(
-            config(store, clips, model=str(plain.out), out=str(tmp_path / "out")),
-            Display(quiet=True),
-        )
+        told = config(store, clips, model=str(plain.out), out=str(tmp_path / "out"))
+        caption(told, Display(quiet=True))
 
 
 @pytest.mark.slow
@@ -143,21 +141,14 @@ def test_the_vision_half_of_a_dual_encoder_is_judged_by_its_vectors(
         exported(tmp_path / "text", "int8", told, half="language")
 
 
-def test_what_cannot_be_judged_is_said_before_anything_is_written(
-    tmp_path: Path,
-) -> None:
+def test_what_cannot_be_judged_is_said_before_anything_is_written(tmp_path: Path) -> None:
     empty = config(tmp_path / "store")
     with pytest.raises(UsageError, match="no captions of demo in"):
         asked = ExportRequest(kind="nf4", folder=tmp_path / "made", calibrated=True, stored=True)
         export(empty, asked, Display(quiet=True), lambda listen: InsideLauncher(listen=listen))
     assert not list(tmp_path.rglob("*.safetensors"))
     for changes in ({"to": "awq"}, {"half": "left"}, {"group": 48}, {"samples": 1}):
-        given: dict[str, Any] = {
-            "model": "demo",
-            "to": "nf4",
-            "out": str(tmp_path / "made"),
-            **changes,
-        }
+        given: dict[str, Any] = {"model": "demo", "to": "nf4", "out": "made", **changes}
         with pytest.raises(UsageError, match=f"--{next(iter(changes))} ") as caught:
             ExportConfig(**given)
         assert caught.value.hint

@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,6 +17,7 @@ from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.export.parity import PARITY
 from tests.support.adapters import linears_of, loaded, matrices, write_adapter
+from tests.support.pipeline import read_lines
 
 SAMPLES = 4
 
@@ -34,8 +34,7 @@ def captions(folder: Path, model: str, clips: Path, store: Path) -> list[str]:
         sources=(str(clips),), model=model, store=str(store), out=str(folder), precision="native"
     )
     caption(told, Display(quiet=True))
-    lines = (folder / "captions.jsonl").read_text().splitlines()
-    return [json.loads(line)["caption"] for line in lines]
+    return [row["caption"] for row in read_lines(folder / "captions.jsonl")]
 
 
 @pytest.mark.slow
@@ -71,20 +70,17 @@ def test_the_model_is_exported_with_its_adapter(
     assert "holds another checkpoint" in capsys.readouterr().err
 
 
-def asked(folder: Path, **changes: Any) -> ExportRequest:
-    return ExportRequest(kind="nf4", folder=folder / "made", samples=SAMPLES, **changes)
-
-
-def test_an_adapter_that_is_none_is_said_before_the_model_is_looked_at(tmp_path: Path) -> None:
+def test_what_is_wrong_with_an_adapter_is_said_before_the_model_is_looked_at(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "empty").mkdir()
     config = CaptionConfig(sources=("nowhere.mp4",), model="demo", store=str(tmp_path / "store"))
     for name, match in (("empty", "has no adapter_config.json"), ("a\0b", "is not a valid path")):
         with pytest.raises(UsageError, match=match):
             path = str(tmp_path / name)
-            export(config, asked(tmp_path, adapter=path), Display(quiet=True))
+            asked = ExportRequest(kind="nf4", folder=tmp_path / "made", adapter=path)
+            export(config, asked, Display(quiet=True))
     assert not (tmp_path / "made").exists()
-
-
-def test_what_a_store_has_is_not_of_the_model_with_its_adapter(tmp_path: Path) -> None:
+    # What a store has is not of the model with its adapter.
     with pytest.raises(UsageError, match="without this adapter"):
-        asked(tmp_path, adapter="a", calibrated=True, stored=True)
+        ExportRequest(kind="nf4", folder=tmp_path, adapter="a", calibrated=True, stored=True)

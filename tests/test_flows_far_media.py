@@ -18,7 +18,7 @@ from artifacts.remote.media_cache import NOTE
 from artifacts.stores.bucket_client import Bucket
 from flows.reviewing.captions import ReviewedCaptions
 from tests.support.buckets import CLIPS, Between
-from tests.support.pipeline import PENSTOCK, ROOT, SECONDS
+from tests.support.pipeline import PENSTOCK, ROOT, SECONDS, read_lines
 from tests.support.web import Web, web_server
 
 pytestmark = pytest.mark.slow
@@ -61,8 +61,8 @@ def run(folder: Path, *words: str, code: int = 0) -> str:
 
 def said(out: Path) -> list[dict[str, Any]]:
     """The lines of a run but for where its media were taken from."""
-    lines = (out / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "source"} for line in lines]
+    lines = read_lines(out / "captions.jsonl")
+    return [{k: v for k, v in line.items() if k != "source"} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -193,8 +193,8 @@ def test_trainers_are_given_files_that_stay(
         assert sorted(path.read_bytes() for path in made) == sorted(
             (twelve_clips / name).read_bytes() for name in names
         )
-        rows = next((tmp_path / "out" / "musubi").glob("*.jsonl")).read_text().splitlines()
-        shown = [Path(json.loads(row)["video_path"]) for row in rows]
+        rows = read_lines(next((tmp_path / "out" / "musubi").glob("*.jsonl")))
+        shown = [Path(row["video_path"]) for row in rows]
         assert len(shown) == CLIPS and all(path.is_file() for path in shown)
         assert not any("nearby" in str(path) for path in shown)
         for copy in (tmp_path / "nearby" / "media").glob("*/*/*.mp4"):
@@ -210,7 +210,7 @@ def test_what_is_gone_on_the_web_fails_alone_and_the_rest_is_captioned(
     out = tmp_path / "out"
     run(tmp_path, "caption", *words, "--model", "demo", "--out", str(out), code=1)
     assert said(out) == expected
-    failure = json.loads((out / "failures.jsonl").read_text())
+    (failure,) = read_lines(out / "failures.jsonl")
     assert (failure["error"], failure["media_path"]) == ("missing", f"{web.address}/none.mp4")
     run(tmp_path, "report", str(out))
     written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != NOTE]

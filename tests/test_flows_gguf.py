@@ -28,6 +28,7 @@ from stages.models.gguf import FILE, FORMAT, MANIFEST
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.dying import ABORTING, VARIABLE
 from tests.support.media import write_numbered
+from tests.support.pipeline import read_lines
 
 NEEDS_BUILD = [pytest.mark.slow, pytest.mark.gguf]
 
@@ -71,9 +72,20 @@ def test_options_that_it_does_not_have_are_refused(
     assert raised.value.message.startswith(said) and raised.value.hint
 
 
-def test_a_file_that_changed_is_refused(folder: Path) -> None:
+def test_a_folder_that_is_not_as_it_was_exported_is_refused(folder: Path) -> None:
     with pytest.raises(EnvironmentFault, match="differs from the exported file"):
         found(folder, "b" * 64)
+    exported = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "kind": 3}))
+    with pytest.raises(EnvironmentFault, match=r"gguf\.json"):
+        found(folder)
+    (folder / MANIFEST).unlink()
+    with pytest.raises(EnvironmentFault, match=f"has {FILE}, but lacks {MANIFEST}"):
+        found(folder)
+    (folder / MANIFEST).write_text(exported)
+    (folder / FILE).unlink()
+    with pytest.raises(EnvironmentFault, match=f"lacks {FILE}"):
+        found(folder)
 
 
 @pytest.mark.parametrize("pipelines", [(TUNE,), EXPORTS, GRAPHS])
@@ -85,12 +97,6 @@ def test_it_is_neither_trained_nor_exported_again(
         gguf_for(config, folder, lambda path: "a" * 64, *pipelines)
 
 
-def test_a_damaged_manifest_is_one_line(folder: Path) -> None:
-    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "kind": 3}))
-    with pytest.raises(EnvironmentFault, match=r"gguf\.json"):
-        found(folder)
-
-
 def test_an_export_says_which_programs_can_use_its_file(folder: Path, tmp_path: Path) -> None:
     noted = json.loads((folder / MANIFEST).read_text())
     assert gguf_note(folder) == "language.gguf is for Penstock only: it has no tokenizer"
@@ -99,18 +105,6 @@ def test_an_export_says_which_programs_can_use_its_file(folder: Path, tmp_path: 
         assert said in gguf_note(folder)
     (folder / MANIFEST).unlink()
     assert gguf_note(folder) == ""
-
-
-def test_a_folder_that_lacks_the_file_is_refused(folder: Path) -> None:
-    (folder / FILE).unlink()
-    with pytest.raises(EnvironmentFault, match=f"lacks {FILE}"):
-        found(folder)
-
-
-def test_a_folder_that_lacks_the_manifest_is_refused(folder: Path) -> None:
-    (folder / MANIFEST).unlink()
-    with pytest.raises(EnvironmentFault, match=f"has {FILE}, but lacks {MANIFEST}"):
-        found(folder)
 
 
 def test_another_checkpoint_is_never_turned_into_gguf(tmp_path: Path) -> None:
@@ -138,7 +132,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, clips: Path) -> Path:
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
+    return read_lines(out / "captions.jsonl")
 
 
 def captioned(clips: Path, model: Path, work: Path, **options: Any) -> list[dict[str, Any]]:
@@ -169,12 +163,8 @@ class TestDecoding:
     ) -> None:
         alone = captioned(clips, model, tmp_path / "alone", batch_size=1)
         assert alone == captioned(clips, model, tmp_path / "together", batch_size=8)
-        several = captioned(
-            clips,
-            model,
-            tmp_path / "several",
-            prompts={"a": "What moves?", "b": alone[0]["prompt"]},
-        )
+        prompts = {"a": "What moves?", "b": alone[0]["prompt"]}
+        several = captioned(clips, model, tmp_path / "several", prompts=prompts)
         assert [row["caption"] for row in several if row["name"] == "b"] == [
             row["caption"] for row in alone
         ]
@@ -196,17 +186,13 @@ class TestDecoding:
         once = tmp_path / "once"
         once.touch()
         monkeypatch.setenv(VARIABLE, str(once))
-        config = CaptionConfig(
-            sources=(str(clips),),
-            model=str(model),
-            out=str(tmp_path / "out"),
-            store=str(tmp_path / "store"),
-        )
+        out = tmp_path / "out"
+        config = CaptionConfig(sources=(str(clips),), model=str(model), out=str(out))
         made = caption(config, Display(quiet=True), lambda to: DirectLauncher(to, ABORTING))
         assert made.exit_code == 0
         assert not once.exists()
-        assert rows_of(tmp_path / "out") == undisturbed
-        record = json.loads((tmp_path / "out" / "run.json").read_text())
+        assert rows_of(out) == undisturbed
+        record = json.loads((out / "run.json").read_text())
         assert [move["stage"] for move in record["rungs"]] == ["decode"]
         items = [stage["items"] for stage in record["stages"] if stage["name"] == "decode"]
         assert sum(items) <= len(undisturbed)  # what the first process published stays
@@ -219,18 +205,9 @@ class TestDecoding:
         assert found[0]["precision"]["language"] == "gguf-q8_0"
 
     def test_schemas_and_sampling_hold(self, tmp_path: Path, clips: Path, model: Path) -> None:
-        schema = tmp_path / "schema.json"
-        schema.write_text(
-            json.dumps(
-                {
-                    "type": "object",
-                    "properties": {"color": {"enum": ["red", "blue"]}},
-                    "required": ["color"],
-                    "additionalProperties": False,
-                }
-            )
-        )
-        found = captioned(clips, model, tmp_path / "schema", schema=str(schema))
+        schema: dict[str, Any] = {"type": "object", "additionalProperties": False}
+        schema |= {"properties": {"color": {"enum": ["red", "blue"]}}, "required": ["color"]}
+        found = captioned(clips, model, tmp_path / "schema", schema=json.dumps(schema))
         assert {json.loads(row["caption"])["color"] for row in found} <= {"red", "blue"}
         sampled = [
             captioned(clips, model, tmp_path / str(size), temperature=0.9, seed=3, batch_size=size)
@@ -240,8 +217,8 @@ class TestDecoding:
 
     def test_it_summarizes_from_text_alone(self, tmp_path: Path, clips: Path, model: Path) -> None:
         captions = captioned(clips, model, tmp_path, summary=True)
-        told = (tmp_path / "out" / "summaries.jsonl").read_text().splitlines()
-        assert len(told) == len(captions) and all(json.loads(row)["summary"] for row in told)
+        told = read_lines(tmp_path / "out" / "summaries.jsonl")
+        assert len(told) == len(captions) and all(row["summary"] for row in told)
 
     @pytest.mark.parametrize("family", ["gemma3", "paligemma", "glm4v"])
     def test_an_export_of_another_family_says_what_the_original_says(

@@ -15,7 +15,7 @@ from artifacts.keys import ContentDigests
 from flows.checkpoint.adapters import AdapterUse, adapter_for, parse_adapter
 from flows.checkpoint.model_files import ModelDigests
 from flows.checkpoint.models import Model
-from flows.checkpoint.precision import PartSettings, resolve_settings, with_adapter
+from flows.checkpoint.precision import resolve_settings, with_adapter
 from flows.cli.main import main
 from flows.ledger.namespaces import namespaces_of
 from flows.options.commands import CaptionConfig
@@ -93,24 +93,10 @@ def test_an_adapter_is_in_captions_keys(
     assert keys[0] == keys[1] and len({*keys}) == 3
 
 
-def test_without_one_all_keys_are_those_of_before() -> None:
-    plain = PartSettings(
-        precision="nf4", dtype="float32", attention="sdpa", weight_bytes=1, engine="transformers"
-    )
-    assert plain.key_fields == ["nf4", "float32", "sdpa"] and plain.label == "nf4"
-    seated = replace(plain, kv="quantized", engine="inflight")
-    assert seated.key_fields == ["nf4", "float32", "sdpa", "quantized", "inflight", 1]
-
-
 def test_modules_are_found_by_names_of_both_kinds(profile: ModelProfile, tmp_path: Path) -> None:
     for name in (Q_PROJ, AS_STORED):
         folder = write_adapter(tmp_path / name, matrices({name: WIDE}))
         assert modules_of(read_adapter(folder), profile) == {name: Q_PROJ}
-
-
-def vision_of(profile: ModelProfile) -> dict[str, tuple[int, ...]]:
-    layer = profile.vision.adaptable[0]
-    return {layer.path: (layer.rows, layer.columns)}
 
 
 MISFITS: dict[str, tuple[Callable[[ModelProfile], dict[str, torch.Tensor]], str]] = {
@@ -122,8 +108,10 @@ MISFITS: dict[str, tuple[Callable[[ModelProfile], dict[str, torch.Tensor]], str]
         lambda _: matrices({Q_PROJ: (64, 192)}),
         f"changes {Q_PROJ} of 64 x 192, which is 192 x 192 in",
     ),
-    "vision": (lambda p: matrices(vision_of(p)), "which belongs to the vision half"),
-    "both halves": (lambda p: matrices({Q_PROJ: WIDE, **vision_of(p)}), "to the vision half"),
+    "vision": (
+        lambda p: matrices({Q_PROJ: WIDE, p.vision.adaptable[0].path: WIDE}),
+        "which belongs to the vision half",
+    ),
     "twice": (lambda _: matrices({Q_PROJ: WIDE, AS_STORED: WIDE}), "twice"),
     "whole": (
         lambda _: {f"{PREFIX}lm_head.weight": torch.ones(4, 4)},

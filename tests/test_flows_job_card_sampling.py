@@ -84,21 +84,14 @@ def test_plan_run_and_record_name_what_came_from_the_card(tmp_path: Path) -> Non
     stated = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps({**stated, **INSTRUCT}))
     write_clips(tmp_path / "clips", 1, seed=5)
-    place = Place(
-        clips=tmp_path / "clips",
-        out=tmp_path / "out",
-        store=tmp_path / "store",
-        model=str(folder),
-    )
+    where: dict[str, Any] = {name: tmp_path / name for name in ("clips", "out", "store")}
+    place = Place(**where, model=str(folder))
     options: dict[str, Any] = {"sampling": "checkpoint", "max_new_tokens": 8, "limit": 1}
     for sources in ((), (str(place.clips),)):
-        asked: dict[str, Any] = {
-            "model": place.model,
-            "store": str(place.store),
-            "sampling": "checkpoint",
-        }
-        plan = plan_of(CaptionConfig(sources=sources, **asked), InsideLauncher())
-        told = figures(plan)["notes"]
+        config = CaptionConfig(
+            sources=sources, model=place.model, store=str(place.store), sampling="checkpoint"
+        )
+        told = figures(plan_of(config, InsideLauncher()))["notes"]
         assert sum("lacks presence_penalty 1.5" in note for note in told) == 1
     assert "lacks presence_penalty 1.5" in run_inside(place, **options).said
     record = json.loads((place.out / "run.json").read_text())

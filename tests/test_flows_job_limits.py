@@ -109,12 +109,3 @@ def test_captions_that_were_cut_are_told_of(config: CaptionConfig) -> None:
     assert (result.exit_code, result.to_json()["cut"]) == (0, 2)
     whole = run(config, 256, Speaking())
     assert "cut at" not in whole.line() and not whole.warnings
-
-
-def test_a_resumed_run_makes_what_a_whole_one_makes(config: CaptionConfig) -> None:
-    run(config, 4, Speaking())
-    stages = Speaking()
-    run(config, 256, stages)
-    assert [len(batch) for batch in stages.batches("decode")] == [2]
-    assert run(config, 256, again := Speaking()).captions == 3
-    assert again.names() == []

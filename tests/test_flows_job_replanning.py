@@ -10,7 +10,6 @@ import pytest
 from artifacts.errors import ModelChanged
 from artifacts.model_files import ModelFiles
 from flows.console.display import Display
-from flows.job.replanning import replanned_once
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.running.run import caption
@@ -65,15 +64,3 @@ def test_a_second_change_ends_it_with_5_and_writes_nothing(
         caption(config, Display(quiet=True), Comparing("decode", *changes).launcher)
     assert caught.value.exit_code == 5 and "\n" not in str(caught.value)
     assert not (tmp_path / "out" / "captions.jsonl").exists()
-
-
-def test_other_errors_are_raised_at_once() -> None:
-    tries: list[str] = []
-
-    def attempt() -> None:
-        tries.append("once")
-        raise ValueError
-
-    with pytest.raises(ValueError):
-        replanned_once(attempt, tries.append)
-    assert tries == ["once"]

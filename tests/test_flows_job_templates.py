@@ -55,7 +55,9 @@ def test_words_in_braces_are_replaced_and_others_left_alone(tmp_path: Path, tags
         ["ball.one in Summer {tags}: red, round {name}; {}, {x}, {ball.one}, { name }"],
         [],
     )
-    assert prompts(tmp_path, "What {is} it?") == (["What {is} it?"], [])
+    assert prompts(tmp_path, "What {is} it after {previous}?")[0] == [
+        "What {is} it after {previous}?"
+    ]
 
 
 def test_what_a_model_said_is_no_tag_and_labels_are_joined(tmp_path: Path, tags: Path) -> None:
@@ -86,11 +88,6 @@ def test_files_without_tags_are_told_of_once(tmp_path: Path, tags: Path) -> None
     assert prompts(tmp_path, "{name}")[1] == []
 
 
-def test_the_caption_before_is_left_for_the_run(tmp_path: Path, tags: Path) -> None:
-    found, _ = prompts(tmp_path, "{name}: after {previous}?", "two.mp4")
-    assert found == ["two: after {previous}?"]
-
-
 CARD = (
     "The video lasts for {seconds} seconds, and {frames} frames are uniformly sampled from it. "
     "These frames are located at {times}.Please answer the following questions related to this "
@@ -118,23 +115,17 @@ def test_the_prompt_of_llava_video_is_that_of_its_card() -> None:
 def test_times_count_from_the_beginning_of_the_chunk() -> None:
     later = chunk(30.0, 42.25, 29.98, 31.0, 40.125)
     assert fill_placeholders("{seconds} {frames} {times}", later) == "12.25 3 0.00s,1.00s,10.12s"
-
-
-def test_an_image_is_one_frame_of_no_length() -> None:
-    image = chunk(0.0, 0.0, 0.0)
-    for only in (0, 8):
-        assert fill_placeholders("{seconds} {frames} {times}", image, only) == "0.00 1 0.00s"
+    for only in (0, 8):  # an image is one frame of no length
+        image = fill_placeholders("{seconds} {frames} {times}", chunk(0.0, 0.0, 0.0), only)
+        assert image == "0.00 1 0.00s"
+    for prompt in ("{second} {} {x} { frames } {previous}", ""):
+        assert fill_placeholders(prompt, later) == prompt
 
 
 def test_a_model_that_takes_one_number_of_frames_is_told_of_those_that_it_sees() -> None:
     short, long = chunk(5.0, 7.0, 5.0, 6.0), chunk(5.0, 9.0, 5.0, 6.0, 7.0, 8.0)
     assert fill_placeholders("{frames}: {times}", short, 4) == "4: 0.00s,0.50s,1.00s,1.50s"
     assert fill_placeholders("{frames}: {times}", long, 2) == "2: 0.00s,2.00s"
-
-
-def test_other_braces_are_left_alone() -> None:
-    for prompt in ("{second} {} {x} { frames } {previous}", "", "Describe."):
-        assert fill_placeholders(prompt, chunk(0.0, 2.0, 0.0, 1.0)) == prompt
 
 
 def test_words_of_a_chunk_are_in_the_key_of_its_caption_by_what_they_become() -> None:
@@ -160,16 +151,11 @@ def test_a_plan_counts_a_token_for_each_byte_of_times() -> None:
     assert 350 < added_bytes(CARD, 60) < 420
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    clips = tmp_path / "clips"
-    write_clips(clips, 1, seed=5)
-    write_video(clips / "video.mp4", ticks=range(120))
-    return Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store")
-
-
 @pytest.mark.slow
-def test_the_demo_is_told_of_each_chunk_and_another_run_makes_nothing(place: Place) -> None:
+def test_the_demo_is_told_of_each_chunk_and_another_run_makes_nothing(tmp_path: Path) -> None:
+    write_clips(tmp_path / "clips", 1, seed=5)
+    write_video(tmp_path / "clips" / "video.mp4", ticks=range(120))
+    place = Place(clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "store")
     options = {"chunk": 2.0, "max_new_tokens": 8, "prompt": "{frames} frames, {seconds} s: {times}"}
     run_inside(place, **options)
     rows = place.captions()

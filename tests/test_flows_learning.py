@@ -127,14 +127,27 @@ def test_too_few_are_not_enough_and_never_accepted_by_themselves(school: School)
     assert (len(result.round["examples"]), len(result.round["held_out"])) == (6, 6)
 
 
-def test_a_dry_run_tells_the_examples_and_writes_nothing(school: School) -> None:
+def test_a_dry_run_tells_the_examples_and_status_and_report_show_the_rounds(
+    school: School,
+) -> None:
+    assert "rounds" not in run_status(school.out) and rounds_facts([]) is None
     school.decide(mixed)
     before = sorted(school.out.rglob("*"))
     lines, run = preview(LearnConfig(out=str(school.out)), RecordedRun(config=school.config))
-    assert lines[0] == ("round 1 is new: 32 captions to train on, 8 held out, 6 of them corrected")
+    assert lines[0] == "round 1 is new: 32 captions to train on, 8 held out, 6 of them corrected"
     assert run is not None and sorted(school.out.rglob("*")) == before
     with pytest.raises(UsageError, match="is empty"):
         LearnConfig(out="")
+    school.learn()
+    (found,) = run_status(school.out)["rounds"]
+    assert (found["examples"], found["held_out"], found["accepted"]) == (32, 8, True)
+    assert found["before"]["loss"] > found["after"]["loss"]
+    facts = rounds_facts(rounds_in(school.out))
+    assert facts is not None
+    loss = facts["curves"][0]["series"][0]["points"]
+    assert [point[0] for point in loss] == [0, 40] and loss[0][1] > loss[1][1]
+    (row,) = facts["rows"]
+    assert row[:5] == ("1", "32", "8", "1.0000 to 0.5000", "0 to 8") and row[5] == "accepted"
 
 
 @pytest.mark.parametrize("step", ["train", "score", "recaption", "write"])
@@ -305,21 +318,6 @@ def test_journals_of_copies_are_added_and_differences_left_out(
         school.learn(journal=(str(tmp_path / "none.jsonl"),))
     with pytest.raises(UsageError, match=r"captions.jsonl is not an edits.jsonl \("):
         school.learn(journal=(str(school.out / "captions.jsonl"),))
-
-
-def test_status_and_report_show_the_rounds(school: School) -> None:
-    assert "rounds" not in run_status(school.out) and rounds_facts([]) is None
-    school.decide(mixed)
-    school.learn()
-    (found,) = run_status(school.out)["rounds"]
-    assert (found["examples"], found["held_out"], found["accepted"]) == (32, 8, True)
-    assert found["before"]["loss"] > found["after"]["loss"]
-    facts = rounds_facts(rounds_in(school.out))
-    assert facts is not None
-    loss = facts["curves"][0]["series"][0]["points"]
-    assert [point[0] for point in loss] == [0, 40] and loss[0][1] > loss[1][1]
-    (row,) = facts["rows"]
-    assert row[:5] == ("1", "32", "8", "1.0000 to 0.5000", "0 to 8") and row[5] == "accepted"
 
 
 def example(number: int, *, corrected: bool) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from flows.learning import learn as module
 from flows.media.example import Example
 from flows.results.rounds import CARRIED, CHOSEN, DONE, RECAPTIONED, SCORED, TRAINED, rounds_in
 from tests.support.learning import decide_in, style
-from tests.support.pipeline import PENSTOCK, ROOT
+from tests.support.pipeline import PENSTOCK, ROOT, read_lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 KILLS = int(os.environ.get("LEARN_KILLS", "10"))
@@ -78,8 +78,7 @@ class Folder:
         return found
 
     def lines(self) -> list[dict[str, Any]]:
-        text = (self.out / "captions.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+        return read_lines(self.out / "captions.jsonl")
 
     def phase(self) -> str:
         rounds = rounds_in(self.out)

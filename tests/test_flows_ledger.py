@@ -4,19 +4,13 @@ from pathlib import Path
 from artifacts.packs import Record
 from artifacts.schema import ChunkIndex, FrameFit, MediaIndex
 from artifacts.store import FolderStore
-from flows.job.prepare import prepare
 from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task, task_of
 from flows.ledger.waves import cut_waves, lengths_of, waves_of
-from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION, EMBED, SUMMARY, with_extras
 from flows.running.batches import batches_by_length, batches_by_shape
-from penstock_demo import CLIPS
 from stages.decode import SCORE
-from stages.models.encoding.ways import ENCODE_WAYS
-from tests.support.described import described
-from tests.support.inside import InsideLauncher
 
 NAMESPACES = Variant(
     of={"frames": "f" * 64, "features": "e" * 64, "captions": "c" * 64},
@@ -50,19 +44,12 @@ def ledger(tmp_path: Path, **found: list[int]) -> Ledger:
     return made
 
 
-def test_an_unknown_medium_wants_all_its_frames(tmp_path: Path) -> None:
-    assert ledger(tmp_path).frames_to_cut(medium("a")) is None
-
-
-def test_a_known_failure_wants_nothing(tmp_path: Path) -> None:
-    book = ledger(tmp_path)
-    book.failures.publish([Record(key="a", meta={"kind": "no-video"})])
-    assert book.frames_to_cut(medium("a")) == []
-    assert book.failure(medium("a")) == {"kind": "no-video"}
-
-
 def test_only_chunks_with_neither_frames_features_nor_caption_are_cut(tmp_path: Path) -> None:
     book = ledger(tmp_path, a=[8, 8, 8, 8])
+    assert book.frames_to_cut(medium("unknown")) is None, "all of them"
+    book.failures.publish([Record(key="failed", meta={"kind": "no-video"})])
+    assert book.frames_to_cut(medium("failed")) == []
+    assert book.failure(medium("failed")) == {"kind": "no-video"}
     tasks = book.tasks([medium("a")])
     book["frames"].publish([Record(key=tasks[0]["frames"])])
     book["features"].publish([Record(key=tasks[1]["features"])])
@@ -71,11 +58,8 @@ def test_only_chunks_with_neither_frames_features_nor_caption_are_cut(tmp_path: 
 
 
 def test_a_new_prompt_changes_keys_of_features_that_see_it(tmp_path: Path) -> None:
-    book = Ledger(
-        FolderStore(tmp_path),
-        CAPTION,
-        replace(NAMESPACES, prompted=frozenset(["features", "captions"])),
-    )
+    seeing = replace(NAMESPACES, prompted=frozenset(["features", "captions"]))
+    book = Ledger(FolderStore(tmp_path), CAPTION, seeing)
     book.media.publish([Record(key="a", meta=index([8]).to_json())])
     (one,), (other,) = book.tasks([medium("a")]), book.tasks([medium("a", prompt="Who?")])
     assert one["frames"] == other["frames"]
@@ -85,24 +69,21 @@ def test_a_new_prompt_changes_keys_of_features_that_see_it(tmp_path: Path) -> No
     assert book.frames_to_cut(medium("a", prompt="Who?")) == [0]
 
 
-def test_a_new_prompt_changes_the_caption_s_key_alone(tmp_path: Path) -> None:
-    book = ledger(tmp_path, a=[8])
-    (one,), (other,) = book.tasks([medium("a")]), book.tasks([medium("a", prompt="Who?")])
-    assert (one["frames"], one["features"]) == (other["frames"], other["features"])
-    assert one["captions"] != other["captions"]
-
-
 def test_waves_stay_below_the_limit_and_hold_at_least_one() -> None:
     assert cut_waves([3, 3, 3, 10, 1], 7) == [2, 1, 1, 1]
     assert cut_waves([], 7) == []
     assert cut_waves([0, 0, 7, 0], 7) == [4]
 
 
-def test_a_resumed_run_keeps_its_waves_whatever_the_disk_says_now(tmp_path: Path) -> None:
+def test_runs_that_cut_waves_at_once_or_later_use_the_same_whatever_the_disk_says(
+    tmp_path: Path,
+) -> None:
     media = [medium(name) for name in "abcd"]
-    first = waves_of(ledger(tmp_path), media, [1, 1, 1, 1], limit=2)
-    assert [len(wave) for wave in first] == [2, 2]
-    assert waves_of(ledger(tmp_path), media, [1, 1, 1, 1], limit=100) == first
+    first, second = ledger(tmp_path), ledger(tmp_path)
+    cut = waves_of(first, media, [1, 1, 1, 1], limit=2)
+    assert [len(wave) for wave in cut] == [2, 2]
+    for book in (second, ledger(tmp_path)):
+        assert waves_of(book, media, [1, 1, 1, 1], limit=100) == cut
 
 
 def shapes(batches: list[list[Task]]) -> list[list[int]]:
@@ -173,43 +154,15 @@ def test_what_is_done_or_gone_changes_no_decode_batch(tmp_path: Path) -> None:
     assert cut_for_decoding(resumed, again, batch_size=2) == first
 
 
-def test_two_files_of_one_content_are_one_item(tmp_path: Path) -> None:
+def test_two_files_of_one_content_are_one_item_and_another_prompt_is_another_caption(
+    tmp_path: Path,
+) -> None:
     book = ledger(tmp_path, a=[8])
-    tasks = book.tasks([medium("a"), medium("a")])
-    assert len(tasks) == 2
-    assert shapes(batches_by_shape(tasks, "features", 8, 64)) == [[8]]
-    assert shapes(cut_for_decoding(book, tasks, 8)) == [[8]]
-
-
-def test_other_prompts_share_features_but_not_captions(tmp_path: Path) -> None:
-    book = ledger(tmp_path, a=[8])
-    tasks = book.tasks([medium("a"), medium("a", prompt="Who?")])
-    assert shapes(batches_by_shape(tasks, "features", 8, 64)) == [[8]]
-    assert shapes(cut_for_decoding(book, tasks, 8)) == [[8, 8]]
-
-
-def test_two_runs_that_cut_waves_at_once_use_the_same(tmp_path: Path) -> None:
-    media = [medium(name) for name in "abcd"]
-    first, second = ledger(tmp_path), ledger(tmp_path)
-    cut = waves_of(first, media, [1, 1, 1, 1], limit=2)
-    assert waves_of(second, media, [1, 1, 1, 1], limit=100) == cut
-
-
-def test_frames_of_the_demo_are_looked_for_where_the_first_release_put_them(tmp_path: Path) -> None:
-    store = str(described(tmp_path / "s"))
-    config = CaptionConfig(
-        sources=(str(CLIPS),), model="demo", out=str(tmp_path / "o"), store=store
-    )
-    job = prepare(config, InsideLauncher(), lambda _: None)
-    assert job.sampling.chunk_seconds == 30.0
-    variants = job.ledger.variants
-    engines = ["inflight", "transformers", "inflight-shared", "inflight-compiled"]
-    ways = [*ENCODE_WAYS]
-    assert [(v.engine, v.way) for v in variants] == [(e, w) for e in engines for w in ways]
-    frames = "fd72770754985a5c7a68969356ac244d2a18b558a4668b6ee8826a3879ac846e"
-    assert {variant["frames"] for variant in variants} == {frames}
-    assert len({variant["features"] for variant in variants}) == 4
-    assert len({variant["captions"] for variant in variants}) == 16
+    for prompt, captions in (("Describe.", [[8]]), ("Who?", [[8, 8]])):
+        one, other = tasks = book.tasks([medium("a"), medium("a", prompt=prompt)])
+        assert (one["frames"], one["features"]) == (other["frames"], other["features"])
+        assert shapes(batches_by_shape(tasks, "features", 8, 64)) == [[8]]
+        assert shapes(cut_for_decoding(book, tasks, 8)) == captions
 
 
 def test_only_rounding_may_differ_between_the_variants_that_answer(tmp_path: Path) -> None:

@@ -12,12 +12,7 @@ import pytest
 from artifacts.errors import StageDied
 from flows.machine import launch
 from flows.machine.fork_trial import try_forks
-from flows.machine.fork_verdict import (
-    UNTRIED,
-    refusal_to_fork,
-    remember,
-    start_line,
-)
+from flows.machine.fork_verdict import UNTRIED, refusal_to_fork, remember, start_line
 from flows.machine.launch import DirectLauncher, ForkingLauncher, StageCall, StageHandle
 from stages.process import fork_trial
 from stages.process.events import Event, Warned
@@ -28,8 +23,6 @@ from tests.support.started import made_job
 
 CARD = "cuda:0"
 DOCTOR = "PENSTOCK_TEST_DOCTOR"
-
-
 STAGES = f"""
 import os
 def told(job, report):
@@ -113,13 +106,6 @@ def test_a_card_on_which_forks_fail_is_not_forked_for(
     assert why in refusal_to_fork()
     with ForkServer() as forks:
         assert not Launched("light_stages:told", forks, tmp_path).is_forked()
-
-
-def test_stages_are_forked_once_that_was_found_to_work(cards: Path, tmp_path: Path) -> None:
-    with ForkServer() as forks:
-        assert not Launched("light_stages:told", forks, tmp_path).is_forked()
-        remember(CARD, "")
-        assert Launched("light_stages:told", forks, tmp_path).is_forked()
 
 
 def test_a_fork_that_cannot_use_cuda_is_started_anew_and_is_the_last(

@@ -113,13 +113,17 @@ def test_every_frame_counts_for_itself_where_a_video_is_limited_as_a_whole(famil
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
-def test_a_frame_is_kept_to_the_smaller_of_both_limits(family: str) -> None:
+def test_a_frame_is_kept_to_the_smaller_of_both_limits_and_is_a_token_at_the_least(
+    family: str,
+) -> None:
     most, total = 20 * TOKEN, 80 * TOKEN
     both = processor_of(family, max_pixels=most, max_video_pixels=total)
     alone = processor_of(family, max_pixels=most)
     assert sizes(both, 2, 96, 96) == sizes(alone, 2, 96, 96) == {(32, 32)}
     assert sizes(both, 16, 96, 96) == {(16, 16)}  # 80 / 16 = 5 tokens of a square
     assert sizes(both, 1, 96, 96) == sizes(alone, 1, 96, 96)
+    least = processor_of(family, max_video_pixels=TOKEN)
+    assert {*sizes(least, 2, 90, 160), *sizes(least, 300, 90, 160)} == {(8, 8)}
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
@@ -140,61 +144,44 @@ def test_more_than_the_processor_allows_may_be_asked_for_where_it_limits_a_video
     assert sizes(more, 8, edge, edge) == {(edge, edge)}
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
-def test_a_frame_becomes_a_token_where_the_limit_leaves_it_less(family: str) -> None:
-    processor = processor_of(family, max_video_pixels=TOKEN)
-    assert {*sizes(processor, 2, 90, 160), *sizes(processor, 300, 90, 160)} == {(8, 8)}
-
-
 def config_of(**options: Any) -> CaptionConfig:
     return CaptionConfig(**{"sources": (), "model": "demo", "precision": "fp32", **options})
 
 
-def test_the_limit_is_in_keys_only_where_it_is_given() -> None:
+def test_limits_are_in_keys_only_where_they_are_given() -> None:
     plain = profile_of(CHECKPOINT)
     fewer = describe(CHECKPOINT, max_pixels=4 * plain.least_pixels)
-    assert (plain.max_pixels, fewer.max_pixels) == (0, 4 * plain.least_pixels)
+    assert (plain.max_pixels, plain.max_video_pixels) == (0, 0)
+    assert fewer.max_pixels == 4 * plain.least_pixels
     assert fewer.image_tokens < plain.image_tokens
     assert fewer.frame_tokens < plain.frame_tokens
     some = replace(fewer, max_pixels=9 * plain.least_pixels)
     found = [namespaces(profile, "plain") for profile in (plain, some, fewer)]
+    # Where nothing else differs the limit alone does.
+    video = ({"max_video_pixels": most} for most in (90_000, 40_000))
+    limits: list[dict[str, Any]] = [{}, *video, {"max_pixels": 90_000}]
+    alone = [namespaces(replace(plain, **limit), "plain") for limit in limits]
+    assert len({each["frames"] for each in alone}) == 1
     for kind in ("features", "captions"):
         assert len({each[kind] for each in found}) == 3
-    # Where nothing else differs the limit alone does.
-    same = namespaces(replace(plain, max_pixels=123456), "plain")
-    assert same["frames"] == found[0]["frames"] and same["features"] != found[0]["features"]
+        assert len({each[kind] for each in alone}) == 4
 
 
 def test_who_asks_for_what_cannot_be_is_told(tmp_path: Path) -> None:
-    limited, free = profile_of(CHECKPOINT), profile_of(checkpoint("llava"))
-    check_pixels(config_of(max_pixels=limited.least_pixels), limited)
+    free = profile_of(checkpoint("llava"))
     check_pixels(config_of(), free)
-    with pytest.raises(UsageError, match="one token of demo covers") as caught:
-        check_pixels(config_of(max_pixels=limited.least_pixels - 1), limited)
-    assert str(64 * limited.least_pixels) in caught.value.hint
-    for limit in ("max-pixels", "max-video-pixels"):
-        with pytest.raises(UsageError, match=f"--{limit}: not supported") as caught:
-            check_pixels(config_of(**{limit.replace("-", "_"): 4096}), free)
-        assert "--max-frames" in caught.value.hint and "\n" not in caught.value.message
     for name in ("max_pixels", "max_video_pixels"):
-        with pytest.raises(UsageError, match=f"invalid --{name.replace('_', '-')} 0"):
+        option = f"--{name.replace('_', '-')}"
+        with pytest.raises(UsageError, match=f"{option}: not supported") as caught:
+            check_pixels(config_of(**{name: 4096}), free)
+        assert "--max-frames" in caught.value.hint and "\n" not in caught.value.message
+        with pytest.raises(UsageError, match=f"invalid {option} 0"):
             config_of(**{name: 0})
     with pytest.raises(UsageError, match="has no pixel limit"):
         plan_of(
             config_of(model=str(checkpoint("llava")), store=str(tmp_path), max_pixels=4096),
             InsideLauncher(),
         )
-
-
-def test_the_limit_of_a_video_is_in_keys_of_features_only_where_it_is_given() -> None:
-    plain = profile_of(CHECKPOINT)
-    assert plain.max_video_pixels == 0
-    video = ({"max_video_pixels": most} for most in (90_000, 40_000))
-    limits: list[dict[str, Any]] = [{}, *video, {"max_pixels": 90_000}]
-    found = [namespaces(replace(plain, **limit), "plain") for limit in limits]
-    assert len({each["frames"] for each in found}) == 1
-    for kind in ("features", "captions"):
-        assert len({each[kind] for each in found}) == 4
 
 
 def test_limits_below_a_token_are_refused_and_a_token_is_taken() -> None:

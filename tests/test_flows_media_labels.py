@@ -74,14 +74,10 @@ def test_a_wrong_file_is_told_in_one_line(tmp_path: Path, name: str, text: str, 
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("told", ["labels.txt", "", "a,,b", "/no/such/labels.yaml"])
-def test_what_is_no_label_is_refused(told: str) -> None:
-    with pytest.raises(UsageError):
-        label_set(told)
-
-
-def test_a_template_without_a_place_is_refused(tmp_path: Path) -> None:
-    forms = tmp_path / "forms.txt"
-    forms.write_text("a photo\n")
+def test_what_is_no_label_and_no_template_is_refused(tmp_path: Path) -> None:
+    for told in ("labels.txt", "", "a,,b", "/no/such/labels.yaml"):
+        with pytest.raises(UsageError):
+            label_set(told)
+    (tmp_path / "forms.txt").write_text("a photo\n")
     with pytest.raises(UsageError, match="has no"):
-        label_set("cat", str(forms))
+        label_set("cat", str(tmp_path / "forms.txt"))

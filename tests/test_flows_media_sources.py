@@ -85,7 +85,8 @@ def test_subfolders_with_media_that_are_not_read_are_named(folder: Path) -> None
 
 
 def test_a_list_names_files_relative_to_itself(folder: Path) -> None:
-    (folder / "list.txt").write_text("# two\nb.mp4\n\ndeep/c.webm\n")
+    text = "b.mp4\r\n# a comment\n\ndeep/c.webm\n"
+    (folder / "list.txt").write_text(text, encoding="utf-8-sig", newline="")
     (folder / "list.jsonl").write_text(json.dumps({"path": "a.MKV"}) + "\n")
     found, failures = find_media([f"@{folder}/list.txt", str(folder / "list.jsonl")], PLAIN)
     assert names(found) == ["b.mp4", "c.webm", "a.MKV"]
@@ -127,7 +128,7 @@ def test_a_file_is_taken_once_for_each_thing_asked(folder: Path) -> None:
 BAD = "is no JSON object with a path"
 HOSTILE = (
     "a\0b.mp4", "a\0/*.mp4", "\0", "a\nb.mp4", "../" * 40 + "nothing.mp4", "/dev/null/x.mp4",
-    "@/etc/passwd", "x" * 5000 + ".mp4", "{a,b}.mp4", "[", "gone.mp4",
+    "@/etc/passwd", "x" * 5000 + ".mp4", "{a,b}.mp4", "[" * 100_000, "gone.mp4",
 )  # fmt: skip
 
 
@@ -152,19 +153,6 @@ def test_a_bad_line_of_a_list_fails_alone(folder: Path, line: str, error: str, s
         assert failure.message.startswith("line 2 of the list ")
 
 
-def test_a_line_of_text_fails_alone(folder: Path) -> None:
-    (folder / "list.txt").write_text("gone.mp4\nother.txt\nb.mp4\n")
-    found, failures = find_media([str(folder / "list.txt")], PLAIN)
-    assert names(found) == ["b.mp4"]
-    assert [failure.error for failure in failures] == ["missing", "list"]
-
-
-def test_a_list_that_begins_with_a_byte_order_mark_is_read(folder: Path) -> None:
-    (folder / "list.txt").write_bytes("b.mp4\r\na.MKV\r\n".encode("utf-8-sig"))
-    found, failures = find_media([str(folder / "list.txt")], PLAIN)
-    assert names(found) == ["b.mp4", "a.MKV"] and failures == []
-
-
 def test_what_cannot_be_found_is_named_with_a_hint(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     sources = [str(tmp_path / "gone.mp4"), str(tmp_path / "empty"), str(tmp_path / "*.avi")]
@@ -174,19 +162,15 @@ def test_what_cannot_be_found_is_named_with_a_hint(folder: Path, tmp_path: Path)
     assert all(failure.hint and failure.stage == "sources" for failure in failures)
 
 
-def test_names_with_brackets_spaces_and_umlauts_are_files_not_patterns(tmp_path: Path) -> None:
-    name = "[1] Übung - teil 2.mp4"
-    (tmp_path / name).write_bytes(b"x")
-    found, failures = find_media([str(tmp_path / name)], PLAIN)
-    assert names(found) == [name]
-    assert failures == []
-
-
-def test_a_relative_source_is_made_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_source_is_made_absolute_and_a_file_with_brackets_is_no_pattern(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
-    found, _ = find_media(["b.mp4"], PLAIN)
-    assert found[0].path == Path(os.getcwd(), "b.mp4")
-    assert found[0].source == "b.mp4"
+    name = "[1] Übung - teil 2.mp4"
+    (folder / name).touch()
+    (file,), failures = find_media([name], PLAIN)
+    assert (file.path, file.media_path, file.source) == (folder / name, name, name)
+    assert failures == []
 
 
 def test_listed_files_bear_their_own_name_wherever_they_lie(tmp_path: Path) -> None:
@@ -231,15 +215,8 @@ def test_what_is_no_file_is_named_and_never_opened(folder: Path, kind: str, way:
     assert "odd.mp4" not in names(found)
     assert [failure.error for failure in failures] == ["not-a-file"]
     assert failures[0].hint
-
-
-@pytest.mark.parametrize("source", ["/dev/zero", "@/dev/zero", "/dev/null", "@/dev/null"])
-def test_a_device_is_named_and_never_opened(source: str) -> None:
-    found, failures = find_media([source], PLAIN)
-    assert found == []
-    assert [(failure.error, failure.message) for failure in failures] == [
-        ("not-a-file", "this is a device, not a file")
-    ]
+    if kind == "link to a device":
+        assert failures[0].message == "this is a device, not a file"
 
 
 def test_a_list_of_itself_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,14 +266,6 @@ def test_folders_in_folders_end_only_where_names_do(folder: Path) -> None:
     subprocess.run(["rm", "-rf", folder / "d"], check=True)  # too deep for Python's own
     assert len(found) == 5
     assert failures == []
-
-
-@pytest.mark.timeout(30)
-def test_a_line_of_brackets_is_no_pattern_that_takes_minutes(folder: Path) -> None:
-    (folder / "list.txt").write_text("[" * 100_000 + "\nb.mp4\n")
-    found, failures = find_media([f"@{folder}/list.txt"], PLAIN)
-    assert names(found) == ["b.mp4"]
-    assert [failure.error for failure in failures] == ["missing"]
 
 
 def test_a_text_beside_a_medium_of_its_stem_is_no_list(folder: Path) -> None:
@@ -423,8 +392,8 @@ def test_the_lines_of_a_list_may_be_addresses_with_prompts(web: Web, tmp_path: P
     (tmp_path / "a b.jpg").write_bytes(b"there")
     lines = tmp_path / "list.jsonl"
     lines.write_text(
-        f'{{"path": "{web.address}/a%20b.jpg?X-Amz-Signature=s", "prompt": "What?"}}\n'
-        f'{{"path": "here.mp4"}}\n{{"path": "{web.address}/gone.mp4"}}\n'
+        f'{{"path": "{web.address}/a%20b.jpg?X-Amz-Signature=s3cret", "prompt": "What?"}}\n'
+        f'{{"path": "here.mp4"}}\n{{"path": "{web.address}/gone.mp4?se=1&sig=s3cret"}}\n'
         f'{{"path": "http://127.0.0.1:1/dead.mp4"}}\n{{"path": "{web.address}/more.txt"}}\n'
     )
     found, failures = find_media([f"@{lines}"], PLAIN)
@@ -436,7 +405,7 @@ def test_the_lines_of_a_list_may_be_addresses_with_prompts(web: Web, tmp_path: P
         ("unreachable", "http://127.0.0.1:1/dead.mp4"),
         ("list", f"{web.address}/more.txt"),
     ]
-    assert not any("Signature" in str(f) for f in [*failures, found[0].source, found[0].place])
+    assert not any("s3cret" in str(f) for f in [*failures, found[0].source, found[0].place])
 
 
 def test_what_cannot_be_fetched_fails_alone(web: Web, tmp_path: Path) -> None:
@@ -518,35 +487,21 @@ def test_who_waits_sees_how_much_is_here(web: Web, tmp_path: Path) -> None:
      "s3://bucket/a\nb.mp4", "http://h/\x00.mp4", "s3://bucket/\udce4.mp4"],
 )  # fmt: skip
 def test_an_odd_address_is_a_failure_of_its_own(odd: str, bucket_address: str, web: Web) -> None:
-    (web.folder / "a.mp4").write_bytes(b"a")
-    found, failures = find_media([odd, f"{web.address}/a.mp4"], PLAIN)
-    assert names(found) == ["a.mp4"]
+    (web.folder / "a").mkdir()
+    (web.folder / "a" / "b.mp4").write_bytes(b"b")
+    found, failures = find_media([odd, f"{web.address}/a//b.mp4"], PLAIN)
+    assert names(found) == ["b.mp4"]  # two slashes together are a path of the web
     assert [f.error in ("bad-address", "unreachable", "missing") for f in failures] == [True]
 
 
-def test_two_slashes_together_are_a_path_of_the_web(web: Web) -> None:
-    (web.folder / "a").mkdir()
-    (web.folder / "a" / "b.mp4").write_bytes(b"b")
-    found, failures = find_media([f"{web.address}/a//b.mp4"], PLAIN)
-    assert names(found) == ["b.mp4"] and failures == []
-
-
-def test_a_signature_is_in_no_failure(web: Web) -> None:
-    address = f"{web.address}/none.mp4?se=1&sig=hidden&X-Amz-Credential=hidden"
-    _, failures = find_media([address], PLAIN)
-    assert "hidden" not in str(failures) and "none.mp4" in str(failures)
-
-
-def test_a_prompt_names_the_folder_of_what_lies_far_away(filled: str, tmp_path: Path) -> None:
+def test_a_prompt_may_name_the_folder_of_what_lies_far_away_but_no_text_goes_there(
+    filled: str, tmp_path: Path
+) -> None:
     found, _ = find_media([f"{filled}/deep/c.webm"], PLAIN)
     media = [Medium(digest="", path=str(found[0].path), kind="video", prompt="{folder}: {name}")]
     store = open_store(str(tmp_path / "store"))
     assert filled_prompts(found, media, store)[0][0].prompt == "deep: c"
-
-
-def test_texts_cannot_be_put_next_to_what_lies_far_away(filled: str) -> None:
-    found, _ = find_media([f"{filled}/b.mp4"], PLAIN)
-    with pytest.raises(UsageError, match=r"--beside: cannot write next to .*videos/b\.mp4"):
+    with pytest.raises(UsageError, match=r"--beside: cannot write next to .*deep/c\.webm"):
         check_beside(found, CaptionConfig(sources=(filled,), format=("txt",), beside=True))
 
 

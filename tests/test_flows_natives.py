@@ -10,23 +10,22 @@ import pytest
 import torch
 from PIL import Image
 
-from artifacts.errors import UsageError
 from flows.cli.main import main
+from penstock_demo import CLIPS
 from stages.decode.engines.inflight.pool_shape import columns_for
 from stages.models import load_half
 from stages.models.in_tree.cogvlm2.processor import of_video
 from stages.models.processors.prepare import load_processor
 from tests.support.cogvlm2 import PLAIN, published
-from tests.support.families import checkpoint
 from tests.support.inside import Ran, run_inside
 from tests.support.media import write_video
 from tests.support.pipeline import Place
 from tests.support.plan_cases import make_folder, plan_case
 from tests.support.whole_model import frames_of
 
-SAMPLES = Path(__file__).parent.parent / "penstock_demo" / "samples"
 TOKENS = 12
 PROMPT = "Describe this video in detail."
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def place(tmp_path: Path) -> Place:
 
 
 def take(place: Place, count: int) -> None:
-    for path in sorted(SAMPLES.glob("*.mp4"))[:count]:
+    for path in sorted(CLIPS.glob("*.mp4"))[:count]:
         (place.clips / path.name).symlink_to(path)
 
 
@@ -67,7 +66,6 @@ def said_by_the_whole(frames: np.ndarray[Any, Any], prompt: str) -> str:
     return text.strip()
 
 
-@pytest.mark.slow
 def test_the_command_captions_clips_as_the_whole_model_does(place: Place) -> None:
     take(place, 3)
     ended = place.run("--max-new-tokens", str(TOKENS), "--keep-frames")
@@ -80,7 +78,6 @@ def test_the_command_captions_clips_as_the_whole_model_does(place: Place) -> Non
     assert len({row["caption"] for row in rows}) == 3
 
 
-@pytest.mark.slow
 def test_pictures_are_captioned_by_both_models(place: Place) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (2, 90, 120, 3), dtype=np.uint8)
     for number, pixels in enumerate(noise):
@@ -91,7 +88,6 @@ def test_pictures_are_captioned_by_both_models(place: Place) -> None:
     assert len({row["caption"] for row in place.captions()}) == 2
 
 
-@pytest.mark.slow
 def test_chunks_are_no_longer_than_what_is_seen_of_them_and_of_others_it_is_told(
     place: Place,
 ) -> None:
@@ -109,7 +105,6 @@ def test_chunks_are_no_longer_than_what_is_seen_of_them_and_of_others_it_is_told
     ) in ran.said
 
 
-@pytest.mark.slow
 def test_what_is_computed_as_published_is_another_caption_of_the_same_features(
     place: Place,
 ) -> None:
@@ -129,14 +124,6 @@ def test_what_is_computed_as_published_is_another_caption_of_the_same_features(
         assert not {"encode", "decode"} & {*again.started} and place.captions() == exact
 
 
-def test_a_model_that_is_computed_in_one_way_alone_fails_as_published(place: Place) -> None:
-    take(place, 1)
-    other = replace(place, model=str(checkpoint("llava")))
-    with pytest.raises(UsageError, match="--as-published is given, but no difference"):
-        run_here(other, as_published=True)
-
-
-@pytest.mark.slow
 def test_the_published_sizes_are_planned_from_headers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

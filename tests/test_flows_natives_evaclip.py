@@ -1,5 +1,5 @@
-"""`penstock embed` of a dual encoder that is computed by code of our own: its vectors, its plans at
-full size, and what is said where its weights are pickles."""
+"""`penstock embed` of a dual encoder that is computed by code of our own: its vectors, and plans at
+full size."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from flows.cli.main import main
-from flows.console.display import READING
 from stages.models import load_half
 from stages.models.processors.loading import load_processor
 from tests.support.embedding import embed, vectors, write_images
@@ -20,7 +18,6 @@ from tests.support.evaclip import LAYOUTS, make_folder
 from tests.support.plan_cases import make_folder as make_headers
 from tests.support.plan_cases import plan_case
 
-SAMPLES = Path(__file__).parent.parent / "penstock_demo" / "samples"
 pytestmark = pytest.mark.slow
 GIB = 1 << 30
 PARAMETERS = 7_526_089_985
@@ -48,18 +45,10 @@ def test_the_published_size_is_planned_from_headers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full_size = make_headers(plan_case("eva-clip-8b"), tmp_path / "model")
-    words = [
-        "plan",
-        "--model",
-        str(full_size),
-        "--store",
-        str(tmp_path / "s"),
-        "--json",
-        "--what-fits",
-    ]
+    words = ["plan", "--model", str(full_size), "--store", str(tmp_path / "s"), "--json"]
 
     def planned(*options: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        code = main([*words, "--for", "embed", "--precision", "bf16", *options])
+        code = main([*words, "--what-fits", "--for", "embed", "--precision", "bf16", *options])
         found: dict[str, Any] = json.loads(capsys.readouterr().out)
         assert found["fits"] and code == 0
         (stage,) = (s for s in found["memory"]["stages"] if s["stage"] == "embed")
@@ -79,19 +68,3 @@ def test_the_published_size_is_planned_from_headers(
     }
     assert {"4GiB", "24GiB"} <= table["bf16"] and "8GiB" in table["nf4"]
     assert "4GiB" not in table["nf4"], "what is quantized is not streamed"
-
-
-def test_pickles_and_single_files_are_told_what_to_do_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = make_folder(tmp_path / "model")
-    file = model / "EVA_CLIP_8B_psz14_s9B.pt"
-    torch.save(load_file(model / "model.safetensors"), file)
-    (model / "model.safetensors").unlink()
-    for source in (model, file):
-        for command in (["plan"], ["embed", str(SAMPLES), "--out", str(tmp_path / "out")]):
-            words = [*command, "--model", str(source), "--store", str(tmp_path / "store")]
-            assert main(words) == 2
-            said = capsys.readouterr().err
-            (line,) = (line for line in said.splitlines() if line != READING)
-            assert f"penstock convert {source} DST" in line

@@ -11,10 +11,8 @@ from artifacts.options import declared
 from flows.cli.main import parser
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
-from flows.options.model import HalfPrecisionOptions, PrecisionOptions
 from flows.options.rebuild import RebuildConfig
 from flows.options.search import SearchPlace, SearchQuery
-from flows.options.text import EngineOptions, PromptOptions
 from flows.options.tune import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig, VectorConfig
 from flows.serving.config import RequestLimits, ServeConfig
@@ -76,21 +74,12 @@ def test_a_field_of_other_commands_is_refused(kind: type[Any], field: str) -> No
         kind(sources=("a.png",), model="a/clip", **{field: "x"})
 
 
-def test_a_group_of_a_command_without_its_options_has_the_defaults() -> None:
-    embed = EmbedConfig(sources=("a",), model="m", precision="fp16")
-    assert HalfPrecisionOptions.of(embed) == HalfPrecisionOptions()
-    assert embed.precision_of("vision") == "fp16" and not embed.names("vision")
-    caption = CaptionConfig(sources=("a",), vision_precision="int8", prompts={"a": "A?", "b": "B?"})
-    assert PrecisionOptions.of(caption).precision_of("vision") == "int8"
-    assert PromptOptions.of(caption) is caption
-    assert EngineOptions.of(caption).speakers != EngineOptions().speakers
-
-
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"model": ""}, "--model is empty. Give a folder"),
         ({"limit": 0}, "invalid --limit 0. Give a number above 0"),
+        ({"memory": 0}, "invalid --memory 0"),
         ({"chunk": float("nan")}, "invalid --chunk nan"),
         ({"fps": float("inf")}, "invalid --fps inf"),
         ({"precision": "fp8"}, "unknown --precision fp8. Choose from native"),
@@ -100,6 +89,8 @@ def test_a_group_of_a_command_without_its_options_has_the_defaults() -> None:
         ({"beams": 65}, "invalid --beams 65. Give a number from 1 to 64"),
         ({"sources": ("",)}, "empty source"),
         ({"whole": True, "shots": True}, "--whole and --shots exclude each other"),
+        ({"whole": True, "chunk": 30.0}, "--whole and --chunk exclude each other"),
+        ({"summary_prompt": "What?"}, "--summary-prompt needs --summary"),
         ({"system": "a", "trigger": " a"}, "invalid --trigger ' a'"),
     ],
 )

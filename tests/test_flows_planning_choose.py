@@ -36,12 +36,9 @@ def test_the_first_rung_that_fits_is_taken(gib: float, batch: int) -> None:
     assert found.chosen.peak_bytes <= budget(gib).bytes
 
 
-def test_what_almost_fits_is_tried() -> None:
-    found = decode(13.4)
-    assert (found.chosen.rung.batch, found.fits, found.refused) == (1, False, False)
-
-
-def test_what_cannot_fit_is_refused_with_what_would() -> None:
+def test_what_almost_fits_is_tried_and_what_cannot_fit_is_refused_with_what_would() -> None:
+    almost = decode(13.4)
+    assert (almost.chosen.rung.batch, almost.fits, almost.refused) == (1, False, False)
     found = decode(8)
     assert found.refused
     error = cannot_fit(question(), [found], budget(8))
@@ -125,9 +122,6 @@ def test_nothing_is_refused_for_an_estimate_by_dimensions_that_its_weights_fit()
 def test_a_limit_that_is_named_is_little_more_than_is_needed(needed: int) -> None:
     limit = parse_size(written(rounded_up(needed)), "--memory")
     assert needed <= limit <= max(needed * 9 / 8, 1 << 20) and limit - needed <= 1 << 28
-
-
-def test_a_limit_of_memory_is_named_in_units_that_people_use() -> None:
     named = [written(rounded_up(needed)) for needed in (38_700_000, 450 << 20, 1 << 30, 13 << 30)]
     assert named == ["40MiB", "480MiB", "1GiB", "13GiB"]
 
@@ -170,13 +164,11 @@ def test_what_is_learned_with_less_memory_is_of_that_alone(tmp_path: Path) -> No
     assert of(tmp_path, 8).rungs("decode") == [ONE]
 
 
-def test_another_half_or_card_is_another_matter(tmp_path: Path) -> None:
+def test_after_a_while_or_for_another_half_or_card_it_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     of(tmp_path, 8).keep(FOUR)
     assert of(tmp_path, 8, "another").rungs("decode") == []
-
-
-def test_after_a_while_it_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    of(tmp_path, 8).keep(FOUR)
     monkeypatch.setattr(ladder, "KEPT_SECONDS", -1.0)
     assert of(tmp_path, 8).rungs("decode") == []
 
@@ -191,26 +183,19 @@ def test_a_rung_is_found_again_in_a_ladder_of_other_batches(batch: int, found: R
 
 
 def test_sizes_divide_each_other_so_that_pieces_are_cut_at_the_same_places() -> None:
-    assert [sizes(most) for most in (1, 2, 6, 8, 12)] == [
-        [1],
-        [2, 1],
-        [6, 4, 2, 1],
-        [8, 4, 2, 1],
-        [12, 8, 4, 2, 1],
-    ]
+    assert [sizes(most) for most in (1, 6, 12)] == [[1], [6, 4, 2, 1], [12, 8, 4, 2, 1]]
 
 
 def test_rungs_that_change_words_or_take_many_times_as_long_come_with_leave_alone() -> None:
     asked = decode_rungs(8, [("bf16", "")], kv_offload=True, offload=False)
-    assert {(r.precision, r.kv == "quantized", r.offload) for r in asked} == {
-        ("bf16", False, False)
-    }
+    plain = ("bf16", False, False)
+    assert {(r.precision, r.kv == "quantized", r.offload) for r in asked} == {plain}
     variants = [("bf16", ""), ("bf16", "quantized"), ("int8", ""), ("nf4", "")]
     free = decode_rungs(8, variants, kv_offload=True, offload=True)
     assert free[: len(asked)] == asked
     kinds = list(dict.fromkeys((r.precision, r.kv == "quantized", r.offload) for r in free))
     assert kinds == [
-        ("bf16", False, False),
+        plain,
         ("bf16", True, False),
         ("int8", False, False),
         ("nf4", False, False),
@@ -228,14 +213,7 @@ def test_a_tower_is_streamed_before_its_weights_are_changed() -> None:
     streamed = [(r.batch, r.block, r.prefill) for r in found if r.block]
     assert all(r.offload and r.precision == "bf16" for r in found if r.block)
     # Smaller blocks first, which change no bytes; never smaller than a batch.
-    assert streamed[:6] == [
-        (32, 256, 0),
-        (32, 64, 0),
-        (32, 32, 0),
-        (16, 32, 0),
-        (16, 16, 0),
-        (8, 16, 0),
-    ]
+    assert streamed[:4] == [(32, 256, 0), (32, 64, 0), (32, 32, 0), (16, 32, 0)]
     assert streamed[-4:] == [(1, 4, 0), (1, 1, 0), (1, 1, 1024), (1, 1, 256)]
     assert found[-1].precision == "int8" and len(set(found)) == len(found)
     assert all(Rung.from_json(rung.to_json()) == rung for rung in found)

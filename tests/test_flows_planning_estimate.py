@@ -41,7 +41,6 @@ from tests.support.by_hand import (
     question,
 )
 from tests.support.described import demo_profile
-from tests.support.fake_gpu.state import Machine
 
 
 def decode(batch: int = 8, device: str = "cuda:0", **rung: object) -> StageEstimate:
@@ -79,8 +78,9 @@ def test_products_in_8_bit_are_32_bit_numbers_first() -> None:
     plain, int8 = decode(precision="fp16"), decode(precision="int8")
     made = 8 * 1000 * INSIDE  # chunks, tokens a prompt, numbers
     assert int8.workspace_bytes - plain.workspace_bytes == 4 * made
-    at_once = decode(precision="int8", prefill=256).workspace_bytes
-    assert at_once < int8.workspace_bytes - 4 * (made - 256 * INSIDE) + (1 << 20)
+    pieces = decode(precision="int8", prefill=256)
+    assert pieces.activation_bytes <= int8.activation_bytes
+    assert pieces.workspace_bytes < int8.workspace_bytes - 4 * (made - 256 * INSIDE) + (1 << 20)
     on_cpu = decode(device="cpu", precision="int8").workspace_bytes
     more = on_cpu - decode(device="cpu", precision="bf16").workspace_bytes
     assert 9 * made <= more < 9.2 * made  # of what is computed in between, 4 % are held back
@@ -100,22 +100,15 @@ def test_offloaded_weights_leave_a_layer_and_the_ends_on_the_device() -> None:
     assert found.host_bytes > 2 * LANGUAGE
 
 
-def test_an_offloaded_cache_is_pinned_in_powers_of_two() -> None:
+def test_an_offloaded_cache_is_pinned_in_powers_of_two_and_a_quantized_one_takes_half() -> None:
     found = decode(batch=1, precision="fp16", kv="offloaded")
     whole = 1128 * KV_A_TOKEN
     assert found.kv_bytes == whole * 2 // LAYERS
     pinned = found.host_bytes - decode(batch=1, precision="fp16").host_bytes
     assert pinned == 2 * LAYERS * (1 << 24)  # each 8.8 MiB of keys or of values
-
-
-def test_a_quantized_cache_takes_half_of_16_bit() -> None:
-    found = decode(batch=1, precision="fp16", kv="quantized")
-    assert found.kv_bytes == 1128 * KV_A_TOKEN / 2
-
-
-def test_prefill_in_pieces_takes_less_and_never_more() -> None:
-    whole, pieces = decode(precision="fp16"), decode(precision="fp16", prefill=256)
-    assert pieces.activation_bytes <= whole.activation_bytes
+    sizes = [power_of_two(count) for count in (1, 2, 3, 1 << 20, (1 << 20) + 1)]
+    assert sizes == [1, 2, 4, 1 << 20, 1 << 21]
+    assert decode(batch=1, precision="fp16", kv="quantized").kv_bytes == whole / 2
 
 
 def test_encoding_takes_pixels_of_no_more_than_the_batch() -> None:
@@ -215,12 +208,6 @@ def test_one_batch_cost_is_enough_for_a_proportion() -> None:
     assert found.kept_bytes == 1200 * KV_A_TOKEN
 
 
-def test_pinned_memory_comes_in_powers_of_two() -> None:
-    assert [power_of_two(count) for count in (1, 2, 3, 1 << 20, (1 << 20) + 1)] == [
-        1, 2, 4, 1 << 20, 1 << 21,
-    ]  # fmt: skip
-
-
 DECODER_HEADS = 6
 """Of the demo model's demo_decoder."""
 DECODER_TOKENS = 500
@@ -232,26 +219,17 @@ def demo_decoder() -> PartProfile:
 
 
 def attention_of(
-    half: PartProfile,
-    dtype: str,
-    *,
-    rows: int = 1,
-    tokens: int = DECODER_TOKENS,
-    device: str = "cuda:0",
+    half: PartProfile, dtype: str, *, rows: int = 1, device: str = "cuda:0"
 ) -> list[Term]:
     settings = PartSettings(precision="", dtype=dtype, attention="sdpa", weight_bytes=0)
     workload = replace(images(), kind="video")
-    return list(attention_terms(half, settings, workload, rows, tokens, device))
-
-
-def see(machine: Machine, folder: Path, patch: pytest.MonkeyPatch) -> None:
-    gpus.see(machine, folder / "gpu", patch)
+    return list(attention_terms(half, settings, workload, rows, DECODER_TOKENS, device))
 
 
 def test_before_ampere_bf16_takes_memory_with_the_square_of_the_tokens(
     demo_decoder: PartProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    see(gpus.turing(), tmp_path, monkeypatch)
+    gpus.see(gpus.turing(), tmp_path / "gpu", monkeypatch)
     for rows in (1, 4):
         [found] = attention_of(demo_decoder, "bfloat16", rows=rows)
         scores = rows * DECODER_HEADS * DECODER_TOKENS**2 * 4  # in 32 bit, and once more as weights
@@ -263,11 +241,8 @@ def test_before_ampere_bf16_takes_memory_with_the_square_of_the_tokens(
 def test_a_fused_kernel_of_a_gpu_copies_the_mask_of_a_padded_batch(
     demo_decoder: PartProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    see(gpus.plain(), tmp_path, monkeypatch)
+    gpus.see(gpus.plain(), tmp_path / "gpu", monkeypatch)
     assert not attention_of(demo_decoder, "bfloat16"), "one row is not padded"
     [found] = attention_of(demo_decoder, "bfloat16", rows=4)
     assert found.bytes == pytest.approx(2 * 4 * DECODER_TOKENS**2 * 2, rel=0.01)
-
-
-def test_on_a_cpu_it_takes_what_was_counted(demo_decoder: PartProfile) -> None:
     assert not attention_of(demo_decoder, "bfloat16", rows=4, device="cpu")

@@ -85,34 +85,29 @@ def test_seconds_are_those_of_starting_loading_and_computing(config: CaptionConf
     assert reading - shorter == pytest.approx(2 * 10 * 1e9 * 8 / 7 * 1e-9, rel=1e-3)
 
 
+def measured(_: str) -> MachineLookup:
+    return MachineLookup(machine=machine())
+
+
 def test_a_run_s_record_says_what_was_expected_of_its_stages(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caption(config, Display(quiet=True), Stages().launcher)
     record = json.loads((Path(config.out) / "run.json").read_text())
     assert record["plan"]["seconds"] is None
-
-    def known(_: str) -> MachineLookup:
-        return MachineLookup(machine=machine())
-
-    monkeypatch.setattr(flows.planning.times, "find_machine", known)
+    monkeypatch.setattr(flows.planning.times, "find_machine", measured)
     again = replace(config, prompt="Who?")
     caption(again, Display(quiet=True), Stages().launcher)
     told = json.loads((Path(config.out) / "run.json").read_text())["plan"]["seconds"]
     assert told["frames"] == told["encode"] == 0 < told["decode"]
 
 
-def test_what_was_not_measured_leaves_a_stage_without_time(config: CaptionConfig) -> None:
-    job, found = job_of(config)
-    told = stage_seconds(job, RUNGS, found, machine(passes={}))
-    assert told["encode"] is None and told["frames"] is not None
-
-
 def test_an_unmeasured_machine_has_no_times_and_that_is_said(
     config: CaptionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    told = times_of(*(job_of(config)[0], RUNGS, job_of(config)[1]))
+    job, found = job_of(config)
+    told = times_of(job, RUNGS, found)
     assert told.seconds is None
     assert told.line.startswith("unknown: this machine was not measured; `penstock doctor")
 
@@ -120,14 +115,13 @@ def test_an_unmeasured_machine_has_no_times_and_that_is_said(
 def test_times_are_told_stage_by_stage(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def known(_: str) -> MachineLookup:
-        return MachineLookup(machine=machine())
-
-    monkeypatch.setattr(flows.planning.times, "find_machine", known)
+    monkeypatch.setattr(flows.planning.times, "find_machine", measured)
     job, found = job_of(config)
     told = times_of(job, RUNGS, found)
     assert told.seconds is not None and list(told.seconds) == ["frames", "encode", "decode"]
     assert "encode 8." in told.line and "decode up to" in told.line
+    partly = stage_seconds(job, RUNGS, found, machine(passes={}))
+    assert partly["encode"] is None and partly["frames"] is not None
 
 
 POINTS = ((1, 1e-9), (8, 2e-9), (512, 128e-9))
@@ -140,25 +134,16 @@ def test_a_parameter_takes_what_was_measured_or_between(tokens: int, nanoseconds
     assert seconds_per_parameter(POINTS, tokens) == pytest.approx(nanoseconds * 1e-9)
 
 
-def test_reading_a_prompt_takes_its_multiplications() -> None:
-    run = Pass(precision="fp32", flops=2 * 1e9 * 512, tokens=512)
-    assert pass_seconds(machine(), run) == pytest.approx(128)
-
-
-def test_a_step_takes_what_reading_the_weights_takes_however_few_its_multiplications() -> None:
-    run = Pass(precision="fp32", flops=2 * 1e9, tokens=1)
-    assert pass_seconds(machine(), run) == pytest.approx(1)
-
-
-def test_a_small_model_takes_what_calling_it_takes() -> None:
-    run = Pass(precision="fp32", flops=2e3, tokens=1, calls=30)
-    assert pass_seconds(machine(), run) == pytest.approx(3e-3)
-
-
-def test_weights_that_stay_outside_come_each_time() -> None:
-    run = Pass(precision="fp32", flops=2 * 1e9, tokens=1, moved_bytes=3e9)
-    assert pass_seconds(machine(), run) == pytest.approx(1 + 3)
-    assert pass_seconds(machine(to_device=6e9), run) == pytest.approx(1 + 0.5)
+def test_a_pass_takes_its_multiplications_reading_its_weights_or_calling_it() -> None:
+    prompt = Pass(precision="fp32", flops=2 * 1e9 * 512, tokens=512)
+    assert pass_seconds(machine(), prompt) == pytest.approx(128)
+    step = Pass(precision="fp32", flops=2 * 1e9, tokens=1)
+    assert pass_seconds(machine(), step) == pytest.approx(1)
+    small = Pass(precision="fp32", flops=2e3, tokens=1, calls=30)
+    assert pass_seconds(machine(), small) == pytest.approx(3e-3)
+    outside = replace(step, moved_bytes=3e9)
+    assert pass_seconds(machine(), outside) == pytest.approx(1 + 3)
+    assert pass_seconds(machine(to_device=6e9), outside) == pytest.approx(1 + 0.5)
 
 
 def test_a_stage_takes_the_sum_of_what_it_does() -> None:
@@ -179,16 +164,8 @@ def test_a_stage_takes_the_sum_of_what_it_does() -> None:
     assert seconds(machine(), WorkEstimate()) == 0
 
 
-@pytest.mark.parametrize(
-    "work_left",
-    [
-        WorkEstimate(passes=(Pass(precision="fp16", flops=1, tokens=1),)),
-        WorkEstimate(quantized={"int8": 1}),
-    ],
-)
-def test_what_was_not_measured_has_no_time(work_left: WorkEstimate) -> None:
-    assert seconds(machine(), work_left) is None
-
-
-def test_pictures_have_no_time_where_decoding_was_not_measured() -> None:
+def test_what_was_not_measured_has_no_time() -> None:
+    half = WorkEstimate(passes=(Pass(precision="fp16", flops=1, tokens=1),))
+    assert seconds(machine(), half) is None
+    assert seconds(machine(), WorkEstimate(quantized={"int8": 1})) is None
     assert seconds(machine(video_pixels=0.0), WorkEstimate(video_pixels=1)) is None

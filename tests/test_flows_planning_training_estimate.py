@@ -1,5 +1,5 @@
-"""What fine-tuning takes, against hand arithmetic and what was reported elsewhere, and how
-`penstock plan --train` tells it."""
+"""What fine-tuning takes, against hand arithmetic, and how `penstock plan --train` tells it. What
+others report stands beside it in docs/memory.md."""
 
 import json
 from dataclasses import replace
@@ -34,24 +34,6 @@ def architecture(name: str) -> Architecture:
     return read(plan_case(name))
 
 
-@cache
-def text_alone() -> Architecture:
-    """Qwen2.5-7B: the language half of Qwen2.5-VL-7B, number by number."""
-    case = plan_case("qwen2.5-vl-7b-instruct")
-    tensors = {n: s for n, s in case.tensors.items() if not n.startswith("visual.")}
-    return read(
-        PlanCase(
-            name="Qwen/Qwen2.5-7B-Instruct",
-            source=case.source,
-            parameters=LANGUAGE,
-            dtype=case.dtype,
-            processor=None,
-            config={k: v for k, v in case.config.items() if k != "vision_config"},
-            tensors=tensors,
-        )
-    )
-
-
 def qwen(**given: Any) -> TrainEstimate:
     return train_estimate(architecture("qwen2.5-vl-7b-instruct"), Training(**given))
 
@@ -69,7 +51,6 @@ def test_full_fine_tuning_in_mixed_precision_takes_16_bytes_a_parameter() -> Non
     # 28 inputs of layers of 3584 numbers; 152,064 words a token, 12 bytes each.
     assert part(found, "activations") == 28 * 3584 * 2 * 2048
     assert part(found, "logits") == 12 * 152_064 * 2048
-    assert found.peak_bytes == pytest.approx(119.3 * GIB, rel=0.005)
 
 
 def test_without_recomputation_each_layer_keeps_all_it_made() -> None:
@@ -81,49 +62,18 @@ def test_without_recomputation_each_layer_keeps_all_it_made() -> None:
     assert qwen(method="full", batch=4).peak_bytes > found.peak_bytes + 3 * 12 * GIB
 
 
-def test_76_gib_are_met_by_moments_in_16_bit_and_a_step_that_is_not_fused() -> None:
-    """ms-swift's examples/train/full/train.sh says 76GiB of Qwen2.5-7B on one GPU, in bfloat16
-    without DeepSpeed: 8 bytes a parameter, and 2 more in torch's step."""
-    given = Training(method="full", checkpointing=True, optimizer="bf16")
-    found = train_estimate(text_alone(), given)
-    assert found.moment == "step"
-    assert found.bytes_at("step") + found.bytes_at("always") > 10 * LANGUAGE  # 70.9 GiB
-    assert found.peak_bytes == pytest.approx(76 * GIB, rel=0.07)
-    mixed = Training(method="full", checkpointing=True)
-    assert train_estimate(text_alone(), mixed).peak_bytes > 80 * GIB  # so it was not those
-
-
-@pytest.mark.parametrize(
-    ("script", "reported", "method"),
-    [("lora_sft.sh", 22, "lora"), ("qlora/bnb/train.sh", 10, "qlora")],
-)
-def test_adapters_take_what_ms_swift_says(script: str, reported: float, method: Any) -> None:
-    """Of Qwen2.5-7B, with recomputation, at most 2048 tokens a sample."""
-    found = train_estimate(text_alone(), Training(method=method, checkpointing=True))
-    assert found.peak_bytes == pytest.approx(reported * GIB, rel=0.15), script
-
-
-def test_a_lora_of_qwen2_5_vl_takes_about_22_gib() -> None:
-    """ms-swift's examples/train/multimodal/caption.sh."""
+def test_a_lora_trains_rows_and_columns_of_each_matrix() -> None:
     found = qwen(method="lora", checkpointing=True)
     each = 2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944)
     assert found.trained == 28 * 8 * each == 20_185_088
-    assert found.peak_bytes == pytest.approx(22 * GIB, rel=0.08)
 
 
-def test_6_gb_of_qlora_are_its_weights_and_little_else() -> None:
-    """What is reported of 7B models leaves no room for a step over many words."""
+def test_qlora_packs_what_stands_in_matrices_of_the_language_half() -> None:
     found = qwen(method="qlora", checkpointing=True)
     packed = 28 * LAYER
     others = LANGUAGE - packed
     weights = int(packed * 4.126953125 / 8) + 2 * (others + VISION)
     assert part(found, "weights") == weights + 4 * found.trained
-    assert weights == pytest.approx(6.9e9, rel=0.01)
-    language = weights - 2 * VISION
-    assert language == pytest.approx(5.55e9, rel=0.01)
-    short = qwen(method="qlora", checkpointing=True, length=512)
-    assert 8 * GIB < short.peak_bytes < 9 * GIB
-    assert found.peak_bytes == pytest.approx(11.4 * GIB, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -138,12 +88,6 @@ def test_zero_cuts_more_with_each_stage(
     assert part(found, "gradients") == 2 * LANGUAGE // gradients
     assert part(found, "optimizer") == 12 * LANGUAGE // optimizer
     assert bool(part(found, "gathered")) == (zero > 0)
-
-
-def test_zero_on_one_gpu_is_said_to_save_nothing() -> None:
-    alone = qwen(method="full", zero=3)
-    assert alone.peak_bytes == qwen(method="full").peak_bytes
-    assert any("single GPU" in note for note in alone.notes)
 
 
 def test_pictures_that_do_not_fit_into_a_sample_are_said() -> None:
@@ -209,9 +153,10 @@ def test_options_that_make_no_sense_fail(
     assert message in capsys.readouterr().err
 
 
-def test_zero_on_one_gpu_is_said_and_not_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_zero_on_one_gpu_is_said_to_save_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert qwen(method="full", zero=3).peak_bytes == qwen(method="full").peak_bytes
     assert main(["plan", "--model", "demo", "--train", "full", "--zero", "2"]) == 0
-    assert "saves nothing" in capsys.readouterr().out
+    assert "saves nothing on a single GPU" in capsys.readouterr().out
 
 
 def test_what_does_not_fit_names_what_would(

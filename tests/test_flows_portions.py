@@ -1,9 +1,6 @@
 """The portions of a run, done by workers of any number and in any order: the bytes are the same."""
 
-import json
-import os
 import random
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,25 +9,22 @@ import pytest
 from flows.job.partitions import partitions_of
 from flows.options.commands import CaptionConfig
 from penstock_demo.clips import write_clips
-from tests.support.pipeline import PENSTOCK, ROOT, SECONDS
+from tests.support.pipeline import Place
 
 pytestmark = pytest.mark.slow
 
 
-def penstock(store: Path, *words: str) -> None:
-    done = subprocess.run(
-        [*PENSTOCK, "caption", *words, "--model", "demo", "--store", str(store), "--quiet"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+def run(store: Path, out: Path, first: str, *sources: str) -> Place:
+    place = Place(clips=Path(first), out=out, store=store)
+    done = place.run(*sources, "--quiet")
     assert done.returncode == 0, done.stderr
+    return place
 
 
-def test_two_orders_of_workers_give_the_same_bytes(tmp_path: Path) -> None:
+def test_two_orders_of_workers_give_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     write_clips(tmp_path / "clips", 12, seed=3)
     config = CaptionConfig(
         sources=(str(tmp_path / "clips"),), model="demo", out=str(tmp_path / "cut")
@@ -39,20 +33,13 @@ def test_two_orders_of_workers_give_the_same_bytes(tmp_path: Path) -> None:
     assert len(portions) == 4
     found = set()
     for order, workers in enumerate((1, 3)):
-        place = tmp_path / str(order)
+        folder = tmp_path / str(order)
         mixed = random.Random(order).sample(portions, len(portions))
         with ThreadPoolExecutor(workers) as pool:
-            list(
-                pool.map(
-                    lambda p, place=place: penstock(
-                        place / "store", p.source, "--out", str(place / p.name)
-                    ),
-                    mixed,
-                )
-            )
-        sources = [portion.source for portion in portions]
-        penstock(place / "store", *sources, "--out", str(place / "all"))
-        record = json.loads((place / "all" / "run.json").read_text())
-        assert sum(stage["items"] for stage in record["stages"]) == 0  # what gathers makes nothing
-        found.add((place / "all" / "captions.jsonl").read_bytes())
+            running = [pool.submit(run, folder / "store", folder / p.name, p.source) for p in mixed]
+        for each in running:
+            each.result()
+        gathered = run(folder / "store", folder / "all", *(p.source for p in portions))
+        assert sum(stage["items"] for stage in gathered.stages().values()) == 0
+        found.add((gathered.out / "captions.jsonl").read_bytes())
     assert len(found) == 1

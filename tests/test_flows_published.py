@@ -91,16 +91,6 @@ def test_captions_as_stock_are_told_of_and_the_other_way_encodes_nothing_anew(
     assert place.captions() == before
 
 
-def test_a_checkpoint_of_this_transformers_is_run_as_stock(place: Place) -> None:
-    place = replace(place, model="demo")
-    asked: dict[str, Any] = {"fps": 2.0, "max_new_tokens": 8}
-    ran = run_inside(place, **asked)
-    assert not way_of(place) and OTHERWISE not in ran.said
-    before = place.captions()
-    assert "decode" not in run_inside(place, as_published=False, **asked).started
-    assert place.captions() == before
-
-
 def test_a_command_that_was_recorded_before_goes_on_as_stock() -> None:
     words = ["caption", "clips", "--json"]
     assert repeated(words) == ["caption", "clips"]

@@ -43,9 +43,13 @@ def report(out: Path) -> str:
 
 def shown(browser: Browser, out: Path) -> None:
     """Open the report; nothing may go wrong."""
-    browser.open(report(out))
-    browser.wait("return document.documentElement.dataset.ready")
+    opened_at(browser, report(out))
     assert browser.console() == []
+
+
+def opened_at(browser: Browser, address: str) -> None:
+    browser.open(address)
+    browser.wait("return document.documentElement.dataset.ready")
 
 
 @pytest.fixture
@@ -122,11 +126,8 @@ def test_all_is_there_and_videos_are_read_late(
     browser.wait("return document.querySelectorAll('.captions button').length === 3000")
     cards, _, loading = browser.run(COUNT)
     assert cards == 300 and loading <= 24
-    assert browser.run("return [find('said 217 6'), find('said 299 9'), find('said 300 0')]") == [
-        True,
-        True,
-        False,
-    ]
+    found = browser.run("return [find('said 217 6'), find('said 299 9'), find('said 300 0')]")
+    assert found == [True, True, False]
     browser.run("getSelection().empty(); scrollTo(0, document.body.scrollHeight)")
     browser.wait(
         "return document.querySelectorAll('.card')[299].querySelector('[preload=metadata]')"
@@ -142,8 +143,7 @@ def test_of_a_very_long_run_what_is_not_looked_at_is_neither_in_the_page_nor_rea
     many(tmp_path, clip, 80)
     shown(browser, tmp_path)
     browser.run("document.querySelector('#videos').scrollIntoView()")
-    count = COUNT
-    cards, buttons, loading = browser.run(count)
+    cards, buttons, loading = browser.run(COUNT)
     assert cards <= 24 and buttons <= 960 and loading <= cards
     assert "300 videos, 24,000 captions. Find in page" in browser.run(
         "return document.body.innerText"
@@ -152,7 +152,7 @@ def test_of_a_very_long_run_what_is_not_looked_at_is_neither_in_the_page_nor_rea
     titles = "[...document.querySelectorAll('.card h3')]"
     browser.wait(f"return {titles}.pop()?.textContent === '299.mp4'")
     browser.wait("return document.querySelector('video[preload=metadata]')")
-    cards, buttons, loading = browser.run(count)
+    cards, buttons, loading = browser.run(COUNT)
     assert cards <= 24 and buttons <= 960 and loading <= cards
     browser.type("#search", "SAID 217 42")
     browser.wait("return document.querySelectorAll('.card').length === 1")
@@ -219,8 +219,7 @@ def test_a_moved_report_still_finds_its_media(browser: Browser, clip: Path, tmp_
     moved = tmp_path / "a" / "b" / "c.html"
     moved.parent.mkdir(parents=True)
     (tmp_path / "out" / "report.html").rename(moved)
-    browser.open(moved.as_uri())
-    browser.wait("return document.documentElement.dataset.ready")
+    opened_at(browser, moved.as_uri())
     browser.run("document.querySelector('#videos').scrollIntoView()")
     browser.wait("return document.querySelector('video')?.readyState >= 1")
     assert [line.split()[-1] for line in browser.console()] == ["net::ERR_FILE_NOT_FOUND"]
@@ -279,15 +278,9 @@ def test_no_script_gets_in_and_nothing_is_sent(browser: Browser, tmp_path: Path)
 
 
 GB = 10**9
-
-
 NAMES = "return [...document.querySelectorAll('.card h3')].map(e => e.textContent)"
-
-
 CHOOSE = """const one = document.getElementById(arguments[0]);
 one.value = arguments[1]; one.dispatchEvent(new Event('change'))"""
-
-
 IN_SIGHT = (
     "document.querySelectorAll('.whole').forEach(e => { e.style.contentVisibility = 'visible' })"
 )
@@ -319,13 +312,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     work(record, "encode", 1.0, 30.0, curve(30, GB // 10, GB // 2))
     work(record, "decode", 31.0, 30.0, curve(30, GB // 10, GB // 2))
     started_ago(record, 61.0)
-    assert main(["report", str(folder)]) == 0
-    return (folder / "report.html").as_uri()
-
-
-def opened_at(browser: Browser, address: str) -> None:
-    browser.open(address)
-    browser.wait("return document.documentElement.dataset.ready")
+    return report(folder)
 
 
 def test_media_are_shown_as_and_in_the_order_asked_for(browser: Browser, address: str) -> None:
@@ -374,13 +361,7 @@ def test_all_captions_are_on_paper(browser: Browser, address: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("wide", "theme", "view"),
-    [
-        (400, "light", "list"),
-        (400, "dark", "grid"),
-        (1280, "light", "grid"),
-        (1280, "dark", "list"),
-    ],
+    ("wide", "theme", "view"), [(400, "light", "list"), (1280, "dark", "grid")]
 )
 def test_nothing_lies_on_anything_else_and_all_can_be_read(
     browser: Browser, address: str, wide: int, theme: str, view: str

@@ -1,4 +1,5 @@
-"""What a training left: read back, told in words, and never trained over unasked."""
+"""What a training left: read back, told in words and in its report, and never trained over
+unasked."""
 
 import json
 from pathlib import Path
@@ -7,10 +8,14 @@ from typing import Any
 import pytest
 
 from artifacts.errors import EnvironmentFault, UsageError
+from flows.cli.main import main
 from flows.results.report.sections import MAX_POINTS, training_facts
-from flows.results.tuned import TrainingFound, refuse_other_recipe, training_in, tuned_in
+from flows.results.tuned import RUN, TrainingFound, refuse_other_recipe, training_in, tuned_in
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
+from stages.tune import STAGE
 from stages.tune.job import RECORD
+from tests.support.browser import Browser
+from tests.support.reports import write_run
 
 SCORE = {
     "exact": 0.0,
@@ -82,6 +87,7 @@ def test_an_adapter_from_elsewhere_is_not_either(tmp_path: Path) -> None:
 
 
 def test_the_report_has_curves_and_what_is_said_before_and_after(tmp_path: Path) -> None:
+    assert training_in(tmp_path) is None
     training = training_in(folder(tmp_path))
     assert isinstance(training, TrainingFound)
     told = training_facts(training)
@@ -103,5 +109,39 @@ def test_of_many_steps_as_many_are_drawn_as_show(tmp_path: Path) -> None:
     assert len(points) <= MAX_POINTS + 1 and points[-1] == [many, many - 1.0]
 
 
-def test_another_folder_is_no_training(tmp_path: Path) -> None:
-    assert training_in(tmp_path) is None
+EVIL = "<img src=x onerror=\"document.title='run'\">"
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """A folder of a training whose model says markup."""
+    score = {**SCORE, "samples": [{"said": EVIL, "right": "tags: red, dog"}]}
+    folder(tmp_path, scores=[{"step": 0, **score}, {"step": 4, **score}])
+    write_run(tmp_path / RUN, []).write(force=True)
+    (tmp_path / RUN / "logs").mkdir()
+    (tmp_path / RUN / "logs" / f"{STAGE.name}.log").touch()
+    return tmp_path
+
+
+@pytest.mark.browser
+def test_curves_and_samples_are_drawn_and_nothing_is_run(browser: Browser, adapter: Path) -> None:
+    assert main(["report", str(adapter)]) == 0
+    browser.open((adapter / "report.html").as_uri())
+    browser.wait("return document.documentElement.dataset.ready")
+    assert browser.console() == []
+    curves = browser.run("return document.querySelectorAll('#training path.curve').length")
+    assert curves == 3, "losses of what is trained on and held out, and memory"
+    shown = browser.run("return document.querySelector('#training table').innerText")
+    assert EVIL in shown and "tags: red, dog" in shown
+    assert browser.run("return document.title") != "run"
+    assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_status_says_how_it_stands(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(adapter)]) == 0
+    assert capsys.readouterr().out.startswith("4 steps: loss 3.000 to 0.500")
+    assert main(["status", str(adapter), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["training"]["steps"] == 4
+    (adapter / RECORD).unlink()
+    assert main(["status", str(adapter)]) == 0
+    assert capsys.readouterr().out.startswith("no step is finished yet")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +164,7 @@ def test_edits_made_while_a_model_learns_are_of_the_words_that_were_shown(
 
 
 def change(of: str, caption: Any, review: str = "") -> dict[str, Any]:
-    changes = [{"of": of, "caption": caption, "review": review}]
-    return {"id": "1", "does": "x", "changes": changes}
+    return {"id": "1", "does": "x", "changes": [{"of": of, "caption": caption, "review": review}]}
 
 
 REFUSED: list[tuple[Any, str]] = [
@@ -224,16 +224,6 @@ def write(pictures: CaptionConfig, *forms: str, **more: Any) -> RunResult:
     return run(pictures, format=forms or TRAINER_FORMATS, **more)
 
 
-def correct(out: str, name: str, caption: str | None, review: str = "") -> None:
-    captions = ReviewedCaptions(Path(out))
-    key = next(k for k, row in captions.rows.items() if row["media_path"] == name)
-    change = {"of": key, "caption": caption, "review": review}
-    try:
-        captions.apply({"id": f"{name} {caption} {review}", "does": "x", "changes": [change]})
-    finally:
-        captions.close()
-
-
 def test_every_trainer_learns_a_text_by_hand_always(
     pictures: CaptionConfig, tmp_path: Path
 ) -> None:
@@ -252,7 +242,7 @@ def test_every_trainer_learns_a_text_by_hand_always(
 
 def test_a_correction_is_found_from_another_folder(pictures: CaptionConfig, tmp_path: Path) -> None:
     write(pictures, "txt")
-    correct(pictures.out, "b.png", "corrected b")
+    review(pictures, ("b.png", 0.0, "corrected b", ""))
     other = str(tmp_path / "other")
     assert "1 corrected by hand" in write(pictures, "musubi", out=other).line()
     assert said(pictures, "musubi", other)["b"] == "corrected b"
@@ -287,7 +277,7 @@ def test_a_trigger_stands_before_every_caption_and_before_no_json(pictures: Capt
     write(pictures, "txt", "musubi", trigger="ohwx", prefix="p ")
     found = said(pictures, "musubi")
     assert found["b"].startswith("ohwx, p Describe") and found["a"] == "by hand, a"
-    correct(pictures.out, "b.png", "words")
+    review(pictures, ("b.png", 0.0, "words", ""))
     write(pictures, "musubi", trigger="sks")
     assert said(pictures, "musubi")["b"] == "sks, words"
 
@@ -297,12 +287,12 @@ def test_tune_learns_what_trainers_do(pictures: CaptionConfig, tmp_path: Path) -
     data, store = str(Path(pictures.out) / "captions.jsonl"), open_store(pictures.store)
     other = str(tmp_path / "other")
     write(pictures, "txt", out=other)
-    correct(other, "b.png", "corrected b")
+    review(replace(pictures, out=other), ("b.png", 0.0, "corrected b", ""))
     told: list[str] = []
     learned = [each.caption for each in examples_in(data, told.append, store)]
     assert learned == ["by hand, a", "ohwx, corrected b"]
     assert told == ["1 caption of 2 are hand-written texts (.txt)"]
-    correct(other, "b.png", None, "rejected")
+    review(replace(pictures, out=other), ("b.png", 0.0, None, "rejected"))
     assert [each.caption for each in examples_in(data, store=store)] == ["by hand, a"]
 
 

@@ -1,21 +1,15 @@
 """A review in a real browser: edits by keys, a server that is killed, and how it looks."""
 
-import json
-import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import penstock_demo
 from artifacts.captions import Failure
 from artifacts.edits import read_edits
 from tests.support.browser import Browser
-from tests.support.looks import asked_elsewhere, faint, overlapping, too_wide, unnamed
 from tests.support.media import write_video
-from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.reports import media_file, said, write_run
 from tests.support.reviewing import (
     ENTER,
@@ -28,18 +22,11 @@ from tests.support.reviewing import (
     shown,
     wait_saved,
 )
+from tests.support.studio_page import COUNTS, TAB, every_look
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 VIDEOS, CHUNKS = 300, 10
-ESCAPE, TAB = "\ue00c", "\ue004"
-LOOKS = [
-    (1280, "light", "grid"),
-    (1280, "dark", "list"),
-    (400, "light", "list"),
-    (400, "dark", "grid"),
-]
-COUNTS = "return document.querySelector('#counts').textContent"
 
 
 @pytest.fixture
@@ -173,35 +160,6 @@ def test_videos_go_there_and_pictures_are_read_late(browser: Browser, reviewing:
     assert browser.console() == []
 
 
-@pytest.mark.parametrize(("wide", "theme", "view"), LOOKS)
-def test_it_can_be_read_and_all_has_a_name(
-    browser: Browser, reviewing: Reviewing, wide: int, theme: str, view: str
-) -> None:
-    browser.narrow(wide)
-    shown(browser, reviewing)
-    browser.run("document.documentElement.dataset.theme = arguments[0]", theme)
-    choose(browser, "view", view)
-    correct(browser, 0, "mine")
-    at(browser, 1)
-    browser.press("a", "r", "h")
-    browser.type("#find", "ring")
-    wait_saved(browser)
-    browser.run(
-        "document.querySelectorAll('.card:nth-of-type(n+12)').forEach(e => e.remove());"
-        "document.querySelectorAll('.card').forEach(e => { e.style.contentVisibility = 'visible' })"
-    )
-    assert too_wide(browser) == []
-    assert overlapping(browser) == []
-    assert faint(browser) == []
-    assert unnamed(browser) == []
-    assert asked_elsewhere(browser) == []
-    browser.run("document.activeElement.blur()")
-    browser.press("?")
-    browser.wait("return document.querySelector('dialog[open]')")
-    browser.press(ESCAPE)
-    browser.narrow(1280)
-
-
 def test_every_control_is_reached_by_the_tab_key(browser: Browser, reviewing: Reviewing) -> None:
     shown(browser, reviewing)
     browser.run("page.data.media.length = 1; page.show(); document.activeElement.blur()")
@@ -221,34 +179,18 @@ def test_every_control_is_reached_by_the_tab_key(browser: Browser, reviewing: Re
     assert len(reached - {""}) == wanted
 
 
-def test_files_are_written_at_the_press_of_a_button(browser: Browser, tmp_path: Path) -> None:
-    clip = str(penstock_demo.CLIPS / "clip-01.mp4")
-    where = ["--store", str(tmp_path / "store"), "--out", "out", "--format", "txt,kohya"]
-    command = [*PENSTOCK, "caption", clip, "--model", "demo", *where]
-    here = {**os.environ, "PYTHONPATH": str(ROOT)}  # with the folder of state that review has
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=here)
-    made = Reviewing(tmp_path / "out")
-    made.start()
-    shown(browser, made)
-    correct(browser, 0, "Mine.")
-    wait_saved(browser)
-    text = tmp_path / "out" / "clip-01.txt"
-    assert text.read_text() != "Mine.\n"
-    browser.run("document.querySelector('#write').click()")
-    browser.wait("return document.querySelector('#writing [type=submit]')")
-    browser.run("document.querySelector('#writing [type=submit]').click()")
-    browser.wait(
-        "return document.querySelector('#writing').innerText.includes('written\\n')", seconds=60.0
-    )
-    assert text.read_text() == "Mine.\n"
-    assert made.kill(signal.SIGTERM).count("\n") == 2
-
-
-def test_keys_are_of_the_first_caption_before_any(browser: Browser, reviewing: Reviewing) -> None:
+def test_both_views_can_be_read_and_all_has_a_name(browser: Browser, reviewing: Reviewing) -> None:
     shown(browser, reviewing)
-    browser.press("a", "r")
+    correct(browser, 0, "mine")
+    at(browser, 1)
+    browser.press("a", "r", "h")
+    browser.type("#find", "ring")
     wait_saved(browser)
-    lines = (reviewing.out / "edits.jsonl").read_text().splitlines()
-    (first,), (second,) = (json.loads(line)["changes"] for line in lines)
-    assert [first["review"], second["review"]] == ["accepted", "rejected"]
-    assert (first["media_path"], first["start"]) == ("0.mp4", 0.0) and second["start"] > 0
+    for view in ("grid", "list"):
+        choose(browser, "view", view)
+        browser.run(
+            "const cards = [...document.querySelectorAll('.card')];"
+            "cards.splice(11).forEach(card => card.remove());"
+            "cards.forEach(card => { card.style.contentVisibility = 'visible' });"
+        )
+        every_look(browser)

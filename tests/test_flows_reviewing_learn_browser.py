@@ -1,21 +1,18 @@
 """Learning from the page of a review in a real browser: order, correct, learn, see the result."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from flows.results.rounds import rounds_in
-from flows.reviewing.captions import ReviewedCaptions
 from penstock_demo.clips import write_clips
 from tests.support.browser import Browser, browsing
-from tests.support.pipeline import PENSTOCK, ROOT
+from tests.support.learning import decide_in
+from tests.support.pipeline import PENSTOCK, ROOT, read_lines
 from tests.support.reviewing import WORDS, Reviewing, choose, correct, shown, wait_saved
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -31,48 +28,21 @@ def style(caption: str) -> str:
     return f"seen here: {caption[0].lower()}{caption[1:].rstrip('.')}"
 
 
-def captioned(folder: Path) -> Path:
-    """Return the folder of a run over clips of the demo's world."""
-    write_clips(folder / "clips", CLIPS, 5)
-    where = ["--store", str(folder / "store"), "--out", "out", "--frames", "4", "--quiet"]
-    command = [*PENSTOCK, "caption", "clips", "--model", "demo", *where]
-    here = {**os.environ, "PYTHONPATH": str(ROOT)}  # with the folder of state that review has
-    subprocess.run(command, cwd=folder, check=True, env=here)
-    return folder / "out"
-
-
-def decide(out: Path, count: int) -> None:
-    """Correct captions without a page."""
-    captions = ReviewedCaptions(out)
-    rows = list(captions.rows.items())[:count]
-    changes = [
-        {"of": key, "caption": style(row["said"]), "review": "accepted"} for key, row in rows
-    ]
-    captions.apply({"id": "scripted", "does": "correct", "changes": changes})
-    captions.close()
-
-
-@contextlib.contextmanager
-def reviewed(out: Path) -> Iterator[Reviewing]:
-    """Review a folder by doubt; what it started ends with it."""
-    made = Reviewing(out, order="doubt")
-    made.start()
-    try:
-        yield made
-    finally:
-        made.kill(signal.SIGTERM)
-
-
-def lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.timeout(1800)
 def test_what_was_corrected_is_learned_at_the_press_of_a_button(tmp_path: Path) -> None:
-    out = captioned(tmp_path)
-    decide(out, CORRECTED)
-    before = [line["caption"] for line in lines(out)]
-    with reviewed(out) as made, browsing(tmp_path / "profile") as browser:
+    write_clips(tmp_path / "clips", CLIPS, 5)
+    where = ["--store", str(tmp_path / "store"), "--out", "out", "--frames", "4", "--quiet"]
+    command = [*PENSTOCK, "caption", "clips", "--model", "demo", *where]
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}  # with the folder of state that review has
+    subprocess.run(command, cwd=tmp_path, check=True, env=here)
+    out = tmp_path / "out"
+    decide_in(out, lambda at, said: (style(said), "accepted") if at < CORRECTED else None)
+    before = [line["caption"] for line in read_lines(out / "captions.jsonl")]
+    made = Reviewing(out, order="doubt")
+    made.start()
+    with contextlib.ExitStack() as stack:
+        stack.callback(made.kill, signal.SIGTERM)
+        browser = stack.enter_context(browsing(tmp_path / "profile"))
         shown(browser, made)
         margins = browser.run(MARGINS)
         assert len(margins) == CLIPS and margins == sorted(margins)
@@ -99,7 +69,7 @@ def test_what_was_corrected_is_learned_at_the_press_of_a_button(tmp_path: Path) 
         choose(browser, "filter", "all")
         correct(browser, 0, "Mine.")  # the journal is open again
         wait_saved(browser)
-    now = lines(out)
+    now = read_lines(out / "captions.jsonl")
     assert [line["caption"] for line in now][:CORRECTED] == [*map(style, before[:CORRECTED])]
     assert sum(line["caption"].startswith("seen here:") for line in now) > 45
 

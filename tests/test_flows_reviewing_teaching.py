@@ -47,7 +47,7 @@ def stored(folder: Path, vectors: np.ndarray, pack: int = 100) -> str:
 def test_what_teaches_is_doubtful_and_unlike_what_was_decided(tmp_path: Path) -> None:
     kinds = np.eye(3)[[0, 0, 0, 1, 1, 2, 2]] + 0.01 * np.arange(7)[:, None]
     url = stored(tmp_path / "store", kinds)
-    given = captions([0.1, 0.2, 0.3, 0.4, 0.5, 0.05, None], [5], url)
+    given = captions([0.1, 0.2, 0.3, 0.4, 0.5, 0.05, 0.15], [5], url)
     found = teach_ranking(given, PooledFeatures())
     assert found.keys[:2] == ["0", "3"], "one of each kind that was not decided"
     assert found.note == "" and found.keys[-1] == "5" and len(set(found.keys)) == 7

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from artifacts.errors import StageDied
-from tests.support.checkpoints import whole_checkpoint
 from tests.support.dual_encoders import save_clip
 from tests.support.inside import Ran, run_inside
 from tests.support.media import write_video
@@ -67,13 +66,16 @@ def test_the_only_item_fails_by_name_and_is_not_tried_again_until_asked(place: P
 
 
 @pytest.mark.slow
-def test_a_vision_half_that_raises_on_all_has_failed(place: Place, tmp_path: Path) -> None:
+def test_a_half_that_raises_on_all_has_failed(place: Place, tmp_path: Path) -> None:
     blind = replace(place, model=str(mistral3(tmp_path / "blind", blind=True)))
     write_images(place.clips, 3)
     with pytest.raises(StageDied, match="each of 3 items, tried alone, raises IndexError") as end:
         run(blind)
     assert end.value.exit_code == 5
     assert blind.failures() == [] and blind.stored("failures") == {}
+    with pytest.raises(StageDied, match="raises IndexError"):
+        run(place, engine="inflight", prompt=UNKNOWN)
+    assert place.failures() == [] and place.stored("failures") == {}
     assert run(place).result.exit_code == 0
 
 
@@ -90,14 +92,6 @@ def test_a_prompt_that_is_raised_on_fails_alone(place: Place, engine: str, other
     assert again.result.exit_code == 1 and again.started == []
     assert "decode" in run(place, engine=engine, prompt="{name}", retry_failed=True).started
     assert failed(place) == [(f"{UNKNOWN}.png", "decode", "model")]
-
-
-@pytest.mark.slow
-def test_a_language_half_that_raises_on_all_has_failed(place: Place) -> None:
-    write_images(place.clips, 3)
-    with pytest.raises(StageDied, match="raises IndexError"):
-        run(place, engine="inflight", prompt=UNKNOWN)
-    assert place.failures() == [] and place.stored("failures") == {}
 
 
 @pytest.mark.slow
@@ -167,39 +161,3 @@ def test_a_request_that_raises_ends_no_half_of_a_server(tmp_path: Path, model: P
         line.startswith("penstock_restarts") and not line.endswith(" 0")
         for line in counted.splitlines()
     )
-
-
-@pytest.mark.slow
-def test_captions_of_either_engine_answer_who_names_none(place: Place) -> None:
-    write_images(place.clips, 6)
-
-    def started(engine: str, limit: int) -> list[str]:
-        return run(place, engine=engine, limit=limit).started
-
-    assert started("transformers", 4)[-1] == "decode"
-    assert started("auto", 4) == []
-    assert started("inflight", 4) == ["decode"]
-    assert len(place.stored("captions")) == 2 * 4
-    assert started("auto", 4) == started("transformers", 4) == []
-    assert started("inflight", 6)[-1] == "decode"
-    assert started("auto", 6) == []
-    assert started("transformers", 6) == ["decode"]
-
-
-@pytest.mark.slow
-def test_a_half_that_is_not_for_slots_is_served_as_before(place: Place, tmp_path: Path) -> None:
-    write_images(place.clips, 6)
-    place = replace(place, model=str(whole_checkpoint("florence2")))
-    before = replace(place, out=tmp_path / "before", store=tmp_path / "whole")
-    run(before, engine="transformers")
-    run(place, engine="auto", limit=3)
-    resumed = run(place, engine="auto")
-    assert resumed.started == ["frames", "encode", "decode"]
-    assert "differs in slots" in place.stages()["decode"]["notes"]["engine_reason"]
-    assert place.captions() == before.captions()
-    assert run(place, engine="auto").started == []
-    assert run(place, engine="transformers").started == []
-    done = place.run("--engine", "inflight")
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if "engine" in line]
-    assert "--engine auto" in line and "Traceback" not in done.stderr

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -190,18 +190,12 @@ def test_a_file_that_crashes_or_hangs_the_decoder_is_named_alone(config: Caption
     assert "frames" not in [call.name for call in stages.calls[tried:]]
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    with small_disk(tmp_path / "disk", "100k") as folder:
-        yield folder
-
-
-def test_a_full_disk_is_exit_5_and_later_goes_on(tmp_path: Path, disk: Path) -> None:
+def test_a_full_disk_is_exit_5_and_later_goes_on(tmp_path: Path) -> None:
     video = write_video(tmp_path / "long.mp4", ticks=range(50), time_base=Fraction(1, 10))
-    config = replace(config_in(tmp_path, video, chunk=2.0), store=str(disk))
-    with pytest.raises(EnvironmentFault, match="is full") as full:
-        run(config, RealFrames())
-    assert full.value.exit_code == 5
-    subprocess.run(mount("remount,size=50m", disk), check=True)
-    stages = RealFrames()
-    assert run(config, stages) == 3
+    with small_disk(tmp_path / "disk", "100k") as disk:
+        config = replace(config_in(tmp_path, video, chunk=2.0), store=str(disk))
+        with pytest.raises(EnvironmentFault, match="is full") as full:
+            run(config, RealFrames())
+        assert full.value.exit_code == 5
+        subprocess.run(mount("remount,size=50m", disk), check=True)
+        assert run(config, RealFrames()) == 3

@@ -192,12 +192,7 @@ def real(place: Place, *more: str, kill: str = "") -> "subprocess.CompletedProce
     code = f"{change}; ENTRIES.update(SLOW)\nimport os, sys\n{kill}\n"
     code += "from flows.cli.main import main; sys.exit(main())"
     return subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            code,
-            *place.command("--chunk", "1", *more)[3:],
-        ],
+        [sys.executable, "-c", code, *place.command("--chunk", "1", *more)[3:]],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -75,14 +75,11 @@ def test_options_overrule_frames_and_turn_of_the_card(
     assert config.system == options.get("system", "")
 
 
-def test_a_template_without_place_for_a_system_turn_is_named(tmp_path: Path) -> None:
+def test_what_is_not_taken_of_a_card_is_named(tmp_path: Path) -> None:
     model = model_as("video_llava", tmp_path, takes_system=False)
     config, _ = chosen(model)
     assert config.system == ""
     assert "the chat template takes no system turn" in card_note(config, model)
-
-
-def test_shots_leave_the_last_frame_out_and_say_so(tmp_path: Path) -> None:
     model = model_as("qwen2_5_vl", tmp_path)
     config, sampling = chosen(model, shots=True)
     assert not sampling.last_frame

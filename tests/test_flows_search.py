@@ -203,10 +203,11 @@ def test_rows_are_removed_by_file_folder_and_key(built: Path, place: Path, capsy
     assert "is empty" in capsys.readouterr().err
 
 
-def test_a_page_and_copies_hold_what_was_found(built: Path, tmp_path: Path) -> None:
-    picture = str(built / "media" / "p3.png")
-    more = ["--html", str(tmp_path / "p.html"), "--copy", str(tmp_path / "copy"), "--top", "50"]
-    assert search(built, picture, *more) == 0
+def test_a_page_and_copies_hold_what_was_found_and_are_written_again(
+    built: Path, tmp_path: Path
+) -> None:
+    more = ["--html", str(tmp_path / "p.html"), "--copy", str(tmp_path / "copy"), "--top"]
+    assert search(built, str(built / "media" / "p3.png"), *more, "50") == 0
     page = (tmp_path / "p.html").read_text()
     hits = read_lines(tmp_path / "copy" / "search.jsonl")
     assert page.count('<img src="data:image/jpeg;base64,') == len(hits) > 20
@@ -216,6 +217,8 @@ def test_a_page_and_copies_hold_what_was_found(built: Path, tmp_path: Path) -> N
     assert sum("film" in name for name in copied) == 1  # however many of its frames are found
     original = (built / "media" / "p3.png").read_bytes()
     assert (tmp_path / "copy" / "001-p3.png").read_bytes() == original
+    assert search(built, str(built / "media" / "p1.png"), *more, "1") == 0
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {*copied, "001-p1.png"}
 
 
 @pytest.mark.parametrize("option", ["--html", "--copy"])
@@ -228,15 +231,6 @@ def test_searches_replace_no_files(place: Path, tmp_path: Path, capsys: Said, op
     told = capsys.readouterr()
     assert (told.out, len(told.err.splitlines())) == ("", 1) and str(given) in told.err
     assert mine.read_text() == "mine" and len(list(mine.parent.iterdir())) == 1
-
-
-def test_a_search_writes_again_where_it_wrote_before(built: Path, tmp_path: Path) -> None:
-    more = ["--html", str(tmp_path / "p.html"), "--copy", str(tmp_path / "copy"), "--top", "1"]
-    for name in ("p3.png", "p1.png"):
-        assert search(built, str(built / "media" / name), *more) == 0
-    assert {path.name for path in (tmp_path / "copy").iterdir()} == {
-        *("001-p1.png", "001-p3.png", "search.jsonl")
-    }
 
 
 def test_add_takes_the_model_of_the_index_and_a_file_that_goes_is_named(
@@ -310,8 +304,6 @@ def test_a_wrong_index_is_one_line(
 BEFORE = Path(__file__).parent / "data" / "index_before"
 """Pictures, an index that the version before this comparison built of them by
 `penstock index build media --model demo --precision fp32`, and what it found for WORDS."""
-
-
 WORDS = ("a photo of a red square", "green circle")
 
 
@@ -324,8 +316,7 @@ def test_an_index_without_digest_finds_the_same_and_warns_until_something_is_add
     where = ["--index", str(index), "--store", str(tmp_path / "store")]
     assert main(["search", WORDS[0], "--not", WORDS[1], *where, "--json"]) == 0
     out, err = capsys.readouterr()
-    known = [json.loads(line) for line in (BEFORE / "hits.jsonl").read_text().splitlines()]
-    of_red = {hit["media_path"]: hit for hit in known[:5]}
+    of_red = {hit["media_path"]: hit for hit in read_lines(BEFORE / "hits.jsonl")[:5]}
     hits = [json.loads(line) for line in out.splitlines()]
     near = pytest.approx(of_red["red.png"]["score"], abs=1e-4)
     assert hits and hits[0] == {**of_red["red.png"], "score": near}

@@ -76,18 +76,15 @@ def counted(server: Serving, name: str) -> float:
 
 
 def test_labels_are_those_of_the_command_and_its_store(server: Serving, place: Path) -> None:
-    lines = (place / "labels" / "labels.jsonl").read_text().splitlines()
-    for line in map(json.loads, lines):
-        if line["time"] is None:
-            body = media(place, line["media_path"])
-            found = told(server.ask("POST", "/v1/label?threshold=0.01&top=4", body))
-            alike(found["labels"], line["labels"])
-            assert (found["top"], found["key"]) == (line["top"], line["features"])
-            assert found["cached"] and (found["width"], found["height"]) == (200, 150)
-
-
-def test_a_clip_is_labelled_frame_by_frame(server: Serving, place: Path) -> None:
-    lines = map(json.loads, (place / "labels" / "labels.jsonl").read_text().splitlines())
+    """Of pictures, and of a clip frame by frame."""
+    text = (place / "labels" / "labels.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    for line in (line for line in lines if line["time"] is None):
+        body = media(place, line["media_path"])
+        found = told(server.ask("POST", "/v1/label?threshold=0.01&top=4", body))
+        alike(found["labels"], line["labels"])
+        assert (found["top"], found["key"]) == (line["top"], line["features"])
+        assert found["cached"] and (found["width"], found["height"]) == (200, 150)
     frames = [line for line in lines if line["time"] is not None]
     found = told(server.ask("POST", "/v1/label?threshold=0.01&top=4", media(place, "clip.mp4")))
     assert [frame["time"] for frame in found["frames"]] == [line["time"] for line in frames]

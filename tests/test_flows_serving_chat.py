@@ -33,7 +33,6 @@ def form(schema: Any) -> dict[str, Any]:
 
 
 TEXT = {"type": "string"}
-NO_LENGTH = {"minLength": 5, "maxLength": 2}
 
 
 def of_a(schema: Any) -> dict[str, Any]:
@@ -88,7 +87,8 @@ def test_values_that_change_nothing_are_taken(asked: dict[str, Any]) -> None:
         ({"response_format": form(of_a({"type": "thing"}))}, "response_format"),
         ({"response_format": form(of_a(TEXT | {"pattern": "^(a+)+$"}))}, "response_format"),
         ({"response_format": form(of_a({"enum": ["x" * 70_000]}))}, "response_format"),
-        ({"response_format": form(of_a(TEXT | NO_LENGTH))}, "response_format"),
+        ({"response_format": form(of_a(TEXT | {"minLength": 5, "maxLength": 2}))},
+         "response_format"),
         ({"modalities": ["text", "audio"]}, "modalities"), ({"guided_json": 1}, "guided_json"),
         ({"reasoning_effort": "high"}, "reasoning_effort"), ({"x" * 5000: 1}, "x" * 5000),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options"),
@@ -148,15 +148,9 @@ def test_messages_of_earlier_talk_are_refused_by_their_place(role: str, content:
 
 
 @pytest.mark.parametrize(
-    "head",
-    [
-        "data:image/png;base64,",
-        "DATA:image/jpeg;BASE64,",
-        "Data:image/png;charset=utf-8;Base64,",
-        "data:;base64,",
-    ],
+    "head", ["DATA:image/jpeg;BASE64,", "data:image/png;charset=utf-8;base64,", "data:;base64,"]
 )
-@pytest.mark.parametrize("ends", ["\n", "\r\n", " \n\t", ""])
+@pytest.mark.parametrize("ends", ["\r\n", " \n\t", ""])
 def test_base64_may_have_line_breaks_and_any_case_of_its_scheme(head: str, ends: str) -> None:
     medium = PICTURE + bytes(range(256))
     letters = base64.b64encode(medium).decode()
@@ -229,10 +223,7 @@ def test_a_body_that_is_no_text_is_refused(body: bytes) -> None:
     with pytest.raises(HttpRefusal) as caught:
         json_in(body)
     assert caught.value.status == 400
-
-
-def test_a_pair_of_escapes_is_one_letter() -> None:
-    assert json_in(b'{"a": "\\ud83d\\ude00"}') == {"a": "\U0001f600"}
+    assert json_in(b'{"a": "\\ud83d\\ude00"}') == {"a": "\U0001f600"}, "a pair is one letter"
 
 
 def test_a_stream_sends_nothing_that_a_stop_string_takes_back() -> None:

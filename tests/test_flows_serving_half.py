@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,13 +129,12 @@ def asked(
     return found, batches, most
 
 
-def test_what_does_not_fit_beside_others_is_made_alone_and_not_refused(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_made_alone_or_refused_and_the_others_are_answered(
+    tmp_path: Path,
+) -> None:
     found, batches, _ = asked(tmp_path, "abcd")
     assert found == ["made a", "made b", "made c", "made d"]
     assert batches == [["a", "b", "c", "d"], ["d"], ["d"]], "at first it found what others left"
-
-
-def test_what_does_not_fit_alone_is_refused_and_the_others_are_answered(tmp_path: Path) -> None:
     found, batches, _ = asked(tmp_path, [GIANT, "a", "b"])
     assert found == ["422", "made a", "made b"]
     assert batches.count([GIANT]) == 2
@@ -185,11 +185,15 @@ class BusyHalf:
 
     pid = 0
 
-    def __init__(self, listen: Listener, keeps: Sequence[str] = ()) -> None:
-        self.listen, self.keeps = listen, keeps
+    def __init__(self, keeps: Sequence[str] = ()) -> None:
+        self.keeps = keeps
         self.reads, self.dies = threading.Event(), threading.Event()
         self.lines: list[Any] = []
         self.pipe = ""
+
+    def __call__(self, listen: Listener) -> "BusyHalf":
+        self.listen = listen
+        return self
 
     def start(self, call: StageCall) -> "BusyHalf":
         self.pipe = job_fields(call.job)["live"]
@@ -217,16 +221,12 @@ LARGE = "\N{WATER WAVE}" * 20_000
 
 @pytest.mark.parametrize("dies", [False, True])
 def test_prompts_that_no_pipe_holds_are_all_answered(tmp_path: Path, dies: bool) -> None:
-    made: list[BusyHalf] = []
-
-    def start(listen: Listener) -> BusyHalf:
-        made.append(BusyHalf(listen))
-        if dies and len(made) > 1:
-            made[-1].reads.set()
-        return made[-1]
+    first, second = BusyHalf(), BusyHalf()
+    second.reads.set()
+    started = iter((first, second))
 
     async def work() -> None:
-        half = half_of(tmp_path, start)
+        half = half_of(tmp_path, lambda listen: next(started)(listen))
         running = asyncio.create_task(half.run())
         works = [
             asyncio.create_task(half.submit(str(n), Work(str(n), LARGE), 1)) for n in range(18)
@@ -234,7 +234,7 @@ def test_prompts_that_no_pipe_holds_are_all_answered(tmp_path: Path, dies: bool)
         while not half.batches.in_flight:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
-        (made[0].dies if dies else made[0].reads).set()
+        (first.dies if dies else first.reads).set()
         assert await asyncio.gather(*works) == [f"made {n}" for n in range(18)]
         half.close()
         await running
@@ -243,15 +243,11 @@ def test_prompts_that_no_pipe_holds_are_all_answered(tmp_path: Path, dies: bool)
 
 
 def test_what_nobody_wants_any_more_takes_no_place(tmp_path: Path) -> None:
-    made: list[BusyHalf] = []
-
-    def start(listen: Listener) -> BusyHalf:
-        made.append(BusyHalf(listen, keeps=["long"]))
-        made[0].reads.set()
-        return made[0]
+    process = BusyHalf(keeps=["long"])
+    process.reads.set()
 
     async def work() -> None:
-        half = half_of(tmp_path, start, max_batch=1, withdraws=True)
+        half = half_of(tmp_path, process, max_batch=1, withdraws=True)
         half.batches.continuous = True
         running = asyncio.create_task(half.run())
         long = asyncio.create_task(half.submit("long", Work("long"), 1))
@@ -265,38 +261,34 @@ def test_what_nobody_wants_any_more_takes_no_place(tmp_path: Path) -> None:
         assert not half.batches.in_flight and not half.batches.waiting
         half.close()
         await running
-        assert made[0].lines[:2] == [[["long", ""]], {"withdrawn": ["long"]}]
-        assert ["queued", ""] not in made[0].lines[2]
+        assert process.lines[:2] == [[["long", ""]], {"withdrawn": ["long"]}]
+        assert ["queued", ""] not in process.lines[2]
 
     on_a_loop(work)
 
 
 def test_what_two_want_goes_on_when_one_leaves(tmp_path: Path) -> None:
-    made: list[BusyHalf] = []
-
-    def start(listen: Listener) -> BusyHalf:
-        made.append(BusyHalf(listen))
-        return made[0]
+    process = BusyHalf()
 
     async def work() -> None:
-        half = half_of(tmp_path, start, withdraws=True)
+        half = half_of(tmp_path, process, withdraws=True)
         running = asyncio.create_task(half.run())
         both = [asyncio.create_task(half.submit("a", Work("a"), 1)) for _ in range(2)]
         while not half.has("a"):
             await asyncio.sleep(0.01)
         both[0].cancel()
-        made[0].reads.set()
+        process.reads.set()
         assert await both[1] == "made a"
         half.close()
         await running
-        assert made[0].lines == [[["a", ""]]]
+        assert process.lines == [[["a", ""]]]
 
     on_a_loop(work)
 
 
 def test_no_more_bytes_wait_than_there_is_room_for(tmp_path: Path) -> None:
     async def work() -> None:
-        half = half_of(tmp_path, BusyHalf)
+        half = half_of(tmp_path, BusyHalf())
         text = "x" * (24 << 20)
         works = [asyncio.create_task(half.submit(str(n), Work(str(n), text), 1)) for n in range(3)]
         with pytest.raises(HttpRefusal) as refused:
@@ -313,13 +305,8 @@ def test_no_more_bytes_wait_than_there_is_room_for(tmp_path: Path) -> None:
 
 def started(folder: Path) -> tuple[WorkerProcess, BusyHalf, asyncio.Event, asyncio.Event]:
     """A stage and its process, and what is set when it is ready and when it has ended."""
-    made: list[BusyHalf] = []
-    ready, over = asyncio.Event(), asyncio.Event()
-
-    def launcher(listen: Listener) -> Any:
-        made.append(BusyHalf(listen))
-        return made[0]
-
+    process, ready, over = BusyHalf(), asyncio.Event(), asyncio.Event()
+    launcher: Any = process
     stage = WorkerProcess(
         launcher,
         lambda pipe: StageCall(
@@ -329,7 +316,7 @@ def started(folder: Path) -> tuple[WorkerProcess, BusyHalf, asyncio.Event, async
         lambda event: ready.set(),
         lambda stage, error: over.set(),
     )
-    return stage, made[0], ready, over
+    return stage, process, ready, over
 
 
 def test_what_is_told_before_a_process_reads_holds_nothing_up_and_arrives(tmp_path: Path) -> None:
@@ -378,12 +365,11 @@ def told(folder: Path, *lines: str) -> RequestBatches[Work]:
     return found
 
 
-def test_what_was_withdrawn_before_it_was_begun_is_not_begun(tmp_path: Path) -> None:
+def test_what_was_withdrawn_before_it_was_begun_is_not_begun_until_asked_for_again(
+    tmp_path: Path,
+) -> None:
     found = told(tmp_path, '[{"key": "a"}, {"key": "b"}]', f'{{"{WITHDRAWN}": ["a", "x"]}}')
     assert [[work.item for work in batch] for batch in found] == [[Work("b")]]
-
-
-def test_who_asks_again_after_all_left_is_answered(tmp_path: Path) -> None:
     lines = ['[{"key": "a"}]', f'{{"{WITHDRAWN}": ["a"]}}', '[{"key": "a"}]']
     (first,) = told(tmp_path, *lines)
     assert [work.is_withdrawn for work in first] == [False]
@@ -452,11 +438,7 @@ def test_who_asks_as_the_last_one_leaves_is_answered() -> None:
 
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-
 PIECE = bytes(64 << 10)
-
-
 PIECES = 32
 """Pieces of an answer: more than the buffers of both ends hold."""
 
@@ -470,14 +452,11 @@ def answered(seconds: float, client: Callable[[socket.socket], Awaitable[int]]) 
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for _ in range(PIECES):
             await send({"type": "http.response.body", "body": PIECE, "more_body": True})
-        left = asyncio.ensure_future(receive())
-        while not left.done() or (await left)["type"] == "http.request":
-            left = asyncio.ensure_future(receive()) if left.done() else left
-            done, _ = await asyncio.wait({left}, timeout=0.01)
-            if not done:
-                break
-        found.append(left.done())
-        left.cancel()
+        told: list[str] = []
+        with suppress(TimeoutError):
+            while "http.disconnect" not in told:
+                told.append((await asyncio.wait_for(receive(), 0.01))["type"])
+        found.append("http.disconnect" in told)
         await send({"type": "http.response.body", "body": b""})
 
     async def work() -> None:

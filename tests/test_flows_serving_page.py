@@ -5,7 +5,6 @@ import hashlib
 import importlib.util
 import re
 import warnings
-from collections import Counter
 from importlib.machinery import ModuleSpec
 from typing import Any, cast
 
@@ -60,13 +59,6 @@ def test_nothing_names_another_host_or_breaks_the_policy(page: Page) -> None:
     assert re.findall(r'(?:src|href): "([^"]*)"', html) == [f"/static/{PLOTLY}"]
 
 
-def test_each_name_of_an_element_is_its_own_and_the_script_seeks_no_other(page: Page) -> None:
-    ids = re.findall(r'\sid="([\w-]+)"', page.html.decode())
-    assert len(ids) == len(set(ids)) > 30
-    sought = set(re.findall(r'\$\("([\w-]+)"\)', inside(page, "script")[0]))
-    assert len(sought) > 20 and sought <= set(ids)
-
-
 def test_plotly_is_let_in_by_what_it_holds(page: Page) -> None:
     if importlib.util.find_spec("plotly") is None:
         pytest.skip("plotly is not installed: pip install 'penstock[serve]'")
@@ -88,8 +80,7 @@ def test_without_plotly_the_page_says_how_to_install_it(monkeypatch: pytest.Monk
     assert "pip install 'penstock[serve]'" in page.html.decode()
 
 
-@pytest.fixture(scope="module")
-def described() -> dict[str, Any]:
+def test_the_description_is_valid_and_names_what_requests_may_hold() -> None:
     nothing = cast(Any, None)
     service = Service(
         config=ServeConfig(model="demo"),
@@ -100,20 +91,8 @@ def described() -> dict[str, Any]:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return app_of(service, "").openapi()
-
-
-def test_the_description_is_valid(described: dict[str, Any]) -> None:
+        described = app_of(service, "").openapi()
     validate(described)
-
-
-def test_every_operation_has_a_name_of_its_own(described: dict[str, Any]) -> None:
-    operations = [each for path in described["paths"].values() for each in path.values()]
-    names = Counter(each["operationId"] for each in operations)
-    assert len(names) > 10 and set(names.values()) == {1}
-
-
-def test_a_chat_request_is_described_by_what_is_honoured(described: dict[str, Any]) -> None:
     media = described["paths"]["/v1/embed"]["post"]["requestBody"]["content"]
     assert {"application/octet-stream", "image/jpeg"} <= media.keys()
     body = described["paths"]["/v1/chat/completions"]["post"]["requestBody"]

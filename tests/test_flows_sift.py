@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +49,7 @@ Marks = dict[str, dict[str, Any]]
 def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Planted]]:
     """Drawn pictures with copies, blurs, bars and black ones."""
     folder = tmp_path_factory.mktemp("planted") / "pictures"
-    return folder, write_pictures(folder, replace(SMALL, seen=[]), None, 3)
+    return folder, write_pictures(folder, SMALL, None, 3)
 
 
 @pytest.fixture(scope="module")
@@ -265,22 +263,34 @@ def test_a_pickled_head_fails_with_the_command_that_converts_it(tmp_path: Path) 
     assert head.scores(np.ones((1, 4), np.float32)) == pytest.approx([3.0])
 
 
-def test_options_that_need_vectors_fail_without_a_model() -> None:
-    with pytest.raises(UsageError, match="--similar needs"):
-        SiftConfig(sources=("a",), similar=0.9)
-    with pytest.raises(UsageError, match="--head needs"):
-        SiftConfig(sources=("a",), head={"a": "b.safetensors"})
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"similar": 0.9}, "--similar needs"),
+        ({"head": {"a": "b.safetensors"}}, "--head needs"),
+        ({"model": "demo", "similar": 1.5}, "invalid --similar 1"),
+    ],
+)
+def test_options_on_vectors_that_make_no_sense_fail(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        SiftConfig(sources=("a",), **options)
 
 
-def test_heads_of_a_model_are_marks(tmp_path: Path, here: Path) -> None:
+def test_heads_and_near_vectors_of_a_model_are_marks(tmp_path: Path, here: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
     save_file({"linear.weight": torch.randn(1, 128)}, tmp_path / "head.safetensors")
-    heads = {"aesthetic": str(tmp_path / "head.safetensors")}
-    keep = "aesthetic is not null"
-    result, marks = run(here / "videos", tmp_path / "out", model="demo", head=heads, keep=keep)
+    asked = {
+        "head": {"aesthetic": str(tmp_path / "head.safetensors")},
+        "keep": "aesthetic is not null",
+    }
+    result, marks = run(here / "videos", tmp_path / "all", model="demo", similar=0.01, **asked)
     assert result.kept == 2 and all(isinstance(row["aesthetic"], float) for row in marks.values())
+    assert sorted(row["similar"] for row in marks.values()) == [0, 1]
+    assert len({row["similar_group"] for row in marks.values()}) == 1
+    _, marks = run(here / "videos", tmp_path / "none", model="demo", similar=1.0)
+    assert [row["similar"] for row in marks.values()] == [0, 0]
 
 
 def test_vectors_without_their_package_are_refused_in_one_line(
@@ -290,15 +300,6 @@ def test_vectors_without_their_package_are_refused_in_one_line(
     with pytest.raises(EnvironmentFault, match="need the package faiss") as caught:
         run(here / "videos", tmp_path / "out", model="demo", similar=0.9)
     assert "penstock[sift]" in caught.value.hint
-
-
-def test_media_whose_vectors_are_near_are_similar(tmp_path: Path, here: Path) -> None:
-    every, marks = run(here / "videos", tmp_path / "all", model="demo", similar=0.01)
-    assert sorted(row["similar"] for row in marks.values()) == [0, 1]
-    assert len({row["similar_group"] for row in marks.values()}) == 1
-    _, marks = run(here / "videos", tmp_path / "none", model="demo", similar=1.0)
-    assert [row["similar"] for row in marks.values()] == [0, 0]
-    assert every.kept == 2
 
 
 def test_the_report_holds_marks_groups_and_pictures_and_nothing_from_elsewhere(
@@ -335,19 +336,13 @@ def outputs(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in names}
 
 
-@pytest.fixture
-def kept_apart(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "killed"
-
-
 @pytest.mark.slow
 def test_ten_kills_lose_nothing(
-    planted: tuple[Path, list[Planted]], clips: Path, tmp_path: Path, kept_apart: Path
+    planted: tuple[Path, list[Planted]], clips: Path, tmp_path: Path
 ) -> None:
-    media, keep = [str(planted[0]), str(clips)], "blurred = 0"
-    words = ["sift", *media, "--keep", keep, "--quiet"]
+    words = ["sift", str(planted[0]), str(clips), "--keep", "blurred = 0", "--quiet"]
     assert main([*words, "--out", str(tmp_path / "whole"), "--store", str(tmp_path / "one")]) == 0
-    own = ["--out", str(kept_apart), "--store", str(tmp_path / "two")]
+    own = ["--out", str(tmp_path / "killed"), "--store", str(tmp_path / "two")]
     rng = np.random.default_rng(4)
     for _ in range(10):
         process = subprocess.Popen(
@@ -357,18 +352,13 @@ def test_ten_kills_lose_nothing(
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert main([*words, *own]) == 0
-    assert outputs(kept_apart) == outputs(tmp_path / "whole")
+    assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("name", ["sharpness", "start", "and"])
 def test_a_head_named_as_a_mark_fails(tmp_path: Path, here: Path, name: str) -> None:
     with pytest.raises(UsageError, match=f"--head {name}: this name is a mark"):
         run(here / "videos", tmp_path / "out", model="demo", head={name: "h.safetensors"})
-
-
-def test_a_cosine_above_one_fails() -> None:
-    with pytest.raises(UsageError, match="invalid --similar 1"):
-        SiftConfig(sources=("a",), model="demo", similar=1.5)
 
 
 def test_a_video_that_turns_black_is_no_copy_of_one_that_does_not() -> None:

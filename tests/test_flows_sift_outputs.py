@@ -73,20 +73,6 @@ def test_whole_numbers_are_whole_in_tables(folder: Path) -> None:
     assert len(read_lines(folder.with_name("out") / "kept.jsonl")) == 2
 
 
-def test_a_damaged_record_is_made_again(folder: Path, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    assert sift(folder, "--quiet", "--store", str(store)) == 0
-    table = folder.with_name("out") / "marks.jsonl"
-    before = table.read_bytes()
-    (pack,) = (store / "marks").rglob("*.pack")
-    pack.chmod(0o600)
-    pack.write_bytes(pack.read_bytes()[:-1] + b"!")
-    table.unlink()
-    assert sift(folder, "--quiet", "--store", str(store)) == 0
-    assert table.read_bytes() == before
-    assert [*(store / "quarantine").iterdir()]
-
-
 def test_a_picture_of_one_bit_is_never_the_best(folder: Path) -> None:
     with Image.open(folder / "a" / "x.png") as picture:
         picture.resize((800, 480)).convert("1").save(folder / "bit.png")

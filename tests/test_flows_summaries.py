@@ -11,7 +11,6 @@ import pytest
 
 from artifacts.errors import UsageError
 from flows.cli.main import main
-from flows.options.commands import CaptionConfig
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.families import checkpoint
 from tests.support.inside import run_inside
@@ -89,11 +88,6 @@ def test_a_model_that_says_nothing_without_a_picture_is_refused_before_work(
         run(replace(place, model=str(whole_checkpoint(family))))
     assert "cannot summarize: it needs an image to answer" in str(caught.value)
     assert "\n" not in str(caught.value) and not place.out.exists()
-
-
-def test_a_prompt_for_no_summary_is_refused() -> None:
-    with pytest.raises(UsageError, match="--summary-prompt needs --summary"):
-        CaptionConfig(sources=("a.mp4",), summary_prompt="What?")
 
 
 @pytest.mark.slow

@@ -112,7 +112,6 @@ def _killed(command: list[str], checkpoint: Path, after: float | None) -> None:
     ("row", "says"),
     [
         ({"path": "none.mp4", "caption": "a"}, "none.mp4: no such file (1 of 1 media are missing)"),
-        ({"path": "clip-01.mp4", "caption": ""}, "line 1 has no caption"),
         pytest.param(
             {"path": "clip-01.mp4", "caption": "a", "start": 3.0, "end": 4.0},
             "matches the caption's start and end",

@@ -112,16 +112,13 @@ def test_what_another_process_needs_stays_until_that_process_is_dead(
     assert not list((store.local / "jobs").iterdir())
 
 
-def test_sizes_are_read_as_people_write_them() -> None:
+def test_sizes_are_read_as_people_write_them_and_nothing_else_is() -> None:
     sizes = {"200GB": 200 * 10**9, "1.5TiB": 3 << 39, "800 mb": 8 * 10**8, "4194304": 1 << 22}
     sizes |= {"512M": 1 << 29, "8g": 8 << 30, "1T": 1 << 40, "0": 0, "8B": 8}
     assert {text: parse_size(text, "--max") for text in sizes} == sizes
-
-
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "1e3GB", "5 apples", "1.GB", "9" * 400])
-def test_what_is_no_size_fails(text: str) -> None:
-    with pytest.raises(UsageError, match="is not a size"):
-        parse_size(text, "--max")
+    for text in ("", "GB", "-1GB", "1e3GB", "5 apples", "1.GB", "9" * 400):
+        with pytest.raises(UsageError, match="is not a size"):
+            parse_size(text, "--max")
 
 
 def test_ls_tells_all_namespaces(store: FolderStore, capsys: pytest.CaptureFixture[str]) -> None:

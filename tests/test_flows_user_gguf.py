@@ -17,6 +17,7 @@ from flows.options.export_config import ExportRequest
 from flows.pipelines import CAPTION, LABEL, TUNE, Pipeline
 from flows.running.export import export
 from flows.running.run import caption
+from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.models import gguf
 from stages.models.gguf import FILE, FORMAT, MANIFEST
@@ -24,7 +25,8 @@ from stages.models.half_job import DescribeJob
 from stages.process.outcome import StageOutcome
 from tests.support.described import described
 from tests.support.hostile import copy_of_demo
-from tests.support.inside import Ended
+from tests.support.inside import Ended, InsideLauncher
+from tests.support.pipeline import read_lines
 
 FOUND = {
     "kind": "gguf-q4_k_m",
@@ -99,7 +101,6 @@ def test_a_file_is_compared_once_and_keyed_by_its_content(file: Path, tmp_path: 
     ("options", "said"),
     [
         ({"engine": "inflight"}, "--engine inflight: the language half of demo is a GGUF file"),
-        ({"beams": 2}, "--beams: the language half of demo is a GGUF file"),
         ({"adapter": "A"}, "A"),
         ({"language_precision": "nf4"}, "--language-precision nf4: the language half of demo"),
         ({"language_gguf": "missing.gguf"}, "missing.gguf: there is no such file"),
@@ -119,16 +120,11 @@ def test_options_that_exclude_it_are_refused(
 def test_it_is_neither_trained_nor_used_for_vectors(file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be trained"):
         opened(tmp_path / "store", Comparing(), file, TUNE)
-    from penstock_demo import DUAL_CHECKPOINT
-    from tests.support.inside import InsideLauncher
-
     with pytest.raises(UsageError, match="has no language half that could be replaced"):
         opened(tmp_path / "store", InsideLauncher(), file, LABEL, model=str(DUAL_CHECKPOINT))
 
 
 def test_an_export_has_its_file_already(file: Path, tmp_path: Path) -> None:
-    from tests.support.inside import InsideLauncher
-
     folder = copy_of_demo(tmp_path / "model")
     (folder / MANIFEST).write_text(json.dumps({"format": FORMAT}))
     with pytest.raises(UsageError, match="its language half is a GGUF file already"):
@@ -138,7 +134,6 @@ def test_an_export_has_its_file_already(file: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.gguf
 def test_a_published_file_captions_as_an_export_does(tmp_path: Path) -> None:
-    from penstock_demo import CHECKPOINT
     from tests.support.published_gguf import published, tokens_of
 
     write_clips(tmp_path / "clips", 6, seed=5)
@@ -155,7 +150,7 @@ def test_a_published_file_captions_as_an_export_does(tmp_path: Path) -> None:
         out = tmp_path / name
         config = replace(told, out=str(out), **options)
         assert caption(config, Display(quiet=True)).exit_code == 0
-        return [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
+        return read_lines(out / "captions.jsonl")
 
     for way in (True, False):
         theirs = rows(f"user {way}", language_gguf=str(file), as_published=way)

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from artifacts.errors import UsageError
 from artifacts.schema import WHOLE_SECONDS, FrameFit, Sampling
-from flows.options.commands import CaptionConfig
 from flows.upkeep.cache import sampling_text
 from stages.frames.decoder import Decoder
 from stages.frames.video import Video
@@ -25,8 +23,6 @@ HOURS = 2
 FRAMES = 6
 SECOND = Fraction(1, 1)
 GOP = 60
-
-
 drawn = functools.cache(picture)
 
 
@@ -86,12 +82,6 @@ def test_of_two_hours_few_frames_are_decoded(long: Path, monkeypatch: pytest.Mon
         (chunk,) = video.chunks([plan], FrameFit())
     assert len(chunk.pixels) == FRAMES and chunk.index.times[-1] == 6000.0
     assert len(decoded) < 4 * FRAMES * 16, "of 7,200"
-
-
-def test_what_excludes_it_is_refused() -> None:
-    for other in ({"chunk": 30.0}, {"shots": True}):
-        with pytest.raises(UsageError, match=r"--whole and --\w+ exclude each other"):
-            CaptionConfig(sources=("a.mp4",), whole=True, **other)
 
 
 def test_it_is_told_apart_from_a_long_chunk() -> None:

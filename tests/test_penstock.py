@@ -3,11 +3,9 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -19,6 +17,7 @@ from artifacts.keys import digest_of
 from flows.options.commands import CaptionConfig
 from penstock.arguments import config_for
 from penstock.keywords import CaptionOptions
+from tests.support.commands import completed
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLS: tuple[Callable[..., object], ...] = (penstock.caption, penstock.plan, penstock.rebuild)
@@ -30,24 +29,17 @@ def lines(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_the_options_are_those_of_a_run() -> None:
-    names = {field.name for field in fields(CaptionConfig)} - {"sources", "tiles"}
-    assert set(CaptionOptions.__annotations__) == names
-
-
 def test_nothing_heavy_is_imported_for_the_names() -> None:
     code = (
         "import sys, penstock; penstock.Caption; "
         "print(sorted({'torch', 'transformers', 'prefect', 'pyarrow'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = completed([sys.executable, "-c", code], check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_the_package_runs_as_a_module() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "penstock", "--version"], capture_output=True, text=True, check=False
-    )
+    done = completed([sys.executable, "-m", "penstock", "--version"])
     assert (done.returncode, done.stdout) == (0, f"penstock {penstock.__version__}\n"), done.stderr
 
 
@@ -62,7 +54,7 @@ cli.main = command
 atexit.register(os.kill, os.getpid(), signal.SIGINT)
 sys.exit(main())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = completed([sys.executable, "-c", code])
     assert (done.returncode, done.stderr) == (4, "")
 
 
@@ -143,13 +135,10 @@ def test_its_types_are_seen_from_outside_the_clone(tmp_path: Path) -> None:
         "    reveal_type(row.caption)\n"
         "penstock.caption('videos', max_new_token=9)\n"
     )
-    done = subprocess.run(
+    done = completed(
         [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "c"), program],
         cwd=tmp_path,
         env={"MYPYPATH": "", "PYTHONPATH": str(site), "PATH": ""},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert 'Revealed type is "str"' in done.stdout.replace("builtins.", ""), done.stdout
     assert "max_new_token" in done.stdout and "Found 1 error" in done.stdout, done.stdout

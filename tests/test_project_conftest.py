@@ -2,11 +2,12 @@
 
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.commands import completed
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMISES = ("FAIL_WITHOUT_BROWSER", "FAIL_WITHOUT_CUDA")
@@ -51,13 +52,10 @@ def run(folder: Path, source: str, **variables: str) -> str:
     (folder / "tests").mkdir()
     shutil.copy(ROOT / "tests" / "conftest.py", folder / "tests")
     (folder / "tests" / "test_one.py").write_text(source)
-    done = subprocess.run(
+    done = completed(
         [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"],
         cwd=folder,
         env={"PATH": "/nowhere", "HOME": str(folder), **variables},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     return done.stdout + done.stderr
 

@@ -4,7 +4,6 @@ import importlib
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from flows.deployments.handing import POOL
 from flows.deployments.many import PORTION
 from scripts.deploy_all import told
 from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOLS, crash_automation
+from tests.support.commands import completed
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "docs" / "deploy"
@@ -61,12 +61,9 @@ def test_make_and_systemd_run_the_same_commands() -> None:
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
 def test_systemd_understands_the_units(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "scripts", tmp_path / "penstock" / "scripts")
-    done = subprocess.run(
+    done = completed(
         ["systemd-analyze", "--user", "verify", *UNITS],
         env={**os.environ, "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -101,13 +98,8 @@ def test_the_server_s_own_pages_alone_may_read_what_it_answers(
     given: dict[str, str], allowed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_SERVER_")}
-    done = subprocess.run(
-        ["sh", "-euc", ". scripts/prefect_variables; env -0"],
-        cwd=ROOT,
-        env={**kept, **given},
-        capture_output=True,
-        text=True,
-        check=True,
+    done = completed(
+        ["sh", "-euc", ". scripts/prefect_variables; env -0"], env={**kept, **given}, check=True
     )
     for name, value in (line.split("=", 1) for line in done.stdout.split("\0") if line):
         monkeypatch.setenv(name, value)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from scripts.gpu_check import page
-from scripts.gpu_check.setting import ROOT
 from tests.support import gpus
+from tests.support.commands import completed
 from tests.support.fake_gpu.state import Machine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
@@ -33,13 +33,8 @@ def check(machine: Machine, folder: Path, *options: str) -> "subprocess.Complete
         machine.write(folder / "machine"), OMP_NUM_THREADS="1", PENSTOCK_LOCKS=str(folder)
     )
     before = page.PAGE.read_text()
-    done = subprocess.run(
-        [sys.executable, "-m", "scripts.gpu_check", "--out", str(folder), *options],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+    done = completed(
+        [sys.executable, "-m", "scripts.gpu_check", "--out", str(folder), *options], env=environment
     )
     assert page.PAGE.read_text() == before
     assert "Traceback" not in done.stdout + done.stderr

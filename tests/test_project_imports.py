@@ -1,13 +1,13 @@
 """What the command line may load before it knows what it is asked for."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from flows.console.display import READING
+from tests.support.commands import completed
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {
@@ -31,13 +31,7 @@ sys.exit(code)
 
 
 def loaded_by(*arguments: str) -> set[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = completed([sys.executable, "-c", RUN, *arguments])
     assert done.returncode == 0, done.stderr
     assert done.stdout
     return set(done.stderr.splitlines()[-1].split())
@@ -69,13 +63,8 @@ main(sys.argv[1:])
 
 def test_the_first_line_of_a_run_comes_before_what_does_it_is_loaded() -> None:
     asked = ("caption", "VIDEOS/", "--model", "demo")
-    done = subprocess.run(
-        [sys.executable, "-c", FIRST, *asked],
-        cwd=ROOT,
-        env={**os.environ, "TERM": "xterm"},
-        capture_output=True,
-        text=True,
-        check=True,
+    done = completed(
+        [sys.executable, "-c", FIRST, *asked], env={**os.environ, "TERM": "xterm"}, check=True
     )
     line, *loaded = done.stdout.splitlines()
     assert line == READING

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import completed
+
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
 PACKAGES: list[str] = SETTINGS["importlinter"]["root_packages"]
@@ -76,13 +78,7 @@ BREACHES = {
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", LINT, "--no-cache"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return completed([sys.executable, "-c", LINT, "--no-cache"], cwd=folder)
 
 
 @pytest.fixture(scope="module")
@@ -127,5 +123,5 @@ def test_a_forbidden_import_breaks_its_contract_alone(
 )
 def test_a_toy_of_the_slow_tests_still_applies(patch: Path) -> None:
     asked = ["git", "apply", "--check", "-C1", str(patch)]
-    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = completed(asked)
     assert done.returncode == 0, done.stderr

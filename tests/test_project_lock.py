@@ -1,7 +1,6 @@
 """The lock: complete, hashed, true to pyproject.toml, and free of addresses."""
 
 import re
-import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.support.commands import completed
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
@@ -30,9 +31,7 @@ def pins(lock: Path) -> dict[str, set[str]]:
 
 
 def tracked_text_files() -> list[Path]:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    listed = completed(["git", "ls-files", "-z"])
     if listed.returncode:
         pytest.skip("this is no git clone")
     paths = [ROOT / name for name in listed.stdout.split("\0") if name]
@@ -73,10 +72,3 @@ def test_no_tracked_file_holds_a_package_index_address() -> None:
     ]
     assert not offenders
     assert not (ROOT / "uv.lock").exists() or (ROOT / "uv.lock") not in tracked_text_files()
-
-
-def test_an_index_address_is_recognised() -> None:
-    index = "https://example.org" + "/simple"
-    lines = (f"--index-url {index}", "-i https://example.org/", f'url = "{index}/"')
-    for line in (*lines, "[[tool.uv.index]]", "--find-links /srv/wheels"):
-        assert ADDRESS.search(f"before\n{line}\nafter")

@@ -4,6 +4,8 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
+from scripts.wide_parameters import wide_parameters
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("penstock", "flows", "stages", "artifacts", "penstock_demo")
 MOST_LINES = 400
@@ -40,3 +42,7 @@ def test_a_family_of_our_own_is_named_where_it_is_computed_and_nowhere_else() ->
         if any(name in path.read_text(encoding="utf-8").lower() for name in families)
     }
     assert {name.split("/")[0] for name in naming} == {"registry.py", *families}
+
+
+def test_few_parameters_take_a_whole_command() -> None:
+    assert len(wide_parameters()) <= 20, "take the groups of options that are read"

@@ -1,8 +1,6 @@
-"""The pictures of the pages: `make pictures` makes each of them, a page shows each, and none is
-older than what it shows."""
+"""The pictures of the pages: a page shows each, and none is older than what it shows."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 from PIL import Image
 
 from scripts.shown.commands import ROOT, pages
+from tests.support.commands import completed
 
 DOCS = ROOT / "docs"
 KINDS = (".png", ".jpg", ".svg")
@@ -22,23 +21,8 @@ MOST = 0.03
 """Share of points that may differ more: times and names of folders do."""
 
 
-def recipe() -> str:
-    """The text of the scripts that `make pictures` runs."""
-    lines = (ROOT / "Makefile").read_text().partition("\npictures: setup\n")[2].partition("\n\n")[0]
-    names = re.findall(r"scripts[./](\w+)", lines)
-    assert len(names) == 3
-    return "".join((ROOT / "scripts" / f"{name}.py").read_text() for name in names)
-
-
 def pictures() -> list[Path]:
     return sorted(path for path in DOCS.rglob("*") if path.suffix in KINDS)
-
-
-def test_make_pictures_makes_every_picture() -> None:
-    of_gallery = DOCS / "gallery"
-    single = [path.name for path in pictures() if path.parent != of_gallery]
-    assert len(single) >= 4
-    assert [name for name in single if name not in recipe()] == []
 
 
 def test_a_page_shows_every_picture() -> None:
@@ -59,7 +43,7 @@ def today(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(script: str, to: Path) -> None:
     words = [sys.executable, "-m", script, "--to", str(to)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    done = completed(words)
     assert done.returncode == 0, done.stderr
 
 

@@ -4,23 +4,21 @@ import contextlib
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.pipeline import ROOT
+from tests.support.serving import serving
+
 PAGE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
 PORT = "8000"
 ALL = "\u2026"
 """Stands for any text."""
-READY_SECONDS = 120
 COMMANDS = f"""
 python() {{ {sys.executable} "$@"; }}
 penstock() {{ {sys.executable} -m flows.cli.main "$@"; }}
@@ -35,12 +33,15 @@ class Shell:
     """Somebody who types what stands there, in an empty folder, with another port."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self.port = found.getsockname()[1]
         self.folder = folder
+        self.env = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PENSTOCK_STORE": str(folder / "store"),
+        }
         self.before = COMMANDS
         """Lines that set variables."""
+        self.port = 0
 
     def typed(self, text: str) -> str:
         return text.replace(f":{PORT}", f":{self.port}")
@@ -49,7 +50,7 @@ class Shell:
         done = subprocess.run(
             ["sh", "-euc", self.before + self.typed(text)],
             cwd=self.folder,
-            env=self.env(),
+            env=self.env,
             capture_output=True,
             text=True,
             timeout=240,
@@ -58,33 +59,13 @@ class Shell:
         assert done.returncode == 0, text + done.stdout + done.stderr
         return done.stdout
 
-    def env(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(ROOT), "PENSTOCK_STORE": str(self.folder / "store")}
-
     @contextlib.contextmanager
     def serving(self, command: str) -> Iterator[None]:
-        text = f"{self.before}exec_ {self.typed(command)} --port {self.port}"
+        text = f'cd {self.folder}\n{self.before}exec_ {command} "$@"'
         text = text.replace("exec_ penstock", f"exec {sys.executable} -m flows.cli.main")
-        with (self.folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                ["sh", "-euc", text], cwd=self.folder, env=self.env(), stdout=log, stderr=log
-            )
-        try:
-            self._wait_ready(process)
+        with serving(self.folder, command=["sh", "-euc", text, "sh"], env=self.env) as server:
+            self.port = server.port
             yield
-        finally:
-            process.terminate()
-            process.wait(60)
-
-    def _wait_ready(self, process: "subprocess.Popen[bytes]") -> None:
-        until = time.monotonic() + READY_SECONDS
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz")
-                return
-            said = (self.folder / "log").read_text()
-            assert process.poll() is None and time.monotonic() < until, said
-            time.sleep(0.2)
 
 
 def is_like(found: Any, printed: Any) -> bool:
@@ -129,8 +110,8 @@ def test_the_client_of_openai_runs_as_printed(tmp_path: Path) -> None:
     pytest.importorskip("openai")
     shell = Shell(tmp_path)
     (script,) = blocks("python")
-    (tmp_path / "ask.py").write_text(shell.typed(script))
     with shell.serving("penstock serve --caption-model demo"):
+        (tmp_path / "ask.py").write_text(shell.typed(script))
         said = shell.run(f"python ask.py {ROOT}/penstock_demo/samples/clip-01.mp4")
     truth = (ROOT / "penstock_demo/samples/truth.jsonl").read_text().splitlines()[0]
     assert said.strip() == json.loads(truth)["caption"]

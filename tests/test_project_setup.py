@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import completed
+
 ROOT = Path(__file__).resolve().parent.parent
 # What the script itself calls, so that a PATH can be made that holds these and nothing else.
 COREUTILS = ["sh", "dirname", "cat", "sed", "cksum", "uname", "df", "awk", "rm"]
@@ -51,12 +53,8 @@ class Machine:
         )
 
     def setup(self, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [self.clone / "scripts" / "setup"],
-            env={"PATH": str(self.bin), **variables},
-            capture_output=True,
-            text=True,
-            check=False,
+        return completed(
+            [self.clone / "scripts" / "setup"], env={"PATH": str(self.bin), **variables}
         )
 
     def uv_calls(self) -> list[str]:
@@ -88,25 +86,16 @@ def test_it_tells_the_size_first_and_the_path_last_and_holds_all_to_its_hash(abl
     assert "--offline --no-deps --no-build-isolation --editable ." in project
 
 
-def test_a_second_call_does_nothing(able: Machine) -> None:
+def test_only_another_lock_and_a_moved_clone_are_installed_anew(able: Machine) -> None:
     able.setup()
     able.calls.unlink()
     again = able.setup()
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert not able.calls.exists()
-
-
-def test_another_lock_is_installed(able: Machine) -> None:
-    able.setup()
-    able.calls.unlink()
     with (able.clone / "requirements" / "dev.txt").open("a") as lock:
         lock.write("another==1.0\n")
     assert "up to date" in able.setup().stdout
     assert [call.split()[1] for call in able.uv_calls()] == ["pip", "pip"]
-
-
-def test_a_moved_clone_is_installed_anew(able: Machine) -> None:
-    able.setup()
     able.calls.unlink()
     able.clone = able.clone.rename(able.clone.with_name("moved"))
     able.setup()
@@ -122,20 +111,17 @@ def test_an_interrupted_installation_is_taken_up_again(machine: Machine) -> None
     assert (machine.clone / ".venv" / "installed").exists()
 
 
-def test_an_interpreter_too_old_or_too_new_is_passed_over(machine: Machine) -> None:
+@pytest.mark.parametrize(("last", "chosen"), [("3.11", "{bin}/python3"), ("3.14", "3.13")])
+def test_an_interpreter_too_old_or_too_new_is_passed_over(
+    machine: Machine, last: str, chosen: str
+) -> None:
+    """Where none fits, uv finds one."""
     machine.has_python("python3.13", "3.10")
     machine.has_python("python3.12", "3.14")
-    machine.has_python("python3", "3.11")
+    machine.has_python("python3", last)
     machine.has_uv()
     machine.setup()
-    assert f"--python {machine.bin / 'python3'} .venv" in machine.uv_calls()[0]
-
-
-def test_with_no_fit_python_uv_finds_one(machine: Machine) -> None:
-    machine.has_python("python3", "3.14")
-    machine.has_uv()
-    machine.setup()
-    assert "--python 3.13 .venv" in machine.uv_calls()[0]
+    assert f"--python {chosen.format(bin=machine.bin)} .venv" in machine.uv_calls()[0]
 
 
 @pytest.mark.parametrize(

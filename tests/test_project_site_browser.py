@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.browser import Browser
+from tests.support.commands import completed
 from tests.support.looks import asked_elsewhere, faint, overflowing, unnamed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,7 +29,7 @@ def build(clone: Path) -> subprocess.CompletedProcess[str]:
     """Build the site as `make docs` does."""
     options = ["--quiet", "--fail-on-warning", "--keep-going", "--builder", "html"]
     words = [sys.executable, "-m", "sphinx", *options, "--conf-dir", "docs", ".", "site"]
-    return subprocess.run(words, cwd=clone, capture_output=True, text=True)
+    return completed(words, cwd=clone)
 
 
 @pytest.fixture(scope="module")

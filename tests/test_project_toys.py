@@ -16,6 +16,7 @@ from PIL import Image
 import penstock_demo
 from artifacts.packs import Record
 from tests.support.clips import PROMPTS
+from tests.support.commands import completed
 from tests.support.waves import CAPTIONS, OTHER, keys_told, mixed_wave, noted, words
 from tests.test_project_layers import PACKAGES, ROOT, lint
 
@@ -33,14 +34,7 @@ def patched(toy: str, folder: Path) -> tuple[Path, list[str]]:
     patch = TOYS / f"{toy}.patch"
     # Outside of any repository git applies a patch to the folder that it stands in.
     apart = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder)}
-    done = subprocess.run(
-        ["git", "apply", "-C1", str(patch)],
-        cwd=copy,
-        env=apart,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = completed(["git", "apply", "-C1", str(patch)], cwd=copy, env=apart)
     assert done.returncode == 0, done.stderr
     names = [line.split("/", 1)[1] for line in patch.read_text().splitlines() if line[:4] == "+++ "]
     return copy, names
@@ -49,14 +43,7 @@ def patched(toy: str, folder: Path) -> tuple[Path, list[str]]:
 def inside(copy: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """A Python command in the copy, with its modules and nobody else's."""
     environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=copy,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return completed([sys.executable, *command], cwd=copy, env=environment)
 
 
 CLIPS = ("clip-01.mp4", "clip-02.mp4", "clip-03.mp4")

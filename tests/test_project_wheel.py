@@ -1,12 +1,13 @@
 """The wheel holds the whole program and its demo, and runs where there is no clone."""
 
 import os
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.support.commands import completed
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ["penstock", "flows", "stages", "artifacts", "penstock_demo"]
@@ -18,14 +19,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     # The backend looks for its own binary on the PATH.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    built = subprocess.run(
-        [sys.executable, "-c", BUILD, str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    built = completed([sys.executable, "-c", BUILD, str(folder)], env={**os.environ, "PATH": path})
     assert built.returncode == 0, built.stderr
     return folder / built.stdout.splitlines()[-1]
 
@@ -43,22 +37,23 @@ def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: Path) ->
     assert 0 < sum(path.stat().st_size for path in weights) <= 12_000_000
 
 
-def test_the_program_runs_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
-    """The packages come from the wheel, the dependencies from this environment."""
-    site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
+@pytest.fixture
+def site(wheel: Path, tmp_path: Path) -> Path:
+    """The packages of the wheel; the dependencies come from this environment."""
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    return tmp_path / "site"
+
+
+def test_the_program_runs_from_the_wheel_alone(site: Path, tmp_path: Path) -> None:
     code = (
         "import sys, flows.cli.main as cli; assert cli.__file__.startswith(sys.argv.pop(1)); "
         "from flows.results.report.page import page; assert page({}).endswith('</html>\\n'); "
         "sys.argv[0] = 'penstock'; sys.exit(cli.main())"
     )
-    done = subprocess.run(
+    done = completed(
         [sys.executable, "-c", code, str(site), "doctor"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -71,22 +66,15 @@ def run_command(site: Path, *before: Path) -> tuple[int, str]:
         "from penstock.start import main; sys.exit(main())"
     )
     path = os.pathsep.join(map(str, (*before, site)))
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=site.parent,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
+    done = completed(
+        [sys.executable, "-c", code], cwd=site.parent, env={**os.environ, "PYTHONPATH": path}
     )
     return done.returncode, done.stdout + done.stderr
 
 
 def test_a_folder_called_flows_on_the_path_of_a_user_hides_nothing(
-    wheel: Path, tmp_path: Path
+    site: Path, tmp_path: Path
 ) -> None:
-    site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
     mine = tmp_path / "mine" / "flows"
     mine.mkdir(parents=True)
     (mine / "__init__.py").write_text("raise RuntimeError('not ours')\n")
@@ -94,9 +82,7 @@ def test_a_folder_called_flows_on_the_path_of_a_user_hides_nothing(
     assert code == 2 and "no run has written to" in said, said
 
 
-def test_a_package_that_was_installed_over_ours_is_named(wheel: Path, tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
+def test_a_package_that_was_installed_over_ours_is_named(site: Path) -> None:
     assert run_command(site)[0] == 2
     (site / "artifacts" / "__init__.py").write_text("__version__ = '3.0'\n")
     code, said = run_command(site)

@@ -44,23 +44,6 @@ def test_the_page_and_the_table_are_what_the_script_makes(planned: list[PlannedM
     assert table(planned) == TABLE.read_text(encoding="utf-8"), AGAIN
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_weights_and_kv_caches_are_those_of_a_calculation_by_hand(
-    planned: list[PlannedModel],
-) -> None:
-    found = {each.model.name: each for each in planned}
-    assert len(BY_HAND) == 8
-    for name, (parameters, token_bytes) in BY_HAND.items():
-        each, language = found[name], found[name].profile.language
-        assert language.parameters == parameters, name
-        assert each.gpu[24]["decode"].requested.weight_bytes == 2 * parameters, name
-        seen = each.profile.vision.parameters
-        assert seen + parameters == each.model.parameters, name
-        assert language.row_memory is not None
-        assert language.row_memory.bytes(1, 2) == token_bytes, name
-
-
 def test_a_model_that_is_planned_again_has_the_rows_of_the_page(tmp_path: Path) -> None:
     """One of them all, so that an old page is seen without planning for minutes."""
     (model,) = (each for each in card_models() if each.name == "llava-hf/llava-1.5-7b-hf")

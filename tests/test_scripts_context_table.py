@@ -29,10 +29,6 @@ def test_the_page_says_what_the_script_works_out() -> None:
     assert found["internvl"] == found["aria"] == UNKNOWN
 
 
-def test_each_known_frame_belongs_to_a_known_context() -> None:
-    assert [family for family in FRAMES if not facts_of(family).context] == []
-
-
 def test_frames_kept_to_published_pixels_are_as_many_tokens_as_the_table_says() -> None:
     facts = facts_of("qwen2_5_vl")
     assert facts.pixels_a_frame is not None

@@ -127,27 +127,18 @@ def test_a_form_that_is_nested_too_deep_is_refused() -> None:
         canonical('{"a":' * 100_000 + "1" + "}" * 100_000)
 
 
-def test_references_are_followed() -> None:
-    form = {
-        "$ref": "#/$defs/all",
-        "$defs": {
-            "all": {"type": "object", "properties": {"a": {"$ref": "#/$defs/one"}}},
-            "one": {"enum": ["x", "y"]},
-        },
-    }
-    assert columns_of(canonical(text_of(form))) == {"a": "text"}
-
-
-def test_columns_hold_what_properties_are() -> None:
+def test_columns_hold_what_properties_and_references_are() -> None:
     nullable, huge = {"type": ["string", "null"]}, {"type": "integer", "maximum": 10**30}
     more = {"either": {"anyOf": [{"type": "integer"}, {"type": "number"}]}, "maybe": nullable}
     more |= {"large": huge, "parts": {"type": "array", "items": {"type": "integer"}}}
     more |= {"mixed": {"enum": ["a", 1]}, "none": {"type": "null"}, "big": {"const": 10**30}}
+    more |= {"pointed": {"$ref": "#/$defs/one"}}
     form = {"type": "object", "properties": SIX["properties"] | more}
+    form = {"$ref": "#/$defs/all", "$defs": {"all": form, "one": {"enum": ["x", "y"]}}}
     assert columns_of(canonical(text_of(form))) == {
         "title": "text", "kind": "text", "tags": "texts", "people": "count", "score": "number",
         "outdoors": "truth", "either": "number", "maybe": "text", "large": "text", "parts": "text",
-        "mixed": "text", "none": "text", "big": "text",
+        "mixed": "text", "none": "text", "big": "text", "pointed": "text",
     }  # fmt: skip
 
 

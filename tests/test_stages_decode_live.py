@@ -140,19 +140,14 @@ def test_a_caption_that_was_left_off_is_neither_stored_nor_told(tmp_path: Path) 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_prompt_that_exceeds_the_context_fails_alone(engine: str, tmp_path: Path) -> None:
     """It comes first, so that it is the one by which the engine is tried."""
-    wave = mixed_wave(tmp_path)
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
+    wave, pipe = mixed_wave(tmp_path), tmp_path / "pipe"
     wave.settings |= {"engine": engine, "slots": 4, "live": str(pipe)}
     job = wave.to_decode(PROMPTS, OTHER, tokens=8)
     (batch,) = job["batches"]
+    long = batch[0] | {"prompt": "Tell me what is there. " * 400}
+    pipe.write_text(json.dumps([long, *batch[1:3]]) + "\n")
     with events() as (report, told):
-        running = threading.Thread(target=run, args=({**job, "batches": []}, report), daemon=True)
-        running.start()
-        with pipe.open("w") as lines:
-            long = batch[0] | {"prompt": "Tell me what is there. " * 400}
-            lines.write(json.dumps([long, *batch[1:3]]) + "\n")
-        running.join(60)
+        run({**job, "batches": []}, report)
     ended = [event["key"] for event in told if event["event"] == "words" and event["ended"]]
     assert sorted(ended) == [member["key"] for member in batch[1:3]]
     (failed,) = [event for event in told if event.get("kind") == "too-long"]

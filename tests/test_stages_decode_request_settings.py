@@ -88,7 +88,7 @@ def test_settings_of_one_batch_are_each_followed_as_alone(
     assert (nowhere["event"], nowhere["kind"]) == ("failure", "unsupported")
     assert rest_of(NO_WORD).tokens < LIMIT
     captions = {name: each["caption"] for name, each in together.items()}
-    for name in ("short", "warm", "present", "stopped"):
+    for name in ("short", "warm", "present", "form", "stopped"):
         alone = said(wave, tmp_path, engine, {name: ASKED[name]}, f"{engine} {name}")
         assert alone[name]["caption"] == captions[name]
     assert len({captions[name] for name in ("plain", "warm", "warm otherwise", "narrow")}) >= 3
@@ -109,12 +109,9 @@ def test_settings_of_one_batch_are_each_followed_as_alone(
     assert cut["tokens"] > 1
 
 
-def test_a_text_is_cut_at_the_first_of_its_stop_strings() -> None:
+def test_a_text_is_cut_at_a_stop_string_and_what_may_begin_one_is_held_back() -> None:
     assert cut_at("one two three", ("three", "two")) == "one "
     assert cut_at("one two", ("four",)) == "one two"
-
-
-def test_what_may_begin_a_stop_string_is_held_back() -> None:
     assert held_back("a red ci", ("circle", "x")) == 2
     assert held_back("a red", ("circle",)) == 0
     assert held_back("ab", ("abab",)) == 2

@@ -15,11 +15,10 @@ import torch
 from artifacts.captions import CONFIDENCE
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.pack_object import DamagedRecord
-from artifacts.packs import Record, RecordSet
-from artifacts.store import open_store
+from artifacts.packs import Record
 from penstock_demo import CHECKPOINT
-from stages.decode.batches import for_fallback, longest_first, missing_keys, rebatch
-from stages.decode.engines import ENGINES, transformers
+from stages.decode.batches import longest_first, rebatch
+from stages.decode.engines import transformers
 from stages.decode.job import DecodeItem
 from stages.models.halves.inject_features import new_tokens
 from stages.models.processors.prepare import Clip, load_processor
@@ -55,7 +54,7 @@ CASES = [
 def joint_captions(folder: Path, batch: list[Clip], prompts: tuple[str, ...]) -> list[str]:
     """What the whole model says of a batch, greedily."""
     processor = load_processor(folder)
-    inputs = joint_inputs(processor, batch, [prompts[n % 4] for n in range(len(batch))])
+    inputs = joint_inputs(processor, batch, prompts[: len(batch)])
     with torch.inference_mode():
         tokens = joint_model(folder).generate(**inputs, do_sample=False, max_new_tokens=8)
     texts: list[str] = processor.batch_decode(
@@ -125,13 +124,6 @@ def test_an_engine_that_is_not_there_fails(tmp_path: Path) -> None:
     assert "transformers" in caught.value.hint
 
 
-def test_only_the_engine_from_before_engines_had_names_adds_nothing_to_a_key() -> None:
-    assert [name for name, engine in ENGINES.items() if not engine.key_fields] == ["transformers"]
-    changed = replace(ENGINES["transformers"], output_version=1)
-    assert changed.key_fields == ("transformers", 1)
-    assert changed.meta == {"engine": "transformers", "engine_version": 1}
-
-
 def test_a_new_prompt_needs_neither_frames_nor_the_vision_half(tmp_path: Path) -> None:
     folder = checkpoint("qwen2_5_vl")
     batch = clips("video", 2)
@@ -142,23 +134,15 @@ def test_a_new_prompt_needs_neither_frames_nor_the_vision_half(tmp_path: Path) -
     assert said(wave.captions(OTHER)) == joint_captions(folder, batch, other)
 
 
-def test_images_and_videos_share_a_wave(tmp_path: Path) -> None:
+def test_images_and_videos_of_unlike_length_share_a_batch(tmp_path: Path) -> None:
     folder = checkpoint("qwen3_vl")
-    images, videos = clips("image", 2), clips("video", 2)
-    wave = encoded_wave(tmp_path / "store", folder, [images[0], videos[0], images[1], videos[1]])
-    wave.decode(("Describe.",))
-    same = ("Describe.",) * 4
-    wanted = [*joint_captions(folder, images, same), *joint_captions(folder, videos, same)]
-    found = said(wave.captions())
-    assert [found[0], found[2], found[1], found[3]] == wanted
-
-
-def test_rows_of_unlike_length_share_a_batch(tmp_path: Path) -> None:
-    folder = checkpoint("qwen2_5_vl")
-    batch = [*clips("video", 2), *clips("video", 1, frames=8), *clips("video", 1, height=80)]
+    (image,), videos = clips("image", 1), clips("video", 2)
+    (long,), (high,) = clips("video", 1, frames=8), clips("video", 1, height=80)
+    batch = [videos[0], image, long, videos[1], high]
     wave = encoded_wave(tmp_path / "store", folder, batch)
     wave.decode(PROMPTS)
-    assert said(wave.captions()) == joint_captions(folder, batch, PROMPTS)
+    alone = [joint_captions(folder, [clip], PROMPTS[n % 4 :]) for n, clip in enumerate(batch)]
+    assert said(wave.captions()) == [caption for (caption,) in alone]
 
 
 def test_a_resumed_batch_publishes_only_what_is_missing(tmp_path: Path) -> None:
@@ -259,7 +243,7 @@ def test_a_prompt_that_exceeds_the_context_fails_alone_before_it_is_read(
 
 
 def members(*keys: str) -> list[DecodeItem]:
-    return [DecodeItem(key, "", "", instead=key.upper()) for key in keys]
+    return [DecodeItem(key, "", "") for key in keys]
 
 
 def keys(batches: Any) -> list[str]:
@@ -278,13 +262,3 @@ def test_who_was_talkative_comes_first_and_after_those_of_whom_nothing_is_known(
     said = {"a": 3, "b": 30, "d": 12, "f": 30}
     assert keys(longest_first(BATCHES, said)) == ["bcef", "gda"]
     assert longest_first(BATCHES, {"z": 9}) == BATCHES
-
-
-def test_what_has_a_caption_under_either_key_is_not_lacking(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path))
-    ours, theirs = (RecordSet(store, "captions", name * 32) for name in ("aa", "bb"))
-    ours.publish([Record(key="b", meta={})])
-    theirs.publish([Record(key="C", meta={})])
-    assert missing_keys(BATCHES[0], [ours, theirs]) == ["a", "d"]
-    assert missing_keys(for_fallback(BATCHES)[0], [theirs, ours]) == ["A", "D"]
-    assert missing_keys(BATCHES[0], [ours]) == ["a", "c", "d"]

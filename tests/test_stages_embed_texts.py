@@ -2,6 +2,9 @@
 line by which it makes logits."""
 
 import inspect
+import json
+import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,13 @@ import pytest
 import torch
 
 from artifacts.errors import UsageError
-from stages.embed_texts.run import TextReader, fit_logit_scale, mean_directions
+from stages.embed_texts.job import TextsJob
+from stages.embed_texts.run import TextReader, fit_logit_scale, mean_directions, run
+from stages.models.half_job import HalfJob
 from stages.models.halves.load import load_half
 from stages.models.halves.vectors import logits, text_vectors
 from stages.models.processors.loading import load_processor
+from stages.process.report import EventReporter
 from tests.support.dual_encoders import names, save, save_clip
 from tests.support.families import hf
 
@@ -76,3 +82,31 @@ def test_the_vector_of_a_group_is_the_mean_of_directions() -> None:
     some = torch.tensor([[2.0, 0.0], [0.0, 9.0], [0.0, -3.0]])
     made = mean_directions(some, [2, 1])
     assert torch.allclose(made, torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, -1.0]]))
+
+
+def test_a_text_on_which_the_model_raises_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = TextReader.inputs
+
+    def raising(self: TextReader, texts: list[str], **options: bool) -> Any:
+        if "broken" in texts:
+            raise IndexError("index out of range in self")
+        return inputs(self, texts, **options)
+
+    monkeypatch.setattr(TextReader, "inputs", raising)
+    half = HalfJob(model=str(saved("clip", tmp_path)), route="dual")
+    job = TextsJob(half=half, store=str(tmp_path / "store"), namespace="ab" * 32, batch=2)
+    groups = [["a cat", "broken"]]
+    said = "the model raises on the text 'broken'"
+    with open(os.devnull, "wb") as nowhere, pytest.raises(UsageError, match=said):
+        run(asdict(job) | {"key": "one", "groups": groups}, EventReporter(nowhere.fileno()))
+    requests = tmp_path / "requests"
+    requests.write_text(json.dumps([["one", groups], ["two", [["a cat"]]]]) + "\n")
+    reading, writing = os.pipe()
+    run(asdict(job) | {"live": str(requests)}, EventReporter(writing))
+    os.close(writing)
+    with os.fdopen(reading) as lines:
+        events = {event["event"]: event for event in map(json.loads, lines)}
+    assert events["failure"]["media"] == "one" and said in events["failure"]["message"]
+    assert events["published"]["keys"] == ["two"]

@@ -150,7 +150,7 @@ def test_hessians_are_those_of_whole_passes(family: str, streamed: bool) -> None
         assert all(p.is_meta for _, layer in layers for p in layer.parameters())
 
 
-def test_linears_come_once_in_the_order_of_layers_and_those_outside_last() -> None:
+def test_linears_come_once_in_the_order_of_layers_with_the_hessians_that_they_share() -> None:
     model, layers, calls, wanted = small()
     taken = taken_of(model, layers, calls, wanted)
     inside = [path for path in wanted if path.startswith("layers")]
@@ -163,11 +163,7 @@ def test_linears_come_once_in_the_order_of_layers_and_those_outside_last() -> No
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
     calls[0]()
     assert model.heard == 1
-
-
-def test_linears_that_are_given_one_tensor_share_a_hessian_and_others_do_not() -> None:
-    model, layers, calls, wanted = small()
-    taken = taken_of(model, layers, calls, wanted)
+    # Linears that are given one tensor share a Hessian, and others do not.
     at = {name.removeprefix("layers.1."): hessian for name, hessian in taken.hessians.items()}
     assert at["q"] is at["k"] is at["v"] and at["gate"] is at["up"]
     assert len({id(at[name]) for name in ("q", "gate", "down", "experts.0")}) == 4

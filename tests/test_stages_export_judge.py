@@ -20,9 +20,8 @@ from stages.export.logit_agreement import run as judge
 from stages.export.run import run as write
 from stages.models.half_job import HalfJob
 from stages.models.loading import ModelJob
-from stages.process.events import NOTE
 from stages.process.job import job_fields
-from tests.support.waves import events
+from tests.support.waves import events, noted
 
 CLIPS = 3
 pytestmark = pytest.mark.slow
@@ -68,12 +67,12 @@ def asked(
     job = JudgeJob(**{**words, "folder": str(folder), **changes})
     with events() as (report, told):
         judge(json.loads(json.dumps(job_fields(job))), report)
-    return {
-        name: value for event in told if event["event"] == NOTE for name, value in event.items()
-    }
+    return noted(told)
 
 
-def test_it_expects_the_words_that_it_says(words: dict[str, Any], tmp_path: Path) -> None:
+def test_it_expects_the_words_that_it_says_also_streamed(
+    words: dict[str, Any], tmp_path: Path
+) -> None:
     asked(words, tmp_path)
     tokenizer = ModelJob.of(words["half"]).processor().tokenizer
     for member in words["members"]:
@@ -83,10 +82,6 @@ def test_it_expects_the_words_that_it_says(words: dict[str, Any], tmp_path: Path
     agreement = asked(words, tmp_path, compared=True)["agreement"]
     assert agreement["token_agreement"] == agreement["captions_as_native"] == 1
     assert agreement["divergence"] == 0
-
-
-def test_layers_that_come_one_by_one_expect_the_same(words: dict[str, Any], tmp_path: Path) -> None:
-    asked(words, tmp_path)
     agreement = asked(words, tmp_path, compared=True, offload=True)["agreement"]
     assert agreement["divergence"] < 1e-9 and agreement["token_agreement"] == 1
 

@@ -117,6 +117,16 @@ def test_what_was_ended_goes_on_and_becomes_the_same(
         assert (tmp_path / "made" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_a_truncated_file_of_an_interrupted_export_is_written_again(tmp_path: Path) -> None:
+    made = exported(CHECKPOINT, tmp_path / "made", "nf4")
+    (made / "config.json").unlink()
+    damaged, *_ = sorted(made.glob("*.safetensors"))
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2])
+    exported(CHECKPOINT, made, "nf4")
+    assert damaged.read_bytes() == whole
+
+
 def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
     made = exported(CHECKPOINT, tmp_path / "made", "nf4")
     with pytest.raises(UsageError, match="already quantized"):

@@ -47,10 +47,6 @@ def faststart(path: Path, source: Path) -> Path:
     return path
 
 
-def test_a_whole_file_gives_no_warning(tmp_path: Path) -> None:
-    assert cut(write_video(tmp_path / "whole.mp4", ticks=range(90)))[1] == ()
-
-
 def test_a_file_cut_short_is_cut_up_to_the_damage_with_a_warning(tmp_path: Path) -> None:
     whole = faststart(tmp_path / "whole.mp4", write_video(tmp_path / "a.mp4", ticks=range(300)))
     short = tmp_path / "short.mp4"
@@ -96,47 +92,45 @@ def damaged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return flip_bits(whole, folder / "b.mp4", packets=range(40, 200, 23))
 
 
-@pytest.fixture(scope="module")
-def damaged_vp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its decoder reports no damage at all."""
-    folder = tmp_path_factory.mktemp("vp8")
-    whole = write_video(
-        folder / "a.webm",
-        ticks=range(120),
-        codec="libvpx",
-        size=(96, 128),
-        options={"deadline": "realtime", "cpu-used": "8"},
-        gop=30,
-    )
-    return flip_bits(whole, folder / "b.webm", packets=range(40, 100, 23))
-
-
 THREE_A_SECOND = Sampling(chunk_seconds=2, fps=3, max_frames=32)
 
 
-def cut_by(path: Path, threads: int, *, only: Collection[int] = range(99)) -> dict[int, str]:
+def cut_by(
+    path: Path, threads: int, *, only: Collection[int] = range(99)
+) -> tuple[dict[int, str], tuple[str, ...]]:
+    """Digests of the chunks, by their numbers, and the warnings."""
     with Video(path, threads=threads) as video:
         plans = [plan for plan in video.plan(THREE_A_SECOND) if plan.index in only]
-        return {
-            chunk.index.index: digest_of_pixels(chunk.pixels)
-            for chunk in video.chunks(plans, FrameFit())
-        }
+        chunks = video.chunks(plans, FrameFit())
+        digests = {chunk.index.index: digest_of_pixels(chunk.pixels) for chunk in chunks}
+        return digests, video.warnings()
 
 
 def test_frames_of_a_damaged_file_do_not_depend_on_threads_or_on_where_a_run_resumes(
     damaged: Path,
 ) -> None:
-    alone = cut_by(damaged, 1)
-    assert len(alone) == 4
+    alone, warnings = cut_by(damaged, 1)
+    assert len(alone) == 4 and warnings
     for threads in (2, 4, 8):
-        assert cut_by(damaged, threads) == alone
+        assert cut_by(damaged, threads) == (alone, warnings)
     for only in ((1, 2, 3), (2, 3), (3,), (0, 2), (1,)):
-        assert cut_by(damaged, 2, only=only) == {at: alone[at] for at in only}
+        assert cut_by(damaged, 2, only=only)[0] == {at: alone[at] for at in only}
 
 
-def test_frames_of_a_damaged_vp8_file_do_not_depend_on_threads(damaged_vp8: Path) -> None:
-    alone = cut_by(damaged_vp8, 1)
-    assert [cut_by(damaged_vp8, threads) for threads in (2, 4, 8)] == [alone] * 3
+def test_frames_of_a_damaged_vp8_file_do_not_depend_on_threads(tmp_path: Path) -> None:
+    """Its decoder reports no damage at all."""
+    options = {"deadline": "realtime", "cpu-used": "8"}
+    whole = write_video(
+        tmp_path / "a.webm",
+        ticks=range(120),
+        codec="libvpx",
+        size=(96, 128),
+        options=options,
+        gop=30,
+    )
+    damaged = flip_bits(whole, tmp_path / "b.webm", packets=range(40, 100, 23))
+    alone = cut_by(damaged, 1)
+    assert [cut_by(damaged, threads) for threads in (2, 4, 8)] == [alone] * 3
 
 
 def test_shots_of_a_damaged_file_do_not_depend_on_threads(damaged: Path) -> None:
@@ -261,15 +255,6 @@ def test_an_unusable_file_says_what_and_where_and_what_to_do(tmp_path: Path) -> 
         assert caught.value.hint
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_says_so(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "secret.mp4")
-    path.chmod(0)
-    with pytest.raises(MediaError) as caught:
-        Video(path)
-    assert caught.value.kind == "unreadable"
-
-
 def test_a_cover_picture_in_a_sound_file_is_no_video(tmp_path: Path) -> None:
     path = tmp_path / "song.mp4"
     with av.open(str(path), "w") as container:
@@ -325,13 +310,6 @@ def test_a_name_that_is_not_unicode_can_be_opened(tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"caf\xe9 \xff.mp4")
     write_video(tmp_path / "plain.mp4").rename(path)
     assert len(cut(path)[0]) == 1
-
-
-def test_a_title_that_is_not_unicode_is_no_damage(tmp_path: Path) -> None:
-    data = write_video(tmp_path / "a.mkv").read_bytes()
-    assert data.count(b"Lavf") >= 1
-    (tmp_path / "b.mkv").write_bytes(data.replace(b"Lavf", b"L\xe4vf"))
-    assert cut(tmp_path / "b.mkv")[1] == ()
 
 
 def test_an_index_of_absurd_size_is_damage_and_not_a_lack_of_memory(tmp_path: Path) -> None:

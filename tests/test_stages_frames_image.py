@@ -29,8 +29,8 @@ def save(path: Path, image: Image.Image, *, orientation: int = 1, **options: obj
     return path
 
 
-def test_a_picture_is_one_chunk_of_one_frame_at_0(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.png", Image.fromarray(picture(3)))
+def test_a_picture_of_any_suffix_is_one_chunk_of_one_frame_at_0(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jpg", Image.fromarray(picture(3)), format="PNG")
     media, chunk = read_image(path)
     assert (media.kind, media.duration, media.height, media.width) == ("image", 0, 48, 64)
     assert media.chunks == (chunk.index,)
@@ -189,11 +189,6 @@ def test_a_phone_s_photo_with_a_second_view_in_it_is_one_picture(tmp_path: Path)
     views = [Image.fromarray(picture(n)) for n in (3, 4)]
     views[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=views[1:])
     assert read_image(tmp_path / "a.jpg")[0].warnings == ()
-
-
-def test_a_wrong_suffix_of_a_picture_does_not_matter(tmp_path: Path) -> None:
-    Image.fromarray(picture(3)).save(tmp_path / "a.jpg", format="PNG")
-    np.testing.assert_array_equal(read_image(tmp_path / "a.jpg")[1].pixels[0], picture(3))
 
 
 def test_a_video_named_as_a_picture_is_told_its_suffix(tmp_path: Path) -> None:

@@ -130,8 +130,21 @@ GROUPS_OF_TEN = Keyframes(
 )
 
 
-def decoded(wanted: list[int], *, threads: int = 1, sent: tuple[int, ...] = ()) -> list[int]:
-    """The packets of a video of 100 frames, in order, that are decoded."""
+@pytest.mark.parametrize(
+    ("wanted", "sent", "threads", "decoded"),
+    [
+        ([2, 51], (), 1, [0, 1, 2, 50, 51]),  # groups without a wanted frame are left out
+        ([0, 5, 13], (), 1, [*range(6), *range(10, 14)]),  # and what comes behind the last wanted
+        ([7], (), 1, [*range(8)]),
+        ([], (), 1, []),
+        ([7, 12], (), 2, [*range(8), *range(10, 13)]),
+        ([7, 12], (), 3, [*range(13)]),  # a leap too short to pay is not made
+        ([1, 20], (0, 1, 2), 1, [20]),  # what was decoded already counts
+    ],
+)
+def test_no_more_packets_are_decoded_than_wanted_frames_need(
+    wanted: list[int], sent: tuple[int, ...], threads: int, decoded: list[int]
+) -> None:
     route = SeekPlan(array("q", wanted), GROUPS_OF_TEN, sent=sent, threads=threads)
     found, at = [], len(sent)
     while at < 100:
@@ -143,29 +156,7 @@ def decoded(wanted: list[int], *, threads: int = 1, sent: tuple[int, ...] = ()) 
         route.needs(at)
         found.append(at)
         at += 1
-    return found
-
-
-def test_groups_without_a_wanted_frame_are_left_out() -> None:
-    assert decoded([2, 51]) == [0, 1, 2, 50, 51]
-
-
-def test_packets_after_the_last_wanted_frame_of_a_group_are_left_out() -> None:
-    assert decoded([0, 5, 13]) == [*range(6), *range(10, 14)]
-
-
-def test_nothing_is_decoded_after_the_last_wanted_frame() -> None:
-    assert decoded([7])[-1] == 7
-    assert decoded([]) == []
-
-
-def test_a_leap_too_short_to_pay_is_not_made() -> None:
-    assert decoded([7, 12], threads=2) == [*range(8), *range(10, 13)]
-    assert decoded([7, 12], threads=3) == list(range(13))
-
-
-def test_what_was_decoded_already_counts() -> None:
-    assert decoded([1, 20], sent=(0, 1, 2)) == [20]
+    assert found == decoded
 
 
 def test_only_wanted_frames_are_needed() -> None:

@@ -19,7 +19,7 @@ from artifacts.store import FolderStore, open_store
 from stages.frames import run as stage
 from stages.frames.frame_recorder import FrameRecorder
 from stages.process.report import EventReporter
-from tests.support.media import flip_bits, picture, spoil, write_audio, write_video
+from tests.support.media import picture, spoil, write_audio, write_video
 
 NAMESPACE = "5c" * 32
 
@@ -97,7 +97,7 @@ def keys(medium: dict[str, Any], count: int) -> list[str]:
     return [item_key(NAMESPACE, medium["digest"], index, *words) for index in range(count)]
 
 
-def test_a_video_is_stored_chunk_by_chunk_and_then_described(desk: Desk) -> None:
+def test_a_video_is_stored_chunk_by_chunk_then_described_and_not_made_again(desk: Desk) -> None:
     one = video(desk)
     assert desk.run(one) == keys(one, 4)
     index = MediaIndex.from_json(desk.record_set("media").meta(one["digest"]))
@@ -113,11 +113,6 @@ def test_a_video_is_stored_chunk_by_chunk_and_then_described(desk: Desk) -> None
     wanted = np.asarray(Image.fromarray(picture(90)).resize((32, 24)), dtype=int)
     assert np.abs(pixels[1] - wanted).mean() < 12
     assert desk.told("total")[-1]["items"] == 4
-
-
-def test_what_is_stored_is_not_made_again(desk: Desk) -> None:
-    one = video(desk)
-    desk.run(one)
     Path(one["path"]).unlink()
     assert desk.run(one) == []
     assert desk.told("failure") == []
@@ -156,7 +151,7 @@ def test_damage_is_described_alike_wherever_a_run_was_killed(
             assert [desk.record_set("frames").read(key).payload for key in stored] == frames
 
 
-def test_only_wanted_chunks_are_made(desk: Desk) -> None:
+def test_only_wanted_chunks_are_made_and_made_again_when_their_frames_are_gone(desk: Desk) -> None:
     one = video(desk)
     assert desk.run({**one, "chunk_indexes": [1, 3]}) == [keys(one, 4)[1], keys(one, 4)[3]]
     assert one["digest"] not in desk.record_set("media")
@@ -164,11 +159,6 @@ def test_only_wanted_chunks_are_made(desk: Desk) -> None:
     assert desk.run(one) == [keys(one, 4)[0], keys(one, 4)[2]]
     index = MediaIndex.from_json(desk.record_set("media").meta(one["digest"]))
     assert [c.index for c in index.chunks] == [0, 1, 2, 3]
-
-
-def test_deleted_frames_of_a_known_medium_are_made_again_when_wanted(desk: Desk) -> None:
-    one = video(desk)
-    desk.run(one)
     desk.record_set("frames").drop(keys(one, 4))
     assert desk.run({**one, "chunk_indexes": [2]}) == [keys(one, 4)[2]]
 
@@ -319,29 +309,3 @@ def test_two_stages_at_once_cut_each_medium_once(tmp_path: Path) -> None:
     counts = [2, 3, 3, 1, 1, 1, 1]
     every = [key for one, count in zip(media, counts, strict=True) for key in keys(one, count)]
     assert sorted(made[0] + made[1]) == sorted(every)
-
-
-def test_a_damaged_file_has_the_same_frames_alone_among_others_and_resumed(
-    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stage, "cores", lambda: 4)
-    whole = write_video(tmp_path / "whole.mp4", ticks=range(240), size=(96, 128), gop=30)
-    damaged = medium(flip_bits(whole, tmp_path / "a.mp4", packets=range(35, 200, 7)))
-    others = [
-        medium(write_video(tmp_path / f"{at}.mp4", ticks=range(30 + at), gop=30)) for at in range(5)
-    ]
-
-    def payloads() -> dict[str, bytes]:
-        frames = desk.record_set("frames")
-        return {key: bytes(frames.read(key).payload) for key in alone}
-
-    sampling = {"chunk_seconds": 2, "fps": 3, "max_frames": 8}
-    alone: list[str] = desk.run(damaged, sampling=sampling)  # by four decoder threads
-    expected, index = payloads(), desk.record_set("media").meta(damaged["digest"])
-    assert len(expected) == 4 and any("damaged" in text for text in index["warnings"])
-    for kept, media in ((0, [damaged, *others]), (1, [damaged]), (2, [damaged, *others])):
-        desk.record_set("frames").drop(alone[kept:])
-        desk.record_set("media").drop([one["digest"] for one in media])
-        desk.run(*media, workers=len(media), sampling=sampling)
-        assert payloads() == expected
-        assert desk.record_set("media").meta(damaged["digest"]) == index

@@ -9,7 +9,7 @@ import pytest
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from artifacts.schema import ChunkIndex, FrameFit, Sampling
+from artifacts.schema import FrameFit, Sampling
 from stages.frames.chunk import Chunk
 from stages.frames.shot_cutter import MAX_OFFSET
 from stages.frames.shots import FrameDescriptor, distance
@@ -205,22 +205,6 @@ def test_one_frame_is_one_shot(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mp4", moving([]), frames=1)
     (chunk,) = cut(path, frames=8)
     assert chunk.index.times == (0,)
-
-
-def test_shots_do_not_depend_on_threads_or_on_where_a_run_goes_on(film: Path) -> None:
-    def digests(chunks: list[Chunk]) -> list[tuple[ChunkIndex, str]]:
-        return [(chunk.index, digest_of_pixels(chunk.pixels)) for chunk in chunks]
-
-    sampling = Sampling(shots=True, chunk_seconds=1.5, frames=4, max_frames=4)
-    wanted = digests(cut(film, chunk_seconds=1.5, frames=4, threads=1))
-    assert digests(cut(film, chunk_seconds=1.5, frames=4, threads=3)) == wanted
-    for done in range(len(wanted) + 1):
-        with Video(film) as video:
-            rest = video.shots(sampling, FrameFit(), after=[index for index, _ in wanted[:done]])
-            assert digests(list(rest)) == wanted[done:]
-    with Video(film) as video:
-        again = video.chunks(video.plan_stored([index for index, _ in wanted]), FrameFit())
-        assert digests(list(again)) == wanted
 
 
 def test_a_long_shot_does_not_keep_all_of_its_frames(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@ out as a player shows it: turned, mirrored, stretched, of the size asked for."""
 
 import shutil
 import subprocess
-from array import array
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 
 from artifacts.schema import FrameFit, Sampling
 from stages.frames.chunk import Chunk
-from stages.frames.reader import Reader
+from stages.frames.decoder import Decoder
+from stages.frames.timeline import VideoPacket
 from stages.frames.video import Video
 from tests.support.file_classes import FRAMES, WHOLE, FileClass
 from tests.support.media import decode_plainly, digest_of_pixels, picture, write_video
@@ -75,25 +75,23 @@ def test_frames_are_those_of_a_plain_decode(
     assert times(chunks) == pytest.approx(shown, abs=0.001)
 
 
-def test_groups_without_a_wanted_frame_are_not_decoded(tmp_path: Path) -> None:
+def test_groups_without_a_wanted_frame_are_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_video(tmp_path / "long.mp4", ticks=range(600))
-    reader = Reader(path, threads=1)
-    packets_decoded = 0
-    decode = reader.decoder._decode
+    decoded: list[object] = []
+    decode = Decoder._decode
 
-    def count(packet: object) -> None:
-        nonlocal packets_decoded
-        packets_decoded += packet is not None
-        decode(packet)  # type: ignore[arg-type]
+    def counting(decoder: Decoder, packet: "VideoPacket | None") -> None:
+        decoded.append(packet)
+        decode(decoder, packet)
 
-    reader.decoder._decode = count  # type: ignore[method-assign]
-    wanted = [0, 300, 580]
-    ticks = [int(reader.timeline.pts[at]) for at in wanted]
-    reader.request(array("q", ticks))
-    found = [reader.at(at, 0, 1 << 60) for at in ticks]
-    reader.close()
-    assert [f[0] for f in found if f is not None] == ticks
-    assert packets_decoded < 40
+    monkeypatch.setattr(Decoder, "_decode", counting)
+    with Video(path, threads=1) as video:
+        plans = video.plan(Sampling(chunk_seconds=20, fps=0.1, max_frames=4))
+        chunks = list(video.chunks(plans, AS_IT_IS))
+    assert times(chunks) == [0.0, 10.0]
+    assert len(decoded) < 40
 
 
 def test_a_keyframe_list_that_leads_astray_is_not_believed(tmp_path: Path) -> None:

@@ -46,6 +46,13 @@ def opened(folder: Path, file: Path) -> Path:
     return fitted(file, config, skeleton, stored_weights(folder, skeleton), folder / "copy.gguf")
 
 
+def published(folder: Path, to: Path, **changes: Any) -> Path:
+    """The file that was exported to a folder, as a converter would write it."""
+    from tests.support import published_gguf
+
+    return published_gguf.published(folder / "gguf" / FILE, to / "published.gguf", **changes)
+
+
 @pytest.mark.parametrize(
     ("variant", "copied"),
     [
@@ -60,16 +67,15 @@ def opened(folder: Path, file: Path) -> Path:
 def test_a_published_file_computes_what_an_export_does(
     variant: str, copied: bool, tmp_path: Path
 ) -> None:
-    from tests.support.published_gguf import published
     from tests.support.tiny_families.in_gguf import exported
 
     model, inputs = exported(variant, tmp_path)
-    own, whole = tmp_path / "gguf" / FILE, tmp_path / "whole"
-    file = opened(whole, published(own, tmp_path / "published.gguf"))
+    whole, foreign = tmp_path / "whole", published(tmp_path, tmp_path)
+    file = opened(whole, foreign)
     assert (file.name == "copy.gguf") == copied
-    wanted = logits_of(tmp_path / "gguf", own, model, inputs)
+    wanted = logits_of(tmp_path / "gguf", tmp_path / "gguf" / FILE, model, inputs)
     assert torch.equal(logits_of(whole, file, model, inputs), wanted)
-    assert opened(whole, tmp_path / "published.gguf") == file  # the copy is used again
+    assert opened(whole, foreign) == file  # the copy is used again
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +115,7 @@ ROPE = "rope.dimension_sections"
 def test_other_metadata_is_refused_by_name(
     folder: Path, tmp_path: Path, changes: Mapping[str, Any], said: str
 ) -> None:
-    from tests.support.published_gguf import published
-
-    file = published(folder / "gguf" / FILE, tmp_path / "x.gguf", changes=changes)
+    file = published(folder, tmp_path, changes=changes)
     with pytest.raises(UsageError) as raised:
         opened(folder / "whole", file)
     assert raised.value.message.startswith(f"{file} does not fit the checkpoint: ")
@@ -119,22 +123,14 @@ def test_other_metadata_is_refused_by_name(
 
 
 def test_metadata_that_changes_nothing_is_taken(folder: Path, tmp_path: Path) -> None:
-    from tests.support.published_gguf import published
-
     changes = {"rope.scaling.type": "none", "expert_count": 0, "context_length": 9}
-    assert opened(
-        folder / "whole", published(folder / "gguf" / FILE, tmp_path / "x.gguf", changes=changes)
-    )
+    assert opened(folder / "whole", published(folder, tmp_path, changes=changes))
 
 
 def test_merged_parts_are_taken_and_parts_are_not(folder: Path, tmp_path: Path) -> None:
-    from tests.support.published_gguf import published
-
-    own = folder / "gguf" / FILE
-    assert opened(folder / "whole", published(own, tmp_path / "x.gguf", general={"split.count": 0}))
-    part = published(own, tmp_path / "y.gguf", general={"split.count": 2})
+    assert opened(folder / "whole", published(folder, tmp_path, general={"split.count": 0}))
     with pytest.raises(UsageError, match="part of a split file"):
-        opened(folder / "whole", part)
+        opened(folder / "whole", published(folder, tmp_path, general={"split.count": 2}))
 
 
 @pytest.mark.parametrize(
@@ -145,11 +141,10 @@ def test_a_copy_is_of_the_kind_that_the_file_states(
 ) -> None:
     from stages.models.gguf.context import kind_of
     from stages.models.gguf.header import read_header
-    from tests.support.published_gguf import published
 
     (folder / "whole" / "copy.gguf").unlink(missing_ok=True)
     general = {"general.file_type": stated % (1 << 32) if isinstance(stated, int) else stated}
-    file = published(folder / "gguf" / FILE, tmp_path / "x.gguf", general=general)
+    file = published(folder, tmp_path, general=general)
     kinds = {kind_of(read_header(each)) for each in (file, opened(folder / "whole", file))}
     assert kinds == {f"gguf-{kind}"}
 
@@ -157,10 +152,8 @@ def test_a_copy_is_of_the_kind_that_the_file_states(
 def test_a_copy_for_which_the_disk_has_no_room_fails(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.support.published_gguf import published
-
     (folder / "whole" / "copy.gguf").unlink(missing_ok=True)
-    file = published(folder / "gguf" / FILE, tmp_path / "x.gguf")
+    file = published(folder, tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(EnvironmentFault, match="are free"):
         opened(folder / "whole", file)
@@ -195,19 +188,14 @@ def noisy(own: Path, name: str, share: float) -> dict[str, Any]:
 def test_other_weights_are_refused_as_those_of_a_fine_tune(
     folder: Path, tmp_path: Path, weights: Weights, said: str
 ) -> None:
-    from tests.support.published_gguf import published
-
-    own = folder / "gguf" / FILE
-    file = published(own, tmp_path / "x.gguf", weights=weights(own))
+    file = published(folder, tmp_path, weights=weights(folder / "gguf" / FILE))
     with pytest.raises(UsageError) as raised:
         opened(folder / "whole", file)
     assert said in raised.value.message
 
 
 def test_a_file_without_a_tensor_is_refused(folder: Path, tmp_path: Path) -> None:
-    from tests.support.published_gguf import published
-
-    file = published(folder / "gguf" / FILE, tmp_path / "x.gguf", without=[NORM])
+    file = published(folder, tmp_path, without=[NORM])
     with pytest.raises(UsageError, match=f"it lacks {NORM}"):
         opened(folder / "whole", file)
 
@@ -233,10 +221,8 @@ class Words:
 def test_tokens_are_those_of_the_tokenizer(folder: Path, tmp_path: Path) -> None:
     from stages.models.gguf.header import read_header
     from stages.models.gguf.user_file import check_tokens
-    from tests.support.published_gguf import published
 
-    own = folder / "gguf" / FILE
-    header = read_header(published(own, tmp_path / "x.gguf", tokens=["a", "b", "c", "[PAD3]"]))
+    header = read_header(published(folder, tmp_path, tokens=["a", "b", "c", "[PAD3]"]))
     check_tokens(header, Words("a", "b", "<image>"), {"<image>"})
     with pytest.raises(UsageError, match="its token 1 is 'b', and the tokenizer's 'x'"):
         check_tokens(header, Words("a", "x"), ())
@@ -245,7 +231,8 @@ def test_tokens_are_those_of_the_tokenizer(folder: Path, tmp_path: Path) -> None
     rows = header.tensors["token_embd.weight"].shape[0]
     with pytest.raises(UsageError, match=f"it has {rows} tokens"):
         check_tokens(header, Words(*map(str, range(rows + 1))), ())
-    check_tokens(read_header(own), Words("anything"), ())  # a file without tokens
+    own = read_header(folder / "gguf" / FILE)  # without tokens
+    check_tokens(own, Words("anything"), ())
 
 
 def test_types_have_the_sizes_that_the_package_states() -> None:

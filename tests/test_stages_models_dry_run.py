@@ -50,28 +50,22 @@ def test_batch_costs_are_found_by_every_route(family: str) -> None:
     assert all(work.kept_bytes > 0 for work in batch_costs["language"]) == (family != "pix2struct")
 
 
-STATE = LayerMemory(kind="states", layers=3, state_bytes=10, state_bytes_32=30)
-WINDOW = LayerMemory(kind="window", layers=2, token_bytes=4, window=8)
-FULL = LayerMemory(kind="full", token_bytes=6)
-MEMORY = RowMemory(kept=(STATE, WINDOW, FULL), words=5)
-
-
 def test_a_row_takes_what_its_layers_see_and_their_states() -> None:
-    assert MEMORY.bytes(5, 2) == 5 * (2 * 4 + 6)
-    assert MEMORY.bytes(100, 2) == 2 * 8 * 4 + 100 * 6
-    assert MEMORY.bytes(100, 4) == 2 * MEMORY.bytes(100, 2)
-    assert (MEMORY.states(2), MEMORY.states(4)) == (30, 90)
-    assert MEMORY.largest(5, 2) == 30 and MEMORY.largest_states(4) == 30
+    states = LayerMemory(kind="states", layers=3, state_bytes=10, state_bytes_32=30)
+    window = LayerMemory(kind="window", layers=2, token_bytes=4, window=8)
+    memory = RowMemory(kept=(states, window, LayerMemory(kind="full", token_bytes=6)), words=5)
+    assert memory.bytes(5, 2) == 5 * (2 * 4 + 6)
+    assert memory.bytes(100, 2) == 2 * 8 * 4 + 100 * 6
+    assert memory.bytes(100, 4) == 2 * memory.bytes(100, 2)
+    assert (memory.states(2), memory.states(4)) == (30, 90)
+    assert memory.largest(5, 2) == 30 and memory.largest_states(4) == 30
 
 
-def test_a_profile_tells_it() -> None:
+def test_a_profile_tells_it_but_for_a_model_with_an_encoder_of_prompts() -> None:
     memory = profile_of(whole_checkpoint("gemma3")).language.row_memory
     assert memory is not None
     assert {kind.kind: kind.window for kind in memory.kept} == {
         "DynamicSlidingWindowLayer": 16,
         "DynamicLayer": 0,
     }
-
-
-def test_nothing_is_told_of_a_model_with_an_encoder_of_prompts() -> None:
     assert profile_of(whole_checkpoint("florence2")).language.row_memory is None

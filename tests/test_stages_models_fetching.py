@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,10 +41,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield served
 
 
-def fetched(said: list[str] | None = None) -> Path:
+def fetched(**options: Any) -> Path:
     """The one file of weights, brought here."""
     found = find_model(MODEL)
-    fetch(found, announce=said.append if said is not None else None)
+    fetch(found, **options)
     assert found.missing() == []
     return found.folder / FILE
 
@@ -67,14 +68,16 @@ def test_a_large_tokenizer_is_checked_as_weights_are(monkeypatch: pytest.MonkeyP
 
 def test_a_broken_line_is_taken_up_where_it_broke(hub: Hub, cache: Path) -> None:
     hub.trouble.breaks += [2_000_000, 1_500_000]
-    said: list[str] = []
-    assert fetched(said).read_bytes() == BODY
+    said, told = list[str](), list[tuple[int, int]]()
+    path = fetched(announce=said.append, progress=lambda here, total: told.append((here, total)))
+    assert path.read_bytes() == BODY
     assert hub.starts[-3:] == [(FILE, 0), (FILE, 2_000_000), (FILE, 3_500_000)]
     assert hub.weights_sent() == len(BODY)
     assert said[-2:] == [
         f"{FILE} interrupted at 2.0 of 6.0 MB; resuming in 0 s",
         f"{FILE} interrupted at 3.5 of 6.0 MB; resuming in 0 s",
     ]
+    assert told[-1] == (len(BODY), len(BODY)) and told == sorted(told)
     assert left(cache) == []
 
 
@@ -94,7 +97,7 @@ def test_a_server_that_is_busy_is_asked_again(hub: Hub) -> None:
 def test_a_damaged_file_is_fetched_anew(hub: Hub) -> None:
     hub.trouble.damages = 1
     said: list[str] = []
-    assert fetched(said).read_bytes() == BODY
+    assert fetched(announce=said.append).read_bytes() == BODY
     assert said[-1] == f"{FILE} arrived damaged; downloading it again"
     assert hub.weights_sent() == 2 * len(BODY)
 
@@ -183,14 +186,6 @@ def test_the_sum_that_the_hub_states_is_that_of_the_file(hub: Hub, tmp_path: Pat
     path = fetched()
     assert stated == hash_file(path) == ContentDigests(tmp_path / "digests").of(path)
     assert find_model(MODEL).digest(FILE) == stated
-
-
-def test_progress_is_told_to_the_last_byte(hub: Hub) -> None:
-    hub.trouble.breaks.append(1_000_000)
-    told: list[tuple[int, int]] = []
-    fetch(find_model(MODEL), progress=lambda here, total: told.append((here, total)))
-    assert told[-1] == (len(BODY), len(BODY))
-    assert [here for here, _ in told] == sorted(here for here, _ in told)
 
 
 def test_what_is_missing_offline_is_named_with_its_size(

@@ -103,7 +103,3 @@ def test_a_processor_that_cuts_pieces_out_of_a_frame_as_it_is_gets_it_whole() ->
     assert probe(processor, "image").fit != FrameFit()
     processor.__class__ = Cutting
     assert probe(processor, "image").fit == FrameFit()
-
-
-def test_a_size_without_probes_keeps_frames() -> None:
-    assert FrameFit().size(4320, 7680) == (4320, 7680)

@@ -1,7 +1,6 @@
 """Each half alone reads only its own weights, and both together say what the whole model says."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from tests.support.clips import (
     half_model,
     joint_inputs,
     joint_model,
-    profile_of,
     without_pixels,
 )
 from tests.support.families import BUILDERS, change_weights, checkpoint, copy_of
@@ -36,21 +34,6 @@ def heard(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture
     logging.enable_propagation()
     yield caplog
     logging.disable_propagation()
-
-
-def parameters(model: Any) -> int:
-    return sum(weight.numel() for weight in model.parameters())
-
-
-def poisoned(folder: Path, to: Path, half: str) -> Path:
-    """A copy of a checkpoint in which the tensors of one half are not numbers."""
-    shutil.copytree(folder, to)
-    lost = set(getattr(profile_of(folder), half).tensors)
-    nan = float("nan")
-    change_weights(
-        to, lambda old: {n: torch.full_like(t, nan) if n in lost else t for n, t in old.items()}
-    )
-    return to
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
@@ -81,21 +64,10 @@ def test_what_is_seen_decides_what_is_said(family: str) -> None:
 def test_the_halves_share_no_parameter_and_miss_none(family: str) -> None:
     folder = checkpoint(family)
     vision, language = (half_model(folder, half) for half in HALVES)
-    assert parameters(vision) + parameters(language) == parameters(joint_model(folder))
+    joint = joint_model(folder)
+    assert vision.num_parameters() + language.num_parameters() == joint.num_parameters()
     shared = dict(vision.named_parameters()).keys() & dict(language.named_parameters()).keys()
     assert not shared
-
-
-@pytest.mark.parametrize("family", ["qwen2_5_vl", pytest.param("llava", marks=pytest.mark.slow)])
-def test_no_tensor_of_the_other_half_is_used(family: str, tmp_path: Path) -> None:
-    folder = checkpoint(family)
-    inputs = joint_inputs(load_processor(folder), clips("video", 2), PROMPTS[:2])
-    joint = joint_model(folder).generate(**inputs, **GREEDY)
-    no_language = poisoned(folder, tmp_path / "no-language", "language")
-    no_vision = poisoned(folder, tmp_path / "no-vision", "vision")
-    features = encode(load_half(no_language, "vision"), inputs)
-    staged = generate(load_half(no_vision, "language"), without_pixels(inputs), features, **GREEDY)
-    assert torch.equal(staged, joint)
 
 
 def test_using_the_absent_half_names_the_piece() -> None:
@@ -112,14 +84,6 @@ def test_using_the_absent_half_names_the_piece() -> None:
     assert vision.model.language_model.config.hidden_size == 32
 
 
-def test_placeholders_without_features_fail() -> None:
-    folder = checkpoint("qwen3_vl")
-    inputs = joint_inputs(load_processor(folder), clips("image", 2), PROMPTS[:2])
-    language = half_model(folder, "language")
-    with pytest.raises(UsageError, match=r"24 placeholders.* features for 0"):
-        generate(language, without_pixels(inputs), {}, **GREEDY)
-
-
 def test_decoding_without_an_input_that_encoding_had_fails() -> None:
     folder = checkpoint("qwen3_vl")
     inputs = joint_inputs(load_processor(folder), clips("video", 1), PROMPTS[:1])
@@ -132,14 +96,15 @@ def test_decoding_without_an_input_that_encoding_had_fails() -> None:
             generate(language, lacking, features, **GREEDY)
 
 
-def test_features_of_other_media_fail() -> None:
+def test_features_that_do_not_match_the_placeholders_fail() -> None:
     folder = checkpoint("qwen2_5_vl")
     processor = load_processor(folder)
     small = joint_inputs(processor, clips("image", 1, height=16, width=16), PROMPTS[:1])
     large = joint_inputs(processor, clips("image", 1), PROMPTS[:1])
-    features = encode(half_model(folder, "vision"), small)
-    with pytest.raises(UsageError, match="placeholders"):
-        generate(half_model(folder, "language"), without_pixels(large), features, **GREEDY)
+    cases: dict[int, Any] = {4: encode(half_model(folder, "vision"), small), 0: {}}
+    for held, features in cases.items():
+        with pytest.raises(UsageError, match=rf"12 placeholders.* features for {held}"):
+            generate(half_model(folder, "language"), without_pixels(large), features, **GREEDY)
 
 
 def test_encoding_without_pixels_fails() -> None:
@@ -152,7 +117,7 @@ def test_a_checkpoint_that_lacks_a_tensor_fails(tmp_path: Path) -> None:
     change_weights(folder, lambda weights: weights.pop(next(n for n in weights if CONNECTOR in n)))
     with pytest.raises(EnvironmentFault, match="lacks 1 tensors of the vision half"):
         load_half(folder, "vision")
-    assert parameters(load_half(folder, "language"))
+    assert load_half(folder, "language").num_parameters()
 
 
 def test_a_tensor_of_another_shape_fails(tmp_path: Path) -> None:
@@ -191,18 +156,7 @@ def test_pickled_weights_fail(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(UsageError, match="pickles"):
         load_half(folder, "vision")
-    assert parameters(load_half(folder, "vision", trust_remote_code=True))
-
-
-def test_remote_code_fails(tmp_path: Path) -> None:
-    config = {
-        "model_type": "of_its_own",
-        "auto_map": {"AutoConfig": "code.Config", "AutoModelForImageTextToText": "code.Model"},
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "code.py").write_text("raise SystemExit('must not run')\n")
-    with pytest.raises(UsageError, match="brings its own Python code"):
-        load_half(tmp_path, "vision")
+    assert load_half(folder, "vision", trust_remote_code=True).num_parameters()
 
 
 @pytest.mark.parametrize(

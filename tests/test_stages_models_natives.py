@@ -3,6 +3,7 @@ and in few bits."""
 
 import json
 import shutil
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from stages.models.in_tree.registry import NATIVES, native_of
 from stages.models.loading import ModelJob
 from stages.models.precision.quantize import count, quantizable
 from stages.models.streaming.load import run_calls, streamed_layers
+from tests.support import evaclip
 from tests.support.clips import profile_of, without_pixels
 from tests.support.cogvlm2 import make_folder, published
 from tests.support.cogvlm2_reference import DRAWN, GREEDY, Reference, references
@@ -38,10 +40,6 @@ def reference(name: str) -> Reference:
 @cache
 def held(experts: Experts, keep: Part) -> Any:
     return load_half(published(experts), keep, dtype=torch.float32)
-
-
-def parameters(model: Any) -> int:
-    return sum(weight.numel() for weight in model.parameters())
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -121,8 +119,8 @@ def test_the_halves_share_nothing_and_leave_nothing_out(experts: Experts) -> Non
     whole = held(experts, "whole")
     assert absent_paths(whole, "vision") == ["lm_head", "model.language_model"]
     assert absent_paths(whole, "language") == ["model.vision"]
-    halves = [parameters(held(experts, half)) for half in ("vision", "language")]
-    assert sum(halves) == parameters(whole)
+    halves = [held(experts, half).num_parameters() for half in ("vision", "language")]
+    assert sum(halves) == whole.num_parameters()
     profile = profile_of(published(experts))
     assert [part.parameters for part in profile.parts.values()] == halves
     assert profile.route == "protocol" and not profile.batch_costs_unknown
@@ -152,7 +150,7 @@ def test_full_size_has_the_published_parameters_and_layers_that_nf4_takes(
     told = {**told, "architectures": [name], "vision_config": seen}
     (tmp_path / "config.json").write_text(json.dumps(told))
     skeleton = skeleton_of(*config_and_class(tmp_path, trusted=False))
-    assert parameters(skeleton) == parameter_count
+    assert skeleton.num_parameters() == parameter_count
     assert {half: len(quantizable(skeleton, half)) for half in linears} == linears
     text = (skeleton.model.language_model, skeleton.lm_head)
     every = [m for part in text for m in part.modules() if type(m) is torch.nn.Linear]
@@ -242,13 +240,19 @@ def test_visual_experts_refuse_a_prompt_in_pieces() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"hidden_size": "wide"}, {"vision_config": 7}, {"num_attention_heads": 7}],
+    ("source", "changes"),
+    [
+        (published, {"hidden_size": "wide"}),
+        (published, {"vision_config": 7}),
+        (published, {"num_attention_heads": 7}),
+        (evaclip.published, {"vision_config": 7}),
+        (evaclip.published, {"vision_config": {"num_attention_heads": 7}}),
+    ],
 )
 def test_a_configuration_without_sense_fails_in_one_line(
-    changes: dict[str, Any], tmp_path: Path
+    source: Callable[[], Path], changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(published(), tmp_path / "model"))
+    folder = Path(shutil.copytree(source(), tmp_path / "model"))
     with pytest.raises((UsageError, EnvironmentFault)) as caught:
         describe(change_config(folder, **changes))
     assert "config.json" in caught.value.message and "\n" not in str(caught.value)

@@ -17,8 +17,10 @@ from flows.checkpoint.models import open_model
 from flows.checkpoint.profile_loading import custom_code_fields
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
+from penstock_demo import CHECKPOINT
 from stages.models import ModelProfile, describe
 from stages.models.describe_run import run
+from stages.models.halves.boundary import HALVES
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import read_headers
 from stages.models.processors.fit import probe
@@ -30,15 +32,9 @@ from tests.support.families import change_config, change_weights, checkpoint, co
 from tests.support.hostile import copy_of_demo
 from tests.support.waves import events
 
-DEMO = Path(__file__).parent.parent / "penstock_demo" / "checkpoint"
 
-
-@pytest.fixture(scope="module")
-def demo() -> ModelProfile:
-    return profile_of(DEMO)
-
-
-def test_the_demo_is_described(demo: ModelProfile) -> None:
+def test_the_demo_is_described_and_its_halves_are_its_whole_checkpoint() -> None:
+    demo = profile_of(CHECKPOINT)
     assert demo.class_name == "Qwen2_5_VLForConditionalGeneration"
     assert demo.model_type == "qwen2_5_vl"
     assert demo.modalities == ("image", "video")
@@ -49,36 +45,28 @@ def test_the_demo_is_described(demo: ModelProfile) -> None:
     assert {"<|im_end|>", *demo.placeholders} <= set(demo.control_tokens)
     assert not any(word.isalpha() for word in demo.control_tokens)
     assert demo.feature_width > 0
-
-
-def test_the_halves_of_the_demo_are_its_whole_checkpoint(demo: ModelProfile) -> None:
-    with safe_open(DEMO / "model.safetensors", "pt") as file:
+    with safe_open(CHECKPOINT / "model.safetensors", "pt") as file:
         names = set(file.keys())
     vision, language = set(demo.vision.tensors), set(demo.language.tensors)
     assert vision | language == names
     assert not vision & language
     stored = demo.vision.stored_bytes + demo.language.stored_bytes
-    assert 0 < (DEMO / "model.safetensors").stat().st_size - stored < 1 << 16
+    assert 0 < (CHECKPOINT / "model.safetensors").stat().st_size - stored < 1 << 16
 
 
-def test_a_profile_survives_json(demo: ModelProfile) -> None:
-    for profile in (demo, profile_of(whole_checkpoint("gemma3"))):
-        assert ModelProfile.from_json(json.loads(json.dumps(profile.to_json()))) == profile
-
-
-def test_the_stage_tells_the_profile(demo: ModelProfile) -> None:
-    with events() as (report, told):
-        run({"model": str(DEMO), "revision": None, "trust_remote_code": False}, report)
-    assert ModelProfile.from_json(told[0]["profile"]) == demo
+def test_the_stage_tells_the_profile() -> None:
+    for folder in (CHECKPOINT, whole_checkpoint("gemma3")):
+        with events() as (report, told):
+            run({"model": str(folder), "revision": None, "trust_remote_code": False}, report)
+        assert ModelProfile.from_json(told[0]["profile"]) == profile_of(folder)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
 def test_a_profile_counts_what_each_half_loads(family: str) -> None:
     folder = checkpoint(family)
     profile = profile_of(folder)
-    for keep, half in (("vision", profile.vision), ("language", profile.language)):
-        which: Any = keep
-        loaded = sum(weight.numel() for weight in half_model(folder, which).parameters())
+    for keep in HALVES:
+        loaded, half = half_model(folder, keep).num_parameters(), getattr(profile, keep)
         assert half.parameters == loaded
         assert half.stored_bytes == 4 * loaded
     assert profile.modalities == (("image",) if family == "llava" else ("image", "video"))

@@ -16,7 +16,6 @@ from stages.models.published import (
     PARITY,
     is_before,
     is_published_way,
-    place_behind,
     with_way,
 )
 from tests.support.clips import clips, profile_of
@@ -59,12 +58,8 @@ def test_what_is_asked_goes_before_what_a_checkpoint_says_and_that_before_its_re
     assert is_published_way(tmp_path, as_published=True)
     path.write_text(json.dumps({**old, "transformers_version": "5.23.0", FIELD: True}))
     assert is_published_way(tmp_path)
-
-
-def test_an_export_that_does_not_say_is_as_stock(tmp_path: Path) -> None:
-    old = {"model_type": "qwen2_vl", "transformers_version": "4.45.0"}
-    (tmp_path / "config.json").write_text(json.dumps(old))
-    (tmp_path / PARITY).write_text("{}")
+    path.write_text(json.dumps(old))
+    (tmp_path / PARITY).write_text("{}")  # an export that does not say is as stock
     assert not is_published_way(tmp_path)
 
 
@@ -76,30 +71,6 @@ def test_a_config_that_nobody_would_run_otherwise_keeps_its_bytes() -> None:
     made = with_way(content, as_published=True)
     assert json.loads(made)[FIELD] is True
     assert json.loads(with_way(made, as_published=False))[FIELD] is False
-
-
-def runs(*parts: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions and types of text (> 0) and of videos of so many positions (< 0) as stock counts
-    them: a video advances what follows by 2 alone."""
-    positions, types, at = [], [], 0
-    for part in parts:
-        positions += list(range(at, at + abs(part)))
-        types += [int(part < 0) * 2] * abs(part)
-        at += part if part > 0 else 2
-    return torch.tensor(positions).expand(3, 1, -1), torch.tensor([types])
-
-
-def test_what_follows_a_video_is_placed_behind_it_and_padding_is_left_alone() -> None:
-    positions, types = runs(2, -5, 3, -4, 1)
-    placed, delta = place_behind(positions, types)
-    assert placed[0, 0].tolist() == list(range(15)) and delta.tolist() == [[0]]
-    padded = torch.cat([torch.ones(3, 1, 2, dtype=torch.long), positions], 2)
-    attended = torch.tensor([[0, 0] + [1] * 15])
-    kinds = torch.cat([torch.zeros(1, 2, dtype=torch.long), types], 1)
-    behind, shift = place_behind(padded, kinds, attended)
-    assert behind[0, 0].tolist() == [1, 1, *range(15)] and shift.tolist() == [[0]]
-    again, same = place_behind(placed, types)
-    assert torch.equal(again, placed) and same.tolist() == [[0]]
 
 
 def test_an_older_qwen_places_the_question_behind_a_long_video(tmp_path: Path) -> None:

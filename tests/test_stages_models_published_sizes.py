@@ -4,6 +4,7 @@ as published; plan and run count the same tokens."""
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,14 +89,6 @@ def test_a_plan_counts_these_tokens(folder: Path) -> None:
     assert by_rule.image_tokens == stock.image_tokens
 
 
-def test_a_frame_of_full_hd_is_seen_in_560_by_1008(folder: Path) -> None:
-    processor = load_processor(folder, as_published=None)
-    sizes, _ = resized(processor, clip_of(4, (1080, 1920)))
-    assert set(sizes) == {(560, 1008)}
-    stock = load_processor(folder, as_published=False)
-    assert set(resized(stock, clip_of(4, (1080, 1920)))[0]) == {(1092, 1932)}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("lines", [360, 2160])
 def test_plan_and_run_agree_on_tokens(folder: Path, lines: int) -> None:
@@ -107,13 +100,21 @@ def test_plan_and_run_agree_on_tokens(folder: Path, lines: int) -> None:
     assert abs(planned(stock, lines, few) / made(folder, stock, lines, few) - 1) < 0.01
 
 
-def test_what_is_asked_for_overrides_what_is_published(folder: Path) -> None:
-    most = load_processor(folder, max_pixels=200_704, as_published=True)
-    assert set(resized(most, clip_of(4, (1080, 1920)))[0]) == {(336, 588)}
-    more = load_processor(folder, max_pixels=12_845_056, as_published=True)
-    assert set(resized(more, clip_of(4, (1080, 1920)))[0]) == {(1092, 1932)}
-    video = load_processor(folder, max_video_pixels=4 * 200_704, as_published=True)
-    assert set(resized(video, clip_of(4, (1080, 1920)))[0]) == {(336, 588)}
+@pytest.mark.parametrize(
+    ("asked", "size"),
+    [
+        ({"as_published": None}, (560, 1008)),
+        ({"as_published": False}, (1092, 1932)),
+        ({"as_published": True, "max_pixels": 200_704}, (336, 588)),
+        ({"as_published": True, "max_pixels": 12_845_056}, (1092, 1932)),
+        ({"as_published": True, "max_video_pixels": 4 * 200_704}, (336, 588)),
+    ],
+)
+def test_a_frame_of_full_hd_is_seen_as_published_unless_asked_otherwise(
+    asked: dict[str, Any], size: tuple[int, int], folder: Path
+) -> None:
+    sizes, _ = resized(load_processor(folder, **asked), clip_of(4, (1080, 1920)))
+    assert set(sizes) == {size}
 
 
 def test_bounds_are_those_of_qwen_vl_utils(folder: Path) -> None:

@@ -31,18 +31,6 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
         yield to
 
 
-def snapshot(cache: Path, name: str, files: dict[str, str]) -> Path:
-    """A repository as the hub's client leaves it after a download."""
-    repo = cache / f"models--{name.replace('/', '--')}"
-    folder = repo / "snapshots" / ("0" * 40)
-    folder.mkdir(parents=True)
-    (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text("0" * 40)
-    for file, text in files.items():
-        (folder / file).write_text(text)
-    return folder
-
-
 def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
@@ -88,12 +76,6 @@ def test_what_is_neither_a_folder_nor_a_hub_id_fails(name: str) -> None:
         resolve_model(name)
 
 
-def test_a_downloaded_model_needs_no_network(empty_cache: Path) -> None:
-    files = {"config.json": "{}", "model.safetensors": ""}
-    folder = snapshot(empty_cache, "owner/name", files)
-    assert resolve_model("owner/name") == folder
-
-
 def test_an_unreachable_hub_names_the_demo() -> None:
     with pytest.raises(EnvironmentFault, match="--model demo") as error:
         resolve_model("owner/name")
@@ -102,14 +84,20 @@ def test_an_unreachable_hub_names_the_demo() -> None:
 
 
 def test_half_a_download_is_not_taken_for_a_model(empty_cache: Path) -> None:
-    files = {"config.json": "{}", "model.safetensors.index.json": INDEX, "model-1.safetensors": ""}
-    folder = snapshot(empty_cache, "owner/name", files)
+    repository = empty_cache / "models--owner--name"
+    folder = repository / "snapshots" / ("0" * 40)
+    folder.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors.index.json").write_text(INDEX)
+    (folder / "model-1.safetensors").touch()
     assert not is_complete(folder)
     with pytest.raises(EnvironmentFault):
         resolve_model("owner/name")
     (folder / "model-2.safetensors").touch()
     assert is_complete(folder)
-    assert resolve_model("owner/name") == folder
+    assert resolve_model("owner/name") == folder  # without a network
 
 
 def test_a_download_is_announced_once_and_needed_once(

@@ -32,7 +32,7 @@ from tests.support.families import BUILDERS, checkpoint
 from tests.support.peaks import peaks_of
 from tests.support.started import made_job
 from tests.support.tiny_families import FAMILIES
-from tests.support.waves import FEATURES, Wave
+from tests.support.waves import FEATURES, OTHER, Wave, said
 
 PLAIN = [name for name in FAMILIES if ":" not in name]
 WITHOUT_LAYERS = {"chameleon", "fuyu", "gemma4_unified"}
@@ -250,13 +250,6 @@ def test_a_checkpoint_of_one_file_is_never_mapped(monkeypatch: pytest.MonkeyPatc
     assert layers_of(half).count
 
 
-OTHER = "dd" * 32
-
-
-def said(found: list[dict[str, Any]]) -> list[str]:
-    return [caption["caption"] for caption in found]
-
-
 @pytest.mark.parametrize(
     ("family", "dtype"),
     [
@@ -273,13 +266,10 @@ def test_captions_are_those_of_resident_halves(family: str, dtype: str, tmp_path
     wave = Wave(tmp_path / "store", checkpoint(family), [clips("video", 2)], dtype=dtype)
     wave.encode()
     wave.decode(PROMPTS)
-    resident = said(wave.captions())
-    before = [wave.record_set("features", FEATURES).read(f"features-{n}").payload for n in range(2)]
-    wave.record_set("features", FEATURES).drop(["features-0", "features-1"])
+    resident, features = said(wave.captions()), payloads(wave)
     wave.settings["offload"] = True
     told = [*wave.encode(), *wave.decode(PROMPTS, OTHER)]
-    after = [wave.record_set("features", FEATURES).read(f"features-{n}").payload for n in range(2)]
-    assert after == before
+    assert payloads(wave) == features
     assert said(wave.captions(OTHER)) == resident
     fetched = [note["bytes_fetched_a_pass"] for note in told if "bytes_fetched_a_pass" in note]
     assert len(fetched) == 2 and all(fetched)

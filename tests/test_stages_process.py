@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import penstock_demo
-from artifacts.errors import CannotFit, EnvironmentFault, Killed, StageDied, UsageError
+from artifacts.errors import EnvironmentFault, Killed, StageDied, UsageError
 from stages.process import lock
 from stages.process.environment import child_environment, compiler_folder
 from stages.process.events import Event, Failed, Item, Warned
@@ -50,10 +50,6 @@ def refuses(job: dict[str, Any], report: EventReporter) -> None:
 
 def breaks(job: dict[str, Any], report: EventReporter) -> None:
     raise ValueError("something inside\nwith a second line")
-
-
-def runs_out(job: dict[str, Any], report: EventReporter) -> None:
-    raise RuntimeError("CUDA error: out of memory")
 
 
 def waits(job: dict[str, Any], report: EventReporter) -> None:
@@ -119,11 +115,6 @@ def test_a_foreign_error_is_told_in_one_line_with_its_log(tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
     assert str(tmp_path / "log") in caught.value.hint
     assert "Traceback" in (tmp_path / "log").read_text()
-
-
-def test_running_out_of_memory_is_told_as_such(tmp_path: Path) -> None:
-    with pytest.raises(CannotFit, match="out of memory"):
-        start("runs_out", tmp_path).wait()
 
 
 def test_a_killed_stage_is_resumable(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli.doctor_command import _device
-from stages.process.other_gpus import AMD, CARDS, INTEGRATED, INTEL, NVIDIA, unused_gpu
+from stages.process.other_gpus import AMD, INTEGRATED, INTEL, NVIDIA, unused_gpu
 
 
 def card(folder: Path, address: str, vendor: str, video_bytes: int = 0) -> Path:
@@ -57,4 +57,3 @@ def test_doctor_names_it_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(unused_gpu, "__defaults__", (card(tmp_path, "0000:03:00.0", AMD, 8 << 30),))
     (line,) = _device("cpu")
     assert "there is a GPU by AMD, which is not supported" in line
-    assert CARDS.is_absolute()

@@ -1,7 +1,10 @@
 """What the sift stage measures of one file: the same motion for every codec, and faults that are
 some."""
 
+import json
+import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,14 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from PIL import Image
 
+from artifacts.stamps import stamp_of
+from artifacts.store import FolderStore
 from benchmarks._shot_videos import texture
 from flows.results.sifted.marks import medium_marks
-from stages.sift.run import image_marks
+from stages.frames.job import FramesItem
+from stages.process.report import EventReporter
+from stages.sift.job import SiftJob
+from stages.sift.run import image_marks, run
 from stages.sift.video import SampledVideo, joined
 
 SIZE = (240, 136)
@@ -102,3 +110,23 @@ def test_a_picture_of_one_bit_is_said_to_be(tmp_path: Path) -> None:
     grey.convert("1").save(tmp_path / "bit.png")
     found = [medium_marks(image_marks(tmp_path / n))["bilevel"] for n in ("grey.png", "bit.png")]
     assert found == [0, 1]
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_nothing_is_stored_of_a_video_that_has_changed(
+    is_changed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.sift.video.PART", 2)  # so that there are parts to store
+    video = write(tmp_path / "a.mp4", pan(0.1, 8), "mpeg4", 8)
+    stamp, store = stamp_of(video), FolderStore(tmp_path / "store")
+    if is_changed:
+        os.utime(video, (1, 1))
+    item = FramesItem(str(video), "ab" * 32, "video", None, stamp)
+    job = SiftJob(store=str(tmp_path / "store"), namespace="cd" * 32, media=[item], workers=1)
+    reading, writing = os.pipe()
+    run(asdict(job), EventReporter(writing))
+    os.close(writing)
+    with os.fdopen(reading) as lines:
+        events = [json.loads(line)["event"] for line in lines]
+    assert events[0] == "total" and ("failure" in events) == is_changed
+    assert bool(list(store.list("marks"))) != is_changed

@@ -2,10 +2,11 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks._common import unheard
 from scripts.gpu_check.halves import Bench, numbers
 from scripts.gpu_check.rows import Row, mib, row, skipped
 from scripts.gpu_check.setting import DEMO, Setting
@@ -14,13 +15,6 @@ CLOSE = 5e-2
 """How far features in 16 bit may be from those of torch, in parts of the largest number."""
 GRAPH_BYTES = 1 << 30
 REPEATS = 20
-
-
-class Unheard:
-    """A report that nobody reads."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
 
 
 class GraphBench(Bench):
@@ -42,7 +36,7 @@ class GraphBench(Bench):
             weights={"vision": weights},
             pieces={},
         )
-        run(job_fields(job), Unheard())  # type: ignore[arg-type]
+        run(job_fields(job), unheard())
         self.engines = folder / "engines"
         self.with_graphs = job.folder
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from penstock_demo import CHECKPOINT
 from scripts.gpu_check.rows import Row, row
 from scripts.gpu_check.setting import DEMO, Setting
 
@@ -34,12 +35,7 @@ class Bench:
 
         logging.set_verbosity_error()
         self.device, self.dtype = device, dtype
-        name = (
-            Path(__file__).parents[2] / "penstock_demo" / "checkpoint"
-            if model == DEMO
-            else Path(model)
-        )
-        self.model = str(resolve_model(name, None))
+        self.model = str(resolve_model(CHECKPOINT if model == DEMO else Path(model), None))
         self.processor = load_processor(Path(self.model), False)
         self.prepared = prepare(self.processor, noise(), "x")
 

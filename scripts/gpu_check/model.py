@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from benchmarks import _models
+from benchmarks._common import unheard
 from benchmarks._models import Shape, build
 from flows.checkpoint.precision import no_bfloat16
 from scripts.gpu_check.card import stand_in
@@ -309,7 +310,6 @@ def _fp16_training(setting: Setting, folder: Path) -> Iterator[Row]:
 
     import torch
 
-    from scripts.gpu_check.graphs import Unheard
     from stages.models.encoding.batch import encode_batches
     from stages.tune.adapter import add_adapter
     from stages.tune.examples import make_example
@@ -325,8 +325,7 @@ def _fp16_training(setting: Setting, folder: Path) -> Iterator[Row]:
     trained = add_adapter(half, 16, 0)
     half.train()
     optimizer = optimizer_of(ADAMW, trained, RATE)
-    heard: Any = Unheard()
-    trainer = Trainer(half, bench.processor, trained, optimizer, heard, 2)
+    trainer = Trainer(half, bench.processor, trained, optimizer, unheard(), 2)
     losses, seconds = [], 0.0
     for _ in range(3):
         began = time.perf_counter()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
 
+from benchmarks._common import cells, heads
 from scripts.gpu_check.rows import Row, summary
 from scripts.gpu_check.setting import ROOT
 
@@ -36,9 +37,9 @@ class Result:
         )
 
 
-def terminal_lines(cells: Sequence[str]) -> list[str]:
+def terminal_lines(texts: Sequence[str]) -> list[str]:
     """One row of the table, over as many lines as its longest cell needs."""
-    columns = [wrap(cell, width) or [""] for cell, width in zip(cells, WIDTHS, strict=True)]
+    columns = [wrap(cell, width) or [""] for cell, width in zip(texts, WIDTHS, strict=True)]
     height = max(map(len, columns))
     padded = [column + [""] * (height - len(column)) for column in columns]
     lines = zip(*padded, strict=True)
@@ -50,10 +51,8 @@ def terminal_lines(cells: Sequence[str]) -> list[str]:
 
 def markdown(result: Result) -> str:
     """The table, with what it was made on above it."""
-    lines = [result.words, "", f"| {' | '.join(HEADS)} |", "|" + "---|" * len(HEADS)]
-    for each in result.rows:
-        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in each.cells)} |")
-    return "\n".join(lines) + "\n"
+    rows = (cells(cell.replace("|", "/") for cell in each.cells) for each in result.rows)
+    return "\n".join([result.words, "", heads(" | ".join(HEADS)), *rows]) + "\n"
 
 
 def put(page: str, text: str) -> str:

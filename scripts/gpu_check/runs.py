@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +12,8 @@ from typing import Any
 
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
+from benchmarks._common import PENSTOCK
 from scripts.gpu_check.setting import DEMO, Setting
-
-PENSTOCK = (sys.executable, "-m", "flows.cli.main")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
-from scripts.gpu_check.rows import Row, mib, one_line, row
-from scripts.gpu_check.runs import PENSTOCK, command, environment, good_run
+from scripts.gpu_check.rows import Row, mib, row
+from scripts.gpu_check.runs import command, environment, good_run
 from scripts.gpu_check.serving import LOOK_SECONDS, Served, served
 from scripts.gpu_check.setting import DEMO, SAMPLES, Setting
 from scripts.gpu_check.whole import AS_ON_CPU, ON_DEVICE, WAITING, alike
@@ -110,18 +110,9 @@ def _clips() -> list[Path]:
 
 def _labels(setting: Setting) -> dict[tuple[str, float], str]:
     """(file, time) → the label that the command gives a frame first."""
-    out, store = setting.folder / "labels", setting.folder / "labels-store"
-    where = ["--out", str(out), "--store", str(store)]
-    done = subprocess.run(
-        [*PENSTOCK, "label", str(SAMPLES), "--model", DEMO, "--labels", LABELS, *where],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"label ended with {done.returncode}: {one_line(done.stderr)}")
-    lines = (out / "labels.jsonl").read_text().splitlines()
+    options = (str(SAMPLES), "--model", DEMO, "--labels", LABELS)
+    done = good_run(setting, "labels", *options, verb="label")
+    lines = (done.out / "labels.jsonl").read_text().splitlines()
     return {(c["media_path"], c["time"]): str(c["top"]) for c in map(json.loads, lines)}
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu_check.runs import PENSTOCK, environment
+from benchmarks._common import PENSTOCK
+from scripts.gpu_check.runs import environment
 from scripts.gpu_check.setting import Setting
 
 LISTENS = re.compile(r"^serving on http://[^:]+:(\d+)", re.MULTILINE)

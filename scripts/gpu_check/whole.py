@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from benchmarks._common import PENSTOCK
 from flows.results.status import stages_of
 from scripts.gpu_check.rows import Row, mib, one_line, row
-from scripts.gpu_check.runs import PENSTOCK, command, environment, good_run, run
+from scripts.gpu_check.runs import command, environment, good_run, run
 from scripts.gpu_check.setting import Setting
 from stages.process import stage_process
 from stages.process.device import device_holders, device_used_bytes

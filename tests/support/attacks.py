@@ -115,7 +115,7 @@ class _Peak:
     def _follow(self) -> None:
         while not self._done.wait(LOOK_SECONDS):
             for pid in self._pids():
-                self.bytes = max(self.bytes, _anonymous(pid))
+                self.bytes = max(self.bytes, resident_bytes(pid, "RssAnon:"))
 
     def _pids(self) -> list[int]:
         found, left = [], [self._session]
@@ -128,9 +128,9 @@ class _Peak:
         return found
 
 
-def _anonymous(pid: int) -> int:
-    try:
+def resident_bytes(pid: int, *kinds: str) -> int:
+    """Memory of these kinds that a process has, as the kernel names them; 0 if it has ended."""
+    with contextlib.suppress(OSError):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(s.split()[1]) << 10 for s in lines if s.startswith("RssAnon:")), 0)
+        return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(kinds))
+    return 0

@@ -12,10 +12,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from tests.support.loopback import served
+from tests.support.loopback import QuietHandler, served
 
 SERVE = """
 import sys
@@ -134,11 +133,10 @@ def kind_of(method: str, path: str) -> str:
     return "delete" if "?delete" in path else method.lower()
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     """One connection of the program."""
 
     state: Between
-    protocol_version = "HTTP/1.1"
 
     def setup(self) -> None:
         super().setup()
@@ -188,9 +186,6 @@ class Handler(BaseHTTPRequestHandler):
         return found.status, [h for h in found.getheaders() if h[0].lower() not in dropped], answer
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = pass_on
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing."""
 
 
 def variables_of_services() -> list[str]:

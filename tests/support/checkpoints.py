@@ -4,17 +4,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support import checkpoints_whole as other
-from tests.support.families import decisive, hf, made_once, text_config
+from tests.support.families import decisive, hf, made_once, save, text_config
 from tests.support.processors import KINDS
 from tests.support.tiny_families.parts import (
     MROPE,
     NONE,
     PINPOINTS,
+    clip,
+    config_of,
+    model_of,
     patches,
+    siglip,
+    small,
     tower,
 )
-from tests.support.tiny_families.shared import OPT, PERCEIVING, qformer
+from tests.support.tiny_families.shared import (
+    BART,
+    DAVIT,
+    LLAMA4_TEXT,
+    LLAMA4_TOWER,
+    OPT,
+    PERCEIVING,
+    PIX2STRUCT_TEXT,
+    PIX2STRUCT_TOWER,
+    blip_config,
+    mllama_tower,
+    qformer,
+)
 
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
@@ -23,51 +39,53 @@ def _ids(words: Any, **names: str) -> dict[str, int]:
     return {name: words.convert_tokens_to_ids(word) for name, word in names.items()}
 
 
-def _text(words: Any, **changes: Any) -> dict[str, Any]:
-    return text_config(vocab_size=len(words), eos_token_id=1, **changes)
+def _text(words: Any, model_type: str | None = None, **changes: Any) -> dict[str, Any]:
+    kind = {"model_type": model_type} if model_type else {}
+    return text_config(vocab_size=len(words), **kind, **changes)
+
+
+def _marks(words: Any, **changes: Any) -> dict[str, Any]:
+    known = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+    return {"vocab_size": len(words), **known, **changes}
+
+
+def _blip(words: Any) -> Any:
+    return model_of(blip_config(sep_token_id=1, **_marks(words)))
 
 
 def _blip_2(words: Any) -> Any:
-    config = hf.Blip2Config(
-        vision_config=tower("blip_2_vision_model", num_channels=NONE, qkv_bias=True),
+    config = config_of(
+        "Blip2",
+        {**OPT, **_marks(words)},
+        tower("blip_2_vision_model", num_channels=NONE, qkv_bias=True),
         qformer_config=qformer("blip_2_qformer", max_position_embeddings=NONE),
-        text_config={**OPT, **other.marks(words)},
         num_query_tokens=4,
-        image_token_index=words.convert_tokens_to_ids("<image>"),
+        **_ids(words, image_token_index="<image>"),
     )
-    return hf.Blip2ForConditionalGeneration(config)
+    return model_of(config)
+
+
+def _florence2(words: Any) -> Any:
+    place = _ids(words, image_token_id="<image>")
+    return model_of(config_of("Florence2", {**BART, **_marks(words)}, DAVIT, **place))
 
 
 def _gemma3(words: Any) -> Any:
-    layers = {
-        "sliding_window": 16,
-        "layer_types": ["sliding_attention", "full_attention"],
-        "query_pre_attn_scalar": 8,
-        "head_dim": 8,
-        "rope_parameters": {"sliding_attention": ROPE, "full_attention": ROPE},
-    }
-    config = hf.Gemma3Config(
-        tie_word_embeddings=False,
-        text_config=_text(words, **layers),
-        vision_config=tower("siglip_vision_model", vision_use_head=False),
-        mm_tokens_per_image=4,
-        **_ids(words, boi_token_index="<boi>", eoi_token_index="<eoi>", image_token_id="<soft>"),
+    text = _text(
+        words,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+        query_pre_attn_scalar=8,
+        head_dim=8,
+        rope_parameters={"sliding_attention": ROPE, "full_attention": ROPE},
     )
-    return hf.Gemma3ForConditionalGeneration(config)
+    tokens = _ids(words, boi_token_index="<boi>", eoi_token_index="<eoi>", image_token_id="<soft>")
+    sizes = {"tie_word_embeddings": False, "mm_tokens_per_image": 4}
+    return model_of(config_of("Gemma3", text, siglip(), **sizes, **tokens))
 
 
 def _git(words: Any) -> Any:
-    config = hf.GitConfig(
-        vision_config=tower("git_vision_model"),
-        vocab_size=len(words),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        bos_token_id=2,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
+    config = config_of("Git", NONE, tower("git_vision_model"), **small(), **_marks(words))
     return hf.GitForCausalLM(config)
 
 
@@ -81,73 +99,103 @@ def _glm4v(words: Any) -> Any:
         video_start_token_id="<|begin_of_video|>",
         video_end_token_id="<|end_of_video|>",
     )
-    config = hf.Glm4vConfig(
-        text_config=_text(words, rope_parameters=MROPE),
-        vision_config=patches(image_size=16, intermediate_size=64),
-        **tokens,
+    text, vision = _text(words, rope_parameters=MROPE), patches(image_size=16)
+    return model_of(config_of("Glm4v", text, vision, **tokens))
+
+
+def _asking(words: Any, prefix: str, place: str) -> Any:
+    asker = qformer(f"{prefix.lower()}_qformer", vocab_size=len(words), max_position_embeddings=512)
+    config = config_of(
+        prefix,
+        {**OPT, **_marks(words)},
+        tower(f"{prefix.lower()}_vision_model", num_channels=NONE, qkv_bias=True),
+        qformer_config=asker,
+        num_query_tokens=4,
+        **_ids(words, **{f"{place}_token_index": f"<{place}>"}),
     )
-    return hf.Glm4vForConditionalGeneration(config)
+    return model_of(config)
 
 
 def _internvl(words: Any) -> Any:
     vision = tower("internvl_vision", image_size=[32, 32], patch_size=[8, 8])
-    config = hf.InternVLConfig(
-        vision_config=vision,
-        text_config=_text(words, model_type="qwen2"),
-        image_seq_length=4,
-        **_ids(words, image_token_id="<IMG_CONTEXT>"),
+    place = _ids(words, image_token_id="<IMG_CONTEXT>")
+    return model_of(
+        config_of("InternVL", _text(words, "qwen2"), vision, image_seq_length=4, **place)
     )
-    return hf.InternVLForConditionalGeneration(config)
+
+
+def _llama4(words: Any) -> Any:
+    tokens = _ids(
+        words,
+        image_token_index="<|patch|>",
+        boi_token_index="<|image_start|>",
+        eoi_token_index="<|image_end|>",
+    )
+    text = _text(words, head_dim=8, **LLAMA4_TEXT)
+    return model_of(
+        config_of("Llama4", text, {**LLAMA4_TOWER, "pixel_shuffle_ratio": 0.5}, **tokens)
+    )
 
 
 def _llava_next(words: Any) -> Any:
-    config = hf.LlavaNextConfig(
-        vision_config=tower("clip_vision_model", projection_dim=32),
-        text_config=_text(words, model_type="llama"),
-        image_grid_pinpoints=PINPOINTS,
-        **_ids(words, image_token_index="<image>"),
-    )
-    return hf.LlavaNextForConditionalGeneration(config)
+    place = _ids(words, image_token_index="<image>")
+    text = _text(words, "llama")
+    return model_of(config_of("LlavaNext", text, clip(), image_grid_pinpoints=PINPOINTS, **place))
+
+
+def _mllama(words: Any) -> Any:
+    text = text_config(cross_attention_layers=[1], **_marks(words))
+    place = _ids(words, image_token_index="<|image|>")
+    model = model_of(config_of("Mllama", text, mllama_tower(max_num_tiles=4), **place))
+    for name, gate in model.named_parameters():
+        if "gate" in name and gate.ndim == 1:  # closed at first: no picture would be seen
+            gate.data.fill_(1.0)
+    return model
 
 
 def _paligemma(words: Any) -> Any:
-    config = hf.PaliGemmaConfig(
+    config = config_of(
+        "PaliGemma",
+        _text(words, "gemma", num_key_value_heads=1, head_dim=8),
+        siglip(projection_dim=32),
         tie_word_embeddings=False,
-        text_config=_text(words, model_type="gemma", num_key_value_heads=1, head_dim=8),
-        vision_config=tower("siglip_vision_model", vision_use_head=False, projection_dim=32),
         projection_dim=32,
         hidden_size=32,
         **_ids(words, image_token_index="<image>"),
     )
-    return hf.PaliGemmaForConditionalGeneration(config)
+    return model_of(config)
 
 
 def _perception_lm(words: Any) -> Any:
-    config = hf.PerceptionLMConfig(
-        vision_config=PERCEIVING,
-        text_config=_text(words, model_type="llama"),
-        projector_pooling_ratio=2,
-        **_ids(words, image_token_id="<|image|>", video_token_id="<|video|>"),
+    places = _ids(words, image_token_id="<|image|>", video_token_id="<|video|>")
+    text = _text(words, "llama")
+    return model_of(
+        config_of("PerceptionLM", text, PERCEIVING, projector_pooling_ratio=2, **places)
     )
-    return hf.PerceptionLMForConditionalGeneration(config)
+
+
+def _pix2struct(words: Any) -> Any:
+    text = {**PIX2STRUCT_TEXT, **_marks(words, decoder_start_token_id=0)}
+    vision = {**PIX2STRUCT_TOWER, "patch_embed_hidden_size": 8 * 8 * 3, "seq_len": 64}
+    return model_of(config_of("Pix2Struct", text, vision))
 
 
 MODELS: dict[str, Callable[[Any], Any]] = {
-    "blip": other.blip,
+    "blip": _blip,
     "blip_2": _blip_2,
-    "florence2": other.florence2,
+    "florence2": _florence2,
     "gemma3": _gemma3,
     "git": _git,
     "glm4v": _glm4v,
-    "instructblip": other.instructblip,
-    "instructblipvideo": other.instructblipvideo,
+    "instructblip": lambda words: _asking(words, "InstructBlip", "image"),
+    "instructblipvideo": lambda words: _asking(words, "InstructBlipVideo", "video"),
     "internvl": _internvl,
-    "llama4": other.llama4,
+    "llama4": _llama4,
     "llava_next": _llava_next,
-    "mllama": other.mllama,
+    "mllama": _mllama,
     "paligemma": _paligemma,
     "perception_lm": _perception_lm,
-    "pix2struct": other.pix2struct,
+    "pix2struct": _pix2struct,
 }
 """Family -> makes its tiny model for the processor's tokenizer."""
 
@@ -156,8 +204,4 @@ MODELS: dict[str, Callable[[Any], Any]] = {
 def whole_checkpoint(folder: Path, family: str) -> None:
     """The family's model and processor."""
     processor = KINDS[family].build()
-    model = decisive(MODELS[family](processor.tokenizer))
-    model.generation_config.eos_token_id = 1
-    model.generation_config.pad_token_id = 0
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save(folder, decisive(MODELS[family](processor.tokenizer)), processor)

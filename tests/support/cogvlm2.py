@@ -1,25 +1,18 @@
 """Tiny CogVLM2 folders in the published layout: flat config.json, published names of tensors, and a
 byte-level BPE tokenizer trained by Llama 3's rule. Needs no network."""
 
-import atexit
-import functools
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from tests.support.families import hf
+from tests.support.evaclip import Drawn, Weights
+from tests.support.families import hf, made_once
+from tests.support.tiny_tokenizers import LLAMA3, split
 
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""Rule by which Llama 3 splits text before bytes are merged: digits stand apart from letters."""
 SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>")
 """Its tokens that the model uses, in their order: begin, end, and what stands for a picture."""
 PLAIN = 300
@@ -30,7 +23,7 @@ CORPUS = (
     "Question: Describe this image in detail. Answer: 12 birds fly above 3 houses.",
 )
 WIDTH, INNER, LAYERS, HEADS, KEYS = 64, 96, 3, 4, 2
-SEEN = {
+SEEN: dict[str, Any] = {
     "dropout_prob": 0.0,
     "hidden_act": "gelu",
     "hidden_size": 48,
@@ -75,40 +68,26 @@ def config(experts: bool) -> dict[str, Any]:
     }
 
 
-class Drawn:
-    """Random tensors, each drawn after the one before."""
-
-    def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, *shape: int, std: float | None = None) -> torch.Tensor:
-        scale = shape[-1] ** -0.5 * 1.6 if std is None else std
-        return torch.randn(*shape, generator=self._generator) * scale
-
-    def norm(self, width: int) -> torch.Tensor:
-        return 1 + self(width, std=0.1)
-
-
-def weights(experts: bool, seed: int = 0) -> dict[str, torch.Tensor]:
+def weights(experts: bool) -> Weights:
     """Tensors under their published names, in the order in which the reference's were drawn."""
-    draw = Drawn(seed)
+    draw = Drawn(gain=1.6, spread=0.1)
     made = {
         "model.embed_tokens.weight": draw(320, WIDTH, std=1.0),
         "lm_head.weight": draw(320, WIDTH),
-        "model.norm.weight": draw.norm(WIDTH),
+        **draw.norm("model.norm", WIDTH, bias=False),
     }
     for index in range(LAYERS):
         made |= _layer(f"model.layers.{index}.", experts, draw)
     return made | _vision("model.vision.", draw)
 
 
-def _layer(path: str, experts: bool, draw: Drawn) -> dict[str, torch.Tensor]:
+def _layer(path: str, experts: bool, draw: Drawn) -> Weights:
     head = WIDTH // HEADS
     fused = WIDTH + 2 * KEYS * head
     attention = f"{path}self_attn."
     made = {
-        f"{path}input_layernorm.weight": draw.norm(WIDTH),
-        f"{path}post_attention_layernorm.weight": draw.norm(WIDTH),
+        **draw.norm(f"{path}input_layernorm", WIDTH, bias=False),
+        **draw.norm(f"{path}post_attention_layernorm", WIDTH, bias=False),
         f"{attention}language_expert_query_key_value.weight": draw(fused, WIDTH),
         f"{attention}language_expert_dense.weight": draw(WIDTH, WIDTH),
     }
@@ -128,14 +107,13 @@ def _layer(path: str, experts: bool, draw: Drawn) -> dict[str, torch.Tensor]:
     return {**made, f"{attention}rotary_emb.inv_freq": frequencies}
 
 
-def _vision(path: str, draw: Drawn) -> dict[str, torch.Tensor]:
-    width, inner, positions = (
-        SEEN[n] for n in ("hidden_size", "intermediate_size", "num_positions")
-    )
-    assert isinstance(width, int) and isinstance(inner, int) and isinstance(positions, int)
+def _vision(path: str, draw: Drawn) -> Weights:
+    width, inner = SEEN["hidden_size"], SEEN["intermediate_size"]
     made = {
         f"{path}patch_embedding.cls_embedding": draw(1, width, std=0.5),
-        f"{path}patch_embedding.position_embedding.weight": draw(positions, width, std=0.5),
+        f"{path}patch_embedding.position_embedding.weight": draw(
+            SEEN["num_positions"], width, std=0.5
+        ),
         f"{path}patch_embedding.proj.weight": draw(width, 3, 14, 14, std=0.06),
         f"{path}patch_embedding.proj.bias": draw(width, std=0.1),
     }
@@ -147,18 +125,15 @@ def _vision(path: str, draw: Drawn) -> dict[str, torch.Tensor]:
             ("mlp.fc1", inner, width),
             ("mlp.fc2", width, inner),
         ):
-            made[f"{layer}{name}.weight"] = draw(rows, columns)
-            made[f"{layer}{name}.bias"] = draw(rows, std=0.1)
+            made |= draw.linear(f"{layer}{name}", rows, columns)
         for name in ("input_layernorm", "post_attention_layernorm"):
-            made[f"{layer}{name}.weight"] = draw.norm(width)
-            made[f"{layer}{name}.bias"] = draw(width, std=0.1)
+            made |= draw.norm(f"{layer}{name}", width)
     return {
         **made,
         f"{path}conv.weight": draw(width, width, 2, 2, std=0.1),
         f"{path}conv.bias": draw(width, std=0.1),
         f"{path}linear_proj.linear_proj.weight": draw(WIDTH, width),
-        f"{path}linear_proj.norm1.weight": draw.norm(WIDTH),
-        f"{path}linear_proj.norm1.bias": draw(WIDTH, std=0.1),
+        **draw.norm(f"{path}linear_proj.norm1", WIDTH),
         f"{path}linear_proj.dense_h_to_4h.weight": draw(INNER, WIDTH),
         f"{path}linear_proj.gate_proj.weight": draw(INNER, WIDTH),
         f"{path}linear_proj.dense_4h_to_h.weight": draw(WIDTH, INNER),
@@ -172,7 +147,7 @@ def tokenizer() -> Any:
     core = Tokenizer(models.BPE(ignore_merges=True))
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            split(LLAMA3),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -194,21 +169,23 @@ def tokenizer() -> Any:
     )
 
 
-def make_folder(folder: Path, experts: bool = False, seed: int = 0) -> Path:
+def make_folder(folder: Path, experts: bool = False) -> Path:
     """A folder as it is published, with a program in it that must not run."""
     folder.mkdir(parents=True)
     tokenizer().save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config(experts)))
     for name in ("configuration_cogvlm.py", "modeling_cogvlm.py"):
         (folder / name).write_text("raise SystemExit('must not run')\n")
-    made = {name: tensor.contiguous() for name, tensor in weights(experts, seed).items()}
+    made = {name: tensor.contiguous() for name, tensor in weights(experts).items()}
     save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
-@functools.cache
 def published(experts: bool = False) -> Path:
-    """Such a folder, until the tests end; nobody may change it."""
-    root = Path(tempfile.mkdtemp(prefix="penstock-cogvlm2-"))
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
-    return make_folder(root / ("experts" if experts else "video"), experts)
+    """Such a folder, not to be written to."""
+    return _published("experts" if experts else "video")
+
+
+@made_once
+def _published(folder: Path, kind: str) -> None:
+    make_folder(folder, kind == "experts")

@@ -7,29 +7,18 @@ from typing import Any
 import torch
 
 from tests.support.families import hf, tokenizer
+from tests.support.tiny_families.parts import small
 
 SIDE, PATCH, WORDS = 32, 8, 99
-TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "projection_dim": 24,
-    "vocab_size": WORDS,
-    "max_position_embeddings": 40,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "projection_dim": 24,
-    "image_size": SIDE,
-    "patch_size": PATCH,
-}
+TEXT = small(
+    projection_dim=24,
+    vocab_size=WORDS,
+    max_position_embeddings=40,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+)
+VISION = small(projection_dim=24, image_size=SIDE, patch_size=PATCH)
 CONVOLVING = {
     "image_size": SIDE,
     "width_coefficient": 1.0,
@@ -74,9 +63,9 @@ def config_of(name: str) -> Any:
     return cls(**two)
 
 
-def tiny(name: str, seed: int = 0) -> Any:
+def tiny(name: str) -> Any:
     """A model of that class; weights that begin at nothing are drawn too."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = getattr(hf, names()[name])(config_of(name)).eval()
     with torch.no_grad():
         for weight in model.parameters():

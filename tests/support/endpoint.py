@@ -47,7 +47,6 @@ FOR_GOOD: dict[str, tuple[int, Any]] = {
     "surrogate": (200, {"choices": [{"message": {"content": "\ud800"}, "finish_reason": "stop"}]}),
 }
 """Status and body of every answer to an item."""
-OTHERS = ("huge", "slow", "swapped", "late", "two", "two late")
 
 
 def told(digest: str, model: str = "m", fingerprint: str | None = "f1") -> dict[str, Any]:
@@ -176,7 +175,7 @@ class StandIn:
             writer.write(ONCE[name])
             return name not in CLOSING and "content-length: 1" not in ONCE[name].decode("latin-1")
         elif before == 0 and name in OTHERS:
-            return await _OTHERS[name](self, digest, headers, writer)
+            return await OTHERS[name](self, digest, headers, writer)
         else:
             _write(writer, 200, told(digest))
         await writer.drain()
@@ -206,18 +205,18 @@ class StandIn:
         _write(writer, 200, told("of another"), f"x-request-id: {others[-1]}\r\n")
         return True
 
-    async def _late(self, digest: str, headers: Headers, writer: asyncio.StreamWriter) -> bool:
+    async def _late(self, digest: str, _: Headers, writer: asyncio.StreamWriter) -> bool:
         await asyncio.sleep(0.3)
         _write(writer, 200, told(digest))
         return True
 
-    async def _two(self, digest: str, headers: Headers, writer: asyncio.StreamWriter) -> bool:
+    async def _two(self, digest: str, _: Headers, writer: asyncio.StreamWriter) -> bool:
         """Answer once more than there are requests."""
         _write(writer, 200, told(digest))
         _write(writer, 200, told("of another"))
         return True
 
-    async def _two_late(self, digest: str, headers: Headers, writer: asyncio.StreamWriter) -> bool:
+    async def _two_late(self, digest: str, _: Headers, writer: asyncio.StreamWriter) -> bool:
         _write(writer, 200, told(digest))
         await writer.drain()
         await asyncio.sleep(0.001)
@@ -225,7 +224,7 @@ class StandIn:
         return True
 
 
-_OTHERS: dict[str, Callable[..., Awaitable[bool]]] = {
+OTHERS: dict[str, Callable[..., Awaitable[bool]]] = {
     "huge": StandIn._huge,
     "slow": StandIn._slow,
     "swapped": StandIn._swapped,

@@ -47,21 +47,24 @@ LAYOUTS = {
 
 
 class Drawn:
-    """Random tensors, each drawn after the one before."""
+    """Random tensors, each drawn after the one before. `gain`: of matrices; `spread`: standard
+    deviation of biases, and of the weights of norms around 1."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, gain: float = 1.0, spread: float = 0.2) -> None:
         self._generator = torch.Generator().manual_seed(seed)
+        self._gain, self._spread = gain, spread
 
     def __call__(self, *shape: int, std: float | None = None) -> torch.Tensor:
-        scale = shape[-1] ** -0.5 if std is None else std
+        scale = shape[-1] ** -0.5 * self._gain if std is None else std
         return torch.randn(*shape, generator=self._generator) * scale
 
     def linear(self, name: str, rows: int, columns: int) -> Weights:
-        return {f"{name}.weight": self(rows, columns), f"{name}.bias": self(rows, std=0.2)}
+        weight = {f"{name}.weight": self(rows, columns)}
+        return {**weight, f"{name}.bias": self(rows, std=self._spread)}
 
     def norm(self, name: str, width: int, bias: bool = True) -> Weights:
-        made = {f"{name}.weight": 1 + self(width, std=0.2)}
-        return {**made, f"{name}.bias": self(width, std=0.2)} if bias else made
+        made = {f"{name}.weight": 1 + self(width, std=self._spread)}
+        return {**made, f"{name}.bias": self(width, std=self._spread)} if bias else made
 
 
 def original(layout: Layout) -> Weights:
@@ -162,11 +165,11 @@ def drawn_pixels(layout: Layout, count: int = 3) -> torch.Tensor:
     return Drawn(1)(count, 3, layout.side, layout.side, std=1.0)
 
 
-def drawn_ids(count: int = 3) -> torch.Tensor:
-    """Texts of several lengths, each with the end of text behind it, and nothing after it."""
-    ids = torch.randint(0, VOCABULARY - 2, (count, 9), generator=torch.Generator().manual_seed(2))
+def drawn_ids() -> torch.Tensor:
+    """Three texts of several lengths, each with the end of text behind it, and nothing after it."""
+    ids = torch.randint(0, VOCABULARY - 2, (3, 9), generator=torch.Generator().manual_seed(2))
     ids[:, 0] = VOCABULARY - 2
-    for row in range(count):
+    for row in range(3):
         ids[row, 8 - row] = VOCABULARY - 1
         ids[row, 9 - row :] = 0
     return ids

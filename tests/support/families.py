@@ -3,7 +3,6 @@
 import atexit
 import functools
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -11,18 +10,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from tests.support.tiny_families.parts import MROPE, PINPOINTS, patches, tower
+from tests.support.tiny_families import parts
+from tests.support.tiny_families.parts import (
+    INTERLEAVED,
+    MROPE,
+    NONE,
+    PINPOINTS,
+    clip,
+    config_of,
+    model_of,
+    patches,
+    siglip,
+    text,
+    tower,
+)
 
-hf: Any = transformers
+hf: Any = parts.hf
 hf.utils.logging.disable_progress_bar()
 # Models this small are slower on more threads, several times so on a busy machine.
 torch.set_num_threads(1)
 
-VISION_MARKS = ("<|vision_start|>", "<|vision_end|>")
+QWEN_MARKS = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+QWEN_SIZE = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
 QWEN_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"
     "{% if c['type'] == 'text' %}{{ c['text'] }}{% else %}"
@@ -39,137 +58,114 @@ SMOL_TEMPLATE = (
     "{% endfor %}<end_of_utterance>\n{% endfor %}Assistant:"
 )
 VOCABULARY = 288
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def byte_tokenizer(vocabulary: dict[str, int], unknown: str | None = None, **special: Any) -> Any:
+    """A tokenizer whose words are bytes; `special` says what its special tokens are for."""
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=unknown))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return hf.PreTrainedTokenizerFast(tokenizer_object=core, padding_side="left", **special)
+
+
+def numbered(*names: str) -> dict[str, int]:
+    """The ids of special tokens, and of all bytes after them."""
+    return {name: index for index, name in enumerate([*names, *ALPHABET])}
 
 
 def tokenizer(special: tuple[str, ...], template: str, bos: str | None = None) -> Any:
     """Bytes as tokens, and the family's own special tokens."""
-    names = ["<pad>", "<eos>", *special]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {name: index for index, name in enumerate([*names, *alphabet])}
+    vocabulary = numbered("<pad>", "<eos>", *special)
     assert len(vocabulary) <= VOCABULARY
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    made: Any = hf.PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        bos_token=bos,
-        additional_special_tokens=list(special),
-        padding_side="left",
-    )
+    marks = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": bos}
+    made = byte_tokenizer(vocabulary, **marks, additional_special_tokens=list(special))
     made.chat_template = template
     return made
 
 
 def text_config(**changes: Any) -> dict[str, Any]:
-    base = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": 4096,
-        "bos_token_id": None,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
+    sizes = {"head_dim": NONE, "vocab_size": VOCABULARY, "max_position_embeddings": 4096}
+    return text(**{**sizes, "bos_token_id": None, "eos_token_id": 1, **changes})
+
+
+def decisive(model: Any) -> Any:
+    """Weights of unit gain, also of tied embeddings."""
+    return parts.decisive(model, ("embed_tokens", "position_embedding"), tied_spread=1.0)
+
+
+def save(folder: Path, model: Any, processor: Any) -> None:
+    """Save both as one checkpoint, whose model ends with the processor's `<eos>`."""
+    model.generation_config.eos_token_id = 1
+    model.generation_config.pad_token_id = 0
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def qwen_ids(words: Any) -> dict[str, int]:
+    """What the configuration of a Qwen-VL says of its tokenizer."""
+    names = {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
     }
-    return {**base, **changes}
+    return {name: words.convert_tokens_to_ids(word) for name, word in names.items()}
 
 
-def decisive(model: Any, seed: int = 1) -> Any:
-    """Weights of unit gain, so that what a model says depends on what it sees."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim >= 2:
-                embeds = "embed_tokens" in name or "position_embedding" in name
-                fan = max(1, weight[0].numel() if weight.ndim != 3 else min(weight.shape[-2:]))
-                std = 1.0 if embeds else 1.5 / math.sqrt(fan)
-                weight.copy_(torch.randn(weight.shape, generator=generator) * std)
-            elif name.endswith("bias"):
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
-    return model.eval()
-
-
-def _qwen(folder: Path, config: Any, model: Any, processor: Any, image: Any, video: Any) -> None:
-    marks = ("<|im_start|>", "<|im_end|>", *VISION_MARKS, "<|image_pad|>", "<|video_pad|>")
-    words = tokenizer(marks, QWEN_TEMPLATE)
-    token = words.convert_tokens_to_ids
-    settings = config(
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-    )
+def _qwen(folder: Path, prefix: str, text: Any, vision: Any, video: Any, size: Any) -> None:
+    words = tokenizer(QWEN_MARKS, QWEN_TEMPLATE)
     common = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
-    size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
-    frames = {"shortest_edge": 2 * 16 * 16, "longest_edge": 64 * 32 * 32}
-    many = size if video is hf.Qwen2VLVideoProcessor else frames
-    extra = {"cap_pixels_per_frame": False}
-    _save(
-        folder,
-        decisive(model(settings)),
-        processor(
-            image_processor=image(size=size, **common),
-            tokenizer=words,
-            video_processor=video(size=many, min_frames=2, max_frames=16, **common, **extra),
-            chat_template=QWEN_TEMPLATE,
-        ),
+    sampling = {"min_frames": 2, "max_frames": 16, "cap_pixels_per_frame": False}
+    processor = getattr(hf, f"{prefix}Processor")(
+        image_processor=hf.Qwen2VLImageProcessor(size=QWEN_SIZE, **common),
+        tokenizer=words,
+        video_processor=video(size=size, **common, **sampling),
+        chat_template=QWEN_TEMPLATE,
     )
+    model = model_of(config_of(prefix, text, vision, **qwen_ids(words)))
+    save(folder, decisive(model), processor)
 
 
 def qwen2_5_vl(folder: Path) -> None:
-    def config(**tokens: int) -> Any:
-        return hf.Qwen2_5_VLConfig(
-            text_config=text_config(rope_parameters=MROPE),
-            vision_config=patches(window_size=16, fullatt_block_indexes=[1]),
-            **tokens,
-        )
-
-    parts = (hf.Qwen2_5_VLProcessor, hf.Qwen2VLImageProcessor, hf.Qwen2VLVideoProcessor)
-    _qwen(folder, config, hf.Qwen2_5_VLForConditionalGeneration, *parts)
+    text = text_config(rope_parameters=MROPE)
+    vision = patches(window_size=16, fullatt_block_indexes=[1])
+    _qwen(folder, "Qwen2_5_VL", text, vision, hf.Qwen2VLVideoProcessor, QWEN_SIZE)
 
 
 def qwen3_vl(folder: Path) -> None:
-    def config(**tokens: int) -> Any:
-        rope = {**MROPE, "mrope_interleaved": True}
-        layers = {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
-        return hf.Qwen3VLConfig(
-            text_config=text_config(rope_parameters=rope, num_hidden_layers=3, head_dim=8),
-            vision_config=patches(**layers),
-            **tokens,
-        )
-
-    parts = (hf.Qwen3VLProcessor, hf.Qwen2VLImageProcessor, hf.Qwen3VLVideoProcessor)
-    _qwen(folder, config, hf.Qwen3VLForConditionalGeneration, *parts)
+    text = text_config(rope_parameters=INTERLEAVED, num_hidden_layers=3, head_dim=8)
+    vision = patches(num_position_embeddings=16, deepstack_visual_indexes=[0, 1])
+    size = {"shortest_edge": 2 * 16 * 16, "longest_edge": 64 * 32 * 32}
+    _qwen(folder, "Qwen3VL", text, vision, hf.Qwen3VLVideoProcessor, size)
 
 
-def llava(folder: Path) -> None:
-    words = tokenizer(("<image>", "<s>"), LLAVA_TEMPLATE, bos="<s>")
-    config = hf.LlavaConfig(
-        vision_config=tower("clip_vision_model", projection_dim=32),
-        text_config=text_config(model_type="llama"),
-        image_token_index=words.convert_tokens_to_ids("<image>"),
-    )
-    image = hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    processor = hf.LlavaProcessor(
-        image_processor=image,
+def llava_processor(words: Any, edge: int, patch: int) -> Any:
+    """LLaVA's, for pictures of that edge, cut in patches of that edge."""
+    square = {"height": edge, "width": edge}
+    return hf.LlavaProcessor(
+        image_processor=hf.CLIPImageProcessor(size={"shortest_edge": edge}, crop_size=square),
         tokenizer=words,
-        patch_size=8,
+        patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=LLAVA_TEMPLATE,
     )
-    _save(folder, decisive(hf.LlavaForConditionalGeneration(config)), processor)
+
+
+def llava(folder: Path) -> None:
+    words = tokenizer(("<image>", "<s>"), LLAVA_TEMPLATE, bos="<s>")
+    place = words.convert_tokens_to_ids("<image>")
+    config = config_of("Llava", text_config(model_type="llama"), clip(), image_token_index=place)
+    save(folder, decisive(model_of(config)), llava_processor(words, 32, 8))
 
 
 def llava_onevision(folder: Path) -> None:
     words = tokenizer(("<image>", "<video>"), LLAVA_TEMPLATE)
-    config = hf.LlavaOnevisionConfig(
-        vision_config=tower("siglip_vision_model", vision_use_head=False),
-        text_config=text_config(model_type="qwen2"),
+    config = config_of(
+        "LlavaOnevision",
+        text_config(model_type="qwen2"),
+        siglip(),
         image_grid_pinpoints=PINPOINTS,
         image_token_index=words.convert_tokens_to_ids("<image>"),
         video_token_index=words.convert_tokens_to_ids("<video>"),
@@ -185,16 +181,17 @@ def llava_onevision(folder: Path) -> None:
         vision_feature_select_strategy="full",
         chat_template=LLAVA_TEMPLATE,
     )
-    _save(folder, decisive(hf.LlavaOnevisionForConditionalGeneration(config)), processor)
+    save(folder, decisive(model_of(config)), processor)
 
 
 def smolvlm(folder: Path) -> None:
     marks = ("<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<image>")
     tiles = tuple(f"<row_{row}_col_{col}>" for row in (1, 2) for col in (1, 2))
     words = tokenizer((*marks, "<video>", "<global-img>", *tiles), SMOL_TEMPLATE)
-    config = hf.SmolVLMConfig(
-        vision_config=tower("smolvlm_vision"),
-        text_config=text_config(model_type="llama"),
+    config = config_of(
+        "SmolVLM",
+        text_config(model_type="llama"),
+        tower("smolvlm_vision"),
         image_token_id=words.convert_tokens_to_ids("<image>"),
         scale_factor=2,
     )
@@ -207,7 +204,7 @@ def smolvlm(folder: Path) -> None:
         image_seq_len=4,
         chat_template=SMOL_TEMPLATE,
     )
-    _save(folder, decisive(hf.SmolVLMForConditionalGeneration(config)), processor)
+    save(folder, decisive(model_of(config)), processor)
 
 
 def copy_of(family: str, to: Path, **changes: Any) -> Path:
@@ -232,13 +229,6 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
     save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _save(folder: Path, model: Any, processor: Any) -> None:
-    model.generation_config.eos_token_id = 1
-    model.generation_config.pad_token_id = 0
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-
-
 BUILDERS: dict[str, Callable[[Path], None]] = {
     "llava": llava,
     "llava_onevision": llava_onevision,
@@ -250,15 +240,15 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
 
 
 def made_once(build: Callable[..., object]) -> Callable[..., Path]:
-    """Have what `build(folder, name, ...)` writes made once a process, which takes a tenth of a
-    second; not to be written to."""
+    """Have what `build(folder, ...)` writes made once a process, which takes a tenth of a second;
+    not to be written to."""
 
     @functools.cache
-    def folder_of(name: str, *rest: Any) -> Path:
+    def folder_of(*given: Any) -> Path:
         root = tempfile.TemporaryDirectory()
         atexit.register(root.cleanup)
-        folder = Path(root.name) / name
-        build(folder, name, *rest)
+        folder = Path(root.name) / str(given[0] if given else "made")
+        build(folder, *given)
         return folder
 
     return folder_of

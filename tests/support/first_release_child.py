@@ -10,9 +10,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.support.families import QWEN_TEMPLATE, VISION_MARKS, decisive, hf, tokenizer
+from tests.support.families import (
+    QWEN_MARKS,
+    QWEN_TEMPLATE,
+    decisive,
+    hf,
+    qwen_ids,
+    save,
+    text_config,
+    tokenizer,
+)
+from tests.support.tiny_families.parts import NONE, config_of, patches
 
-MARKS = ("<|im_start|>", "<|im_end|>", *VISION_MARKS, "<|image_pad|>", "<|video_pad|>")
 PATCHES = {"temporal_patch_size": 2, "merge_size": 2}
 PIXELS = {"min_pixels": 3136, "max_pixels": 12845056}
 """Of the published checkpoints of Qwen2-VL and Qwen2.5-VL."""
@@ -23,12 +32,12 @@ CLASSES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3
 def words() -> Any:
     """Bytes as tokens, in the class that the published ones have."""
     return hf.Qwen2TokenizerFast(
-        tokenizer_object=tokenizer(MARKS, QWEN_TEMPLATE).backend_tokenizer,
+        tokenizer_object=tokenizer(QWEN_MARKS, QWEN_TEMPLATE).backend_tokenizer,
         unk_token=None,
         bos_token=None,
         eos_token="<eos>",
         pad_token="<pad>",
-        additional_special_tokens=list(MARKS),
+        additional_special_tokens=list(QWEN_MARKS),
         clean_up_tokenization_spaces=False,
         padding_side="left",
     )
@@ -44,67 +53,30 @@ def speaking_plainly(model: Any, vocabulary: dict[str, int]) -> Any:
     return model
 
 
-def text_settings() -> dict[str, Any]:
-    return {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 288,
-        "max_position_embeddings": 32768,
-        "rope_theta": 10000.0,
-        "bos_token_id": None,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
-    }
-
-
-def tower_settings(**changes: Any) -> dict[str, Any]:
-    base = {
-        "depth": 2,
-        "hidden_size": 32,
-        "num_heads": 4,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-    }
-    return {**base, **changes}
+TEXT = text_config(max_position_embeddings=32768, rope_theta=10000.0)
 
 
 def qwen2_vl(tokens: dict[str, int]) -> tuple[Any, Any]:
-    tower = tower_settings(embed_dim=32, mlp_ratio=2, patch_size=14)
+    none = {"intermediate_size": NONE, "out_hidden_size": NONE}
+    tower = patches(depth=2, embed_dim=32, mlp_ratio=2, patch_size=14, **none)
     rope = {"type": "mrope", "mrope_section": [2, 1, 1]}
-    config = hf.Qwen2VLConfig(vision_config=tower, rope_scaling=rope, **text_settings(), **tokens)
+    config = hf.Qwen2VLConfig(vision_config=tower, rope_scaling=rope, **TEXT, **tokens)
     return config, hf.Qwen2VLProcessor(hf.Qwen2VLImageProcessor(**PIXELS, **PATCHES), words())
 
 
 def qwen2_5_vl(tokens: dict[str, int]) -> tuple[Any, Any]:
-    tower = tower_settings(
-        intermediate_size=64,
-        out_hidden_size=32,
-        patch_size=14,
-        tokens_per_second=2,
-        window_size=112,
-        fullatt_block_indexes=[1],
-    )
+    windows = {"window_size": 112, "fullatt_block_indexes": [1]}
+    tower = patches(depth=2, patch_size=14, tokens_per_second=2, **windows)
     rope = {"type": "mrope", "mrope_section": [2, 1, 1]}
-    config = hf.Qwen2_5_VLConfig(
-        vision_config=tower, rope_scaling=rope, **text_settings(), **tokens
-    )
+    config = hf.Qwen2_5_VLConfig(vision_config=tower, rope_scaling=rope, **TEXT, **tokens)
     return config, hf.Qwen2_5_VLProcessor(hf.Qwen2VLImageProcessor(**PIXELS, **PATCHES), words())
 
 
 def qwen3_vl(tokens: dict[str, int]) -> tuple[Any, Any]:
-    tower = tower_settings(
-        intermediate_size=64,
-        out_hidden_size=32,
-        patch_size=16,
-        num_position_embeddings=16,
-        deepstack_visual_indexes=[0, 1],
-    )
+    layers = {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True}
-    text = {**text_settings(), "head_dim": 8, "rope_scaling": rope}
-    config = hf.Qwen3VLConfig(text_config=text, vision_config=tower, **tokens)
+    text = {**TEXT, "head_dim": 8, "rope_scaling": rope}
+    config = config_of("Qwen3VL", text, patches(depth=2, patch_size=16, **layers), **tokens)
     image = {"patch_size": 16, "size": {"shortest_edge": 65536, "longest_edge": 16777216}}
     video = {"patch_size": 16, "size": {"shortest_edge": 4096, "longest_edge": 25165824}}
     processor = hf.Qwen3VLProcessor(
@@ -121,21 +93,10 @@ BUILDERS = {"qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl
 
 
 def build(family: str, folder: Path) -> None:
-    token = words().convert_tokens_to_ids
-    tokens = {
-        "image_token_id": token("<|image_pad|>"),
-        "video_token_id": token("<|video_pad|>"),
-        "vision_start_token_id": token("<|vision_start|>"),
-        "vision_end_token_id": token("<|vision_end|>"),
-    }
-    config, processor = BUILDERS[family](tokens)
+    config, processor = BUILDERS[family](qwen_ids(words()))
     model = decisive(getattr(hf, f"{CLASSES[family]}ForConditionalGeneration")(config))
-    model = speaking_plainly(model, words().get_vocab())
-    model.generation_config.eos_token_id = 1
-    model.generation_config.pad_token_id = 0
-    model.save_pretrained(folder)
     processor.chat_template = QWEN_TEMPLATE
-    processor.save_pretrained(folder)
+    save(folder, speaking_plainly(model, words().get_vocab()), processor)
 
 
 def process(processor: Any, family: str, question: dict[str, Any], frames: Any) -> Any:

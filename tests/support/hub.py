@@ -5,12 +5,12 @@ import contextlib
 import hashlib
 import json
 import re
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.support.loopback import QuietHandler, served
 
 COMMIT = "c0ffee" + "0" * 34
 """The one commit of every repository here."""
@@ -105,9 +105,7 @@ def serve(
     """The repositories under their ids; `broken` is a status that every request gets instead, or
     0 to hang up without an answer."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             hub.asked.append(f"{self.command} {path}")
@@ -144,21 +142,11 @@ def serve(
                         hub.sent[answer.name] += len(block)
                     time.sleep(hub.trouble.seconds_a_block)
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    # Another host by name, as the hub's storage is: the client does not follow it unasked.
-    storage = f"http://localhost:{server.server_port}/cdn"
-    hub = Hub(f"http://127.0.0.1:{server.server_port}", trouble or Trouble())
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with served(Handler) as port:
+        # Another host by name, as the hub's storage is: the client does not follow it unasked.
+        storage = f"http://localhost:{port}/cdn"
+        hub = Hub(f"http://127.0.0.1:{port}", trouble or Trouble())
         yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def answer_to(

@@ -13,13 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from artifacts.packs import Record, RecordSet
-from artifacts.store import FolderStore
 from flows.console.display import Display
 from flows.learning import learn as module
 from flows.learning.learn import learn
 from flows.learning.result import Learned
-from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.options.learn import LearnConfig, RecordedRun
 from flows.results.rounds import rounds_in
@@ -27,8 +24,7 @@ from flows.results.run_result import RunResult
 from flows.reviewing.captions import ReviewedCaptions
 from flows.running import sift_first
 from flows.running.run import caption
-from stages.decode.job import DecodeJob
-from stages.process.outcome import StageOutcome
+from stages.decode.job import DecodeItem
 from tests.support.saying import ALL, Saying
 from tests.support.stand_ins import config_in
 
@@ -71,16 +67,8 @@ class Pupil(Saying):
         super().__init__()
         self.number = number
 
-    def _make(self, call: StageCall, outcome: StageOutcome) -> None:
-        if call.name != "decode":
-            return super()._make(call, outcome)
-        assert isinstance(call.job, DecodeJob)
-        made = RecordSet(FolderStore(Path(call.job.store)), "captions", call.job.namespace)
-        for member in (m for batch in call.job.batches for m in batch):
-            said = words(member.key, self.number)
-            made.publish([Record(key=member.key, meta={"caption": said, "tokens": 1})])
-            outcome.items += 1
-        return None
+    def says(self, item: DecodeItem, _: int) -> str:
+        return words(item.key, self.number)
 
 
 def said(config: CaptionConfig) -> RunResult:

@@ -34,7 +34,7 @@ def drawn(count: int = 6, rows: int = 64, columns: int = 32) -> dict[str, torch.
     return {f"layer.{n}.weight": torch.randn(rows, columns, generator=draw) for n in range(count)}
 
 
-def write_folder(folder: Path, *parts: Weights, index: bool = True) -> Path:
+def write_folder(folder: Path, *parts: Weights) -> Path:
     """A folder with a file of weights for each part, and an index if they are several."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
@@ -44,8 +44,7 @@ def write_folder(folder: Path, *parts: Weights, index: bool = True) -> Path:
     if len(parts) > 1:
         names = [f"pytorch_model-{n:05d}-of-{len(parts):05d}.bin" for n in range(1, len(parts) + 1)]
         where = {key: name for name, part in zip(names, parts, strict=True) for key in part}
-        if index:
-            (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
     for name, part in zip(names, parts, strict=True):
         torch.save(dict(part), folder / name)
     return folder

@@ -132,7 +132,6 @@ def architecture_estimates(
     frames: int,
     tokens: int,
     new_tokens: int,
-    device: str = "cuda:0",
     rungs: Sequence[Rung] = (),
 ) -> list[StageEstimate]:
     """What encoding and, where it writes, decoding take, of `rows` chunks of so many frames with
@@ -156,4 +155,4 @@ def architecture_estimates(
             for stage in CAPTION
             if stage.part and profile.parts[stage.part].parameters
         ]
-    return [estimate(model, rung, [workload], device, new_tokens) for rung in rungs]
+    return [estimate(model, rung, [workload], "cuda:0", new_tokens) for rung in rungs]

@@ -4,12 +4,15 @@ tokens alike; their words are bytes."""
 from collections.abc import Callable
 from typing import Any
 
-import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tests.support.families import (
+    ALPHABET,
+    LLAVA_TEMPLATE,
+    QWEN_TEMPLATE,
+    byte_tokenizer,
+    hf,
+    llava_processor,
+)
 
-from tests.support.families import LLAVA_TEMPLATE, QWEN_TEMPLATE
-
-hf: Any = transformers
 QWEN_TOKENS = {
     "<|endoftext|>": 151643,
     "<|im_start|>": 151644,
@@ -30,33 +33,17 @@ LLAVA_TOKENS = {"<s>": 1, "</s>": 2, "<image>": 32000, "<pad>": 32001}
 
 def _tokenizer(special: dict[str, int], template: str, *, pad: str, eos: str) -> Any:
     """Bytes as tokens, from id 1000 on, and special tokens of these ids."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = special | {letter: 1000 + index for index, letter in enumerate(alphabet)}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    made: Any = hf.PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token=pad,
-        eos_token=eos,
-        additional_special_tokens=list(special),
-        padding_side="left",
+    vocabulary = special | {letter: 1000 + index for index, letter in enumerate(ALPHABET)}
+    made = byte_tokenizer(
+        vocabulary, pad_token=pad, eos_token=eos, additional_special_tokens=list(special)
     )
     made.chat_template = template
     return made
 
 
 def llava(words: Any = None, edge: int = 336, patch: int = 14) -> Any:
-    return hf.LlavaProcessor(
-        image_processor=hf.CLIPImageProcessor(
-            size={"shortest_edge": edge}, crop_size={"height": edge, "width": edge}
-        ),
-        tokenizer=words or _tokenizer(LLAVA_TOKENS, LLAVA_TEMPLATE, pad="<pad>", eos="</s>"),
-        patch_size=patch,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=LLAVA_TEMPLATE,
-    )
+    words = words or _tokenizer(LLAVA_TOKENS, LLAVA_TEMPLATE, pad="<pad>", eos="</s>")
+    return llava_processor(words, edge, patch)
 
 
 def qwen2_5_vl(words: Any = None) -> Any:

@@ -1,13 +1,12 @@
 """Tiny checkpoints whose own code raises on some items, as real ones do; needs no network."""
 
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from tests.support.families import decisive, hf, text_config
+from tests.support.families import decisive, hf, save, text_config
 from tests.support.media import picture
-from tests.support.tiny_families.parts import tower
+from tests.support.tiny_families.parts import config_of, model_of, tower
 from tests.support.words import template, words
 
 UNKNOWN = "quux"
@@ -28,21 +27,16 @@ def mistral3(folder: Path, *, knows: bool = False, blind: bool = False) -> Path:
     tokenizer = processor.tokenizer
     if knows:
         tokenizer.add_tokens([UNKNOWN])
-    config = hf.Mistral3Config(
-        vision_config=tower("pixtral", image_size=64, patch_size=8, head_dim=8),
-        text_config=text_config(
-            vocab_size=len(tokenizer), eos_token_id=1, model_type="mistral", sliding_window=None
-        ),
+    config = config_of(
+        "Mistral3",
+        text_config(vocab_size=len(tokenizer), model_type="mistral", sliding_window=None),
+        tower("pixtral", image_size=64, patch_size=8, head_dim=8),
         spatial_merge_size=2,
         vision_feature_layer=-9 if blind else -1,
         image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
     )
-    model: Any = decisive(hf.Mistral3ForConditionalGeneration(config))
-    model.generation_config.eos_token_id = 1
-    model.generation_config.pad_token_id = 0
     tokenizer.add_tokens([UNKNOWN])
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save(folder, decisive(model_of(config)), processor)
     return folder
 
 

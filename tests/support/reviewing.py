@@ -6,14 +6,12 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support import studio_page
 from tests.support.browser import Browser
 from tests.support.pipeline import PENSTOCK, ROOT
 
-ENTER = "\ue007"
+ENTER, WORDS = studio_page.ENTER, studio_page.WORDS
 SAVED = "return document.querySelector('#saved').textContent"
-WORDS = "return [...document.querySelectorAll('.row .words')].map(e => e.textContent)"
-
-
 ADDRESS = re.compile(r"review at (http://127\.0\.0\.1:(\d+)/[0-9a-f]{32}/run/[0-9a-f]{16}/)\n")
 
 
@@ -33,9 +31,7 @@ class Reviewing:
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        found = re.fullmatch(
-            r"review at (http://127\.0\.0\.1:(\d+)/[0-9a-f]{32}/run/[0-9a-f]{16}/)\n", line
-        )
+        found = ADDRESS.fullmatch(line)
         assert found, line
         assert self.address in ("", found[1]), "the page that is open would not find it"
         self.address, self.port = found[1], int(found[2])
@@ -49,10 +45,7 @@ class Reviewing:
 
 
 def shown(browser: Browser, reviewing: Reviewing) -> None:
-    browser.open("about:blank")
-    browser.console()  # what the page before said of a server that is gone
-    browser.open(reviewing.address)
-    browser.wait("return document.documentElement.dataset.ready")
+    studio_page.shown(browser, reviewing.address)
     assert browser.console() == []
 
 

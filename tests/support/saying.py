@@ -19,7 +19,7 @@ from flows.machine.launch import ENTRIES, DirectLauncher, StageCall
 from flows.options.commands import CaptionConfig
 from flows.results.run_result import RunResult
 from flows.running.run import caption
-from stages.decode.job import DecodeJob
+from stages.decode.job import DecodeItem, DecodeJob
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener
 from tests.support.inside import InsideLauncher
@@ -55,6 +55,10 @@ class Saying(Stages):
             return outcome
         return super()._answer(call, outcome)
 
+    def says(self, item: DecodeItem, number: int) -> str:
+        """The caption of the item with this number in its process."""
+        return f"{item.prompt} {HARD[number % len(HARD)]}"
+
     def _make(self, call: StageCall, outcome: StageOutcome) -> None:
         if call.name != "decode":
             return super()._make(call, outcome)
@@ -63,7 +67,7 @@ class Saying(Stages):
         for member in (m for batch in call.job.batches for m in batch):
             if outcome.items >= self.stop_after.get("decode", 10**9):
                 raise Interrupted("decode was killed")
-            said = f"{member.prompt} {HARD[outcome.items % len(HARD)]}"
+            said = self.says(member, outcome.items)
             record_set.publish([Record(key=member.key, meta={"caption": said, "tokens": 1})])
             outcome.items += 1
         return None

@@ -41,6 +41,13 @@ class Answer:
         return self.headers.get("access-control-allow-origin")
 
 
+def answer_to(connection: http.client.HTTPConnection) -> Answer:
+    """What comes back for the request that was sent."""
+    found = connection.getresponse()
+    headers = {name.lower(): value for name, value in found.getheaders()}
+    return Answer(status=found.status, headers=headers, body=found.read())
+
+
 def raw_request(
     port: int,
     method: str,
@@ -61,9 +68,7 @@ def raw_request(
         connection.endheaders()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.send(body or b"")
-        found = connection.getresponse()
-        given = {name.lower(): value for name, value in found.getheaders()}
-        return Answer(status=found.status, headers=given, body=found.read())
+        return answer_to(connection)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,9 +105,7 @@ class Server:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ASK_SECONDS)
         with contextlib.closing(connection):
             connection.request(method, path, body=sent, headers=dict(given))
-            found = connection.getresponse()
-            told = {name.lower(): value for name, value in found.getheaders()}
-            return Answer(status=found.status, headers=told, body=found.read())
+            return answer_to(connection)
 
 
 def basic(login: str) -> str:

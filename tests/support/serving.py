@@ -27,8 +27,9 @@ import numpy as np
 from PIL import Image
 
 from scripts.stage_processes import family, stage_of
+from tests.support.attacks import resident_bytes
 from tests.support.pipeline import PENSTOCK, ROOT
-from tests.support.servers import Answer
+from tests.support.servers import Answer, answer_to
 
 STAND_IN = [sys.executable, "-m", "benchmarks._penstock", "--slower", "0.1", "--tiles", "off"]
 REAL = [*PENSTOCK, "serve", "--model", "demo"]
@@ -65,9 +66,7 @@ class Serving:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=seconds)
         with contextlib.closing(connection):
             connection.request(method, path, body=body, headers=given)
-            found = connection.getresponse()
-            told = {name.lower(): value for name, value in found.getheaders()}
-            return Answer(status=found.status, headers=told, body=found.read())
+            return answer_to(connection)
 
     def embed(self, picture: bytes, headers: Mapping[str, str] | None = None) -> Answer:
         return self.ask("POST", "/v1/embed", picture, headers)
@@ -102,7 +101,7 @@ class Serving:
 
     def memory(self) -> int:
         """Bytes of their own that all its processes have."""
-        return sum(map(own_bytes, self.pids()))
+        return sum(resident_bytes(pid, "RssAnon:", "RssShmem:") for pid in self.pids())
 
 
 @contextlib.contextmanager
@@ -190,11 +189,3 @@ def status_of(told: bytes) -> int:
     """Return the status of an answer as it came over the wire; 0 of none."""
     found = re.match(rb"HTTP/1\.[01] (\d{3}) ", told)
     return int(found[1]) if found else 0
-
-
-def own_bytes(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        own = ("RssAnon:", "RssShmem:")
-        return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(own))
-    return 0

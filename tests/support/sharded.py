@@ -1,28 +1,19 @@
 """A small LLaVA in several files of weights, large enough that their headers are little beside
 them, as a hub would hold it."""
 
-import atexit
-import functools
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import transformers
-
-from tests.support.families import checkpoint
+from tests.support.families import checkpoint, hf, made_once
 from tests.support.hub import Repository
 
-hf: Any = transformers
 SHARD = "7MB"
 
 
-@functools.cache
-def sharded() -> Path:
-    """The checkpoint's folder, made once a session; not to be written to."""
-    root = tempfile.TemporaryDirectory()
-    atexit.register(root.cleanup)
-    folder = Path(root.name) / "sharded"
+@made_once
+def sharded(folder: Path) -> None:
+    """The checkpoint's folder."""
     whole = checkpoint("llava")
     config = hf.AutoConfig.from_pretrained(whole)
     wide = {"hidden_size": 256, "intermediate_size": 1024}
@@ -34,7 +25,6 @@ def sharded() -> Path:
     for path in whole.iterdir():
         if not (folder / path.name).exists() and path.suffix != ".safetensors":
             shutil.copy(path, folder)
-    return folder
 
 
 def repository(folder: Path, **more: Any) -> Repository:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-ROLES = "{%- for m in messages %}"
 GLM = (
     "[gMASK]<sop>{%- for msg in messages %}{%- if msg.role == 'system' %}<|system|>\n"
     "{{ msg.content }}{%- elif msg.role == 'user' %}<|user|>\n{%- if msg.content is string %}"

@@ -1,11 +1,8 @@
 """A wave of clips in a store, run through the encode and decode stages in this process."""
 
-import atexit
-import functools
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -25,7 +22,7 @@ from stages.models.processors.prepare import Clip
 from stages.process.report import EventReporter
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import PROMPTS, clips
-from tests.support.families import BUILDERS, checkpoint
+from tests.support.families import BUILDERS, checkpoint, made_once
 
 FRAMES, FEATURES, CAPTIONS = "aa" * 32, "bb" * 32, "cc" * 32
 OTHER, THIRD = "dd" * 32, "ee" * 32
@@ -136,12 +133,9 @@ def mixed() -> list[Clip]:
     return [*small, *clips("video", 3), *clips("video", 2, frames=8), *clips("image", 2)]
 
 
-@functools.cache
-def _mixed_store(dtype: str) -> Path:
-    root = tempfile.TemporaryDirectory()
-    atexit.register(root.cleanup)
-    in_slots(encoded_wave(Path(root.name), CHECKPOINT, mixed(), dtype=dtype), CAPTIONS)
-    return Path(root.name)
+@made_once
+def _mixed_store(folder: Path, dtype: str) -> None:
+    in_slots(encoded_wave(folder, CHECKPOINT, mixed(), dtype=dtype), CAPTIONS)
 
 
 def mixed_wave(folder: Path, size: int = 10, dtype: str = "float32") -> Wave:

@@ -6,11 +6,10 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote
 
-from tests.support.loopback import served
+from tests.support.loopback import QuietHandler, served
 
 DATE = "Sun, 22 Nov 2026 10:00:00 GMT"
 
@@ -48,11 +47,10 @@ def web_server(folder: Path, **fields: object) -> Iterator[Web]:
         yield state
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     """One connection."""
 
     state: Web
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         state, wanted = self.state, self.headers.get("range", "")
@@ -91,6 +89,3 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(body)
 
     do_HEAD = do_GET
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing."""

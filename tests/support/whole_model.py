@@ -1,6 +1,5 @@
 """The whole model's captions of the frames that a run stored: processor, then `generate`, nothing
-of
-this program in between but the reading of the frames."""
+of this program in between but the reading of the frames."""
 
 import json
 from pathlib import Path

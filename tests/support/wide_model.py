@@ -12,34 +12,34 @@ SAYS = 4
 """Tokens that are worth asking it for."""
 
 
-def write_wide_model(folder: Path, *, text: int, vision: int, dtype: str = "float32") -> Path:
+def write_wide_model(folder: Path, *, text: int, vision: int) -> Path:
     """A checkpoint whose halves' MLPs are so wide inside."""
-    return _write(folder, {"intermediate_size": text}, {"intermediate_size": vision}, dtype)
+    return _write(folder, {"intermediate_size": text}, {"intermediate_size": vision})
 
 
-def write_remembering_model(folder: Path, *, layers: int = 16, dtype: str = "float32") -> Path:
-    """A checkpoint that remembers 1,536 bytes of a token in each of so many layers, in 16 bit."""
+def write_remembering_model(folder: Path) -> Path:
+    """A checkpoint that remembers 1,536 bytes of a token in each of 16 layers, in 16 bit."""
     keys = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_key_value_heads": HEADS}
-    kinds = {"num_hidden_layers": layers, "layer_types": ["full_attention"] * layers}
-    return _write(folder, {**keys, **kinds}, {"out_hidden_size": WIDTH}, dtype)
+    kinds = {"num_hidden_layers": 16, "layer_types": ["full_attention"] * 16}
+    return _write(folder, {**keys, **kinds}, {"out_hidden_size": WIDTH})
 
 
 WIDTH, HEADS = 384, 12
 
 
-def _write(folder: Path, text: dict[str, Any], vision: dict[str, Any], dtype: str) -> Path:
+def _write(folder: Path, text: dict[str, Any], vision: dict[str, Any]) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     shutil.copytree(CHECKPOINT, folder)
     told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    told["dtype"] = dtype
+    told["dtype"] = "float32"
     told["text_config"].update(text)
     told["vision_config"].update(vision)
     (folder / "config.json").write_text(json.dumps(told), encoding="utf-8")
     (folder / "model.safetensors").unlink()
     torch.manual_seed(5)
     config = AutoConfig.from_pretrained(folder)
-    model = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, dtype))
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
     return folder

@@ -3,9 +3,7 @@ own."""
 
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-from tests.support.families import hf
+from tests.support.families import byte_tokenizer, numbered
 
 TEMPLATE = (
     "{% for m in messages %}User: {% for c in m['content'] %}{% if c['type'] == 'text' %}"
@@ -18,18 +16,13 @@ def words(*special: str, image: str = "", video: str = "", **named: str) -> Any:
     """Bytes as tokens, and the family's own; `named` ones are attributes of the tokenizer."""
     known = ("<pad>", "</s>", "<s>", "<unk>", *special, image, video, *named.values())
     names = dict.fromkeys(name for name in known if name)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {name: index for index, name in enumerate([*names, *alphabet])}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    made: Any = hf.PreTrainedTokenizerFast(
-        tokenizer_object=core,
+    made = byte_tokenizer(
+        numbered(*names),
+        "<unk>",
         pad_token="<pad>",
         eos_token="</s>",
         bos_token="<s>",
         unk_token="<unk>",
-        padding_side="left",
         **({"extra_special_tokens": named} if named else {}),
     )
     made.add_tokens(list(names), special_tokens=True)

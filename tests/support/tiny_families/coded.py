@@ -27,9 +27,12 @@ from tests.support.tiny_families.parts import (
     text,
 )
 from tests.support.tiny_families.shared import (
+    GROUPED,
     HYBRID,
     INDEXED,
     LATENT,
+    LLAMA4_TEXT,
+    LLAMA4_TOWER,
     PERCEIVING,
     QWEN_2,
     SAM,
@@ -199,16 +202,7 @@ def t5gemma2(rows: int) -> Built:
     return finish(model, {"pixel_values": noise(rows)}, rows, total=4 * rows)
 
 
-DEEPSEEK: dict[str, Any] = dict(
-    num_key_value_heads=4,
-    n_routed_experts=4,
-    n_shared_experts=1,
-    moe_intermediate_size=16,
-    num_experts_per_tok=2,
-    n_group=1,
-    topk_group=1,
-    **SPARSE,
-)
+DEEPSEEK: dict[str, Any] = {"num_key_value_heads": 4, **GROUPED, **SPARSE}
 
 
 def through_sam(name: str, prefix: str, text: Any, **encoder: Any) -> None:
@@ -254,27 +248,7 @@ sized(
     spatial_merge_size=2,
     **INDEX,
 )
-pictures(
-    "llama4",
-    "Llama4",
-    text(
-        intermediate_size_mlp=64,
-        num_local_experts=2,
-        num_experts_per_tok=1,
-        attention_chunk_size=64,
-        moe_layers=[1],
-    ),
-    small(
-        intermediate_size=128,
-        image_size=32,
-        patch_size=8,
-        vision_output_dim=32,
-        projector_input_dim=32,
-        projector_output_dim=32,
-    ),
-    **MARKS,
-    **INDEX,
-)
+pictures("llama4", "Llama4", text(**LLAMA4_TEXT), LLAMA4_TOWER, **MARKS, **INDEX)
 
 
 @both("molmo2")

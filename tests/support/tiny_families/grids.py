@@ -29,6 +29,7 @@ from tests.support.tiny_families.parts import (
 )
 from tests.support.tiny_families.shared import (
     EXPERTS,
+    GROUPED,
     HYBRID,
     INDEXED,
     LATENT,
@@ -176,15 +177,6 @@ streaming(
     types=None,
     extra=grid_seconds,
     **HEARD,
-)
-
-GROUPED: dict[str, Any] = dict(
-    moe_intermediate_size=16,
-    num_experts_per_tok=2,
-    n_shared_experts=1,
-    n_routed_experts=4,
-    n_group=1,
-    topk_group=1,
 )
 
 

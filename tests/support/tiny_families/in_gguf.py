@@ -20,6 +20,7 @@ from stages.models.halves.load import load_half
 from stages.process.job import job_fields
 from tests.support.tiny_families.for_gguf import VARIANTS
 from tests.support.tiny_families.in_slots import LIMITS, LONGER, alone, greedy, in_slots, longer
+from tests.support.waves import events
 
 TOKENS = 24
 
@@ -31,13 +32,6 @@ class Judged(NamedTuple):
     """Tokens, of TOKENS, that would be selected alike."""
     worst: float
     """Largest difference of a logit, relative to the standard deviation of its step."""
-
-
-class Silent:
-    """Reports nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **kwargs: None
 
 
 class Dictated:
@@ -67,8 +61,8 @@ def exported(variant: str, folder: Path, kind: str = "gguf-f32") -> tuple[Any, A
         kind=kind,
         parts=("language",),
     )
-    report: Any = Silent()
-    export(job_fields(job), report)
+    with events() as (report, _):
+        export(job_fields(job), report)
     return model, inputs
 
 

@@ -1,7 +1,7 @@
 """Prompts that are harder than one picture each: an image and a video, unlike numbers of pictures,
 a row without any."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,14 +36,6 @@ from tests.support.tiny_families.shared import QWEN_2, tiles
 
 Grid = list[int]
 """Steps, height and width in patches."""
-
-
-def register(name: str) -> Callable[[Callable[[], Built]], Callable[[], Built]]:
-    def keep(builder: Callable[[], Built]) -> Callable[[], Built]:
-        FAMILIES[name] = builder
-        return builder
-
-    return keep
 
 
 def image(places: int) -> list[int]:
@@ -87,72 +79,67 @@ def plain() -> Any:
     return model_of(config_of("Llava", llama(), clip(), **INDEX))
 
 
-UNEVEN = [[1, *image(4), 5, 6, *image(8), 7], [1, *image(16), 8]]
-UNEVEN_GRIDS = [[1, 4, 4], [1, 4, 8], [1, 8, 8]]
-
-
-@register("qwen2_5_vl:mixed")
-def timed_mixed() -> Built:
+def both_timed() -> Built:
     pixels = streams([[1, 4, 4]], [[2, 4, 4]])
     pixels["second_per_grid_ts"] = torch.tensor([1.0])
     return rows(timed(), [[1, *image(4), 5, 6, *video(8), 7]], pixels)
 
 
-@register("qwen3_vl:mixed")
-def deep_mixed() -> Built:
+def both_deep() -> Built:
     pixels = streams([[1, 4, 4]], [[2, 4, 4]])
     return rows(deep(), [[1, *image(4), 5, 6, *video(8, 2), 7]], pixels)
 
 
-@register("qwen2_5_vl:uneven")
-def timed_uneven() -> Built:
-    return rows(timed(), UNEVEN, streams(UNEVEN_GRIDS))
+def uneven(model: Any) -> Built:
+    prompts = [[1, *image(4), 5, 6, *image(8), 7], [1, *image(16), 8]]
+    return rows(model, prompts, streams([[1, 4, 4], [1, 4, 8], [1, 8, 8]]))
 
 
-@register("qwen3_vl:uneven")
-def deep_uneven() -> Built:
-    return rows(deep(), UNEVEN, streams(UNEVEN_GRIDS))
-
-
-@register("qwen3_vl:textrow")
 def deep_with_a_row_of_text() -> Built:
     return rows(deep(), [[1, *image(4), 5, 6], [1, 8, 9, 10]], streams([[1, 4, 4]]))
 
 
-@register("llava:uneven")
 def plain_uneven() -> Built:
     prompts = [[1, *[IMAGE] * 16, 5, *[IMAGE] * 16, 6, 7], [1, *[IMAGE] * 16, 8]]
     return rows(plain(), prompts, {"pixel_values": noise(3)}, typed=False)
 
 
-@register("llava:textrow")
 def plain_with_a_row_of_text() -> Built:
     prompts = [[1, *[IMAGE] * 16, 5, 6], [1, 8, 9, 10]]
     return rows(plain(), prompts, {"pixel_values": noise(1)}, typed=False)
 
 
-@register("llava_onevision:mixed")
-def tiled_mixed() -> Built:
-    config = config_of(
-        "LlavaOnevision", QWEN_2, siglip(), image_grid_pinpoints=PINPOINTS, **INDICES
-    )
-    model = model_of(config)
+def both_tiled() -> Built:
+    pinpoints = {"image_grid_pinpoints": PINPOINTS}
+    model = model_of(config_of("LlavaOnevision", QWEN_2, siglip(), **pinpoints, **INDICES))
     pixels = {**tiles(1), "pixel_values_videos": torch.randn(1, 3, 3, 32, 32)}
     places = [count(features_of(model, kind, pixels)) for kind in ("image", "video")]
     prompt = [1, *[IMAGE] * places[0], 5, *[VIDEO] * places[1], 6, 7]
     return rows(model, [prompt], pixels, typed=False)
 
 
-@register("video_llava:mixed")
-def together_mixed() -> Built:
+def both_together() -> Built:
     model = model_of(config_of("VideoLlava", llama(), clip(), **INDICES))
     pixels = {"pixel_values_images": noise(1), "pixel_values_videos": noise(1, 32, 8)}
     prompt = [1, *[IMAGE] * 16, 5, *[VIDEO] * (17 * 8), 6]
     return rows(model, [prompt], pixels, typed=False)
 
 
-@register("perception_lm:mixed")
-def through_one_encoder_mixed() -> Built:
+def both_through_one_encoder() -> Built:
     model = model_of(perceiving())
     pixels = {"pixel_values": noise(1, 32, 1), "pixel_values_videos": noise(1, 32, 3)}
     return rows(model, [[1, *[IMAGE] * 4, 5, *[VIDEO] * 12, 6]], pixels, typed=False)
+
+
+FAMILIES |= {
+    "qwen2_5_vl:mixed": both_timed,
+    "qwen3_vl:mixed": both_deep,
+    "qwen2_5_vl:uneven": lambda: uneven(timed()),
+    "qwen3_vl:uneven": lambda: uneven(deep()),
+    "qwen3_vl:textrow": deep_with_a_row_of_text,
+    "llava:uneven": plain_uneven,
+    "llava:textrow": plain_with_a_row_of_text,
+    "llava_onevision:mixed": both_tiled,
+    "video_llava:mixed": both_together,
+    "perception_lm:mixed": both_through_one_encoder,
+}

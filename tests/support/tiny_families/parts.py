@@ -38,15 +38,24 @@ MARKED: dict[str, Any] = {
 INDEX: dict[str, Any] = {"image_token_index": IMAGE}
 INDICES: dict[str, Any] = {**INDEX, "video_token_index": VIDEO}
 PINPOINTS = [[32, 64], [64, 32], [64, 64]]
+EMBEDS = ("embed_tokens", "shared.weight", "position_embedding")
 
 
-def text(model_type: str | None = None, **changes: Any) -> dict[str, Any]:
-    """Sizes of a tiny language model."""
+def small(**changes: Any) -> dict[str, Any]:
+    """The sizes that nearly every part has; without those that are said to be NONE."""
     sizes = {
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
+        **changes,
+    }
+    return {name: size for name, size in sizes.items() if size is not NONE}
+
+
+def text(model_type: str | None = None, **changes: Any) -> dict[str, Any]:
+    """Sizes of a tiny language model."""
+    sizes = {
         "num_key_value_heads": 2,
         "head_dim": 8,
         "vocab_size": 120,
@@ -56,48 +65,28 @@ def text(model_type: str | None = None, **changes: Any) -> dict[str, Any]:
         "pad_token_id": 0,
         **({"model_type": model_type} if model_type else {}),
     }
-    return _without_none({**sizes, **changes})
+    return small(**{**sizes, **changes})
 
 
 def tower(model_type: str, **changes: Any) -> dict[str, Any]:
     """Sizes of a tiny vision tower for pictures of 32 by 32."""
-    sizes = {
-        "model_type": model_type,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "image_size": 32,
-        "patch_size": 8,
-        "num_channels": 3,
-    }
-    return _without_none({**sizes, **changes})
+    sizes = {"num_hidden_layers": 3, "image_size": 32, "patch_size": 8, "num_channels": 3}
+    return small(model_type=model_type, **{**sizes, **changes})
 
 
 def patches(**changes: Any) -> dict[str, Any]:
     """Sizes of a tiny tower that takes a stream of patches."""
     sizes = {
+        "num_hidden_layers": NONE,
+        "num_attention_heads": NONE,
         "depth": 3,
-        "hidden_size": 32,
-        "intermediate_size": 64,
         "num_heads": 4,
         "out_hidden_size": 32,
         "patch_size": 4,
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
     }
-    return _without_none({**sizes, **changes})
-
-
-def small(**changes: Any) -> dict[str, Any]:
-    """The sizes that nearly every part has."""
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    return _without_none({**sizes, **changes})
+    return small(**{**sizes, **changes})
 
 
 def clip(**changes: Any) -> dict[str, Any]:
@@ -142,7 +131,8 @@ def both(name: str) -> Callable[[Builder], Builder]:
 
 def config_of(prefix: str, text: Any = NONE, vision: Any = NONE, **config: Any) -> Any:
     """The configuration of a family, of copies: transformers changes what it is given."""
-    given = _without_none({"text_config": text, "vision_config": vision, **config})
+    given = {"text_config": text, "vision_config": vision, **config}
+    given = {name: part for name, part in given.items() if part is not NONE}
     return getattr(hf, f"{prefix}Config")(**copy.deepcopy(given))
 
 
@@ -174,18 +164,18 @@ def pictures(
     (both if frames else images)(name)(build)
 
 
-def decisive(model: Any, seed: int = 1) -> Any:
-    """Weights of unit gain, so that what a model says depends on what it sees."""
-    generator = torch.Generator().manual_seed(seed)
+def decisive(model: Any, embeds: Sequence[str] = EMBEDS, tied_spread: float = 0.15) -> Any:
+    """Weights of unit gain, so that what a model says depends on what it sees. `embeds`: what names
+    of embeddings contain; `tied_spread`: of those that the head shares."""
+    generator = torch.Generator().manual_seed(1)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     tied = getattr(head, "weight", 0) is getattr(embedding, "weight", 1)
-    spread = 0.15 if tied else 1.0
+    spread = tied_spread if tied else 1.0
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if not weight.is_floating_point():
                 continue
             if weight.ndim >= 2:
-                embeds = ("embed_tokens", "shared.weight", "position_embedding")
                 fan = max(1, min(weight.shape[-2:]) if weight.ndim == 3 else weight[0].numel())
                 std = spread if any(word in name for word in embeds) else 1.5 / math.sqrt(fan)
                 weight.copy_(torch.randn(weight.shape, generator=generator) * std)
@@ -256,7 +246,3 @@ def prompt_inputs(prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
     ids = [[0] * pad + [*prompt] for pad, prompt in zip(pads, prompts, strict=True)]
     mask = [[0] * pad + [1] * len(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
-
-
-def _without_none(sizes: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in sizes.items() if value is not NONE}

@@ -30,8 +30,12 @@ from tests.support.tiny_families.shared import (
     BART,
     DAVIT,
     OPT,
+    PIX2STRUCT_TEXT,
+    PIX2STRUCT_TOWER,
     ROUTED,
     SPARSE,
+    blip_config,
+    mllama_tower,
     qformer,
     tiles,
 )
@@ -205,14 +209,8 @@ def told(model: Any, rows: int, pixels: dict[str, Any], prompt: list[int]) -> Bu
 
 @images("blip")
 def blip(rows: int) -> Built:
-    config = config_of(
-        "Blip",
-        small(encoder_hidden_size=32, projection_dim=32, sep_token_id=2, **MARKS),
-        small(projection_dim=32, image_size=32, patch_size=8),
-        projection_dim=32,
-        image_text_hidden_size=32,
-    )
-    return told(model_of(config), rows, {"pixel_values": noise(rows)}, [1])
+    model = model_of(blip_config(sep_token_id=2, **MARKS))
+    return told(model, rows, {"pixel_values": noise(rows)}, [1])
 
 
 @images("git")
@@ -247,19 +245,7 @@ def crossed(rows: int) -> Built:
     config = config_of(
         "Mllama",
         text("mllama_text_model", head_dim=NONE, cross_attention_layers=[1]),
-        {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_global_layers": 1,
-            "attention_heads": 4,
-            "vision_output_dim": 64,
-            "image_size": 32,
-            "patch_size": 8,
-            "max_num_tiles": 1,
-            "intermediate_layers_indices": [0],
-            "supported_aspect_ratios": [[1, 1]],
-        },
+        mllama_tower(max_num_tiles=1, supported_aspect_ratios=[[1, 1]]),
         **INDEX,
     )
     pixels = {
@@ -275,28 +261,11 @@ def crossed(rows: int) -> Built:
 
 @images("pix2struct")
 def flattened(rows: int) -> Built:
-    config = hf.Pix2StructConfig(
-        text_config={
-            "vocab_size": 120,
-            "hidden_size": 32,
-            "d_kv": 8,
-            "d_ff": 64,
-            "num_layers": 2,
-            "num_heads": 4,
-        },
-        vision_config={
-            "hidden_size": 32,
-            "patch_embed_hidden_size": 16,
-            "d_ff": 64,
-            "d_kv": 8,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "seq_len": 16,
-        },
-    )
+    vision = {**PIX2STRUCT_TOWER, "patch_embed_hidden_size": 16, "seq_len": 16}
+    config = config_of("Pix2Struct", {**PIX2STRUCT_TEXT, "vocab_size": 120}, vision)
     places = torch.arange(16).reshape(1, 16, 1).expand(rows, -1, 2) % 4 + 1.0
     flat = torch.cat([places, torch.randn(rows, 16, 16)], -1)
-    model = decisive(hf.Pix2StructForConditionalGeneration(config))
+    model = decisive(model_of(config))
     return model, {"flattened_patches": flat, "attention_mask": torch.ones(rows, 16)}
 
 

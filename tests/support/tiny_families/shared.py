@@ -29,18 +29,22 @@ HYBRID: dict[str, Any] = {
     "layer_types": ["linear_attention", "full_attention"],
 }
 """Linear and full attention in turn."""
-LATENT: dict[str, Any] = {
-    "num_key_value_heads": 4,
+GROUPED: dict[str, Any] = {
     "moe_intermediate_size": 16,
     "n_shared_experts": 1,
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+}
+"""A mixture of experts in groups."""
+LATENT: dict[str, Any] = {
+    **GROUPED,
+    "num_key_value_heads": 4,
     "kv_lora_rank": 8,
     "q_lora_rank": 8,
     "v_head_dim": 8,
     "qk_nope_head_dim": 8,
-    "n_group": 1,
-    "topk_group": 1,
 }
 """Latent attention over a mixture of experts."""
 ROUTED: dict[str, Any] = {
@@ -118,6 +122,29 @@ PERCEIVING: dict[str, Any] = {
     },
 }
 """A tower of a package of its own, without a pooled output."""
+LLAMA4_TEXT: dict[str, Any] = {
+    "intermediate_size_mlp": 64,
+    "num_local_experts": 2,
+    "num_experts_per_tok": 1,
+    "attention_chunk_size": 64,
+    "moe_layers": [1],
+}
+LLAMA4_TOWER = small(
+    intermediate_size=128,
+    image_size=32,
+    patch_size=8,
+    vision_output_dim=32,
+    projector_input_dim=32,
+    projector_output_dim=32,
+)
+PIX2STRUCT_TEXT: dict[str, Any] = {
+    "hidden_size": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+}
+PIX2STRUCT_TOWER = small(intermediate_size=NONE, d_kv=8, d_ff=64)
 SMALL: dict[str, Any] = {"image_size": 16, "intermediate_size": 64}
 SAM: dict[str, Any] = {
     "hidden_size": 32,
@@ -133,11 +160,9 @@ SAM: dict[str, Any] = {
 }
 
 
-def stream(
-    rows: int, video: bool, patch: int = 4, depth: int = 2, side: int = 4
-) -> dict[str, torch.Tensor]:
+def stream(rows: int, video: bool, patch: int = 4, depth: int = 2) -> dict[str, torch.Tensor]:
     """Patches of all media one after the other, and the grid of each: two steps of a video."""
-    grid = torch.tensor([[2 if video else 1, side, side]] * rows)
+    grid = torch.tensor([[2 if video else 1, 4, 4]] * rows)
     pixels = torch.randn(int(grid.prod(-1).sum()), 3 * depth * patch * patch)
     if video:
         return {"pixel_values_videos": pixels, "video_grid_thw": grid}
@@ -183,9 +208,9 @@ def sized(name: str, prefix: str, *given: Any, **config: Any) -> None:
     images(name)(build)
 
 
-def tiles(rows: int, count: int = 5) -> dict[str, torch.Tensor]:
+def tiles(rows: int) -> dict[str, torch.Tensor]:
     """Tiles of pictures and the pictures' sizes."""
-    pixels = torch.randn(rows, count, 3, 32, 32)
+    pixels = torch.randn(rows, 5, 3, 32, 32)
     return {"pixel_values": pixels, "image_sizes": torch.tensor([[60, 50]] * rows)}
 
 
@@ -201,6 +226,26 @@ def qformer(model_type: str, **changes: Any) -> dict[str, Any]:
         "encoder_hidden_size": 32,
     }
     return small(model_type=model_type, **{**sizes, **changes})
+
+
+def blip_config(**marks: Any) -> Any:
+    shown = {"projection_dim": 32, "image_text_hidden_size": 32}
+    text = small(encoder_hidden_size=32, projection_dim=32, **marks)
+    vision = small(projection_dim=32, image_size=32, patch_size=8)
+    return config_of("Blip", text, vision, **shown)
+
+
+def mllama_tower(**changes: Any) -> dict[str, Any]:
+    return small(
+        num_attention_heads=NONE,
+        num_global_layers=1,
+        attention_heads=4,
+        vision_output_dim=64,
+        image_size=32,
+        patch_size=8,
+        intermediate_layers_indices=[0],
+        **changes,
+    )
 
 
 def timm_tower(architecture: str, **changes: Any) -> dict[str, Any]:

@@ -1,0 +1,16 @@
+"""Commands that are run to their end."""
+
+import subprocess
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+from tests.support.pipeline import ROOT
+
+
+def completed(
+    command: Sequence[str | PathLike[str]], **options: Any
+) -> "subprocess.CompletedProcess[str]":
+    """What came of a command, in the clone unless told otherwise, with all that it printed."""
+    told: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "check": False}
+    return subprocess.run(command, **{**told, **options})
