@@ -72,6 +72,11 @@ def test_the_first_line_of_a_run_comes_before_what_does_it_is_loaded() -> None:
     assert not slow.union(HEAVY).intersection(loaded)
 
 
+def test_what_prepares_a_run_loads_nothing_heavy() -> None:
+    done = completed([sys.executable, "-c", "import sys, flows.running.run; print(*sys.modules)"])
+    assert not {*HEAVY, "asyncio"}.intersection(done.stdout.split()), done.stderr
+
+
 @pytest.mark.slow
 def test_a_plan_of_a_model_loads_nothing_heavy_but_in_a_process_of_its_own(tmp_path: Path) -> None:
     loaded = loaded_by("plan", "--model", "demo", "--what-fits", "--store", str(tmp_path))

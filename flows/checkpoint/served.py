@@ -1,6 +1,5 @@
 """Describes a model that servers run, by what they state about it. Sends no media."""
 
-import asyncio
 import contextlib
 import json
 import os
@@ -78,6 +77,8 @@ class ServedModel:
     ) -> "tuple[ServedModel, list[Found]]":
         """Return the model with the addresses that answer, and what `look` finds at each of them.
         `announce` is called for long waits. Raises EnvironmentFault if none answers."""
+        import asyncio
+
         from stages.ask.client import Client, NoReply
 
         async def one(endpoint: Endpoint) -> Found | NoReply:
@@ -129,6 +130,8 @@ class ServedModel:
 def _on_a_loop(work: Coroutine[Any, Any, Found]) -> Found:
     """Return what `work` returns, on an event loop of its own: the caller's thread may run one. If
     the caller is stopped, the work is cancelled and not waited for: it may wait for minutes."""
+    import asyncio
+
     loop, found = asyncio.new_event_loop(), Future[Found]()
 
     def run() -> None:

@@ -26,7 +26,7 @@ from flows.options.text import OutputOptions, PromptOptions
 from flows.pipelines import EMBED, LABEL, SIFT, Pipeline
 from flows.results.clips import CLIPS
 from flows.results.run_record import RUN_RECORD
-from flows.results.sifted.writing import output_names
+from flows.results.sifted.names import output_names
 from flows.results.vectors import ARRAY, ROWS
 
 LINE_BYTES = 64 << 20

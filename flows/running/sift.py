@@ -31,8 +31,9 @@ from flows.pipelines import SIFT
 from flows.results.foreign_files import refuse_replacing
 from flows.results.run_record import RunRecord
 from flows.results.sifted.duplicates import Fingerprint
+from flows.results.sifted.names import LEFT_OUT_FILE, output_names
 from flows.results.sifted.table import MarkedFiles, add_file, kept_of, mark_copies, parse_keep
-from flows.results.sifted.writing import LEFT_OUT_FILE, Sifted, output_names, write_tables
+from flows.results.sifted.writing import Sifted, write_tables
 from flows.running.run import LauncherMaker, refuse_file
 from flows.running.run_observer import OnBegin, only_run_in
 from flows.running.sift_vectors import vector_marks

@@ -9,7 +9,7 @@ from typing import Any
 
 from artifacts.regular_files import open_regular
 from flows.results.sifted.marks import MARKS, TEXTS
-from flows.results.sifted.writing import LEFT_OUT_FILE, MARKS_FILE
+from flows.results.sifted.names import LEFT_OUT_FILE, MARKS_FILE
 from flows.results.thumbnails import data_address
 
 SCRIPTS = ("base.js", "sift.js")

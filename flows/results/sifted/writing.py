@@ -1,7 +1,7 @@
 """Writes the tables of marks, the list of what is kept, and the list of what is left out."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,9 @@ from artifacts.plurals import counted
 from artifacts.tables import TABLES
 from flows.results.run_result import RunEnd
 from flows.results.sifted.marks import columns_of, kinds_of
+from flows.results.sifted.names import CHUNKS_FILE, KEPT_FILE, LEFT_OUT_FILE, MARKS_FILE
 from flows.results.sifted.table import MarkedFiles, list_lines
 
-MARKS_FILE, CHUNKS_FILE = "marks.jsonl", "chunk_marks.jsonl"
-KEPT_FILE, LEFT_OUT_FILE = "kept.jsonl", "left_out.jsonl"
 LISTED = ("media_path", "source", "path")
 """Columns of the list of what is kept, and of the list of what is left out."""
 
@@ -54,13 +53,6 @@ class Sifted(RunEnd):
         copies = f", {counted(self.duplicates, 'duplicate')}" if self.duplicates else ""
         line = f"{self.kept:,} of {counted(self.marked, 'file')} kept in {self.kept_list}{copies}"
         return f"{line}{self.failed_suffix()}"
-
-
-def output_names(formats: Iterable[str]) -> list[str]:
-    """Return the names of the files that a run writes."""
-    forms = ["jsonl", *(form for form in TABLES if form in formats)]
-    files = (MARKS_FILE, CHUNKS_FILE, KEPT_FILE, LEFT_OUT_FILE)
-    return [file.replace("jsonl", form) for file in files for form in forms]
 
 
 def write_tables(
