@@ -1,14 +1,11 @@
 """Whose fault an error is: the item's, the stage's, or the machine's."""
 
-import itertools
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LogitsProcessorList
 
 from artifacts.errors import StageDied, UsageError
 from artifacts.packs import Record, RecordSet
@@ -105,20 +102,33 @@ def test_what_a_processor_raises_refuses_that_chunk_alone(error: Exception, tmp_
     assert isinstance(found, Refusal) and found.kind == "refused"
 
 
-@pytest.mark.slow
-def test_a_row_that_raises_at_a_step_of_its_slots_fails_alone() -> None:
-    model, items = rows_of_variant("llava")
-    faults, tokens = Faults(0), itertools.count(1)
+class Breaking:
+    """A processor of logits that raises at the third token of a row."""
 
-    def breaking(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        if next(tokens) == 3:
+    def __init__(self) -> None:
+        self.tokens = 0
+
+    def __len__(self) -> int:
+        return 1
+
+    def __call__(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        self.tokens += 1
+        if self.tokens == 3:
             raise ValueError("no such token")
         return logits
+
+
+@pytest.mark.slow
+def test_a_row_that_raises_at_a_step_of_its_slots_fails_alone() -> None:
+    from dataclasses import replace
+
+    model, items = rows_of_variant("llava")
+    faults = Faults(0)
 
     def read(asked: DecodeRequest) -> PrefilledSequence:
         at = int(asked.item.key)
         row = prefill_row(model, *items[at], max_new_tokens=6)
-        return replace(row, processors=LogitsProcessorList([breaking])) if at == 1 else row
+        return replace(row, processors=Breaking()) if at == 1 else row
 
     def said(*which: int) -> dict[str, list[int]]:
         row: Any = None
