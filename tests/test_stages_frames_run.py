@@ -19,7 +19,7 @@ from artifacts.store import FolderStore, open_store
 from stages.frames import run as stage
 from stages.frames.frame_recorder import FrameRecorder
 from stages.process.report import EventReporter
-from tests.support.media import picture, spoil, write_audio, write_video
+from tests.support.media import flip_bits, picture, spoil, write_audio, write_video
 
 NAMESPACE = "5c" * 32
 
@@ -309,3 +309,29 @@ def test_two_stages_at_once_cut_each_medium_once(tmp_path: Path) -> None:
     counts = [2, 3, 3, 1, 1, 1, 1]
     every = [key for one, count in zip(media, counts, strict=True) for key in keys(one, count)]
     assert sorted(made[0] + made[1]) == sorted(every)
+
+
+def test_a_damaged_file_has_the_same_frames_alone_among_others_and_resumed(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "cores", lambda: 4)
+    whole = write_video(tmp_path / "whole.mp4", ticks=range(240), size=(96, 128), gop=30)
+    damaged = medium(flip_bits(whole, tmp_path / "a.mp4", packets=range(35, 200, 7)))
+    others = [
+        medium(write_video(tmp_path / f"{at}.mp4", ticks=range(30 + at), gop=30)) for at in range(5)
+    ]
+
+    def payloads() -> dict[str, bytes]:
+        frames = desk.record_set("frames")
+        return {key: bytes(frames.read(key).payload) for key in alone}
+
+    sampling = {"chunk_seconds": 2, "fps": 3, "max_frames": 8}
+    alone: list[str] = desk.run(damaged, sampling=sampling)  # by four decoder threads
+    expected, index = payloads(), desk.record_set("media").meta(damaged["digest"])
+    assert len(expected) == 4 and any("damaged" in text for text in index["warnings"])
+    for kept, media in ((0, [damaged, *others]), (1, [damaged]), (2, [damaged, *others])):
+        desk.record_set("frames").drop(alone[kept:])
+        desk.record_set("media").drop([one["digest"] for one in media])
+        desk.run(*media, workers=len(media), sampling=sampling)
+        assert payloads() == expected
+        assert desk.record_set("media").meta(damaged["digest"]) == index
