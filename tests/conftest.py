@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_OUTPUTS = (ROOT / "penstock-out", ROOT / "penstock-index")
 
 # Before anything imports the libraries that read them, and inherited by every child.
 os.environ.update(
@@ -244,6 +245,15 @@ def no_errors_logged(
     ]
     if errors:
         pytest.fail("logged at ERROR:\n" + "\n".join(errors), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def no_outputs_in_the_repository() -> Iterator[None]:
+    """Commands write into the current folder unless --out names another: tests name one."""
+    before = [folder for folder in DEFAULT_OUTPUTS if folder.exists()]
+    yield
+    left = [folder for folder in DEFAULT_OUTPUTS if folder.exists() and folder not in before]
+    assert not left, f"the test, or one beside it, wrote into {left[0]}"
 
 
 @pytest.fixture(autouse=True)

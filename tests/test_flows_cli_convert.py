@@ -18,6 +18,7 @@ from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from stages.convert.job import ConvertJob
 from tests.support.described import spare_processes
 from tests.support.pickled import (
+    Sentinel,
     bytes_of,
     converted,
     drawn,
@@ -135,3 +136,16 @@ def _killed(
     fcntl.flock(descriptor, fcntl.LOCK_EX)  # until its child, which dies with it, is gone
     os.close(descriptor)
     return sorted(path.name for path in made.glob("*.safetensors"))
+
+
+def test_the_command_refuses_a_hostile_pickle_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare_processes(monkeypatch)
+    source, ran = write_folder(tmp_path / "source", {}), tmp_path / "ran"
+    torch.save({**drawn(), "x": Sentinel(ran)}, source / "pytorch_model.bin")
+    assert main(["convert", str(source), str(tmp_path / "made")]) == 2
+    shown = capsys.readouterr()
+    assert "refused, because such a pickle can run code" in shown.err
+    assert len(shown.err.splitlines()) == 1 and shown.out == ""
+    assert not ran.exists()

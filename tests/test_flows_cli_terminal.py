@@ -29,7 +29,7 @@ COMMANDS = {
     "training": ["plan", "--model", "demo", "--train", "lora", "--explain"],
     "too small": ["plan", "--model", "demo", "--train", "full", "--memory", "1MB"],
     "no run": ["status", NOWHERE],
-    "no media": ["caption", NOWHERE, "--model", "demo"],
+    "no media": ["caption", NOWHERE, "--model", "demo", "--out", f"{OUT}-none"],
     "no source": ["caption"],
     "no option": ["caption", "VIDEOS/", "--modell", "demo"],
     "no command": ["capton", "VIDEOS/"],

@@ -75,7 +75,7 @@ def test_there_can_be_several_roots_and_a_root_can_be_a_link(
     confine(replace(config, store=str(tmp_path / "disk" / "here")))
 
 
-def test_code_of_a_checkpoint_runs_only_if_the_worker_says_so_and_confines_nothing(
+def test_code_of_a_checkpoint_runs_only_if_the_worker_allows_it_and_outputs_are_anywhere(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trusting = replace(config, trust_remote_code=True)
@@ -84,8 +84,10 @@ def test_code_of_a_checkpoint_runs_only_if_the_worker_says_so_and_confines_nothi
         confine(trusting)
     monkeypatch.delenv(VARIABLE)
     confine(trusting)
-    for value in ("", "0", "true"):
-        monkeypatch.setenv(REMOTE_CODE, value)
+    monkeypatch.delenv(REMOTE_CODE)
+    for value in (None, "", "0", "true"):
+        if value is not None:
+            monkeypatch.setenv(REMOTE_CODE, value)
         for out in (True, False):
             with pytest.raises(UsageError, match=f"trust_remote_code.*{REMOTE_CODE}=1"):
                 confine(trusting, out=out)

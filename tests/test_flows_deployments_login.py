@@ -112,6 +112,8 @@ def test_a_place_where_nothing_can_be_kept_fails_in_one_line(
         ("http://127.9.9.9:4200/api", True),
         (ELSEWHERE, False),
         ("http://127.0.0.1.example.org/api", False),
+        ("http://localhost.example.org/api", False),
+        ("http://localhost@example.org/api", False),
         ("http://127.0.0.1:4200@example.org/api", False),
         ("http://192.168.1.5:4200/api", False),
         ("http://0x7f.1/api", False),

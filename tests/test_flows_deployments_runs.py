@@ -265,7 +265,7 @@ def test_flows_label_and_index_as_the_commands_do(server: None, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_flow_exports_what_passes_and_fails_with_the_figures_of_what_does_not(
-    server: None, tmp_path: Path
+    server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = str(tmp_path / "store")
     good = ExportConfig(model="demo", to="nf4", out=str(tmp_path / "good"), samples=12, store=store)
@@ -297,6 +297,10 @@ def test_a_flow_exports_what_passes_and_fails_with_the_figures_of_what_does_not(
     (row,) = json.loads(artifacts["penstock-checkpoint"])
     assert not row["taken"] and "frames" in row["missed"]
     assert not (tmp_path / "few" / "config.json").exists()
+
+    monkeypatch.setenv("PENSTOCK_OUT_ROOT", str(tmp_path / "else"))
+    state, _ = run_flow(export_model, few)
+    assert state.is_failed() and "PENSTOCK_OUT_ROOT" in state.message
 
 
 ATTEMPT = """

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 from PIL import Image
+from starlette.routing import Route
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.options import declared
@@ -19,6 +20,7 @@ from flows.cli.main import parse
 from flows.cli.options import config_of
 from flows.options.commands import CaptionConfig
 from flows.results.run_record import RunRecord
+from flows.serving.app import app_of
 from flows.studio.roots import Refused, Roots
 from flows.studio.run_captions import RunCaptions
 from flows.studio.runs import QueuedRun, RunQueue
@@ -357,3 +359,14 @@ def test_a_moved_folder_is_written_where_it_is_from_the_store_of_its_captions(
         config = read(written)
         assert (config.out, config.store) == (str(moved), store)
     assert read(command.writing(("srt",), tmp_path / "new")).out == str(tmp_path / "new")
+
+
+def test_a_server_has_no_route_of_the_studio() -> None:
+    app = app_of(cast(Any, SimpleNamespace(config=None)), "")
+    paths = {route.path for route in app.routes if isinstance(route, Route)}
+    assert paths == {
+        *(f"/v1/{name}" for name in ("label", "embed", "caption", "search", "info", "stats")),
+        *("/v1/chat/completions", "/v1/models", "/v1/models/{name:path}", "/v1/session"),
+        *("/v1/media/{hit}", "/v1/thumbnail/{hit}", "/metrics", "/healthz", "/readyz"),
+        *("/", "/static/{name}", "/openapi.json"),
+    }

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from stages.models.published_facts import FamilyFacts, facts_of
+from stages.models.published_facts import FACTS, FamilyFacts, facts_of
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
@@ -34,6 +34,15 @@ def test_contexts_are_those_of_published_checkpoints_and_other_families_have_no_
     }
     assert {name: facts_of(name).context for name in contexts} == contexts
     assert facts_of("no_such_family") == FamilyFacts()
+
+
+def test_every_entry_names_its_source_and_possible_values() -> None:
+    for family, facts in FACTS.items():
+        assert " at " in facts.source, family
+        if facts.pixels_a_frame is not None:
+            assert 0 < facts.pixels_a_frame[0] < facts.pixels_a_frame[1]
+            assert facts.pixels_a_frame[0] % facts.token_side**2 == 0
+        assert not facts.last_frame or facts.frames, family
 
 
 def test_the_table_is_read_without_a_model_library() -> None:

@@ -72,3 +72,10 @@ def test_no_tracked_file_holds_a_package_index_address() -> None:
     ]
     assert not offenders
     assert not (ROOT / "uv.lock").exists() or (ROOT / "uv.lock") not in tracked_text_files()
+
+
+def test_an_index_address_is_recognised() -> None:
+    index = "https://example.org" + "/simple"
+    lines = (f"--index-url {index}", "-i https://example.org/", f'url = "{index}/"')
+    for line in (*lines, "[[tool.uv.index]]", "--find-links /srv/wheels"):
+        assert ADDRESS.search(f"before\n{line}\nafter")

@@ -1,10 +1,12 @@
 """The measurement of what the tests notice: which faults are planted, and where."""
 
+import ast
 from pathlib import Path
 
 import pytest
 
-from scripts.mutation.mutants import drawn, mutants_of, planted, redrawn
+from scripts.mutation.contexts import Contexts, collected
+from scripts.mutation.mutants import Mutant, drawn, mutants_of, planted, redrawn
 
 CODE = """
 LIMIT: int = 3
@@ -46,6 +48,16 @@ def test_each_kind_of_fault_is_found_once_where_a_user_could_meet_it(root: Path)
     }
 
 
+def test_a_planted_fault_changes_its_own_place_alone(root: Path) -> None:
+    for mutant, (node, text) in mutants_of(root, FILE).items():
+        changed = planted(root, mutant)
+        assert changed is not None and ast.parse(changed.data)
+        line = node.lineno - 1  # type: ignore[attr-defined]
+        assert text.encode() in changed.data.splitlines()[line]
+        rest = [*enumerate(zip(CODE.splitlines(), changed.data.decode().splitlines(), strict=True))]
+        assert all(was == now for at, (was, now) in rest if at != line)
+
+
 def test_a_fault_whose_code_has_changed_is_drawn_anew(root: Path) -> None:
     before = drawn(root, 20, 20, seed=1)
     assert drawn(root, 20, 20, seed=1) == before and len(before) == 10
@@ -54,3 +66,29 @@ def test_a_fault_whose_code_has_changed_is_drawn_anew(root: Path) -> None:
     assert len(kept) == 10
     assert {each for each in before if each.function != "largest"} <= set(kept)
     assert planted(root, next(each for each in before if each.function == "largest")) is None
+
+
+def test_the_tests_of_a_function_are_those_that_call_it_within_the_limits(tmp_path: Path) -> None:
+    (tmp_path / "1.calls").write_text(
+        "\ttests/test_a.py::x\nartifacts/held.py:largest\n\ttests/test_b.py::y\n"
+        "artifacts/held.py:largest\nartifacts/held.py:Held.open\n\tunknown\nartifacts/held.py:largest\n"
+    )
+    (tmp_path / "main.seconds").write_text(
+        '["tests/test_a.py::x", 1]\n["tests/test_b.py::y", 50]\n'
+    )
+    contexts = collected(tmp_path)
+    largest = Mutant(FILE, "largest", "not", 0, "")
+    assert contexts.callers["artifacts/held.py:largest"] == [
+        "tests/test_a.py::x",
+        "tests/test_b.py::y",
+    ]
+    assert contexts.tests_for(largest) == ["tests/test_a.py::x"], "the other one takes too long"
+    own = Contexts(
+        seconds={"tests/test_b.py::y": 1, "tests/test_artifacts_held.py::z": 9},
+        callers={
+            "artifacts/held.py:Held.open": ["tests/test_b.py::y", "tests/test_artifacts_held.py::z"]
+        },
+        breadth={"tests/test_b.py::y": 1, "tests/test_artifacts_held.py::z": 400},
+    )
+    module = Mutant(FILE, "<module>", "constant", 0, "")
+    assert own.tests_for(module)[0] == "tests/test_artifacts_held.py::z", "its own tests come first"

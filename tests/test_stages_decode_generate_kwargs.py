@@ -131,6 +131,18 @@ def test_a_control_says_what_stock_says_of_the_row_alone(
         assert said(wave, engine, namespace, asked) == expected, engine
 
 
+def test_chance_hangs_on_the_row_and_on_the_seed(tmp_path: Path) -> None:
+    wave = wave_of(CHECKPOINT, tmp_path, 4)
+    asked = {"temperature": 1.5, "top_k": 0}
+    whole = said(wave, "transformers", CAPTIONS, asked)
+    batch = wave.batches[0]
+    wave.batches = [batch[:1], batch[1:]]
+    assert said(wave, "inflight", OTHER, asked) == whole
+    wave.batches = [batch]
+    other = said(wave, "inflight", THIRD, {**asked, "seed": 1})
+    assert other != whole and len({*whole, *other}) > 4
+
+
 def test_words_that_are_avoided_are_not_said(tmp_path: Path) -> None:
     wave = wave_of(CHECKPOINT, tmp_path, 2)
     clip = wave.batches[0][0][1]

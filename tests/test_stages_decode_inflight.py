@@ -286,3 +286,14 @@ def test_rows_in_flight_end_while_another_process_is_waited_for(tmp_path: Path) 
         turns.done(others)
     running.join()
     assert len(keys_told(told)) == 10
+
+
+def test_captions_are_cut_where_they_may_be_no_longer(tmp_path: Path) -> None:
+    wave = mixed_wave(tmp_path)
+    wave.settings["engine"] = "inflight"
+    wave.decode(PROMPTS, OTHER, tokens=5)
+    for cut, whole in zip(wave.captions(OTHER), wave.captions(), strict=True):
+        assert (cut["tokens"], cut["ended"]) == (5, "length")
+        assert whole["caption"].startswith(cut["caption"])
+    wave.decode(PROMPTS, THIRD, tokens=1)
+    assert {one["tokens"] for one in wave.captions(THIRD)} == {1}

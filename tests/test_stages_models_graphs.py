@@ -111,6 +111,13 @@ def test_a_provider_that_is_not_built_in_is_refused(
         open_session(tmp_path / "any.onnx", Provider(name=TRT), 1)
 
 
+def test_a_fall_to_the_cpu_is_refused(tmp_path: Path) -> None:
+    path = plain_graph(tmp_path, "Relu")
+    for name in (CUDA, TRT):
+        with pytest.raises(EnvironmentFault, match=f"{name} is not available"):
+            open_session(path, Provider(name=name, options={"device_id": 0}), 1)
+
+
 def test_tensorrt_is_told_where_it_keeps_what_it_makes_and_what_it_may_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,17 +143,22 @@ def test_tensorrt_is_told_where_it_keeps_what_it_makes_and_what_it_may_take(
     assert (tmp_path / "engines").is_dir()
 
 
-def test_a_graph_without_products_is_not_called_quantized(tmp_path: Path) -> None:
+def plain_graph(folder: Path, operator: str) -> Path:
+    """A graph of one operator, without weights."""
     import onnx
     from onnx import TensorProto, helper
 
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 4]) for n in ("x", "y")]
-    node = helper.make_node("Relu", ["x"], ["y"])
+    node = helper.make_node(operator, ["x"], ["y"])
     graph = helper.make_graph([node], "plain", ends[:1], ends[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(model, str(tmp_path / "plain.onnx"))
+    onnx.save(model, str(folder / "plain.onnx"))
+    return folder / "plain.onnx"
+
+
+def test_a_graph_without_products_is_not_called_quantized(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="plain has no product that can be quantized to 8 bit"):
-        quantize_graph(tmp_path / "plain.onnx", tmp_path / "quantized.onnx")
+        quantize_graph(plain_graph(tmp_path, "Relu"), tmp_path / "quantized.onnx")
 
 
 def test_what_is_no_graph_is_said(tmp_path: Path) -> None:
