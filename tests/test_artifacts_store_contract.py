@@ -136,13 +136,13 @@ def test_namespaces_are_known_without_a_look(store: Store, monkeypatch: pytest.M
     assert not [path for path in looked if NAMESPACE in path]
 
 
-@pytest.mark.parametrize("damage", [b"", b"PENSTOCK", b"garbage" * 100, b"a changed payload"])
-def test_a_damaged_pack_is_set_aside_and_made_again(store: Store, damage: bytes) -> None:
+@pytest.mark.parametrize("damage", [b"", b"PENSTOCK", b"garbage" * 100, None])
+def test_a_damaged_pack_is_set_aside_and_made_again(store: Store, damage: bytes | None) -> None:
     record_set = RecordSet(store, "features", NAMESPACE)
     record = Record(key="a", payload=b"good bytes")
     record_set.publish([record])
     (name,) = store.list("features")
-    if damage == b"a changed payload":
+    if damage is None:  # in its last byte, which is of the payload
         damage = store.get(name)[:-1] + b"?"
     store.delete(name)
     store.put_if_absent(name, [damage])

@@ -170,9 +170,14 @@ def test_features_come_back_with_all_that_decoding_needs(family: str, tmp_path: 
     assert found.needs == features.needs and "input_ids" in found.needs
     assert {n: tuple(s) for n, s in found.blank.items()} == features.blank != {}
     assert_equal(dict(found), dict(features))
-    if family == "janus":
-        with pytest.raises(UsageError, match="did not request its image features"):
-            generate(load_half(tmp_path, "language"), inputs, dict(features), **GREEDY)
+
+
+def test_a_language_half_that_asks_for_no_features_is_refused_with_some(tmp_path: Path) -> None:
+    model, inputs = FAMILIES["janus"]()
+    model.save_pretrained(tmp_path)
+    features = encode(load_half(tmp_path, "vision"), inputs)
+    with pytest.raises(UsageError, match="did not request its image features"):
+        generate(load_half(tmp_path, "language"), inputs, dict(features), **GREEDY)
 
 
 def test_a_plain_dict_of_features_is_not_saved(tmp_path: Path) -> None:
