@@ -94,7 +94,7 @@ def test_bad_usage_is_one_line_and_exit_2(
     ],
 )
 def test_a_text_that_is_not_utf_8_is_one_line_and_exit_2(
-    arguments: list[str], option: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], option: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
     assert f"{option}: not valid UTF-8" in one_line(capsys.readouterr().err)
