@@ -2,8 +2,8 @@
 its tower frozen.
 
 Both have the same adapter, examples, order and learning rate, and the same code but for what makes
-the logits. Who is shown pixels reads each clip from its file when its turn comes, as trainers do,
-and how long that takes is told too.
+the logits. Training on pixels reads each clip from its file when its turn comes, as trainers do,
+and reports the seconds that reading takes.
 """
 
 import time

@@ -60,7 +60,7 @@ class Faults:
         self._kill(self._flow)
         self._free(out)
         self._stack.completed(run, "CRASHED")
-        self._stack.prefect("flow-run", "retry", run)  # as a person who reads it does, at once
+        self._stack.prefect("flow-run", "retry", run)  # as a user who reads the state does
         self._stack.completed(run)
         self._check(out, starts=2, run=run)
 

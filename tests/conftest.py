@@ -249,7 +249,7 @@ def no_errors_logged(
 
 @pytest.fixture(autouse=True)
 def no_outputs_in_the_repository() -> Iterator[None]:
-    """Commands write into the current folder unless --out names another: tests name one."""
+    """A test that runs a command without --out must run it in a folder of its own."""
     before = [folder for folder in DEFAULT_OUTPUTS if folder.exists()]
     yield
     left = [folder for folder in DEFAULT_OUTPUTS if folder.exists() and folder not in before]

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,13 @@ def counts(result: RebuildResult) -> tuple[int, int, int, int]:
 def snapshot(store: str) -> dict[str, bytes]:
     packs = Path(store).rglob("*.pack")
     return {str(path): path.read_bytes() for path in packs}
+
+
+def in_use(config: CaptionConfig, kind: str) -> AbstractContextManager[object]:
+    """Another running job holds the only namespace of these records."""
+    store = FolderStore(Path(config.store))
+    (namespace,) = {name.split("/")[2] for name in store.list(kind)}
+    return leased(store, [namespace], Path("elsewhere"))
 
 
 def other_weights(config: CaptionConfig) -> None:
@@ -129,10 +137,8 @@ def test_what_another_recorded_job_refers_to_stays(config: CaptionConfig) -> Non
 
 def test_what_a_running_job_needs_stays_until_the_next_prune(config: CaptionConfig) -> None:
     answered(config)
-    store = FolderStore(Path(config.store))
-    (namespace,) = {name.split("/")[2] for name in store.list("features")}
     other_weights(config)
-    with leased(store, [namespace], Path("elsewhere")):
+    with in_use(config, "features"):
         result = answered(config, prune=True)
     assert (result.encoded, result.removed, features(config)) == (3, 0, 6)
     assert any("weights changed" in reason for reason in result.difference.why)
@@ -156,9 +162,8 @@ def test_what_a_rebuild_that_was_stopped_made_is_known_to_be_its_own(config: Cap
 def test_frames_that_another_job_looks_at_are_left_for_it(config: CaptionConfig) -> None:
     store = FolderStore(Path(config.store))
     answered(config)
-    (namespace,) = {name.split("/")[2] for name in store.list("media")}
     other_weights(config)
-    with leased(store, [namespace], Path("elsewhere")):
+    with in_use(config, "media"):
         answered(config)
     assert len(list(store.list("frames"))) == 3
     answered(config)
@@ -168,9 +173,8 @@ def test_frames_that_another_job_looks_at_are_left_for_it(config: CaptionConfig)
 def test_frames_of_a_removed_file_go_with_its_features(config: CaptionConfig) -> None:
     store = FolderStore(Path(config.store))
     answered(config)
-    (namespace,) = {name.split("/")[2] for name in store.list("media")}
     other_weights(config)
-    with leased(store, [namespace], Path("elsewhere")):
+    with in_use(config, "media"):
         answered(config)
         (Path(config.sources[0]) / "0.mp4").unlink()
         assert answered(config, prune=True).removed == 4, "the features of it and of old weights"

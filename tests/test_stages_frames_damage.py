@@ -12,12 +12,12 @@ import pytest
 from artifacts.errors import MediaError
 from artifacts.schema import FrameFit, Sampling
 from stages.frames.chunk import Chunk
-from stages.frames.decoder import MAX_BAD_PACKETS, Decoder
-from stages.frames.timeline import VideoPacket
+from stages.frames.decoder import MAX_BAD_PACKETS
 from stages.frames.video import Video
 from stages.process.memory import Sampler
 from tests.support.media import (
     decode_plainly,
+    decoded_packets,
     digest_of_pixels,
     flip_bits,
     flip_time,
@@ -217,14 +217,7 @@ def test_endless_rubbish_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     count = MAX_BAD_PACKETS + 500
     whole = write_video(tmp_path / "whole.mov", ticks=range(count), codec="mjpeg", size=(16, 16))
     spoilt = spoil(whole, tmp_path / "spoilt.mov", which=lambda at: at >= 30)
-    tried: list[object] = []
-    decode = Decoder._decode
-
-    def counting(self: Decoder, packet: "VideoPacket | None") -> None:
-        tried.append(packet)
-        decode(self, packet)
-
-    monkeypatch.setattr(Decoder, "_decode", counting)
+    tried = decoded_packets(monkeypatch)
     with Video(spoilt) as video:
         plans = video.plan(Sampling(chunk_seconds=1000, fps=30, max_frames=5000))
         (chunk,) = video.chunks(plans, FrameFit())

@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 
 from artifacts.schema import FrameFit, Sampling
 from stages.frames.chunk import Chunk
-from stages.frames.decoder import Decoder
-from stages.frames.timeline import VideoPacket
 from stages.frames.video import Video
 from tests.support.file_classes import FRAMES, WHOLE, FileClass
-from tests.support.media import decode_plainly, digest_of_pixels, picture, write_video
+from tests.support.media import (
+    decode_plainly,
+    decoded_packets,
+    digest_of_pixels,
+    picture,
+    write_video,
+)
 
 AS_IT_IS = FrameFit()
 EVERY_SECOND = Sampling(chunk_seconds=2, fps=1, max_frames=32)
@@ -79,14 +83,7 @@ def test_groups_without_a_wanted_frame_are_not_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_video(tmp_path / "long.mp4", ticks=range(600))
-    decoded: list[object] = []
-    decode = Decoder._decode
-
-    def counting(decoder: Decoder, packet: "VideoPacket | None") -> None:
-        decoded.append(packet)
-        decode(decoder, packet)
-
-    monkeypatch.setattr(Decoder, "_decode", counting)
+    decoded = decoded_packets(monkeypatch)
     with Video(path, threads=1) as video:
         plans = video.plan(Sampling(chunk_seconds=20, fps=0.1, max_frames=4))
         chunks = list(video.chunks(plans, AS_IT_IS))

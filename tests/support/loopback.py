@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class QuietHandler(BaseHTTPRequestHandler):
-    """One connection, of any number of requests, of which nothing is logged."""
+    """Keeps a connection open for several requests and logs none of them."""
 
     protocol_version = "HTTP/1.1"
 

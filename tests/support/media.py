@@ -5,12 +5,31 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from PIL import Image
+
+if TYPE_CHECKING:  # benchmarks use this module, too
+    import pytest
+
+
+def decoded_packets(patch: "pytest.MonkeyPatch") -> list[object]:
+    """A list to which the frames stage adds each packet that it decodes from now on."""
+    from stages.frames.decoder import Decoder
+
+    packets: list[object] = []
+    decode = Decoder._decode
+
+    def counting(decoder: Decoder, packet: Any) -> None:
+        packets.append(packet)
+        decode(decoder, packet)
+
+    patch.setattr(Decoder, "_decode", counting)
+    return packets
 
 
 def picture(index: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:

@@ -1,4 +1,5 @@
-"""The names of the files that a run writes. Imports no numpy: every run looks at these names."""
+"""The names of the files that a sift run writes. Every command reads these names to recognize
+Penstock's own files, so this module does not import numpy."""
 
 from collections.abc import Iterable
 
