@@ -1,5 +1,4 @@
-"""What benchmarks have in common: tables, goals, runs, processes of their own and peaks of
-memory."""
+"""What benchmarks share: tables, goals, runs of commands, fresh processes and peaks of memory."""
 
 import io
 import json
@@ -69,7 +68,7 @@ def run_penstock(
 
 def in_fresh_process(work: Callable[..., Found], *given: Any, **environment: str) -> Found:
     """What a function returns in a process of its own, which has the environment of a stage."""
-    # Who measures what a run's own process holds has none of these.
+    # Imported here, so that benchmarks of a run's own memory do not hold these modules.
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
     from unittest.mock import patch

@@ -1,5 +1,5 @@
-"""Asks a server over real HTTP as strangers do, who come when they come, in a process of its own;
-what it answered, and when.
+"""Sends requests to a server over real HTTP from a process of its own, and records the answers and
+their times.
 
 Arrivals are Poisson and fixed before the first is sent. Latency counts from when a request was due,
 not from when a connection was free for it, so a slow server is not asked less. Connections are kept

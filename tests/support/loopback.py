@@ -1,4 +1,4 @@
-"""Runs an HTTP server on this machine while something asks it."""
+"""Runs an HTTP server on this machine until a block ends."""
 
 import contextlib
 import threading
