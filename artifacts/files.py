@@ -34,7 +34,10 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
                 os.fsync(file.fileno())
             os.replace(half, path)
         except BaseException:
-            os.unlink(half)
+            # It is gone if Ctrl-C came during the replacement. An error here would hide the
+            # interrupt, and callers that ignore a full disk would go on.
+            with contextlib.suppress(OSError):
+                os.unlink(half)
             raise
     except IsADirectoryError as error:
         raise EnvironmentFault(

@@ -1,13 +1,16 @@
 """A run stops at a signal, wherever Python is when it comes."""
 
+import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from artifacts.errors import Interrupted
 from flows.console.interrupts import repeating_dropped_interrupts
+from flows.results.run_record import RunRecord
 from flows.running.stopping import stopped_in_order
 
 
@@ -29,6 +32,21 @@ def test_a_signal_that_python_drops_still_stops_the_run(number: int) -> None:
         threading.Event().wait(20)
         ended = True
     assert not ended
+
+
+def test_a_signal_while_the_run_record_is_replaced_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def interrupted_after(half: str, path: Path) -> None:
+        replace(half, path)
+        signal.raise_signal(signal.SIGINT)
+
+    record = RunRecord(tmp_path)
+    monkeypatch.setattr("artifacts.files.os.replace", interrupted_after)
+    with pytest.raises(Interrupted), stopped_in_order():
+        record.begin("encode")
 
 
 def test_a_signal_that_is_dropped_at_the_end_stops_the_run_and_nothing_after_it() -> None:
