@@ -26,12 +26,10 @@ of one of these functions.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from penstock.start import intruder
-
 if TYPE_CHECKING:
+    __version__: str
     from artifacts.captions import Caption as Caption
     from artifacts.captions import Failure as Failure
     from artifacts.errors import PenstockError as PenstockError
@@ -93,7 +91,6 @@ _NAMES = {
 """Module → what is imported from it on first use."""
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
-__version__ = version("penstock")
 __all__ = sorted(["__version__", *_HOMES])
 
 
@@ -102,8 +99,14 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("penstock")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from penstock.start import intruder
+
     if error := intruder():
         raise ImportError(error)
     return getattr(import_module(_HOMES[name]), name)

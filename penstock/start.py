@@ -7,10 +7,7 @@ Penstock's files, the command reports it.
 
 import signal
 import sys
-from base64 import urlsafe_b64encode
 from functools import cache
-from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,20 +22,27 @@ INTERRUPTED = 4
 
 def main() -> int:
     """Run the command; returns its exit code."""
+    try:
+        return _run()
+    except KeyboardInterrupt:  # before the command began, or a second one while it ended
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing but the interpreter is left to end
+
+
+def _run() -> int:
     if any(_origin(name) != HERE / name / "__init__.py" for name in PACKAGES):
         sys.path.insert(0, str(HERE))
     error = intruder()
     if error:
         print(f"penstock: {error}", file=sys.stderr)
         return ENVIRONMENT
-    from flows.cli.main import main as command
+    from flows.console.interrupts import repeating_dropped_interrupts
 
-    try:
+    with repeating_dropped_interrupts():
+        from flows.cli.main import main as command
+
         return command()
-    except KeyboardInterrupt:  # a second one, while the result was printed
-        return INTERRUPTED
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing but the interpreter is left to end
 
 
 @cache
@@ -68,6 +72,8 @@ def _origin(name: str) -> Path | None:
 def _recorded() -> dict[str, str]:
     """Return the digests that our files had when Penstock was installed, by their names. There are
     none of ours in a clone."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
     try:
         files = distribution("penstock").files or []
     except PackageNotFoundError:
@@ -77,4 +83,8 @@ def _recorded() -> dict[str, str]:
 
 def _digest(path: Path) -> str:
     """Return a digest as wheels record it."""
+    # Imported here, as Ctrl-C during the imports of this module prints a traceback.
+    from base64 import urlsafe_b64encode
+    from hashlib import sha256
+
     return urlsafe_b64encode(sha256(path.read_bytes()).digest()).rstrip(b"=").decode()

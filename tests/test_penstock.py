@@ -43,6 +43,27 @@ def test_the_package_runs_as_a_module() -> None:
     assert (done.returncode, done.stdout) == (0, f"penstock {penstock.__version__}\n"), done.stderr
 
 
+IN_A_CLASS = "type('C', (), {'n': type('N', (), {'__set_name__': interrupted})()})"
+
+
+@pytest.mark.parametrize("call", ["interrupted()", IN_A_CLASS])
+def test_an_interruption_while_options_are_imported_is_one_line(call: str) -> None:
+    code = f"""
+import os, signal, sys
+import flows.cli.main as cli
+from penstock.start import main
+def interrupted(*_): os.kill(os.getpid(), signal.SIGINT)
+def parse(_): {call}
+cli.parse = parse
+sys.exit(main())
+"""
+    done = completed([sys.executable, "-c", code])
+    assert (done.returncode, done.stderr) == (
+        4,
+        "penstock: interrupted; finished items are kept\n",
+    )
+
+
 @pytest.mark.parametrize("ends", ["raise KeyboardInterrupt", "return 4"])
 def test_a_second_interruption_ends_with_the_code_of_the_first(ends: str) -> None:
     code = f"""

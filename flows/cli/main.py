@@ -179,24 +179,28 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and return its exit code."""
-    given = parse(arguments)
     try:
-        if given.version:
-            from importlib.metadata import version
-
-            print(f"penstock {version('penstock')}")
-            return 0
-        if given.command is None:
-            parser("").print_help()
-            return 2
-        check_platform()
-        check_texts(given)
         with repeating_dropped_interrupts():
-            return run(given)
+            return _main(arguments)
     except Exception as error:
         return _exit_code_of(error)
     except KeyboardInterrupt as stop:
         return _exit_code_of(stop)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    given = parse(arguments)
+    if given.version:
+        from importlib.metadata import version
+
+        print(f"penstock {version('penstock')}")
+        return 0
+    if given.command is None:
+        parser("").print_help()
+        return 2
+    check_platform()
+    check_texts(given)
+    return run(given)
 
 
 def _exit_code_of(error: BaseException) -> int:
@@ -206,7 +210,8 @@ def _exit_code_of(error: BaseException) -> int:
     if isinstance(error, PenstockError):
         print_error(str(error))
         return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
+    # Python raises RuntimeError from an interrupt that comes while a class is made.
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt):
         print_error("interrupted; finished items are kept")
         return 4
     if isinstance(error, BrokenPipeError):
