@@ -22,9 +22,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks._tuning import train
+
 from benchmarks._common import MIB, PENSTOCK, cells, heads, in_fresh_process, met
 from benchmarks._shapes import build
-from benchmarks._tuning import train
 from flows.console.display import Display
 from flows.machine.cpu import cpu_line
 from flows.machine.launch import DirectLauncher

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from benchmarks import actuators, staged_vs_joint
-from benchmarks._bench import Bench, batches_of
 from benchmarks._models import TINY, build, half_bytes, publish_clips
 from benchmarks._modes import Outcome, perform
+from benchmarks.staged_vs_joint import Bench, batches_of
 from penstock_demo import CHECKPOINT
 
 TOKENS = 3
