@@ -75,13 +75,7 @@ class Bench:
     """Namespace of the features that decoding reads: those of the first encoding."""
     _namespaces: int = 0
 
-    def run(
-        self,
-        mode: str,
-        cut: Sequence[Sequence[Member]],
-        budget: int | None = None,
-        **changes: Any,
-    ) -> Outcome:
+    def run(self, mode: str, cut: Sequence[Sequence[Member]], budget: int | None = None) -> Outcome:
         """One run of a mode over batches of members, published where nothing is yet."""
         self._namespaces += 1
         namespace = digest_of(["namespace", self._namespaces])
@@ -99,7 +93,7 @@ class Bench:
             "max_new_tokens": self.tokens,
             "batches": [[_entry(mode, member) for member in batch] for batch in cut],
         }
-        return self.runner(mode, {**job, **changes}, budget)
+        return self.runner(mode, job, budget)
 
     def ladder(self, mode: str) -> None:
         """One process that takes a batch of each size in turn, each larger than the last; the
