@@ -22,8 +22,6 @@ from artifacts.schema import FrameFit
 from stages.frames.image import read_image
 
 Picture = Image.Image
-KINDS = ("reencoded", "scaled", "cropped", "subtitled", "mirrored")
-"""The copies of an original."""
 BLURS = (0.004, 0.008, 0.016, 0.032)
 """Standard deviations of the four blurs, as shares of the longer side."""
 CROP = 0.05
@@ -195,6 +193,8 @@ COPIES: dict[str, Callable[[Picture, np.random.Generator], Picture]] = {
     "subtitled": subtitled,
     "mirrored": mirrored,
 }
+KINDS = tuple(COPIES)
+"""The copies of an original."""
 
 
 def letterboxed(picture: Picture, rng: np.random.Generator) -> Picture:

@@ -5,10 +5,7 @@ Every measurement is a process of its own, `benchmarks._modes`, and runs of both
 A budget is what a process may take above its libraries, weights included; it is enforced by the
 kernel, and each side takes the largest batch that lives.
 
-    python -m benchmarks.staged_vs_joint [--quick] [--only demo|large] [--repeat 3] [--pairs 0]
-
-With `--pairs`, the large model at one batch size instead, all in one process: both sides of a pair
-run within seconds of each other, so that a busy machine disturbs both alike.
+    python -m benchmarks.staged_vs_joint [--quick] [--only demo|large] [--repeat 3]
 """
 
 import argparse
@@ -22,7 +19,7 @@ from typing import Any, NamedTuple
 from artifacts.keys import digest_of
 from benchmarks._common import MIB, cells, heads
 from benchmarks._models import FRAMES, LARGE, TINY, build, half_bytes, publish_clips
-from benchmarks._modes import Outcome, perform, run_mode
+from benchmarks._modes import Outcome, run_mode
 from penstock_demo import CHECKPOINT
 
 BATCHES = (1, 2, 4, 8, 16)
@@ -40,7 +37,7 @@ MODES = ("encode", "decode", "joint")
 """In this order: decoding reads the features that encoding made."""
 MANY = 200
 """Clips of the run whose start-up time is reported."""
-TOKENS, PAIR_TOKENS = 32, 16
+TOKENS = 32
 
 
 class Step(NamedTuple):
@@ -230,50 +227,14 @@ def measure(name: str, model: Path, folder: Path, given: argparse.Namespace) -> 
     print("\n".join(["", *table(bench, lines)]), flush=True)
 
 
-def in_pairs(folder: Path, given: argparse.Namespace) -> None:
-    """Print the ratio of joint's time to that of both stages for the same batches without loading:
-    the median over pairs, after one pair that warms both sides up."""
-    store = str(folder / "store")
-    members = publish_clips(store, [8] * given.batch * given.run * (1 + given.pairs))
-    bench = Bench(
-        model=build(folder / "model", TINY if given.quick else LARGE, PAIR_TOKENS),
-        store=store,
-        members=members,
-        tokens=PAIR_TOKENS,
-        runner=lambda mode, job, _: perform(mode, job),
-    )
-    size = given.batch * given.run
-    runs = [members[at : at + size] for at in range(0, len(members), size)]
-    pairs = [pair(bench, batches_of(run, given.batch)) for run in runs][1:]
-    wall, cpu = (median(column) for column in zip(*pairs, strict=True))
-    print(f"{given.run} batches of {given.batch}, median of {given.pairs} pairs;")
-    print("above 1 the stages are faster")
-    print(f"  joint ÷ staged, wall {wall:.3f}, CPU {cpu:.3f}")
-
-
-def pair(bench: Bench, cut: list[list[Member]]) -> tuple[float, float]:
-    """Joint's time over that of both stages: wall and CPU."""
-    bench.features = ""  # decode what this pair encodes
-    first, joint, second = (bench.run(mode, cut) for mode in ("encode", "joint", "decode"))
-    return (
-        joint.seconds / (first.seconds + second.seconds),
-        joint.cpu_seconds / (first.cpu_seconds + second.cpu_seconds),
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--quick", action="store_true", help="tiny shapes: does it run at all?")
     options.add_argument("--only", choices=("demo", "large"))
     options.add_argument("--repeat", type=int, default=3)
-    options.add_argument("--pairs", type=int, default=0, help="at one batch size, in one process")
-    options.add_argument("--batch", type=int, default=4, help="of a pair")
-    options.add_argument("--run", type=int, default=4, help="batches a side of a pair")
     given = options.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if given.pairs:
-            return in_pairs(folder, given)
         if given.only != "large":
             measure("demo", CHECKPOINT, folder, given)
         if given.only != "demo":

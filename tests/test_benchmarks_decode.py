@@ -51,9 +51,3 @@ def test_a_table_has_a_line_for_each_budget_and_says_what_does_not_fit(
     assert len(table) == 2 + 2 + 5
     assert "equal batch 1" in table[2]
     assert table[2] in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_equal_batches_are_compared_in_pairs(capsys: pytest.CaptureFixture[str]) -> None:
-    staged_vs_joint.main(["--quick", "--batch", "1", "--run", "1", "--pairs", "1"])
-    assert "joint ÷ staged, wall " in capsys.readouterr().out
