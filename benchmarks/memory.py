@@ -119,8 +119,7 @@ class Trial:
         return cells([*told, *found])
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Bed:
+class Bed(NamedTuple):
     """What all runs have in common."""
 
     folder: Path
@@ -171,8 +170,7 @@ def read_trial(out: Path, **known: Any) -> Trial:
     return Trial(**known, rungs=tuple(record["rungs"]), peaks=peaks, captions=captions)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """Something that has to hold."""
 
     text: str
@@ -184,21 +182,17 @@ class Check:
 
 def judge_auto(first: Trial, again: Trial, clips: int) -> Iterator[Check]:
     """What has to hold of a run under `auto`, and of the one after it."""
-    name = f"{first.budget / MIB:,.0f} MiB"
-    said = all(first.precisions)
-    yield Check(
-        text=f"{name}, auto: complete, every caption says its precision",
-        holds=first.complete(clips) and said,
-    )
-    yield Check(
-        text=f"{name}, auto: encode and decode keep to the budget",
-        holds={"encode", "decode"} <= first.peaks.keys() and first.within and again.within,
-    )
+    name = f"{first.budget / MIB:,.0f} MiB, auto"
+    complete = first.complete(clips) and all(first.precisions)
+    yield Check(f"{name}: complete, every caption says its precision", complete)
+    both = {"encode", "decode"} <= first.peaks.keys()
+    kept = both and first.within and again.within
+    yield Check(f"{name}: encode and decode keep to the budget", kept)
     # What was made before is not made again, so that only decode is there to be looked at.
     same = again.at("decode", True) == first.at("decode", False)
     yield Check(
-        text=f"{name}, auto: another prompt starts on the rung that fitted, and nothing fails",
-        holds=again.complete(clips) and same and not again.failed_rungs,
+        f"{name}: another prompt starts on the rung that fitted, and nothing fails",
+        again.complete(clips) and same and not again.failed_rungs,
     )
 
 
@@ -206,23 +200,18 @@ def judge_native(trial: Trial, clips: int) -> Check:
     """Complete in nothing but the checkpoint's own precision, or refused with what would fit."""
     name = f"{trial.budget / MIB:,.0f} MiB, native"
     if trial.code == 3:
-        return Check(
-            text=f"{name}: ends with 3 and says what would fit",
-            holds="give --" in trial.exit_report.lower(),
-        )
+        told = "give --" in trial.exit_report.lower()
+        return Check(f"{name}: ends with 3 and says what would fit", told)
     alone = len(trial.precisions) == 1 and not any(q in str(trial.precisions) for q in QUANTIZED)
-    return Check(
-        text=f"{name}: complete within the budget",
-        holds=trial.complete(clips) and alone and trial.within,
-    )
+    complete = trial.complete(clips) and alone and trial.within
+    return Check(f"{name}: complete within the budget", complete)
 
 
 def judge_nf4(trial: Trial, clips: int) -> Check:
     """A language half in 4 bit lives in little."""
-    return Check(
-        text=f"nf4 in {trial.budget / MIB:,.0f} MiB: complete within the budget",
-        holds=trial.complete(clips) and trial.within and any("nf4" in p for p in trial.precisions),
-    )
+    quantized = any("nf4" in precision for precision in trial.precisions)
+    complete = trial.complete(clips) and trial.within and quantized
+    return Check(f"nf4 in {trial.budget / MIB:,.0f} MiB: complete within the budget", complete)
 
 
 def budgets_of(told: str, weights: int) -> list[int]:

@@ -156,14 +156,6 @@ class Row:
         return self.planned / self.measured - 1
 
 
-def _training(case: Case) -> str:
-    """Return how a table row describes a training case; empty for other cases."""
-    if not case.rank:
-        return ""
-    again = ", computed again" if case.recompute else ""
-    return f", rank {case.rank}, {case.new} tokens{again}, {case.optimizer}"
-
-
 def table(rows: Sequence[Row]) -> list[str]:
     """Markdown."""
     lines = [heads(HEADS)]
@@ -171,7 +163,10 @@ def table(rows: Sequence[Row]) -> list[str]:
         case = row.case
         ways = {"streamed": case.block, "in pieces": case.prefill, "in slots": case.slots}
         stage = ", ".join([case.stage, *(way for way, taken in ways.items() if taken)])
-        told = (case.shape, stage + _training(case), case.precision, case.batch, case.frames)
+        if case.rank:
+            again = ", computed again" if case.recompute else ""
+            stage += f", rank {case.rank}, {case.new} tokens{again}, {case.optimizer}"
+        told = (case.shape, stage, case.precision, case.batch, case.frames)
         sizes = (f"{row.planned / MIB:,.0f}", f"{row.measured / MIB:,.0f}", f"{row.error:+.1%}")
         lines.append(cells([*told, *sizes]))
     worst = max(rows, key=lambda row: abs(row.error))
@@ -293,24 +288,20 @@ class Desk:
             "prefill": case.prefill if stage == case.stage else 0,
             "max_new_tokens": case.new,
             "engine": "inflight" if case.slots else "transformers",
-            **self._in_gguf(case, model, half),
             "batches": items_of_own(
                 EncodeItem if stage == "encode" else DecodeItem,
                 [members[i : i + case.batch] for i in range(0, len(members), case.batch)],
             ),
         }
+        if half.gguf is not None:
+            tokens = self._workload(case, model).tokens + case.new
+            arguments |= {"engine": "gguf", "gguf": half.gguf.path, "gguf_tokens": tokens}
         if stage == "tune":
             arguments |= self._trained(case, members)
         arguments = own_of(STAGES[stage].job, arguments)
         log = self._folder / f"{stage}.log"
         call = StageCall(name=stage, job=made_job(**arguments), device=self._device, log=log)
         return DirectLauncher(lambda *_: None).start(call).wait()
-
-    def _in_gguf(self, case: Case, model: Model, half: Any) -> dict[str, Any]:
-        if half.gguf is None:
-            return {}
-        tokens = self._workload(case, model).tokens + case.new
-        return {"engine": "gguf", "gguf": half.gguf.path, "gguf_tokens": tokens}
 
     def _trained(self, case: Case, members: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         """Return a training job with these examples. It holds out the first two."""
