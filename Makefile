@@ -35,7 +35,7 @@ help:
 	@echo "Figures and pictures"
 	@echo "  make gpu-check  checks what only a GPU can show, into docs/gpu.md"
 	@echo "                  (MODEL= and SOURCE= of yours; OUT= writes elsewhere)"
-	@echo "  make bench      runs the benchmarks; installs what they compare with"
+	@echo "  make bench      runs the benchmarks"
 	@echo "  make models     judges every family in halves and writes docs/models.md"
 	@echo "  make pictures   draws every picture of README and docs/ (needs Chromium)"
 	@echo "Upkeep"

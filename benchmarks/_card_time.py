@@ -1,10 +1,12 @@
-"""An encoder that takes a card's time: it sleeps for as long as a card would compute. Its vectors
-are the pictures themselves, small, so that each can be told from all others.
+"""Penstock's server with an encoder that takes a card's time: it sleeps for as long as a card would
+compute. Decoding, queue, processes and HTTP are the server's own.
 
-It stands for the embed stage too (`run`), behind the server as it is.
+Vectors are the pictures themselves, small, so that each can be told from all others.
+
+    python -m benchmarks._card_time [--slower 1] ANY OPTION OF penstock serve
 """
 
-import base64
+import argparse
 import io
 import os
 import time
@@ -16,34 +18,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 SIDE, GRAIN = 224, 16
-WIDTH = 3 * GRAIN * GRAIN
 START_SECONDS, PICTURE_SECONDS = 0.008, 0.0015
 """What a card of the middle takes for a batch of a CLIP's ViT-B, and for each picture of it."""
 SLOWER = "PENSTOCK_BENCH_SLOWER"
 """In the environment: times as long as a card takes."""
-PATH = "/predict"
-"""By which others' servers are asked."""
 Pixels = NDArray[np.uint8]
 """[SIDE, SIDE, 3]: the rest of what a CLIP's processor does is done on the card."""
 
 
-def seconds(pictures: int, slower: float = 1.0) -> float:
-    """What one batch takes."""
-    return slower * (START_SECONDS + PICTURE_SECONDS * pictures)
-
-
 def encode(pictures: Sequence[Pixels], slower: float = 1.0) -> NDArray[np.float32]:
-    """[picture, WIDTH], after as long as a card takes."""
-    time.sleep(seconds(len(pictures), slower))
+    """A vector of each picture, after as long as a card takes."""
+    time.sleep(slower * (START_SECONDS + PICTURE_SECONDS * len(pictures)))
     step = SIDE // GRAIN
     grains = [pixels[step // 2 :: step, step // 2 :: step].ravel() for pixels in pictures]
     found: NDArray[np.float32] = np.divide(np.stack(grains), 255, dtype=np.float32)
     return found
-
-
-def told(vector: NDArray[np.float32]) -> dict[str, str]:
-    """An answer, as short as Penstock's."""
-    return {"embedding": base64.b64encode(vector.astype(np.float16).tobytes()).decode()}
 
 
 def pixels_of(picture: bytes) -> Pixels:
@@ -103,3 +92,27 @@ def run(told: dict[str, Any], report: Any) -> None:
             vectors = encode([pixels for some in shown for pixels in some], slower)
             ends = np.cumsum([len(some) for some in shown])[:-1]
             later((batch, np.split(vectors, ends)))
+
+
+def main() -> None:
+    # A stage's process imports this module, too, and none of these.
+    from flows.cli.derived import config_from
+    from flows.cli.main import parser
+    from flows.console.display import Display
+    from flows.machine.launch import ENTRIES, DirectLauncher
+    from flows.serving.config import ServeConfig
+    from flows.serving.server import serve
+
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--slower", type=float, default=1.0)
+    given, rest = options.parse_known_args()
+    if "--model" not in rest:
+        rest += ["--model", "demo"]
+    os.environ[SLOWER] = str(given.slower)
+    entries = {**ENTRIES, "embed": "benchmarks._card_time:run"}
+    config = config_from(parser().parse_args(["serve", *rest]), ServeConfig)
+    serve(config, Display(), lambda listen: DirectLauncher(listen, entries))
+
+
+if __name__ == "__main__":
+    main()

@@ -18,8 +18,7 @@ from stages.process.outcome import StageOutcome
 from stages.process.report import EventReporter
 
 MIB = 1 << 20
-COMMAND = ["-m", "flows.cli.main"]
-PENSTOCK = [sys.executable, *COMMAND]
+PENSTOCK = [sys.executable, "-m", "flows.cli.main"]
 Found = TypeVar("Found")
 
 
@@ -45,17 +44,14 @@ def run_penstock(
     out: Path,
     store: str | Path,
     *options: str,
-    python: str = sys.executable,
-    cwd: Path | None = None,
     **environment: str,
 ) -> dict[str, Any]:
     """Run a command over some media, and return its record. Raises RuntimeError with its errors
     where it fails."""
     where = ["--model", str(model), "--out", str(out), "--store", str(store), "--quiet"]
     done = subprocess.run(
-        [python, *COMMAND, verb, str(source), *where, *options],
+        [*PENSTOCK, verb, str(source), *where, *options],
         env={**os.environ, **environment},
-        cwd=cwd,
         capture_output=True,
         text=True,
         check=False,
@@ -117,8 +113,7 @@ def taken(outcome: StageOutcome, device: str) -> int:
 class Peak:
     """The most that this process held since it was made, looked at oftener than a stage looks."""
 
-    def __init__(self, every: float = 0.001) -> None:
-        self._every = every
+    def __init__(self) -> None:
         self._base = self._most = anonymous_bytes()
         threading.Thread(target=self._follow, daemon=True).start()
 
@@ -129,7 +124,7 @@ class Peak:
     def _follow(self) -> None:
         while True:
             self._most = max(self._most, anonymous_bytes())
-            time.sleep(self._every)
+            time.sleep(0.001)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,6 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import cast
 
 from benchmarks._common import in_fresh_process
@@ -38,8 +37,8 @@ class Load:
     port: int
     head: str
     """Request line and headers, without those of length and host."""
-    bodies: str
-    """Folder of files `N.head` and `N.tail`; a number stands between both."""
+    bodies: tuple[tuple[bytes, bytes], ...]
+    """First and last part of each request in turn; a number stands between both."""
     rate: float
     """Requests a second, on average."""
     seconds: float
@@ -57,25 +56,16 @@ class Answers:
     """Requests a second that were answered with 200, while it was asked."""
     statuses: dict[int, int]
     """Status → how many; 0 of those that got no answer, or found no connection until the end."""
-    latencies: dict[int, list[float]]
-    """Status → seconds from due to answered, in order of size."""
-    waits: dict[int, list[float]]
-    """Status → seconds from sent to answered, in order of size."""
+    latencies: tuple[float, ...]
+    """Seconds from due to answered with 200, in order of size."""
     answered: int
     """Requests that got any answer, those of the first seconds among them."""
 
-    def latency(self, share: float, status: int = 200) -> float:
-        """Seconds within which this share of the requests was answered; nan where none was."""
-        return quantile(self.latencies.get(status, []), share)
-
-    def wait(self, share: float, status: int = 200) -> float:
-        """Seconds from sent to answered, likewise."""
-        return quantile(self.waits.get(status, []), share)
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The least of ascending values that so many are not above; nan of none."""
-    return values[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+    def latency(self, share: float) -> float:
+        """Seconds within which this share of the requests was answered with 200; nan where none
+        was."""
+        found = self.latencies
+        return found[min(len(found) - 1, int(share * len(found)))] if found else float("nan")
 
 
 class _Asker:
@@ -83,16 +73,14 @@ class _Asker:
 
     def __init__(self, load: Load, due: Sequence[float]) -> None:
         self.due, self.load = due, load
-        self.sent = array("d", [0.0]) * len(due)
         self.answered = array("d", [0.0]) * len(due)
         self.statuses = array("i", [UNANSWERED]) * len(due)
         self.free: list[_Connection] = []
         self.opened = self.finished = 0
         self.waiting: deque[int] = deque()
         self.all = asyncio.Event()
-        folder, self._requests = Path(load.bodies), []
-        for head in sorted(folder.glob("*.head")):
-            first, last = head.read_bytes(), head.with_suffix(".tail").read_bytes()
+        self._requests = []
+        for first, last in load.bodies:
             length = len(first) + len(last) + len(PLACE % 0)
             told = f"{load.head}Host: 127.0.0.1:{load.port}\r\nContent-Length: {length}\r\n\r\n"
             self._requests.append((told.encode() + first, last))
@@ -174,7 +162,6 @@ class _Connection(asyncio.Protocol):
 
     def send(self, number: int) -> None:
         self._number = number
-        self._asker.sent[number] = time.monotonic()
         self._transport.write(self._asker.request(number))
 
     def data_received(self, data: bytes) -> None:
@@ -229,17 +216,12 @@ def _answers(load: Load) -> Answers:
     first, last = start + load.warm, start + load.warm + load.seconds
     inside = [first <= at < last for at in asker.answered]
     good = [status == 200 for status in asker.statuses]
-    latencies: dict[int, list[float]] = {}
-    waits: dict[int, list[float]] = {}
-    for number in (number for number in range(len(due)) if due[number] >= load.warm):
-        status, at = asker.statuses[number], asker.answered[number]
-        latencies.setdefault(status, []).append(at - start - due[number])
-        if asker.sent[number]:
-            waits.setdefault(status, []).append(at - asker.sent[number])
+    counted = [number for number in range(len(due)) if due[number] >= load.warm]
     return Answers(
         rate=sum(map(operator.and_, inside, good)) / load.seconds,
-        statuses=Counter({status: len(found) for status, found in latencies.items()}),
-        latencies={status: sorted(found) for status, found in latencies.items()},
-        waits={status: sorted(found) for status, found in waits.items()},
+        statuses=Counter(asker.statuses[number] for number in counted),
+        latencies=tuple(
+            sorted(asker.answered[n] - start - due[n] for n in counted if asker.statuses[n] == 200)
+        ),
         answered=sum(status != UNANSWERED for status in asker.statuses),
     )

@@ -118,9 +118,7 @@ def half_bytes(folder: Path) -> dict[str, int]:
     return {"vision": profile.vision.stored_bytes, "language": profile.language.stored_bytes}
 
 
-def publish_clips(
-    store: str, frame_counts: list[int], prompt: str = PROMPT
-) -> list[dict[str, str]]:
+def publish_clips(store: str, frame_counts: list[int]) -> list[dict[str, str]]:
     """Put the frames of a clip for each count into the store, as the frames stage would; returns
     what a job says of each."""
     from penstock_demo.render import render_frames
@@ -137,5 +135,5 @@ def publish_clips(
         key = item_key(FRAMES, f"clip-{number}", 0)
         meta = {**chunk, "height": SIDE, "width": SIDE}
         record_set.publish([Record(key=key, meta=meta, payload=pixels.tobytes())])
-        members.append({"frames": key, "kind": "video", "prompt": prompt})
+        members.append({"frames": key, "kind": "video", "prompt": PROMPT})
     return members

@@ -7,22 +7,21 @@ follows from the seed.
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from artifacts.schema import FrameFit
-from benchmarks._shot_videos import texture, written
 from stages.frames.image import read_image
 
 Picture = Image.Image
-KINDS = ("reencoded", "scaled", "cropped", "subtitled", "mirrored")
-"""The copies of an original."""
 BLURS = (0.004, 0.008, 0.016, 0.032)
 """Standard deviations of the four blurs, as shares of the longer side."""
 CROP = 0.05
@@ -37,6 +36,7 @@ APART = 2.0
 """Seconds between two frames of a clip that are different pictures."""
 DIFFERENT = 8.0
 """Mean difference of 16 x 16 grey points, of 255, from which two originals are different."""
+SCENE_SIZE = (960, 540)
 CLIP_SIZE, RATE, CLIP_SECONDS = (480, 270), 24, 5.0
 STRETCH = (1.0, 3.5)
 """Seconds between which a planted clip is black or frozen."""
@@ -105,6 +105,23 @@ def frames(path: Path, every: float) -> Iterator[Picture]:
 def real_clips(folder: Path) -> list[Path]:
     """Return the clips that can be read to their end."""
     return [folder / name for name in CLIPS if (folder / name).exists()]
+
+
+def texture(rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A scene: colours in clouds of several sizes, and some shapes with edges."""
+    wide, high = SCENE_SIZE
+    clouds = np.zeros((high, wide, 3), dtype=np.float32)
+    for cells, weight in ((2, 1.0), (6, 0.6), (24, 0.3), (96, 0.15)):
+        noise = rng.integers(0, 256, (cells, 2 * cells, 3), dtype=np.uint8)
+        grown = Image.fromarray(noise).resize((wide, high), Image.Resampling.BICUBIC)
+        clouds += weight * (np.asarray(grown, dtype=np.float32) - 128)
+    lit = np.clip(clouds * rng.uniform(0.4, 1.1) + rng.uniform(70, 170), 0, 255)
+    scene: NDArray[np.uint8] = lit.astype(np.uint8)
+    for _ in range(int(rng.integers(0, 6))):
+        top, left = int(rng.integers(0, high)), int(rng.integers(0, wide))
+        tall, broad = rng.integers(20, high // 3, 2)
+        scene[top : top + tall, left : left + broad] = rng.integers(0, 256, 3)
+    return scene
 
 
 def drawn(rng: np.random.Generator) -> Iterator[Picture]:
@@ -176,6 +193,8 @@ COPIES: dict[str, Callable[[Picture, np.random.Generator], Picture]] = {
     "subtitled": subtitled,
     "mirrored": mirrored,
 }
+KINDS = tuple(COPIES)
+"""The copies of an original."""
 
 
 def letterboxed(picture: Picture, rng: np.random.Generator) -> Picture:
@@ -268,10 +287,19 @@ def _moves(frames_: Frames) -> bool:
 
 
 def write_clip(path: Path, frames_: Frames, *, quality: int = 23) -> None:
-    """Encode frames as H.264."""
+    """Encode frames as H.264, as cameras and sites do."""
     high, wide = (side // 2 * 2 for side in frames_[0].shape[:2])
-    pictures = (pixels[:high, :wide] for pixels in frames_)
-    written(path, pictures, (high, wide), RATE, crf=str(quality))
+    with av.open(str(path), "w") as container:
+        options = {"preset": "veryfast", "crf": str(quality)}
+        stream: Any = container.add_stream("libx264", rate=RATE, options=options)
+        stream.height, stream.width = high, wide
+        stream.pix_fmt = "yuv420p"
+        for number, pixels in enumerate(frames_):
+            picture = np.ascontiguousarray(pixels[:high, :wide])
+            frame = VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, RATE)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
 def _each(frames_: Frames, kind: str, seed: int) -> Frames:

@@ -1,6 +1,12 @@
 """Every way to compute a vision half: loads it, times all of them in turn in one process, and looks
-at the memory of each in a process of its own."""
+at the memory of each in a process of its own.
 
+CLIP has the published sizes and random weights, the demo's towers are the trained ones. Pictures
+and clips are of the demo's world.
+"""
+
+import random
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +20,7 @@ import torch
 from artifacts.keys import hash_file
 from artifacts.schema import Half, Route
 from benchmarks._common import Peak, unheard
-from benchmarks._tower_shapes import inputs_of
+from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from stages.export.compare import nearness
 from stages.export.graphs import run as graphs_run
 from stages.export.jobs import GraphJob
@@ -30,6 +36,69 @@ from stages.process.memory import Sampler
 HALF: Half = "vision"
 FIRST = "torch fp32"
 LEAST_ROUNDS = 3
+FRAMES, SIDE = 8, 64
+"""Of a clip: frames, and pixels of a frame's edge."""
+SEED = 11
+DEMOS = {"demo": CHECKPOINT, "demo-clip": DUAL_CHECKPOINT}
+NAMES = {
+    "b32": "CLIP ViT-B/32",
+    "l14": "CLIP ViT-L/14",
+    "demo": "demo",
+    "demo-clip": "demo's CLIP",
+}
+"""Shape → name for people."""
+
+
+class ClipSize(NamedTuple):
+    """What a CLIP is made of."""
+
+    layers: int
+    width: int
+    heads: int
+    side: int
+    """Pixels of a picture's edge."""
+    patch: int
+    text_width: int
+    projection: int
+    """Width of a vector."""
+    text_layers: int = 12
+    words: int = 49408
+
+
+CLIPS = {
+    "b32": ClipSize(12, 768, 12, side=224, patch=32, text_width=512, projection=512),
+    "l14": ClipSize(24, 1024, 16, side=224, patch=14, text_width=768, projection=768),
+}
+QUICK = ClipSize(2, 64, 4, 32, 8, text_width=32, projection=24, text_layers=1, words=0)
+
+
+def checkpoint(folder: Path, shape: str, quick: bool) -> Path:
+    """Return a checkpoint of a shape, which is written unless it is the demo's."""
+    from tests.support.dual_encoders import save_clip
+
+    if shape in DEMOS:
+        return DEMOS[shape]
+    size = QUICK if quick else CLIPS[shape]
+    texts = {
+        "hidden_size": size.text_width,
+        "intermediate_size": 4 * size.text_width,
+        "num_hidden_layers": size.text_layers,
+        "num_attention_heads": max(1, size.text_width // 64),
+        "max_position_embeddings": 77,
+        **({"vocab_size": size.words} if size.words else {}),
+    }
+    return save_clip(
+        folder / "model",
+        None,
+        texts,
+        hidden_size=size.width,
+        intermediate_size=4 * size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        image_size=size.side,
+        patch_size=size.patch,
+        projection_dim=size.projection,
+    )
 
 
 class Way(NamedTuple):
@@ -104,15 +173,6 @@ class Subject(NamedTuple):
         manifest = self.manifest(way.graphs)
         return left + sum(manifest.sizes[name] for name in manifest.files_of(HALF))
 
-    def inputs(self, count: int) -> list[dict[str, Any]]:
-        processor, dual = self.job(WAYS[FIRST]).processor(), self.route == "dual"
-        return inputs_of(processor, dual=dual, batch=self.batch, count=count)
-
-
-def best_device() -> str:
-    """The first GPU, or else the CPU."""
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
-
 
 def export(model: str, kind: str, folder: str) -> Route:
     """Write the graphs of a vision half of a kind, as `penstock export` does before it judges
@@ -174,7 +234,8 @@ def times(subject: Subject) -> dict[str, Any]:
     for turn, inputs in enumerate(given):
         if turn >= LEAST_ROUNDS and time.monotonic() > ends:
             break
-        for name in _turned(list(halves), turn):
+        # Begun at another way every round: each comes after each other one.
+        for name in (names := list(halves))[turn % len(names) :] + names[: turn % len(names)]:
             before = clock()
             features = encode(halves[name], inputs)
             took[name].append(clock() - before)
@@ -191,7 +252,51 @@ def _begin(subject: Subject, batches: int, ways: Sequence[Way]) -> list[dict[str
         import_module("torch._inductor.compile_fx")
     if any(way.graphs for way in ways):
         import_module("onnxruntime")
-    return subject.inputs(batches)
+    return inputs_of(subject, batches)
+
+
+def inputs_of(subject: Subject, count: int) -> list[dict[str, Any]]:
+    """Return so many batches of pictures, or clips, as the processor makes them; no two alike, and
+    the same in every process."""
+    from stages.models.processors.images import prepare_images
+    from stages.models.processors.prepare import joined, prepare
+
+    processor, batch = subject.job(WAYS[FIRST]).processor(), subject.batch
+    if subject.route == "dual":
+        rows = [prepare_images(processor, one) for one in _pictures(batch * count)]
+    else:
+        rows = [prepare(processor, one) for one in _clips(batch * count)]
+    batches = [rows[at : at + batch] for at in range(0, len(rows), batch)]
+    return [
+        {n: joined([row.inputs[n] for row in rows]) for n in rows[0].inputs} for rows in batches
+    ]
+
+
+def _pictures(count: int) -> Iterator[Any]:
+    """Pictures of one to three things, of many sizes."""
+    import numpy as np
+    from PIL import Image
+
+    from penstock_demo.dual.pictures import write_images
+    from stages.models.processors.clip import Clip
+
+    with tempfile.TemporaryDirectory() as folder:
+        for truth in write_images(Path(folder), "several", count, SEED):
+            pixels = np.asarray(Image.open(Path(folder, truth.file)))
+            yield Clip(frames=pixels[None], times=(0.0,), seconds=0.0, kind="image")
+
+
+def _clips(count: int) -> Iterator[Any]:
+    """Clips of two frames a second."""
+    from penstock_demo.render import render_frames
+    from penstock_demo.world import sample_clip
+    from stages.models.processors.clip import Clip
+
+    draw, at = random.Random(SEED), [number / FRAMES for number in range(FRAMES)]
+    times = tuple(number / 2 for number in range(FRAMES))
+    for _ in range(count):
+        pixels = render_frames(sample_clip(draw, "trained"), at, SIDE, SIDE)
+        yield Clip(frames=pixels, times=times, seconds=FRAMES / 2, kind="video")
 
 
 def _clock(device: str) -> Callable[[], float]:
@@ -204,11 +309,6 @@ def _clock(device: str) -> Callable[[], float]:
         return time.perf_counter()
 
     return done
-
-
-def _turned(names: list[str], by: int) -> Iterator[str]:
-    """The names, begun at another one every round: each comes after each other one."""
-    yield from (names[(at + by) % len(names)] for at in range(len(names)))
 
 
 def _rows(features: Any) -> torch.Tensor:

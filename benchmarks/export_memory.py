@@ -1,10 +1,9 @@
 """The memory that writing a quantized model takes, whatever the model's size.
 
 A model of LLaVA's form with random weights is written, and exported by the stage of the real
-program, in a process of its own. With `--sparse` its weights are zeros that take no room on the
-disk, so that a model much larger than that can be read. Memory is what is held above the imports.
+program, in a process of its own. Memory is what is held above the imports.
 
-    python -m benchmarks.export_memory [--layers 8] [--to nf4] [--shard-mb 256] [--sparse]
+    python -m benchmarks.export_memory [--layers 8] [--to nf4] [--shard-mb 256]
 """
 
 import argparse
@@ -21,7 +20,7 @@ from benchmarks._common import taken
 from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from stages.export.jobs import BITSANDBYTES, PACKED, ExportJob
 from stages.models.hub.checkpoint import INDEX
-from stages.models.shards.layout import TensorSpec, WeightShard, index_of, lay_out
+from stages.models.shards.layout import TensorSpec, index_of, lay_out
 from stages.models.shards.writing import write_shard
 
 MB = 1_000_000
@@ -35,13 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--layers", type=int, default=6, help="0.3 billion numbers each")
     options.add_argument("--to", default="nf4", choices=(*BITSANDBYTES, *PACKED))
     options.add_argument("--shard-mb", type=int, default=256)
-    options.add_argument("--sparse", action="store_true")
-    options.add_argument("--tiny", action="store_true", help="narrow layers: does it run at all?")
     options.add_argument("--folder", type=Path, help="where all lies meanwhile")
     given = options.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=given.folder) as made:
         folder = Path(made)
-        specs = build(folder / "model", given.layers, tiny=given.tiny, sparse=given.sparse)
+        specs = build(folder / "model", given.layers)
         show(folder, specs, given)
 
 
@@ -75,12 +72,12 @@ def show(folder: Path, specs: Sequence[TensorSpec], given: argparse.Namespace) -
     )
 
 
-def build(folder: Path, layers: int, *, tiny: bool, sparse: bool) -> list[TensorSpec]:
+def build(folder: Path, layers: int) -> list[TensorSpec]:
     """Write the model, and return its tensors."""
     from stages.models.halves.classes import config_and_class, skeleton_of
 
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config(layers, tiny)))
+    (folder / "config.json").write_text(json.dumps(config(layers)))
     skeleton = skeleton_of(*config_and_class(folder, False))
     specs = [
         TensorSpec(name, torch.bfloat16, tuple(tensor.shape))
@@ -88,23 +85,19 @@ def build(folder: Path, layers: int, *, tiny: bool, sparse: bool) -> list[Tensor
     ]
     shards = lay_out(specs, 1 << 30)
     for shard in shards:
-        if sparse:
-            write_sparse(folder, shard)
-        else:
-            write_shard(folder, shard, drawn)
+        write_shard(folder, shard, drawn)
     (folder / INDEX).write_text(json.dumps(index_of(shards)))
     return specs
 
 
-def config(layers: int, tiny: bool) -> dict[str, Any]:
-    by = 40 if tiny else 1
+def config(layers: int) -> dict[str, Any]:
     text = {
         "model_type": "llama",
-        "hidden_size": HIDDEN // by,
-        "intermediate_size": WIDE // 27 // 4 * 4 if tiny else WIDE,
+        "hidden_size": HIDDEN,
+        "intermediate_size": WIDE,
         "num_hidden_layers": layers,
-        "num_attention_heads": HEADS // by,
-        "num_key_value_heads": HEADS // by,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS,
         "vocab_size": WORDS,
     }
     vision = {
@@ -134,14 +127,6 @@ def drawn(spec: TensorSpec) -> Iterator[torch.Tensor]:
         piece = torch.randn(min(PIECE, left)).mul_(0.02).to(spec.dtype)
         left -= len(piece)
         yield piece
-
-
-def write_sparse(folder: Path, shard: WeightShard) -> None:
-    """Write a file of zeros that takes no room."""
-    header = shard.header()
-    with (folder / shard.name).open("wb") as file:
-        file.write(header)
-        file.truncate(len(header) + shard.data_bytes)
 
 
 if __name__ == "__main__":

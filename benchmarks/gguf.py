@@ -2,8 +2,8 @@
 
 The large model is exported to each kind, without judging. Then `caption` runs with long and with
 short captions from stored features, one thread each. Short ones give the time for prompts; the
-difference is the time for tokens. Prints the figures of each kind, and their ratio to nf4; and what
-one sequence costs in a step of eight rows and in a step of its own. Needs `make gguf`.
+difference is the time for tokens. Prints the figures of each kind, and their ratio to nf4. Needs
+`make gguf`.
 
     python -m benchmarks.gguf [--clips 16] [--tokens 65] [--kinds q4_0 q4_k_m q8_0] [--quick]
 """
@@ -18,14 +18,11 @@ from typing import Any, NamedTuple
 
 from benchmarks._common import MIB, cells, heads, met, run_penstock, unheard
 from flows.results.status import stages_of
-from stages.models.gguf import FILE
 
 FASTER, READING = 2.0, 1.2
 """Tokens a CPU second of four bits, at least, and CPU seconds for prompts, at most, for each of
 nf4."""
 SLOTS = 8
-PROMPT = 128
-"""Tokens of the prompt of one sequence alone."""
 
 
 class Figures(NamedTuple):
@@ -68,39 +65,6 @@ def table(folder: Path, given: argparse.Namespace) -> Iterator[str]:
         made = exported(model, f"gguf-{kind}")
         seconds = time.perf_counter() - since
         yield row(kind, seconds, figures(folder, given, kind, made), reference)
-    yield ""
-    yield heads("kind | one sequence, tokens a CPU s: eight rows | one row")
-    for kind in given.kinds:
-        rates = alone(exported(model, f"gguf-{kind}") / FILE, given.tokens)
-        yield cells([kind, *(f"{rate:.1f}" for rate in rates)])
-
-
-def alone(file: Path, tokens: int) -> tuple[float, float]:
-    """Return the tokens per CPU second of one sequence: with idle rows beside it, and without."""
-    import numpy as np
-
-    from stages.models.gguf import ROWS
-    from stages.models.gguf.context import READER, GgufContext
-
-    context = GgufContext(file, threads=1)
-    draw = np.random.default_rng(0)
-    rows = draw.standard_normal((ROWS, context.width)).astype(np.float32)
-    places = np.tile(np.arange(PROMPT + tokens, dtype=np.int32), (context.axes, 1))
-    prompt = draw.standard_normal((PROMPT, context.width)).astype(np.float32)
-    context.reserve(PROMPT + tokens)
-    context.read(prompt, places[:, :PROMPT])
-    context.restore(0, context.state(READER), PROMPT)
-    seconds = []
-    for padded in (True, False):
-        since = time.process_time()
-        for at in range(PROMPT, PROMPT + tokens - 1):
-            if padded:
-                context.step(rows, np.repeat(places[:, at : at + 1], ROWS, 1), [0])
-            else:
-                context.read(rows[:1], places[:, at : at + 1], at)
-        seconds.append(time.process_time() - since)
-    context.close()
-    return (tokens - 1) / seconds[0], (tokens - 1) / seconds[1]
 
 
 def row(kind: str, seconds: float, found: Figures, reference: Figures) -> str:

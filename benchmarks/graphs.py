@@ -17,12 +17,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks import _towers
 from benchmarks._common import MIB, Found, cells, heads, in_fresh_process
-from benchmarks._tower_shapes import NAMES, checkpoint
+from benchmarks._towers import NAMES, checkpoint
 from flows.machine.cpu import cpu_line
+from stages.process.device import device_name
 
 HEADS = (
     "vision half | computed by | on | ms per batch | x | MiB | of torch fp32 | files MiB | cosine"
@@ -35,31 +36,6 @@ FLAGS = {
     "AMX-INT8": ("amx_int8",),
 }
 """What makes few bits fast → what the kernel calls it."""
-
-
-class Row(NamedTuple):
-    """One way to compute one vision half."""
-
-    shape: str
-    name: str
-    device: str
-    milliseconds: float = 0.0
-    """Of a batch; the median of rounds."""
-    speed: float = 0.0
-    """Times as fast as torch in 32 bit; the median of pairs. 0: it cannot be had."""
-    peak: int = 0
-    """Bytes."""
-    share: float = 0.0
-    """Of the peak of torch in 32 bit."""
-    files: int = 0
-    """Bytes."""
-    cosine: float = 0.0
-    """Of features with those of torch in 32 bit, without what all have in common; the mean."""
-    least: float = 0.0
-    neighbours: float = 0.0
-    """Share of each row's nearest that are the same."""
-    cannot: str = ""
-    """Why there is nothing to tell; else empty."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,13 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shapes = given.shapes.split(",")
     if unknown := [shape for shape in shapes if shape not in NAMES]:
         options.error(f"--shapes {unknown[0]} is not known; there are {', '.join(NAMES)}")
-    device = given.device or in_thread(_towers.best_device)
+    device = given.device or device_name()
     print(f"{machine(device)}\n\n{heads(HEADS)}", flush=True)
     for shape in shapes:
         with tempfile.TemporaryDirectory(dir=given.folder) as folder:
             subject = prepared(Path(folder), shape, device, given)
-            found = list(measured(shape, subject))
-        print("\n".join(line(row) for row in found), flush=True)
+            for line in measured(shape, subject):
+                print(line, flush=True)
 
 
 def prepared(folder: Path, shape: str, device: str, given: argparse.Namespace) -> _towers.Subject:
@@ -101,29 +77,28 @@ def prepared(folder: Path, shape: str, device: str, given: argparse.Namespace) -
     )
 
 
-def measured(shape: str, subject: _towers.Subject) -> Iterator[Row]:
-    """Time and look at every way to compute one vision half."""
+def measured(shape: str, subject: _towers.Subject) -> Iterator[str]:
+    """Time and look at every way to compute one vision half; yields lines of the table."""
     found = in_thread(_towers.times, subject)
+    device = subject.device.partition(":")[0]
     first = 0
     for name, seconds in found["seconds"].items():
         took = in_thread(_towers.peak, subject, name)
         first = first or took["peak"]
-        near = found["near"][name]
-        yield Row(
-            shape=shape,
-            name=name,
-            device=subject.device,
-            milliseconds=1000 * median(seconds),
-            speed=_towers.times_faster(found["seconds"], name),
-            peak=took["peak"],
-            share=took["peak"] / first,
-            files=took["bytes"],
-            cosine=near["centred_mean"],
-            least=near["centred_least"],
-            neighbours=near["neighbours"],
+        near, speed = found["near"][name], _towers.times_faster(found["seconds"], name)
+        figures = (
+            f"{1000 * median(seconds):,.1f}",
+            f"{speed:.2f}",
+            f"{took['peak'] / MIB:,.0f}",
+            f"{took['peak'] / first:.2f}",
+            f"{took['bytes'] / MIB:,.1f}",
+            f"{near['centred_mean']:.4f}",
+            f"{near['centred_least']:.4f}",
+            f"{near['neighbours']:.0%}",
         )
+        yield cells([NAMES[shape], name, device, *figures])
     for name, why in found["cannot"].items():
-        yield Row(shape=shape, name=name, device=subject.device, cannot=why)
+        yield cells([NAMES[shape], name, device, "not possible: " + why.replace("|", "/")])
 
 
 def in_thread(work: Callable[..., Found], *given: Any) -> Found:
@@ -138,17 +113,6 @@ def machine(device: str) -> str:
     told = f"{cpu_line('model name')}, {os.cpu_count()} cores, one thread; it has "
     told += ", ".join(has) or "neither bf16 nor VNNI"
     return told if device == "cpu" else f"{told}; computed on {device}"
-
-
-def line(row: Row) -> str:
-    """One line of the table, in Markdown."""
-    head = (NAMES[row.shape], row.name, row.device.partition(":")[0])
-    if row.cannot:
-        return cells([*head, "not possible: " + row.cannot.replace("|", "/")])
-    took = (f"{row.milliseconds:,.1f}", f"{row.speed:.2f}", f"{row.peak / MIB:,.0f}")
-    files = (f"{row.share:.2f}", f"{row.files / MIB:,.1f}")
-    near = (f"{row.cosine:.4f}", f"{row.least:.4f}", f"{row.neighbours:.0%}")
-    return cells([*head, *took, *files, *near])
 
 
 if __name__ == "__main__":

@@ -12,22 +12,101 @@ waste of a large wave.
 """
 
 import argparse
+import math
+import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from artifacts.keys import digest_of
+from artifacts.packs import RecordSet
+from artifacts.store import open_store
 from benchmarks._common import cells, heads
-from benchmarks._drawn_lengths import CLIPS, Work
-from benchmarks._models import LARGE, build
+from benchmarks._models import FRAMES, LARGE, build, publish_clips
+from benchmarks._modes import perform
 from penstock_demo import CHECKPOINT
 
 COMPILED = "compiled"
+CLIPS = 64
+MEDIAN, MANY, MOST, LEAST = 60, 180, 256, 4
+"""Tokens of a caption: of the middle one, within which 95 of 100 are, of the longest, of the
+shortest."""
+PROMPTS = ("Describe this video in detail.", "What happens in this video?", "Name the colours.")
+
+
+def lengths(chunks: int, scale: float, seed: int = 5) -> list[int]:
+    """The tokens of each caption."""
+    rng, spread = random.Random(seed), math.log(MANY / MEDIAN) / 1.645
+    drawn = (rng.lognormvariate(math.log(MEDIAN), spread) for _ in range(chunks))
+    return [max(2, round(scale * min(MOST, max(LEAST, each)))) for each in drawn]
+
+
+class Work:
+    """A language half, features of clips, and how long each caption is to be."""
+
+    def __init__(self, model: Path, dtype: str, store: str, chunks: int, scale: float) -> None:
+        from stages.decode.engines.inflight.compiled import CompiledStep
+        from stages.decode.generate_kwargs import make_greedy
+        from stages.models.loading import ModelJob
+
+        frames = random.Random(3).choices((4, 6, 8, 12, 16), k=min(CLIPS, chunks))
+        self._rows = features_of(model, dtype, store, frames)
+        source = ModelJob(model=str(model), dtype=dtype, attention="sdpa")
+        self._processor, self.half = source.processor(), source.load_reloadable("language").model
+        make_greedy(self.half, self._processor)
+        settings = self.half.generation_config
+        settings.eos_token_id, settings.min_new_tokens, settings.pad_token_id = None, None, 0
+        self.wanted = lengths(chunks, scale)
+        self.given = [self.inputs([at]) for at in range(chunks)]
+        self.prompts = [inputs["input_ids"].shape[1] for inputs, _ in self.given]
+        self.read_seconds = 0.0
+        self.step = CompiledStep("cpu")
+        prefill = self.half._prefill
+
+        def timed(*told: Any, **options: Any) -> Any:
+            started = time.process_time()
+            output = prefill(*told, **options)
+            self.read_seconds += time.process_time() - started
+            return output
+
+        self.half._prefill = timed
+
+    def inputs(self, chunks: Sequence[int]) -> tuple[dict[str, Any], Any]:
+        """What `generate` is given of these chunks."""
+        from stages.models.halves.features import Features
+        from stages.models.halves.records import merge_blank, merge_rows
+        from stages.models.processors.prepare import drop_end_token, rebuild
+
+        rows = [self._rows[at % len(self._rows)] for at in chunks]
+        texts = [PROMPTS[at % len(PROMPTS)] for at in chunks]
+        inputs = drop_end_token(self.half, rebuild(self._processor, rows, texts))
+        return inputs, Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
+
+
+def features_of(model: Path, dtype: str, store: str, frames: list[int]) -> list[Any]:
+    """Features of clips with so many frames each, made by the real stage."""
+    from stages.decode.stored import read_features
+
+    members = publish_clips(store, frames)
+    namespace = digest_of("features")
+    job = {
+        "store": store,
+        "model": str(model),
+        "device": "cpu",
+        "dtype": dtype,
+        "attention": "sdpa",
+        "frames_namespace": FRAMES,
+        "namespace": namespace,
+        "batches": [[{**one, "key": digest_of(["features", one["frames"]])}] for one in members],
+    }
+    perform("encode", job)
+    record_set = RecordSet(open_store(store), "features", namespace)
+    return [read_features(record_set, key) for key in sorted(record_set.keys())]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -147,19 +226,6 @@ def table(ways: dict[str, Way]) -> Iterator[str]:
         yield f"{name} ÷ {[*ways][-1]}: {said}"
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread: others would make CPU seconds of waiting."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--only", choices=("demo", "large"), default="demo")
@@ -169,7 +235,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     options.add_argument("--ways", default=",".join(USUAL))
     given = options.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder, one_thread():
+    import torch
+
+    torch.set_num_threads(1)  # others would make CPU seconds of waiting
+    with tempfile.TemporaryDirectory() as folder:
         model = CHECKPOINT if given.only == "demo" else build(Path(folder, "model"), LARGE, 1)
         work = Work(model, given.dtype, f"{folder}/store", given.chunks, given.scale)
         found = measured(work, given.ways.split(","), given.slots)

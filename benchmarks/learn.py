@@ -10,7 +10,7 @@ ranks the rest anew after each round, by the adapter's own doubt. A run ends whe
 what a training on all clips gains; between two rounds the number is interpolated.
 
     python -m benchmarks.learn [--correctors need,style] [--orders teach,random] [--seeds 5]
-        [--clips 300] [--processes 2] [--folder DIR]
+        [--clips 300] [--folder DIR]
 """
 
 import argparse
@@ -21,11 +21,11 @@ import re
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from itertools import chain, pairwise
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,40 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks._common import cells, heads, met
-from benchmarks._lab import WORLD, Clip, Lab, world
+from artifacts.packs import RecordSet, stored_namespaces
+from artifacts.store import open_store
+from benchmarks._common import cells, heads, met, run_penstock, unheard
 from flows.machine.cpu import cpu_line
 from flows.reviewing import teaching
+from penstock_demo import CHECKPOINT
+from penstock_demo.render import write_clip
 from penstock_demo.words import COLOURS, DIRECTIONS
+from penstock_demo.world import sample_clip
+from stages.decode.engines.transformers import generate_rows
+from stages.decode.generate_kwargs import make_greedy
+from stages.decode.protocol import CaptionOutput
+from stages.decode.stored import read_features
+from stages.models.halves.load import load_half
+from stages.models.processors.prepare import load_processor
 from stages.process.cgroup import cores
+from stages.tune.adapter import add_adapter
+from stages.tune.examples import (
+    TrainingExample,
+    end_token_of,
+    group_batches,
+    make_example,
+    with_end_token,
+)
+from stages.tune.run import EpochBatchOrder, losses_of
+from stages.tune.training import Trainer, learning_rate_at, optimizer_of
 
+SIDE, FRAMES = 64, 4
+"""Clips are square and small, so that all fit one batch."""
+WORLD = 1000
+"""Clips that the seeds draw from."""
+ROWS = 150
+MOST_TOKENS = 60
+RATE = 2e-3
 SHARE = 0.17
 """Share of the clips with a need, of those that are decided."""
 HELD_NEED, HELD_REST = 80, 40
@@ -58,6 +85,106 @@ STEPS = {"need": 30, "style": 12}
 """Optimizer steps of one training."""
 ALL_STEPS = 240
 """Optimizer steps of the training on all clips."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """One clip of the world."""
+
+    features: str
+    prompt: str
+    caption: str
+    """What the demo says."""
+    vector: NDArray[np.float32] = field(repr=False)
+    """Pooled features."""
+
+
+def world(folder: Path, count: int) -> list[Clip]:
+    """Write clips, caption them with the demo, and return them."""
+    clips, rng = folder / "clips", random.Random(7)
+    if not (folder / "out" / "captions.jsonl").exists():
+        clips.mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            while (spec := sample_clip(rng, "any")).aspect != 1.0:
+                pass
+            small = replace(spec, height=SIDE, width=SIDE, frames_per_second=8)
+            write_clip(small, clips / f"{number:04d}.mp4")
+        out, store = folder / "out", folder / "store"
+        run_penstock("caption", clips, "demo", out, store, "--frames", str(FRAMES))
+    lines = (folder / "out" / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    features = teaching.PooledFeatures()
+    vectors, note = features.of(str(folder / "store"), [row["features"] for row in rows])
+    assert not note, note
+    return [
+        Clip(
+            features=row["features"],
+            prompt=row["prompt"],
+            caption=row["caption"],
+            vector=vectors[row["features"]],
+        )
+        for row in rows
+    ]
+
+
+class Lab:
+    """The demo's language half with one adapter, which is trained, asked and reset."""
+
+    def __init__(self, store: str) -> None:
+        opened = open_store(store)
+        (namespace,) = stored_namespaces(opened, "features")
+        self._read = cache(partial(read_features, RecordSet(opened, "features", namespace)))
+        self.processor = load_processor(CHECKPOINT)
+        self.half = load_half(CHECKPOINT, "language", dtype=torch.float32)
+        self._trained = add_adapter(self.half, 16, 0)
+        self._new = [value.detach().clone() for value in self._trained]
+        self._end = -1
+
+    def examples(self, clips: Sequence[Clip], texts: Sequence[str]) -> list[TrainingExample]:
+        """Return clips with texts."""
+        made = [
+            make_example(
+                self.half, self.processor, partial(self._read, clip.features), clip.prompt, text
+            )
+            for clip, text in zip(clips, texts, strict=True)
+        ]
+        if self._end < 0:
+            self._end = end_token_of(self.half, self.processor, made[:4])
+        return [with_end_token(each, self._end) for each in made]
+
+    def reset(self) -> None:
+        """Forget all training."""
+        for value, new in zip(self._trained, self._new, strict=True):
+            value.data.copy_(new)
+
+    def train(self, examples: Sequence[TrainingExample], steps: int, seed: int) -> None:
+        """Train the adapter further."""
+        self.half.train()
+        optimizer = optimizer_of("adamw", self._trained, RATE)
+        trainer = Trainer(self.half, self.processor, self._trained, optimizer, unheard(), ROWS)
+        batch = min(8, len(examples))
+        order = EpochBatchOrder([each.joins_with for each in examples], batch, seed)
+        for step in range(steps):
+            rate = learning_rate_at(step, steps, RATE)
+            trainer.step([examples[at] for at in order.batch_at(step)], rate)
+        self.half.eval()
+
+    @torch.inference_mode()
+    def captions(self, examples: Sequence[TrainingExample]) -> tuple[list[str], list[float]]:
+        """Return what the half says of these clips, and the least margin of each."""
+        make_greedy(self.half, self.processor)
+        found: dict[int, CaptionOutput] = {}
+        for some in group_batches(examples, ROWS):
+            shown, prompts = [each.row for each in some], [each.prompt for each in some]
+            made = generate_rows(self.half, self.processor, shown, prompts, MOST_TOKENS)
+            found |= {id(each): one for each, one in zip(some, made, strict=True)}
+        every = [found[id(each)] for each in examples]
+        return [one.caption for one in every], [one.confidence["margin"] for one in every]
+
+    def loss(self, examples: Sequence[TrainingExample]) -> float:
+        """Return the mean loss per token."""
+        with torch.inference_mode():
+            return losses_of(self.half, self.processor, examples, ROWS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,13 +247,6 @@ class Course:
             word for word in re.findall(r"[\w.:]+", text.lower()) if word in self.corrector.known
         ]
 
-    def all(self, steps: int) -> dict[str, float]:
-        """Return the score after all clips."""
-        self.lab.reset()
-        wanted = [self.corrector.right(clip.caption) for clip in self.clips]
-        self.lab.train(self.lab.examples(self.clips, wanted), steps, self.seed)
-        return self.score()
-
     def run(self, order: str, each: int, goal: float, steps: int) -> Iterator[dict[str, Any]]:
         """Decide clips in rounds until the goal is reached, and yield the score after each."""
         self.lab.reset()
@@ -146,20 +266,17 @@ class Course:
             if score[SCORE] >= goal:
                 break
 
-    def doubts(self, left: Sequence[int]) -> NDArray[np.float64]:
-        """Return the margins of what the half says now of these clips."""
-        clips = [self.clips[at] for at in left]
-        _, margins = self.lab.captions(self.lab.examples(clips, [c.caption for c in clips]))
-        return np.array(margins)
-
 
 def teach(
     course: Course, left: list[int], decided: list[int], count: int, _: random.Random
 ) -> list[int]:
     """Choose as a review in the order `teach` does."""
+    clips = [course.clips[at] for at in left]
+    examples = course.lab.examples(clips, [clip.caption for clip in clips])
+    margins = np.array(course.lab.captions(examples)[1])
     every = np.stack([course.clips[at].vector for at in (*left, *decided)])
     every = teaching.unit(every - every.mean(axis=0))
-    doubts = teaching.share_of_second(course.doubts(left))
+    doubts = teaching.share_of_second(margins)
     chosen = teaching.choose(doubts, every[: len(left)], every[len(left) :], count)
     return [left[at] for at in chosen]
 
@@ -207,20 +324,21 @@ def reached(each: Mapping[str, Any], order: str, score: str) -> tuple[float, flo
     return None
 
 
-def one(folder: Path, corrector: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+def taught(folder: Path, corrector: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """Run every order of one seed, and return the points of each."""
     torch.set_num_threads(1)
     lab = Lab(str(folder / "store"))
     course = course_of(lab, world(folder, WORLD), corrector, seed, given.clips)
     lab.reset()
-    base, top = course.score(), course.all(ALL_STEPS)
+    base = course.score()
+    wanted = [course.corrector.right(clip.caption) for clip in course.clips]
+    lab.train(lab.examples(course.clips, wanted), ALL_STEPS, seed)
+    top = course.score()
     goal = goal_of(base, top, SCORE)
     found: dict[str, Any] = {"corrector": corrector, "seed": seed, "base": base, "top": top}
     for order in given.orders.split(","):
-        start = {"decided": 0, "corrected": 0, **base}
-        rounds = course.run(order, ROUNDS[corrector], goal, STEPS[corrector])
-        found[order] = []
-        for point in chain([start], rounds):
+        found[order] = [{"decided": 0, "corrected": 0, **base}]
+        for point in course.run(order, ROUNDS[corrector], goal, STEPS[corrector]):
             found[order].append(point)
             print(json.dumps([corrector, seed, order, point]), file=sys.stderr, flush=True)
     return found
@@ -232,10 +350,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--orders", default="teach,random")
     options.add_argument("--seeds", type=int, default=5)
     options.add_argument("--clips", type=int, default=300)
-    options.add_argument("--processes", type=int, default=2)
     options.add_argument("--folder", default="", help="keep clips and features here")
     given = options.parse_args(arguments)
-    began = time.monotonic()
     print(f"{cpu_line('model name')}, {cores()} cores\n", flush=True)
     with tempfile.TemporaryDirectory(prefix="penstock-learn-") as made:
         folder = Path(given.folder or made)
@@ -245,11 +361,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name in given.correctors.split(",")
             for seed in range(given.seeds)
         ]
-        with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
-            found = list(pool.map(one, *zip(*jobs, strict=True)))
-    for line in table(found, given.orders.split(",")):
-        print(line)
-    print(f"\n{time.monotonic() - began:.0f} s")
+        with ProcessPoolExecutor(cores(), get_context("spawn")) as pool:
+            found = list(pool.map(taught, *zip(*jobs, strict=True)))
+    print("\n".join(table(found, given.orders.split(","))))
 
 
 def table(found: Sequence[Mapping[str, Any]], orders: Sequence[str]) -> Iterator[str]:

@@ -1,101 +1,217 @@
-"""Whether a plan is right, a budget is kept to and what does not fit is survived, on a model with
-the tensors of LLaVA-1.5-7B and random weights, through the real command line; prints tables, and
-ends with 1 where something does not hold.
+"""Whether a budget is kept to and what does not fit is survived, on a model with the tensors of
+LLaVA-1.5-7B and random weights, through the real command line; prints tables, and ends with 1 where
+something does not hold.
 
 Under each budget clips are captioned with `--precision auto`, then again with another prompt, which
 has to start where the first run ended, then with `--precision native`, which has to be complete or
 to end with 3 and to say what would fit. It starts the command line and reads its records.
 
     python -m benchmarks.memory [--device cpu|cuda] [--shape 7b|small] [--clips 50]
-                                [--budgets 4GiB,8GiB,16GiB] [--folder DIR] [--skip plan,nf4]
+                                [--budgets 4GiB,8GiB,16GiB] [--folder DIR] [--skip nf4]
 """
 
 import argparse
+import json
+import os
+import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, NamedTuple
 
-from benchmarks._common import MIB, heads
+from benchmarks._common import MIB, PENSTOCK, cells, heads
 from benchmarks._llava import SEVEN_B, SMALL, TINY, Llava, build
-from benchmarks._plan_cases import Case, table
-from benchmarks._trial import (
-    HEADS,
-    Bed,
-    Check,
-    judge_auto,
-    judge_native,
-    judge_nf4,
-    judge_plan,
-)
-from benchmarks.plan import Desk
-from flows.checkpoint.precision import resolve_settings
+from flows.checkpoint.precision import QUANTIZED, resolve_settings
 from flows.console.units import parse_size
 from flows.options.commands import CaptionConfig
+from flows.results.status import stages_of
 from stages.models.inspection import describe
 from stages.process.device import device_name
 
 PROMPTS = ("What is to be seen?", "What is going on??", "What is happening?")
 """As long as each other, so that what a run takes is the same."""
+FRAMES = 2
+"""A clip."""
+HEADS = "budget MiB | precision | run | exit | rungs | peaks MiB | captions | seconds"
+SLACK = 0.01
+"""Of a budget: how far above it a peak may be, because threads get room for their stacks."""
+GIVEN_UP = ("out of memory", "killed", "item alone")
+"""Reasons of rungs for which something had to fail first."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """A model and what is tried on it."""
 
     llava: Llava
-    frames: int
-    """A clip."""
     tokens: int
     """A caption."""
     budgets: str
     """As given; `1.3x` is times the language half's weights as they are loaded."""
     nf4: str
     """The budget that nf4 has to live in."""
-    planned: tuple[tuple[Literal["encode", "decode"], str, int], ...]
-    """Stage, precision and batch for which the plan is held against a real process."""
 
 
 SETTINGS = {
-    "7b": Setting(
-        llava=SEVEN_B,
-        frames=2,
-        tokens=16,
-        budgets="4GiB,8GiB,16GiB",
-        nf4="6GiB",
-        planned=(
-            ("encode", "bf16", 1),
-            ("encode", "bf16", 8),
-            ("decode", "bf16", 1),
-            ("decode", "bf16", 8),
-            ("decode", "int8", 4),
-            ("decode", "nf4", 1),
-            ("decode", "nf4", 4),
-        ),
-    ),
-    "small": Setting(
-        llava=SMALL,
-        frames=2,
-        tokens=8,
-        budgets="0.8x,1.3x,2x",
-        nf4="0.9x",
-        planned=(
-            ("encode", "bf16", 8),
-            ("decode", "fp32", 2),
-            ("decode", "bf16", 4),
-            ("decode", "nf4", 4),
-        ),
-    ),
-    "tiny": Setting(
-        llava=TINY,
-        frames=2,
-        tokens=2,
-        budgets="1.7x,3.5x",
-        nf4="3.5x",
-        planned=(("decode", "bf16", 1),),
-    ),
+    "7b": Setting(SEVEN_B, 16, budgets="4GiB,8GiB,16GiB", nf4="6GiB"),
+    "small": Setting(SMALL, 8, budgets="0.8x,1.3x,2x", nf4="0.9x"),
+    "tiny": Setting(TINY, 2, budgets="1.7x,3.5x", nf4="3.5x"),
 }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One run."""
+
+    name: str
+    """Which of those under a budget."""
+    precision: str
+    """As it was asked for."""
+    budget: int
+    """Bytes."""
+    code: int
+    """Exit status."""
+    seconds: float
+    exit_report: str
+    """Of its errors."""
+    rungs: tuple[dict[str, Any], ...]
+    """Of its record."""
+    peaks: dict[str, int]
+    """Stage → bytes above what its imports take; of a GPU above what was taken before. Only stages
+    that had something to do and are kept to the budget."""
+    captions: tuple[dict[str, Any], ...]
+
+    @property
+    def failed_rungs(self) -> int:
+        """Rungs that it went to because something failed."""
+        return sum(rung["reason"] in GIVEN_UP for rung in self.rungs)
+
+    def at(self, stage: str, first: bool) -> str:
+        """The rung that a stage began or ended on; empty where it is the one asked for."""
+        named = [rung["name"] for rung in self.rungs if rung["stage"] == stage]
+        return str(named[0 if first else -1]) if named else ""
+
+    @property
+    def precisions(self) -> Counter[str]:
+        """What captions say that they were made in → how many; empty of one that does not say."""
+        said = (caption.get("precision") or {} for caption in self.captions)
+        return Counter(" and ".join(map(str, each.values())) for each in said)
+
+    @property
+    def within(self) -> bool:
+        """Whether what was measured is within the budget."""
+        return max(self.peaks.values(), default=0) <= self.budget * (1 + SLACK)
+
+    def complete(self, clips: int) -> bool:
+        """Whether it ended well, with a caption for every clip."""
+        return self.code == 0 and len({c["media_path"] for c in self.captions}) == clips
+
+    def row(self) -> str:
+        """One line of the table, in Markdown."""
+        rungs = "; ".join(f"{r['stage']}: {r['name']} ({r['reason']})" for r in self.rungs)
+        said = ", ".join(f"{count} in {name or '?'}" for name, count in self.precisions.items())
+        peaks = ", ".join(f"{stage} {peak / MIB:,.0f}" for stage, peak in self.peaks.items())
+        told = (f"{self.budget / MIB:,.0f}", self.precision, self.name, self.code)
+        words = said if self.code == 0 else self.exit_report.replace("|", "/")
+        found = (rungs or "as asked", peaks or "none ran", words, f"{self.seconds:.0f}")
+        return cells([*told, *found])
+
+
+class Bed(NamedTuple):
+    """What all runs have in common."""
+
+    folder: Path
+    """Where each leaves its outputs; stores too."""
+    clips: Path
+    model: Path
+    device: str
+    options: tuple[str, ...]
+
+    def run(self, name: str, precision: str, budget: int, prompt: str, store: str) -> Trial:
+        """Caption all clips; what was made before in that store is not made again."""
+        out = self.folder / f"out-{budget}-{precision}-{name.replace(' ', '-')}"
+        command = [*PENSTOCK, "caption", str(self.clips), "--model", str(self.model), "--quiet"]
+        command += ["--out", str(out), "--store", str(self.folder / f"{store}-{budget}")]
+        command += ["--precision", precision, "--memory", str(budget), "--prompt", prompt]
+        unseen = () if self.device == "cuda" else ("CUDA_VISIBLE_DEVICES",)
+        env = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}
+        env |= dict.fromkeys(unseen, "")
+        started = time.monotonic()
+        done = subprocess.run(
+            [*command, *self.options], env=env, capture_output=True, text=True, check=False
+        )
+        return read_trial(
+            out,
+            name=name,
+            precision=precision,
+            budget=budget,
+            code=done.returncode,
+            seconds=time.monotonic() - started,
+            exit_report=" ".join(done.stderr.split()),
+        )
+
+
+def read_trial(out: Path, **known: Any) -> Trial:
+    """A run with what lies in its folder; one that is refused beforehand may have left nothing."""
+    try:
+        record = json.loads((out / "run.json").read_text(encoding="utf-8"))
+        text = (out / "captions.jsonl").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return Trial(**known, rungs=(), peaks={}, captions=())
+    on_gpu = record["plan"].get("device", "cpu") != "cpu"
+    peaks = {
+        stage.name: stage.taken_bytes
+        for stage in stages_of(record, time.time())
+        if stage.taken_bytes and not (on_gpu and stage.name == "frames")
+    }
+    captions = tuple(map(json.loads, text.splitlines()))
+    return Trial(**known, rungs=tuple(record["rungs"]), peaks=peaks, captions=captions)
+
+
+class Check(NamedTuple):
+    """Something that has to hold."""
+
+    text: str
+    holds: bool
+
+    def row(self) -> str:
+        return cells([self.text, "yes" if self.holds else "NO"])
+
+
+def judge_auto(first: Trial, again: Trial, clips: int) -> Iterator[Check]:
+    """What has to hold of a run under `auto`, and of the one after it."""
+    name = f"{first.budget / MIB:,.0f} MiB, auto"
+    complete = first.complete(clips) and all(first.precisions)
+    yield Check(f"{name}: complete, every caption says its precision", complete)
+    both = {"encode", "decode"} <= first.peaks.keys()
+    kept = both and first.within and again.within
+    yield Check(f"{name}: encode and decode keep to the budget", kept)
+    # What was made before is not made again, so that only decode is there to be looked at.
+    same = again.at("decode", True) == first.at("decode", False)
+    yield Check(
+        f"{name}: another prompt starts on the rung that fitted, and nothing fails",
+        again.complete(clips) and same and not again.failed_rungs,
+    )
+
+
+def judge_native(trial: Trial, clips: int) -> Check:
+    """Complete in nothing but the checkpoint's own precision, or refused with what would fit."""
+    name = f"{trial.budget / MIB:,.0f} MiB, native"
+    if trial.code == 3:
+        told = "give --" in trial.exit_report.lower()
+        return Check(f"{name}: ends with 3 and says what would fit", told)
+    alone = len(trial.precisions) == 1 and not any(q in str(trial.precisions) for q in QUANTIZED)
+    complete = trial.complete(clips) and alone and trial.within
+    return Check(f"{name}: complete within the budget", complete)
+
+
+def judge_nf4(trial: Trial, clips: int) -> Check:
+    """A language half in 4 bit lives in little."""
+    quantized = any("nf4" in precision for precision in trial.precisions)
+    complete = trial.complete(clips) and trial.within and quantized
+    return Check(f"nf4 in {trial.budget / MIB:,.0f} MiB: complete within the budget", complete)
 
 
 def budgets_of(told: str, weights: int) -> list[int]:
@@ -125,18 +241,6 @@ def try_budgets(bed: Bed, budgets: Sequence[int], clips: int) -> list[Check]:
     return [*found, Check(text=text, holds=shrunk)]
 
 
-def try_plan(desk: Desk, shape: str, setting: Setting, device: str) -> Check:
-    """Hold the plan against real processes; prints the table."""
-    rows = []
-    for stage, precision, batch in setting.planned:
-        case = Case(
-            shape=shape, stage=stage, precision=precision, batch=batch, frames=setting.frames
-        )
-        rows.append(desk.measure(case))
-    print("\n".join(["", *table(rows), ""]), flush=True)
-    return judge_plan(rows, device)
-
-
 def measure(given: argparse.Namespace, folder: Path) -> list[Check]:
     """Everything that was not skipped; prints what is found."""
     from penstock_demo.clips import write_clips
@@ -149,15 +253,13 @@ def measure(given: argparse.Namespace, folder: Path) -> list[Check]:
     halves = resolve_settings(CaptionConfig(sources=()), profile, device)
     weights = {half: settings[0].weight_bytes for half, settings in halves.items()}
     told = ", ".join(f"{half} {size / MIB:,.0f} MiB" for half, size in weights.items())
-    print(f"LLaVA-shaped, {given.shape}: {told}; {given.clips} clips of {setting.frames} frames")
+    print(f"LLaVA-shaped, {given.shape}: {told}; {given.clips} clips of {FRAMES} frames")
     found: list[Check] = []
-    if "plan" not in given.skip:
-        found.append(try_plan(Desk(folder, device), given.shape, setting, given.device))
     with tempfile.TemporaryDirectory(dir=folder) as made:
         clips = Path(made, "clips")
         write_clips(clips, given.clips, 7)
         (clips / "truth.jsonl").unlink()  # not a list of sources
-        options = ("--frames", str(setting.frames), "--max-new-tokens", str(setting.tokens))
+        options = ("--frames", str(FRAMES), "--max-new-tokens", str(setting.tokens))
         bed = Bed(folder=Path(made), clips=clips, model=model, device=given.device, options=options)
         print(heads(HEADS), flush=True)
         if "nf4" not in given.skip:
@@ -178,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--clips", type=int, default=50)
     options.add_argument("--budgets", help="such as 8GiB, or 1.3x the language half's weights")
     options.add_argument("--folder", type=Path, help="where the model is kept for the next time")
-    options.add_argument("--skip", default="", help="plan, nf4")
+    options.add_argument("--skip", default="", help="nf4")
     given = options.parse_args(arguments)
     given.shape = given.shape or ("7b" if given.device == "cuda" else "small")
     with tempfile.TemporaryDirectory() as made:

@@ -1,6 +1,5 @@
 """A search of a million rows by their bits, then exactly, against the exact scan of all of them:
-CPU time, what is found, memory, and what adding a thousand rows takes. The exact comparison is
-compared with that of earlier versions, for all rows and for the few that a condition keeps.
+CPU time, what is found, memory, and what adding a thousand rows takes.
 
 The vectors are drawn: 50,000 pictures in clusters on a plane of 96 dimensions, each at 20 paths,
 and texts that lie elsewhere and hang on the pictures weakly, as those of models of the CLIP kind.
@@ -20,9 +19,8 @@ from numpy.typing import NDArray
 from artifacts.index.manifest import Maker
 from artifacts.index.measuring import measure, note_texts
 from artifacts.index.rows import IndexRow
-from artifacts.index.search import EXACT, Found, Query, Searcher, Sort, direction
-from artifacts.index.shard import blocks_of
-from artifacts.index.snapshot import Kept, open_snapshot
+from artifacts.index.search import EXACT, Found, Query, Searcher, Sort
+from artifacts.index.snapshot import open_snapshot
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import Added, writing
 from benchmarks._common import Peak, cpu_seconds, in_fresh_process
@@ -104,62 +102,20 @@ def compare(searcher: Searcher, queries: Drawn, sort: Sort) -> None:
     )
 
 
-def blocks_scanned(searcher: Searcher, vector: Drawn) -> Drawn:
-    """Compare every row as earlier versions did, in blocks of 32 bit."""
-    wanted = direction(vector)
-    scores = [b @ wanted for s in searcher.snapshot.shards for _, b in blocks_of(s.vectors)]
-    return np.concatenate(scores)
-
-
-def best(searcher: Searcher, kept: Kept, scores: Drawn) -> Drawn:
-    """Return the highest scores of different contents among the rows kept."""
-    return np.sort(scores[searcher.distinct(kept)])[::-1][:NEAREST]
-
-
-def compare_kernels(searcher: Searcher, queries: Drawn) -> None:
-    """Compare exactly as before and as now: the scan of all rows, and a search of the one row in a
-    hundred that a filter keeps, for which all were scanned before."""
-    rows, every = searcher.snapshot.rows, searcher.snapshot.live()
+def compare_exactly(searcher: Searcher, queries: Drawn) -> None:
+    """Print what exact comparison takes: the scan of all rows, and a search of the one row in a
+    hundred that a filter keeps."""
+    rows = searcher.snapshot.rows
     one = (np.arange(rows) < rows // COPIES) & (np.arange(rows) % (100 // COPIES) == 0)
-
-    def before(vector: Drawn) -> Drawn:
-        return best(searcher, one, blocks_scanned(searcher, vector))
-
-    def now(vector: Drawn) -> Drawn:
-        return searcher.find(Query(vector=vector, kept=one), NEAREST).scores
-
-    def scan(vector: Drawn) -> Drawn:
-        return np.asarray(searcher.scan([vector])[0])
-
-    old, new = timed(partial(blocks_scanned, searcher), queries), timed(scan, queries)
-    say_ratio("scan of all rows", old, new, lambda scores: best(searcher, every, scores))
-    say_ratio("1 % of the rows kept", timed(before, queries), timed(now, queries), np.asarray)
-
-
-def timed(look: Callable[[Drawn], Drawn], queries: Drawn) -> tuple[float, list[Drawn]]:
-    """Return the median of CPU milliseconds, and what was found."""
-    found = list[Drawn]()
-
-    def look_at(vector: Drawn) -> None:
-        found.append(look(vector))
-
-    seconds = [cpu_seconds(partial(look_at, vector)) for vector in queries]
-    return statistics.median(seconds) * 1000, found
-
-
-def say_ratio(
-    name: str,
-    before: tuple[float, list[Drawn]],
-    now: tuple[float, list[Drawn]],
-    hits: Callable[[Drawn], Drawn],
-) -> None:
-    pairs = zip(before[1], now[1], strict=True)
-    same = all(np.allclose(hits(old), hits(new), rtol=0, atol=1e-6) for old, new in pairs)
-    print(
-        f"exactly, {name:20s} before {before[0]:7.1f} ms CPU   now {now[0]:6.1f} ms   "
-        f"ratio {before[0] / now[0]:5.1f}   hits {'the same' if same else 'DIFFER'}",
-        flush=True,
-    )
+    ways: dict[str, Callable[[Drawn], object]] = {
+        "scan of all rows": lambda vector: searcher.scan([vector]),
+        "1 % of the rows kept": lambda vector: searcher.find(
+            Query(vector=vector, kept=one), NEAREST
+        ),
+    }
+    for name, look in ways.items():
+        took = statistics.median(cpu_seconds(partial(look, vector)) for vector in queries)
+        print(f"exactly, {name:20s} {took * 1000:7.1f} ms CPU", flush=True)
 
 
 def build(folder: Path, count: int) -> None:
@@ -197,7 +153,7 @@ def main() -> None:
         took = cpu_seconds(lambda: matching(searcher.snapshot, Condition("path like '%7.jpg'")))
         print(f"a condition on the paths of all rows: {took:.2f} s CPU")
         print(f"all searches: {peak.bytes() / 1e6:.0f} MB anonymous at the most, exact ones too")
-        compare_kernels(searcher, world.pictures(given.queries, 8))
+        compare_exactly(searcher, world.pictures(given.queries, 8))
         with writing(folder, MAKER) as writer:
             began = time.monotonic()
             took = cpu_seconds(lambda: writer.add(rows(world.pictures(ADDED, 5), 1, "new")))

@@ -1,48 +1,56 @@
-"""Penstock's server against itself with one request at a time, LitServe and plain FastAPI, over
-real HTTP, with an encoder that takes a card's time; then ten times too much load. Prints tables.
+"""Penstock's server with batches against itself with one request at a time, over real HTTP, with an
+encoder that takes a card's time; prints a table.
 
 Requests come as strangers come (Poisson), whether or not others were answered; latency counts from
-when a request was due. Every picture is another one, so no store answers. All servers have the same
-pictures, the same encoder and the same two cores, which the asking process shares; they take turns,
-a round each, and a line is the median of rounds.
+when a request was due. Every picture is another one, so no store answers. Both servers have the
+same two cores, which the asking process shares; they take turns, a round each, and a line is the
+median of rounds.
 
-    python -m benchmarks.serve [--only penstock,one,litserve,fastapi] [--seconds 8] [--rounds 3]
-        [--pictures small,large] [--overload 60] [--quick]
+    python -m benchmarks.serve [--seconds 8] [--rounds 3] [--pictures small,large] [--quick]
 """
 
 import argparse
+import contextlib
 import math
 import os
+import signal
+import socket
+import subprocess
 import sys
 import tempfile
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from benchmarks import _overload
-from benchmarks._card_time import PATH, PICTURE_SECONDS, SIDE, START_SECONDS
-from benchmarks._common import MIB, cells, heads, in_fresh_process
-from benchmarks._load import UNANSWERED, Answers, ask
-from benchmarks._served import SIZES, Server, Way, serving, write_bodies
-from benchmarks._tower_shapes import QUICK, write_clip
+from benchmarks._card_time import PICTURE_SECONDS, SIDE, START_SECONDS
+from benchmarks._common import MIB, cells, heads, in_fresh_process, soft_jpegs
+from benchmarks._load import PLACE, UNANSWERED, Answers, Load, ask
 from flows.machine.cpu import cpu_line
+from scripts.stage_processes import family
+from stages.process.environment import child_environment
 
 LIGHT = 20.0
 """Requests a second."""
 HEAVY = {"small": 800.0, "large": 400.0}
-"""Pictures → requests a second that are well above what any server here answers."""
-BATCH = 32
-NAMES = {
-    "penstock": f"Penstock, batches up to {BATCH}",
-    "one": "Penstock, one at a time",
-    "litserve": f"LitServe, batches up to {BATCH}",
-    "fastapi": "FastAPI, one at a time on a thread",
-}
+"""Pictures → requests a second that are well above what the server answers."""
+SIZES = {"small": (224, 224), "large": (1920, 1080)}
+"""Name of pictures → width and height."""
+PICTURES = 16
+"""Different ones; a number in each makes it one that was never seen."""
+BATCHES = (32, 1)
 HEADS = (
-    "pictures | asked/s | server | answered/s | x one at a time | p50 ms | p90 | p99 | 429"
+    "pictures | asked/s | batches up to | answered/s | x one at a time | p50 ms | p90 | p99 | 429"
     " | never answered | ms CPU a request | MiB"
 )
+START_SECONDS_AT_MOST = 120.0
+END_SECONDS = 40.0
+TICKS = os.sysconf("SC_CLK_TCK")
+PATH = "/v1/embed"
+Bodies = tuple[tuple[bytes, bytes], ...]
 
 
 class Trial(NamedTuple):
@@ -51,7 +59,7 @@ class Trial(NamedTuple):
     size: str
     asked: float
     """Requests a second."""
-    name: str
+    batch: int
     answers: Answers
     cpu_seconds: float
     """Of all processes of the server, a request that it answered."""
@@ -59,86 +67,142 @@ class Trial(NamedTuple):
     """Bytes."""
 
     @property
-    def what(self) -> tuple[str, float, str]:
+    def what(self) -> tuple[str, float, int]:
         return self[:3]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = parsed(arguments)
-    print(f"{machine()}\n", flush=True)
-    with tempfile.TemporaryDirectory(prefix="penstock-serve-") as name:
-        folder = Path(name)
-        write_bodies(folder)
-        in_fresh_process(write_model, folder / "model")
-        trials = list(compared(given, folder))
-        if trials:
-            print("\n".join([heads(HEADS), *lines(trials), ""]), flush=True)
-        if given.overload:
-            way = way_of("penstock", folder, given.slower)
-            print("\n".join(_overload.lines(way, BATCH, folder, given.overload)))
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--pictures", default=",".join(SIZES))
+    options.add_argument("--seconds", type=float, default=8.0, help="of each load")
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--quick", action="store_true", help="does it run at all?")
+    given = options.parse_args(arguments)
+    if given.quick:
+        given.pictures, given.rounds, given.seconds = "small", 1, 4.0
+    card = f"{1000 * START_SECONDS:.0f} ms a batch and {1000 * PICTURE_SECONDS:.1f} a picture"
+    cores = f"{len(os.sched_getaffinity(0))} cores for the server and asking together"
+    print(f"{cpu_line('model name')}, {cores}; a card's time: {card}\n", flush=True)
+    with tempfile.TemporaryDirectory(prefix="penstock-serve-") as folder:
+        in_fresh_process(write_model, Path(folder, "model"))
+        trials = list(compared(given, Path(folder)))
+    print("\n".join([heads(HEADS), *lines(trials)]))
 
 
 def write_model(folder: Path) -> None:
     """Write a small CLIP that sees pictures of the size that the stand-in does: by that they are
     decoded."""
-    write_clip(folder, QUICK._replace(side=SIDE, patch=SIDE // 7))
+    from tests.support.dual_encoders import save_clip
+
+    save_clip(folder, None, image_size=SIDE, patch_size=SIDE // 7)
 
 
-def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--only", default=",".join(NAMES), help="servers; none: overload alone")
-    options.add_argument("--pictures", default=",".join(SIZES))
-    options.add_argument("--seconds", type=float, default=8.0, help="of each load")
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--overload", type=float, default=60.0, help="seconds; 0: none")
-    options.add_argument("--slower", type=float, default=4.0, help="times a card's time, overload")
-    options.add_argument("--quick", action="store_true", help="does it run at all?")
-    given = options.parse_args(arguments)
-    if given.quick:
-        given.pictures, given.rounds = "small", 1
-        given.seconds, given.overload = 4.0, min(given.overload, 4.0)
-    given.only = "" if given.only == "none" else given.only
-    if unknown := [name for name in given.only.split(",") if name and name not in NAMES]:
-        options.error(f"--only {unknown[0]} is not known; there are {', '.join(NAMES)}")
-    return given
-
-
-def way_of(name: str, folder: Path, slower: float = 1.0) -> Way:
-    """Return how a server is started with an encoder, and asked; in the folder lies a model."""
-    if name in ("penstock", "one"):
-        batch = ("--max-batch", f"{BATCH if name == 'penstock' else 1}", "--tiles", "off")
-        own = ("--slower", f"{slower}", "--model", str(folder / "model"))
-        command = ("benchmarks._penstock", *own, *batch)
-        return Way(name=NAMES[name], command=command, path="/v1/embed")
-    alone = (f"benchmarks._{name}",)
-    return Way(name=NAMES[name], command=alone, path=PATH, json=name == "litserve")
+def bodies_of(size: str) -> Bodies:
+    """Every picture in two parts, between which a number fits as a comment: it may follow a JPEG's
+    first two bytes, and its length counts itself."""
+    comment = b"\xff\xfe" + (2 + len(PLACE % 0)).to_bytes(2, "big")
+    pictures = soft_jpegs(PICTURES, SIZES[size], quality=85)
+    return tuple((picture[:2] + comment, picture[2:]) for picture in pictures)
 
 
 def compared(given: argparse.Namespace, folder: Path) -> Iterator[Trial]:
     """Ask every server, one after the other, as many rounds as are wanted."""
+    bodies = {size: bodies_of(size) for size in given.pictures.split(",")}
     for number in range(given.rounds):
-        for name in filter(None, given.only.split(",")):
-            with serving(way_of(name, folder), folder, folder / f"{name}.log") as server:
-                for size in given.pictures.split(","):
+        for batch in BATCHES:
+            with serving(folder, batch, bodies[next(iter(bodies))][0]) as (port, pid):
+                for size in bodies:
                     for rate in (LIGHT, HEAVY[size]):
-                        trial = tried(server, (size, rate, name), given.seconds)
-                        told = f"round {number + 1}: {size} {rate:.0f}/s {name}"
-                        print(f"{told} {trial.answers.rate:.0f}/s", file=sys.stderr)
-                        yield trial
+                        load = Load(
+                            port=port,
+                            head=f"POST {PATH} HTTP/1.1\r\nContent-Type: image/jpeg\r\n",
+                            bodies=bodies[size],
+                            rate=rate,
+                            seconds=given.seconds,
+                        )
+                        before = cpu_seconds(pid)
+                        answers = ask(load)
+                        used = (cpu_seconds(pid) - before) / max(1, answers.answered)
+                        told = f"round {number + 1}: {size} {rate:.0f}/s, batches of {batch}"
+                        print(f"{told}: {answers.rate:.0f}/s", file=sys.stderr)
+                        yield Trial(size, rate, batch, answers, used, memory(pid))
 
 
-def tried(server: Server, what: tuple[str, float, str], seconds: float) -> Trial:
-    load = server.load(what[0], what[1], seconds)
-    before = server.cpu_seconds()
-    answers = ask(load)
-    used = (server.cpu_seconds() - before) / max(1, answers.answered)
-    return Trial(*what, answers=answers, cpu_seconds=used, memory=server.memory())
+@contextlib.contextmanager
+def serving(folder: Path, batch: int, body: tuple[bytes, bytes]) -> Iterator[tuple[int, int]]:
+    """Start a server, wait until it has answered a request, and end it; gives port and process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    options = ("--max-batch", str(batch), "--tiles", "off", "--model", str(folder / "model"))
+    log = folder / "server.log"
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks._card_time", *options, "--port", str(port)],
+            env={
+                **child_environment(),
+                "OMP_NUM_THREADS": "1",
+                "PENSTOCK_STORE": str(folder / f"store-{port}"),
+            },
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        _wait_up(process, port, (PLACE % port).join(body), log)
+        yield port, process.pid
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_up(process: "subprocess.Popen[bytes]", port: int, body: bytes, log: Path) -> None:
+    asked = urllib.request.Request(
+        f"http://127.0.0.1:{port}{PATH}", body, {"Content-Type": "image/jpeg"}
+    )
+    until, told = time.monotonic() + START_SECONDS_AT_MOST, ""
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            with urllib.request.urlopen(asked, timeout=START_SECONDS_AT_MOST):
+                return
+        except urllib.error.HTTPError as error:
+            told = error.read().decode(errors="replace")
+        except OSError as error:
+            told = str(error)
+        time.sleep(0.2)
+    raise RuntimeError(f"no answer: {told}\n{log.read_text(errors='replace')[-3000:]}")
+
+
+def memory(pid: int) -> int:
+    """Bytes that a server and all that it started have, and that no file backs; what forked
+    processes share, in parts. Libraries would hang on who else has them."""
+    total = 0
+    for each in family(pid):
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
+            own = [line for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))]
+            total += sum(int(line.split()[1]) << 10 for line in own)
+    return total
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds of a server and of all that it started and that is still there."""
+    ticks = 0
+    for each in family(pid):
+        with contextlib.suppress(OSError):
+            fields: Any = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / TICKS
 
 
 def lines(trials: Sequence[Trial]) -> Iterator[str]:
-    """Return the table, in Markdown."""
+    """Yield the table, in Markdown."""
     for what in dict.fromkeys(trial.what for trial in trials):
-        size, asked, name = what
+        size, asked, batch = what
         found = [trial for trial in trials if trial.what == what]
 
         def middle(values: Iterator[float], figures: int = 0) -> str:
@@ -153,29 +217,14 @@ def lines(trials: Sequence[Trial]) -> Iterator[str]:
             middle(trial.answers.statuses.get(status, 0) for trial in found)
             for status in (429, UNANSWERED)
         )
-        times = times_one(trials, what)
+        one = [trial.answers.rate for trial in trials if trial.what == (size, asked, 1)]
+        pairs = [a.answers.rate / b for a, b in zip(found, one, strict=True) if b]
+        times = f"{median(pairs):.1f}" if pairs and asked != LIGHT else ""
         answered = middle(trial.answers.rate for trial in found)
-        more = "" if math.isnan(times) else f"{times:.1f}"
         used = middle((1000 * trial.cpu_seconds for trial in found), 1)
-        memory = middle(trial.memory / MIB for trial in found)
-        said = ("x".join(map(str, SIZES[size])), f"{asked:.0f}", NAMES[name], answered, more)
-        yield cells([*said, *latency, refused, lost, used, memory])
-
-
-def times_one(trials: Sequence[Trial], what: tuple[str, float, str]) -> float:
-    """Return the median, over rounds, of the throughput in relation to one request at a time."""
-    one = [trial.answers.rate for trial in trials if trial.what == (*what[:2], "one")]
-    own = [trial.answers.rate for trial in trials if trial.what == what]
-    pairs = [a / b for a, b in zip(own, one, strict=False) if b]
-    return median(pairs) if pairs and what[1] != LIGHT else math.nan
-
-
-def machine() -> str:
-    """Return one line of what all of them have."""
-    cores = len(os.sched_getaffinity(0))
-    card = f"{1000 * START_SECONDS:.0f} ms a batch and {1000 * PICTURE_SECONDS:.1f} a picture"
-    name = cpu_line("model name")
-    return f"{name}, {cores} cores for servers and asking together; a card's time: {card}"
+        said = ("x".join(map(str, SIZES[size])), f"{asked:.0f}", batch, answered, times)
+        held = middle(trial.memory / MIB for trial in found)
+        yield cells([*said, *latency, refused, lost, used, held])
 
 
 if __name__ == "__main__":

@@ -5,24 +5,28 @@ Every measurement is a process of its own, `benchmarks._modes`, and runs of both
 A budget is what a process may take above its libraries, weights included; it is enforced by the
 kernel, and each side takes the largest batch that lives.
 
-    python benchmarks/staged_vs_joint.py [--quick] [--only demo|large] [--repeat 3] [--pairs 0]
-
-With `--pairs`, the large model at one batch size instead, all in one process: both sides of a pair
-run within seconds of each other, so that a busy machine disturbs both alike.
+    python -m benchmarks.staged_vs_joint [--quick] [--only demo|large] [--repeat 3]
 """
 
 import argparse
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any, NamedTuple
 
-from benchmarks._bench import BATCHES, Bench, Member, Step, batches_of
+from artifacts.keys import digest_of
 from benchmarks._common import MIB, cells, heads
-from benchmarks._models import LARGE, TINY, build, half_bytes, publish_clips
-from benchmarks._modes import perform
+from benchmarks._models import FRAMES, LARGE, TINY, build, half_bytes, publish_clips
+from benchmarks._modes import Outcome, run_mode
 from penstock_demo import CHECKPOINT
+
+BATCHES = (1, 2, 4, 8, 16)
+Member = dict[str, str]
+"""What a job says of one clip."""
+Runner = Callable[[str, dict[str, Any], int | None], Outcome]
+"""Runs a mode over a job within a budget of bytes."""
 
 BUDGETS = (1.1, 1.5, 2.0, 4.0)
 """Times the larger half's weights."""
@@ -33,7 +37,105 @@ MODES = ("encode", "decode", "joint")
 """In this order: decoding reads the features that encoding made."""
 MANY = 200
 """Clips of the run whose start-up time is reported."""
-TOKENS, PAIR_TOKENS = 32, 16
+TOKENS = 32
+
+
+class Step(NamedTuple):
+    """One batch."""
+
+    seconds: float
+    """Wall seconds a clip."""
+    cpu_seconds: float
+    """CPU seconds a clip, of all threads."""
+    peak: int
+    """Bytes."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Bench:
+    """One checkpoint with its clips, and all that was measured on it."""
+
+    model: Path
+    store: str
+    members: list[Member]
+    tokens: int
+    """New tokens a caption."""
+    batches: tuple[int, ...] = BATCHES
+    runner: Runner = run_mode
+    steps: dict[tuple[str, int], list[Step]] = field(default_factory=dict)
+    """(mode, batch) → what it took, one a round."""
+    starts: dict[str, list[float]] = field(default_factory=dict)
+    """Mode → seconds of a process outside its steady state: start, import and load."""
+    lived: dict[tuple[str, int], int] = field(default_factory=dict)
+    """(mode, batch) → a budget in bytes within which it was seen to live."""
+    features: str = ""
+    """Namespace of the features that decoding reads: those of the first encoding."""
+    _namespaces: int = 0
+
+    def run(self, mode: str, cut: Sequence[Sequence[Member]], budget: int | None = None) -> Outcome:
+        """One run of a mode over batches of members, published where nothing is yet."""
+        self._namespaces += 1
+        namespace = digest_of(["namespace", self._namespaces])
+        if mode == "encode" and not self.features:
+            self.features = namespace
+        job = {
+            "store": self.store,
+            "model": str(self.model),
+            "device": "cpu",
+            "dtype": "bfloat16",
+            "attention": "sdpa",
+            "frames_namespace": FRAMES,
+            "features_namespace": self.features,
+            "namespace": namespace,
+            "max_new_tokens": self.tokens,
+            "batches": [[_entry(mode, member) for member in batch] for batch in cut],
+        }
+        return self.runner(mode, job, budget)
+
+    def ladder(self, mode: str) -> None:
+        """One process that takes a batch of each size in turn, each larger than the last; the
+        first batch warms it up and does not count."""
+        sizes, cut, at = (1, *self.batches), [], 0
+        for size in sizes:
+            cut.append(self.members[at : at + size])
+            at += size
+        outcome = self.run(mode, cut)
+        self.starts.setdefault(mode, []).append(outcome.whole_seconds - outcome.seconds)
+        before, end = outcome.marks[0], 0
+        for size in self.batches:
+            end += size
+            mark = outcome.marks[end]
+            seconds, cpu = ((mark[i] - before[i]) / size for i in (0, 1))
+            step = Step(seconds=seconds, cpu_seconds=cpu, peak=mark[2])
+            self.steps.setdefault((mode, size), []).append(step)
+            before = mark
+
+    def peak(self, mode: str, size: int) -> int:
+        """The highest memory of a batch of that size in any round, in bytes."""
+        return max(step.peak for step in self.steps[mode, size])
+
+    def largest(self, mode: str, budget: int) -> int:
+        """The largest batch that lives within the budget; 0 when none does. It is tried for real,
+        also where the peak says that it would not fit."""
+        fitting = [size for size in self.batches if self.peak(mode, size) <= budget]
+        for size in sorted(fitting, reverse=True) or [self.batches[0]]:
+            if budget >= self.lived.get((mode, size), budget + 1):
+                return size
+            if not self.run(mode, [self.members[:size]], budget).died:
+                self.lived[mode, size] = budget
+                return size
+        return 0
+
+
+def batches_of(members: Sequence[Member], size: int) -> list[list[Member]]:
+    """The members in order, so many together."""
+    return [list(members[i : i + size]) for i in range(0, len(members), size)]
+
+
+def _entry(mode: str, member: Member) -> Member:
+    features = digest_of(["features", member["frames"]])
+    key = features if mode == "encode" else digest_of(["caption", member["frames"]])
+    return {**member, "key": key, "features": features}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,50 +227,14 @@ def measure(name: str, model: Path, folder: Path, given: argparse.Namespace) -> 
     print("\n".join(["", *table(bench, lines)]), flush=True)
 
 
-def in_pairs(folder: Path, given: argparse.Namespace) -> None:
-    """Print the ratio of joint's time to that of both stages for the same batches without loading:
-    the median over pairs, after one pair that warms both sides up."""
-    store = str(folder / "store")
-    members = publish_clips(store, [8] * given.batch * given.run * (1 + given.pairs))
-    bench = Bench(
-        model=build(folder / "model", TINY if given.quick else LARGE, PAIR_TOKENS),
-        store=store,
-        members=members,
-        tokens=PAIR_TOKENS,
-        runner=lambda mode, job, _: perform(mode, job),
-    )
-    size = given.batch * given.run
-    runs = [members[at : at + size] for at in range(0, len(members), size)]
-    pairs = [pair(bench, batches_of(run, given.batch)) for run in runs][1:]
-    wall, cpu = (median(column) for column in zip(*pairs, strict=True))
-    print(f"{given.run} batches of {given.batch}, median of {given.pairs} pairs;")
-    print("above 1 the stages are faster")
-    print(f"  joint ÷ staged, wall {wall:.3f}, CPU {cpu:.3f}")
-
-
-def pair(bench: Bench, cut: list[list[Member]]) -> tuple[float, float]:
-    """Joint's time over that of both stages: wall and CPU."""
-    bench.features = ""  # decode what this pair encodes
-    first, joint, second = (bench.run(mode, cut) for mode in ("encode", "joint", "decode"))
-    return (
-        joint.seconds / (first.seconds + second.seconds),
-        joint.cpu_seconds / (first.cpu_seconds + second.cpu_seconds),
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--quick", action="store_true", help="tiny shapes: does it run at all?")
     options.add_argument("--only", choices=("demo", "large"))
     options.add_argument("--repeat", type=int, default=3)
-    options.add_argument("--pairs", type=int, default=0, help="at one batch size, in one process")
-    options.add_argument("--batch", type=int, default=4, help="of a pair")
-    options.add_argument("--run", type=int, default=4, help="batches a side of a pair")
     given = options.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if given.pairs:
-            return in_pairs(folder, given)
         if given.only != "large":
             measure("demo", CHECKPOINT, folder, given)
         if given.only != "demo":

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import actuators, staged_vs_joint
-from benchmarks._bench import Bench, batches_of
+from benchmarks import staged_vs_joint
 from benchmarks._models import TINY, build, half_bytes, publish_clips
 from benchmarks._modes import Outcome, perform
+from benchmarks.staged_vs_joint import Bench, batches_of
 from penstock_demo import CHECKPOINT
 
 TOKENS = 3
@@ -51,17 +51,3 @@ def test_a_table_has_a_line_for_each_budget_and_says_what_does_not_fit(
     assert len(table) == 2 + 2 + 5
     assert "equal batch 1" in table[2]
     assert table[2] in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_equal_batches_are_compared_in_pairs(capsys: pytest.CaptureFixture[str]) -> None:
-    staged_vs_joint.main(["--quick", "--batch", "1", "--run", "1", "--pairs", "1"])
-    assert "joint ÷ staged, wall " in capsys.readouterr().out
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("row", ["256 tokens at a time, MLPs only", "KV cache in 8 bit"])
-def test_what_an_actuator_takes_is_measured(row: str, tmp_path: Path) -> None:
-    job = {"model": str(build(tmp_path / "model", TINY, 2)), "dtype": "bfloat16"}
-    found = actuators.measure({"job": {**job, **actuators.ROWS[row]}, "tokens": 300, "new": 2})
-    assert all(found[name] > 0 for name in ("peak", "reading", "token"))

@@ -16,5 +16,5 @@ def test_it_compares_both_ways(
     said = capfd.readouterr().out
     assert re.findall(r"^2,000 rows of 768", said, re.MULTILINE)
     assert len(re.findall(r"ratio +[\d.]+ +recall@10 1.0000", said)) == 2
-    assert len(re.findall(r"^exactly, .* hits the same$", said, re.MULTILINE)) == 2
+    assert len(re.findall(r"^exactly, .* ms CPU$", said, re.MULTILINE)) == 2
     assert "1000 rows added" in said

@@ -77,7 +77,7 @@ PAGES_NOT_RUN = {
     "docs/gguf.md": "needs llama.cpp, which `make gguf` compiles; tests/test_flows_gguf.py has it",
     "docs/many.md": "needs several machines and Slurm; scripts/many_check.py runs workers",
     "docs/recipes/clusters.md": "needs a cluster",
-    "docs/scale.md": "needs a bucket; tests/test_flows_bucket.py and benchmarks/bucket.py have one",
+    "docs/scale.md": "needs a bucket; tests/test_flows_bucket.py has one",
     "docs/deploy/README.md": "scripts/follow_deploy.py follows the page in a fresh clone",
     "docs/far.md": "needs a bucket and a server; tests/test_flows_far_media.py has both",
     "docs/serve.md": "needs a server that stays; tests/test_project_serve_page.py runs the page",

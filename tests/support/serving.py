@@ -31,7 +31,7 @@ from tests.support.attacks import resident_bytes
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.servers import Answer, answer_to
 
-STAND_IN = [sys.executable, "-m", "benchmarks._penstock", "--slower", "0.1", "--tiles", "off"]
+STAND_IN = [sys.executable, "-m", "benchmarks._card_time", "--slower", "0.1", "--tiles", "off"]
 REAL = [*PENSTOCK, "serve", "--model", "demo"]
 LISTENING = re.compile(r"^serving on http://[\w.:\[\]-]+:(\d+)", re.MULTILINE)
 START_SECONDS = 120
