@@ -1,5 +1,4 @@
-"""Counts parameters that take a whole command, and fields of a command's configuration that it has
-no option for: `python -m scripts.wide_parameters`.
+"""Finds parameters that take a whole command.
 
 A class is wide if more than MOST of its fields, inherited ones included, are options of one
 command. A parameter counts if its annotation names a wide class: itself, in a union, as an argument
@@ -8,7 +7,6 @@ of another type, or behind an alias or a TypeVar. Only the parser's module is im
 
 import argparse
 import ast
-from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,15 +14,9 @@ from typing import Any
 
 from flows.cli.main import parser
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("penstock", "flows", "stages", "artifacts", "penstock_demo")
 MOST = 20
-CONFIGURATIONS = {
-    "caption": "CaptionConfig", "cache rebuild": "RebuildConfig", "embed": "EmbedConfig",
-    "index build": "IndexConfig", "label": "LabelConfig", "tune": "TuneConfig",
-    "export": "ExportConfig",
-}  # fmt: skip
-"""Command → the class of its configuration."""
 
 
 @cache
@@ -81,13 +73,6 @@ def fields_of(module: str, kind: ast.ClassDef) -> set[str]:
     return found.union(*(fields_of(*place) for place in bases))
 
 
-def fields_without_option(command: str) -> list[str]:
-    """Return the fields of a command's configuration that it has no option for."""
-    found = ((module, meanings(module).get(CONFIGURATIONS[command])) for module in modules())
-    place = next((module, kind) for module, kind in found if isinstance(kind, ast.ClassDef))
-    return sorted(fields_of(*place) - options()[command] - {"to"})  # that of `export` is `kind`
-
-
 @cache
 def options(name: str = "", found: Any = None) -> dict[str, set[str]]:
     """Return where the options of each command are parsed to."""
@@ -114,20 +99,3 @@ def wide_parameters() -> list[tuple[str, str, str]]:
             if names := [of[1].name for of in found if is_wide(*of)]:
                 counted.append((module, given.arg, "|".join(sorted(names))))
     return counted
-
-
-def main() -> None:
-    counted = wide_parameters()
-    places = Counter(module for module, _, _ in counted)
-    kinds = Counter(names for _, _, names in counted)
-    for module, count in sorted(places.items()):
-        print(f"{count:4d}  {module}")
-    print(f"{places.total():4d}  parameters: {dict(kinds.most_common())}")
-    unused = {command: fields_without_option(command) for command in CONFIGURATIONS}
-    for command, names in unused.items():
-        print(f"{len(names):4d}  fields without an option of `{command}`: {' '.join(names)}")
-    print(f"{sum(map(len, unused.values())):4d}  fields without an option")
-
-
-if __name__ == "__main__":
-    main()
