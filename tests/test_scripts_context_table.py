@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flows.checkpoint.context import sampling_of
 from flows.options.commands import CaptionConfig
-from scripts.context_table import FRAMES, UNKNOWN, in_context
+from scripts.model_table import FRAMES, UNKNOWN, in_context
 from stages.models.pixel_bounds import PixelBounds
 from stages.models.published_facts import facts_of
 from tests.support.by_hand import PROFILE

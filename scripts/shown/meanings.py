@@ -44,7 +44,7 @@ NOT_RUN = (
     ),
     (r"curl ", "needs a server that stays; tests/test_project_serve_page.py runs the page"),
     (
-        r"python scripts/(deployment_check|cron_check|follow_deploy)\.py",
+        r"python scripts/(deployment_check|follow_deploy)\.py",
         "takes minutes; the slow tests run it",
     ),
     (
