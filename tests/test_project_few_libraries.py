@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from scripts.gpu_check.setting import pictures
+from scripts.gpu_check.rows import pictures
 from tests.support import gpus
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS
 
