@@ -14,8 +14,7 @@ from prefect.settings import Settings
 
 from flows.deployments.handing import POOL
 from flows.deployments.many import PORTION
-from scripts.deploy_all import told
-from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOLS, crash_automation
+from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOLS, crash_automation, told
 from tests.support.commands import completed
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,7 +4,6 @@ say from the first second what they are about."""
 import contextlib
 import os
 import re
-import socket
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from flows.deployments.server import answers
+from scripts.prefect_stack import free_port
 from tests.support.pipeline import ROOT
 from tests.support.terminals import Dialogue
 
@@ -36,10 +36,7 @@ class Healthy(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        found: int = free.getsockname()[1]
-        return found
+    return free_port()
 
 
 @contextlib.contextmanager
