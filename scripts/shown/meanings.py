@@ -88,8 +88,8 @@ CODE_NOT_RUN = {
     "import fiftyone": "needs FiftyOne",
     "image_vectors(load_half(folder": "goes on from a processor and pictures of one's own",
     "THUDM/cogvlm2": "needs the checkpoint from the hub",
-    "AutoProcessor.from_pretrained(checkpoint)": "tests/test_project_readme.py runs it",
-    "load_half(checkpoint": "tests/test_project_readme.py runs it",
+    "AutoProcessor.from_pretrained(checkpoint)": "tests/test_project_docs.py runs it",
+    "load_half(checkpoint": "tests/test_project_docs.py runs it",
 }
 """What stands in Python that is only compiled, and the reason."""
 
