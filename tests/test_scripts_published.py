@@ -1,5 +1,5 @@
-"""Facts that authors of published checkpoints state, what docs/models.md says of their contexts, and
-what the installed transformers makes of fixed inputs, beside what was recorded."""
+"""Facts that authors of published checkpoints state, what docs/models.md says of their contexts,
+and what the installed transformers makes of fixed inputs, beside what was recorded."""
 
 import json
 import subprocess
