@@ -1,15 +1,29 @@
-"""A name means one thing in the whole program, names and texts use standard terms, and files are
-short."""
+"""A name means one thing in the whole program, names and texts use standard terms, files are short,
+and engines are known by name in their package alone."""
 
+import argparse
 import ast
 import io
 import re
 import tokenize
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from tests.support.wide_parameters import wide_parameters
+import pytest
+
+from artifacts.errors import UsageError
+from flows.cli.main import parser
+from stages.decode.engines import (
+    AUTO,
+    AUTO_SHARED,
+    ENGINE_CHOICES,
+    ENGINES,
+    accepted_by,
+    choice_for,
+    engines_for,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("penstock", "flows", "stages", "artifacts", "penstock_demo")
@@ -29,6 +43,8 @@ PHRASES = re.compile(
     re.IGNORECASE,
 )
 """Phrases of the former dialect."""
+MOST_OPTIONS = 20
+"""Fields of a class that may be options of one command; with more it is wide."""
 MOST_IN_PROSE = 20
 """How often a word of RETIRED may stand in comments, texts and pages: plain English has it, too."""
 
@@ -81,8 +97,51 @@ def test_a_family_of_our_own_is_named_where_it_is_computed_and_nowhere_else() ->
     assert {name.split("/")[0] for name in naming} == {"registry.py", *families}
 
 
+def words(node: ast.AST) -> set[str]:
+    """All names in some code, those in quotes too."""
+    return set(re.findall(r"\w+", ast.unparse(node)))
+
+
+def options_of_commands(place: argparse.ArgumentParser) -> Iterator[set[str]]:
+    """Where the options of each command are parsed to."""
+    yield {action.dest for action in place._actions}
+    for action in place._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from options_of_commands(below)
+
+
+def fields_of(kind: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> set[str]:
+    """A class's fields, inherited ones included, and a Protocol's methods."""
+    bases = set[str]().union(*map(words, kind.bases))
+    found = {
+        each.name if isinstance(each, ast.FunctionDef) else ast.unparse(each.target)
+        for each in kind.body
+        if (isinstance(each, ast.FunctionDef) and "Protocol" in bases)
+        or (isinstance(each, ast.AnnAssign) and "ClassVar" not in words(each.annotation))
+    }
+    return found.union(*(fields_of(classes[base], classes) for base in bases & classes.keys()))
+
+
+def wide_parameters() -> list[str]:
+    """The parameters whose annotation names a wide class, or an alias or a TypeVar of one."""
+    trees = [ast.parse(path.read_text("utf-8")) for path in product_files("*.py")]
+    nodes = [node for tree in trees for node in tree.body]
+    classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+    commands = [*options_of_commands(parser())]
+    wide = {
+        name
+        for name, kind in classes.items()
+        if max(len(fields_of(kind, classes) & each) for each in commands) > MOST_OPTIONS
+    }
+    aliases = [(ast.unparse(n.targets[0]), n) for n in nodes if isinstance(n, ast.Assign)]
+    wide |= {name for name, node in aliases if words(node.value) & wide}
+    arguments = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.arg)]
+    return [a.arg for a in arguments if a.annotation and words(a.annotation) & wide]
+
+
 def test_few_parameters_take_a_whole_command() -> None:
-    assert len(wide_parameters()) <= 20, "take the groups of options that are read"
+    assert 0 < len(wide_parameters()) <= 20, "take the groups of options that are read"
 
 
 def test_no_name_has_a_retired_word() -> None:
@@ -113,3 +172,44 @@ def test_prose_seldom_has_a_retired_word() -> None:
         prose += [text for kind, text in tokens(path) if kind in kinds]
     found = Counter(word.lower() for text in prose for word in re.findall("[A-Za-z]+", text))
     assert {word: found[word] for word in RETIRED if found[word] > MOST_IN_PROSE} == {}
+
+
+HOME = ROOT / "stages" / "decode" / "engines"
+
+
+def test_no_file_outside_of_their_package_knows_an_engine_by_name() -> None:
+    """But for `transformers` and `gguf`, which are names of packages, too."""
+    names = {*ENGINES, AUTO_SHARED} - {"transformers", "gguf"}
+    named = re.compile(rf"""(["'])({"|".join(map(re.escape, names))})\1""")
+    others = [path for path in product_files("*.py") if HOME not in path.parents]
+    assert len(others) > 500
+    assert [path for path in others if named.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_what_people_may_ask_for_and_what_answers_it_stay_in_their_order() -> None:
+    one, shared, compiled, batches = (
+        "inflight",
+        "inflight-shared",
+        "inflight-compiled",
+        "transformers",
+    )
+    assert [*ENGINE_CHOICES] == [AUTO, batches, one, compiled, "gguf"]
+    begun = {choice: [e.name for e in engines_for(choice)] for choice in (AUTO, AUTO_SHARED)}
+    assert begun == {AUTO: [one, batches], AUTO_SHARED: [shared, batches]}
+    more = {choice: [e.name for e in accepted_by(choice)][2:] for choice in begun}
+    assert more == {AUTO: [shared, compiled], AUTO_SHARED: [one, compiled]}
+    for name, engine in ENGINES.items():
+        assert engines_for(name) == accepted_by(name) == (engine,)
+
+
+def test_beams_and_several_prompts_choose_another_engine() -> None:
+    several = {name: choice_for(name, beams=1, prompts=2) for name in ENGINE_CHOICES}
+    changed = {AUTO: AUTO_SHARED, "inflight": "inflight-shared"}
+    assert several == {name: changed.get(name, name) for name in ENGINE_CHOICES}
+    assert [choice_for(name, beams=1, prompts=1) for name in ENGINE_CHOICES] == [*ENGINE_CHOICES]
+    for name in (AUTO, "transformers"):
+        assert choice_for(name, beams=4, prompts=2) == "transformers"
+    for name in ("inflight", "inflight-compiled"):
+        with pytest.raises(UsageError, match=f"--engine {name} does not support --beams") as caught:
+            choice_for(name, beams=2, prompts=1)
+        assert caught.value.hint == "Use --engine transformers"

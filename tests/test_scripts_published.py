@@ -2,7 +2,6 @@
 and what the installed transformers makes of fixed inputs, beside what was recorded."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from importlib.metadata import version
@@ -25,6 +24,7 @@ from scripts.published_check import (
 from stages.models.pixel_bounds import PixelBounds
 from stages.models.published_facts import FACTS, FamilyFacts, facts_of
 from tests.support.by_hand import PROFILE
+from tests.support.commands import completed
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
@@ -69,7 +69,7 @@ def test_the_table_is_read_without_a_model_library() -> None:
         "import sys, stages.models.published_facts;"
         "sys.exit(any(n in sys.modules for n in ('torch', 'transformers', 'numpy')))"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert completed([sys.executable, "-c", code]).returncode == 0
 
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"

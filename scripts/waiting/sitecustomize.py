@@ -5,7 +5,8 @@ import os
 import time
 
 if SECONDS := float(os.environ.get("PENSTOCK_CHECK_WAIT") or 0):
-    from flows.machine.launch import DirectLauncher, StageCall, StageProcess
+    from flows.machine.launch import DirectLauncher, StageCall
+    from stages.process.stage_process import StageProcess
 
     start = DirectLauncher.start
 
