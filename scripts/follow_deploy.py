@@ -65,14 +65,7 @@ def up(stack: Stack, name: str) -> bool:
 
 def run(stack: Stack, command: str, env: dict[str, str]) -> None:
     """A block that ends. Raises CheckFailed."""
-    done = subprocess.run(
-        ["sh", "-euc", command],
-        cwd=stack.root,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = stack.ended_command("sh", "-euc", command, env=env)
     if done.returncode != 0:
         logs = "\n".join(map(stack.log_end, ("server", "worker")))
         raise CheckFailed(f"{command}\n{done.stdout}{done.stderr}\n{logs}")

@@ -1,8 +1,6 @@
-"""Makes the part of docs/models.md on ONNX graphs: of every family that runs in halves, whether
-graphs make what its towers make. `make models` runs it last; alone, it writes its own part anew.
-"""
+"""Makes the parts of docs/models.md on dual encoders, whose halves make what the whole makes, and
+on ONNX graphs, which make what the towers of every family in halves make."""
 
-import argparse
 import json
 import multiprocessing
 import resource
@@ -16,12 +14,9 @@ from typing import Any
 from artifacts.schema import Half
 from benchmarks._common import cells
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "models.md"
-TITLE = "\n## Graphs\n"
-HEAD = (
-    TITLE
-    + """
+HEAD = """
+## Graphs
+
 This table lists what [`penstock export --to onnx`](graphs.md) can make. For each family, the vision
 half of a tiny model is loaded. Its encoders are found by running it, and their graphs are made and
 tried as an export does. An export tries two images, one and four. If an encoder takes all images as
@@ -40,7 +35,6 @@ No graph may differ silently.
 | family | encoders | graphs | image | video | batch of 4 | mixed | note |
 |---|---|---|---|---|---|---|---|
 """
-)
 LEAST = 60
 """Families that must agree."""
 SECONDS = 240
@@ -50,55 +44,23 @@ NOTE = 240
 HALVES: dict[str, Half] = {"vision half": "vision", "text half": "language"}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="only these families, printed and not written")
-    given = parser.parse_args()
-    if given.names:
-        warm()
-        print("".join(line(row) + "\n" for row in map(judged_apart, given.names)), end="")
-        return 0
-    text, enough = section()
-    PAGE.write_text(PAGE.read_text().partition(TITLE)[0] + text)
-    print(f"{PAGE}: {text.partition('**')[2].partition('**')[0]}")
-    return 0 if enough else 1
-
-
-def warm() -> None:
-    """Load and use all libraries once, so that no family's process has to."""
-    import torch
-    import transformers
-
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    judged("clip, vision half")
-
-
 def section() -> tuple[str, bool]:
     """The text of the part, and whether enough families agree and none is silently otherwise."""
     from tests.support.dual_encoders import names
     from tests.support.tiny_families import FAMILIES
     from tests.support.tiny_families.verdict import UNCUT
 
-    warm()
+    judged("clip, vision half")  # loads all libraries once, so that no family's process has to
     families = sorted({variant.partition(":")[0] for variant in FAMILIES} - UNCUT, key=str.lower)
     duals = [f"{name}, {half}" for name in sorted(names()) for half in HALVES]
-    return told([judged_apart(name) for name in families], [judged_apart(name) for name in duals])
-
-
-def told(families: list[dict[str, Any]], duals: list[dict[str, Any]]) -> tuple[str, bool]:
-    """The same of these rows."""
-    agreeing = sum(row["result"] == "agrees" for row in families)
-    head = HEAD.format(
-        agreeing=agreeing,
-        families=len(families),
-        halves=sum(row["result"] == "agrees" for row in duals),
-        both=len(duals),
+    of_families, of_duals = (list(map(judged_apart, each)) for each in (families, duals))
+    agreeing, halves = (
+        sum(r["result"] == "agrees" for r in rows) for rows in (of_families, of_duals)
     )
-    otherwise = [row for row in (*families, *duals) if row["result"].startswith("differs")]
-    text = head + "".join(line(row) + "\n" for row in (*families, *duals))
-    return text, agreeing >= LEAST and not otherwise
+    head = HEAD.format(agreeing=agreeing, families=len(families), halves=halves, both=len(duals))
+    rows = [*of_families, *of_duals]
+    enough = agreeing >= LEAST and not any(row["result"].startswith("differs") for row in rows)
+    return head + "".join(line(row) + "\n" for row in rows), enough
 
 
 def judged_apart(name: str) -> dict[str, Any]:
@@ -149,5 +111,55 @@ def line(row: dict[str, Any]) -> str:
     return cells(str(text).replace("|", "\\|") for text in texts)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+DUAL_HEAD = """
+## Dual encoders
+
+[`penstock embed`](embed.md) takes models that turn an image and a text into comparable vectors.
+They are the classes that transformers has for zero-shot image classification. A tiny model of each
+is saved, its halves are loaded alone, and the vectors of images go through the form of the store.
+The logits are those of the model's own `forward` over stored vectors. *exact*: bit-identical to the
+whole model, in 32 bit, and in bf16 where that column says so.
+
+**{exact} of {all} classes exact in 32 bit, {short} of them in bf16; {refused} refused.**
+
+| type | class | images | texts | logits | in bf16 | vision half | text half | note |
+|---|---|---|---|---|---|---|---|---|
+"""
+LEAST_DUAL = 10
+"""Classes that must be exact."""
+
+
+def dual_section() -> tuple[str, bool]:
+    """The text of the part, and whether enough classes are exact."""
+    import torch
+
+    from tests.support.dual_encoders import names
+    from tests.support.dual_verdict import judge
+
+    def judged(name: str, dtype: torch.dtype) -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            return judge(name, Path(folder), dtype)
+
+    pairs = [(judged(n, torch.float32), judged(n, torch.bfloat16)) for n in sorted(names())]
+    exact = sum(whole.exact for whole, _ in pairs)
+    head = DUAL_HEAD.format(
+        exact=exact,
+        all=len(pairs),
+        short=sum(short.exact for _, short in pairs),
+        refused=sum(bool(whole.refused) for whole, _ in pairs),
+    )
+    return head + "".join(dual_line(*pair) + "\n" for pair in pairs), exact >= LEAST_DUAL
+
+
+def dual_line(whole: Any, short: Any) -> str:
+    """A row of the table."""
+    name = [whole.name, whole.class_name]
+    if whole.refused:
+        return cells([*name, "refused", *[""] * 5, whole.refused])
+    shares = [f"{100 * share:.0f} %" for share in whole.shares]
+    notes = [f"in bf16 {of}: the whole model {said}" for of, said in short.results.items()
+             if said.startswith("fails")]  # fmt: skip
+    kinds = {said.partition(":")[0] for said in short.results.values()}
+    each = ", ".join(f"{of} {said.partition(':')[0]}" for of, said in short.results.items())
+    in_short = "exact" if kinds == {"exact"} else each
+    return cells([*name, *whole.results.values(), in_short, *shares, "; ".join(notes)])

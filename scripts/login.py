@@ -1,21 +1,26 @@
 """Prints the login that scripts/server asks for, or that scripts/worker gives, for the shell to
-take.
+take, or waits until a Prefect server answers. Loads nothing of Prefect, which takes seconds.
 
     PREFECT_SERVER_API_AUTH_STRING="$(python -m scripts.login server)"
+    PREFECT_API_URL=http://127.0.0.1:4200/api python -m scripts.login await
 """
 
 import os
 import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import PenstockError
+from artifacts.errors import PenstockError, redacted
 from flows.deployments.login import is_local, login_file, own_login
 
 SERVER = "PREFECT_SERVER_API_AUTH_STRING"
 CLIENT = "PREFECT_API_AUTH_STRING"
 API = "PREFECT_API_URL"
+WAIT_SECONDS = 300
+"""On an empty database a server's first start takes a minute on a busy machine."""
+ASK_SECONDS = 0.5
 
 
 def given(*names: str) -> str:
@@ -69,9 +74,35 @@ def of_worker() -> str:
     return given(CLIENT, SERVER) or own_login()
 
 
-def main(who: str) -> int:
+def await_server() -> int:
+    """Say which server is waited for, from the first moment, and wait; returns an exit code."""
+    url = os.environ.get(API, "")
+    if not url:
+        say(f"{API} is not set. Call scripts/worker, which sets it")
+        return 2
+    say(f"waiting for the Prefect server at {redacted(url)}; start one with `make server`")
+    from flows.deployments.server import answers
+
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not answers(url):
+        if time.monotonic() > deadline:
+            why = f"after {WAIT_SECONDS} s. Start one: make server"
+            say(f"no Prefect server at {redacted(url)} {why}")
+            return 5
+        time.sleep(ASK_SECONDS)
+    say("the Prefect server answers; preparing the worker, which takes some seconds")
+    return 0
+
+
+def say(text: str) -> None:
+    print(f"penstock: {text}", flush=True)
+
+
+def main(what: str) -> int:
+    if what == "await":
+        return await_server()
     try:
-        print({"server": of_server, "worker": of_worker}[who]())
+        print({"server": of_server, "worker": of_worker}[what]())
     except PenstockError as error:
         print(f"penstock: {error}", file=sys.stderr)
         return error.exit_code

@@ -6,6 +6,7 @@ machines, hands out portions that wait as a GPU would, and compares times and by
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Any
 
 import penstock_demo
 from scripts.prefect_stack import ROOT, WORKER_STARTED, Stack, prefect_stack
-from scripts.stage_processes import MARK, CheckFailed, family
+from scripts.stage_processes import MARK, CheckFailed, checked, family
 from stages.process.lock import CPU_LOCK
 
 DEPLOYMENT = "caption-many/batch"
@@ -61,10 +62,8 @@ class Machines:
         """Kill a worker with all that it started, as when a machine goes away."""
         worker = self.workers.pop(name)
         for pid in reversed(family(worker.pid)):
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         worker.wait()
 
     def end(self) -> None:
@@ -92,109 +91,94 @@ def media(folder: Path, files: int) -> Path:
     return clips
 
 
-def check_times(workers: list[int], portions: int, seconds: float) -> int:
+def check_times(stack: Stack, workers: list[int], portions: int, seconds: float) -> None:
     """Time the same run with so many workers each; print how many times as fast as one they are."""
     times: dict[int, float] = {}
     made: set[bytes] = set()
-    with prefect_stack() as stack:
-        clips = media(stack.folder, FILES * portions)
-        stack.serve()
-        for count in workers:
-            machines = Machines(stack, seconds)
-            machines.start("cpu")
-            for _ in range(count):
-                machines.start("gpu")
-            out = stack.folder / "out" / str(count)
-            run = stack.create_run(DEPLOYMENT, parameters(clips, out))
-            times[count] = stack.completed(run, seconds=PATIENCE)["total_run_time"]
-            made.add(bytes_of(out).replace(str(out).encode(), b""))
-            machines.end()
-            stack.say(
-                f"{count} workers: {portions} portions of {seconds:.0f} s in {times[count]:.0f} s"
-            )
-    one = times.get(1, 0.0)
-    for count, took in times.items() if one else ():
-        print(f"{count} workers: x {one / took:.2f} of one (goal x {FASTEST.get(count, count)})")
-    print(f"bytes of captions.jsonl: {'the same' if len(made) == 1 else 'they differ'}")
-    slow = one and any(one / took < FASTEST.get(count, 0) for count, took in times.items())
-    return int(slow or len(made) != 1)
-
-
-def check_deaths(portions: int, seconds: float) -> int:
-    """Kill a worker, who hands out, and the server; see that all is made, and nothing twice."""
-    with prefect_stack() as stack:
-        clips = media(stack.folder, FILES * portions)
-        server = stack.serve()
+    clips = media(stack.folder, FILES * portions)
+    stack.serve()
+    for count in workers:
         machines = Machines(stack, seconds)
-        parent, victim = machines.start("cpu"), machines.start("gpu")
-        machines.start("gpu")
-        out = stack.folder / "out" / "killed"
+        for pool in ("cpu", *["gpu"] * count):
+            machines.start(pool)
+        out = stack.folder / "out" / str(count)
         run = stack.create_run(DEPLOYMENT, parameters(clips, out))
-        _await_running(stack, 2)
-        machines.kill(victim)
-        stack.say("killed a worker in a portion")
-        machines.start("gpu")
-        machines.kill(parent)
-        stack.say("killed who hands out")
-        server.send_signal(signal.SIGTERM)
-        server.wait()
-        stack.serve()
-        stack.say("started the server again")
-        machines.start("cpu")
-        _crashed(stack, run)
-        stack.ask(
-            "POST", f"/flow_runs/{run}/set_state", {"state": {"type": "SCHEDULED"}, "force": True}
-        )
-        stack.completed(run, seconds=PATIENCE)
-        made = _made(out / "portions")
-        whole = json.loads((out / "run.json").read_text())
-        again = [stage["items"] for stage in whole["stages"]]
-        stack.say(f"captions by the portions' runs: {made}; by the last run: {again[-1]}")
+        times[count] = stack.completed(run, seconds=PATIENCE)["total_run_time"]
+        made.add(bytes_of(out).replace(str(out).encode(), b""))
         machines.end()
-        plain = stack.folder / "plain"
-        words = [str(clips), "--model", "demo", "--out", str(plain), "--store", f"{plain}-store"]
-        stack.call("flows.cli.main", "caption", *words, env=stack.environment())
-        same = bytes_of(out) == bytes_of(plain)
-        print(f"bytes of one machine: {'the same' if same else 'they differ'}")
-        return int(not same or sum(made) != FILES * portions or any(again))
+        stack.say(
+            f"{count} workers: {portions} portions of {seconds:.0f} s in {times[count]:.0f} s"
+        )
+    faster = {count: times[1] / took for count, took in times.items()} if 1 in times else {}
+    for count, ratio in faster.items():
+        print(f"{count} workers: x {ratio:.2f} of one (goal x {FASTEST.get(count, count)})")
+    print(f"bytes of captions.jsonl: {'the same' if len(made) == 1 else 'they differ'}")
+    if len(made) != 1 or any(ratio < FASTEST.get(count, 0) for count, ratio in faster.items()):
+        raise CheckFailed("bytes differ, or more workers are too slow")
+
+
+def check_deaths(stack: Stack, portions: int, seconds: float) -> None:
+    """Kill a worker, who hands out, and the server; see that all is made, and nothing twice."""
+    clips = media(stack.folder, FILES * portions)
+    server = stack.serve()
+    machines = Machines(stack, seconds)
+    parent, victim = machines.start("cpu"), machines.start("gpu")
+    machines.start("gpu")
+    out = stack.folder / "out" / "killed"
+    run = stack.create_run(DEPLOYMENT, parameters(clips, out))
+    _await_running(stack, 2)
+    machines.kill(victim)
+    stack.say("killed a worker in a portion")
+    machines.start("gpu")
+    machines.kill(parent)
+    stack.say("killed who hands out")
+    server.send_signal(signal.SIGTERM)
+    server.wait()
+    stack.serve()
+    stack.say("started the server again")
+    machines.start("cpu")
+    # What the automation says of runs whose machine is gone after two minutes.
+    gone = [other["id"] for other in stack.flow_runs(PORTION) if _is_lost(stack, other)]
+    for each in (run, *gone):
+        _set_state(stack, each, {"type": "CRASHED", "name": "Crashed"})
+    _set_state(stack, run, {"type": "SCHEDULED"})
+    stack.completed(run, seconds=PATIENCE)
+    # How many captions each run of a portion made, and what the last run did again.
+    records = [json.loads(path.read_text()) for path in out.glob("portions/*/run.json")]
+    made = [record["stages"][-1]["items"] for record in records]
+    again = [stage["items"] for stage in json.loads((out / "run.json").read_text())["stages"]]
+    stack.say(f"captions by the portions' runs: {made}; by the last run: {again[-1]}")
+    machines.end()
+    plain = stack.folder / "plain"
+    words = [str(clips), "--model", "demo", "--out", str(plain), "--store", f"{plain}-store"]
+    stack.call("flows.cli.main", "caption", *words, env=stack.environment())
+    same = bytes_of(out) == bytes_of(plain)
+    print(f"bytes of one machine: {'the same' if same else 'they differ'}")
+    if not same or sum(made) != FILES * portions or any(again):
+        raise CheckFailed("something was made twice, or otherwise than by one machine")
 
 
 def _await_running(stack: Stack, count: int) -> None:
     """Wait until so many portions are at work."""
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        runs = stack.flow_runs(PORTION)
-        if sum(run["state"]["type"] == "RUNNING" for run in runs) >= count:
-            time.sleep(20)
-            return
+    while sum(run["state"]["type"] == "RUNNING" for run in stack.flow_runs(PORTION)) < count:
+        if time.monotonic() > deadline:
+            raise CheckFailed("no portion is at work")
         time.sleep(1)
-    raise CheckFailed("no portion is at work")
+    time.sleep(20)
 
 
-def _crashed(stack: Stack, run: str) -> None:
-    """Say of a run whose machine is gone what the automation says after two minutes."""
-    state = {"state": {"type": "CRASHED", "name": "Crashed"}, "force": True}
-    stack.ask("POST", f"/flow_runs/{run}/set_state", state)
-    for other in stack.flow_runs(PORTION):
-        if other["state"]["type"] == "RUNNING" and not _is_alive(stack, other["id"]):
-            stack.ask("POST", f"/flow_runs/{other['id']}/set_state", state)
+def _set_state(stack: Stack, run: str, state: dict[str, str]) -> None:
+    stack.ask("POST", f"/flow_runs/{run}/set_state", {"state": state, "force": True})
 
 
-def _is_alive(stack: Stack, run: str) -> bool:
-    """Return whether a process works on a run."""
+def _is_lost(stack: Stack, run: dict[str, Any]) -> bool:
+    """Return whether a run is said to run, and no process works on it."""
     for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if run in path.read_text(errors="replace"):
-                return True
-        except OSError:
-            continue
-    return False
-
-
-def _made(portions: Path) -> list[int]:
-    """Return how many captions each run of a portion made."""
-    records = [json.loads(path.read_text()) for path in sorted(portions.glob("*/run.json"))]
-    return [record["stages"][-1]["items"] for record in records]
+        with contextlib.suppress(OSError):
+            if run["id"] in path.read_text(errors="replace"):
+                return False
+    return bool(run["state"]["type"] == "RUNNING")
 
 
 def main() -> int:
@@ -205,15 +189,16 @@ def main() -> int:
     parser.add_argument("--portions", type=int, default=8)
     parser.add_argument("--deaths", action="store_true")
     given = parser.parse_args()
-    try:
-        if given.deaths:
-            return check_deaths(given.portions, given.seconds)
-        return check_times(
-            [int(n) for n in given.workers.split(",")], given.portions, given.seconds
-        )
-    except CheckFailed as error:
-        print(f"FAILED: {error}", file=sys.stderr)
-    return 1
+
+    def check() -> None:
+        with prefect_stack() as stack:
+            if given.deaths:
+                check_deaths(stack, given.portions, given.seconds)
+            else:
+                workers = [int(count) for count in given.workers.split(",")]
+                check_times(stack, workers, given.portions, given.seconds)
+
+    return checked(check, "all as it should be")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,22 @@
 """Writes docs/models.md: of every vision-language family that transformers has, whether its halves
-say what the whole model says, of every dual encoder (scripts/dual_table.py), and of graphs of them
-(scripts/graph_table.py). `make models` runs it; it takes minutes and needs no network.
+say what the whole model says, of every dual encoder, of graphs of them
+(scripts/graph_table.py), and what checkpoints are not read. `make models` runs it, without network.
 """
 
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks._common import cells
 from stages.models.encoding.ways import ENCODE_WAYS
+from stages.models.hub.originals import NEAREST
+from stages.models.hub.unsupported import UNSUPPORTED
 
-ROOT = Path(__file__).resolve().parent.parent
-
-PAGE = ROOT / "docs" / "models.md"
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 HEAD = """# Models
 
 This page lists the families of transformers {version} and whether each runs in halves.
@@ -82,33 +83,20 @@ Penstock computes some families that transformers does not have: [natives.md](na
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("families", nargs="*", help="only these, printed and not written")
-    given = parser.parse_args()
+    """Write the page; 1 if too few families run in halves as the whole."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
 
     import torch
     import transformers
 
+    from scripts import graph_table
     from tests.support.tiny_families import FAMILIES
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    names = list(dict.fromkeys(variant.split(":")[0] for variant in FAMILIES))
-    wanted = given.families or names
-    rows = [family_row(name) for name in sorted(wanted, key=str.lower)]
-    if given.families:
-        print("\n".join(line(row) for row in rows))
-        return 0
-    return write_page(rows)
-
-
-def write_page(rows: list[dict[str, Any]]) -> int:
-    """The table of these rows and of all families that have no tiny model."""
-    import transformers
-
-    from scripts import dual_table, graph_table, unsupported_table
-
+    names = {variant.split(":")[0] for variant in FAMILIES}
+    rows = [family_row(name) for name in sorted(names, key=str.lower)]
     # Some families are another's class under a name of their own, and are built by that one's.
     rows += unbuilt_rows({row[key] for row in rows for key in ("family", "model_type")})
     rows.sort(key=lambda row: str(row["family"]).lower())
@@ -116,10 +104,10 @@ def write_page(rows: list[dict[str, Any]]) -> int:
     in_slots, aligned = (sum(row["slots"] == word for row in rows) for word in (IN_SLOTS, ALIGNED))
     seated = {"in_slots": in_slots, "aligned": aligned}
     head = HEAD.format(version=transformers.__version__, **seated, **counts)
-    dual, enough_dual = dual_table.section()
+    dual, enough_dual = graph_table.dual_section()
     graphs, enough_graphs = graph_table.section()
     of_each = "".join(line(row) + "\n" for row in rows)
-    PAGE.write_text(head + of_each + FOOT + dual + unsupported_table.section() + graphs)
+    PAGE.write_text(head + of_each + FOOT + dual + unsupported_section() + graphs)
     print(f"{PAGE}: {counts}, {in_slots} in slots, {aligned} aligned")
     whole = not any(UNTRIED in (row["image"], row["video"]) for row in rows)
     alike = not counts["differs"] and not any(OTHERWISE in row["note"] for row in rows)
@@ -258,13 +246,108 @@ def unbuilt_rows(known: set[str]) -> list[dict[str, Any]]:
 
 
 def line(row: dict[str, Any]) -> str:
-    from scripts.context_table import in_context
-
     vision, language, whole = row["loaded"]
     shares = [f"{100 * half / whole:.0f} %" if whole else "" for half in (vision, language)]
     columns = ("image", "video", "batch", "mixed", "features", "slots", "route")
     words = [row[column] for column in columns]
     return cells([row["family"], *words, *shares, in_context(row["family"]), row["note"]])
+
+
+UNKNOWN = "unknown"
+SECONDS = 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameFacts:
+    """A frame of 1080p to the published checkpoints of a family, and how many there are."""
+
+    tokens: int
+    """Tokens of a frame, with the words about it."""
+    fps: float = 1.0
+    """Frames a second that a run takes by default: as the processor states, else one."""
+    frames: int = 0
+    """Frames of a chunk that it takes instead; 0: by `fps`."""
+    source: str
+    """Where these numbers stand."""
+
+    @property
+    def wanted(self) -> int:
+        """Return the frames of a chunk that a run takes by default."""
+        return self.frames or round(SECONDS * self.fps)
+
+
+_QWEN2 = FrameFacts(
+    tokens=360, source="30 frames of 560x1008: qwen-vl-utils' 768 tokens a pair at the most"
+)
+_QWEN3 = FrameFacts(
+    tokens=195, fps=2.0, source="60 frames are 11,700 within 25,165,824 pixels a video"
+)
+FRAMES: Mapping[str, FrameFacts] = {
+    "ernie4_5_vl_moe": FrameFacts(
+        tokens=598, fps=2.0, source="1,196 tokens a pair: Ernie4_5_VLMoeVideoProcessor.size"
+    ),
+    "glm4v": FrameFacts(
+        tokens=1875, frames=16, source="30,000 tokens a video: Glm4vVideoProcessor.size, num_frames"
+    ),
+    "llava": FrameFacts(tokens=577, source="24 x 24 patches of 14 in 336 pixels, and a line's end"),
+    "llava_next_video": FrameFacts(tokens=144, source="24 x 24 patches, pooled by 2 x 2"),
+    "llava_onevision": FrameFacts(tokens=196, source="27 x 27 patches, pooled to 14 x 14"),
+    "qwen2_5_vl": _QWEN2,
+    "qwen2_vl": _QWEN2,
+    "qwen3_5": _QWEN3,
+    "qwen3_5_moe": _QWEN3,
+    "qwen3_vl": _QWEN3,
+    "qwen3_vl_moe": _QWEN3,
+    "smolvlm": FrameFacts(tokens=93, source="81 tokens of SmolVLM2-2.2B and its time in words"),
+    "video_llava": FrameFacts(tokens=257, source="16 x 16 patches in 224 pixels, and a class"),
+}
+"""Family → what is known; families whose context is not known need no entry."""
+
+
+def in_context(family: str) -> str:
+    """Return how many frames of a chunk the context holds of those that a run takes by default,
+    such as `5 of 30`."""
+    from flows.checkpoint.context import tokens_for_frames
+    from stages.models.published_facts import facts_of
+
+    known, context = FRAMES.get(family), facts_of(family).context
+    if known is None or not context:
+        return UNKNOWN
+    fitting = tokens_for_frames(context) // known.tokens
+    return f"{min(fitting, known.wanted)} of {known.wanted}"
+
+
+UNSUPPORTED_HEAD = """
+## Not read as published
+
+Each of these checkpoints is refused in one line, with the reason and a form that works.
+
+| checkpoint | why | what works |
+|---|---|---|
+"""
+QUANTIZED = (
+    (
+        "quantized checkpoints: AWQ, GPTQ, FP8, compressed-tensors and others",
+        "they are quantized by another method than that of bitsandbytes, and their halves cannot "
+        "be loaded",
+        "the original checkpoint with `--precision nf4` or `int8`, or the output of "
+        "`penstock export --to nf4` from it",
+    ),
+    (
+        "one whose config.json claims quantization over plain weights",
+        "its weights are not quantized",
+        "the same without `quantization_config` in its config.json",
+    ),
+)
+
+
+def unsupported_section() -> str:
+    """Return the part of the page."""
+    rows = [*QUANTIZED, *((form.name, form.reason, form.alternative) for form in UNSUPPORTED)]
+    nearest = ", ".join(f"`{model}`" for model in dict.fromkeys(NEAREST.values()))
+    why = "it is in the form of the original LLaVA code, and was never converted"
+    rows.append(("LLaVA-Video", why, f"{nearest}, of the same makers"))
+    return UNSUPPORTED_HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 if __name__ == "__main__":

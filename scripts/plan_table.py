@@ -2,7 +2,6 @@
 fine-tuning them would take beside what others report. `--write` puts them into the page."""
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -58,63 +57,44 @@ SWIFT = "ms-swift `examples/train/"
 
 
 class Tuning(NamedTuple):
-    """A model that is fine-tuned, and what is reported of it."""
+    """A model that is fine-tuned, and what is reported of it by whom."""
 
     model: str
     training: Training
-    reported: str
-    source: str
+    reported: str = ""
+    source: str = ""
 
 
 TEXT = "Qwen2.5-7B (text)"
 ALL = "Qwen2.5-VL-7B"
+FULL: dict[str, Any] = {"method": "full", "checkpointing": True}
+LORA: dict[str, Any] = {**FULL, "method": "lora"}
+QLORA: dict[str, Any] = {**FULL, "method": "qlora"}
 TUNINGS = (
+    Tuning(TEXT, Training(**FULL, optimizer="bf16"), "76 GiB", f"{SWIFT}full/train.sh`"),
+    Tuning(ALL, Training(**FULL, optimizer="bf16")),
+    Tuning(ALL, Training(**FULL)),
+    Tuning(ALL, Training(method="full")),
+    Tuning(ALL, Training(**FULL, zero=3, gpus=4)),
+    Tuning(TEXT, Training(**LORA), "22 GB", f"{SWIFT}lora_sft.sh`"),
+    Tuning(ALL, Training(**LORA), "22 GiB", f"{SWIFT}multimodal/caption.sh`"),
+    Tuning(TEXT, Training(**QLORA), "10 GB", f"{SWIFT}qlora/bnb/train.sh`"),
+    Tuning(ALL, Training(**QLORA)),
     Tuning(
-        TEXT,
-        Training(method="full", checkpointing=True, optimizer="bf16"),
-        "76 GiB",
-        f"{SWIFT}full/train.sh`",
-    ),
-    Tuning(ALL, Training(method="full", checkpointing=True, optimizer="bf16"), "", ""),
-    Tuning(ALL, Training(method="full", checkpointing=True), "", ""),
-    Tuning(ALL, Training(method="full"), "", ""),
-    Tuning(ALL, Training(method="full", checkpointing=True, zero=3, gpus=4), "", ""),
-    Tuning(TEXT, Training(method="lora", checkpointing=True), "22 GB", f"{SWIFT}lora_sft.sh`"),
-    Tuning(
-        ALL,
-        Training(method="lora", checkpointing=True),
-        "22 GiB",
-        f"{SWIFT}multimodal/caption.sh`",
-    ),
-    Tuning(
-        TEXT,
-        Training(method="qlora", checkpointing=True),
-        "10 GB",
-        f"{SWIFT}qlora/bnb/train.sh`",
-    ),
-    Tuning(ALL, Training(method="qlora", checkpointing=True), "", ""),
-    Tuning(
-        ALL,
-        Training(method="qlora", checkpointing=True, length=512, frames=0),
-        "6 GB",
-        "LLaMA-Factory's table, of 7B models",
+        ALL, Training(**QLORA, length=512, frames=0), "6 GB", "LLaMA-Factory's table, of 7B models"
     ),
 )
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="put them into docs/memory.md")
-    given = parser.parse_args()
-    found = tables()
-    if not given.write:
-        print("\n\n".join(f"{name}\n\n{text}" for name, text in found.items()))
-        return 0
-    page = PAGE.read_text()
-    for name, text in found.items():
-        page = put(page, name, text)
-    PAGE.write_text(page)
-    return 0
+    write = parser.parse_args().write
+    for name, text in tables().items():
+        if write:
+            PAGE.write_text(put(PAGE.read_text(), name, text))
+        else:
+            print(f"{name}\n\n{text}\n")
 
 
 def put(page: str, name: str, text: str) -> str:
@@ -236,4 +216,4 @@ def gib(count: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -170,13 +170,19 @@ class Stack:
 
     def call(self, module: str, *arguments: str, env: Mapping[str, str], check: bool = True) -> int:
         """Run a module to its end."""
-        command = [sys.executable, "-m", module, *arguments]
-        done = subprocess.run(
+        done = self.ended_command(sys.executable, "-m", module, *arguments, env=env)
+        if check and done.returncode != 0:
+            raise CheckFailed(f"{' '.join(done.args)}\n{done.stdout}{done.stderr}")
+        return done.returncode
+
+    def ended_command(
+        self, *command: str, env: Mapping[str, str] | None = None
+    ) -> "subprocess.CompletedProcess[str]":
+        """A command that has ended, however."""
+        env = env or self.environment()
+        return subprocess.run(
             command, cwd=self.root, env=env, capture_output=True, text=True, check=False
         )
-        if check and done.returncode != 0:
-            raise CheckFailed(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-        return done.returncode
 
     def start(
         self, name: str, *command: str, env: Mapping[str, str] | None = None

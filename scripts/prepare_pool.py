@@ -1,13 +1,17 @@
-"""Gives a Prefect server what the deployments stand on: the work pools, and the automation
-that marks runs as Crashed which nobody hears of any more.
+"""Gives a Prefect server the work pools, the deployments of prefect.yaml, and the automation that
+marks runs as Crashed which nobody hears of any more.
 
     PREFECT_API_URL=http://127.0.0.1:4200/api python -m scripts.prepare_pool
 
 Called by scripts/worker. What is there already stays as it is: a limit set on the pool, an
-automation that somebody has switched off.
+automation that somebody has switched off. Of deployments a line each is printed, where Prefect
+prints a box and tells people to start a worker, which is about to start.
 """
 
 import os
+import re
+import subprocess
+import sys
 from datetime import timedelta
 
 # Before the first import of Prefect, which reads it once.
@@ -36,6 +40,10 @@ BEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 BEAT_SECONDS = 30
 """The shortest that Prefect takes."""
 AUTOMATION = "penstock: a run that is not heard of has crashed"
+DEPLOY = (sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all")
+DEPLOYED = re.compile(r"Deployment '([^']+)' successfully created")
+WIDTH = 200
+"""Columns in which Prefect does not break the line that is looked for."""
 BEATS_MISSED = 4
 """Three can be lost to a busy machine and a server that is started anew."""
 
@@ -100,7 +108,30 @@ def put_pool(client: SyncPrefectClient, name: str) -> str:
     return "made"
 
 
-def main() -> None:
+def deploy() -> int:
+    """Deploy what prefect.yaml names; returns the exit code."""
+    done = subprocess.run(
+        DEPLOY,
+        env={**os.environ, "COLUMNS": str(WIDTH)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    print(told(done.stdout, failed=bool(done.returncode)), flush=True)
+    return done.returncode
+
+
+def told(output: str, *, failed: bool) -> str:
+    """Return what people read of Prefect's output: all of it where something is not deployed."""
+    names = DEPLOYED.findall(output)
+    if failed or not names:
+        return output.rstrip()
+    return "\n".join(f"penstock: deployed {name}" for name in names)
+
+
+def main() -> int:
     url = PREFECT_API_URL.value()
     if not url:
         raise SystemExit("penstock: PREFECT_API_URL is not set. Call scripts/worker, which sets it")
@@ -109,7 +140,9 @@ def main() -> None:
         with get_client(sync_client=True) as client:
             for pool in POOLS:
                 print(f"penstock: the work pool {pool} {put_pool(client, pool)}")
-            print(f"penstock: the heartbeat automation {put_automation(client, wanted)}")
+            print(
+                f"penstock: the heartbeat automation {put_automation(client, wanted)}", flush=True
+            )
     except PrefectHTTPStatusError as error:
         if not refuses_login(error):
             raise
@@ -117,7 +150,8 @@ def main() -> None:
             f"penstock: the Prefect server at {redacted(url)} refuses the login of this worker. "
             f"Set PREFECT_API_AUTH_STRING to what that server asks for: {FILE} in its PREFECT_HOME"
         ) from None
+    return deploy()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -52,7 +52,7 @@ def test_the_documented_commands_work_in_a_fresh_clone() -> None:
 
 
 def test_the_server_runs_the_nightly_rebuild_by_itself_and_only_what_changed_is_encoded() -> None:
-    assert "the model was changed: 3 files" in script("cron_check")
+    assert "the model was changed: 3 files" in script("deployment_check", "--nightly")
 
 
 @pytest.mark.parametrize("kinds", ["child,flow,worker", "server,away,gone,cancel", "both"])

@@ -135,7 +135,7 @@ def test_the_code_of_the_readme_runs(here: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.slow
 def test_the_code_of_the_page_runs_as_printed(here: Path) -> None:
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-    page = page.partition("## A model in halves")[0]  # tests/test_project_readme.py has that
+    page = page.partition("## A model in halves")[0]  # tests/test_project_docs.py has that
     names: dict[str, object] = {}
     for block in blocks_of(page):
         exec(compile(block, "docs/python.md", "exec"), names)

@@ -1,22 +1,42 @@
-"""What is deployed, documented and handed to systemd fits together; no server is started."""
+"""What is deployed, documented and handed to systemd fits together; `make server` and `make worker`
+say at once what they are about; a worker that is ended ends its flows first."""
 
+import asyncio
+import contextlib
 import importlib
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
+import anyio
 import pytest
 import yaml
-from prefect import Flow
+from prefect import Flow, State
 from prefect.settings import Settings
+from prefect.states import Crashed, Running, Scheduled
+from prefect.workers.base import BaseWorker
+from prefect.workers.process import ProcessWorker
 
 from flows.deployments.handing import POOL
 from flows.deployments.many import PORTION
-from scripts.deploy_all import told
-from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOLS, crash_automation
+from flows.deployments.server import answers
+from scripts.patient_worker import is_retried, make_patient
+from scripts.prefect_stack import free_port
+from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOLS, crash_automation, told
 from tests.support.commands import completed
+from tests.support.pipeline import child_processes, wait_gone
+from tests.support.terminals import Dialogue
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "docs" / "deploy"
@@ -121,3 +141,199 @@ def test_a_deployment_is_one_line_and_an_error_is_shown_whole() -> None:
     assert told(boxes, failed=False) == "penstock: deployed a/b\npenstock: deployed c/d"
     assert told(boxes + "no such flow\n", failed=True) == boxes + "no such flow"
     assert told("in words of another version", failed=False) == "in words of another version"
+
+
+FIRST_WORD_SECONDS = 3.0
+"""Prefect's import alone takes as long; the first word takes a tenth, but machines are busy."""
+START_SECONDS = 240.0
+
+
+class Healthy(BaseHTTPRequestHandler):
+    """A server that is up and can do nothing else."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/api/health" else 404)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@contextlib.contextmanager
+def terminal(script: str, home: Path, port: int) -> Iterator[Dialogue]:
+    """A script on a terminal."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
+    own = {"PREFECT_HOME": str(home), "PREFECT_SERVER_API_PORT": str(port), "PATH": path}
+    env = {**kept, **own, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    with contextlib.closing(Dialogue([str(ROOT / "scripts" / script)], cwd=ROOT, env=env)) as shown:
+        yield shown
+
+
+def test_the_worker_says_at_once_what_it_waits_for_and_then_that_it_is_there(
+    tmp_path: Path, port: int
+) -> None:
+    url = f"http://127.0.0.1:{port}/api"
+    with terminal("worker", tmp_path, port) as shown:
+        first = f"penstock: waiting for the Prefect server at {url}; start one with `make server`"
+        assert shown.shows(re.escape(first), FIRST_WORD_SECONDS), shown.text
+        assert shown.text.startswith(first)
+        assert not shown.shows("the Prefect server answers", 0.3)
+        server = HTTPServer(("127.0.0.1", port), Healthy)
+        answering = threading.Thread(target=server.serve_forever)
+        answering.start()
+        try:
+            assert shown.shows("penstock: the Prefect server answers", 10), shown.text
+        finally:
+            server.shutdown()
+            answering.join()
+            server.server_close()
+
+
+MINE = 'active = "mine"\n\n[profiles.mine]\n'
+THERE = '[profiles.there]\nPREFECT_API_URL = "http://127.0.0.1:{port}/api"\n'
+"""A profile to which Prefect would change over by itself."""
+
+
+@pytest.mark.slow
+def test_the_server_asks_nothing_and_changes_no_profile(tmp_path: Path, port: int) -> None:
+    """For somebody who has used Prefect before."""
+    profiles = MINE + THERE.format(port=port)
+    (tmp_path / "profiles.toml").write_text(profiles)
+    with terminal("server", tmp_path, port) as shown:
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(f"http://127.0.0.1:{port}/api"):
+            assert "How would you like to proceed" not in shown.text
+            assert time.monotonic() < deadline and shown.process.poll() is None, shown.text
+            time.sleep(0.1)
+        assert shown.text.startswith(f"penstock: the page is http://127.0.0.1:{port}; it asks for")
+        assert str(tmp_path / "penstock-auth") in shown.text.splitlines()[0]
+        assert "profile" not in shown.text
+        assert (tmp_path / "penstock-auth").read_text().strip() not in shown.text
+    assert (tmp_path / "profiles.toml").read_text() == profiles
+
+
+FLOW = """
+import signal, sys, time
+def end(*_):
+    time.sleep(0.3)  # longer than a worker takes to kill it
+    print("the flow has ended", flush=True)
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+print("the flow runs", flush=True)
+time.sleep(60)
+"""
+WORKER = f"""
+import signal, subprocess, sys, time
+flow = subprocess.Popen([sys.executable, "-c", {FLOW!r}])
+def end(*_):
+    print("the worker ends", flush=True)
+    flow.kill()
+    sys.exit(7)
+signal.signal(signal.SIGTERM, end)
+while True:
+    flow.poll()
+    time.sleep(0.05)
+"""
+RUN = "import sys; from scripts.run_worker import run; sys.exit(run(sys.argv[1:]))"
+
+
+@pytest.fixture
+def running() -> Iterator["subprocess.Popen[str]"]:
+    """The script, with a worker that has a flow."""
+    # The tests themselves may be run under nohup.
+    heard = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); {RUN}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", heard, sys.executable, "-c", WORKER],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "the flow runs\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_flow_has_its_exit_report_before_the_worker_ends(
+    running: "subprocess.Popen[str]", number: signal.Signals
+) -> None:
+    running.send_signal(number)
+    assert running.stdout is not None
+    assert running.stdout.read().splitlines() == ["the flow has ended", "the worker ends"]
+    assert running.wait(30) == 0
+
+
+def test_under_nohup_a_hangup_is_none() -> None:
+    ignoring = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); {RUN}"
+    worker = "import os, signal; os.kill(os.getppid(), signal.SIGHUP); raise SystemExit(7)"
+    command = [sys.executable, "-c", ignoring, sys.executable, "-c", worker]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 7
+
+
+def test_a_worker_does_not_outlive_the_script(running: "subprocess.Popen[str]") -> None:
+    (worker,) = child_processes(running.pid)
+    flows = child_processes(worker)
+    running.kill()
+    wait_gone([worker], 10)
+    for flow in flows:
+        os.kill(flow, signal.SIGKILL)
+
+
+def test_the_end_of_the_worker_is_the_end_of_the_script(running: "subprocess.Popen[str]") -> None:
+    (worker,) = child_processes(running.pid)
+    os.kill(worker, signal.SIGTERM)
+    assert running.wait(30) == 7
+
+
+CHANGED = ("_submit_scheduled_flow_runs", "_propose_crashed_state")
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in CHANGED:
+        monkeypatch.setattr(BaseWorker, name, getattr(BaseWorker, name))  # taken back afterwards
+    make_patient()
+    yield
+
+
+async def submit_twice() -> list[Any]:
+    """What becomes of a run that is asked for while the worker has a slot for it."""
+    worker = ProcessWorker(work_pool_name="gpu", limit=1)
+    limiter = worker._limiter = anyio.CapacityLimiter(1)
+    run = SimpleNamespace(id=uuid4(), name="run")
+    await limiter.acquire_on_behalf_of(run.id)
+    asked: Any = [SimpleNamespace(flow_run=run)]
+    return await worker._submit_scheduled_flow_runs(asked)
+
+
+def test_prefect_s_own_worker_is_ended_by_it() -> None:
+    """When this fails, Prefect was mended."""
+    with pytest.raises(RuntimeError, match="already holding"):
+        asyncio.run(submit_twice())
+
+
+def test_ours_waits(patient: None) -> None:
+    assert asyncio.run(submit_twice()) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [(Scheduled(), True), (Crashed(), False), (Running(), False), (None, False)],
+)
+def test_a_run_that_waits_to_be_started_was_retried(
+    state: State[Any] | None, expected: bool
+) -> None:
+    class Client:
+        async def read_flow_run(self, _: object) -> Any:
+            return SimpleNamespace(state=state)
+
+    assert asyncio.run(is_retried(Client(), SimpleNamespace(id=uuid4()))) is expected

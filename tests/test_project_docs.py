@@ -1,14 +1,28 @@
-"""The pages: every one is in the menu, and every command that they show can be typed."""
+"""The pages: every one is in the menu, every command and all Python that they show can be typed, or
+run as printed, notebooks run, and no picture is older than what it shows."""
 
+import re
+import sys
 from pathlib import Path
+from typing import Any
 
+import nbformat
+import numpy as np
 import pytest
+import torch
+from nbclient import NotebookClient
+from PIL import Image
 
 from docs.conf import NAVIGATION
-from scripts.follow_docs import read
+from scripts.follow_docs import faults, read, run_on_terminal
 from scripts.shown.commands import ROOT, Shown, commands, inline, pages
 from scripts.shown.parsing import wrong, wrong_inline
-from scripts.shown.terminal import faults, run_on_terminal
+from stages.models.halves.classes import config_and_class
+from tests.support.checkpoints import MODELS, whole_checkpoint
+from tests.support.commands import completed
+from tests.support.families import checkpoint
+from tests.support.media import picture
+from tests.support.tiny_families import FAMILIES
 
 PAGES = [*pages(), ROOT / "CHANGELOG.md"]
 
@@ -121,3 +135,150 @@ def test_ctrl_c_is_pressed_when_work_begins(tmp_path: Path) -> None:
 )
 def test_a_broken_word_and_a_traceback_are_faults(text: str, count: int) -> None:
     assert len(faults(text)) == count
+
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "docs" / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    assert not any(cell.get("outputs") for cell in notebook.cells), "stored without outputs"
+    done = NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    printed = [out for cell in done.cells for out in cell.get("outputs", ())]
+    assert printed and not any(out.output_type == "error" for out in printed)
+
+
+DOCS = ROOT / "docs"
+KINDS = (".png", ".jpg", ".svg")
+SHRUNK = 8
+"""Pixels of a side that become one before two pictures are compared."""
+DIFFERENT = 24
+"""Levels of grey, of 256, by which a point of today's picture may differ."""
+MOST = 0.03
+"""Share of points that may differ more: times and names of folders do."""
+
+
+def pictures() -> list[Path]:
+    return sorted(path for path in DOCS.rglob("*") if path.suffix in KINDS)
+
+
+def test_a_page_shows_every_picture() -> None:
+    shown = set[Path]()
+    for page in pages():
+        links = re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+        shown |= {(page.parent / link).resolve() for link in links}
+    assert sorted(shown) == pictures()
+
+
+@pytest.fixture(scope="module")
+def today(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of the pages of today."""
+    to = tmp_path_factory.mktemp("pictures")
+    run("scripts.page_pictures", to)
+    return to
+
+
+def run(script: str, to: Path) -> None:
+    words = [sys.executable, "-m", script, "--to", str(to)]
+    done = completed(words)
+    assert done.returncode == 0, done.stderr
+
+
+def points(path: Path) -> "np.ndarray[tuple[int, ...], np.dtype[np.int64]]":
+    """The points of a shrunk picture, in grey."""
+    with Image.open(path) as picture:
+        size = (picture.width // SHRUNK, picture.height // SHRUNK)
+        return np.asarray(picture.convert("L").resize(size, Image.Resampling.BOX), dtype=np.int64)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize("name", ["report.png", "review.png", "studio.png"])
+def test_a_picture_shows_the_page_of_today(today: Path, name: str) -> None:
+    before, now = points(DOCS / name), points(today / name)
+    assert before.shape == now.shape
+    assert (abs(before - now) > DIFFERENT).mean() <= MOST, "run make pictures"
+
+
+@pytest.mark.slow
+def test_the_gallery_shows_the_captions_of_today(tmp_path: Path) -> None:
+    run("scripts.gallery", tmp_path)
+    assert (tmp_path / "gallery.md").read_text() == (DOCS / "gallery.md").read_text()
+
+
+TOKENS = 64
+"""As the page says."""
+
+of_transformers = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def slow(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+def printed() -> tuple[str, str]:
+    """The code under `A model in halves`: what asks the processor, and what runs the halves."""
+    text = (ROOT / "docs" / "python.md").read_text()
+    part = text.partition("\n## A model in halves\n")[2].partition("\n## ")[0]
+    asking, halves = re.findall(r"^```python\n(.*?)^```$", part, re.MULTILINE | re.DOTALL)
+    return asking, halves
+
+
+def stock(folder: Path, inputs: dict[str, Any]) -> torch.Tensor:
+    """What the model's own `generate` gives."""
+    cls = config_and_class(folder, trusted=False)[1]
+    model = cls.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        given = {n: v.to(model.dtype) if _is_float(v) else v for n, v in inputs.items()}
+        tokens: torch.Tensor = model.generate(**given, max_new_tokens=TOKENS)
+    return tokens
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+@of_transformers
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", slow("llama4"), slow("perception_lm")])
+def test_the_code_of_the_readme_runs_as_printed(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another checkpoint under the name that the code itself gives it."""
+    folder = whole_checkpoint(family) if family in MODELS else checkpoint(family)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(picture(3)).save("picture.jpg")
+    asking, halves = printed()
+    code, changed = re.subn(
+        r"^checkpoint = .*$", f"checkpoint = {str(folder)!r}", asking, flags=re.M
+    )
+    assert changed == 1
+    names: dict[str, Any] = {}
+    exec(compile(code + halves, "docs/python.md", "exec"), names)
+    assert torch.equal(names["tokens"], stock(folder, names["inputs"]))
+
+
+@of_transformers
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "chameleon",
+        *map(slow, ("perception_lm:video", "janus", "emu3", "gemma3n", "llama4")),
+        *map(slow, ("perception_lm", "qwen3_vl", "idefics3")),
+    ],
+)
+def test_the_halves_of_a_family_are_run_by_the_code_of_the_readme(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model, inputs = FAMILIES[variant]()
+    model.save_pretrained(tmp_path)
+    names: dict[str, Any] = {"checkpoint": str(tmp_path), "inputs": inputs}
+    exec(compile(printed()[1], "docs/python.md", "exec"), names)
+    assert torch.equal(names["tokens"], stock(tmp_path, inputs))

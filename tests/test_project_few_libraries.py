@@ -2,15 +2,14 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from scripts.gpu_check.setting import pictures
+from scripts.gpu_check.rows import pictures
 from tests.support import gpus
+from tests.support.commands import completed
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS
 
 BLOCKED = (
@@ -65,6 +64,5 @@ def test_checks_of_a_gpu_that_need_them_are_skipped_by_name(tmp_path: Path) -> N
 
 
 def _run(command: list[str], env: dict[str, str]) -> None:
-    options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    done = subprocess.run(command, cwd=ROOT, env=env, timeout=SECONDS, check=False, **options)
-    assert done.returncode == 0, done.stdout
+    done = completed(command, env=env, timeout=SECONDS)
+    assert done.returncode == 0, done.stdout + done.stderr

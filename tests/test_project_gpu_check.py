@@ -11,11 +11,9 @@ import pytest
 
 from flows.results.run_record import blank
 from scripts.gpu_check import __main__ as command
-from scripts.gpu_check import child, page
-from scripts.gpu_check.checks import LOOK, Check
-from scripts.gpu_check.page import Result, markdown, put, write
-from scripts.gpu_check.rows import Row, row
-from scripts.gpu_check.setting import Setting
+from scripts.gpu_check import child
+from scripts.gpu_check.child import LOOK, Check
+from scripts.gpu_check.rows import BEGIN, END, Result, Row, Setting, markdown, put, row, write
 from scripts.gpu_check.whole import alike, kept_to, peaks
 
 MIB = 1 << 20
@@ -30,9 +28,9 @@ def result(*rows: Row) -> Result:
 
 
 def test_the_page_is_rewritten_between_its_marks_alone() -> None:
-    before = f"head\n{page.BEGIN}old\n{page.END}\nfoot\n"
+    before = f"head\n{BEGIN}old\n{END}\nfoot\n"
     after = put(put(before, "once\n"), markdown(result(GOOD)))
-    assert after.startswith("head\n") and after.endswith(f"{page.END}\nfoot\n")
+    assert after.startswith("head\n") and after.endswith(f"{END}\nfoot\n")
     assert "Card X, driver 1" in after and "once" not in after and "old" not in after
 
 
@@ -83,7 +81,7 @@ STUB = """
 import os, signal, sys, time
 from pathlib import Path
 import scripts.gpu_check.child as child
-from scripts.gpu_check.checks import Check
+from scripts.gpu_check.child import Check
 from scripts.gpu_check.rows import row
 
 def rows(setting):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scripts.gpu_check import page
+from scripts.gpu_check.rows import PAGE
 from tests.support import gpus
 from tests.support.commands import completed
 from tests.support.fake_gpu.state import Machine
@@ -32,11 +32,11 @@ def check(machine: Machine, folder: Path, *options: str) -> "subprocess.Complete
     environment = gpus.environment(
         machine.write(folder / "machine"), OMP_NUM_THREADS="1", PENSTOCK_LOCKS=str(folder)
     )
-    before = page.PAGE.read_text()
+    before = PAGE.read_text()
     done = completed(
         [sys.executable, "-m", "scripts.gpu_check", "--out", str(folder), *options], env=environment
     )
-    assert page.PAGE.read_text() == before
+    assert PAGE.read_text() == before
     assert "Traceback" not in done.stdout + done.stderr
     return done
 

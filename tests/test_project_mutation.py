@@ -5,8 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from scripts.mutation.contexts import Contexts, collected
-from scripts.mutation.mutants import Mutant, drawn, mutants_of, planted, redrawn
+from scripts.mutation.mutants import (
+    Contexts,
+    Mutant,
+    collected,
+    drawn,
+    mutants_of,
+    planted,
+    redrawn,
+)
 
 CODE = """
 LIMIT: int = 3

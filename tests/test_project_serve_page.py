@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.commands import completed
 from tests.support.pipeline import ROOT
 from tests.support.serving import serving
 
@@ -34,11 +34,8 @@ class Shell:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.env = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "PENSTOCK_STORE": str(folder / "store"),
-        }
+        own = {"PYTHONPATH": str(ROOT), "PENSTOCK_STORE": str(folder / "store")}
+        self.env = {**os.environ, **own}
         self.before = COMMANDS
         """Lines that set variables."""
         self.port = 0
@@ -47,15 +44,8 @@ class Shell:
         return text.replace(f":{PORT}", f":{self.port}")
 
     def run(self, text: str) -> str:
-        done = subprocess.run(
-            ["sh", "-euc", self.before + self.typed(text)],
-            cwd=self.folder,
-            env=self.env,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+        command = ["sh", "-euc", self.before + self.typed(text)]
+        done = completed(command, cwd=self.folder, env=self.env, timeout=240)
         assert done.returncode == 0, text + done.stdout + done.stderr
         return done.stdout
 

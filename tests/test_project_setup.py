@@ -1,4 +1,5 @@
-"""scripts/setup on machines that lack something; what it installs is not run here."""
+"""scripts/setup and scripts/other_python on machines that lack something; what they install and run
+is a stand-in here."""
 
 import shutil
 import subprocess
@@ -10,38 +11,44 @@ import pytest
 from tests.support.commands import completed
 
 ROOT = Path(__file__).resolve().parent.parent
-# What the script itself calls, so that a PATH can be made that holds these and nothing else.
-COREUTILS = ["sh", "dirname", "cat", "sed", "cksum", "uname", "df", "awk", "rm"]
+# What the scripts themselves call, so that a PATH can be made that holds these and nothing else.
+TOOLS = ["awk", "cat", "chmod", "cksum", "cp", "df", "dirname", "git", "mkdir", "rm", "sed", "sh"]
+TOOLS += ["sort", "tr", "uname", "xargs"]
 
 
 class Machine:
-    """A clone on a machine whose PATH holds the core utilities and what a test puts there."""
+    """A clone on a machine whose PATH holds some utilities and what a test puts there."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.bin = folder / "bin"
         self.clone = folder / "clone of penstock"
-        self.calls = folder / "calls.log"
+        self.log = folder / "calls.log"
         self.bin.mkdir()
         (self.clone / "scripts").mkdir(parents=True)
         shutil.copy(ROOT / "scripts" / "setup", self.clone / "scripts")
         shutil.copytree(ROOT / "requirements", self.clone / "requirements")
         shutil.copy(ROOT / "pyproject.toml", self.clone)
-        for name in COREUTILS:
+        for name in TOOLS:
             found = shutil.which(name)
             assert found
             (self.bin / name).symlink_to(found)
 
-    def has(self, name: str, body: str) -> None:
-        """Put a command on the PATH that writes its arguments down and then runs `body`."""
+    def has(self, name: str | Path, body: str) -> Path:
+        """Put a command on the PATH, or elsewhere, that writes its arguments down and then runs
+        `body`."""
         command = self.bin / name
-        command.write_text(f'#!/bin/sh\necho "{name} $*" >>"{self.calls}"\n{body}\n')
+        command.parent.mkdir(parents=True, exist_ok=True)
+        command.write_text(f'#!/bin/sh\necho "{command.name} $*" >>"{self.log}"\n{body}\n')
         command.chmod(0o755)
+        return command
 
-    def has_python(self, name: str, version: str) -> None:
+    def has_python(self, name: str | Path, version: str) -> Path:
         """An interpreter that claims a version, and has neither venv nor pip."""
         claim = f"import sys; sys.version_info = ({version.replace('.', ', ')}, 0)"
-        claim += f"; sys.executable = '{self.bin / name}'"
-        self.has(name, f'[ "$1" = -c ] || exit 1\nexec "{sys.executable}" -c "{claim}; $2"')
+        claim += f"; sys.executable = '{self.bin / name}'\n"
+        run = f'[ "$1" = -c ] || exit 1\nexec "{sys.executable}" -c "{claim}$2"'
+        return self.has(name, run)
 
     def has_uv(self, install: str = ":") -> None:
         """A uv that makes an environment, and whose every installation is one shell command."""
@@ -57,9 +64,12 @@ class Machine:
             [self.clone / "scripts" / "setup"], env={"PATH": str(self.bin), **variables}
         )
 
+    def calls(self, *begins: str) -> list[str]:
+        calls = self.log.read_text().splitlines() if self.log.exists() else []
+        return [call for call in calls if call.startswith(begins)]
+
     def uv_calls(self) -> list[str]:
-        calls = self.calls.read_text().splitlines() if self.calls.exists() else []
-        return [call for call in calls if call.startswith(("uv venv", "uv pip"))]
+        return self.calls("uv venv", "uv pip")
 
 
 @pytest.fixture
@@ -88,15 +98,15 @@ def test_it_tells_the_size_first_and_the_path_last_and_holds_all_to_its_hash(abl
 
 def test_only_another_lock_and_a_moved_clone_are_installed_anew(able: Machine) -> None:
     able.setup()
-    able.calls.unlink()
+    able.log.unlink()
     again = able.setup()
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
-    assert not able.calls.exists()
+    assert not able.log.exists()
     with (able.clone / "requirements" / "dev.txt").open("a") as lock:
         lock.write("another==1.0\n")
     assert "up to date" in able.setup().stdout
     assert [call.split()[1] for call in able.uv_calls()] == ["pip", "pip"]
-    able.calls.unlink()
+    able.log.unlink()
     able.clone = able.clone.rename(able.clone.with_name("moved"))
     able.setup()
     assert [call.split()[1] for call in able.uv_calls()] == ["venv", "pip", "pip"]
@@ -162,3 +172,74 @@ def test_another_platform_is_refused(machine: Machine) -> None:
     assert refused.stderr.splitlines() == [
         "penstock: runs on Linux x86-64 (WSL2 too), and this is Darwin arm64."
     ]
+
+
+SETUP = """#!/bin/sh
+echo "setup $PYTHON" >>"$CALLS"
+mkdir -p .venv/bin
+for name in python penstock pytest; do
+    command=.venv/bin/$name
+    printf '#!/bin/sh\\necho "%s $*" >>"$CALLS"\\n[ "%s" != "$FAILING" ]\\n' $name $name >$command
+    chmod +x $command
+done
+"""
+CORE = ("setup ", "penstock ", "python -W", "python -m", "pytest ")
+"""Begins of what the stand-ins write down of the core that is run."""
+SHIM = "exit 127"
+"""A command of pyenv for a version that is not chosen: it always fails."""
+
+
+@pytest.fixture
+def other(machine: Machine) -> Machine:
+    """One for scripts/other_python, with a git repository and a stand-in for scripts/setup."""
+    shutil.copy(ROOT / "scripts" / "other_python", machine.clone / "scripts")
+    (machine.clone / "scripts" / "setup").write_text(SETUP)
+    subprocess.run(["git", "init", "-q"], cwd=machine.clone, check=True)
+    subprocess.run(["git", "add", "."], cwd=machine.clone, check=True)
+    return machine
+
+
+def run_other(other: Machine, failing: str = "") -> subprocess.CompletedProcess[str]:
+    home, script = str(other.folder / "home"), other.clone / "scripts" / "other_python"
+    env = {"PATH": str(other.bin), "HOME": home, "CALLS": str(other.log), "FAILING": failing}
+    return completed([script], env=env)
+
+
+def test_a_machine_without_another_python_is_no_fault(other: Machine) -> None:
+    other.has("python3.12", SHIM)
+    other.has_python(other.clone / ".venv" / "bin" / "python", "3.13")
+    other.has_python("python3.13", "3.13")
+    other.has_python("python3", "3.14")
+    done = run_other(other)
+    assert done.returncode == 0, done.stderr
+    assert "no other Python" in done.stdout
+    assert other.calls(*CORE) == []
+
+
+def test_a_python_that_uv_knows_of_is_found(other: Machine) -> None:
+    there = other.has_python(other.folder / "of uv" / "python3.12", "3.12")
+    listed = f"cpython-3.12.1-linux-x86_64-gnu    {there} -> elsewhere"
+    other.has("uv", f"echo '{listed}'")
+    assert run_other(other).returncode == 0
+    assert other.calls(*CORE)[0] == f"setup {there}"
+
+
+def test_the_core_runs_there_and_the_copy_is_removed(other: Machine) -> None:
+    other.has("python3.13", SHIM)  # of a version before it, which fails
+    there = other.has_python("python3", "3.12")
+    assert run_other(other).returncode == 0
+    calls = other.calls(*CORE)
+    assert calls[0] == f"setup {there}"
+    assert any(call.endswith("-m penstock --version") for call in calls)
+    assert any("import penstock" in call for call in calls)
+    assert any("clip-01.mp4 picture.png" in call for call in calls)
+    assert not (other.clone / ".venv-other").exists()
+
+
+@pytest.mark.parametrize("failing", ["penstock", "pytest"])
+def test_a_core_that_fails_there_fails_the_script_and_leaves_nothing(
+    other: Machine, failing: str
+) -> None:
+    other.has_python("python3", "3.12")
+    assert run_other(other, failing).returncode != 0
+    assert not (other.clone / ".venv-other").exists()

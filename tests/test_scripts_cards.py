@@ -9,9 +9,18 @@ import pytest
 from flows.machine.budget import Budget
 from flows.planning.plan_view import TABLE, largest_models_line
 from scripts.card_models import CardModel, card_models, write_checkpoint
-from scripts.cards import PAGE, plan_all, table
-from scripts.cards_page import MODELS, OPENING, TABLES, page, rows_of
-from scripts.cards_plan import PlannedModel, plan_model
+from scripts.cards import (
+    MODELS,
+    OPENING,
+    PAGE,
+    TABLES,
+    PlannedModel,
+    page,
+    plan_all,
+    plan_model,
+    rows_of,
+    table,
+)
 
 AGAIN = "run `python -m scripts.cards`"
 QWEN_7B = 7_615_616_512

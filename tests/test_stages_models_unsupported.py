@@ -14,7 +14,7 @@ from artifacts.errors import UsageError
 from flows.options.commands import CaptionConfig
 from flows.planning.plan import plan_of
 from flows.planning.plan_view import verdict
-from scripts.unsupported_table import section
+from scripts.model_table import unsupported_section
 from stages.models import describe, load_half, resolve_model
 from stages.models.hub.originals import CONVERTED, NEAREST, refuse_original
 from stages.models.hub.resolve import find_model
@@ -179,7 +179,7 @@ def test_a_llava_video_is_told_what_comes_nearest(name: str, tmp_path: Path) -> 
 
 def test_the_page_of_models_lists_them_as_its_script_writes_them() -> None:
     page = (Path(__file__).parent.parent / "docs" / "models.md").read_text()
-    assert section() in page and "## Graphs" in page.partition(section())[2]
+    assert unsupported_section() in page and "## Graphs" in page.partition(unsupported_section())[2]
 
 
 @pytest.mark.slow

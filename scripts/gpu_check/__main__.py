@@ -17,13 +17,26 @@ from itertools import groupby
 from pathlib import Path
 
 from artifacts.errors import PenstockError
-from scripts.gpu_check.card import LACKS, stand_in
-from scripts.gpu_check.checks import CHECKS, LOOK, Check, wanted
-from scripts.gpu_check.child import rows_of
+from scripts.gpu_check.child import CHECKS, LOOK, Check, rows_of, wanted
+from scripts.gpu_check.driver import LACKS, stand_in
 from scripts.gpu_check.model import SHAPES
-from scripts.gpu_check.page import HEADS, PAGE, Result, put, terminal_lines, write
-from scripts.gpu_check.rows import Row, exit_status, skipped, summary
-from scripts.gpu_check.setting import DEMO, SAMPLES, TINY, Setting, pictures
+from scripts.gpu_check.rows import (
+    DEMO,
+    HEADS,
+    PAGE,
+    SAMPLES,
+    TINY,
+    Result,
+    Row,
+    Setting,
+    exit_status,
+    pictures,
+    put,
+    skipped,
+    summary,
+    terminal_lines,
+    write,
+)
 from stages.process.device import device_name
 
 MINUTES = {True: 20.0, False: 40.0}

@@ -3,15 +3,21 @@ both, with the kernels that torch would prefer and without."""
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from scripts.gpu_check.driver import stand_in
 from scripts.gpu_check.halves import timed
-from scripts.gpu_check.rows import Row, one_line, row, skipped, told
-from scripts.gpu_check.setting import TINY, Setting
+from scripts.gpu_check.rows import TINY, Row, Setting, one_line, row, skipped, told
 from stages.process.device import device_used_bytes
+
+if TYPE_CHECKING:
+    from stages.decode.engines.inflight.compiled import CompiledStep
+    from stages.decode.engines.inflight.prefill import PrefilledSequence
+
 
 ROWS = (8, 16, 32, 64)
 WIDTHS = ((2048, 2560), (2048, 11008), (11008, 2048), (2048, 151936))
@@ -216,3 +222,116 @@ def _wait(setting: Setting) -> None:
 
 def _numbers(found: Any) -> str:
     return ", ".join(map(str, sorted(found))) or "no"
+
+
+STEP_ROWS = (8, 64)
+"""Rows of a step of a model."""
+STEPS_COMPARED = 16
+"""Steps whose logits are compared."""
+PROFILED = 3
+"""Calls that are profiled together."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What a call costs."""
+
+    wall_ms: float
+    calls: float
+    """Operators that the host starts."""
+    card_ms: float
+    """Milliseconds in which the card computes."""
+    kernels: float
+    """0: the profiler sees no card."""
+
+    @property
+    def words(self) -> str:
+        on_card = f"{self.card_ms:.2f} ms on the card in {self.kernels:,.0f} kernels"
+        on_card = on_card if self.kernels else "the profiler sees no kernels"
+        return f"{self.wall_ms:.2f} ms, {self.calls:,.0f} calls; {on_card}"
+
+
+def work_of(call: Callable[[], object]) -> Work:
+    """Return what one call costs. Its time is taken without the profiler."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    def several(times: int) -> None:
+        for _ in range(times):
+            call()
+        torch.cuda.synchronize()
+
+    seconds = timed(partial(several, 1))
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (not stand_in())
+    with profile(activities=kinds) as profiled:
+        several(PROFILED)
+    events = [each for each in profiled.key_averages() if not each.is_user_annotation]
+    on_card = [each for each in events if each.device_type.name == "CUDA"]
+    return Work(
+        wall_ms=1000 * seconds,
+        calls=sum(each.count for each in events if each.key.startswith("aten::")) / PROFILED,
+        card_ms=sum(each.self_device_time_total for each in on_card) / PROFILED / 1000,
+        kernels=sum(each.count for each in on_card) / PROFILED,
+    )
+
+
+def stepped(
+    read: "PrefilledSequence", compiled: "CompiledStep | None", rows: int
+) -> tuple[Any, Work]:
+    """Return the logits of the first row in some steps beside other rows, and what a step costs."""
+    import torch
+
+    from stages.decode.engines.inflight.pool import SlotPool
+    from stages.decode.engines.inflight.pool_shape import PoolShape, columns_for
+
+    columns = columns_for(read.tokens + read.max_new_tokens)
+    read = replace(read, step=compiled.of(read.model) if compiled else None)
+    pool = SlotPool(read, PoolShape(rows=rows, slots=rows, columns=columns))
+    for slot in range(rows):
+        pool.put(slot, read, read.logits.argmax(-1, keepdim=True))
+
+    def step() -> Any:
+        logits = pool.step()
+        pool.set_tokens(logits.argmax(-1))
+        return logits
+
+    said = [step()[0].cpu() for _ in range(STEPS_COMPARED)]
+    return torch.stack(said), work_of(step)
+
+
+def steps_of(setting: Setting, read: "PrefilledSequence", precision: str) -> Iterator[Row]:
+    """Steps of few and many rows as they are; in 16 bit also compiled."""
+    plain: dict[int, Work] = {}
+    logits: dict[int, Any] = {}
+    for rows in STEP_ROWS:
+        logits[rows], plain[rows] = stepped(read, None, rows)
+        rate = 1000 * rows / plain[rows].wall_ms
+        found = f"{plain[rows].words}; {rate:,.0f} tokens/s"
+        figures = {**asdict(plain[rows]), "tokens_per_second": rate}
+        yield told(f"a step of {rows} rows, {precision}", found, **figures)
+    apart = float((logits[STEP_ROWS[0]] - logits[STEP_ROWS[1]]).abs().max())
+    name = f"logits of {STEP_ROWS[0]} and {STEP_ROWS[1]} rows, {precision}"
+    yield told(name, f"{apart:.1e} apart", apart=apart)
+    for rows in STEP_ROWS if precision == "bf16" else ():
+        yield _compiled_step(setting, read, rows, plain[rows], logits[rows])
+
+
+def _compiled_step(
+    setting: Setting, read: "PrefilledSequence", rows: int, plain: Work, expected: Any
+) -> Row:
+    from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
+
+    name, began = f"a step of {rows} rows, bf16, compiled", time.perf_counter()
+    if stand_in():
+        return skipped(name, "torch records no CUDA graph of a stand-in", "told")
+    try:
+        logits, work = stepped(read, CompiledStep(setting.device), rows)
+    except Exception as error:  # whatever a compiler, or a machine without one, says
+        return skipped(name, f"{type(error).__name__}: {one_line(str(error))}", "told")
+    seconds = time.perf_counter() - began
+    graphs = graph_note(setting.device).get("cuda_graphs", "not told")
+    apart = float((logits - expected).abs().max())
+    found = f"{work.words}; x {plain.wall_ms / work.wall_ms:.2f}, {seconds:.0f} s with compiling; "
+    found += f"CUDA graphs {graphs}; logits {apart:.1e} apart"
+    figures = {**asdict(work), "compiling_seconds": seconds, "graphs": graphs, "apart": apart}
+    return told(name, found, **figures)

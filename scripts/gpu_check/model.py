@@ -2,6 +2,7 @@
 engine and how many rows it gets, and what its steps and prompts cost."""
 
 import contextlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -15,17 +16,19 @@ from benchmarks import _models
 from benchmarks._common import unheard
 from benchmarks._models import Shape, build
 from flows.checkpoint.precision import no_bfloat16
-from scripts.gpu_check.card import stand_in
+from flows.results.status import stages_of
+from scripts.gpu_check.driver import stand_in
 from scripts.gpu_check.halves import Bench, timed
-from scripts.gpu_check.rows import Row, mib, one_line, row, skipped, told
-from scripts.gpu_check.setting import DEMO, TINY, Setting
-from scripts.gpu_check.steps import Work, stepped, work_of
+from scripts.gpu_check.kernels import STEP_ROWS, steps_of, work_of
+from scripts.gpu_check.rows import DEMO, TINY, Row, Setting, mib, one_line, row, skipped, told
+from scripts.gpu_check.whole import PLAN_SHARE, Run, good_run, peaks, run
 from stages.models import resolve_model
 from stages.process.cgroup import host_free_bytes
 from stages.process.device import device_free_bytes
 
 if TYPE_CHECKING:
     from stages.decode.engines.inflight.prefill import PrefilledSequence
+
 
 SHAPES = {
     "3b": Shape(layers=36, width=2048, tower_layers=32, tower_width=1280, vocabulary=151936),
@@ -38,8 +41,6 @@ TOKENS = {TINY: 8}
 NEW_TOKENS = 64
 LONG, LONG_TINY = 1500, 150
 """Tokens of the longer prompt."""
-ROWS = (8, 64)
-"""Rows of a step."""
 COPIED_BYTES = 128 << 20
 RATE = 1e-3
 CAPTION = "A red circle moves to the left, and a blue square turns."
@@ -52,6 +53,19 @@ PRECISIONS: dict[str, tuple[str, dict[str, str]]] = {
     "nf4": ("bfloat16", {"precision": "nf4"}),
 }
 """Precision → type of the numbers, and how the half is held."""
+
+STORE = "model"
+"""The runs share frames and features."""
+CHUNK_SECONDS = "1"
+"""So that the samples have more chunks than a step has rows."""
+ENGINES = (
+    ("inflight", "8"),
+    ("inflight-compiled", "8"),
+    ("transformers", "8"),
+    ("transformers", "64"),
+)
+"""Engines, and their batch sizes."""
+STEPS, EXAMPLES = "2", 4
 
 
 class TooSmall(Exception):
@@ -100,27 +114,33 @@ def _built(setting: Setting, size: str, folder: Path) -> Path:
 Rows = Callable[[Setting, Path], Iterator[Row]]
 
 
-def of_model(name: str, rows: Rows) -> Callable[[Setting], Iterator[Row]]:
-    """A check of the model, skipped where the random one does not fit."""
+def of_model(name: str) -> Callable[[Rows], Callable[[Setting], Iterator[Row]]]:
+    """Make a check of a function that looks at the model; skipped where the random one does not
+    fit."""
 
-    def check(setting: Setting) -> Iterator[Row]:
-        try:
-            folder = folder_of(setting)
-        except TooSmall as error:
-            yield skipped(name, str(error))
-        else:
-            yield from rows(setting, folder)
+    def decorate(rows: Rows) -> Callable[[Setting], Iterator[Row]]:
+        def check(setting: Setting) -> Iterator[Row]:
+            try:
+                folder = folder_of(setting)
+            except TooSmall as error:
+                yield skipped(name, str(error))
+            else:
+                yield from rows(setting, folder)
 
-    return check
+        return check
+
+    return decorate
 
 
-def _found(setting: Setting, folder: Path) -> Iterator[Row]:
+@of_model("model")
+def found(setting: Setting, folder: Path) -> Iterator[Row]:
     """How large the model is."""
     held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     yield told("model", f"{folder.name}: {held / 1e9:.2f} GB", model=folder.name, bytes=held)
 
 
-def _loads(setting: Setting, folder: Path) -> Iterator[Row]:
+@of_model("load of halves")
+def loads(setting: Setting, folder: Path) -> Iterator[Row]:
     """How fast halves are loaded from the page cache, and bytes copied to the card."""
     import torch
 
@@ -186,7 +206,8 @@ def copy_rate(setting: Setting, pinned: bool) -> float:
     return COPIED_BYTES / timed(copy)
 
 
-def _streamed(setting: Setting, folder: Path) -> Iterator[Row]:
+@of_model("layers of a streamed encoder")
+def streamed(setting: Setting, folder: Path) -> Iterator[Row]:
     """How fast the layers of a streamed encoder are copied, and what that costs."""
     import torch
 
@@ -232,7 +253,7 @@ def _decoding(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
         reference = reference_of(half, bench.inputs(half), bench.features)
         short, longer = read("x"), read(f"x{LONGER_SUFFIX}")
         found = choose_layout(
-            max(ROWS), short, longer, reference, is_only_engine=False, step_rows=GPU_STEP_ROWS
+            max(STEP_ROWS), short, longer, reference, is_only_engine=False, step_rows=GPU_STEP_ROWS
         )
         rows = 0 if found.reason else found.layout.rows
         words = f"transformers: {found.reason}" if found.reason else f"{rows} rows"
@@ -245,7 +266,7 @@ def _decoding(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
             name = f"a prompt of {tokens:,} tokens, {precision}"
             yield told(name, work.words, tokens=tokens, **asdict(work))
         yield _generated(bench, half, precision)
-        yield from _steps(setting, short, precision)
+        yield from steps_of(setting, short, precision)
     peak = torch.cuda.max_memory_allocated()
     yield told(f"most memory of these, {precision}", mib(peak), bytes=peak)
 
@@ -266,45 +287,8 @@ def _generated(bench: Bench, half: Any, precision: str) -> Row:
     return told(f"generate, one row, {precision}", f"{ms:.2f} ms a token", ms=ms)
 
 
-def _steps(setting: Setting, read: "PrefilledSequence", precision: str) -> Iterator[Row]:
-    """Steps of few and many rows as they are; in 16 bit also compiled."""
-    plain: dict[int, Work] = {}
-    logits: dict[int, Any] = {}
-    for rows in ROWS:
-        logits[rows], plain[rows] = stepped(read, None, rows)
-        rate = 1000 * rows / plain[rows].wall_ms
-        found = f"{plain[rows].words}; {rate:,.0f} tokens/s"
-        figures = {**asdict(plain[rows]), "tokens_per_second": rate}
-        yield told(f"a step of {rows} rows, {precision}", found, **figures)
-    apart = float((logits[ROWS[0]] - logits[ROWS[1]]).abs().max())
-    name = f"logits of {ROWS[0]} and {ROWS[1]} rows, {precision}"
-    yield told(name, f"{apart:.1e} apart", apart=apart)
-    for rows in ROWS if precision == "bf16" else ():
-        yield _compiled_step(setting, read, rows, plain[rows], logits[rows])
-
-
-def _compiled_step(
-    setting: Setting, read: "PrefilledSequence", rows: int, plain: Work, expected: Any
-) -> Row:
-    from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
-
-    name, began = f"a step of {rows} rows, bf16, compiled", time.perf_counter()
-    if stand_in():
-        return skipped(name, "torch records no CUDA graph of a stand-in", "told")
-    try:
-        logits, work = stepped(read, CompiledStep(setting.device), rows)
-    except Exception as error:  # whatever a compiler, or a machine without one, says
-        return skipped(name, f"{type(error).__name__}: {one_line(str(error))}", "told")
-    seconds = time.perf_counter() - began
-    graphs = graph_note(setting.device).get("cuda_graphs", "not told")
-    apart = float((logits - expected).abs().max())
-    found = f"{work.words}; x {plain.wall_ms / work.wall_ms:.2f}, {seconds:.0f} s with compiling; "
-    found += f"CUDA graphs {graphs}; logits {apart:.1e} apart"
-    figures = {**asdict(work), "compiling_seconds": seconds, "graphs": graphs, "apart": apart}
-    return told(name, found, **figures)
-
-
-def _fp16_training(setting: Setting, folder: Path) -> Iterator[Row]:
+@of_model("steps of a LoRA, fp16")
+def fp16_training(setting: Setting, folder: Path) -> Iterator[Row]:
     """Steps of a LoRA on a half in fp16, which the command trains on cards before Ampere only."""
     import math
 
@@ -339,10 +323,78 @@ def _fp16_training(setting: Setting, folder: Path) -> Iterator[Row]:
     yield row("steps of a LoRA, fp16", "finite losses", found, good, **figures)
 
 
-found = of_model("model", _found)
-loads = of_model("load of halves", _loads)
-streamed = of_model("layers of a streamed encoder", _streamed)
+@of_model("captions by engine")
+def captions(setting: Setting, folder: Path) -> Iterator[Row]:
+    for engine, batch in ENGINES:
+        name = f"captions by {engine}" + f" in batches of {batch}" * (engine == "transformers")
+        if engine == "inflight-compiled" and stand_in():
+            yield skipped(name, "torch records no CUDA graph of a stand-in", "told")
+            continue
+        done = _run(setting, folder, engine, batch)
+        if done.code:
+            yield skipped(name, f"exit {done.code}: {one_line(done.exit_report)}", "told")
+            continue
+        stage = done.stage("decode")
+        notes, rate = stage["notes"], stage["tokens"] / stage["seconds"]
+        figures = {
+            "seconds": done.seconds,
+            "decode_seconds": stage["seconds"],
+            "captions": len(done.captions),
+            "tokens": stage["tokens"],
+            **{key: notes[key] for key in ("rows", "slots", "cuda_graphs") if key in notes},
+        }
+        words = [f"{key} {notes[key]}" for key in ("rows", "slots", "cuda_graphs") if key in notes]
+        found = f"{len(done.captions)} captions, {stage['tokens']:,} tokens in "
+        found += f"{stage['seconds']:.1f} s of decode with loading ({rate:,.0f} tokens/s), "
+        found += ", ".join([f"{done.seconds:.0f} s in all", *words])
+        yield told(name, found, **figures)
+        if engine == "transformers" and not stand_in():
+            yield from peaks(int(batch), done.record)
+
+
+def _run(setting: Setting, folder: Path, engine: str, batch: str) -> Run:
+    # Another prompt, or the captions of the engine before would answer.
+    prompt = f"Describe this video in detail. By {engine}, {batch}."
+    return run(
+        setting,
+        f"model-{engine}-{batch}",
+        *(str(setting.media), "--model", str(folder)),
+        *(("--chunk", CHUNK_SECONDS) if setting.model == DEMO else ()),
+        *("--engine", engine, "--batch-size", batch, "--prompt", prompt),
+        *("--max-new-tokens", str(TOKENS.get(setting.size, NEW_TOKENS))),
+        store=STORE,
+    )
+
+
+def _training(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
+    """Steps of a LoRA as the command trains it: their peak beside the plan."""
+    media = [path for path in sorted(setting.samples.iterdir()) if path.suffix in (".mp4", ".png")]
+    examples = [{"media_path": str(path), "caption": CAPTION} for path in media[:EXAMPLES]]
+    data = setting.folder / "examples.jsonl"
+    data.write_text("".join(f"{json.dumps(each)}\n" for each in examples))
+    options = ("--precision", precision, "--steps", STEPS, "--batch-size", "2", "--validate", "0")
+    name, model = f"model-tuned-{precision}", ("--model", str(folder))
+    done = good_run(setting, name, str(data), *model, *options, store=STORE, verb="tune")
+    yield _tuned(f"steps of a LoRA, {precision}", done)
+
+
+def _tuned(name: str, done: Run) -> Row:
+    losses = json.loads((done.out / "tune.json").read_text())["losses"]
+    record = json.loads((done.out / "run" / "run.json").read_text())
+    stage = next(each for each in stages_of(record, time.time()) if each.name == "tune")
+    taken, plan = stage.taken_bytes, stage.planned_bytes
+    off = plan / taken - 1 if taken else 0.0
+    found = f"{mib(taken)}, the plan is {off:+.1%} off; {done.seconds:.0f} s in all, "
+    found += f"losses {', '.join(f'{loss:.2f}' for loss in losses)}"
+    figures = {"bytes": taken, "planned_bytes": plan, "seconds": done.seconds, "losses": losses}
+    good = stand_in() or abs(off) <= PLAN_SHARE
+    return row(name, f"{mib(plan)} within {PLAN_SHARE:.0%}", found, good, **figures)
+
+
 decoding = {
-    name: of_model(f"engine check, {name}", partial(_decoding, name)) for name in PRECISIONS
+    name: of_model(f"engine check, {name}")(partial(_decoding, name)) for name in PRECISIONS
 }
-fp16_training = of_model("steps of a LoRA, fp16", _fp16_training)
+training = {
+    name: of_model(f"steps of a LoRA, {name}")(partial(_training, name))
+    for name in ("native", "nf4")
+}

@@ -16,8 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.mutation.contexts import collected, load, save
-from scripts.mutation.mutants import Mutant, drawn, package_of, redrawn
+from scripts.mutation.mutants import Mutant, collected, drawn, package_of, redrawn
 from scripts.mutation.running import ROOT, check_python, judged, recorded
 
 
@@ -46,7 +45,6 @@ def record(given: argparse.Namespace) -> int:
     check_python()
     status = recorded(given.folder, _commit(given), given.tests)
     contexts = collected(given.folder / "calls")
-    save(contexts, given.folder / "contexts.json")
     print(f"{len(contexts.seconds)} tests call {len(contexts.callers)} functions")
     return status
 
@@ -65,7 +63,7 @@ def draw(given: argparse.Namespace) -> int:
 
 def run(given: argparse.Namespace) -> int:
     """Judge the mutants that were drawn."""
-    contexts = load(given.folder / "contexts.json")
+    contexts = collected(given.folder / "calls")
     mutants = _mutants(given.folder / "mutants.jsonl")
     judged(contexts, mutants, given.folder, _commit(given), given.copies, given.earlier)
     return table(given)

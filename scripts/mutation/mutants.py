@@ -1,4 +1,5 @@
-"""Finds the places of a source file where a small fault can be planted, and plants one.
+"""Finds the places of a source file where a small fault can be planted, plants one, and chooses the
+tests that are worth running against it.
 
 A mutant is named by its file, the function that holds it, the kind of fault and its ordinal among
 those of that kind in that function, so that it is found again after other code has moved. Faults
@@ -8,8 +9,10 @@ inside of f-strings, whose positions Python 3.11 does not know, and methods of p
 
 import ast
 import hashlib
+import json
 import random
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -46,7 +49,6 @@ class Mutant:
         return f"{self.file}:{self.function}:{self.kind}:{self.ordinal}"
 
     def row(self) -> dict[str, object]:
-        """The mutant as a line of JSON."""
         return asdict(self)
 
 
@@ -232,3 +234,80 @@ def _bare(owner: ast.AST) -> str:
     defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     body = [each for each in getattr(owner, "body", []) if not isinstance(each, defined)]
     return "\n".join(ast.dump(each) for each in body if not _is_docstring(each))
+
+
+TESTS_A_MUTANT = 12
+SECONDS_A_MUTANT = 40.0
+OF_ONE_TEST = 3
+"""Parametrizations of one test function that are run at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contexts:
+    """What a recorded run of the tests has shown."""
+
+    seconds: dict[str, float]
+    """How long each test took, by its id."""
+    callers: dict[str, list[str]]
+    """The tests that call a function, by `file:function`."""
+    breadth: dict[str, int]
+    """How many functions a test calls."""
+
+    def tests_for(self, mutant: Mutant) -> list[str]:
+        """Return the tests to run, the most likely to fail first: those named for the module, then
+        those that call the fewest functions besides."""
+        own = {f"tests/test_{'_'.join(Path(mutant.file).with_suffix('').parts)}"}
+        ranked = sorted(
+            set(self._callers_of(mutant)),
+            key=lambda test: (
+                not any(test.startswith(name) for name in own),
+                self.breadth[test] * (1 + self.seconds[test]),
+                test,
+            ),
+        )
+        return self._within_limits(ranked)
+
+    def _callers_of(self, mutant: Mutant) -> Iterable[str]:
+        if tests := self.callers.get(f"{mutant.file}:{mutant.function}"):
+            return tests
+        # A module's or a class's own code runs at import: whoever calls anything of the file.
+        prefix = f"{mutant.file}:"
+        if mutant.function != "<module>":
+            prefix += f"{mutant.function}."
+        return [
+            test
+            for name, tests in self.callers.items()
+            if name.startswith(prefix)
+            for test in tests
+        ]
+
+    def _within_limits(self, ranked: list[str]) -> list[str]:
+        chosen: list[str] = []
+        left, of_one = SECONDS_A_MUTANT, Counter[str]()
+        for test in ranked:
+            function = test.partition("[")[0]
+            if self.seconds[test] <= left and of_one[function] < OF_ONE_TEST:
+                chosen.append(test)
+                left -= self.seconds[test]
+                of_one[function] += 1
+            if len(chosen) == TESTS_A_MUTANT:
+                break
+        return chosen
+
+
+def collected(folder: Path) -> Contexts:
+    """Put together what all processes of a recorded run have written."""
+    seconds: dict[str, float] = {}
+    for path in folder.glob("*.seconds"):
+        seconds.update(json.loads(line) for line in path.read_text().splitlines())
+    callers: dict[str, set[str]] = {}
+    for path in sorted(folder.glob("*.calls")):
+        test = ""
+        for line in path.read_text(errors="replace").splitlines():
+            if line.startswith("\t"):
+                test = line[1:]
+            elif test in seconds:
+                callers.setdefault(line, set()).add(test)
+    breadth = Counter(test for tests in callers.values() for test in tests)
+    ordered = {name: sorted(tests) for name, tests in callers.items()}
+    return Contexts(seconds=seconds, callers=ordered, breadth=dict(breadth))

@@ -21,8 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.follow_deploy import lend_environment
-from scripts.mutation.contexts import Contexts
-from scripts.mutation.mutants import Mutant, planted
+from scripts.mutation.mutants import Contexts, Mutant, planted
 from scripts.mutation.recording import RECORD
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -44,7 +44,7 @@ NOT_RUN = (
     ),
     (r"curl ", "needs a server that stays; tests/test_project_serve_page.py runs the page"),
     (
-        r"python scripts/(deployment_check|cron_check|follow_deploy)\.py",
+        r"python scripts/(deployment_check|follow_deploy)\.py",
         "takes minutes; the slow tests run it",
     ),
     (
@@ -88,8 +88,8 @@ CODE_NOT_RUN = {
     "import fiftyone": "needs FiftyOne",
     "image_vectors(load_half(folder": "goes on from a processor and pictures of one's own",
     "THUDM/cogvlm2": "needs the checkpoint from the hub",
-    "AutoProcessor.from_pretrained(checkpoint)": "tests/test_project_readme.py runs it",
-    "load_half(checkpoint": "tests/test_project_readme.py runs it",
+    "AutoProcessor.from_pretrained(checkpoint)": "tests/test_project_docs.py runs it",
+    "load_half(checkpoint": "tests/test_project_docs.py runs it",
 }
 """What stands in Python that is only compiled, and the reason."""
 
