@@ -31,6 +31,16 @@ def step(name: str, does: str, second: int = 0) -> dict[str, Any]:
     return {"id": name, "time": f"2026-01-01T00:00:{second:02}+00:00", "does": does}
 
 
+def run_with(folder: Path, *deeds: dict[str, Any]) -> Path:
+    """A folder of a run in which these were done."""
+    folder.mkdir(exist_ok=True)
+    opened = EditJournal(folder)
+    for each in deeds:
+        opened.add(each)
+    opened.close()
+    return folder
+
+
 def test_what_is_said_last_counts_and_can_be_undone_and_done_again(tmp_path: Path) -> None:
     journal = EditJournal(tmp_path)
     assert journal.add(deed("1", a="one", b=None)) == ["a", "b"]
@@ -64,9 +74,7 @@ def test_a_deed_that_is_sent_twice_counts_once(tmp_path: Path) -> None:
 
 def test_any_deeds_give_what_a_plain_list_of_them_gives(tmp_path: Path) -> None:
     chance = random.Random(7)
-    journal = EditJournal(tmp_path)
-    done: list[dict[str, Any]] = []
-    undone: list[dict[str, Any]] = []
+    done, undone, every = (list[dict[str, Any]]() for _ in range(3))
     for number in range(120):
         does = chance.choice(["correct", "correct", "undo", "redo"])
         if does == "correct":
@@ -77,8 +85,8 @@ def test_any_deeds_give_what_a_plain_list_of_them_gives(tmp_path: Path) -> None:
             made = step(str(number), does)
             start, end = (done, undone) if does == "undo" else (undone, done)
             end += [start.pop()] if start else []
-        journal.add(made)
-    journal.close()
+        every.append(made)
+    run_with(tmp_path, *every)
     wanted = {c["of"]: c["caption"] for each in done for c in each["changes"]}
     found = read_edits(tmp_path)
     assert {key: edit.caption for key, edit in found.now.items()} == wanted
@@ -86,18 +94,13 @@ def test_any_deeds_give_what_a_plain_list_of_them_gives(tmp_path: Path) -> None:
 
 
 def test_a_line_that_a_crash_tore_is_cut_off_and_no_other(tmp_path: Path) -> None:
-    journal = EditJournal(tmp_path)
-    for number in range(5):
-        journal.add(deed(str(number), **{f"k{number}": "words"}))
-    journal.close()
+    run_with(tmp_path, *(deed(str(n), **{f"k{n}": "words"}) for n in range(5)))
     whole = (tmp_path / EDITS).read_bytes()
     lines = whole.splitlines(keepends=True)
     for cut in range(len(whole) - len(lines[-1]), len(whole), 5):
         (tmp_path / EDITS).write_bytes(whole[:cut])
         assert len(read_edits(tmp_path).now) == 4
-        again = EditJournal(tmp_path)
-        again.add(deed("9", z="more"))
-        again.close()
+        run_with(tmp_path, deed("9", z="more"))
         assert [*read_edits(tmp_path).now] == ["k0", "k1", "k2", "k3", "z"]
 
 
@@ -148,21 +151,9 @@ def _fills(folder: Path) -> int:
 def test_readers_see_what_was_added(tmp_path: Path) -> None:
     edits = EditsOf(tmp_path)
     assert edits().of("f", "", "p", "said") is UNTOUCHED
-    journal = EditJournal(tmp_path)
-    journal.add(deed("1", **{key_of("f", "", "p", "said"): "better"}))
+    run_with(tmp_path, deed("1", **{key_of("f", "", "p", "said"): "better"}))
     assert edits().of("f", "", "p", "said").caption == "better"
     assert edits().of("f", "", "p", "said otherwise") is UNTOUCHED
-    journal.close()
-
-
-def run_with(folder: Path, *deeds: dict[str, Any]) -> Path:
-    """A folder of a run in which these were done."""
-    folder.mkdir(exist_ok=True)
-    opened = EditJournal(folder)
-    for each in deeds:
-        opened.add(each)
-    opened.close()
-    return folder
 
 
 def taken_in(local: Path, *folders: Path) -> dict[str, str | None]:

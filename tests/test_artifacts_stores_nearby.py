@@ -1,5 +1,8 @@
-"""A store in a bucket: what it asks of the service, and what it keeps on this machine."""
+"""A store in a bucket: what it asks of the service, what it keeps on this machine, and how long a
+job counts as running there."""
 
+import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +12,13 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.store import Store, open_store
 from artifacts.stores import bucket_client, bucket_store, catalogs, retry
+from artifacts.stores.bucket_client import Bucket
 from artifacts.stores.copies import Copies
 from artifacts.stores.heads import CATALOGS
+from flows.machine import leases
+from flows.machine.leases import leased, running_jobs
 from flows.upkeep.cache import collect
-from tests.support.buckets import Between
+from tests.support.buckets import Between, bucket_server, environment
 
 NAMESPACE = "ab" * 32
 
@@ -31,8 +37,8 @@ def small_catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def store(bucket_address: str, way: Between) -> Iterator[Store]:
-    yield open_store(bucket_address)
+def store(bucket_address: str, way: Between) -> Store:
+    return open_store(bucket_address)
 
 
 def another_machine(store: Store, monkeypatch: pytest.MonkeyPatch, name: str = "other") -> Store:
@@ -146,8 +152,7 @@ def test_of_two_writers_the_first_one_s_bytes_stay(store: Store, elsewhere: Stor
 def test_a_pack_made_anew_is_read_as_it_is_now(store: Store, elsewhere: Store) -> None:
     ours = RecordSet(store, "features", NAMESPACE)
     ours.publish([Record(key="a", payload=b"of one card")])
-    far = elsewhere
-    theirs = RecordSet(far, "features", NAMESPACE)
+    theirs = RecordSet(elsewhere, "features", NAMESPACE)
     theirs.drop(["a"])
     theirs.publish([Record(key="a", payload=b"of another card")])
     again = RecordSet(open_store(store.url), "features", NAMESPACE)
@@ -157,7 +162,8 @@ def test_a_pack_made_anew_is_read_as_it_is_now(store: Store, elsewhere: Store) -
 
 def test_a_copy_that_rotted_costs_a_request_and_no_pack(store: Store, way: Between) -> None:
     filled(store, 2)
-    copies = [path for path in Path(nearby_folder(store)).rglob("*") if path.is_file()]
+    assert isinstance(store, bucket_store.BucketStore)
+    copies = [path for path in store._copies._folder.rglob("*") if path.is_file()]
     for path in copies:
         path.write_bytes(path.read_bytes()[:-1] + b"?")
     again = RecordSet(open_store(store.url), "captions", NAMESPACE)
@@ -165,11 +171,6 @@ def test_a_copy_that_rotted_costs_a_request_and_no_pack(store: Store, way: Betwe
     assert again.read("k0001").payload == b"p" * 50
     assert 1 <= way.total <= 3
     assert list(store.list("quarantine")) == []
-
-
-def nearby_folder(store: Store) -> Path:
-    assert isinstance(store, bucket_store.BucketStore)
-    return store._copies._folder
 
 
 def test_what_was_read_or_written_here_is_not_asked_for_again(store: Store, way: Between) -> None:
@@ -288,3 +289,111 @@ def test_catalogs_of_what_nobody_needs_are_rubbish(store: Store) -> None:
     assert len(list(store.list(CATALOGS))) == 1
     collect(store, 0, dry_run=False)
     assert list(store.list()) == []
+
+
+HOUR = 3600.0
+
+
+@pytest.fixture(scope="module")
+def slow_clock() -> Iterator[int]:
+    """A server whose clock is an hour behind ours."""
+    with bucket_server(behind=HOUR) as port:
+        yield port
+
+
+@pytest.fixture
+def behind(bucket_address: str, slow_clock: int, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store at the server of that clock."""
+    for name, value in environment(slow_clock).items():
+        monkeypatch.setenv(name, value)
+    return open_store(bucket_address)
+
+
+def leave_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on, this process takes itself for one of another machine."""
+    monkeypatch.setattr(leases, "system", lambda: "another machine")
+
+
+def test_gc_spares_what_is_needed(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = f"features/{NAMESPACE[:2]}/{NAMESPACE}/00/pack.pack"
+    store.put_if_absent(pack, [b"x" * 1000])
+    with leased(store, [NAMESPACE], tmp_path):
+        leave_machine(monkeypatch)
+        other = open_store(store.url)
+        made = collect(other, 0, dry_run=False)
+        assert (made.held, len(made.jobs)) == (1000, 1)
+        assert store.stat(pack) is not None
+    assert collect(other, 0, dry_run=False).jobs == []
+    assert store.stat(pack) is None
+
+
+@pytest.mark.slow
+def test_a_lease_ends_by_their_clock(
+    behind: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_machine(monkeypatch)
+    left = leased(behind, [NAMESPACE], tmp_path)
+    left.__enter__()  # and never leaves, as a machine that is switched off
+    other = open_store(behind.url)
+    # Taken for our own clock's, the lease would be an hour old, or an hour young.
+    monkeypatch.setattr(leases, "LEASE_SECONDS", HOUR / 2)
+    assert [job.namespaces for job in running_jobs(other)] == [{NAMESPACE}]
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 1.5)
+    assert len(running_jobs(other)) == 1
+    deadline = time.monotonic() + 20
+    while running_jobs(other) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert running_jobs(other) == []
+    assert list(Bucket(behind.url).below("jobs")) == []
+
+
+@pytest.mark.slow
+def test_a_renewed_lease_stays(
+    behind: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 3.0)
+    with leased(behind, [NAMESPACE], tmp_path):
+        leave_machine(monkeypatch)
+        other = open_store(behind.url)
+        for _ in range(10):
+            assert len(running_jobs(other)) == 1
+            time.sleep(0.5)
+
+
+def test_a_lease_that_was_taken_for_dead_is_written_again(store: Store, tmp_path: Path) -> None:
+    assert store.board is not None
+    with leased(store, [NAMESPACE], tmp_path) as lease:
+        (found,) = Bucket(store.url).below("jobs")
+        Bucket(store.url).delete([found.name])
+        assert running_jobs(open_store(store.url)) == []
+        store.board.renew(found.name)
+        assert [job.namespaces for job in running_jobs(open_store(store.url))] == [{NAMESPACE}]
+        assert lease.others() == []
+    assert running_jobs(open_store(store.url)) == []
+
+
+def test_a_lease_that_is_renewed_while_it_is_swept_stays(store: Store, tmp_path: Path) -> None:
+    with leased(store, [NAMESPACE], tmp_path):
+        other = open_store(store.url)
+        assert store.board is not None and other.board is not None
+        ((name, _),) = other.board.ages()
+        store.board.renew(name)
+        other.board.expire(name)
+        assert len(running_jobs(other)) == 1
+
+
+def test_who_died_here_has_no_lease(store: Store, tmp_path: Path) -> None:
+    assert store.board is not None
+    note = leases.note_of([NAMESPACE], tmp_path)
+    store.board.create(json.dumps({**note, "pid": 1 << 30}).encode())
+    assert running_jobs(open_store(store.url)) == []
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe", b"[1]", b'{"scopes": 5}', b""])
+def test_a_note_that_is_none_stops_nobody(store: Store, text: bytes) -> None:
+    store.put_if_absent("jobs/odd", [text])
+    assert running_jobs(store) == []
+    collect(store, 0, dry_run=False)

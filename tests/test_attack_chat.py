@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import openai
 import pytest
-from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
+from openai import AsyncOpenAI, NotFoundError, OpenAI
 from pydantic import BaseModel
 
 from tests.support.chat_clients import PORT, PROMPT, messages, next_client
@@ -252,12 +252,6 @@ def test_a_model_of_pydantic_is_filled_whole_streamed_and_by_chance(
         model="demo", messages=messages(picture), response_format=Shape
     ) as stream:
         assert isinstance(stream.get_final_completion().choices[0].message.parsed, Shape)
-
-
-def test_a_schema_that_needs_more_than_the_limit_is_refused(client: OpenAI, picture: bytes) -> None:
-    with pytest.raises(BadRequestError) as caught:
-        create(client, picture, response_format=form(FORM), max_tokens=2)
-    assert caught.value.param == "max_tokens" and "tokens" in caught.value.message
 
 
 def test_a_limit_is_of_all_chunks_of_a_clip(client: OpenAI, clip: bytes) -> None:

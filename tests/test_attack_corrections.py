@@ -49,18 +49,6 @@ def learned(config: CaptionConfig, form: str, **more: object) -> str:
     return caption
 
 
-@pytest.mark.parametrize("form", TRAINER_FORMATS)
-def test_a_correction_outlives_gc_and_its_undo_reaches_other_folders(
-    config: CaptionConfig, tmp_path: Path, form: str
-) -> None:
-    model, other = learned(config, form), str(tmp_path / "other")
-    edit(config.out, lambda row: True, caption="mine")
-    collect(open_store(config.store), 0, dry_run=False)
-    assert learned(config, form, out=other, trigger="ohwx") == "ohwx, mine"
-    undo(config.out)
-    assert learned(config, form, out=other) == model
-
-
 @pytest.mark.parametrize(
     ("form", "rule"),
     [(form, "append") for form in TRAINER_FORMATS]

@@ -1,14 +1,11 @@
-"""Models and adapters replaced under a run, a server and a resumed run: what is said by one model
+"""Models and adapters replaced under a run and a resumed run: what is said by one model
 is never kept, nor written, as another's."""
 
-import contextlib
 import json
 import os
 import shutil
-import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,6 @@ from typing import Any
 import pytest
 
 from artifacts.errors import ModelChanged, PenstockError
-from artifacts.keys import hash_file
 from artifacts.model_files import ModelFiles
 from artifacts.stamps import model_stamp_of
 from flows.console.display import Display
@@ -29,119 +25,27 @@ from flows.running.export import export
 from flows.running.label import LabelRequest, label
 from flows.running.run import embed
 from flows.running.tune import tune
-from penstock_demo import CHECKPOINT, CLIPS, DUAL_CHECKPOINT
+from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from stages.encode.job import EncodeJob
 from stages.models import describe
 from stages.models.encoding.run import EncodeRun
 from stages.models.halves.load import load_half
-from stages.process.stage_process import Listener
 from tests.support.adapters import adapter_of, merged
-from tests.support.inside import Ended, InsideLauncher, Ran, run_through
-from tests.support.pipeline import PENSTOCK, Place, kill_at
-from tests.support.serving import Serving, a_picture, serving
+from tests.support.pipeline import Place, kill_at
+from tests.support.replaced_models import (
+    TOKENS,
+    WEIGHTS,
+    Disturbed,
+    Models,
+    captions,
+    place_in,
+    run_disturbed,
+)
+from tests.support.serving import a_picture
 
 pytestmark = pytest.mark.slow
 
 AGAIN = "planning again with the changed model"
-WEIGHTS = "model.safetensors"
-TOKENS = 8
-
-
-def other_weights(source: Path, target: Path, seed: int = 0) -> Path:
-    """Write the same tensors with other numbers, in a file of the same size; returns its path."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    draw = torch.Generator().manual_seed(seed)
-    tensors = load_file(source)
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.ndim > 1:
-            noise = torch.randn(tensor.shape, generator=draw) * tensor.float().std()
-            tensors[name] = (tensor.float() + 0.6 * noise).to(tensor.dtype)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, target, metadata={"format": "pt"})
-    return target
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Models:
-    """A model in a folder, and others to put there in its place."""
-
-    folder: Path
-    """The model that runs are given."""
-    first: Path
-    """Copy of what it is at first."""
-    second: Path
-    """The same with other weights."""
-
-    @classmethod
-    def below(cls, root: Path, checkpoint: Path = CHECKPOINT) -> "Models":
-        found = cls(folder=root / "model", first=root / "first", second=root / "second")
-        for place in (found.folder, found.first, found.second):
-            shutil.copytree(checkpoint, place)
-        other_weights(checkpoint / WEIGHTS, found.second / WEIGHTS)
-        return found
-
-    def rename_in(self, source: Path) -> None:
-        """Rename a copy of another model's file into its place."""
-        shutil.copy(source / WEIGHTS, self.folder / "new")
-        os.replace(self.folder / "new", self.folder / WEIGHTS)
-
-    def overwrite(self, source: Path) -> None:
-        """Write another file's bytes into the file as it is, and set its time back."""
-        path = self.folder / WEIGHTS
-        before = path.stat()
-        with path.open("r+b") as file:
-            file.write((source / WEIGHTS).read_bytes())
-            file.truncate()
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-    def link_to(self, target: Path) -> None:
-        (self.folder / WEIGHTS).unlink()
-        (self.folder / WEIGHTS).symlink_to(target)
-
-
-@dataclass(kw_only=True, slots=True)
-class Disturbed(InsideLauncher):
-    """Runs stages in this process; before some of them something happens."""
-
-    happens: dict[str, list[Callable[[], object]]] = field(default_factory=dict)
-    """Stage → what happens before it starts, the first time, the second time and so on."""
-    altered: Callable[[StageCall], StageCall] = lambda call: call
-    """What each call is made to be."""
-
-    def start(self, call: StageCall) -> Ended:
-        if not getattr(call.job, "feed", "") and (left := self.happens.get(call.name)):
-            left.pop(0)()
-        return InsideLauncher.start(self, self.altered(call))
-
-    def heard(self, listen: Listener) -> "Disturbed":
-        """Make a run's launcher of it."""
-        self.listen = listen
-        return self
-
-
-def place_in(root: Path, model: Path, clips: int = 1) -> Place:
-    """A place with a few clips of the demo."""
-    folder = root / "clips"
-    folder.mkdir(exist_ok=True)
-    for path in sorted(CLIPS.glob("*.mp4"))[:clips]:
-        shutil.copy(path, folder)
-    return Place(clips=folder, out=root / "out", store=root / "store", model=str(model))
-
-
-def run_disturbed(
-    place: Place,
-    happens: dict[str, Sequence[Callable[[], object]]],
-    altered: Callable[[StageCall], StageCall] = lambda call: call,
-    **options: Any,
-) -> Ran:
-    """Caption a place's clips while things happen. Raises PenstockError."""
-    told = {stage: [*each] for stage, each in happens.items()}
-    launcher = Disturbed(happens=told, altered=altered)
-    return run_through(
-        launcher, place, **{"max_new_tokens": TOKENS, "precision": "fp32", **options}
-    )
 
 
 @pytest.fixture(scope="module")
@@ -173,10 +77,6 @@ def said(kept: Models, tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
     return found
 
 
-def captions(place: Place) -> list[str]:
-    return [line["caption"] for line in place.captions()]
-
-
 def apart_from(place: Place, root: Path, **options: Any) -> list[str]:
     """What a run of the same says that has a store and a folder of its own."""
     apart = replace(place, out=root / "out", store=root / "store")
@@ -194,53 +94,25 @@ def is_of(place: Place, model: Path, root: Path, **options: Any) -> None:
     assert found.replace(str(place.model).encode(), str(model).encode()) == wanted
 
 
-def exchange_folder(models: Models, root: Path) -> Callable[[], object]:
-    def exchange() -> None:
-        models.folder.rename(root / "old")
-        shutil.copytree(models.second, models.folder)
-
-    return exchange
-
-
-def lead_elsewhere(models: Models, root: Path) -> Callable[[], object]:
-    """The folder is a link, which comes to lead to another one."""
-    models.folder.rename(root / "versions")
-    models.folder.symlink_to(root / "versions")
-    (root / "next").symlink_to(models.second)
-    return lambda: (root / "next").replace(models.folder)
-
-
-def other_commit(models: Models, root: Path) -> Callable[[], object]:
-    """The file is a link into the cache of a hub, which comes to lead to another commit."""
-    blobs = [root / "blobs" / hash_file(each / WEIGHTS) for each in (models.first, models.second)]
-    blobs[0].parent.mkdir()
-    for blob, each in zip(blobs, (models.first, models.second), strict=True):
-        shutil.copy(each / WEIGHTS, blob)
-    models.link_to(blobs[0])
-    return lambda: models.link_to(blobs[1])
-
-
-REPLACED: dict[str, Callable[[Models, Path], Callable[[], object]]] = {
-    "renamed in": lambda models, _: lambda: models.rename_in(models.second),
-    "overwritten, its time set back": lambda models, _: lambda: models.overwrite(models.second),
-    "a link": lambda models, _: lambda: models.link_to(models.second / WEIGHTS),
-    "a whole folder": exchange_folder,
-    "a link to a folder": lead_elsewhere,
-    "a link into a hub's cache": other_commit,
-}
-
-
 @pytest.mark.parametrize(
-    ("way", "stage"),
-    [("renamed in", "encode"), ("overwritten, its time set back", "encode")]
-    + [(way, "decode") for way in REPLACED],
+    ("change", "stage"),
+    [
+        *((Models.rename_in, stage) for stage in ("encode", "decode")),
+        *((Models.overwrite, stage) for stage in ("encode", "decode")),
+        (Models.link_to_blob, "decode"),
+    ],
 )
 def test_weights_replaced_before_a_stage_loads_are_planned_anew(
-    models: Models, place: Place, said: dict[str, str], tmp_path: Path, way: str, stage: str
+    models: Models,
+    place: Place,
+    said: dict[str, str],
+    change: Callable[[Models, Path], None],
+    stage: str,
 ) -> None:
-    ran = run_disturbed(place, {stage: [REPLACED[way](models, tmp_path)]})
+    change(models, models.first)
+    ran = run_disturbed(place, {stage: [lambda: change(models, models.second)]})
     assert captions(place) == [said["second"]]
-    assert ran.said.count(AGAIN) == 1 and (WEIGHTS in ran.said or "folder" in way)
+    assert ran.said.count(AGAIN) == 1 and WEIGHTS in ran.said
     assert ran.started.count("encode") == 2, "features are of the model that captions"
 
 
@@ -261,28 +133,20 @@ def test_what_the_old_model_made_stays_under_its_key(
     assert AGAIN not in ran.said
 
 
-@pytest.mark.parametrize("way", ["renamed", "overwritten"])
 def test_the_old_model_put_back_at_once_is_not_what_was_loaded(
-    models: Models, place: Place, said: dict[str, str], way: str, monkeypatch: pytest.MonkeyPatch
+    models: Models, place: Place, said: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another file is there while a half is loaded, and the old one again before anybody looks."""
-    load, times, file = load_half, iter([True]), models.folder / WEIGHTS
+    """Other bytes are there while a half is loaded, and the old ones again before anybody looks."""
+    load, times = load_half, iter([True])
 
     def swapped(*arguments: Any, **options: Any) -> Any:
         if not next(times, False):
             return load(*arguments, **options)
-        if way == "renamed":
-            file.rename(file.with_suffix(".kept"))
-            shutil.copy(models.second / WEIGHTS, file)
-        else:
-            models.overwrite(models.second)
+        models.overwrite(models.second)
         try:
             return load(*arguments, **options)
         finally:
-            if way == "renamed":
-                file.with_suffix(".kept").replace(file)
-            else:
-                models.overwrite(models.first)
+            models.overwrite(models.first)
 
     monkeypatch.setattr("stages.models.loading.load_half", swapped)
     ran = run_disturbed(place, {})
@@ -294,19 +158,6 @@ def test_the_old_model_put_back_at_once_is_not_what_was_loaded(
     assert captions(place) == [said["first"]]
 
 
-def test_a_second_change_ends_the_run_in_one_line(models: Models, place: Place) -> None:
-    swaps: list[Callable[[], object]] = [
-        lambda: models.rename_in(models.second),
-        lambda: models.rename_in(models.first),
-    ]
-    with pytest.raises(ModelChanged) as caught:
-        run_disturbed(place, {"encode": swaps})
-    assert caught.value.exit_code == 5 and "\n" not in str(caught.value)
-    assert "twice" in caught.value.message and WEIGHTS in caught.value.message
-    assert not (place.out / "captions.jsonl").exists()
-    assert not place.stored("features") and not place.stored("captions")
-
-
 def test_a_model_that_is_removed_is_named(models: Models, place: Place) -> None:
     with pytest.raises(PenstockError) as caught:
         run_disturbed(place, {"encode": [lambda: (models.folder / WEIGHTS).unlink()]})
@@ -314,29 +165,18 @@ def test_a_model_that_is_removed_is_named(models: Models, place: Place) -> None:
     assert not place.stored("features")
 
 
-def template(models: Models) -> None:
-    """Another chat template: the same turn, with a word before it."""
-    path = models.folder / "chat_template.jinja"
-    path.write_text("Please. " + path.read_text())
+def rewrite(path: Path, change: Callable[[str], str]) -> None:
+    path.write_text(change(path.read_text()))
 
 
-def settings(name: str, **changes: Any) -> Callable[[Models], None]:
-    def change(models: Models) -> None:
-        path = models.folder / name
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-    return change
+def with_value(name: str, value: Any) -> Callable[[str], str]:
+    return lambda text: json.dumps({**json.loads(text), name: value})
 
 
-def added(models: Models) -> None:
-    """A file that was not there, and that the loader reads."""
-    (models.folder / "special_tokens_map.json").write_text("{}")
-
-
-SMALL: dict[str, Callable[[Models], None]] = {
-    "chat template": template,
-    "configuration": settings("config.json", another=1),
-    "a file that is added": added,
+SMALL: dict[str, Callable[[Path], object]] = {
+    "template": lambda f: rewrite(f / "chat_template.jinja", lambda text: f"Please. {text}"),
+    "configuration": lambda f: rewrite(f / "config.json", with_value("another", 1)),
+    "a file that is added": lambda f: (f / "special_tokens_map.json").write_text("{}"),
 }
 
 
@@ -344,12 +184,12 @@ SMALL: dict[str, Callable[[Models], None]] = {
 def test_a_small_file_that_changes_before_decoding_is_planned_anew(
     models: Models, place: Place, tmp_path: Path, what: str
 ) -> None:
-    ran = run_disturbed(place, {"decode": [lambda: SMALL[what](models)]})
+    ran = run_disturbed(place, {"decode": [lambda: SMALL[what](models.folder)]})
     assert ran.said.count(AGAIN) == 1
     assert len(place.stored("captions")) == 1, "nothing was said with the files of before"
     again = run_disturbed(place, {})
     assert again.started == [], "what is stored is of the files as they are now"
-    if what == "chat template":
+    if what == "template":
         shutil.copytree(models.folder, tmp_path / "now")
         is_of(place, tmp_path / "now", tmp_path / "apart")
 
@@ -366,9 +206,7 @@ def weights_of(one: Path, two: Path) -> None:
 
 
 def strength_of(one: Path, _: Path) -> None:
-    path = one / "adapter_config.json"
-    value = json.loads(path.read_text())
-    path.write_text(json.dumps({**value, "lora_alpha": 2 * value["lora_alpha"]}))
+    rewrite(one / "adapter_config.json", with_value("lora_alpha", 16))
 
 
 @pytest.mark.parametrize("change", [weights_of, strength_of])
@@ -378,124 +216,20 @@ def test_an_adapter_that_is_replaced_before_it_is_loaded_is_planned_anew(
     tmp_path: Path,
     change: Callable[[Path, Path], None],
 ) -> None:
-    folder = tmp_path / "adapter"
-    shutil.copytree(adapters[0], folder)
-    ran = run_disturbed(
-        place, {"decode": [lambda: change(folder, adapters[1])]}, adapter=str(folder)
-    )
+    folder = shutil.copytree(adapters[0], tmp_path / "adapter")
+    happens = {"decode": [lambda: change(folder, adapters[1])]}
+    ran = run_disturbed(place, happens, adapter=str(folder))
     assert ran.said.count(AGAIN) == 1 and ran.started.count("encode") == 1
     found = captions(place)
     assert found == apart_from(place, tmp_path / "apart", adapter=str(folder))
     assert len(place.stored("captions")) == 1, "nothing was said with the adapter of before"
 
 
-def ask_until_answered(server: Serving, medium: bytes, seconds: float = 60.0) -> dict[str, Any]:
-    """The answer to a medium; a server that reads its model again says 503 and when to ask."""
-    until = time.monotonic() + seconds
-    while True:
-        answer = server.ask("POST", "/v1/caption", medium)
-        assert server.ask("GET", "/healthz").status == 200, "it is alive meanwhile"
-        if answer.status == 200:
-            return dict(json.loads(answer.body))
-        assert answer.status == 503 and int(answer.headers["retry-after"]) > 0, answer.body
-        assert b"model.safetensors" in answer.body, "it says which file"
-        assert time.monotonic() < until, answer.body
-        time.sleep(0.1)
-
-
-def words_of(answer: dict[str, Any]) -> list[str]:
-    return [each["caption"] for each in answer["captions"]]
-
-
-def kill_halves(server: Serving) -> None:
-    for stage in ("encode", "decode"):
-        for pid in server.pids(stage):
-            os.kill(pid, signal.SIGKILL)
-
-
-def wait_away(server: Serving) -> None:
-    until = time.monotonic() + 60
-    while server.pids("encode") or server.pids("decode"):
-        assert time.monotonic() < until, "its halves stay"
-        time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def captioning(models: Models, root: Path, *options: str) -> Iterator[Serving]:
-    root.mkdir(exist_ok=True)
-    model = ["--caption-model", str(models.folder)]
-    command = [*PENSTOCK, "serve"]
-    with serving(root, *model, "--store", root / "store", *options, command=command) as server:
-        yield server
-
-
-def test_a_server_answers_by_the_new_model_after_a_death_and_after_it_was_idle(
-    models: Models, tmp_path: Path
-) -> None:
-    seen, new, newer = (path.read_bytes() for path in sorted(CLIPS.glob("*.mp4"))[:3])
-    with captioning(models, tmp_path / "first", "--idle", "0.05") as server:
-        first = words_of(ask_until_answered(server, seen))
-        models.rename_in(models.second)
-        kill_halves(server)
-        second = {each: words_of(ask_until_answered(server, each)) for each in (new, seen)}
-        wait_away(server)
-        models.rename_in(models.first)
-        ask_until_answered(server, newer)
-        again = ask_until_answered(server, seen)
-        log = server.log.read_text()
-    assert words_of(again) == first and again["cached"], "what it said before is in the store"
-    assert log.count("the model is read again") == 2 and "Traceback" not in log
-    models.rename_in(models.second)
-    with captioning(models, tmp_path / "other") as server:
-        undisturbed = {each: words_of(ask_until_answered(server, each)) for each in (new, seen)}
-    assert undisturbed == second and undisturbed[seen] != first
-
-
-def test_a_server_whose_model_changes_on_and_on_ends_in_one_line(
-    models: Models, tmp_path: Path
-) -> None:
-    with captioning(models, tmp_path / "first") as server:
-        models.rename_in(models.second)
-        kill_halves(server)
-        with contextlib.suppress(OSError):
-            server.ask("POST", "/v1/caption", a_picture())
-        until = time.monotonic() + 90
-        while server.is_up():
-            models.rename_in(models.first)
-            time.sleep(0.02)
-            assert time.monotonic() < until, "it goes on for ever"
-        last = server.log.read_text().strip().splitlines()[-1]
-        assert server.process.returncode == 5 and "the model changed twice" in last
-
-
-@pytest.fixture(scope="module")
-def kept_dual(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    return Models.below(tmp_path_factory.mktemp("dual"), DUAL_CHECKPOINT)
-
-
-@pytest.fixture
-def dual(kept_dual: Models, tmp_path: Path) -> Models:
-    shutil.copytree(kept_dual.first, tmp_path / "dual")
-    return replace(kept_dual, folder=tmp_path / "dual")
-
-
-def vectors_config(root: Path, model: Path) -> CaptionConfig:
-    pictures = root / "pictures"
-    if not pictures.exists():
-        pictures.mkdir()
-        (pictures / "one.jpg").write_bytes(a_picture())
-    return CaptionConfig(
-        sources=(str(pictures),),
-        model=str(model),
-        out=str(root / "out"),
-        store=str(root / "store"),
-    )
-
-
 @pytest.mark.parametrize("stage", ["embed", "embed_texts"])
-def test_vectors_and_labels_are_of_the_model_that_is_there(
-    dual: Models, tmp_path: Path, stage: str
-) -> None:
+def test_vectors_and_labels_are_of_the_model_that_is_there(tmp_path: Path, stage: str) -> None:
+    dual = Models.below(tmp_path, DUAL_CHECKPOINT)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "one.jpg").write_bytes(a_picture())
     (tmp_path / "labels.txt").write_text("a red square\na blue circle\n")
     asked = LabelRequest(labels=label_set(str(tmp_path / "labels.txt"), ""), threshold=-1.0)
 
@@ -508,7 +242,12 @@ def test_vectors_and_labels_are_of_the_model_that_is_there(
         name = "embeddings.npy" if stage == "embed" else "labels.jsonl"
         return heard.getvalue(), (Path(config.out) / name).read_bytes()
 
-    config = vectors_config(tmp_path, dual.folder)
+    config = CaptionConfig(
+        sources=(str(tmp_path / "pictures"),),
+        model=str(dual.folder),
+        out=str(tmp_path / "out"),
+        store=str(tmp_path / "store"),
+    )
     disturbed = Disturbed(happens={stage: [lambda: dual.rename_in(dual.second)]})
     told, found = made(config, disturbed)
     assert told.count(AGAIN) == 1
@@ -612,15 +351,15 @@ def test_a_loaded_half_goes_on_when_its_files_change(
     assert captions(place)[0] == said["second"]
 
 
-@pytest.mark.parametrize("way", ["renamed in", "overwritten, its time set back"])
+@pytest.mark.parametrize("change", [Models.rename_in, Models.overwrite])
 def test_a_killed_run_goes_on_with_the_model_that_is_there(
-    models: Models, tmp_path: Path, way: str
+    models: Models, tmp_path: Path, change: Callable[[Models, Path], None]
 ) -> None:
     place = place_in(tmp_path, models.folder, clips=2)
     more = ("--batch-size", "1", "--max-new-tokens", str(TOKENS), "--precision", "fp32")
     assert kill_at(place, "decode", 1, "group", *more) != 0
     before = place.stored("captions")
-    REPLACED[way](models, tmp_path)()
+    change(models, models.second)
     done = place.run(*more, "--format", "jsonl,txt,vtt")
     assert done.returncode == 0, done.stderr
     assert before.items() <= place.stored("captions").items()
@@ -632,7 +371,7 @@ def test_what_describes_a_model_describes_the_one_that_was_digested(
     models: Models, place: Place, said: dict[str, str]
 ) -> None:
     """Its profile is kept under the digests of small files, and would be wrong for ever."""
-    ran = run_disturbed(place, {"describe": [lambda: settings("config.json", another=1)(models)]})
+    ran = run_disturbed(place, {"describe": [lambda: SMALL["configuration"](models.folder)]})
     assert ran.started.count("describe") == 2 and AGAIN in ran.said
     assert captions(place) == [said["first"]]
     assert len(place.stored("cards")) == 1

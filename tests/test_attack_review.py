@@ -8,10 +8,8 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,90 +23,35 @@ from flows.studio.confirming import confirmed
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.reports import media_file, said, write_run
-from tests.support.servers import Answer, raw_request
+from tests.support.studios import OpenStudio
 from tests.support.terminals import Dialogue
 
 pytestmark = pytest.mark.slow
 
-ADDRESS = re.compile(rb"review at http://127\.0\.0\.1:(\d+)/([0-9a-f]{32})/run/([0-9a-f]{16})/")
+ADDRESS = re.compile(rb"review at http://127\.0\.0\.1:(\d+)/([0-9a-f]{32})/run/[0-9a-f]{16}/")
 SECONDS = 60
 KEY_OF_NONE = "0" * 24
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Review:
-    """A review that is going on."""
-
-    out: Path
-    port: int
-    word: str
-    run: str
-
-    def ask(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> Answer:
-        """Ask for a path below the word, as its page does."""
-        target = f"/{self.word}/{path[1:]}"
-        address = "http://127.0.0.1"
-        own = {"Host": "127.0.0.1", "Origin": address, "X-Penstock-Token": self.word}
-        return raw_request(self.port, method, target, {**own, **(headers or {})}, body)
-
-    def edit(self, edit: Any) -> Answer:
-        """Send an edit that names the edits now in force as its base."""
-        if isinstance(edit, dict):
-            self.base(edit)
-        body = edit if isinstance(edit, bytes) else json.dumps(edit).encode()
-        headers = {"Content-Type": "application/json"}
-        return self.ask("POST", f"/run/{self.run}/edits", body, headers)
-
-    def base(self, edit: dict[str, Any]) -> None:
-        if edit.get("does") in ("undo", "redo"):
-            told = loaded(self.ask("GET", f"/run/{self.run}/history"))
-            edit["of"] = told["tops"][edit["does"]]
-        edits = self.captions["edits"]
-        for change in edit.get("changes", []):
-            change["was"] = edits.get(change.get("of"), {"caption": None, "review": ""})
-
-    @property
-    def captions(self) -> dict[str, Any]:
-        answer = self.ask("GET", f"/run/{self.run}/captions")
-        assert answer.status == 200
-        return dict(loaded(answer))
-
-    @property
-    def key(self) -> str:
-        return str(self.captions["media"][0]["captions"][0]["key"])
-
-    def caption(self) -> str | None:
-        edit = self.captions["edits"].get(self.key)
-        return edit["caption"] if edit else None
-
-    def journal(self) -> bytes:
-        return (self.out / "edits.jsonl").read_bytes()
+def review_at(out: Path, found: re.Match[bytes] | re.Match[str]) -> OpenStudio:
+    """A review that is going on, which is a studio of one run."""
+    port, token = map(os.fsdecode, found.groups())
+    return OpenStudio(out, out, out, port=int(port), token=token)
 
 
-def review_at(out: Path, found: re.Match[bytes] | re.Match[str]) -> Review:
-    port, word, run = map(os.fsdecode, found.groups())
-    return Review(out=out, port=int(port), word=word, run=run)
+def journal(review: OpenStudio) -> bytes:
+    return (review.out / "edits.jsonl").read_bytes()
 
 
-def loaded(answer: Answer) -> Any:
-    return json.loads(answer.body)
-
-
-def deed(
-    of: str, caption: Any, name: str = "", does: str = "x", review: Any = ""
-) -> dict[str, Any]:
-    change = {"of": of, "caption": caption, "review": review}
-    return {"id": name or os.urandom(8).hex(), "does": does, "changes": [change]}
+def again(review: OpenStudio, does: str) -> int:
+    """The status of an undo or a redo."""
+    of = review.get(f"{review.own}/history")["tops"][does]
+    step = {"id": os.urandom(8).hex(), "does": does, "of": of}
+    return review.post(f"{review.own}/edits", step).status
 
 
 @pytest.fixture(scope="module")
-def review(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Review]:
+def review(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenStudio]:
     root = tmp_path_factory.mktemp("review")
     file = media_file(write_video(root / "a.mp4", ticks=range(0, 60, 6)))
     write_run(root / "out", [(file, said(file, ["A ring.", "A square."]))])
@@ -130,62 +73,48 @@ def review(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Review]:
         "bytes=" + "0-," * 3000,
     ],
 )
-def test_an_odd_range_takes_no_more_than_the_file(review: Review, asked: str) -> None:
-    size = len(review.ask("GET", f"/run/{review.run}/media/0").body)
-    answer = review.ask("GET", f"/run/{review.run}/media/0", headers={"Range": asked})
+def test_an_odd_range_takes_no_more_than_the_file(review: OpenStudio, asked: str) -> None:
+    path = f"{review.own}/media/0"
+    size = len(review.ask("GET", path).body)
+    answer = review.ask("GET", path, headers={"Range": asked})
     assert answer.status in {200, 206, 400, 416}
     assert len(answer.body) <= 200 * size
 
 
 @pytest.mark.parametrize(
-    "body",
+    "asked",
     [
-        *(b"", b"{", b"[]", b"\xff\xfe{}", b"\xef\xbb\xbf{}", b"NaN", b"[" * 200_000),
-        *(b'{"id": NaN, "does": "x"}', b'{"id": "a"}', b'{"id": 1, "does": "x"}'),
-        b'{"id": "a", "does": "\\ud800"}',
-        b'{"id": "\\udfff", "does": "x", "changes": []}',
-        *(b'{"id": "a", "does": "x", "changes": %b}' % each for each in (b"{}", b"[1]")),
-        b'{"id": "a", "does": "x", "changes": [{"of": null, "caption": "a", "review": ""}]}',
-        deed(KEY_OF_NONE, "a"),
-        deed("KEY", "a", name="n" * 201),
-        deed("KEY", "a", does="d" * 201),
-        *(deed("KEY", "a", review=each) for each in ("perhaps", {"accepted": 1})),
-        *(deed("KEY", caption) for caption in (["a"], True, "", "\u00a0\u2003", "a" * (5 << 20))),
-        *(deed("KEY", caption) for caption in ("a\0b", "\x1b[2J", "a\x7fb", "a\ud800")),
-        deed("KEY", "a" * ((1 << 16) + 1)),
-        {"id": "a", "does": "x", "changes": []},
-        {"id": "a", "does": "x", "changes": [deed(KEY_OF_NONE, "a")] * 20_000},
+        *(b'{"id": NaN, "does": "x"}', b'{"id": "a"}', {"id": 1}, {"does": "\ud800"}),
+        *({"id": "\udfff"}, {"id": "n" * 201}, {"does": "d" * 201}, {"of": None}),
+        {"of": KEY_OF_NONE},
+        *({"review": each} for each in ("perhaps", {"accepted": 1})),
+        *({"caption": each} for each in (["a"], True, "", "\u00a0\u2003", "a" * (5 << 20))),
+        *({"caption": each} for each in ("a\0b", "\x1b[2J", "a\x7fb", "a\ud800")),
+        {"caption": "a" * ((1 << 16) + 1)},
+        *({"changes": each} for each in ({}, [1], [], [{"of": KEY_OF_NONE}] * 20_000)),
     ],
 )
-def test_an_edit_that_is_none_is_refused_in_one_line(review: Review, body: Any) -> None:
-    before = review.journal()
-    if isinstance(body, dict):
-        body = json.loads(json.dumps(body).replace("KEY", review.key))
-    answer = review.edit(body)
+def test_an_edit_that_is_none_is_refused_in_one_line(review: OpenStudio, asked: Any) -> None:
+    """What is asked for has these values, in the edit or in its change."""
+    before, edit = journal(review), review.deed("a")
+    if isinstance(asked, dict):
+        (edit if asked.keys() <= edit.keys() else edit["changes"][0]).update(asked)
+    answer = review.post(f"{review.own}/edits", edit if isinstance(asked, dict) else asked)
     assert answer.status == 422
-    told = loaded(answer)["error"]
+    told = json.loads(answer.body)["error"]
     assert told.isprintable() and len(told) < 300 and "Traceback" not in told
-    assert review.journal() == before
+    assert journal(review) == before
 
 
-def test_a_body_of_megabytes_is_refused_and_the_next_is_read(review: Review) -> None:
-    before = review.journal()
+def test_a_body_of_megabytes_is_refused_and_the_next_is_read(review: OpenStudio) -> None:
+    before, path = journal(review), f"{review.own}/edits"
     # It may be refused while it is still being sent.
     with contextlib.suppress(ConnectionError, http.client.HTTPException):
-        assert review.edit(b" " * ((64 << 20) + 2)).status == 422
-    assert review.journal() == before
-    long = deed(review.key, "long")
-    review.base(long)
-    assert review.edit(b" " * (8 << 20) + json.dumps(long).encode()).status == 200
-    assert review.edit({"id": "long-back", "does": "undo"}).status == 200
-
-
-def test_another_method_does_nothing(review: Review) -> None:
-    asked = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
-    for method in ("GET", "PUT", "DELETE", "PATCH", "TRACE", "OPTIONS"):
-        answer = review.ask(method, f"/run/{review.run}/edits", headers=asked)
-        assert answer.status == 405
-        assert not any(name.startswith("access-control") for name in answer.headers)
+        assert review.post(path, b" " * ((64 << 20) + 2)).status == 422
+    assert journal(review) == before
+    long = json.dumps(review.deed("long")).encode()
+    assert review.post(path, b" " * (8 << 20) + long).status == 200
+    assert again(review, "undo") == 200
 
 
 @pytest.mark.parametrize(
@@ -197,34 +126,36 @@ def test_another_method_does_nothing(review: Review) -> None:
         *("a\tb\r\nc", "\ufffe\uffff", "=cmd|' /C calc'!A0"),
     ],
 )
-def test_what_a_person_writes_stays_as_it_is(review: Review, caption: str) -> None:
-    answer = review.edit(deed(review.key, caption))
-    assert answer.status == 200 and loaded(answer)["edits"][review.key]["caption"] == caption
-    assert answer.headers["content-type"] == "application/json"
-    assert review.caption() == caption
-    assert read_edits(review.out).now[review.key].caption == caption
-    assert review.edit({"id": os.urandom(8).hex(), "does": "undo"}).status == 200
+def test_what_a_person_writes_stays_as_it_is(review: OpenStudio, caption: str) -> None:
+    key, answer = review.key(), review.post(f"{review.own}/edits", review.deed(caption))
+    assert answer.status == 200 and answer.headers["content-type"] == "application/json"
+    assert json.loads(answer.body)["edits"][key]["caption"] == caption
+    assert review.captions()["edits"][key]["caption"] == caption
+    assert read_edits(review.out).now[key].caption == caption
+    assert again(review, "undo") == 200
 
 
-def test_of_twenty_edits_at_once_each_is_a_line_or_refused(review: Review) -> None:
-    key, lines = review.key, review.journal().count(b"\n")
+def test_of_twenty_edits_at_once_each_is_a_line_or_refused(review: OpenStudio) -> None:
+    def edit(number: int) -> int:
+        return review.post(f"{review.own}/edits", review.deed(f"at once {number}")).status
+
+    lines = journal(review).count(b"\n")
     with ThreadPoolExecutor(10) as pool:
-        asked = [deed(key, f"at once {n}", name=f"at once {n}") for n in range(20)]
-        found = [answer.status for answer in pool.map(review.edit, asked)]
+        found = list(pool.map(edit, range(20)))
     assert set(found) <= {200, 409} and found.count(200)
-    assert review.journal().count(b"\n") == lines + found.count(200)
-    last = json.loads(review.journal().splitlines()[-1])
-    assert review.caption() == last["changes"][0]["caption"]
+    assert journal(review).count(b"\n") == lines + found.count(200)
+    last = json.loads(journal(review).splitlines()[-1])["changes"][0]
+    assert review.captions()["edits"][review.key()]["caption"] == last["caption"]
 
 
-def test_a_body_that_never_ends_keeps_nobody_else_waiting(review: Review) -> None:
+def test_a_body_that_never_ends_keeps_nobody_else_waiting(review: OpenStudio) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", review.port, timeout=SECONDS)
     with contextlib.closing(connection):
-        connection.putrequest("POST", f"/{review.word}/run/{review.run}/edits")
+        connection.putrequest("POST", f"/{review.token}/{review.own}/edits")
         connection.putheader("Content-Type", "application/json")
         connection.putheader("Content-Length", "1000000")
         connection.endheaders(b'{"id": ')
-        assert review.edit({"id": os.urandom(8).hex(), "does": "redo"}).status == 200
+        assert again(review, "redo") == 200
 
 
 def run_folder(root: Path, words: list[str], folder: str) -> Path:
@@ -247,7 +178,7 @@ class AtTerminal(Dialogue):
         assert self.shows(r"\[y/N\] ", SECONDS), self.text
         self.type(answer)
 
-    def review(self) -> Review:
+    def review(self) -> OpenStudio:
         found = self.shows(ADDRESS.pattern.decode() + "\r\n", SECONDS)
         assert found, self.text
         return review_at(self.out, found)
@@ -259,20 +190,15 @@ class AtTerminal(Dialogue):
         return code
 
 
-def told_of_files(review: Review) -> dict[str, Any]:
+def told_of_files(review: OpenStudio) -> dict[str, Any]:
     """Return what came of the button that writes files: an error, or its run."""
-    path, form = f"/run/{review.run}/write", {"Content-Type": "application/json"}
-    answer = review.ask("POST", path, b'{"format": []}', form)
+    answer = review.post(f"{review.own}/write", {"format": []})
     if answer.status != 200:
         assert answer.status == 422
-        return dict(loaded(answer))
-    until = time.monotonic() + SECONDS
-    while True:
-        (found,) = loaded(review.ask("GET", "/runs"))["runs"]
-        if found["state"] not in ("queued", "starting", "running"):
-            return dict(found)
-        assert time.monotonic() < until
-        time.sleep(0.1)
+        return dict(json.loads(answer.body))
+    going = ("queued", "starting", "running")
+    (found,) = review.wait(lambda runs: runs[0]["state"] not in going)
+    return dict(found)
 
 
 @pytest.fixture

@@ -180,21 +180,6 @@ def remembered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Pat
     return folder / "digests.jsonl", {file: digests.of(file) for file in files}
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_memory_never_tells_a_wrong_digest(
-    remembered: tuple[Path, dict[Path, str]], tmp_path: Path, change: Change
-) -> None:
-    memory, digests = remembered
-    draw = seeded("digests", change.__name__)
-    for number in range(8):
-        path = Path(shutil.copy(memory, tmp_path / f"{number}.jsonl"))
-        for _ in range(draw.randrange(1, 4)):
-            if path.stat().st_size:
-                changed(path, change, draw)
-        again = ContentDigests(path)
-        assert {file: again.of(file) for file in digests} == digests
-
-
 @pytest.mark.parametrize("odd", ODD)
 def test_a_book_that_is_no_file_is_done_without(
     remembered: tuple[Path, dict[Path, str]], tmp_path: Path, odd: str

@@ -1,32 +1,41 @@
-"""The program as a package: captions as they are made, tables, plans, and what the docs print."""
+"""The program as a package: captions as they are made, what the docs print, and the commands."""
 
+import asyncio
+import copy
 import json
+import pickle
 import re
 import shutil
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import pytest
 
 import penstock
 import penstock_demo
+from artifacts.errors import MediaError
 from artifacts.keys import digest_of
+from flows.cli.derived import config_from
+from flows.cli.main import parse
 from flows.options.commands import CaptionConfig
-from penstock.arguments import config_for
+from flows.options.export_config import ExportConfig
+from flows.options.search import SearchPlace, SearchQuery
+from flows.options.tune import TuneConfig
+from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
+from flows.serving.config import ServeConfig
+from penstock.arguments import anchored, config_for, config_of
 from penstock.keywords import CaptionOptions
 from tests.support.commands import completed
+from tests.support.pipeline import ROOT, read_lines
 
-ROOT = Path(__file__).resolve().parent.parent
 CALLS: tuple[Callable[..., object], ...] = (penstock.caption, penstock.plan, penstock.rebuild)
-NAMES = ("clip-01.mp4", "clip-02.mp4")
-
-
-def lines(folder: Path) -> list[dict[str, object]]:
-    text = (folder / "captions.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+CLIP_COUNT = 2
 
 
 def test_nothing_heavy_is_imported_for_the_names() -> None:
@@ -82,18 +91,20 @@ sys.exit(main())
 def test_captions_come_as_they_are_made_and_stand_in_the_file(here: Path) -> None:
     with penstock.caption("videos", model="demo", out="out", chunk=2.0, batch_size=1) as captions:
         found = [(row.media_path, row.start, row.caption) for row in captions]
-    written = [(row["media_path"], row["start"], row["caption"]) for row in lines(here / "out")]
-    assert sorted(found) == sorted(written) and len(found) > len(NAMES)
+    written = [
+        (row["media_path"], row["start"], row["caption"])
+        for row in read_lines(here / "out" / "captions.jsonl")
+    ]
+    assert sorted(found) == sorted(written) and len(found) > CLIP_COUNT
     assert captions.result().exit_code == 0
     table = captions.table()
     assert table.column("caption").to_pylist() == [caption for _, _, caption in written]
     assert list(captions.pandas()["media_path"]) == [name for name, _, _ in written]
 
-    before = (here / "out" / "run.json").read_text()
     again = [row.caption for row in penstock.caption("videos", model="demo", out="out", chunk=2.0)]
     assert again == [caption for _, _, caption in written]
     stages = json.loads((here / "out" / "run.json").read_text())["stages"]
-    assert before and [stage["items"] for stage in stages] == [0, 0, 0]
+    assert [stage["items"] for stage in stages] == [0, 0, 0]
 
 
 @pytest.mark.slow
@@ -104,17 +115,13 @@ def test_a_run_that_is_left_early_stops_in_order_and_is_taken_up(here: Path) -> 
     assert json.loads((here / "out" / "run.json").read_text())["state"] in ("interrupted", "done")
     assert not [t for t in threading.enumerate() if t.name == "penstock"]
     rest = list(penstock.caption("videos", **options))  # type: ignore[arg-type]
-    assert first in rest and len(rest) == len(lines(here / "out"))
+    assert first in rest and len(rest) == len(read_lines(here / "out" / "captions.jsonl"))
 
 
 def test_what_ends_a_run_is_raised_where_its_captions_are_asked_for(here: Path) -> None:
-    with pytest.raises(penstock.PenstockError) as raised:
-        list(penstock.caption("nowhere", model="demo"))
-    assert "nowhere" in str(raised.value) and raised.value.hint
-    with pytest.raises(penstock.PenstockError, match="chunk"):
-        penstock.caption("videos", model="demo", chunk=-1.0)
-    with pytest.raises(penstock.PenstockError, match="no source"):
-        penstock.caption([], model="demo")
+    assert refused(lambda: list(penstock.caption("nowhere", model="demo")), "nowhere").hint
+    refused(lambda: penstock.caption("videos", model="demo", chunk=-1.0), "chunk")
+    refused(lambda: penstock.caption([], model="demo"), "no source")
 
 
 def blocks_of(page: str) -> list[str]:
@@ -125,11 +132,13 @@ def blocks_of(page: str) -> list[str]:
 
 @pytest.mark.slow
 def test_the_code_of_the_readme_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (here / "videos" / NAMES[0]).unlink()
+    (here / "videos" / "clip-01.mp4").unlink()
     (here / "videos").rename(here / "VIDEOS")
     (block,) = blocks_of((ROOT / "README.md").read_text(encoding="utf-8"))
     exec(compile(block, "README.md", "exec"), {})
-    assert len(capsys.readouterr().out.splitlines()) == len(lines(here / "penstock-out"))
+    assert len(capsys.readouterr().out.splitlines()) == len(
+        read_lines(here / "penstock-out" / "captions.jsonl")
+    )
 
 
 @pytest.mark.slow
@@ -139,7 +148,7 @@ def test_the_code_of_the_page_runs_as_printed(here: Path) -> None:
     names: dict[str, object] = {}
     for block in blocks_of(page):
         exec(compile(block, "docs/python.md", "exec"), names)
-    assert names["table"].num_rows == len(lines(here / "captions"))  # type: ignore[attr-defined]
+    assert names["table"].num_rows == len(read_lines(here / "captions" / "captions.jsonl"))  # type: ignore[attr-defined]
     assert names["plan"]["fits"] is True  # type: ignore[index]
     assert names["made"].encoded == 0  # type: ignore[attr-defined]
 
@@ -165,6 +174,14 @@ def test_its_types_are_seen_from_outside_the_clone(tmp_path: Path) -> None:
     assert "max_new_token" in done.stdout and "Found 1 error" in done.stdout, done.stdout
 
 
+def refused(call: Callable[[], object], words: str) -> penstock.PenstockError:
+    """Return the error of a call, which is one line with these words."""
+    with pytest.raises(penstock.PenstockError) as found:
+        call()
+    assert words in str(found.value) and "\n" not in str(found.value)
+    return found.value
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -180,12 +197,25 @@ def test_its_types_are_seen_from_outside_the_clone(tmp_path: Path) -> None:
         ),
         (lambda: penstock.rebuild("x", name=5), "name is 5 (int). Give a text"),  # type: ignore[arg-type]
         (lambda: penstock.rebuild("x", prune="no"), "prune is 'no'"),  # type: ignore[arg-type]
+        (lambda: penstock.label("x", model="demo"), "labels is missing"),  # type: ignore[call-arg]
+        (lambda: penstock.label("x", model="demo", labels=["a,b"]), "without commas"),
+        (lambda: penstock.embed("x", model="demo", top=3), "unknown option top"),  # type: ignore[call-arg]
+        (lambda: penstock.serve(), "there is nothing to serve"),
+        (lambda: penstock.serve(model="nowhere", port=0), "there is no model at nowhere"),
+        (lambda: penstock.export("demo", to="nf4"), "out is missing"),  # type: ignore[call-arg]
+        (lambda: penstock.tune("x", out="o"), "model is missing"),  # type: ignore[call-arg]
+        (lambda: penstock.search("", "i"), "is empty"),
+        (lambda: penstock.search("x", "nowhere"), "nowhere"),
+        (lambda: penstock.convert("x", "y", dtype="fp8"), "Choose from fp16, bf16, fp32"),
+        (lambda: penstock.status("nowhere"), "nowhere"),
+        (lambda: penstock.report("nowhere"), "nowhere"),
+        (lambda: penstock.status(3), "Give a path"),  # type: ignore[arg-type]
+        (lambda: penstock.search("a", None), "Give a path"),  # type: ignore[arg-type]
+        (lambda: penstock.convert(3, "x"), "Give a path"),  # type: ignore[arg-type]
     ],
 )
 def test_a_wrong_argument_is_one_line(call: Callable[[], object], words: str, here: Path) -> None:
-    with pytest.raises(penstock.PenstockError) as found:
-        call()
-    assert words in str(found.value) and "\n" not in str(found.value)
+    refused(call, words)
 
 
 @pytest.mark.parametrize(
@@ -213,10 +243,9 @@ def test_another_type_is_refused_at_once(
     options: dict[str, object], words: str, here: Path
 ) -> None:
     for call in CALLS[:2]:
-        with pytest.raises(penstock.PenstockError) as found:
-            call("videos", **{"model": "demo", "out": "o", **options})
-        assert found.value.exit_code == 2 and found.value.hint
-        assert words in str(found.value) and "\n" not in str(found.value)
+        given = {"model": "demo", "out": "o", **options}
+        error = refused(partial(call, "videos", **given), words)
+        assert error.exit_code == 2 and error.hint
 
 
 @pytest.mark.parametrize(
@@ -231,10 +260,7 @@ def test_another_type_is_refused_at_once(
 )
 def test_what_is_no_source_is_refused_at_the_call(sources: object, words: str, here: Path) -> None:
     for call in CALLS:
-        with pytest.raises(penstock.PenstockError) as found:
-            call(sources, model="demo")
-        assert found.value.exit_code == 2
-        assert words in str(found.value) and "\n" not in str(found.value)
+        assert refused(partial(call, sources, model="demo"), words).exit_code == 2
 
 
 def test_values_are_taken_as_the_command_line_or_python_writes_them() -> None:
@@ -285,3 +311,110 @@ def test_the_wrong_half_is_told_as_an_error_of_penstock() -> None:
     with pytest.raises(penstock.PenstockError, match="is needed, but belongs to") as found:
         penstock.encode(half, asked)
     assert "pieces=" in found.value.hint and "\n" not in str(found.value)
+
+
+LEAST: dict[str, tuple[tuple[type[Any], ...], dict[str, Any]]] = {
+    "caption x": ((CaptionConfig,), {"sources": ("x",)}),
+    "embed x --model m": ((EmbedConfig,), {"sources": ("x",), "model": "m"}),
+    "label x --model m --labels a,b": (
+        (LabelConfig,),
+        {"sources": ("x",), "model": "m", "labels": ["a", "b"]},
+    ),
+    "index build x --model m": ((IndexConfig,), {"sources": ("x",), "model": "m"}),
+    "search x": ((SearchQuery, SearchPlace), {"what": "x"}),
+    "tune x --model m --out o": ((TuneConfig,), {"data": "x", "model": "m", "out": "o"}),
+    "export m --to nf4 --out o": ((ExportConfig,), {"model": "m", "to": "nf4", "out": "o"}),
+    "serve --model m": ((ServeConfig,), {"model": "m"}),
+}
+"""Shortest command lines → their configurations, and the same as keywords."""
+
+
+@pytest.mark.parametrize("command", LEAST)
+def test_defaults_of_functions_are_those_of_commands(command: str) -> None:
+    kinds, options = LEAST[command]
+    given = parse(command.split())
+    for kind in kinds:
+        names = {name: options[name] for name in options if name in kind.__dataclass_fields__}
+        assert config_of(kind, names) == config_from(given, kind)
+
+
+def test_the_commands_are_shown_and_documented() -> None:
+    commands = "caption plan rebuild embed label index search tune export convert serve"
+    for name in [*commands.split(), "status", "report"]:
+        assert name in dir(penstock) and name in penstock.__all__
+        assert getattr(penstock, name).__doc__, name
+
+
+@pytest.mark.slow
+def test_all_records_come_inside_a_running_event_loop(here: Path) -> None:
+    asyncio.run(use_vectors())
+
+
+async def use_vectors() -> None:
+    with penstock.embed("videos", model="demo", out="e") as vectors:
+        found = list(vectors)
+    table = vectors.table()
+    assert table.num_rows == len(found) == vectors.result().vectors > CLIP_COUNT
+    assert table.column("vector").to_pylist()[-1] == found[-1].vector.tolist()
+
+    labels = penstock.label("videos", model="demo", labels=["a red ball", "a box"], out="l")
+    rows = list(labels)
+    written = Path("l/labels.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [row.media_path for row in rows] == [json.loads(line)["media_path"] for line in written]
+    assert labels.table().column("top").to_pylist() == [row.top for row in rows]
+
+    assert penstock.index("videos", model="demo", out="i").added == len(found)
+    hits = penstock.search("a red ball", "i", top=3, without="a box, or two")
+    assert [hit.rank for hit in hits] == hits.table().column("rank").to_pylist()
+    assert hits
+
+    with (
+        penstock.serve(model="demo", port=0) as server,
+        urllib.request.urlopen(f"{server.url}/healthz") as answer,
+    ):
+        assert json.load(answer)["status"] == "ok"
+    assert server.close() == 0
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_work_and_one_folder_has_one_run(here: Path) -> None:
+    first = penstock.caption("videos", model="demo", out="a")
+    second = penstock.caption("videos", model="demo", out="b", chunk=2.0)
+    assert len(list(first)) == CLIP_COUNT < len(list(second))
+    assert penstock.status("a")["state"] == "done"
+    assert penstock.report("a").stat().st_size > 1000
+
+    with penstock.caption("videos", model="demo", out="c", chunk=0.1) as running:
+        next(running)
+        with pytest.raises(penstock.PenstockError, match="captioning into"):
+            list(penstock.caption("videos", model="demo", out="c"))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_closed_early_is_resumed(here: Path) -> None:
+    with penstock.embed("videos", model="demo", out="e") as vectors:
+        pass
+    with pytest.raises(penstock.PenstockError, match="stopped"):
+        vectors.result()
+    assert len(list(penstock.embed("videos", model="demo", out="e"))) > CLIP_COUNT
+
+
+def test_numbers_of_numpy_are_those_of_python() -> None:
+    config = config_of(CaptionConfig, {"frames": np.int64(4), "fps": None}, sources=("x",))
+    assert type(config.frames) is int and config.frames == 4
+
+
+def test_errors_reach_other_processes() -> None:
+    error = MediaError("broken", kind="no-video", hint="Replace it")
+    for other in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert (str(other), other.kind) == ("broken. Replace it", "no-video")
+        assert type(other) is MediaError
+
+
+def test_folders_are_those_of_the_call(here: Path) -> None:
+    config = anchored(config_of(CaptionConfig, {"out": "o"}, sources=("x",)))
+    assert config.out == str(here / "o") and config.store == ""
+
+
+def test_a_search_that_finds_nothing_has_the_columns() -> None:
+    assert {"rank", "path", "score"} <= set(penstock.Hits().table().schema.names)

@@ -1,6 +1,7 @@
 """A studio that is going on in a process of its own, and requests as its page makes them."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -92,6 +93,26 @@ class OpenStudio:
         answer = self.post(path, value)
         assert answer.status == 200, answer.body
         return json.loads(answer.body)
+
+    @property
+    def own(self) -> str:
+        """The path of the captions that lie in its folder of outputs."""
+        return f"run/{self.get('start')['own']}"
+
+    def captions(self) -> dict[str, Any]:
+        return dict(self.get(f"{self.own}/captions"))
+
+    def key(self) -> str:
+        """The key of the first caption."""
+        return str(self.captions()["media"][0]["captions"][0]["key"])
+
+    def deed(self, caption: Any, **more: Any) -> dict[str, Any]:
+        """Return a correction of that caption, which names the edit now in force as its base."""
+        found = self.captions()
+        of = found["media"][0]["captions"][0]["key"]
+        was = found["edits"].get(of, {"caption": None, "review": ""})
+        change = {"of": of, "caption": caption, "review": "", "was": was, **more}
+        return {"id": os.urandom(8).hex(), "does": "x", "changes": [change]}
 
     def runs(self) -> list[dict[str, Any]]:
         return list(self.get("runs")["runs"])

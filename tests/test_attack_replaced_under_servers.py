@@ -1,11 +1,15 @@
-"""An index replaced under a search and a server: vectors of one model are never compared with those
-of another, and an index that is away or damaged is a refusal with the reason, never a fault."""
+"""Indexes and models replaced under servers: vectors of one model are never compared with those of
+another, an index that is away or damaged is a refusal with the reason, and answers are of the model
+that is there."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
+import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +27,14 @@ from flows.cli.main import main
 from flows.options.search import SearchQuery
 from flows.serving.refusals import HttpRefusal
 from flows.serving.searching import ServedIndex
+from penstock_demo import CLIPS
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import write_images
 from tests.support.families import hf
 from tests.support.indexes import MAKER, WIDTH, drawn, rows
-from tests.support.serving import REAL, serving
+from tests.support.pipeline import PENSTOCK
+from tests.support.replaced_models import WEIGHTS, Models
+from tests.support.serving import REAL, Serving, a_picture, serving
 
 pytestmark = pytest.mark.slow
 
@@ -67,10 +74,6 @@ def book(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
     return changed
 
 
-def with_field(name: str, value: Any) -> Callable[[Path], object]:
-    return book(lambda data: json.dumps({**json.loads(data), name: value}).encode())
-
-
 def made_by(**changes: Any) -> Callable[[Path], object]:
     """Another maker builds the index anew."""
     return lambda folder: anew(folder, replace(SERVED, **changes), 1)
@@ -78,13 +81,6 @@ def made_by(**changes: Any) -> Callable[[Path], object]:
 
 def shard(folder: Path, sort: str) -> Path:
     return next(folder.glob(f"{sort}-*"))
-
-
-def cut(path: Path) -> None:
-    """Another file in its place, which lacks the end."""
-    data = path.read_bytes()
-    path.unlink()
-    path.write_bytes(data[: len(data) // 2])
 
 
 def garbled(folder: Path) -> None:
@@ -117,15 +113,9 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "the folder is away": (shutil.rmtree, "cannot be read"),
     "the book is away": (instead(lambda path: None), "cannot be read"),
     "the book is a folder": (instead(Path.mkdir), ""),
-    "the book is a link to nothing": (
-        instead(lambda path: path.symlink_to("nothing.json")),
-        "cannot be read",
-    ),
     "half of the book": (book(lambda data: data[:200]), "damaged"),
     "bytes of no text": (book(lambda data: b"\xff" * 99), "damaged"),
     "a book nested without end": (book(lambda data: b"[" * 99_999), ""),
-    "a later version": (with_field("format", 99), "version 99"),
-    "a changed number": (with_field("deleted_rows", 7), "damaged"),
     "another model": (made_by(half="x"), "not those"),
     "another text half": (made_by(text_half="x"), "not those"),
     "another recipe": (made_by(recipe="x"), "does not make"),
@@ -136,8 +126,6 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         touched(lambda folder: shard(folder, "embeddings").unlink()),
         "is gone",
     ),
-    "vectors are cut": (touched(lambda folder: cut(shard(folder, "embeddings"))), "bytes of"),
-    "identities are cut": (touched(lambda folder: cut(shard(folder, "identities"))), "bytes of"),
     "rows are no parquet": (garbled, "cannot be read"),
 }
 
@@ -286,3 +274,83 @@ def test_a_server_answers_503_with_the_reason_over_http(place: Path, tmp_path: P
         shutil.rmtree(index)
         (tmp_path / "away").rename(index)
         assert [server.ask(*each).status for each in asked] == [200, 200]
+
+
+def ask_until_answered(server: Serving, medium: bytes) -> dict[str, Any]:
+    """The answer to a medium; a server that reads its model again says 503 and when to ask."""
+    until = time.monotonic() + 60
+    while True:
+        answer = server.ask("POST", "/v1/caption", medium)
+        assert server.ask("GET", "/healthz").status == 200, "it is alive meanwhile"
+        if answer.status == 200:
+            return dict(json.loads(answer.body))
+        assert answer.status == 503 and int(answer.headers["retry-after"]) > 0, answer.body
+        assert WEIGHTS.encode() in answer.body, "it says which file"
+        assert time.monotonic() < until, answer.body
+        time.sleep(0.1)
+
+
+def words_of(answer: dict[str, Any]) -> list[str]:
+    return [each["caption"] for each in answer["captions"]]
+
+
+def kill_halves(server: Serving) -> None:
+    for stage in ("encode", "decode"):
+        for pid in server.pids(stage):
+            os.kill(pid, signal.SIGKILL)
+
+
+def wait_away(server: Serving) -> None:
+    until = time.monotonic() + 60
+    while server.pids("encode") or server.pids("decode"):
+        assert time.monotonic() < until, "its halves stay"
+        time.sleep(0.1)
+
+
+def captioning(
+    models: Models, root: Path, *options: str
+) -> contextlib.AbstractContextManager[Serving]:
+    root.mkdir()
+    command = [*PENSTOCK, "serve", "--caption-model", str(models.folder)]
+    return serving(root, *options, command=command)
+
+
+def test_a_server_answers_by_the_new_model_after_a_death_and_after_it_was_idle(
+    tmp_path: Path,
+) -> None:
+    models = Models.below(tmp_path)
+    seen, new, newer = (path.read_bytes() for path in sorted(CLIPS.glob("*.mp4"))[:3])
+    with captioning(models, tmp_path / "first", "--idle", "0.05") as server:
+        first = words_of(ask_until_answered(server, seen))
+        models.rename_in(models.second)
+        kill_halves(server)
+        second = {each: words_of(ask_until_answered(server, each)) for each in (new, seen)}
+        wait_away(server)
+        models.rename_in(models.first)
+        ask_until_answered(server, newer)
+        again = ask_until_answered(server, seen)
+        log = server.log.read_text()
+    assert words_of(again) == first and again["cached"], "what it said before is in the store"
+    assert log.count("the model is read again") == 2 and "Traceback" not in log
+    models.rename_in(models.second)
+    with captioning(models, tmp_path / "other") as server:
+        undisturbed = {each: words_of(ask_until_answered(server, each)) for each in (new, seen)}
+    assert undisturbed == second and undisturbed[seen] != first
+
+
+def test_a_server_whose_model_changes_on_and_on_ends_in_one_line(
+    tmp_path: Path,
+) -> None:
+    models = Models.below(tmp_path)
+    with captioning(models, tmp_path / "first") as server:
+        models.rename_in(models.second)
+        kill_halves(server)
+        with contextlib.suppress(OSError):
+            server.ask("POST", "/v1/caption", a_picture())
+        until = time.monotonic() + 90
+        while server.is_up():
+            models.rename_in(models.first)
+            time.sleep(0.02)
+            assert time.monotonic() < until, "it goes on for ever"
+        last = server.log.read_text().strip().splitlines()[-1]
+        assert server.process.returncode == 5 and "the model changed twice" in last

@@ -1,5 +1,6 @@
 """Clients of `penstock serve` that are slow, or gone: while they send, while they wait, while they
-read. Whatever they do, the next one is answered, and nothing is left of them."""
+read; prompts that no pipe holds, and deaths of a half. Whatever they do, the next one is answered,
+and nothing is left of them."""
 
 import base64
 import contextlib
@@ -9,15 +10,19 @@ import re
 import signal
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from penstock_demo import CLIPS
+from tests.support.long_context import LETTER, long_context_model
 from tests.support.pipeline import PENSTOCK
+from tests.support.servers import Answer
 from tests.support.serving import Serving, a_picture, serving, status_of
 
 pytestmark = pytest.mark.slow
@@ -40,9 +45,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(server: Serving) -> Iterator[None]:
-    """After each attack somebody is answered, and nothing waits any more."""
+def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each attack on the server of all, somebody is answered, and nothing waits any more."""
     yield
+    if "server" not in request.fixturenames:
+        return
+    server: Serving = request.getfixturevalue("server")
     answer = server.ask("POST", "/v1/caption", a_picture())
     assert answer.status == 200, answer.body
     until = time.monotonic() + SETTLED_SECONDS
@@ -63,11 +71,15 @@ def posted(path: str, body: bytes, *more: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def chat(prompt: str, *, stream: bool = False) -> bytes:
+def question(prompt: str, **options: Any) -> bytes:
+    """The body of a chat request."""
     url = "data:image/jpeg;base64," + base64.b64encode(a_picture()).decode()
     content = [{"type": "text", "text": prompt}, {"type": "image_url", "image_url": {"url": url}}]
-    asked = {"messages": [{"role": "user", "content": content}], "stream": stream}
-    return posted(CHAT, json.dumps(asked).encode(), "Content-Type: application/json")
+    return json.dumps({"messages": [{"role": "user", "content": content}], **options}).encode()
+
+
+def chat(prompt: str, **options: Any) -> bytes:
+    return posted(CHAT, question(prompt, **options), "Content-Type: application/json")
 
 
 @contextlib.contextmanager
@@ -78,6 +90,11 @@ def connected(server: Serving, seconds: float = 30.0) -> Iterator[socket.socket]
         found.settimeout(seconds)
         found.connect(("127.0.0.1", server.port))
         yield found
+
+
+def kill_decode(server: Serving) -> None:
+    for pid in server.pids("decode"):
+        os.kill(pid, signal.SIGKILL)
 
 
 def reset(connection: socket.socket) -> None:
@@ -204,8 +221,7 @@ def test_what_two_ask_is_answered_to_the_one_who_stays(server: Serving) -> None:
 
 
 def test_whoever_leaves_while_the_half_is_away_has_not_called_it_in_vain(server: Serving) -> None:
-    for pid in server.pids("decode"):
-        os.kill(pid, signal.SIGKILL)
+    kill_decode(server)
     for _ in range(5):
         with connected(server) as connection:
             connection.sendall(chat("Who is there?"))
@@ -277,3 +293,80 @@ def test_after_all_that_there_is_room_for_as_many_as_before(server: Serving) -> 
         assert {each.result().status for each in asked} == {200}
     uploads = [path for path in Path("/dev/shm").glob(f"penstock-serve-{server.process.pid}-*/*")]
     assert not [path for path in uploads if path.suffix in (".upload", ".jpg", ".mp4")]
+
+
+# Who asks much.
+
+ASKERS, SILENT = 18, 20
+LETTERS = 20_000
+STUCK_SECONDS = 3.0
+GRACE_SECONDS = 30.0
+
+
+def long_prompt(number: int) -> str:
+    return f"{number:04d}".ljust(LETTERS, LETTER)
+
+
+@contextlib.contextmanager
+def probed(server: Serving) -> Iterator[list[float]]:
+    """Ask all the while whether it lives; gives the seconds that each answer took."""
+    seconds: list[float] = []
+    over = threading.Event()
+
+    def probe() -> None:
+        while not over.wait(0.02):
+            began = time.monotonic()
+            assert server.ask("GET", "/healthz", seconds=60).status == 200
+            seconds.append(time.monotonic() - began)
+
+    with ThreadPoolExecutor(1) as beside:
+        probing = beside.submit(probe)
+        try:
+            yield seconds
+        finally:
+            over.set()
+            probing.result()
+
+
+def ask_all(server: Serving, first: int) -> list[Answer]:
+    bodies = [question(long_prompt(first + n), max_tokens=24) for n in range(ASKERS)]
+    headers = {"Content-Type": "application/json"}
+    with ThreadPoolExecutor(ASKERS) as askers:
+        asked = [askers.submit(server.ask, "POST", CHAT, body, headers, 90) for body in bodies]
+        return [each.result() for each in asked]
+
+
+def test_long_prompts_at_once_are_all_answered_and_nobody_else_waits(tmp_path: Path) -> None:
+    model = long_context_model(tmp_path / "model")
+    command = [*PENSTOCK, "serve", "--caption-model", str(model)]
+    with serving(tmp_path, command=command) as server, contextlib.ExitStack() as stack:
+        kill_decode(server)
+        with probed(server) as starting:
+            answers = ask_all(server, 0)
+        assert max(starting) < 1.0
+        assert [answer.status for answer in answers] == [200] * ASKERS
+        with probed(server) as tried:
+            answers = ask_all(server, ASKERS)
+        assert [answer.status for answer in answers] == [200] * ASKERS
+        for answer in answers:
+            usage = json.loads(answer.body)["usage"]
+            assert usage["prompt_tokens"] > 200 and usage["completion_tokens"]
+        with probed(server) as stuck, ThreadPoolExecutor(1) as beside:
+            for pid in server.pids("decode"):
+                os.kill(pid, signal.SIGSTOP)
+            asking = beside.submit(ask_all, server, 2 * ASKERS)
+            time.sleep(STUCK_SECONDS)
+            kill_decode(server)
+            answers = asking.result()
+        assert [answer.status for answer in answers] == [200] * ASKERS
+        with probed(server) as unread:
+            for number in range(SILENT):
+                request = chat(long_prompt(100 + number), stream=True, max_tokens=24)
+                stack.enter_context(connected(server)).sendall(request)
+            time.sleep(2.0)
+        assert max(tried + stuck + unread) < 1.0
+        kill_decode(server)
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(3 * GRACE_SECONDS) == 0
+        assert time.monotonic() - began < GRACE_SECONDS + 2

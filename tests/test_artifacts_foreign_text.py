@@ -1,10 +1,13 @@
+"""Texts from outside: JSON of a shape, patterns, and secrets in messages."""
+
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import EnvironmentFault, UsageError, redacted
 from artifacts.json_shapes import (
     EmptyOr,
     MapOf,
@@ -20,6 +23,10 @@ from artifacts.json_shapes import (
     read_jsonl,
     text,
 )
+from artifacts.patterns import MAX_LETTERS, ends_with, string_follows
+from flows.console.display import failed_line
+from flows.serving.refusals import OPENAI, bad_request
+from stages.decode.json_schema import follows
 
 SHAPE = {
     "name": text,
@@ -115,3 +122,73 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
         read_json(path, {"name": text}, "", dict)
     with pytest.raises(UsageError, match="does not exist"):
         read_json(tmp_path / "gone.json", {"name": text}, "", dict)
+
+
+LIST = {"type": "string", "maxLength": 100, "pattern": "^([a-z]+,? ?)+$"}
+
+
+def schema(**properties: object) -> str:
+    told = {"type": "object", "properties": properties, "required": [*properties]}
+    return json.dumps(told)
+
+
+@pytest.mark.parametrize(
+    ("expression", "path", "met"),
+    [
+        ("q_proj", "model.layers.0.q_proj", True),
+        ("q_proj", "model.layers.0.lq_proj", False),
+        (r"layers\.1\.q_proj", "layers.1.q_proj", True),
+        ("layers.1.q_proj", "model.layers.11.q_proj", False),
+        (r"layers\.(0|2)\..*", "model.layers.2.q_proj", True),
+        (r"layers\.\d+\.[qv]_proj", "model.layers.31.v_proj", True),
+        (r"layers\.\d+\.[qv]_proj", "model.layers.31.k_proj", False),
+        ("(a+)+", "a" * 60 + "!", False),
+    ],
+)
+def test_an_expression_meets_the_end_of_a_path(expression: str, path: str, met: bool) -> None:
+    assert ends_with(expression, path) is met
+
+
+@pytest.mark.parametrize("expression", ["(?=q)q_proj", "[a-", "(.)\\1", "a" * (MAX_LETTERS + 1)])
+def test_an_expression_that_cannot_be_matched_in_bounded_time_fails(expression: str) -> None:
+    with pytest.raises(ValueError):
+        ends_with(expression, "q_proj")
+
+
+def test_a_correction_is_matched_by_the_engine_that_captions_are_made_with() -> None:
+    text = schema(tags=LIST)
+    assert not follows(text, json.dumps({"tags": "a" * 45 + "!"}))
+    assert follows(text, json.dumps({"tags": "red, blue"}, indent=2))
+    assert not follows(text, json.dumps({"tags": "a" * 101}))
+    assert not follows(schema(day={"type": "string", "format": "date"}), '{"day": "soon"}')
+    assert follows(schema(day={"type": "string", "format": "date"}), '{"day": "2026-01-31"}')
+
+
+def test_every_letter_of_a_text_is_matched_as_it_is() -> None:
+    for letter in map(chr, [*range(0x100), 0x2028, 0x1F600]):
+        assert string_follows({"type": "string", "pattern": "(?s)^.$"}, letter), repr(letter)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("no https://user:pa55@host/a.mp4", "no https://…@host/a.mp4"),
+        ("postgresql+asyncpg://me:pa55@db/x", "postgresql+asyncpg://…@db/x"),
+        ("bearer hf_AbCdEfGhIjKlMnOpQrStUv", "bearer …"),
+        ("http://h/a?token=pa55&x=1", "http://h/a?token=…&x=1"),
+        ("http://h/a?X-Amz-Signature=pa55", "http://h/a?X-Amz-Signature=…"),
+        ("mail@example.org has a@b.mp4", "mail@example.org has a@b.mp4"),
+        ("https://host/a@b.mp4", "https://host/a@b.mp4"),
+    ],
+)
+def test_what_lets_readers_in_elsewhere_is_left_out(text: str, told: str) -> None:
+    assert redacted(text) == told
+    assert str(UsageError(text, hint=text)) == f"{told}. {told}"
+
+
+@pytest.mark.parametrize("end", [".", "?", "!"])
+def test_a_message_that_ends_a_sentence_gets_no_second_full_stop(end: str) -> None:
+    assert str(UsageError(f"no such role{end}", hint="Mend it")) == f"no such role{end} Mend it"
+    assert failed_line("a.mp4", f"no{end}", "Mend it") == f"failed: a.mp4: no{end} Mend it"
+    told = bad_request(f"no{end}", "Mend it").to_json(OPENAI[0])["error"]
+    assert told["message"] == f"no{end} Mend it"

@@ -1,11 +1,12 @@
-"""A folder of outputs in which anything was damaged: what reads it says so in a line, and a run
-writes it anew."""
+"""Files of every odd kind, as outputs and as sources: what reads a folder of outputs says so in a
+line, and a run writes it anew; each source is named or captioned, and what lies beside it too."""
 
 import copy
 import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,21 +45,21 @@ def out(real: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(real / "out", tmp_path / "out"))
 
 
-@pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Callable[[Path], list[int]]:
-    """The exit codes of `status`, `status --json` and `report` of a folder."""
+Told = Callable[[Path], None]
+Plan = Callable[..., tuple[int, str]]
 
-    def of(out: Path) -> list[int]:
-        codes = []
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Told:
+    """`status`, `status --json` and `report` of a folder end in at most one line."""
+
+    def of(out: Path) -> None:
         for command in (["status"], ["status", "--json"], ["report"]):
-            codes.append(main([*command, str(out)]))
-            shown = capsys.readouterr()
+            code, shown = main([*command, str(out)]), capsys.readouterr()
             assert "Traceback" not in shown.err
             assert "unexpected error" not in shown.err, shown.err
-            assert codes[-1] in (0, 2, 5)
-            if codes[-1]:
-                assert len(shown.err.splitlines()) == 1, shown.err
-        return codes
+            assert code in (0, 2, 5)
+            assert code == 0 or len(shown.err.splitlines()) == 1, shown.err
 
     return of
 
@@ -68,9 +69,9 @@ def bind(path: Path) -> None:
         listening.bind(str(path))
 
 
-def sparse(path: Path) -> None:
-    with path.open("wb") as file:
-        file.truncate(1 << 42)
+def sparse(path: Path, size: int = 1 << 42) -> None:
+    path.touch()
+    os.truncate(path, size)
 
 
 KINDS: dict[str, Callable[[Path], object]] = {
@@ -96,9 +97,7 @@ KINDS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.timeout(60, func_only=True)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", [*FILES, "report.html"])
-def test_a_file_of_another_kind_is_named(
-    out: Path, told: Callable[[Path], list[int]], name: str, kind: str
-) -> None:
+def test_a_file_of_another_kind_is_named(out: Path, told: Told, name: str, kind: str) -> None:
     (out / name).unlink(missing_ok=True)
     KINDS[kind](out / name)
     told(out)
@@ -107,9 +106,7 @@ def test_a_file_of_another_kind_is_named(
 @pytest.mark.timeout(120, func_only=True)
 @pytest.mark.parametrize("how", ["flipped", "cut", "doubled", "mixed"])
 @pytest.mark.parametrize("name", FILES)
-def test_random_damage_is_borne(
-    out: Path, told: Callable[[Path], list[int]], name: str, how: str
-) -> None:
+def test_random_damage_is_borne(out: Path, told: Told, name: str, how: str) -> None:
     draw = seeded(name, how)
     whole = (out / name).read_bytes()
     for _ in range(6):
@@ -148,9 +145,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 @pytest.mark.timeout(280, func_only=True)
 @pytest.mark.parametrize("kind", [*ODD_VALUES, "left out"])
 @pytest.mark.parametrize("name", FILES)
-def test_every_value_may_be_another(
-    out: Path, told: Callable[[Path], list[int]], name: str, kind: str
-) -> None:
+def test_every_value_may_be_another(out: Path, told: Told, name: str, kind: str) -> None:
     whole = (out / name).read_text()
     rows = [json.loads(whole)] if name == "run.json" else list(map(json.loads, whole.splitlines()))
     count = len(list(places(rows[0])))
@@ -223,3 +218,145 @@ def test_an_out_folder_that_goes_away_is_told_as_such(real: Path, tmp_path: Path
     )
     assert "FileNotFoundError" not in ended.text
     ended.holds(1, 5)
+
+
+# Sources, lists of sources and prompts.
+
+GOOD = "good.mp4"
+
+
+ODD: dict[str, Callable[[Path], object]] = {
+    "folder": Path.mkdir,
+    "link to itself": KINDS["link to itself"],
+    "link to nowhere": KINDS["link to nowhere"],
+    "link to the folder": lambda path: path.symlink_to("."),
+    "noise": KINDS["bytes"],
+    "empty": Path.touch,
+    "sparse": lambda path: sparse(path, 1 << 30),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    found = tmp_path / "videos"
+    found.mkdir()
+    shutil.copyfile(penstock_demo.CLIPS / "clip-01.mp4", found / GOOD)
+    yield found
+    subprocess.run(["rm", "-rf", found], check=True)  # names that Python's own stumbles over
+
+
+@pytest.fixture
+def plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Plan:
+    """The exit code of a plan of the demo model over sources, and what was said."""
+
+    def of(*sources: str, more: tuple[str, ...] = ()) -> tuple[int, str]:
+        store = str(tmp_path.parent / "attacked-store")  # one, so that the model is described once
+        code = main(["plan", *sources, "--model", "demo", "--store", store, "--json", *more])
+        shown = capsys.readouterr()
+        text = shown.out + shown.err
+        assert "Traceback" not in text
+        assert "unexpected error" not in text
+        assert code in (0, 2, 5), text
+        return code, text
+
+    return of
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("name", ["", "bad.mp4"], ids=["folder", "direct"])
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_file_hides_nothing(folder: Path, plan: Plan, name: str, kind: str) -> None:
+    ODD[kind](folder / "bad.mp4")
+    code, text = plan(str(folder / name), str(folder / GOOD))
+    assert code == 0, text
+    assert json.loads(text)["files"] >= 1
+
+
+LINES: dict[str, bytes] = {
+    "nothing": b"",
+    "itself": b"@names.foo\nnames.txt\n@names.txt\n./names.txt\n",
+    "a list of lists": b"other.txt\n@other.foo\nother.jsonl\n",
+    "bytes": seeded("bytes").randbytes(5000),
+    "UTF-16": f"{GOOD}\n".encode("utf-16"),
+    "a mark before": b"\xef\xbb\xbf" + f"{GOOD}\n".encode(),
+    "nulls": b"a\0b\n\0\n",
+    "a line of a megabyte": b"x" * (1 << 20) + b"\n",
+    "home of nobody": b"~nobody-at-all/x.mp4\n~/x.mp4\n",
+    "stars": b"*\n**\n[\n[!\n" + b"*/" * 200 + b"*\n",
+    "devices": b"/dev/zero\n/dev/stdin\n/dev/fd/0\n",
+    "parents": b"../" * 500 + b"etc/passwd\n",
+    "options": b"--model\n-h\n--\n",
+}
+ENTRIES: dict[str, str] = {
+    "nested lists": "[" * 100_000,
+    "no object": "7",
+    "no path": '{"prompt": "What?"}',
+    "a path that is a list": '{"path": ["a.mp4"]}',
+    "half a character": '{"path": "\\ud800.mp4"}',
+    "an empty path": '{"path": ""}',
+    "a prompt of numbers": '{"path": "good.mp4", "prompt": 7}',
+    "no number": '{"path": NaN}',
+    "twice": '{"path": "good.mp4", "path": "/dev/zero"}',
+}
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("kind", [*LINES, *ENTRIES])
+def test_a_list_of_anything_hides_nothing(
+    folder: Path, plan: Plan, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    name = "names.jsonl" if kind in ENTRIES else "names.txt"
+    good = json.dumps({"path": GOOD}) if kind in ENTRIES else GOOD
+    content = ENTRIES[kind].encode() + b"\n" if kind in ENTRIES else LINES[kind]
+    Path(name).write_bytes(content)
+    Path("names.foo").write_bytes(content)
+    code, text = plan(name, "@names.foo", str(folder / GOOD))
+    assert code == 0, text
+    with Path(name).open("ab") as file:
+        file.write(b"\n" + good.encode() + b"\n")
+    plan(name)
+
+
+NAMES: dict[str, bytes] = {
+    "a new line": b"a\nb.mp4",
+    "an escape": b"\x1b[2J\x07.mp4",
+    "no UTF-8": b"\xff\xfe.mp4",
+    "255 bytes": b"x" * 251 + b".mp4",
+    "a star": b"*[!].mp4",
+    "a tilde": b"~root.mp4",
+    "an at": b"@list.mp4",
+    "a dash": b"-v.mp4",
+    "spaces": b" .mp4",
+    "right to left": "\u202e4pm.mp4".encode(),
+    "a backslash": b"a\\b.mp4",
+}
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_name_of_anything_is_found(folder: Path, plan: Plan, kind: str) -> None:
+    os.rename(folder / GOOD, os.fsencode(folder) + b"/" + NAMES[kind])
+    code, text = plan(str(folder))
+    assert code == 0, text
+    assert json.loads(text)["files"] == 1
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link to a device", "bytes"])
+def test_a_whole_run_captions_what_is_good(folder: Path, tmp_path: Path, kind: str) -> None:
+    KINDS[kind](folder / "bad.mp4")
+    out = tmp_path / "out"
+    where = ("--out", out, "--store", tmp_path / "store")
+    attacked("caption", folder, "--model", "demo", *where).holds(1)
+    assert [row["media_path"] for row in read_lines(out / "captions.jsonl")] == [GOOD]
+    assert [row["media_path"] for row in read_lines(out / "failures.jsonl")] == ["bad.mp4"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link to a device", "socket", "folder", "sparse"])
+def test_a_prompt_is_read_from_files_alone(
+    folder: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    KINDS[kind](folder / "prompt")
+    asked = ["--model", "demo", "--prompt-file", str(folder / "prompt")]
+    assert main(["plan", str(folder), *asked]) == 2
+    assert "cannot be read" in capsys.readouterr().err
