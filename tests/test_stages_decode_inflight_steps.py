@@ -34,12 +34,12 @@ from tests.support.waves import (
     OTHER,
     THIRD,
     Wave,
-    events,
     in_slots,
     keys_told,
     mixed_wave,
     noted,
     said,
+    told_by,
 )
 
 COMPILED = "bb" * 32
@@ -109,9 +109,7 @@ def compiled_on_trial(wave: Wave, made: Sequence[int] = ()) -> list[dict[str, An
         record = records.read(f"caption-{number}")
         renamed = type(record)(key=f"fast-{record.key}", meta=record.meta, payload=record.payload)
         wave.record_set("captions", COMPILED).publish([renamed])
-    with events() as (report, told):
-        run(job, report)
-    return told
+    return told_by(run, job)
 
 
 def test_compiled_steps_are_tried_and_store_captions_of_their_own(
@@ -160,19 +158,6 @@ def test_a_compiled_step_is_tried_for_many_captions_on_a_gpu() -> None:
     assert not compiled_engine(AUTO, many - 1, "cuda:0") and not compiled_engine(AUTO, many, "cpu")
     for choice in (AUTO_SHARED, *ENGINES):
         assert not compiled_engine(choice, many, "cuda:0")
-
-
-@compiling
-@pytest.mark.slow
-def test_a_job_that_tries_compiled_steps_makes_the_captions_of_one_that_requests_them(
-    tmp_path: Path,
-) -> None:
-    wave = mixed_wave(tmp_path, dtype="bfloat16")
-    assert noted(compiled_on_trial(wave))["engine"] == "inflight-compiled"
-    in_slots(wave, "aa" * 32, engine="inflight-compiled")
-    records = wave.record_set("captions", COMPILED)
-    meta = [records.meta(f"fast-caption-{n}") for n in range(10)]
-    assert said(meta) == said(wave.captions("aa" * 32))
 
 
 @pytest.mark.slow

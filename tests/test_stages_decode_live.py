@@ -39,6 +39,7 @@ from tests.support.waves import (
     folder_of,
     mixed_wave,
     noted,
+    told_by,
 )
 
 ENGINES: dict[str, type[DecodeEngine]] = {
@@ -165,8 +166,7 @@ def test_a_prompt_that_exceeds_the_context_fails_alone(engine: str, tmp_path: Pa
     (batch,) = job["batches"]
     long = batch[0] | {"prompt": "Tell me what is there. " * 400}
     pipe.write_text(json.dumps([long, *batch[1:3]]) + "\n")
-    with events() as (report, told):
-        run({**job, "batches": []}, report)
+    told = told_by(run, {**job, "batches": []})
     ended = [event["key"] for event in told if event["event"] == "words" and event["ended"]]
     assert sorted(ended) == [member["key"] for member in batch[1:3]]
     (failed,) = [event for event in told if event.get("kind") == "too-long"]
@@ -227,13 +227,11 @@ def answers(
     pipe = folder / f"{prefix}.lines"
     pipe.write_text(json.dumps(batch) + "\n")
     job = wave.to_decode([PROMPT], tokens=LIMIT)
-    with events() as (report, told):
-        run({**job, "engine": engine, "batches": [], "live": str(pipe), "slots": 3}, report)
-    found = [each for each in told if each["event"] in ("words", "failure")]
+    job |= {"engine": engine, "batches": [], "live": str(pipe), "slots": 3}
     return {
         (each.get("key") or each["media"]).removeprefix(f"{prefix} "): each
-        for each in found
-        if each["event"] == "failure" or each["ended"]
+        for each in told_by(run, job)
+        if each["event"] == "failure" or (each["event"] == "words" and each["ended"])
     }
 
 
@@ -316,10 +314,9 @@ def said(
     wave.settings["engine"] = engine
     job = wave.to_decode(["?"], namespace, tokens=12)
     job["batches"] = [asked[at : at + size] for at in range(0, len(asked), size)]
-    with events() as (report, told):
-        run(job, report)
+    notes = noted(told_by(run, job))
     found = wave.record_set("captions", namespace)
-    return {each["key"]: found.meta(each["key"]) for each in asked}, noted(told)
+    return {each["key"]: found.meta(each["key"]) for each in asked}, notes
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """An adapter is merged into the weights of a checkpoint as PEFT merges it into a model, or refused
 in one line."""
 
-import contextlib
 import json
 import math
 import shutil
@@ -19,7 +18,6 @@ from artifacts.errors import EnvironmentFault, UsageError
 from penstock_demo import CHECKPOINT
 from stages.export.merge import _turned
 from stages.models.adapters.reading import read_adapter
-from stages.models.shards.writing import write_shard
 from tests.support.adapters import (
     ALPHA,
     PREFIX,
@@ -240,6 +238,8 @@ def test_tensors_are_merged_in_pieces(tmp_path: Path, monkeypatch: pytest.Monkey
     pieces = merged(CHECKPOINT, adapter, tmp_path / "pieces")
     # A sum of 32 bit may end in another bit, and fall on the other side of what is rounded.
     assert_same(loaded(pieces), loaded(whole), rtol=2**-7, atol=1e-6)
+    with pytest.raises(UsageError, match="made from another source or with other settings"):
+        merged(CHECKPOINT, adapter, whole, shard_bytes=1 << 30)
 
 
 def test_matrices_of_experts_are_found_by_their_names_in_the_files(tmp_path: Path) -> None:
@@ -288,28 +288,3 @@ def test_it_is_what_peft_merges(tmp_path: Path, name: str) -> None:
     types = {key: tensor.dtype for key, tensor in tensors_of(source).items()}
     assert {key: tensor.dtype for key, tensor in tensors_of(made).items()} == types
     assert (made / "config.json").read_bytes() == (source / "config.json").read_bytes()
-
-
-def test_what_was_ended_goes_on_and_becomes_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    adapter = write_adapter(tmp_path / "adapter", matrices(linears_of(loaded(CHECKPOINT))))
-    whole = merged(CHECKPOINT, adapter, tmp_path / "whole")
-    files = sorted(path.name for path in whole.glob("*.safetensors"))
-    written: list[str] = []
-
-    def failing(folder: Path, shard: Any, contents: Any, *_: Any) -> None:
-        if len(written) % 3 == 2:
-            written.append("ended")
-            raise KeyboardInterrupt
-        write_shard(folder, shard, contents)
-        written.append(shard.name)
-
-    monkeypatch.setattr("stages.models.shards.writing.write_shard", failing)
-    while not (tmp_path / "made" / "config.json").exists():
-        with contextlib.suppress(KeyboardInterrupt):
-            merged(CHECKPOINT, adapter, tmp_path / "made")
-    assert sorted(name for name in written if name != "ended") == files and len(files) > 3
-    assert bytes_of(tmp_path / "made") == bytes_of(whole)
-    with pytest.raises(UsageError, match="made from another source or with other settings"):
-        merged(CHECKPOINT, adapter, tmp_path / "made", shard_bytes=1 << 30)

@@ -44,7 +44,7 @@ from stages.process.job import job_fields
 from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.families import checkpoint
 from tests.support.media import picture
-from tests.support.waves import events, noted
+from tests.support.waves import noted, told_by
 
 
 def test_the_figure_of_each_is_told_from_the_smallest_on_in_few_digits() -> None:
@@ -143,9 +143,7 @@ def asked(
     """The last notes of the stage."""
     changes["half"] = replace(words["half"], offload=offload)
     job = JudgeJob(**{**words, "folder": str(folder), **changes})
-    with events() as (report, told):
-        judge(json.loads(json.dumps(job_fields(job))), report)
-    return noted(told)
+    return noted(told_by(judge, json.loads(json.dumps(job_fields(job)))))
 
 
 @pytest.mark.slow
@@ -175,8 +173,7 @@ def test_rounded_weights_are_put_in_also_streamed(words: dict[str, Any], tmp_pat
         parts=("language",),
         group=32,
     )
-    with events() as (report, _):
-        write(job_fields(packed), report)
+    told_by(write, job_fields(packed))
     asked(words, tmp_path / "expected")
     rounded = {"rounded": str(tmp_path / "packed"), "parts": ("language",), "bits": 4, "group": 32}
     found = [

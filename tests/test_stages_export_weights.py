@@ -25,7 +25,7 @@ from stages.models.precision.quantize import keep_to_dtype, plan
 from stages.process.job import job_fields
 from tests.support.adapters import source_of
 from tests.support.pickled import tensors_of
-from tests.support.waves import events
+from tests.support.waves import told_by
 
 SMALL_SHARDS = 1 << 18
 
@@ -45,8 +45,7 @@ def exported(source: Path, folder: Path, kind: str, **changes: Any) -> Path:
         kind=kind,
         **{"parts": ("language",), "shard_bytes": SMALL_SHARDS, **changes},
     )
-    with events() as (report, _):
-        run(job_fields(job), report)
+    told_by(run, job_fields(job))
     return folder
 
 

@@ -13,8 +13,13 @@ from tokenizers import AddedToken, Tokenizer
 
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
+from stages.decode.engines.inflight.pool_shape import PoolShape
+from stages.decode.engines.inflight.prefill import SharedPrefix, prefill_row
+from stages.decode.prefill_options import chunked_prefill_matches
 from stages.models.gguf import FAMILIES as MAPPED
 from stages.models.gguf import FILE, MANIFEST, PIECE_TOKENS, ROWS
+from stages.models.halves.features import encode
+from stages.models.halves.inject_features import generate
 from tests.support.tiny_families.for_gguf import VARIANTS
 from tests.support.tiny_tokenizers import KINDS, TEKKEN, byte_level, lines, save, split
 
@@ -35,6 +40,15 @@ ROUGH = 5e-3
 READER = ROWS
 """Sequence in which prompts are read."""
 DECODED = ("gemma3:two", "paligemma", "glm4v:video", "lfm2_vl", "aya_vision", "llava:llama3")
+
+
+def context_of(variant: str, folder: Path, kind: str = "f32") -> Any:
+    """A context of llama.cpp with the exported half of a tiny model."""
+    from stages.models.gguf.context import GgufContext
+    from tests.support.tiny_families.in_gguf import exported
+
+    exported(variant, folder, f"gguf-{kind}")
+    return GgufContext(folder / "gguf" / FILE, threads=1)
 
 
 def test_every_mapped_family_has_a_tiny_model() -> None:
@@ -59,8 +73,6 @@ def test_sequences_in_slots_are_what_they_are_alone(variant: str, tmp_path: Path
 
 @pytest.mark.parametrize("variant", ["gemma3:windows", "lfm2_vl", "qwen2_5_vl:video"])
 def test_a_prompt_after_a_shared_picture_has_the_same_bits(variant: str, tmp_path: Path) -> None:
-    from stages.decode.engines.inflight.prefill import SharedPrefix, prefill_row
-    from stages.models.halves.features import encode
     from tests.support.tiny_families.in_gguf import exported, loaded
 
     model, inputs = exported(variant, tmp_path)
@@ -73,8 +85,6 @@ def test_a_prompt_after_a_shared_picture_has_the_same_bits(variant: str, tmp_pat
 
 
 def test_a_picture_that_sees_itself_is_not_split(tmp_path: Path) -> None:
-    from stages.decode.prefill_options import chunked_prefill_matches
-    from stages.models.halves.features import encode
     from tests.support.tiny_families.in_gguf import exported, loaded
 
     model, inputs = exported("gemma3:windows", tmp_path)
@@ -106,11 +116,7 @@ def test_a_picture_may_be_larger_than_a_piece(tmp_path: Path) -> None:
 def test_a_prompt_that_begins_as_the_last_is_read_from_where_it_differs(
     variant: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stages.models.gguf.context import READER, GgufContext
-    from tests.support.tiny_families.in_gguf import exported
-
-    exported(variant, tmp_path, f"gguf-{kind}")
-    context = GgufContext(tmp_path / "gguf" / FILE, threads=1)
+    context = context_of(variant, tmp_path, kind)
     count, differs = 3 * PIECE_TOKENS + 40, 2 * PIECE_TOKENS + 30
     draw = np.random.default_rng(1)
     first = draw.standard_normal((count, context.width)).astype(np.float32)
@@ -144,11 +150,7 @@ def test_a_prompt_that_begins_as_the_last_is_read_from_where_it_differs(
 def test_a_row_has_the_same_bits_alone_and_among_others(
     variant: str, kind: str, tmp_path: Path
 ) -> None:
-    from stages.models.gguf.context import GgufContext
-    from tests.support.tiny_families.in_gguf import exported
-
-    exported(variant, tmp_path, f"gguf-{kind}")
-    context = GgufContext(tmp_path / "gguf" / FILE, threads=1)
+    context = context_of(variant, tmp_path, kind)
     draw = np.random.default_rng(1)
     prompts = [
         draw.standard_normal((40 + 70 * at, context.width)).astype(np.float32) for at in range(ROWS)
@@ -183,8 +185,6 @@ def test_a_row_has_the_same_bits_alone_and_among_others(
 
 
 def test_positions_that_fall_are_refused(tmp_path: Path) -> None:
-    from stages.models.halves.features import encode
-    from stages.models.halves.inject_features import generate
     from tests.support.tiny_families.in_gguf import exported, loaded
 
     model, inputs = exported("glm4v", tmp_path)
@@ -198,11 +198,7 @@ def test_positions_that_fall_are_refused(tmp_path: Path) -> None:
 def test_a_prompt_after_one_that_failed_has_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stages.models.gguf.context import GgufContext
-    from tests.support.tiny_families.in_gguf import exported
-
-    exported("llava", tmp_path)
-    context = GgufContext(tmp_path / "gguf" / FILE, threads=1)
+    context = context_of("llava", tmp_path)
     draw, shape = np.random.default_rng(1), (PIECE_TOKENS + 90, context.width)
     rows = draw.standard_normal(shape).astype(np.float32)
     places = np.arange(len(rows), dtype=np.int32)[None]
@@ -227,9 +223,6 @@ def test_sequences_that_a_larger_prompt_ended_are_not_continued(
 ) -> None:
     """There may be no room to make the cache larger, after the smaller one was freed."""
     from stages.decode.engines.inflight.gguf_pool import GgufPool
-    from stages.decode.engines.inflight.pool_shape import PoolShape
-    from stages.decode.engines.inflight.prefill import prefill_row
-    from stages.models.halves.features import encode
     from tests.support.tiny_families.in_gguf import exported, loaded
 
     model, inputs = exported("llava", tmp_path)

@@ -1,5 +1,5 @@
-"""The position of every token as published: all that follows a medium stands behind it. Literals of
-the installed transformers and of the first releases; neither weights nor network are needed."""
+"""The position of every token as published: all that follows a medium stands behind it. Literals
+of the installed transformers and of the first releases; neither weights nor network are needed."""
 
 import random
 from itertools import pairwise

@@ -23,7 +23,6 @@ from flows.checkpoint.model_files import ModelDigests
 from flows.cli.main import main
 from stages.models import load_half
 from stages.models.adapters.reading import ADAPTER_WEIGHTS, read_adapter
-from stages.process.report import EventReporter
 from stages.tune import training
 from stages.tune.adapter import add_adapter, linear_paths, load_adapter_weights, write_adapter
 from stages.tune.checkpoint import TrainingProgress, resume, save_checkpoint
@@ -40,7 +39,7 @@ from stages.tune.training import (
 )
 from tests.support.adapters import loaded, matrices, source_of
 from tests.support.adapters import write_adapter as write_foreign
-from tests.support.waves import events
+from tests.support.waves import events, told_by
 
 BEFORE = Path(__file__).parent / "data" / "adapter_before"
 """An adapter that an earlier version trained of the demo model, and what it said of a picture."""
@@ -241,7 +240,7 @@ def test_a_training_that_goes_on_sweeps_what_a_killed_one_left_half_written(tmp_
         "rows": 1,
         "rate": 0.1,
     }
-    run(job, EventReporter(os.open(os.devnull, os.O_WRONLY), None))
+    told_by(run, job)
     assert list(tmp_path.glob(f"{HALF}*")) == []
     assert (tmp_path / ADAPTER_WEIGHTS).exists()
 
