@@ -108,10 +108,7 @@ USAGE: Refused = {
         f"changes {Q_PROJ} of 64 x 32, which is 32 x 32 in",
     ),
     "twice": (holding(matrices({Q_PROJ: LAYER, Q_PROJ.removeprefix("model."): LAYER})), "twice"),
-    "no number": (
-        holding(matrices({Q_PROJ: LAYER}, strength=math.inf)),
-        "that are not finite",
-    ),
+    "no number": (holding(matrices({Q_PROJ: LAYER}, strength=math.inf)), "that are not finite"),
     "too large": (
         holding(matrices({Q_PROJ: LAYER}, strength=1e19)),
         "infinite or NaN in torch.float32",

@@ -111,10 +111,18 @@ def test_weights_that_readers_would_refuse_are_told_with_the_reason() -> None:
 COLUMNS = 256
 
 
-def inputs(count: int = 1024, columns: int = COLUMNS) -> torch.Tensor:
+def inputs(count: int, columns: int) -> torch.Tensor:
     """Inputs as those of a layer: correlated, and some of their parts much larger than others."""
     mixing = torch.randn(columns, columns) / 16 + torch.randn(columns, 8) @ torch.randn(8, columns)
     return torch.randn(count, columns) @ mixing * (torch.rand(columns) ** 4 * 4 + 0.1)
+
+
+def layer(
+    rows: int, columns: int = COLUMNS, count: int = 1024
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs of a layer and its weight."""
+    torch.manual_seed(0)
+    return inputs(count, columns), torch.randn(rows, columns)
 
 
 def error(rounded: Rounded, weight: torch.Tensor, seen: torch.Tensor, group: int = 32) -> float:
@@ -124,8 +132,7 @@ def error(rounded: Rounded, weight: torch.Tensor, seen: torch.Tensor, group: int
 
 @pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, 128)])
 def test_outputs_are_much_nearer_than_by_rounding_to_nearest(bits: int, group: int) -> None:
-    torch.manual_seed(0)
-    seen, weight = inputs(2048), torch.randn(96, COLUMNS)
+    seen, weight = layer(96, count=2048)
     known, unknown = seen[:1024], seen[1024:]
     plain = round_to_nearest(weight, bits, group, torch.bfloat16)
     found = gptq(weight, known.t() @ known, bits, group, torch.bfloat16)
@@ -136,8 +143,7 @@ def test_outputs_are_much_nearer_than_by_rounding_to_nearest(bits: int, group: i
 
 def test_numbers_are_those_of_the_method_written_plainly() -> None:
     """One column after the other, with the inverse itself."""
-    torch.manual_seed(0)
-    seen, weight = inputs(), torch.randn(8, COLUMNS)
+    seen, weight = layer(8)
     hessian = seen.t() @ seen
     found = gptq(weight, hessian, 4, 32, torch.float32)
     left = weight.double()
@@ -155,8 +161,7 @@ def test_numbers_are_those_of_the_method_written_plainly() -> None:
 
 
 def test_rows_are_rounded_by_themselves_and_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    seen, weight = inputs(columns=160), torch.randn(10, 160)
+    seen, weight = layer(10, columns=160)
     hessian = seen.t() @ seen
     kept = weight.clone(), hessian.clone()
     whole = gptq(weight, hessian, 4, 32, torch.float16)
@@ -169,8 +174,7 @@ def test_rows_are_rounded_by_themselves_and_alike(monkeypatch: pytest.MonkeyPatc
 
 
 def test_columns_that_no_input_touched_are_rounded_to_nearest() -> None:
-    torch.manual_seed(0)
-    seen, weight = inputs(), torch.randn(16, COLUMNS)
+    seen, weight = layer(16)
     seen[:, 32:64] = 0
     found = gptq(weight, seen.t() @ seen, 4, 32, torch.bfloat16)
     plain = round_to_nearest(weight, 4, 32, torch.bfloat16)
@@ -179,8 +183,7 @@ def test_columns_that_no_input_touched_are_rounded_to_nearest() -> None:
 
 
 def test_few_inputs_are_damped_until_there_is_an_inverse() -> None:
-    torch.manual_seed(0)
-    seen, weight = inputs(count=5), torch.randn(16, COLUMNS)
+    seen, weight = layer(16, count=5)
     hessian = seen.t() @ seen
     hessian -= torch.eye(COLUMNS) * hessian.diagonal().mean() * 0.05  # as digits lost make it
     found = gptq(weight, hessian, 4, 32, torch.bfloat16)

@@ -251,39 +251,33 @@ def nearest(pixels: NDArray[np.uint8], kind: FileClass, name: str) -> int:
     return int(np.argmin(away))
 
 
-VIDEOS = [
+QUICK = (
+    "intel_asl_book.mkv",
+    "mpy_nodur.webm",
+    "psd_delayed.mp4",
+    "awkward/vfr_30_to_4.mp4",
+    "awkward/geese.ts",
+    "awkward/trunc_faststart.mp4",
+)
+SLOW = (
     "intel_person.mp4",
     "intel_bottle.mp4",
     "intel_car.mp4",
-    "intel_asl_book.mkv",
     "v2d_test.mp4",
     "tc_nasa.mp4",
     "tc_h264_10.mp4",
-    "mpy_nodur.webm",
     "mpy_fire2.mp4",
     "gr_world.mp4",
     "gr_badcont.mkv",
     "decord_rot90.mov",
-    "psd_delayed.mp4",
     "mei_flir.mp4",
     "mei_road.avi",
     "mei_sea.mp4",
     "awkward/odd_427x239.webm",
-    "awkward/vfr_30_to_4.mp4",
     "awkward/editlist_copycut.mp4",
-    "awkward/geese.ts",
-    "awkward/trunc_faststart.mp4",
     "awkward/bitflip.mp4",
     "awkward/oneframe.mp4",
-]
-QUICK = {
-    "intel_asl_book.mkv",
-    "mpy_nodur.webm",
-    "psd_delayed.mp4",
-    "awkward/vfr_30_to_4.mp4",
-    "awkward/geese.ts",
-    "awkward/trunc_faststart.mp4",
-}
+)
 DAMAGED = {
     "awkward/trunc_faststart.mp4": "of the stated 24.02 s",
     "awkward/bitflip.mp4": "decoded frames are damaged",
@@ -335,7 +329,7 @@ def index_of(path: Path) -> MediaIndex:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in VIDEOS]
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
 def test_a_real_video_is_covered_to_its_end_with_its_own_times(
     shared_clips: Path, name: str
@@ -371,9 +365,9 @@ def test_one_run_over_all_real_files_captions_or_names_each(
     options = ("--recursive", "--chunk", "10", "--fps", "0.5", "--max-new-tokens", "4")
     assert place.run(*options, sound).returncode == 1
     rows = {row["media_path"]: row for row in place.captions()}  # the last of each
-    assert rows.keys() == {*VIDEOS, *PHOTOS}
+    assert rows.keys() == {*QUICK, *SLOW, *PHOTOS}
     assert {name for name, row in rows.items() if row["warnings"]} == DAMAGED.keys()
-    for name in VIDEOS:
+    for name in (*QUICK, *SLOW):
         assert -0.001 < rows[name]["end"] - own_times(shared_clips / name)[-1] < 0.5
     failures = {failure["media_path"]: failure["error"] for failure in place.failures()}
     assert failures == UNUSABLE

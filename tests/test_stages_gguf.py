@@ -235,10 +235,6 @@ def read(folder: Path, content: bytes) -> Any:
     return read_header(path)
 
 
-def without(key: str) -> dict[str, Any]:
-    return {name: value for name, value in VALUES.items() if name != key}
-
-
 def test_a_valid_header_is_read(tmp_path: Path) -> None:
     header = read(tmp_path, gguf_bytes())
     assert header.architecture == "qwen2"

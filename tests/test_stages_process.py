@@ -24,7 +24,8 @@ from stages.process import lock
 from stages.process.environment import child_environment, compiler_folder
 from stages.process.events import Event, Failed, Item, Warned
 from stages.process.report import EventReporter
-from tests.support.started import hold, started
+from stages.process.stage_process import StageProcess
+from tests.support.started import hold, started, until
 
 HERE = Path(__file__)
 MIB = 1 << 20
@@ -74,10 +75,14 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wait_for(kind: type[Any], heard: list[Event]) -> None:
-    deadline = time.monotonic() + 30
-    while not any(isinstance(event, kind) for event in heard):
-        assert time.monotonic() < deadline, f"no {kind.__name__} in 30 s"
-        time.sleep(0.02)
+    until(lambda: any(isinstance(event, kind) for event in heard))
+
+
+def begun(folder: Path, heard: list[Event], **more: Any) -> StageProcess:
+    """A stage that waits, and has said so."""
+    process = start("waits", folder, heard, **more)
+    wait_for(Item, heard)
+    return process
 
 
 def gone(pid: int, seconds: float = 60.0) -> bool:
@@ -128,8 +133,7 @@ def test_a_foreign_error_is_told_in_one_line_with_its_log(tmp_path: Path) -> Non
 def test_a_killed_stage_is_resumable(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("RuntimeError: CUDA out of memory\n")  # of an earlier run
     heard: list[Event] = []
-    process = start("waits", tmp_path, heard)
-    wait_for(Item, heard)
+    process = begun(tmp_path, heard)
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(Killed, match="SIGKILL") as caught:
         process.wait()
@@ -138,9 +142,7 @@ def test_a_killed_stage_is_resumable(tmp_path: Path) -> None:
 
 
 def test_stop_ends_a_stage(tmp_path: Path) -> None:
-    heard: list[Event] = []
-    process = start("waits", tmp_path, heard)
-    wait_for(Item, heard)
+    process = begun(tmp_path, [])
     process.stop()
     assert gone(process.pid)
     assert process.wait_for_exit(0)
@@ -169,9 +171,7 @@ def test_a_stage_dies_with_its_parent(tmp_path: Path) -> None:
 def test_a_stage_holds_the_cpu_s_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "cpu.lock"
     monkeypatch.setenv(lock.CPU_LOCK, str(path))
-    heard: list[Event] = []
-    first = start("waits", tmp_path, heard, device="cpu")
-    wait_for(Item, heard)
+    first = begun(tmp_path, [], device="cpu")
     assert lock.try_hold(path) is None
     start("works", tmp_path, items=1).wait()  # it is told of no device
     told: list[Event] = []

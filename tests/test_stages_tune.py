@@ -175,14 +175,22 @@ def stepped(trained: list[nn.Parameter], optimizer: torch.optim.Optimizer, seed:
     optimizer.step()
 
 
+def saved(
+    folder: Path, kind: str, progress: TrainingProgress
+) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
+    """Numbers after a step and their optimizer, of which there is a checkpoint."""
+    one = numbers(0)
+    optimizer = optimizer_of(kind, one, 0.1)
+    stepped(one, optimizer, 1)
+    save_checkpoint(folder, RECIPE, progress, one, optimizer)
+    return one, optimizer
+
+
 @pytest.mark.parametrize("kind", [ADAMW, ADAMW8])
 def test_who_goes_on_makes_the_next_step_to_the_same_numbers(tmp_path: Path, kind: str) -> None:
-    one = numbers(0)
-    first = optimizer_of(kind, one, 0.1)
-    stepped(one, first, 1)
     progress = TrainingProgress(step=1, losses=[2.0], memory=[7], held_out=[(1, 3.0)])
-    progress.best = [each.detach().clone() for each in one]
-    save_checkpoint(tmp_path, RECIPE, progress, one, first)
+    progress.best = [each.detach() for each in numbers(8)]
+    one, first = saved(tmp_path, kind, progress)
     other = numbers(5)
     second = optimizer_of(kind, other, 0.1)
     found = resume(tmp_path, RECIPE, other, second)
@@ -196,10 +204,7 @@ def test_who_goes_on_makes_the_next_step_to_the_same_numbers(tmp_path: Path, kin
 
 
 def test_another_optimizer_keeps_the_numbers_and_not_the_moments(tmp_path: Path) -> None:
-    one = numbers(0)
-    first = optimizer_of(ADAMW, one, 0.1)
-    stepped(one, first, 1)
-    save_checkpoint(tmp_path, RECIPE, TrainingProgress(step=1), one, first)
+    one, _ = saved(tmp_path, ADAMW, TrainingProgress(step=1))
     other = numbers(5)
     second = optimizer_of(ADAMW8, other, 0.1)
     found = resume(tmp_path, RECIPE, other, second)
@@ -208,12 +213,11 @@ def test_another_optimizer_keeps_the_numbers_and_not_the_moments(tmp_path: Path)
 
 
 def test_of_another_recipe_or_of_none_nothing_is_taken(tmp_path: Path) -> None:
-    one = numbers(0)
-    optimizer = optimizer_of(ADAMW, one, 0.1)
-    assert resume(tmp_path, RECIPE, one, optimizer) is None
-    save_checkpoint(tmp_path, RECIPE, TrainingProgress(step=1), one, optimizer)
     other = numbers(5)
-    assert resume(tmp_path, {"rank": 8}, other, optimizer_of(ADAMW, other, 0.1)) is None
+    optimizer = optimizer_of(ADAMW, other, 0.1)
+    assert resume(tmp_path, RECIPE, other, optimizer) is None
+    saved(tmp_path, ADAMW, TrainingProgress(step=1))
+    assert resume(tmp_path, {"rank": 8}, other, optimizer) is None
     assert all(map(torch.equal, other, numbers(5)))
 
 
@@ -227,20 +231,9 @@ def test_a_training_that_goes_on_sweeps_what_a_killed_one_left_half_written(tmp_
         os.link(own, tmp_path / f"{HALF}abcdefgh")
         raise RuntimeError("killed")
     assert len(list(tmp_path.glob(f"{HALF}*"))) == 2
-    job: dict[str, Any] = {
-        "half": {"model": "demo"},
-        "store": "",
-        "features_namespace": "",
-        "folder": str(tmp_path),
-        "recipe": RECIPE,
-        "examples": [["k", "p", "c"]],
-        "held_out": [],
-        "steps": 1,
-        "batch": 1,
-        "rows": 1,
-        "rate": 0.1,
-    }
-    told_by(run, job)
+    job = {"half": {"model": "demo"}, "store": "", "features_namespace": "", "held_out": []}
+    job |= {"folder": str(tmp_path), "recipe": RECIPE, "examples": [["k", "p", "c"]], "rate": 0.1}
+    told_by(run, job | dict.fromkeys(("steps", "batch", "rows"), 1))
     assert list(tmp_path.glob(f"{HALF}*")) == []
     assert (tmp_path / ADAPTER_WEIGHTS).exists()
 
@@ -306,15 +299,16 @@ SMALL = 1e-8
 """Less than half of the smallest number in fp16."""
 
 
-def losses(monkeypatch: pytest.MonkeyPatch, weight: nn.Parameter, factors: list[float]) -> None:
-    """Let the loss of each step be the weight in fp16 times a factor."""
-    left = iter(factors)
+def weight_with(factors: list[float], patch: pytest.MonkeyPatch) -> nn.Parameter:
+    """A weight. The loss of each step is the weight in fp16 times a factor."""
+    left, weight = iter(factors), nn.Parameter(torch.ones(4))
 
     def loss_of(*_: Any) -> torch.Tensor:
         return (weight.to(torch.float16).float() * next(left)).sum()
 
-    monkeypatch.setattr(training, "loss_of", loss_of)
-    monkeypatch.setattr(training, "group_batches", lambda examples, rows: [examples])
+    patch.setattr(training, "loss_of", loss_of)
+    patch.setattr(training, "group_batches", lambda examples, rows: [examples])
+    return weight
 
 
 def changing_steps(
@@ -336,8 +330,7 @@ def changing_steps(
 def test_gradients_too_small_for_fp16_are_scaled_there(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weight = nn.Parameter(torch.ones(4))
-    losses(monkeypatch, weight, [SMALL])
+    weight = weight_with([SMALL], monkeypatch)
     assert changing_steps(weight, 1, dtype) == [dtype == torch.float16]
     assert weight.grad is not None
     wanted = torch.full((4,), SMALL if dtype == torch.float16 else 0.0)
@@ -345,15 +338,13 @@ def test_gradients_too_small_for_fp16_are_scaled_there(
 
 
 def test_a_step_with_an_infinite_gradient_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = nn.Parameter(torch.ones(4))
-    losses(monkeypatch, weight, [1.0, 1e4, 1.0])
+    weight = weight_with([1.0, 1e4, 1.0], monkeypatch)
     assert changing_steps(weight, 3) == [True, False, True]
     assert bool(weight.isfinite().all())
 
 
 def test_many_of_them_in_a_row_end_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = nn.Parameter(torch.ones(4))
-    losses(monkeypatch, weight, [1e4] * MAX_SKIPPED)
+    weight = weight_with([1e4] * MAX_SKIPPED, monkeypatch)
     with pytest.raises(UsageError, match="infinite in 10 steps") as caught:
         changing_steps(weight, MAX_SKIPPED)
     assert "--precision" in caught.value.hint
