@@ -14,18 +14,21 @@ import llguidance
 import pytest
 import torch
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from transformers import LogitsProcessorList
 
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
 from stages.decode import run
 from stages.decode.closing import BETWEEN, IN_TEXT, JsonPosition, ranks
 from stages.decode.constraint import SchemaLogitsProcessor, Vocabulary, answer_text, vocabulary_of
+from stages.decode.generate_kwargs import GenerateKwargs, SeededSampler
 from stages.decode.generation import SamplingParams
+from stages.decode.job import DecodeItem
 from stages.decode.json_schema import canonical, columns_of, grammar_of, plain_text_of, rest_of
 from stages.decode.protocol import CaptionOutput
 from stages.decode.schema_bounds import longest
 from stages.models.processors.prepare import load_processor
-from tests.support.clips import clips, joint_inputs, joint_model
+from tests.support.clips import clips, half_model, joint_inputs, joint_model
 from tests.support.families import BUILDERS, checkpoint
 from tests.support.forms import NAMES, SHORT, SIX, TAGS, VALUES, random_form, text_of
 from tests.support.waves import OTHER, Wave, encoded_wave, folder_of
@@ -132,6 +135,16 @@ def test_other_ways_of_choosing_go_on_and_the_form_wins(tmp_path: Path) -> None:
         check(said(demo, engine, namespace, least, form, **avoided), least, SHORT)
     again = said(demo, "inflight", "c3" * 32, least + 9, form, no_repeat_ngram=1, **HOT)
     check(again, least + 9, SHORT)
+
+
+def test_the_form_comes_before_chance() -> None:
+    processor: Any = load_processor(CHECKPOINT, trusted=False)
+    choosing = GenerateKwargs(SamplingParams(schema=FORM, **HOT), LEAST)
+    members = [DecodeItem("", "f", "p")]
+    options = choosing.options(half_model(CHECKPOINT, "language"), processor, members)
+    found = options["logits_processor"]
+    assert isinstance(found, LogitsProcessorList)
+    assert isinstance(found[0], SchemaLogitsProcessor) and isinstance(found[-1], SeededSampler)
 
 
 def test_rows_that_were_said_otherwise_begin_anew() -> None:
