@@ -31,11 +31,11 @@ from tests.support.waves import (
     OTHER,
     THIRD,
     Wave,
-    events,
     in_slots,
     keys_told,
     mixed_wave,
     own_of,
+    told_by,
 )
 
 TOKENS = 12
@@ -126,8 +126,7 @@ def scored(
     ]
     values = {"features_namespaces": [OTHER, FEATURES], "namespace": THIRD, "items": items}
     job = own_of(ScoreJob, wave._job(**values, **more))
-    with events() as (report, told):
-        score(job, report)
+    told = told_by(score, job)
     record_set = wave.record_set("scores", THIRD)
     return [record_set.meta(item["key"]) for item in items], keys_told(told)
 

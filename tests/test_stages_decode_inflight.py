@@ -27,11 +27,11 @@ from tests.support.waves import (
     OTHER,
     THIRD,
     Wave,
-    events,
     in_slots,
     keys_told,
     mixed_wave,
     noted,
+    told_by,
     words,
 )
 
@@ -252,19 +252,13 @@ def test_a_caption_of_either_engine_answers_who_leaves_the_choice(
             member["instead"] = member["key"].replace("caption", "old")
     made = {0, 3, 4, 6, 7, 8, 9}
     name = "caption" if speaks == "inflight" else "old"
-    assert set(keys_told(_run(job))) == {f"{name}-{n}" for n in made}
+    assert set(keys_told(told_by(run, job))) == {f"{name}-{n}" for n in made}
     ours.refresh()
     theirs.refresh()
     kept = {"caption-5"} if speaks == "transformers" else {f"caption-{n}" for n in {5, *made}}
     assert ours.keys() == kept
     assert len(ours.keys()) + len(theirs.keys()) == 10
-    assert _run(job) == [{"event": "total", "items": 0}]
-
-
-def _run(job: dict[str, Any]) -> list[dict[str, Any]]:
-    with events() as (report, told):
-        run(job, report)
-    return told
+    assert told_by(run, job) == [{"event": "total", "items": 0}]
 
 
 def test_rows_in_flight_end_while_another_process_is_waited_for(tmp_path: Path) -> None:

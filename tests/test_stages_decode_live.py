@@ -1,26 +1,46 @@
-"""What becomes of captions that nobody wants any more, in the process that makes them."""
+"""Requests of a decode stage that stays: those that nobody wants any more, settings that belong to
+one, and several prompts of one chunk, each of which says what it says by itself."""
 
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from penstock_demo import CHECKPOINT
+from stages.decode.engines.inflight import prefill
 from stages.decode.engines.inflight.engine import InflightEngine
+from stages.decode.engines.inflight.prefill import prefill_row
 from stages.decode.engines.transformers import TransformersEngine
+from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem, DecodeJob
+from stages.decode.json_schema import canonical, rest_of
 from stages.decode.protocol import CaptionOutput, DecodeEngine, DecodeRequest
+from stages.decode.request_settings import RequestSettings, cut_at, held_back
 from stages.decode.run import run
 from stages.decode.stored import read_features
 from stages.memory.oom_retry import OomRetry
 from stages.process.events import CaptionProgress
 from stages.process.job import items_of, parse_job
 from stages.process.live import WITHDRAWN, PipedRequest
-from tests.support.clips import PROMPTS
-from tests.support.waves import FEATURES, OTHER, Wave, events, mixed_wave
+from tests.support.clips import PROMPTS, clips
+from tests.support.waves import (
+    CAPTIONS,
+    FEATURES,
+    OTHER,
+    THIRD,
+    Wave,
+    encoded_wave,
+    events,
+    folder_of,
+    mixed_wave,
+    noted,
+    told_by,
+)
 
 ENGINES: dict[str, type[DecodeEngine]] = {
     "inflight": InflightEngine,
@@ -146,10 +166,197 @@ def test_a_prompt_that_exceeds_the_context_fails_alone(engine: str, tmp_path: Pa
     (batch,) = job["batches"]
     long = batch[0] | {"prompt": "Tell me what is there. " * 400}
     pipe.write_text(json.dumps([long, *batch[1:3]]) + "\n")
-    with events() as (report, told):
-        run({**job, "batches": []}, report)
+    told = told_by(run, {**job, "batches": []})
     ended = [event["key"] for event in told if event["event"] == "words" and event["ended"]]
     assert sorted(ended) == [member["key"] for member in batch[1:3]]
     (failed,) = [event for event in told if event.get("kind") == "too-long"]
     assert failed["media"] == long["key"]
     assert "context is 2,048 tokens" in failed["message"]
+
+
+LIMIT = 48
+PROMPT = "Describe this image in detail."
+FORM = canonical('{"type":"object","properties":{"kind":{"type":"string"}},"required":["kind"]}')
+OTHER_FORM = canonical('{"type":"object","properties":{"round":{"type":"boolean"}}}')
+NO_WORD = (
+    '{"type":"object","properties":{"kind":{"type":"string","pattern":"^[^\\\\x00-\\\\U0010FFFF]$",'
+    '"maxLength":2}},"required":["kind"]}'
+)
+"""No text has this form, which `canonical` would say."""
+EITHER_ENGINE = ["transformers", pytest.param("inflight", marks=pytest.mark.slow)]
+
+
+def settings(stop: tuple[str, ...] = (), limit: int = LIMIT, **generation: Any) -> str:
+    return RequestSettings(
+        max_new_tokens=limit, stop=stop, generation=SamplingParams(**generation)
+    ).text
+
+
+ASKED: Mapping[str, str] = {
+    "plain": "",
+    "short": settings(limit=3),
+    "warm": settings(temperature=2.0, seed=5),
+    "warm otherwise": settings(temperature=2.0, seed=6),
+    "narrow": settings(temperature=2.0, top_p=0.3, seed=5),
+    "present": settings(presence_penalty=2.0),
+    "form": settings(schema=FORM),
+    "other form": settings(schema=OTHER_FORM),
+    "stopped": settings(stop=("e",)),
+}
+
+
+@pytest.fixture(scope="module")
+def wave(tmp_path_factory: pytest.TempPathFactory) -> Wave:
+    return encoded_wave(tmp_path_factory.mktemp("store"), CHECKPOINT, clips("image", 1))
+
+
+def answers(
+    wave: Wave, folder: Path, engine: str, asked: Mapping[str, str], prefix: str
+) -> dict[str, dict[str, Any]]:
+    """What a decode stage that stays tells of one picture, asked for with these settings in one
+    batch."""
+    batch = [
+        {
+            "key": f"{prefix} {name}",
+            "features": "features-0",
+            "prompt": PROMPT,
+            **({"settings": text} if text else {}),
+        }
+        for name, text in asked.items()
+    ]
+    pipe = folder / f"{prefix}.lines"
+    pipe.write_text(json.dumps(batch) + "\n")
+    job = wave.to_decode([PROMPT], tokens=LIMIT)
+    job |= {"engine": engine, "batches": [], "live": str(pipe), "slots": 3}
+    return {
+        (each.get("key") or each["media"]).removeprefix(f"{prefix} "): each
+        for each in told_by(run, job)
+        if each["event"] == "failure" or (each["event"] == "words" and each["ended"])
+    }
+
+
+@pytest.mark.parametrize("engine", EITHER_ENGINE)
+def test_settings_of_one_batch_are_each_followed_as_alone(
+    engine: str, wave: Wave, tmp_path: Path
+) -> None:
+    asked = {**ASKED, "nowhere": settings(schema=NO_WORD)}
+    together = answers(wave, tmp_path, engine, asked, f"{engine} together")
+    nowhere = together.pop("nowhere")
+    assert (nowhere["event"], nowhere["kind"]) == ("failure", "unsupported")
+    assert rest_of(NO_WORD).tokens < LIMIT
+    captions = {name: each["caption"] for name, each in together.items()}
+    for name in ("short", "warm", "present", "form", "stopped"):
+        alone = answers(wave, tmp_path, engine, {name: ASKED[name]}, f"{engine} {name}")
+        assert alone[name]["caption"] == captions[name]
+    assert len({captions[name] for name in ("plain", "warm", "warm otherwise", "narrow")}) >= 3
+    assert (together["short"]["tokens"], together["short"]["ended"]) == (3, "length")
+    assert captions["plain"].startswith(captions["short"])
+    assert captions["present"] != captions["plain"]
+    assert list(json.loads(captions["form"])) == ["kind"]
+    assert set(json.loads(captions["other form"])) <= {"round"}
+    assert together["stopped"]["ended"] == "stop"
+    assert captions["stopped"] == captions["plain"].split("e")[0].strip() != ""
+    assert all(each["prompt_tokens"] > 10 for each in together.values())
+    key = f"{engine} together warm"
+    assert wave.record_set("captions", CAPTIONS).meta(key)["prompt_tokens"] > 10
+
+    long = settings(stop=(captions["plain"][5:17], "zzzz"))  # a stop of several tokens
+    cut = answers(wave, tmp_path, engine, {"cut": long}, f"{engine} cut")["cut"]
+    assert (cut["caption"], cut["ended"]) == (captions["plain"][:5].strip(), "stop")
+    assert cut["tokens"] > 1
+
+
+def test_a_text_is_cut_at_a_stop_string_and_what_may_begin_one_is_held_back() -> None:
+    assert cut_at("one two three", ("three", "two")) == "one "
+    assert cut_at("one two", ("four",)) == "one two"
+    assert held_back("a red ci", ("circle", "x")) == 2
+    assert held_back("a red", ("circle",)) == 0
+    assert held_back("ab", ("abab",)) == 2
+    assert held_back("anything", ()) == 0
+
+
+def test_settings_are_one_text_whatever_order_they_are_given_in() -> None:
+    assert settings(stop=("b", "a", "b")) == settings(stop=("a", "b"))
+    found = RequestSettings.from_text(ASKED["narrow"])
+    assert (found.generation.top_p, found.generation.seed, found.max_new_tokens) == (0.3, 5, LIMIT)
+
+
+QUESTIONS = (
+    "Describe.",
+    "What happens in it?",
+    "Say in one long sentence what you see, from the left to the right.",
+    "Who?",
+)
+SHARING = [
+    ("qwen2_5_vl", "video"),
+    ("qwen3_vl", "image"),
+    ("llava", "image"),
+    ("llava_onevision", "video"),
+    ("smolvlm", "image"),
+    ("gemma3", "image"),
+    ("demo", "video"),
+]
+
+
+def members(wave: Wave, prompts: Sequence[str]) -> list[dict[str, str]]:
+    """What is asked of every clip."""
+    return [
+        {"key": f"{n}-{p}", "features": f"features-{n}", "prompt": prompt}
+        for n, _ in wave.batches[0]
+        for p, prompt in enumerate(prompts)
+    ]
+
+
+def said(
+    wave: Wave, engine: str, namespace: str, asked: list[dict[str, str]], size: int = 4
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the stage says of each key, and what it notes."""
+    wave.settings["engine"] = engine
+    job = wave.to_decode(["?"], namespace, tokens=12)
+    job["batches"] = [asked[at : at + size] for at in range(0, len(asked), size)]
+    notes = noted(told_by(run, job))
+    found = wave.record_set("captions", namespace)
+    return {each["key"]: found.meta(each["key"]) for each in asked}, notes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kind"), SHARING)
+def test_prompts_that_share_a_picture_say_what_each_says_alone(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    wave = encoded_wave(tmp_path, folder_of(name), clips(kind, 3))
+    asked = members(wave, QUESTIONS)
+    plain, _ = said(wave, "transformers", CAPTIONS, asked, size=1)
+    shared, notes = said(wave, "inflight-shared", OTHER, asked)
+    assert {k: v["caption"] for k, v in shared.items()} == {
+        k: v["caption"] for k, v in plain.items()
+    }
+    assert notes["shared_prefix"] is True
+
+
+def test_bytes_hang_on_the_row_alone(tmp_path: Path) -> None:
+    wave = encoded_wave(tmp_path, CHECKPOINT, clips("video", 2), dtype="bfloat16")
+    asked = members(wave, QUESTIONS)
+    whole, notes = said(wave, "inflight-shared", CAPTIONS, asked)
+    assert notes["shared_prefix"] is True
+    mixed, _ = said(wave, "inflight-shared", OTHER, asked[::-1], size=5)
+    alone, _ = said(wave, "inflight-shared", THIRD, asked[5:6])
+    assert mixed == whole and alone[asked[5]["key"]] == whole[asked[5]["key"]]
+
+
+def test_a_picture_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wave = encoded_wave(tmp_path, CHECKPOINT, clips("video", 3))
+    lengths: list[int] = []
+
+    def counting(half: Any, inputs: Any, features: Any, **options: Any) -> Any:
+        row = prefill_row(half, inputs, features, **options)
+        before = options.get("past_key_values")
+        lengths.append(row.tokens if before is None else 0)
+        return row
+
+    monkeypatch.setattr(prefill, "prefill_row", counting)
+    asked = members(wave, QUESTIONS)
+    said(wave, "inflight-shared", CAPTIONS, [asked[at] for at in torch.randperm(len(asked))])
+    # Once for each clip, and once for the trial, where another clip follows it.
+    assert sum(length > 0 for length in lengths) in (3, 4)
+    assert sum(length == 0 for length in lengths) == 2 + len(asked)

@@ -41,10 +41,7 @@ from tests.support.waves import (
     words,
 )
 
-QUICK = {
-    ("qwen2_5_vl", "video"),
-    ("llava", "image"),
-}
+QUICK = {("qwen2_5_vl", "video"), ("llava", "image")}
 CASES = [
     pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
     for case in product(BUILDERS, ("image", "video"))

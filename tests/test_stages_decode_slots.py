@@ -88,9 +88,7 @@ def test_a_family_says_in_slots_what_each_row_says_alone_or_it_is_known_why_not(
         assert found == ("aligned" if variant in {*ALIGNED, *ALSO_ALIGNED} else "slots")
 
 
-def test_aligned_rows_that_run_out_of_memory_end_the_stage(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_aligned_rows_that_run_out_of_memory_end_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer of them would take as much: the next rung serves."""
     model, items = rows_of_variant("inkling")
     step, steps = SlotPool.step, count()

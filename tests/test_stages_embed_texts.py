@@ -3,7 +3,6 @@ line by which it makes logits."""
 
 import inspect
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from stages.models.half_job import HalfJob
 from stages.models.halves.load import load_half
 from stages.models.halves.vectors import logits, text_vectors
 from stages.models.processors.loading import load_processor
-from stages.process.report import EventReporter
 from tests.support.dual_encoders import names, save, save_clip
 from tests.support.families import hf
+from tests.support.waves import told_by
 
 TEXTS = ["a cat", "the sky over the sea", "dog"]
 SLOW = ("altclip", "blip", "chinese_clip", "align", "siglip2", "clipseg")
@@ -99,14 +98,11 @@ def test_a_text_on_which_the_model_raises_fails_alone(
     job = TextsJob(half=half, store=str(tmp_path / "store"), namespace="ab" * 32, batch=2)
     groups = [["a cat", "broken"]]
     said = "the model raises on the text 'broken'"
-    with open(os.devnull, "wb") as nowhere, pytest.raises(UsageError, match=said):
-        run(asdict(job) | {"key": "one", "groups": groups}, EventReporter(nowhere.fileno()))
+    with pytest.raises(UsageError, match=said):
+        told_by(run, asdict(job) | {"key": "one", "groups": groups})
     requests = tmp_path / "requests"
     requests.write_text(json.dumps([["one", groups], ["two", [["a cat"]]]]) + "\n")
-    reading, writing = os.pipe()
-    run(asdict(job) | {"live": str(requests)}, EventReporter(writing))
-    os.close(writing)
-    with os.fdopen(reading) as lines:
-        events = {event["event"]: event for event in map(json.loads, lines)}
+    told = told_by(run, asdict(job) | {"live": str(requests)})
+    events = {event["event"]: event for event in told}
     assert events["failure"]["media"] == "one" and said in events["failure"]["message"]
     assert events["published"]["keys"] == ["two"]

@@ -11,7 +11,7 @@ from stages.frames import clip_copy
 from stages.frames.clip_copy import ClipCutter
 from stages.frames.clip_copy import run as run_cut
 from tests.support.media import decode_plainly, write_video
-from tests.support.waves import events
+from tests.support.waves import told_by
 
 
 def check(path: Path, folder: Path, start: float, end: float) -> dict[str, Any]:
@@ -108,8 +108,7 @@ def test_the_stage_tells_what_became_of_each(tmp_path: Path) -> None:
     (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[:900])
     spans = [(good, "a", 0.0, 1.0), (good, "b", 1.0, 2.0), (tmp_path / "half.mp4", "c", 0.0, 1.0)]
     cuts = [{"path": str(p), "name": n, "start": s, "end": e} for p, n, s, e in spans]
-    with events() as (report, told):
-        run_cut({"folder": str(tmp_path), "cuts": cuts}, report)
+    told = told_by(run_cut, {"folder": str(tmp_path), "cuts": cuts})
     notes = {k: v for e in told if e["event"] == "note" for k, v in e.items() if k != "event"}
     assert notes["a"] == {"file": "a.mp4", "start": 0.0}
     assert notes["b"]["file"] == "b.mp4" and (tmp_path / "b.mp4").exists()
@@ -119,8 +118,8 @@ def test_the_stage_tells_what_became_of_each(tmp_path: Path) -> None:
 
 def test_a_file_that_is_gone_is_no_fault_of_its_own(tmp_path: Path) -> None:
     gone = {"path": str(tmp_path / "gone.mp4"), "name": "a", "start": 0.0, "end": 1.0}
-    with events() as (report, _), pytest.raises(EnvironmentFault, match="does not exist"):
-        run_cut({"folder": str(tmp_path), "cuts": [gone]}, report)
+    with pytest.raises(EnvironmentFault, match="does not exist"):
+        told_by(run_cut, {"folder": str(tmp_path), "cuts": [gone]})
 
 
 def test_real_files_are_cut_whole(shared_clips: Path, tmp_path: Path) -> None:

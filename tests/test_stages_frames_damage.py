@@ -36,6 +36,13 @@ def cut(path: Path) -> tuple[list[Chunk], tuple[str, ...]]:
         return chunks, video.warnings()
 
 
+def refusal_of(path: Path) -> MediaError:
+    """What is said of a file that cannot be used."""
+    with pytest.raises(MediaError) as caught:
+        Video(path)
+    return caught.value
+
+
 def faststart(path: Path, source: Path) -> Path:
     """The same packets with the index in front, so that a cut loses only frames."""
     with av.open(str(source)) as read, av.open(str(path), "w", options=FAST_START) as write:
@@ -240,12 +247,9 @@ def test_an_unusable_file_says_what_and_where_and_what_to_do(tmp_path: Path) -> 
     files["not-media"].write_text("Dear diary, today I renamed myself to .mp4.\n" * 30)
     files["no-moov"].write_bytes(whole[: len(whole) // 2])
     for kind, path in files.items():
-        with pytest.raises(MediaError) as caught:
-            Video(path)
-        assert caught.value.kind == kind
-        assert str(path) in caught.value.message
-        assert "\n" not in caught.value.message
-        assert caught.value.hint
+        refusal = refusal_of(path)
+        assert refusal.kind == kind and refusal.hint
+        assert str(path) in refusal.message and "\n" not in refusal.message
 
 
 def test_a_cover_picture_in_a_sound_file_is_no_video(tmp_path: Path) -> None:
@@ -257,9 +261,7 @@ def test_a_cover_picture_in_a_sound_file_is_no_video(tmp_path: Path) -> None:
         cover.disposition = av.stream.Disposition.attached_pic
         container.mux(cover.encode(av.VideoFrame(64, 48, "yuvj420p")))
         container.mux(cover.encode(None))
-    with pytest.raises(MediaError) as caught:
-        Video(path)
-    assert caught.value.kind == "no-video"
+    assert refusal_of(path).kind == "no-video"
 
 
 URL = "http://127.0.0.1:9/a.ts"
@@ -279,12 +281,9 @@ def test_a_file_that_names_others_is_refused_as_a_playlist(tmp_path: Path, form:
     for name, target in (("list.mp4", "{0}/real.ts"), ("list", "real.ts"), ("list.m3u8", URL)):
         path = tmp_path / name
         path.write_text(PLAYLISTS[form].format(target.format(tmp_path)))
-        with pytest.raises(MediaError) as caught:
-            Video(path)
-        assert caught.value.kind == "playlist"
+        assert refusal_of(path).kind == "playlist"
     (tmp_path / "list.mp4").write_text("# a comment\n" + PLAYLISTS[form].format("real.ts"))
-    with pytest.raises(MediaError):
-        Video(tmp_path / "list.mp4")
+    refusal_of(tmp_path / "list.mp4")
 
 
 def test_a_name_like_a_series_is_the_file_itself(tmp_path: Path) -> None:
@@ -310,9 +309,7 @@ def test_an_index_of_absurd_size_is_damage_and_not_a_lack_of_memory(tmp_path: Pa
     at = data.index(b"stss") + 8
     data[at : at + 4] = struct.pack(">I", 1 << 29)  # how many keyframes there are
     (tmp_path / "b.mp4").write_bytes(data)
-    with pytest.raises(MediaError) as caught:
-        Video(tmp_path / "b.mp4")
-    assert caught.value.kind == "damaged"
+    assert refusal_of(tmp_path / "b.mp4").kind == "damaged"
 
 
 def test_a_stream_that_begins_late_in_a_broadcast_does_not_end_it(tmp_path: Path) -> None:
@@ -340,7 +337,5 @@ def test_frames_of_absurd_size_are_refused_before_one_is_decoded(
     (tmp_path / "b.avi").write_bytes(data)
     with Sampler("cpu") as memory:
         before = memory.peak_host_bytes
-        with pytest.raises(MediaError) as caught:
-            Video(tmp_path / "b.avi")
-    assert caught.value.kind == kind
+        assert refusal_of(tmp_path / "b.avi").kind == kind
     assert memory.peak_host_bytes - before < 100 << 20

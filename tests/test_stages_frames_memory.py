@@ -48,12 +48,7 @@ def started(
 ) -> StageProcess:
     """The stage at these files, with so many bytes for all it does."""
     media = [
-        {
-            "path": str(path),
-            "digest": hash_file(path),
-            "kind": "image" if path.suffix == ".jpg" else "video",
-            "chunk_indexes": None,
-        }
+        (str(path), hash_file(path), "image" if path.suffix == ".jpg" else "video")
         for path in paths
     ]
     job = {

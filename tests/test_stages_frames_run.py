@@ -18,8 +18,8 @@ from artifacts.stamps import stamp_of
 from artifacts.store import FolderStore, open_store
 from stages.frames import run as stage
 from stages.frames.frame_recorder import FrameRecorder
-from stages.process.report import EventReporter
 from tests.support.media import flip_bits, picture, spoil, write_audio, write_video
+from tests.support.waves import events, keys_told
 
 NAMESPACE = "5c" * 32
 
@@ -33,10 +33,7 @@ class Desk:
         self.events: list[dict[str, Any]] = []
 
     def run(
-        self,
-        *media: dict[str, Any],
-        workers: int = 2,
-        sampling: dict[str, Any] | None = None,
+        self, *media: dict[str, Any], workers: int = 2, sampling: dict[str, Any] | None = None
     ) -> list[str]:
         """Run the stage; returns the keys it published, in order."""
         job = {
@@ -48,14 +45,9 @@ class Desk:
             "media": list(media),
             "workers": workers,
         }
-        descriptor = os.memfd_create("events")
-        try:
-            stage.run(json.loads(json.dumps(job)), EventReporter(descriptor))
-        finally:
-            lines = os.pread(descriptor, os.fstat(descriptor).st_size, 0).splitlines()
-            self.events = [json.loads(line) for line in lines]
-            os.close(descriptor)
-        return [event["key"] for event in self.events if event["event"] == "item"]
+        with events() as (report, self.events):
+            stage.run(json.loads(json.dumps(job)), report)
+        return keys_told(self.events)
 
     def told(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["event"] == kind]
@@ -69,17 +61,12 @@ def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
 
 
-def medium(path: Path, *, wanted: list[int] | None = None) -> dict[str, Any]:
+def medium(path: Path) -> dict[str, Any]:
     kind = "image" if path.suffix in (".png", ".jpg") else "video"
     digest = hash_file(path) if path.is_file() else "0" * 64
     stamp = stamp_of(path) if path.is_file() else None
-    return {
-        "path": str(path),
-        "digest": digest,
-        "kind": kind,
-        "chunk_indexes": wanted,
-        "stamp": stamp,
-    }
+    told = {"path": str(path), "digest": digest, "kind": kind, "stamp": stamp}
+    return told | {"chunk_indexes": None}
 
 
 def video(desk: Desk, name: str = "a.mp4", seconds: int = 7) -> dict[str, Any]:

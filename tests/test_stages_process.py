@@ -1,9 +1,17 @@
+"""Stages in processes of their own, and the locks that they hold."""
+
+import errno
+import fcntl
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +24,8 @@ from stages.process import lock
 from stages.process.environment import child_environment, compiler_folder
 from stages.process.events import Event, Failed, Item, Warned
 from stages.process.report import EventReporter
-from tests.support.started import hold, started
+from stages.process.stage_process import StageProcess
+from tests.support.started import hold, started, until
 
 HERE = Path(__file__)
 MIB = 1 << 20
@@ -66,10 +75,14 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wait_for(kind: type[Any], heard: list[Event]) -> None:
-    deadline = time.monotonic() + 30
-    while not any(isinstance(event, kind) for event in heard):
-        assert time.monotonic() < deadline, f"no {kind.__name__} in 30 s"
-        time.sleep(0.02)
+    until(lambda: any(isinstance(event, kind) for event in heard))
+
+
+def begun(folder: Path, heard: list[Event], **more: Any) -> StageProcess:
+    """A stage that waits, and has said so."""
+    process = start("waits", folder, heard, **more)
+    wait_for(Item, heard)
+    return process
 
 
 def gone(pid: int, seconds: float = 60.0) -> bool:
@@ -120,8 +133,7 @@ def test_a_foreign_error_is_told_in_one_line_with_its_log(tmp_path: Path) -> Non
 def test_a_killed_stage_is_resumable(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("RuntimeError: CUDA out of memory\n")  # of an earlier run
     heard: list[Event] = []
-    process = start("waits", tmp_path, heard)
-    wait_for(Item, heard)
+    process = begun(tmp_path, heard)
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(Killed, match="SIGKILL") as caught:
         process.wait()
@@ -130,9 +142,7 @@ def test_a_killed_stage_is_resumable(tmp_path: Path) -> None:
 
 
 def test_stop_ends_a_stage(tmp_path: Path) -> None:
-    heard: list[Event] = []
-    process = start("waits", tmp_path, heard)
-    wait_for(Item, heard)
+    process = begun(tmp_path, [])
     process.stop()
     assert gone(process.pid)
     assert process.wait_for_exit(0)
@@ -161,9 +171,7 @@ def test_a_stage_dies_with_its_parent(tmp_path: Path) -> None:
 def test_a_stage_holds_the_cpu_s_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "cpu.lock"
     monkeypatch.setenv(lock.CPU_LOCK, str(path))
-    heard: list[Event] = []
-    first = start("waits", tmp_path, heard, device="cpu")
-    wait_for(Item, heard)
+    first = begun(tmp_path, [], device="cpu")
     assert lock.try_hold(path) is None
     start("works", tmp_path, items=1).wait()  # it is told of no device
     told: list[Event] = []
@@ -229,3 +237,79 @@ def test_what_is_said_of_the_compiler_stands(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert "TORCHINDUCTOR_CACHE_DIR" not in child_environment()
     assert not os.path.exists("/mine")
+
+
+NOBODY = 65534
+
+
+def bind(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+
+
+PUT: dict[str, Callable[[Path], object]] = {
+    "link": lambda path: path.symlink_to("thesis.txt"),
+    "dangling link": lambda path: path.symlink_to("not-there"),
+    "fifo": os.mkfifo,
+    "folder": Path.mkdir,
+    "socket": bind,
+}
+
+
+@pytest.mark.parametrize("kind", PUT)
+@pytest.mark.parametrize("way", [lock.try_hold, lambda path: lock.hold(path, print)])
+def test_what_is_no_file_is_no_lock(tmp_path: Path, kind: str, way: object) -> None:
+    victim, path = tmp_path / "thesis.txt", tmp_path / "penstock-GPU.lock"
+    victim.write_text("years of work")
+    PUT[kind](path)
+    with pytest.raises(EnvironmentFault, match=f"{path.name} is a .*, but a lock must be a file"):
+        way(path)  # type: ignore[operator]
+    assert lock.holder(path) == "another process"
+    assert victim.read_text() == "years of work"
+    assert not victim.with_name("not-there").exists()
+
+
+def test_what_stands_in_a_lock_may_be_anything(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    path.write_bytes(b"\xff\x00 no number")
+    assert lock.holder(path) == "another process"
+    held = lock.try_hold(path)
+    assert held is not None
+    assert path.read_text() == f"{os.getpid()}\n"
+    assert lock.try_hold(path) is None
+    held.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes two users")
+def test_a_lock_of_another_user_in_a_folder_of_all_is_held_by_reading() -> None:
+    of_all = Path(tempfile.mkdtemp())
+    of_all.chmod(0o1777)
+    path = of_all / "a.lock"
+    path.write_text("1\n")
+    path.chmod(0o644)
+    child = os.fork()
+    if child == 0:  # another user
+        try:
+            os.setuid(NOBODY)
+            held = lock.try_hold(path)
+            os._exit(0 if held is not None and not held.writable() else 1)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert path.read_text() == "1\n"
+    shutil.rmtree(of_all)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF])
+def test_a_mount_may_lock_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for _ in range(2):
+        held = lock.try_hold(tmp_path / "lock")
+        assert held is not None
+        held.close()

@@ -1,12 +1,15 @@
-"""What the driver is asked, what its part of a GPU is taken for, and last words about memory."""
+"""What the driver is asked, what its part of a GPU is taken for, last words about memory, and GPUs
+that cannot be used."""
 
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from artifacts.errors import EnvironmentFault, OutOfMemory, StageDied
+from flows.cli.doctor_command import _device
 from stages.process import device_limit, memory_limit, stage_process
 from stages.process.device import (
     device_capability,
@@ -25,23 +28,27 @@ from stages.process.environment import child_environment
 from stages.process.events import StageError
 from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, out_of_memory
 from stages.process.lock import lock_path
+from stages.process.other_gpus import AMD, INTEGRATED, INTEL, NVIDIA, unused_gpu
 from stages.process.stage_process import wait_for_release
 from tests.support import gpus
 from tests.support.fake_gpu.state import Machine
 
-Seen = Callable[[Machine], Path]
+Seen = Callable[..., Path]
 MIB, GIB = 1 << 20, 1 << 30
 CARD = "cuda:0"
 
 
 @pytest.fixture
 def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seen:
-    """Sees a machine from now on."""
-    return lambda machine: gpus.see(machine, tmp_path / "gpu", monkeypatch)
+    """Sees a machine from now on, and of its cards those that are named."""
 
+    def see(machine: Machine, named: str | None = None) -> Path:
+        folder = gpus.see(machine, tmp_path / "gpu", monkeypatch)
+        if named is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        return folder
 
-def visible(patch: pytest.MonkeyPatch, named: str) -> None:
-    patch.setenv("CUDA_VISIBLE_DEVICES", named)
+    return see
 
 
 def test_a_driver_that_tells_all_is_believed(seen: Seen) -> None:
@@ -87,12 +94,12 @@ def test_a_card_that_fell_off_the_bus_is_unknown_where_it_was_known(seen: Seen) 
         device_name()
 
 
-def test_cards_are_counted_by_place_on_the_bus(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cards_are_counted_by_place_on_the_bus(seen: Seen) -> None:
     seen(gpus.two_unlike_cards())
     assert device_free_bytes(CARD)[1] == 4 * GIB
-    visible(monkeypatch, "1")
+    seen(gpus.two_unlike_cards(), "1")
     assert device_free_bytes(CARD)[1] == 24 * GIB
-    visible(monkeypatch, "1,0")
+    seen(gpus.two_unlike_cards(), "1,0")
     assert device_capability(CARD) == (8, 9) and device_capability("cuda:1") == (7, 5)
 
 
@@ -101,7 +108,7 @@ def test_other_cards_are_known_until_one_is_chosen(
 ) -> None:
     seen(gpus.two_unlike_cards())
     assert other_devices(CARD) == [(1, "NVIDIA GeForce RTX 4090", 24 * GIB)]
-    visible(monkeypatch, "0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert other_devices(CARD) == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     seen(gpus.mig())
@@ -109,11 +116,8 @@ def test_other_cards_are_known_until_one_is_chosen(
 
 
 @pytest.mark.parametrize("named", ["GPU-fa4e0001", "GPU-fa4e0001-1111", gpus.gpu(1).uuid])
-def test_a_uuid_is_known_by_its_head(
-    seen: Seen, monkeypatch: pytest.MonkeyPatch, named: str
-) -> None:
-    seen(gpus.two_unlike_cards())
-    visible(monkeypatch, named)
+def test_a_uuid_is_known_by_its_head(seen: Seen, named: str) -> None:
+    seen(gpus.two_unlike_cards(), named)
     assert device_name() == CARD and device_uuid(CARD) == gpus.gpu(1).uuid
 
 
@@ -121,12 +125,8 @@ def test_a_uuid_is_known_by_its_head(
     ("named", "part"),
     [(None, 0), ("0", 0), (gpus.part(0).uuid, 0), ("GPU-fa4e0000", 0), (gpus.part(1).uuid, 1)],
 )
-def test_one_part_of_a_card(
-    seen: Seen, monkeypatch: pytest.MonkeyPatch, named: str | None, part: int
-) -> None:
-    seen(gpus.mig())
-    if named is not None:
-        visible(monkeypatch, named)
+def test_one_part_of_a_card(seen: Seen, named: str | None, part: int) -> None:
+    seen(gpus.mig(), named)
     assert device_name() == CARD and device_uuid(CARD) == gpus.part(part).uuid
     assert device_free_bytes(CARD)[1] == 5 * GIB
 
@@ -134,11 +134,8 @@ def test_one_part_of_a_card(
 @pytest.mark.parametrize(
     "named", ["7", "GPU-0000", "MIG-0000", "GPU-fa4e", "gpu-fa4e0001", "first", "1 0"]
 )
-def test_an_unknown_name_is_an_error(
-    seen: Seen, monkeypatch: pytest.MonkeyPatch, named: str
-) -> None:
-    seen(gpus.two_unlike_cards())
-    visible(monkeypatch, named)
+def test_an_unknown_name_is_an_error(seen: Seen, named: str) -> None:
+    seen(gpus.two_unlike_cards(), named)
     with pytest.raises(EnvironmentFault) as caught:
         device_name()
     assert named in caught.value.message and gpus.gpu(1).uuid in caught.value.message
@@ -146,20 +143,17 @@ def test_an_unknown_name_is_an_error(
 
 
 @pytest.mark.parametrize("named", ["", "-1", "-1,0", "NoDevFiles"])
-def test_all_cards_can_be_hidden(seen: Seen, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
-    seen(gpus.plain())
-    visible(monkeypatch, named)
+def test_all_cards_can_be_hidden(seen: Seen, named: str) -> None:
+    seen(gpus.plain(), named)
     assert device_name() == "cpu" and hidden()
     assert wait_for_release("cpu", before=0, peak=0) == (0, [])
 
 
 @pytest.mark.parametrize("why", ["LibraryNotFound", "DriverNotLoaded"])
-def test_without_a_driver_the_cpu_is_used(
-    seen: Seen, monkeypatch: pytest.MonkeyPatch, why: str
-) -> None:
+def test_without_a_driver_the_cpu_is_used(seen: Seen, why: str) -> None:
     seen(gpus.plain(init_error=why))
     assert device_name() == "cpu" and not hidden()
-    visible(monkeypatch, "0")
+    seen(gpus.plain(init_error=why), "0")
     with pytest.raises(EnvironmentFault, match=r"unknown GPU 0 \(no NVIDIA driver responds"):
         device_name()
 
@@ -247,8 +241,8 @@ def test_doubtful_words_mean_memory(
     assert isinstance(fault_of_stage("encode", ending), OutOfMemory) is (share > 0.5)
 
 
-def test_they_mean_it_on_a_full_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    gpus.see(gpus.busy(8 * 1024 * MIB - 350 * MIB), tmp_path / "gpu", monkeypatch)
+def test_they_mean_it_on_a_full_card(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen(gpus.busy(8 * 1024 * MIB - 350 * MIB))
     limit = DeviceLimit(device=CARD, bytes=4 << 30, context=0)
     monkeypatch.setattr(DeviceLimit, "taken", lambda self: 0)
     monkeypatch.setattr(memory_limit, "_device_limits", [limit])
@@ -275,10 +269,10 @@ def test_stages_count_cards_as_the_driver_does(monkeypatch: pytest.MonkeyPatch) 
     assert child_environment()["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
-def test_torch_on_another_card_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_torch_on_another_card_is_seen(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    gpus.see(gpus.plain(), tmp_path / "gpu", monkeypatch)
+    seen(gpus.plain())
 
     class Properties:
         uuid = gpus.gpu(1).uuid.removeprefix("GPU-")
@@ -290,25 +284,25 @@ def test_torch_on_another_card_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path
     check_same_card(CARD)
 
 
-def test_segments_do_not_grow_under_windows(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_segments_do_not_grow_under_windows(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         monkeypatch.delenv(name, raising=False)
-    gpus.see(gpus.plain(), tmp_path / "linux", monkeypatch)
+    seen(gpus.plain())
     assert child_environment()["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
-    gpus.see(gpus.wsl2(), tmp_path / "windows", monkeypatch)
+    seen(gpus.wsl2())
     assert "PYTORCH_ALLOC_CONF" not in child_environment()
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:64")
     assert child_environment()["PYTORCH_ALLOC_CONF"] == "max_split_size_mb:64"
     monkeypatch.delenv("PYTORCH_ALLOC_CONF")
-    gpus.see(gpus.plain(), tmp_path / "linux", monkeypatch)
+    seen(gpus.plain())
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
     assert "PYTORCH_ALLOC_CONF" not in child_environment()
 
 
-def test_containers_can_share_the_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    gpus.see(gpus.plain(), tmp_path / "gpu", monkeypatch)
+def test_containers_can_share_the_lock(
+    seen: Seen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen(gpus.plain())
     name = f"penstock-{gpus.gpu().uuid}.lock"
     assert lock_path(CARD) == Path("/tmp") / name
     monkeypatch.setenv("PENSTOCK_LOCKS", str(tmp_path))
@@ -316,3 +310,53 @@ def test_containers_can_share_the_lock(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("PENSTOCK_LOCKS", str(tmp_path / "none"))
     with pytest.raises(EnvironmentFault, match="is not a folder"):
         lock_path(CARD)
+
+
+def card(folder: Path, address: str, vendor: str, video_bytes: int = 0) -> Path:
+    """Write a card as the kernel lists it; returns the folder of all cards."""
+    device, cards = folder / "devices" / address, folder / "drm"
+    device.mkdir(parents=True)
+    (device / "vendor").write_text(f"{vendor}\n")
+    if video_bytes:
+        (device / "mem_info_vram_total").write_text(f"{video_bytes}\n")
+    number = len(list(cards.glob("card?"))) if cards.exists() else 0
+    (cards / f"card{number}").mkdir(parents=True)
+    (cards / f"card{number}" / "device").symlink_to(device)
+    (cards / f"card{number}-HDMI-A-1").mkdir()  # a connector
+    return cards
+
+
+@pytest.mark.parametrize(
+    ("address", "vendor", "video_bytes", "named"),
+    [
+        ("0000:03:00.0", NVIDIA, 0, "NVIDIA"),
+        ("0000:03:00.0", AMD, 16 << 30, "by AMD"),
+        ("0000:06:00.0", AMD, 512 << 20, ""),
+        ("0000:03:00.0", INTEL, 0, "by Intel"),
+        (INTEGRATED, INTEL, 0, ""),
+        ("0000:01:00.0", "0x1234", 0, ""),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_named(
+    address: str, vendor: str, video_bytes: int, named: str, tmp_path: Path
+) -> None:
+    found = unused_gpu(card(tmp_path, address, vendor, video_bytes))
+    assert named in found and bool(found) == bool(named)
+
+
+def test_one_beside_integrated_graphics_is_found(tmp_path: Path) -> None:
+    card(tmp_path, INTEGRATED, INTEL)
+    assert "AMD" in unused_gpu(card(tmp_path, "0000:03:00.0", AMD, 8 << 30))
+    assert unused_gpu(tmp_path / "none") == ""
+
+
+def test_a_mac_and_a_machine_without_cards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    assert "Apple" in unused_gpu(tmp_path)
+
+
+def test_doctor_names_it_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(unused_gpu, "__defaults__", (card(tmp_path, "0000:03:00.0", AMD, 8 << 30),))
+    (line,) = _device("cpu")
+    assert "there is a GPU by AMD, which is not supported" in line

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from stages.process.events import Event, Item
 from stages.process.fork_client import ForkedProcess, ForkServer
 from stages.process.report import EventReporter
 from stages.process.stage_process import StageProcess
-from tests.support.started import started
+from tests.support.started import started, until
 
 HERE = Path(__file__)
 COUNT = "PENSTOCK_TEST_IMPORTS"
@@ -133,7 +133,7 @@ IMPORTS_FOR_LONG = """
 import sys
 from pathlib import Path
 from stages.process.fork_client import ForkServer
-from tests.support.started import started
+from tests.support.started import started, until
 with ForkServer() as forks:
     started("imports_for_long", "run", Path(sys.argv[1]), forks=forks)
 """
@@ -154,13 +154,6 @@ def test_a_server_is_gone_with_its_parent(tmp_path: Path, monkeypatch: pytest.Mo
     parent.wait()
     until(lambda: not os.path.exists(f"/proc/{server}/exe"))
     assert list((tmp_path / "tmp").iterdir()) == []  # no file with a job stays
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_stage_stops_when_it_is_asked_to(tmp_path: Path, forks: ForkServer) -> None:

@@ -1,7 +1,6 @@
 """What the sift stage measures of one file: the same motion for every codec, and faults that are
 some."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,10 +19,10 @@ from artifacts.store import FolderStore
 from benchmarks._planted import texture
 from flows.results.sifted.marks import medium_marks
 from stages.frames.job import FramesItem
-from stages.process.report import EventReporter
 from stages.sift.job import SiftJob
 from stages.sift.run import image_marks, run
 from stages.sift.video import SampledVideo, joined
+from tests.support.waves import told_by
 
 SIZE = (240, 136)
 CODECS = {
@@ -123,10 +122,6 @@ def test_nothing_is_stored_of_a_video_that_has_changed(
         os.utime(video, (1, 1))
     item = FramesItem(str(video), "ab" * 32, "video", None, stamp)
     job = SiftJob(store=str(tmp_path / "store"), namespace="cd" * 32, media=[item], workers=1)
-    reading, writing = os.pipe()
-    run(asdict(job), EventReporter(writing))
-    os.close(writing)
-    with os.fdopen(reading) as lines:
-        events = [json.loads(line)["event"] for line in lines]
+    events = [event["event"] for event in told_by(run, asdict(job))]
     assert events[0] == "total" and ("failure" in events) == is_changed
     assert bool(list(store.list("marks"))) != is_changed

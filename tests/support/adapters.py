@@ -16,7 +16,7 @@ from stages.models.halves.classes import config_and_class
 from stages.models.profile import ModelProfile
 from stages.process.job import job_fields
 from tests.support.families import checkpoint
-from tests.support.waves import events
+from tests.support.waves import told_by
 
 PREFIX = "base_model.model."
 RANK, ALPHA = 4, 8.0
@@ -77,8 +77,7 @@ def merged(source: Path, adapter: Path, folder: Path, **changes: Any) -> Path:
         folder=str(folder),
         **{"shard_bytes": SMALL_SHARDS, **changes},
     )
-    with events() as (report, _):
-        run(job_fields(job), report)
+    told_by(run, job_fields(job))
     return folder
 
 

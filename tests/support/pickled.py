@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from stages.convert.run import run
-from tests.support.waves import events
+from tests.support.waves import told_by
 
 Weights = Mapping[str, torch.Tensor]
 CONFIG = {"model_type": "clip", "torch_dtype": "float32", "text_config": {"dtype": "float32"}}
@@ -53,9 +53,7 @@ def write_folder(folder: Path, *parts: Weights) -> Path:
 def converted(source: Path, folder: Path, dtype: str = "", shard_bytes: int = 1 << 30) -> list[Any]:
     """The events of a conversion. Raises PenstockError."""
     job = {"source": str(source), "folder": str(folder), "dtype": dtype, "shard_bytes": shard_bytes}
-    with events() as (report, told):
-        run(job, report)
-    return told
+    return told_by(run, job)
 
 
 def written(told: list[Any]) -> list[str]:

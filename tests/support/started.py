@@ -1,5 +1,7 @@
 """Stages whose entries are functions of a test file, each in a process of its own."""
 
+import time
+from collections.abc import Callable
 from dataclasses import make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,14 @@ def hold(count: int) -> bytearray:
     held = bytearray(count)
     held[::4096] = b"x" * len(held[::4096])
     return held
+
+
+def until(holds: Callable[[], object]) -> None:
+    """Wait for at most a minute."""
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def started(

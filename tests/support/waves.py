@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -56,17 +56,13 @@ class Wave:
             for batch in self.batches
         ]
         job = self._job(frames_namespace=FRAMES, namespace=FEATURES, batches=batches)
-        with events() as (report, told):
-            encode(own_of(EncodeJob, job), report)
-        return told
+        return told_by(encode, own_of(EncodeJob, job))
 
     def decode(
         self, prompts: Sequence[str], namespace: str = CAPTIONS, tokens: int = 8
     ) -> list[dict[str, Any]]:
         """Run the stage with a prompt a clip; returns the events it told."""
-        with events() as (report, told):
-            decode(self.to_decode(prompts, namespace, tokens), report)
-        return told
+        return told_by(decode, self.to_decode(prompts, namespace, tokens))
 
     def to_decode(
         self, prompts: Sequence[str], namespace: str = CAPTIONS, tokens: int = 8
@@ -178,6 +174,15 @@ def events() -> Iterator[tuple[EventReporter, list[dict[str, Any]]]]:
         text = os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
         told.extend(json.loads(line) for line in text.splitlines())
         os.close(descriptor)
+
+
+def told_by(
+    stage: Callable[[dict[str, Any], EventReporter], object], job: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Run a stage; returns the events it told."""
+    with events() as (report, told):
+        stage(job, report)
+    return told
 
 
 def keys_told(told: Sequence[dict[str, Any]]) -> list[str]:

@@ -1,4 +1,5 @@
-"""Steps that are compiled: captions are those of steps that are not, and hang on their own row.
+"""Steps of slots: those that are compiled, whose captions are those of steps that are not, and how
+many rows a step has on a GPU: the most that do not depend on each other.
 
 A compiler of C++ is needed, and takes its time."""
 
@@ -11,36 +12,34 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 
 from artifacts.errors import UsageError
-from stages.decode.engines import (
-    AUTO,
-    AUTO_SHARED,
-    COMPILED_CAPTIONS,
-    ENGINES,
-    compiled_engine,
-)
+from stages.decode.engines import AUTO, AUTO_SHARED, COMPILED_CAPTIONS, ENGINES, compiled_engine
 from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
 from stages.decode.engines.inflight.engine_check import _same, _teacher_force, reference_of
-from stages.decode.engines.inflight.pool import SlotPool
-from stages.decode.engines.inflight.pool_shape import PoolShape
+from stages.decode.engines.inflight.pool import SlotPool, pays_for_rows
+from stages.decode.engines.inflight.pool_shape import GPU_STEP_ROWS, PoolShape
 from stages.decode.engines.inflight.prefill import prefill_row
+from stages.decode.engines.inflight.step_rows import StoredStepRows
 from stages.decode.run import run
+from stages.models.halves.features import encode
 from tests.support.clips import PROMPTS
-from tests.support.tiny_families.in_slots import rows_of_variant
+from tests.support.tiny_families import FAMILIES
+from tests.support.tiny_families.in_slots import greedy, rows_of_variant
 from tests.support.waves import (
     CAPTIONS,
     OTHER,
     THIRD,
     Wave,
-    events,
     in_slots,
     keys_told,
     mixed_wave,
     noted,
     said,
+    told_by,
 )
 
 COMPILED = "bb" * 32
@@ -110,9 +109,7 @@ def compiled_on_trial(wave: Wave, made: Sequence[int] = ()) -> list[dict[str, An
         record = records.read(f"caption-{number}")
         renamed = type(record)(key=f"fast-{record.key}", meta=record.meta, payload=record.payload)
         wave.record_set("captions", COMPILED).publish([renamed])
-    with events() as (report, told):
-        run(job, report)
-    return told
+    return told_by(run, job)
 
 
 def test_compiled_steps_are_tried_and_store_captions_of_their_own(
@@ -161,19 +158,6 @@ def test_a_compiled_step_is_tried_for_many_captions_on_a_gpu() -> None:
     assert not compiled_engine(AUTO, many - 1, "cuda:0") and not compiled_engine(AUTO, many, "cpu")
     for choice in (AUTO_SHARED, *ENGINES):
         assert not compiled_engine(choice, many, "cuda:0")
-
-
-@compiling
-@pytest.mark.slow
-def test_a_job_that_tries_compiled_steps_makes_the_captions_of_one_that_requests_them(
-    tmp_path: Path,
-) -> None:
-    wave = mixed_wave(tmp_path, dtype="bfloat16")
-    assert noted(compiled_on_trial(wave))["engine"] == "inflight-compiled"
-    in_slots(wave, "aa" * 32, engine="inflight-compiled")
-    records = wave.record_set("captions", COMPILED)
-    meta = [records.meta(f"fast-caption-{n}") for n in range(10)]
-    assert said(meta) == said(wave.captions("aa" * 32))
 
 
 @pytest.mark.slow
@@ -231,3 +215,97 @@ def test_what_goes_wrong_at_a_step_is_told_as_what_it_is(
         assert "--engine inflight" in caught.value.hint
         assert ("TORCHINDUCTOR_CACHE_DIR" in caught.value.hint) == isinstance(cause, OSError)
         assert "\n" not in caught.value.message
+
+
+ROWS = "ff" * 32
+linear = F.linear
+
+
+def tiled(height: int) -> Any:
+    """Products whose rows from `height` on are summed in two parts, as in another tile."""
+
+    def product(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
+        made = linear(x, weight, bias)
+        if len(x) <= height or x.shape[1] > 1:  # a prompt, or few rows
+            return made
+        half = x.shape[-1] // 2
+        first, second = (
+            linear(x[height:, :, at].float(), weight[:, at].float())
+            for at in (slice(half), slice(half, None))
+        )
+        late = (first + second).to(made.dtype)
+        made[height:] = late if bias is None else late + bias
+        return made
+
+    return product
+
+
+def tried(wave: Wave, namespace: str = OTHER, **more: Any) -> dict[str, Any]:
+    return noted(in_slots(wave, namespace, rows_namespace=ROWS, **{"engine": "auto", **more}))
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("height", "rows"),
+    [(64, 64), (20, 16), pytest.param(40, 32, marks=SLOW), pytest.param(8, 8, marks=SLOW)],
+)
+def test_the_largest_number_that_passes_is_chosen_and_kept(
+    height: int, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wave = mixed_wave(tmp_path, dtype="bfloat16")
+    monkeypatch.setattr(F, "linear", tiled(height))
+    found = tried(wave, slots=64)
+    assert (found["engine"], found["rows"], found["slots"]) == ("inflight", rows, rows)
+    assert ("rows_reason" in found) == (rows < 64)
+    assert {each["rows"] for each in wave.captions(OTHER)} == {rows}
+    # Later jobs keep the number, whatever their size, and whatever the kernels allow by then.
+    monkeypatch.undo()
+    found = tried(wave, THIRD, slots=2)
+    assert (found["rows"], found["slots"]) == (rows, 2)
+    texts = [[each["caption"] for each in wave.captions(name)] for name in (OTHER, THIRD)]
+    assert texts[0] == texts[1]
+
+
+def test_a_number_that_no_longer_passes_is_replaced_by_a_smaller_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wave = mixed_wave(tmp_path, dtype="bfloat16")
+    assert tried(wave, slots=64)["rows"] == 64
+    monkeypatch.setattr(F, "linear", tiled(40))
+    found = tried(wave, THIRD, slots=64)
+    assert found["rows"] == 32 and "64 rows" in found["rows_reason"]
+    assert StoredStepRows(wave.store, ROWS).candidates() == (32, 16, 8)
+
+
+def test_stored_captions_are_accepted_whatever_their_number_of_rows(tmp_path: Path) -> None:
+    wave = mixed_wave(tmp_path, dtype="bfloat16")
+    tried(wave, slots=8)
+    records = wave.record_set("captions", OTHER)
+    records.remove(["caption-3"])
+    StoredStepRows(wave.store, ROWS).keep(min(GPU_STEP_ROWS))
+    tried(wave, slots=8)
+    assert [each["rows"] for each in wave.captions(OTHER)] == [64] * 3 + [8] + [64] * 6
+
+
+@pytest.mark.parametrize("left", [1, pytest.param(10, marks=SLOW)])
+def test_larger_batches_are_chosen_where_they_make_more_tokens(left: int, tmp_path: Path) -> None:
+    wave = mixed_wave(tmp_path, dtype="bfloat16")
+    wave.batches = [wave.batches[0][:left]]  # a resumed run chooses the same
+    found = tried(wave, slots=left, batch_instead=32, rung_slots=8)
+    assert found["engine"] == "transformers" and "32 x 45% against 8" in found["engine_reason"]
+    assert "rows" not in wave.captions(OTHER)[0]
+    found = tried(wave, THIRD, slots=left, batch_instead=16, rung_slots=8)
+    assert found["engine"] == "inflight"
+
+
+@pytest.mark.parametrize(
+    ("variant", "pays"),
+    [("qwen2_5_vl", False), ("qwen3_vl_moe", True), ("qwen3_5", True), ("t5gemma2", True)],
+)
+def test_models_whose_rows_cost_memory_have_few(variant: str, pays: bool) -> None:
+    torch.manual_seed(0)
+    model, inputs = FAMILIES[variant]()
+    row = prefill_row(greedy(model), inputs, encode(model, inputs), max_new_tokens=8)
+    assert pays_for_rows(row) == pays
