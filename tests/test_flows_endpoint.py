@@ -1,16 +1,12 @@
 """Captions by a model that a server runs: identity and keys, resuming, kills, secrets and hosts."""
 
-import contextlib
 import json
 import os
-import random
-import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +17,6 @@ from artifacts.endpoints import KEY, LISTED, endpoint_of, keys_from
 from artifacts.errors import EnvironmentFault, UsageError
 from flows.cli.main import main
 from flows.console.display import Display
-from flows.deployments.config_checks import confine
 from flows.options.commands import CaptionConfig
 from flows.options.vectors import EmbedConfig
 from flows.running.run import caption, embed
@@ -238,16 +233,6 @@ def test_other_commands_refuse_served_models_fails(pictures: Path) -> None:
         embed(EmbedConfig(sources=(str(pictures),), model="openai:m"), quiet())
 
 
-def test_a_deployment_may_use_listed_addresses_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_for("http://127.0.0.1:8000/v1/", Path("a"))
-    with pytest.raises(UsageError, match=r"127.0.0.1:8000/v1 is not allowed on this worker"):
-        confine(config)
-    monkeypatch.setenv(LISTED, "https://models.example/v1, http://127.0.0.1:8000/v1")
-    confine(config)
-    with pytest.raises(UsageError, match="not allowed"):
-        confine(replace(config, endpoint=("http://127.0.0.1:8001/v1",)))
-
-
 def test_a_key_belongs_to_its_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "keys"
     path.write_text("models.example = one\nlocalhost:81=two\n", encoding="utf-8")
@@ -346,72 +331,6 @@ def test_no_file_has_the_key_and_no_other_host_is_contacted(pictures: Path, tmp_
 
 
 @pytest.mark.slow
-def test_ten_kills_give_the_same_outputs(pictures: Path, tmp_path: Path) -> None:
-    write_numbered(pictures, 66)
-    shuffled = random.Random(5)
-    stand_in = StandIn(seconds=0.2)
-    with running(stand_in) as address:
-        config = config_for(address, pictures, slots=4)
-        caption(config, quiet())
-        undisturbed = captions_of(config)
-        where = ("--out", str(tmp_path / "killed"), "--store", str(tmp_path / "other"))
-        again = command(address, pictures, "--slots", "4", *where)
-        for _ in range(10):
-            with subprocess.Popen(
-                again, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            ) as process:  # fmt: skip
-                time.sleep(shuffled.uniform(1.0, 5.0))
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-        done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    after = read_lines(tmp_path / "killed" / "captions.jsonl")
-    assert after == undisturbed and len(after) == 66
-
-
-@pytest.fixture
-def demo_server(tmp_path: Path) -> Iterator[str]:
-    """The address of `penstock serve` with the demo's model, in a process of its own."""
-    words = ["serve", "--caption-model", "demo", "--port", "0", "--store", str(tmp_path / "served")]
-    with subprocess.Popen(
-        [*PENSTOCK, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdout is not None
-        line = next(line for line in server.stdout if "serving on" in line)
-        yield line.split()[-1] + "/v1"
-        server.terminate()
-        server.wait(30)
-
-
-@pytest.mark.slow
-def test_penstock_serve_captions_as_the_model_itself_does(pictures: Path, demo_server: str) -> None:
-    for name in ("clip-01.mp4", "clip-02.mp4"):
-        (pictures / name).write_bytes((CLIPS / name).read_bytes())
-    config = config_for(demo_server, pictures, model="openai:demo")
-    assert caption(config, quiet()).exit_code == 0
-    assert plan_of(config)["served"]["video"] is True
-    by_server = {row["media_path"]: row["caption"] for row in captions_of(config)}
-    own = CaptionConfig(sources=(str(pictures),), model="demo", out=str(pictures.parent / "own"))
-    caption(own, quiet())
-    by_us = {row["media_path"]: row["caption"] for row in captions_of(own)}
-    assert by_server.keys() == by_us.keys()
-    assert sum(by_us[name] == text for name, text in by_server.items()) >= len(by_us) - 2
-    schema = json.dumps(
-        {
-            "type": "object", "additionalProperties": False, "required": ["subject"],
-            "properties": {"subject": {"type": "string", "maxLength": 40}},
-        }
-    )  # fmt: skip
-    result = caption(replace(config, schema=schema), quiet())
-    rows = captions_of(config)
-    failed = read_lines(Path(config.out) / "failures.jsonl")
-    assert len(rows) + len(failed) == 8 and result.exit_code == bool(failed)
-    assert all(isinstance(row["fields"]["subject"], str) for row in rows)
-    assert {row["error"] for row in failed} <= {"schema"}
-
-
-@pytest.mark.slow
 def test_clients_of_openai_can_read_what_is_sent(pictures: Path) -> None:
     code = (ROOT / "tests" / "support" / "openai_models.py").read_text(encoding="utf-8")
     stand_in = StandIn()
@@ -427,20 +346,6 @@ def test_clients_of_openai_can_read_what_is_sent(pictures: Path) -> None:
         given = given.replace("image_url", "picture_url")
         done = subprocess.run([python, "-c", code], input=given, text=True, capture_output=True)
         assert "picture_url" in done.stderr, "the types are checked within messages, too"
-
-
-def test_the_job_template_for_kubernetes_fills_all_of_its_places() -> None:
-    from jsonschema import Draft202012Validator
-
-    path = ROOT / "docs" / "recipes" / "kubernetes.json"
-    template = json.loads(path.read_text(encoding="utf-8"))
-    variables = template["variables"]
-    Draft202012Validator.check_schema(variables)
-    properties = variables["properties"]
-    defaults = {name: each["default"] for name, each in properties.items() if "default" in each}
-    Draft202012Validator(variables).validate(defaults)
-    places = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
-    assert places == properties.keys()
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ from artifacts.captions import Failure
 from artifacts.labels import Labelled
 from flows.cli.main import main
 from flows.media.media_files import MediaFile
-from flows.serving.page.page import page_of
 from tests.support.browser import RIGHT, Browser
 from tests.support.looks import faint, overlapping, too_wide, unnamed
 from tests.support.media import write_video
@@ -429,25 +428,3 @@ def test_boxes_lie_on_pictures_names_are_text(browser: Browser, tmp_path: Path, 
     assert browser.run("return document.title").startswith("done")
     assert browser.console() == []
     browser.narrow(1280)
-
-
-PUT = """const tint = new Map(), cards = [0, 1].map(() => new Bars(() => {}));
-const cat = (score, passed) => [{label: "cat", score, threshold: 0.2, passed, why: "", box: null}];
-cards.forEach(card => document.body.append(card.box));
-const marks = () => cards.map(card => card.list.querySelector(".least")?.getAttribute("x1"));
-const seen = [];
-cards[0].put(cat(0.1, false), tint); seen.push(marks());
-cards[1].put(cat(0.4, true), tint); seen.push(marks());
-cards[1].put(cat(0.9, true), tint); seen.push(marks());
-cards[0].put(cat(0.05, false), tint); seen.push(marks());
-return seen"""
-
-
-def test_a_threshold_of_the_server_has_one_place_on_cards(browser: Browser, tmp_path: Path) -> None:
-    path = tmp_path / "page.html"
-    path.write_bytes(page_of().html)
-    browser.open(path.as_uri())
-    alone, *both = browser.run(PUT)
-    assert alone[0] is not None and alone[1] is None
-    assert all(first == second for first, second in both)
-    assert len({first for first, _ in both}) == 2 and both[-1][0] == "20%"
