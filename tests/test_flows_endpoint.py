@@ -19,6 +19,7 @@ from flows.cli.main import main
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
 from flows.options.vectors import EmbedConfig
+from flows.results.run_result import RunResult
 from flows.running.run import caption, embed
 from penstock_demo import CLIPS
 from tests.support.endpoint import StandIn, running, told
@@ -43,8 +44,8 @@ def config_for(address: str, sources: Path, **more: Any) -> CaptionConfig:
     return CaptionConfig(sources=(str(sources),), out=str(sources.parent / "out"), **given)
 
 
-def quiet() -> Display:
-    return Display(quiet=True)
+def captioned(config: CaptionConfig) -> RunResult:
+    return caption(config, Display(quiet=True))
 
 
 def captions_of(config: CaptionConfig) -> list[dict[str, Any]]:
@@ -64,14 +65,14 @@ def test_pictures_and_videos_are_captioned_once(pictures: Path) -> None:
     )
     with running(stand_in) as address:
         config = config_for(address, pictures)
-        assert caption(config, quiet()).exit_code == 0
+        assert captioned(config).exit_code == 0
         once = len(stand_in.requests)
         assert once == 8  # of these, one finds out whether the server takes videos
         first = captions_of(config)
         assert [len(row["frames"]) for row in first] == [1] * 6 + [8]
-        assert caption(config, quiet()).exit_code == 0
+        assert captioned(config).exit_code == 0
         assert len(stand_in.requests) == once and captions_of(config) == first
-        assert caption(replace(config, prompt="What is it?"), quiet()).exit_code == 0
+        assert captioned(replace(config, prompt="What is it?")).exit_code == 0
         assert len(stand_in.requests) == once + 7
     served = plan_of(config)["served"]
     assert served["identity"] == ["name and address", address] and served["video"] is False
@@ -94,27 +95,21 @@ def test_only_a_server_that_counts_tokens_of_a_video_gets_videos(
 
     stand_in.answer = answer
     with running(stand_in) as address:
-        caption(config := config_for(address, tmp_path / "clips"), quiet())
+        captioned(config := config_for(address, tmp_path / "clips"))
     assert plan_of(config)["served"]["video"] is counts
     assert ("data:video/mp4;base64," in str(stand_in.requests[-1])) is counts
 
 
+def listing(**model: Any) -> dict[str, Any]:
+    return {"/v1/models": {"data": [model]}}
+
+
+TAGS = {"/api/tags": {"models": [{"name": "m:latest", "digest": "abc"}]}}
+PROPS = {"/props": {"model_path": "/m.gguf", "chat_template": "{{x}}"}}
 PAGES: dict[str, tuple[dict[str, Any], str]] = {
-    "vllm": ({"/v1/models": {"data": [{"id": "m", "owned_by": "vllm", "root": "org/m"}]}}, "org/m"),
-    "ollama": (
-        {
-            "/v1/models": {"data": [{"id": "m:latest", "owned_by": "library"}]},
-            "/api/tags": {"models": [{"name": "m:latest", "digest": "abc"}]},
-        },
-        "abc",
-    ),
-    "llama-server": (
-        {
-            "/v1/models": {"data": [{"id": "m", "owned_by": "llamacpp", "meta": {"size": 7}}]},
-            "/props": {"model_path": "/m.gguf", "chat_template": "{{x}}"},
-        },
-        "",
-    ),
+    "vllm": (listing(id="m", owned_by="vllm", root="org/m"), "org/m"),
+    "ollama": (listing(id="m:latest", owned_by="library") | TAGS, "abc"),
+    "llama-server": (listing(id="m", owned_by="llamacpp", meta={"size": 7}) | PROPS, ""),
 }
 
 
@@ -127,15 +122,15 @@ def test_what_a_server_states_identifies_its_model(pictures: Path, kind: str) ->
     stand_in = StandIn()
     stand_in.pages = pages
     with running(stand_in) as address:
-        caption(config := config_for(address, pictures), quiet())
+        captioned(config := config_for(address, pictures))
         stated = plan_of(config)["served"]["identity"]
         assert "state" in stated[0] and stated[1].startswith(value) and len(stated) == 2
         text = json.dumps(pages).replace("abc", "abd").replace("org/m", "org/n")
         stand_in.pages = json.loads(text.replace("/m.gguf", "/n.gguf"))
-        caption(config, quiet())
+        captioned(config)
         assert len(stand_in.requests) == 12
-        caption(replace(config, revision="mine"), quiet())
-        caption(replace(config, revision="mine"), quiet())
+        captioned(replace(config, revision="mine"))
+        captioned(replace(config, revision="mine"))
     assert len(stand_in.requests) == 18
     assert plan_of(config)["served"]["identity"] == ["--revision", "mine"]
 
@@ -162,7 +157,7 @@ def test_a_plan_names_what_the_server_does_not_list(
         assert f"no n; {address} does not list n, but [2J, m. Check" in capsys.readouterr().err
         clip.unlink()
         stand_in.answer = None
-        caption(config := config_for(address, pictures, model="openai:n"), quiet())
+        captioned(config := config_for(address, pictures, model="openai:n"))
     assert plan_of(config)["notes"][1] == f"{address} does not list n, but [2J, m"
 
 
@@ -175,17 +170,17 @@ def test_a_server_that_does_not_state_its_models_ends_the_run_fails(
     stand_in = StandIn()
     stand_in.status_of_pages = status
     with running(stand_in) as address, pytest.raises(EnvironmentFault, match=text):
-        caption(config_for(address, pictures), quiet())
+        captioned(config_for(address, pictures))
     assert not stand_in.requests
 
 
 def test_a_finished_run_with_a_revision_needs_no_server(pictures: Path) -> None:
     with running(StandIn()) as address:
         config = config_for(address, pictures, revision="1")
-        caption(config, quiet())
-    assert caption(config, quiet()).exit_code == 0
+        captioned(config)
+    assert captioned(config).exit_code == 0
     with pytest.raises(EnvironmentFault, match=r"no answer from .* \(no connection"):
-        caption(replace(config, revision=None), quiet())
+        captioned(replace(config, revision=None))
 
 
 def test_what_stays_unanswered_is_named_and_done_by_the_next_run(pictures: Path) -> None:
@@ -194,13 +189,13 @@ def test_what_stays_unanswered_is_named_and_done_by_the_next_run(pictures: Path)
         stand_in.answer = lambda _, digest, __: (
             (500, {"error": "oops"}) if int(digest, 16) % 2 else None
         )
-        result = caption(config := config_for(address, pictures, retry_failed=True), quiet())
+        result = captioned(config := config_for(address, pictures, retry_failed=True))
         failed = read_lines(Path(config.out) / "failures.jsonl")
         assert result.exit_code == 1 and failed
         assert {row["error"] for row in failed} == {"unanswered"}
         assert len(captions_of(config)) + len(failed) == 6
         stand_in.answer = None
-        assert caption(config, quiet()).exit_code == 0
+        assert captioned(config).exit_code == 0
     assert len(captions_of(config)) == 6
 
 
@@ -230,7 +225,7 @@ def test_what_has_no_effect_is_refused_fails(given: dict[str, Any], text: str) -
 
 def test_other_commands_refuse_served_models_fails(pictures: Path) -> None:
     with pytest.raises(UsageError, match="only `penstock caption` can use"):
-        embed(EmbedConfig(sources=(str(pictures),), model="openai:m"), quiet())
+        embed(EmbedConfig(sources=(str(pictures),), model="openai:m"), Display(quiet=True))
 
 
 def test_a_key_belongs_to_its_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,14 +235,9 @@ def test_a_key_belongs_to_its_host(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         keys_from(str(path))
     path.chmod(0o600)
     keys = keys_from(str(path))
-    found = [
-        keys.key(endpoint_of(each))
-        for each in (
-            "https://models.example/v1", "https://models.example:8443", "https://x.models.example",
-            "http://localhost:81/v1", "http://localhost:82/v1",
-        )
-    ]  # fmt: skip
-    assert found == ["one", "one", "", "two", ""]
+    names = ("models.example/v1", "models.example:8443", "x.models.example")
+    urls = (*(f"https://{name}" for name in names), "http://localhost:81/v1", "http://localhost:82")
+    assert [keys.key(endpoint_of(url)) for url in urls] == ["one", "one", "", "two", ""]
     path.write_text(f"host {SECRET}\n", encoding="utf-8")
     with pytest.raises(UsageError, match="line 1: not of the form") as refusal:
         keys_from(str(path))
@@ -305,10 +295,8 @@ def test_no_file_has_the_key_and_no_other_host_is_contacted(pictures: Path, tmp_
         return 200, told(digest, fingerprint=told_key)
 
     stand_in.answer = answer
-    environment = {
-        **os.environ, "PYTHONPATH": f"{hook}:{ROOT}", "HTTP_PROXY": "http://127.0.0.9:9",
-        "HTTPS_PROXY": "http://127.0.0.9:9", "ALL_PROXY": "http://127.0.0.9:9",
-    }  # fmt: skip
+    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.9:9")
+    environment = {**os.environ, "PYTHONPATH": f"{hook}:{ROOT}", **proxies}
     with running(stand_in) as address:
         where = ("--endpoint-keys", str(keys), "--out", str(tmp_path / "out"))
         done = subprocess.run(
@@ -319,9 +307,8 @@ def test_no_file_has_the_key_and_no_other_host_is_contacted(pictures: Path, tmp_
     events = log.read_text(encoding="utf-8").splitlines()
     contacts = {line for line in events if line.startswith(("connect (", "look up"))}
     assert {line.split("'")[1] for line in contacts} == {"127.0.0.1"}
-    assert {line.split(", ")[1].rstrip(")") for line in contacts if "connect" in line} == {
-        str(stand_in.port)
-    }
+    ports = {line.split(", ")[1].rstrip(")") for line in contacts if "connect" in line}
+    assert ports == {str(stand_in.port)}
     written = {Path(line[6:]) for line in events if line.startswith("write ")}
     assert any("captions" in path.parts for path in written)
     for path in {*written, *tmp_path.rglob("*")} - {keys}:
@@ -337,8 +324,8 @@ def test_clients_of_openai_can_read_what_is_sent(pictures: Path) -> None:
     with running(stand_in) as address:
         options: dict[str, Any] = {"system": "Be short.", "temperature": 0.5, "top_p": 0.9}
         schema = '{"type":"object","properties":{"a":{"type":"string"}}}'
-        caption(config_for(address, pictures, schema=schema, seed=3, **options), quiet())
-        caption(config_for(address, pictures), quiet())
+        captioned(config_for(address, pictures, schema=schema, seed=3, **options))
+        captioned(config_for(address, pictures))
     for python in filter(None, (sys.executable, os.environ.get("PENSTOCK_TEST_OPENAI"))):
         given = json.dumps(stand_in.requests)
         done = subprocess.run([python, "-c", code], input=given, text=True, capture_output=True)
@@ -370,9 +357,8 @@ def test_a_signal_ends_the_wait_for_an_overloaded_server(
 ) -> None:
     (pictures / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
     stand_in = StandIn()
-    stand_in.answer = lambda *_: (
-        b"HTTP/1.1 429 Too Many\r\nretry-after: 120\r\ncontent-length: 0\r\n\r\n"
-    )
+    busy = b"HTTP/1.1 429 Too Many\r\nretry-after: 120\r\ncontent-length: 0\r\n\r\n"
+    stand_in.answer = lambda *_: busy
     with running(stand_in) as address:
         asked = command(address, pictures, "--out", str(tmp_path / "out"))
         with subprocess.Popen(asked, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
@@ -389,9 +375,9 @@ def test_a_run_goes_on_without_an_address_that_does_not_answer(pictures: Path) -
     dead = "http://127.0.0.1:9/v1"
     with running(StandIn()) as address:
         config = config_for(address, pictures, endpoint=(dead, address))
-        assert caption(config, quiet()).exit_code == 0
+        assert captioned(config).exit_code == 0
         (pictures / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
-        assert caption(replace(config, revision="1"), quiet()).exit_code == 0
+        assert captioned(replace(config, revision="1")).exit_code == 0
     note = plan_of(config)["notes"][1]
     assert note.startswith(f"no answer from {dead}") and note.endswith("goes on without it")
 
@@ -408,8 +394,8 @@ def test_a_cut_answer_at_the_start_is_requested_again(
     with running(stand_in) as address:
         config = config_for(address, pictures)
         if not code:
-            assert caption(config, quiet()).exit_code == 0
+            assert captioned(config).exit_code == 0
         else:
             with pytest.raises(EnvironmentFault, match="the connection broke") as refusal:
-                caption(config, quiet())
+                captioned(config)
             assert "log of the server" in refusal.value.hint
