@@ -23,7 +23,6 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Crashed, Pending, Running
 
-import flows.running.pipeline_runner
 import penstock_demo
 from artifacts.errors import UsageError
 from artifacts.index.manifest import read_manifest
@@ -74,13 +73,14 @@ def images(tmp_path: Path) -> tuple[Path, Path]:
 def run_flow(flow: Any, config: Any) -> tuple[Any, dict[str, Any]]:
     """The state that a flow run ends in, and what the artifacts hold that it leaves."""
     state = flow(config, return_state=True)
+    run = state.state_details.flow_run_id
     with get_client(sync_client=True) as client:
-        mine = [
-            artifact
-            for artifact in client.read_artifacts()
-            if artifact.flow_run_id == state.state_details.flow_run_id
-        ]
+        mine = [each for each in client.read_artifacts() if each.flow_run_id == run]
     return state, {str(artifact.key): artifact.data for artifact in mine}
+
+
+def keys(*names: str) -> set[str]:
+    return {f"penstock-{name}" for name in names}
 
 
 def caption(tmp_path: Path, sources: list[str]) -> tuple[Any, dict[str, Any]]:
@@ -99,10 +99,7 @@ def test_a_flow_with_a_bad_file_completes_and_says_so(
     state, artifacts = caption(tmp_path, [CLIPS[0], str(bad), f"https://me:{SECRET}@host/a.mp4"])
     assert state.is_completed()
     assert "2 of 3 files failed" in state.message
-    assert set(artifacts) == {
-        "penstock-frames", "penstock-encode", "penstock-decode", "penstock-captions",
-        "penstock-run",
-    }  # fmt: skip
+    assert set(artifacts) == keys("frames", "encode", "decode", "captions", "run")
     assert artifacts["penstock-decode"] == 100
     rows = json.loads(str(artifacts["penstock-captions"]))
     assert [row["file"] for row in rows] == ["https://host/a.mp4", r"\<b>bad|?.mp4"]
@@ -151,7 +148,7 @@ def test_a_flow_that_an_unknown_error_ends_does_not_say_that_it_is_running(
     def wrong(*_: object, **__: object) -> None:
         raise RuntimeError("something nobody thought of")
 
-    monkeypatch.setattr(flows.running.pipeline_runner, "write_outputs", wrong)
+    monkeypatch.setattr("flows.running.pipeline_runner.write_outputs", wrong)
     state, artifacts = caption(tmp_path, CLIPS)
     assert state.is_failed()
     assert str(artifacts["penstock-run"]).startswith("**failed**")
@@ -163,19 +160,13 @@ def test_a_flow_makes_the_vectors_of_the_plain_command_once(
     sources, model = images
     assert embed(sources, model, tmp_path / "plain", "--quiet") == 0
     (sources / "bad.png").write_text("no picture")
-    config = EmbedConfig(
-        sources=(str(sources),),
-        model=str(model),
-        out=str(tmp_path / "flow" / "out"),
-        store=str(tmp_path / "flow" / "store"),
-    )
+    where = {name: str(tmp_path / "flow" / name) for name in ("out", "store")}
+    config = EmbedConfig(sources=(str(sources),), model=str(model), **where)
     state, artifacts = run_flow(embed_media, config)
     assert state.is_completed() and f"{len(SIZES)} vectors" in state.message
     assert "1 of 7 files failed" in state.message
     assert vectors(tmp_path / "flow").tobytes() == vectors(tmp_path / "plain").tobytes()
-    assert set(artifacts) == {
-        "penstock-frames", "penstock-embed", "penstock-embeddings", "penstock-run",
-    }  # fmt: skip
+    assert set(artifacts) == keys("frames", "embed", "embeddings", "run")
     assert artifacts["penstock-embed"] == 100
     assert [row["file"] for row in json.loads(artifacts["penstock-embeddings"])] == ["bad.png"]
     assert str(tmp_path / "flow" / "out" / "embeddings.npy") in artifacts["penstock-run"]
@@ -205,9 +196,8 @@ def test_a_flow_learns_from_corrections(tmp_path: Path) -> None:
     captioned = CaptionConfig(sources=tuple(CLIPS), model="demo", out=str(tmp_path / "out"), **few)
     assert run_flow(caption_videos, captioned)[0].is_completed()
     decide_in(tmp_path / "out", lambda _, said: (style(said), "accepted"))
-    learned = partial(learn_captions, caption=captioned)
     config = LearnConfig(steps=2, batch_size=2, anyway=True)
-    state, artifacts = run_flow(learned, config)
+    state, artifacts = run_flow(partial(learn_captions, caption=captioned), config)
     assert state.is_completed() and state.message.startswith("round 1: learned from ")
     (row,) = json.loads(artifacts["penstock-learned"])
     assert row["adapter"] == str(tmp_path / "out" / "learn" / "round-001" / "adapter")
@@ -229,12 +219,8 @@ def test_flows_label_and_index_as_the_commands_do(
     state, artifacts = run_flow(label_images, config)
     assert state.is_completed() and "of 6 given" in state.message
     for name in ("labels.jsonl", "label_report.json"):
-        ours = (flow / "out" / name).read_bytes()
-        assert ours == (plain / "out" / name).read_bytes(), name
-    assert set(artifacts) == {
-        "penstock-frames", "penstock-embed", "penstock-embed-texts", "penstock-labels",
-        "penstock-label-counts", "penstock-run",
-    }  # fmt: skip
+        assert (flow / "out" / name).read_bytes() == (plain / "out" / name).read_bytes(), name
+    assert set(artifacts) == keys("frames", "embed", "embed-texts", "labels", "label-counts", "run")
     rows = json.loads(artifacts["penstock-label-counts"])
     assert {row["label"] for row in rows} == {"cat", "sky", "green"}
     assert all(-1 < row["median"] < 1 for row in rows)
@@ -263,12 +249,10 @@ def test_a_flow_exports_what_passes_and_fails_with_the_figures_of_what_does_not(
     assert state.is_completed(), state.message
     assert "% of captions the same" in state.message
     assert (tmp_path / "good" / "config.json").exists()
-    parity = json.loads((tmp_path / "good" / PARITY).read_text())
-    assert parity["passed"]
-    assert set(artifacts) == {
-        "penstock-frames", "penstock-encode", "penstock-decode", "penstock-export",
-        "penstock-judge", "penstock-checkpoint", "penstock-run",
-    }  # fmt: skip
+    assert json.loads((tmp_path / "good" / PARITY).read_text())["passed"]
+    assert set(artifacts) == keys(
+        "frames", "encode", "decode", "export", "judge", "checkpoint", "run"
+    )
     (row,) = json.loads(artifacts["penstock-checkpoint"])
     assert (row["taken"], row["text.captions"]) == (True, 12)
     for name in ("native", "exported"):
@@ -372,17 +356,15 @@ def stage() -> None: ...
 def a_flow() -> None: ...
 
 
-@flow(name="another-flow")
-def another_flow() -> None: ...
+another_flow = a_flow.with_options(name="another-flow")
 
 
 def left_open(client: SyncPrefectClient, of: Any, state: "State[Any]") -> UUID:
     """A flow run that is in a state, while its task is Running and its page says so."""
     run = client.create_flow_run(of, state=Running()).id
     client.create_task_run(stage, flow_run_id=run, dynamic_key="1", state=Running())
-    client.create_artifact(
-        ArtifactCreate(key=crashed.KEY, type="markdown", data="**running**\n\nx", flow_run_id=run)
-    )
+    page = {"key": crashed.KEY, "type": "markdown", "data": "**running**\n\nx"}
+    client.create_artifact(ArtifactCreate(**page, flow_run_id=run))
     client.set_flow_run_state(run, state, force=True)
     return run
 

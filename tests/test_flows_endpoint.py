@@ -263,9 +263,8 @@ HOOK = """
             line = f"write {os.path.abspath(given[1])}"
         else:
             return
-        descriptor = os.open(PATH, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(descriptor, (line + "\\n").encode())
-        os.close(descriptor)
+        with open(PATH, "a") as log:
+            log.write(line + "\\n")
     def once(event, given, busy=[]):
         if not busy:
             busy.append(1)
@@ -382,9 +381,9 @@ def test_a_run_goes_on_without_an_address_that_does_not_answer(pictures: Path) -
     assert note.startswith(f"no answer from {dead}") and note.endswith("goes on without it")
 
 
-@pytest.mark.parametrize(("times", "code"), [(2, 0), (9, 5)])
+@pytest.mark.parametrize(("times", "ends"), [(2, True), (9, False)])
 def test_a_cut_answer_at_the_start_is_requested_again(
-    pictures: Path, monkeypatch: pytest.MonkeyPatch, times: int, code: int
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, times: int, ends: bool
 ) -> None:
     monkeypatch.setattr("flows.checkpoint.served.PAUSE_SECONDS", 0.01)
     (pictures / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
@@ -393,9 +392,9 @@ def test_a_cut_answer_at_the_start_is_requested_again(
     stand_in.answer = lambda *_: cut if len(stand_in.requests) <= times else None
     with running(stand_in) as address:
         config = config_for(address, pictures)
-        if not code:
+        if ends:
             assert captioned(config).exit_code == 0
-        else:
-            with pytest.raises(EnvironmentFault, match="the connection broke") as refusal:
-                captioned(config)
-            assert "log of the server" in refusal.value.hint
+            return
+        with pytest.raises(EnvironmentFault, match="the connection broke") as refusal:
+            captioned(config)
+    assert "log of the server" in refusal.value.hint
