@@ -174,6 +174,11 @@ def test_an_edit_of_another_tab_is_shown_and_a_conflict_keeps_the_other_changes_
     of_another_tab(0, "Theirs.", None)
     of_another_tab(1, "Seen.", None)
     browser.wait(WORDS + ".includes('Seen.')", seconds=2.0)
+    studio.end(signal.SIGKILL)
+    time.sleep(2)  # the page asks meanwhile, and goes on when there is an answer
+    studio.start()
+    of_another_tab(2, "Later.", None)
+    browser.wait(WORDS + ".includes('Later.')")
     browser.wait("return document.querySelector('.row .warning')?.innerText.includes('Theirs.')")
     browser.run("document.activeElement.value = 'Mine.'")
     browser.press(ENTER)
@@ -185,7 +190,7 @@ def test_an_edit_of_another_tab_is_shown_and_a_conflict_keeps_the_other_changes_
     # The other captions of a deed are changed whatever is answered.
     browser.run("page.polling = page.load; page.load = async () => {}")
     of_another_tab(1, "A SQUARE.", "Seen.")
-    of_another_tab(2, "A STAR.", None)
+    of_another_tab(2, "A STAR.", "Later.")
     browser.run("""page.save('replace', page.rows().map(row =>
         [row, {caption: words(row) + ' New.', review: ''}])); page.load = page.polling""")
     for answer in (-1, -2):  # use mine, then keep that
