@@ -169,16 +169,16 @@ def test_an_edit_of_another_tab_is_shown_and_a_conflict_keeps_the_other_changes_
         change |= {"was": {"caption": was, "review": ""}}
         studio.done(f"run/{run}/edits", {"id": text, "does": "x", "changes": [change]})
 
-    # An editor that is open keeps the text that it started from.
-    browser.run("document.querySelector('.row').row.write()")
-    of_another_tab(0, "Theirs.", None)
     of_another_tab(1, "Seen.", None)
     browser.wait(WORDS + ".includes('Seen.')", seconds=2.0)
     studio.end(signal.SIGKILL)
     time.sleep(2)  # the page asks meanwhile, and goes on when there is an answer
     studio.start()
     of_another_tab(2, "Later.", None)
-    browser.wait(WORDS + ".includes('Later.')")
+    browser.wait(WORDS + ".includes('Later.')", seconds=LONG)
+    # An editor that is open keeps the text that it started from.
+    browser.run("document.querySelector('.row').row.write()")
+    of_another_tab(0, "Theirs.", None)
     browser.wait("return document.querySelector('.row .warning')?.innerText.includes('Theirs.')")
     browser.run("document.activeElement.value = 'Mine.'")
     browser.press(ENTER)
