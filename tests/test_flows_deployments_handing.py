@@ -2,6 +2,7 @@
 crash, and are slow; and which crashed runs are started again."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,8 @@ from prefect.client.schemas.objects import FlowRun, WorkerStatus
 from prefect.exceptions import PrefectHTTPStatusError
 
 from artifacts.errors import UsageError
-from flows.deployments import handing
+from flows.deployments import crashed, handing
+from flows.deployments.crashed import close_earlier_attempts
 from flows.deployments.handing import AHEAD, STARTS, PartitionDispatch, PartitionRun
 from flows.deployments.runs import INTERRUPTED
 from flows.deployments.sweep import verdicts
@@ -266,3 +268,20 @@ def test_why_a_crashed_run_is_left_alone() -> None:
     assert "started" in swept(run("a", "Crashed"), max_retries=0)["a"]
     assert "60 s" in swept(run("a", "Crashed", minutes=1.5))["a"]
     assert "by hand" in swept(run("a", "Crashed", deployment_id=None))["a"]
+
+
+def test_a_server_that_does_not_answer_costs_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(**_: object) -> None:
+        raise ConnectionError("gone")
+
+    context = SimpleNamespace(flow_run=SimpleNamespace(id=UUID(int=1), run_count=2))
+    monkeypatch.setattr(crashed, "get_client", refuse)
+    monkeypatch.setattr("prefect.context.FlowRunContext.get", lambda: context)
+    with caplog.at_level(logging.WARNING):
+        close_earlier_attempts()
+    assert len(caplog.messages) == 1 and caplog.messages[0].endswith("gone")
+    context.flow_run.run_count = 1
+    close_earlier_attempts()  # which asks no server: there was no attempt before
+    assert len(caplog.messages) == 1

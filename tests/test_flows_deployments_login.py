@@ -103,23 +103,19 @@ def test_a_place_where_nothing_can_be_kept_fails_in_one_line(
     assert told("server").returncode == 5
 
 
+LOCAL = ("127.0.0.1:4200/api", "LOCALHOST/api", "[::1]:4200/api", "127.9.9.9:4200/api")
+FOREIGN = (
+    *("127.0.0.1.example.org/api", "localhost.example.org/api", "localhost@example.org/api"),
+    *("127.0.0.1:4200@example.org/api", "192.168.1.5:4200/api", "0x7f.1/api", "[::1"),
+)
+
+
 @pytest.mark.parametrize(
     ("url", "local"),
     [
-        ("http://127.0.0.1:4200/api", True),
-        ("http://LOCALHOST/api", True),
-        ("http://[::1]:4200/api", True),
-        ("http://127.9.9.9:4200/api", True),
-        (ELSEWHERE, False),
-        ("http://127.0.0.1.example.org/api", False),
-        ("http://localhost.example.org/api", False),
-        ("http://localhost@example.org/api", False),
-        ("http://127.0.0.1:4200@example.org/api", False),
-        ("http://192.168.1.5:4200/api", False),
-        ("http://0x7f.1/api", False),
-        ("http://[::1", False),
-        ("127.0.0.1:4200/api", False),
-        ("", False),
+        *((f"http://{url}", True) for url in LOCAL),
+        *((f"http://{url}", False) for url in FOREIGN),
+        *((url, False) for url in (ELSEWHERE, "127.0.0.1:4200/api", "")),
     ],
 )
 def test_no_server_elsewhere_is_told_it(home: Path, url: str, local: bool) -> None:

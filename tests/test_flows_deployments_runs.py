@@ -2,16 +2,15 @@
 leave, and what is closed of one whose process was killed."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -24,14 +23,13 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Crashed, Pending, Running
 
-import flows.running.pipeline_runner
 import penstock_demo
 from artifacts.errors import UsageError
 from artifacts.index.manifest import read_manifest
 from flows.cli.main import main
 from flows.deployments import crashed
 from flows.deployments.caption import caption_videos
-from flows.deployments.crashed import close_crashed, close_earlier_attempts, close_ended, pages_of
+from flows.deployments.crashed import close_crashed, close_ended, pages_of
 from flows.deployments.embed import embed_media
 from flows.deployments.export import export_model
 from flows.deployments.index import index_folder
@@ -53,9 +51,10 @@ from tests.support.pipeline import ROOT, read_lines
 
 CLIPS = [str(penstock_demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
 SECRET = "not-to-be-told-4711"
+pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def server() -> Iterator[None]:
     # Not above: it imports the server, and every test run collects this file.
     from prefect.testing.utilities import prefect_test_harness
@@ -64,16 +63,24 @@ def server() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def images(tmp_path: Path) -> tuple[Path, Path]:
+    """Six pictures, and a model for them."""
+    (tmp_path / "pictures").mkdir()
+    return write_images(tmp_path / "pictures"), save_clip(tmp_path / "clip")
+
+
 def run_flow(flow: Any, config: Any) -> tuple[Any, dict[str, Any]]:
     """The state that a flow run ends in, and what the artifacts hold that it leaves."""
     state = flow(config, return_state=True)
+    run = state.state_details.flow_run_id
     with get_client(sync_client=True) as client:
-        mine = [
-            artifact
-            for artifact in client.read_artifacts()
-            if artifact.flow_run_id == state.state_details.flow_run_id
-        ]
+        mine = [each for each in client.read_artifacts() if each.flow_run_id == run]
     return state, {str(artifact.key): artifact.data for artifact in mine}
+
+
+def keys(*names: str) -> set[str]:
+    return {f"penstock-{name}" for name in names}
 
 
 def caption(tmp_path: Path, sources: list[str]) -> tuple[Any, dict[str, Any]]:
@@ -82,9 +89,8 @@ def caption(tmp_path: Path, sources: list[str]) -> tuple[Any, dict[str, Any]]:
     return run_flow(caption_videos, config)
 
 
-@pytest.mark.slow
 def test_a_flow_with_a_bad_file_completes_and_says_so(
-    server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HF_TOKEN", "PREFECT_SERVER_API_AUTH_STRING", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, SECRET)
@@ -93,10 +99,7 @@ def test_a_flow_with_a_bad_file_completes_and_says_so(
     state, artifacts = caption(tmp_path, [CLIPS[0], str(bad), f"https://me:{SECRET}@host/a.mp4"])
     assert state.is_completed()
     assert "2 of 3 files failed" in state.message
-    assert set(artifacts) == {
-        "penstock-frames", "penstock-encode", "penstock-decode", "penstock-captions",
-        "penstock-run",
-    }  # fmt: skip
+    assert set(artifacts) == keys("frames", "encode", "decode", "captions", "run")
     assert artifacts["penstock-decode"] == 100
     rows = json.loads(str(artifacts["penstock-captions"]))
     assert [row["file"] for row in rows] == ["https://host/a.mp4", r"\<b>bad|?.mp4"]
@@ -119,10 +122,9 @@ def test_a_flow_with_a_bad_file_completes_and_says_so(
     assert [path for path in written if SECRET.encode() in path.read_bytes()] == []
 
 
-@pytest.mark.slow
 @pytest.mark.logs_errors
 def test_a_flow_that_captions_nothing_fails(
-    server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state, artifacts = caption(tmp_path, [str(tmp_path / "missing.mp4")])
     assert state.is_failed()
@@ -139,39 +141,32 @@ def test_a_flow_that_captions_nothing_fails(
     assert state.is_failed() and "PENSTOCK_OUT_ROOT" in state.message
 
 
-@pytest.mark.slow
 @pytest.mark.logs_errors
 def test_a_flow_that_an_unknown_error_ends_does_not_say_that_it_is_running(
-    server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(*_: object, **__: object) -> None:
         raise RuntimeError("something nobody thought of")
 
-    monkeypatch.setattr(flows.running.pipeline_runner, "write_outputs", wrong)
+    monkeypatch.setattr("flows.running.pipeline_runner.write_outputs", wrong)
     state, artifacts = caption(tmp_path, CLIPS)
     assert state.is_failed()
     assert str(artifacts["penstock-run"]).startswith("**failed**")
 
 
-@pytest.mark.slow
-def test_a_flow_makes_the_vectors_of_the_plain_command_once(server: None, tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    sources, model = write_images(tmp_path / "pictures"), save_clip(tmp_path / "clip")
+def test_a_flow_makes_the_vectors_of_the_plain_command_once(
+    images: tuple[Path, Path], tmp_path: Path
+) -> None:
+    sources, model = images
     assert embed(sources, model, tmp_path / "plain", "--quiet") == 0
     (sources / "bad.png").write_text("no picture")
-    config = EmbedConfig(
-        sources=(str(sources),),
-        model=str(model),
-        out=str(tmp_path / "flow" / "out"),
-        store=str(tmp_path / "flow" / "store"),
-    )
+    where = {name: str(tmp_path / "flow" / name) for name in ("out", "store")}
+    config = EmbedConfig(sources=(str(sources),), model=str(model), **where)
     state, artifacts = run_flow(embed_media, config)
     assert state.is_completed() and f"{len(SIZES)} vectors" in state.message
     assert "1 of 7 files failed" in state.message
     assert vectors(tmp_path / "flow").tobytes() == vectors(tmp_path / "plain").tobytes()
-    assert set(artifacts) == {
-        "penstock-frames", "penstock-embed", "penstock-embeddings", "penstock-run",
-    }  # fmt: skip
+    assert set(artifacts) == keys("frames", "embed", "embeddings", "run")
     assert artifacts["penstock-embed"] == 100
     assert [row["file"] for row in json.loads(artifacts["penstock-embeddings"])] == ["bad.png"]
     assert str(tmp_path / "flow" / "out" / "embeddings.npy") in artifacts["penstock-run"]
@@ -183,15 +178,10 @@ def test_a_flow_makes_the_vectors_of_the_plain_command_once(server: None, tmp_pa
     assert (row["files"], row["vectors"]) == (6, 6)
 
 
-@pytest.mark.slow
-def test_a_flow_marks_media_and_a_second_run_marks_nothing(server: None, tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    config = SiftConfig(
-        sources=(str(write_images(tmp_path / "pictures")),),
-        keep="black = 0",
-        out=str(tmp_path / "out"),
-        store=str(tmp_path / "store"),
-    )
+def test_a_flow_marks_media_and_a_second_run_marks_nothing(
+    images: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config = SiftConfig(sources=(str(images[0]),), keep="black = 0", out=str(tmp_path / "out"))
     state, artifacts = run_flow(sift_media, config)
     assert state.is_completed() and "kept in" in state.message
     assert artifacts["penstock-sift"] == 100
@@ -201,30 +191,22 @@ def test_a_flow_marks_media_and_a_second_run_marks_nothing(server: None, tmp_pat
     assert json.loads(artifacts["penstock-marks"]) == [row]
 
 
-@pytest.mark.slow
-def test_a_flow_learns_from_corrections(server: None, tmp_path: Path) -> None:
-    captioned = CaptionConfig(
-        sources=tuple(CLIPS),
-        model="demo",
-        out=str(tmp_path / "out"),
-        store=str(tmp_path / "store"),
-        chunk=0.5,
-        max_new_tokens=16,
-    )
+def test_a_flow_learns_from_corrections(tmp_path: Path) -> None:
+    few: dict[str, Any] = {"chunk": 0.5, "max_new_tokens": 16}
+    captioned = CaptionConfig(sources=tuple(CLIPS), model="demo", out=str(tmp_path / "out"), **few)
     assert run_flow(caption_videos, captioned)[0].is_completed()
     decide_in(tmp_path / "out", lambda _, said: (style(said), "accepted"))
-    learned = partial(learn_captions, caption=captioned)
     config = LearnConfig(steps=2, batch_size=2, anyway=True)
-    state, artifacts = run_flow(learned, config)
+    state, artifacts = run_flow(partial(learn_captions, caption=captioned), config)
     assert state.is_completed() and state.message.startswith("round 1: learned from ")
     (row,) = json.loads(artifacts["penstock-learned"])
     assert row["adapter"] == str(tmp_path / "out" / "learn" / "round-001" / "adapter")
 
 
-@pytest.mark.slow
-def test_flows_label_and_index_as_the_commands_do(server: None, tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    sources, model = write_images(tmp_path / "pictures"), save_clip(tmp_path / "clip")
+def test_flows_label_and_index_as_the_commands_do(
+    images: tuple[Path, Path], tmp_path: Path
+) -> None:
+    sources, model = images
     (tmp_path / "templates.txt").write_text("{} in a photo\n")
     asked = {"labels": "cat,sky,green", "templates": str(tmp_path / "templates.txt")}
     plain, flow = tmp_path / "plain", tmp_path / "flow"
@@ -237,12 +219,8 @@ def test_flows_label_and_index_as_the_commands_do(server: None, tmp_path: Path) 
     state, artifacts = run_flow(label_images, config)
     assert state.is_completed() and "of 6 given" in state.message
     for name in ("labels.jsonl", "label_report.json"):
-        ours = (flow / "out" / name).read_bytes()
-        assert ours == (plain / "out" / name).read_bytes(), name
-    assert set(artifacts) == {
-        "penstock-frames", "penstock-embed", "penstock-embed-texts", "penstock-labels",
-        "penstock-label-counts", "penstock-run",
-    }  # fmt: skip
+        assert (flow / "out" / name).read_bytes() == (plain / "out" / name).read_bytes(), name
+    assert set(artifacts) == keys("frames", "embed", "embed-texts", "labels", "label-counts", "run")
     rows = json.loads(artifacts["penstock-label-counts"])
     assert {row["label"] for row in rows} == {"cat", "sky", "green"}
     assert all(-1 < row["median"] < 1 for row in rows)
@@ -263,22 +241,18 @@ def test_flows_label_and_index_as_the_commands_do(server: None, tmp_path: Path) 
     assert state.is_completed() and "0 of them new" in state.message
 
 
-@pytest.mark.slow
 def test_a_flow_exports_what_passes_and_fails_with_the_figures_of_what_does_not(
-    server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = str(tmp_path / "store")
-    good = ExportConfig(model="demo", to="nf4", out=str(tmp_path / "good"), samples=12, store=store)
+    good = ExportConfig(model="demo", to="nf4", out=str(tmp_path / "good"), samples=12)
     state, artifacts = run_flow(export_model, good)
     assert state.is_completed(), state.message
     assert "% of captions the same" in state.message
     assert (tmp_path / "good" / "config.json").exists()
-    parity = json.loads((tmp_path / "good" / PARITY).read_text())
-    assert parity["passed"]
-    assert set(artifacts) == {
-        "penstock-frames", "penstock-encode", "penstock-decode", "penstock-export",
-        "penstock-judge", "penstock-checkpoint", "penstock-run",
-    }  # fmt: skip
+    assert json.loads((tmp_path / "good" / PARITY).read_text())["passed"]
+    assert set(artifacts) == keys(
+        "frames", "encode", "decode", "export", "judge", "checkpoint", "run"
+    )
     (row,) = json.loads(artifacts["penstock-checkpoint"])
     assert (row["taken"], row["text.captions"]) == (True, 12)
     for name in ("native", "exported"):
@@ -289,7 +263,7 @@ def test_a_flow_exports_what_passes_and_fails_with_the_figures_of_what_does_not(
     assert state.is_completed() and "already exported" in state.message
     assert "penstock-judge" not in artifacts
 
-    few = ExportConfig(model="demo", to="nf4", out=str(tmp_path / "few"), samples=2, store=store)
+    few = replace(good, out=str(tmp_path / "few"), samples=2)
     state, artifacts = run_flow(export_model, few)
     assert state.is_failed() and state.name == "Failed"  # the sweep leaves it alone
     assert "frames (≥ 64)" in state.message and "\n" not in state.message
@@ -315,12 +289,10 @@ config = caption_videos.validate_parameters(run.parameters)
 run_flow(caption_videos, flow_run=run, parameters=config, return_type="state")
 """
 """One attempt of a flow run, in a process of its own, as a worker starts it."""
-PLENTY = {"batch_size": 1, "chunk": 0.5}
-"""Options that give a run enough to do for it to be met at work."""
 
 
 @pytest.fixture(scope="module")
-def client(server: None) -> Iterator[SyncPrefectClient]:
+def client() -> Iterator[SyncPrefectClient]:
     with get_client(sync_client=True) as made:
         yield made
 
@@ -347,11 +319,11 @@ def await_running(client: SyncPrefectClient, run: UUID, name: str, process: Any)
         time.sleep(0.1)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_run_that_goes_on_has_one_page(client: SyncPrefectClient, tmp_path: Path) -> None:
-    where = {"out": str(tmp_path / "out"), "store": str(tmp_path / "store")}
-    config = {"sources": [str(penstock_demo.CLIPS)], "model": "demo", **where, **PLENTY}
+    # Enough to do for it to be met at work.
+    plenty = {"out": str(tmp_path / "out"), "batch_size": 1, "chunk": 0.5}
+    config = {"sources": [str(penstock_demo.CLIPS)], "model": "demo", **plenty}
     run = client.create_flow_run(caption_videos, parameters={"config": config}, state=Pending()).id
     killed = attempt(run)
     await_running(client, run, "decode", killed)
@@ -384,17 +356,15 @@ def stage() -> None: ...
 def a_flow() -> None: ...
 
 
-@flow(name="another-flow")
-def another_flow() -> None: ...
+another_flow = a_flow.with_options(name="another-flow")
 
 
 def left_open(client: SyncPrefectClient, of: Any, state: "State[Any]") -> UUID:
     """A flow run that is in a state, while its task is Running and its page says so."""
     run = client.create_flow_run(of, state=Running()).id
     client.create_task_run(stage, flow_run_id=run, dynamic_key="1", state=Running())
-    client.create_artifact(
-        ArtifactCreate(key=crashed.KEY, type="markdown", data="**running**\n\nx", flow_run_id=run)
-    )
+    page = {"key": crashed.KEY, "type": "markdown", "data": "**running**\n\nx"}
+    client.create_artifact(ArtifactCreate(**page, flow_run_id=run))
     client.set_flow_run_state(run, state, force=True)
     return run
 
@@ -408,7 +378,6 @@ def seen(client: SyncPrefectClient, run: UUID) -> tuple[str, str]:
 OPEN, CLOSED = ("Running", "**running**"), ("Crashed", "**crashed**")
 
 
-@pytest.mark.slow
 def test_a_run_that_crashed_is_closed_at_once_and_no_other(client: SyncPrefectClient) -> None:
     states: list[State[Any]] = [Crashed(), Running(), Completed()]
     runs = [left_open(client, a_flow, state) for state in states]
@@ -419,7 +388,6 @@ def test_a_run_that_crashed_is_closed_at_once_and_no_other(client: SyncPrefectCl
     assert str(page.data).endswith("\n\nx") and "Finished work is kept" in str(page.data)
 
 
-@pytest.mark.slow
 def test_the_sweep_closes_what_ended_runs_of_its_flows_left_open(client: SyncPrefectClient) -> None:
     states: list[State[Any]] = [Crashed(), Completed()]
     ended = [left_open(client, a_flow, state) for state in states]
@@ -430,20 +398,3 @@ def test_the_sweep_closes_what_ended_runs_of_its_flows_left_open(client: SyncPre
     assert close_ended(client, ["a-flow"], now + timedelta(minutes=5)) >= len(ended)
     assert {seen(client, run) for run in ended} == {CLOSED}
     assert {seen(client, run) for run in others} == {OPEN}
-
-
-def test_a_server_that_does_not_answer_costs_one_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(**_: object) -> None:
-        raise ConnectionError("gone")
-
-    context = SimpleNamespace(flow_run=SimpleNamespace(id=UUID(int=1), run_count=2))
-    monkeypatch.setattr(crashed, "get_client", refuse)
-    monkeypatch.setattr("prefect.context.FlowRunContext.get", lambda: context)
-    with caplog.at_level(logging.WARNING):
-        close_earlier_attempts()
-    assert len(caplog.messages) == 1 and caplog.messages[0].endswith("gone")
-    context.flow_run.run_count = 1
-    close_earlier_attempts()  # which asks no server: there was no attempt before
-    assert len(caplog.messages) == 1

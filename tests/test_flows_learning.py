@@ -13,6 +13,7 @@ import pytest
 from artifacts.corrections import StoredEdits
 from artifacts.edits import EDITS, read_edits
 from artifacts.errors import EnvironmentFault, NoFeatures, UsageError
+from flows.cli.learn_command import _next_steps
 from flows.console.display import Display
 from flows.learning.decisions import decisions_of
 from flows.learning.judging import divide, is_better, times_lower
@@ -105,7 +106,10 @@ def test_a_worse_adapter_is_refused_and_nothing_changes(school: School) -> None:
     before = (school.out / "captions.jsonl").read_bytes(), (school.out / EDITS).read_bytes()
     school.losses = lambda adapter: 1.01 if adapter else 1.0
     result = school.learn()
-    assert not result.round["accepted"] and "not better" in result.line()
+    assert not result.round["accepted"] and result.exit_code == 0
+    assert "not accepted: not better" in result.line()
+    steps = _next_steps(result, RecordedRun(config=school.config))
+    assert steps[-1].startswith("try the adapter with `penstock caption ")
     after = (school.out / "captions.jsonl").read_bytes(), (school.out / EDITS).read_bytes()
     assert before == after
     again = school.learn()

@@ -11,7 +11,6 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,6 @@ import penstock
 import penstock_demo
 from artifacts.edits import read_edits
 from artifacts.errors import UsageError
-from flows.cli.main import main
-from flows.learning import learn as module
-from flows.media.example import Example
 from flows.results.rounds import CARRIED, CHOSEN, DONE, RECAPTIONED, SCORED, TRAINED, rounds_in
 from tests.support.learning import decide_in, style
 from tests.support.pipeline import PENSTOCK, ROOT, read_lines
@@ -136,33 +132,6 @@ def test_two_rounds_by_the_command_line(
     assert folder.files() == before
 
 
-def test_an_adapter_that_was_trained_on_wrong_texts_is_refused(
-    begun: Folder,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    folder = copied(begun, tmp_path)
-    decide_in(folder.out, lambda at, _: (None, "accepted") if at < 40 else None)
-    folder.caption()
-    right, before = module._Work._examples, folder.files()
-
-    def wrong(work: Any, name: str = "examples") -> list[Example]:
-        found = right(work, name)
-        if name == "held_out":
-            return found
-        return [replace(each, caption=" ".join(each.caption.split()[::-1])) for each in found]
-
-    monkeypatch.setattr(module._Work, "_examples", wrong)
-    monkeypatch.chdir(folder.root)
-    assert main(["learn", "out", *OPTIONS]) == 0
-    told = capsys.readouterr().out
-    assert "not accepted: not better" in told and "try the adapter with" in told, told
-    (round_,) = rounds_in(folder.out)
-    assert round_["lower"] == 0 and not round_["accepted"]
-    assert {name: folder.files()[name] for name in before} == before
-
-
 @pytest.fixture(scope="module")
 def undisturbed(
     begun: Folder, tmp_path_factory: pytest.TempPathFactory
@@ -211,15 +180,8 @@ def test_a_round_that_is_killed_in_a_step_ends_with_the_same_bytes(
     assert read_edits(folder.out).now == read_edits(whole.out).now
     (one,), (other,) = rounds_in(folder.out), rounds_in(whole.out)
     same = (
-        "examples",
-        "held_out",
-        "before",
-        "after",
-        "lower",
-        "accepted",
-        "captions",
-        "changed",
-        "carried",
+        *("examples", "held_out", "before", "after", "lower", "accepted"),
+        *("captions", "changed", "carried"),
     )
     assert {name: one[name] for name in same} == {name: other[name] for name in same}
     keys = [each["key"] for each in (*one["examples"], *one["held_out"])]

@@ -3,29 +3,22 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from artifacts.captions import Failure
-from artifacts.labels import Labelled
 from flows.cli.main import main
-from flows.media.media_files import MediaFile
-from flows.serving.page.page import page_of
 from tests.support.browser import RIGHT, Browser
 from tests.support.looks import faint, overlapping, too_wide, unnamed
 from tests.support.media import write_video
 from tests.support.reports import (
     PLAN,
     curve,
-    labelled,
     media_file,
     said,
-    scored,
     started_ago,
     work,
-    write_labels,
     write_run,
 )
 
@@ -377,77 +370,3 @@ def test_nothing_lies_on_anything_else_and_all_can_be_read(
     assert faint(browser) == []
     assert unnamed(browser) == []
     browser.narrow(1280)
-
-
-PLACES = """const img = document.querySelector(arguments[0] + ' img').getBoundingClientRect();
-return [...document.querySelectorAll(arguments[0] + ' .box rect')].map(rect => {
-  const box = rect.getBoundingClientRect();
-  return [box.left - img.left, box.top - img.top, box.right - img.left, box.bottom - img.top,
-    img.width, img.height];
-})"""
-
-
-def sheet(folder: Path) -> list[tuple[MediaFile, list[Labelled]]]:
-    """A wide picture with a box in it, one that is turned, and a name that is markup."""
-    boxes: list[Any] = [[200, 50, 400, 100], None]
-    Image.new("RGB", (400, 100), "teal").save(folder / "wide.png")
-    turned = Image.new("RGB", (100, 400), "teal")
-    exif = turned.getexif()
-    exif[0x0112] = 6
-    turned.save(folder / "turned.jpg", exif=exif)
-    files = [media_file(folder / name) for name in ("wide.png", "turned.jpg")]
-    some = [scored(EVIL, 0.4, boxes[0]), scored("sky", 0.3)]
-    return [(file, [labelled(file, *some)]) for file in files]
-
-
-@pytest.mark.parametrize("wide", [400, pytest.param(1280, marks=pytest.mark.slow)])
-def test_boxes_lie_on_pictures_names_are_text(browser: Browser, tmp_path: Path, wide: int) -> None:
-    write_labels(tmp_path, sheet(tmp_path))
-    browser.narrow(wide)
-    shown(browser, tmp_path)
-    browser.run("document.querySelector('#images').scrollIntoView()")
-    browser.wait("return document.querySelectorAll('.frame .box rect').length === 2")
-    for place in ("figure:nth-child(1) .frame", "figure:nth-child(2) .frame"):
-        ((left, top, right, bottom, width, height),) = browser.run(PLACES, place)
-        # Of 400 by 100 the box is the lower right quarter; the picture fills the width.
-        wanted = [width / 2, height / 2, width, height / 2 + width / 8]
-        assert [left, top, right, bottom] == pytest.approx(wanted, abs=3)
-    assert browser.run("return document.querySelector('.chip').textContent") == f"{EVIL} 0.40"
-    assert browser.run("return document.querySelector('.called').textContent") == "sky"
-    assert browser.run("return document.querySelectorAll('.scores .bins').length") == 2
-    under = "const [plot, text] = document.querySelector('.lies').children; "
-    under += "return text.getBoundingClientRect().top - plot.getBoundingClientRect().bottom"
-    assert browser.run(under) >= 3
-    assert browser.run("return innerWidth") == wide
-    over = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert browser.run(over) == 0
-    browser.click("figure .frame")
-    named = "return document.querySelector('dialog .box text')?.textContent"
-    assert browser.wait(named) == EVIL
-    ((left, *_, width, _),) = browser.run(PLACES, "dialog")
-    assert left == pytest.approx(width / 2, abs=3)
-    assert browser.run("return document.title").startswith("done")
-    assert browser.console() == []
-    browser.narrow(1280)
-
-
-PUT = """const tint = new Map(), cards = [0, 1].map(() => new Bars(() => {}));
-const cat = (score, passed) => [{label: "cat", score, threshold: 0.2, passed, why: "", box: null}];
-cards.forEach(card => document.body.append(card.box));
-const marks = () => cards.map(card => card.list.querySelector(".least")?.getAttribute("x1"));
-const seen = [];
-cards[0].put(cat(0.1, false), tint); seen.push(marks());
-cards[1].put(cat(0.4, true), tint); seen.push(marks());
-cards[1].put(cat(0.9, true), tint); seen.push(marks());
-cards[0].put(cat(0.05, false), tint); seen.push(marks());
-return seen"""
-
-
-def test_a_threshold_of_the_server_has_one_place_on_cards(browser: Browser, tmp_path: Path) -> None:
-    path = tmp_path / "page.html"
-    path.write_bytes(page_of().html)
-    browser.open(path.as_uri())
-    alone, *both = browser.run(PUT)
-    assert alone[0] is not None and alone[1] is None
-    assert all(first == second for first, second in both)
-    assert len({first for first, _ in both}) == 2 and both[-1][0] == "20%"

@@ -1,32 +1,93 @@
-"""A review in a real browser: edits by keys, a server that is killed, and how it looks."""
+"""A review in a real browser: edits by keys, a server that is killed, how it looks, and learning
+from corrections at the press of a button."""
 
+import contextlib
+import os
+import re
 import signal
+import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from artifacts.captions import Failure
 from artifacts.edits import read_edits
-from tests.support.browser import Browser
+from flows.results.rounds import rounds_in
+from penstock_demo.clips import write_clips
+from tests.support import studio_page
+from tests.support.browser import Browser, browsing
+from tests.support.learning import decide_in
 from tests.support.media import write_video
+from tests.support.pipeline import PENSTOCK, ROOT, read_lines
 from tests.support.reports import media_file, said, write_run
-from tests.support.reviewing import (
-    ENTER,
-    SAVED,
-    WORDS,
-    Reviewing,
-    at,
-    choose,
-    correct,
-    shown,
-    wait_saved,
-)
-from tests.support.studio_page import COUNTS, TAB, every_look
+from tests.support.studio_page import COUNTS, ENTER, TAB, WORDS, every_look
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 VIDEOS, CHUNKS = 300, 10
+SAVED = "return document.querySelector('#saved').textContent"
+ADDRESS = re.compile(r"review at (http://127\.0\.0\.1:(\d+)/[0-9a-f]{32}/run/[0-9a-f]{16}/)\n")
+
+
+@dataclass
+class Reviewing:
+    """A review that is going on, on one port whatever becomes of its server."""
+
+    out: Path
+    port: int = 0
+    address: str = ""
+    order: str = "source"
+    process: subprocess.Popen[str] | None = field(default=None, repr=False)
+
+    def start(self) -> None:
+        options = ["--port", str(self.port), "--order", self.order]
+        command = [*PENSTOCK, "review", str(self.out), *options]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = ADDRESS.fullmatch(line)
+        assert found, line
+        assert self.address in ("", found[1]), "the page that is open would not find it"
+        self.address, self.port = found[1], int(found[2])
+
+    def kill(self, how: int = signal.SIGKILL) -> str:
+        """End it; what it said last."""
+        assert self.process is not None and self.process.stdout is not None
+        self.process.send_signal(how)
+        with self.process:
+            return self.process.stdout.read()
+
+
+def shown(browser: Browser, reviewing: Reviewing) -> None:
+    studio_page.shown(browser, reviewing.address)
+    assert browser.console() == []
+
+
+def at(browser: Browser, number: int) -> None:
+    """Go to a caption."""
+    browser.run("document.querySelectorAll('.row')[arguments[0]].focus()", number)
+
+
+def correct(browser: Browser, number: int, text: str) -> None:
+    at(browser, number)
+    browser.press("e")
+    browser.run("document.activeElement.value = ''")
+    browser.press(*text, ENTER)
+
+
+def wait_saved(browser: Browser) -> None:
+    browser.wait(f"{SAVED} === 'all saved'", seconds=60.0)
+
+
+def choose(browser: Browser, name: str, value: str) -> None:
+    browser.run(
+        "const one = document.getElementById(arguments[0]); one.value = arguments[1];"
+        "one.dispatchEvent(new Event('change'))",
+        name,
+        value,
+    )
 
 
 @pytest.fixture
@@ -194,3 +255,75 @@ def test_both_views_can_be_read_and_all_has_a_name(browser: Browser, reviewing: 
             "cards.forEach(card => { card.style.contentVisibility = 'visible' });"
         )
         every_look(browser)
+
+
+CLIPS, CORRECTED = 60, 40
+MARGINS = "return page.flat.map(({row}) => row.margin)"
+SHOWN = "return page.flat.map(({row}) => words(row))"
+LEARNED = "return document.querySelector('#learn-told').textContent"
+
+
+def style(caption: str) -> str:
+    """Rephrase a caption as a person with a style of their own does."""
+    return f"seen here: {caption[0].lower()}{caption[1:].rstrip('.')}"
+
+
+@pytest.mark.timeout(1800)
+def test_what_was_corrected_is_learned_at_the_press_of_a_button(tmp_path: Path) -> None:
+    write_clips(tmp_path / "clips", CLIPS, 5)
+    where = ["--store", str(tmp_path / "store"), "--out", "out", "--frames", "4", "--quiet"]
+    command = [*PENSTOCK, "caption", "clips", "--model", "demo", *where]
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}  # with the folder of state that review has
+    subprocess.run(command, cwd=tmp_path, check=True, env=here)
+    out = tmp_path / "out"
+    decide_in(out, lambda at, said: (style(said), "accepted") if at < CORRECTED else None)
+    before = [line["caption"] for line in read_lines(out / "captions.jsonl")]
+    made = Reviewing(out, order="doubt")
+    made.start()
+    with contextlib.ExitStack() as stack:
+        stack.callback(made.kill, signal.SIGTERM)
+        browser = stack.enter_context(browsing(tmp_path / "profile"))
+        shown(browser, made)
+        margins = browser.run(MARGINS)
+        assert len(margins) == CLIPS and margins == sorted(margins)
+        check_doubtful_words(browser)
+        choose(browser, "filter", "open")
+        for _ in range(5):
+            correct(browser, 0, style(browser.run(WORDS)[0]))
+            wait_saved(browser)
+            choose(browser, "filter", "open")
+        browser.run("document.querySelector('#learn').click()")
+        browser.wait(LEARNED + ".startsWith('penstock learn ')")
+        told = browser.wait(f"{LEARNED}.startsWith('round 1') && {LEARNED[7:]}", seconds=900.0)
+        (found,) = rounds_in(out)
+        assert found["accepted"] and len(found["examples"]) + len(found["held_out"]) == 45
+        assert "learned from 36 captions: loss per token" in told and "→" in told
+        assert f"{found['changed']} of {CLIPS} captions changed" in told
+        choose(browser, "filter", "learned")
+        changed = browser.run(SHOWN)
+        assert len(changed) == found["changed"] > 0
+        assert any(text.startswith("seen here:") for text in changed)
+        assert browser.run("return document.querySelector('.before').textContent")
+        assert [each for each in browser.console() if "SEVERE" in each] == []
+        choose(browser, "filter", "all")
+        correct(browser, 0, "Mine.")  # the journal is open again
+        wait_saved(browser)
+    now = read_lines(out / "captions.jsonl")
+    assert [line["caption"] for line in now][:CORRECTED] == [*map(style, before[:CORRECTED])]
+    assert sum(line["caption"].startswith("seen here:") for line in now) > 45
+
+
+def check_doubtful_words(browser: Browser) -> None:
+    """Check that the underlined word is that of the margin, in text that is not corrected."""
+    found = browser.run(
+        "return [...document.querySelectorAll('.row')].map(e => [e.row.row.said, e.row.row.margin,"
+        "e.row.row.margin_at, e.querySelector('.doubtful')?.textContent ?? null,"
+        "e.querySelector('.doubt').textContent, e.matches('.corrected')])"
+    )
+    marked = [row for row in found if row[3] is not None]
+    assert marked and all(margin <= 1 for _, margin, *_ in marked)
+    for text, margin, place, word, told, corrected in marked:
+        assert not corrected and word in text[max(0, place - len(word)) : place + len(word) + 1]
+        told, _, rounded = told.partition(", margin ")
+        assert told == f"in doubt: “{word}”" and abs(float(rounded) - margin) < 0.006
+    assert all(row[4] == "" for row in found if row[5] or row[1] > 1)

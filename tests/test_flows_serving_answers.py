@@ -1,21 +1,32 @@
-"""`penstock serve` answers what the commands write, over real models and in one store."""
+"""`penstock serve` answers what the commands write, over real models and in one store; the event
+loops of servers wait for no file, no pipe and no disk."""
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from flows.cli.main import main
-from penstock_demo import CLIPS as SAMPLES
+from flows.console.display import Display
+from flows.options.commands import CaptionConfig
+from flows.reviewing.captions import ReviewedCaptions
+from flows.running.run import caption
+from penstock_demo import CLIPS
 from tests.support.chat_clients import messages
 from tests.support.families import checkpoint
-from tests.support.pipeline import PENSTOCK
+from tests.support.media import write_numbered
+from tests.support.pipeline import PENSTOCK, ROOT, read_lines
 from tests.support.servers import Answer
 from tests.support.serving import REAL, Serving, a_picture, serving, vector_of
 
@@ -34,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for at in range(3):
         grain = draw.integers(0, 255, (6, 8, 3), dtype=np.uint8)
         Image.fromarray(grain).resize((200, 150)).save(media / f"p{at}.png")
-    (media / "clip.mp4").write_bytes((SAMPLES / "clip-03.mp4").read_bytes())
+    (media / "clip.mp4").write_bytes((CLIPS / "clip-03.mp4").read_bytes())
     store = ["--store", str(place / "store")]
     run = [str(media), "--model", "demo", *store]
     assert main(["index", "build", *run, "--tiles", "auto", "--out", str(place / "index")]) == 0
@@ -155,12 +166,12 @@ def test_searches_find_alike(
 
 def test_captions_are_those_of_the_command(server: Serving, place: Path, tmp_path: Path) -> None:
     names = ["clip-01.mp4", "clip-02.mp4"]
-    clips = [str(SAMPLES / name) for name in names]
+    clips = [str(CLIPS / name) for name in names]
     store = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
     assert main(["caption", *clips, "--model", "demo", *store]) == 0
     lines = (tmp_path / "out" / "captions.jsonl").read_text().splitlines()
     for name, line in zip(names, map(json.loads, lines), strict=True):
-        body = (SAMPLES / name).read_bytes()
+        body = (CLIPS / name).read_bytes()
         first = told(server.ask("POST", "/v1/caption", body))
         (said,) = first["captions"]
         assert {key: said[key] for key in said if key != "ended"} == {
@@ -175,7 +186,7 @@ def test_captions_are_those_of_the_command(server: Serving, place: Path, tmp_pat
 
 
 def test_a_streamed_caption_comes_in_pieces_that_are_the_whole(server: Serving) -> None:
-    body = (SAMPLES / "clip-05.mp4").read_bytes()
+    body = (CLIPS / "clip-05.mp4").read_bytes()
     answer = server.ask("POST", "/v1/caption?stream=1", body)
     assert answer.headers["content-type"].startswith("text/event-stream")
     lines = [line for line in answer.body.decode().splitlines() if line]
@@ -222,7 +233,34 @@ def test_clients_are_not_told_where_models_and_indexes_lie(server: Serving, plac
     assert server.ask("GET", "/v1/search?q=star").status == 200
 
 
-CLIP = (SAMPLES / "clip-01.mp4").read_bytes()
+def test_penstock_caption_gets_from_a_server_what_the_model_itself_says(
+    server: Serving, tmp_path: Path
+) -> None:
+    pictures = write_numbered(tmp_path / "pictures", 6)
+    for name in ("clip-01.mp4", "clip-02.mp4"):
+        shutil.copy(CLIPS / name, pictures)
+    address = (f"http://127.0.0.1:{server.port}/v1",)
+    own = CaptionConfig(sources=(str(pictures),), model="demo", out=str(tmp_path / "own"))
+    config = replace(own, model="openai:demo", endpoint=address, out=str(tmp_path / "out"))
+    by_us, by_server = dict[str, str](), dict[str, str]()
+    for each, texts in ((own, by_us), (config, by_server)):
+        assert caption(each, Display(quiet=True)).exit_code == 0
+        rows = read_lines(Path(each.out) / "captions.jsonl")
+        texts.update((row["media_path"], row["caption"]) for row in rows)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["plan"]["served"]["video"] is True
+    assert by_server.keys() == by_us.keys()
+    assert sum(by_us[name] == text for name, text in by_server.items()) >= len(by_us) - 2
+    subject = {"properties": {"subject": {"type": "string", "maxLength": 40}}}
+    form = {"type": "object", "additionalProperties": False, "required": ["subject"], **subject}
+    result = caption(replace(config, schema=json.dumps(form)), Display(quiet=True))
+    rows, failed = (read_lines(tmp_path / f"out/{name}.jsonl") for name in ("captions", "failures"))
+    assert len(rows) + len(failed) == 8 and result.exit_code == bool(failed)
+    assert all(isinstance(row["fields"]["subject"], str) for row in rows)
+    assert {row["error"] for row in failed} <= {"schema"}
+
+
+CLIP = (CLIPS / "clip-01.mp4").read_bytes()
 """Eight frames of 17 tokens."""
 
 
@@ -261,3 +299,64 @@ def test_a_chat_without_a_limit_ends_with_the_context_others_fit(short: Serving)
     status, answer = asked(short, "what moves there?", max_tokens=256)
     assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
     assert asked(short, "what moves there?", max_tokens=20)[0] == 200
+
+
+AUDITED = [sys.executable, "-m", "tests.support.audited"]
+
+
+def chat(**options: Any) -> bytes:
+    return json.dumps({"messages": messages(a_picture(), "image/jpeg", "Why?"), **options}).encode()
+
+
+def test_the_event_loop_waits_for_no_file_no_pipe_and_no_disk(tmp_path: Path) -> None:
+    book, labels = tmp_path / "book.json", ["--labels", "red star,blue ring"]
+    models = ["--model", "demo", *labels, "--caption-model", "demo", "--idle", "0.02"]
+    with serving(tmp_path, command=[*AUDITED, str(book), "serve", *models]) as server:
+        clip = CLIP
+        for path in ("/", "/v1/info", "/v1/stats", "/metrics", "/readyz", "/openapi.json"):
+            assert server.ask("GET", path).status in (200, 503)
+        for body in (a_picture(), a_picture((2000, 1500)), clip, clip):
+            assert server.ask("POST", "/v1/label", body).status == 200
+            assert server.ask("POST", "/v1/embed?encoding=json", body).status == 200
+            assert server.ask("POST", "/v1/caption", body).status == 200
+            assert server.ask("POST", "/v1/caption?stream=1&prompt=Why", body).status == 200
+        assert server.ask("POST", "/v1/label?labels=a,b", a_picture()).status == 200
+        assert server.ask("POST", "/v1/chat/completions", chat()).status == 200
+        assert server.ask("POST", "/v1/chat/completions", chat(stream=True)).status == 200
+        assert server.ask("POST", "/v1/caption", b"no picture").status == 415
+        assert server.ask("POST", "/v1/caption", b"").status == 422
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+    assert json.loads(book.read_text()) == {}
+
+
+def test_the_event_loop_of_a_review_waits_for_none_either(tmp_path: Path) -> None:
+    out, book = tmp_path / "out", tmp_path / "book.json"
+    clip = str(CLIPS / "clip-01.mp4")
+    assert main(["caption", clip, "--model", "demo", "--out", str(out), "--quiet"]) == 0
+    with closing(ReviewedCaptions(out)) as captions:
+        of = next(iter(captions.rows))
+    command = [*AUDITED, str(book), "review", str(out), "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = urlsplit(process.stdout.readline().split()[-1])
+            server = Serving(port=address.port or 0, process=process, log=book)  # type: ignore[arg-type]
+            word, _, run = address.path.strip("/").split("/")
+            told = ("media/0", "small/0?at=1", "captions", "history", "again", "sets", "teach")
+            for path in ("", "start", "files", "runs", *(f"run/{run}/{each}" for each in told)):
+                assert server.ask("GET", f"/{word}/{path}").status == 200, path
+            was = {"caption": None, "review": ""}
+            change = {"of": of, "caption": "A person's words.", "review": "accepted", "was": was}
+            edit = {"id": "1", "does": "correct", "changes": [change]}
+            origin = f"http://127.0.0.1:{address.port}"
+            headers = {"Content-Type": "application/json", "X-Penstock-Token": word}
+            headers["Origin"] = origin
+            words: dict[str, Any] = {"values": {"out": str(out)}}
+            for path, body, status in ((f"run/{run}/edits", edit, 200), ("words", words, 422)):
+                answer = server.ask("POST", f"/{word}/{path}", json.dumps(body).encode(), headers)
+                assert answer.status == status, answer.body
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+    assert json.loads(book.read_text()) == {}

@@ -1,12 +1,22 @@
-"""When batches leave, of what they are, and who goes alone after a death."""
+"""When batches leave and of what they are, what is withdrawn or made once for several, and which
+halves are on the device together."""
 
 import asyncio
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from flows.serving.batching import Batcher, QueuedRequest
+from flows.serving.device_scheduler import DeviceScheduler
+from flows.serving.single_flight import SingleFlight
 from stages.embed_texts.job import TextsItem
+from stages.process.live import WITHDRAWN, RequestBatches
+from stages.process.lock import CPU_LOCK, try_hold
+from tests.support.on_a_loop import HANGS_SECONDS, on_a_loop
 
 
 @pytest.fixture
@@ -141,3 +151,182 @@ def test_in_flight_a_work_goes_whenever_there_is_room(loop: asyncio.AbstractEven
     list(found.complete(["b"]))
     assert found.seconds_until_batch(0.0) == 0.0
     assert keys(found.take()) == ["c"]
+
+
+@dataclass(eq=False)
+class Tenant:
+    """One that leaves at once when it is asked to."""
+
+    name: str
+    peak_bytes: int
+    residence: DeviceScheduler
+    idle: bool = True
+    left: list[str] = field(default_factory=list)
+
+    def leave(self) -> None:
+        self.left.append(self.name)
+        self.residence.release(self)
+
+
+def residence() -> DeviceScheduler:
+    return DeviceScheduler("cpu", 100, lambda text: None)
+
+
+def test_all_that_may_be_there_together_are_kept_to_the_budget() -> None:
+    async def go() -> None:
+        place = residence()
+        small = [Tenant(name, size, place) for name, size in (("a", 30), ("b", 20), ("c", 20))]
+        large = Tenant("d", 90, place)
+        place.users += [*small, large]
+        for tenant in small:
+            await place.acquire(tenant)
+        assert not any(tenant.left for tenant in small)
+        rooms = [place.granted_bytes(tenant) for tenant in small]
+        assert rooms == [40, 30, 30]
+        await place.acquire(large)
+        assert all(tenant.left for tenant in small)
+        assert place.granted_bytes(large) == 100
+
+    asyncio.run(go())
+
+
+def test_one_at_work_finishes_its_turn_and_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def go() -> None:
+        place = residence()
+        first, second = Tenant("a", 60, place, idle=False), Tenant("b", 50, place)
+        await place.acquire(first)
+        coming = asyncio.create_task(place.acquire(second))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not coming.done()
+        assert not place.must_yield(), "its turn is not over"
+        monkeypatch.setattr("flows.serving.device_scheduler.TURN_SECONDS", 0.0)
+        assert place.must_yield(), "it is to begin nothing more"
+        first.idle = True
+        place.recheck()
+        await asyncio.wait_for(coming, 1)
+        assert first.left == ["a"]
+        assert place.granted_bytes(second) == 100
+        assert not place.must_yield()
+
+    asyncio.run(go())
+
+
+def test_one_larger_than_the_budget_comes_alone() -> None:
+    place = residence()
+    asyncio.run(asyncio.wait_for(place.acquire(Tenant("a", 500, place)), 1))
+
+
+def test_a_device_is_waited_for_and_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    monkeypatch.setenv(CPU_LOCK, str(path))
+    monkeypatch.setattr("flows.serving.device_scheduler.POLL_SECONDS", 0.01)
+
+    async def go() -> None:
+        said: list[str] = []
+        place = DeviceScheduler("cpu", 100, said.append)
+        other = try_hold(path)
+        assert other is not None
+        tenant = Tenant("a", 10, place)
+        coming = asyncio.create_task(place.acquire(tenant))
+        await asyncio.sleep(0.05)
+        assert not coming.done()
+        assert place.held_by.startswith("process ")
+        assert said == [f"waiting for CPU, used by {place.held_by}"]
+        other.close()
+        await asyncio.wait_for(coming, 5)
+        assert place.held_by == ""
+        assert try_hold(path) is None
+        tenant.leave()
+        again = try_hold(path)
+        assert again is not None, "a batch job has its turn"
+        again.close()
+
+    asyncio.run(go())
+
+
+class Work(NamedTuple):
+    """What a half is asked for."""
+
+    key: str
+    text: str = ""
+
+
+def told(folder: Path, *lines: str) -> RequestBatches[Work]:
+    pipe = folder / "told"
+    pipe.write_text("\n".join([*lines, ""]))
+    found = RequestBatches(str(pipe), Work)
+    found._thread.join(HANGS_SECONDS)
+    return found
+
+
+def test_what_was_withdrawn_before_it_was_begun_is_not_begun_until_asked_for_again(
+    tmp_path: Path,
+) -> None:
+    found = told(tmp_path, '[{"key": "a"}, {"key": "b"}]', f'{{"{WITHDRAWN}": ["a", "x"]}}')
+    assert [[work.item for work in batch] for batch in found] == [[Work("b")]]
+    lines = ['[{"key": "a"}]', f'{{"{WITHDRAWN}": ["a"]}}', '[{"key": "a"}]']
+    (first,) = told(tmp_path, *lines)
+    assert [work.is_withdrawn for work in first] == [False]
+
+
+def test_what_is_withdrawn_while_it_is_made_says_so(tmp_path: Path) -> None:
+    pipe = tmp_path / "told"
+    os.mkfifo(pipe)
+    batches = iter(RequestBatches(str(pipe), Work))
+    with open(pipe, "w", buffering=1) as lines:
+        lines.write('[{"key": "a"}, {"key": "b"}]\n')
+        first, second = next(batches)
+        lines.write(f'{{"{WITHDRAWN}": ["a"]}}\n[{{"key": "c"}}]\n')
+        assert [work.item for work in next(batches)] == [Work("c")]
+        assert (first.is_withdrawn, second.is_withdrawn) == (True, False)
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
+def test_it_is_made_once_for_all_and_goes_on_when_some_leave() -> None:
+    async def work() -> None:
+        shared: SingleFlight[int] = SingleFlight()
+        go_on, calls = asyncio.Event(), 0
+
+        async def make() -> int:
+            nonlocal calls
+            calls += 1
+            await go_on.wait()
+            return calls
+
+        asking = [asyncio.create_task(shared.once("a", make)) for _ in range(3)]
+        await asyncio.sleep(0)
+        asking[0].cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        assert [await each for each in asking[1:]] == [1, 1]
+
+    on_a_loop(work)
+
+
+def test_who_asks_as_the_last_one_leaves_is_answered() -> None:
+    async def work() -> None:
+        shared: SingleFlight[str] = SingleFlight()
+        left = []
+
+        async def long() -> str:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                left.append(True)
+            return "long"
+
+        async def short() -> str:
+            return "short"
+
+        first = asyncio.create_task(shared.once("a", long))
+        await asyncio.sleep(0.01)
+        first.cancel()
+        await asyncio.sleep(0)  # it has heard of it, and what it asked for has not
+        assert await shared.once("a", short) == "short"
+        await asyncio.sleep(0.01)
+        assert left == [True]
+        assert await shared.once("a", short) == "short"
+
+    on_a_loop(work)

@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +18,20 @@ from artifacts.store import open_store
 from flows.machine.launch import StageCall
 from flows.planning.ladder import Ladder, Remembered
 from flows.planning.rungs import Rung, sizes
-from flows.serving import server
 from flows.serving.device_scheduler import DeviceScheduler
 from flows.serving.half_spec import HalfWorkerSpec
 from flows.serving.half_worker import HalfWorker
 from flows.serving.metrics import Metrics
 from flows.serving.refusals import HttpRefusal
 from flows.serving.server import limited_protocol
-from flows.serving.single_flight import SingleFlight
 from flows.serving.temp_store import TempStore
 from flows.serving.worker_process import WorkerProcess
 from stages.process.events import BatchShrunk, Published, StageNotes, TooLarge
 from stages.process.job import job_fields
-from stages.process.live import WITHDRAWN, RequestBatches, read_requests
+from stages.process.live import read_requests
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener
-from tests.support.on_a_loop import HANGS_SECONDS, on_a_loop
+from tests.support.on_a_loop import on_a_loop
 from tests.support.started import made_job
 
 GIANT = "giant"
@@ -79,19 +77,15 @@ class CrowdedHalf:
     def stop(self) -> None: ...
 
 
-def ladder(folder: Path) -> Ladder:
-    rungs = {"embed": [Rung(stage="embed", batch=size) for size in sizes(8)]}
-    remembered = Remembered(open_store(str(folder)), {"embed": 0}, 1)
-    return Ladder(rungs, remembered, budget_bytes=1, on_move=lambda entry, text: None)
-
-
 def half_of(
     folder: Path, start: Callable[[Listener], Any], metrics: Metrics | None = None, **settings: Any
 ) -> HalfWorker:
     """A half whose process is what this starts."""
+    rungs = {"embed": [Rung(stage="embed", batch=size) for size in sizes(8)]}
+    remembered = Remembered(open_store(str(folder / "store")), {"embed": 0}, 1)
     plan = HalfWorkerSpec(
         name="embed",
-        ladder=ladder(folder / "store"),
+        ladder=Ladder(rungs, remembered, budget_bytes=1, on_move=lambda entry, text: None),
         peak_bytes=lambda rung: 1,
         call=lambda rung, pipe, room: StageCall(
             name="embed", job=made_job(live=pipe), device="cpu", log=folder / "log"
@@ -219,29 +213,6 @@ LARGE = "\N{WATER WAVE}" * 20_000
 """A prompt that is 240 KB in JSON, and a pipe holds 64."""
 
 
-@pytest.mark.parametrize("dies", [False, True])
-def test_prompts_that_no_pipe_holds_are_all_answered(tmp_path: Path, dies: bool) -> None:
-    first, second = BusyHalf(), BusyHalf()
-    second.reads.set()
-    started = iter((first, second))
-
-    async def work() -> None:
-        half = half_of(tmp_path, lambda listen: next(started)(listen))
-        running = asyncio.create_task(half.run())
-        works = [
-            asyncio.create_task(half.submit(str(n), Work(str(n), LARGE), 1)) for n in range(18)
-        ]
-        while not half.batches.in_flight:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
-        (first.dies if dies else first.reads).set()
-        assert await asyncio.gather(*works) == [f"made {n}" for n in range(18)]
-        half.close()
-        await running
-
-    on_a_loop(work)
-
-
 def test_what_nobody_wants_any_more_takes_no_place(tmp_path: Path) -> None:
     process = BusyHalf(keeps=["long"])
     process.reads.set()
@@ -357,87 +328,6 @@ def test_what_a_process_that_died_did_not_read_is_thrown_away(tmp_path: Path) ->
     assert len(os.listdir("/proc/self/fd")) <= files
 
 
-def told(folder: Path, *lines: str) -> RequestBatches[Work]:
-    pipe = folder / "told"
-    pipe.write_text("\n".join([*lines, ""]))
-    found = RequestBatches(str(pipe), Work)
-    found._thread.join(HANGS_SECONDS)
-    return found
-
-
-def test_what_was_withdrawn_before_it_was_begun_is_not_begun_until_asked_for_again(
-    tmp_path: Path,
-) -> None:
-    found = told(tmp_path, '[{"key": "a"}, {"key": "b"}]', f'{{"{WITHDRAWN}": ["a", "x"]}}')
-    assert [[work.item for work in batch] for batch in found] == [[Work("b")]]
-    lines = ['[{"key": "a"}]', f'{{"{WITHDRAWN}": ["a"]}}', '[{"key": "a"}]']
-    (first,) = told(tmp_path, *lines)
-    assert [work.is_withdrawn for work in first] == [False]
-
-
-def test_what_is_withdrawn_while_it_is_made_says_so(tmp_path: Path) -> None:
-    pipe = tmp_path / "told"
-    os.mkfifo(pipe)
-    batches = iter(RequestBatches(str(pipe), Work))
-    with open(pipe, "w", buffering=1) as lines:
-        lines.write('[{"key": "a"}, {"key": "b"}]\n')
-        first, second = next(batches)
-        lines.write(f'{{"{WITHDRAWN}": ["a"]}}\n[{{"key": "c"}}]\n')
-        assert [work.item for work in next(batches)] == [Work("c")]
-        assert (first.is_withdrawn, second.is_withdrawn) == (True, False)
-    with pytest.raises(StopIteration):
-        next(batches)
-
-
-def test_it_is_made_once_for_all_and_goes_on_when_some_leave() -> None:
-    async def work() -> None:
-        shared: SingleFlight[int] = SingleFlight()
-        go_on, calls = asyncio.Event(), 0
-
-        async def make() -> int:
-            nonlocal calls
-            calls += 1
-            await go_on.wait()
-            return calls
-
-        asking = [asyncio.create_task(shared.once("a", make)) for _ in range(3)]
-        await asyncio.sleep(0)
-        asking[0].cancel()
-        await asyncio.sleep(0)
-        go_on.set()
-        assert [await each for each in asking[1:]] == [1, 1]
-
-    on_a_loop(work)
-
-
-def test_who_asks_as_the_last_one_leaves_is_answered() -> None:
-    async def work() -> None:
-        shared: SingleFlight[str] = SingleFlight()
-        left = []
-
-        async def long() -> str:
-            try:
-                await asyncio.sleep(60)
-            finally:
-                left.append(True)
-            return "long"
-
-        async def short() -> str:
-            return "short"
-
-        first = asyncio.create_task(shared.once("a", long))
-        await asyncio.sleep(0.01)
-        first.cancel()
-        await asyncio.sleep(0)  # it has heard of it, and what it asked for has not
-        assert await shared.once("a", short) == "short"
-        await asyncio.sleep(0.01)
-        assert left == [True]
-        assert await shared.once("a", short) == "short"
-
-    on_a_loop(work)
-
-
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 PIECE = bytes(64 << 10)
 PIECES = 32
 """Pieces of an answer: more than the buffers of both ends hold."""
@@ -448,7 +338,7 @@ def answered(seconds: float, client: Callable[[socket.socket], Awaitable[int]]) 
     Return whether it was left, and what the client says."""
     found: list[Any] = []
 
-    async def app(scope: Any, receive: Callable[[], Awaitable[Any]], send: Send) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for _ in range(PIECES):
             await send({"type": "http.response.body", "body": PIECE, "more_body": True})
@@ -484,7 +374,7 @@ def answered(seconds: float, client: Callable[[socket.socket], Awaitable[int]]) 
         await serving
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server, "READ_SECONDS", seconds)
+        patch.setattr("flows.serving.server.READ_SECONDS", seconds)
         on_a_loop(work)
     return found[0], found[1]
 

@@ -1,14 +1,21 @@
-"""Answers of the application as HTTP has them, for requests that need no model."""
+"""Answers of the application as HTTP has them, for requests that need no model; its page, what that
+may load and name; and the description of the routes."""
 
 import asyncio
+import base64
+import hashlib
+import importlib.util
 import json
+import re
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from fastapi.testclient import TestClient
+from openapi_spec_validator import validate
 
 from artifacts.index.writing import writing
 from flows.search.maker import unrecorded
@@ -18,17 +25,18 @@ from flows.serving.config import ServeConfig
 from flows.serving.embedding import EmbeddedMedium
 from flows.serving.guard import Guard
 from flows.serving.metrics import Metrics
+from flows.serving.page.page import Page, page_of
 from flows.serving.searching import ServedIndex
 from flows.serving.service import Service
 from flows.serving.temp_store import TempStore
 from flows.serving.uploads import Upload
 from stages.frames.image import read_image
 from stages.process.events import CaptionProgress
+from tests.support.browser import Browser
 from tests.support.chat_clients import messages
 from tests.support.indexes import MAKER, drawn, rows
 from tests.support.serving import a_picture
 
-TOKEN = "a-secret-of-this-test"
 BASE = "http://127.0.0.1:8000"
 
 
@@ -66,8 +74,8 @@ def service_in(folder: Path) -> Service:
     )
 
 
-def client_of(service: Service, token: str = "") -> TestClient:
-    return TestClient(Guard(app_of(service, token), service, token), base_url=BASE)
+def client_of(service: Service) -> TestClient:
+    return TestClient(Guard(app_of(service, ""), service, ""), base_url=BASE)
 
 
 @pytest.fixture
@@ -185,15 +193,6 @@ def test_a_refused_method_names_others(client: TestClient) -> None:
     assert client.head("/v1/caption").status_code == 405
 
 
-@pytest.mark.parametrize("given", ["", "Bearer another-secret", "Basic abc"])
-def test_without_the_token_a_client_reads_what_is_wrong(tmp_path: Path, given: str) -> None:
-    client = client_of(service_in(tmp_path), TOKEN)
-    answer = client.get("/v1/models", headers={"authorization": given} if given else {})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
-    right = client.get("/v1/models", headers={"authorization": f"Bearer {TOKEN}"})
-    assert right.status_code == 200
-
-
 @pytest.mark.parametrize(
     ("headers", "refused"),
     [
@@ -260,3 +259,103 @@ def test_answers_tell_of_damage_that_was_survived(client: TestClient, damaged: b
     ended = [each for each in chunks if each["choices"] and each["choices"][0]["finish_reason"]]
     assert [each.get("warnings") for each in ended] == [wanted]
     assert sum("warnings" in each for each in chunks) == damaged
+
+
+PLOTLY = "plotly.min.js"
+
+
+@pytest.fixture(scope="module")
+def page() -> Page:
+    return page_of()
+
+
+def digest(content: str | bytes) -> str:
+    given = content.encode() if isinstance(content, str) else content
+    return base64.b64encode(hashlib.sha256(given).digest()).decode()
+
+
+def rules(page: Page) -> dict[str, list[str]]:
+    parts = (rule.split() for rule in page.policy.split(";"))
+    return {name: allowed for name, *allowed in parts}
+
+
+def inside(page: Page, tag: str) -> list[str]:
+    return re.findall(rf"<{tag}>(.*?)</{tag}>", page.html.decode(), re.DOTALL)
+
+
+def test_only_what_the_page_holds_may_run_and_only_its_own_server_is_asked(page: Page) -> None:
+    (style,), (script,) = inside(page, "style"), inside(page, "script")
+    allowed = rules(page)
+    assert f"'sha256-{digest(style)}'" in allowed["style-src"]
+    assert allowed["script-src"][0] == f"'sha256-{digest(script)}'"
+    assert allowed["default-src"] == ["'none'"] == allowed["frame-ancestors"]
+    assert allowed["base-uri"] == allowed["form-action"] == ["'none'"]
+    assert allowed["connect-src"] == ["'self'"]
+    assert allowed["img-src"] == ["'self'", "blob:", "data:"]
+    assert allowed["media-src"] == ["'self'", "blob:"]
+    assert "unsafe" not in page.policy and "http" not in page.policy
+
+
+def test_nothing_names_another_host_or_breaks_the_policy(page: Page) -> None:
+    html = page.html.decode()
+    assert set(re.findall(r"\w+://[\w./-]+", html)) == {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"\sstyle=|\son\w+=|innerHTML|insertAdjacent|alert\(|eval\(", html)
+    assert re.findall(r'(?:src|href): "([^"]*)"', html) == [f"/static/{PLOTLY}"]
+
+
+def test_plotly_is_let_in_by_what_it_holds(page: Page) -> None:
+    if importlib.util.find_spec("plotly") is None:
+        pytest.skip("plotly is not installed: pip install 'penstock[serve]'")
+    assert page.plotly is not None and len(page.plotly) > 10**6
+    named = f"sha256-{digest(page.plotly)}"
+    assert rules(page)["script-src"][1:] == [f"'{named}'"]
+    assert f'data-plotly="{named}"' in page.html.decode()
+
+
+def test_without_plotly_the_page_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> ModuleSpec | None:
+        assert name == "plotly"
+        return None
+
+    monkeypatch.setattr(importlib.util, "find_spec", none)
+    page = page_of()
+    assert page.plotly is None and len(rules(page)["script-src"]) == 1
+    assert 'data-plotly=""' in page.html.decode()
+    assert "pip install 'penstock[serve]'" in page.html.decode()
+
+
+def test_the_description_is_valid_and_names_what_requests_may_hold(tmp_path: Path) -> None:
+    service = service_in(tmp_path)
+    service.captions, service.config = None, ServeConfig(model="demo")
+    described = app_of(service, "").openapi()
+    validate(described)
+    media = described["paths"]["/v1/embed"]["post"]["requestBody"]["content"]
+    assert {"application/octet-stream", "image/jpeg"} <= media.keys()
+    body = described["paths"]["/v1/chat/completions"]["post"]["requestBody"]
+    schema = body["content"]["application/json"]["schema"]
+    assert {"messages", "temperature", "seed", "stop", "response_format"} <= set(
+        schema["properties"]
+    )
+
+
+PUT = """const tint = new Map(), cards = [0, 1].map(() => new Bars(() => {}));
+const cat = (score, passed) => [{label: "cat", score, threshold: 0.2, passed, why: "", box: null}];
+cards.forEach(card => document.body.append(card.box));
+const marks = () => cards.map(card => card.list.querySelector(".least")?.getAttribute("x1"));
+const seen = [];
+cards[0].put(cat(0.1, false), tint); seen.push(marks());
+cards[1].put(cat(0.4, true), tint); seen.push(marks());
+cards[1].put(cat(0.9, true), tint); seen.push(marks());
+cards[0].put(cat(0.05, false), tint); seen.push(marks());
+return seen"""
+
+
+@pytest.mark.browser
+def test_a_threshold_of_the_server_has_one_place_on_cards(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_bytes(page_of().html)
+    browser.open(path.as_uri())
+    alone, *both = browser.run(PUT)
+    assert alone[0] is not None and alone[1] is None
+    assert all(first == second for first, second in both)
+    assert len({first for first, _ in both}) == 2 and both[-1][0] == "20%"

@@ -1,7 +1,10 @@
 """The studio in a real browser: from an empty folder to data sets for trainers, without a terminal
-and by keyboard alone, and how it looks."""
+and by keyboard alone; what its page shows of runs and which it starts; and how it looks."""
 
 import json
+import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,10 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import penstock_demo
 from artifacts.edits import read_edits
 from tests.support.browser import Browser
+from tests.support.endpoint import StandIn, running
 from tests.support.looks import axe_script, serious
 from tests.support.media import write_video
 from tests.support.pipeline import ROOT
@@ -35,8 +40,6 @@ from tests.support.trainers import READERS
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PICTURES = 18
-SLOW = """const real = window.fetch;
-window.fetch = (...how) => new Promise(then => setTimeout(() => then(real(...how)), 600));"""
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,15 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     found = [*sorted(penstock_demo.CLIPS.glob("*.mp4")), *sorted(folder.glob("*.jpg"))]
     assert len(found) == 30
     return found
+
+
+def show_captions(browser: Browser, studio: OpenStudio, *texts: str) -> str:
+    """Show a run of one video with a caption for each text."""
+    file = media_file(write_video(studio.folder / "a.mp4", ticks=range(0, 60, 6)))
+    write_run(studio.out, [(file, said(file, texts))])
+    run = str(studio.get("start")["own"])
+    shown(browser, f"{studio.address}run/{run}/")
+    return run
 
 
 def to(browser: Browser, selector: str) -> None:
@@ -145,67 +157,10 @@ def write(browser: Browser, studio: OpenStudio, media: list[Path]) -> None:
     assert {f"Corrected {n}." for n in range(3)} <= {*found["musubi"].values()}
 
 
-def test_a_killed_server_finds_its_run_and_the_browser_goes_on(
-    browser: Browser, studio: OpenStudio, media: list[Path]
+def test_an_edit_of_another_tab_is_shown_and_a_conflict_keeps_the_other_changes_of_its_deed(
+    browser: Browser, studio: OpenStudio
 ) -> None:
-    values = {"sources": [str(media[0].parent)], "model": "demo", "out": str(studio.out)}
-    studio.end(signal.SIGKILL)
-    studio.more = ("--root", str(media[0].parent))
-    studio.start()
-    studio.done("runs", {"values": values})
-    studio.wait(lambda runs: runs[0]["state"] == "running" and runs[0]["pid"] > 0)
-    run, pid = studio.get("start")["own"], studio.runs()[0]["pid"]
-    shown(browser, f"{studio.address}run/{run}/")
-    studio.end(signal.SIGKILL)
-    assert Path(f"/proc/{pid}").exists(), "the run goes on"
-    time.sleep(2)
-    browser.console()
-    studio.start()
-    assert studio.runs()[0]["state"] in ("running", "done")
-    studio.wait(all_done)
-    browser.wait(f"{COUNTS}.startsWith('12 captions')")
-    browser.console()
-    browser.run("document.querySelector('.row').focus()")
-    browser.press("a")
-    browser.wait(SAVED)
-    assert len(read_edits(studio.out).done) == 1
-
-
-def test_an_edit_of_another_tab_is_shown_and_an_older_one_refused(
-    browser: Browser, tmp_path: Path, studio: OpenStudio
-) -> None:
-    file = media_file(write_video(tmp_path / "empty" / "a.mp4", ticks=range(0, 60, 6)))
-    write_run(studio.out, [(file, said(file, ["A ring.", "A square."]))])
-    run = studio.get("start")["own"]
-    shown(browser, f"{studio.address}run/{run}/")
-    browser.wait("return document.activeElement.matches('.row')")
-    of = studio.get(f"run/{run}/captions")["media"][0]["captions"][0]["key"]
-    change = {"of": of, "caption": "Theirs.", "review": "", "was": {"caption": None, "review": ""}}
-    studio.done(f"run/{run}/edits", {"id": "1", "does": "x", "changes": [change]})
-    browser.wait(WORDS + "[0] === 'Theirs.'", seconds=2.0)
-    browser.press("e")
-    again = {**change, "caption": "Theirs, later.", "was": {"caption": "Theirs.", "review": ""}}
-    browser.run("document.activeElement.value = 'Mine.'")
-    # The answer of the other tab is there before this one sends its own.
-    browser.run(SLOW)
-    browser.press(ENTER)
-    studio.done(f"run/{run}/edits", {"id": "2", "does": "x", "changes": [again]})
-    browser.wait("return document.querySelector('#conflict').open")
-    both = browser.run("return document.querySelector('#conflict').innerText")
-    assert "Mine." in both and "Theirs, later." in both
-    browser.run("[...document.querySelectorAll('#conflict button')].at(-1).click()")
-    browser.wait(SAVED)
-    assert read_edits(studio.out).now[of].caption == "Mine."
-    assert any("409" in line for line in browser.console())
-
-
-def test_a_conflict_keeps_the_other_changes_of_its_deed(
-    browser: Browser, tmp_path: Path, studio: OpenStudio
-) -> None:
-    file = media_file(write_video(tmp_path / "empty" / "a.mp4", ticks=range(0, 60, 6)))
-    write_run(studio.out, [(file, said(file, ["A ring.", "A square.", "A star."]))])
-    run = studio.get("start")["own"]
-    shown(browser, f"{studio.address}run/{run}/")
+    run = show_captions(browser, studio, "A ring.", "A square.", "A star.")
     rows = studio.get(f"run/{run}/captions")["media"][0]["captions"]
     keys = [row["key"] for row in rows]
 
@@ -214,6 +169,13 @@ def test_a_conflict_keeps_the_other_changes_of_its_deed(
         change |= {"was": {"caption": was, "review": ""}}
         studio.done(f"run/{run}/edits", {"id": text, "does": "x", "changes": [change]})
 
+    of_another_tab(1, "Seen.", None)
+    browser.wait(WORDS + ".includes('Seen.')", seconds=2.0)
+    studio.end(signal.SIGKILL)
+    time.sleep(2)  # the page asks meanwhile, and goes on when there is an answer
+    studio.start()
+    of_another_tab(2, "Later.", None)
+    browser.wait(WORDS + ".includes('Later.')", seconds=LONG)
     # An editor that is open keeps the text that it started from.
     browser.run("document.querySelector('.row').row.write()")
     of_another_tab(0, "Theirs.", None)
@@ -221,12 +183,14 @@ def test_a_conflict_keeps_the_other_changes_of_its_deed(
     browser.run("document.activeElement.value = 'Mine.'")
     browser.press(ENTER)
     browser.wait("return document.querySelector('#conflict').open")
+    both = browser.run("return document.querySelector('#conflict').innerText")
+    assert "Mine." in both and "Theirs." in both
     assert read_edits(studio.out).now[keys[0]].caption == "Theirs."
     browser.run("document.querySelector('#conflict').close()")
     # The other captions of a deed are changed whatever is answered.
     browser.run("page.polling = page.load; page.load = async () => {}")
-    of_another_tab(1, "A SQUARE.", None)
-    of_another_tab(2, "A STAR.", None)
+    of_another_tab(1, "A SQUARE.", "Seen.")
+    of_another_tab(2, "A STAR.", "Later.")
     browser.run("""page.save('replace', page.rows().map(row =>
         [row, {caption: words(row) + ' New.', review: ''}])); page.load = page.polling""")
     for answer in (-1, -2):  # use mine, then keep that
@@ -237,21 +201,20 @@ def test_a_conflict_keeps_the_other_changes_of_its_deed(
         time.sleep(0.1)
     browser.wait(SAVED)
     found = read_edits(studio.out).now
-    assert [found[key].caption for key in keys] == ["Theirs. New.", "A square. New.", "A STAR."]
-    browser.console()
+    assert [found[key].caption for key in keys] == ["Theirs. New.", "Seen. New.", "A STAR."]
+    assert any("409" in line for line in browser.console())
 
 
 def test_axe_finds_nothing_serious(browser: Browser, tmp_path: Path, studio: OpenStudio) -> None:
     script = axe_script(tmp_path)
-    file = media_file(write_video(tmp_path / "empty" / "a.mp4", ticks=range(0, 60, 6)))
-    write_run(studio.out, [(file, said(file, ["red, ring", "blue, square"]))])
+    run = show_captions(browser, studio, "red, ring", "blue, square")
     shown(browser, studio.address)
     browser.run("document.querySelectorAll('details').forEach(one => { one.open = true })")
     browser.wait("return document.querySelector('#folders button')")
     for theme in ("light", "dark"):
         browser.run("document.documentElement.dataset.theme = arguments[0]", theme)
         assert serious(browser, script) == [], theme
-    shown(browser, f"{studio.address}run/{studio.get('start')['own']}/")
+    shown(browser, f"{studio.address}run/{run}/")
     browser.press("x", "n")
     browser.run(
         "for (const one of [page.tags, page.replacing, page.writing, page.following]) one.toggle()"
@@ -277,3 +240,123 @@ def test_every_option_of_the_command_has_a_field(browser: Browser, studio: OpenS
     assert absent == {f"--{name}" for name in own.split()}
     every_look(browser)
     assert json.dumps(studio.get("start")).count("trust") == 0
+
+
+def test_a_run_shows_its_memory_and_why_it_ended(browser: Browser, studio: OpenStudio) -> None:
+    for clip in sorted(penstock_demo.CLIPS.glob("*.mp4"))[:4]:
+        shutil.copy(clip, studio.folder)
+    values = {"sources": [str(studio.folder)], "model": "demo", "chunk": 0.2, "frames": 2}
+    studio.done("runs", {"values": values})
+    shown(browser, studio.address)
+    browser.wait("return document.querySelector('#runs meter')", seconds=LONG)
+    told = "return document.querySelector('#runs .stages').parentElement.innerText"
+    running = browser.run(told)
+    assert re.search(r"memory \S+ \SB now, peak \S+ \SB, planned \S+ \SB, budget \S+ \SB", running)
+    assert "0 of 4 files failed" in running and "written" not in running
+    (run,) = studio.runs()
+    os.kill(run["pid"], signal.SIGKILL)
+    shown(browser, f"{studio.address}run/{run['run']}/")
+    card = "return document.querySelector('#running').innerText"
+    browser.wait(f"{card}.includes('its process was killed')", seconds=LONG)
+    assert browser.run(card).startswith("died ")
+    every_look(browser)
+    browser.run("document.querySelector('[data-act$=\"go on\"]').click()")
+    browser.wait(f"{card} === ''", seconds=LONG)  # its captions show that it is done
+    shown(browser, studio.address)
+    count = studio.runs()[0]["status"]["captions"]
+    assert f"{count} captions written, 0 of 4 files failed" in browser.run(told)
+
+
+def test_files_are_sifted_and_a_model_is_chosen_tuned_and_exported(
+    browser: Browser, studio: OpenStudio
+) -> None:
+    for clip in sorted(penstock_demo.CLIPS.glob("*.mp4"))[:4]:
+        shutil.copy(clip, studio.folder)
+    shown(browser, studio.address)
+    browser.run("document.querySelector('#where button').click()")
+    browser.type("#memory", "4GiB")
+    browser.run("document.querySelector('#which').click()")
+    fitting = "return document.querySelector('#fitting').innerText"
+    browser.wait(f"{fitting}.includes('recommended: the largest that fits')", seconds=LONG)
+    browser.run("document.querySelector('#model').value = ''")
+    browser.run("document.querySelector('#fitting button').click()")
+    assert browser.run("return document.querySelector('#model').value") == "demo"
+    browser.run("document.querySelector('#sift').closest('details').open = true")
+    browser.type("#sift", "blurred = 0")
+    browser.run("document.querySelector('#sift-now').click()")
+    runs = "return document.querySelector('#runs').innerText"
+    browser.wait(f"{runs}.includes('4 of 4 files kept')", seconds=LONG)
+    studio.done("runs", {"values": browser.run("return page.start.values()")})
+    studio.wait(all_done)
+    shown(browser, f"{studio.address}run/{studio.get('start')['own']}/")
+    for kind, told in (("", "adapter in"), ("int8", "of captions the same")):
+        browser.run("document.querySelector('#following').hidden = true")
+        browser.run("document.querySelector('#follow').click()")
+        browser.run(
+            "const to = document.querySelector('#follow-to'); to.value = arguments[0];"
+            "to.dispatchEvent(new Event('change'))",
+            kind,
+        )
+        browser.run("document.querySelector('#following button').click()")
+        browser.wait(
+            f"return document.querySelector('#running').innerText.includes('{told}')",
+            seconds=2 * LONG,
+        )
+    every_look(browser)
+    found = studio.get("start")
+    assert str(studio.out / "adapters/tuned") in found["adapters"]
+    assert str(studio.out / "exports/int8") in found["models"]
+
+
+def test_a_listed_server_captions_and_the_page_sends_no_address(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "media").mkdir()
+    Image.new("RGB", (64, 48), (200, 30, 30)).save(tmp_path / "media/a.png")
+    with running(StandIn()) as address:
+        monkeypatch.setenv("PENSTOCK_ENDPOINTS", f"http://127.0.0.1:9/v1 {address}")
+        studio = OpenStudio(tmp_path / "media", tmp_path / "out", tmp_path / "store").start()
+        shown(browser, studio.address)
+        browser.run("document.querySelector('#where button').click()")
+        browser.run("document.querySelector('#model').value = ''")
+        browser.type("#model", "openai:any")
+        browser.run("document.querySelector('#server').value = '1'")
+        assert address not in json.dumps(browser.run("return page.start.values()"))
+        every_look(browser)
+        browser.run("document.querySelector('#plan').click()")
+        told = "return document.querySelector('#planned').innerText"
+        browser.wait(told + ".includes('It fits.')", seconds=LONG)
+        browser.run("document.querySelector('#go').click()")
+        browser.wait(f"{COUNTS}.startsWith('1 caption')", seconds=LONG)
+        assert browser.run(WORDS)[0].startswith("caption ")
+        studio.wait(all_done)
+        assert studio.end() == 0
+
+
+def test_an_expression_that_never_ends_stops_nothing(
+    browser: Browser, tmp_path: Path, studio: OpenStudio
+) -> None:
+    show_captions(browser, studio, "a" * 40 + "!", "A $1 ring.")
+    browser.press("h")
+    browser.run("document.querySelector('#regex').click()")
+    browser.type("#find", "(a+)+$")
+    told = "return document.querySelector('#found').textContent"
+    browser.wait(f"{told}.startsWith('no result in 2 seconds')", seconds=10.0)
+    assert browser.run("return document.querySelector('#replace-all').disabled")
+    for find, by, regex, after in (
+        ("(", "", True, None),
+        (r"(\w)\w+\.", "$1og.", True, "A $1 rog."),
+        ("$1", "$&", False, "A $& rog."),
+    ):
+        browser.run("document.querySelector('#regex').checked = arguments[0]", regex)
+        for name, value in (("#find", find), ("#by", by)):
+            browser.run("document.querySelector(arguments[0]).value = ''", name)
+            browser.type(name, value)
+        if after is None:
+            browser.wait(f"{told}.startsWith('not a regular expression: Unterminated group')")
+            continue
+        browser.wait(f"{told}.startsWith('1 caption of 2')")
+        browser.press(ENTER)
+        browser.wait(f"{WORDS}[1] === '{after}'")
+    browser.wait(SAVED)
+    assert browser.console() == []

@@ -284,10 +284,8 @@ def test_frames_are_sent_as_pictures_or_as_one_video(tmp_path: Path) -> None:
     other = Work(tmp_path / "other", 2, frames=4)
     with running(stand_in) as address:
         other.run(address, video=True)
-    assert [p["type"] for p in stand_in.requests[-1]["messages"][0]["content"]] == [
-        "video_url",
-        "text",
-    ]
+    content = stand_in.requests[-1]["messages"][0]["content"]
+    assert [part["type"] for part in content] == ["video_url", "text"]
 
 
 @pytest.fixture
