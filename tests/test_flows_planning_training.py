@@ -92,10 +92,10 @@ def decoder(layers: int, attention: str, keys: int) -> Any:
     return hf.Qwen2Model(config).to(torch.bfloat16).train()
 
 
-def encoder(layers: int, attention: str) -> Any:
+def encoder(layers: int, attention: str, inside: int = INSIDE) -> Any:
     config = hf.CLIPVisionConfig(
         hidden_size=WIDTH,
-        intermediate_size=INSIDE,
+        intermediate_size=inside,
         num_hidden_layers=layers,
         num_attention_heads=HEADS,
         image_size=64,
@@ -129,66 +129,47 @@ def test_a_layer_of_a_vision_tower_too(attention: str) -> None:
 def test_with_dropout_and_a_plain_mlp_it_is_the_34_of_korthikanti() -> None:
     """sbh(34 + 5as/h), the masks of dropout aside: one of 1 byte after attention and one after the
     MLP; and 5as/h is 2as of the softmax, as of its mask and 2as of what comes out of it."""
-    config = hf.CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=HEADS,
-        image_size=64,
-        patch_size=8,
-    )
-    told = layer_bytes(read_transformer(hf.CLIPVisionModel(config)), TOKENS)
+    told = layer_bytes(read_transformer(encoder(2, "sdpa", inside=4 * WIDTH)), TOKENS)
     sums = 8 + 4 * HEADS  # of norms and of fused attention
     assert told - sums == (34 - 2) * WIDTH
 
 
-class Adapted(torch.nn.Module):
-    """A frozen linear layer with a LoRA, as PEFT computes it."""
-
-    def __init__(self, base: Any, rank: int) -> None:
-        super().__init__()
-        self.base = base
-        self.dropout = torch.nn.Dropout(0.05)
-        self.down = torch.nn.Linear(base.in_features, rank, bias=False, dtype=torch.bfloat16)
-        self.up = torch.nn.Linear(rank, base.out_features, bias=False, dtype=torch.bfloat16)
-
-    def forward(self, x: Any) -> Any:
-        return self.base(x) + self.up(self.down(self.dropout(x))) * 4.0
-
-
-def adapted(layers: int, rank: int) -> Any:
-    model = decoder(layers, "sdpa", 2).requires_grad_(False)
-    for layer in model.layers:
-        for part in (layer.self_attn, layer.mlp):
-            for name, child in list(part.named_children()):
-                if isinstance(child, torch.nn.Linear):
-                    setattr(part, name, Adapted(child, rank))
-    return model.train()
-
-
-def test_a_layer_beside_adapters_keeps_a_copy_for_each() -> None:
-    embedded = torch.randn(2, TOKENS, WIDTH, dtype=torch.bfloat16, requires_grad=True)
-    found = kept_a_layer(lambda n: adapted(n, rank=8), 2, inputs_embeds=embedded)
-    tower = read_transformer(decoder(FEW, "sdpa", 2))
-    # A CPU's mask of dropout takes 2 bytes a number; a GPU's, which is meant, 1.
-    masks = sum(columns for _, columns in tower.matrices)
-    assert found == TOKENS * (lora_layer_bytes(tower, TOKENS, rank=8) + masks)
-    trained = sum(w.numel() for w in adapted(FEW, rank=8).parameters() if w.requires_grad)
-    assert lora_parameters(tower, rank=8) == trained
-
-
-def with_peft(layers: int, attention: str, keys: int, dtype: torch.dtype) -> Any:
-    """As the tune stage trains it: adapters in 32 bit, without dropout."""
+def with_peft(
+    layers: int,
+    attention: str,
+    keys: int,
+    dtype: torch.dtype,
+    *,
+    trained: torch.dtype = torch.float32,
+    dropout: float = 0.0,
+) -> Any:
+    """As the tune stage trains it, unless told otherwise: adapters in 32 bit, without dropout."""
     from peft import LoraConfig, inject_adapter_in_model
 
     model = decoder(layers, attention, keys).to(dtype).requires_grad_(False)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    inject_adapter_in_model(LoraConfig(r=8, target_modules=targets), model)
+    asked = LoraConfig(r=8, target_modules=targets, lora_dropout=dropout)
+    inject_adapter_in_model(asked, model)
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(trained)
             parameter.requires_grad_(True)
-    return model
+    return model.train()
+
+
+def test_a_layer_beside_adapters_keeps_a_copy_for_each() -> None:
+    def adapted(layers: int) -> Any:
+        half = torch.bfloat16
+        return with_peft(layers, "sdpa", 2, half, trained=half, dropout=0.05)
+
+    embedded = torch.randn(2, TOKENS, WIDTH, dtype=torch.bfloat16, requires_grad=True)
+    found = kept_a_layer(adapted, 2, inputs_embeds=embedded)
+    tower = read_transformer(decoder(FEW, "sdpa", 2))
+    # A CPU's mask of dropout takes 2 bytes a number; a GPU's, which is meant, 1.
+    masks = sum(columns for _, columns in tower.matrices)
+    assert found == TOKENS * (lora_layer_bytes(tower, TOKENS, rank=8) + masks)
+    trained = sum(w.numel() for w in adapted(FEW).parameters() if w.requires_grad)
+    assert lora_parameters(tower, rank=8) == trained
 
 
 @pytest.mark.parametrize(

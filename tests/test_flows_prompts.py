@@ -3,6 +3,7 @@ summaries: what is asked, where captions are written, and what the next run reus
 
 import csv
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -73,17 +74,20 @@ def test_tables_have_a_row_a_chunk_and_columns_a_prompt(asked: CaptionConfig) ->
     assert "caption" not in table[0] and table[2]["frames"] == long[2]["frames"]
 
 
+def write_list(config: CaptionConfig, *entries: Mapping[str, Any]) -> tuple[str]:
+    listed = Path(config.sources[0], "list.jsonl")
+    listed.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return (str(listed),)
+
+
 def test_a_line_of_a_list_asks_for_itself(tmp_path: Path) -> None:
     config = make(tmp_path)
-    listed = tmp_path / "list.jsonl"
-    folder = Path(config.sources[0])
     entries = [
-        {"path": str(folder / ODD), "prompts": {"who": "Who?", "where": "Where?"}},
-        {"path": str(folder / LONG), "prompt": "What?"},
-        {"path": str(folder / "photo.PNG")},
+        {"path": ODD, "prompts": {"who": "Who?", "where": "Where?"}},
+        {"path": LONG, "prompt": "What?"},
+        {"path": "photo.PNG"},
     ]
-    listed.write_text("\n".join(map(json.dumps, entries)))
-    run(config, sources=(str(listed),), prompts=ASKED)
+    run(config, sources=write_list(config, *entries), prompts=ASKED)
     asked = {(row["media_path"], row.get("name", ""), row["prompt"]) for row in lines(config)}
     assert asked == {
         (ODD, "who", "Who?"),
@@ -92,6 +96,31 @@ def test_a_line_of_a_list_asks_for_itself(tmp_path: Path) -> None:
         ("photo.PNG", "long", ASKED["long"]),
         ("photo.PNG", "tags", ASKED["tags"]),
     }
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_file_of_which_two_things_are_asked_has_two_of_each(tmp_path: Path, beside: bool) -> None:
+    config = make(tmp_path)
+    asked = [{"path": ODD, "prompt": "Who?"}, {"path": ODD, "prompt": "Where?"}, {"path": ODD}]
+    stages = Saying()
+    run(config, stages, sources=write_list(config, *asked), prompt="What?", beside=beside)
+    assert [row["prompt"] for row in lines(config)] == ["Who?", "Where?", "What?"]
+    assert [len(batch) for batch in stages.batches("encode")] == [1]
+    folder = Path(config.sources[0]) if beside else tmp_path / "out"
+    for suffix in ("txt", "vtt", "srt"):
+        texts = [folder / f"{name}.{suffix}" for name in (ODD, f"{ODD}-2", f"{ODD}-3")]
+        for text, word in zip(texts, ("Who?", "Where?", "What?"), strict=True):
+            assert word in text.read_text()
+    assert len({sample["__key__"] for sample in samples(config)}) == 3
+    assert (tmp_path / "out" / "captions.csv").is_file()
+
+
+def test_a_prompt_with_a_place_of_a_picture_is_refused(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    asked = [{"path": LONG}, {"path": ODD, "prompt": "What is <image>?"}]
+    with pytest.raises(UsageError, match=r"no\.1") as caught:
+        run(config, sources=write_list(config, *asked))
+    assert "<image>" in caught.value.message
 
 
 def test_a_file_that_fails_is_named_once(tmp_path: Path) -> None:

@@ -295,7 +295,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     if "summary" in asked:
         told = [(p.out / "summaries.jsonl").read_bytes() for p in (place, whole)]
         assert told[0] == told[1]
-    for kind in ("media", "features", "captions"):
+    for kind in ("media", "features", "captions", "summaries"):
         assert place.stored(kind) == whole.stored(kind)
     assert place.stored("frames") == {}
 

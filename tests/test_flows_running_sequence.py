@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -27,11 +28,9 @@ from flows.results.run_read import load_record
 from flows.results.run_record import RunRecord
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stopping import stopped_in_order
-from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from tests.support.media import write_audio, write_video
 from tests.support.pipeline import ROOT, SECONDS, Place
-from tests.support.whole_model import in_float32, whole_model_captions
 
 BAD = {"text.mp4": "not-media", "empty.mp4": "empty", "sound.mp4": "no-video"}
 GOOD = ["clip-001.mp4", "long.mp4", "photo.png"]
@@ -136,19 +135,6 @@ def test_a_damaged_record_is_made_again_by_the_same_run(place: Place, tmp_path: 
     assert list((store / "quarantine").rglob("*.pack"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("batch", [1, 4])
-def test_captions_are_those_of_the_whole_model(place: Place, tmp_path: Path, batch: int) -> None:
-    """The very frames that are stored, through the processor and the whole model's `generate`."""
-    model = in_float32(CHECKPOINT, tmp_path / "model")
-    run = replace(place, out=tmp_path / "o", store=tmp_path / "s", model=str(model))
-    more = ("--batch-size", str(batch), "--max-new-tokens", "128")
-    assert run.run(*OPTIONS, *more).returncode == 1
-    said = [row["caption"] for row in run.captions()]
-    assert {row["precision"]["language"] for row in run.captions()} == {"fp32"}
-    assert whole_model_captions(run, model, batch) == said
-
-
 def test_the_record_says_how_what_comes_after_the_media_ends(tmp_path: Path) -> None:
     record = RunRecord(tmp_path)
     steps: Any = SimpleNamespace(stop_prefetch=lambda: None)
@@ -198,28 +184,30 @@ def test_a_closed_terminal_ends_a_run_in_order(tmp_path: Path) -> None:
     assert not [key for key, count in fresh.journal("encode").items() if count > 1]
 
 
+@pytest.fixture(autouse=True)
+def handlers_restored() -> Iterator[None]:
+    """What handles signals is as it was before the test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_each_signal_of_stopping_is_an_interruption(number: signal.Signals) -> None:
-    before = signal.getsignal(signal.SIGHUP)
-    try:
-        with pytest.raises(Interrupted, match="Finished work is kept"), stopped_in_order():
-            os.kill(os.getpid(), number)
-            signal.sigtimedwait([], 1.0)
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        if number == signal.SIGHUP:  # it comes twice
-            os.kill(os.getpid(), number)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    with pytest.raises(Interrupted, match="Finished work is kept"), stopped_in_order():
+        os.kill(os.getpid(), number)
+        signal.sigtimedwait([], 1.0)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if number == signal.SIGHUP:  # it comes twice
+        os.kill(os.getpid(), number)
 
 
 def test_who_takes_a_signal_already_keeps_it() -> None:
     taken: list[int] = []
-    before = signal.signal(signal.SIGHUP, lambda number, _: taken.append(number))
-    try:
-        with stopped_in_order():
-            os.kill(os.getpid(), signal.SIGHUP)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, lambda number, _: taken.append(number))
+    with stopped_in_order():
+        os.kill(os.getpid(), signal.SIGHUP)
     assert taken == [signal.SIGHUP]
 
 
@@ -271,30 +259,24 @@ def test_of_two_that_repeat_only_the_inner_one_does() -> None:
         heard.append(number)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        with (
-            pytest.raises(KeyboardInterrupt),
-            repeating_dropped_interrupts(stop),
-            repeating_dropped_interrupts(stop),
-        ):
-            Signalling(signal.SIGINT)
-            threading.Event().wait(20)
-        threading.Event().wait(0.1)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, stop)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        repeating_dropped_interrupts(stop),
+        repeating_dropped_interrupts(stop),
+    ):
+        Signalling(signal.SIGINT)
+        threading.Event().wait(20)
+    threading.Event().wait(0.1)
     assert len(heard) == 2, "the one that was dropped, and its repeat"
 
 
 def test_a_signal_is_not_repeated_to_the_handler_of_another() -> None:
     heard: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
-    try:
-        with pytest.raises(Interrupted), stopped_in_order():
-            Signalling(signal.SIGTERM)
-            threading.Event().wait(20)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    with pytest.raises(Interrupted), stopped_in_order():
+        Signalling(signal.SIGTERM)
+        threading.Event().wait(20)
     assert heard == []
 
 
