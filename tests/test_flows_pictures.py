@@ -24,7 +24,6 @@ from artifacts.store import FolderStore
 from flows.job.prepare import Job, prepare
 from flows.ledger.tasks import Medium
 from flows.ledger.waves import waves_of
-from flows.options.commands import CaptionConfig
 from flows.planning.sizes import estimates
 from flows.planning.workloads import COPIES, workload_of, workloads_of
 from stages.frames import run as frames_stage
@@ -249,7 +248,6 @@ def test_a_processor_is_given_what_it_makes_of_every_file(
 
 LARGE, SMALL, VIDEO = "large.png", "small.png", "video.mp4"
 SHOWN = (480, 640)
-TOKENS = 4
 
 
 @pytest.fixture
@@ -265,15 +263,7 @@ def place(tmp_path: Path) -> Place:
 
 
 def job_of(place: Place, **options: Any) -> Job:
-    config = CaptionConfig(
-        sources=(str(place.clips),),
-        model=place.model,
-        out=str(place.out),
-        store=str(place.store),
-        max_new_tokens=TOKENS,
-        **options,
-    )
-    return prepare(config, InsideLauncher())
+    return prepare(place.config(max_new_tokens=4, **options), InsideLauncher())
 
 
 def test_only_a_picture_that_was_stored_smaller_once_has_another_key() -> None:

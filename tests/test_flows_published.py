@@ -23,7 +23,6 @@ from flows.deployments.embed import embed_media
 from flows.deployments.recorded import is_form_without_rule
 from flows.deployments.tune import tune_captions
 from flows.machine.launch import StageCall
-from flows.options.commands import CaptionConfig
 from flows.options.vectors import EmbedConfig
 from flows.planning.plan import figures, plan_of
 from flows.results.recorded_command import repeated
@@ -81,13 +80,7 @@ def test_captions_as_stock_are_told_of_and_the_other_way_encodes_nothing_anew(
     stock = run(as_published=False)
     assert not way_of(place) and OTHERWISE not in stock.said
     before = place.captions()
-    config = CaptionConfig(
-        sources=(str(place.clips),),
-        model=place.model,
-        store=str(place.store),
-        fps=2.0,
-        max_new_tokens=8,
-    )
+    config = place.config(fps=2.0, max_new_tokens=8)
     assert STORED in figures(plan_of(config, InsideLauncher()))["notes"]
     ruled = run()
     assert way_of(place) and OTHERWISE in ruled.said and STORED in ruled.said

@@ -4,6 +4,8 @@ joined by each rule of `--existing`: no word is lost, no caption is twice there.
 import os
 import random
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -128,28 +130,26 @@ def test_a_link_of_a_person_s_is_not_replaced(tmp_path: Path, to: str) -> None:
         refused(tmp_path)
 
 
-def test_a_report_takes_the_place_of_a_report_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("refuse", "ours", "option"),
+    [
+        (refuse_replacing_page, "<!doctype html>\n<title>Penstock report</title>\n", "--to"),
+        (partial(refuse_replacing_found, folder=None), page_of("a cat", "photos", []), "--html"),
+    ],
+    ids=["report", "search"],
+)
+def test_a_page_takes_the_place_of_such_a_page_alone(
+    tmp_path: Path, refuse: Callable[[Path], None], ours: str, option: str
+) -> None:
     page = tmp_path / "page.html"
-    refuse_replacing_page(page)
+    refuse(page)
     page.touch()
-    refuse_replacing_page(page)
-    page.write_text("<!doctype html>\n<title>Penstock report</title>\n")
-    refuse_replacing_page(page)
+    refuse(page)
+    page.write_text(ours)
+    refuse(page)
     page.write_text("<!doctype html>\n<title>My page</title>\n")
-    with pytest.raises(UsageError, match="--to"):
-        refuse_replacing_page(page)
-
-
-def test_a_search_s_page_takes_the_place_of_such_a_page_alone(tmp_path: Path) -> None:
-    page = tmp_path / "page.html"
-    refuse_replacing_found(page, None)
-    page.touch()
-    refuse_replacing_found(page, None)
-    page.write_text(page_of("a cat", "photos", []))
-    refuse_replacing_found(page, None)
-    page.write_text("<!doctype html>\n<title>My page</title>\n")
-    with pytest.raises(UsageError, match="--html"):
-        refuse_replacing_found(page, None)
+    with pytest.raises(UsageError, match=option):
+        refuse(page)
 
 
 @pytest.mark.parametrize("line", ["", '{"rank": 1, "score": 0.5, "media_path": "a", "path": "a"}'])

@@ -36,21 +36,19 @@ def warm(job: dict[str, Any]) -> None:
 class Hunger:
     """What one process of a stage can hold.
 
-    `room`: items at once; `giants`: digests of files that fit nowhere; `dies`: `raise`, or `kill`
-    for a death without a word, `peak` for one with all its memory in use.
+    `room`: items at once; `giants`: digests of files that fit nowhere.
     """
 
     def __init__(self, stage: str) -> None:
         told = json.loads(os.environ.get(VARIABLE, "{}")).get(stage, {})
         self.room = told.get("room", 10**9)
         self.giants = set(told.get("giants", []))
-        self.dies = told.get("dies", "raise")
 
     def die(self) -> None:
-        if self.dies == "peak":
-            held = fill()
-            time.sleep(0.5)  # so that it is seen
-            held.clear()
+        """Be killed with all the memory in use."""
+        held = fill()
+        time.sleep(0.5)  # so that it is seen
+        held.clear()
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -124,8 +122,6 @@ def frames(job: dict[str, Any], report: EventReporter) -> None:
     def cutting(self: Any, medium: Any) -> None:
         with self.record_sets.failing(medium):
             if job["workers"] > hunger.room or medium.digest in hunger.giants:
-                if hunger.dies == "kill":
-                    hunger.die()
                 raise MemoryError("Unable to allocate 3 MiB")
         cut(self, medium)
 
