@@ -24,7 +24,7 @@ from flows.results.status import description_lines
 from flows.running.run import caption
 from stages.process.job import job_fields
 from stages.process.outcome import StageOutcome
-from tests.support.media import write_video
+from tests.support.media import write_videos
 from tests.support.pipeline import read_lines
 from tests.support.stand_ins import config_in, flat
 from tests.support.starving import STARVED, VARIABLE
@@ -341,11 +341,7 @@ def test_a_file_too_large_for_the_frames_stage_fails_alone(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(cutting, "cores", lambda: 2)
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    for number in range(2):
-        # Another distance of keyframes makes other bytes: equal files would be one item.
-        write_video(clips / f"{number}.mp4", ticks=range(10), gop=5 + number)
+    clips = write_videos(tmp_path / "clips", 2)
     here = replace(config, sources=(str(clips),))
     giant = content_key(ContentDigests(tmp_path / "digests").of(clips / "1.mp4"), "video")
     monkeypatch.setenv(VARIABLE, json.dumps({"frames": {"room": 1, "giants": [giant]}}))

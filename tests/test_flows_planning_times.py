@@ -36,7 +36,7 @@ from stages.models.profile import ModelProfile
 from stages.process.device import device_name
 from tests.support import by_hand
 from tests.support.machines import machine
-from tests.support.media import write_video
+from tests.support.media import write_videos
 from tests.support.plan_processors import qwen2_5_vl
 from tests.support.stand_ins import PROFILE, Stages, config_in
 
@@ -46,10 +46,8 @@ CLIPS = 4
 
 @pytest.fixture
 def config(tmp_path: Path) -> CaptionConfig:
-    (tmp_path / "clips").mkdir()
-    for number in range(CLIPS):
-        write_video(tmp_path / "clips" / f"{number}.mp4", ticks=range(30), gop=5 + number)
-    return config_in(tmp_path, tmp_path / "clips", max_new_tokens=10)
+    clips = write_videos(tmp_path / "clips", CLIPS, frames=30)
+    return config_in(tmp_path, clips, max_new_tokens=10)
 
 
 def job_of(config: CaptionConfig) -> tuple[Job, list[Estimate]]:

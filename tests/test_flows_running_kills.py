@@ -3,8 +3,11 @@ workers of portions in any order, end with the bytes of an undisturbed run."""
 
 import functools
 import json
+import os
 import random
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -26,11 +29,14 @@ from penstock_demo.clips import write_clips
 from stages.process.job import job_fields
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener, StageProcess
+from tests.support.commands import completed
 from tests.support.crashing import CRASH, HANG
 from tests.support.disks import mount, small_disk
 from tests.support.forms import SHORT, SIX, text_of
-from tests.support.media import write_video
-from tests.support.pipeline import Place, kill_at, read_lines
+from tests.support.media import write_video, write_videos
+from tests.support.pipeline import SECONDS, Place, kill_at, read_lines
+from tests.support.slow_tower import KILL
+from tests.support.slow_tower import SECONDS as CHUNK_SECONDS
 from tests.support.stand_ins import Answer, Stages, config_in
 
 
@@ -90,11 +96,7 @@ class RealFrames(Stages):
 
 @pytest.fixture
 def config(tmp_path: Path) -> CaptionConfig:
-    (tmp_path / "clips").mkdir()
-    for number in range(4):
-        # Another distance of keyframes makes other bytes: equal files would be one item.
-        write_video(tmp_path / "clips" / f"{number}.mp4", ticks=range(10), gop=5 + number)
-    return config_in(tmp_path, tmp_path / "clips", batch_size=1)
+    return config_in(tmp_path, write_videos(tmp_path / "clips", 4), batch_size=1)
 
 
 def run(config: CaptionConfig, stages: Stages) -> int:
@@ -332,3 +334,46 @@ def test_two_orders_of_workers_give_the_same_bytes(
         assert sum(stage["items"] for stage in gathered.stages().values()) == 0
         found.add((gathered.out / "captions.jsonl").read_bytes())
     assert len(found) == 1
+
+
+def real(place: Place, *more: str, kill: str = "") -> "subprocess.CompletedProcess[str]":
+    """Run a command whose stages are slow, in processes of their own."""
+    change = "from flows.machine.launch import ENTRIES; from tests.support.slow_tower import SLOW"
+    kill = f"os.environ[{KILL!r}] = {kill!r}.replace('PARENT', str(os.getpid()))" if kill else ""
+    code = f"{change}; ENTRIES.update(SLOW)\nimport os, sys\n{kill}\n"
+    code += "from flows.cli.main import main; sys.exit(main())"
+    return completed(
+        [sys.executable, "-c", code, *place.command("--chunk", "1", *more)[3:]],
+        timeout=SECONDS,
+        env={**os.environ, CHUNK_SECONDS: "0.2"},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["PARENT", "frames", "encode"])
+def test_a_run_that_is_killed_while_both_work_ends_with_the_same_bytes(
+    tmp_path: Path, killed: str
+) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for at in range(2):
+        write_video(clips / f"{at}.mp4", ticks=range((5 + at) * 30), gop=15 + at)
+    quiet = Place(clips=clips, out=tmp_path / "quiet", store=tmp_path / "quiet-store")
+    assert real(quiet, "--keep-frames").returncode == 0
+    spans = {name: stage["spans"][0] for name, stage in quiet.stages().items()}
+    assert spans["encode"][0] < spans["frames"][1]  # both worked at the same time
+    stages = [killed] if killed != "PARENT" else ["frames", "encode"]
+    moments = [(stage, chunk) for stage in stages for chunk in range(1, 6 // len(stages))]
+    for stage, chunk in moments[:5]:
+        mark = tmp_path / f"{stage}-{chunk}"
+        place = replace(quiet, out=tmp_path / f"out-{mark.name}", store=tmp_path / f"s-{mark.name}")
+        pid = "PARENT" if killed == "PARENT" else "0"
+        done = real(place, "--keep-frames", kill=f"{stage} {chunk} {pid} {mark}")
+        assert mark.exists()
+        if killed == "PARENT":
+            assert done.returncode == -signal.SIGKILL
+            done = real(place, "--keep-frames")
+        assert done.returncode == 0, done.stderr
+        for kind in ("frames", "features", "captions"):
+            assert place.stored(kind) == quiet.stored(kind)
+        assert read_lines(place.out / "captions.jsonl") == read_lines(quiet.out / "captions.jsonl")

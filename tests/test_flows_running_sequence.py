@@ -29,6 +29,7 @@ from flows.results.run_record import RunRecord
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stopping import stopped_in_order
 from penstock_demo.clips import write_clips
+from tests.support.commands import completed
 from tests.support.media import write_audio, write_video
 from tests.support.pipeline import ROOT, SECONDS, Place
 
@@ -106,7 +107,7 @@ def test_another_prompt_opens_no_media_file(place: Place, tmp_path: Path) -> Non
     trace = tmp_path / "trace"
     traced = ["strace", "-f", "-qq", "-e", "trace=open,openat,openat2", "-o", str(trace)]
     command = [*traced, *again.command(*OPTIONS, "--prompt", "What happens?")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = completed(command)
     assert done.returncode == 1, done.stderr
     stages = again.stages()
     assert [stages[name]["processes"] for name in ("frames", "encode", "decode")] == [0, 0, 1]
@@ -162,14 +163,9 @@ def test_a_closed_terminal_ends_a_run_in_order(tmp_path: Path) -> None:
     def begin() -> None:
         fcntl.ioctl(its, termios.TIOCSCTTY, 0)
 
+    streams: Any = {"stdin": its, "stdout": its, "stderr": its}
     running = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdin=its,
-        stdout=its,
-        stderr=its,
-        start_new_session=True,
-        preexec_fn=begin,
+        command, cwd=ROOT, **streams, start_new_session=True, preexec_fn=begin
     )
     os.close(its)
     said = b""
@@ -180,7 +176,7 @@ def test_a_closed_terminal_ends_a_run_in_order(tmp_path: Path) -> None:
     record = json.loads((fresh.out / "run.json").read_text())
     assert record["state"] == "interrupted"
     assert (fresh.out / "captions.jsonl").exists()
-    assert subprocess.run(command, cwd=ROOT, timeout=SECONDS, check=False).returncode == 0
+    assert completed(command, timeout=SECONDS).returncode == 0
     assert not [key for key, count in fresh.journal("encode").items() if count > 1]
 
 

@@ -31,7 +31,7 @@ from flows.upkeep.rebuild import RebuildOptions, RebuildResult, rebuild
 from penstock_demo.clips import write_clips
 from stages.process.lock import try_hold
 from tests.support.holders import held_elsewhere
-from tests.support.media import write_video
+from tests.support.media import write_video, write_videos
 from tests.support.pipeline import PENSTOCK, ROOT, Place, wait_gone
 from tests.support.rebuilds import rebuilding
 from tests.support.stand_ins import PROFILE, Stages, config_in
@@ -171,11 +171,7 @@ def test_copies_of_gguf_files_go_when_no_run_has_used_them_for_an_hour(store: Fo
 @pytest.fixture
 def config(tmp_path: Path) -> CaptionConfig:
     """Three videos of one chunk each and a model of two files."""
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    for number in range(3):
-        write_video(clips / f"{number}.mp4", ticks=range(10), gop=5 + number)
-    return config_in(tmp_path, clips, batch_size=2)
+    return config_in(tmp_path, write_videos(tmp_path / "clips", 3), batch_size=2)
 
 
 def answered(
