@@ -1,5 +1,4 @@
-"""The frames that a run stored, and what a processor is given of them; nothing of this program is in
-between but the reading of the frames."""
+"""The frames that a run stored, and what a processor is given of them, read without a model."""
 
 from typing import Any
 
