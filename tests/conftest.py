@@ -46,7 +46,7 @@ os.environ.setdefault("PENSTOCK_TEST_SEED", str(random.randrange(1 << 32)))
 
 
 LONG = (
-    "flows_resume",
+    "flows_running_kills",
     "flows_running_sequence",
     "stages_decode_slots",
     "stages_decode_run",

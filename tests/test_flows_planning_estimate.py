@@ -15,31 +15,9 @@ from flows.planning.terms import attention_terms, power_of_two
 from stages.models.half_job import PINNED_LOAD_BYTES
 from stages.models.profile import PartProfile
 from stages.process.device_limit import CONTEXT_BYTES
+from tests.support import by_hand as paper
 from tests.support import gpus
-from tests.support.by_hand import (
-    A_SEEING_LAYER,
-    A_TOKEN,
-    AN_IMAGE,
-    GIB,
-    INSIDE,
-    KV_A_TOKEN,
-    LANGUAGE,
-    LAYER,
-    LAYERS,
-    LINEAR,
-    NUMBERS,
-    PROFILE,
-    ROWS,
-    SEES,
-    TOKENS,
-    VOCABULARY,
-    WAITS,
-    WIDTH,
-    decoding,
-    images,
-    model,
-    question,
-)
+from tests.support.by_hand import decoding, images, model, question
 from tests.support.described import demo_profile
 
 
@@ -49,10 +27,14 @@ def decode(batch: int = 8, device: str = "cuda:0", **rung: object) -> StageEstim
 
 def test_a_7b_decoder_of_eight_rows_takes_what_paper_says() -> None:
     found = decode(precision="fp16")
-    assert found.weight_bytes == 2 * LANGUAGE == pytest.approx(12.55 * GIB, rel=1e-3)
-    assert found.kv_bytes == 8 * (1000 + 128) * KV_A_TOKEN == pytest.approx(4.41 * GIB, rel=1e-2)
+    assert found.weight_bytes == 2 * paper.LANGUAGE == pytest.approx(12.55 * paper.GIB, rel=1e-3)
+    assert (
+        found.kv_bytes
+        == 8 * (1000 + 128) * paper.KV_A_TOKEN
+        == pytest.approx(4.41 * paper.GIB, rel=1e-2)
+    )
     # While prompts are read, 128 tokens of the cache are still to come.
-    assert found.activation_bytes == 8 * (1000 * A_TOKEN - 128 * KV_A_TOKEN) + 0
+    assert found.activation_bytes == 8 * (1000 * paper.A_TOKEN - 128 * paper.KV_A_TOKEN) + 0
     assert found.context_bytes == CONTEXT_BYTES
     back = -(-4 * found.activation_bytes // 100)
     assert found.workspace_bytes == pytest.approx(back + by.GPU_WORKSPACE_BYTES, abs=2)
@@ -62,25 +44,27 @@ def test_a_7b_decoder_of_eight_rows_takes_what_paper_says() -> None:
 
 def test_a_batch_is_no_larger_than_the_job() -> None:
     few = question(images(count=2)).estimate(Rung(stage="decode", batch=8, precision="fp16"))
-    assert few.kv_bytes == 2 * 1128 * KV_A_TOKEN
+    assert few.kv_bytes == 2 * 1128 * paper.KV_A_TOKEN
 
 
 def test_quantized_weights_take_their_scales_and_one_layer_unpacked() -> None:
-    rest = 2 * (LANGUAGE - LINEAR)
+    rest = 2 * (paper.LANGUAGE - paper.LINEAR)
     nf4, int8 = decode(precision="nf4"), decode(precision="int8")
-    assert nf4.weight_bytes == rest + LINEAR // 2 + LINEAR // 64 + LINEAR // 4096
-    assert int8.weight_bytes == rest + LINEAR + 4 * ROWS
+    assert nf4.weight_bytes == rest + paper.LINEAR // 2 + paper.LINEAR // 64 + paper.LINEAR // 4096
+    assert int8.weight_bytes == rest + paper.LINEAR + 4 * paper.ROWS
     unpacked = nf4.workspace_bytes - decode(precision="fp16").workspace_bytes
-    assert unpacked == 2 * WIDTH * INSIDE
+    assert unpacked == 2 * paper.WIDTH * paper.INSIDE
 
 
 def test_products_in_8_bit_are_32_bit_numbers_first() -> None:
     plain, int8 = decode(precision="fp16"), decode(precision="int8")
-    made = 8 * 1000 * INSIDE  # chunks, tokens a prompt, numbers
+    made = 8 * 1000 * paper.INSIDE  # chunks, tokens a prompt, numbers
     assert int8.workspace_bytes - plain.workspace_bytes == 4 * made
     pieces = decode(precision="int8", prefill=256)
     assert pieces.activation_bytes <= int8.activation_bytes
-    assert pieces.workspace_bytes < int8.workspace_bytes - 4 * (made - 256 * INSIDE) + (1 << 20)
+    assert pieces.workspace_bytes < int8.workspace_bytes - 4 * (made - 256 * paper.INSIDE) + (
+        1 << 20
+    )
     on_cpu = decode(device="cpu", precision="int8").workspace_bytes
     more = on_cpu - decode(device="cpu", precision="bf16").workspace_bytes
     assert 9 * made <= more < 9.2 * made  # of what is computed in between, 4 % are held back
@@ -88,24 +72,26 @@ def test_products_in_8_bit_are_32_bit_numbers_first() -> None:
 
 def test_on_a_cpu_the_peak_is_the_hosts_and_32_bit_doubles_it() -> None:
     found = decode(device="cpu", precision="fp32")
-    assert found.weight_bytes == 4 * LANGUAGE
-    assert found.kv_bytes == 8 * 1128 * 2 * KV_A_TOKEN
+    assert found.weight_bytes == 4 * paper.LANGUAGE
+    assert found.kv_bytes == 8 * 1128 * 2 * paper.KV_A_TOKEN
     assert found.context_bytes == 0
     assert found.host_bytes == found.peak_bytes
 
 
 def test_offloaded_weights_leave_a_layer_and_the_ends_on_the_device() -> None:
     found = decode(batch=1, precision="fp16", offload=True)
-    assert found.weight_bytes == 2 * (LAYER + 2 * VOCABULARY * WIDTH + WIDTH)
-    assert found.host_bytes > 2 * LANGUAGE
+    assert found.weight_bytes == 2 * (
+        paper.LAYER + 2 * paper.VOCABULARY * paper.WIDTH + paper.WIDTH
+    )
+    assert found.host_bytes > 2 * paper.LANGUAGE
 
 
 def test_an_offloaded_cache_is_pinned_in_powers_of_two_and_a_quantized_one_takes_half() -> None:
     found = decode(batch=1, precision="fp16", kv="offloaded")
-    whole = 1128 * KV_A_TOKEN
-    assert found.kv_bytes == whole * 2 // LAYERS
+    whole = 1128 * paper.KV_A_TOKEN
+    assert found.kv_bytes == whole * 2 // paper.LAYERS
     pinned = found.host_bytes - decode(batch=1, precision="fp16").host_bytes
-    assert pinned == 2 * LAYERS * (1 << 24)  # each 8.8 MiB of keys or of values
+    assert pinned == 2 * paper.LAYERS * (1 << 24)  # each 8.8 MiB of keys or of values
     sizes = [power_of_two(count) for count in (1, 2, 3, 1 << 20, (1 << 20) + 1)]
     assert sizes == [1, 2, 4, 1 << 20, 1 << 21]
     assert decode(batch=1, precision="fp16", kv="quantized").kv_bytes == whole / 2
@@ -114,11 +100,11 @@ def test_an_offloaded_cache_is_pinned_in_powers_of_two_and_a_quantized_one_takes
 def test_encoding_takes_pixels_of_no_more_than_the_batch() -> None:
     one = question(prepare_workers=1)
     found = one.estimate(Rung(stage="encode", batch=4, precision="fp16"))
-    assert found.weight_bytes == 2 * SEES
-    assert found.activation_bytes == 4 * AN_IMAGE
+    assert found.weight_bytes == 2 * paper.SEES
+    assert found.activation_bytes == 4 * paper.AN_IMAGE
     assert found.kv_bytes == 0
     read = 7 * 3 * 336 * 336  # an image, as often as it is there while it is made smaller
-    prefetch = 1 * 4 * 4 * NUMBERS + read  # eight images are two batches
+    prefetch = 1 * 4 * 4 * paper.NUMBERS + read  # eight images are two batches
     assert found.host_bytes == prefetch + by.LIBRARIES_BYTES + PINNED_LOAD_BYTES
 
 
@@ -154,12 +140,14 @@ def streamed(device: str = "cuda:0", precision: str = "fp16") -> StageEstimate:
 
 def test_of_a_streamed_tower_two_layers_are_there_and_what_other_batches_hold() -> None:
     found = streamed()
-    ends = SEES - 24 * A_SEEING_LAYER
-    assert found.weight_bytes == 2 * (2 * A_SEEING_LAYER + ends)
-    kept = TOKENS * WIDTH * 2  # more than what waits for a layer, when the last one is done
-    assert found.activation_bytes == 2 * AN_IMAGE + 2 * 2 * max(WAITS, kept)
-    pinned = 2 * power_of_two(2 * A_SEEING_LAYER)
-    pixels, frames = 4 * NUMBERS, 3 * 336 * 336
+    ends = paper.SEES - 24 * paper.A_SEEING_LAYER
+    assert found.weight_bytes == 2 * (2 * paper.A_SEEING_LAYER + ends)
+    kept = (
+        paper.TOKENS * paper.WIDTH * 2
+    )  # more than what waits for a layer, when the last one is done
+    assert found.activation_bytes == 2 * paper.AN_IMAGE + 2 * 2 * max(paper.WAITS, kept)
+    pinned = 2 * power_of_two(2 * paper.A_SEEING_LAYER)
+    pixels, frames = 4 * paper.NUMBERS, 3 * 336 * 336
     held = (2 * 2 + 3 * 2) * pixels + 7 * frames  # what waits, and the next block
     assert found.host_bytes == pinned + held + by.LIBRARIES_BYTES
 
@@ -168,20 +156,21 @@ def test_weights_that_are_cast_as_they_come_take_one_more_as_it_is_stored() -> N
     same, cast = streamed("cpu", "fp16"), streamed("cpu", "fp32")
     assert not any("to cast" in term.why for term in same.terms)
     (scratch,) = (term for term in cast.terms if "to cast" in term.why)
-    assert (scratch.part, scratch.bytes) == ("workspace", 2 * WIDTH * WIDTH)
+    assert (scratch.part, scratch.bytes) == ("workspace", 2 * paper.WIDTH * paper.WIDTH)
 
 
 def test_a_half_of_which_nothing_ran_is_estimated_by_its_dimensions() -> None:
     bare = replace(
-        PROFILE, parts={**PROFILE.parts, "language": replace(PROFILE.language, batch_costs=())}
+        paper.PROFILE,
+        parts={**paper.PROFILE.parts, "language": replace(paper.PROFILE.language, batch_costs=())},
     )
     asked = replace(question(), model=model(bare))
     found = asked.estimate(Rung(stage="decode", batch=1, precision="fp16"))
     assert found.by_dimensions
     assert any("by dimensions" in term.why for term in found.terms)
-    assert found.kv_bytes == pytest.approx(1128 * KV_A_TOKEN, rel=1e-6)  # no grouped heads
-    inside = 1000 * (2 * INSIDE + 3 * WIDTH) * 2
-    assert found.activation_bytes + 128 * KV_A_TOKEN == pytest.approx(inside, rel=0.01)
+    assert found.kv_bytes == pytest.approx(1128 * paper.KV_A_TOKEN, rel=1e-6)  # no grouped heads
+    inside = 1000 * (2 * paper.INSIDE + 3 * paper.WIDTH) * 2
+    assert found.activation_bytes + 128 * paper.KV_A_TOKEN == pytest.approx(inside, rel=0.01)
 
 
 def test_the_terms_are_the_whole_arithmetic() -> None:
@@ -197,15 +186,15 @@ def test_the_terms_are_the_whole_arithmetic() -> None:
     [(1, 512, 512), (3, 512, 1536), (1, 1280, 1280), (1, 4096, 4096), (4, 1024, 4096)],
 )
 def test_batch_costs_go_on_in_lines(rows: int, tokens: int, says: int) -> None:
-    found = expected(PROFILE.language.batch_costs, "image", rows, tokens)
+    found = expected(paper.PROFILE.language.batch_costs, "image", rows, tokens)
     # Of 2,048 tokens one row alone was tried.
-    assert found.kept_bytes == pytest.approx(says * KV_A_TOKEN)
-    assert found.peak_bytes == pytest.approx(says * (KV_A_TOKEN + A_TOKEN))
+    assert found.kept_bytes == pytest.approx(says * paper.KV_A_TOKEN)
+    assert found.peak_bytes == pytest.approx(says * (paper.KV_A_TOKEN + paper.A_TOKEN))
 
 
 def test_one_batch_cost_is_enough_for_a_proportion() -> None:
     found = expected((decoding(2, 100),), "video", 4, 300)
-    assert found.kept_bytes == 1200 * KV_A_TOKEN
+    assert found.kept_bytes == 1200 * paper.KV_A_TOKEN
 
 
 DECODER_HEADS = 6

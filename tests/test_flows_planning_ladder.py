@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from artifacts.errors import CannotFit, Interrupted, Killed
+from artifacts.errors import CannotFit, Interrupted
 from artifacts.keys import ContentDigests, content_key
 from flows.console.display import Display
 from flows.machine.launch import DirectLauncher, StageCall
@@ -24,7 +24,7 @@ from flows.results.status import description_lines
 from flows.running.run import caption
 from stages.process.job import job_fields
 from stages.process.outcome import StageOutcome
-from tests.support.media import write_video
+from tests.support.media import write_videos
 from tests.support.pipeline import read_lines
 from tests.support.stand_ins import config_in, flat
 from tests.support.starving import STARVED, VARIABLE
@@ -337,29 +337,15 @@ class RealFrames(Tight):
         return DirectLauncher(self._listen, STARVED).start(call)
 
 
-@pytest.mark.parametrize("dies", ["raise", pytest.param("kill", marks=pytest.mark.slow)])
 def test_a_file_too_large_for_the_frames_stage_fails_alone(
-    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dies: str
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(cutting, "cores", lambda: 2)
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    for number in range(2):
-        # Another distance of keyframes makes other bytes: equal files would be one item.
-        write_video(clips / f"{number}.mp4", ticks=range(10), gop=5 + number)
+    clips = write_videos(tmp_path / "clips", 2)
     here = replace(config, sources=(str(clips),))
     giant = content_key(ContentDigests(tmp_path / "digests").of(clips / "1.mp4"), "video")
-    hunger = {"frames": {"room": 1, "giants": [giant], "dies": "raise"}}
-    if dies == "kill":
-        hunger["frames"].update(giants=[], dies="kill", room=1)
-    monkeypatch.setenv(VARIABLE, json.dumps(hunger))
-    stages = RealFrames("raise", {})
-    if dies == "kill":  # by somebody: nothing tells that it was for want of memory
-        with pytest.raises(Killed):
-            run(here, stages)
-        assert record(here)["rungs"] == []
-        return
-    result = caption(here, Display(quiet=True), stages.launcher)
+    monkeypatch.setenv(VARIABLE, json.dumps({"frames": {"room": 1, "giants": [giant]}}))
+    result = caption(here, Display(quiet=True), RealFrames("raise", {}).launcher)
     assert (result.captions, result.exit_code) == (1, 1)
     (failure,) = result.failures
     assert (failure.media_path, failure.stage, failure.error) == ("1.mp4", "frames", "memory")

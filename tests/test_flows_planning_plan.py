@@ -1,4 +1,5 @@
-"""`penstock plan` says first whether a run fits, then where its memory goes; and what would fit."""
+"""A stage is started on the first rung that fits, and where an earlier run held; what cannot fit is
+refused, with what would; and `penstock plan` says so."""
 
 import json
 from dataclasses import replace
@@ -9,17 +10,235 @@ import pytest
 from PIL import Image
 
 import penstock_demo
+from artifacts.errors import UsageError
+from artifacts.store import FolderStore
 from flows.cli.main import main
 from flows.console.display import Display
+from flows.console.units import parse_size, rounded_up, written
+from flows.planning import ladder
+from flows.planning.changes import cannot_fit, changes
+from flows.planning.choose import StagePlan, choices, fits
+from flows.planning.costs.decode import decode_rungs
+from flows.planning.costs.encode import encode_rungs
+from flows.planning.ladder import Remembered, index_of
 from flows.planning.plan import Plan, plan_of
 from flows.planning.plan_view import explain_lines, plan_lines
-from flows.planning.rungs import Rung
+from flows.planning.rungs import Rung, sizes
 from flows.planning.what_fits import BUDGETS_GIB, what_fits
 from flows.running.run import caption
 from tests.support.by_hand import GIB, budget, images, question
 from tests.support.described import described
 from tests.support.stand_ins import config_in
 from tests.support.tight import Tight
+
+HALVING = {
+    "frames": [Rung(stage="frames", batch=2)],
+    "encode": [Rung(stage="encode", batch=b, precision="fp16") for b in (8, 4, 2, 1)],
+    "decode": [Rung(stage="decode", batch=b, precision="fp16") for b in (8, 4, 2, 1)],
+}
+
+
+def decode(gib: float, **more: object) -> StagePlan:
+    return choices(question(**more), HALVING, budget(gib))["decode"]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("gib", "batch"), [(24, 8), (16, 4), (14.5, 2), (13.9, 1)])
+def test_the_first_rung_that_fits_is_taken(gib: float, batch: int) -> None:
+    found = decode(gib)
+    assert (found.chosen.rung.batch, found.fits, found.refused) == (batch, True, False)
+    assert found.requested.rung.batch == 8
+    assert found.chosen.peak_bytes <= budget(gib).bytes
+
+
+def test_what_almost_fits_is_tried_and_what_cannot_fit_is_refused_with_what_would() -> None:
+    almost = decode(13.4)
+    assert (almost.chosen.rung.batch, almost.fits, almost.refused) == (1, False, False)
+    found = decode(8)
+    assert found.refused
+    error = cannot_fit(question(), [found], budget(8))
+    assert error.exit_code == 3
+    assert "the decode stage of llava needs at least 13." in error.message
+    assert "8.00 GiB of cuda:0 are allowed" in error.message
+    assert "--precision auto (decode takes 7." in error.hint
+    assert "with batch 1, int8)" in error.hint
+    assert "--language-precision int8 (decode takes 7." in error.hint
+    assert "--memory 13.25GiB" in error.hint
+
+
+def test_each_change_that_is_named_fits() -> None:
+    for gib in (3.5, 5, 8, 11):
+        named = changes(question(), decode(gib), budget(gib))
+        for change in named:
+            if change.option.startswith("--memory"):
+                limit = parse_size(change.option.split()[1], "--memory")
+                assert fits(change.estimate, replace(budget(gib), bytes=limit))
+            else:
+                assert fits(change.estimate, budget(gib))
+
+
+def test_fewer_frames_are_named_when_they_are_enough() -> None:
+    clip = replace(images(tokens=40_000), kind="video", frames=64, text_tokens=100)
+    asked = question(clip)
+    found = choices(asked, HALVING, budget(16))["decode"]
+    assert found.refused
+    (frames,) = (c for c in changes(asked, found, budget(16)) if "frames" in c.option)
+    count = int(frames.option.split()[1])
+    assert 1 <= count < 64
+    rung = found.chosen.rung
+    twice = replace(asked, workloads=(clip.with_frames(2 * count),)).estimate(rung)
+    assert fits(frames.estimate, budget(16)) and not fits(twice, budget(16))
+
+
+def test_one_chunk_that_is_too_large_does_not_keep_the_others_waiting() -> None:
+    giant = images(tokens=60_000)
+    asked = replace(question(giant), smallest=images())
+    found = choices(asked, HALVING, budget(16))["decode"]
+    assert (found.chosen.rung.batch, found.fits, found.refused) == (4, False, False)
+    assert found.chosen.workload == giant
+    alone = choices(question(giant), HALVING, budget(16))["decode"]
+    assert (alone.chosen.rung.batch, alone.refused) == (1, True)
+
+
+def test_cutting_frames_is_never_refused() -> None:
+    wide = replace(images(), kind="video", shown=(8000, 8000), stored=(8000, 8000))
+    found = choices(question(wide, device="cpu"), HALVING, budget(0.5, device="cpu"))["frames"]
+    assert not found.fits and not found.refused
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4", "auto"])
+def test_no_precision_is_named_that_is_tried_anyway(precision: str) -> None:
+    asked = question(precision=precision)
+    unfit = choices(asked, asked.rungs, budget(24))["decode"]
+    less = replace(budget(24), bytes=unfit.chosen.peak_bytes - 1)
+    named = [change.option for change in changes(asked, unfit, less)]
+    tried = {rung.precision for rung in asked.rungs["decode"]}
+    assert not {f"--language-precision {each}" for each in tried} & set(named)
+
+
+def test_a_host_that_is_too_small_is_no_fit() -> None:
+    asked, rung = question(), Rung(stage="decode", batch=1, precision="fp16", offload=True)
+    found = asked.estimate(rung)
+    assert fits(found, budget(8, host=64)) and not fits(found, budget(8, host=8))
+
+
+def test_nothing_is_refused_for_an_estimate_by_dimensions_that_its_weights_fit() -> None:
+    profile = question().model.profile
+    bare = replace(
+        profile, parts={**profile.parts, "language": replace(profile.language, batch_costs=())}
+    )
+    asked = question(images(tokens=60_000))
+    asked = replace(asked, model=replace(asked.model, profile=bare))
+    found = choices(asked, HALVING, budget(16))["decode"]
+    assert (found.fits, found.refused) == (False, False)
+
+
+@pytest.mark.parametrize("needed", [1, 700_000, 38_700_000, 39 << 20, 450 << 20, 13 << 30, 1 << 40])
+def test_a_limit_that_is_named_is_little_more_than_is_needed(needed: int) -> None:
+    limit = parse_size(written(rounded_up(needed)), "--memory")
+    assert needed <= limit <= max(needed * 9 / 8, 1 << 20) and limit - needed <= 1 << 28
+    named = [written(rounded_up(needed)) for needed in (38_700_000, 450 << 20, 1 << 30, 13 << 30)]
+    assert named == ["40MiB", "480MiB", "1GiB", "13GiB"]
+
+
+def test_sizes_are_read_as_people_write_them_and_nothing_else_is() -> None:
+    sizes = {"200GB": 200 * 10**9, "1.5TiB": 3 << 39, "800 mb": 8 * 10**8, "4194304": 1 << 22}
+    sizes |= {"512M": 1 << 29, "8g": 8 << 30, "1T": 1 << 40, "0": 0, "8B": 8}
+    assert {text: parse_size(text, "--max") for text in sizes} == sizes
+    for text in ("", "GB", "-1GB", "1e3GB", "5 apples", "1.GB", "9" * 400):
+        with pytest.raises(UsageError, match="is not a size"):
+            parse_size(text, "--max")
+
+
+def test_a_limit_that_is_named_for_a_cpu_leaves_room_for_libraries() -> None:
+    small, own = question(), replace(budget(8), device="cpu")
+    least = [min(small.estimate(r).peak_bytes for r in rungs) for rungs in small.rungs.values()]
+    (named,) = (c for c in changes(small, decode(8), own) if c.option.startswith("--memory"))
+    assert parse_size(named.option.split()[1], "--memory") >= max(least) + (64 << 20)
+
+
+ABOUT = {"encode": ["card", "half"], "decode": ["card", "half"]}
+FOUR = Rung(stage="decode", batch=4, precision="bf16")
+ONE = Rung(stage="decode", batch=1, precision="int8")
+
+
+def of(folder: Path, budget: float, *more: str) -> Remembered:
+    about = {stage: [*of, *more] for stage, of in ABOUT.items()}
+    return Remembered(FolderStore(folder), about, int(budget * GIB))
+
+
+@pytest.mark.parametrize(
+    ("budget", "found"), [(8, [FOUR]), (3, [FOUR]), (8.3, [FOUR]), (8.5, []), (80, [])]
+)
+def test_what_was_too_much_is_too_much_for_no_more_memory(
+    tmp_path: Path, budget: float, found: list[Rung]
+) -> None:
+    of(tmp_path, 8).keep(FOUR)
+    assert of(tmp_path, budget).rungs("decode") == found
+    assert of(tmp_path, budget).rungs("encode") == []
+
+
+def test_what_is_learned_with_less_memory_is_of_that_alone(tmp_path: Path) -> None:
+    of(tmp_path, 8).keep(FOUR)
+    of(tmp_path, 2).keep(ONE)
+    assert of(tmp_path, 8).rungs("decode") == [FOUR]
+    assert set(of(tmp_path, 2).rungs("decode")) == {FOUR, ONE}
+    of(tmp_path, 8).keep(ONE)
+    assert of(tmp_path, 8).rungs("decode") == [ONE]
+
+
+def test_after_a_while_or_for_another_half_or_card_it_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of(tmp_path, 8).keep(FOUR)
+    assert of(tmp_path, 8, "another").rungs("decode") == []
+    monkeypatch.setattr(ladder, "KEPT_SECONDS", -1.0)
+    assert of(tmp_path, 8).rungs("decode") == []
+
+
+@pytest.mark.parametrize(
+    ("batch", "found"), [(8, FOUR), (4, FOUR), (2, Rung(stage="decode", batch=2, precision="bf16"))]
+)
+def test_a_rung_is_found_again_in_a_ladder_of_other_batches(batch: int, found: Rung) -> None:
+    ladder = decode_rungs(batch, [("bf16", "")], kv_offload=False, offload=False)
+    assert ladder[index_of(ladder, FOUR)] == found
+    assert index_of(ladder, ONE) == 0
+
+
+def test_sizes_divide_each_other_so_that_pieces_are_cut_at_the_same_places() -> None:
+    assert [sizes(most) for most in (1, 6, 12)] == [[1], [6, 4, 2, 1], [12, 8, 4, 2, 1]]
+
+
+def test_rungs_that_change_words_or_take_many_times_as_long_come_with_leave_alone() -> None:
+    asked = decode_rungs(8, [("bf16", "")], kv_offload=True, offload=False)
+    plain = ("bf16", False, False)
+    assert {(r.precision, r.kv == "quantized", r.offload) for r in asked} == {plain}
+    variants = [("bf16", ""), ("bf16", "quantized"), ("int8", ""), ("nf4", "")]
+    free = decode_rungs(8, variants, kv_offload=True, offload=True)
+    assert free[: len(asked)] == asked
+    kinds = list(dict.fromkeys((r.precision, r.kv == "quantized", r.offload) for r in free))
+    assert kinds == [
+        plain,
+        ("bf16", True, False),
+        ("int8", False, False),
+        ("nf4", False, False),
+        ("bf16", False, True),
+    ]
+    assert len(set(free)) == len(free)
+    pixels = encode_rungs(2, ["bf16"], streamed=False, weights=False)
+    assert [rung.batch for rung in pixels] == [2, 1]
+    assert all(Rung.from_json(rung.to_json()) == rung for rung in [*free, *pixels])
+
+
+def test_a_tower_is_streamed_before_its_weights_are_changed() -> None:
+    found = encode_rungs(32, ["bf16", "int8"], streamed=True)
+    assert [r.precision for r in found] == sorted(r.precision for r in found)
+    streamed = [(r.batch, r.block, r.prefill) for r in found if r.block]
+    assert all(r.offload and r.precision == "bf16" for r in found if r.block)
+    # Smaller blocks first, which change no bytes; never smaller than a batch.
+    assert streamed[:4] == [(32, 256, 0), (32, 64, 0), (32, 32, 0), (16, 32, 0)]
+    assert streamed[-4:] == [(1, 4, 0), (1, 1, 0), (1, 1, 1024), (1, 1, 256)]
+    assert found[-1].precision == "int8" and len(set(found)) == len(found)
+    assert all(Rung.from_json(rung.to_json()) == rung for rung in found)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from flows.checkpoint.models import Model
-from flows.machine.budget import Budget
 from flows.options.commands import CaptionConfig
 from flows.planning.choose import PlanRequest, choices
 from flows.planning.costs import estimate
@@ -23,9 +22,8 @@ from stages.decode.engines.inflight.pool_shape import PoolShape
 from stages.decode.engines.inflight.slot_cache import SLOT_LAYERS
 from stages.decode.engines.slot_load import SlotLoad, SlotTerm
 from stages.models.kv_profile import LayerMemory, RowMemory
-from tests.support.by_hand import KV_A_TOKEN, LAYERS, PROFILE, images, model
+from tests.support.by_hand import GIB, KV_A_TOKEN, LAYERS, PROFILE, budget, images, model
 
-GIB = 1 << 30
 FULL = LayerMemory(kind="DynamicLayer", layers=LAYERS, token_bytes=KV_A_TOKEN // LAYERS)
 WORDS = 32_000
 
@@ -236,17 +234,9 @@ def test_a_budget_decides_how_many_slots_there_are_and_what_is_told_to_who_has_n
     )
     found = {}
     for gib in (64, 16.6, 15):
-        budget = Budget(
-            device="cuda:0",
-            bytes=int(gib * GIB),
-            given=True,
-            free_bytes=64 * GIB,
-            total_bytes=64 * GIB,
-            host_bytes=64 * GIB,
-        )
-        taken = choices(question, question.rungs, budget)["decode"].chosen
+        taken = choices(question, question.rungs, budget(gib))["decode"].chosen
         assert taken.peak_bytes <= gib * GIB
-        instead = batch_without_slots(question, taken.rung, budget)
+        instead = batch_without_slots(question, taken.rung, budget(gib))
         less = replace(taken.rung, seated=False, batch=instead)
         assert question.estimate(less).peak_bytes <= gib * GIB
         found[gib] = (taken.rung.batch, instead)

@@ -1,26 +1,41 @@
-"""What is left of a job, and the seconds it takes on a measured machine."""
+"""What is left of a job in pixels and tokens, the seconds that it takes on a measured machine, and
+when a measurement is not used."""
 
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import transformers
 
 import flows.planning.times
+from flows.cli.main import main
 from flows.console.display import Display
 from flows.job.prepare import Job, prepare
+from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
-from flows.planning.machine import MachineLookup
+from flows.planning.machine import Machine, MachineLookup, find_machine, measure
 from flows.planning.remaining_work import remaining_work
 from flows.planning.rungs import Rung
 from flows.planning.seconds import Pass, WorkEstimate, pass_seconds, seconds, seconds_per_parameter
 from flows.planning.sizes import Estimate, estimates
 from flows.planning.times import stage_seconds, times_of
+from flows.planning.workloads import workload_of
 from flows.running.run import caption
 from stages.models.footprint import BatchCost
+from stages.models.processors.fit import bytes_of, pixels_a_video, probe
+from stages.models.processors.prepare import Clip
+from stages.models.processors.prepare import prepare as prepare_clip
+from stages.process.device import device_name
+from tests.support import by_hand
 from tests.support.machines import machine
-from tests.support.media import write_video
+from tests.support.media import write_videos
+from tests.support.plan_processors import qwen2_5_vl
 from tests.support.stand_ins import PROFILE, Stages, config_in
 
 RUNGS = {stage.name: Rung(stage=stage.name, batch=2) for stage in CAPTION}
@@ -29,10 +44,8 @@ CLIPS = 4
 
 @pytest.fixture
 def config(tmp_path: Path) -> CaptionConfig:
-    (tmp_path / "clips").mkdir()
-    for number in range(CLIPS):
-        write_video(tmp_path / "clips" / f"{number}.mp4", ticks=range(30), gop=5 + number)
-    return config_in(tmp_path, tmp_path / "clips", max_new_tokens=10)
+    clips = write_videos(tmp_path / "clips", CLIPS, frames=30)
+    return config_in(tmp_path, clips, max_new_tokens=10)
 
 
 def job_of(config: CaptionConfig) -> tuple[Job, list[Estimate]]:
@@ -85,7 +98,7 @@ def test_seconds_are_those_of_starting_loading_and_computing(config: CaptionConf
     assert reading - shorter == pytest.approx(2 * 10 * 1e9 * 8 / 7 * 1e-9, rel=1e-3)
 
 
-def measured(_: str) -> MachineLookup:
+def as_measured(_: str) -> MachineLookup:
     return MachineLookup(machine=machine())
 
 
@@ -95,7 +108,7 @@ def test_a_run_s_record_says_what_was_expected_of_its_stages(
     caption(config, Display(quiet=True), Stages().launcher)
     record = json.loads((Path(config.out) / "run.json").read_text())
     assert record["plan"]["seconds"] is None
-    monkeypatch.setattr(flows.planning.times, "find_machine", measured)
+    monkeypatch.setattr(flows.planning.times, "find_machine", as_measured)
     again = replace(config, prompt="Who?")
     caption(again, Display(quiet=True), Stages().launcher)
     told = json.loads((Path(config.out) / "run.json").read_text())["plan"]["seconds"]
@@ -115,7 +128,7 @@ def test_an_unmeasured_machine_has_no_times_and_that_is_said(
 def test_times_are_told_stage_by_stage(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows.planning.times, "find_machine", measured)
+    monkeypatch.setattr(flows.planning.times, "find_machine", as_measured)
     job, found = job_of(config)
     told = times_of(job, RUNGS, found)
     assert told.seconds is not None and list(told.seconds) == ["frames", "encode", "decode"]
@@ -169,3 +182,140 @@ def test_what_was_not_measured_has_no_time() -> None:
     assert seconds(machine(), half) is None
     assert seconds(machine(), WorkEstimate(quantized={"int8": 1})) is None
     assert seconds(machine(video_pixels=0.0), WorkEstimate(video_pixels=1)) is None
+
+
+DEVICE = device_name()
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Machine]]:
+    """The file of this machine's figures, and the figures: measured once, really."""
+    with pytest.MonkeyPatch.context() as patch:
+        cache = tmp_path_factory.mktemp("measured")
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        made = measure(DEVICE, cache / "store", DirectLauncher(lambda *_: None))
+        (file,) = cache.glob("penstock/machines/*.json")
+        yield file, made
+
+
+@pytest.fixture
+def file(measured: tuple[Path, Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that file where this test looks for it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    copy = tmp_path / "penstock" / "machines" / measured[0].name
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(measured[0].read_bytes())
+    return copy
+
+
+def change(file: Path, **values: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+@pytest.mark.slow
+def test_figures_are_those_of_a_machine_and_are_found_again_and_told(
+    file: Path, measured: tuple[Path, Machine], capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = measured[1]
+    assert find_machine(DEVICE).machine == machine
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "GFLOP/s in prefill" in shown and "frames/s of 720p" in shown
+    file.unlink()
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "this machine was not measured" in shown and "penstock doctor --measure" in shown
+    assert machine.cores == len(os.sched_getaffinity(0))
+    assert 0.1 < machine.python_seconds < 60
+    assert machine.flops("fp32") > 1e8
+    for points in machine.passes.values():
+        assert [tokens for tokens, _ in points] == [1, 8, 256]
+        # One pass of 256 tokens is cheaper than 256 passes. Alone it may be as fast as one of one
+        # token, where unpacking the weights takes most of the time.
+        assert 0 < points[-1][1] < 256 * points[0][1]
+    assert min(machine.disk_read, machine.disk_write, machine.prepare) > 1e5
+    assert {*machine.passes, *(name.split()[-1] for name in machine.missing)} >= {
+        "fp32", "bf16", "fp16", "int8", "nf4"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"torch": "1.0"}, "it was measured with torch 1.0"),
+        ({"cores": 4711}, "it was measured with 4711 cores"),
+        ({"format": 0}, "this machine was not measured"),
+        ({"passes": 3}, "this machine was not measured"),
+        ({"load": 7.0}, "machine was busy"),
+    ],
+)
+def test_an_old_measurement_is_not_used_and_one_of_a_busy_machine_is(
+    changed: dict[str, object], says: str, file: Path
+) -> None:
+    change(file, **changed)
+    known = find_machine(DEVICE)
+    assert (known.machine is not None) == ("load" in changed) and says in known.why
+
+
+@pytest.mark.slow
+def test_the_measurement_of_another_machine_is_not_used(file: Path) -> None:
+    change(file, cpu="Some other CPU")
+    file.rename(file.with_name("0123456789abcdef.json"))
+    known = find_machine(DEVICE)
+    assert known.machine is None and "only another machine was measured (Some other" in known.why
+
+
+hf: Any = transformers
+
+
+def qwen3_vl() -> Any:
+    """Whose processor makes the frames of a video the smaller the more there are."""
+    patches = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2}
+    other = qwen2_5_vl()
+    return hf.Qwen3VLProcessor(
+        image_processor=hf.Qwen2VLImageProcessor(**patches),
+        tokenizer=other.tokenizer,
+        video_processor=hf.Qwen3VLVideoProcessor(cap_pixels_per_frame=False, **patches),
+        chat_template=other.tokenizer.chat_template,
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "frames", "height", "width"),
+    [
+        (qwen2_5_vl, 2, 360, 640),
+        pytest.param(qwen3_vl, 7, 256, 256, marks=pytest.mark.slow),
+    ],
+)
+def test_chunks_are_as_the_processor_gives(make: Any, frames: int, height: int, width: int) -> None:
+    processor = make()
+    probed = probe(processor, "video")
+    profile = replace(
+        by_hand.PROFILE,
+        modalities=("image", "video"),
+        fit_video=probed.fit,
+        frame_tokens=probed.tokens,
+        frame_pixel_bytes=probed.pixel_bytes,
+        frame_sizes=probed.smaller,
+        pixels_a_video=pixels_a_video(processor),
+    )
+    stored = profile.fit_video.size(height, width)
+    clip = Clip(
+        frames=np.zeros((frames, *stored, 3), np.uint8),
+        times=tuple(map(float, range(frames))),
+        seconds=float(frames),
+        kind="video",
+    )
+    row = prepare_clip(processor, clip, "x")
+    numbers = bytes_of(row.inputs["pixel_values_videos"]) // 4
+    workload = workload_of(by_hand.model(profile), "video", 1, frames, stored, (height, width), "x")
+    tokens = workload.tokens - workload.text_tokens
+    # Sizes are rounded to whole patches, and small videos may be enlarged.
+    assert 0.95 < workload.units / numbers < 1.25
+    assert 0.95 < tokens / row.count.tokens < 1.25
+
+
+def test_only_a_processor_that_counts_frames_limits_a_video() -> None:
+    assert pixels_a_video(qwen2_5_vl()) == 0
+    assert pixels_a_video(qwen3_vl()) == dict(qwen3_vl().video_processor.size)["longest_edge"]

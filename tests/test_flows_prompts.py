@@ -1,25 +1,29 @@
-"""Several named prompts in one run, and prompts that hold the caption of the chunk before: which
-prompt each file gets, where captions are written, and what the next run reuses."""
+"""Several named prompts in one run, prompts that hold the caption of the chunk before, and
+summaries: what is asked, where captions are written, and what the next run reuses."""
 
 import csv
 import json
+from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from artifacts.errors import Interrupted, UsageError
+from flows.cli.main import main
 from flows.job.prepare import prepare
 from flows.ledger.ledger import Ledger
 from flows.options.commands import CaptionConfig
-from penstock_demo.clips import write_clips
 from stages.process.job import job_fields
+from tests.support.checkpoints import whole_checkpoint
+from tests.support.families import checkpoint
 from tests.support.inside import run_inside
-from tests.support.media import picture, write_video
-from tests.support.pipeline import Place
+from tests.support.long_context import with_context
+from tests.support.media import write_numbered, write_video
+from tests.support.pipeline import Place, read_lines
 from tests.support.saying import LONG, ODD, Saying, lines, make, run, samples
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
@@ -70,17 +74,20 @@ def test_tables_have_a_row_a_chunk_and_columns_a_prompt(asked: CaptionConfig) ->
     assert "caption" not in table[0] and table[2]["frames"] == long[2]["frames"]
 
 
+def write_list(config: CaptionConfig, *entries: Mapping[str, Any]) -> tuple[str]:
+    listed = Path(config.sources[0], "list.jsonl")
+    listed.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return (str(listed),)
+
+
 def test_a_line_of_a_list_asks_for_itself(tmp_path: Path) -> None:
     config = make(tmp_path)
-    listed = tmp_path / "list.jsonl"
-    folder = Path(config.sources[0])
     entries = [
-        {"path": str(folder / ODD), "prompts": {"who": "Who?", "where": "Where?"}},
-        {"path": str(folder / LONG), "prompt": "What?"},
-        {"path": str(folder / "photo.PNG")},
+        {"path": ODD, "prompts": {"who": "Who?", "where": "Where?"}},
+        {"path": LONG, "prompt": "What?"},
+        {"path": "photo.PNG"},
     ]
-    listed.write_text("\n".join(map(json.dumps, entries)))
-    run(config, sources=(str(listed),), prompts=ASKED)
+    run(config, sources=write_list(config, *entries), prompts=ASKED)
     asked = {(row["media_path"], row.get("name", ""), row["prompt"]) for row in lines(config)}
     assert asked == {
         (ODD, "who", "Who?"),
@@ -89,6 +96,31 @@ def test_a_line_of_a_list_asks_for_itself(tmp_path: Path) -> None:
         ("photo.PNG", "long", ASKED["long"]),
         ("photo.PNG", "tags", ASKED["tags"]),
     }
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_file_of_which_two_things_are_asked_has_two_of_each(tmp_path: Path, beside: bool) -> None:
+    config = make(tmp_path)
+    asked = [{"path": ODD, "prompt": "Who?"}, {"path": ODD, "prompt": "Where?"}, {"path": ODD}]
+    stages = Saying()
+    run(config, stages, sources=write_list(config, *asked), prompt="What?", beside=beside)
+    assert [row["prompt"] for row in lines(config)] == ["Who?", "Where?", "What?"]
+    assert [len(batch) for batch in stages.batches("encode")] == [1]
+    folder = Path(config.sources[0]) if beside else tmp_path / "out"
+    for suffix in ("txt", "vtt", "srt"):
+        texts = [folder / f"{name}.{suffix}" for name in (ODD, f"{ODD}-2", f"{ODD}-3")]
+        for text, word in zip(texts, ("Who?", "Where?", "What?"), strict=True):
+            assert word in text.read_text()
+    assert len({sample["__key__"] for sample in samples(config)}) == 3
+    assert (tmp_path / "out" / "captions.csv").is_file()
+
+
+def test_a_prompt_with_a_place_of_a_picture_is_refused(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    asked = [{"path": LONG}, {"path": ODD, "prompt": "What is <image>?"}]
+    with pytest.raises(UsageError, match=r"no\.1") as caught:
+        run(config, sources=write_list(config, *asked))
+    assert "<image>" in caught.value.message
 
 
 def test_a_file_that_fails_is_named_once(tmp_path: Path) -> None:
@@ -101,10 +133,10 @@ def test_a_file_that_fails_is_named_once(tmp_path: Path) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    Image.fromarray(picture(1)).save(clips / "one.png")
-    write_video(clips / "video.mp4", ticks=range(120))
+    """Two videos, of eight chunks and of one, and a picture."""
+    clips = write_numbered(tmp_path / "clips", 1)
+    write_video(clips / "long.mp4", ticks=range(240))
+    write_video(clips / "short.mp4", ticks=range(20))
     return Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store")
 
 
@@ -175,6 +207,8 @@ def test_a_chunk_is_asked_about_with_the_caption_before(tmp_path: Path) -> None:
     rows = lines(config)
     check(rows)
     assert [len(chain) for chain in chains(rows)] == [1, 3, 1]
+    notes = json.loads((Path(config.out) / "run.json").read_text())["plan"]["notes"]
+    assert any("captioned one after the other" in note for note in notes)
     asked = [call for call in stages.calls if call.name == "decode"]
     assert [sum(map(len, job_fields(call.job)["batches"])) for call in asked] == [3, 1, 1]
     again = Saying()
@@ -199,20 +233,6 @@ def test_a_chain_that_is_broken_goes_on(tmp_path: Path) -> None:
     check(rows)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["auto", "transformers"])
-def test_the_demo_is_asked_in_a_chain(place: Place, engine: str) -> None:
-    write_clips(place.clips, 2, seed=5)
-    options = {"chunk": 2.0, "max_new_tokens": 16, "engine": engine}
-    first = run_inside(place, prompt=CHAINED, **options)
-    assert "one after the other" in first.said
-    rows = place.captions()
-    check(rows)
-    assert max(len(chain) for chain in chains(rows)) >= 3
-    assert run_inside(place, prompt=CHAINED, **options).started == []
-    assert place.captions() == rows
-
-
 def test_who_makes_no_captions_waits_for_none(tmp_path: Path) -> None:
     config = make(tmp_path)
     run(config, prompt="?")
@@ -220,3 +240,86 @@ def test_who_makes_no_captions_waits_for_none(tmp_path: Path) -> None:
     asked = Ledger(job.store, job.pipeline[:2], *job.ledger.variants)
     assert all(task.previous == "" for task in asked.tasks(job.media))
     assert any(task.awaits_previous for task in job.ledger.tasks(job.media))
+
+
+CONTEXT = 400
+
+
+def summarized(place: Place, **options: Any) -> Any:
+    asked = {"chunk": 1.0, "max_frames": 1, "max_new_tokens": 8, "summary": True, **options}
+    return run_inside(place, **asked)
+
+
+def summaries(place: Place) -> list[dict[str, Any]]:
+    return read_lines(place.out / "summaries.jsonl")
+
+
+def test_each_video_has_chapters_and_a_summary_that_fit_a_small_context(
+    place: Place, tmp_path: Path
+) -> None:
+    model = with_context(checkpoint("qwen2_5_vl"), CONTEXT, tmp_path / "small")
+    place = replace(place, model=str(model))
+    first = summarized(place)
+    assert first.started[-2:] == ["decode", "summarize"] and first.result.summaries == 2
+    assert "2 summaries in " in first.result.line()
+    long, short = summaries(place)
+    assert (long["media_path"], short["media_path"]) == ("long.mp4", "short.mp4")
+    assert long["levels"][0] > 1 and long["levels"][-1] == 1 and short["levels"] == [1]
+    chapters = long["chapters"]
+    assert (chapters[0]["start"], chapters[-1]["end"]) == (0.0, 8.0)
+    assert all(a["end"] == b["start"] for a, b in pairwise(chapters))
+    assert place.stages()["summarize"]["items"] == sum(long["levels"]) + 1
+    told = json.loads((place.out / "run.json").read_text())
+    assert told["summaries"] == 2 and told["outputs"]["summaries"].endswith("summaries.jsonl")
+    memory = {each["stage"]: each["rung"] for each in told["plan"]["memory"]["stages"]}
+    assert memory["summarize"]["context"] == CONTEXT
+
+    before = (place.out / "summaries.jsonl").read_bytes()
+    assert summarized(place).started == []
+    assert (place.out / "summaries.jsonl").read_bytes() == before
+    assert summarized(place, summary_prompt="What is it about?").started == ["summarize"]
+    assert place.stages()["summarize"]["items"] == 2, "the chapters are there"
+    assert "summaries.jsonl" in " ".join(summarized(place, summary=False).result.warnings)
+    assert summarized(place, prompt="Who is it?").started == ["decode", "summarize"]
+    assert summarized(place).started == []
+    assert (place.out / "summaries.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_of_several_prompts_the_first_is_summarized(place: Place) -> None:
+    place = replace(place, model=str(checkpoint("qwen2_5_vl")))
+    summarized(place, prompt="Who is it?")
+    alone = summaries(place)
+    assert summarized(place, prompts={"who": "Who is it?", "where": "Where is it?"}).started == [
+        "decode"
+    ]
+    assert summaries(place) == alone
+
+
+@pytest.mark.parametrize("family", ["blip", pytest.param("instructblip", marks=pytest.mark.slow)])
+def test_a_model_that_says_nothing_without_a_picture_is_refused_before_work(
+    place: Place, family: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        summarized(replace(place, model=str(whole_checkpoint(family))))
+    assert "cannot summarize: it needs an image to answer" in str(caught.value)
+    assert "\n" not in str(caught.value) and not place.out.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["blip_2", "florence2", "mllama", "internvl"])
+def test_a_family_of_each_route_summarizes(place: Place, family: str) -> None:
+    place = replace(place, model=str(whole_checkpoint(family)))
+    summarized(place)
+    said = summaries(place)
+    assert len(said) == 2 and all(row["summary"] for row in said)
+    assert summarized(place).started == []
+
+
+@pytest.mark.slow
+def test_a_plan_names_the_stage(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [str(place.clips), "--model", "demo", "--store", str(place.store), "--summary"]
+    assert main(["plan", *asked]) == 0
+    assert "\n  summarize" in capsys.readouterr().out
+    assert main(["caption", *asked, "--dry-run", "--out", str(place.out)]) == 0
+    assert "contexts of 2,048 tokens" in capsys.readouterr().out

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,36 +192,6 @@ def test_clips_cut_at_a_time(
     assert [sample["json"] | {"media_start": 0} for sample in samples(config)] == [
         row | {"media_start": 0} for row in lines(config)
     ]
-
-
-def write_list(clips: Path, *entries: Mapping[str, str]) -> tuple[str]:
-    (clips / "list.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries))
-    return (str(clips / "list.jsonl"),)
-
-
-@pytest.mark.parametrize("beside", [False, True])
-def test_a_file_of_which_two_things_are_asked_has_two_of_each(
-    config: CaptionConfig, clips: Path, tmp_path: Path, beside: bool
-) -> None:
-    asked = [{"path": ODD, "prompt": "Who?"}, {"path": ODD, "prompt": "Where?"}, {"path": ODD}]
-    stages = Saying()
-    run(config, stages, sources=write_list(clips, *asked), prompt="What?", beside=beside)
-    assert [row["prompt"] for row in lines(config)] == ["Who?", "Where?", "What?"]
-    assert [len(batch) for batch in stages.batches("encode")] == [1]
-    folder = clips if beside else tmp_path / "out"
-    for suffix in ("txt", "vtt", "srt"):
-        texts = [folder / f"{name}.{suffix}" for name in (ODD, f"{ODD}-2", f"{ODD}-3")]
-        for text, word in zip(texts, ("Who?", "Where?", "What?"), strict=True):
-            assert word in text.read_text()
-    assert len({sample["__key__"] for sample in samples(config)}) == 3
-    assert (tmp_path / "out" / "captions.csv").is_file()
-
-
-def test_a_prompt_with_a_place_of_a_picture_is_refused(config: CaptionConfig, clips: Path) -> None:
-    asked = [{"path": LONG}, {"path": ODD, "prompt": "What is <image>?"}]
-    with pytest.raises(UsageError, match=r"no\.1") as caught:
-        run(config, sources=write_list(clips, *asked))
-    assert "<image>" in caught.value.message
 
 
 def test_files_beside_are_kept_in_every_format(config: CaptionConfig, clips: Path) -> None:

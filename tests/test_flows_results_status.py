@@ -1,26 +1,35 @@
-"""What `penstock status` says of a run while it works and after."""
+"""What `penstock status` says of a run while it works and after, and what it and `penstock report`
+tell of an export."""
 
 import json
 import os
+import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import penstock_demo
 from artifacts.captions import Failure
+from artifacts.files import write_json
 from flows.cli.main import main
+from flows.results.export_result import export_in
+from flows.results.report.facts import facts
 from flows.results.run_read import load_record
 from flows.results.run_record import TIMELINE_POINTS, RunRecord, coarser
 from flows.results.status import StageStatus, advice, cells, stages_of
+from stages.export.parity import PARITY, evaluate_parity
 from stages.process.outcome import StageOutcome
+from tests.support.browser import Browser
+from tests.support.reports import media_file, said, write_run
 
 
-def failure(name: str, stage: str) -> Failure:
-    return Failure(
-        media_path=name, source=name, stage=stage, error="x", message="broken", hint="Mend it"
-    )
+def failure(name: str) -> Failure:
+    told = {"error": "x", "message": "broken", "hint": "Mend it"}
+    return Failure(media_path=name, source=name, stage="frames", **told)
 
 
 @pytest.fixture
@@ -30,18 +39,15 @@ def record(tmp_path: Path) -> RunRecord:
     return made
 
 
-def encode(record: RunRecord, now: float) -> StageStatus:
-    return next(s for s in stages_of(record.value, now) if s.name == "encode")
-
-
-def work(record: RunRecord, began: float, samples: list[list[float]], items: int) -> None:
-    """A stage that has made so many items since it began, with samples of how many when."""
-    record.begin("encode")
-    record.stage("encode").update(since=began, recent=samples, running=items)
+def encode(record: RunRecord, now: float | None = None) -> StageStatus:
+    return next(s for s in stages_of(record.value, now or time.time()) if s.name == "encode")
 
 
 def test_speed_is_told_of_the_last_minute_and_of_all(record: RunRecord) -> None:
-    work(record, 1000.0, [[1100.0, 10], [1150.0, 20], [1190.0, 40]], 45)
+    record.begin("encode")
+    assert encode(record, time.time() + 30).seconds_left is None, "nothing is made yet"
+    samples = [[1100.0, 10], [1150.0, 20], [1190.0, 40]]
+    record.stage("encode").update(since=1000.0, recent=samples, running=45)
     stood = encode(record, 1200.0)
     assert (stood.done, stood.pending, stood.running) == (55, 45, True)
     assert stood.rate == pytest.approx(45 / 200)
@@ -50,29 +56,24 @@ def test_speed_is_told_of_the_last_minute_and_of_all(record: RunRecord) -> None:
 
 
 def test_a_stage_that_makes_nothing_for_a_minute_says_so(record: RunRecord) -> None:
-    work(record, 1000.0, [[1010.0, 5]], 5)
+    record.begin("encode")
+    record.stage("encode").update(since=1000.0, recent=[[1010.0, 5]], running=5)
     stood = encode(record, 1200.0)
     assert stood.rate_last_minute == 0
     assert stood.seconds_left == pytest.approx(85 / (5 / 200))  # by all of it
 
 
-def test_time_left_is_unknown_before_anything_is_made(record: RunRecord) -> None:
-    record.begin("encode")
-    assert encode(record, time.time() + 30).seconds_left is None
-
-
 def test_files_not_looked_into_are_reckoned_with_by_their_headers(record: RunRecord) -> None:
     record.value["plan"]["chunks"] = 500
-    record.value["media"]["open"] = 7
-    stood = encode(record, time.time())
-    assert (stood.pending, stood.about) == (490, True)
-    record.value["media"]["open"] = 0
-    assert (encode(record, time.time()).pending, encode(record, time.time()).about) == (90, False)
+    for unopened, found in ((7, (490, True)), (0, (90, False))):
+        record.value["media"]["open"] = unopened
+        stood = encode(record)
+        assert (stood.pending, stood.about) == found
 
 
 def test_what_the_model_refuses_is_not_pending(record: RunRecord) -> None:
     record.fail("encode", {"media_path": "a.mp4", "message": "too narrow", "hint": "Widen it"})
-    stood = encode(record, time.time())
+    stood = encode(record)
     assert (stood.failed, stood.pending) == (1, 89)
 
 
@@ -93,10 +94,10 @@ def test_the_peak_is_told_while_a_stage_works(record: RunRecord) -> None:
     for host in (5_000_000, 4_000_000):
         seen = {"seconds": 1.0, "host_bytes": host, "device_bytes": 0}
         record.memory("encode", {**seen, "peak_host_bytes": host, "peak_device_bytes": 0})
-    stood = encode(record, time.time())
+    stood = encode(record)
     assert (stood.peak_host_bytes, stood.taken_bytes, stood.now_bytes) == (5_000_000, 0, 0)
     record.imported("encode", {"loaded_bytes": 3_000_000})
-    stood = encode(record, time.time())
+    stood = encode(record)
     assert (stood.taken_bytes, stood.now_bytes) == (2_000_000, 1_000_000)
 
 
@@ -105,11 +106,11 @@ def test_memory_of_a_gpu_is_told_above_what_others_use(record: RunRecord) -> Non
     for device, peak in ((2_000_000, 2_000_000), (9_000_000, 9_000_000), (5_000_000, 9_000_000)):
         seen = {"seconds": 1.0, "host_bytes": 0, "device_bytes": device}
         record.memory("encode", {**seen, "peak_host_bytes": 0, "peak_device_bytes": peak})
-    stood = encode(record, time.time())
+    stood = encode(record)
     assert (stood.taken_bytes, stood.now_bytes) == (7_000_000, 3_000_000)
     outcome = StageOutcome(name="encode", peak_device_bytes=9_000_000, baseline_before_bytes=1)
     record.add(outcome, attention="", precision={})
-    stood = encode(record, time.time())
+    stood = encode(record)
     assert (stood.taken_bytes, stood.now_bytes) == (8_999_999, 0)
 
 
@@ -120,7 +121,7 @@ def test_a_peak_stands_beside_what_was_planned(record: RunRecord) -> None:
     outcome = StageOutcome(name="encode", items=1, seconds=10.0, peak_host_bytes=480_000_000)
     outcome.notes["loaded_bytes"] = 400_000_000
     record.add(outcome, attention="sdpa", precision={})
-    stood = encode(record, time.time())
+    stood = encode(record)
     assert (stood.taken_bytes, stood.planned_bytes) == (80_000_000, 90_000_000)
     assert cells(stood)[-1] == "480.0 MB host (80.0 MB of 90.0 MB planned)"
     over = replace(stood, taken_bytes=95_000_000)
@@ -137,27 +138,33 @@ def test_a_long_run_keeps_a_short_timeline_with_its_peaks(record: RunRecord) -> 
     assert coarser([[0, 1, 5], [1, 2, 3], [2, 7, 7]]) == [[0, 2, 5], [2, 7, 7]]
 
 
-def status(record: RunRecord, capsys: pytest.CaptureFixture[str], *more: str) -> str:
-    record.write(force=True)
-    assert main(["status", str(record.path.parent), *more]) == 0
-    return capsys.readouterr().out
+Status = Callable[..., str]
 
 
-def test_failures_are_told_with_hints(
-    record: RunRecord, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def status(capsys: pytest.CaptureFixture[str]) -> Status:
+    """What the command prints of a record or a folder, with further options."""
+
+    def printed(of: RunRecord | Path, *more: str) -> str:
+        if isinstance(of, RunRecord):
+            of.write(force=True)
+            of = of.path.parent
+        assert main(["status", str(of), *more]) == 0
+        return capsys.readouterr().out
+
+    return printed
+
+
+def test_failures_are_told_with_hints_and_their_names_steer_no_terminal(
+    record: RunRecord, status: Status
 ) -> None:
-    record.fails([failure(f"{n}.mp4", "frames") for n in range(30)])
+    record.fails([failure(name) for name in ("a\x1b[2Jb\n.mp4", *(f"{n}.mp4" for n in range(29)))])
     record.value["outputs"] = {"captions": "/out/captions.jsonl", "failures": "/out/f.jsonl"}
-    told = status(record, capsys)
+    told = status(record)
     assert "running for" in told and f"process {os.getpid()}" in told
     assert "/out/captions.jsonl" in told
-    assert told.count("Mend it") == 20
+    assert told.count("Mend it") == 20 and "failed: a?[2Jb?.mp4: broken" in told
     assert "… and 10 more in /out/f.jsonl" in told
-
-
-def test_names_steer_no_terminal(record: RunRecord, capsys: pytest.CaptureFixture[str]) -> None:
-    record.fails([failure("a\x1b[2Jb\n.mp4", "frames")])
-    assert "failed: a?[2Jb?.mp4: broken" in status(record, capsys)
 
 
 @pytest.mark.parametrize(
@@ -169,37 +176,225 @@ def test_names_steer_no_terminal(record: RunRecord, capsys: pytest.CaptureFixtur
     ],
 )
 def test_what_to_do_about_a_run_that_ended_early(
-    record: RunRecord,
-    capsys: pytest.CaptureFixture[str],
-    state: str,
-    flow_run: dict[str, Any] | None,
-    says: str,
+    record: RunRecord, status: Status, state: str, flow_run: Any, says: str
 ) -> None:
     dead = 2**22 + 1  # above the largest process id there can be
     record.value.update(state=state, prefect=flow_run, pid=dead)
-    told = status(record, capsys)
+    told = status(record)
     assert says in told
     assert ("Finished work is kept" in told) == bool(says)
     assert ("quick-fox (1234)" in told) == bool(flow_run)
-    assert json.loads(status(record, capsys, "--json"))["advice"] == advice(
-        load_record(record.path.parent)
-    )
+    told = advice(load_record(record.path.parent))
+    assert json.loads(status(record, "--json"))["advice"] == told
 
 
-def test_a_run_elsewhere_is_not_dead(record: RunRecord, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_elsewhere_is_not_dead(record: RunRecord, status: Status) -> None:
     record.value.update(host="elsewhere", pid=2**22 + 1)
-    assert "on elsewhere" in status(record, capsys)
+    assert "on elsewhere" in status(record)
 
 
-def test_json_has_stages_as_they_are(record: RunRecord, capsys: pytest.CaptureFixture[str]) -> None:
-    told = json.loads(status(record, capsys, "--json"))
-    stage = next(stage for stage in told["stages"] if stage["name"] == "encode")
+def test_json_has_stages_as_they_are(record: RunRecord, status: Status) -> None:
+    stages = json.loads(status(record, "--json"))["stages"]
+    stage = next(stage for stage in stages if stage["name"] == "encode")
     assert (stage["done"], stage["pending"], stage["total"]) == (10, 90, 100)
 
 
-def test_a_record_of_before_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_record_of_before_is_told(tmp_path: Path, status: Status) -> None:
     stages = [{"name": "frames", "items": 3, "total": 3, "seconds": 2.0}]
     old = {"state": "done", "updated": "2026-01-01T00:00:00+00:00", "stages": stages, "plan": {}}
     (tmp_path / "run.json").write_text(json.dumps(old))
-    assert main(["status", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.startswith("done ")
+    assert status(tmp_path).startswith("done ")
+
+
+TEXT = {
+    "captions": 3,
+    "tokens": 60,
+    "token_agreement": 0.999,
+    "divergence": 0.002,
+    "captions_as_native": 0.5,
+    "by_caption": {"c" * 64: 0.004, "a" * 64: 0.0005, "b" * 64: 0.0015},
+}
+FEATURES = {
+    "rows": 700,
+    "cosine": 0.9999,
+    "centred_mean": 0.993,
+    "centred_least": 0.9,
+    "neighbours": 0.97,
+    "chunks": 2,
+    "by_chunk": {"d" * 64: 0.99, "e" * 64: 0.996},
+}
+MISSED = "lowest centred cosine of features 0.9"
+RECIPE = {"kind": "nf4", "parts": ["vision", "language"], "group": 0, "source": ["x"]}
+EVIL = "</script><script>document.title='run'</script>"
+
+
+def verdict(folder: Path, figures: dict[str, Any], frames: int = 80, **more: Any) -> None:
+    """Write a verdict as an export does."""
+    write_json(folder / PARITY, {"recipe": RECIPE, **evaluate_parity(figures, frames), **more})
+
+
+def runs(out: Path) -> None:
+    """Leave what the runs leave that a checkpoint is judged by."""
+    film = media_file(out.parent / "film.mp4")
+    native = write_run(out / "parity" / "native", [(film, said(film, ["a red circle"]))])
+    write_run(out / "parity" / "exported", [])
+    os.utime(native.path, (1, 1))
+
+
+def test_a_report_shows_each_figure_beside_its_bound_and_the_captions_of_the_original(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    runs(out)
+    verdict(out / "rejected", {"features": FEATURES, "text": TEXT})
+    found = facts(out, out)
+    assert found["name"] == "out"
+    assert [medium["name"] for medium in found["media"]] == ["film.mp4"]
+    assert ("written as", "nf4 of vision, language") in found["about"]
+    parity = found["parity"]
+    assert not parity["passed"] and "rejected: lowest centred" in parity["verdict"]
+    marks = {name: (value, bound, mark) for name, value, bound, mark in parity["rows"]}
+    assert marks["lowest centred cosine of features"] == ("0.9", "≥ 0.95", "✕")
+    assert marks["Kullback-Leibler divergence in nats per token"] == ("0.002", "≤ 0.005", "✓")
+    assert marks["frames compared"] == ("80", "≥ 64", "✓")
+    divergence, cosine = parity["plots"]
+    assert [key[0] for key, _ in divergence["values"]] == ["a", "b", "c"]
+    assert [value for _, value in cosine["values"]] == [0.99, 0.996]
+    assert [line[1] for line in divergence["lines"]] == [0.002, 0.005]
+    assert [line[1] for line in cosine["lines"]] == [0.993, 0.99]
+
+
+def test_a_verdict_of_an_earlier_version_has_no_plots_and_keeps_its_bounds(tmp_path: Path) -> None:
+    runs(tmp_path)
+    text = {name: value for name, value in TEXT.items() if name != "by_caption"}
+    verdict(tmp_path, {"text": text}, gates={"text.divergence": 0.001})
+    parity = facts(tmp_path, tmp_path)["parity"]
+    assert parity["plots"] == []
+    assert parity["rows"][0][1:] == ("0.002", "≤ 0.001", "✕")
+
+
+def test_the_report_lies_in_the_folder_of_the_export_and_its_words_stay_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs(tmp_path)
+    verdict(tmp_path / "rejected", {"text": TEXT}, passed=False, missed=[EVIL])
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+    page = (tmp_path / "report.html").read_text()
+    assert EVIL not in page and page.count("<script") == 2
+    held = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
+    assert held is not None and EVIL in json.loads(held[1])["parity"]["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("place", "figures", "line"),
+    [
+        (".", {"text": TEXT}, "passed: 99.90% of 60 tokens as the original"),
+        (".", {"features": FEATURES}, f"accepted without passing: {MISSED}"),
+        ("rejected", {"features": FEATURES}, f"rejected: {MISSED}"),
+        ("", {}, "the checkpoint is not evaluated yet"),
+    ],
+)
+def test_status_says_first_what_became_of_the_checkpoint(
+    place: str, figures: dict[str, Any], line: str, tmp_path: Path, status: Status
+) -> None:
+    runs(tmp_path)
+    if place:
+        verdict(tmp_path / place, figures)
+    first, second, third, *_ = status(tmp_path).splitlines()
+    assert first.startswith(line) and third.startswith("done ")
+    assert second == f"last run, into {tmp_path / 'parity' / 'exported'}:"
+    if place == "rejected":
+        assert status(tmp_path / "rejected").startswith(line)
+    told = json.loads(status(tmp_path, "--json"))
+    assert told["checkpoint"]["verdict"].startswith(line)
+    assert told["checkpoint"]["placed"] == (place == ".")
+    assert told["state"] == "done"
+
+
+def test_a_checkpoint_without_its_runs_tells_its_verdict_and_has_no_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], status: Status
+) -> None:
+    verdict(tmp_path, {"text": TEXT})
+    assert status(tmp_path).startswith("passed: ")
+    assert json.loads(status(tmp_path, "--json"))["checkpoint"]["parity"]["passed"]
+    assert main(["report", str(tmp_path)]) == 2
+    said_once = capsys.readouterr().err
+    assert "no record of the runs" in said_once and said_once.count("\n") == 1
+
+
+GOOD: dict[str, Any] = {"recipe": {}, "frames": 3, "gates": {}, "passed": True, "missed": []}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{", "[]", "{}"),
+        json.dumps({**GOOD, "gates": {"text.divergence": 1}}),
+        json.dumps({**GOOD, "passed": 1}),
+        json.dumps({**GOOD, "frames": float("nan")}),
+        json.dumps({**GOOD, "text": {**TEXT, "by_caption": [1, 2]}}),
+    ],
+)
+def test_a_damaged_verdict_is_named_in_one_line(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs(tmp_path)
+    (tmp_path / PARITY).write_text(content)
+    for command in ("report", "status"):
+        assert main([command, str(tmp_path)]) == 5
+        told = capsys.readouterr().err
+        assert f"{tmp_path / PARITY} cannot be read" in told and told.count("\n") == 1
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_folder_of_a_run_is_no_export_even_with_a_verdict_in_it(tmp_path: Path) -> None:
+    write_run(tmp_path, [])
+    verdict(tmp_path, {"text": TEXT})
+    assert export_in(tmp_path) is None
+    assert facts(tmp_path, tmp_path)["parity"] is None
+    assert export_in(tmp_path / "nothing") is None
+
+
+@pytest.mark.browser
+def test_the_page_draws_a_dot_for_each_caption_and_the_bounds(
+    browser: Browser, tmp_path: Path
+) -> None:
+    runs(tmp_path)
+    verdict(tmp_path / "rejected", {"features": FEATURES, "text": TEXT}, missed=[EVIL])
+    assert main(["report", str(tmp_path)]) == 0
+    browser.narrow(400)
+    browser.open((tmp_path / "report.html").as_uri())
+    browser.wait("return document.documentElement.dataset.ready")
+    count = "return document.querySelectorAll('#parity ' + arguments[0]).length"
+    assert browser.run(count, ".dot") == 5
+    assert browser.run(count, ".rank .plot .budget") == 2
+    heights = browser.run(
+        "return [...document.querySelector('#parity .rank').querySelectorAll('.dot')]"
+        ".map(dot => dot.getBoundingClientRect().top)"
+    )
+    assert heights == sorted(heights, reverse=True)  # the least is drawn lowest
+    assert EVIL in browser.run("return document.querySelector('#parity p').textContent")
+    over = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert browser.run(over) == 0
+    assert browser.console() == []
+
+
+@pytest.mark.slow
+def test_what_a_real_export_leaves_has_a_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], status: Status
+) -> None:
+    out = tmp_path / "out"
+    asked = ["export", str(penstock_demo.DUAL_CHECKPOINT), "--to", "int8", "--samples", "8"]
+    assert main([*asked, "--out", str(out), "--store", str(tmp_path / "store"), "--accept"]) == 0
+    capsys.readouterr()
+    found = facts(out, out)
+    (cosine,) = found["parity"]["plots"]
+    told = json.loads((out / PARITY).read_text())["features"]
+    values = [value for _, value in cosine["values"]]
+    assert len(values) == told["chunks"] == 8
+    assert min(values) < told["centred_mean"] < max(values) <= 1
+    assert found["state"] == "done"
+    first, second, third, *_ = status(out).splitlines()
+    assert "of the same neighbours" in first and str(out / "parity" / "exported") in second
+    assert third.startswith("done ")

@@ -1,8 +1,15 @@
-"""Stages that are killed, crash, hang, or meet damaged packs or a full disk."""
+"""Stages that are killed, crash, hang, or meet damaged packs or a full disk; the same command, or
+workers of portions in any order, end with the bytes of an undisturbed run."""
 
+import functools
 import json
+import os
+import random
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -14,16 +21,22 @@ import flows.running.pipeline_runner
 from artifacts.errors import EnvironmentFault, Interrupted, Killed, PenstockError
 from artifacts.pack_object import DamagedRecord
 from flows.console.display import Display
+from flows.job.partitions import partitions_of
 from flows.machine.launch import REMAKES, StageCall
 from flows.options.commands import CaptionConfig
 from flows.running.run import caption
+from penstock_demo.clips import write_clips
 from stages.process.job import job_fields
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener, StageProcess
+from tests.support.commands import completed
 from tests.support.crashing import CRASH, HANG
 from tests.support.disks import mount, small_disk
-from tests.support.media import write_video
-from tests.support.pipeline import read_lines
+from tests.support.forms import SHORT, SIX, text_of
+from tests.support.media import write_video, write_videos
+from tests.support.pipeline import SECONDS, Place, kill_at, read_lines
+from tests.support.slow_tower import KILL
+from tests.support.slow_tower import SECONDS as CHUNK_SECONDS
 from tests.support.stand_ins import Answer, Stages, config_in
 
 
@@ -83,11 +96,7 @@ class RealFrames(Stages):
 
 @pytest.fixture
 def config(tmp_path: Path) -> CaptionConfig:
-    (tmp_path / "clips").mkdir()
-    for number in range(4):
-        # Another distance of keyframes makes other bytes: equal files would be one item.
-        write_video(tmp_path / "clips" / f"{number}.mp4", ticks=range(10), gop=5 + number)
-    return config_in(tmp_path, tmp_path / "clips", batch_size=1)
+    return config_in(tmp_path, write_videos(tmp_path / "clips", 4), batch_size=1)
 
 
 def run(config: CaptionConfig, stages: Stages) -> int:
@@ -199,3 +208,172 @@ def test_a_full_disk_is_exit_5_and_later_goes_on(tmp_path: Path) -> None:
         assert full.value.exit_code == 5
         subprocess.run(mount("remount,size=50m", disk), check=True)
         assert run(config, RealFrames()) == 3
+
+
+CHANCE = ("--temperature", "0.9", "--seed", "5", "--retry-loops")
+PROMPTS = ("--prompts", "long=Describe this video in detail.", "--prompts", "short=What is it?")
+PLAIN = ("--batch-size", "2")
+FORM = (*PLAIN, "--temperature", "1", "--format", "parquet")
+ALL = (*PROMPTS, *CHANCE, "--summary", "--chunk", "3", "--max-new-tokens", "64")
+ASKED: dict[str, tuple[int, tuple[str, ...]]] = {
+    "few": (8, (*PLAIN, "--max-new-tokens", "8")),
+    "plain": (36, PLAIN),
+    "form": (16, (*FORM, "--engine", "inflight")),
+    "form, transformers": (16, (*FORM, "--engine", "transformers")),
+    "prompts": (8, (*PROMPTS, *CHANCE, "--batch-size", "4")),
+    "prompts, form and summary": (8, (*ALL, "--batch-size", "4")),
+    "chain": (8, ("--prompt", "Before: [{previous}] And now?", *CHANCE, "--chunk", "2")),
+}
+"""Name → how many clips there are, and the options of the command."""
+STEADY = ("few", "plain", "form", "form, transformers")
+"""Runs that start each stage once, so that a kill hits a stage in the middle."""
+STAGES = ("frames", "encode", "decode", "summarize")
+Run = Callable[[str], tuple[Place, tuple[str, ...]]]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nobody disturbs, and its options."""
+
+    @functools.cache
+    def run(asked: str) -> tuple[Place, tuple[str, ...]]:
+        folder = tmp_path_factory.mktemp("resume")
+        clips, options = ASKED[asked]
+        write_clips(folder / "clips", clips, seed=11)
+        if "form" in asked:
+            (folder / "form.json").write_text(text_of(SHORT if "summary" in asked else SIX))
+            options = (*options, "--schema", str(folder / "form.json"))
+        place = Place(clips=folder / "clips", out=folder / "out", store=folder / "store")
+        done = place.run(*options)
+        assert done.returncode == 0, done.stderr
+        return place, options
+
+    return run
+
+
+def moments() -> Sequence[object]:
+    """Return tuples of (run, stage, item, victim), spread over the work."""
+    several = "prompts, form and summary"
+    found = [("plain", "decode", 12, "server"), (several, "summarize", 6, "child")]
+    for victim in ("child", "group"):
+        found += [("plain", stage, at, victim) for stage in STAGES[:3] for at in (1, 12, 23)]
+        found += [("prompts", "decode", at, victim) for at in (1, 13)]
+        found += [(several, "decode", at, victim) for at in (2, 17)]
+        found += [("chain", "decode", at, victim) for at in (3, 20)]
+    found += [(name, "decode", 5, "group") for name in ("form", "form, transformers")]
+    found.append((several, "summarize", 1, "group"))
+    return [pytest.param(*moment, marks=pytest.mark.slow) for moment in found]
+
+
+@pytest.mark.parametrize(
+    ("asked", "stage", "item", "victim"), [("few", "encode", 1, "group"), *moments()]
+)
+def test_a_killed_run_resumes_to_the_same_bytes(
+    undisturbed: Run, tmp_path: Path, asked: str, stage: str, item: int, victim: str
+) -> None:
+    whole, options = undisturbed(asked)
+    place = Place(clips=whole.clips, out=tmp_path / "out", store=tmp_path / "store")
+    status = kill_at(place, stage, item, victim, *options)
+    assert status == (-9 if victim == "group" else 0)
+    before = {name: place.journal(name) for name in STAGES}
+    if victim != "group" and asked in STEADY:
+        # Chunks are encoded while frames are cut, so both processes may have been there.
+        twice = {name: s for name, s in place.stages().items() if s["processes"] == 2}
+        assert stage in twice and set(twice) <= {stage, "encode"}
+        assert "SIGKILL" in twice[stage]["warnings"][0]
+    elif asked in STEADY:
+        most = whole.journal(stage).total()
+        assert item <= before[stage].total() < most, "the kill came after the stage's last item"
+    resumed = place.run(*options)
+    assert resumed.returncode == 0, resumed.stderr
+    for name, published in before.items():
+        after = place.journal(name)
+        assert set(after.values()) <= {1}, f"{name} made an item twice"
+        assert after.total() <= whole.journal(name).total()
+        if name in place.stages() and asked in STEADY:
+            assert place.stages()[name]["items"] == after.total() - published.total()
+    assert place.captions() == whole.captions()
+    assert not asked.startswith("form") or place.captions()[0]["fields"]
+    if "summary" in asked:
+        told = [(p.out / "summaries.jsonl").read_bytes() for p in (place, whole)]
+        assert told[0] == told[1]
+    for kind in ("media", "features", "captions", "summaries"):
+        assert place.stored(kind) == whole.stored(kind)
+    assert place.stored("frames") == {}
+
+
+def run_portion(store: Path, out: Path, first: str, *sources: str) -> Place:
+    place = Place(clips=Path(first), out=out, store=store)
+    done = place.run(*sources, "--quiet")
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+@pytest.mark.slow
+def test_two_orders_of_workers_give_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    write_clips(tmp_path / "clips", 12, seed=3)
+    config = CaptionConfig(
+        sources=(str(tmp_path / "clips"),), model="demo", out=str(tmp_path / "cut")
+    )
+    portions, _ = partitions_of(config, max_files=3)
+    assert len(portions) == 4
+    found = set()
+    for order, workers in enumerate((1, 3)):
+        folder = tmp_path / str(order)
+        mixed = random.Random(order).sample(portions, len(portions))
+        with ThreadPoolExecutor(workers) as pool:
+            running = [
+                pool.submit(run_portion, folder / "store", folder / p.name, p.source) for p in mixed
+            ]
+        for each in running:
+            each.result()
+        gathered = run_portion(folder / "store", folder / "all", *(p.source for p in portions))
+        assert sum(stage["items"] for stage in gathered.stages().values()) == 0
+        found.add((gathered.out / "captions.jsonl").read_bytes())
+    assert len(found) == 1
+
+
+def real(place: Place, *more: str, kill: str = "") -> "subprocess.CompletedProcess[str]":
+    """Run a command whose stages are slow, in processes of their own."""
+    change = "from flows.machine.launch import ENTRIES; from tests.support.slow_tower import SLOW"
+    kill = f"os.environ[{KILL!r}] = {kill!r}.replace('PARENT', str(os.getpid()))" if kill else ""
+    code = f"{change}; ENTRIES.update(SLOW)\nimport os, sys\n{kill}\n"
+    code += "from flows.cli.main import main; sys.exit(main())"
+    return completed(
+        [sys.executable, "-c", code, *place.command("--chunk", "1", *more)[3:]],
+        timeout=SECONDS,
+        env={**os.environ, CHUNK_SECONDS: "0.2"},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["PARENT", "frames", "encode"])
+def test_a_run_that_is_killed_while_both_work_ends_with_the_same_bytes(
+    tmp_path: Path, killed: str
+) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for at in range(2):
+        write_video(clips / f"{at}.mp4", ticks=range((5 + at) * 30), gop=15 + at)
+    quiet = Place(clips=clips, out=tmp_path / "quiet", store=tmp_path / "quiet-store")
+    assert real(quiet, "--keep-frames").returncode == 0
+    spans = {name: stage["spans"][0] for name, stage in quiet.stages().items()}
+    assert spans["encode"][0] < spans["frames"][1]  # both worked at the same time
+    stages = [killed] if killed != "PARENT" else ["frames", "encode"]
+    moments = [(stage, chunk) for stage in stages for chunk in range(1, 6 // len(stages))]
+    for stage, chunk in moments[:5]:
+        mark = tmp_path / f"{stage}-{chunk}"
+        place = replace(quiet, out=tmp_path / f"out-{mark.name}", store=tmp_path / f"s-{mark.name}")
+        pid = "PARENT" if killed == "PARENT" else "0"
+        done = real(place, "--keep-frames", kill=f"{stage} {chunk} {pid} {mark}")
+        assert mark.exists()
+        if killed == "PARENT":
+            assert done.returncode == -signal.SIGKILL
+            done = real(place, "--keep-frames")
+        assert done.returncode == 0, done.stderr
+        for kind in ("frames", "features", "captions"):
+            assert place.stored(kind) == quiet.stored(kind)
+        assert read_lines(place.out / "captions.jsonl") == read_lines(quiet.out / "captions.jsonl")

@@ -1,4 +1,5 @@
-"""The whole program on a folder of good and bad files: what comes out, what a second run does."""
+"""The whole program on a folder of good and bad files: what comes out, what a second run does, and
+that a run stops at a signal, wherever Python is when it comes."""
 
 import fcntl
 import json
@@ -6,7 +7,10 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import termios
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -19,15 +23,15 @@ from PIL import Image
 
 import penstock_demo
 from artifacts.errors import CannotFit, Interrupted
+from flows.console.interrupts import repeating_dropped_interrupts
 from flows.results.run_read import load_record
 from flows.results.run_record import RunRecord
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stopping import stopped_in_order
-from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
+from tests.support.commands import completed
 from tests.support.media import write_audio, write_video
 from tests.support.pipeline import ROOT, SECONDS, Place
-from tests.support.whole_model import in_float32, whole_model_captions
 
 BAD = {"text.mp4": "not-media", "empty.mp4": "empty", "sound.mp4": "no-video"}
 GOOD = ["clip-001.mp4", "long.mp4", "photo.png"]
@@ -103,7 +107,7 @@ def test_another_prompt_opens_no_media_file(place: Place, tmp_path: Path) -> Non
     trace = tmp_path / "trace"
     traced = ["strace", "-f", "-qq", "-e", "trace=open,openat,openat2", "-o", str(trace)]
     command = [*traced, *again.command(*OPTIONS, "--prompt", "What happens?")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = completed(command)
     assert done.returncode == 1, done.stderr
     stages = again.stages()
     assert [stages[name]["processes"] for name in ("frames", "encode", "decode")] == [0, 0, 1]
@@ -130,19 +134,6 @@ def test_a_damaged_record_is_made_again_by_the_same_run(place: Place, tmp_path: 
     assert again.captions() == place.captions()
     assert again.stages()["encode"]["items"] > 0
     assert list((store / "quarantine").rglob("*.pack"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("batch", [1, 4])
-def test_captions_are_those_of_the_whole_model(place: Place, tmp_path: Path, batch: int) -> None:
-    """The very frames that are stored, through the processor and the whole model's `generate`."""
-    model = in_float32(CHECKPOINT, tmp_path / "model")
-    run = replace(place, out=tmp_path / "o", store=tmp_path / "s", model=str(model))
-    more = ("--batch-size", str(batch), "--max-new-tokens", "128")
-    assert run.run(*OPTIONS, *more).returncode == 1
-    said = [row["caption"] for row in run.captions()]
-    assert {row["precision"]["language"] for row in run.captions()} == {"fp32"}
-    assert whole_model_captions(run, model, batch) == said
 
 
 def test_the_record_says_how_what_comes_after_the_media_ends(tmp_path: Path) -> None:
@@ -172,14 +163,9 @@ def test_a_closed_terminal_ends_a_run_in_order(tmp_path: Path) -> None:
     def begin() -> None:
         fcntl.ioctl(its, termios.TIOCSCTTY, 0)
 
+    streams: Any = {"stdin": its, "stdout": its, "stderr": its}
     running = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdin=its,
-        stdout=its,
-        stderr=its,
-        start_new_session=True,
-        preexec_fn=begin,
+        command, cwd=ROOT, **streams, start_new_session=True, preexec_fn=begin
     )
     os.close(its)
     said = b""
@@ -190,30 +176,128 @@ def test_a_closed_terminal_ends_a_run_in_order(tmp_path: Path) -> None:
     record = json.loads((fresh.out / "run.json").read_text())
     assert record["state"] == "interrupted"
     assert (fresh.out / "captions.jsonl").exists()
-    assert subprocess.run(command, cwd=ROOT, timeout=SECONDS, check=False).returncode == 0
+    assert completed(command, timeout=SECONDS).returncode == 0
     assert not [key for key, count in fresh.journal("encode").items() if count > 1]
+
+
+@pytest.fixture(autouse=True)
+def handlers_restored() -> Iterator[None]:
+    """What handles signals is as it was before the test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_each_signal_of_stopping_is_an_interruption(number: signal.Signals) -> None:
-    before = signal.getsignal(signal.SIGHUP)
-    try:
-        with pytest.raises(Interrupted, match="Finished work is kept"), stopped_in_order():
-            os.kill(os.getpid(), number)
-            signal.sigtimedwait([], 1.0)
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        if number == signal.SIGHUP:  # it comes twice
-            os.kill(os.getpid(), number)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    with pytest.raises(Interrupted, match="Finished work is kept"), stopped_in_order():
+        os.kill(os.getpid(), number)
+        signal.sigtimedwait([], 1.0)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if number == signal.SIGHUP:  # it comes twice
+        os.kill(os.getpid(), number)
 
 
 def test_who_takes_a_signal_already_keeps_it() -> None:
     taken: list[int] = []
-    before = signal.signal(signal.SIGHUP, lambda number, _: taken.append(number))
-    try:
-        with stopped_in_order():
-            os.kill(os.getpid(), signal.SIGHUP)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, lambda number, _: taken.append(number))
+    with stopped_in_order():
+        os.kill(os.getpid(), signal.SIGHUP)
     assert taken == [signal.SIGHUP]
+
+
+class Signalling:
+    """Its finalizer is interrupted by a signal; Python ignores exceptions there."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_python_drops_still_stops_the_run(number: int) -> None:
+    ended = False
+    with pytest.raises(Interrupted), stopped_in_order():
+        Signalling(number)
+        threading.Event().wait(20)
+        ended = True
+    assert not ended
+
+
+def test_a_signal_while_the_run_record_is_replaced_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def interrupted_after(half: str, path: Path) -> None:
+        replace(half, path)
+        signal.raise_signal(signal.SIGINT)
+
+    record = RunRecord(tmp_path)
+    monkeypatch.setattr("artifacts.files.os.replace", interrupted_after)
+    with pytest.raises(Interrupted), stopped_in_order():
+        record.begin("encode")
+
+
+def test_a_signal_that_is_dropped_at_the_end_stops_the_run_and_nothing_after_it() -> None:
+    with pytest.raises(Interrupted), stopped_in_order():
+        Signalling(signal.SIGINT)
+    threading.Event().wait(0.1)  # would be interrupted
+
+
+def test_of_two_that_repeat_only_the_inner_one_does() -> None:
+    heard: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        repeating_dropped_interrupts(stop),
+        repeating_dropped_interrupts(stop),
+    ):
+        Signalling(signal.SIGINT)
+        threading.Event().wait(20)
+    threading.Event().wait(0.1)
+    assert len(heard) == 2, "the one that was dropped, and its repeat"
+
+
+def test_a_signal_is_not_repeated_to_the_handler_of_another() -> None:
+    heard: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    with pytest.raises(Interrupted), stopped_in_order():
+        Signalling(signal.SIGTERM)
+        threading.Event().wait(20)
+    assert heard == []
+
+
+def test_other_ignored_exceptions_are_told_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def __del__(self) -> None:
+            raise ValueError("lost")
+
+    told: list[str] = []
+    monkeypatch.setattr("sys.unraisablehook", lambda dropped: told.append(str(dropped.exc_value)))
+    before = sys.unraisablehook
+    with stopped_in_order():
+        assert sys.unraisablehook is not before
+        Failing()
+    assert told == ["lost"] and sys.unraisablehook is before
+
+
+def test_threads_leave_the_hook_of_the_process_alone() -> None:
+    before, inside = sys.unraisablehook, []
+
+    def run() -> None:
+        with stopped_in_order():
+            inside.append(sys.unraisablehook)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert inside == [before] and sys.unraisablehook is before

@@ -1,9 +1,8 @@
-"""`penstock tune` on the demo: the loss falls, the adapter is one of PEFT, and a training that is
-killed goes on to the same bytes."""
+"""`penstock tune`: the loss falls by every route, a training that is killed goes on to the same
+bytes, and what it left is read back, reported, and never trained over unasked."""
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -15,20 +14,38 @@ from typing import Any
 
 import pytest
 
+from artifacts.errors import EnvironmentFault, UsageError
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.machine.launch import DirectLauncher
 from flows.options.tune import TuneConfig
-from flows.results.tuned import Tuned
+from flows.results.report.sections import MAX_POINTS, training_facts
+from flows.results.tuned import (
+    RUN,
+    AdapterScore,
+    TrainingFound,
+    Tuned,
+    refuse_other_recipe,
+    training_in,
+    tuned_in,
+)
 from flows.running.tune import tune
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
+from stages.models.adapters.reading import ADAPTER_WEIGHTS
+from stages.tune import STAGE
+from stages.tune.job import RECORD
+from tests.support.browser import Browser
+from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import profile_of
-from tests.support.pipeline import PENSTOCK, ROOT
+from tests.support.commands import completed
+from tests.support.inside import InsideLauncher, run_inside
+from tests.support.media import write_numbered
+from tests.support.pipeline import PENSTOCK, ROOT, Place
+from tests.support.reports import write_run
 from tests.support.starving import STARVED, VARIABLE
 
-CLIPS = 6
-KILLS = 4
+CLIPS, CLIP = 6, "clip-01.mp4"
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +72,8 @@ def record(place: Path, out: str) -> dict[str, Any]:
 def test_the_loss_falls_and_the_adapter_is_as_peft_writes_it(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(asked(place, "first", "--steps", "8", "--lr", "5e-3", "--validate", "0.3")) == 0
+    command = asked(place, "first", "--steps", "8", "--lr", "5e-3", "--validate", "0.3")
+    assert main(command) == 0
     told = capsys.readouterr().out.strip()
     assert told.startswith("8 steps: loss ") and f"adapter in {place / 'first'}" in told
     assert told.endswith(f"--adapter {place / 'first'} --store {place / 'store'}`")
@@ -68,23 +86,22 @@ def test_the_loss_falls_and_the_adapter_is_as_peft_writes_it(
 
     config = PeftConfig.from_pretrained(str(place / "first"))
     assert (config.peft_type, config.r) == ("LORA", 16)
-    numbers = load_file(place / "first" / "adapter_model.safetensors")
+    weights = place / "first" / "adapter_model.safetensors"
+    numbers = load_file(weights)
     assert all(name.startswith("base_model.model.") for name in numbers)
     assert any(bool(value.any()) for name, value in numbers.items() if "lora_B" in name)
     assert not any("vision" in name or "visual" in name for name in numbers)
-    before = (place / "first" / "adapter_model.safetensors").stat().st_mtime_ns
-    assert main(asked(place, "first", "--steps", "8", "--lr", "5e-3", "--validate", "0.3")) == 0
-    assert (place / "first" / "adapter_model.safetensors").stat().st_mtime_ns == before
+    before = weights.stat().st_mtime_ns
+    assert main(command) == 0
+    assert weights.stat().st_mtime_ns == before
 
 
 @pytest.mark.slow
 def test_a_training_that_is_killed_goes_on_to_the_same_bytes(place: Path) -> None:
     more = ["--steps", "64", "--precision", "fp32", "--validate", "0.3", "--lr", "2e-3"]
     assert main(asked(place, "whole", *more)) == 0
-    draw = random.Random(7)
-    for kill in range(KILLS):
-        at = None if kill % 2 else draw.uniform(0.5, 8.0)
-        _killed(asked(place, "killed", *more), place / "killed" / "checkpoint.safetensors", at)
+    for after in (2.9, None, 5.4, None):
+        _killed(asked(place, "killed", *more), place / "killed" / "checkpoint.safetensors", after)
     assert main(asked(place, "killed", *more)) == 0
     whole, killed = (place / name / "adapter_model.safetensors" for name in ("whole", "killed"))
     assert whole.read_bytes() == killed.read_bytes()
@@ -111,21 +128,14 @@ def _killed(command: list[str], checkpoint: Path, after: float | None) -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"path": "none.mp4", "caption": "a"}, "none.mp4: no such file (1 of 1 media are missing)"),
-        pytest.param(
-            {"path": "clip-01.mp4", "caption": "a", "start": 3.0, "end": 4.0},
-            "matches the caption's start and end",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            {"path": "none.mp4", "caption": "a", "features": "f" * 64},
-            "none.mp4: no stored features of demo",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            {"path": "clip-01.mp4", "caption": "a", "prompt": "What is <|video_pad|>?"},
-            "an image placeholder of demo",
-            marks=pytest.mark.slow,
+        ({}, "none.mp4: no such file (1 of 1 media are missing)"),
+        *(
+            pytest.param(row, says, marks=pytest.mark.slow)
+            for row, says in (
+                ({"path": CLIP, "start": 3.0, "end": 4.0}, "matches the caption's start and end"),
+                ({"features": "f" * 64}, "none.mp4: no stored features of demo"),
+                ({"path": CLIP, "prompt": "<|video_pad|>?"}, "an image placeholder of demo"),
+            )
         ),
     ],
 )
@@ -133,7 +143,7 @@ def test_what_cannot_be_learned_from_is_told_in_one_line(
     place: Path, capsys: pytest.CaptureFixture[str], row: dict[str, Any], says: str
 ) -> None:
     data = place / "clips" / "data.jsonl"
-    data.write_text(json.dumps(row))
+    data.write_text(json.dumps({"path": "none.mp4", "caption": "a", **row}))
     command = asked(place, "wrong", "--validate", "0", "--quiet")
     command[1] = str(data)
     assert main(command) == 2
@@ -168,11 +178,8 @@ def test_what_runs_out_of_memory_goes_on_a_rung_lower(
 
 
 def test_the_parent_imports_no_model_library() -> None:
-    code = (
-        "import flows.running.tune, sys; print([m for m in ('torch', 'peft') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
+    done = completed([sys.executable, "-c", "import sys, flows.running.tune; print(*sys.modules)"])
+    assert done.returncode == 0 and not {"torch", "peft"} & {*done.stdout.split()}, done.stderr
 
 
 @pytest.mark.slow
@@ -195,3 +202,198 @@ def test_the_process_that_trains_opens_no_clip_and_loads_no_tower(
     assert [line for line in opened if "/features/" in line]
     held = profile_of(CHECKPOINT).language.parameters
     assert record(place, "traced")["frozen_parameters"] == held
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> Place:
+    clips = write_numbered(tmp_path / "clips", 4)
+    return Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store")
+
+
+def captions(place: Place, **options: Any) -> list[str]:
+    run_inside(place, max_new_tokens=8, language_precision="fp32", **options)
+    return [caption["caption"] for caption in place.captions()]
+
+
+def tuned(place: Place, *, validate_only: bool = False) -> Tuned | AdapterScore:
+    data = place.out.with_name("data.jsonl")
+    rows = [{"file_name": f"clips/{at}.png", "text": "red, blue"} for at in range(4)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    config = TuneConfig(
+        data=str(data),
+        model=place.model,
+        store=str(place.store),
+        out=str(place.out.with_name("adapter")),
+        max_new_tokens=8,
+        steps=24,
+        lr=2e-2,
+        precision="fp32",
+        validate=0.0,
+        batch_size=4,
+        validate_only=validate_only,
+    )
+    return tune(config, Display(quiet=True), lambda listen: InsideLauncher(listen=listen))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "route"),
+    [
+        ("gemma3", "protocol"),
+        ("llama4", "protocol"),
+        ("perception_lm", "protocol"),
+        ("florence2", "replay"),
+        ("blip_2", "splice"),
+    ],
+)
+def test_the_loss_falls_and_captions_change(numbered: Place, family: str, route: str) -> None:
+    place = replace(numbered, model=str(whole_checkpoint(family)))
+    plain = captions(place)
+    assert json.loads((place.out / "run.json").read_text())["plan"]["route"] == route
+    found = tuned(place)
+    assert isinstance(found, Tuned)
+    losses = found.record["losses"]
+    assert losses[-1] < 0.7 * losses[0]
+    assert captions(place, adapter=str(place.out.with_name("adapter"))) != plain
+    scored = tuned(place, validate_only=True)
+    assert isinstance(scored, AdapterScore) and scored.score["loss"] < losses[0]
+
+
+@pytest.mark.slow
+def test_what_is_run_whole_is_refused_with_the_reason(numbered: Place) -> None:
+    with pytest.raises(UsageError, match="joint") as caught:
+        tuned(replace(numbered, model=str(whole_checkpoint("mllama"))))
+    assert "\n" not in str(caught.value)
+
+
+SCORE = {
+    "exact": 0.0,
+    "words": 0.2,
+    "loss": 3.0,
+    "samples": [{"said": "a red dog", "right": "tags: red, dog"}],
+}
+RECIPE = {"data": "d", "model": "m", "rank": 16, "steps": 4, "rate": 1e-3}
+TUNED = {
+    "recipe": RECIPE,
+    "finished": True,
+    "steps": 4,
+    "examples": 8,
+    "held_out": 2,
+    "losses": [3.0, 2.0, 1.0, 0.5],
+    "memory_bytes": [1 << 30] * 4,
+    "held_out_losses": [[2, 1.5], [4, 0.7]],
+    "best_step": 4,
+    "scores": [{"step": 0, **SCORE}, {"step": 4, **SCORE, "exact": 0.5}],
+}
+
+
+def folder(place: Path, **changes: Any) -> Path:
+    (place / RECORD).write_text(json.dumps({**TUNED, **changes}))
+    (place / ADAPTER_WEIGHTS).write_bytes(b"")
+    return place
+
+
+def test_it_says_how_it_ended_or_how_far_it_is(tmp_path: Path) -> None:
+    assert tuned_in(folder(tmp_path)).line() == (
+        "4 steps: loss 3.000 to 0.500; exact on 2 held-out captions: 0% before, 50% "
+        f"now; adapter in {tmp_path}"
+    )
+    begun = tuned_in(folder(tmp_path, finished=False, scores=[], losses=[3.0], steps=1))
+    assert begun.line() == f"1 step: loss 3.000 to 3.000; unfinished adapter in {tmp_path}"
+
+
+def test_one_of_an_older_version_is_read_too(tmp_path: Path) -> None:
+    old = {name: v for name, v in TUNED.items() if name not in ("finished", "memory_bytes")}
+    (tmp_path / RECORD).write_text(json.dumps(old))
+    assert tuned_in(tmp_path).record["finished"] is True
+
+
+@pytest.mark.parametrize("wrong", [{"losses": "none"}, {"steps": -1}, {"scores": [{"step": 0}]}])
+def test_what_somebody_changed_is_told_in_one_line(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(EnvironmentFault) as caught:
+        tuned_in(folder(tmp_path, **wrong))
+    assert RECORD in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"rank": 8}, "(--lora-rank)"), ({"data": "e", "rate": 0.1}, "(the captions, --lr)")],
+)
+def test_adapters_are_not_trained_over(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    folder(tmp_path)
+    refuse_other_recipe(tmp_path, RECIPE, resume=False)
+    refuse_other_recipe(tmp_path, {**RECIPE, **changes}, resume=True)
+    with pytest.raises(UsageError) as caught:
+        refuse_other_recipe(tmp_path, {**RECIPE, **changes}, resume=False)
+    assert says in str(caught.value) and "--resume" in str(caught.value)
+
+
+def test_an_adapter_from_elsewhere_is_not_either(tmp_path: Path) -> None:
+    refuse_other_recipe(tmp_path, RECIPE, resume=False)
+    (tmp_path / ADAPTER_WEIGHTS).write_bytes(b"")
+    with pytest.raises(UsageError, match="has no training record"):
+        refuse_other_recipe(tmp_path, RECIPE, resume=False)
+
+
+def facts_of(place: Path) -> dict[str, Any]:
+    training = training_in(place)
+    assert isinstance(training, TrainingFound)
+    found = training_facts(training)
+    assert found is not None
+    return found
+
+
+def test_the_report_has_curves_and_what_is_said_before_and_after(tmp_path: Path) -> None:
+    assert training_in(tmp_path) is None
+    told = facts_of(folder(tmp_path))
+    losses, memory = told["curves"]
+    assert [one["name"] for one in losses["series"]] == ["trained on", "held out"]
+    assert losses["series"][0]["points"][0] == [1, 3.0]
+    assert memory["series"][0]["points"][-1] == [4, 1.0]
+    assert told["rows"] == [("tags: red, dog", "a red dog", "a red dog")]
+
+
+def test_of_many_steps_as_many_are_drawn_as_show(tmp_path: Path) -> None:
+    many = 5 * MAX_POINTS + 1
+    losses = [float(at) for at in range(many)]
+    told = facts_of(folder(tmp_path, losses=losses, memory_bytes=[1] * many))
+    points = told["curves"][0]["series"][0]["points"]
+    assert len(points) <= MAX_POINTS + 1 and points[-1] == [many, many - 1.0]
+
+
+EVIL = "<img src=x onerror=\"document.title='run'\">"
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """A folder of a training whose model says markup."""
+    score = {**SCORE, "samples": [{"said": EVIL, "right": "tags: red, dog"}]}
+    folder(tmp_path, scores=[{"step": 0, **score}, {"step": 4, **score}])
+    write_run(tmp_path / RUN, []).write(force=True)
+    (tmp_path / RUN / "logs").mkdir()
+    (tmp_path / RUN / "logs" / f"{STAGE.name}.log").touch()
+    return tmp_path
+
+
+@pytest.mark.browser
+def test_curves_and_samples_are_drawn_and_nothing_is_run(browser: Browser, adapter: Path) -> None:
+    assert main(["report", str(adapter)]) == 0
+    browser.open((adapter / "report.html").as_uri())
+    browser.wait("return document.documentElement.dataset.ready")
+    assert browser.console() == []
+    curves = browser.run("return document.querySelectorAll('#training path.curve').length")
+    assert curves == 3, "losses of what is trained on and held out, and memory"
+    shown = browser.run("return document.querySelector('#training table').innerText")
+    assert EVIL in shown and "tags: red, dog" in shown
+    assert browser.run("return document.title") != "run"
+    assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_status_says_how_it_stands(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(adapter)]) == 0
+    assert capsys.readouterr().out.startswith("4 steps: loss 3.000 to 0.500")
+    assert main(["status", str(adapter), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["training"]["steps"] == 4
+    (adapter / RECORD).unlink()
+    assert main(["status", str(adapter)]) == 0
+    assert capsys.readouterr().out.startswith("no step is finished yet")

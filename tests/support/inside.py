@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 from flows.console.display import Display
 from flows.machine.launch import ENTRIES, StageCall
-from flows.options.commands import CaptionConfig
 from flows.results.run_result import RunResult
 from flows.running.run import caption
 from stages.process.events import Event, Failed, Item, StageNotes, event_of
@@ -107,7 +106,5 @@ def run_through(launcher: InsideLauncher, place: Place, **options: Any) -> Ran:
         launcher.listen = listen
         return launcher
 
-    places = {"sources": (str(place.clips),), "store": str(place.store)}
-    config = CaptionConfig(model=place.model, out=str(place.out), **{**places, **options})
-    result = caption(config, Display(to=heard), make)
+    result = caption(place.config(**options), Display(to=heard), make)
     return Ran(result=result, said=heard.getvalue(), started=launcher.started)

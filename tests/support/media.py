@@ -97,6 +97,15 @@ def write_video(
     return path
 
 
+def write_videos(folder: Path, count: int, frames: int = 10) -> Path:
+    """A folder with so many videos, each its own: `0.mp4` and on."""
+    folder.mkdir()
+    for number in range(count):
+        # Another distance of keyframes makes other bytes: equal files would be one item.
+        write_video(folder / f"{number}.mp4", ticks=range(frames), gop=5 + number)
+    return folder
+
+
 def write_audio(path: Path) -> Path:
     """A file with a second of silence and no picture."""
     with av.open(str(path), "w") as container:

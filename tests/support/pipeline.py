@@ -15,6 +15,7 @@ from typing import Any
 
 from artifacts.pack_object import read_header
 from artifacts.store import FolderStore
+from flows.options.commands import CaptionConfig
 from scripts.stage_processes import stage_of
 from tests.support import held
 
@@ -38,6 +39,11 @@ class Place:
     def command(self, *more: str) -> list[str]:
         where = ["--out", str(self.out), "--store", str(self.store)]
         return [*PENSTOCK, self.verb, str(self.clips), "--model", self.model, *where, *more]
+
+    def config(self, **options: Any) -> CaptionConfig:
+        """Return the configuration of captions, with these other options."""
+        where = {"sources": (str(self.clips),), "out": str(self.out), "store": str(self.store)}
+        return CaptionConfig(model=self.model, **{**where, **options})
 
     def run(self, *more: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(

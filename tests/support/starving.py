@@ -34,43 +34,22 @@ def warm(job: dict[str, Any]) -> None:
 
 
 class Hunger:
-    """What one process of a stage can hold, told from the rung it is run on.
+    """What one process of a stage can hold.
 
-    `room`: items at once in full precision; `rooms`: the same by a word of the rung, such as
-    `int8` or `offload`; `giants`: features' keys of items that fit nowhere, `large` of those that
-    fit only where another room is given; `dies`: `raise`, or `kill` for a death without a word,
-    `peak` for one with all its memory in use; `weights`: precisions whose weights alone do not fit;
-    `once`: a file, which is deleted by the death of the one process that is hungry.
+    `room`: items at once; `giants`: digests of files that fit nowhere.
     """
 
-    def __init__(self, stage: str, job: dict[str, Any]) -> None:
+    def __init__(self, stage: str) -> None:
         told = json.loads(os.environ.get(VARIABLE, "{}")).get(stage, {})
-        half = job.get("half", {})
-        words = [half.get("precision", ""), job.get("kv", "")]
-        words += [w for w in ("mlp_chunk", "offload") if half.get(w)]
-        rooms = [told["rooms"][word] for word in words if word in told.get("rooms", {})]
-        self.room = rooms[-1] if rooms else told.get("room", 10**9)
-        self.giants = set(told.get("giants", [])) | (set() if rooms else set(told.get("large", [])))
-        self.dies = told.get("dies", "raise")
-        self.once = told.get("once")
-        self.weights = half.get("precision") in told.get("weights", []) and not half.get("offload")
-
-    def check(self, keys: Sequence[str]) -> None:
-        """Run out of memory, if these are too many or one too large."""
-        starved = self.once is None or os.path.exists(self.once)
-        if starved and (len(keys) > self.room or self.giants & set(keys)):
-            self.die()
+        self.room = told.get("room", 10**9)
+        self.giants = set(told.get("giants", []))
 
     def die(self) -> None:
-        if self.once is not None:
-            os.unlink(self.once)
-        if self.dies == "peak":
-            held = fill()
-            time.sleep(0.5)  # so that it is seen
-            held.clear()
-        if self.dies in ("kill", "peak"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise RuntimeError(WORDS)
+        """Be killed with all the memory in use."""
+        held = fill()
+        time.sleep(0.5)  # so that it is seen
+        held.clear()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def fill() -> list[bytearray]:
@@ -83,41 +62,21 @@ def fill() -> list[bytearray]:
 
 
 @contextlib.contextmanager
-def hungry(stage: str, module: Any, job: dict[str, Any]) -> Iterator[None]:
-    """Let computing a batch, or loading, fail as the environment says."""
-    from stages.models.loading import ModelJob
-
-    hunger, load = Hunger(stage, job), ModelJob.load_reloadable
+def hungry(stage: str, module: Any) -> Iterator[None]:
+    """Let computing a batch fail as the environment says."""
+    hunger = Hunger(stage)
 
     class Starving(OomRetry):
         def run_batch(self, batch: Any, key: Any, compute: Any) -> Any:
             def computing(members: Any) -> Any:
-                computed = [
-                    m for m in members if not isinstance(m, EncodeItem)
-                ]  # else it is only read
-                keys = [m.key if stage == "encode" else m.features for m, *_ in computed]
-                hunger.check(keys)
+                # Those that are only read take nothing.
+                if sum(not isinstance(member, EncodeItem) for member in members) > hunger.room:
+                    hunger.die()
                 return compute(members)
 
             return super().run_batch(batch, key, computing)
 
-        def run_block(self, batches: Any, block: int, key: Any, compute: Any) -> Any:
-            def computing(some: Any) -> Any:
-                for members in some:
-                    hunger.check([m.key for m, _ in members])
-                return compute(some)
-
-            return super().run_block(batches, block, key, computing)
-
-    def loading(self: Any, half: Any) -> Any:
-        if hunger.weights:
-            hunger.die()
-        return load(self, half)
-
-    with (
-        patch.object(module, "OomRetry", Starving),
-        patch.object(ModelJob, "load_reloadable", loading),
-    ):
+    with patch.object(module, "OomRetry", Starving):
         yield
 
 
@@ -125,14 +84,14 @@ def encode(job: dict[str, Any], report: EventReporter) -> None:
     import stages.encode.run
     import stages.models.encoding.run
 
-    with hungry("encode", stages.models.encoding.run, job):
+    with hungry("encode", stages.models.encoding.run):
         stages.encode.run.run(job, report)
 
 
 def decode(job: dict[str, Any], report: EventReporter) -> None:
     import stages.decode.run
 
-    with hungry("decode", stages.decode.run, job):
+    with hungry("decode", stages.decode.run):
         stages.decode.run.run(job, report)
 
 
@@ -157,14 +116,12 @@ def frames(job: dict[str, Any], report: EventReporter) -> None:
     """Of files, `room` at once; a giant is named by its digest."""
     import stages.frames.run
 
-    hunger = Hunger("frames", job)
+    hunger = Hunger("frames")
     cut: Callable[..., Any] = stages.frames.run.Cutting.cut_video
 
     def cutting(self: Any, medium: Any) -> None:
         with self.record_sets.failing(medium):
             if job["workers"] > hunger.room or medium.digest in hunger.giants:
-                if hunger.dies == "kill":
-                    hunger.die()
                 raise MemoryError("Unable to allocate 3 MiB")
         cut(self, medium)
 

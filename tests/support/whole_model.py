@@ -1,8 +1,5 @@
-"""The whole model's captions of the frames that a run stored: processor, then `generate`, nothing
-of this program in between but the reading of the frames."""
+"""The frames that a run stored, and what a processor is given of them, read without a model."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,34 +44,6 @@ def frames_of(place: Place) -> list[tuple[dict[str, Any], Frames]]:
     return found
 
 
-def whole_model_captions(place: Place, model: Path, batch: int) -> list[str]:
-    """A caption for each line of the run's captions, in order, `batch` rows of a kind together."""
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    processor: Any = AutoProcessor.from_pretrained(model)
-    whole: Any = AutoModelForImageTextToText.from_pretrained(model).eval()
-    frames = frames_of(place)
-    rows = list(enumerate(place.captions()))
-    said: dict[int, str] = {}
-    for kind in ("image", "video"):
-        of_kind = [row for row in rows if ("image" in row[1]["prompt"]) == (kind == "image")]
-        for first in range(0, len(of_kind), batch):
-            group = of_kind[first : first + batch]
-            chunks = [frames[number] for number, _ in group]
-            texts = [turn(processor, kind, row["prompt"]) for _, row in group]
-            inputs = processor(
-                text=texts, padding=True, return_tensors="pt", **media_of(kind, chunks)
-            )
-            with torch.inference_mode():
-                tokens = whole.generate(**inputs, max_new_tokens=128, do_sample=False)
-            texts = processor.batch_decode(
-                tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-            )
-            said.update({number: text for (number, _), text in zip(group, texts, strict=True)})
-    return [said[number] for number, _ in rows]
-
-
 def turn(processor: Any, kind: str, prompt: str) -> str:
     content = [{"type": kind}, {"type": "text", "text": prompt}]
     text: str = processor.apply_chat_template(
@@ -106,20 +75,3 @@ def media_of(kind: str, chunks: list[tuple[dict[str, Any], Frames]]) -> dict[str
         "video_metadata": metadata,
         "do_sample_frames": False,
     }
-
-
-def in_float32(checkpoint: Path, folder: Path) -> Path:
-    """A copy of a checkpoint whose own precision is float32, in which batches change no byte."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    folder.mkdir()
-    for file in checkpoint.iterdir():
-        if file.suffix == ".safetensors":
-            tensors = {name: t.to(torch.float32) for name, t in load_file(file).items()}
-            save_file(tensors, folder / file.name, metadata={"format": "pt"})
-        else:
-            (folder / file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
-    return folder

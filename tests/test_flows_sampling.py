@@ -1,16 +1,21 @@
-"""--sampling-as-card takes frames a second, their number, the last frame and the system turn from
-what the model's authors state; options overrule it, and without it nothing changes."""
+"""Which frames are taken: what the authors of a model state (--sampling-as-card), frames of a whole
+file (--whole), and the shots of clips joined into one file (--shots)."""
 
+import functools
 import json
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from artifacts.errors import UsageError
 from artifacts.packs import RecordSet, stored_namespaces
-from artifacts.schema import Sampling
+from artifacts.schema import WHOLE_SECONDS, FrameFit, Sampling
 from artifacts.store import FolderStore
 from flows.checkpoint.models import Model
 from flows.console.display import Display
@@ -20,11 +25,18 @@ from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
 from flows.planning.plan import figures, plan_of
 from flows.running.run import caption
+from flows.upkeep.cache import sampling_text
 from penstock_demo import CHECKPOINT
+from penstock_demo.clips import write_clips
+from stages.frames.decoder import Decoder
+from stages.frames.video import Video
+from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import profile_of
-from tests.support.inside import InsideLauncher
+from tests.support.families import checkpoint
+from tests.support.inside import InsideLauncher, run_inside
 from tests.support.keys_before import config_of, model_of
-from tests.support.media import write_video
+from tests.support.media import picture, rgb, write_numbered, write_video
+from tests.support.pipeline import Place
 
 LLAVA_TURN = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -158,3 +170,122 @@ def test_a_run_takes_the_last_frame_and_records_the_card(tmp_path: Path) -> None
     assert records["card"]["sampling_as_card"].startswith("QwenLM/Qwen3-VL")
     assert "last_frame" not in records["plain"]["sampling"]
     assert "sampling_as_card" not in records["plain"]
+
+
+HOURS = 2
+FRAMES = 6
+SECOND = Fraction(1, 1)
+GOP = 60
+drawn = functools.cache(picture)
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two hours at a frame a second."""
+    return write_video(
+        tmp_path_factory.mktemp("long") / "long.mp4",
+        ticks=range(HOURS * 3600),
+        time_base=SECOND,
+        gop=GOP,
+        draw=lambda index, height, width: drawn(index // GOP, height, width),
+    )
+
+
+@pytest.fixture
+def place(tmp_path: Path, long: Path) -> Place:
+    """Two hours, three seconds, and a picture."""
+    clips = write_numbered(tmp_path / "clips", 1)
+    (clips / "long.mp4").symlink_to(long)
+    write_video(clips / "short.mp4", ticks=range(90))
+    return Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store")
+
+
+def test_a_file_has_one_caption_of_frames_from_all_of_it(place: Place) -> None:
+    place = replace(place, model=str(checkpoint("qwen2_5_vl")))
+    asked = {"max_frames": FRAMES, "max_new_tokens": 4}
+    said = run_inside(place, whole=True, **asked).said
+    assert f"captioned as a whole, by at most {FRAMES} frames evenly over it" in said
+    picture_row, long, short = place.captions()
+    assert (long["start"], long["end"]) == (0.0, HOURS * 3600.0)
+    assert long["frames"] == [HOURS * 3600 / FRAMES * at for at in range(FRAMES)]
+    assert (short["start"], short["end"]) == (0.0, 3.0) and 1 < len(short["frames"]) <= FRAMES
+    told = json.loads((place.out / "run.json").read_text())["plan"]
+    assert told["sampling"]["whole"] and told["sampling"]["chunk_seconds"] is None
+    assert run_inside(place, whole=True, **asked).started == []
+    # Pictures are no other thing than without it, and so are not looked at again.
+    again = run_inside(place, chunk=4000.0, **asked)
+    assert [row["media_path"] for row in place.captions()].count("long.mp4") == 2
+    assert again.started == ["frames", "encode", "decode"]
+    assert {**place.captions()[0], "features": ""} == {**picture_row, "features": ""}
+
+
+def test_of_two_hours_few_frames_are_decoded(long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    decode = Decoder._decode
+
+    def counted(self: Decoder, packet: Any) -> None:
+        decoded.append(packet)
+        decode(self, packet)
+
+    monkeypatch.setattr(Decoder, "_decode", counted)
+    sampling = Sampling(chunk_seconds=WHOLE_SECONDS, fps=1, max_frames=FRAMES)
+    with Video(long) as video:
+        (plan,) = video.plan(sampling)
+        assert (plan.start, plan.end, len(plan.ticks)) == (0.0, HOURS * 3600.0, FRAMES)
+        (chunk,) = video.chunks([plan], FrameFit())
+    assert len(chunk.pixels) == FRAMES and chunk.index.times[-1] == 6000.0
+    assert len(decoded) < 4 * FRAMES * 16, "of 7,200"
+
+
+def test_it_is_told_apart_from_a_long_chunk() -> None:
+    whole = Sampling(chunk_seconds=WHOLE_SECONDS, frames=4, max_frames=4)
+    assert whole.whole and not replace(whole, chunk_seconds=1e5).whole
+    assert not replace(whole, shots=True).whole
+    assert sampling_text(whole.settings) == "whole files, 4 frames"
+    assert sampling_text(replace(whole, chunk_seconds=30).settings) == "30 s, 4 frames"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "frames"), [("blip", 1), ("instructblipvideo", 4), ("perception_lm", 32)]
+)
+def test_a_family_that_takes_few_frames_sees_them_from_all_of_it(
+    place: Place, family: str, frames: int
+) -> None:
+    place = replace(place, model=str(whole_checkpoint(family)))
+    run_inside(place, whole=True, max_new_tokens=4)
+    (seen,) = [row["frames"] for row in place.captions() if row["media_path"] == "long.mp4"]
+    assert len(seen) == frames
+    step = HOURS * 3600 / frames
+    first = step / 2 if frames == 1 else 0.0
+    assert seen == pytest.approx([first + at * step for at in range(frames)], abs=1.5)
+
+
+@pytest.mark.slow
+def test_clips_joined_to_one_video_are_captioned_one_by_one(tmp_path: Path) -> None:
+    truths = write_clips(tmp_path / "single", 3, seed=5)
+    pictures: list[NDArray[np.uint8]] = []
+    starts: list[int] = []
+    for truth in truths:
+        starts.append(len(pictures))
+        with av.open(str(tmp_path / "single" / truth.file)) as container:
+            rate = container.streams.video[0].average_rate
+            pictures += [rgb(frame) for frame in container.decode(video=0)]
+    assert rate is not None
+    (tmp_path / "joined").mkdir()
+    write_video(
+        tmp_path / "joined" / "all.mp4",
+        ticks=range(len(pictures)),
+        time_base=1 / rate,
+        size=(pictures[0].shape[0], pictures[0].shape[1]),
+        options={"crf": "18"},
+        draw=lambda index, *_: pictures[index],
+    )
+    place = Place(clips=tmp_path / "joined", out=tmp_path / "out", store=tmp_path / "store")
+    done = place.run("--shots")
+    assert done.returncode == 0, done.stderr
+    captions = place.captions()
+    ends = [*starts[1:], len(pictures)]
+    assert [round(line["start"] * rate) for line in captions] == starts
+    assert [round(line["end"] * rate) for line in captions] == ends
+    assert [line["caption"] for line in captions] == [truth.caption for truth in truths]

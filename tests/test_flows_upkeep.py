@@ -1,7 +1,12 @@
-"""What a rebuild encodes, what it says of why, and what it removes."""
+"""What goes from a store that is too large; what a rebuild encodes, what it says of why, and what
+it removes."""
 
+import json
+import os
 import shutil
+import signal
 import subprocess
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -9,42 +14,172 @@ from typing import Any
 
 import pytest
 
+from artifacts.claims import claims_at
 from artifacts.errors import Interrupted, UsageError
-from artifacts.packs import RecordSet
+from artifacts.pack_object import verify
+from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
+from flows.checkpoint.user_gguf import COPIES
+from flows.cli.main import main
 from flows.console.display import Display
-from flows.machine.leases import leased
+from flows.machine.leases import leased, running_jobs
 from flows.options.commands import CaptionConfig
 from flows.options.rebuild import RebuildConfig
 from flows.running.run import caption
+from flows.upkeep.cache import collect, holdings
 from flows.upkeep.rebuild import RebuildOptions, RebuildResult, rebuild
 from penstock_demo.clips import write_clips
 from stages.process.lock import try_hold
-from tests.support import stand_ins
-from tests.support.media import write_video
-from tests.support.pipeline import PENSTOCK, ROOT, Place
+from tests.support.holders import held_elsewhere
+from tests.support.media import write_video, write_videos
+from tests.support.pipeline import PENSTOCK, ROOT, Place, wait_gone
 from tests.support.rebuilds import rebuilding
-from tests.support.stand_ins import Stages, config_in
+from tests.support.stand_ins import PROFILE, Stages, config_in
+
+HELD, FREE = "aa" * 32, "bb" * 32
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "store")
+
+
+def put(store: FolderStore, kind: str, namespace: str, key: str, used: float) -> Path:
+    """A pack of one record that was last used so many seconds after 2001."""
+    before = set(store.list(kind))
+    RecordSet(store, kind, namespace).publish([Record(key=key, payload=key.encode() * 10_000)])
+    (name,) = set(store.list(kind)) - before
+    os.utime(store.local / name, (used + 1e9, used + 1e9))
+    return store.local / name
+
+
+@pytest.fixture
+def holder(store: FolderStore) -> Iterator["subprocess.Popen[str]"]:
+    """Another process that holds the namespace HELD."""
+    with held_elsewhere(store, HELD) as process:
+        yield process
+
+
+def test_the_least_recently_used_goes_first_and_what_is_small_goes_last(store: FolderStore) -> None:
+    caption = put(store, "captions", FREE, "c", used=1)
+    old, middle = (put(store, "features", FREE, key, used=at) for key, at in (("a", 2), ("b", 3)))
+    frames = put(store, "frames", HELD, "f", used=4)
+    sizes = {path: path.stat().st_size for path in (old, middle, frames, caption)}
+    total = sum(sizes.values())
+    for goes in (old, middle, frames, caption):
+        made = collect(store, total - 1, dry_run=False)
+        assert not goes.exists() and made.bytes == sizes.pop(goes)
+        assert all(path.exists() for path in sizes)
+        total -= made.bytes
+
+
+def test_reading_keeps_a_pack_from_going(store: FolderStore) -> None:
+    read, unread = (put(store, "features", FREE, key, used=at) for key, at in (("a", 1), ("b", 2)))
+    RecordSet(store, "features", FREE).read("a")
+    collect(store, 15_000, dry_run=False)
+    assert read.exists() and not unread.exists()
+
+
+def test_a_store_below_the_size_loses_nothing_but_rubbish(store: FolderStore) -> None:
+    kept = put(store, "features", FREE, "a", used=1)
+    bad = put(store, "features", FREE, "b", used=2)
+    bad.write_bytes(b"garbage")
+    assert [fine for _, fine in verify(store)].count(False) == 1
+    stale = store.local / "tmp" / "half"
+    stale.write_bytes(b"half")
+    os.utime(stale, (0, 0))
+    made = collect(store, 1 << 30, dry_run=False)
+    assert dict(made.packs) == {"rubbish": 2}
+    assert kept.exists() and not stale.exists()
+    assert not any(path.is_file() for path in (store.local / "quarantine").rglob("*"))
+
+
+def test_a_dry_run_says_the_same_and_deletes_nothing(store: FolderStore) -> None:
+    for at in range(4):
+        put(store, "features", FREE, f"{at}", used=at)
+    before = list(store.list())
+    told = collect(store, 25_000, dry_run=True)
+    assert list(store.list()) == before
+    done = collect(store, 25_000, dry_run=False)
+    assert (told.packs, told.bytes) == (done.packs, done.bytes)
+    assert done.packs["features"] == 2
+
+
+def test_what_another_process_needs_stays_until_that_process_is_dead(
+    store: FolderStore, holder: "subprocess.Popen[str]", capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = put(store, "features", HELD, "a", used=1)
+    free = put(store, "features", FREE, "b", used=2)
+    (job,) = running_jobs(store)
+    assert job.namespaces == {HELD} and str(holder.pid) in job.description
+    command = ["cache", "gc", "--max", "0", "--store", store.url]
+    assert main(command) == 1
+    assert held.exists() and not free.exists()
+    shown = capsys.readouterr().out
+    assert f"process {holder.pid}" in shown and "Run it again" in shown
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    wait_gone([holder.pid])
+    assert main(command) == 0
+    assert not held.exists()
+    assert not list((store.local / "jobs").iterdir())
+
+
+def test_ls_tells_all_namespaces(store: FolderStore, capsys: pytest.CaptureFixture[str]) -> None:
+    put(store, "features", FREE, "a", used=1)
+    (holding_,) = holdings(store)
+    assert (holding_.kind, holding_.namespace, holding_.packs) == ("features", FREE, 1)
+    assert main(["cache", "ls", "--store", store.url]) == 0
+    assert "features" in capsys.readouterr().out
+    assert main(["cache", "ls", "--store", store.url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["scope"] == FREE
+
+
+def test_verify_is_exit_1_once(store: FolderStore, capsys: pytest.CaptureFixture[str]) -> None:
+    pack = put(store, "features", FREE, "a", used=1)
+    pack.write_bytes(pack.read_bytes()[:-1] + b"?")
+    command = ["cache", "verify", "--store", store.url]
+    assert main(command) == 1
+    assert "damaged, quarantined: features/" in capsys.readouterr().out
+    assert main(command) == 0
+
+
+def test_claims_of_namespaces_that_no_job_holds_go_with_the_rubbish(
+    store: FolderStore, holder: "subprocess.Popen[str]"
+) -> None:
+    for namespace in (HELD, FREE):
+        with claims_at(store, RecordSet(store, "features", namespace)) as turns:
+            turns.done([])
+    collect(store, 1 << 30, dry_run=False)
+    left = [path.name for path in (store.local / "claims").rglob("*") if path.is_file()]
+    assert left == [HELD]
+
+
+def test_copies_of_gguf_files_go_when_no_run_has_used_them_for_an_hour(store: FolderStore) -> None:
+    folder = store.local / COPIES
+    folder.mkdir(parents=True)
+    used, unused, killed = (folder / name for name in ("a.gguf", "b.gguf", ".penstock-7-c.gguf"))
+    for path in (used, unused, killed):
+        path.write_bytes(b"GGUF")
+    for path in (unused, killed):
+        os.utime(path, (1e9, 1e9))
+    made = collect(store, 1 << 40, dry_run=False)
+    assert (made.packs["rubbish"], made.bytes) == (2, 8)
+    assert list(folder.iterdir()) == [used]
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> CaptionConfig:
     """Three videos of one chunk each and a model of two files."""
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    for number in range(3):
-        write_video(clips / f"{number}.mp4", ticks=range(10), gop=5 + number)
-    return config_in(tmp_path, clips, batch_size=2)
+    return config_in(tmp_path, write_videos(tmp_path / "clips", 3), batch_size=2)
 
 
 def answered(
     config: CaptionConfig | RebuildConfig, stages: Stages | None = None, **options: Any
 ) -> RebuildResult:
     """A rebuild with stages that answer at once."""
-    told = stages or Stages()
-    return rebuild(
-        rebuilding(config), RebuildOptions(**options), Display(quiet=True), told.launcher
-    )
+    launcher = (stages or Stages()).launcher
+    return rebuild(rebuilding(config), RebuildOptions(**options), Display(quiet=True), launcher)
 
 
 def features(config: CaptionConfig) -> int:
@@ -60,13 +195,11 @@ def counts(result: RebuildResult) -> tuple[int, int, int, int]:
 
 
 def snapshot(store: str) -> dict[str, bytes]:
-    packs = Path(store).rglob("*.pack")
-    return {str(path): path.read_bytes() for path in packs}
+    return {str(path): path.read_bytes() for path in Path(store).rglob("*.pack")}
 
 
-def in_use(config: CaptionConfig, kind: str) -> AbstractContextManager[object]:
+def in_use(store: FolderStore, kind: str) -> AbstractContextManager[object]:
     """Another running job holds the only namespace of these records."""
-    store = FolderStore(Path(config.store))
     (namespace,) = {name.split("/")[2] for name in store.list(kind)}
     return leased(store, [namespace], Path("elsewhere"))
 
@@ -135,10 +268,12 @@ def test_what_another_recorded_job_refers_to_stays(config: CaptionConfig) -> Non
     assert (counts(result), result.removed, features(config)) == ((1, 0, 0, 2), 1, 2)
 
 
-def test_what_a_running_job_needs_stays_until_the_next_prune(config: CaptionConfig) -> None:
+def test_what_a_running_job_needs_stays_until_the_next_prune(
+    config: CaptionConfig, store: FolderStore
+) -> None:
     answered(config)
     other_weights(config)
-    with in_use(config, "features"):
+    with in_use(store, "features"):
         result = answered(config, prune=True)
     assert (result.encoded, result.removed, features(config)) == (3, 0, 6)
     assert any("weights changed" in reason for reason in result.difference.why)
@@ -159,34 +294,26 @@ def test_what_a_rebuild_that_was_stopped_made_is_known_to_be_its_own(config: Cap
     assert (result.encoded, result.removed, features(config)) == (3, 5, 3)
 
 
-def test_frames_that_another_job_looks_at_are_left_for_it(config: CaptionConfig) -> None:
-    store = FolderStore(Path(config.store))
+def test_frames_that_another_job_looks_at_are_left_and_go_once_none_does(
+    config: CaptionConfig, store: FolderStore
+) -> None:
     answered(config)
     other_weights(config)
-    with in_use(config, "media"):
-        answered(config)
-    assert len(list(store.list("frames"))) == 3
-    answered(config)
-    assert list(store.list("frames")) == []
-
-
-def test_frames_of_a_removed_file_go_with_its_features(config: CaptionConfig) -> None:
-    store = FolderStore(Path(config.store))
-    answered(config)
-    other_weights(config)
-    with in_use(config, "media"):
+    with in_use(store, "media"):
         answered(config)
         (Path(config.sources[0]) / "0.mp4").unlink()
         assert answered(config, prune=True).removed == 4, "the features of it and of old weights"
         assert len(list(store.list("frames"))) == 3
-    assert answered(config, prune=True).removed == 1, "its frames"
+    answered(config)
+    assert len(list(store.list("frames"))) == 1, "those of the removed file"
+    assert answered(config, prune=True).removed == 1
     assert list(store.list("frames")) == []
 
 
 def test_features_of_an_earlier_prompt_go_where_prompts_decide_them(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stand_ins, "PROFILE", replace(stand_ins.PROFILE, prompted=True))
+    monkeypatch.setattr("tests.support.stand_ins.PROFILE", replace(PROFILE, prompted=True))
     answered(config)
     asked = replace(config, prompt="Who is there?")
     result = answered(asked, prune=True)
