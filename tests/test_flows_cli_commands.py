@@ -1,0 +1,147 @@
+"""`penstock convert` in bounded memory, and what `penstock doctor` says of a machine."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import penstock
+from flows.checkpoint.graphs import missing_libraries
+from flows.cli.doctor_command import _device, _memory, measured_lines
+from flows.cli.main import main
+from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
+from flows.planning.machine import MachineLookup
+from stages.convert.job import ConvertJob
+from tests.support import gpus
+from tests.support.described import spare_processes
+from tests.support.fake_gpu.state import Machine
+from tests.support.machines import machine
+from tests.support.pickled import (
+    drawn,
+    tensors_of,
+    write_folder,
+)
+
+MB = 1_000_000
+
+
+def test_the_command_converts_and_says_what_there_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare_processes(monkeypatch)
+    source, made = write_folder(tmp_path / "source", drawn()), tmp_path / "made"
+    for there in ("", ", 1 of them from before"):
+        assert main(["convert", str(source), str(made), "--dtype", "bf16"]) == 0
+        said = f"{made}: 6 tensors, 24.6 kB, in 1 file{there}; use it with --model {made}\n"
+        assert capsys.readouterr().out == said
+    assert tensors_of(made)["layer.0.weight"].dtype == torch.bfloat16
+
+
+def test_paths_begin_at_home_and_an_unknown_home_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare_processes(monkeypatch)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_folder(tmp_path / "source", drawn())
+    assert penstock.convert("~/source", "~/made").tensors == 6
+    assert (tmp_path / "made" / "config.json").is_file()
+    for call in (["~/source", "~nobody-of-this-name/made"], ["~nobody-of-this-name", "~/made"]):
+        with pytest.raises(penstock.PenstockError, match="~nobody-of-this-name"):
+            penstock.convert(*call)
+        assert main(["convert", *call]) == 2
+        assert "is not a valid path" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_large_pickle_takes_next_to_no_memory(tmp_path: Path) -> None:
+    weights = {f"layer.{n}.fc1.weight": torch.randn(20480, 4096) for n in range(3)}
+    source = write_folder(tmp_path / "source", weights)
+    assert (source / "pytorch_model.bin").stat().st_size > 1000 * MB
+    call = StageCall(
+        name="convert",
+        job=ConvertJob(
+            source=str(source), folder=str(tmp_path / "made"), dtype="fp16", shard_bytes=1 << 30
+        ),
+        device="cpu",
+        log=tmp_path / "log",
+        budget=96 << 20,  # of what may be written to, above the imports
+    )
+    outcome = run_with_restarts(DirectLauncher(lambda *_: None), call)
+    assert outcome.peak_host_bytes < 400 * MB
+    made = tensors_of(tmp_path / "made")
+    assert all(torch.equal(made[n], t.to(made[n].dtype)) for n, t in weights.items())
+
+
+def test_a_limit_around_the_process_is_told(tmp_path: Path) -> None:
+    proc, system = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal: 64000000 kB\nMemAvailable: 60000000 kB\n")
+    (proc / "self" / "cgroup").write_text("0::/job\n")
+    (system / "job").mkdir(parents=True)
+    assert _memory(proc, system) == "61.4 GB of 65.5 GB free"
+    (system / "job" / "memory.max").write_text("8000000000\n")
+    (system / "job" / "memory.current").write_text("3000000000\n")
+    assert _memory(proc, system).startswith("5.0 GB of 8.0 GB free: the limit of this control")
+
+
+def test_figures_are_told_in_units_that_people_know_and_what_lacks_with_its_reason() -> None:
+    shown = "\n".join(measured_lines(MachineLookup(machine=machine())))
+    # 512 tokens in 128 ns a parameter: 8 GFLOP/s. One token in 1 ns: 1 G parameters/s.
+    assert "fp32    8 GFLOP/s in prefill, 1 G parameters/s in decode" in shown
+    assert "nf4" in shown and "10 M parameters/s quantized while loading" in shown
+    assert "1085 frames/s of 720p H.264, 16.7 JPEGs/s of 12 megapixels" in shown
+    late = "there was no time left"
+    missing = {"passes nf4": late, "video_pixels": late, "passes int8": "RuntimeError: no kernel"}
+    lines = list(measured_lines(MachineLookup(machine=machine(missing=missing, video_pixels=0.0))))
+    assert "  without nf4, video_pixels: there was no time left" in lines
+    assert "  without int8: RuntimeError: no kernel" in lines
+    assert "  media   16.7 JPEGs/s of 12 megapixels" in lines
+
+
+def test_doctor_names_device_memory_store_and_a_server_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://me:secret@127.0.0.1:9/api")
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("device ", "memory ", "store ", "torch", "prefect ", "does not respond"):
+        assert word in shown
+    assert "secret" not in shown
+    (line,) = (line for line in shown.splitlines() if "tensorrt  " in line)
+    assert all(name in line for name in missing_libraries())
+    assert main(["doctor", "--model", "demo"]) == 2
+    assert "--model needs --measure" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("machine", "says"),
+    [
+        (gpus.plain(), "NVIDIA GeForce RTX 3070, driver "),
+        (gpus.turing(), "not supported by this GPU: such checkpoints run in fp16"),
+        (gpus.wsl2(), "its driver may use host memory when the GPU's is full"),
+        (
+            gpus.two_unlike_cards(),
+            "NVIDIA GeForce RTX 4090 with 25.8 GB: select it by CUDA_VISIBLE_DEVICES=1",
+        ),
+        (gpus.no_process_list(), "share it with containers by PENSTOCK_LOCKS=FOLDER"),
+    ],
+    ids=["plain", "turing", "wsl2", "two", "list"],
+)
+def test_a_gpu_is_told_with_what_it_lacks(
+    machine: Machine, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus.see(machine, tmp_path / "gpu", monkeypatch)
+    assert says in "\n".join(_device("cuda:0"))
+
+
+def test_a_store_that_cannot_be_written_is_named_after_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("PENSTOCK_STORE", str(blocked / "store"))
+    assert main(["doctor"]) == 5
+    told = capsys.readouterr()
+    assert "\nmeasured" in told.out
+    assert "PENSTOCK_STORE" in told.err and "--out" not in told.err

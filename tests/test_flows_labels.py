@@ -1,0 +1,287 @@
+"""`penstock label`: labels as people give them, and of pictures and frames by vectors that are made
+once; killed in each stage, planned, shown, rebuilt; by the dual encoder of the demo, too."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from artifacts.errors import UsageError
+from benchmarks.labels import LABELS as DEMO_LABELS
+from benchmarks.labels import f1, holds, small
+from flows.checkpoint.models import find_checkpoint
+from flows.cli.main import main
+from flows.media.labels import label_set
+from flows.options.commands import CaptionConfig
+from flows.pipelines import CAPTION, EMBED, LABEL, REBUILD, Pipeline
+from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
+from penstock_demo.dual.pictures import ImageTruth
+from penstock_demo.dual.pictures import write_images as draw_images
+from tests.support.dual_encoders import save_clip
+from tests.support.embedding import items, write_images
+from tests.support.families import hf
+from tests.support.media import write_video
+from tests.support.pipeline import Place, kill_at, read_lines
+
+
+def test_labels_in_line_stand_in_the_template() -> None:
+    found = label_set("a red car, dog")
+    assert found.names == ["a red car", "dog"]
+    assert found.texts == [["a photo of a red car"], ["a photo of dog"]]
+
+
+def test_a_file_has_a_label_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("# animals\ncat\n\n dog \n")
+    forms = tmp_path / "forms.txt"
+    forms.write_text("a {}\na drawing of a {}\n")
+    found = label_set(str(path), str(forms))
+    assert found.texts == [["a cat", "a drawing of a cat"], ["a dog", "a drawing of a dog"]]
+
+
+@pytest.mark.parametrize("form", ["yaml", "json"])
+def test_a_file_may_say_more_of_a_label(tmp_path: Path, form: str) -> None:
+    told = {
+        "animal": None,
+        "cat": {"prompts": ["a cat", "a kitten"], "parent": "animal", "threshold": 0.3},
+        "indoors": {"group": "place"},
+        "outdoors": {"group": "place", "prompts": "in the open"},
+    }
+    path = tmp_path / f"labels.{form}"
+    path.write_text(json.dumps(told))  # which is YAML, too
+    animal, cat, indoors, outdoors = label_set(str(path)).labels
+    assert cat.prompts == ("a cat", "a kitten") and cat.parent == "animal" and cat.threshold == 0.3
+    assert (indoors.group, outdoors.prompts) == ("place", ("in the open",))
+    assert animal.prompts == ("a photo of animal",)
+
+
+def test_the_digest_is_of_all_that_decides(tmp_path: Path) -> None:
+    path = tmp_path / "labels.yaml"
+    digests = set()
+    for text in ("a:\nb:", "a:\nb: {threshold: 0.1}", "a:\nb: {group: g}", "a:\nb: {parent: a}"):
+        path.write_text(text)
+        digests.add(label_set(str(path)).digest)
+    assert len(digests) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("labels.txt", "cat\ndog\ncat\n", "'cat' is listed twice"),
+        ("labels.txt", "\n# none\n", "no labels in"),
+        ("labels.yaml", "cat: {colour: red}", "unknown settings: colour"),
+        ("labels.yaml", "cat: {parent: animal}", "ancestor 'animal', which is no label"),
+        ("labels.yaml", "a: {parent: b}\nb: {parent: a}", "its own ancestor"),
+        ("labels.yaml", "cat: {threshold: 7}", "invalid threshold 7"),
+        ("labels.yaml", "cat: {threshold: high}", "invalid threshold 'high'"),
+        ("labels.yaml", "cat: {prompts: ['']}", "empty prompt"),
+        ("labels.yaml", "cat: [", "cannot be parsed"),
+        ("labels.yaml", "!!python/object/apply:os.getcwd []", "cannot be parsed"),
+        ("labels.json", "7", "neither a list of labels"),
+        ("labels.json", "{", "cannot be parsed"),
+    ],
+)
+def test_a_wrong_file_is_told_in_one_line(tmp_path: Path, name: str, text: str, said: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        label_set(str(path))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_is_no_label_and_no_template_is_refused(tmp_path: Path) -> None:
+    for told in ("labels.txt", "", "a,,b", "/no/such/labels.yaml"):
+        with pytest.raises(UsageError):
+            label_set(told)
+    (tmp_path / "forms.txt").write_text("a photo\n")
+    with pytest.raises(UsageError, match="has no"):
+        label_set("cat", str(tmp_path / "forms.txt"))
+
+
+LABELS = "cat,sky,green"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_images(tmp_path_factory.mktemp("pictures"))
+    write_video(folder / "v.mp4", ticks=range(90))
+    return folder
+
+
+def label(sources: Path, model: Path, place: Path, *more: str, labels: str = LABELS) -> int:
+    # The tiny tokenizer writes no end, so that the half reads the first letter alone.
+    (place / "templates.txt").write_text("{} in a photo\n")
+    where = ["--store", str(place / "store"), "--out", str(place / "out")]
+    where += ["--templates", str(place / "templates.txt")]
+    return main(["label", str(sources), "--model", str(model), "--labels", labels, *where, *more])
+
+
+def lines(place: Path) -> list[dict[str, Any]]:
+    return read_lines(place / "out" / "labels.jsonl")
+
+
+def test_labels_are_those_of_the_whole_model_and_another_set_opens_no_picture(
+    pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert label(pictures, clip, tmp_path, "--format", "csv,parquet,txt") == 0
+    out = tmp_path / "out"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(f"; view them with `penstock report {out}`") and ".txt: 7 written" in last
+    written = {path.name for path in out.iterdir() if path.is_file() and path.suffix != ".txt"}
+    unnamed = {name for name in written if not name.startswith(".") and name not in last}
+    assert unnamed <= {"failures.jsonl", "run.json"}
+    assert items(tmp_path) == {"frames": 7, "embed": 7, "embed_texts": 1}
+    found = lines(tmp_path)
+    assert [row["time"] for row in found] == [None] * 6 + [0.0, 1.0, 2.0]
+    stills = [row for row in found if row["time"] is None]
+    processor: Any = hf.AutoProcessor.from_pretrained(clip)
+    images = [Image.open(pictures / row["media_path"]) for row in stills]
+    told = [f"{name} in a photo" for name in LABELS.split(",")]
+    with torch.inference_mode():
+        whole = hf.CLIPModel.from_pretrained(clip).eval()
+        inputs = processor(images=images, text=told, padding=True, return_tensors="pt")
+        wanted = whole(**inputs).logits_per_image / whole.logit_scale.exp()
+    scores = [{one["label"]: one["score"] for one in row["labels"]} for row in stills]
+    assert np.allclose(
+        [[each[name] for name in LABELS.split(",")] for each in scores], wanted, atol=2e-5
+    )
+    for row in found:
+        given = [one["label"] for one in row["labels"] if one["passed"]]
+        assert given and row["top"] == row["labels"][0]["label"] == given[0]
+        assert all(one["why"] for one in row["labels"])
+    report = json.loads((tmp_path / "out" / "label_report.json").read_text())
+    assert report["pictures"] == 9 and report["bias"] == 0
+    with (tmp_path / "out" / "labels.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 9
+    text = (tmp_path / "out" / "p0.txt").read_text()
+    assert text.strip().split(", ")[0] == stills[0]["top"]
+
+    assert label(pictures, clip, tmp_path, labels="dog,house") == 0
+    assert items(tmp_path) == {"frames": 0, "embed": 0, "embed_texts": 1}
+    assert {row["top"] for row in lines(tmp_path)} <= {"dog", "house"}
+    assert label(pictures, clip, tmp_path) == 0  # and the first is remembered
+    assert items(tmp_path) == {"frames": 0, "embed": 0, "embed_texts": 0}
+    assert lines(tmp_path) == found
+
+
+@pytest.mark.slow
+def test_tiles_tell_where_a_label_was_seen(clip: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    Image.fromarray(draw.integers(0, 255, (300, 420, 3), np.uint8)).save(folder / "large.png")
+    Image.fromarray(draw.integers(0, 255, (40, 50, 3), np.uint8)).save(folder / "small.png")
+    assert label(folder, clip, tmp_path, "--tiles", "auto", labels="a,b,c,d,e") == 0
+    assert items(tmp_path) == {"frames": 2, "embed": 2, "embed_texts": 1}  # one decoding each
+    large, small = lines(tmp_path)
+    assert all(one["box"] is None for one in small["labels"])
+    assert small["tiles"] == large["tiles"] == "auto"
+    for one in large["labels"]:
+        if one["box"] is not None:
+            left, top, right, bottom = one["box"]
+            assert 0 <= left < right <= 420 and 0 <= top < bottom <= 300
+    assert label(folder, clip, tmp_path, "--tiles", "auto", labels="f,g") == 0
+    assert items(tmp_path) == {"frames": 0, "embed": 0, "embed_texts": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["embed_texts", "frames", "embed"])
+def test_a_run_that_is_killed_in_any_stage_gives_the_same_bytes(
+    stage: str, pictures: Path, clip: Path, tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert label(pictures, clip, whole) == 0
+    more = ("--labels", LABELS, "--templates", str(whole / "templates.txt"))
+    place = Place(
+        clips=pictures,
+        out=tmp_path / "out",
+        store=tmp_path / "store",
+        model=str(clip),
+        verb="label",
+    )
+    assert kill_at(place, stage, 1, "group", *more) != 0
+    assert place.run(*more).returncode == 0
+    wanted = (whole / "out" / "labels.jsonl").read_bytes()
+    assert (tmp_path / "out" / "labels.jsonl").read_bytes() == wanted
+
+
+@pytest.mark.slow
+def test_the_other_commands_know_labels_by_what_the_stage_declares(
+    pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, out = ["--store", str(tmp_path / "store")], str(tmp_path / "out")
+    plan = ["plan", str(pictures), "--for", "label", "--model", str(clip), *store]
+    assert main([*plan, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["memory"]["stages"]
+    assert [stage["stage"] for stage in planned] == ["frames", "embed", "embed_texts"]
+    assert label(pictures, clip, tmp_path) == 0
+    found = {stage["stage"]: stage for stage in planned}
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    (texts,) = (stage for stage in record["stages"] if stage["name"] == "embed_texts")
+    taken = texts["peak_host_bytes"] - texts["notes"]["loaded_bytes"]
+    assert 0 < taken <= found["embed_texts"]["peak_bytes"]
+    capsys.readouterr()
+    assert main(["status", out]) == 0
+    assert "embed_texts" in capsys.readouterr().out
+    assert main(["report", out]) == 0
+    assert main(["cache", "ls", *store]) == 0
+    assert "texts" in capsys.readouterr().out
+    assert main(["cache", "verify", *store]) == 0
+    assert main(["cache", "gc", "--max", "1B", *store]) in (0, 1)
+    assert label(pictures, clip, tmp_path) == 0
+    assert items(tmp_path)["embed_texts"] == 1
+
+
+def test_the_demo_model_is_the_one_that_the_pipeline_is_for() -> None:
+    def found(*pipelines: Pipeline) -> Path:
+        return find_checkpoint(CaptionConfig(sources=(), model="demo"), None, *pipelines).folder
+
+    assert found() == found(CAPTION) == found(REBUILD, EMBED) == CHECKPOINT
+    assert found(EMBED) == found(LABEL) == DUAL_CHECKPOINT
+
+
+@pytest.mark.slow
+def test_real_files_get_their_labels_from_the_demo_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truths = draw_images(tmp_path / "pictures", "several", 12, 5)
+    asked = ["--model", "demo", "--labels", ",".join(DEMO_LABELS), "--out", str(tmp_path / "out")]
+    assert main(["label", str(tmp_path / "pictures"), *asked]) == 0
+    lines = (tmp_path / "out" / "labels.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = {row["media_path"]: row for row in map(json.loads, lines)}
+    given = {
+        name: {each["label"] for each in row["labels"] if each["passed"]}
+        for name, row in rows.items()
+    }
+    shared = sum(len(given[truth.file] & set(truth.labels)) for truth in truths)
+    every = sum(len(given[truth.file]) + len(set(truth.labels)) for truth in truths)
+    assert 2 * shared / every >= 0.6
+    assert {each["why"] for row in rows.values() for each in row["labels"]} == {
+        "more likely than not (0.5)"
+    }
+    assert "12" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_tiles_find_a_small_thing_in_a_large_picture(tmp_path: Path) -> None:
+    missed = [str(f) for f in small(tmp_path, 10, 3) if f.goal and f.value < f.goal]
+    assert missed == []
+
+
+def test_the_score_compares_with_the_truth() -> None:
+    right = np.array([[True, False], [False, True]])
+    assert f1(right, right) == 100 and f1(~right, right) == 0
+    truth = ImageTruth(file="a", labels=["red star"], places=[(100.0, 100.0, 10.0)])
+    for box, right_box in (([0, 0, 95, 95], True), ([0, 0, 80, 95], False), (None, False)):
+        assert holds({"labels": [{"label": "red star", "box": box}]}, truth) == right_box
