@@ -1,6 +1,6 @@
 """Makes tests/data/before: a folder of media, and the store and outputs of runs over them, by which
-tests/test_flows_before.py holds later versions to what earlier ones stored. Made anew only where
-finished work is meant to be done again, as when a stage's OUTPUT_VERSION rises.
+tests/test_flows_encode_ways.py holds later versions to what earlier ones stored. Made anew only
+where finished work is meant to be done again, as when a stage's OUTPUT_VERSION rises.
 """
 
 import os

@@ -20,7 +20,6 @@ from stages.models.halves.inject_features import UNDIVIDED
 from stages.models.processors.prepare import Clip, load_processor
 from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.clips import joint_model, profile_of
-from tests.support.graphs import graph_job, with_graphs
 from tests.support.inside import InsideLauncher, run_inside
 from tests.support.media import picture, write_numbered, write_video
 from tests.support.pipeline import Place
@@ -155,19 +154,3 @@ def test_of_a_model_that_is_run_whole_the_decoder_is_quantized(place: Place) -> 
     assert all(row["precision"] == {"vision": "fp32", "language": "nf4"} for row in rows)
     assert layers and place.stages()["decode"]["notes"]["quantized_modules"] == {"nf4": layers}
     assert [row["caption"] for row in rows] != [row["caption"] for row in plain]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", [name for name in SLOW if name not in JOINT])
-def test_by_graphs_a_family_says_what_it_says_by_torch(family: str, place: Place) -> None:
-    """Of pictures and prompts of lengths that no graph was made with."""
-    count = FRAMES_A_VIDEO if family == "instructblipvideo" else 0
-    folder = place.out.parent / "graphs"
-    with_graphs(graph_job(whole_checkpoint(family), folder, "vision", frames_a_video=count))
-    Image.fromarray(picture(9, 500, 90)).save(place.clips / "long.png")
-    said = []
-    for backend in ("torch", "onnx"):
-        done = run(replace(place, model=str(folder)), vision_backend=backend, prompt=ASKED)
-        assert not done.result.failures
-        said.append([row["caption"] for row in place.captions()])
-    assert said[0] == said[1] and len(said[0]) >= 5

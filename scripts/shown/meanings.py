@@ -63,7 +63,7 @@ NOT_RUN = (
     (r"penstock .*--adapter DIR", "needs a trained adapter; tune.md's are run"),
     (
         r"penstock export M .*--adapter style",
-        "as export.md's, which is run; tests/test_flows_export_adapter.py does it with one",
+        "as export.md's, which is run; tests/test_flows_adapters.py does it with one",
     ),
     (
         r"penstock (caption|plan) .*--endpoint",
@@ -77,9 +77,9 @@ PAGES_NOT_RUN = {
     "docs/gguf.md": "needs llama.cpp, which `make gguf` compiles; tests/test_flows_gguf.py has it",
     "docs/many.md": "needs several machines and Slurm; scripts/many_check.py runs workers",
     "docs/recipes/clusters.md": "needs a cluster",
-    "docs/scale.md": "needs a bucket; tests/test_flows_bucket.py has one",
+    "docs/scale.md": "needs a bucket; tests/test_flows_far.py has one",
     "docs/deploy/README.md": "scripts/follow_deploy.py follows the page in a fresh clone",
-    "docs/far.md": "needs a bucket and a server; tests/test_flows_far_media.py has both",
+    "docs/far.md": "needs a bucket and a server; tests/test_flows_far.py has both",
     "docs/serve.md": "needs a server that stays; tests/test_project_serve_page.py runs the page",
 }
 """Pages of which nothing is run, and the reason."""

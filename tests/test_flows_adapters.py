@@ -1,6 +1,9 @@
-"""`--adapter`: what it adds to keys and plans, and what is refused of it in one line before any
-stage starts."""
+"""`--adapter`: what it adds to keys and plans, what is refused of it before any stage starts; and
+whole runs and exports: one that adds nothing says what the model says, another one what the model
+says that it was merged into."""
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,21 +20,41 @@ from flows.checkpoint.model_files import ModelDigests
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import resolve_settings, with_adapter
 from flows.cli.main import main
+from flows.console.display import Display
 from flows.ledger.namespaces import namespaces_of
 from flows.options.commands import CaptionConfig
+from flows.options.export_config import ExportRequest
 from flows.pipelines import CAPTION
 from flows.planning.costs.decode import rungs
 from flows.planning.rungs import Rung
 from flows.planning.terms import weights
-from penstock_demo import CLIPS
+from flows.running.export import export
+from flows.running.run import caption
+from penstock_demo import CHECKPOINT, CLIPS
+from penstock_demo.clips import write_clips
+from stages.export.parity import PARITY
+from stages.models import describe
 from stages.models.adapters.fitting import modules_of
 from stages.models.adapters.reading import read_adapter
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.profile import ModelProfile
-from tests.support.adapters import PREFIX, RANK, adapter_of, matrices, write_adapter
+from tests.support.adapters import (
+    PREFIX,
+    RANK,
+    adapter_of,
+    linears_of,
+    loaded,
+    matrices,
+    merged,
+    write_adapter,
+)
+from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import profile_of
 from tests.support.described import demo_profile, spare_processes
 from tests.support.families import checkpoint
+from tests.support.inside import Ran, run_inside
+from tests.support.media import write_numbered
+from tests.support.pipeline import Place, read_lines
 
 Q_PROJ = "model.language_model.layers.0.self_attn.q_proj"
 AS_STORED = "model.layers.0.self_attn.q_proj"
@@ -201,3 +224,132 @@ def test_what_makes_vectors_takes_none(
 ) -> None:
     with pytest.raises(UsageError, match="a dual encoder"):
         used(adapter, replace(profile, route="dual"), tmp_path)
+
+
+TOKENS = 16
+STRENGTH = 0.14
+"""Of random matrices that change what the demo says."""
+
+
+@pytest.fixture
+def place(here: Path) -> Place:
+    return Place(clips=here / "videos", out=here / "out", store=here / "store")
+
+
+def said(place: Place, **options: Any) -> tuple[list[dict[str, Any]], Ran]:
+    ran = run_inside(place, max_new_tokens=TOKENS, **{"precision": "fp32", **options})
+    return place.captions(), ran
+
+
+def words(captions: list[dict[str, Any]]) -> list[str]:
+    return [caption["caption"] for caption in captions]
+
+
+@pytest.mark.slow
+def test_one_that_adds_nothing_says_the_same_and_another_what_the_merged_model_says(
+    place: Place, tmp_path: Path
+) -> None:
+    profile = profile_of(CHECKPOINT)
+    zero = adapter_of(tmp_path / "zero", profile, zero=True)
+    random = adapter_of(tmp_path / "random", profile, STRENGTH)
+    plain, _ = said(place)
+    same, ran = said(place, adapter=str(zero))
+    assert ran.started == ["decode"], "features are not made anew"
+    assert words(same) == words(plain)
+    assert len(place.stored("captions")) == 2 * len(plain), "under keys of their own"
+    other, _ = said(place, adapter=str(random))
+    assert words(other) != words(plain)
+    told = json.loads((place.out / "run.json").read_text())
+    assert told["plan"]["halves"]["language"]["adapter"]["folder"] == str(random)
+    assert "adapter" not in told["plan"]["halves"]["vision"]
+    assert told["stages"][-1]["notes"]["adapted_modules"] == 28
+    assert other[0]["precision"]["language"].startswith("fp32 with adapter ")
+    assert other[0]["precision"]["vision"] == "fp32"
+    again, ran = said(place, adapter=str(random))
+    assert ran.started == [] and words(again) == words(other)
+    back, ran = said(place)
+    assert ran.started == [] and back == plain
+    whole, _ = said(replace(place, model=str(merged(CHECKPOINT, random, tmp_path / "merged"))))
+    assert words(whole) == words(other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["blip", "florence2", "gemma3", "mllama"])
+def test_it_goes_with_every_route(place: Place, tmp_path: Path, family: str) -> None:
+    for path in place.clips.iterdir():
+        path.unlink()
+    write_numbered(place.clips, 2)
+    place = replace(place, model=str(whole_checkpoint(family)))
+    profile = describe(place.model)
+    plain, _ = said(place)
+    zero, ran = said(place, adapter=str(adapter_of(tmp_path / "zero", profile, zero=True)))
+    other, _ = said(place, adapter=str(adapter_of(tmp_path / "random", profile, 1.0)))
+    assert ran.started == ["decode"]
+    assert words(zero) == words(plain) != words(other)
+
+
+EXPORTED = 4
+
+
+@pytest.fixture(scope="module")
+def babbling(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that changes what the demo says, without which it makes no sense any more."""
+    shapes = {p: s for p, s in linears_of(loaded(CHECKPOINT)).items() if "language_model" in p}
+    return write_adapter(tmp_path_factory.mktemp("adapter"), matrices(shapes, strength=0.14))
+
+
+def captions(folder: Path, model: str, clips: Path, store: Path) -> list[str]:
+    told = CaptionConfig(
+        sources=(str(clips),), model=model, store=str(store), out=str(folder), precision="native"
+    )
+    caption(told, Display(quiet=True))
+    return [row["caption"] for row in read_lines(folder / "captions.jsonl")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_model_is_exported_with_its_adapter(
+    tmp_path: Path, babbling: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips, store, out = tmp_path / "clips", tmp_path / "store", tmp_path / "made"
+    write_clips(clips, EXPORTED, seed=5)
+    words = ["export", "demo", "--to", "nf4", "--out", str(out), "--adapter", str(babbling)]
+    words += ["--calibrate", str(clips), "--store", str(store), "--samples", str(EXPORTED)]
+    assert main(words) == 1  # so it babbles, in few bits otherwise: all is kept
+    merged = out / "parity" / "merged"
+    kept = {path.name: path.stat().st_mtime_ns for path in merged.iterdir()}
+    assert "config.json" in kept and not (out / "config.json").exists()
+    assert main([*words, "--accept"]) == 0
+    assert (out / "config.json").exists() and not merged.exists()
+    parity = json.loads((out / PARITY).read_text())
+    assert len(parity["recipe"]["adapter"]) == 64
+    assert parity["text"]["token_agreement"] > 0.7
+    said = captions(tmp_path / "said", str(out), clips, store)
+    plain = captions(tmp_path / "plain", "demo", clips, store)
+    assert any(a != b for a, b in zip(said, plain, strict=True))
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "already exported" in capsys.readouterr().out and not merged.exists()
+    other = shutil.copytree(babbling, tmp_path / "other")
+    (other / "adapter_config.json").write_text(
+        (other / "adapter_config.json").read_text().replace("8.0", "9.0")
+    )
+    words[words.index(str(babbling))] = str(other)
+    assert main(words) == 2
+    assert "holds another checkpoint" in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_an_adapter_is_said_before_the_model_is_looked_at(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    config = CaptionConfig(sources=("nowhere.mp4",), model="demo", store=str(tmp_path / "store"))
+    for name, match in (("empty", "has no adapter_config.json"), ("a\0b", "is not a valid path")):
+        with pytest.raises(UsageError, match=match):
+            path = str(tmp_path / name)
+            asked = ExportRequest(kind="nf4", folder=tmp_path / "made", adapter=path)
+            export(config, asked, Display(quiet=True))
+    assert not (tmp_path / "made").exists()
+    # What a store has is not of the model with its adapter.
+    with pytest.raises(UsageError, match="without this adapter"):
+        ExportRequest(kind="nf4", folder=tmp_path, adapter="a", calibrated=True, stored=True)

@@ -1,16 +1,75 @@
-"""What `penstock doctor` says of a machine."""
+"""`penstock convert` in bounded memory, and what `penstock doctor` says of a machine."""
 
 from pathlib import Path
 
 import pytest
+import torch
 
+import penstock
 from flows.checkpoint.graphs import missing_libraries
 from flows.cli.doctor_command import _device, _memory, measured_lines
 from flows.cli.main import main
+from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from flows.planning.machine import MachineLookup
+from stages.convert.job import ConvertJob
 from tests.support import gpus
+from tests.support.described import spare_processes
 from tests.support.fake_gpu.state import Machine
 from tests.support.machines import machine
+from tests.support.pickled import (
+    drawn,
+    tensors_of,
+    write_folder,
+)
+
+MB = 1_000_000
+
+
+def test_the_command_converts_and_says_what_there_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare_processes(monkeypatch)
+    source, made = write_folder(tmp_path / "source", drawn()), tmp_path / "made"
+    for there in ("", ", 1 of them from before"):
+        assert main(["convert", str(source), str(made), "--dtype", "bf16"]) == 0
+        said = f"{made}: 6 tensors, 24.6 kB, in 1 file{there}; use it with --model {made}\n"
+        assert capsys.readouterr().out == said
+    assert tensors_of(made)["layer.0.weight"].dtype == torch.bfloat16
+
+
+def test_paths_begin_at_home_and_an_unknown_home_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare_processes(monkeypatch)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_folder(tmp_path / "source", drawn())
+    assert penstock.convert("~/source", "~/made").tensors == 6
+    assert (tmp_path / "made" / "config.json").is_file()
+    for call in (["~/source", "~nobody-of-this-name/made"], ["~nobody-of-this-name", "~/made"]):
+        with pytest.raises(penstock.PenstockError, match="~nobody-of-this-name"):
+            penstock.convert(*call)
+        assert main(["convert", *call]) == 2
+        assert "is not a valid path" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_large_pickle_takes_next_to_no_memory(tmp_path: Path) -> None:
+    weights = {f"layer.{n}.fc1.weight": torch.randn(20480, 4096) for n in range(3)}
+    source = write_folder(tmp_path / "source", weights)
+    assert (source / "pytorch_model.bin").stat().st_size > 1000 * MB
+    call = StageCall(
+        name="convert",
+        job=ConvertJob(
+            source=str(source), folder=str(tmp_path / "made"), dtype="fp16", shard_bytes=1 << 30
+        ),
+        device="cpu",
+        log=tmp_path / "log",
+        budget=96 << 20,  # of what may be written to, above the imports
+    )
+    outcome = run_with_restarts(DirectLauncher(lambda *_: None), call)
+    assert outcome.peak_host_bytes < 400 * MB
+    made = tensors_of(tmp_path / "made")
+    assert all(torch.equal(made[n], t.to(made[n].dtype)) for n, t in weights.items())
 
 
 def test_a_limit_around_the_process_is_told(tmp_path: Path) -> None:

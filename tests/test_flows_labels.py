@@ -1,5 +1,5 @@
-"""`penstock label`: labels of pictures and of videos' frames, by vectors that are made once; killed
-in each stage, planned, shown, rebuilt."""
+"""`penstock label`: labels as people give them, and of pictures and frames by vectors that are made
+once; killed in each stage, planned, shown, rebuilt; by the dual encoder of the demo, too."""
 
 import csv
 import json
@@ -11,13 +11,97 @@ import pytest
 import torch
 from PIL import Image
 
+from artifacts.errors import UsageError
+from benchmarks.labels import LABELS as DEMO_LABELS
+from benchmarks.labels import f1, holds, small
+from flows.checkpoint.models import find_checkpoint
 from flows.cli.main import main
+from flows.media.labels import label_set
+from flows.options.commands import CaptionConfig
+from flows.pipelines import CAPTION, EMBED, LABEL, REBUILD, Pipeline
+from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
+from penstock_demo.dual.pictures import ImageTruth
+from penstock_demo.dual.pictures import write_images as draw_images
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import items, write_images
 from tests.support.families import hf
 from tests.support.media import write_video
 from tests.support.pipeline import Place, kill_at, read_lines
-from tests.support.refusals import one_line
+
+
+def test_labels_in_line_stand_in_the_template() -> None:
+    found = label_set("a red car, dog")
+    assert found.names == ["a red car", "dog"]
+    assert found.texts == [["a photo of a red car"], ["a photo of dog"]]
+
+
+def test_a_file_has_a_label_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("# animals\ncat\n\n dog \n")
+    forms = tmp_path / "forms.txt"
+    forms.write_text("a {}\na drawing of a {}\n")
+    found = label_set(str(path), str(forms))
+    assert found.texts == [["a cat", "a drawing of a cat"], ["a dog", "a drawing of a dog"]]
+
+
+@pytest.mark.parametrize("form", ["yaml", "json"])
+def test_a_file_may_say_more_of_a_label(tmp_path: Path, form: str) -> None:
+    told = {
+        "animal": None,
+        "cat": {"prompts": ["a cat", "a kitten"], "parent": "animal", "threshold": 0.3},
+        "indoors": {"group": "place"},
+        "outdoors": {"group": "place", "prompts": "in the open"},
+    }
+    path = tmp_path / f"labels.{form}"
+    path.write_text(json.dumps(told))  # which is YAML, too
+    animal, cat, indoors, outdoors = label_set(str(path)).labels
+    assert cat.prompts == ("a cat", "a kitten") and cat.parent == "animal" and cat.threshold == 0.3
+    assert (indoors.group, outdoors.prompts) == ("place", ("in the open",))
+    assert animal.prompts == ("a photo of animal",)
+
+
+def test_the_digest_is_of_all_that_decides(tmp_path: Path) -> None:
+    path = tmp_path / "labels.yaml"
+    digests = set()
+    for text in ("a:\nb:", "a:\nb: {threshold: 0.1}", "a:\nb: {group: g}", "a:\nb: {parent: a}"):
+        path.write_text(text)
+        digests.add(label_set(str(path)).digest)
+    assert len(digests) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("labels.txt", "cat\ndog\ncat\n", "'cat' is listed twice"),
+        ("labels.txt", "\n# none\n", "no labels in"),
+        ("labels.yaml", "cat: {colour: red}", "unknown settings: colour"),
+        ("labels.yaml", "cat: {parent: animal}", "ancestor 'animal', which is no label"),
+        ("labels.yaml", "a: {parent: b}\nb: {parent: a}", "its own ancestor"),
+        ("labels.yaml", "cat: {threshold: 7}", "invalid threshold 7"),
+        ("labels.yaml", "cat: {threshold: high}", "invalid threshold 'high'"),
+        ("labels.yaml", "cat: {prompts: ['']}", "empty prompt"),
+        ("labels.yaml", "cat: [", "cannot be parsed"),
+        ("labels.yaml", "!!python/object/apply:os.getcwd []", "cannot be parsed"),
+        ("labels.json", "7", "neither a list of labels"),
+        ("labels.json", "{", "cannot be parsed"),
+    ],
+)
+def test_a_wrong_file_is_told_in_one_line(tmp_path: Path, name: str, text: str, said: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        label_set(str(path))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_is_no_label_and_no_template_is_refused(tmp_path: Path) -> None:
+    for told in ("labels.txt", "", "a,,b", "/no/such/labels.yaml"):
+        with pytest.raises(UsageError):
+            label_set(told)
+    (tmp_path / "forms.txt").write_text("a photo\n")
+    with pytest.raises(UsageError, match="has no"):
+        label_set("cat", str(tmp_path / "forms.txt"))
+
 
 LABELS = "cat,sky,green"
 
@@ -110,23 +194,6 @@ def test_tiles_tell_where_a_label_was_seen(clip: Path, tmp_path: Path) -> None:
     assert items(tmp_path) == {"frames": 0, "embed": 0, "embed_texts": 1}
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        (["--threshold", "high"], "invalid --threshold 'high'"),
-        (["--top", "0"], "invalid --top 0"),
-        (["--format", "webdataset"], "unknown --format webdataset. Choose from jsonl, csv"),
-        (["--tiles", "many"], "unknown --tiles many"),
-    ],
-)
-def test_a_wrong_option_is_told_in_one_line(
-    tmp_path: Path, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert label(tmp_path, tmp_path, tmp_path, *more) == 2
-    assert said in one_line(capsys.readouterr().err)
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["embed_texts", "frames", "embed"])
 def test_a_run_that_is_killed_in_any_stage_gives_the_same_bytes(
@@ -174,3 +241,47 @@ def test_the_other_commands_know_labels_by_what_the_stage_declares(
     assert main(["cache", "gc", "--max", "1B", *store]) in (0, 1)
     assert label(pictures, clip, tmp_path) == 0
     assert items(tmp_path)["embed_texts"] == 1
+
+
+def test_the_demo_model_is_the_one_that_the_pipeline_is_for() -> None:
+    def found(*pipelines: Pipeline) -> Path:
+        return find_checkpoint(CaptionConfig(sources=(), model="demo"), None, *pipelines).folder
+
+    assert found() == found(CAPTION) == found(REBUILD, EMBED) == CHECKPOINT
+    assert found(EMBED) == found(LABEL) == DUAL_CHECKPOINT
+
+
+@pytest.mark.slow
+def test_real_files_get_their_labels_from_the_demo_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truths = draw_images(tmp_path / "pictures", "several", 12, 5)
+    asked = ["--model", "demo", "--labels", ",".join(DEMO_LABELS), "--out", str(tmp_path / "out")]
+    assert main(["label", str(tmp_path / "pictures"), *asked]) == 0
+    lines = (tmp_path / "out" / "labels.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = {row["media_path"]: row for row in map(json.loads, lines)}
+    given = {
+        name: {each["label"] for each in row["labels"] if each["passed"]}
+        for name, row in rows.items()
+    }
+    shared = sum(len(given[truth.file] & set(truth.labels)) for truth in truths)
+    every = sum(len(given[truth.file]) + len(set(truth.labels)) for truth in truths)
+    assert 2 * shared / every >= 0.6
+    assert {each["why"] for row in rows.values() for each in row["labels"]} == {
+        "more likely than not (0.5)"
+    }
+    assert "12" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_tiles_find_a_small_thing_in_a_large_picture(tmp_path: Path) -> None:
+    missed = [str(f) for f in small(tmp_path, 10, 3) if f.goal and f.value < f.goal]
+    assert missed == []
+
+
+def test_the_score_compares_with_the_truth() -> None:
+    right = np.array([[True, False], [False, True]])
+    assert f1(right, right) == 100 and f1(~right, right) == 0
+    truth = ImageTruth(file="a", labels=["red star"], places=[(100.0, 100.0, 10.0)])
+    for box, right_box in (([0, 0, 95, 95], True), ([0, 0, 80, 95], False), (None, False)):
+        assert holds({"labels": [{"label": "red star", "box": box}]}, truth) == right_box
