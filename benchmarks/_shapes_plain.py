@@ -6,8 +6,14 @@ from typing import Any
 from scripts import card_models
 from scripts.card_models import hf
 from tests.support import plan_processors
-from tests.support.families import LLAVA_TEMPLATE, QWEN_MARKS, QWEN_TEMPLATE, tokenizer
-from tests.support.words import template, words
+from tests.support.families import (
+    LLAVA_TEMPLATE,
+    QWEN_MARKS,
+    QWEN_TEMPLATE,
+    template,
+    tokenizer,
+    words,
+)
 
 VOCABULARY = 96000
 END = {"eos_token_id": 1, "pad_token_id": 0}
