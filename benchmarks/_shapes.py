@@ -9,8 +9,14 @@ from typing import Any
 from scripts import card_models
 from scripts.card_models import hf
 from tests.support import plan_processors
-from tests.support.families import LLAVA_TEMPLATE, QWEN_MARKS, QWEN_TEMPLATE, tokenizer
-from tests.support.words import template, words
+from tests.support.families import (
+    LLAVA_TEMPLATE,
+    QWEN_MARKS,
+    QWEN_TEMPLATE,
+    template,
+    tokenizer,
+    words,
+)
 
 VOCABULARY = 96000
 WINDOWED = ["sliding_attention", "full_attention"]

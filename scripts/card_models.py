@@ -11,9 +11,8 @@ import torch
 import transformers
 
 from tests.support import plan_processors
-from tests.support.families import LLAVA_TEMPLATE, QWEN_TEMPLATE, SMOL_TEMPLATE
+from tests.support.families import LLAVA_TEMPLATE, QWEN_TEMPLATE, SMOL_TEMPLATE, template, words
 from tests.support.plan_cases import write_header
-from tests.support.words import template, words
 
 hf: Any = transformers
 FACTS = Path(__file__).with_suffix(".json")

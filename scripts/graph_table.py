@@ -133,8 +133,7 @@ def dual_section() -> tuple[str, bool]:
     """The text of the part, and whether enough classes are exact."""
     import torch
 
-    from tests.support.dual_encoders import names
-    from tests.support.dual_verdict import judge
+    from tests.support.dual_encoders import judge, names
 
     def judged(name: str, dtype: torch.dtype) -> Any:
         with tempfile.TemporaryDirectory() as folder:

@@ -181,7 +181,7 @@ def ways_of(variant: str) -> set[str]:
     """The ways of encoding that hold for a variant in both precisions in which its half runs."""
     import torch
 
-    from tests.support.tiny_families.in_passes import judged_in_passes
+    from tests.support.tiny_families.in_slots import judged_in_passes
 
     found = {*ENCODE_WAYS}
     for dtype in (torch.float32, torch.bfloat16):

@@ -28,8 +28,7 @@ from stages.models import describe, load_half
 from stages.models.hub import transfer
 from stages.models.hub.fetching import fetch
 from stages.models.hub.resolve import find_model
-from tests.support.hub import COMMIT, Hub, serve
-from tests.support.hub_client import client, use_cache
+from tests.support.hub import COMMIT, Hub, client, serve, use_cache
 from tests.support.pipeline import PENSTOCK, ROOT, read_lines
 from tests.support.refusals import one_line
 from tests.support.sharded import repository, sharded

@@ -30,7 +30,7 @@ from stages.models.processors.prepare import Clip
 from stages.models.processors.side_inputs import Prepared
 from tests.support.clips import clips
 from tests.support.families import checkpoint
-from tests.support.tiny_families.in_passes import judged_in_passes, rows_of_variant
+from tests.support.tiny_families.in_slots import judged_in_passes, prepared_rows
 from tests.support.waves import FEATURES, FRAMES, Wave, encoded_wave, keys_told
 
 
@@ -200,7 +200,7 @@ def bytes_of(made: Sequence[FeatureRecord]) -> list[bytes]:
 
 def half_and_rows(change: Change | None = None) -> tuple[Any, list[Prepared], list[int]]:
     """A tiny half whose features are changed, images for it, and the rows of each of its passes."""
-    model, rows = rows_of_variant("llava", torch.float32)
+    model, rows = prepared_rows("llava", torch.float32)
     encode, passes = model.model.get_image_features, list[int]()
 
     @functools.wraps(encode)
@@ -269,8 +269,8 @@ def test_a_half_that_computes_one_input_twice_differently_is_planned_again(tmp_p
 
 
 def test_a_size_class_is_tried_when_it_appears(tmp_path: Path) -> None:
-    model, rows = rows_of_variant("qwen2_5_vl", torch.float32)
-    _, videos = rows_of_variant("qwen2_5_vl:video", torch.float32)
+    model, rows = prepared_rows("qwen2_5_vl", torch.float32)
+    _, videos = prepared_rows("qwen2_5_vl:video", torch.float32)
     known = trials(tmp_path)
     encode_passes(model, rows_in(rows, FIXED_ROWS), known)
     first, later = rows_in(rows, FIXED_ROWS)[0], rows_in(videos, FIXED_ROWS)[0]

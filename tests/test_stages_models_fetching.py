@@ -18,8 +18,7 @@ from stages.models.hub import transfer
 from stages.models.hub.checkpoint import Checkpoint, WeightFile
 from stages.models.hub.fetching import fetch
 from stages.models.hub.resolve import fetch_rest, find_model
-from tests.support.hub import Hub, Repository, serve
-from tests.support.hub_client import client, use_cache
+from tests.support.hub import Hub, Repository, client, serve, use_cache
 from tests.support.pipeline import ROOT
 
 MODEL = "owner/name"

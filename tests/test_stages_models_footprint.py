@@ -1,11 +1,23 @@
-"""From runs at a few sizes to any."""
+"""What computing takes is told from runs without weights at a few sizes, and the context of a model
+from its configuration, with its RoPE scaling in it once."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import transformers
 
+from stages.models.context import context_tokens
+from stages.models.dry_run import dry_run
 from stages.models.footprint import BatchCost, at_size, kept_bytes, peak_bytes
+from stages.models.halves.classes import config_and_class, skeleton_of
+from stages.models.halves.routes import choose_route
+from stages.models.inspection import frames_a_video
+from stages.models.kv_profile import LayerMemory, RowMemory
+from stages.models.processors.prepare import load_processor
+from tests.support.checkpoints import MODELS, whole_checkpoint
+from tests.support.clips import profile_of
+from tests.support.families import BUILDERS, checkpoint
 
 SIZES = ((1, 100), (1, 400), (1, 1000), (2, 400), (2, 1000))
 
@@ -98,3 +110,123 @@ def test_pieces_take_no_less_than_what_lives_beside_mlps(mlp_chunk: int, peak: i
         flops=1,
     )
     assert peak_bytes([work], kind="image", rows=1, units=1000, mlp_chunk=mlp_chunk) == peak
+
+
+FEW = ("qwen2_5_vl", "blip_2", "florence2")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=[] if name in FEW else pytest.mark.slow)
+        for name in (*BUILDERS, *MODELS)
+    ],
+)
+def test_batch_costs_are_found_by_every_route(family: str) -> None:
+    folder = checkpoint(family) if family in BUILDERS else whole_checkpoint(family)
+    config, cls = config_and_class(folder, trusted=False)
+    skeleton = skeleton_of(config, cls)
+    route = choose_route(skeleton).route
+    processor = load_processor(folder, False)
+    found = dry_run(skeleton, processor, route, frames_a_video(processor))
+    batch_costs = found.batch_costs
+    assert found.why == ""
+    assert bool(batch_costs["vision"]) == (route != "joint")
+    one, two = (next(w for w in batch_costs["language"] if w.rows == rows) for rows in (1, 2))
+    assert two.peak_bytes > one.peak_bytes > 0
+    assert all(work.flops > 0 for work in batch_costs["language"])
+    for work in (*batch_costs["vision"], *batch_costs["language"]):
+        assert 0 < work.outside_bytes <= work.peak_bytes
+        assert work.outside_bytes_32 <= work.peak_bytes_32
+        assert work.peak_bytes - work.mlp_bytes <= work.outside_bytes
+    # What waits for a layer is less than what computes.
+    assert all(0 <= work.waiting_bytes < work.peak_bytes for work in batch_costs["vision"])
+    if route == "protocol" and (memory := found.row_memory) is not None:
+        windowed = sum(kind.layers * kind.token_bytes for kind in memory.kept if kind.window)
+        for work in (work for work in batch_costs["language"] if work.rows == 1):
+            assert 0 <= memory.bytes(work.units, 2) - work.kept_bytes <= windowed
+    # One family keeps nothing between tokens.
+    assert all(work.kept_bytes > 0 for work in batch_costs["language"]) == (family != "pix2struct")
+
+
+def test_a_row_takes_what_its_layers_see_and_their_states() -> None:
+    states = LayerMemory(kind="states", layers=3, state_bytes=10, state_bytes_32=30)
+    window = LayerMemory(kind="window", layers=2, token_bytes=4, window=8)
+    memory = RowMemory(kept=(states, window, LayerMemory(kind="full", token_bytes=6)), words=5)
+    assert memory.bytes(5, 2) == 5 * (2 * 4 + 6)
+    assert memory.bytes(100, 2) == 2 * 8 * 4 + 100 * 6
+    assert memory.bytes(100, 4) == 2 * memory.bytes(100, 2)
+    assert (memory.states(2), memory.states(4)) == (30, 90)
+    assert memory.largest(5, 2) == 30 and memory.largest_states(4) == 30
+
+
+def test_a_profile_tells_it_but_for_a_model_with_an_encoder_of_prompts() -> None:
+    memory = profile_of(whole_checkpoint("gemma3")).language.row_memory
+    assert memory is not None
+    assert {kind.kind: kind.window for kind in memory.kept} == {
+        "DynamicSlidingWindowLayer": 16,
+        "DynamicLayer": 0,
+    }
+    assert profile_of(whole_checkpoint("florence2")).language.row_memory is None
+
+
+hf: Any = transformers
+ORIGINAL = "original_max_position_embeddings"
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+FACTORS = {"short_factor": [1.0] * 48, "long_factor": [1.0] * 48}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("stated", "scaling", "context"),
+    [
+        (4096, None, 4096),
+        (4096, {"type": "linear", "factor": 4.0}, 16384),
+        (2048, {"rope_type": "dynamic", "factor": 2.5}, 5120),
+        (32768, {"type": "yarn", "factor": 4.0, ORIGINAL: 32768}, 131072),
+        (32768, {"type": "yarn", "factor": 4.0}, 131072),
+        (131072, {"rope_type": "yarn", "factor": 32.0, ORIGINAL: 4096}, 131072),
+        (131072, {"rope_type": "llama3", "factor": 32.0, ORIGINAL: 8192, **LLAMA3}, 131072),
+    ],
+)
+def test_rope_scaling_enlarges_the_context_once(
+    stated: int, scaling: dict[str, Any] | None, context: int
+) -> None:
+    config = hf.LlamaConfig(max_position_embeddings=stated, rope_scaling=scaling)
+    assert context_tokens(config) == context
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_longrope_states_the_context_that_it_reaches() -> None:
+    config = hf.Phi3Config(
+        max_position_embeddings=131072,
+        original_max_position_embeddings=4096,
+        rope_scaling={"type": "longrope", **FACTORS},
+    )
+    assert context_tokens(config) == 131072
+
+
+def test_of_layers_of_several_kinds_the_least_counts() -> None:
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    text = {"max_position_embeddings": 131072, "rope_scaling": scaling}
+    config = hf.Gemma3Config(text_config=text)
+    kinds = {name: each["rope_type"] for name, each in config.text_config.rope_parameters.items()}
+    assert kinds == {"sliding_attention": "default", "full_attention": "linear"}
+    assert context_tokens(config) == 131072
+
+
+def test_sections_of_positions_enlarge_nothing() -> None:
+    scaling = {"type": "mrope", "mrope_section": [16, 24, 24]}
+    text = {"max_position_embeddings": 128000, "rope_scaling": scaling}
+    assert context_tokens(hf.Qwen2_5_VLConfig(text_config=text)) == 128000
+
+
+def test_what_makes_no_sense_as_a_scaling_is_passed_over() -> None:
+    config = hf.LlamaConfig(max_position_embeddings=64)
+    for most, scaling in (
+        (64, {"rope_type": "linear", "factor": "4"}),
+        (64, {"rope_type": "linear", "factor": float("inf")}),
+        (128, {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": "64"}),
+    ):
+        config.rope_parameters = scaling
+        assert context_tokens(config) == most

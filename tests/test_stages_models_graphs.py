@@ -1,5 +1,5 @@
-"""Graphs stand in for towers: what they are told, what they refuse, and attention over segments of
-unlike lengths."""
+"""Graphs stand in for towers: what they are told and refuse, attention over segments of unlike
+lengths, and every family's towers in graphs. No family is named in the program."""
 
 import json
 from itertools import pairwise
@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.schema import Half
 from stages.export.graphs.make import quantize_graph
 from stages.models.graphs.graph_inputs import GraphInputs
-from stages.models.graphs.manifest import FILE, Graph, GraphManifest, read_manifest
-from stages.models.graphs.onnx_encoder import fits
+from stages.models.graphs.manifest import FILE, Graph, GraphEncoder, GraphManifest, read_manifest
+from stages.models.graphs.onnx_encoder import OnnxEncoder, fits
 from stages.models.graphs.packed import index_of, pack, packed_attention
 from stages.models.graphs.providers import (
     CPU,
@@ -24,6 +25,12 @@ from stages.models.graphs.providers import (
     open_session,
     provider_for,
 )
+from stages.models.halves.absent import MissingModule
+from stages.process.exit_diagnosis import out_of_memory
+from tests.support.dual_encoders import names
+from tests.support.graph_verdict import AGREES, judge_dual_graphs, judge_graphs
+from tests.support.tiny_families import FAMILIES
+from tests.support.tiny_families.verdict import UNCUT
 
 ENDS = torch.tensor([0, 5, 6, 14, 16])
 
@@ -196,3 +203,69 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     found = read_manifest(manifest_with(tmp_path))
     assert found is not None and found.files == {"a.onnx": "0" * 64}
     assert read_manifest(tmp_path / "elsewhere") is None
+
+
+ROOT = Path(__file__).parent.parent
+NAMES = sorted({variant.partition(":")[0] for variant in FAMILIES} - UNCUT)
+SAID: dict[Half, str] = {"vision": "vision", "language": "text"}
+HALVES = [(name, half) for name in sorted(names()) for half in SAID]
+
+
+@pytest.mark.parametrize(
+    ("words", "memory"),
+    [
+        ("Non-zero status code returned while running Split node", False),
+        ("Failed to allocate memory for requested buffer of size 4096", True),
+    ],
+)
+def test_what_a_graph_does_not_take_is_said_in_one_line(words: str, memory: bool) -> None:
+    def run(_: object) -> list[torch.Tensor]:
+        raise RuntimeError(words)
+
+    graph = Graph(
+        file="g.onnx", inputs={"input": [0, 2]}, fixed={}, output={"tensor": "out"}, names=("out",)
+    )
+    tower = GraphEncoder(
+        path="towers.0", class_name="Linear", parameters=1, packed=False, graphs=(graph,)
+    )
+    skeleton = torch.nn.Linear(2, 2, device="meta")
+    stand_in = OnnxEncoder(MissingModule(skeleton, "towers.0"), tower, [run], torch.empty(0))
+    with pytest.raises(RuntimeError if memory else UsageError, match=words) as raised:
+        stand_in(torch.zeros(3, 2))
+    assert out_of_memory(raised.value) is memory
+    if not memory:
+        said = str(raised.value)
+        assert "towers.0" in said and "[3, 2]" in said and "\n" not in said
+
+
+def page_rows() -> dict[str, list[str]]:
+    """Rows of the table: name → cells."""
+    page = (ROOT / "docs" / "models.md").read_text()
+    part = page.partition("\n## Graphs\n")[2]
+    lines = [line for line in part.splitlines() if line.startswith("| ")][1:]
+    rows = ([cell.strip() for cell in line.strip("|").split(" | ")] for line in lines)
+    return {row[0]: row[1:] for row in rows}
+
+
+def agreeing(cells: list[str]) -> bool:
+    """Whether all that the row tells of was tried, and agrees."""
+    return set(cells[2:6]) <= {AGREES, ""} and AGREES in cells and not cells[6].strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_graphs_of_a_family_do_as_the_page_says(name: str, tmp_path: Path) -> None:
+    verdict, row = judge_graphs(name, tmp_path), page_rows()[name]
+    assert not verdict.result.startswith("differs")
+    assert (verdict.result == AGREES) is agreeing(row)
+    assert str(verdict.graphs or "") == row[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "half"), HALVES)
+def test_graphs_of_a_dual_encoder_do_as_the_page_says(
+    name: str, half: Half, tmp_path: Path
+) -> None:
+    verdict = judge_dual_graphs(name, half, tmp_path)
+    assert not verdict.result.startswith("differs")
+    assert (verdict.result == AGREES) is agreeing(page_rows()[f"{name}, {SAID[half]} half"])

@@ -23,8 +23,7 @@ from stages.models.precision.quantize import count, quantizable
 from stages.models.streaming.load import run_calls, streamed_layers
 from tests.support import evaclip
 from tests.support.clips import profile_of, without_pixels
-from tests.support.cogvlm2 import make_folder, published
-from tests.support.cogvlm2_reference import DRAWN, GREEDY, Reference, references
+from tests.support.cogvlm2 import DRAWN, GREEDY, Reference, make_folder, published, references
 from tests.support.families import change_config, change_weights, checkpoint
 from tests.support.plan_cases import plan_case
 from tests.support.tiny_families.in_slots import LIMITS, greedy, in_slots, tried_in_slots

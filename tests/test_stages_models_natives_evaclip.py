@@ -24,7 +24,7 @@ from stages.models.loading import ModelJob
 from stages.models.precision.quantize import count, quantizable
 from stages.models.processors.loading import load_processor
 from stages.models.streaming.load import run_calls, streamed_layers
-from tests.support import evaclip_reference as formulas
+from tests.support import evaclip
 from tests.support.evaclip import (
     LAYOUTS,
     VOCABULARY,
@@ -58,8 +58,8 @@ def largest(found: torch.Tensor, wanted: torch.Tensor) -> float:
 def test_the_whole_makes_the_vectors_of_the_original_formulas(name: str) -> None:
     layout, weights, whole = LAYOUTS[name], original(LAYOUTS[name]), held(name, "whole")
     pixels, ids = drawn_pixels(layout), drawn_ids()
-    image = formulas.image_vectors(weights, layout, pixels)
-    text = formulas.text_vectors(weights, ids)
+    image = evaclip.image_vectors(weights, layout, pixels)
+    text = evaclip.text_vectors(weights, ids)
     with torch.inference_mode():
         made = whole(input_ids=ids, pixel_values=pixels)
     assert largest(image_vectors(whole, {"pixel_values": pixels}), image) < NEAR

@@ -1,13 +1,17 @@
-"""What is prefetched and written behind comes in order, and no failure of it is lost."""
+"""Items are prepared by several threads in order, batches are prefetched and written behind, and no
+failure is lost."""
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 
+from stages.models.encoding.readers import Readers
 from stages.models.prefetch import BEHIND, PREFETCH_BATCHES, prefetched, write_behind
+from stages.models.processors.vision_pair import UNPAIRED
 
 SECONDS = 10.0
 
@@ -104,3 +108,128 @@ def test_who_fails_ends_though_the_next_batch_never_comes() -> None:
     ended = not working.is_alive()
     goes_on.set()
     assert ended, "it waits for what is told next"
+
+
+class Part:
+    """Stands for a processor: it notes whether two threads use it at once."""
+
+    def __init__(self) -> None:
+        self.tokenizer: Any = ["words"]
+        self.used = False
+
+    def use(self, wait: Callable[[], object]) -> None:
+        assert not self.used, "two threads use one processor"
+        self.used = True
+        wait()
+        self.used = False
+
+
+def each_of(readers: Readers[int, Any], count: int) -> list[Any]:
+    begun = [(item, readers.begin(item)) for item in range(count)]
+    return [readers.finish(item, future) for item, future in begun]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_readers_prepare_at_once_in_order_with_a_processor_each(count: int) -> None:
+    together = threading.Barrier(count)
+
+    def prepare(part: Part, item: int) -> tuple[int, int]:
+        part.use(lambda: together.wait(SECONDS))
+        return item, id(part)
+
+    with Readers(prepare, Part(), count, reads_text=False) as readers:
+        made = each_of(readers, 4 * count)
+    assert [item for item, _ in made] == list(range(4 * count))
+    assert len({part for _, part in made}) == count
+
+
+@pytest.mark.parametrize("reads_text", [False, True])
+def test_readers_share_a_tokenizer_only_if_nothing_calls_it(reads_text: bool) -> None:
+    together = threading.Barrier(2)
+
+    def prepare(part: Part, item: int) -> Any:
+        together.wait(SECONDS)
+        return part.tokenizer, part in UNPAIRED
+
+    first = Part()
+    UNPAIRED.add(first)
+    with Readers(prepare, first, 2, reads_text=reads_text) as readers:
+        made = each_of(readers, 2)
+    (one, known), (other, also_known) = made
+    assert (one is not other) == reads_text
+    assert known and also_known
+
+
+def test_readers_share_a_processor_that_cannot_be_copied(caplog: pytest.LogCaptureFixture) -> None:
+    part = Part()
+    part.tokenizer = threading.Lock()  # no lock can be copied
+
+    def prepare(part: Part, item: int) -> int:
+        part.use(int)
+        return item
+
+    with Readers(prepare, part, 3, reads_text=True) as readers:
+        assert each_of(readers, 6) == list(range(6))
+    assert "cannot be copied" in caplog.text
+
+
+def test_readers_out_of_memory_prepare_one_at_a_time_and_retry() -> None:
+    together, lock = threading.Barrier(2), threading.Lock()
+    active, most, tried = 0, 0, list[int]()
+
+    def prepare(part: Part, item: int) -> int:
+        nonlocal active, most
+        with lock:
+            active, first = active + 1, item not in tried
+            tried.append(item)
+            most = max(most, active) if 2 in tried else most
+        try:
+            if item < 2 and first:
+                together.wait(SECONDS)
+                raise MemoryError("Unable to allocate 2.00 GiB for an array")
+            return item
+        finally:
+            with lock:
+                active -= 1
+
+    with Readers(prepare, Part(), 2, reads_text=False) as readers:
+        assert each_of(readers, 2) == [0, 1]
+        assert each_of(readers, 8) == list(range(8))
+    assert sorted(tried[:4]) == [0, 0, 1, 1]
+    assert most == 1
+
+
+def test_readers_out_of_memory_alone_fails() -> None:
+    def prepare(part: Part, item: int) -> int:
+        raise MemoryError("Unable to allocate 2.00 GiB for an array")
+
+    with (
+        Readers(prepare, Part(), 2, reads_text=False) as readers,
+        pytest.raises(MemoryError, match="Unable to allocate"),
+    ):
+        each_of(readers, 1)
+
+
+def test_readers_raise_what_the_item_raises() -> None:
+    def prepare(part: Part, item: int) -> int:
+        if item == 1:
+            raise ValueError("no image")
+        return item
+
+    with Readers(prepare, Part(), 2, reads_text=False) as readers:
+        begun = [readers.begin(item) for item in range(3)]
+        assert readers.finish(0, begun[0]) == 0
+        with pytest.raises(ValueError, match="no image"):
+            readers.finish(1, begun[1])
+        assert readers.finish(2, begun[2]) == 2
+
+
+def test_readers_leave_torch_threads_of_the_encoder() -> None:
+    before = torch.get_num_threads()
+
+    def prepare(part: Part, item: int) -> int:
+        return torch.get_num_threads()
+
+    with Readers(prepare, Part(), 2, reads_text=False) as readers:
+        assert set(each_of(readers, 4)) == {1}
+    assert torch.get_num_threads() == before

@@ -1,16 +1,38 @@
-"""What two stages say with the processors of many families is what their whole models say when they
-are called as documented."""
+"""What is found out about processors: how turns are written, at which sizes frames are stored; and
+two stages caption with them as the whole models do."""
 
+import functools
+import json
+import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from artifacts.errors import UsageError
+from artifacts.schema import FrameFit
+from stages.models import describe
 from stages.models.halves.inject_features import new_tokens
-from stages.models.processors.prepare import Clip, load_processor
+from stages.models.processors.chat_template import system_form, write
+from stages.models.processors.fit import ASPECTS, COMMON, black, probe, resized
+from stages.models.processors.input_layout import layout_of
+from stages.models.processors.loading import token
+from stages.models.processors.prepare import Clip, load_processor, prepare, rebuild
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import PROMPTS, clips, joint_model, profile_of
-from tests.support.processors import KINDS, plain_call
+from tests.support.families import BUILDERS, checkpoint, copy_of
+from tests.support.keys_before import (
+    CHECKPOINTS,
+    COMMANDS,
+    RECORDED,
+    config_of,
+    keys_of,
+    namespaces,
+)
+from tests.support.processors import KINDS, plain_call, processor_folder
+from tests.support.templates import AS_JSON, STYLES, Style
 from tests.support.waves import Wave
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -63,3 +85,182 @@ def test_two_stages_say_what_the_whole_model_says(family: str, kind: str, tmp_pa
     found = [caption["caption"] for caption in wave.captions()]
     assert found == whole_says(family, batch, prompts)
     assert len(set(found)) == 2
+
+
+PROMPT = 'What\'s "it"? {x} Ünï'
+SYSTEM = 'Don\'t say "image".'
+ASKED = [
+    "llava_next",
+    *(
+        pytest.param(n, marks=slow)
+        for n in ("glm4v", "pixtral", "qwen2_vl", "internvl", "idefics3")
+    ),
+]
+
+
+@functools.cache
+def asked_by(family: str, style: Style) -> Any:
+    """The family's processor with a template of this style."""
+    processor = load_processor(processor_folder(family))
+    processor.chat_template = style.of(token(processor, "image"), token(processor, "video"))
+    return processor
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("family", ASKED)
+def test_a_turn_is_what_the_template_makes_of_its_proper_form(family: str, style: str) -> None:
+    processor, how = asked_by(family, STYLES[style]), STYLES[style]
+    layout = layout_of(processor, "images")
+    assert (layout.form, layout.rewritten) == (how.question, "question" in how.rewritten)
+    assert system_form(processor, layout.form) == how.system
+    for system in ("", SYSTEM):
+        turns = how.turns(token(processor, "image"), PROMPT, system)
+        wanted = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert write(processor, layout.form, "images", 1, PROMPT, system) == wanted
+        assert PROMPT in wanted and system in wanted and "'type'" not in wanted
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_stored_prompt_is_the_template_s_own(style: str) -> None:
+    processor, how = asked_by("llava_next", STYLES[style]), STYLES[style]
+    (clip,) = clips("image", 1)
+    turns = how.turns(token(processor, "image"), PROMPT, SYSTEM)
+    text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    begins = {"add_special_tokens": False} if text.startswith("<s>") else {}
+    wanted = processor(text=[text], images=[list(clip.frames)], return_tensors="pt", **begins)
+    found = rebuild(processor, [prepare(processor, clip)], [PROMPT], SYSTEM)
+    assert found["input_ids"].tolist() == wanted["input_ids"].tolist()
+
+
+def test_a_template_that_changes_every_question_is_refused() -> None:
+    style = Style(template=AS_JSON, question="", system="")
+    with pytest.raises(UsageError, match="prints a question as a list, or changes its text"):
+        layout_of(asked_by("llava_next", style), "images")
+
+
+def test_a_word_for_a_picture_in_the_system_s_text_is_refused() -> None:
+    processor = asked_by("llava_next", STYLES["qwen"])
+    row = prepare(processor, clips("image", 1)[0])
+    with pytest.raises(UsageError, match="<image>"):
+        rebuild(processor, [row], ["What?"], "You see <image>.")
+
+
+@pytest.mark.parametrize(
+    "style",
+    ["glm", *(pytest.param(s, marks=slow) for s in ("trimmed", "pixtral", "qwen"))],
+)
+def test_only_keys_of_what_was_written_otherwise_change(style: str, tmp_path: Path) -> None:
+    folder = copy_of("llava", tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(STYLES[style].of("<image>"))
+    profile = describe(folder)
+    before = json.loads(RECORDED.read_text())["llava"]
+    # A template that is given one picture has one frame of a video, so other frames are cut.
+    same = ["frames", "features"] if profile.images_a_prompt != 1 else []
+    changed = set(STYLES[style].rewritten)
+    for command, options in COMMANDS.items():
+        found = namespaces(profile, command)
+        assert {kind: found[kind] for kind in same} == {k: before[command][k] for k in same}
+        expected = "question" in changed or ("system" in changed and "system" in options)
+        words = profile.turn_key_fields(system=bool(config_of(**options).system))
+        assert bool(words) == expected
+        if same:
+            assert (found["captions"] != before[command]["captions"]) == expected, command
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[] if f == "demo" else slow) for f in CHECKPOINTS],
+)
+def test_all_other_keys_are_those_of_an_earlier_version(family: str) -> None:
+    assert keys_of(family) == json.loads(RECORDED.read_text())[family]
+
+
+ODD = (0.35, 0.43, 0.6, 0.87, 0.97, 1.29, 1.9, 2.9)
+"""Heights / widths that no probe has."""
+WAYS = (
+    *("emu3", "gemma3", "qwen2_vl"),
+    *(pytest.param(n, marks=slow) for n in ("idefics3", "internvl", "llava_next")),
+    *(pytest.param(n, marks=slow) for n in ("pix2struct", "pixtral")),
+)
+"""Families that resize in different ways."""
+OWN_WAYS = {"emu3"}
+"""Families whose processors keep frames of the size that is tried."""
+
+
+def needed(processor: Any, clip: Clip) -> float:
+    """The part of its size that a frame must keep."""
+    height, width = clip.frames.shape[1:3]
+    sizes, _ = resized(processor, clip, wait=True)
+    return max(max(h / float(height), w / float(width)) for h, w in sizes)
+
+
+@pytest.mark.parametrize("family", WAYS)
+def test_no_frame_is_stored_smaller_than_it_is_seen(family: str) -> None:
+    processor = load_processor(processor_folder(family))
+    fit = probe(processor, "video").fit
+    assert bool(fit.long_edges) == (family not in OWN_WAYS)
+    for aspect in ODD if fit.long_edges else ():
+        clip = black(processor, "video", aspect, 640)
+        height, width = clip.frames.shape[1:3]
+        stored = fit.size(height, width)
+        least = needed(processor, clip)
+        assert stored[0] >= math.floor(least * height), aspect
+        assert stored[1] >= math.floor(least * width), aspect
+        assert max(stored) < 640 or family == "pix2struct", aspect
+
+
+def test_frames_of_common_aspects_are_fitted_exactly() -> None:
+    processor = load_processor(checkpoint("qwen2_5_vl"))
+    fit = probe(processor, "image").fit
+    for aspect in COMMON:
+        clip = black(processor, "image", aspect, 1280)
+        height, width = clip.frames.shape[1:3]
+        least = needed(processor, clip)
+        assert max(fit.size(height, width)) == math.ceil(least * 1280 - 1e-6), aspect
+
+
+def test_frames_of_aspects_beyond_those_tried_keep_their_size() -> None:
+    fit = probe(load_processor(checkpoint("llava")), "image").fit
+    assert fit.size(100, 1000) == (100, 1000) and fit.size(1000, 100) == (1000, 100)
+    assert min(ASPECTS) <= 1 / 3 and max(ASPECTS) >= 3 - 1e-9
+
+
+def test_what_is_done_to_tiles_needs_no_larger_frame() -> None:
+    processor = load_processor(checkpoint("smolvlm"))
+    fit = probe(processor, "image").fit
+    for height, width in ((1080, 1920), (1000, 1920), (700, 1280), (1234, 777)):
+        assert 64 <= max(fit.size(height, width)) < 74
+
+
+@pytest.mark.parametrize("shape", [(700, 1280), pytest.param((1280, 740), marks=slow)])
+@pytest.mark.parametrize(
+    "family",
+    [
+        *("llava", "qwen2_5_vl", "pixtral"),
+        *(pytest.param(n, marks=slow) for n in ("smolvlm", "llava_next", "mllama")),
+    ],
+)
+def test_a_fitted_frame_comes_out_as_the_whole_one(family: str, shape: tuple[int, int]) -> None:
+    folder = checkpoint(family) if family in BUILDERS else processor_folder(family)
+    processor = load_processor(folder)
+    fit = probe(processor, "image").fit
+    frames = [np.zeros((1, *size, 3), np.uint8) for size in (shape, fit.size(*shape))]
+    rows = [Clip(frames=f, times=(0.0,), seconds=0.0, kind="image") for f in frames]
+    whole, fitted = (prepare(processor, row).inputs["pixel_values"] for row in rows)
+    assert np.shape(whole) == np.shape(fitted) and max(fit.size(*shape)) < max(shape) / 4
+
+
+def test_a_processor_that_cuts_pieces_out_of_a_frame_as_it_is_gets_it_whole() -> None:
+    processor = load_processor(processor_folder("git"))
+    compute = type(processor).__call__
+
+    class Cutting(type(processor)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            outputs = compute(self, *args, **kwargs)
+            pieces = [picture.size[0] // 64 for row in kwargs["images"] for picture in row]
+            outputs["pixel_pieces"] = torch.zeros(sum(pieces), 64, 64)
+            return outputs
+
+    assert probe(processor, "image").fit != FrameFit()
+    processor.__class__ = Cutting
+    assert probe(processor, "image").fit == FrameFit()

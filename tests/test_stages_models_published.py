@@ -1,27 +1,37 @@
 """Stock families are run as their weights were made: by the release of transformers that wrote
-config.json, unless a command, an adapter or an export says otherwise."""
+config.json, unless a command, an adapter or an export says otherwise. Videos have the sizes that
+their authors gave them, and plan and run count the same tokens."""
 
 import json
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from flows.planning.workloads import workload_of
 from stages.models import describe, load_half
+from stages.models.pixel_bounds import PixelBounds
 from stages.models.processors.calling import text_ids
+from stages.models.processors.fit import resized
 from stages.models.processors.loading import load_processor
-from stages.models.processors.prepare import prepare, rebuild
+from stages.models.processors.pixel_limit import bounds_of
+from stages.models.processors.prepare import Clip, prepare, rebuild
+from stages.models.profile import ModelProfile
 from stages.models.published import (
     FIELD,
     PARITY,
     is_before,
     is_published_way,
+    published_bounds,
     with_way,
 )
+from tests.support.by_hand import model
 from tests.support.clips import clips, profile_of
 from tests.support.families import checkpoint, copy_of
-
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+from tests.support.plan_cases import kept_folder, plan_case
 
 
 @pytest.mark.parametrize(
@@ -118,3 +128,124 @@ def test_a_profile_says_whether_a_model_is_run_as_published(family: str, tmp_pat
     assert not describe(folder, as_published=False).as_published
     stock = profile_of(checkpoint(family))
     assert not stock.as_published and stock.language.as_published
+
+
+HEIGHTS = {360: (360, 640), 720: (720, 1280), 1080: (1080, 1920), 2160: (2160, 3840)}
+PUBLISHED = {360: 4_485, 720: 10_800, 1080: 10_800, 2160: 10_800}
+STOCK = {360: 4_485, 720: 17_940, 1080: 40_365, 2160: 158_235}
+"""Lines of a video → tokens of 30 frames."""
+FRAMES = 30
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    """The published Qwen2.5-VL-7B, which transformers 4.41.2 wrote."""
+    found = kept_folder(plan_case("qwen2.5-vl-7b-instruct"))
+    config = json.loads((found / "config.json").read_text())
+    (found / "config.json").write_text(json.dumps({**config, "transformers_version": "4.41.2"}))
+    return found
+
+
+described = cache(describe)
+
+
+def clip_of(frames: int, size: tuple[int, int]) -> Clip:
+    times = tuple(map(float, range(frames)))
+    shown = np.zeros((frames, *size, 3), np.uint8)
+    return Clip(frames=shown, times=times, seconds=float(frames), kind="video")
+
+
+def planned(profile: ModelProfile, lines: int, frames: int = FRAMES) -> int:
+    """The tokens of a chunk's frames, as a plan counts them."""
+    shown = HEIGHTS[lines]
+    stored = profile.fit_video.size(*shown)
+    workload = workload_of(model(profile), "video", 1, frames, stored, shown, "x")
+    return workload.tokens - workload.text_tokens
+
+
+def made(folder: Path, profile: ModelProfile, lines: int, frames: int) -> int:
+    """The tokens of a chunk's frames, as a run makes them of what is stored."""
+    processor = load_processor(folder, as_published=profile.as_published)
+    stored = profile.fit_video.size(*HEIGHTS[lines])
+    return prepare(processor, clip_of(frames, stored), "x").count.tokens
+
+
+def bounds(folder: Path, as_published: bool | None, square: int) -> PixelBounds:
+    """How a processor bounds videos, a square of 1280 pixels of which is so many tokens."""
+    found = bounds_of(load_processor(folder, as_published=as_published), 1280, square)
+    assert found is not None
+    return found
+
+
+def test_thirty_frames_have_as_many_tokens_as_the_authors_script_makes(folder: Path) -> None:
+    published, stock = bounds(folder, None, 365), bounds(folder, False, 1058)
+    assert {lines: published.tokens(FRAMES, *size) for lines, size in HEIGHTS.items()} == PUBLISHED
+    assert {lines: stock.tokens(FRAMES, *size) for lines, size in HEIGHTS.items()} == STOCK
+    assert published.size(FRAMES, 1080, 1920) == (560, 1008)
+    assert bounds(folder, True, 365) == published
+
+
+@pytest.mark.slow
+def test_a_plan_counts_these_tokens(folder: Path) -> None:
+    by_rule, stock = described(folder), described(folder, as_published=False)
+    assert (by_rule.as_published, stock.as_published) == (True, False)
+    assert {lines: planned(by_rule, lines) for lines in HEIGHTS} == PUBLISHED
+    assert {lines: planned(stock, lines) for lines in HEIGHTS} == STOCK
+    assert by_rule.video_bounds == bounds(folder, None, 365)
+    vision = by_rule.vision.as_published
+    assert vision == "frames of videos are kept between 100,352 and 602,112 pixels"
+    assert by_rule.image_tokens == stock.image_tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [360, 2160])
+def test_plan_and_run_agree_on_tokens(folder: Path, lines: int) -> None:
+    published = described(folder)
+    found = made(folder, published, lines, FRAMES)
+    assert found == PUBLISHED[lines] == planned(published, lines)
+    few = 4  # the tokens of stock grow with the frames, and their pixels fill the memory
+    stock = described(folder, as_published=False)
+    assert abs(planned(stock, lines, few) / made(folder, stock, lines, few) - 1) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("asked", "size"),
+    [
+        ({"as_published": None}, (560, 1008)),
+        ({"as_published": False}, (1092, 1932)),
+        ({"as_published": True, "max_pixels": 200_704}, (336, 588)),
+        ({"as_published": True, "max_pixels": 12_845_056}, (1092, 1932)),
+        ({"as_published": True, "max_video_pixels": 4 * 200_704}, (336, 588)),
+    ],
+)
+def test_a_frame_of_full_hd_is_seen_as_published_unless_asked_otherwise(
+    asked: dict[str, Any], size: tuple[int, int], folder: Path
+) -> None:
+    sizes, _ = resized(load_processor(folder, **asked), clip_of(4, (1080, 1920)))
+    assert set(sizes) == {size}
+
+
+def test_bounds_are_those_of_qwen_vl_utils(folder: Path) -> None:
+    """The rule of qwen-vl-utils 0.0.14, `fetch_video`, for its own range of frames."""
+    found = bounds(folder, True, 365)
+    for frames in (2, 4, 30, 64, 300, 400, 768):
+        shared = 128_000 * 28 * 28 * 0.9 / frames * 2
+        most = max(min(768 * 784, shared), int(128 * 784 * 1.05))
+        assert found.edges(frames) == (128 * 784, int(most))
+
+
+@pytest.mark.slow
+def test_a_processor_with_other_tokens_is_left_as_it_is() -> None:
+    tiny = checkpoint("qwen2_5_vl")
+    published, stock = (load_processor(tiny, as_published=way) for way in (True, False))
+    assert dict(published.video_processor.size) == dict(stock.video_processor.size)
+    assert describe(tiny, as_published=True).vision.as_published == ""
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_vl", "ernie4_5_vl_moe", "llava"])
+def test_families_without_other_sizes_have_no_bounds(model_type: str, tmp_path: Path) -> None:
+    config = {"model_type": model_type, "transformers_version": "4.41.2"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert (
+        published_bounds(tmp_path) is None and published_bounds(tmp_path, as_published=True) is None
+    )

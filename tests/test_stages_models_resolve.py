@@ -10,8 +10,7 @@ import pytest
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.hub.checkpoint import is_complete
 from stages.models.hub.resolve import find_model, resolve_model
-from tests.support.hub import COMMIT, Repository, serve
-from tests.support.hub_client import client, use_cache
+from tests.support.hub import COMMIT, Repository, client, serve, use_cache
 
 MODEL = "owner/name"
 SMALL = Repository(files={"config.json": b"{}", "model.safetensors": bytes(3_400_000)})

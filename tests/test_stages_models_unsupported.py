@@ -19,13 +19,11 @@ from stages.models import describe, load_half, resolve_model
 from stages.models.hub.originals import CONVERTED, NEAREST, refuse_original
 from stages.models.hub.resolve import find_model
 from stages.models.hub.unsupported import UNSUPPORTED, UnsupportedForm, refuse_unsupported
-from tests.support.families import change_config, change_weights, copy_of, hf
-from tests.support.hub import Repository, serve
-from tests.support.hub_client import client, use_cache
+from tests.support.families import change_config, change_weights, copy_of, hf, template, words
+from tests.support.hub import Repository, client, serve, use_cache
 from tests.support.inside import InsideLauncher
 from tests.support.plan_cases import CASES
 from tests.support.tiny_families import FAMILIES
-from tests.support.words import template, words
 
 METHODS: dict[str, dict[str, Any]] = {
     "awq": {"bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},

@@ -17,7 +17,6 @@ from stages.models.halves.features import encode
 from stages.models.halves.load import load_half
 from stages.models.halves.vectors import text_vectors
 from tests.support import dual_encoders
-from tests.support.dual_verdict import refusal
 from tests.support.tiny_families import FAMILIES
 
 Run = Callable[[Any], Any]
@@ -80,7 +79,7 @@ def judge_graphs(family: str, folder: Path) -> GraphVerdict:
 
 def judge_dual_graphs(name: str, half: Half, folder: Path) -> GraphVerdict:
     """Build a dual encoder, save it to `folder`, and judge graphs of one of its halves."""
-    if (why := refusal(dual_encoders.names()[name])) is not None:
+    if (why := dual_encoders.refusal(dual_encoders.names()[name])) is not None:
         return GraphVerdict(name=name, results={}, refused=why)
     dual_encoders.tiny(name).save_pretrained(folder / "model")
     torch.manual_seed(1)

@@ -1,4 +1,5 @@
-"""How each family documents that its processor is called; builds no model."""
+"""Real processors of many families with tiny tokenizers and small sizes, and how each family
+documents that its own is called; builds no model and needs no network."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,13 +7,281 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from tokenizers import processors
 
 from stages.models.processors.calling import run
 from stages.models.processors.chat_template import write
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.prepare import Clip, channel_of, video_metadata
-from tests.support import builders
-from tests.support.families import made_once
+from tests.support.families import hf, made_once, template, words
+from tests.support.tiny_families.parts import PINPOINTS
+
+TILES = tuple(f"<row_{row}_col_{col}>" for row in (1, 2) for col in (1, 2))
+SQUARE = {"height": 32, "width": 32}
+CROPPED = {"size": {"shortest_edge": 32}, "crop_size": SQUARE}
+
+
+def qwen2_vl() -> Any:
+    common = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
+    size = {"size": {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}, **common}
+    image, video = "<|image_pad|>", "<|video_pad|>"
+    return hf.Qwen2VLProcessor(
+        image_processor=hf.Qwen2VLImageProcessor(**size),
+        video_processor=hf.Qwen2VLVideoProcessor(**size),
+        tokenizer=words(image=image, video=video),
+        chat_template=template(image, video),
+    )
+
+
+def glm4v() -> Any:
+    common = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
+    size = {"size": {"shortest_edge": 16 * 16, "longest_edge": 8 * 32 * 32}, **common}
+    image, video = "<|image|>", "<|video|>"
+    marks = ("<|begin_of_video|>", "<|end_of_video|>", "<|begin_of_image|>", "<|end_of_image|>")
+    return hf.Glm4vProcessor(
+        image_processor=hf.Glm4vImageProcessor(**size),
+        video_processor=hf.Glm4vVideoProcessor(**size),
+        tokenizer=words(*marks, image=image, video=video),
+        chat_template=template(image, f"{marks[0]}{video}{marks[1]}"),
+    )
+
+
+def gemma3() -> Any:
+    named = {"boi_token": "<boi>", "eoi_token": "<eoi>", "image_token": "<soft>"}
+    return hf.Gemma3Processor(
+        hf.Gemma3ImageProcessor(size=SQUARE),
+        words(**named),
+        chat_template=template("<boi>"),
+        image_seq_length=4,
+    )
+
+
+def internvl() -> Any:
+    named = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    return hf.InternVLProcessor(
+        hf.GotOcr2ImageProcessor(size=SQUARE, crop_to_patches=True, min_patches=1, max_patches=3),
+        words(**named),
+        hf.InternVLVideoProcessor(size=SQUARE),
+        image_seq_length=4,
+        chat_template=template("<IMG_CONTEXT>", "<video>"),
+    )
+
+
+def llava_next() -> Any:
+    return hf.LlavaNextProcessor(
+        hf.LlavaNextImageProcessor(**CROPPED, image_grid_pinpoints=PINPOINTS),
+        words(image="<image>"),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=template("<image>"),
+    )
+
+
+def llava_next_video() -> Any:
+    return hf.LlavaNextVideoProcessor(
+        video_processor=hf.LlavaNextVideoVideoProcessor(**CROPPED),
+        image_processor=hf.LlavaNextImageProcessor(**CROPPED, image_grid_pinpoints=PINPOINTS),
+        tokenizer=words(image="<image>", video="<video>"),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=template("<image>", "<video>"),
+    )
+
+
+def video_llava() -> Any:
+    return hf.VideoLlavaProcessor(
+        image_processor=hf.VideoLlavaImageProcessor(**CROPPED),
+        video_processor=hf.VideoLlavaVideoProcessor(**CROPPED),
+        tokenizer=words(image="<image>", video="<video>"),
+        patch_size=8,
+        chat_template=template("<image>", "<video>"),
+    )
+
+
+SMOL = ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>", *TILES)
+
+
+def idefics3() -> Any:
+    sizes = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
+    return hf.Idefics3Processor(
+        hf.Idefics3ImageProcessor(**sizes),
+        words(*SMOL, image="<image>"),
+        image_seq_len=4,
+        chat_template=template("<image>"),
+    )
+
+
+def idefics2() -> Any:
+    sizes = {"size": {"shortest_edge": 32, "longest_edge": 64}, "do_image_splitting": True}
+    return hf.Idefics2Processor(
+        hf.Idefics2ImageProcessor(**sizes),
+        words(*SMOL[:2], image="<image>"),
+        image_seq_len=4,
+        chat_template=template("<image>"),
+    )
+
+
+def pixtral() -> Any:
+    return hf.PixtralProcessor(
+        hf.PixtralImageProcessor(size={"longest_edge": 64}, patch_size={"height": 8, "width": 8}),
+        words("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+        patch_size=8,
+        chat_template=template("[IMG]"),
+    )
+
+
+def aya_vision() -> Any:
+    marks = ("<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>")
+    tiles = ("TILE", "TILE_GLOBAL")
+    return hf.AyaVisionProcessor(
+        hf.GotOcr2ImageProcessor(size=SQUARE, crop_to_patches=True, max_patches=3),
+        words(*marks, *tiles, image="<image>"),
+        patch_size=8,
+        img_size=32,
+        chat_template=template("<image>"),
+    )
+
+
+def llama4() -> Any:
+    marks = ("<|image_start|>", "<|image_end|>", "<|patch|>")
+    tiles = ("<|tile_x_separator|>", "<|tile_y_separator|>")
+    return hf.Llama4Processor(
+        hf.Llama4ImageProcessor(size=SQUARE, max_patches=4),
+        words(*marks, *tiles, image="<|image|>"),
+        patch_size=8,
+        chat_template=template("<|image|>"),
+    )
+
+
+def janus() -> Any:
+    named = {"image_token": "<pic>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
+    image = hf.JanusImageProcessor(size=SQUARE, min_size=4)
+    made = hf.JanusProcessor(image, words(**named), num_image_tokens=4)
+    made.chat_template = template("<pic>")
+    return made
+
+
+def mllama() -> Any:
+    return hf.MllamaProcessor(
+        hf.MllamaImageProcessor(size=SQUARE, max_image_tiles=4),
+        words("<|image|>", "<|python_tag|>"),
+        chat_template="{{ bos_token }}" + template("<|image|>"),
+    )
+
+
+def got_ocr2() -> Any:
+    special = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<imgpad>")
+    return hf.GotOcr2Processor(hf.GotOcr2ImageProcessor(size=SQUARE), words(*special))
+
+
+def chameleon() -> Any:
+    named = {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
+    made = words("<sep>", **named)
+    made.sep_token = "<sep>"
+    return hf.ChameleonProcessor(hf.ChameleonImageProcessor(**CROPPED), made, image_seq_length=4)
+
+
+def emu3() -> Any:
+    named = {
+        "image_token": "<image>",
+        "boi_token": "<boi>",
+        "eoi_token": "<eoi>",
+        "image_wrapper_token": "<wrap>",
+        "eof_token": "<eof>",
+    }
+    return hf.Emu3Processor(
+        hf.Emu3ImageProcessor(min_pixels=32 * 32, max_pixels=64 * 64),
+        words(**named),
+        chat_template=template("<image>"),
+    )
+
+
+def paligemma() -> Any:
+    image = hf.SiglipImageProcessor(size=SQUARE)
+    image.image_seq_length = 16
+    return hf.PaliGemmaProcessor(image, words("<image>"))
+
+
+def florence2() -> Any:
+    image = hf.CLIPImageProcessor(**CROPPED)
+    image.image_seq_length = 2
+    return hf.Florence2Processor(image_processor=image, tokenizer=words(image_token="<image>"))
+
+
+def kosmos2() -> Any:
+    return hf.Kosmos2Processor(hf.CLIPImageProcessor(**CROPPED), words())
+
+
+def pix2struct() -> Any:
+    image = hf.Pix2StructImageProcessor(max_patches=16, patch_size={"height": 8, "width": 8})
+    return hf.Pix2StructProcessor(image, words())
+
+
+def git() -> Any:
+    return hf.GitProcessor(hf.CLIPImageProcessor(**CROPPED), _framed(words()))
+
+
+def blip() -> Any:
+    return hf.BlipProcessor(hf.BlipImageProcessor(size=SQUARE), _framed(words()))
+
+
+def _framed(made: Any) -> Any:
+    """The tokenizer, putting a token before and one after every text, as those made for encoders
+    do."""
+    marks = [("<s>", made.bos_token_id), ("</s>", made.eos_token_id)]
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=marks
+    )
+    return made
+
+
+def blip_2() -> Any:
+    return hf.Blip2Processor(hf.BlipImageProcessor(size=SQUARE), words(), num_query_tokens=4)
+
+
+def instructblip() -> Any:
+    parts = (hf.BlipImageProcessor(size=SQUARE), words(), _framed(words()))
+    return hf.InstructBlipProcessor(*parts, num_query_tokens=4)
+
+
+def instructblipvideo() -> Any:
+    parts = (hf.InstructBlipVideoVideoProcessor(size=SQUARE), words(), _framed(words()))
+    return hf.InstructBlipVideoProcessor(*parts, num_query_tokens=4)
+
+
+def perception_lm() -> Any:
+    named = {"image_token": "<|image|>", "video_token": "<|video|>"}
+    return hf.PerceptionLMProcessor(
+        video_processor=hf.PerceptionLMVideoProcessor(size=SQUARE),
+        image_processor=hf.PerceptionLMImageProcessor(tile_size=32, max_num_tiles=4),
+        tokenizer=words(**named),
+        patch_size=8,
+        chat_template=template("<|image|>", "<|video|>"),
+    )
+
+
+def video_llama_3() -> Any:
+    size = {"size": {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}, "patch_size": 4}
+    return hf.VideoLlama3Processor(
+        image_processor=hf.VideoLlama3ImageProcessor(**size),
+        video_processor=hf.VideoLlama3VideoProcessor(**size),
+        tokenizer=words(image_token="<image>", video_token="<video>"),
+        chat_template=template("<image>", "<video>"),
+    )
+
+
+def idefics() -> Any:
+    return hf.IdeficsProcessor(
+        hf.IdeficsImageProcessor(image_size=32),
+        words("<fake_token_around_image>", image_token="<image>"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,39 +306,37 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "aya_vision": Kind(build=builders.aya_vision),
-    "blip": Kind(build=builders.blip, text="{prompt}", many=False),
-    "blip_2": Kind(build=builders.blip_2, text="{prompt}", many=False),
-    "chameleon": Kind(build=builders.chameleon, text="{media}\n{prompt}", word="<image>"),
-    "emu3": Kind(build=builders.emu3),
-    "florence2": Kind(build=builders.florence2, text="{prompt}", many=False),
-    "gemma3": Kind(build=builders.gemma3),
-    "git": Kind(build=builders.git, text="{prompt}", many=False),
-    "glm4v": Kind(build=builders.glm4v, video="videos"),
-    "got_ocr2": Kind(
-        build=builders.got_ocr2, text="{media}\n{prompt}", word="<imgpad>", nested=False
-    ),
-    "idefics": Kind(build=builders.idefics, text="{prompt}"),
-    "idefics2": Kind(build=builders.idefics2),
-    "idefics3": Kind(build=builders.idefics3),
-    "instructblip": Kind(build=builders.instructblip, text="{prompt}", many=False),
+    "aya_vision": Kind(build=aya_vision),
+    "blip": Kind(build=blip, text="{prompt}", many=False),
+    "blip_2": Kind(build=blip_2, text="{prompt}", many=False),
+    "chameleon": Kind(build=chameleon, text="{media}\n{prompt}", word="<image>"),
+    "emu3": Kind(build=emu3),
+    "florence2": Kind(build=florence2, text="{prompt}", many=False),
+    "gemma3": Kind(build=gemma3),
+    "git": Kind(build=git, text="{prompt}", many=False),
+    "glm4v": Kind(build=glm4v, video="videos"),
+    "got_ocr2": Kind(build=got_ocr2, text="{media}\n{prompt}", word="<imgpad>", nested=False),
+    "idefics": Kind(build=idefics, text="{prompt}"),
+    "idefics2": Kind(build=idefics2),
+    "idefics3": Kind(build=idefics3),
+    "instructblip": Kind(build=instructblip, text="{prompt}", many=False),
     "instructblipvideo": Kind(
-        build=builders.instructblipvideo, text="{prompt}", video="images", timed=False, image=False
+        build=instructblipvideo, text="{prompt}", video="images", timed=False, image=False
     ),
-    "internvl": Kind(build=builders.internvl, video="videos"),
-    "janus": Kind(build=builders.janus),
-    "kosmos2": Kind(build=builders.kosmos2, text="{prompt}", many=False),
-    "llama4": Kind(build=builders.llama4),
-    "llava_next": Kind(build=builders.llava_next),
-    "llava_next_video": Kind(build=builders.llava_next_video, video="videos"),
-    "mllama": Kind(build=builders.mllama),
-    "paligemma": Kind(build=builders.paligemma, text="{media}{prompt}", word="<image>"),
-    "perception_lm": Kind(build=builders.perception_lm, video="videos"),
-    "pix2struct": Kind(build=builders.pix2struct, text="{prompt}", many=False),
-    "pixtral": Kind(build=builders.pixtral),
-    "qwen2_vl": Kind(build=builders.qwen2_vl, video="videos"),
-    "video_llama_3": Kind(build=builders.video_llama_3, video="videos"),
-    "video_llava": Kind(build=builders.video_llava, video="videos"),
+    "internvl": Kind(build=internvl, video="videos"),
+    "janus": Kind(build=janus),
+    "kosmos2": Kind(build=kosmos2, text="{prompt}", many=False),
+    "llama4": Kind(build=llama4),
+    "llava_next": Kind(build=llava_next),
+    "llava_next_video": Kind(build=llava_next_video, video="videos"),
+    "mllama": Kind(build=mllama),
+    "paligemma": Kind(build=paligemma, text="{media}{prompt}", word="<image>"),
+    "perception_lm": Kind(build=perception_lm, video="videos"),
+    "pix2struct": Kind(build=pix2struct, text="{prompt}", many=False),
+    "pixtral": Kind(build=pixtral),
+    "qwen2_vl": Kind(build=qwen2_vl, video="videos"),
+    "video_llama_3": Kind(build=video_llama_3, video="videos"),
+    "video_llava": Kind(build=video_llava, video="videos"),
 }
 """Family -> its processor and its call."""
 

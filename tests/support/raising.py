@@ -4,10 +4,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.support.families import decisive, hf, save, text_config
+from tests.support.families import decisive, hf, save, template, text_config, words
 from tests.support.media import picture
 from tests.support.tiny_families.parts import config_of, model_of, tower
-from tests.support.words import template, words
 
 UNKNOWN = "quux"
 """A word of a prompt whose token the language half has no embedding of."""

@@ -15,6 +15,7 @@ from tests.support.tiny_families.parts import (
     Built,
     both,
     config_of,
+    family,
     finish,
     hf,
     images,
@@ -85,12 +86,11 @@ def placed(rows: int, video: bool, side: int, width: int) -> dict[str, Any]:
 
 
 def gemma4(name: str, prefix: str, text: Any, vision: Any, side: int, width: int) -> None:
-    def build(rows: int, video: bool) -> Built:
-        inputs = placed(rows, video, side, width)
-        model = model_of(config_of(prefix, text, vision, audio_config=None, **SPOKEN))
-        return finish(model, inputs, rows, video, types="mm_token_type_ids")
+    def inputs(rows: int, video: bool) -> dict[str, Any]:
+        return placed(rows, video, side, width)
 
-    both(name)(build)
+    told: dict[str, Any] = {"video": True, "finishing": {"types": "mm_token_type_ids"}}
+    family(name, prefix, text, vision, inputs=inputs, audio_config=None, **told, **SPOKEN)
 
 
 for _name in ("gemma3", "shieldgemma2"):
@@ -207,14 +207,9 @@ DEEPSEEK: dict[str, Any] = {"num_key_value_heads": 4, **GROUPED, **SPARSE}
 
 def through_sam(name: str, prefix: str, text: Any, **encoder: Any) -> None:
     """Register a family whose tower stands behind that of SAM."""
-
-    def build(rows: int) -> Built:
-        sam = dict(SAM, downsample_channels=[16, 32])
-        vision = {"sam_config": sam, "encoder_config": small(**encoder)}
-        model = model_of(config_of(prefix, text, vision, image_token_id=IMAGE))
-        return finish(model, {"pixel_values": noise(rows, 64)}, rows, wrap=False)
-
-    images(name)(build)
+    sam = dict(SAM, downsample_channels=[16, 32])
+    vision = {"sam_config": sam, "encoder_config": small(**encoder)}
+    pictures(name, prefix, text, vision, size=64, image_token_id=IMAGE)
 
 
 through_sam(
@@ -233,18 +228,12 @@ through_sam(
     image_size=32,
     patch_size=8,
 )
-sized(
+family(
     "mistral_large4",
     "MistralLarge4",
-    text(
-        **LATENT,
-        **SPARSE,
-        **INDEXED,
-        qk_rope_head_dim=8,
-        head_dim=NONE,
-        first_k_dense_replace=1,
-    ),
+    text(**LATENT, **SPARSE, **INDEXED, qk_rope_head_dim=8, head_dim=NONE, first_k_dense_replace=1),
     pixtral(),
+    inputs=sized,
     spatial_merge_size=2,
     **INDEX,
 )
@@ -285,42 +274,43 @@ def molmo2(rows: int, video: bool) -> Built:
     return finish(model_of(config), given, rows, video, place=IMAGE)
 
 
-def sliced(name: str, prefix: str) -> None:
-    """Register a family that takes slices of a picture one after the other."""
-
-    def build(rows: int, video: bool) -> Built:
-        config = config_of(
-            prefix,
-            text("qwen3_5_text", **HYBRID),
-            small(num_hidden_layers=3, image_size=32, patch_size=4),
-            insert_layer_id=1,
-            tie_word_embeddings=False,
-            **SEEN,
-        )
-        suffix = "_videos" if video else ""
-        inputs = {
-            f"pixel_values{suffix}": torch.randn(1, 3, 4, rows * 64 * 4),
-            f"target_sizes{suffix}": torch.tensor([[8, 8]] * rows, dtype=torch.int32),
-        }
-        types = "mm_token_type_ids" if name == "minicpmv4_7" else None
-        return finish(model_of(config), inputs, rows, video, wrap=False, types=types)
-
-    both(name)(build)
+def sliced(rows: int, video: bool) -> dict[str, Any]:
+    """Slices of a picture one after the other."""
+    suffix = "_videos" if video else ""
+    return {
+        f"pixel_values{suffix}": torch.randn(1, 3, 4, rows * 64 * 4),
+        f"target_sizes{suffix}": torch.tensor([[8, 8]] * rows, dtype=torch.int32),
+    }
 
 
+for _name, _prefix, _types in (
+    ("minicpmv4_6", "MiniCPMV4_6", None),
+    ("minicpmv4_7", "MiniCPMV4_7", "mm_token_type_ids"),
+    ("minicpm_ocr", "MiniCPMOcr", None),
+):
+    family(
+        _name,
+        _prefix,
+        text("qwen3_5_text", **HYBRID),
+        small(num_hidden_layers=3, image_size=32, patch_size=4),
+        inputs=sliced,
+        video=True,
+        finishing={"wrap": False, "types": _types},
+        insert_layer_id=1,
+        tie_word_embeddings=False,
+        **SEEN,
+    )
 VOCABULARY = {f"<|visual token {code:06d}|>": 20 + code for code in range(16)}
 LETTERS = {
     "IMGIMG" + "".join(chr(65 + int(digit)) for digit in str(code)) + "Z": 20 + code
     for code in range(16)
 }
 
-sliced("minicpmv4_6", "MiniCPMV4_6")
-sliced("minicpmv4_7", "MiniCPMV4_7")
-sliced("minicpm_ocr", "MiniCPMOcr")
-sized(
+family(
     "emu3",
     "Emu3",
     text(head_dim=NONE),
+    inputs=sized,
     vq_config=dict(
         codebook_size=16,
         embed_dim=4,

@@ -20,8 +20,8 @@ from tests.support.tiny_families.parts import (
     Built,
     both,
     config_of,
+    family,
     finish,
-    images,
     model_of,
     patches,
     small,
@@ -257,15 +257,23 @@ def video_llama_3(rows: int, video: bool) -> Built:
     return finish(model, inputs, rows, video, wrap=False, extra=lambda _: mask if video else {})
 
 
-@images("paddleocr_vl")
-def paddleocr_vl(rows: int) -> Built:
-    vision = small(image_size=16, patch_size=4, spatial_merge_size=2)
-    config = config_of("PaddleOCRVL", text(rope_parameters=MROPE), vision, **TOKENS)
-    inputs = stream(rows, False, 4, 1)
-    inputs["pixel_values"] = torch.randn(16 * rows, 3, 4, 4)
-    return finish(model_of(config), inputs, rows, types="mm_token_type_ids")
+def one_step(rows: int, video: bool = False) -> dict[str, Any]:
+    """Square patches of pictures, or of videos of one step."""
+    pixels, grid = torch.randn(16 * rows, 3, 4, 4), torch.tensor([[1, 4, 4]] * rows)
+    if video:
+        return {"pixel_values_videos": pixels, "video_grid_thw": grid}
+    return {"pixel_values": pixels, "image_grid_thw": grid}
 
 
+family(
+    "paddleocr_vl",
+    "PaddleOCRVL",
+    text(rope_parameters=MROPE),
+    small(image_size=16, patch_size=4, spatial_merge_size=2),
+    inputs=one_step,
+    finishing={"types": "mm_token_type_ids"},
+    **TOKENS,
+)
 MUSE: dict[str, Any] = small(
     patch_size=4,
     pos_emb_height=4,
@@ -281,23 +289,13 @@ MUSE_TEXT = text(
     layer_rope_theta=[10000.0, 0],
 )
 
-streaming(
-    "muse_glimmer",
-    "MuseGlimmer",
-    MUSE_TEXT,
-    MUSE,
-    out_hidden_size=128,
-    projector_hidden_size=32,
-    types=None,
-    **SEEN,
-)
+MUSED: dict[str, Any] = dict(out_hidden_size=128, projector_hidden_size=32, types=None, **SEEN)
+streaming("muse_glimmer", "MuseGlimmer", MUSE_TEXT, MUSE, **MUSED)
 streaming(
     "muse_spark",
     "MuseSpark",
     {**MUSE_TEXT, **ROUTED, **SPARSE, "moe_hidden_size": 32},
     MUSE,
-    out_hidden_size=128,
-    projector_hidden_size=32,
     audio_token_id=AUDIO,
     audio_config=dict(
         patch_sizes=[2, 2],
@@ -306,8 +304,7 @@ streaming(
         num_hidden_layers=2,
         out_hidden_size=32,
     ),
-    types=None,
-    **SEEN,
+    **MUSED,
 )
 
 
@@ -360,23 +357,17 @@ streaming(
 )
 
 
-@both("kimi_k25")
-def kimi_k25(rows: int, video: bool) -> Built:
-    config = config_of(
-        "Kimi_K25",
-        text("deepseek_v3", **LATENT, qk_rope_head_dim=8, head_dim=NONE, first_k_dense_replace=1),
-        small(patch_size=4, pos_emb_height=4, pos_emb_width=4, pos_emb_time=4),
-        projection_hidden_size=32,
-        **TOKENS,
-    )
-    model, suffix = model_of(config), "_videos" if video else ""
-    inputs = {
-        f"pixel_values{suffix}": torch.randn(16 * rows, 3, 4, 4),
-        f"{'video' if video else 'image'}_grid_thw": torch.tensor([[1, 4, 4]] * rows),
-    }
-    return finish(model, inputs, rows, video)
-
-
+family(
+    "kimi_k25",
+    "Kimi_K25",
+    text("deepseek_v3", **LATENT, qk_rope_head_dim=8, head_dim=NONE, first_k_dense_replace=1),
+    small(patch_size=4, pos_emb_height=4, pos_emb_width=4, pos_emb_time=4),
+    inputs=one_step,
+    video=True,
+    finishing={},
+    projection_hidden_size=32,
+    **TOKENS,
+)
 streaming(
     "minimax_m3_vl",
     "MiniMaxM3VL",

@@ -1,14 +1,19 @@
 """Runs a tiny model in slots that are refilled, and says whether each row gives the tokens that
-`generate` gives of it alone."""
+`generate` gives of it alone; and its vision half in passes of a fixed number of rows, and says in
+which ways the bytes of a row's features depend on nothing else."""
 
 import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import linear
 
+from artifacts.errors import HalfTried
+from artifacts.packs import RecordSet
+from artifacts.store import open_store
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.engine_check import EngineCheck, choose_layout, reference_of
 from stages.decode.engines.inflight.pool_shape import MIN_STEP_ROWS, PLAIN, PoolLayout
@@ -18,10 +23,14 @@ from stages.decode.engines.inflight.scheduler import InflightScheduler
 from stages.decode.job import DecodeItem
 from stages.decode.protocol import DecodeRequest
 from stages.memory.oom_retry import OomRetry
+from stages.models.encoding.passes import PassRow, WayTrials, encode_passes
+from stages.models.encoding.ways import ALONE, BATCHES, FIXED, FIXED_ROWS, KIND
 from stages.models.halves.features import Features, encode
 from stages.models.halves.inject_features import generate, new_tokens, prompt_in
-from stages.models.halves.routes import choose_route
+from stages.models.halves.routes import choose_route, encoders
+from stages.models.processors.side_inputs import Prepared
 from tests.support.tiny_families import FAMILIES
+from tests.support.tiny_families.verdict import rows_of
 from tests.support.waves import events
 
 LIMITS = (5, 12, 3, 9, 7)
@@ -141,3 +150,36 @@ def in_slots(
     said = {int(flight.request.item.key): flight.output_ids for flight in flights}
     assert loop.slots == SLOTS and len(flights) == len(items)
     return [said[at] for at in range(len(items))]
+
+
+PASSED = 5
+
+
+def judged_in_passes(variant: str, folder: Path, dtype: torch.dtype = torch.float32) -> list[str]:
+    """Return the ways that hold for a variant of a family with one row."""
+    model, rows = prepared_rows(variant, dtype)
+    found = []
+    for way, count in ((FIXED, FIXED_ROWS), (ALONE, 1)):
+        trials = WayTrials(RecordSet(open_store(str(folder / way)), KIND, "0" * 32))
+        try:
+            encode_passes(model, [PassRow(prepared=row, rows=count) for row in rows], trials)
+        except HalfTried:
+            return [BATCHES]
+        held = [trials.verdict(PassRow(prepared=row, rows=count)) for row in rows]
+        found += [way] if all(each is True for each in held) else []
+    return sorted(found)
+
+
+def prepared_rows(variant: str, dtype: torch.dtype) -> tuple[Any, list[Prepared]]:
+    """The model of a variant, and rows with other pictures."""
+    model: Any = None
+    rows = []
+    for seed in range(PASSED):
+        torch.manual_seed(seed)
+        built, inputs = FAMILIES[variant]()
+        model = model or built.eval().to(dtype)
+        taken = {name for encoder in encoders(model) for name in encoder.names}
+        row = {name: value for name, value in inputs.items() if name in taken}
+        (count,) = rows_of(variant, inputs, model.config)
+        rows.append(Prepared(inputs=row, channel="images", side={}, replacements=(), count=count))
+    return model, rows

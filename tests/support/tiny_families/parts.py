@@ -142,6 +142,26 @@ def model_of(config: Any, cls: str = "") -> Any:
     return getattr(hf, cls or f"{prefix}ForConditionalGeneration")(config)
 
 
+def family(
+    name: str,
+    prefix: str,
+    *given: Any,
+    inputs: Callable[..., dict[str, Any]],
+    video: bool = False,
+    finishing: Mapping[str, Any] | None = None,
+    **config: Any,
+) -> None:
+    """Register a family. `inputs` makes what it takes of `rows`, and where it takes `video`, of
+    whether it is one. `finishing`: what `finish` is told; nothing: no marks around placeholders."""
+
+    def build(rows: int, *is_video: bool) -> Built:
+        model = model_of(config_of(prefix, *given, **config))
+        told = {"wrap": False} if finishing is None else finishing
+        return finish(model, inputs(rows, *is_video), rows, *is_video, **told)
+
+    (both if video else images)(name)(build)
+
+
 def pictures(
     name: str,
     prefix: str,

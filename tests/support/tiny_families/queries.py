@@ -14,12 +14,14 @@ from tests.support.tiny_families.parts import (
     both,
     config_of,
     decisive,
+    family,
     finish,
     hf,
     images,
     llama,
     model_of,
     noise,
+    pictures,
     prompt_inputs,
     siglip,
     small,
@@ -88,11 +90,8 @@ for _suffix, _text in (("", {**OPT, **MARKS}), (":t5", T5)):
     asking(f"instructblipvideo{_suffix}", "InstructBlipVideo", _text, video=True)
 
 
-@images("florence2")
-def florence2(rows: int) -> Built:
-    reader = {**BART, **MARKS, "max_position_embeddings": 128, "decoder_start_token_id": 2}
-    model = model_of(config_of("Florence2", reader, DAVIT, **PLACE))
-    return finish(model, {"pixel_values": noise(rows, 64)}, rows, wrap=False)
+_text = {**BART, **MARKS, "max_position_embeddings": 128, "decoder_start_token_id": 2}
+pictures("florence2", "Florence2", _text, DAVIT, size=64, **PLACE)
 
 
 def masked(name: str, prefix: str, *given: Any, frames: int = 0, **config: Any) -> None:
@@ -130,28 +129,26 @@ masked(
         num_key_value_heads=2,
     ),
 )
-
-
-@images("granite_docling")
-def granite_docling(rows: int) -> Built:
-    config = config_of(
-        "GraniteDocling",
-        text(num_hidden_layers=4),
-        small(
-            num_hidden_layers=3,
-            image_size=32,
-            patch_size=4,
-            out_hidden_size=32,
-            scale_factor=4,
-            deepstack_visual_indexes=[0, 1],
-            use_fine_route=True,
-        ),
-        pad_token_id=0,
-        **PLACE,
-    )
-    model, mask = model_of(config), torch.ones(rows, 2, dtype=torch.bool)
-    pixels = {"pixel_values": noise(rows, 32, 2), "pixel_attention_mask": mask}
-    return finish(model, pixels, rows, wrap=False)
+family(
+    "granite_docling",
+    "GraniteDocling",
+    text(num_hidden_layers=4),
+    small(
+        num_hidden_layers=3,
+        image_size=32,
+        patch_size=4,
+        out_hidden_size=32,
+        scale_factor=4,
+        deepstack_visual_indexes=[0, 1],
+        use_fine_route=True,
+    ),
+    inputs=lambda rows: {
+        "pixel_values": noise(rows, 32, 2),
+        "pixel_attention_mask": torch.ones(rows, 2, dtype=torch.bool),
+    },
+    pad_token_id=0,
+    **PLACE,
+)
 
 
 @images("granite4_vision")
@@ -180,25 +177,26 @@ def granite4_vision(rows: int) -> Built:
     return finish(model, inputs, rows, wrap=False, total=sum(map(len, found)))
 
 
-@images("step3p7")
-def step3p7(rows: int) -> Built:
-    config = config_of(
-        "Step3p7",
-        text(
-            layer_types=["full_attention", "sliding_attention"],
-            sliding_window=16,
-            num_sliding_attention_heads=4,
-            n_routed_experts=4,
-            share_expert_dim=16,
-            **ROUTED,
-            **SPARSE,
-        ),
-        small(image_size=32, patch_size=4, mlp_ratio=2.0, max_position_embeddings=64),
-        **PLACE,
-    )
-    model = model_of(config)
-    pixels = {"pixel_values": noise(rows, 32), "pixel_values_local": noise(rows, 16)}
-    return finish(model, {**pixels, "num_local_patches": [1] * rows}, rows, wrap=False)
+family(
+    "step3p7",
+    "Step3p7",
+    text(
+        layer_types=["full_attention", "sliding_attention"],
+        sliding_window=16,
+        num_sliding_attention_heads=4,
+        n_routed_experts=4,
+        share_expert_dim=16,
+        **ROUTED,
+        **SPARSE,
+    ),
+    small(image_size=32, patch_size=4, mlp_ratio=2.0, max_position_embeddings=64),
+    inputs=lambda rows: {
+        "pixel_values": noise(rows, 32),
+        "pixel_values_local": noise(rows, 16),
+        "num_local_patches": [1] * rows,
+    },
+    **PLACE,
+)
 
 
 def told(model: Any, rows: int, pixels: dict[str, Any], prompt: list[int]) -> Built:

@@ -12,7 +12,6 @@ from tests.support.tiny_families.parts import (
     both,
     config_of,
     finish,
-    images,
     model_of,
     noise,
     small,
@@ -197,15 +196,9 @@ def streaming(
     both(name)(build)
 
 
-def sized(name: str, prefix: str, *given: Any, **config: Any) -> None:
-    """Register a family that takes pictures with their sizes."""
-
-    def build(rows: int) -> Built:
-        sizes = torch.tensor([[16, 16]] * rows)
-        inputs = {"pixel_values": noise(rows, 16), "image_sizes": sizes}
-        return finish(model_of(config_of(prefix, *given, **config)), inputs, rows, wrap=False)
-
-    images(name)(build)
+def sized(rows: int) -> dict[str, torch.Tensor]:
+    """Pictures with their sizes."""
+    return {"pixel_values": noise(rows, 16), "image_sizes": torch.tensor([[16, 16]] * rows)}
 
 
 def tiles(rows: int) -> dict[str, torch.Tensor]:

@@ -1,6 +1,5 @@
 """Families that take pictures as one tensor, in tiles or in patches, in tiny sizes."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,12 +18,10 @@ from tests.support.tiny_families.parts import (
     Built,
     both,
     clip,
-    config_of,
+    family,
     finish,
     hf,
-    images,
     llama,
-    model_of,
     noise,
     pictures,
     siglip,
@@ -40,6 +37,7 @@ from tests.support.tiny_families.shared import (
     pixtral,
     sized,
     stream,
+    streaming,
     tiles,
 )
 
@@ -93,15 +91,15 @@ pictures(
 pictures("deepseek_vl", "DeepseekVL", llama(), siglip(), **PLACE)
 
 
-@images("deepseek_vl_hybrid")
-def deepseek_vl_hybrid(rows: int) -> Built:
-    sharp = dict(SAM, model_type="sam_vision_model")
-    config = config_of("DeepseekVLHybrid", llama(), siglip(), high_res_vision_config=sharp, **PLACE)
-    model = model_of(config)
-    pixels = {"pixel_values": noise(rows), "high_res_pixel_values": noise(rows, 64)}
-    return finish(model, pixels, rows, wrap=False)
-
-
+family(
+    "deepseek_vl_hybrid",
+    "DeepseekVLHybrid",
+    llama(),
+    siglip(),
+    inputs=lambda rows: {"pixel_values": noise(rows), "high_res_pixel_values": noise(rows, 64)},
+    high_res_vision_config=dict(SAM, model_type="sam_vision_model"),
+    **PLACE,
+)
 pictures(
     "janus",
     "Janus",
@@ -138,24 +136,23 @@ pictures(
     cls="GotOcr2ForConditionalGeneration",
     **BESIDE_SAM,
 )
-sized("mistral3", "Mistral3", MISTRAL, pixtral(), spatial_merge_size=2, **INDEX)
-sized("lighton_ocr", "LightOnOcr", text("qwen3"), pixtral(), spatial_merge_size=2, **PLACE)
-
-
-@images("aria")
-def aria(rows: int) -> Built:
-    config = config_of(
-        "Aria",
-        text("aria_text", moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
-        tower("idefics3_vision"),
-        projector_patch_to_query_dict={16: 4},
-        **INDEX,
-    )
-    model, mask = model_of(config), torch.ones(rows, 32, 32, dtype=torch.bool)
-    pixels = {"pixel_values": noise(rows), "pixel_mask": mask}
-    return finish(model, pixels, rows, wrap=False)
-
-
+for _name, _prefix, _text, _place in (
+    ("mistral3", "Mistral3", MISTRAL, INDEX),
+    ("lighton_ocr", "LightOnOcr", text("qwen3"), PLACE),
+):
+    family(_name, _prefix, _text, pixtral(), inputs=sized, spatial_merge_size=2, **_place)
+family(
+    "aria",
+    "Aria",
+    text("aria_text", moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
+    tower("idefics3_vision"),
+    inputs=lambda rows: {
+        "pixel_values": noise(rows),
+        "pixel_mask": torch.ones(rows, 32, 32, dtype=torch.bool),
+    },
+    projector_patch_to_query_dict={16: 4},
+    **INDEX,
+)
 pictures("llava", "Llava", llama(), clip(), **INDEX)
 pictures(
     "llava:siglip",
@@ -175,104 +172,83 @@ pictures(
     vision_feature_layer=[-1, -2, 1],
     **INDEX,
 )
-sized("llava:pixtral", "Llava", MISTRAL, pixtral(), **WHOLE, **INDEX)
+family("llava:pixtral", "Llava", MISTRAL, pixtral(), inputs=sized, **WHOLE, **INDEX)
 
 
-def tiled(
-    name: str,
-    prefix: str,
-    *given: Any,
-    video: Callable[[int], dict[str, Any]] | None = None,
-    **config: Any,
-) -> None:
-    """Register a family that takes tiles of pictures; `video` makes what it takes of one."""
-
-    def build(rows: int, is_video: bool = False) -> Built:
-        model = model_of(config_of(prefix, *given, image_grid_pinpoints=PINPOINTS, **config))
-        pixels = video(rows) if video and is_video else tiles(rows)
-        return finish(model, pixels, rows, is_video, wrap=False)
-
-    (both if video else images)(name)(build)
+def tiled(rows: int, video: bool = False) -> dict[str, Any]:
+    """Tiles of pictures, or a video's frames."""
+    return {"pixel_values_videos": noise(rows, 32, 3)} if video else tiles(rows)
 
 
-def frames(rows: int) -> dict[str, Any]:
-    return {"pixel_values_videos": torch.randn(rows, 3, 3, 32, 32)}
-
-
-tiled("llava_next", "LlavaNext", llama(), clip(), **INDEX)
-tiled("llava_next_video", "LlavaNextVideo", llama(), clip(), video=frames, **INDICES)
-tiled("llava_onevision", "LlavaOnevision", QWEN_2, siglip(), video=frames, **INDICES)
-
-
-@both("video_llava")
-def video_llava(rows: int, video: bool) -> Built:
-    model = model_of(config_of("VideoLlava", llama(), clip(), **INDICES))
-    name = "pixel_values_videos" if video else "pixel_values_images"
-    pixels = {name: torch.randn(rows, 8, 3, 32, 32) if video else noise(rows)}
-    return finish(model, pixels, rows, video, wrap=False)
-
-
-@images("hunyuan_vl")
-def hunyuan_vl(rows: int) -> Built:
-    rope = dict(rope_type="dynamic", alpha=1000.0, factor=1.0, rope_theta=10000.0)
-    config = config_of(
-        "HunYuanVL",
-        text(rope_parameters={**rope, "mrope_section": [1, 1, 1, 1]}),
-        small(
-            out_hidden_size=32,
-            patch_size=4,
-            spatial_merge_size=2,
-            max_image_size=32,
-            text_hidden_size=32,
-            img_max_token_num=64,
-        ),
-        im_start_id=START,
-        im_end_id=END,
-        im_newline_id=96,
-        **PLACE,
-    )
-    return finish(model_of(config), stream(rows, False, 4, 1), rows, wrap=False)
-
-
-@images("lfm2_vl")
-def lfm2_vl(rows: int) -> Built:
-    config = config_of(
-        "Lfm2Vl",
-        text("lfm2", layer_types=["conv", "full_attention"], block_ff_dim=64, conv_L_cache=3),
-        small(
-            model_type="siglip2_vision_model", patch_size=4, num_patches=16, vision_use_head=False
-        ),
-        projector_hidden_size=32,
-        **PLACE,
-    )
-    model = model_of(config)
-    pixels = {
+PINNED: dict[str, Any] = {"inputs": tiled, "image_grid_pinpoints": PINPOINTS}
+family("llava_next", "LlavaNext", llama(), clip(), **PINNED, **INDEX)
+family("llava_next_video", "LlavaNextVideo", llama(), clip(), video=True, **PINNED, **INDICES)
+family("llava_onevision", "LlavaOnevision", QWEN_2, siglip(), video=True, **PINNED, **INDICES)
+family(
+    "video_llava",
+    "VideoLlava",
+    llama(),
+    clip(),
+    inputs=lambda rows, video: (
+        {"pixel_values_videos": noise(rows, 32, 8)}
+        if video
+        else {"pixel_values_images": noise(rows)}
+    ),
+    video=True,
+    **INDICES,
+)
+family(
+    "hunyuan_vl",
+    "HunYuanVL",
+    text(
+        rope_parameters=dict(
+            rope_type="dynamic",
+            alpha=1000.0,
+            factor=1.0,
+            rope_theta=10000.0,
+            mrope_section=[1, 1, 1, 1],
+        )
+    ),
+    small(
+        out_hidden_size=32,
+        patch_size=4,
+        spatial_merge_size=2,
+        max_image_size=32,
+        text_hidden_size=32,
+        img_max_token_num=64,
+    ),
+    inputs=lambda rows: stream(rows, False, 4, 1),
+    im_start_id=START,
+    im_end_id=END,
+    im_newline_id=96,
+    **PLACE,
+)
+family(
+    "lfm2_vl",
+    "Lfm2Vl",
+    text("lfm2", layer_types=["conv", "full_attention"], block_ff_dim=64, conv_L_cache=3),
+    small(model_type="siglip2_vision_model", patch_size=4, num_patches=16, vision_use_head=False),
+    inputs=lambda rows: {
         "pixel_values": torch.randn(rows, 16, 48),
         "spatial_shapes": torch.tensor([[4, 4]] * rows),
         "pixel_attention_mask": torch.ones(rows, 16, dtype=torch.long),
-    }
-    return finish(model, pixels, rows, wrap=False)
-
-
-@both("lfm3_vl")
-def lfm3_vl(rows: int, video: bool) -> Built:
-    rope = {"rope_type": "default", "rope_theta": 10000.0}
-    layers = {"layer_types": ["conv", "full_attention"]}
-    config = config_of(
-        "Lfm3Vl",
-        text("lfm3", rope_parameters={"full_attention": rope, "sliding_attention": rope}, **layers),
-        small(
-            patch_size=4,
-            spatial_merge_size=2,
-            temporal_patch_size=2,
-            num_key_value_heads=2,
-            **layers,
-        ),
-        projector_hidden_size=32,
-        **TOKENS,
-    )
-    return finish(model_of(config), stream(rows, video), rows, video)
-
+    },
+    projector_hidden_size=32,
+    **PLACE,
+)
+_rope = {"rope_type": "default", "rope_theta": 10000.0}
+_layers = {"layer_types": ["conv", "full_attention"]}
+streaming(
+    "lfm3_vl",
+    "Lfm3Vl",
+    text("lfm3", rope_parameters={"full_attention": _rope, "sliding_attention": _rope}, **_layers),
+    small(
+        patch_size=4, spatial_merge_size=2, temporal_patch_size=2, num_key_value_heads=2, **_layers
+    ),
+    projector_hidden_size=32,
+    types=None,
+    **TOKENS,
+)
 
 INKLING = text(
     swa_num_attention_heads=4,
@@ -286,48 +262,42 @@ INKLING = text(
     n_routed_experts=4,
     num_experts_per_tok=2,
 )
-
-
-@images("inkling")
-def inkling(rows: int) -> Built:
-    config = config_of(
-        "Inkling",
-        {**INKLING, **SPARSE, "n_shared_experts": 1},
-        dict(
-            text_hidden_size=32,
-            patch_size=8,
-            temporal_patch_size=2,
-            hidden_size=32,
-            n_layers=2,
-            num_attention_heads=4,
-        ),
-        audio_config=dict(n_mel_bins=8, mel_vocab_size=16, text_hidden_size=32),
-        audio_token_id=AUDIO,
-        image_bos_token_id=START,
-        audio_bos_token_id=94,
-        **PLACE,
-    )
-    model = model_of(config)
-    return finish(model, {"pixel_values": torch.randn(rows, 2, 8, 8, 3)}, rows, wrap=False)
-
-
-@images("inkling2")
-def inkling2(rows: int) -> Built:
-    config = config_of(
-        "Inkling2",
-        {**INKLING, "unpadded_vocab_size": 120, "n_layers_per_attn_res_block": 1},
-        small(
-            patch_size=4,
-            spatial_merge_size=2,
-            posemb_grid_size=4,
-            projection_hidden_dim=32,
-            text_hidden_size=32,
-        ),
-        **PLACE,
-    )
-    grid = torch.tensor([[1, 2, 2]] * rows)
-    inputs = {"pixel_values": torch.randn(rows * 4, 8, 8, 3), "image_grid_thw": grid}
-    return finish(model_of(config), inputs, rows, wrap=False)
+family(
+    "inkling",
+    "Inkling",
+    {**INKLING, **SPARSE, "n_shared_experts": 1},
+    dict(
+        text_hidden_size=32,
+        patch_size=8,
+        temporal_patch_size=2,
+        hidden_size=32,
+        n_layers=2,
+        num_attention_heads=4,
+    ),
+    inputs=lambda rows: {"pixel_values": torch.randn(rows, 2, 8, 8, 3)},
+    audio_config=dict(n_mel_bins=8, mel_vocab_size=16, text_hidden_size=32),
+    audio_token_id=AUDIO,
+    image_bos_token_id=START,
+    audio_bos_token_id=94,
+    **PLACE,
+)
+family(
+    "inkling2",
+    "Inkling2",
+    {**INKLING, "unpadded_vocab_size": 120, "n_layers_per_attn_res_block": 1},
+    small(
+        patch_size=4,
+        spatial_merge_size=2,
+        posemb_grid_size=4,
+        projection_hidden_dim=32,
+        text_hidden_size=32,
+    ),
+    inputs=lambda rows: {
+        "pixel_values": torch.randn(rows * 4, 8, 8, 3),
+        "image_grid_thw": torch.tensor([[1, 2, 2]] * rows),
+    },
+    **PLACE,
+)
 
 
 @both("nemotron_h_omni")
