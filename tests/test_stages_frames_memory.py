@@ -17,6 +17,7 @@ from artifacts.keys import hash_file
 from artifacts.packs import RecordSet
 from artifacts.schema import MediaIndex
 from artifacts.store import open_store
+from stages.frames.job import FramesItem
 from stages.process.events import Event
 from stages.process.stage_process import StageProcess
 from tests.support.media import picture, repeat_video, write_video
@@ -48,7 +49,7 @@ def started(
 ) -> StageProcess:
     """The stage at these files, with so many bytes for all it does."""
     media = [
-        (str(path), hash_file(path), "image" if path.suffix == ".jpg" else "video")
+        FramesItem(str(path), hash_file(path), "image" if path.suffix == ".jpg" else "video")
         for path in paths
     ]
     job = {
