@@ -10,7 +10,7 @@ import torch
 from artifacts.errors import UsageError
 from stages.models.gguf import FAMILIES as MAPPED
 from stages.models.gguf import FILE, PIECE_TOKENS, ROWS
-from tests.support.tiny_families.in_gguf import VARIANTS
+from tests.support.tiny_families.for_gguf import VARIANTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.gguf]
 
