@@ -20,7 +20,7 @@ from stages.models.gguf import FAMILIES as MAPPED
 from stages.models.gguf import FILE, MANIFEST, PIECE_TOKENS, ROWS
 from stages.models.halves.features import encode
 from stages.models.halves.inject_features import generate
-from tests.support.tiny_families.in_gguf import VARIANTS
+from tests.support.tiny_families.for_gguf import VARIANTS
 from tests.support.tiny_tokenizers import KINDS, TEKKEN, byte_level, lines, save, split
 
 pytestmark = [pytest.mark.slow, pytest.mark.gguf]
