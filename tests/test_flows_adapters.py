@@ -274,6 +274,19 @@ def test_one_that_adds_nothing_says_the_same_and_another_what_the_merged_model_s
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("precision", "engine"), [("nf4", "inflight"), ("int8", "transformers")])
+def test_it_goes_with_every_precision_and_engine(
+    place: Place, tmp_path: Path, precision: str, engine: str
+) -> None:
+    profile = profile_of(CHECKPOINT)
+    asked = {"language_precision": precision, "engine": engine}
+    plain, _ = said(place, **asked)
+    zero, _ = said(place, **asked, adapter=str(adapter_of(tmp_path / "0", profile, zero=True)))
+    other, _ = said(place, **asked, adapter=str(adapter_of(tmp_path / "1", profile, STRENGTH)))
+    assert words(zero) == words(plain) != words(other)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["blip", "florence2", "gemma3", "mllama"])
 def test_it_goes_with_every_route(place: Place, tmp_path: Path, family: str) -> None:
     for path in place.clips.iterdir():

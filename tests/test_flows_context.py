@@ -118,6 +118,13 @@ def test_as_stock_shows_all_and_warns(place: Place, tmp_path: Path) -> None:
     ]
 
 
+def test_one_frame_that_does_not_fit_is_refused(place: Place, tmp_path: Path) -> None:
+    less = place_in(tmp_path, with_context(place.model, 20, tmp_path / "llava"))
+    with pytest.raises(UsageError, match=r"one frame takes 17 tokens of .* room for 15") as raised:
+        run_inside(less, **FITTING)
+    assert raised.value.exit_code == 2
+
+
 def test_the_advice_to_allow_longer_answers_stays_within_the_context(
     place: Place, tmp_path: Path
 ) -> None:
