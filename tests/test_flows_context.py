@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from artifacts.errors import UsageError
 from artifacts.schema import ChunkIndex, MediaIndex
 from flows.cli.main import main
 from flows.job.prepare import Job, prepare_without_media

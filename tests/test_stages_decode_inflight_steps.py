@@ -160,6 +160,19 @@ def test_a_compiled_step_is_tried_for_many_captions_on_a_gpu() -> None:
         assert not compiled_engine(choice, many, "cuda:0")
 
 
+@compiling
+@pytest.mark.slow
+def test_a_job_that_tries_compiled_steps_makes_the_captions_of_one_that_requests_them(
+    tmp_path: Path,
+) -> None:
+    wave = mixed_wave(tmp_path, dtype="bfloat16")
+    assert noted(compiled_on_trial(wave))["engine"] == "inflight-compiled"
+    in_slots(wave, "aa" * 32, engine="inflight-compiled")
+    records = wave.record_set("captions", COMPILED)
+    meta = [records.meta(f"fast-caption-{n}") for n in range(10)]
+    assert said(meta) == said(wave.captions("aa" * 32))
+
+
 @pytest.mark.slow
 @pytest.mark.logs_errors  # torch's, of the compiler
 @pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")

@@ -67,6 +67,16 @@ def test_a_picture_is_what_pillow_reads_at_its_own_size(tmp_path: Path, suffix: 
         np.testing.assert_array_equal(chunk.pixels[0], np.asarray(image.convert("RGB")))
 
 
+def test_a_turned_jpeg_comes_out_upright_at_its_own_size(tmp_path: Path) -> None:
+    image = Image.fromarray(picture(5, 300, 600)).transpose(Image.Transpose.ROTATE_90)
+    path = save(tmp_path / "a.jpg", image, orientation=6, quality=95)
+    media, chunk = read_image(path)
+    assert (media.height, media.width) == (300, 600)
+    with Image.open(path) as stored:
+        upright = stored.convert("RGB").transpose(Image.Transpose.ROTATE_270)
+    np.testing.assert_array_equal(chunk.pixels[0], np.asarray(upright))
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr"])
 def test_every_mode_comes_out_in_rgb(tmp_path: Path, mode: str) -> None:
     image = Image.fromarray(picture(0)).convert(mode)
