@@ -44,7 +44,9 @@ ODD_EXPORTS: list[dict[str, Any]] = [
 ]
 ODD_TUNES: list[dict[str, Any]] = [{"optimizer": "sgd"}, {"validate": 1}, {"full": True}]
 BAD: list[tuple[Any, dict[str, Any]]] = [
-    *[(caption_videos, {}), (caption_videos, {"sources": []}), (caption_videos, {"sources": "a"})],
+    (caption_videos, {}),
+    (caption_videos, {"sources": []}),
+    (caption_videos, {"sources": "a.mp4"}),
     *((caption_videos, CLIP | odd) for odd in ODD_CLIPS),
     *((embed_media, given) for given in ({"sources": ["a.png"]}, {**EMBED, "precision": "fp12"})),
     *((label_images, given) for given in (EMBED, *(LABEL | odd for odd in ODD_LABELS))),
