@@ -44,7 +44,9 @@ ODD_EXPORTS: list[dict[str, Any]] = [
 ]
 ODD_TUNES: list[dict[str, Any]] = [{"optimizer": "sgd"}, {"validate": 1}, {"full": True}]
 BAD: list[tuple[Any, dict[str, Any]]] = [
-    *((caption_videos, given) for given in ({}, {"sources": []}, {"sources": "a.mp4"})),
+    (caption_videos, {}),
+    (caption_videos, {"sources": []}),
+    (caption_videos, {"sources": "a.mp4"}),
     *((caption_videos, CLIP | odd) for odd in ODD_CLIPS),
     *((embed_media, given) for given in ({"sources": ["a.png"]}, {**EMBED, "precision": "fp12"})),
     *((label_images, given) for given in (EMBED, *(LABEL | odd for odd in ODD_LABELS))),
@@ -100,7 +102,7 @@ def test_what_is_left_out_has_the_defaults_of_the_command() -> None:
 
 
 IMAGES: dict[str, Any] = {"sources": ("a.png",), "model": "a/clip"}
-COMMANDS: dict[str, tuple[Any, CaptionConfig, dict[str, Any]]] = {
+COMMANDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "embed": (embed_media, EmbedConfig(**IMAGES), {"prompt": "Why?"}),
     "index build": (index_folder, IndexConfig(**IMAGES), {"max_new_tokens": 64}),
     "label": (label_images, LabelConfig(**IMAGES, labels="cat"), {"adapter": "lora"}),

@@ -160,7 +160,7 @@ def test_a_flow_makes_the_vectors_of_the_plain_command_once(
     sources, model = images
     assert embed(sources, model, tmp_path / "plain", "--quiet") == 0
     (sources / "bad.png").write_text("no picture")
-    where = {name: str(tmp_path / "flow" / name) for name in ("out", "store")}
+    where: Any = {name: str(tmp_path / "flow" / name) for name in ("out", "store")}
     config = EmbedConfig(sources=(str(sources),), model=str(model), **where)
     state, artifacts = run_flow(embed_media, config)
     assert state.is_completed() and f"{len(SIZES)} vectors" in state.message
@@ -363,7 +363,7 @@ def left_open(client: SyncPrefectClient, of: Any, state: "State[Any]") -> UUID:
     """A flow run that is in a state, while its task is Running and its page says so."""
     run = client.create_flow_run(of, state=Running()).id
     client.create_task_run(stage, flow_run_id=run, dynamic_key="1", state=Running())
-    page = {"key": crashed.KEY, "type": "markdown", "data": "**running**\n\nx"}
+    page: Any = {"key": crashed.KEY, "type": "markdown", "data": "**running**\n\nx"}
     client.create_artifact(ArtifactCreate(**page, flow_run_id=run))
     client.set_flow_run_state(run, state, force=True)
     return run
