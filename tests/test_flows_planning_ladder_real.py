@@ -170,7 +170,7 @@ def test_a_tower_that_does_not_fit_is_streamed_and_sees_the_same(
 
 def test_a_budget_decides_slots_and_not_what_is_said(place: Place, tmp_path: Path) -> None:
     place = replace(place, model=str(write_remembering_model(tmp_path / "model")))
-    asked = {"engine": "inflight", "max_new_tokens": 24}
+    asked: dict[str, Any] = {"engine": "inflight", "max_new_tokens": 24}
     assert run(place, **asked)[0].captions == 9
     whole = place.stored("captions")
     shutil.rmtree(place.store / "captions")

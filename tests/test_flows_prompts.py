@@ -82,7 +82,7 @@ def write_list(config: CaptionConfig, *entries: Mapping[str, Any]) -> tuple[str]
 
 def test_a_line_of_a_list_asks_for_itself(tmp_path: Path) -> None:
     config = make(tmp_path)
-    entries = [
+    entries: list[dict[str, Any]] = [
         {"path": ODD, "prompts": {"who": "Who?", "where": "Where?"}},
         {"path": LONG, "prompt": "What?"},
         {"path": "photo.PNG"},
