@@ -20,7 +20,7 @@ DIVISORS = (8, 4, 2)
 """Divisors of an image's sides at which a JPEG can be decoded."""
 SPARE = 1.5
 """An image is decoded smaller only if it stays this many times larger than the model's input. With
-less, vectors differ (`benchmarks/decoding.py`)."""
+less, vectors differ (docs/log.md)."""
 SHRINKING = "decoded at a part of its sides"
 """Key field of frames that may have been decoded smaller."""
 LARGE_EDGE = 1 << 14

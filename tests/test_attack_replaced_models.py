@@ -217,8 +217,8 @@ def test_an_adapter_that_is_replaced_before_it_is_loaded_is_planned_anew(
     change: Callable[[Path, Path], None],
 ) -> None:
     folder = shutil.copytree(adapters[0], tmp_path / "adapter")
-    happens = {"decode": [lambda: change(folder, adapters[1])]}
-    ran = run_disturbed(place, happens, adapter=str(folder))
+    swap = [lambda: change(folder, adapters[1])]
+    ran = run_disturbed(place, {"decode": swap}, adapter=str(folder))
     assert ran.said.count(AGAIN) == 1 and ran.started.count("encode") == 1
     found = captions(place)
     assert found == apart_from(place, tmp_path / "apart", adapter=str(folder))

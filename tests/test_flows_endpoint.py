@@ -1,7 +1,9 @@
 """Captions by a model that a server runs: identity and keys, resuming, kills, secrets and hosts."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -332,6 +334,31 @@ def test_clients_of_openai_can_read_what_is_sent(pictures: Path) -> None:
         given = given.replace("image_url", "picture_url")
         done = subprocess.run([python, "-c", code], input=given, text=True, capture_output=True)
         assert "picture_url" in done.stderr, "the types are checked within messages, too"
+
+
+@pytest.mark.slow
+def test_ten_kills_give_the_same_outputs(pictures: Path, tmp_path: Path) -> None:
+    write_numbered(pictures, 66)
+    shuffled = random.Random(5)
+    stand_in = StandIn(seconds=0.2)
+    with running(stand_in) as address:
+        config = config_for(address, pictures, slots=4)
+        captioned(config)
+        undisturbed = captions_of(config)
+        where = ("--out", str(tmp_path / "killed"), "--store", str(tmp_path / "other"))
+        again = command(address, pictures, "--slots", "4", *where)
+        for _ in range(10):
+            with subprocess.Popen(
+                again, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            ) as process:  # fmt: skip
+                time.sleep(shuffled.uniform(1.0, 5.0))
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    after = read_lines(tmp_path / "killed" / "captions.jsonl")
+    assert after == undisturbed and len(after) == 66
 
 
 @pytest.mark.slow

@@ -231,7 +231,12 @@ def test_a_training_that_goes_on_sweeps_what_a_killed_one_left_half_written(tmp_
         os.link(own, tmp_path / f"{HALF}abcdefgh")
         raise RuntimeError("killed")
     assert len(list(tmp_path.glob(f"{HALF}*"))) == 2
-    job = {"half": {"model": "demo"}, "store": "", "features_namespace": "", "held_out": []}
+    job: dict[str, Any] = {
+        "half": {"model": "demo"},
+        "store": "",
+        "features_namespace": "",
+        "held_out": [],
+    }
     job |= {"folder": str(tmp_path), "recipe": RECIPE, "examples": [["k", "p", "c"]], "rate": 0.1}
     told_by(run, job | dict.fromkeys(("steps", "batch", "rows"), 1))
     assert list(tmp_path.glob(f"{HALF}*")) == []
