@@ -87,8 +87,9 @@ def test_a_file_is_compared_once_and_keyed_by_its_content(file: Path, tmp_path: 
     assert settings.gguf is not None and settings.gguf.digest in settings.key_fields
     demo = opened(tmp_path / "store", launcher, file, engine="gguf").best("language")
     assert demo == settings and len(launcher.calls) == 1
-    # The decoder's own weights are not loaded.
-    assert settings.weight_bytes < 1000 + 4 * first.profile.language.parameters // 100
+    # The decoder's own weights are not loaded. The others are in 32 bit on a CPU without bf16.
+    each = 4 if settings.dtype == "float32" else 2
+    assert settings.weight_bytes < each * (500 + 2 * first.profile.language.parameters // 100)
     file.write_bytes(b"GGUF again")
     again = opened(tmp_path / "store", launcher, file).best("language").gguf
     assert again is not None and again.digest != settings.gguf.digest
