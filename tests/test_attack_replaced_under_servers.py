@@ -310,7 +310,7 @@ def wait_away(server: Serving) -> None:
 def captioning(
     models: Models, root: Path, *options: str
 ) -> contextlib.AbstractContextManager[Serving]:
-    root.mkdir()
+    root.mkdir(exist_ok=True)
     command = [*PENSTOCK, "serve", "--caption-model", str(models.folder)]
     return serving(root, *options, command=command)
 
