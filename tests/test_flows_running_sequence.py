@@ -242,6 +242,22 @@ def test_a_signal_while_the_run_record_is_replaced_stops_the_run(
         record.begin("encode")
 
 
+def test_a_repeat_that_comes_while_the_first_is_noted_still_stops_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    noted = threading.Event()
+
+    class Late(threading.Timer):
+        def start(self) -> None:
+            super().start()
+            noted.wait(0.2)  # on a busy machine the repeat comes before the hook has returned
+
+    monkeypatch.setattr("flows.console.interrupts.threading.Timer", Late)
+    with pytest.raises(Interrupted), stopped_in_order():
+        Signalling(signal.SIGINT)
+        threading.Event().wait(20)
+
+
 def test_a_signal_that_is_dropped_at_the_end_stops_the_run_and_nothing_after_it() -> None:
     with pytest.raises(Interrupted), stopped_in_order():
         Signalling(signal.SIGINT)

@@ -4,6 +4,7 @@ import contextlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ def repeating_dropped_interrupts(
 
     def hook(dropped: "UnraisableHookArgs") -> None:
         if issubclass(dropped.exc_type, KeyboardInterrupt):
-            repeats.append(threading.Timer(REPEAT_SECONDS, _interrupt, [handler]))
+            repeats.append(threading.Timer(REPEAT_SECONDS, _interrupt, [handler, hook]))
             repeats[-1].start()
         else:
             before(dropped)
@@ -50,11 +51,24 @@ def repeating_dropped_interrupts(
             sys.unraisablehook = before
 
 
-def _interrupt(handler: Callable[[int, Any], None] | None) -> None:
-    """Raise KeyboardInterrupt in the main thread."""
+def _interrupt(
+    handler: Callable[[int, Any], None] | None, hook: Callable[["UnraisableHookArgs"], None]
+) -> None:
+    """Raise KeyboardInterrupt in the main thread, once it has left `hook`: Python ignores
+    exceptions there, too."""
     main = threading.main_thread().ident
     raising = (signal.default_int_handler, handler) if handler else (signal.default_int_handler,)
     number = next((each for each in NUMBERS if signal.getsignal(each) in raising), None)
-    if main is not None and number is not None:
-        # A real signal, so that a system call in which the thread waits ends.
-        signal.pthread_kill(main, number)
+    if main is None or number is None:
+        return
+    while _is_running(hook, main):
+        time.sleep(REPEAT_SECONDS)
+    # A real signal, so that a system call in which the thread waits ends.
+    signal.pthread_kill(main, number)
+
+
+def _is_running(function: Callable[..., None], thread: int) -> bool:
+    frame = sys._current_frames().get(thread)
+    while frame is not None and frame.f_code is not function.__code__:
+        frame = frame.f_back
+    return frame is not None
