@@ -103,6 +103,21 @@ def test_a_checkpoint_saved_quantized_is_named_for_what_it_is(profile: ModelProf
     assert weight_bytes(fp4.language, "fp4", "float32") == stored
 
 
+def test_other_weights_of_a_checkpoint_saved_quantized_are_cast_for_a_device_without_their_dtype(
+    profile: ModelProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, saved = CaptionConfig(sources=("a.mp4",)), saved_in(profile, "", "nf4")
+    cast = resolve_settings(config, saved, "cpu")
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
+    as_stored = resolve_settings(config, saved, "cpu")
+    assert "cast" in cast["language"][0].key_fields
+    assert "cast" not in [*as_stored["language"][0].key_fields, *cast["vision"][0].key_fields]
+    half = profile.language
+    assert cast["language"][0].weight_bytes - as_stored["language"][0].weight_bytes == 2 * (
+        half.parameters - half.linear_parameters
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

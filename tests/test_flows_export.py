@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,16 @@ import torch
 from transformers import AutoModel
 
 import penstock_demo
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig, ExportRequest
+from flows.pipelines import EXPORTED_VECTORS
 from flows.results.export_result import Exported
 from flows.running.export import export
 from flows.running.run import caption
+from flows.running.samples import features_job
 from penstock_demo.clips import write_clips
 from penstock_demo.dual.pictures import write_images
 from stages.export import jobs
@@ -372,3 +375,12 @@ def test_a_graph_that_computes_otherwise_is_refused() -> None:
     with pytest.raises(UsageError, match="differs from the model"):
         check_agreement("fp32", "2 x image", 0.01, "tower")
     check_agreement("fp16", "2 x image", 0.01, "tower")
+
+
+def test_samples_on_which_the_exported_checkpoint_fails_are_counted_fails() -> None:
+    task = SimpleNamespace(identity=("digest", 0, ""))
+    ledger = SimpleNamespace(tasks=lambda media: [task], has_failed=lambda task: True)
+    job: Any = SimpleNamespace(pipeline=EXPORTED_VECTORS, ledger=ledger, media=[])
+    sample: Any = SimpleNamespace(task=task)
+    with pytest.raises(PenstockError, match="the exported checkpoint fails on 1 of 1 samples"):
+        features_job([sample], job)

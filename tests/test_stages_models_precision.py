@@ -145,6 +145,26 @@ def test_a_checkpoint_that_was_saved_quantized_loads_as_it_is(
     assert 0 < (folder / "model.safetensors").stat().st_size - held < 1 << 16
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_checkpoint_stored_in_bf16_computes_in_the_dtype_that_is_requested(
+    kind: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(saved("llava", kind), tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    in_half = {
+        name: each.to(torch.bfloat16) if each.dtype == torch.float32 and "SCB" not in name else each
+        for name, each in weights.items()
+        if "weight." not in name  # constants of 4 bit, which stay as they are
+    }
+    save_file({**weights, **in_half}, folder / "model.safetensors", metadata={"format": "pt"})
+    for keep in HALVES:
+        half = loaded(folder, keep, kind if keep == "language" else "fp32")
+        assert {each.dtype for each in half.parameters() if each.is_floating_point()} == {
+            torch.float32
+        }
+    said(folder, "fp32", kind)
+
+
 @pytest.mark.parametrize(
     ("family", "kind"),
     [

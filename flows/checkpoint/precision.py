@@ -104,6 +104,9 @@ class PartSettings:
     """Graphs that compute it; None: torch does."""
     gguf: GgufUse | None = None
     """GGUF file that runs its decoder in llama.cpp; None: torch does."""
+    cast: bool = False
+    """Whether a checkpoint saved quantized has other weights in a dtype that this device does not
+    compute in. In earlier versions they stayed in that dtype."""
     adapter: AdapterUse | None = None
     """Adapter added to its layers; None: no adapter."""
 
@@ -126,7 +129,8 @@ class PartSettings:
         graph = self.graph.digest if self.graph else ""
         adapter = f"adapter {self.adapter.digest}" if self.adapter else ""
         gguf = self.gguf.key_fields if self.gguf else ()
-        more = filter(None, [self.kv, "as published" * self.as_published, graph, *gguf, adapter])
+        published, cast = "as published" * self.as_published, "cast" * self.cast
+        more = filter(None, [self.kv, published, cast, graph, *gguf, adapter])
         return [self.precision, self.dtype, self.attention, *more, *engine_fields]
 
     @property
@@ -257,11 +261,15 @@ def _part_settings(
     half = profile.parts[part]
     dtype = DTYPES.get(requested) or native_dtype(profile.dtype, device)
     precision = half.stored_as or (requested if requested in QUANTIZED else SHORT.get(dtype, dtype))
+    cast = bool(half.stored_as) and dtype != profile.dtype and BYTES.get(profile.dtype) == 2
+    unquantized = half.parameters - half.linear_parameters
     return PartSettings(
         precision=precision,
         dtype=dtype,
         attention=attention(half, dtype, device),
-        weight_bytes=weight_bytes(half, precision, dtype),
+        weight_bytes=weight_bytes(half, precision, dtype)
+        + cast * unquantized * (BYTES.get(dtype, 4) - 2),
+        cast=cast,
         as_published=profile.as_published and bool(half.as_published),
         engine=EngineOptions.of(config).speakers
         if part == "language" and profile.route != "dual"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from artifacts.errors import UsageError
+from artifacts.errors import PenstockError, UsageError
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
 from flows.options.export_config import ExportConfig
@@ -102,9 +102,15 @@ def captioned_of(
 
 
 def features_job(samples: Sequence[ExportSample], job: Job) -> FeaturesJob:
-    """Return the job that compares the samples' features with those of a checkpoint's job."""
+    """Return the job that compares the samples' features with those of a checkpoint's job. Raises
+    PenstockError if the checkpoint fails on some of them."""
     kind, tasks = job.pipeline[-1].writes, tasks_by_identity(job)
     found = [(s.task, tasks[s.task.identity[:2]]) for s in samples]
+    if failed := sum(job.ledger.has_failed(task) for _, task in found):
+        raise PenstockError(
+            f"the exported checkpoint fails on {failed} of {len(found)} samples",
+            hint="The errors are printed above; use another --to",
+        )
     return FeaturesJob(
         store=job.store.url,
         kind=kind,

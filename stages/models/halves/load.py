@@ -119,7 +119,23 @@ def load_half(
         )
     if note:
         model.__dict__[NOTE] = note
+    if getattr(config, "quantization_config", None) is not None:
+        _cast_unquantized(model)
     return apply_published_positions(model.eval(), folder, as_published)
+
+
+def _cast_unquantized(model: Any) -> None:
+    """Cast what is not quantized to the model's dtype. Of a checkpoint saved by bitsandbytes, the
+    loader casts every bias but leaves each `.weight` in its stored dtype, and torch refuses such
+    mixtures: a model stored in bf16 would fail on a device without bf16."""
+    import torch
+
+    dtype = model.config.dtype
+    in_full = [name.replace("*", ".*") for name in model._get_dtype_plan(dtype)]
+    for name, weight in model.named_parameters():
+        if weight.dtype in (torch.bfloat16, torch.float16) and not hasattr(weight, "quant_state"):
+            full = any(re.search(pattern, name) for pattern in in_full)
+            weight.data = weight.data.to(torch.float32 if full else dtype)
 
 
 def _reads(
