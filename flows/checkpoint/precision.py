@@ -105,8 +105,8 @@ class PartSettings:
     gguf: GgufUse | None = None
     """GGUF file that runs its decoder in llama.cpp; None: torch does."""
     cast: bool = False
-    """Whether a checkpoint saved quantized has other weights in a dtype that this device does not
-    compute in. In earlier versions they stayed in that dtype."""
+    """Whether the checkpoint has quantized weights, and others in 16 bit that are cast to another
+    dtype when they are loaded. In earlier versions they stayed as they are stored."""
     adapter: AdapterUse | None = None
     """Adapter added to its layers; None: no adapter."""
 
@@ -261,14 +261,14 @@ def _part_settings(
     half = profile.parts[part]
     dtype = DTYPES.get(requested) or native_dtype(profile.dtype, device)
     precision = half.stored_as or (requested if requested in QUANTIZED else SHORT.get(dtype, dtype))
-    cast = bool(half.stored_as) and dtype != profile.dtype and BYTES.get(profile.dtype) == 2
-    unquantized = half.parameters - half.linear_parameters
+    # The loader treats both halves of such a checkpoint alike, also one without quantized layers.
+    quantized = any(each.stored_as for each in profile.parts.values())
+    cast = quantized and dtype != profile.dtype and BYTES.get(profile.dtype) == 2
     return PartSettings(
         precision=precision,
         dtype=dtype,
         attention=attention(half, dtype, device),
-        weight_bytes=weight_bytes(half, precision, dtype)
-        + cast * unquantized * (BYTES.get(dtype, 4) - 2),
+        weight_bytes=weight_bytes(half, precision, dtype, cast=cast),
         cast=cast,
         as_published=profile.as_published and bool(half.as_published),
         engine=EngineOptions.of(config).speakers
@@ -288,12 +288,14 @@ def check_joint(config: RunOptions, profile: ModelProfile, dtype: str) -> None:
         )
 
 
-def weight_bytes(half: PartProfile, precision: str, dtype: str) -> int:
+def weight_bytes(half: PartProfile, precision: str, dtype: str, *, cast: bool = False) -> int:
     """Return the bytes of a half's weights on the device. A quantized layer has weights and scales:
-    one scale per row in 8 bit, one per block of 64 in 4 bit, which take 8 bit themselves."""
-    if half.stored_as:
-        return half.stored_bytes
+    one scale per row in 8 bit, one per block of 64 in 4 bit, which take 8 bit themselves. `cast`:
+    the weights beside stored quantized layers are cast from 16 bit."""
     element_bytes = BYTES.get(dtype, 4)
+    if half.stored_as:
+        others = half.parameters - half.linear_parameters
+        return half.stored_bytes + cast * others * (element_bytes - 2)
     if precision not in QUANTIZED:
         return half.parameters * element_bytes
     weights = half.linear_parameters

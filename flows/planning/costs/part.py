@@ -26,7 +26,8 @@ def settings_as_run(settings: PartSettings, half: PartProfile, rung: Rung) -> Pa
         return settings
     precision = rung.precision or settings.precision
     dtype = DTYPES.get(precision, settings.dtype)
-    taken = weight_bytes(half, precision, dtype) if half.parameters else 0
+    cast = settings.cast
+    taken = weight_bytes(half, precision, dtype, cast=cast) if half.parameters else 0
     return replace(settings, precision=precision, dtype=dtype, weight_bytes=taken)
 
 
