@@ -178,8 +178,8 @@ def _wait_up(process: "subprocess.Popen[bytes]", port: int, body: bytes, log: Pa
 
 
 def memory(pid: int) -> int:
-    """Bytes that a server and all that it started have, and that no file backs; what forked
-    processes share, in parts. Libraries would hang on who else has them."""
+    """Anonymous bytes of a server and its children; each process counts its share of pages that
+    forks share. Pages of libraries are left out, as their share depends on other programs."""
     total = 0
     for each in family(pid):
         with contextlib.suppress(OSError):

@@ -68,7 +68,7 @@ class Faults:
         self._kill(self._flow)
         self._free(out)
         self._stack.completed(run, "CRASHED")
-        self._stack.prefect("flow-run", "retry", run)  # as a user who reads the state does
+        self._stack.prefect("flow-run", "retry", run)  # what a user does on reading the state
         self._stack.completed(run)
         self._check(out, starts=2, run=run)
 

@@ -1,5 +1,5 @@
-"""Models and adapters replaced under a run and a resumed run: what is said by one model
-is never kept, nor written, as another's."""
+"""Models and adapters replaced under a run and a resumed run: captions of one model
+are never stored or written as those of another."""
 
 import json
 import os

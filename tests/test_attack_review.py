@@ -96,7 +96,7 @@ def test_an_odd_range_takes_no_more_than_the_file(review: OpenStudio, asked: str
     ],
 )
 def test_an_edit_that_is_none_is_refused_in_one_line(review: OpenStudio, asked: Any) -> None:
-    """What is asked for has these values, in the edit or in its change."""
+    """`asked` replaces fields of a valid edit, or of its change."""
     before, edit = journal(review), review.deed("a")
     if isinstance(asked, dict):
         (edit if asked.keys() <= edit.keys() else edit["changes"][0]).update(asked)

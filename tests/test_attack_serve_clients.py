@@ -295,7 +295,7 @@ def test_after_all_that_there_is_room_for_as_many_as_before(server: Serving) -> 
     assert not [path for path in uploads if path.suffix in (".upload", ".jpg", ".mp4")]
 
 
-# Who asks much.
+# Clients that send many requests.
 
 ASKERS, SILENT = 18, 20
 LETTERS = 20_000

@@ -1,4 +1,4 @@
-"""The demo's clips: what they show, what is said of them, and how captions are scored."""
+"""The demo's clips: what they show, their captions, and how captions are scored."""
 
 import random
 import subprocess

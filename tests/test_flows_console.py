@@ -136,7 +136,7 @@ def one_by_one(dice: random.Random) -> Seconds:
 
 
 def slow_first(dice: random.Random) -> Seconds:
-    """The same, the first of which compiles and warms up for half as long as all others take."""
+    """The same after a first caption that compiles for half as long as all others take."""
     yield 50.0
     yield from one_by_one(dice)
 

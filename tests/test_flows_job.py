@@ -35,12 +35,12 @@ from tests.support.pipeline import Place, read_lines
 from tests.support.stand_ins import PROFILE, Answer, Stages, config_in
 
 LENGTHS = (3, 5, 9)
-"""Tokens after which what is said of each clip ends by itself."""
+"""Tokens of each clip's caption, without a limit."""
 
 
 class Speaking(Stages):
-    """Says so many tokens of each chunk, the last of which ends it, unless it is cut before.
-    Versions before did not record how a caption ended."""
+    """Generates captions of LENGTHS tokens, cut at the limit. Without `tells` it does not
+    record how a caption ended, as in earlier versions."""
 
     def __init__(self, *, tells: bool = True) -> None:
         super().__init__()
@@ -275,7 +275,7 @@ def folder_of(place: Path, stated: Any, model_type: str = "qwen3_vl") -> Path:
 
 
 def taken(folder: Path, **asked: Any) -> dict[str, Any]:
-    """What is told to a job."""
+    """The options that differ from the defaults after the card's sampling is applied."""
     options = {"sampling": "checkpoint", **asked}
     config, notes = with_card_sampling(CaptionConfig(sources=(), **options), folder)
     before = CaptionConfig(sources=(), **options)

@@ -296,7 +296,7 @@ def test_a_vision_half_alone_costs_its_files(
         hub.forget()
         here = load_half(found.folder, "vision").state_dict()
         assert hub.asked == []
-        load_half(found.folder, "language")  # of which too little is here
+        load_half(found.folder, "language")  # its weights are not all here yet
         assert hub.weights_sent() == size(held["language"] - held["vision"])
     whole = load_half(sharded(), "vision").state_dict()
     assert here.keys() == whole.keys()

@@ -1,5 +1,5 @@
-"""What a run may take, what is told of others; and how long a running job counts as one: by its
-lock, and by its lease where no lock tells."""
+"""The memory that a run may take, notes on other processes, and how a running job is recognized:
+by its lock, or by its lease if there is no lock."""
 
 import errno
 import fcntl

@@ -1,5 +1,5 @@
 """Several named prompts in one run, prompts that hold the caption of the chunk before, and
-summaries: what is asked, where captions are written, and what the next run reuses."""
+summaries: prompts, places of captions, and what the next run reuses."""
 
 import csv
 import json

@@ -228,7 +228,7 @@ def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @dataclass(kw_only=True, slots=True)
 class Changing(InsideLauncher):
-    """Changes what stages are told, as a run does that has little memory."""
+    """Changes arguments of stages, as a run with little memory does."""
 
     changes: dict[str, dict[str, Any]]
     """Stage -> arguments."""

@@ -40,7 +40,7 @@ PROBE_BYTES = 64 * MIB
 
 
 def stand_in() -> bool:
-    """Whether the GPU is one that the tests made up, of which no page may be written."""
+    """Whether the GPU is simulated by the tests. Its results must not be written to the page."""
     return bool(os.environ.get("FAKE_GPU"))
 
 

@@ -151,8 +151,8 @@ def family(
     finishing: Mapping[str, Any] | None = None,
     **config: Any,
 ) -> None:
-    """Register a family. `inputs` makes what it takes of `rows`, and where it takes `video`, of
-    whether it is one. `finishing`: what `finish` is told; nothing: no marks around placeholders."""
+    """Register a family. `inputs(rows)` makes its inputs, `inputs(rows, is_video)` if it supports
+    `video`. `finishing`: keyword arguments of `finish`; None: no marks around placeholders."""
 
     def build(rows: int, *is_video: bool) -> Built:
         model = model_of(config_of(prefix, *given, **config))
