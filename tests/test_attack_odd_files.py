@@ -226,9 +226,8 @@ GOOD = "good.mp4"
 
 
 ODD: dict[str, Callable[[Path], object]] = {
-    "folder": Path.mkdir,
-    "link to itself": KINDS["link to itself"],
-    "link to nowhere": KINDS["link to nowhere"],
+    **{kind: KINDS[kind] for kind in ("fifo", "socket", "folder", "link to a device")},
+    **{kind: KINDS[kind] for kind in ("link to nowhere", "link to itself")},
     "link to the folder": lambda path: path.symlink_to("."),
     "noise": KINDS["bytes"],
     "empty": Path.touch,

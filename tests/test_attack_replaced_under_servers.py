@@ -74,6 +74,10 @@ def book(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
     return changed
 
 
+def with_field(name: str, value: Any) -> Callable[[Path], object]:
+    return book(lambda data: json.dumps({**json.loads(data), name: value}).encode())
+
+
 def made_by(**changes: Any) -> Callable[[Path], object]:
     """Another maker builds the index anew."""
     return lambda folder: anew(folder, replace(SERVED, **changes), 1)
@@ -81,6 +85,13 @@ def made_by(**changes: Any) -> Callable[[Path], object]:
 
 def shard(folder: Path, sort: str) -> Path:
     return next(folder.glob(f"{sort}-*"))
+
+
+def cut(path: Path) -> None:
+    """Another file in its place, which lacks the end."""
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[: len(data) // 2])
 
 
 def garbled(folder: Path) -> None:
@@ -116,6 +127,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "half of the book": (book(lambda data: data[:200]), "damaged"),
     "bytes of no text": (book(lambda data: b"\xff" * 99), "damaged"),
     "a book nested without end": (book(lambda data: b"[" * 99_999), ""),
+    "a later version": (with_field("format", 99), "version 99"),
+    "a changed number": (with_field("deleted_rows", 7), "damaged"),
     "another model": (made_by(half="x"), "not those"),
     "another text half": (made_by(text_half="x"), "not those"),
     "another recipe": (made_by(recipe="x"), "does not make"),
@@ -126,6 +139,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         touched(lambda folder: shard(folder, "embeddings").unlink()),
         "is gone",
     ),
+    "identities are cut": (touched(lambda folder: cut(shard(folder, "identities"))), "bytes of"),
     "rows are no parquet": (garbled, "cannot be read"),
 }
 

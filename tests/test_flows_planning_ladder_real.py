@@ -2,8 +2,10 @@
 also sets the number of slots, and captions stay the same."""
 
 import json
+import random
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 import flows.running.stage_runner
-from artifacts.errors import CannotFit
+from artifacts.errors import CannotFit, Killed
 from benchmarks._models import Shape, build
 from flows.console.display import Display
 from flows.machine.launch import DirectLauncher
@@ -19,9 +21,11 @@ from flows.options.commands import CaptionConfig
 from flows.planning.plan import plan_of
 from flows.results.run_result import RunResult
 from flows.running.run import caption
+from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.process.memory_limit import THREAD_BYTES
 from tests.support.dying import DYING
+from tests.support.dying import VARIABLE as DEATHS
 from tests.support.pipeline import Place
 from tests.support.starving import STARVED, VARIABLE
 from tests.support.wide_model import SAYS, write_remembering_model, write_wide_model
@@ -196,3 +200,30 @@ def test_a_budget_decides_slots_and_not_what_is_said(place: Place, tmp_path: Pat
         assert 0.7 <= share <= 1, f"{slots} slots: {share:.2f} of the plan"
         reasons = [reason for reason, _ in rungs(record, "decode")]
         assert reasons == ["planned"] * (slots < 8)
+
+
+TRIED_STEPS = 16
+"""Steps of the trial of slots, before the first caption."""
+KILLS = 5
+
+
+def test_a_run_that_is_killed_at_any_step_goes_on_to_the_same_bytes(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fewer clips, in another order, with other slots and threads each time."""
+    sources, rng = sorted(map(str, clips.glob("*.mp4")))[:24], random.Random(5)
+    asked: dict[str, Any] = {"engine": "inflight", "max_new_tokens": 24, "precision": "bf16"}
+    whole = Place(clips=clips, out=tmp_path / "o", store=tmp_path / "s", model=str(CHECKPOINT))
+    place = replace(whole, out=tmp_path / "out", store=tmp_path / "store")
+    run(whole, entries=DYING, **asked, sources=tuple(sources))
+    deaths = tmp_path / "deaths"
+    monkeypatch.setenv(DEATHS, str(deaths))
+    deaths.write_text("\n".join(str(TRIED_STEPS + rng.randrange(1, 18)) for _ in range(KILLS)))
+    while deaths.read_text() and len(place.stored("captions")) < len(sources):
+        some = {"batch_size": rng.choice([1, 2, 3, 8]), "limit": rng.randrange(12, len(sources))}
+        with suppress(Killed):
+            order = tuple(rng.sample(sources, len(sources)))
+            run(place, entries=DYING, **asked, **some, sources=order)
+    assert not deaths.read_text(), "it was killed as often as it was to be"
+    run(place, entries=DYING, **asked, sources=tuple(sources))
+    assert place.stored("captions") == whole.stored("captions")
