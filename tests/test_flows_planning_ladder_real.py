@@ -220,10 +220,10 @@ def test_a_run_that_is_killed_at_any_step_goes_on_to_the_same_bytes(
     monkeypatch.setenv(DEATHS, str(deaths))
     deaths.write_text("\n".join(str(TRIED_STEPS + rng.randrange(1, 18)) for _ in range(KILLS)))
     while deaths.read_text() and len(place.stored("captions")) < len(sources):
-        some = {"batch_size": rng.choice([1, 2, 3, 8]), "limit": rng.randrange(12, len(sources))}
+        slots, limit = rng.choice([1, 2, 3, 8]), rng.randrange(12, len(sources))
         with suppress(Killed):
             order = tuple(rng.sample(sources, len(sources)))
-            run(place, entries=DYING, **asked, **some, sources=order)
+            run(place, entries=DYING, **asked, sources=order, batch_size=slots, limit=limit)
     assert not deaths.read_text(), "it was killed as often as it was to be"
     run(place, entries=DYING, **asked, sources=tuple(sources))
     assert place.stored("captions") == whole.stored("captions")
