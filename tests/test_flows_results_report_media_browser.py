@@ -29,7 +29,7 @@ def test_a_moved_threshold_counts_what_falls_out(browser: Browser, tmp_path: Pat
     out = tmp_path / "out"
     assert main(["sift", str(tmp_path / "media"), "--quiet", "--out", str(out)]) == 0
     assert main(["report", str(out)]) == 0
-    shown(browser, (out / "report.html").as_uri())
+    browser.open((out / "report.html").as_uri())
     summary = "#run p[aria-live]"
     assert browser.run(TEXT, summary).startswith("0 files of 4")
     browser.run("document.querySelector(arguments[0]).focus()", SLIDER)
