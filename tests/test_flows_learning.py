@@ -166,6 +166,8 @@ def test_a_round_continues_with_its_examples_after_a_kill_in_any_step(
     school.dies_in = ""
     school.decide(lambda at, _: ("Later words.", "accepted") if at in (3, 42) else None)
     if step == "write":
+        (round_,) = rounds_in(school.out)  # what a page shows while the files are written
+        assert round_["changed"] == round_["captions"] == PICTURES
         with (
             closing(ReviewedCaptions(school.out)),
             pytest.raises(EnvironmentFault, match=r"another review.* the same command again"),

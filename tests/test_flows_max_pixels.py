@@ -208,8 +208,9 @@ def planned(folder: Path, store: Path, **options: Any) -> Plan:
 @pytest.mark.parametrize("gib", [8, 10])
 @pytest.mark.parametrize("precision", ["nf4", "native"])
 def test_a_plan_names_frames_and_pixels_that_really_fit(
-    gib: int, precision: str, tmp_path: Path
+    gib: int, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("flows.checkpoint.precision.cpu_has_bfloat16", lambda: True)
     folder = kept_folder(plan_case("qwen2.5-vl-7b-instruct"))
     asked: dict[str, Any] = {"precision": precision, "memory": gib << 30}
     plan = planned(folder, tmp_path, **asked)

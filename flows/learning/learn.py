@@ -267,7 +267,7 @@ class _Work:
         ):
             kept, changed = carry(old, new, self.round["round"])
             if self.round["phase"] == RECAPTIONED:
-                self._end(CARRIED, carried=kept, changed=changed)
+                self._end(CARRIED, carried=kept, changed=changed, captions=len(new.rows))
             config = self.run.captioning(self.config, self.out, self.adapter)
             self.captioned = self._caption(config, self._begin)
         self._end(DONE, captions=self.captioned.captions)

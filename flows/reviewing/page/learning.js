@@ -30,8 +30,8 @@ class Learning {
 
   // The last round, in one line.
   result() {
-    const {round, before, after, accepted, enough, changed, captions, examples, held_out: held} = this.round || {};
-    if (!after) return "";
+    const {round, phase, before, after, accepted, enough, changed, captions, examples, held_out: held} = this.round || {};
+    if (!after || (accepted && !["carried", "done"].includes(phase))) return "";
     const loss = `loss per token ${before.loss.toFixed(4)} → ${after.loss.toFixed(4)}, exact ${before.exact} → ${after.exact} of ${held} held out`;
     const end = accepted ? `${changed.toLocaleString("en")} of ${counted(captions, "caption")} changed` : enough ? "not accepted: not better" : "not accepted: too few corrections";
     return `round ${round}, learned from ${counted(examples, "caption")}: ${loss}; ${end}`;
