@@ -52,6 +52,8 @@ class Recorder:
 def start() -> None:
     """Begin to record in this process."""
     monitoring: Any = sys.monitoring  # type: ignore[attr-defined,unused-ignore]
+    if monitoring.get_tool(monitoring.COVERAGE_ID):
+        return  # `site` reads its files a second time in some processes
     monitoring.use_tool_id(monitoring.COVERAGE_ID, "penstock")
     recorder = Recorder(os.environ[RECORD])
     monitoring.register_callback(
