@@ -71,6 +71,7 @@ def test_sources_stand_anywhere_and_lists_are_split_at_commas() -> None:
         (["caption", __file__, "--model", "./nowhere"], "there is no model at ./nowhere"),
         (["caption", "a", "--store", "ftp://host/x"], "unsupported store ftp://host/x"),
         (["caption", "./nowhere.mp4", "--model", "demo"], "nothing to caption: ./nowhere.mp4"),
+        (["caption", "./no.mp4", "./none.png", "--model", "demo"], "(and 1 more)"),
         (["cache", "gc", "--max", "500"], "--max 500: 500 bytes? Write 500GiB"),
         (["serve", "--model", "demo", "--memory", "8"], "--memory 8: 8 bytes? Write 8GiB"),
         (["plan", "a", "--memory", "4096"], "--memory 4096: 4096 bytes? Write 4096MiB"),

@@ -14,6 +14,7 @@ from artifacts.corrections import StoredEdits
 from artifacts.edits import EDITS, read_edits
 from artifacts.errors import EnvironmentFault, NoFeatures, UsageError
 from flows.cli.learn_command import _next_steps
+from flows.cli.main import main
 from flows.console.display import Display
 from flows.learning.decisions import decisions_of
 from flows.learning.judging import divide, is_better, times_lower
@@ -132,7 +133,7 @@ def test_too_few_are_not_enough_and_never_accepted_by_themselves(school: School)
 
 
 def test_a_dry_run_tells_the_examples_and_status_and_report_show_the_rounds(
-    school: School,
+    school: School, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "rounds" not in run_status(school.out) and rounds_facts([]) is None
     school.decide(mixed)
@@ -152,6 +153,8 @@ def test_a_dry_run_tells_the_examples_and_status_and_report_show_the_rounds(
     assert [point[0] for point in loss] == [0, 40] and loss[0][1] > loss[1][1]
     (row,) = facts["rows"]
     assert row[:5] == ("1", "32", "8", "1.0000 to 0.5000", "0 to 8") and row[5] == "accepted"
+    assert main(["status", str(school.out)]) == 0
+    assert "1.0000 to 0.5000" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("step", ["train", "score", "recaption", "write"])

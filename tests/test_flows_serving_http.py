@@ -161,6 +161,8 @@ def test_unknown_routes_are_refused_so_that_openai_s_client_reads_why(client: Te
         assert told["code"] == "unknown_url" and "/openapi.json" in told["message"]
     elsewhere = {"error": "not found", "hint": "The routes are in /openapi.json"}
     assert client.get("/v2/completions").json() == elsewhere
+    answer = client.get("/v1/media/0")
+    assert (answer.status_code, answer.json()["error"]) == (404, "this server has no index")
 
 
 @pytest.mark.parametrize(
