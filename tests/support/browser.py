@@ -4,9 +4,11 @@ no page."""
 import base64
 import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -134,9 +136,17 @@ class Browser:
 def browsing(profile: Path, size: tuple[int, int] = (1280, 900)) -> Iterator[Browser]:
     """A browser with a profile of its own, closed at the end."""
     assert DRIVER is not None
-    with subprocess.Popen(
-        [DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as driver:
+    with (
+        # The driver leaves folders where temporary files are.
+        tempfile.TemporaryDirectory(prefix="penstock-browser-", ignore_cleanup_errors=True) as its,
+        subprocess.Popen(
+            [DRIVER, "--port=0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "TMPDIR": its},
+        ) as driver,
+    ):
         try:
             assert driver.stdout is not None
             said = (re.search(r"successfully on port (\d+)", line) for line in driver.stdout)
