@@ -46,6 +46,10 @@ os.environ.setdefault("PENSTOCK_TEST_SEED", str(random.randrange(1 << 32)))
 
 
 LONG = (
+    "deployment_check",
+    "flows_learning_kills",
+    "project_gpu_check_whole",
+    "flows_export",
     "flows_running_kills",
     "flows_running_sequence",
     "stages_decode_slots",
