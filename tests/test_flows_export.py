@@ -22,6 +22,7 @@ import penstock_demo
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from flows.cli.main import main
 from flows.console.display import Display
+from flows.machine.cpu import cpu_line
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig, ExportRequest
 from flows.pipelines import EXPORTED_VECTORS
@@ -240,13 +241,12 @@ def test_the_code_of_the_page_gives_the_vectors_of_embed(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["onnx", "onnx-int8"])
 def test_the_demo_model_captions_by_its_graphs(kind: str, many_clips: Path, tmp_path: Path) -> None:
-    out, few = tmp_path / "made", kind == "onnx-int8"
-    assert (
-        export_graphs("demo", kind, out, many_clips, tmp_path / "store", *["--accept"] * few) == 0
-    )
-    parity = json.loads((out / "parity.json").read_text())
+    out, store = tmp_path / "made", tmp_path / "store"
     # Without VNNI, a CPU may saturate sums in 8 bit: then a few neighbours are others.
-    assert all(few and "neighbours" in each for each in parity["missed"]), parity["missed"]
+    saturates = kind == "onnx-int8" and "vnni" not in cpu_line("flags")
+    assert export_graphs("demo", kind, out, many_clips, store, *["--accept"] * saturates) == 0
+    parity = json.loads((out / "parity.json").read_text())
+    assert all(saturates and "neighbours" in each for each in parity["missed"]), parity["missed"]
     assert parity["features"]["neighbours"] > 0.93 and parity["frames"] >= 64
     assert {"features", "text"} <= parity.keys() and parity["text"]["captions"] == GRAPH_SAMPLES
     said = []
