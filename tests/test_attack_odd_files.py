@@ -225,9 +225,9 @@ def test_an_out_folder_that_goes_away_is_told_as_such(real: Path, tmp_path: Path
 GOOD = "good.mp4"
 
 
+NO_FILES = ("fifo", "socket", "folder", "link to a device", "link to nowhere", "link to itself")
 ODD: dict[str, Callable[[Path], object]] = {
-    **{kind: KINDS[kind] for kind in ("fifo", "socket", "folder", "link to a device")},
-    **{kind: KINDS[kind] for kind in ("link to nowhere", "link to itself")},
+    **{kind: KINDS[kind] for kind in NO_FILES},
     "link to the folder": lambda path: path.symlink_to("."),
     "noise": KINDS["bytes"],
     "empty": Path.touch,

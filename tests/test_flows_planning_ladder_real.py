@@ -211,11 +211,11 @@ def test_a_run_that_is_killed_at_any_step_goes_on_to_the_same_bytes(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With fewer clips, in another order, with other slots and threads each time."""
-    sources, rng = sorted(map(str, clips.glob("*.mp4")))[:24], random.Random(5)
+    sources, rng = tuple(sorted(map(str, clips.glob("*.mp4")))[:24]), random.Random(5)
     asked: dict[str, Any] = {"engine": "inflight", "max_new_tokens": 24, "precision": "bf16"}
     whole = Place(clips=clips, out=tmp_path / "o", store=tmp_path / "s", model=str(CHECKPOINT))
     place = replace(whole, out=tmp_path / "out", store=tmp_path / "store")
-    run(whole, entries=DYING, **asked, sources=tuple(sources))
+    run(whole, entries=DYING, **asked, sources=sources)
     deaths = tmp_path / "deaths"
     monkeypatch.setenv(DEATHS, str(deaths))
     deaths.write_text("\n".join(str(TRIED_STEPS + rng.randrange(1, 18)) for _ in range(KILLS)))
@@ -225,5 +225,5 @@ def test_a_run_that_is_killed_at_any_step_goes_on_to_the_same_bytes(
             order = tuple(rng.sample(sources, len(sources)))
             run(place, entries=DYING, **asked, sources=order, batch_size=slots, limit=limit)
     assert not deaths.read_text(), "it was killed as often as it was to be"
-    run(place, entries=DYING, **asked, sources=tuple(sources))
+    run(place, entries=DYING, **asked, sources=sources)
     assert place.stored("captions") == whole.stored("captions")
