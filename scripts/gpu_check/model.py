@@ -41,6 +41,9 @@ TOKENS = {TINY: 8}
 NEW_TOKENS = 64
 LONG, LONG_TINY = 1500, 150
 """Tokens of the longer prompt."""
+GENERATED_TOKENS, LAYERED_TOKENS = (8, 24), (2, 6)
+"""New tokens of two generations whose times are compared: with the half on the device, and with its
+layers copied for each token."""
 COPIED_BYTES = 128 << 20
 RATE = 1e-3
 CAPTION = "A red circle moves to the left, and a blue square turns."
@@ -206,9 +209,9 @@ def copy_rate(setting: Setting, pinned: bool) -> float:
     return COPIED_BYTES / timed(copy)
 
 
-@of_model("layers of a streamed encoder")
+@of_model("streamed halves")
 def streamed(setting: Setting, folder: Path) -> Iterator[Row]:
-    """How fast the layers of a streamed encoder are copied, and what that costs."""
+    """How fast the layers of streamed halves are copied, and what that costs."""
     import torch
 
     from stages.models.loading import facts
@@ -224,6 +227,13 @@ def streamed(setting: Setting, folder: Path) -> Iterator[Row]:
     seconds, fetched = timed(call), int(facts(half)["bytes_fetched_a_pass"])
     found = f"{fetched / seconds / 1e9:.2f} GB/s, {mib(fetched)} and {1000 * seconds:.0f} ms a pass"
     yield told("layers of a streamed encoder", found, seconds=seconds, bytes=fetched)
+    del half
+    half = bench.half("language", offload=True)
+    fetched = int(facts(half)["bytes_fetched_a_pass"])
+    with torch.inference_mode():
+        seconds = _seconds_a_token(bench, half, *LAYERED_TOKENS)
+    found = f"{fetched / seconds / 1e9:.2f} GB/s, {mib(fetched)}, {1000 * seconds:.0f} ms a token"
+    yield told("language half layer by layer, one row", found, seconds=seconds, bytes=fetched)
 
 
 def _decoding(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
@@ -273,6 +283,12 @@ def _decoding(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
 
 def _generated(bench: Bench, half: Any, precision: str) -> Row:
     """Milliseconds a token of `generate`, one row."""
+    ms = 1000 * _seconds_a_token(bench, half, *GENERATED_TOKENS)
+    return told(f"generate, one row, {precision}", f"{ms:.2f} ms a token", ms=ms)
+
+
+def _seconds_a_token(bench: Bench, half: Any, few: int, many: int) -> float:
+    """Return the seconds of a token of `generate`, one row, without those of the prompt."""
     import torch
 
     def seconds(tokens: int) -> float:
@@ -282,9 +298,7 @@ def _generated(bench: Bench, half: Any, precision: str) -> Row:
 
         return timed(call, repeats=2)
 
-    few, many = 8, 24
-    ms = 1000 * (seconds(many) - seconds(few)) / (many - few)
-    return told(f"generate, one row, {precision}", f"{ms:.2f} ms a token", ms=ms)
+    return (seconds(many) - seconds(few)) / (many - few)
 
 
 @of_model("steps of a LoRA, fp16")
