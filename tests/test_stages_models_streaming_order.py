@@ -22,8 +22,13 @@ from penstock_demo import CHECKPOINT
 from stages.models.halves import pinned_reads
 from stages.models.halves.pinned_reads import PinnedBuffer, PinnedReader
 from stages.models.halves.ranged_reads import WholeTensorFile
-from stages.models.streaming import load
-from stages.models.streaming.load import DeviceLayerBuffer, LayerDoubleBuffer
+from stages.models.streaming import layers as streamed
+from stages.models.streaming.layers import (
+    DeviceLayerBuffer,
+    LayerDoubleBuffer,
+    buffered_files,
+    buffered_pinned,
+)
 from tests.support import gpus
 
 LAYERS, STEPS, READS = 7, 60, 3
@@ -144,13 +149,14 @@ class NumberedLayer:
     """Full of its own number."""
 
     tensors = ()
-    size = SIZE
+    size, largest_cast = SIZE, 0
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.room: torch.Tensor | None = None
+        self.pieces = torch.full((SIZE,), number, dtype=torch.uint8).split((SIZE // 2, 3, 1, 28))
 
-    def read(self, room: torch.Tensor, scratch: torch.Tensor) -> None:
+    def read(self, room: torch.Tensor, scratch: torch.Tensor, readers: object) -> None:
         room.fill_(self.number)
 
     def attach(self, room: torch.Tensor) -> None:
@@ -160,12 +166,17 @@ class NumberedLayer:
         self.room = None
 
 
-def wrong_reads(patch: pytest.MonkeyPatch, seed: int, hasty: str) -> int:
+def wrong_reads(
+    patch: pytest.MonkeyPatch,
+    seed: int,
+    hasty: str,
+    buffered: Callable[[Any, str], LayerDoubleBuffer] = buffered_files,
+) -> int:
     """How often a layer was computed with that was another one when its turn came."""
     device = LateDevice(seed, hasty)
     on_device(patch, device)
     layers = [NumberedLayer(number) for number in range(LAYERS)]
-    kept = LayerDoubleBuffer(cast(Any, layers), "cuda:0")
+    kept = buffered(layers, "cuda:0")
     wrong: list[int] = []
 
     def read(layer: NumberedLayer) -> None:
@@ -205,23 +216,25 @@ def on_device(patch: pytest.MonkeyPatch, device: LateDevice) -> None:
     patch.setattr(torch.cuda, "Event", lambda: LateEvent(device))
     patch.setattr(torch.cuda, "stream", device.on)
     patch.setattr(torch.cuda, "current_stream", lambda _: device.current)
-    patch.setattr(load, "ThreadPoolExecutor", lambda **_: Reader(device))
+    patch.setattr(streamed, "ThreadPoolExecutor", lambda *_, **__: Reader(device))
 
 
+@pytest.mark.parametrize("buffered", [buffered_files, buffered_pinned])
 @pytest.mark.parametrize("hasty", ["none", "copies", "compute"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_each_layer_is_there_when_it_is_computed_with(
-    seed: int, hasty: str, monkeypatch: pytest.MonkeyPatch
+    seed: int, hasty: str, buffered: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert wrong_reads(monkeypatch, seed, hasty) == 0
+    assert wrong_reads(monkeypatch, seed, hasty, buffered) == 0
 
 
+@pytest.mark.parametrize("buffered", [buffered_files, buffered_pinned])
 def test_a_room_that_is_never_released_is_seen_to_be_overwritten(
-    monkeypatch: pytest.MonkeyPatch,
+    buffered: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards the test above: a device that is never late would pass it."""
     monkeypatch.setattr(DeviceLayerBuffer, "release", lambda self: None)
-    assert wrong_reads(monkeypatch, 0, "copies") > 0
+    assert wrong_reads(monkeypatch, 0, "copies", buffered) > 0
 
 
 BUFFER_BYTES = 256

@@ -35,6 +35,7 @@ from stages.models.precision.quantize import (
 from stages.models.precision.weights import model_names, stored_modules
 from stages.models.processors.prepare import load_processor
 from stages.models.streaming.load import load_streamed, streamed_layers
+from stages.models.streaming.pinned import load_pinned
 from stages.process.deferred_imports import import_transformers
 from stages.process.fork_imports import import_asking_cuda
 from stages.process.job import parse_job
@@ -133,7 +134,9 @@ class ModelJob(HalfJob):
                     "a quantized half cannot be offloaded",
                     hint="Ask for native, bf16 or fp16, or give it more memory",
                 )
-            load = load_streamed if keep == "vision" or self.lockstep else load_in_layers
+            load = load_in_layers if self.device == "cpu" else load_pinned
+            if keep == "vision" or self.lockstep:
+                load = load_streamed
             half = load(folder, skeleton, keep, tuple(pieces), self.device, options)
             return self._checked(half, keep, pieces)
         dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32

@@ -1,8 +1,8 @@
-"""Brings a half's layers to the device one at a time when the half itself does not fit.
+"""Places a half's layers outside the device when the half itself does not fit, and on a CPU brings
+them into memory one at a time.
 
-The hooks are accelerate's. On a GPU the layers wait in host memory. On a CPU they stay in the
-checkpoint's files, and only the computing layers are in memory. Every forward pass, that is every
-token, fetches all layers.
+On a CPU the layers stay in the checkpoint's files, and accelerate's hooks read each when it is
+reached. Every forward pass, that is every token, reads all layers. `streaming` does it on a GPU.
 """
 
 import contextlib
@@ -71,10 +71,9 @@ def load_in_layers(
     device: str,
     options: dict[str, Any],
 ) -> Any:
-    """Load what `load_half` gives with these options, with the layers outside the device. Raises
+    """Load what `load_half` gives with these options, with the layers in their files. Raises
     CannotFit if that is impossible for the model."""
-    away = "disk" if device == "cpu" else "cpu"
-    places = placement(skeleton, keep, pieces, device, away)
+    places = placement(skeleton, keep, pieces, device, away="disk")
     with _whole_layers(skeleton, places) as folder:
         given = {**options, "device_map": places, "offload_folder": folder}
         half = load_half(path, keep, pieces=pieces, **given)

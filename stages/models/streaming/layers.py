@@ -1,0 +1,306 @@
+"""Layers whose weights are brought to the device in turn, and the two buffers that they compute in.
+
+How it works:
+
+1. Two buffers on the device are each as large as the largest layer.
+2. While a layer computes, the other buffer is filled with the layer that is expected next: from the
+   checkpoint's files by a thread, or from pinned host memory.
+3. On a GPU the copy runs on its own CUDA stream, ordered by events: not before the last computation
+   with the buffer, and before the next.
+4. When a layer is loaded, its parameters are pointed at the buffer. Afterwards they are detached
+   and the buffer is free again. A failed read empties the buffer, so that a retry reads it again.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from stages.models.halves.ranged_reads import read_into
+from stages.models.hub.headers import TensorPlace
+from stages.models.shards.layout import DTYPES
+from stages.process.cgroup import cores
+
+ALIGNED = {"cpu": 64, "cuda": 512}
+"""Alignment in bytes of a device's own memory. Rounding of sums depends on it, and results must
+equal those of a half that is loaded whole."""
+READ_BYTES = 8 << 20
+"""Bytes that a thread reads at once for a GPU."""
+READERS = 8
+"""Most threads that read a layer for a GPU, whose copies are faster than one thread reads."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerTensor:
+    """A tensor of a layer."""
+
+    owner: nn.Module
+    name: str
+    """Name in its owner."""
+    shape: torch.Size
+    dtype: torch.dtype
+    """Type in which the layer computes."""
+    at: int
+    """Offset in bytes in the layer's buffer."""
+
+    def view(self, buffer: torch.Tensor) -> torch.Tensor:
+        """Return the tensor as a view of a layer's buffer of bytes."""
+        size = self.shape.numel() * self.dtype.itemsize
+        return buffer[self.at : self.at + size].view(self.dtype).reshape(self.shape)
+
+    def put(self, value: torch.Tensor) -> None:
+        """Make the owner compute with that value."""
+        if self.name in self.owner._buffers:
+            self.owner._buffers[self.name] = value
+        else:
+            self.owner._parameters[self.name] = nn.Parameter(value, requires_grad=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """A layer whose weights are brought to the device in turn."""
+
+    module: nn.Module
+    tensors: Sequence[LayerTensor]
+    size: int
+    """Bytes of the buffer that it needs."""
+
+    def attach(self, buffer: torch.Tensor) -> None:
+        """Make the layer compute with the content of the buffer."""
+        for tensor in self.tensors:
+            tensor.put(tensor.view(buffer))
+
+    def detach(self) -> None:
+        """Leave the layer without data."""
+        for tensor in self.tensors:
+            tensor.put(torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileTensor(LayerTensor):
+    """A tensor that stays in a file of the checkpoint."""
+
+    file: Path
+    place: TensorPlace
+
+    @property
+    def stored(self) -> torch.dtype:
+        return DTYPES[self.place.dtype]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileLayer(Layer):
+    """A layer whose weights stay in the checkpoint's files."""
+
+    tensors: tuple[FileTensor, ...]
+
+    def read(
+        self, buffer: torch.Tensor, scratch: torch.Tensor, readers: Executor | None = None
+    ) -> None:
+        """Fill the buffer from the files, with several threads if there are `readers`. `scratch`
+        holds the largest tensor whose stored type differs from the type in which it is computed."""
+        parts: list[tuple[torch.Tensor, Path, int]] = []
+        for tensor in self.tensors:
+            first, end = tensor.place.start, tensor.place.end
+            if tensor.stored == tensor.dtype:
+                whole = buffer[tensor.at : tensor.at + end - first]
+                for at in range(0, end - first, READ_BYTES):
+                    parts.append((whole[at : at + READ_BYTES], tensor.file, first + at))
+            else:
+                raw = scratch[: end - first]
+                read_into(raw, tensor.file, first)
+                tensor.view(buffer).copy_(raw.view(tensor.stored).reshape(tensor.shape))
+        for _ in (readers.map if readers else map)(lambda part: read_into(*part), parts):
+            pass
+
+    @property
+    def largest_cast(self) -> int:
+        """Bytes that `read` needs as scratch."""
+        cast = (t.place for t in self.tensors if t.stored != t.dtype)
+        return max((place.end - place.start for place in cast), default=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PinnedLayer(Layer):
+    """A layer whose weights wait in pinned host memory."""
+
+    pieces: tuple[torch.Tensor, ...]
+    """The bytes of its buffer."""
+
+
+LayerT = TypeVar("LayerT", bound=Layer, contravariant=True)
+
+
+class LayerBuffer(Protocol[LayerT]):
+    """A buffer for one layer."""
+
+    def fill(self, layer: LayerT) -> None:
+        """Bring the layer into the buffer; called by one thread."""
+
+    def memory(self) -> torch.Tensor:
+        """Return the buffer's bytes; later computations may read them."""
+
+    def release(self) -> None:
+        """Mark the buffer as free: later computations do not read it."""
+
+
+class HostLayerBuffer:
+    """A buffer for one layer of a half that computes on the CPU."""
+
+    def __init__(self, size: int, scratch: torch.Tensor) -> None:
+        self._memory = torch.empty(size, dtype=torch.uint8)
+        self._scratch = scratch
+
+    def fill(self, layer: FileLayer) -> None:
+        layer.read(self._memory, self._scratch)
+
+    def memory(self) -> torch.Tensor:
+        return self._memory
+
+    def release(self) -> None:
+        pass
+
+
+class DeviceLayerBuffer:
+    """A buffer on a GPU. The copy runs on its own CUDA stream, during the computation."""
+
+    def __init__(self, size: int, device: torch.device, stream: torch.cuda.Stream) -> None:
+        self._memory = torch.empty(size, dtype=torch.uint8, device=device)
+        self._device, self._stream = device, stream
+        self._free, self._sent = torch.cuda.Event(), torch.cuda.Event()
+
+    def memory(self) -> torch.Tensor:
+        torch.cuda.current_stream(self._device).wait_event(self._sent)
+        return self._memory
+
+    def release(self) -> None:
+        self._free.record(torch.cuda.current_stream(self._device))
+
+    def _send(self, pieces: Iterable[torch.Tensor]) -> None:
+        """Start to copy pieces of host memory, one behind the other."""
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(self._free)
+            at = 0
+            for piece in pieces:
+                self._memory[at : at + len(piece)].copy_(piece, non_blocking=True)
+                at += len(piece)
+            self._sent.record(self._stream)
+
+
+class StagedLayerBuffer(DeviceLayerBuffer):
+    """A buffer on a GPU, with a twin in pinned host memory into which files are read."""
+
+    def __init__(
+        self,
+        size: int,
+        device: torch.device,
+        stream: torch.cuda.Stream,
+        scratch: torch.Tensor,
+        readers: Executor,
+    ) -> None:
+        super().__init__(size, device, stream)
+        self._twin = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        self._scratch, self._readers = scratch, readers
+
+    def fill(self, layer: FileLayer) -> None:
+        self._sent.synchronize()
+        layer.read(self._twin, self._scratch, self._readers)
+        self._send([self._twin[: layer.size]])
+
+
+class PinnedLayerBuffer(DeviceLayerBuffer):
+    """A buffer on a GPU for layers that wait in pinned host memory."""
+
+    def fill(self, layer: PinnedLayer) -> None:
+        self._send(layer.pieces)
+
+
+EMPTY = -1
+
+
+class LayerDoubleBuffer:
+    """The layers of one half and the two buffers; loads them for whoever computes."""
+
+    def __init__(
+        self,
+        layers: Sequence[LayerT],
+        buffers: Sequence[LayerBuffer[LayerT]],
+        filler: Executor,
+    ) -> None:
+        """`filler` fills the buffers, one after the other."""
+        self._layers: Sequence[Layer] = layers
+        self.fetched = 0
+        """Number of layers read so far."""
+        self._buffers: Sequence[LayerBuffer[Any]] = buffers
+        self._holds = [EMPTY for _ in buffers]
+        """The layer that each buffer holds or will hold."""
+        self._filled: dict[int, Future[None]] = {}
+        self._open = EMPTY
+        """The buffer in use by the current computation."""
+        self._filler = filler
+
+    def prefetch(self, layer: int) -> None:
+        if layer not in self._holds:
+            others = [at for at in range(len(self._buffers)) if at != self._open]
+            room = min(others, key=lambda other: self._holds[other] != EMPTY)
+            self._holds[room] = layer
+            self._filled[room] = self._filler.submit(self._fill, room, layer)
+
+    def load(self, layer: int) -> None:
+        self.prefetch(layer)
+        room = self._holds.index(layer)
+        try:
+            self._filled[room].result()
+        except BaseException:  # a retry reads the layer again
+            self._holds[room] = EMPTY
+            raise
+        self._layers[layer].attach(self._buffers[room].memory())
+        self._open = room
+
+    def release(self, layer: int) -> None:
+        if self._open != EMPTY:  # otherwise it could not be loaded
+            self._layers[layer].detach()
+            self._buffers[self._open].release()
+            self._open = EMPTY
+
+    def _fill(self, room: int, layer: int) -> None:
+        self._buffers[room].fill(self._layers[layer])
+        self.fetched += 1
+
+
+class _AtOnce(Executor):
+    """Does at once what it is given, which only starts a copy: another thread would have to wait
+    for the interpreter."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        made: Future[Any] = Future()
+        try:
+            made.set_result(fn(*args, **options))
+        except BaseException as error:
+            made.set_exception(error)
+        return made
+
+
+def buffered_files(layers: Sequence[FileLayer], device: str) -> LayerDoubleBuffer:
+    """Return layers that are read from the checkpoint's files."""
+    size = max(layer.size for layer in layers)
+    scratch = torch.empty(max(layer.largest_cast for layer in layers), dtype=torch.uint8)
+    filler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="layers")
+    if device == "cpu":
+        return LayerDoubleBuffer(layers, [HostLayerBuffer(size, scratch) for _ in "ab"], filler)
+    readers = ThreadPoolExecutor(min(READERS, cores()), thread_name_prefix="layer-reads")
+    place, stream = torch.device(device), torch.cuda.Stream(device)
+    buffers = [StagedLayerBuffer(size, place, stream, scratch, readers) for _ in "ab"]
+    return LayerDoubleBuffer(layers, buffers, filler)
+
+
+def buffered_pinned(layers: Sequence[PinnedLayer], device: str) -> LayerDoubleBuffer:
+    """Return layers that wait in pinned host memory."""
+    size = max(layer.size for layer in layers)
+    place, stream = torch.device(device), torch.cuda.Stream(device)
+    buffers = [PinnedLayerBuffer(size, place, stream) for _ in "ab"]
+    return LayerDoubleBuffer(layers, buffers, _AtOnce())

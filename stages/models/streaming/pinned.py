@@ -1,0 +1,144 @@
+"""Loads a half whose layers wait in pinned host memory, for a GPU too small for all of them.
+
+Each forward pass, that is every token, needs all layers. Pinned memory is copied at the full speed
+of the bus, and while the layer before computes. From other memory copies took eight times as long
+(H200), and computing waited for each.
+
+How it works:
+
+1. The placement puts the layers into host memory and everything else on the device. Accelerate's
+   hooks, which would copy a layer when it is reached, are left out.
+2. The parameters of each layer are moved into pinned memory, in pieces, because torch rounds each
+   pinned allocation up to a power of two. Buffers are small and stay on the device.
+3. A hook before each layer waits for its copy and starts that of the layer that followed the last
+   time. A hook behind it frees the buffer.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from artifacts.schema import Part
+from stages.models.halves.load import load_half
+from stages.models.halves.offload import dispatching, placement, waiting
+from stages.models.halves.pinned_reads import NOTE
+from stages.models.streaming.layers import (
+    ALIGNED,
+    LayerDoubleBuffer,
+    LayerTensor,
+    PinnedLayer,
+    buffered_pinned,
+)
+from stages.process.exit_diagnosis import first_line
+
+SMALLEST_PIECE = 1 << 20
+
+
+def load_pinned(
+    path: Path,
+    skeleton: Any,
+    keep: Part,
+    pieces: tuple[str, ...],
+    device: str,
+    options: dict[str, Any],
+) -> Any:
+    """Load what `load_half` gives with these options, with the layers in pinned host memory. Raises
+    CannotFit for a model without layers."""
+    places = placement(skeleton, keep, pieces, device, away="cpu")
+    with dispatching(lambda model, **_: None):
+        half = load_half(path, keep, pieces=pieces, **{**options, "device_map": places})
+    half.hf_device_map = places
+    pinning = Pinning()
+    layers = [pinning.layer(half.get_submodule(path), device) for path in waiting(places)]
+    LayersInTurn(layers, buffered_pinned(layers, device))
+    if pinning.refused:
+        half.__dict__[NOTE] = pinning.refused
+    return half
+
+
+class Pinning:
+    """Moves layers into pinned memory, as long as there is some."""
+
+    def __init__(self) -> None:
+        self.refused = ""
+        """Why some layers are in plain memory, whose copies are slower."""
+        self._whole = torch.empty(0, dtype=torch.uint8)
+
+    def layer(self, module: nn.Module, device: str) -> PinnedLayer:
+        """Move a layer's parameters away from the module, and its buffers to the device."""
+        aligned, size = ALIGNED[device.partition(":")[0]], 0
+        tensors: list[LayerTensor] = []
+        weights: list[torch.Tensor] = []
+        for owner in module.modules():
+            for name, weight in owner._parameters.items():
+                if weight is not None:
+                    at = -(-size // aligned) * aligned
+                    shape, dtype = weight.shape, weight.dtype
+                    tensors.append(
+                        LayerTensor(owner=owner, name=name, shape=shape, dtype=dtype, at=at)
+                    )
+                    weights.append(weight.data)
+                    size = at + weight.nbytes
+            for name, buffer in owner._buffers.items():
+                owner._buffers[name] = None if buffer is None else buffer.to(device)
+        if len(self._whole) < size:
+            self._whole = torch.empty(size, dtype=torch.uint8)
+        for tensor, value in zip(tensors, weights, strict=True):
+            tensor.view(self._whole).copy_(value)
+        kept, at = [], 0
+        for piece in piece_sizes(size):
+            end = min(at + piece, size)
+            kept.append(self._pinned(piece)[: end - at])
+            kept[-1].copy_(self._whole[at:end])
+            at = end
+        layer = PinnedLayer(module=module, tensors=tensors, size=size, pieces=tuple(kept))
+        layer.detach()
+        return layer
+
+    def _pinned(self, size: int) -> torch.Tensor:
+        if not self.refused:
+            try:
+                return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+            except RuntimeError as error:
+                self.refused = f"not all layers can be pinned: {first_line(error)}"
+        return torch.empty(size, dtype=torch.uint8)
+
+
+def piece_sizes(size: int) -> Iterator[int]:
+    """Yield powers of two that hold `size` bytes together, the largest first."""
+    left = -(-size // SMALLEST_PIECE) * SMALLEST_PIECE
+    while left:
+        piece = 1 << (left.bit_length() - 1)
+        yield piece
+        left -= piece
+
+
+class LayersInTurn:
+    """Loads each layer when a call reaches it, and the next one during its computation."""
+
+    def __init__(self, layers: Sequence[PinnedLayer], buffer: LayerDoubleBuffer) -> None:
+        self._buffer = buffer
+        self._after = {at: (at + 1) % len(layers) for at in range(len(layers))}
+        """Layer → the layer that was reached after it, or is expected."""
+        self._last = len(layers) - 1
+        for at, layer in enumerate(layers):
+            layer.module.register_forward_pre_hook(self._enter(at))
+            # Also behind a layer that failed, such as for want of memory.
+            layer.module.register_forward_hook(self._leave(at), always_call=True)
+
+    def _enter(self, at: int) -> Any:
+        def enter(module: nn.Module, given: Any) -> None:
+            self._after[self._last], self._last = at, at
+            self._buffer.load(at)
+            self._buffer.prefetch(self._after[at])
+
+        return enter
+
+    def _leave(self, at: int) -> Any:
+        def leave(module: nn.Module, given: Any, made: Any) -> None:
+            self._buffer.release(at)
+
+        return leave
