@@ -78,10 +78,10 @@ def test_on_a_cpu_the_peak_is_the_hosts_and_32_bit_doubles_it() -> None:
     assert found.host_bytes == found.peak_bytes
 
 
-def test_offloaded_weights_leave_a_layer_and_the_ends_on_the_device() -> None:
+def test_offloaded_weights_leave_two_layers_and_the_ends_on_the_device() -> None:
     found = decode(batch=1, precision="fp16", offload=True)
     assert found.weight_bytes == 2 * (
-        paper.LAYER + 2 * paper.VOCABULARY * paper.WIDTH + paper.WIDTH
+        2 * paper.LAYER + 2 * paper.VOCABULARY * paper.WIDTH + paper.WIDTH
     )
     assert found.host_bytes > 2 * paper.LANGUAGE
 

@@ -29,7 +29,9 @@ from stages.models.streaming.layers import (
     buffered_files,
     buffered_pinned,
 )
+from stages.models.streaming.pinned import piece_sizes
 from tests.support import gpus
+from tests.support.families import BUILDERS
 
 LAYERS, STEPS, READS = 7, 60, 3
 """Reads of each layer that is brought, in so many steps."""
@@ -322,3 +324,52 @@ def test_a_half_on_a_gpu_has_the_weights_of_one_on_the_cpu(how: str, tmp_path: P
         assert ("OS call failed" in note) == (how == "unpinned")
     pins = [call for call in gpus.calls(cards) if call.name == "pin"]
     assert len(pins) == (0 if how == "unpinned" else 4 * pinned_reads.BUFFERS)
+
+
+CAPTIONS = """
+import json, sys
+from pathlib import Path
+from tests.support.clips import PROMPTS, clips
+from tests.support.families import checkpoint
+from tests.support.waves import OTHER, Wave, said
+for family in sys.argv[2:]:
+    settings = {"dtype": "bfloat16", "device": "cuda:0"}
+    wave = Wave(Path(sys.argv[1], family), checkpoint(family), [clips("video", 2)], **settings)
+    wave.encode()
+    wave.decode(PROMPTS)
+    wave.settings["offload"] = True
+    told = wave.decode(PROMPTS, OTHER)
+    fetched = sum(note.get("bytes_fetched_a_pass", 0) for note in told)
+    print(json.dumps([said(wave.captions()), said(wave.captions(OTHER)), fetched]))
+"""
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        name if name == "qwen2_5_vl" else pytest.param(name, marks=pytest.mark.slow)
+        for name in BUILDERS
+    ],
+)
+def test_captions_from_layers_in_pinned_memory_are_those_of_a_resident_half(
+    family: str, tmp_path: Path
+) -> None:
+    cards = gpus.plain().write(tmp_path / "gpu")
+    done = subprocess.run(
+        [sys.executable, "-c", CAPTIONS, str(tmp_path), family],
+        env=gpus.environment(cards),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    resident, offloaded, fetched = json.loads(done.stdout.splitlines()[-1])
+    assert offloaded == resident and len(resident) == 2 and fetched > 0
+    assert sum(call.name == "pin" for call in gpus.calls(cards)) > 2 * pinned_reads.BUFFERS
+
+
+def test_pieces_hold_a_layer_and_waste_little() -> None:
+    for size in (1, 1 << 20, (1 << 20) + 1, 121_700_352, 456_900_608, 1 << 30):
+        pieces = [*piece_sizes(size)]
+        assert all(piece.bit_count() == 1 for piece in pieces)
+        assert size <= sum(pieces) < size + (1 << 20)

@@ -55,12 +55,16 @@ def weights(half: PartProfile, settings: PartSettings, rung: Rung, device: str) 
     if adapter := settings.adapter:
         why = f"the adapter: {adapter.parameters / 1e6:,.2f} M numbers x {NUMBER_BYTES} bytes"
         yield Term(part="weight", bytes=adapter.bytes, why=why)
+    if rung.offload and device.startswith("cuda"):
+        yield two_layers(half, layer, ends, "copied")
+        why = (
+            f"{count} numbers x {each} bytes, in pinned host memory, and 2 layers on the way there"
+        )
+        yield Term(part="host", bytes=settings.weight_bytes + 2 * layer, why=why)
+        return
     if rung.offload:
         why = f"the largest of {half.layers} layers ({gib(layer)}) and modules outside of them"
         yield Term(part="weight", bytes=layer + ends, why=why)
-        if device.startswith("cuda"):
-            why = f"{count} numbers x {each} bytes, kept in host memory"
-            yield Term(part="host", bytes=settings.weight_bytes, why=why)
         return
     if settings.graph:
         graph = f"the graphs, for {settings.graph.parameters / 1e6:,.1f} M of {count} numbers"
@@ -97,8 +101,7 @@ def weight_terms(
 ) -> Iterator[Term]:
     """Yield the weight terms of a streamed half. `layer`: bytes per layer. `ends`: bytes outside of
     layers. `each`: bytes per number."""
-    why = f"2 of {half.layers} layers x {gib(layer)}, one computes while the next is read; and "
-    yield Term(part="weight", bytes=2 * layer + ends, why=f"{why}modules outside of layers")
+    yield two_layers(half, layer, ends, "read")
     if device.startswith("cuda"):
         why = "2 layers in pinned host memory, each a power of two"
         yield Term(part="host", bytes=2 * power_of_two(layer), why=why)
@@ -106,6 +109,14 @@ def weight_terms(
         largest = half.largest_linear * half.stored_bytes // half.parameters
         part: Purpose = "host" if device.startswith("cuda") else "workspace"
         yield Term(part=part, bytes=largest, why="the largest matrix as stored, to cast")
+
+
+def two_layers(half: PartProfile, layer: int, ends: int, brought: str) -> Term:
+    """Return the weights on the device of a half whose layers come in turn."""
+    why = (
+        f"2 of {half.layers} layers x {gib(layer)}, one computes while the next is {brought}; and "
+    )
+    return Term(part="weight", bytes=2 * layer + ends, why=f"{why}modules outside of layers")
 
 
 def batches_per_block(rung: Rung, workload: Workload, rows: int) -> int:
