@@ -31,8 +31,10 @@ from stages.process.gpu_probe import ProbeJob
 from stages.process.lock import lock_path, try_hold
 from stages.process.nvml import USE_CPU_HINT
 
-FORMAT = 1
+FORMAT = 2
 """Version of the cached result; raised when the test changes."""
+MOST_CONTEXT_BYTES = 1536 << 20
+"""Of a larger figure another program took a part during the test."""
 
 
 def check_device(device: str, *, force: bool = False) -> None:
@@ -49,6 +51,14 @@ def check_device(device: str, *, force: bool = False) -> None:
         if found:
             with contextlib.suppress(EnvironmentFault):  # without a cache, the next run tests again
                 write_json(path, {"format": FORMAT, **found})
+
+
+def probed_context_bytes(device: str) -> int:
+    """Return the bytes that the GPU's driver took for the process of the cached test; 0 without
+    one."""
+    known = read_kept(_path(device), FORMAT) or {}
+    found = int(known.get("context_bytes", 0))
+    return found if found <= MOST_CONTEXT_BYTES else 0
 
 
 def device_memory(device: str) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from flows.checkpoint.prompt_tokens import max_prompt_tokens
 from flows.job.card_frames import sampling_as_card
 from flows.job.prepare import Job
 from flows.machine.budget import Budget
+from flows.machine.device_probe import probed_context_bytes
 from flows.options.commands import RunOptions
 from flows.options.text import EngineOptions
 from flows.pipelines import CAPTION, STAGES, Pipeline
@@ -153,9 +154,13 @@ def plan_request_of_model(
 
 
 def context_of(device: str) -> int:
-    """Return the bytes that a GPU's driver takes per process, as measured here if possible."""
-    machine = find_machine(device).machine if device.startswith("cuda") else None
-    return (machine and machine.context_bytes) or CONTEXT_BYTES
+    """Return the bytes that a GPU's driver takes per process: as `doctor --measure` found, or the
+    test before the first run on this GPU."""
+    if not device.startswith("cuda"):
+        return CONTEXT_BYTES
+    machine = find_machine(device).machine
+    measured = machine.context_bytes if machine else 0
+    return measured or probed_context_bytes(device) or CONTEXT_BYTES
 
 
 def choices(

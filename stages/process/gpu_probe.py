@@ -1,9 +1,10 @@
-"""The stage that tests a GPU: whether torch can compute on it, and how much memory it reports."""
+"""The stage that tests a GPU: whether torch can compute on it, how much memory it reports, and how
+much of it each process takes."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from stages.process.device_limit import check_same_card, warm_up
+from stages.process.device_limit import check_same_card, context_bytes
 from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
@@ -27,7 +28,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     import torch
 
     device = parse_job(ProbeJob, job_fields).device
-    warm_up(device, "float16")
+    context = context_bytes(device, "float16")
     check_same_card(device)
     free, total = torch.cuda.mem_get_info(device)
-    report.note(gpu={"free_bytes": free, "total_bytes": total})
+    report.note(gpu={"free_bytes": free, "total_bytes": total, "context_bytes": context})
