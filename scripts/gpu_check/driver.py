@@ -22,7 +22,7 @@ from stages.process.device import (
     device_uuid,
     driver_version,
 )
-from stages.process.device_limit import CONTEXT_BYTES, SLACK_BYTES, context_bytes
+from stages.process.device_limit import context_bytes
 
 LIBRARIES = ("av", "bitsandbytes", "fastapi", "onnxruntime-gpu", "onnxscript", "peft", "uvicorn")
 """Distributions without which some checks cannot be made."""
@@ -111,8 +111,8 @@ def lacks(device: str) -> Iterator[str]:
         yield "streams"
 
 
-CONTEXT_MIB = (250, 600)
-"""What a context takes on the cards that people reported."""
+CONTEXT_MIB = (250, 800)
+"""What a context takes on the cards that people reported; an H200 takes 619."""
 SIDE = 2048
 LIST_SLACK_BYTES = 32 * MIB
 POSITIONS, HEADS, WIDTH = 8192, 16, 64
@@ -141,13 +141,14 @@ def context(setting: Setting) -> Iterator[Row]:
 
 def outside(setting: Setting) -> Iterator[Row]:
     """What there is outside the allocator once the libraries for products and for convolutions are
-    loaded, and how much of it comes after a stage has read it for its budget."""
+    loaded, beside what a plan counts: what the test of a card has read, and cuBLAS' workspace."""
     import torch
 
     device = setting.device
     before = device_used_bytes(device)
     told = native_dtype("bfloat16", device)
-    read, dtype = context_bytes(device, told), getattr(torch, told)
+    counted = context_bytes(device, told) + GPU_WORKSPACE_BYTES
+    dtype = getattr(torch, told)
     square = torch.randn(SIDE, SIDE, device=device, dtype=dtype)
     square @ square
     patches = torch.nn.Conv3d(3, 64, (2, 14, 14), device=device, dtype=dtype)
@@ -156,14 +157,9 @@ def outside(setting: Setting) -> Iterator[Row]:
     torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
     torch.cuda.synchronize()
     taken = device_used_bytes(device) - before - torch.cuda.memory_reserved(device)
-    most = CONTEXT_BYTES + GPU_WORKSPACE_BYTES
+    expected = f"at most {mib(counted)}, which a plan counts"
     name = f"outside the allocator after a gemm and a convolution, {told}"
-    yield row(
-        name, f"at most {mib(most)}, which a plan counts", mib(taken), taken <= most, bytes=taken
-    )
-    found = f"{mib(taken - read)} more than {mib(read)}"
-    name = "outside the allocator, after a stage has read it"
-    yield row(name, f"at most {mib(SLACK_BYTES)} more", found, taken - read <= SLACK_BYTES)
+    yield row(name, expected, mib(taken), taken <= counted, bytes=taken)
 
 
 def listed(taken: int, holders: dict[int, int]) -> Row:

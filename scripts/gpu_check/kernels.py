@@ -15,7 +15,6 @@ from scripts.gpu_check.rows import TINY, Row, Setting, one_line, row, skipped, t
 from stages.process.device import device_used_bytes
 
 if TYPE_CHECKING:
-    from stages.decode.engines.inflight.compiled import CompiledStep
     from stages.decode.engines.inflight.prefill import PrefilledSequence
 
 
@@ -275,36 +274,49 @@ def work_of(call: Callable[[], object]) -> Work:
     )
 
 
+Forced = Sequence[Any]
+"""The token of each step, the same in all rows."""
+
+
 def stepped(
-    read: "PrefilledSequence", compiled: "CompiledStep | None", rows: int
-) -> tuple[Any, Work]:
-    """Return the logits of the first row in some steps beside other rows, and what a step costs."""
+    read: "PrefilledSequence", run_step: Callable[..., Any] | None, rows: int, tokens: Forced = ()
+) -> tuple[Any, list[Any], Work]:
+    """Return the logits of the first row in some steps beside other rows, the tokens that it was
+    given, and what a step costs. Without `tokens` it is given those that it says, and after a
+    difference in rounding all that follows would differ."""
     import torch
 
     from stages.decode.engines.inflight.pool import SlotPool
     from stages.decode.engines.inflight.pool_shape import PoolShape, columns_for
 
     columns = columns_for(read.tokens + read.max_new_tokens)
-    read = replace(read, step=compiled.of(read.model) if compiled else None)
+    read = replace(read, step=run_step)
     pool = SlotPool(read, PoolShape(rows=rows, slots=rows, columns=columns))
     for slot in range(rows):
         pool.put(slot, read, read.logits.argmax(-1, keepdim=True))
+    given, said = list(tokens), []
+    for at in range(STEPS_COMPARED):
+        said.append(pool.step()[0].cpu())
+        if at == len(given):
+            given.append(said[-1].argmax())
+        pool.set_tokens(given[at].to(read.logits.device).expand(rows))
 
     def step() -> Any:
         logits = pool.step()
         pool.set_tokens(logits.argmax(-1))
         return logits
 
-    said = [step()[0].cpu() for _ in range(STEPS_COMPARED)]
-    return torch.stack(said), work_of(step)
+    return torch.stack(said), given, work_of(step)
 
 
 def steps_of(setting: Setting, read: "PrefilledSequence", precision: str) -> Iterator[Row]:
-    """Steps of few and many rows as they are; in 16 bit also compiled."""
+    """Steps of few and many rows as they are; in bf16 also recorded as a CUDA graph, and
+    compiled."""
     plain: dict[int, Work] = {}
     logits: dict[int, Any] = {}
+    tokens: list[Any] = []
     for rows in STEP_ROWS:
-        logits[rows], plain[rows] = stepped(read, None, rows)
+        logits[rows], tokens, plain[rows] = stepped(read, None, rows, tokens)
         rate = 1000 * rows / plain[rows].wall_ms
         found = f"{plain[rows].words}; {rate:,.0f} tokens/s"
         figures = {**asdict(plain[rows]), "tokens_per_second": rate}
@@ -312,12 +324,74 @@ def steps_of(setting: Setting, read: "PrefilledSequence", precision: str) -> Ite
     apart = float((logits[STEP_ROWS[0]] - logits[STEP_ROWS[1]]).abs().max())
     name = f"logits of {STEP_ROWS[0]} and {STEP_ROWS[1]} rows, {precision}"
     yield told(name, f"{apart:.1e} apart", apart=apart)
-    for rows in STEP_ROWS if precision == "bf16" else ():
-        yield _compiled_step(setting, read, rows, plain[rows], logits[rows])
+    for way in (_recorded_step, _compiled_step) if precision == "bf16" else ():
+        for rows in STEP_ROWS:
+            yield way(setting, read, rows, plain[rows], logits[rows], tokens)
+
+
+class RecordedStep:
+    """A model whose kernels are recorded at the first call and replayed at the others, as they are:
+    what a CUDA graph without compiling would save."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._graph: Any = None
+        self._given: dict[str, Any] = {}
+        self._made: Any = None
+
+    def __call__(self, **given: Any) -> Any:
+        import torch
+
+        if self._graph is None:
+            self._record(given)
+        for name, value in given.items():
+            if torch.is_tensor(value):
+                self._given[name].copy_(value)
+        self._graph.replay()
+        return self._made
+
+    def _record(self, given: dict[str, Any]) -> None:
+        import torch
+
+        self._given = {k: v.clone() if torch.is_tensor(v) else v for k, v in given.items()}
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(PROFILED):  # libraries allocate at their first calls
+                self._model(**self._given)
+        torch.cuda.current_stream().wait_stream(beside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._made = self._model(**self._given)
+
+
+def _recorded_step(
+    setting: Setting,
+    read: "PrefilledSequence",
+    rows: int,
+    plain: Work,
+    expected: Any,
+    tokens: Forced,
+) -> Row:
+    name = f"a step of {rows} rows, bf16, recorded"
+    if stand_in():
+        return skipped(name, "torch records no CUDA graph of a stand-in", "told")
+    try:
+        logits, _, work = stepped(read, RecordedStep(read.model), rows, tokens)
+    except Exception as error:  # a model that waits for the card cannot be recorded
+        return skipped(name, f"{type(error).__name__}: {one_line(str(error))}", "told")
+    apart = float((logits - expected).abs().max())
+    found = f"{work.words}; x {plain.wall_ms / work.wall_ms:.2f}; logits {apart:.1e} apart"
+    return told(name, found, **asdict(work), apart=apart)
 
 
 def _compiled_step(
-    setting: Setting, read: "PrefilledSequence", rows: int, plain: Work, expected: Any
+    setting: Setting,
+    read: "PrefilledSequence",
+    rows: int,
+    plain: Work,
+    expected: Any,
+    tokens: Forced,
 ) -> Row:
     from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
 
@@ -325,7 +399,8 @@ def _compiled_step(
     if stand_in():
         return skipped(name, "torch records no CUDA graph of a stand-in", "told")
     try:
-        logits, work = stepped(read, CompiledStep(setting.device), rows)
+        run_step = CompiledStep(setting.device).of(read.model)
+        logits, _, work = stepped(read, run_step, rows, tokens)
     except Exception as error:  # whatever a compiler, or a machine without one, says
         return skipped(name, f"{type(error).__name__}: {one_line(str(error))}", "told")
     seconds = time.perf_counter() - began
