@@ -180,6 +180,24 @@ def timed(call: Callable[[], object], repeats: int = REPEATS) -> float:
     return statistics.median(times[1:])
 
 
+COPIED_BYTES = 128 << 20
+
+
+def copy_rate(setting: Setting, pinned: bool) -> float:
+    """Return the bytes per second that are copied to the card from memory of the host."""
+    import torch
+
+    host = torch.ones(COPIED_BYTES, dtype=torch.uint8)
+    host = host.pin_memory() if pinned else host
+    there = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=setting.device)
+
+    def copy() -> None:
+        there.copy_(host, non_blocking=pinned)
+        torch.cuda.synchronize()
+
+    return COPIED_BYTES / timed(copy)
+
+
 CLOSE = 5e-2
 """How far features in 16 bit may be from those of torch, in parts of the largest number."""
 GRAPH_BYTES = 1 << 30
@@ -273,5 +291,5 @@ def _beside_torch(bench: GraphBench, backend: str) -> Iterator[Row]:
     limit = f"at most {mib(GRAPH_BYTES)}"
     yield row(f"taken by {backend}", limit, mib(used), 0 <= used <= GRAPH_BYTES)
     ratio = bench.seconds(plain) / bench.seconds(half)
-    yield row(f"speed of {backend} beside torch in fp16", "told", f"x {ratio:.2f}", ratio > 0)
+    yield row(f"speed of {backend} beside torch in fp16", "reported", f"x {ratio:.2f}", ratio > 0)
     torch.cuda.empty_cache()

@@ -3,19 +3,17 @@ both, with the kernels that torch would prefer and without."""
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from scripts.gpu_check.driver import stand_in
 from scripts.gpu_check.halves import timed
 from scripts.gpu_check.rows import TINY, Row, Setting, one_line, row, skipped, told
 from stages.process.device import device_used_bytes
 
 if TYPE_CHECKING:
-    from stages.decode.engines.inflight.prefill import PrefilledSequence
+    pass
 
 
 ROWS = (8, 16, 32, 64)
@@ -143,7 +141,7 @@ def backends(setting: Setting) -> Iterator[Row]:
             with sdpa_kernel(getattr(SDPBackend, name)):
                 (same, alone), ms = step.free(), step.ms(setting)[max(step.columns)]
         except RuntimeError as error:
-            yield skipped(title, one_line(str(error), 80), "told")
+            yield skipped(title, one_line(str(error), 80), "reported")
             continue
         found = f"the same with {_numbers(same)} columns, {'the same' if alone else 'another'} "
         found += f"alone; {ms:.2f} ms of {max(step.columns)}"
@@ -161,7 +159,7 @@ def lengths(setting: Setting) -> Iterator[Row]:
                 with sdpa_kernel(backend) if backend else nullcontext():
                     yield _new_lengths(setting, name, what)
             except RuntimeError as error:
-                yield skipped(name, one_line(str(error), 80), "told")
+                yield skipped(name, one_line(str(error), 80), "reported")
 
 
 def _new_lengths(setting: Setting, name: str, what: str) -> Row:
@@ -221,192 +219,3 @@ def _wait(setting: Setting) -> None:
 
 def _numbers(found: Any) -> str:
     return ", ".join(map(str, sorted(found))) or "no"
-
-
-STEP_ROWS = (8, 64)
-"""Rows of a step of a model."""
-STEPS_COMPARED = 16
-"""Steps whose logits are compared."""
-PROFILED = 3
-"""Calls that are profiled together."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
-    """What a call costs."""
-
-    wall_ms: float
-    calls: float
-    """Operators that the host starts."""
-    card_ms: float
-    """Milliseconds in which the card computes."""
-    kernels: float
-    """0: the profiler sees no card."""
-
-    @property
-    def words(self) -> str:
-        on_card = f"{self.card_ms:.2f} ms on the card in {self.kernels:,.0f} kernels"
-        on_card = on_card if self.kernels else "the profiler sees no kernels"
-        return f"{self.wall_ms:.2f} ms, {self.calls:,.0f} calls; {on_card}"
-
-
-def work_of(call: Callable[[], object]) -> Work:
-    """Return what one call costs. Its time is taken without the profiler."""
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-
-    def several(times: int) -> None:
-        for _ in range(times):
-            call()
-        torch.cuda.synchronize()
-
-    seconds = timed(partial(several, 1))
-    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (not stand_in())
-    with profile(activities=kinds) as profiled:
-        several(PROFILED)
-    events = [each for each in profiled.key_averages() if not each.is_user_annotation]
-    on_card = [each for each in events if each.device_type.name == "CUDA"]
-    return Work(
-        wall_ms=1000 * seconds,
-        calls=sum(each.count for each in events if each.key.startswith("aten::")) / PROFILED,
-        card_ms=sum(each.self_device_time_total for each in on_card) / PROFILED / 1000,
-        kernels=sum(each.count for each in on_card) / PROFILED,
-    )
-
-
-Forced = Sequence[Any]
-"""The token of each step, the same in all rows."""
-
-
-def stepped(
-    read: "PrefilledSequence", run_step: Callable[..., Any] | None, rows: int, tokens: Forced = ()
-) -> tuple[Any, list[Any], Work]:
-    """Return the logits of the first row in some steps beside other rows, the tokens that it was
-    given, and what a step costs. Without `tokens` it is given those that it says, and after a
-    difference in rounding all that follows would differ."""
-    import torch
-
-    from stages.decode.engines.inflight.pool import SlotPool
-    from stages.decode.engines.inflight.pool_shape import PoolShape, columns_for
-
-    columns = columns_for(read.tokens + read.max_new_tokens)
-    read = replace(read, step=run_step)
-    pool = SlotPool(read, PoolShape(rows=rows, slots=rows, columns=columns))
-    for slot in range(rows):
-        pool.put(slot, read, read.logits.argmax(-1, keepdim=True))
-    given, said = list(tokens), []
-    for at in range(STEPS_COMPARED):
-        said.append(pool.step()[0].cpu())
-        if at == len(given):
-            given.append(said[-1].argmax())
-        pool.set_tokens(given[at].to(read.logits.device).expand(rows))
-
-    def step() -> Any:
-        logits = pool.step()
-        pool.set_tokens(logits.argmax(-1))
-        return logits
-
-    return torch.stack(said), given, work_of(step)
-
-
-def steps_of(setting: Setting, read: "PrefilledSequence", precision: str) -> Iterator[Row]:
-    """Steps of few and many rows as they are; in bf16 also recorded as a CUDA graph, and
-    compiled."""
-    plain: dict[int, Work] = {}
-    logits: dict[int, Any] = {}
-    tokens: list[Any] = []
-    for rows in STEP_ROWS:
-        logits[rows], tokens, plain[rows] = stepped(read, None, rows, tokens)
-        rate = 1000 * rows / plain[rows].wall_ms
-        found = f"{plain[rows].words}; {rate:,.0f} tokens/s"
-        figures = {**asdict(plain[rows]), "tokens_per_second": rate}
-        yield told(f"a step of {rows} rows, {precision}", found, **figures)
-    apart = float((logits[STEP_ROWS[0]] - logits[STEP_ROWS[1]]).abs().max())
-    name = f"logits of {STEP_ROWS[0]} and {STEP_ROWS[1]} rows, {precision}"
-    yield told(name, f"{apart:.1e} apart", apart=apart)
-    for way in (_recorded_step, _compiled_step) if precision == "bf16" else ():
-        for rows in STEP_ROWS:
-            yield way(setting, read, rows, plain[rows], logits[rows], tokens)
-
-
-class RecordedStep:
-    """A model whose kernels are recorded at the first call and replayed at the others, as they are:
-    what a CUDA graph without compiling would save."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._graph: Any = None
-        self._given: dict[str, Any] = {}
-        self._made: Any = None
-
-    def __call__(self, **given: Any) -> Any:
-        import torch
-
-        if self._graph is None:
-            self._record(given)
-        for name, value in given.items():
-            if torch.is_tensor(value):
-                self._given[name].copy_(value)
-        self._graph.replay()
-        return self._made
-
-    def _record(self, given: dict[str, Any]) -> None:
-        import torch
-
-        self._given = {k: v.clone() if torch.is_tensor(v) else v for k, v in given.items()}
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(PROFILED):  # libraries allocate at their first calls
-                self._model(**self._given)
-        torch.cuda.current_stream().wait_stream(beside)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._made = self._model(**self._given)
-
-
-def _recorded_step(
-    setting: Setting,
-    read: "PrefilledSequence",
-    rows: int,
-    plain: Work,
-    expected: Any,
-    tokens: Forced,
-) -> Row:
-    name = f"a step of {rows} rows, bf16, recorded"
-    if stand_in():
-        return skipped(name, "torch records no CUDA graph of a stand-in", "told")
-    try:
-        logits, _, work = stepped(read, RecordedStep(read.model), rows, tokens)
-    except Exception as error:  # a model that waits for the card cannot be recorded
-        return skipped(name, f"{type(error).__name__}: {one_line(str(error))}", "told")
-    apart = float((logits - expected).abs().max())
-    found = f"{work.words}; x {plain.wall_ms / work.wall_ms:.2f}; logits {apart:.1e} apart"
-    return told(name, found, **asdict(work), apart=apart)
-
-
-def _compiled_step(
-    setting: Setting,
-    read: "PrefilledSequence",
-    rows: int,
-    plain: Work,
-    expected: Any,
-    tokens: Forced,
-) -> Row:
-    from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
-
-    name, began = f"a step of {rows} rows, bf16, compiled", time.perf_counter()
-    if stand_in():
-        return skipped(name, "torch records no CUDA graph of a stand-in", "told")
-    try:
-        run_step = CompiledStep(setting.device).of(read.model)
-        logits, _, work = stepped(read, run_step, rows, tokens)
-    except Exception as error:  # whatever a compiler, or a machine without one, says
-        return skipped(name, f"{type(error).__name__}: {one_line(str(error))}", "told")
-    seconds = time.perf_counter() - began
-    graphs = graph_note(setting.device).get("cuda_graphs", "not told")
-    apart = float((logits - expected).abs().max())
-    found = f"{work.words}; x {plain.wall_ms / work.wall_ms:.2f}, {seconds:.0f} s with compiling; "
-    found += f"CUDA graphs {graphs}; logits {apart:.1e} apart"
-    figures = {**asdict(work), "compiling_seconds": seconds, "graphs": graphs, "apart": apart}
-    return told(name, found, **figures)

@@ -18,9 +18,9 @@ from benchmarks._models import Shape, build
 from flows.checkpoint.precision import no_bfloat16
 from flows.results.status import stages_of
 from scripts.gpu_check.driver import stand_in
-from scripts.gpu_check.halves import Bench, timed
-from scripts.gpu_check.kernels import STEP_ROWS, steps_of, work_of
+from scripts.gpu_check.halves import Bench, copy_rate, timed
 from scripts.gpu_check.rows import DEMO, TINY, Row, Setting, mib, one_line, row, skipped, told
+from scripts.gpu_check.steps import STEP_ROWS, steps_of, work_of
 from scripts.gpu_check.whole import PLAN_SHARE, Run, good_run, peaks, run
 from stages.models import resolve_model
 from stages.process.cgroup import host_free_bytes
@@ -44,7 +44,6 @@ LONG, LONG_TINY = 1500, 150
 GENERATED_TOKENS, LAYERED_TOKENS = (8, 24), (2, 6)
 """New tokens of two generations whose times are compared: with the half on the device, and with its
 layers copied for each token."""
-COPIED_BYTES = 128 << 20
 RATE = 1e-3
 CAPTION = "A red circle moves to the left, and a blue square turns."
 """What adapters are trained on."""
@@ -194,21 +193,6 @@ def _unpinned(bench: Bench) -> Row:
     return row("weights of the vision half through pinned memory", "same bits", found, same)
 
 
-def copy_rate(setting: Setting, pinned: bool) -> float:
-    """Return the bytes per second that are copied to the card from memory of the host."""
-    import torch
-
-    host = torch.ones(COPIED_BYTES, dtype=torch.uint8)
-    host = host.pin_memory() if pinned else host
-    there = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=setting.device)
-
-    def copy() -> None:
-        there.copy_(host, non_blocking=pinned)
-        torch.cuda.synchronize()
-
-    return COPIED_BYTES / timed(copy)
-
-
 @of_model("streamed halves")
 def streamed(setting: Setting, folder: Path) -> Iterator[Row]:
     """How fast the layers of streamed halves are copied, and what that costs."""
@@ -342,11 +326,11 @@ def captions(setting: Setting, folder: Path) -> Iterator[Row]:
     for engine, batch in ENGINES:
         name = f"captions by {engine}" + f" in batches of {batch}" * (engine == "transformers")
         if engine == "inflight-compiled" and stand_in():
-            yield skipped(name, "torch records no CUDA graph of a stand-in", "told")
+            yield skipped(name, "torch records no CUDA graph of a stand-in", "reported")
             continue
         done = _run(setting, folder, engine, batch)
         if done.code:
-            yield skipped(name, f"exit {done.code}: {one_line(done.exit_report)}", "told")
+            yield skipped(name, f"exit {done.code}: {one_line(done.exit_report)}", "reported")
             continue
         stage = done.stage("decode")
         notes, rate = stage["notes"], stage["tokens"] / stage["seconds"]

@@ -45,7 +45,7 @@ def row(name: str, expected: str, found: str, good: bool, /, **figures: Any) -> 
 
 def told(name: str, found: str, /, **figures: Any) -> Row:
     """Return a row that is only reported: no rule says what it should be."""
-    return row(name, "told", found, bool(found), **figures)
+    return row(name, "reported", found, bool(found), **figures)
 
 
 def skipped(name: str, why: str, expected: str = "") -> Row:

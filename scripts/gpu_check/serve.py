@@ -190,7 +190,7 @@ def under_load(setting: Setting) -> Iterator[Row]:
         after, more = batch_seconds(server)
         half = (after - seconds) / max(1.0, more - batches)
         found = f"p50 {1000 * p50:.1f} ms, {1000 * half:.1f} of it in the half"
-        yield row("a picture at light load", "told", found, p50 > 0)
+        yield row("a picture at light load", "reported", found, p50 > 0)
 
 
 def _clips() -> list[Path]:

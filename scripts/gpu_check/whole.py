@@ -271,7 +271,7 @@ def trial(setting: Setting) -> Iterator[Row]:
         found = f"{notes['engine']}: {one_line(why)}"
         if rows := notes.get("rows"):
             found += f"; {rows} rows a step, {one_line(notes.get('rows_reason', 'the most'))}"
-        yield row(f"engine of decode in {precision}", "told", found, bool(notes["engine"]))
+        yield row(f"engine of decode in {precision}", "reported", found, bool(notes["engine"]))
 
 
 def slot_bits(setting: Setting) -> Iterator[Row]:
