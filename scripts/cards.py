@@ -226,7 +226,7 @@ def _card(planned: Sequence[PlannedModel], card: int) -> Iterator[str]:
     ]
     unfit = [each for each in planned if not all(p.fits for p in each.gpu[card].values())]
     if elsewhere:
-        yield _names("Only with weights in host memory, 40 times slower and more", elsewhere)
+        yield _names("Only with weights in host memory, 20 to 40 times slower", elsewhere)
     if unfit:
         yield _names("Does not fit", unfit)
 

@@ -156,7 +156,8 @@ def test_a_pass_takes_its_multiplications_reading_its_weights_or_calling_it() ->
     assert pass_seconds(machine(), small) == pytest.approx(3e-3)
     outside = replace(step, moved_bytes=3e9)
     assert pass_seconds(machine(), outside) == pytest.approx(1 + 3)
-    assert pass_seconds(machine(to_device=6e9), outside) == pytest.approx(1 + 0.5)
+    assert pass_seconds(machine(to_device=6e9), outside) == pytest.approx(1)
+    assert pass_seconds(machine(to_device=1.5e9), outside) == pytest.approx(2)
 
 
 def test_a_stage_takes_the_sum_of_what_it_does() -> None:

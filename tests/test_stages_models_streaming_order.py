@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -17,19 +17,25 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from artifacts.errors import CannotFit, EnvironmentFault
 from penstock_demo import CHECKPOINT
 from stages.models.halves import pinned_reads
 from stages.models.halves.pinned_reads import PinnedBuffer, PinnedReader
 from stages.models.halves.ranged_reads import WholeTensorFile
+from stages.models.hub.headers import TensorPlace
 from stages.models.streaming import layers as streamed
 from stages.models.streaming.layers import (
     DeviceLayerBuffer,
+    FileLayer,
+    FileTensor,
     LayerDoubleBuffer,
+    PinnedLayer,
     buffered_files,
     buffered_pinned,
 )
-from stages.models.streaming.pinned import piece_sizes
+from stages.models.streaming.pinned import LayersInTurn, Pinning, piece_sizes
 from tests.support import gpus
 from tests.support.families import BUILDERS
 
@@ -72,6 +78,11 @@ class LateStream:
 
     def wait_event(self, event: LateEvent) -> None:
         self.then(lambda: None, event.last())
+
+    def wait_stream(self, other: "LateStream") -> None:
+        event = LateEvent(self._device)
+        event.record(other)
+        self.wait_event(event)
 
     def can_run(self) -> bool:
         return bool(self.waiting) and self.waiting[0][0]()
@@ -214,6 +225,7 @@ def on_device(patch: pytest.MonkeyPatch, device: LateDevice) -> None:
 
     patch.setattr(torch, "empty", empty_here)
     patch.setattr(torch.Tensor, "copy_", copy_later)
+    patch.setattr(torch.Tensor, "record_stream", lambda *_: None)
     patch.setattr(torch.cuda, "Stream", lambda _: LateStream(device))
     patch.setattr(torch.cuda, "Event", lambda: LateEvent(device))
     patch.setattr(torch.cuda, "stream", device.on)
@@ -373,3 +385,91 @@ def test_pieces_hold_a_layer_and_waste_little() -> None:
         pieces = [*piece_sizes(size)]
         assert all(piece.bit_count() == 1 for piece in pieces)
         assert size <= sum(pieces) < size + (1 << 20)
+
+
+class Calling(nn.Module):
+    """A layer that may call another."""
+
+    def __init__(self, inner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.linear, self.inner = nn.Linear(3, 3), [inner]
+
+    def forward(self, x: torch.Tensor) -> Any:
+        made = self.linear(x)
+        return made if self.inner[0] is None else self.linear(self.inner[0](made))
+
+
+class PlainBuffer:
+    """A buffer of the host, filled as one of a GPU."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(4096, dtype=torch.uint8)
+
+    def fill(self, layer: PinnedLayer) -> None:
+        self._bytes.fill_(255)
+        at = 0
+        for piece in layer.pieces:
+            self._bytes[at : at + len(piece)] = piece
+            at += len(piece)
+
+    def memory(self) -> torch.Tensor:
+        return self._bytes
+
+    def release(self) -> None:
+        pass
+
+
+def in_turn(*layers: nn.Module) -> LayersInTurn:
+    pinning = Pinning()
+    pinning.refused = "there is no GPU"
+    waiting = [pinning.layer(layer, "cpu") for layer in layers]
+    buffers = [PlainBuffer(), PlainBuffer()]
+    return LayersInTurn(waiting, LayerDoubleBuffer(waiting, buffers, ThreadPoolExecutor(1)))
+
+
+def test_layers_compute_the_same_in_any_order_and_after_one_failed() -> None:
+    layers, x = [Calling() for _ in range(4)], torch.randn(2, 3)
+    expected = [layer(x).detach() for layer in layers]
+    in_turn(*layers)
+    assert all(weight.is_meta for layer in layers for weight in layer.parameters())
+    for at in (0, 1, 2, 3, 0, 3, 1, 1, 2, 0):
+        assert torch.equal(layers[at](x), expected[at])
+        with pytest.raises(RuntimeError):
+            layers[at](x[:, :2])
+    assert all(weight.is_meta for layer in layers for weight in layer.parameters())
+
+
+def test_layers_that_call_each_other_or_share_weights_cannot_be_offloaded() -> None:
+    inner = Calling()
+    outer = Calling(inner)
+    in_turn(inner, outer)
+    with pytest.raises(CannotFit, match="calls another layer, a Calling"):
+        outer(torch.ones(1, 3))
+    one, other = Calling(), Calling()
+    other.linear = one.linear
+    with pytest.raises(CannotFit, match="share a Linear"):
+        in_turn(one, other)
+
+
+def test_a_read_that_fails_is_raised_after_all_others_have_ended(tmp_path: Path) -> None:
+    file, size = tmp_path / "short", 3 * streamed.READ_BYTES
+    place = TensorPlace(dtype="U8", shape=(size,), start=0, end=size)
+    owner = Calling()
+    tensor = FileTensor(
+        owner=owner,
+        name="weight",
+        shape=torch.Size(place.shape),
+        dtype=torch.uint8,
+        at=0,
+        file=file,
+        place=place,
+    )
+    layer = FileLayer(module=owner, tensors=(tensor,), size=size)
+    buffer, scratch = torch.zeros(size, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8)
+    file.write_bytes(b"7" * (streamed.READ_BYTES + 5))
+    with ThreadPoolExecutor(3) as readers:
+        with pytest.raises(EnvironmentFault, match="short is not a whole"):
+            layer.read(buffer, scratch, readers)
+        file.write_bytes(b"8" * size)
+        layer.read(buffer, scratch, readers)
+    assert bool((buffer == ord("8")).all())

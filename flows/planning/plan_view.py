@@ -30,7 +30,7 @@ COSTS = {
     "precision": "quantized weights change some words",
     "context": "shorter contexts make more and shorter chapters",
     "block": "reading layers once per block of chunks costs little with many chunks",
-    "offload": "weights outside the device are copied for each token: 40 times longer or more",
+    "offload": "weights outside the device are copied for each token: 20 to 40 times longer",
 }
 """Changed property of a rung → its cost."""
 FRAMES_GO = "deleted after use; another prompt cuts them again, unless --keep-frames keeps them"

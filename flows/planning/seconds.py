@@ -78,14 +78,17 @@ def seconds(machine: Machine, work_left: WorkEstimate) -> float | None:
 
 
 def pass_seconds(machine: Machine, run: Pass) -> float:
-    """Return the seconds of one run: copying, plus the longer of computing and call overhead."""
+    """Return the seconds of one run: the longer of computing and call overhead, and copying, which
+    a GPU does meanwhile."""
     computing = (
         run.flops
         / (2 * run.tokens)
         * seconds_per_parameter(machine.passes[run.precision], run.tokens)
     )
-    moving = run.moved_bytes / (machine.to_device or machine.disk_read)
-    return moving + max(computing, run.calls * machine.call_seconds)
+    here = max(computing, run.calls * machine.call_seconds)
+    if machine.to_device:
+        return max(here, run.moved_bytes / machine.to_device)
+    return here + run.moved_bytes / machine.disk_read
 
 
 def seconds_per_parameter(points: tuple[tuple[int, float], ...], tokens: int) -> float:

@@ -6,15 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scripts.gpu_check.halves import timed
 from scripts.gpu_check.rows import TINY, Row, Setting, one_line, row, skipped, told
 from stages.process.device import device_used_bytes
-
-if TYPE_CHECKING:
-    pass
-
 
 ROWS = (8, 16, 32, 64)
 WIDTHS = ((2048, 2560), (2048, 11008), (11008, 2048), (2048, 151936))

@@ -25,7 +25,7 @@ from stages.models.shards.layout import DTYPES
 from stages.process.exit_diagnosis import first_line
 
 NOTE = "penstock_unpinned"
-"""Attribute of a half: why its weights were not read through pinned memory."""
+"""Attribute of a half: why pinned memory was not used, or not for all of its weights."""
 BUFFERS = 4
 """Number of buffers: one for each thread in which transformers reads."""
 

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from artifacts.model_files import ModelFiles
 from artifacts.schema import Part
+from stages.memory.oom_retry import release_memory
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.boundary import piece_of
 from stages.models.halves.classes import skeleton_of
@@ -60,6 +61,7 @@ class ReloadableHalf:
             except NeedsWeights as error:
                 self.pieces = (*self.pieces, self._new_piece(error))
             self.model = None  # free the old one first: both may not fit
+            release_memory()  # its hooks may refer to it
             self.model = self._load(self.pieces)
 
     def _new_piece(self, error: NeedsWeights) -> str:

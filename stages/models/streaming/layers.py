@@ -12,7 +12,7 @@ How it works:
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -114,8 +114,14 @@ class FileLayer(Layer):
                 raw = scratch[: end - first]
                 read_into(raw, tensor.file, first)
                 tensor.view(buffer).copy_(raw.view(tensor.stored).reshape(tensor.shape))
-        for _ in (readers.map if readers else map)(lambda part: read_into(*part), parts):
-            pass
+        if readers is None:
+            for part in parts:
+                read_into(*part)
+            return
+        running = [readers.submit(read_into, *part) for part in parts]
+        wait(running)  # also of a failed read: the buffer may be filled again then
+        for each in running:
+            each.result()
 
     @property
     def largest_cast(self) -> int:
@@ -172,6 +178,9 @@ class DeviceLayerBuffer:
         self._memory = torch.empty(size, dtype=torch.uint8, device=device)
         self._device, self._stream = device, stream
         self._free, self._sent = torch.cuda.Event(), torch.cuda.Event()
+        # A computation that has not ended may still use the memory, and a copy when it is freed.
+        stream.wait_stream(torch.cuda.current_stream(device))
+        self._memory.record_stream(stream)
 
     def memory(self) -> torch.Tensor:
         torch.cuda.current_stream(self._device).wait_event(self._sent)
@@ -245,21 +254,21 @@ class LayerDoubleBuffer:
 
     def prefetch(self, layer: int) -> None:
         if layer not in self._holds:
-            others = [at for at in range(len(self._buffers)) if at != self._open]
-            room = min(others, key=lambda other: self._holds[other] != EMPTY)
-            self._holds[room] = layer
-            self._filled[room] = self._filler.submit(self._fill, room, layer)
+            others = [each for each in range(len(self._buffers)) if each != self._open]
+            at = min(others, key=lambda other: self._holds[other] != EMPTY)
+            self._holds[at] = layer
+            self._filled[at] = self._filler.submit(self._fill, at, layer)
 
     def load(self, layer: int) -> None:
         self.prefetch(layer)
-        room = self._holds.index(layer)
+        at = self._holds.index(layer)
         try:
-            self._filled[room].result()
+            self._filled[at].result()
         except BaseException:  # a retry reads the layer again
-            self._holds[room] = EMPTY
+            self._holds[at] = EMPTY
             raise
-        self._layers[layer].attach(self._buffers[room].memory())
-        self._open = room
+        self._layers[layer].attach(self._buffers[at].memory())
+        self._open = at
 
     def release(self, layer: int) -> None:
         if self._open != EMPTY:  # otherwise it could not be loaded
@@ -267,8 +276,8 @@ class LayerDoubleBuffer:
             self._buffers[self._open].release()
             self._open = EMPTY
 
-    def _fill(self, room: int, layer: int) -> None:
-        self._buffers[room].fill(self._layers[layer])
+    def _fill(self, at: int, layer: int) -> None:
+        self._buffers[at].fill(self._layers[layer])
         self.fetched += 1
 
 
@@ -280,7 +289,7 @@ class _AtOnce(Executor):
         made: Future[Any] = Future()
         try:
             made.set_result(fn(*args, **options))
-        except BaseException as error:
+        except Exception as error:
             made.set_exception(error)
         return made
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from artifacts.errors import CannotFit
 from artifacts.schema import Part
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import dispatching, placement, waiting
@@ -46,13 +47,13 @@ def load_pinned(
     options: dict[str, Any],
 ) -> Any:
     """Load what `load_half` gives with these options, with the layers in pinned host memory. Raises
-    CannotFit for a model without layers."""
+    CannotFit for a model without layers, or whose layers share modules."""
     places = placement(skeleton, keep, pieces, device, away="cpu")
     with dispatching(lambda model, **_: None):
         half = load_half(path, keep, pieces=pieces, **{**options, "device_map": places})
     half.hf_device_map = places
     pinning = Pinning()
-    layers = [pinning.layer(half.get_submodule(path), device) for path in waiting(places)]
+    layers = [pinning.layer(half.get_submodule(layer), device) for layer in waiting(places)]
     LayersInTurn(layers, buffered_pinned(layers, device))
     if pinning.refused:
         half.__dict__[NOTE] = pinning.refused
@@ -74,6 +75,11 @@ class Pinning:
         weights: list[torch.Tensor] = []
         for owner in module.modules():
             for name, weight in owner._parameters.items():
+                if weight is not None and weight.is_meta:
+                    raise CannotFit(
+                        f"two layers of this model share a {type(owner).__name__}",
+                        hint="Give it more memory, or choose a lower precision",
+                    )
                 if weight is not None:
                     at = -(-size // aligned) * aligned
                     shape, dtype = weight.shape, weight.dtype
@@ -124,13 +130,20 @@ class LayersInTurn:
         self._after = {at: (at + 1) % len(layers) for at in range(len(layers))}
         """Layer → the layer that was reached after it, or is expected."""
         self._last = len(layers) - 1
+        self._inside: int | None = None
         for at, layer in enumerate(layers):
             layer.module.register_forward_pre_hook(self._enter(at))
-            # Also behind a layer that failed, such as for want of memory.
+            # Also behind a layer that failed, such as for want of memory; not after an interrupt.
             layer.module.register_forward_hook(self._leave(at), always_call=True)
 
     def _enter(self, at: int) -> Any:
         def enter(module: nn.Module, given: Any) -> None:
+            if self._inside is not None:  # whose buffer would be overwritten
+                raise CannotFit(
+                    f"a layer of this model calls another layer, a {type(module).__name__}",
+                    hint="Give it more memory, or choose a lower precision",
+                )
+            self._inside = at
             self._after[self._last], self._last = at, at
             self._buffer.load(at)
             self._buffer.prefetch(self._after[at])
@@ -139,6 +152,8 @@ class LayersInTurn:
 
     def _leave(self, at: int) -> Any:
         def leave(module: nn.Module, given: Any, made: Any) -> None:
-            self._buffer.release(at)
+            if self._inside == at:
+                self._inside = None
+                self._buffer.release(at)
 
         return leave
