@@ -5,6 +5,7 @@ CLIP has the published sizes and random weights, the demo's towers are the train
 and clips are of the demo's world.
 """
 
+import os
 import random
 import tempfile
 import time
@@ -251,6 +252,7 @@ def _begin(subject: Subject, batches: int, ways: Sequence[Way]) -> list[dict[str
     if any(way.compiled for way in ways):
         import_module("torch._inductor.compile_fx")
     if any(way.graphs for way in ways):
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import_module("onnxruntime")
     return inputs_of(subject, batches)
 

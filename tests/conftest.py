@@ -25,6 +25,7 @@ DEFAULT_OUTPUTS = (ROOT / "penstock-out", ROOT / "penstock-index")
 # Before anything imports the libraries that read them, and inherited by every child.
 os.environ.update(
     HF_HUB_OFFLINE="1",
+    ORT_DISABLE_TELEMETRY="1",
     DO_NOT_TRACK="1",
     PREFECT_SERVER_ANALYTICS_ENABLED="false",
 )

@@ -14,8 +14,8 @@ from tests.support.commands import completed
 from tests.support.fake_gpu.state import Machine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
-QUICK = ("context", "uuid", "forks", "features", "streamed", "nf4")
-"""Checks that ask the driver or compute, without a whole run."""
+QUICK = ("context", "uuid", "forks", "features")
+"""Checks that ask the driver, and one that computes, without a whole run."""
 FIRST = ("kernels", "model, bf16", "model, loads")
 """The first checks, without runs."""
 UNUSABLE = {
@@ -75,7 +75,7 @@ def test_on_other_machines_what_the_driver_does_not_tell_is_skipped(
     done = check(gpus.MODES[mode], tmp_path, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     good = [each["name"] for each in rows(tmp_path) if each["verdict"] == "ok"]
-    assert len(good) >= 6, good
+    assert len(good) >= 4, good
 
 
 @pytest.mark.parametrize("mode", UNUSABLE)

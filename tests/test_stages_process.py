@@ -313,3 +313,16 @@ def test_a_mount_may_lock_nothing(
         held = lock.try_hold(tmp_path / "lock")
         assert held is not None
         held.close()
+
+
+def test_importing_onnx_runtime_in_a_stage_leaves_no_id_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its telemetry keeps one in the home folder, and a session in the temporary one."""
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    monkeypatch.delenv("CI", raising=False)  # where it reports nothing
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "c"), "TMPDIR": str(tmp_path)}
+    environment = {**child_environment(), **home}
+    command = [sys.executable, "-c", "import onnxruntime"]
+    subprocess.run(command, env=environment, check=True, cwd=tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -29,6 +29,8 @@ def child_environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        # From 1.29 on, importing ONNX Runtime makes an id of this device and reports its use.
+        "ORT_DISABLE_TELEMETRY": "1",
         "PYTHONUNBUFFERED": "1",
         # numpy and scipy: no stage computes with them, and a process with threads cannot fork.
         "OPENBLAS_NUM_THREADS": "1",
