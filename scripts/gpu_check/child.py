@@ -58,6 +58,7 @@ CHECKS = (
     Check("bits", whole.bits, 400, (), "runs"),
     Check("model, captions", model.captions, 600, process="runs"),
     Check("context", driver.context, process=""),
+    Check("context, quantized", driver.quantized, 120, BNB, ""),
     Check("outside the allocator", driver.outside, 120, ("device", "allocator"), ""),
     Check("model, LoRA, fp16", model.fp16_training, 200, ("peft",)),
     Check("uuid", driver.uuid),

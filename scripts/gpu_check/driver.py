@@ -162,6 +162,17 @@ def outside(setting: Setting) -> Iterator[Row]:
     yield row(name, expected, mib(taken), taken <= counted, bytes=taken)
 
 
+def quantized(setting: Setting) -> Iterator[Row]:
+    """What a stage that quantizes takes for the driver's part. If importing bitsandbytes made the
+    context, it would find the libraries alone, and its limit would be too high."""
+    import bitsandbytes  # noqa: F401
+
+    low, _ = CONTEXT_MIB
+    taken = context_bytes(setting.device, "float16")
+    name = "context, as a stage reads it after bitsandbytes"
+    yield row(name, f"at least {low} MiB", mib(taken), taken >= low * MIB, bytes=taken)
+
+
 def listed(taken: int, holders: dict[int, int]) -> Row:
     """The driver's own list of processes beside the difference."""
     name, expected = "context, by the driver's process list", "the same within 32 MiB"
