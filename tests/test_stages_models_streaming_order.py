@@ -344,31 +344,31 @@ from pathlib import Path
 from tests.support.clips import PROMPTS, clips
 from tests.support.families import checkpoint
 from tests.support.waves import OTHER, Wave, said
-for family in sys.argv[2:]:
-    settings = {"dtype": "bfloat16", "device": "cuda:0"}
-    wave = Wave(Path(sys.argv[1], family), checkpoint(family), [clips("video", 2)], **settings)
-    wave.encode()
-    wave.decode(PROMPTS)
-    wave.settings["offload"] = True
-    told = wave.decode(PROMPTS, OTHER)
-    fetched = sum(note.get("bytes_fetched_a_pass", 0) for note in told)
-    print(json.dumps([said(wave.captions()), said(wave.captions(OTHER)), fetched]))
+folder, family, engine = sys.argv[1:]
+settings = {"dtype": "bfloat16", "device": "cuda:0", "engine": engine}
+wave = Wave(Path(folder, "store"), checkpoint(family), [clips("video", 2)], **settings)
+wave.encode()
+wave.decode(PROMPTS)
+wave.settings |= {"offload": True, "prefill": 256}
+told = wave.decode(PROMPTS, OTHER)
+fetched = sum(note.get("bytes_fetched_a_pass", 0) for note in told)
+print(json.dumps([said(wave.captions()), said(wave.captions(OTHER)), fetched]))
 """
 
 
 @pytest.mark.parametrize(
-    "family",
+    ("family", "engine"),
     [
-        name if name == "qwen2_5_vl" else pytest.param(name, marks=pytest.mark.slow)
-        for name in BUILDERS
+        ("qwen2_5_vl", "inflight"),
+        *(pytest.param(name, "transformers", marks=pytest.mark.slow) for name in BUILDERS),
     ],
 )
 def test_captions_from_layers_in_pinned_memory_are_those_of_a_resident_half(
-    family: str, tmp_path: Path
+    family: str, engine: str, tmp_path: Path
 ) -> None:
     cards = gpus.plain().write(tmp_path / "gpu")
     done = subprocess.run(
-        [sys.executable, "-c", CAPTIONS, str(tmp_path), family],
+        [sys.executable, "-c", CAPTIONS, str(tmp_path), family, engine],
         env=gpus.environment(cards),
         capture_output=True,
         text=True,
