@@ -33,7 +33,7 @@ from stages.process.nvml import USE_CPU_HINT
 
 FORMAT = 2
 """Version of the cached result; raised when the test changes."""
-CONTEXT_BYTES = range(200 << 20, 1536 << 20)
+LIKELY_CONTEXT_BYTES = range(200 << 20, 1536 << 20)
 """What a driver takes for a process. Outside of it, another program freed or took memory during the
 test."""
 
@@ -59,7 +59,7 @@ def probed_context_bytes(device: str) -> int:
     one."""
     known = read_kept(_path(device), FORMAT) or {}
     found = int(known.get("context_bytes", 0))
-    return found if found in CONTEXT_BYTES else 0
+    return found if found in LIKELY_CONTEXT_BYTES else 0
 
 
 def device_memory(device: str) -> tuple[int, int]:

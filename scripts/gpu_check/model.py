@@ -20,7 +20,7 @@ from flows.results.status import stages_of
 from scripts.gpu_check.driver import stand_in
 from scripts.gpu_check.halves import Bench, copy_rate, timed
 from scripts.gpu_check.rows import DEMO, TINY, Row, Setting, mib, one_line, row, skipped, told
-from scripts.gpu_check.steps import STEP_ROWS, steps_of, work_of
+from scripts.gpu_check.steps import NO_GRAPH, STEP_ROWS, steps_of, work_of
 from scripts.gpu_check.whole import PLAN_SHARE, Run, good_run, peaks, run
 from stages.models import resolve_model
 from stages.process.cgroup import host_free_bytes
@@ -326,7 +326,7 @@ def captions(setting: Setting, folder: Path) -> Iterator[Row]:
     for engine, batch in ENGINES:
         name = f"captions by {engine}" + f" in batches of {batch}" * (engine == "transformers")
         if engine == "inflight-compiled" and stand_in():
-            yield skipped(name, "torch records no CUDA graph of a stand-in", "reported")
+            yield skipped(name, NO_GRAPH, "reported")
             continue
         done = _run(setting, folder, engine, batch)
         if done.code:

@@ -20,6 +20,8 @@ STEPS_COMPARED = 16
 """Steps whose logits are compared."""
 PROFILED = 3
 """Calls that are profiled together."""
+RECORDED, COMPILED = "recorded", "compiled"
+NO_GRAPH = "torch records no CUDA graph of a stand-in"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,9 +117,9 @@ def steps_of(setting: Setting, read: "PrefilledSequence", precision: str) -> Ite
     apart = float((logits[STEP_ROWS[0]] - logits[STEP_ROWS[1]]).abs().max())
     name = f"logits of {STEP_ROWS[0]} and {STEP_ROWS[1]} rows, {precision}"
     yield told(name, f"{apart:.1e} apart", apart=apart)
-    for way in (_recorded_step, _compiled_step) if precision == "bf16" else ():
+    for way in (RECORDED, COMPILED) if precision == "bf16" else ():
         for rows in STEP_ROWS:
-            yield way(setting, read, rows, plain[rows], logits[rows], tokens)
+            yield _other_step(way, setting, read, rows, plain[rows], logits[rows], tokens)
 
 
 class RecordedStep:
@@ -156,7 +158,8 @@ class RecordedStep:
             self._made = self._model(**self._given)
 
 
-def _recorded_step(
+def _other_step(
+    way: str,
     setting: Setting,
     read: "PrefilledSequence",
     rows: int,
@@ -164,40 +167,23 @@ def _recorded_step(
     expected: Any,
     tokens: Forced,
 ) -> Row:
-    name = f"a step of {rows} rows, bf16, recorded"
-    if stand_in():
-        return skipped(name, "torch records no CUDA graph of a stand-in", "reported")
-    try:
-        logits, _, work = stepped(read, RecordedStep(read.model), rows, tokens)
-    except Exception as error:  # a model that waits for the card cannot be recorded
-        return skipped(name, f"{type(error).__name__}: {one_line(str(error))}", "reported")
-    apart = float((logits - expected).abs().max())
-    found = f"{work.words}; x {plain.wall_ms / work.wall_ms:.2f}; logits {apart:.1e} apart"
-    return told(name, found, **asdict(work), apart=apart)
-
-
-def _compiled_step(
-    setting: Setting,
-    read: "PrefilledSequence",
-    rows: int,
-    plain: Work,
-    expected: Any,
-    tokens: Forced,
-) -> Row:
+    """Return what a step costs that is recorded, or compiled, beside the plain one."""
     from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
 
-    name, began = f"a step of {rows} rows, bf16, compiled", time.perf_counter()
+    name, began = f"a step of {rows} rows, bf16, {way}", time.perf_counter()
     if stand_in():
-        return skipped(name, "torch records no CUDA graph of a stand-in", "reported")
+        return skipped(name, NO_GRAPH, "reported")
     try:
-        run_step = CompiledStep(setting.device).of(read.model)
-        logits, _, work = stepped(read, run_step, rows, tokens)
-    except Exception as error:  # whatever a compiler, or a machine without one, says
+        model = read.model
+        step = RecordedStep(model) if way == RECORDED else CompiledStep(setting.device).of(model)
+        logits, _, work = stepped(read, step, rows, tokens)
+    except Exception as error:  # of a compiler, or of a model that waits for the card
         return skipped(name, f"{type(error).__name__}: {one_line(str(error))}", "reported")
     seconds = time.perf_counter() - began
-    graphs = graph_note(setting.device).get("cuda_graphs", "not told")
     apart = float((logits - expected).abs().max())
-    found = f"{work.words}; x {plain.wall_ms / work.wall_ms:.2f}, {seconds:.0f} s with compiling; "
-    found += f"CUDA graphs {graphs}; logits {apart:.1e} apart"
-    figures = {**asdict(work), "compiling_seconds": seconds, "graphs": graphs, "apart": apart}
-    return told(name, found, **figures)
+    found, figures = f"{work.words}; x {plain.wall_ms / work.wall_ms:.2f}", asdict(work)
+    if way == COMPILED:
+        graphs = graph_note(setting.device).get("cuda_graphs", "not told")
+        found += f", {seconds:.0f} s with compiling; CUDA graphs {graphs}"
+        figures |= {"compiling_seconds": seconds, "graphs": graphs}
+    return told(name, f"{found}; logits {apart:.1e} apart", **figures, apart=apart)

@@ -243,7 +243,7 @@ class LayerDoubleBuffer:
         """`filler` fills the buffers, one after the other."""
         self._layers: Sequence[Layer] = layers
         self.fetched = 0
-        """Number of layers read so far."""
+        """Number of layers brought so far."""
         self._buffers: Sequence[LayerBuffer[Any]] = buffers
         self._holds = [EMPTY for _ in buffers]
         """The layer that each buffer holds or will hold."""
@@ -271,10 +271,9 @@ class LayerDoubleBuffer:
         self._open = at
 
     def release(self, layer: int) -> None:
-        if self._open != EMPTY:  # otherwise it could not be loaded
-            self._layers[layer].detach()
-            self._buffers[self._open].release()
-            self._open = EMPTY
+        self._layers[layer].detach()
+        self._buffers[self._open].release()
+        self._open = EMPTY
 
     def _fill(self, at: int, layer: int) -> None:
         self._buffers[at].fill(self._layers[layer])
@@ -300,10 +299,10 @@ def buffered_files(layers: Sequence[FileLayer], device: str) -> LayerDoubleBuffe
     scratch = torch.empty(max(layer.largest_cast for layer in layers), dtype=torch.uint8)
     filler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="layers")
     if device == "cpu":
-        return LayerDoubleBuffer(layers, [HostLayerBuffer(size, scratch) for _ in "ab"], filler)
+        return LayerDoubleBuffer(layers, [HostLayerBuffer(size, scratch) for _ in range(2)], filler)
     readers = ThreadPoolExecutor(min(READERS, cores()), thread_name_prefix="layer-reads")
     place, stream = torch.device(device), torch.cuda.Stream(device)
-    buffers = [StagedLayerBuffer(size, place, stream, scratch, readers) for _ in "ab"]
+    buffers = [StagedLayerBuffer(size, place, stream, scratch, readers) for _ in range(2)]
     return LayerDoubleBuffer(layers, buffers, filler)
 
 
@@ -311,5 +310,5 @@ def buffered_pinned(layers: Sequence[PinnedLayer], device: str) -> LayerDoubleBu
     """Return layers that wait in pinned host memory."""
     size = max(layer.size for layer in layers)
     place, stream = torch.device(device), torch.cuda.Stream(device)
-    buffers = [PinnedLayerBuffer(size, place, stream) for _ in "ab"]
+    buffers = [PinnedLayerBuffer(size, place, stream) for _ in range(2)]
     return LayerDoubleBuffer(layers, buffers, _AtOnce())

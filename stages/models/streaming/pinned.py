@@ -15,6 +15,7 @@ How it works:
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from stages.models.streaming.layers import (
 from stages.process.exit_diagnosis import first_line
 
 SMALLEST_PIECE = 1 << 20
+"""Bytes of the smallest piece of a layer, which may be partly empty."""
+HINT = "Give it more memory, or choose a lower precision"
 
 
 def load_pinned(
@@ -74,35 +77,38 @@ class Pinning:
         tensors: list[LayerTensor] = []
         weights: list[torch.Tensor] = []
         for owner in module.modules():
-            for name, weight in owner._parameters.items():
-                if weight is not None and weight.is_meta:
-                    raise CannotFit(
-                        f"two layers of this model share a {type(owner).__name__}",
-                        hint="Give it more memory, or choose a lower precision",
-                    )
-                if weight is not None:
-                    at = -(-size // aligned) * aligned
-                    shape, dtype = weight.shape, weight.dtype
-                    tensors.append(
-                        LayerTensor(owner=owner, name=name, shape=shape, dtype=dtype, at=at)
-                    )
-                    weights.append(weight.data)
-                    size = at + weight.nbytes
             for name, buffer in owner._buffers.items():
                 owner._buffers[name] = None if buffer is None else buffer.to(device)
+            for name, weight in owner._parameters.items():
+                if weight is None:
+                    continue
+                if weight.is_meta:
+                    raise CannotFit(
+                        f"two layers of this model share a {type(owner).__name__}", hint=HINT
+                    )
+                at = -(-size // aligned) * aligned
+                shape, dtype = weight.shape, weight.dtype
+                tensors.append(LayerTensor(owner=owner, name=name, shape=shape, dtype=dtype, at=at))
+                weights.append(weight.data)
+                size = at + weight.nbytes
         if len(self._whole) < size:
             self._whole = torch.empty(size, dtype=torch.uint8)
         for tensor, value in zip(tensors, weights, strict=True):
             tensor.view(self._whole).copy_(value)
-        kept, at = [], 0
-        for piece in piece_sizes(size):
-            end = min(at + piece, size)
-            kept.append(self._pinned(piece)[: end - at])
-            kept[-1].copy_(self._whole[at:end])
-            at = end
-        layer = PinnedLayer(module=module, tensors=tensors, size=size, pieces=tuple(kept))
+        pieces = tuple(self._pieces(self._whole[:size]))
+        layer = PinnedLayer(module=module, tensors=tensors, size=size, pieces=pieces)
         layer.detach()
         return layer
+
+    def _pieces(self, whole: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield copies of parts of the bytes."""
+        at = 0
+        for size in piece_sizes(len(whole)):
+            part = whole[at : at + size]
+            piece = self._pinned(size)[: len(part)]
+            piece.copy_(part)
+            yield piece
+            at += size
 
     def _pinned(self, size: int) -> torch.Tensor:
         if not self.refused:
@@ -131,29 +137,23 @@ class LayersInTurn:
         """Layer → the layer that was reached after it, or is expected."""
         self._last = len(layers) - 1
         self._inside: int | None = None
+        """The layer that is loaded and computes."""
         for at, layer in enumerate(layers):
-            layer.module.register_forward_pre_hook(self._enter(at))
+            layer.module.register_forward_pre_hook(partial(self._enter, at))
             # Also behind a layer that failed, such as for want of memory; not after an interrupt.
-            layer.module.register_forward_hook(self._leave(at), always_call=True)
+            layer.module.register_forward_hook(partial(self._leave, at), always_call=True)
 
-    def _enter(self, at: int) -> Any:
-        def enter(module: nn.Module, given: Any) -> None:
-            if self._inside is not None:  # whose buffer would be overwritten
-                raise CannotFit(
-                    f"a layer of this model calls another layer, a {type(module).__name__}",
-                    hint="Give it more memory, or choose a lower precision",
-                )
-            self._inside = at
-            self._after[self._last], self._last = at, at
-            self._buffer.load(at)
-            self._buffer.prefetch(self._after[at])
+    def _enter(self, at: int, module: nn.Module, given: Any) -> None:
+        if self._inside is not None:  # whose buffer would be overwritten
+            raise CannotFit(
+                f"a layer of this model calls another layer, a {type(module).__name__}", hint=HINT
+            )
+        self._after[self._last], self._last = at, at
+        self._buffer.load(at)
+        self._inside = at
+        self._buffer.prefetch(self._after[at])
 
-        return enter
-
-    def _leave(self, at: int) -> Any:
-        def leave(module: nn.Module, given: Any, made: Any) -> None:
-            if self._inside == at:
-                self._inside = None
-                self._buffer.release(at)
-
-        return leave
+    def _leave(self, at: int, module: nn.Module, given: Any, made: Any) -> None:
+        if self._inside == at:  # otherwise it could not be loaded
+            self._inside = None
+            self._buffer.release(at)
