@@ -33,6 +33,7 @@ from scripts.shown.meanings import (
     is_ours,
     is_stopped,
     reason_not_run,
+    takes_default_port,
     typed,
     weight,
 )
@@ -48,6 +49,8 @@ TOO_LATE = 124
 """Exit code of a command that did not end in time, as of `timeout`."""
 COMMAND_SECONDS = 300.0
 CODE = ".shown.py"
+DEFAULT_PORT = threading.Lock()
+"""Held while a command listens on the default port: pages are followed beside one another."""
 STATE = "set -a; [ ! -f .state ] || . ./.state\n{}\ncode=$?; export -p >.state; exit $code"
 """What one line sets, the next one of the page has, as in one shell."""
 
@@ -181,13 +184,14 @@ def follow(
     for one in shown:
         command = f"python {CODE}" if one.code else typed(one.text)
         (folder / CODE).write_text(one.code, encoding="utf-8")
-        outcome = run_on_terminal(
-            STATE.format(command),
-            folder,
-            env,
-            seconds=COMMAND_SECONDS,
-            stopped=is_stopped(one),
-        )
+        with DEFAULT_PORT if takes_default_port(one) else contextlib.nullcontext():
+            outcome = run_on_terminal(
+                STATE.format(command),
+                folder,
+                env,
+                seconds=COMMAND_SECONDS,
+                stopped=is_stopped(one),
+            )
         found.ran.append((one, outcome.seconds))
         if told := judged(one, outcome):
             found.wrong.append(f"{one}\n    {told}")

@@ -158,3 +158,8 @@ def expected_code(shown: Shown) -> int:
 def is_stopped(shown: Shown) -> bool:
     """Whether it is stopped by Ctrl-C: the page tells so, or it would stay."""
     return "Ctrl-C" in shown.comment or shown.text.startswith(STAYING)
+
+
+def takes_default_port(shown: Shown) -> bool:
+    """Whether it listens on the port that every `penstock review` and `studio` takes by default."""
+    return shown.text.startswith(STAYING) and "--port" not in shown.text
