@@ -12,11 +12,12 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.mutation.mutants import Mutant, collected, drawn, package_of, redrawn
+from scripts.mutation.mutants import Mutant, all_mutants, collected, drawn, package_of, redrawn
 from scripts.mutation.running import ROOT, check_python, judged, recorded
 
 
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--least", type=int, default=10, help="of each package [10]")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--before", type=Path, help="mutants to draw again where code has changed")
+    parser.add_argument("--shared", metavar="COMMIT", help="draw only what this commit has, too")
     parser.add_argument("--earlier", type=Path, help="results; what killed then is run first")
     parser.add_argument("--copies", type=int, default=2, help="in which mutants are judged [2]")
     parser.add_argument("tests", nargs="*", help="record: arguments of pytest")
@@ -54,7 +56,7 @@ def draw(given: argparse.Namespace) -> int:
     if given.before:
         mutants = redrawn(ROOT, _mutants(given.before), given.seed)
     else:
-        mutants = drawn(ROOT, given.number, given.least, given.seed)
+        mutants = drawn(ROOT, given.number, given.least, given.seed, _shared(given.shared))
     path = given.folder / "mutants.jsonl"
     path.write_text("".join(json.dumps(each.row()) + "\n" for each in mutants), encoding="utf-8")
     print(f"{len(mutants)} mutants in {path}")
@@ -91,6 +93,17 @@ def table(given: argparse.Namespace) -> int:
 def _mutants(path: Path) -> list[Mutant]:
     rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     return [Mutant(**row) for row in rows]
+
+
+def _shared(commit: str | None) -> set[Mutant] | None:
+    """Return every mutant of a commit; None without one."""
+    if commit is None:
+        return None
+    with tempfile.TemporaryDirectory() as name:
+        clone = ["git", "clone", "-q", "--shared", "--no-checkout", str(ROOT), name]
+        subprocess.run(clone, check=True)
+        subprocess.run(["git", "-C", name, "checkout", "-q", commit], check=True)
+        return all_mutants(Path(name))
 
 
 def _commit(given: argparse.Namespace) -> str:

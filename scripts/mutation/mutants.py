@@ -108,10 +108,17 @@ def planted(root: Path, mutant: Mutant) -> Planted | None:
     )
 
 
-def drawn(root: Path, number: int, least: int, seed: int) -> list[Mutant]:
-    """Draw `number` mutants: `least` of each package that has so many, the rest from all."""
+def drawn(
+    root: Path, number: int, least: int, seed: int, shared: set[Mutant] | None = None
+) -> list[Mutant]:
+    """Draw `number` mutants: `least` of each package that has so many, the rest from all; of those
+    in `shared` alone, if it is given."""
     random_ = random.Random(seed)
     by_package = _by_package(root)
+    if shared is not None:
+        by_package = {
+            name: [each for each in pool if each in shared] for name, pool in by_package.items()
+        }
     chosen: set[Mutant] = set()
     for _, pool in sorted(by_package.items()):
         chosen.update(random_.sample(pool, min(least, len(pool))))
@@ -122,8 +129,7 @@ def drawn(root: Path, number: int, least: int, seed: int) -> list[Mutant]:
 
 def redrawn(root: Path, before: Sequence[Mutant], seed: int) -> list[Mutant]:
     """Return the mutants of `before`; one whose code has changed is drawn anew in its package."""
-    alive = _by_package(root)
-    there = {each for pool in alive.values() for each in pool}
+    alive, there = _by_package(root), all_mutants(root)
     kept = [each for each in before if each in there]
     random_ = random.Random(seed)
     for lost in (each for each in before if each not in there):
@@ -132,6 +138,11 @@ def redrawn(root: Path, before: Sequence[Mutant], seed: int) -> list[Mutant]:
         ]
         kept.append(random_.choice(pool))
     return sorted(kept)
+
+
+def all_mutants(root: Path) -> set[Mutant]:
+    """Return every mutant of the product."""
+    return {each for pool in _by_package(root).values() for each in pool}
 
 
 def _by_package(root: Path) -> dict[str, list[Mutant]]:
