@@ -20,10 +20,12 @@ from flows.planning.estimate import StageEstimate
 from flows.planning.layers import pass_bytes, pass_flops
 from flows.planning.plan import plan_of
 from flows.planning.rungs import Rung
+from flows.planning.stacks import stacks_of
 from flows.planning.transformer import Transformer
 from scripts.plan_table import PAGE, put, tables
 from stages.decode.engines.inflight.pool_shape import columns_for
 from stages.models.hub.checkpoint import Checkpoint
+from stages.models.hub.headers import Header
 from tests.support.plan_cases import (
     architecture_estimates,
     kept_folder,
@@ -55,6 +57,19 @@ def stages(name: str, rows: int, frames: int, **given: Any) -> dict[str, StageEs
         model, rows=rows, frames=frames, tokens=64, new_tokens=128, rungs=rungs
     )
     return {estimate.rung.stage: estimate for estimate in found}
+
+
+def test_layers_of_another_kind_count_with_the_stack() -> None:
+    dense, sparse = {"mlp.weight": (8, 8)}, {"mlp.experts.weight": (64, 8)}
+    norms = {f"norm{at}.weight": (8,) for at in range(3)}
+    layers = [dense, sparse, sparse, sparse]
+    (stack,) = stacks_of(
+        Header(f"model.layers.{at}.{name}", "", "BF16", shape, 0)
+        for at, layer in enumerate(layers)
+        for name, shape in {**layer, **norms}.items()
+    )
+    assert stack.parameters == 64 * 8 + 3 * 8
+    assert stack.total == 8 * 8 + 3 * 64 * 8 + 4 * 3 * 8
 
 
 def tower(found: Transformer | None) -> Transformer:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from artifacts.errors import EnvironmentFault, UsageError
@@ -23,6 +24,7 @@ from stages.models.describe_run import run
 from stages.models.halves.boundary import HALVES
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import read_headers
+from stages.models.inspection import halves_of
 from stages.models.processors.fit import probe
 from stages.models.processors.prepare import load_processor
 from stages.models.profile import SamplingProfile
@@ -30,6 +32,7 @@ from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import half_model, joint_model, profile_of
 from tests.support.families import change_config, change_weights, checkpoint, copy_of
 from tests.support.hostile import copy_of_demo
+from tests.support.tiny_families import FAMILIES
 from tests.support.waves import events
 
 
@@ -70,6 +73,16 @@ def test_a_profile_counts_what_each_half_loads(family: str) -> None:
         assert half.parameters == loaded
         assert half.stored_bytes == 4 * loaded
     assert profile.modalities == (("image",) if family == "llava" else ("image", "video"))
+
+
+def test_what_lies_outside_of_unequal_layers_is_counted(tmp_path: Path) -> None:
+    model = FAMILIES["glm4v_moe"]()[0]  # whose first layer is dense, and the others are not
+    model.save_pretrained(tmp_path)
+    headers = read_headers(Checkpoint(name="moe", folder=tmp_path))
+    half = halves_of(model, headers)["language"]
+    layers = [w for name, w in model.state_dict().items() if "language_model.layers." in name]
+    assert half.outside_parameters == half.parameters - sum(map(torch.Tensor.numel, layers))
+    assert half.layers * half.layer_parameters > half.stack_parameters
 
 
 def test_shards_are_told_apart(tmp_path: Path) -> None:

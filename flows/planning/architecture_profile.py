@@ -117,6 +117,7 @@ def _half(
         widest_linear=max((rows for rows, _ in matrices), default=0),
         layers=largest.layers if largest else 0,
         layer_parameters=largest.layer_parameters if largest else 0,
+        stack_parameters=largest.stack_parameters if largest else 0,
         attention=attention,
         batch_costs=batch_costs,
     )

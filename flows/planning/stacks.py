@@ -24,6 +24,8 @@ class Stack:
     layers: int
     parameters: int
     """Parameters of one layer."""
+    total: int
+    """Parameters of all layers, of which some may be of another kind."""
     matrices: Mapping[str, tuple[int, int]]
     """Matrices of one layer: name within the layer → rows and columns."""
     width: int
@@ -79,7 +81,8 @@ def _stack(path: str, layers: dict[int, dict[str, tuple[int, ...]]]) -> Stack | 
     return Stack(
         path=path,
         layers=len(layers),
-        parameters=sum(math.prod(shape) for shape in layer.values()),
+        parameters=sum(map(math.prod, layer.values())),
+        total=sum(math.prod(shape) for each in layers.values() for shape in each.values()),
         matrices=matrices,
         width=max(seen, key=lambda side: (seen[side], -side)),
         mixed=any("experts." in name for name in layer),

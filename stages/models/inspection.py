@@ -124,6 +124,7 @@ def _part_profile(skeleton: Any, half: Part, weights: list[Weight]) -> PartProfi
         widest_linear=max((linear.weight.shape[0] for linear in linears), default=0),
         layers=len(stack),
         layer_parameters=max(stack.values(), default=0),
+        stack_parameters=stack.total(),
         attention=attention_of(skeleton, half),
         flash=supports_flash(skeleton, half),
     )

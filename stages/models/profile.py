@@ -11,7 +11,7 @@ from stages.models.pixel_bounds import PixelBounds
 
 LISTS = ("modalities", "placeholders", "control_tokens", "rewritten")
 """Names of the profile fields that are lists of strings."""
-OUTPUT_VERSION = 31
+OUTPUT_VERSION = 32
 """Output version of a profile, part of its cache key: raised when the content changes."""
 
 
@@ -56,6 +56,8 @@ class PartProfile:
     """Number of layers in its largest stack."""
     layer_parameters: int = 0
     """Number of parameters in the largest of those layers."""
+    stack_parameters: int = 0
+    """Number of parameters in all of those layers; 0: all layers have the same number."""
     attention: str = "sdpa"
     """Default attention implementation; several are joined by `+`."""
     flash: bool = False
@@ -68,6 +70,11 @@ class PartProfile:
     """Computing costs at a few sizes; empty if unknown."""
     row_memory: RowMemory | None = None
     """Cache memory per row of a decoder; None if unknown."""
+
+    @property
+    def outside_parameters(self) -> int:
+        """Number of parameters outside of those layers."""
+        return self.parameters - (self.stack_parameters or self.layers * self.layer_parameters)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
