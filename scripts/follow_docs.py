@@ -39,7 +39,7 @@ from scripts.shown.meanings import (
 )
 from scripts.shown.media import environment, furnish
 from scripts.shown.parsing import wrong, wrong_inline
-from scripts.shown.warm import warm_process
+from scripts.warm import warm_process
 
 ROWS, COLUMNS = 24, 80
 ESCAPE = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[()][A-Z0-9]|[=>78])")
@@ -223,7 +223,7 @@ def follow_all(wanted: list[Path], workers: int, verbose: bool) -> list[Followed
         longest = sorted(wanted, key=lambda page: -sum(map(weight, commands(page))))
         found = [read(page) for page in longest]
         with (
-            warm_process(place, environment(place, place / "store")) as extra,
+            warm_process(place, **environment(place, place / "store")) as extra,
             ThreadPoolExecutor(workers) as pool,
         ):
             following = pool.map(

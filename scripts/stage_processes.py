@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from scripts.warm import forked_for
+
 MARK = "PENSTOCK_PREFECT_STACK"
 """In the environment of every process of a stack, so that none outlives it."""
 STOP_SECONDS = 10
@@ -80,12 +82,21 @@ def parent_of(pid: int) -> int:
 
 def family(pid: int) -> list[int]:
     """A process and all below it."""
-    found, left = [], [pid]
-    while left:
-        found.append(left.pop())
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            for children in Path(f"/proc/{found[-1]}/task").glob("*/children"):
-                left += map(int, children.read_text().split())
+    return [pid, *descendants(pid)]
+
+
+def descendants(pid: int) -> list[int]:
+    """Return all processes below one: a stage may be forked from another one."""
+    return [each for child in child_processes(pid) for each in (child, *descendants(child))]
+
+
+def child_processes(pid: int) -> list[int]:
+    """Return the processes that one has started, and the fork that stands for it as a fork
+    server."""
+    found = forked_for(pid)
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread, or all of it, has ended meanwhile
+            found += map(int, children.read_text().split())
     return found
 
 

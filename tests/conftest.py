@@ -4,6 +4,7 @@ Knows nothing of any stage; what a package's tests share beyond this stands besi
 """
 
 import atexit
+import contextlib
 import gc
 import logging
 import os
@@ -11,6 +12,7 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -62,6 +64,21 @@ LONG = (
     "flows_deployments_caption",
 )
 """Files with the longest tests, which are begun first: last, one worker would wait for them."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In front of several workers, keep a process from which their fork servers are forked."""
+    if not getattr(config.option, "numprocesses", None):
+        return
+    from scripts.warm import warm_process
+
+    place = Path(tempfile.mkdtemp(prefix="penstock-warm-"))
+    config.add_cleanup(lambda: shutil.rmtree(place, ignore_errors=True))
+    os.environ["PYTHONPATH"] = str(ROOT / "tests/support/at_start")
+    kept = contextlib.ExitStack()
+    config.add_cleanup(kept.close)
+    # The workers inherit what leads there.
+    os.environ.update(kept.enter_context(warm_process(place, OMP_NUM_THREADS="1")))
 
 
 gc.disable()  # until all is collected: a quarter of the time of importing it

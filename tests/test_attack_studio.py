@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from artifacts.edits import read_edits
+from scripts.stage_processes import descendants
 from tests.support.media import write_video
-from tests.support.pipeline import descendants
 from tests.support.reports import media_file, said, write_run
 from tests.support.servers import Answer
 from tests.support.studios import OpenStudio

@@ -27,8 +27,8 @@ from flows.deployments.caption import observed
 from flows.deployments.page import RunPage
 from flows.deployments.runs import INTERRUPTED, Caller, ended_by
 from flows.deployments.view import Progress, RunLog
-from scripts.stage_processes import stage_of
-from tests.support.pipeline import PENSTOCK, ROOT, descendants, wait_gone
+from scripts.stage_processes import descendants, stage_of
+from tests.support.pipeline import PENSTOCK, ROOT, wait_gone
 
 CLIPS = [str(penstock_demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
 

@@ -20,7 +20,8 @@ from flows.deployments.login import (
     stored_login,
 )
 from flows.deployments.server import client_settings
-from tests.support.pipeline import ROOT, child_processes
+from scripts.stage_processes import child_processes
+from tests.support.pipeline import ROOT
 from tests.support.servers import temporary_server
 
 SECRET = "penstock:not-to-be-told-4711"

@@ -18,10 +18,11 @@ import pytest
 from artifacts.edits import read_edits
 from flows.results.run_record import seconds_of
 from penstock_demo import CLIPS
+from scripts.stage_processes import descendants
 from tests.support.browser import browsing
 from tests.support.disks import small_disk
 from tests.support.media import write_video
-from tests.support.pipeline import PENSTOCK, ROOT, descendants
+from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.reports import media_file, said, write_run
 from tests.support.studio_page import ENTER, READY, SAVED, WORDS
 from tests.support.studios import OpenStudio, all_done

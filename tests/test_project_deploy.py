@@ -34,8 +34,9 @@ from flows.deployments.server import answers
 from scripts.patient_worker import is_retried, make_patient
 from scripts.prefect_stack import free_port
 from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOLS, crash_automation, told
+from scripts.stage_processes import child_processes
 from tests.support.commands import completed
-from tests.support.pipeline import child_processes, wait_gone
+from tests.support.pipeline import wait_gone
 from tests.support.terminals import Dialogue
 
 ROOT = Path(__file__).resolve().parent.parent

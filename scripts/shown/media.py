@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scripts.follow_deploy import lend_environment
 from scripts.shown.commands import ROOT
-from scripts.shown.warm import HOOK
+from scripts.warm import HOOK
 
 LENT = ("Makefile", "scripts", "pyproject.toml", "requirements", "demo", "penstock_demo")
 """Of the clone, what commands name or need."""

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.stage_processes import family
+
 PENSTOCK = [sys.executable, "-m", "flows.cli.main"]
 ROOT = Path(__file__).resolve().parents[2]
 SEED = "PENSTOCK_TEST_SEED"
@@ -118,14 +120,7 @@ class _Peak:
                 self.bytes = max(self.bytes, resident_bytes(pid, "RssAnon:"))
 
     def _pids(self) -> list[int]:
-        found, left = [], [self._session]
-        while left:
-            pid = left.pop()
-            found.append(pid)
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                for children in Path(f"/proc/{pid}/task").glob("*/children"):
-                    left += map(int, children.read_text().split())
-        return found
+        return family(self._session)
 
 
 def resident_bytes(pid: int, *kinds: str) -> int:

@@ -1,6 +1,5 @@
 """Running `penstock` as a user does, disturbing it, and reading what it left behind."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ from typing import Any
 from artifacts.pack_object import read_header
 from artifacts.store import FolderStore
 from flows.options.commands import CaptionConfig
-from scripts.stage_processes import stage_of
+from scripts.stage_processes import descendants, stage_of
 from tests.support import held
 
 PENSTOCK = [sys.executable, "-m", "flows.cli.main"]
@@ -128,19 +127,6 @@ def kill_child(pid: int, stage: str) -> None:
         time.sleep(0.02)
     for child in found:
         os.kill(child, signal.SIGKILL)
-
-
-def child_processes(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended
-            found += map(int, (task / "children").read_text().split())
-    return found
-
-
-def descendants(pid: int) -> list[int]:
-    """Return all processes below one: a stage may be forked from another one."""
-    return [each for child in child_processes(pid) for each in (child, *descendants(child))]
 
 
 def wait_gone(pids: list[int], seconds: float = 10.0) -> None:

@@ -5,6 +5,7 @@ that what is held can be seen. Nothing tells a tensor on the card from one besid
 """
 
 import copyreg
+import mmap
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -85,6 +86,7 @@ def _maker(real: Callable[..., Any], name: str) -> Callable[..., Any]:
         if named.pop("pin_memory", False):
             holding.use()
             log("pin", name)
+            return pinned_copy(real(*given, **named))
         place = named.get("device")
         if on_card(place) is None:
             return real(*given, **named)
@@ -93,6 +95,14 @@ def _maker(real: Callable[..., Any], name: str) -> Callable[..., Any]:
 
     make.__name__ = name
     return make
+
+
+def pinned_copy(made: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor into shared memory, which does not count as the card's."""
+    if not made.nbytes:
+        return made
+    shared = torch.frombuffer(mmap.mmap(-1, made.nbytes), dtype=made.dtype)
+    return shared.view(made.shape).copy_(made)
 
 
 def _size(real: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any]) -> int:
@@ -127,7 +137,7 @@ def _patch_moves() -> None:
     def pinned(self: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         holding.use()
         log("pin", "pin_memory")
-        return self
+        return pinned_copy(self)
 
     patches: dict[Any, dict[str, Any]] = {
         torch.Tensor: {
