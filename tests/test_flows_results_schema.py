@@ -110,6 +110,19 @@ def test_named_prompts_have_columns_of_their_own(config: CaptionConfig) -> None:
     assert json.loads(row["short"]) == {"tokens": 3, "dog": 1}
 
 
+def test_prompts_named_as_columns_hide_nothing(config: CaptionConfig) -> None:
+    asked = {name: f"{name}?" for name in ("prompt", "source", "start", "tokens")}
+    run(config, Saying(), prompts=asked)
+    row = table(config)[0]
+    place = (row["media_path"], row["start"])
+    here = [line for line in lines(config) if (line["media_path"], line["start"]) == place]
+    texts = {line["name"]: line["caption"] for line in here}
+    assert {name: row[f"{name}_prompt"] for name in asked} == asked
+    assert (row["prompt"], row["tokens"]) == (texts["prompt"], texts["tokens"])
+    assert (row["caption_source"], row["caption_start"]) == (texts["source"], texts["start"])
+    assert row["source"] == config.sources[0]
+
+
 def test_texts_of_tags_hold_them_alone(config: CaptionConfig) -> None:
     stages = Answering({"tags": ["a dog", "grass", "--> <b>"]})
     run(config, stages, schema=text_of(TAGS), prefix="photo: ", suffix=".", format=ALL)

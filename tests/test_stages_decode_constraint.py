@@ -318,6 +318,9 @@ def test_an_answer_of_one_text_or_list_of_them_can_be_read_as_words() -> None:
     assert plain_text_of(canonical(text_of(one)), {"a": "a dog"}) == "a dog"
     assert plain_text_of(canonical(text_of(one)), {}) == ""
     assert plain_text_of(canonical(text_of(SIX)), {"title": "a"}) is None
+    for items in ({"type": "integer"}, {"type": ["string", "null"]}, {"enum": ["x", 3]}):
+        boxes = {"type": "object", "properties": {"a": {"type": "array", "items": items}}}
+        assert plain_text_of(canonical(text_of(boxes)), {"a": [3]}) is None
 
 
 def test_a_form_is_in_the_key_exactly_when_it_is_given() -> None:

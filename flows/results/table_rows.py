@@ -14,7 +14,9 @@ from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import columns_of
 
 OF_PROMPT = ("prompt", "tokens", "ended", *CONFIDENCE)
-"""Fields per prompt, each in a column `NAME_field`; the caption's column is `NAME`."""
+"""Fields per prompt, each in a column `NAME_field`; the caption's column is `NAME`, or `caption_NAME`
+where a column of the chunk has that name."""
+CHUNK_COLUMNS = {*KINDS} - {"caption", *OF_PROMPT}
 OF_CHUNK = attrgetter("media_path", "source", "start", "features")
 """Fields that the captions of one chunk share."""
 Properties = Mapping[tuple[str, str], str]
@@ -69,7 +71,7 @@ def _row(
     row: dict[str, Any] = dict.fromkeys(kinds)
     for caption in captions_of_chunk:
         values = values_of(caption)
-        row |= {name: value for name, value in values.items() if name in KINDS and name in kinds}
+        row |= {name: values[name] for name in CHUNK_COLUMNS}
         row |= {_column(caption.name, name): values[name] for name in ("caption", *OF_PROMPT)}
         for (name, each), column in properties.items():
             if name == caption.name:
@@ -99,4 +101,6 @@ def _column(name: str, field: str) -> str:
     """Return the column of a field of the named prompt."""
     if not name:
         return field
-    return name if field == "caption" else f"{name}_{field}"
+    if field != "caption":
+        return f"{name}_{field}"
+    return f"caption_{name}" if name in CHUNK_COLUMNS else name

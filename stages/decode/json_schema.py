@@ -82,13 +82,12 @@ def texts_within(answer: str) -> list[str]:
 def plain_text_of(text: str, fields: Mapping[str, Any]) -> str | None:
     """Return an answer as plain text if the schema has a single property that is a text or a list
     of texts; otherwise None."""
-    columns = columns_of(text)
-    if [*columns.values()] not in (["text"], ["texts"]):
-        return None
+    kinds = [*columns_of(text).values()]
     value = next(iter(fields.values()), "")
-    if isinstance(value, list):
-        return ", ".join(value)
-    return value if isinstance(value, str) else None
+    if kinds == ["texts"]:
+        return ", ".join(value or ())
+    # Lists of anything else are in a column of texts, too.
+    return value if kinds == ["text"] and isinstance(value, str) else None
 
 
 def check_room(text: str, limit: int) -> None:
