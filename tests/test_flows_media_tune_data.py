@@ -117,6 +117,25 @@ def test_a_run_s_source_leads_to_its_files(tmp_path: Path) -> None:
     assert [each.path for each in found] == [sub / "a.mp4", tmp_path / "one.mp4"]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_table_of_several_prompts_has_an_example_for_each_caption(
+    tmp_path: Path, suffix: str
+) -> None:
+    chunk = {"media_path": "a.mp4", "source": str(tmp_path), "start": 0.0, "end": 4.0}
+    texts = {"short": "one", "short_prompt": "What?", "caption_model": "two"}
+    rows = [{**chunk, **texts, "model": "demo", "model_prompt": "Which?"}]
+    found = examples_in(written(tmp_path / f"captions.{suffix}", rows))
+    assert [(each.prompt, each.caption) for each in found] == [("What?", "one"), ("Which?", "two")]
+    assert {(each.path, each.end) for each in found} == {(tmp_path / "a.mp4", 4.0)}
+
+
+def test_paths_of_data_may_lead_upwards(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "data").mkdir()
+    found = examples_in(jsonl(tmp_path / "data", {"file_name": "../a.mp4", "text": "one"}))
+    assert [each.path for each in found] == [tmp_path / "a.mp4"]
+
+
 def test_a_dataset_of_hugging_face_and_texts_beside_media_are_read(tmp_path: Path) -> None:
     rows = [{"file_name": "a.png", "text": "one"}, {"path": "b.mp4", "caption": "two"}]
     found = {each.path.name: each.caption for each in examples_in(jsonl(tmp_path, *rows))}

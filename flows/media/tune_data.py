@@ -263,7 +263,7 @@ def _example(row: Mapping[str, Any], at: int, data: Path) -> Example:
 def _own_file(row: Mapping[str, Any], data: Path) -> Path | None:
     """Return the file next to the data that a row of a Hugging Face dataset names, or None."""
     named = row.get("file_name")
-    path = (data.parent / named).absolute() if isinstance(named, str) else None
+    path = _absolute(data.parent / named) if isinstance(named, str) else None
     return path if path is not None and os.path.isfile(path) else None
 
 
@@ -273,16 +273,21 @@ def _path(row: Mapping[str, Any], data: Path) -> Path | None:
     if isinstance(row.get("media_path"), str):
         source = Path(str(row.get("source") or data.parent)).expanduser()
         if source.is_file() and source.suffix.lower() not in LIST_SUFFIXES:
-            return source.absolute()
+            return _absolute(source)
         # For a pattern, a list or an address, the name at least distinguishes the files.
         next_to_source, in_source = (
             folder / str(row["media_path"]) for folder in (source.parent, source)
         )
-        return (
+        return _absolute(
             next_to_source if next_to_source.is_file() and not in_source.exists() else in_source
-        ).absolute()
+        )
     named = next((row[name] for name in PATHS if isinstance(row.get(name), str)), None)
-    return None if named is None else (data.parent / named).absolute()
+    return None if named is None else _absolute(data.parent / named)
+
+
+def _absolute(path: Path) -> Path:
+    """Return a path as the search for media names it, without `..`."""
+    return Path(os.path.abspath(path))
 
 
 def _text(path: Path) -> str:
@@ -309,7 +314,8 @@ def _of_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _of_csv(path: Path) -> Iterator[Mapping[str, Any]]:
-    yield from csv.DictReader(_text(path).splitlines(keepends=True))
+    for row in csv.DictReader(_text(path).splitlines(keepends=True)):
+        yield from _of_prompts(row)
 
 
 def _of_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -317,10 +323,24 @@ def _of_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
     from pyarrow.parquet import read_table
 
     try:
-        yield from read_table(path).to_pylist()
+        for row in read_table(path).to_pylist():
+            yield from _of_prompts(row)
     except (OSError, pa.ArrowException) as error:
         message = " ".join(str(error).split())[:160]
         raise UsageError(f"{path} cannot be read ({message})", hint="Write it again") from error
+
+
+def _of_prompts(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield a row for each caption of a chunk: tables have the named prompts side by side."""
+    ending = "_prompt"
+    names = [column.removesuffix(ending) for column in row if str(column).endswith(ending)]
+    if not names or ("caption" not in names and any(name in row for name in TEXTS)):
+        yield row
+        return
+    for name in names:
+        caption, prompt = row.get(f"caption_{name}", row.get(name)), row[f"{name}{ending}"]
+        if prompt:  # else this chunk was not asked it
+            yield {**row, "name": name, "prompt": prompt, "caption": caption}
 
 
 ROWS = {".jsonl": _of_jsonl, ".csv": _of_csv, ".parquet": _of_parquet}
