@@ -320,14 +320,14 @@ def test_the_report_holds_marks_groups_and_pictures_and_nothing_from_elsewhere(
 
 
 def test_captions_leave_out_what_does_not_meet_sift(here: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (320, 240)).save(here / "videos" / "black.png")
+    Image.new("RGB", (320, 240)).save(here / "videos" / os.fsdecode(b"black\xff.png"))
     out = tmp_path / "out"
     words = ["caption", str(here / "videos"), "--model", "demo", "--out", str(out), "--quiet"]
     assert main([*words, "--sift", "black = 0"]) == 0
     named = {row["media_path"] for row in read_lines(out / "captions.jsonl")}
     assert named == {"clip-01.mp4", "clip-02.mp4"}
     (left,) = read_lines(out / "sift" / "left_out.jsonl")
-    assert left["media_path"] == "black.png"
+    assert left["media_path"] == "black\ufffd.png"
     assert main([*words, "--sift", "black = 5"]) == 2
 
 

@@ -63,7 +63,10 @@ def write_tables(
     why: Mapping[int, str],
 ) -> None:
     """Write all files, each as a whole. Raises EnvironmentFault."""
-    left = [{n: found.rows[at][n] for n in LISTED} | {"why": why[at]} for at in why]
+    left = [
+        {n: found.rows[at][n] for n in LISTED} | {"path": found.files[at].place, "why": why[at]}
+        for at in why
+    ]
     listed = dict.fromkeys(LISTED, "text")
     for name, rows, kinds in (
         (MARKS_FILE, found.rows, kinds_of(columns_of(found.heads))),
