@@ -251,6 +251,22 @@ def test_the_demo_model_is_the_one_that_the_pipeline_is_for() -> None:
     assert found(EMBED) == found(LABEL) == DUAL_CHECKPOINT
 
 
+def test_other_labels_replace_the_texts_and_tables_of_the_first(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["label", "videos", "--model", "demo", "--out", "out", "--beside"]
+    every = "txt,csv,parquet,coco"
+    assert main([*words, "--labels", "orange triangle,orange star", "--format", every]) == 0
+    texts = {path.name for path in (here / "videos").glob("*.txt")}
+    assert texts, "no clip has a label"
+    assert main([*words, "--labels", "green cross", "--format", "txt"]) == 0
+    assert "earlier run" not in capsys.readouterr().out
+    kept = {path.read_text().strip() for path in (here / "videos").glob("*.txt")}
+    assert kept <= {"green cross"} and len(kept) < len(texts)
+    for table in ("labels.csv", "labels.parquet", "labels.coco.json"):
+        assert b"orange" not in (here / "out" / table).read_bytes(), table
+
+
 @pytest.mark.slow
 def test_real_files_get_their_labels_from_the_demo_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

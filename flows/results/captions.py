@@ -188,6 +188,13 @@ def readable_captions(job: Job, file: MediaFile, medium: Medium) -> list[Caption
     ]
 
 
+def complete_captions(job: Job, file: MediaFile, medium: Medium) -> list[Caption] | None:
+    """Return the captions of one file for human readers; None if some are missing."""
+    captions = readable_captions(job, file, medium)
+    expected = sum(not job.ledger.has_failed(task) for task in job.ledger.tasks([medium]))
+    return captions if captions and len(captions) >= expected else None
+
+
 def _text_and_warnings(stored: Mapping[str, Any], *, strip_think: bool) -> tuple[str, list[str]]:
     """Return the text of a stored caption, and the warnings about how it was generated."""
     text, warnings = str(stored["caption"]), []

@@ -22,7 +22,7 @@ from flows.media.generated_files import GeneratedFiles, digest_at
 from flows.media.media_files import MediaFile
 from flows.options.text import OutputOptions, PromptOptions
 from flows.pipelines import STAGES
-from flows.results.captions import SHORTENED, captions_by_file, readable_captions
+from flows.results.captions import SHORTENED, captions_by_file, complete_captions
 from flows.results.table_rows import kinds_of, properties_of, table_rows
 from flows.results.text_files import TextFileCounts, write_texts
 from stages.process.events import Failed
@@ -199,7 +199,7 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
     write_captions(job, by_file())
     write_jsonl(job.out / "failures.jsonl", found.failures)
     own, kinds = GeneratedFiles(job.store), kinds_of(job)
-    found.texts = write_texts(job, own, readable_captions)
+    found.texts = write_texts(job, own, complete_captions)
     found.user_texts["jsonl"] = found.corrected
     for texts in found.texts:
         found.user_texts[texts.form] = found.user_texts.get(texts.form, 0) + texts.user_texts

@@ -14,8 +14,8 @@ from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import columns_of
 
 OF_PROMPT = ("prompt", "tokens", "ended", *CONFIDENCE)
-"""Fields per prompt, each in a column `NAME_field`; the caption's column is `NAME`, or `caption_NAME`
-where a column of the chunk has that name."""
+"""Fields per prompt, each in a column `NAME_field`. The caption's column is `NAME`, or
+`caption_NAME` where a column of the chunk has that name."""
 CHUNK_COLUMNS = {*KINDS} - {"caption", *OF_PROMPT}
 OF_CHUNK = attrgetter("media_path", "source", "start", "features")
 """Fields that the captions of one chunk share."""

@@ -44,6 +44,8 @@ class TextFileCounts:
     """Generated files of an earlier run whose media are not completely captioned now."""
     same_stem: list[str] = field(default_factory=list)
     """Names of media that differ only in their suffix, one entry per stem."""
+    requested: bool = True
+    """Whether this run writes the format; otherwise it only counts outdated files."""
     others: int = 0
     """Files of this format in `OUT` that belong to no medium of this run."""
 
@@ -76,7 +78,7 @@ class TextFileCounts:
                 f"{first_of(self.same_stem)} differ only in their suffix: trainers that expect "
                 "one .txt per stem, such as sd-scripts, do not find their texts; rename them"
             )
-        if self.earlier and self.beside and not self.written:
+        if self.earlier and not self.requested:
             yield (
                 f"from an earlier run: {counted(self.earlier, noun)} beside the media; "
                 f"--format {self.form} --beside rewrites them"
@@ -90,7 +92,8 @@ class TextFileCounts:
 NOT_TEXTS = ("logs", DATASET)
 """Folders of `OUT` without text files of media."""
 
-CaptionsOf = Callable[[Job, MediaFile, Medium], list[Caption]]
+CaptionsOf = Callable[[Job, MediaFile, Medium], list[Caption] | None]
+"""Returns what the text of a file holds; None if some of it is missing."""
 
 
 def write_texts(job: Job, own: GeneratedFiles, captions_of: CaptionsOf) -> list[TextFileCounts]:
@@ -108,7 +111,7 @@ def write_texts(job: Job, own: GeneratedFiles, captions_of: CaptionsOf) -> list[
             writer = _Writer(job, own, TextFileCounts(form=form, beside=beside), stems)
             if form in formats or (not beside and writer.has_own(present)):
                 found.append(writer.write(captions_of))
-            elif beside and writer.count_stale(captions_of, present):
+            elif beside and writer.count_outdated(captions_of, present):
                 found.append(writer.texts)
     return found
 
@@ -146,7 +149,7 @@ class _Writer:
         for path, medium, text, has_edits in self._expected_texts(captions_of):
             if text is None:
                 self.texts.earlier += self._is_own(path, medium)
-            elif not text:  # all of its captions were rejected
+            elif not text:  # all of its captions were rejected, or it has no labels
                 if self._own.has(self.texts.form, medium.digest, digest_at(path)):
                     path.unlink(missing_ok=True)
             elif self._update(path, medium, text):
@@ -170,8 +173,9 @@ class _Writer:
             return self._joined.update(path, medium.digest, text.decode(), outputs.rule)
         return self._own.update(path, text, form, medium.digest, replace=outputs.replaces)
 
-    def count_stale(self, captions_of: CaptionsOf, present: Set[str]) -> int:
+    def count_outdated(self, captions_of: CaptionsOf, present: Set[str]) -> int:
         """Count the generated files that differ from the current captions."""
+        self.texts.requested = False
         for path, medium, text, _ in self._expected_texts(captions_of, present):
             same = text is not None and digest_at(path) == hashlib.sha256(text).hexdigest()
             self.texts.earlier += not same and self._is_own(path, medium)
@@ -182,20 +186,21 @@ class _Writer:
     ) -> Iterator[tuple[Path, Medium, bytes | None, bool]]:
         """Yield each file with the text that it should hold, and whether users edited the text.
 
-        `only` limits the files. The text is empty if all captions of a medium were rejected, and
-        None if some are missing: a partial text would look complete.
+        `only` limits the files. The text is empty if a medium has no captions that were not
+        rejected, and None if some are missing: a partial text would look complete.
         """
         job = self._job
         for path, file, medium in zip(self._paths, job.files, job.contents, strict=True):
             if only is not None and str(path) not in only:
                 continue
             captions = captions_of(job, file, medium)
-            expected = sum(not job.ledger.has_failed(task) for task in job.ledger.tasks([medium]))
-            text = None
-            if captions and len(captions) >= expected:
-                kept = [*unrejected(captions)]
-                text = "".join(WRITERS[self.texts.form](kept)).encode("utf-8", errors="replace")
-            yield path, medium, text, any(c.original for c in unrejected(captions))
+            if captions is None:
+                yield path, medium, None, False
+                continue
+            kept = [*unrejected(captions)]
+            text = "".join(WRITERS[self.texts.form](kept)) if kept else ""
+            encoded = text.encode("utf-8", errors="replace")
+            yield path, medium, encoded, any(caption.original for caption in kept)
 
     def _is_own(self, path: Path, medium: Medium) -> bool:
         """Return whether the file, or a part of it, was generated."""

@@ -11,13 +11,13 @@ import numpy as np
 
 from artifacts.captions import Caption, write_jsonl
 from artifacts.files import write_json, write_text
+from artifacts.keys import hash_file
 from artifacts.labels import Labelled, Sized, Span, schema, spans_of, write_coco
 from artifacts.plurals import counted
-from artifacts.subtitles import WRITERS
 from artifacts.tables import write_csv, write_parquet
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium
-from flows.media.generated_files import OF_LABELS, GeneratedFiles
+from flows.media.generated_files import OF_LABELS, GeneratedFiles, digest_at
 from flows.media.media_files import MediaFile
 from flows.options.formats import COCO, COCO_FILE
 from flows.options.text import OutputOptions
@@ -114,7 +114,8 @@ def score_of(index: float) -> float:
 
 LINES, REPORT, MEDIA = "labels.jsonl", "label_report.json", "media.jsonl"
 SPANS = "label_spans.jsonl"
-TABLES = ("csv", "parquet", COCO)
+TABLES = {"csv": "labels.csv", "parquet": "labels.parquet", COCO: COCO_FILE}
+"""Format → its file."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -175,10 +176,7 @@ def label_paths(job: Job) -> dict[str, str]:
     """Return the paths of the outputs."""
     outputs_options = OutputOptions.of(job.config)
     names = {"labels": LINES, "report": REPORT, "failures": "failures.jsonl", "logs": "logs"}
-    names |= {
-        form: f"labels.{form}" for form in ("csv", "parquet") if form in outputs_options.format
-    }
-    names |= {COCO: COCO_FILE} if COCO in outputs_options.format else {}
+    names |= {form: file for form, file in TABLES.items() if form in outputs_options.format}
     return {name: str(job.out / file) for name, file in names.items()}
 
 
@@ -199,21 +197,24 @@ def write_labels(job: Job, context: LabelContext) -> LabelsWritten:
     report = counts.report()
     write_json(job.out / REPORT, report)
     found.counts = report["labels"]
-    found.others = [REPORT, MEDIA, *_write_tables(job, context)]
+    own = GeneratedFiles(job.store, OF_LABELS)
+    found.others = [REPORT, MEDIA, *_write_tables(job, context, own)]
     if any(medium.kind == "video" for medium in job.contents):
         write_text(job.out / SPANS, _span_lines(job, context))
         found.others.append(SPANS)
-    if set(OutputOptions.of(job.config).format) & set(WRITERS):
-        captions_of = partial(_captions, context)
-        found.texts = write_texts(job, GeneratedFiles(job.store, OF_LABELS), captions_of)
+    found.texts = write_texts(job, own, partial(_captions, context))
     return found
 
 
-def _write_tables(job: Job, context: LabelContext) -> list[str]:
-    names = []
-    for form in (form for form in TABLES if form in OutputOptions.of(job.config).format):
-        names.append(COCO_FILE if form == COCO else f"labels.{form}")
-        path = job.out / names[-1]
+def _write_tables(job: Job, context: LabelContext, own: GeneratedFiles) -> list[str]:
+    """Write the requested tables, and those of an earlier run that nobody changed. Return the names
+    of their files."""
+    requested, names = OutputOptions.of(job.config).format, []
+    for form, name in TABLES.items():
+        path = job.out / name
+        if form not in requested and not own.has(form, "", digest_at(path)):
+            continue
+        names.append(name)
         rows = (row for each in label_chunks(job, context) for row in each.rows)
         if form == "csv":
             write_csv(path, rows, Labelled.__slots__)
@@ -221,6 +222,7 @@ def _write_tables(job: Job, context: LabelContext) -> list[str]:
             write_parquet(path, rows, schema())
         else:
             write_coco(path, context.labels.names, _sized(job, context))
+        own.add(form, "", hash_file(path))
     return names
 
 
@@ -251,8 +253,14 @@ def _span_lines(job: Job, context: LabelContext) -> Iterator[str]:
                 yield json.dumps({**about, **asdict(span)}, ensure_ascii=False) + "\n"
 
 
-def _captions(context: LabelContext, job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
-    """Return the text file content of one file: its labels, or those of each span of a video."""
+def _captions(
+    context: LabelContext, job: Job, file: MediaFile, medium: Medium
+) -> list[Caption] | None:
+    """Return the text file content of one file: its labels, or those of each span of a video. None
+    if vectors are missing."""
+    expected = sum(not job.ledger.has_failed(task) for task in job.ledger.tasks([medium]))
+    if not 0 < expected <= len([*file_tasks(job, file, medium)]):
+        return None
     return [
         Caption(
             media_path=file.media_path,
