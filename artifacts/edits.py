@@ -88,6 +88,13 @@ def key_of(features: str, name: str, prompt: str, original: str) -> str:
     return digest_of([features, name, prompt, original])[:DIGITS]
 
 
+def keys_of(features: str, name: str, prompt: str, original: str) -> tuple[str, ...]:
+    """Return the identities whose edits apply to a caption, its own first. A prompt that was given
+    a name, because others joined it, keeps the edits of the time when it was alone."""
+    names = (name, "") if name else ("",)
+    return tuple(key_of(features, each, prompt, original) for each in names)
+
+
 @dataclass(slots=True)
 class Edits:
     """The actions of a journal in order, and the edits that result from them."""
@@ -110,7 +117,9 @@ class Edits:
 
     def of(self, features: str, name: str, prompt: str, original: str) -> Edit:
         """Return the edit of a caption."""
-        if not self or (key := key_of(features, name, prompt, original)) not in self.now:
+        keys = keys_of(features, name, prompt, original) if self else ()
+        key = next((key for key in keys if key in self.now), None)
+        if key is None:
             return UNTOUCHED
         self.used.add(key)
         return self.now[key]

@@ -154,6 +154,10 @@ def test_readers_see_what_was_added(tmp_path: Path) -> None:
     run_with(tmp_path, deed("1", **{key_of("f", "", "p", "said"): "better"}))
     assert edits().of("f", "", "p", "said").caption == "better"
     assert edits().of("f", "", "p", "said otherwise") is UNTOUCHED
+    assert edits().of("f", "short", "p", "said").caption == "better", "the prompt got a name"
+    run_with(tmp_path, deed("2", **{key_of("f", "short", "p", "said"): "its own"}))
+    assert edits().of("f", "short", "p", "said").caption == "its own"
+    assert edits().of("f", "", "p", "said").caption == "better"
 
 
 def taken_in(local: Path, *folders: Path) -> dict[str, str | None]:

@@ -22,8 +22,9 @@ from flows.results.run_result import RunResult
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
 from flows.running.run import caption
 from scripts.store_before import BEFORE
+from stages.decode.job import DecodeItem
 from tests.support.inside import InsideLauncher
-from tests.support.saying import LONG, lines, make, run, samples
+from tests.support.saying import LONG, Saying, lines, make, run, samples
 from tests.support.stand_ins import config_in
 from tests.support.trainers import READERS
 
@@ -119,6 +120,27 @@ def test_they_hold_for_words_whatever_stands_before_them(config: CaptionConfig) 
     assert any("edits.jsonl holds 1 edit of captions that this run" in note for note in notes)
     run(config)
     assert of_long(config)[0]["caption"] == "better"
+
+
+class Steady(Saying):
+    """Says the same of every chunk, in whatever batch it is."""
+
+    def says(self, item: DecodeItem, number: int) -> str:
+        return f"to {item.prompt}"
+
+
+def test_a_prompt_keeps_its_edits_when_others_join_it(config: CaptionConfig) -> None:
+    run(config, Steady(), prompt="What?")
+    start = of_long(config)[1]["start"]
+    review(config, (LONG, 0.0, "mine", "accepted"), (LONG, start, None, "rejected"))
+    notes = run(config, Steady(), prompts={"a": "What?", "b": "Which?"}).warnings
+    assert not any("edits.jsonl" in note for note in notes)
+    rows = {(row["name"], row["start"]): row for row in of_long(config)}
+    assert rows["a", 0.0]["caption"] == "mine" and rows["a", start]["review"] == "rejected"
+    assert not any("review" in row for (name, _), row in rows.items() if name == "b")
+    captions = ReviewedCaptions(Path(config.out))
+    assert captions.counts() == {"corrected": 1, "accepted": 1, "rejected": 1}
+    captions.close()
 
 
 def test_a_model_learns_what_was_accepted_not_the_rejected(config: CaptionConfig) -> None:

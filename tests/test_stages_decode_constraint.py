@@ -274,6 +274,7 @@ def test_the_longest_text_of_a_value_is_no_shorter_than_the_value() -> None:
         ({"a": {"type": "integer", "minimum": 5, "maximum": 4}}, "is not supported"),
         ({"a": {"enum": []}}, "no values"),
         ({"a": {"anyOf": []}}, "is empty"),
+        ({"a": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}, "several schemas of a oneOf"),
         ({"a": {"anyOf": [{"type": "null"}], "minLength": 1}}, "is not allowed next to"),
         ({"a": {"$ref": "#/properties/a"}}, "refers to itself"),
         ({"a": {"$ref": "#/$defs/none"}}, "does not exist"),

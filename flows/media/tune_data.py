@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from artifacts.corrections import StoredEdits
-from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText, key_of, read_edits
+from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText, keys_of, read_edits
 from artifacts.errors import UsageError
 from artifacts.json_shapes import BYTES, parse
 from artifacts.keys import ContentDigests, content_key
@@ -47,7 +47,8 @@ def with_corrections(
             continue
         before, caption, after = fixed.parts(given)
         prompt, name = str(row.get("prompt") or ""), str(row.get("name") or "")
-        key = key_of(row["features"], name, prompt, caption)
+        keys = keys_of(row["features"], name, prompt, caption)
+        key = next((key for key in keys if key in own or key in stored), "")
         edit = None if key in own else stored.get(key)
         if edit is None:
             yield at, row

@@ -9,6 +9,8 @@ from artifacts.tiles import OFF, check_tiles
 from flows.options.headings import FILES, SAMPLING, TEXT, VECTORS
 
 MIN_CHUNK_SECONDS = 0.1
+MOST_FPS = 1000
+"""No video has more frames per second that differ; the number of times is planned in memory."""
 """Each chunk takes memory while a run is planned: shorter ones would fill it."""
 
 
@@ -67,7 +69,7 @@ class VideoSamplingOptions(OptionGroup):
     """Make one chunk of each file. Its frames are spread evenly over the file."""
     fps: Annotated[
         float | None,
-        Option("frames per second [the model's, else 1]", SAMPLING, "F", above=0),
+        Option("frames per second [the model's, else 1]", SAMPLING, "F", above=0, most=MOST_FPS),
     ] = None
     """Frames per second; None: the value of the checkpoint's processor."""
     frames: Annotated[
@@ -116,7 +118,8 @@ class VectorSamplingOptions(OptionGroup):
     """The images of a medium that are embedded."""
 
     fps: Annotated[
-        float | None, Option("frames per second of a video [1]", VECTORS, "F", above=0)
+        float | None,
+        Option("frames per second of a video [1]", VECTORS, "F", above=0, most=MOST_FPS),
     ] = None
     """Frames per second; None: the value of the checkpoint's processor."""
     tiles: Annotated[

@@ -18,7 +18,7 @@ from artifacts.edits import (
     EditJournal,
     FixedText,
     changes_of,
-    key_of,
+    keys_of,
     review,
 )
 from artifacts.errors import EnvironmentFault, UsageError
@@ -97,8 +97,16 @@ class ReviewedCaptions:
         """Return caption key → current edit, from this folder or another one with the same
         store."""
         stored = self._stored() if self._stored is not None else {}
-        of_others = {key: stored[key] for key in self.rows if key in stored}
-        return {**of_others, **self.journal.edits.now}
+        own = self.journal.edits.now
+        of_others = {key: self._edit(key, own, stored) for key in self.rows if key not in own}
+        return {**{key: edit for key, edit in of_others.items() if edit is not None}, **own}
+
+    def _edit(self, key: str, own: Mapping[str, Edit], stored: Mapping[str, Edit]) -> Edit | None:
+        """Return the edit of a caption, from this folder or another one; None without one."""
+        for each in (key, self._unnamed.get(key, key)):
+            if (edit := own.get(each, stored.get(each))) is not None:
+                return edit
+        return None
 
     def load(self) -> None:
         """Read the files of the last run, which may still be running. Raises EnvironmentFault."""
@@ -116,6 +124,8 @@ class ReviewedCaptions:
         self.rows: dict[str, dict[str, Any]] = {}
         self.chunks: dict[str, tuple[str, str, str]] = {}
         """Caption key → its features, its prompt's name and its prompt."""
+        self._unnamed: dict[str, str] = {}
+        """Key of a caption whose prompt has a name → its key of the time without one."""
         self.media = [self._medium(place, rows) for place, rows in media_with_lines(places, lines)]
         self.failures = failed_media(self.out)
 
@@ -187,7 +197,7 @@ class ReviewedCaptions:
             deed["changes"] = self._changes(request.get("changes") or [])
         changed = self.add(deed)
         own, stored = self.journal.edits.now, self._stored() if self._stored is not None else {}
-        edits = {key: own.get(key) or stored.get(key, UNTOUCHED) for key in changed}
+        edits = {key: self._edit(key, own, stored) or UNTOUCHED for key in changed}
         return {"edits": {key: edit_json(edit) for key, edit in edits.items()}, **self.steps()}
 
     def add(self, deed: Mapping[str, Any]) -> list[str]:
@@ -247,7 +257,9 @@ class ReviewedCaptions:
     def _row(self, line: dict[str, Any]) -> dict[str, Any]:
         _, original, _ = self.fixed.parts(line.get("original") or line["caption"])
         prompt, name = line.get("prompt", ""), line.get("name", "")
-        key = key_of(line["features"], name, prompt, original)
+        key, *unnamed = keys_of(line["features"], name, prompt, original)
+        if unnamed:
+            self._unnamed[key] = unnamed[0]
         row = {
             "key": key,
             "media_path": line["media_path"],

@@ -121,6 +121,11 @@ def _check_grammar(text: str) -> None:
             hint="Run make setup, or pip install llguidance",
         ) from error
     is_invalid, messages = LLMatcher.validate_grammar_with_warnings(grammar_of(text))
+    if is_invalid and "coerce_one_of" in messages[0]:
+        raise UsageError(
+            "--schema is not supported: a value may be of several schemas of a oneOf",
+            hint="Write anyOf instead, or schemas of which a value has at most one",
+        )
     if is_invalid:
         raise _cannot_follow(messages[0])
 
