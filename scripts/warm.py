@@ -20,6 +20,7 @@ import importlib
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -93,7 +94,8 @@ def surroundings() -> dict[str, Any]:
 
 
 def serve(listener: socket.socket) -> None:
-    """Import what stages need, then fork a fork server for each connection."""
+    """Import what stages need, then fork a fork server for each connection, until stdin is closed
+    because the process that started this one has ended."""
     from flows.machine.launch import ENTRIES, IMPORTING
     from stages.process.deferred_imports import defer
 
@@ -114,7 +116,7 @@ def serve(listener: socket.socket) -> None:
                 forks.pop(ended, address).unlink(missing_ok=True)
 
     signal.signal(signal.SIGCHLD, reap)
-    while True:
+    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         line, _ = listener.accept()
         with line:
             message, descriptors, _, _ = socket.recv_fds(line, MESSAGE_BYTES, 1)
@@ -173,14 +175,14 @@ def warm_process(place: Path, **variables: str) -> Iterator[dict[str, str]]:
             [sys.executable, "-P", "-m", __name__, str(listener.fileno()), MODULE],
             pass_fds=[listener.fileno()],
             env={**child_environment(), ASK_NVML: "1", **variables, **lead},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # closed when this process ends, however it ends
             stderr=subprocess.DEVNULL,  # bitsandbytes warns of a package that nobody needs
         )
-    try:
-        yield lead
-    finally:
-        process.kill()
-        process.wait()
+    with process:
+        try:
+            yield lead
+        finally:
+            process.kill()
 
 
 if __name__ == "__main__":

@@ -340,7 +340,7 @@ def _of_prompts(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         return
     for name in names:
         caption, prompt = row.get(f"caption_{name}", row.get(name)), row[f"{name}{ending}"]
-        if prompt:  # else this chunk was not asked it
+        if prompt:  # empty where this chunk has no such prompt
             yield {**row, "name": name, "prompt": prompt, "caption": caption}
 
 
