@@ -17,7 +17,7 @@ from flows.console.display import Display
 from flows.console.units import parse_size, rounded_up, written
 from flows.planning import ladder
 from flows.planning.changes import cannot_fit, changes
-from flows.planning.choose import StagePlan, choices, fits
+from flows.planning.choose import StagePlan, choices, fits, refused
 from flows.planning.costs.decode import decode_rungs
 from flows.planning.costs.encode import encode_rungs
 from flows.planning.ladder import Remembered, index_of
@@ -364,6 +364,11 @@ def test_a_context_that_was_measured_is_planned_with() -> None:
     found = asked.estimate(Rung(stage="encode", batch=1, precision="fp16"))
     assert found.context_bytes == 300 << 20
     assert [term.bytes for term in found.terms if term.part == "context"] == [300 << 20]
+    room = replace(budget(24), bytes=found.weight_bytes + (299 << 20))
+    assert refused(found, room), "the driver leaves too little"
+    assert not refused(found, replace(room, bytes=found.peak_bytes))
+    assumed = question().estimate(Rung(stage="encode", batch=1, precision="fp16"))
+    assert not refused(assumed, room)
 
 
 def test_the_arithmetic_adds_up_line_by_line() -> None:

@@ -231,6 +231,8 @@ def refused(found: StageEstimate, budget: Budget) -> bool:
     if STAGES[found.rung.stage].part is None:
         return False
     certain = float(found.weight_bytes)
+    if found.context_bytes != CONTEXT_BYTES:  # measured on this GPU
+        certain += found.context_bytes
     if not found.by_dimensions:
         certain += DOUBT * (found.activation_bytes + found.kv_bytes)
     return certain > allowed(found, budget) or not _host_holds(DOUBT * found.host_bytes, budget)
