@@ -231,6 +231,18 @@ def test_a_prompt_may_name_the_folder_of_what_lies_far_away_but_no_text_goes_the
         check_beside(found, CaptionConfig(sources=(filled,), format=("txt",), beside=True))
 
 
+def test_no_text_goes_beside_media_in_a_folder_that_is_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"a")
+    found, _ = find_media([str(tmp_path)], PLAIN)
+    config = CaptionConfig(sources=(str(tmp_path),), format=("txt",), beside=True)
+    check_beside(found, config)
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)  # root may write anywhere
+    with pytest.raises(UsageError, match=r"a\.mp4 \(its folder is not writable\)"):
+        check_beside(found, config)
+
+
 def test_a_portion_is_called_the_same_when_it_is_signed_anew(web: Web, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"a")
     found = set()

@@ -96,11 +96,19 @@ def under_prompts(
 
 
 def check_beside(files: Sequence[MediaFile], config: RunOptions) -> None:
-    """Check that `--beside` is not used with remote media. Raises UsageError."""
-    far = next((file for file in files if file.far), None)
-    if OutputOptions.of(config).beside and far is not None:
+    """Raise UsageError if `--beside` is used with remote media, or with media in folders that the
+    user may not write to."""
+    if not OutputOptions.of(config).beside:
+        return
+    reasons = {file.place: "it is not on this machine" for file in files if file.far}
+    folders = {file.path.parent: file for file in reversed(files) if not file.far}
+    for folder, file in folders.items():
+        if not os.access(folder, os.W_OK):
+            reasons[file.place] = "its folder is not writable"
+    if reasons:
+        place, why = next(iter(reasons.items()))
         raise UsageError(
-            f"--beside: cannot write next to {far.place} (it is not on this machine)",
+            f"--beside: cannot write next to {place} ({why})",
             hint="Leave it out; texts are written into --out",
         )
 
