@@ -100,7 +100,6 @@ def serve(listener: socket.socket) -> None:
     from stages.process.deferred_imports import defer
 
     address = Path(os.environ[PLACE])
-    # As a process that a command starts has them; see `fork_server.py`.
     ours = json.loads(json.dumps(surroundings()))
     defer()
     gc.disable()

@@ -9,9 +9,9 @@ from artifacts.tiles import OFF, check_tiles
 from flows.options.headings import FILES, SAMPLING, TEXT, VECTORS
 
 MIN_CHUNK_SECONDS = 0.1
-MOST_FPS = 1000
-"""No video has more frames per second that differ; the number of times is planned in memory."""
 """Each chunk takes memory while a run is planned: shorter ones would fill it."""
+MOST_FPS = 1000
+"""More would repeat frames, and each time takes memory while a run is planned."""
 
 
 @dataclass(frozen=True, kw_only=True)
