@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 from artifacts.options import Option
 from flows.options.commands import CaptionConfig
-from flows.options.media import CardOptions, VideoSamplingOptions
 from flows.options.model import TRUST_HELP, MemoryOptions
 from flows.options.tune import EPOCHS, TRAINING, StepOptions, TrainingOptions, TuneRun
 
@@ -20,7 +19,7 @@ the demo model wrote broken captions; with 100 steps it had the new style."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnRun(CardOptions, VideoSamplingOptions, TuneRun):
+class LearnRun(TuneRun):
     """The run that trains or scores an adapter on the features of a caption run."""
 
 

@@ -1,11 +1,13 @@
 """Options of `penstock tune`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from flows.options.commands import RunOptions
+from flows.options.media import CardOptions, VideoSamplingOptions
 from flows.options.model import (
     AS_PUBLISHED_OPTION,
     AdapterOptions,
@@ -134,11 +136,14 @@ class TuneConfig(TrainingOptions, MemoryOptions, StoreOptions, ModelOptions):
         caption_tokens: int = 0,
         adapter: str = "",
         begun: bool | None = None,
+        sampling: Mapping[str, Any] | None = None,
     ) -> "TuneRun":
         """Return the run that encodes the examples' media and loads the trained half, with an
         `adapter` to start from. Captions have at most `caption_tokens`. `begun`: whether an earlier
-        training ran the model as published (None: there was none)."""
+        training ran the model as published (None: there was none). `sampling`: options of frame
+        sampling."""
         return TuneRun(
+            **(sampling or {}),
             sources=sources,
             adapter=adapter,
             lora_rank=self.lora_rank,
@@ -170,5 +175,13 @@ class LearnedOptions(TrainedHalfOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneRun(LearnedOptions, EngineOptions, AdapterOptions, HalfPrecisionOptions, RunOptions):
+class TuneRun(
+    CardOptions,
+    VideoSamplingOptions,
+    LearnedOptions,
+    EngineOptions,
+    AdapterOptions,
+    HalfPrecisionOptions,
+    RunOptions,
+):
     """The run that encodes the media of the training examples."""

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import NoFeatures, UsageError
+from artifacts.json_shapes import BYTES, parse
 from artifacts.keys import digest_of
 from artifacts.owned_folders import refuse_foreign
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
+from artifacts.regular_files import read_text
 from artifacts.store import open_store
 from flows.checkpoint.adapters import as_published_fields, as_published_notes
 from flows.console.display import Display
@@ -32,6 +34,7 @@ from flows.options.model import AdapterOptions, default_store
 from flows.options.tune import EPOCHS, TrainingOptions, TuneConfig, TuneRun
 from flows.pipelines import TUNE
 from flows.planning.rungs import Rung
+from flows.results.run_record import RUN_RECORD
 from flows.results.tuned import (
     RUN,
     AdapterScore,
@@ -132,9 +135,29 @@ def resolve_run(
     scored = config.validate_only and (out / ADAPTER_CONFIG).is_file()
     tokens = most_tokens(each.caption for each in examples)
     adapter = str(out) if scored else ""
-    return examples, config.captioning(
-        sources, str(out / RUN), tokens, adapter, trained_as_published(out)
-    )
+    begun = trained_as_published(out)
+    sampling = _recorded_sampling(config)
+    return examples, config.captioning(sources, str(out / RUN), tokens, adapter, begun, sampling)
+
+
+def _recorded_sampling(config: TuneConfig) -> dict[str, Any]:
+    """Return the options of frame sampling of the run whose captions are the data: its stored
+    features are of these frames. Of a run of another model only the chunks count. Without a run's
+    record, return none."""
+    path = Path(config.data).expanduser()
+    try:
+        plan = parse(read_text(path.parent / RUN_RECORD, BYTES))["plan"] if path.is_file() else {}
+        sampling = plan["sampling"]
+        found = {"chunk": sampling["chunk_seconds"], "shots": sampling["shots"]}
+        found["whole"] = bool(sampling.get("whole"))
+        if config.model in (plan["model"], plan["folder"]):
+            found |= {name: sampling[name] for name in ("fps", "frames", "max_frames")}
+            found |= {name: plan.get(name) for name in ("max_pixels", "max_video_pixels")}
+            found["sampling_as_card"] = bool(plan.get("sampling_as_card"))
+        TuneRun(sources=(), model=config.model, **found)  # refuses what no run has had
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, UsageError):
+        return {}
+    return found
 
 
 def _check(config: TrainingOptions, job: Job, examples: Sequence[Example], out: Path) -> None:
