@@ -176,12 +176,14 @@ def test_edits_made_while_a_model_learns_are_of_the_words_that_were_shown(
     captions.take_back()
     changes = [
         {"of": first, "caption": None, "review": "accepted"},
-        {"of": second, "caption": "mine", "review": "accepted"},
+        {"of": second, "caption": "mine\x0b", "review": "accepted"},
         {"of": third, "caption": None, "review": "rejected"},
     ]
     answer = captions.apply({"id": "2", "does": "x", "changes": changes})
     assert first not in captions.rows and set(answer["edits"]) == set(list(captions.rows)[:3])
-    assert [edit["caption"] for edit in answer["edits"].values()] == [said, "mine", None]
+    assert [edit["caption"] for edit in answer["edits"].values()] == [said, "mine ", None], (
+        "control characters"
+    )
     captions.close()
 
 

@@ -16,6 +16,7 @@ from flows.options.commands import RunOptions
 from flows.options.export_config import ExportConfig
 from flows.pipelines import EXPORTS, GRAPHS
 from flows.results.export_result import Exported, refuse_foreign_folder
+from stages.export.jobs import PACKED
 
 
 def export_command(given: argparse.Namespace) -> int:
@@ -52,6 +53,10 @@ def _print_result(result: Exported, *, graphs: bool) -> None:
     used = [command, "SOURCES", "--model", str(result.out)]
     if graphs:
         used += ["--vision-backend", "onnx"]
-    print_lines(f"{result.line()}; use it with `penstock {shlex.join(used)}`")
+    if result.parity.get("recipe", {}).get("kind") in PACKED:
+        use = "load it in vLLM or transformers; `penstock caption` takes nf4 and int8"
+    else:
+        use = f"use it with `penstock {shlex.join(used)}`"
+    print_lines(f"{result.line()}; {use}")
     if note := gguf_note(result.out):
         print_lines(note)

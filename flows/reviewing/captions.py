@@ -225,13 +225,16 @@ class ReviewedCaptions:
         return changes_of((self.rows[key] for key in edits), edits)
 
     def _caption(self, row: Mapping[str, Any], given: str | None) -> str | None:
-        """Return the text that replaces the model's caption; None if they are equal."""
+        """Return the text that replaces the model's caption; None if they are equal. Control
+        characters, which pasted text may have, become spaces."""
         if given is None or given == row["said"]:
             return None
+        given = "".join(
+            " " if unicodedata.category(letter) == "Cc" and letter not in "\t\n\r" else letter
+            for letter in given
+        )
         if len(given) > LONGEST:
             raise EditRefused(f"a caption has at most {LONGEST:,} characters")
-        if any(unicodedata.category(letter) == "Cc" and letter not in "\t\n\r" for letter in given):
-            raise EditRefused("a caption must not contain control characters")
         if not given.strip():
             raise EditRefused("the caption is empty: reject it instead")
         if self.schema:

@@ -24,6 +24,7 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 OPEN = ("/", "/healthz", "/readyz", "/favicon.ico")
 """Paths that need no token, in addition to those below STATIC."""
+SCHEMA = "/openapi.json"
 STATIC = "/static/"
 LIMITED = "/v1/"
 ALSO_LIMITED = ("/v1/search",)
@@ -143,7 +144,8 @@ def route_of(scope: Message) -> str:
     """Return the route pattern of a request, for counting."""
     route = scope.get("route")
     path = getattr(route, "path", "")
-    return path or ("refused" if scope["path"] not in OPEN else str(scope["path"]))
+    known = scope["path"] in (*OPEN, SCHEMA)
+    return path or (str(scope["path"]) if known else "refused")
 
 
 async def refuse(why: HttpRefusal, path: str, send: Send, *, closing: bool) -> None:
