@@ -25,6 +25,8 @@ def check(path: Path, folder: Path, start: float, end: float) -> dict[str, Any]:
     shifts = {round(f.seconds - w.seconds, 2) for f, w in zip(here, wanted, strict=True)}
     assert len(shifts) <= 1 and shifts <= {round(made["start"] - start, 2)}
     assert found[0].seconds == 0.0
+    if wanted and made["file"].endswith(".mp4"):
+        assert found[-1].digest == wanted[-1].digest, "frames behind the end are hidden"
     return made
 
 

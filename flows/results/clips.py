@@ -28,7 +28,7 @@ from flows.results.sample_sources import SampleSource
 CLIPS, INDEX = "clips", "index.json"
 LEAD_SECONDS = 0.5
 """Lead of a clip before its chunk above which a note is printed."""
-CUT_VERSION = 2
+CUT_VERSION = 3
 """Raised when clips are cut differently; clips of another version are cut again."""
 
 

@@ -4,7 +4,8 @@ The packets of a clip begin at the last keyframe at or before its start, because
 at a keyframe. Time 0 of an MP4 file is the frame that is shown at the start. The packets before it
 have negative times, so FFmpeg writes an edit list: readers decode those frames but hide them.
 In other containers, time 0 is the keyframe. A clip ends with the last frame that begins before its
-end. Sound is left out.
+end. Frames behind it from which earlier ones are decoded are in the file, too; the edit list hides
+them. Sound is left out.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from artifacts.containers import open_media
 from artifacts.errors import EnvironmentFault, MediaError
 from artifacts.remote.media_cache import open_local
 from artifacts.store import fault_of
+from stages.frames.edit_list import shorten
 from stages.frames.formats import OPTIONS
 from stages.frames.job import CutItem, CutJob
 from stages.frames.medium import TRANSIENT_KINDS, check_unchanged
@@ -115,6 +117,8 @@ class ClipCutter:
             try:
                 self._write(key, zero, beyond, path, form)
                 _check_decodable(path)
+                if form == "mp4" and (hidden := self._first_from(beyond)) is not None:
+                    shorten(path, float((hidden - zero) * timeline.time_base))
             except (MediaError, ValueError, av.error.FFmpegError) as error:
                 if isinstance(error, OSError) or getattr(error, "kind", "") in TRANSIENT_KINDS:
                     raise
@@ -124,6 +128,12 @@ class ClipCutter:
                 at = max(0.0, start - timeline.seconds(zero))
                 return {"file": path.name, "start": round(at, 6)}
         raise _clip_error(f"no container accepts its packets ({reason})")
+
+    def _first_from(self, ticks: int) -> int | None:
+        """Return the time of the first frame at these ticks or after; None without one."""
+        pts = self._timeline.pts
+        at = int(np.searchsorted(pts, ticks))
+        return int(pts[at]) if at < len(pts) else None
 
     def _keyframe(self, ticks: int) -> "_Keyframe":
         keyframes = self._timeline.keyframes
