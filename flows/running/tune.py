@@ -136,25 +136,24 @@ def resolve_run(
     tokens = most_tokens(each.caption for each in examples)
     adapter = str(out) if scored else ""
     begun = trained_as_published(out)
-    sampling = _recorded_sampling(config)
+    sampling = _recorded_sampling(Path(config.data).expanduser(), config.model)
     return examples, config.captioning(sources, str(out / RUN), tokens, adapter, begun, sampling)
 
 
-def _recorded_sampling(config: TuneConfig) -> dict[str, Any]:
+def _recorded_sampling(data: Path, model: str) -> dict[str, Any]:
     """Return the options of frame sampling of the run whose captions are the data: its stored
     features are of these frames. Of a run of another model only the chunks count. Without a run's
     record, return none."""
-    path = Path(config.data).expanduser()
     try:
-        plan = parse(read_text(path.parent / RUN_RECORD, BYTES))["plan"] if path.is_file() else {}
+        plan = parse(read_text(data.parent / RUN_RECORD, BYTES))["plan"] if data.is_file() else {}
         sampling = plan["sampling"]
         found = {"chunk": sampling["chunk_seconds"], "shots": sampling["shots"]}
         found["whole"] = bool(sampling.get("whole"))
-        if config.model in (plan["model"], plan["folder"]):
+        if model in (plan["model"], plan["folder"]):
             found |= {name: sampling[name] for name in ("fps", "frames", "max_frames")}
             found |= {name: plan.get(name) for name in ("max_pixels", "max_video_pixels")}
             found["sampling_as_card"] = bool(plan.get("sampling_as_card"))
-        TuneRun(sources=(), model=config.model, **found)  # refuses what no run has had
+        TuneRun(sources=(), model=model, **found)  # refuses what no run has had
     except (OSError, ValueError, LookupError, TypeError, AttributeError, UsageError):
         return {}
     return found
