@@ -6,8 +6,9 @@ How it works:
 1. A command starts its fork server as it does for a user. A hook that Python runs at its start
 (`take_over`) hands the socket and the environment of that process to the warm process.
 
-2. The warm process forks, and the fork becomes the fork server. It refuses a process with other
-limits, rights or namespaces, or with other variables that libraries read while they are imported.
+2. The warm process forks, and the fork becomes the fork server. It refuses a process that is
+traced, or has other limits, rights or namespaces, or other variables that libraries read while they
+are imported.
 Such a process becomes the server itself, as it does if there is no warm process.
 
 3. The process that was started waits until the fork ends. A file names the fork, so that tests find
@@ -89,6 +90,7 @@ def surroundings() -> dict[str, Any]:
         "rights": [*os.getresuid(), *os.getresgid(), *sorted(os.getgroups()), umask],
         "namespaces": sorted(os.readlink(path) for path in Path("/proc/self/ns").iterdir()),
         "group": Path("/proc/self/cgroup").read_text(encoding="utf-8"),
+        "traced": "TracerPid:\t0\n" not in Path("/proc/self/status").read_text(encoding="utf-8"),
         "processors": [*sorted(os.sched_getaffinity(0)), os.nice(0), os.sched_getscheduler(0)],
     }
 
