@@ -8,8 +8,7 @@ How it works:
 
 2. The warm process forks, and the fork becomes the fork server. It refuses a process that is
 traced, or has other limits, rights or namespaces, or other variables that libraries read while they
-are imported.
-Such a process becomes the server itself, as it does if there is no warm process.
+are imported. Such a process becomes the server itself, as it does if there is no warm process.
 
 3. The process that was started waits until the fork ends. A file names the fork, so that tests find
 what was forked for a command, and can kill it.
@@ -22,7 +21,6 @@ import json
 import os
 import resource
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -40,7 +38,7 @@ HOOK = (
     f"import os, sys; sys.orig_argv[-2:-1] == [{MODULE!r}] and {PLACE!r} in os.environ"
     f" and __import__({__name__!r}, fromlist=['']).take_over()"
 )
-"""Line of a `.pth` file."""
+"""Line of a `.pth` file, or a `sitecustomize.py`."""
 REFUSED = b"no"
 MESSAGE_BYTES = 1 << 17
 READ_AT_IMPORT = (
@@ -101,7 +99,6 @@ def serve(listener: socket.socket) -> None:
     from flows.machine.launch import ENTRIES, IMPORTING
     from stages.process.deferred_imports import defer
 
-    address = Path(os.environ[PLACE])
     ours = json.loads(json.dumps(surroundings()))
     defer()
     gc.disable()
@@ -109,15 +106,16 @@ def serve(listener: socket.socket) -> None:
         importlib.import_module(ENTRIES[name].partition(":")[0])
     gc.enable()
     gc.freeze()
-    forks: dict[int, Path] = {}
-
-    def reap(*_: object) -> None:
-        with contextlib.suppress(ChildProcessError):
-            while ended := os.waitpid(-1, os.WNOHANG)[0]:
-                forks.pop(ended, address).unlink(missing_ok=True)
-
-    signal.signal(signal.SIGCHLD, reap)
-    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+    forks: dict[int, tuple[int, Path]] = {}
+    """Handle of a fork → its process id, and the file that names it."""
+    while sys.stdin not in (ready := select.select([listener, sys.stdin, *forks], [], [])[0]):
+        for handle in forks.keys() & ready:
+            pid, named = forks.pop(handle)
+            os.close(handle)
+            os.waitpid(pid, 0)
+            named.unlink()
+        if listener not in ready:
+            continue
         line, _ = listener.accept()
         with line:
             message, descriptors, _, _ = socket.recv_fds(line, MESSAGE_BYTES, 1)
@@ -127,8 +125,9 @@ def serve(listener: socket.socket) -> None:
             if request["surroundings"] != ours:
                 line.send(REFUSED)
             elif pid := os.fork():
-                forks[pid] = Path(f"{address}.{request['pid']}")
-                forks[pid].write_text(str(pid), encoding="utf-8")
+                named = Path(f"{os.environ[PLACE]}.{request['pid']}")
+                named.write_text(str(pid), encoding="utf-8")
+                forks[os.pidfd_open(pid)] = pid, named
             else:
                 listener.close()
                 become(request, descriptors[0])
@@ -140,7 +139,6 @@ def become(request: dict[str, Any], descriptor: int) -> None:
     from stages.process.fork_server import Server, end_with_parent
 
     try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setpgid(0, 0)
         nowhere = os.open(os.devnull, os.O_RDWR)
         for standard in range(3):

@@ -70,15 +70,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """In front of several workers, keep a process from which their fork servers are forked."""
     if not getattr(config.option, "numprocesses", None):
         return
-    from scripts.warm import warm_process
+    from scripts.warm import HOOK, warm_process
 
-    place = Path(tempfile.mkdtemp(prefix="penstock-warm-"))
-    config.add_cleanup(lambda: shutil.rmtree(place, ignore_errors=True))
-    os.environ["PYTHONPATH"] = str(ROOT / "tests/support/at_start")
     kept = contextlib.ExitStack()
     config.add_cleanup(kept.close)
+    place = kept.enter_context(tempfile.TemporaryDirectory(prefix="penstock-warm-"))
+    # Python imports a module of this name at its start, where its folder is on the path.
+    Path(place, "sitecustomize.py").write_text(HOOK, encoding="utf-8")
+    os.environ["PYTHONPATH"] = place
     # The workers inherit what leads there.
-    os.environ.update(kept.enter_context(warm_process(place, OMP_NUM_THREADS="1")))
+    os.environ.update(kept.enter_context(warm_process(Path(place), OMP_NUM_THREADS="1")))
 
 
 gc.disable()  # until all is collected: a quarter of the time of importing it

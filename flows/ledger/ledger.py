@@ -158,6 +158,10 @@ class Ledger:
         memory."""
         return self._reason(task) is not None
 
+    def expected(self, medium: Medium) -> int:
+        """Return the number of chunks of a medium that have not failed."""
+        return sum(not self.has_failed(task) for task in self.tasks([medium]))
+
     def _reason(self, task: Task) -> dict[str, Any] | None:
         if task.identity in self.unfit:
             return self.unfit[task.identity]

@@ -208,7 +208,7 @@ def decoder_by_dimensions(
     """Return the costs of a decoder, assuming its feature width and a full-width KV cache."""
     half, width = profile.language, profile.feature_width
     inside = max(width, (half.layer_parameters - 4 * width**2) / (3 * width))
-    outside = max(0, half.outside_parameters)
+    outside = half.outside_parameters
     stack, vocabulary = half.parameters - outside, outside / width
     cache = 2 * half.layers * width * each * rows
     at_once = min(tokens * rows, mlp_chunk or tokens * rows)

@@ -25,7 +25,7 @@ class Stack:
     parameters: int
     """Parameters of one layer."""
     total: int
-    """Parameters of all layers, of which some may be of another kind."""
+    """Parameters of all layers. The first or last layer of some models differs from the others."""
     matrices: Mapping[str, tuple[int, int]]
     """Matrices of one layer: name within the layer → rows and columns."""
     width: int

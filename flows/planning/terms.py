@@ -47,7 +47,7 @@ KV_LAYERS_HERE = 2
 def weights(half: PartProfile, settings: PartSettings, rung: Rung, device: str) -> Iterator[Term]:
     each, precision = BYTES.get(settings.dtype, 4), settings.precision
     count = f"{half.parameters / 1e6:,.0f} M"
-    ends = max(0, half.outside_parameters) * each
+    ends = half.outside_parameters * each
     layer = half.layer_parameters * each
     if rung.block:
         yield from weight_terms(half, layer, ends, each, device)

@@ -191,8 +191,7 @@ def readable_captions(job: Job, file: MediaFile, medium: Medium) -> list[Caption
 def complete_captions(job: Job, file: MediaFile, medium: Medium) -> list[Caption] | None:
     """Return the captions of one file for human readers; None if some are missing."""
     captions = readable_captions(job, file, medium)
-    expected = sum(not job.ledger.has_failed(task) for task in job.ledger.tasks([medium]))
-    return captions if captions and len(captions) >= expected else None
+    return captions if captions and len(captions) >= job.ledger.expected(medium) else None
 
 
 def _text_and_warnings(stored: Mapping[str, Any], *, strip_think: bool) -> tuple[str, list[str]]:

@@ -198,9 +198,8 @@ class _Writer:
                 yield path, medium, None, False
                 continue
             kept = [*unrejected(captions)]
-            text = "".join(WRITERS[self.texts.form](kept)) if kept else ""
-            encoded = text.encode("utf-8", errors="replace")
-            yield path, medium, encoded, any(caption.original for caption in kept)
+            text = "".join(WRITERS[self.texts.form](kept)).encode("utf-8", errors="replace")
+            yield path, medium, text, any(caption.original for caption in kept)
 
     def _is_own(self, path: Path, medium: Medium) -> bool:
         """Return whether the file, or a part of it, was generated."""

@@ -11,13 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import NoFeatures, UsageError
-from artifacts.json_shapes import BYTES, parse
+from artifacts.errors import EnvironmentFault, NoFeatures, UsageError
 from artifacts.keys import digest_of
 from artifacts.owned_folders import refuse_foreign
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
-from artifacts.regular_files import read_text
 from artifacts.store import open_store
 from flows.checkpoint.adapters import as_published_fields, as_published_notes
 from flows.console.display import Display
@@ -34,7 +32,7 @@ from flows.options.model import AdapterOptions, default_store
 from flows.options.tune import EPOCHS, TrainingOptions, TuneConfig, TuneRun
 from flows.pipelines import TUNE
 from flows.planning.rungs import Rung
-from flows.results.run_record import RUN_RECORD
+from flows.results.run_read import load_record
 from flows.results.tuned import (
     RUN,
     AdapterScore,
@@ -145,7 +143,7 @@ def _recorded_sampling(data: Path, model: str) -> dict[str, Any]:
     features are of these frames. Of a run of another model only the chunks count. Without a run's
     record, return none."""
     try:
-        plan = parse(read_text(data.parent / RUN_RECORD, BYTES))["plan"] if data.is_file() else {}
+        plan = load_record(data.parent)["plan"] if data.is_file() else {}
         sampling = plan["sampling"]
         found = {"chunk": sampling["chunk_seconds"], "shots": sampling["shots"]}
         found["whole"] = bool(sampling.get("whole"))
@@ -154,7 +152,7 @@ def _recorded_sampling(data: Path, model: str) -> dict[str, Any]:
             found |= {name: plan.get(name) for name in ("max_pixels", "max_video_pixels")}
             found["sampling_as_card"] = bool(plan.get("sampling_as_card"))
         TuneRun(sources=(), model=model, **found)  # refuses what no run has had
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, UsageError):
+    except (LookupError, TypeError, EnvironmentFault, UsageError):  # none, or a damaged one
         return {}
     return found
 

@@ -129,7 +129,8 @@ def drawn(
 
 def redrawn(root: Path, before: Sequence[Mutant], seed: int) -> list[Mutant]:
     """Return the mutants of `before`; one whose code has changed is drawn anew in its package."""
-    alive, there = _by_package(root), all_mutants(root)
+    alive = _by_package(root)
+    there = {each for pool in alive.values() for each in pool}
     kept = [each for each in before if each in there]
     random_ = random.Random(seed)
     for lost in (each for each in before if each not in there):

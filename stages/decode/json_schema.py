@@ -124,7 +124,7 @@ def _check_grammar(text: str) -> None:
     if is_invalid and "coerce_one_of" in messages[0]:
         raise UsageError(
             "--schema is not supported: a value may be of several schemas of a oneOf",
-            hint="Write anyOf instead, or schemas of which a value has at most one",
+            hint="Use anyOf, or change the schemas so that no value matches more than one of them",
         )
     if is_invalid:
         raise _cannot_follow(messages[0])

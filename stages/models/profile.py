@@ -74,7 +74,8 @@ class PartProfile:
     @property
     def outside_parameters(self) -> int:
         """Number of parameters outside of those layers."""
-        return self.parameters - (self.stack_parameters or self.layers * self.layer_parameters)
+        stack = self.stack_parameters or self.layers * self.layer_parameters
+        return max(0, self.parameters - stack)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

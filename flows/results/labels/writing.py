@@ -258,8 +258,7 @@ def _captions(
 ) -> list[Caption] | None:
     """Return the text file content of one file: its labels, or those of each span of a video. None
     if vectors are missing."""
-    expected = sum(not job.ledger.has_failed(task) for task in job.ledger.tasks([medium]))
-    if not 0 < expected <= len([*file_tasks(job, file, medium)]):
+    if not 0 < job.ledger.expected(medium) <= len([*file_tasks(job, file, medium)]):
         return None
     return [
         Caption(

@@ -243,7 +243,7 @@ class LayerDoubleBuffer:
         """`filler` fills the buffers, one after the other."""
         self._layers: Sequence[Layer] = layers
         self.fetched = 0
-        """Number of layers brought so far."""
+        """Number of layers copied or read so far."""
         self._buffers: Sequence[LayerBuffer[Any]] = buffers
         self._holds = [EMPTY for _ in buffers]
         """The layer that each buffer holds or will hold."""
