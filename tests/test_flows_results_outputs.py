@@ -291,7 +291,14 @@ def test_replaced_captions_and_stages_without_work_are_named(
     assert holds in second and "encoding: nothing to do, all of it is stored" in second
     assert holds not in printed("Second?")
     written = {path.name for path in Path(config.out).iterdir()}
-    always = {"captions.jsonl", "failures.jsonl", "media.jsonl", "run.json", ".lock"}
+    always = {
+        ".penstock.json",
+        "captions.jsonl",
+        "failures.jsonl",
+        "media.jsonl",
+        "run.json",
+        ".lock",
+    }
     assert written - {"logs"} == always, "formats that were never asked for are not written"
 
 

@@ -86,7 +86,6 @@ def remember(words: list[str], job: "Job", record: "RunRecord") -> None:
     words = words if job.config.store else with_values(words, {"--store": job.store.url})
     if not any(redacted(word) != word or signed(word) for word in words):
         record.value["command"] = signed_command(words, os.getcwd())
-        record.write(force=True)
 
 
 def leave_after(run: Callable[[], "RunResult"]) -> "RunResult":

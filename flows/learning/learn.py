@@ -280,7 +280,6 @@ class _Work:
             values |= {"--store": self.run.config.store} if self.run.config.store else {}
             words = with_values(command["words"], values)
             record.value["command"] = signed_command(words, command["folder"])
-            record.write(force=True)
         if self.on_begin is not None:
             self.on_begin(job, record)
 

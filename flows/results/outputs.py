@@ -10,7 +10,6 @@ from urllib.parse import quote
 
 from artifacts.captions import Caption, Failure, write_jsonl
 from artifacts.edits import REJECTED
-from artifacts.files import write_text
 from artifacts.keys import hash_file
 from artifacts.regular_files import open_regular
 from artifacts.shards import DATASET
@@ -23,6 +22,7 @@ from flows.media.media_files import MediaFile
 from flows.options.text import OutputOptions, PromptOptions
 from flows.pipelines import STAGES
 from flows.results.captions import SHORTENED, captions_by_file, complete_captions
+from flows.results.marker import write_media
 from flows.results.table_rows import kinds_of, properties_of, table_rows
 from flows.results.text_files import TextFileCounts, write_texts
 from stages.process.events import Failed
@@ -173,7 +173,7 @@ def write_captions(job: Job, by_file: Iterable[list[Caption]] | None = None) -> 
 
     write_jsonl(job.out / "captions.jsonl", rows())
     files = [group[0][0] for group in job.by_file]
-    write_text(job.out / "media.jsonl", media_lines(files, counts))
+    write_media(job.out, media_lines(files, counts), job.store.url)
 
 
 def write_outputs(job: Job, *, last: bool) -> OutputCounts:

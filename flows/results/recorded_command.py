@@ -5,16 +5,12 @@ Without a signature, anyone who can write into a run folder could place a comman
 import hashlib
 import hmac
 import json
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.secret_files import own_secret
-from artifacts.store import fault_of
-from artifacts.user_folders import user_state
+from flows.results.signing import user_secret
 
-SECRET_BYTES = 32
 MAC = "mac"
 """Field of a recorded command with its signature by the user's secret."""
 
@@ -46,21 +42,6 @@ def with_values(words: Sequence[str], values: Mapping[str, str]) -> list[str]:
             kept.append(word)
     given = [word for pair in values.items() for word in pair]
     return [*words[:1], *given, *kept]
-
-
-def user_secret() -> bytes:
-    """Return the secret of this user on this machine; create it if there is none. Raises
-    UsageError, EnvironmentFault."""
-    path = user_state() / "review-secret"
-    try:
-        return own_secret(
-            path,
-            "secret",
-            "Delete it; the next `penstock review` makes another, with other addresses",
-            lambda: secrets.token_bytes(SECRET_BYTES),
-        )
-    except OSError as error:
-        raise fault_of(error, path) from error
 
 
 def signed_command(words: Sequence[str], folder: str) -> dict[str, Any]:

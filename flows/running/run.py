@@ -41,7 +41,7 @@ def caption(
 
     def attempt() -> RunResult:
         refuse_replacing(out_folder(config), config)
-        observer = RunObserver(display, on_begin)
+        observer = RunObserver(display, on_begin, "caption")
         with (
             prepared(config, observer, make_launcher, left_out=left_out) as (job, launcher),
             observer.pipeline_for_job(job, launcher) as runner,

@@ -24,6 +24,7 @@ from flows.options.tune import LearnedOptions
 from flows.pipelines import STAGES
 from flows.planning.ladder import Ladder
 from flows.planning.start import ladder_of
+from flows.results.marker import Marker, media_digest, own_marker, source_places, write_marker
 from flows.results.outputs import (
     existing_outputs,
     failure_of,
@@ -131,8 +132,12 @@ OnBegin = Callable[[Job, RunRecord], None]
 class RunObserver:
     """Reports stage events to the console and the run record."""
 
-    def __init__(self, display: Display, on_begin: OnBegin | None = None) -> None:
+    def __init__(
+        self, display: Display, on_begin: OnBegin | None = None, command: str = ""
+    ) -> None:
+        """`command` names the command that owns the output folder; empty: it is no such folder."""
         self.display = display
+        self._command = command
         self._on_begin = on_begin
         self._job: Job | None = None
         self._record: RunRecord | None = None
@@ -184,6 +189,21 @@ class RunObserver:
             self._record.rung(rung)
         self.display.print_line(text)
 
+    def _own(self, job: Job, record: RunRecord) -> None:
+        """Mark the output folder, before anything is written there. Raises EnvironmentFault."""
+        command = record.value["command"] or {"words": (), "folder": ""}
+        before = own_marker(job.out, job.store.url)
+        marker = Marker(
+            command=self._command,
+            words=tuple(command["words"]),
+            folder=command["folder"],
+            store=job.store.url,
+            sources=source_places(job.config.sources),
+            outputs=tuple(record.value["outputs"]),
+            media=() if before is None else (media_digest(job.out),),
+        )
+        write_marker(job.out, marker)
+
     @contextlib.contextmanager
     def pipeline_for_job(
         self,
@@ -212,9 +232,11 @@ class RunObserver:
             }
             record.value.update(fields if outputs is None else {**fields, "outputs": dict(outputs)})
             record.value["media"]["total"] = len(job.by_file) + len(job.failures)
-            record.write(force=True)
             if self._on_begin is not None:
                 self._on_begin(job, record)
+            if self._command:
+                self._own(job, record)
+            record.write(force=True)
             self._ladder = ladder_of(job, self._on_rung_change)
             launcher = WithinBudget(launcher, job.budget, job.config, self.display.print_line)
             if job.pipeline[-1].writes == "captions":

@@ -15,7 +15,7 @@ from artifacts.files import sweep
 from artifacts.store import open_store
 from artifacts.store_folders import local_folder
 from flows.options.model import default_store
-from flows.results.recorded_command import user_secret
+from flows.results.signing import user_secret
 from flows.studio.roots import Roots
 from flows.studio.run_captions import RunCaptions
 from flows.studio.runs import QueuedRun, RunQueue, run_id

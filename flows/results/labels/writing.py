@@ -22,6 +22,7 @@ from flows.media.media_files import MediaFile
 from flows.options.formats import COCO, COCO_FILE
 from flows.options.text import OutputOptions
 from flows.results.labels.rows import LabelContext, LabelledChunk, label_chunks
+from flows.results.marker import MEDIA, write_media
 from flows.results.outputs import failures_of, media_lines
 from flows.results.run_result import RunEnd
 from flows.results.status import texts_line
@@ -112,7 +113,7 @@ def score_of(index: float) -> float:
     return round(index / (FINE / 2) - 1, 6)
 
 
-LINES, REPORT, MEDIA = "labels.jsonl", "label_report.json", "media.jsonl"
+LINES, REPORT = "labels.jsonl", "label_report.json"
 SPANS = "label_spans.jsonl"
 TABLES = {"csv": "labels.csv", "parquet": "labels.parquet", COCO: COCO_FILE}
 """Format → its file."""
@@ -193,7 +194,8 @@ def write_labels(job: Job, context: LabelContext) -> LabelsWritten:
     write_jsonl(job.out / LINES, counts.counting(label_chunks(job, context)))
     found.pictures, found.labelled, found.given = counts.pictures, counts.labelled, counts.given
     write_jsonl(job.out / "failures.jsonl", found.failures)
-    write_text(job.out / MEDIA, media_lines(job.files, [counts.lines[f] for f in job.files]))
+    counted_lines = media_lines(job.files, [counts.lines[f] for f in job.files])
+    write_media(job.out, counted_lines, job.store.url)
     report = counts.report()
     write_json(job.out / REPORT, report)
     found.counts = report["labels"]

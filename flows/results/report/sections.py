@@ -18,7 +18,8 @@ from artifacts.json_shapes import (
 from artifacts.labels import spans_of
 from artifacts.plurals import counted
 from flows.results.export_result import ExportFound
-from flows.results.labels.writing import LINES, MEDIA, REPORT
+from flows.results.labels.writing import LINES, REPORT
+from flows.results.marker import MEDIA
 from flows.results.report.media import MEDIA_ENTRY, NAME, media_with_lines, shown_medium
 from flows.results.rounds import COLUMNS as ROUND_COLUMNS
 from flows.results.rounds import Round, corrections_of, exact, loss_of

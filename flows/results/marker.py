@@ -1,0 +1,153 @@
+"""The marker of an output folder: which command owns it, and what this user's signature proves.
+
+An output folder has one owner. The place of the folder is not signed, so that a folder that was
+moved stays the user's own.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from artifacts.files import whole_file, write_text
+from artifacts.json_shapes import MapOf, check, parse
+from artifacts.keys import hash_file
+from artifacts.regular_files import read_text
+from artifacts.remote.addresses import is_address, unsigned
+from flows.results.signing import is_signed, sign
+
+MARKER = ".penstock.json"
+"""File of the marker, in an output folder."""
+MEDIA = "media.jsonl"
+PURPOSE = "marker"
+BYTES = 256 << 20
+"""Largest marker, in bytes: that of about a million words."""
+
+
+def string(value: Any) -> bool:
+    """Return whether a value is a string. The name of a file need not be UTF-8."""
+    return isinstance(value, str)
+
+
+SHAPE = {
+    "command": string,
+    "words": [string],
+    "folder": string,
+    "store": string,
+    "sources": [string],
+    "outputs": [string],
+    "media": [string],
+    "signatures": MapOf(string),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Marker:
+    """The owner of an output folder, and what is believed of the folder."""
+
+    command: str
+    """Name of the command that owns the folder: `caption`, `label`, `embed` or `sift`."""
+    words: tuple[str, ...] = ()
+    """Words of the command that ran last; empty if it was no command line, or held credentials."""
+    folder: str = ""
+    """Working directory of that command."""
+    store: str = ""
+    """URL of its store."""
+    sources: tuple[str, ...] = ()
+    """Real paths of the folders, files and lists that it was given; addresses as they are."""
+    outputs: tuple[str, ...] = ()
+    """Names of the outputs that the folder has, or will have."""
+    media: tuple[str, ...] = ()
+    """Digests that `media.jsonl` may have: that of the file, and of what is about to replace it."""
+
+
+def write_marker(out: Path, marker: Marker) -> None:
+    """Write the marker of a folder, signed. Raises EnvironmentFault."""
+    value = asdict(marker)
+    signatures = sign(PURPOSE, value, marker.store)
+    # ASCII, because the name of a file need not be UTF-8.
+    write_text(out / MARKER, [json.dumps({**value, "signatures": signatures}, indent=1) + "\n"])
+
+
+def read_marker(out: Path) -> Marker | None:
+    """Return what the marker of a folder says; None if there is none, or no usable one. It proves
+    nothing."""
+    found = _read(out)
+    return None if found is None else found[0]
+
+
+def own_marker(out: Path, store: str | None = None) -> Marker | None:
+    """Return the marker of a folder if this user, or a holder of the key of `store`, signed it for
+    the `media.jsonl` that is there; None if not. `store` is the URL of a store that the user
+    named."""
+    marker = signed_marker(out, store)
+    if marker is None or not os.path.lexists(out / MEDIA):
+        return marker
+    return marker if media_digest(out) in marker.media else None
+
+
+def signed_marker(out: Path, store: str | None = None) -> Marker | None:
+    """Return the same without a look at `media.jsonl`."""
+    found = _read(out)
+    if found is None:
+        return None
+    marker, signatures = found
+    return marker if is_signed(PURPOSE, asdict(marker), signatures, store) else None
+
+
+def write_media(out: Path, lines: Iterable[str], store: str) -> None:
+    """Write `media.jsonl` of an own folder. The marker has the digest of it first, so that the
+    folder stays the user's own wherever the process is killed. Raises EnvironmentFault."""
+    digest = hashlib.sha256()
+    with whole_file(out / MEDIA) as file:
+        for line in lines:
+            content = line.encode("utf-8", errors="replace")
+            digest.update(content)
+            file.write(content)
+        if (marker := signed_marker(out, store)) is not None:
+            there = media_digest(out)
+            before = [there] if there in marker.media else []
+            write_marker(out, replace(marker, media=(*before, digest.hexdigest())))
+
+
+def media_digest(out: Path) -> str:
+    """Return the digest of the `media.jsonl` in a folder; empty if it cannot be read."""
+    try:
+        return hash_file(out / MEDIA)
+    except OSError:
+        return ""
+
+
+def source_places(sources: Iterable[str]) -> tuple[str, ...]:
+    """Return the sources as a marker has them, in order and each once."""
+    places = (
+        unsigned(source)
+        if is_address(source)
+        else os.path.realpath(os.path.expanduser(_listed(source)))
+        for source in sources
+    )
+    return tuple(dict.fromkeys(places))
+
+
+def _listed(source: str) -> str:
+    """Return the path of a source, which may be a list that is named with an @."""
+    is_list = source.startswith("@") and not os.path.exists(source)
+    return source[1:] if is_list else source
+
+
+def _read(out: Path) -> tuple[Marker, Mapping[str, str]] | None:
+    path = out / MARKER
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return None
+        value = parse(read_text(path, BYTES))
+        check(value, SHAPE)
+        signatures = value.pop("signatures")
+        lists = {name: tuple(v) for name, v in value.items() if isinstance(v, list)}
+        return Marker(**{**value, **lists}), signatures
+    except (OSError, ValueError, TypeError):
+        return None

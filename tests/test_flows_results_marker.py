@@ -1,0 +1,110 @@
+"""One output folder has one owner: the signed marker."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flows.results.marker import (
+    MARKER,
+    Marker,
+    own_marker,
+    read_marker,
+    source_places,
+    write_marker,
+    write_media,
+)
+from flows.results.signing import STORE_KEY, is_signed, sign
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the user a state folder of its own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Marker:
+    (tmp_path / "store").mkdir()
+    return Marker(
+        command="caption",
+        words=("caption", os.fsdecode(b"\xff"), "ü"),
+        folder="/films",
+        store=str(tmp_path / "store"),
+        sources=("/films/a.mp4",),
+        outputs=("captions",),
+    )
+
+
+def test_a_folder_is_its_users_own_also_after_a_move(tmp_path: Path, marker: Marker) -> None:
+    write_marker(tmp_path / "out", marker)
+    write_media(tmp_path / "out", ["{}\n"], marker.store)
+    found = own_marker((tmp_path / "out").rename(tmp_path / "moved"))
+    assert found is not None and replace(found, media=()) == marker and len(found.media) == 1
+    write_media(tmp_path / "moved", ["{}\n", "{}\n"], marker.store)
+    assert own_marker(tmp_path / "moved") is not None
+
+
+def test_another_user_proves_nothing_but_a_named_store_does(
+    tmp_path: Path, marker: Marker, state: Path
+) -> None:
+    out, store = tmp_path / "out", marker.store
+    write_marker(out, marker)
+    key = Path(store, STORE_KEY)
+    assert key.stat().st_mode & 0o777 == 0o600
+    shutil.rmtree(state)  # another machine
+    assert read_marker(out) == marker and own_marker(out) is None
+    assert own_marker(out, store) == marker == own_marker(out, f"file://{store}")
+    key.chmod(0o640)
+    assert own_marker(out, store) is None
+
+
+@pytest.mark.parametrize("name", ["command", "words", "folder", "store", "sources", "media"])
+def test_whatever_a_marker_says_is_signed(tmp_path: Path, marker: Marker, name: str) -> None:
+    write_marker(tmp_path, marker)
+    value = json.loads((tmp_path / MARKER).read_text())
+    value[name] = "x" if isinstance(value[name], str) else [*value[name], "x"]
+    (tmp_path / MARKER).write_text(json.dumps(value))
+    assert read_marker(tmp_path) is not None and own_marker(tmp_path, marker.store) is None
+
+
+def test_a_marker_proves_nothing_beside_the_media_of_another_folder(
+    tmp_path: Path, marker: Marker
+) -> None:
+    write_marker(tmp_path, marker)
+    assert own_marker(tmp_path) is not None
+    (tmp_path / "media.jsonl").write_text('{"address": "http://127.0.0.1/"}\n')
+    assert own_marker(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"command": 1}', "[" * 100_000])
+def test_a_malformed_marker_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / MARKER).write_text(content)
+    assert read_marker(tmp_path) is None and own_marker(tmp_path) is None
+
+
+def test_a_link_is_no_marker(tmp_path: Path, marker: Marker) -> None:
+    write_marker(tmp_path / "out", marker)
+    (tmp_path / MARKER).symlink_to(tmp_path / "out" / MARKER)
+    assert read_marker(tmp_path) is None
+
+
+def test_a_signature_of_one_purpose_proves_nothing_for_another() -> None:
+    macs = sign("edit", [1], "")
+    assert is_signed("edit", [1], macs) and not is_signed("marker", [1], macs)
+    assert not is_signed("edit", [1], {}) and not is_signed("edit", [1], {"user": "é"})
+
+
+def test_sources_are_told_by_their_real_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "list.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    given = ["a", "b", "./a/../b", f"{tmp_path}/a", "@list.txt", "s3://b/c"]
+    assert source_places(given) == (f"{tmp_path}/a", f"{tmp_path}/list.txt", "s3://b/c")
