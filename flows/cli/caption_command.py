@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePath
@@ -68,8 +69,14 @@ def caption_command(given: argparse.Namespace) -> int:
             result = leave_after(partial(run_with_prefect, config, display))
         else:
             display.doing(READING)
+            from flows.job.prepare import out_folder
+            from flows.results.trust import DECISIONS, is_trusted
             from flows.running.sift_first import caption
 
+            if not config.trust_folder and is_trusted(
+                out_folder(config), config.store, [DECISIONS]
+            ):
+                config = replace(config, trust_folder=True)
             result = caption(config, display, on_begin=partial(remember, given.words))
     if print_result(given, result, display):
         print_lines(*(f"note: {warning}" for warning in result.warnings), to=sys.stderr)
@@ -81,11 +88,11 @@ def caption_command(given: argparse.Namespace) -> int:
 
 def remember(words: list[str], job: "Job", record: "RunRecord") -> None:
     """Store the command in the run record with its store, unless it contains credentials."""
-    from flows.results.recorded_command import signed_command, with_values
+    from flows.results.recorded_command import with_values
 
     words = words if job.config.store else with_values(words, {"--store": job.store.url})
     if not any(redacted(word) != word or signed(word) for word in words):
-        record.value["command"] = signed_command(words, os.getcwd())
+        record.value["command"] = {"words": words, "folder": os.getcwd()}
 
 
 def leave_after(run: Callable[[], "RunResult"]) -> "RunResult":

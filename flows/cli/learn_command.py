@@ -31,8 +31,11 @@ def learn_command(given: argparse.Namespace) -> int:
         display.doing(READING)
         from flows.cli.recorded import recorded_command, recorded_run
         from flows.learning.learn import learn
+        from flows.results.trust import is_trusted
 
-        command = recorded_command(Path(config.out))
+        trust = config.trust_folder or is_trusted(Path(config.out))
+        config = replace(config, trust_folder=trust)
+        command = recorded_command(Path(config.out), trust=trust)
         with chdir(command["folder"]):  # the paths of the command are relative to it
             run = recorded_run(command)
             if given.dry_run:

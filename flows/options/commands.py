@@ -33,6 +33,7 @@ from flows.options.text import (
     OutputOptions,
     PromptOptions,
     TextOptions,
+    TrustOptions,
     read_schema,
 )
 from stages.decode.generation import SamplingParams
@@ -67,6 +68,7 @@ class SiftFirstOptions(OptionGroup):
 class CaptionConfig(
     SiftFirstOptions,
     ConfidenceOptions,
+    TrustOptions,
     OutputOptions,
     TextOptions,
     EngineOptions,

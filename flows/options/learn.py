@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from artifacts.options import Option
 from flows.options.commands import CaptionConfig
 from flows.options.model import TRUST_HELP, MemoryOptions
+from flows.options.text import TrustOptions
 from flows.options.tune import EPOCHS, TRAINING, StepOptions, TrainingOptions, TuneRun
 
 LEAST = 40
@@ -24,7 +25,7 @@ class LearnRun(TuneRun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnConfig(StepOptions, MemoryOptions):
+class LearnConfig(TrustOptions, StepOptions, MemoryOptions):
     """One round of learning. Field names equal the option names of the command line."""
 
     out: Annotated[

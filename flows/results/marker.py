@@ -18,7 +18,7 @@ from artifacts.json_shapes import MapOf, check, parse
 from artifacts.keys import hash_file
 from artifacts.regular_files import read_text
 from artifacts.remote.addresses import is_address, unsigned
-from flows.results.signing import is_signed, sign
+from artifacts.signing import is_signed, sign
 
 MARKER = ".penstock.json"
 """File of the marker, in an output folder."""

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from artifacts.errors import PenstockError
+from artifacts.opening_below import refuse_links
 from flows.reviewing.captions import EditRefused
 from flows.serving.shown_media import shown_file
 from flows.studio.guard import JSON, json_of
@@ -67,6 +68,7 @@ class CaptionsRoutes:
 
     def _again(self, captions: RunCaptions, keys: list[str], changes: dict[str, Any]) -> QueuedRun:
         paths = [path for path, _ in captions.paths(keys).values()]
+        refuse_links(captions.out / FOLDER)
         out = captions.out / FOLDER / secrets.token_hex(8)
         command = self._studio.command(captions.out)
         words = command.again(checked(changes, self._studio.roots), paths, out)

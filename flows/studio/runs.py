@@ -30,7 +30,7 @@ from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.files import write_json
 from artifacts.json_shapes import MapOf, anything, count, moment, read_json, text
 from artifacts.keys import digest_of
-from artifacts.opening_below import open_below
+from artifacts.opening_below import guard, open_below
 from artifacts.store import fault_of
 from artifacts.user_folders import user_state
 from flows.machine.known_process import interrupt, leader_with, start_of
@@ -381,6 +381,7 @@ class RunQueue:
         """Return an open file that has a lock of the output folder, or None if another process has
         it. Raises EnvironmentFault."""
         try:
+            guard(self._out)
             self._out.mkdir(parents=True, exist_ok=True)
             file = open_below(self._out, f"{FOLDER}/{name}", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:

@@ -20,9 +20,9 @@ from artifacts.plurals import counted
 from artifacts.store_folders import local_folder
 from flows.console.lines import print_lines
 from flows.results.run_read import load_record
+from flows.results.trust import belief_in, is_trusted
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.studio.captions_routes import CaptionsRoutes
-from flows.studio.confirming import confirmed
 from flows.studio.guard import ThisMachineOnly, guarded
 from flows.studio.runs import run_id
 from flows.studio.session import Studio
@@ -35,30 +35,46 @@ GRACE_SECONDS = 2
 
 
 def studio(
-    folder: Path, out: Path, roots: list[str], store: str, port: int, config_of: ConfigOf
+    folder: Path,
+    out: Path,
+    roots: list[str],
+    store: str,
+    port: int,
+    config_of: ConfigOf,
+    *,
+    trust: bool = False,
 ) -> None:
     """Serve the studio until a signal arrives. Raises UsageError, EnvironmentFault."""
     store = store if not store or "://" in store else str(Path(store).absolute())
     with listening(HOST, port) as listener:
         folder, out = folder.absolute(), out.absolute()
-        opened = Studio(folder=folder, out=out, store=store, config_of=config_of, more_roots=roots)
+        opened = Studio(
+            folder=folder,
+            out=out,
+            store=store,
+            config_of=config_of,
+            more_roots=roots,
+            trust=trust or is_trusted(out, store),
+        )
         with contextlib.closing(opened):
             _serve(opened, listener, "studio", "")
 
 
-def review(out: Path, port: int, order: str, config_of: ConfigOf) -> None:
+def review(out: Path, port: int, order: str, config_of: ConfigOf, *, trust: bool = False) -> None:
     """Serve the captions of one run until a signal arrives. Raises UsageError,
     EnvironmentFault."""
-    record, out = load_record(out), out.absolute()
-    store = record["plan"].get("store", "") if record["plan"] else ""
+    load_record(out)  # says so if there was no run
+    out = out.absolute()
     with listening(HOST, port) as listener:
+        trust = trust or is_trusted(out)
+        store = belief_in(out, trust=trust).store
         opened = Studio(
             folder=out,
             out=out,
             store=store if store and local_folder(store) is not None else "",
             config_of=config_of,
             order=order,
-            confirmed=confirmed(record["command"], out),
+            trust=trust,
         )
         with contextlib.closing(opened):
             captions = opened.of(run_id(out))
