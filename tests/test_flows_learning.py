@@ -1,7 +1,6 @@
 """Rounds of `penstock learn`: what is learned from, when an adapter is accepted, and that decisions
 of a person stand under its words in every format."""
 
-import json
 import shutil
 from contextlib import closing
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from artifacts.corrections import StoredEdits
-from artifacts.edits import EDITS, read_edits
+from artifacts.edits import EDITS, anybody, read_edits
 from artifacts.errors import EnvironmentFault, NoFeatures, UsageError
 from flows.cli.learn_command import _next_steps
 from flows.cli.main import main
@@ -21,6 +20,7 @@ from flows.learning.judging import divide, is_better, times_lower
 from flows.learning.learn import learn
 from flows.learning.preview import preview
 from flows.options.learn import LearnConfig, RecordedRun
+from flows.results.marker import MARKER
 from flows.results.report.sections import rounds_facts
 from flows.results.rounds import rounds_in, usable_rounds
 from flows.results.run_status import run_status
@@ -210,7 +210,7 @@ def test_a_round_does_not_begin_without_the_adapter_of_the_captions(school: Scho
     with pytest.raises(KeyboardInterrupt):
         school.learn()
     adapter.rename(away)
-    assert len(usable_rounds(school.out)) == 1, "a round that cannot begin is chosen anew"
+    assert len(usable_rounds(school.out, anybody)) == 1, "a round that cannot begin is chosen anew"
     with pytest.raises(EnvironmentFault):
         school.learn()
     assert len(rounds_in(school.out)) == 2
@@ -233,7 +233,7 @@ def test_a_round_whose_examples_are_gone_is_chosen_anew(
     chosen = rounds_in(school.out)[0]["started"]
     (Path(school.config.sources[0]) / "07.png").unlink()
     said(school.config)
-    assert usable_rounds(school.out) == []
+    assert usable_rounds(school.out, anybody) == []
     school.dies_in = ""
 
     def fails(*_: Any) -> None:
@@ -307,9 +307,7 @@ def test_journals_of_copies_are_added_and_differences_left_out(
     copies = [tmp_path / "one", tmp_path / "two"]
     for copy in copies:
         shutil.copytree(school.out, copy)
-        record = json.loads((copy / "run.json").read_text())
-        record["plan"]["store"] = ""  # of another machine
-        (copy / "run.json").write_text(json.dumps(record))
+        (copy / MARKER).unlink()  # its edits stay there, as those on another machine
     school.decide(lambda at, text: (style(text), "") if at < 30 else None)
     school.decide(lambda at, text: ("Other.", "") if at in (1, 40) else None, copies[0])
     school.decide(

@@ -41,6 +41,7 @@ from flows.results.rounds import (
     CHOSEN,
     DONE,
     LEARN,
+    PURPOSE,
     RECAPTIONED,
     ROUND_RECORD,
     SCORED,
@@ -122,6 +123,8 @@ def choose(
         if found.adopted and not dry:
             rows = [captions.rows[key] for key in found.adopted]
             captions.add(deed_of("edits of copies", changes_of(rows, found.adopted)))
+        is_proved = captions.belief.proof(PURPOSE)
+    others = [each for each in rounds_in(out) if not is_proved(each)]  # they stay as they are
     examples, settings = found.examples, _settings(config)
     decided = sorted([each["key"], each["caption"]] for each in examples)
     digest = digest_of([decided, settings, run.config.model])[:DIGITS]
@@ -142,7 +145,7 @@ def choose(
         )
     refuse_missing_media(run, captions)
     return {
-        "round": max((each["round"] for each in rounds_in(out)), default=0) + 1,
+        "round": max((each["round"] for each in (*rounds, *others)), default=0) + 1,
         "phase": CHOSEN,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "digest": digest,
