@@ -59,7 +59,7 @@ def caption_command(given: argparse.Namespace) -> int:
     config = config_of(given, CaptionConfig)
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:
-        return show(config, as_json=given.json)
+        return show(config, as_json=given.json, dry_run="caption")
     with closing(display):
         if given.prefect or os.environ.get("PREFECT_API_URL"):
             display.doing("starting Prefect")

@@ -16,9 +16,16 @@ MAC = "mac"
 
 COMMAND = "caption"
 """The command that may be repeated."""
-OMITTED_OPTIONS = ("--prefect", "--retry-failed", "--json", "--quiet", "--trust-remote-code")
+OMITTED_OPTIONS = (
+    "--prefect",
+    "--retry-failed",
+    "--json",
+    "--quiet",
+    "--trust-remote-code",
+    "--replace",
+)
 """Options left out of a repeated command: they do more than write files, hide its output, or allow
-foreign code, which needs consent each time."""
+foreign code or rows to be dropped, which needs consent each time."""
 
 
 def repeated(words: Sequence[str], *, by_rule: bool = True) -> list[str]:
