@@ -87,6 +87,7 @@ class CaptionOptions(FeatureOptions, total=False):
     trust_folder: bool
     confidence: bool
     sift: str
+    replace: bool
 
 
 class VectorOptions(MediaRunOptions, total=False):
@@ -95,6 +96,7 @@ class VectorOptions(MediaRunOptions, total=False):
     model: Required[str | PathLike[str]]
     out: str | PathLike[str]
     tiles: str
+    replace: bool
 
 
 class LabelRunOptions(VectorOptions, total=False):
@@ -123,6 +125,7 @@ class SiftRunOptions(MediaRunOptions, total=False):
     similar: float | None
     chunk: float
     format: Words
+    replace: bool
 
 
 class SearchOptions(TypedDict, total=False):

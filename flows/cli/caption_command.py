@@ -60,7 +60,7 @@ def caption_command(given: argparse.Namespace) -> int:
     config = config_of(given, CaptionConfig)
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:
-        return show(config, as_json=given.json)
+        return show(config, as_json=given.json, dry_run="caption")
     with closing(display):
         if given.prefect or os.environ.get("PREFECT_API_URL"):
             display.doing("starting Prefect")
@@ -70,11 +70,11 @@ def caption_command(given: argparse.Namespace) -> int:
         else:
             display.doing(READING)
             from flows.job.prepare import out_folder
-            from flows.results.trust import DECISIONS, is_trusted
+            from flows.results.trust import DECISIONS, OUTPUTS, is_trusted
             from flows.running.sift_first import caption
 
             if not config.trust_folder and is_trusted(
-                out_folder(config), config.store, [DECISIONS]
+                out_folder(config), config.store, [DECISIONS, OUTPUTS]
             ):
                 config = replace(config, trust_folder=True)
             result = caption(config, display, on_begin=partial(remember, given.words))

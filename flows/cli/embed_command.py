@@ -17,7 +17,7 @@ def embed_command(given: argparse.Namespace) -> int:
     config = config_of(given, EmbedConfig)
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:
-        return show(config, EMBED, as_json=given.json)
+        return show(config, EMBED, as_json=given.json, dry_run="embed")
     with closing(display):
         display.doing(READING)
         from flows.running.run import embed

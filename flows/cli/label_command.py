@@ -24,7 +24,7 @@ def label_command(given: argparse.Namespace) -> int:
 
         request = label_request(config)
         if given.dry_run:
-            return show(config, LABEL, as_json=given.json)
+            return show(config, LABEL, as_json=given.json, dry_run="label")
         result = label(config, request, display)
     if print_result(given, result, display):
         report = f"penstock report {shlex.quote(str(result.out))}"

@@ -4,6 +4,7 @@ import argparse
 import json
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -45,18 +46,27 @@ def show(
     as_json: bool = False,
     explain: bool = False,
     table: bool = False,
+    dry_run: str = "",
 ) -> int:
     """Print the plan of a command. Its pipeline is the first of `pipelines` that suits the model;
-    without any, it captions. The exit code says whether the run fits."""
+    without any, it captions. With `dry_run`, the name of the command, it is refused as the command
+    refuses it. The exit code says whether the run fits."""
     display = Display(quiet=as_json)
     with closing(display):
         display.doing(READING)
         from flows.machine.launch import DirectLauncher
         from flows.planning.plan import figures, plan_of
         from flows.planning.plan_view import explain_lines, plan_lines, what_fits_lines
+        from flows.results.owners import refuse_loss, refuse_owned
 
+        if dry_run:
+            refuse_owned(config, dry_run)
         plan = plan_of(
-            config, DirectLauncher(display.on_event), display.print_line, *(pipelines or (CAPTION,))
+            config,
+            DirectLauncher(display.on_event),
+            display.print_line,
+            *(pipelines or (CAPTION,)),
+            on_found=partial(refuse_loss, config) if dry_run else bool,
         )
     if as_json:
         print(json.dumps({**figures(plan), **_table(plan)}, indent=1))

@@ -31,6 +31,7 @@ from flows.deployments.view import Progress, plain
 from flows.job.partitions import FILES, PORTIONS, Partition, partitions_of
 from flows.job.prepare import out_folder
 from flows.options.commands import RunOptions
+from flows.results.owners import refuse_loss_by_sources, refuse_owned
 
 OUTPUTS = "outputs"
 """Name of the run that writes the outputs, among partitions."""
@@ -67,6 +68,8 @@ def hand_out(config: RunOptions, files: int, flow_name: str) -> State[Any]:
     more run. Return the final state."""
     try:
         confine(config)
+        refuse_owned(config, flow_name.partition("-")[0])
+        refuse_loss_by_sources(config)
         portions, _ = partitions_of(config, files)
         return _hand_out(config, portions, f"{flow_name}/{PORTION}")
     except PenstockError as error:

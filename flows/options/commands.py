@@ -31,6 +31,7 @@ from flows.options.text import (
     EngineOptions,
     FolderOptions,
     OutputOptions,
+    OwnerOptions,
     PromptOptions,
     TextOptions,
     TrustOptions,
@@ -66,6 +67,7 @@ class SiftFirstOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionConfig(
+    OwnerOptions,
     SiftFirstOptions,
     ConfidenceOptions,
     TrustOptions,

@@ -95,7 +95,8 @@ class RecordedRun:
 
     def captioning(self, config: LearnConfig, out: Path, adapter: str) -> CaptionConfig:
         """Return the run with an adapter, into a folder."""
-        return replace(self.config, out=str(out), adapter=adapter, **self._limits(config))
+        more = {**self._limits(config), "trust_folder": config.trust_folder}
+        return replace(self.config, out=str(out), adapter=adapter, **more)
 
     def _limits(self, config: LearnConfig) -> dict[str, Any]:
         """Return the options that a round may set anew."""

@@ -7,17 +7,14 @@ from typing import Annotated
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from flows.options.headings import OUTPUTS, VECTORS
-from flows.options.vectors import VECTOR_FOLDER_OPTION, VECTOR_MODEL_OPTION, VectorConfig
+from flows.options.text import OwnerOptions
+from flows.options.vectors import PARENT, VECTOR_MODEL_OPTION, VectorConfig, own_folder
 
 TABLE_FORMATS = ("jsonl", "csv", "parquet")
 """The values of `--format` for marks; jsonl is always written."""
 PLACE = "sift"
 """Folder of the marks in the output folder of the run whose media they are of."""
-FOLDER = f"penstock-out/{PLACE}"
 KEEP = '"sharpness > 0.3 and duplicate = 0"'
-SIFT_FOLDER_OPTION = replace(
-    VECTOR_FOLDER_OPTION, not_empty=f"Give a folder, or leave it out: {FOLDER}"
-)
 
 
 def parse_heads(given: Sequence[str]) -> dict[str, str]:
@@ -76,10 +73,10 @@ class SiftOptions(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiftConfig(SiftOptions, VectorConfig):
+class SiftConfig(OwnerOptions, SiftOptions, VectorConfig):
     """One run that marks media."""
 
     model: Annotated[str, replace(VECTOR_MODEL_OPTION, not_empty="")] = ""
     """Hub id or folder of a dual encoder such as CLIP; empty: no vectors."""
-    out: Annotated[str, SIFT_FOLDER_OPTION] = FOLDER
+    out: Annotated[str, own_folder(PLACE)] = f"{PARENT}/{PLACE}"
     """Output folder. That of the captions is another, so that each has its own record."""

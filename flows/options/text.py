@@ -202,6 +202,17 @@ class TrustOptions(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnerOptions(OptionGroup):
+    """Whether a run may take an output folder from its owner."""
+
+    replace: Annotated[
+        bool, Option("take over another command's folder; drop rows of other media", FILES)
+    ] = False
+    """Take over the output folder of another command, and drop rows of media that exist but are not
+    among the sources."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputOptions(OptionGroup):
     """The written files, and the treatment of files that users wrote or edited."""
 

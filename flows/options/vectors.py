@@ -15,8 +15,10 @@ from flows.options.model import (
     STORE_HELP,
     TRUST_HELP,
 )
-from flows.options.text import FOLDER_OPTION, OutputOptions
+from flows.options.text import FOLDER_OPTION, OutputOptions, OwnerOptions
 
+PARENT = "penstock-out"
+"""Default folder of captions; those of labels, vectors and marks are below it."""
 INDEX = "penstock-index"
 """Default folder of an index."""
 IMAGES_PER_BATCH = 32
@@ -31,6 +33,12 @@ TEMPLATES_OPTION = Option(
 )
 VECTOR_MODEL_OPTION = replace(MODEL_OPTION, help="dual encoder (CLIP): hub id, folder, or `demo`")
 VECTOR_FOLDER_OPTION = replace(FOLDER_OPTION, help="output folder [%(default)s]")
+
+
+def own_folder(name: str) -> Option:
+    """Return the option of an output folder that is by default below that of captions."""
+    hint = f"Give a folder, or leave it out: {PARENT}/{name}"
+    return replace(VECTOR_FOLDER_OPTION, not_empty=hint)
 
 
 def parse_threshold(text: str) -> float | None:
@@ -64,13 +72,14 @@ class VectorConfig(VectorSamplingOptions, RunOptions):
         IMAGES_PER_BATCH
     )
     """Images per batch."""
-    out: Annotated[str, VECTOR_FOLDER_OPTION] = "penstock-out"
-    """Output folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(VectorConfig):
+class EmbedConfig(OwnerOptions, VectorConfig):
     """One run that writes vectors."""
+
+    out: Annotated[str, own_folder("vectors")] = f"{PARENT}/vectors"
+    """Output folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +119,11 @@ class LabelOptions(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelConfig(OutputOptions, LabelOptions, VectorConfig):
+class LabelConfig(OwnerOptions, OutputOptions, LabelOptions, VectorConfig):
     """One run that labels media."""
+
+    out: Annotated[str, own_folder("labels")] = f"{PARENT}/labels"
+    """Output folder."""
 
     format: Annotated[
         tuple[str, ...],

@@ -104,18 +104,18 @@ def _refuse(path: Path, alternative: str) -> None:
 def _names(folder: Path, config: RunOptions, pipeline: Pipeline | None) -> Iterator[str]:
     """Yield the names that a run may write or delete in its folder."""
     forms = OutputOptions.of(config).format
-    yield from (RUN_RECORD, "failures.jsonl")
+    yield from (RUN_RECORD, "failures.jsonl", "media.jsonl")
     if pipeline is EMBED:
         yield from (ARRAY, ROWS)
     elif pipeline is SIFT:
         yield from output_names(TABLES)
     elif pipeline is LABEL:
-        yield from ("labels.jsonl", "label_spans.jsonl", "label_report.json", "media.jsonl")
+        yield from ("labels.jsonl", "label_spans.jsonl", "label_report.json")
         yield from (f"labels.{form}" for form in TABLES if form in forms)
         if COCO in forms:
             yield COCO_FILE
     else:
-        yield from ("captions.jsonl", "media.jsonl")
+        yield "captions.jsonl"
         yield from ("summaries.jsonl",) if PromptOptions.of(config).summary else ()
         yield from (f"captions.{form}" for form in TABLES if form in forms)
         if any(name in forms or (folder / name).exists() for name in TRAINERS):

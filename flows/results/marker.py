@@ -19,6 +19,7 @@ from artifacts.keys import hash_file
 from artifacts.regular_files import read_text
 from artifacts.remote.addresses import is_address, unsigned
 from artifacts.signing import is_signed, sign
+from artifacts.store import fault_of
 
 MARKER = ".penstock.json"
 """File of the marker, in an output folder."""
@@ -71,6 +72,22 @@ def write_marker(out: Path, marker: Marker) -> None:
     signatures = sign(PURPOSE, value, marker.store)
     # ASCII, because the name of a file need not be UTF-8.
     write_text(out / MARKER, [json.dumps({**value, "signatures": signatures}, indent=1) + "\n"])
+
+
+def own_folder(out: Path, marker: Marker) -> None:
+    """Mark a folder before a run writes there. A `media.jsonl` that nothing proves is deleted: the
+    marker would vouch for it. Raises EnvironmentFault."""
+    before = own_marker(out, marker.store)
+    media = out / MEDIA
+    if before is None and os.path.lexists(media):
+        try:
+            media.unlink()
+        except OSError as error:
+            raise fault_of(error, media) from error
+    if before is not None:
+        outputs = tuple(dict.fromkeys((*before.outputs, *marker.outputs)))
+        marker = replace(marker, outputs=outputs, media=(media_digest(out),))
+    write_marker(out, marker)
 
 
 def read_marker(out: Path) -> Marker | None:

@@ -11,7 +11,6 @@ from urllib.parse import quote
 from artifacts.captions import Caption, Failure, write_jsonl
 from artifacts.edits import REJECTED
 from artifacts.keys import hash_file
-from artifacts.regular_files import open_regular
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
@@ -104,32 +103,6 @@ def existing_outputs(job: Job) -> list[str]:
     ]
 
 
-SAME = ("media_path", "source", "start", "prompt", "model")
-"""Fields that are equal if a line of `captions.jsonl` is of the same run."""
-LINE_BYTES = 1 << 20
-"""Longest line that is compared."""
-
-
-def replacement_note(job: Job) -> str:
-    """Return a note if the run replaces the captions of another one; empty if not. The first
-    line that is there is compared with the first caption that is stored for this run."""
-    path = job.out / "captions.jsonl"
-    try:
-        with open_regular(path) as file:
-            old = json.loads(file.readline(LINE_BYTES))
-        there = [old[name] for name in SAME]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return ""
-    first = next(chain.from_iterable(captions_by_file(job)), None)
-    if first is not None and there == [getattr(first, name) for name in SAME]:
-        return ""
-    return (
-        f"{path} holds captions of other files, or by another prompt or model: this run replaces "
-        "it. They stay in the store, and the command that wrote them writes them again. --out "
-        "keeps both"
-    )
-
-
 @dataclass(kw_only=True, slots=True)
 class OutputCounts:
     """The counts of what the outputs contain now."""
@@ -198,6 +171,7 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
 
     write_captions(job, by_file())
     write_jsonl(job.out / "failures.jsonl", found.failures)
+    nothing = not found.captions
     own, kinds = GeneratedFiles(job.store), kinds_of(job)
     found.texts = write_texts(job, own, complete_captions)
     found.user_texts["jsonl"] = found.corrected
@@ -205,7 +179,8 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
         found.user_texts[texts.form] = found.user_texts.get(texts.form, 0) + texts.user_texts
     for form, write in TABLES.items():
         path = job.out / f"captions.{form}"
-        if last and (
+        is_kept = nothing and path.exists()
+        if (last and not is_kept) and (
             form in OutputOptions.of(job.config).format or own.has(form, "", digest_at(path))
         ):
             rows = table_rows(chain.from_iterable(by_file()), kinds, properties_of(job))

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 COMMAND = "caption"
 """The command that may be repeated."""
 OMITTED_OPTIONS = (
-    *("--prefect", "--retry-failed", "--json", "--quiet"),
+    *("--prefect", "--retry-failed", "--json", "--quiet", "--replace"),
     *("--trust-remote-code", "--trust-folder"),
 )
-"""Options left out of a repeated command: they do more than write files, hide its output, or trust
-code or files of others, which needs consent each time."""
+"""Options left out of a repeated command: they do more than write files, hide its output, drop
+rows, or trust code or files of others, which needs consent each time."""
 
 
 def repeated(words: Sequence[str], *, by_rule: bool = True) -> list[str]:

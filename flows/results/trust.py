@@ -30,6 +30,8 @@ from flows.results.rounds import rounds_in
 COMMANDS, ADDRESSES, DECISIONS = KINDS = ("commands", "addresses", "decisions")
 """What a command may take from a folder: the command that it repeats, the addresses that it
 requests, and edits and rounds."""
+OUTPUTS = "outputs"
+"""What a run into the folder replaces."""
 LONGEST_SHOWN = 2000
 """Largest number of characters of a command that is shown for confirmation."""
 HOSTS_SHOWN = 5
@@ -128,6 +130,8 @@ def _unproved(out: Path, belief: Belief, uses: Collection[str]) -> Iterator[tupl
     if ADDRESSES in uses and not belief.is_own and (hosts := _hosts(out)):
         more = f" and {len(hosts) - HOSTS_SHOWN} more" if len(hosts) > HOSTS_SHOWN else ""
         yield ADDRESSES, f"fetch media from {', '.join(hosts[:HOSTS_SHOWN])}{more}"
+    if OUTPUTS in uses and told is not None:
+        yield OUTPUTS, f"replace what `penstock {printable(told.command)}` of another user wrote"
     if COMMANDS in uses and told is not None and told.words[:1] == (COMMAND,):
         there = "" if told.folder == os.getcwd() else f"cd {shlex.quote(told.folder)} && "
         line = f"{there}penstock {shlex.join(repeated(told.words))}"

@@ -4,6 +4,7 @@
 are written when a run ends, even if it fails, and contain the rows that exist by then.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from artifacts.tables import schema_of, utf8, write_parquet
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
 from flows.media.media_files import MediaFile
-from flows.results.outputs import failures_of
+from flows.results.marker import write_media
+from flows.results.outputs import failures_of, media_lines
 from flows.results.run_result import RunEnd
 
 if TYPE_CHECKING:  # numpy, which captions need not
@@ -85,6 +87,8 @@ def write_vectors(job: Job) -> VectorsWritten:
     write_npy(job.out / ARRAY, (found.vectors, found.width), parts)
     write_parquet(job.out / ROWS, _rows(job, made), schema_of(KINDS))
     write_jsonl(job.out / "failures.jsonl", found.failures)
+    rows = Counter(file for (file, _), meta in zip(made, metas, strict=True) if meta["vectors"])
+    write_media(job.out, media_lines(job.files, [rows[f] for f in job.files]), job.store.url)
     return found
 
 

@@ -8,17 +8,17 @@ import numpy as np
 from artifacts.errors import UsageError
 from artifacts.plurals import counted
 from flows.console.display import Display
-from flows.job.prepare import Job, out_folder
+from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
 from flows.machine.launch import DirectLauncher
 from flows.media.labels import LabelSet, label_set
 from flows.options.commands import RunOptions
 from flows.options.vectors import TOP, LabelOptions
 from flows.pipelines import LABEL
-from flows.results.foreign_files import refuse_replacing
 from flows.results.labels.rows import LabelContext, label_chunks
 from flows.results.labels.rules import Examples, label_rules, learned_threshold, read_examples
 from flows.results.labels.writing import LabelsWritten, label_paths, write_labels
+from flows.results.owners import refuse_owned
 from flows.results.vectors import vector_tasks
 from flows.running.run import LauncherMaker, prepared
 from flows.running.run_observer import OnBegin, RunObserver
@@ -59,8 +59,8 @@ def label(
     finished records stay."""
 
     def attempt() -> LabelsWritten:
-        refuse_replacing(out_folder(config), config, LABEL)
-        observer = RunObserver(display, on_begin)
+        refuse_owned(config, "label")
+        observer = RunObserver(display, on_begin, "label")
         with prepared(config, observer, make_launcher, LABEL) as (job, launcher):
             outputs, doing = label_paths(job), "labelling into"
             refuse_foreign(request.examples, {file.media_path for file in job.files})

@@ -196,7 +196,8 @@ class PipelineRunner:
                 self._summarize(result)
             if job.scores is not None:
                 self._score(result, write)
-            self._write_data_sets(result)
+            if result.written.captions:  # or an earlier run's data sets would be emptied
+                self._write_data_sets(result)
         longest = longest_answer(plan_request(job)) if result.written.cut else None
         result.warnings += result.notes(longest)
         return result

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ from flows.job.replanning import replanned_once
 from flows.machine.launch import DirectLauncher, ForkingLauncher, Launcher, Retries
 from flows.options.commands import RunOptions
 from flows.pipelines import EMBED, Pipeline
-from flows.results.foreign_files import refuse_replacing
+from flows.results.owners import refuse_owned
 from flows.results.run_result import RunResult
 from flows.results.vectors import VectorsWritten, vector_paths, write_vectors
 from flows.running.run_observer import OnBegin, RunObserver
@@ -40,7 +41,7 @@ def caption(
     meanwhile. Raises PenstockError; finished records stay."""
 
     def attempt() -> RunResult:
-        refuse_replacing(out_folder(config), config)
+        refuse_owned(config, "caption")
         observer = RunObserver(display, on_begin, "caption")
         with (
             prepared(config, observer, make_launcher, left_out=left_out) as (job, launcher),
@@ -59,8 +60,10 @@ def embed(
 ) -> VectorsWritten:
     """Compute vectors of all media of the configuration. `on_begin` is as in `caption`. Raises
     PenstockError; finished records stay."""
-    refuse_replacing(out_folder(config), config, EMBED)
-    return make_vectors(config, display, vector_paths, write_vectors, make_launcher, on_begin)
+    refuse_owned(config, "embed")
+    return make_vectors(
+        config, display, vector_paths, write_vectors, make_launcher, on_begin, "embed"
+    )
 
 
 def make_vectors(
@@ -70,12 +73,13 @@ def make_vectors(
     write_out: Callable[[Job], Filled],
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
+    command: str = "",
 ) -> Filled:
     """Compute the same vectors, and write them with `write_out`. `places_of` returns the output
-    paths before work begins. Raises PenstockError."""
+    paths before work begins; `command` is as in `RunObserver`. Raises PenstockError."""
 
     def attempt() -> Filled:
-        observer = RunObserver(display, on_begin)
+        observer = RunObserver(display, on_begin, command)
         with prepared(config, observer, make_launcher, EMBED) as (job, launcher):
             outputs = places_of(job)
             written: list[Filled] = []
@@ -124,6 +128,7 @@ def prepared(
                     *pipelines,
                     progress=display.fetched,
                     left_out=left_out,
+                    on_found=partial(observer.on_found, config),
                 )
             else:
                 job = prepare_without_media(config, launcher, *pipelines)

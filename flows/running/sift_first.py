@@ -1,10 +1,9 @@
 """Captions the media that meet `--sift`: marks them, then captions what is left."""
 
 from flows.console.display import Display
-from flows.job.prepare import out_folder
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import RunOptions, SiftFirstOptions
-from flows.results.foreign_files import refuse_replacing
+from flows.results.owners import refuse_loss_by_sources, refuse_owned
 from flows.results.run_result import RunResult
 from flows.running import run
 from flows.running.run_observer import OnBegin
@@ -22,6 +21,7 @@ def caption(
     if condition := SiftFirstOptions.of(config).sift:
         from flows.running.sift import sift_before
 
-        refuse_replacing(out_folder(config), config)  # before hours of marking
+        refuse_owned(config, "caption")  # before hours of marking
+        refuse_loss_by_sources(config)
         left_out = sift_before(config, condition, display, make_launcher)
     return run.caption(config, display, make_launcher, on_begin, left_out)

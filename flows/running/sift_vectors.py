@@ -82,6 +82,7 @@ def vector_marks(
         partial(_marks, heads),
         make_launcher,
         on_begin,
+        "sift",
     )
 
 

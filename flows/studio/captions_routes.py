@@ -132,8 +132,8 @@ class CaptionsRoutes:
     async def learn(self, request: Request) -> Response:
         """Put a round of learning into the queue."""
         captions, _ = self._captions(request), await json_of(request)
-        words = ["learn", str(captions.out)]
         command = await asyncio.to_thread(self._studio.command, captions.out)
+        words = ["learn", *command.trusted, str(captions.out)]
         run = await asyncio.to_thread(self._add, "learn", command, words, captions.out)
         return JSONResponse({"id": run.id, "line": line_of(run.words)})
 

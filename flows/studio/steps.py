@@ -49,6 +49,8 @@ class RecordedCommand:
         words, folder = command_in(out, own_belief(out, store, trust=trust))
         by_rule = "as_published" in (record["plan"] or {})
         self.words, self.folder = repeated(words, by_rule=by_rule), Path(folder)
+        self.trusted = ["--trust-folder"] if trust else []
+        """Words of a command into the folder, if a person trusts it in this session."""
         self._config_of = config_of
 
     @cached_property
@@ -63,7 +65,8 @@ class RecordedCommand:
             more["--format"] = ",".join(
                 dict.fromkeys((*OutputOptions.of(self._config).format, *formats))
             )
-        return with_values(self.words, {**more, "--out": str(out)})
+        words = with_values(self.words, {**more, "--out": str(out)})
+        return [*words[:1], *self.trusted, *words[1:]]
 
     def following(self, command: str, values: Mapping[str, Any]) -> list[str]:
         """Return the words that export or tune this run's model, with these values. Raises

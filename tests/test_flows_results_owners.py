@@ -1,0 +1,273 @@
+"""One output folder has one owner: no run takes a folder from another command, and none drops rows
+of media that still exist."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import penstock
+import penstock_demo
+from artifacts.errors import UsageError
+from flows.cli.main import main
+from flows.results.marker import MARKER, own_marker
+
+DUAL = str(penstock_demo.DUAL_CHECKPOINT)
+LABELS = ["--labels", "a red square,a blue circle", "--model", DUAL]
+OTHERS: dict[str, list[str]] = {
+    "label": ["label", "a", *LABELS],
+    "embed": ["embed", "a", "--model", DUAL],
+    "sift": ["sift", "a"],
+    "sift by vectors": ["sift", "a", "--model", DUAL, "--similar", "0.9"],
+}
+PICTURES = {"a": ("1", "2", "3"), "b": ("4",)}
+
+
+def caption(*sources: str, more: Sequence[str] = ()) -> int:
+    """Caption into `out` with a kohya data set and a table."""
+    formats = ["--format", "kohya,csv"]
+    return main(["caption", *sources, "--model", "demo", "--out", "out", *formats, *more])
+
+
+def kohya(out: str = "out") -> list[str]:
+    """The pictures of the data set, by its own file."""
+    return sorted(
+        Path(path).name for path in json.loads(Path(out, "kohya/metadata.json").read_text())
+    )
+
+
+def rows() -> list[str]:
+    lines = Path("out/captions.jsonl").read_text().splitlines()
+    return sorted(json.loads(line)["media_path"] for line in lines)
+
+
+def seen(folder: str = "out") -> dict[str, bytes]:
+    """Each file of a folder with its bytes, but for locks."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(path): path.read_bytes() for path in files if path.name != ".lock"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders of pictures, and captions of the first with a data set."""
+    root = tmp_path_factory.mktemp("made")
+    for folder, names in PICTURES.items():
+        (root / folder).mkdir()
+        for name in names:
+            Image.new("RGB", (64, 48), (60 * int(name), 20, 90)).save(root / folder / f"{name}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("PENSTOCK_STORE", str(root / "store"))
+        assert caption("a") == 0
+    return root
+
+
+@pytest.fixture(autouse=True)
+def work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of all of it, in which the test works. The copy of `out` names the media of the
+    original; so it is captioned once more."""
+    for name in ("a", "b", "store"):
+        shutil.copytree(made / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "store"))
+    assert caption("a") == 0
+    assert rows() == kohya() == ["1.png", "2.png", "3.png"]
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_command_leaves_the_folder_of_another_as_it_is(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = seen()
+    for more in (["--dry-run"], []):
+        code = main([*OTHERS[name], "--out", "out", *more])
+        changed = [path for path, content in seen().items() if before.get(path) != content]
+        assert (code, changed) == (2, []), f"{name} {more} ended with {code} and changed {changed}"
+        assert "out is the output folder of `penstock caption`" in capsys.readouterr().err
+
+
+def test_captions_leave_the_folders_of_labels_vectors_and_marks_as_they_are() -> None:
+    for name in ("label", "embed", "sift"):
+        assert main([*OTHERS[name], "--out", name]) == 0
+        assert main([*OTHERS[name], "--out", name]) == 0  # its own
+        before = seen(name)
+        assert main(["caption", "a", "--model", "demo", "--out", name]) == 2
+        assert seen(name) == before
+
+
+def test_python_refuses_the_same() -> None:
+    before = seen()
+    with pytest.raises(UsageError, match="is the output folder of `penstock caption`"):
+        penstock.label("a", model=DUAL, labels="a dog", out="out").result()
+    with pytest.raises(UsageError, match="rows of 3 files that these sources do not name"):
+        penstock.caption("b", model="demo", out="out").result()
+    assert seen() == before
+
+
+def broken() -> None:
+    Path("b/4.png").write_bytes(b"no picture")
+
+
+@pytest.mark.parametrize("change", [bool, broken], ids=["another folder", "a single broken file"])
+@pytest.mark.parametrize("source", ["b", "b/4.png"])
+def test_other_media_do_not_empty_a_data_set(
+    change: Callable[[], None], source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change()
+    before = seen()
+    for more in (["--dry-run"], ["--sift", "blurred = 0"], []):
+        code = caption(source, more=more)
+        assert (code, kohya(), rows()) == (2, ["1.png", "2.png", "3.png"], kohya()), (
+            f"exit code {code}, and the data set of a/ has {kohya()}"
+        )
+        assert seen() == before
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "rows of 3 files that these sources do not name" in error and "a/1.png" in error
+
+
+def test_a_part_of_the_media_does_not_drop_the_others() -> None:
+    assert caption("a/1.png", "a/2.png") == 2
+    assert caption("a", "b", more=["--extensions", "jpg,gif,webp,bmp"]) == 2
+    (Path("a") / "deep").mkdir()
+    os.rename("b/4.png", "a/deep/4.png")
+    assert caption("a", more=["--recursive"]) == 0
+    assert caption("a") == 2 and len(rows()) == len(kohya()) == 4
+
+
+def test_labels_vectors_and_marks_drop_no_rows_of_other_media() -> None:
+    for name in OTHERS:
+        command = [word if word != "a" else "b" for word in OTHERS[name]]
+        out = f"{name.split()[0]}-out"
+        if not Path(out).exists():
+            assert main([*OTHERS[name], "--out", out]) == 0
+        before = seen(out)
+        assert main([*command, "--out", out, "--dry-run"]) == 2
+        assert main([*command, "--out", out]) == 2
+        assert seen(out) == before
+
+
+def test_what_drops_nothing_is_not_refused(work: Path) -> None:
+    files = [f"a/{name}.png" for name in "123"]
+    os.symlink("a", "link")
+    Path("list.txt").write_text("a/1.png\na/2.png\na/3.png\n")
+    for sources in (files, files[::-1], ["./a/../a/"], [str(work / "a")], ["link"], ["a/*.png"]):
+        assert caption(*sources) == 0, sources
+        assert len(kohya()) == 3
+    assert caption("@list.txt") == 0
+    assert caption("a", more=["--prompt", "What is it?"]) == 0
+    assert caption("a", more=["--limit", "2"]) == 0 and len(kohya()) == 2
+    assert caption("a", more=["--limit", "1"]) == 0 and len(kohya()) == 1
+    assert caption("a", "b") == 0 and len(kohya()) == 4
+    os.unlink("a/3.png")
+    assert caption("a/1.png", "a/2.png", "b") == 0 and len(kohya()) == 3
+
+
+def test_only_replace_drops_rows_and_takes_a_folder_over() -> None:
+    for more in (["--overwrite"], ["--existing", "replace"]):
+        assert caption("b", more=more) == 2 and len(kohya()) == 3
+    assert caption("b", more=["--replace"]) == 0 and kohya() == rows() == ["4.png"]
+    assert main([*OTHERS["label"], "--out", "out", "--replace"]) == 0
+    assert caption("b") == 2, "it is the folder of the labels now"
+
+
+def test_a_run_in_which_all_fails_leaves_data_sets_as_they_are() -> None:
+    for name in "123":
+        content = Path(f"a/{name}.png").read_bytes()
+        Path(f"a/{name}.png").write_bytes(content[:60])
+    before = {
+        name: Path("out", name).read_bytes() for name in ("captions.csv", "kohya/metadata.json")
+    }
+    assert caption("a") == 1
+    assert rows() == []
+    assert kohya() == ["1.png", "2.png", "3.png"], f"the data set has {kohya()}"
+    assert {name: Path("out", name).read_bytes() for name in before} == before
+
+
+def test_media_that_failed_alone_bind_no_folder() -> None:
+    Path("b/4.png").write_bytes(Path("b/4.png").read_bytes()[:60])
+    words = ["caption", "--model", "demo", "--out", "new"]
+    assert main([*words, "b"]) == 1
+    assert main([*words, "a"]) == 0
+
+
+@pytest.mark.parametrize("change", ["unsigned", "of another", "malformed", "a link", "media"])
+def test_a_folder_that_no_signature_proves_is_a_stranger_s(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marker = Path("out", MARKER)
+    value = json.loads(marker.read_text())
+    if change == "unsigned":
+        marker.write_text(json.dumps({**value, "signatures": {}}))
+    elif change == "of another":
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+        monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "other store"))
+    elif change == "malformed":
+        marker.write_text("{}")
+    elif change == "a link":
+        marker.rename("moved")
+        marker.symlink_to(tmp_path / "moved")
+    else:
+        Path("out/media.jsonl").write_text("")
+    before = seen()
+    for more in ([], ["--replace"], ["--dry-run"]):
+        assert caption("a", more=more) == 2
+        assert main([*OTHERS["label"], "--out", "out", *more]) == 2
+        assert seen() == before
+        assert "is the output folder of another user or machine" in capsys.readouterr().err
+
+
+def test_a_folder_goes_on_where_its_store_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))  # another machine
+    assert caption("a") == 0
+
+
+def test_captions_are_not_written_into_the_folder_of_the_labels(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    os.renames("b", "c/labels")
+    assert main([*OTHERS["label"], "--out", "all/labels"]) == 0
+    words = ["caption", "a", "c", "--recursive", "--model", "demo", "--out", "all"]
+    before = seen("all")
+    for more in (["--dry-run"], []):
+        assert main([*words, "--format", "txt", *more]) == 2
+        assert seen("all") == before
+        assert "all/labels, which is the output folder of another" in capsys.readouterr().err
+    assert main(words) == 0
+    assert main([*words[:-1], "new", "--format", "txt"]) == 0
+    assert main([*OTHERS["label"], "--out", "new/labels"]) == 2
+    assert list(seen("new/labels")) == ["new/labels/4.txt"]
+
+
+def test_labels_and_vectors_lie_below_the_captions_by_default() -> None:
+    assert main(["caption", "a", "--model", "demo"]) == 0
+    assert [main(OTHERS[name]) for name in OTHERS] == [0] * len(OTHERS)
+    commands = {
+        str(path.parent): marker.command
+        for path in sorted(Path("penstock-out").rglob(MARKER))
+        if (marker := own_marker(path.parent)) is not None
+    }
+    below = {f"penstock-out/{n}": c for n, c in (("labels", "label"), ("sift", "sift"))}
+    assert commands == {"penstock-out": "caption", "penstock-out/vectors": "embed", **below}
+
+
+@pytest.mark.parametrize("command", ["status", "report"])
+def test_runs_below_the_default_folder_are_named(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(OTHERS["label"]) == 0
+    capsys.readouterr()
+    assert main([command]) == 2
+    said = capsys.readouterr().err
+    assert "penstock-out/labels" in said
+    assert main(["caption", "a", "--model", "demo"]) == 0
+    capsys.readouterr()
+    assert main([command]) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == "other runs: penstock-out/labels"
