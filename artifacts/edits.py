@@ -223,18 +223,19 @@ def read_journal(path: Path, proof: Proof = anybody) -> Edits:
     """Return the edits in a journal that are proved. Raises FileNotFoundError, or EnvironmentFault
     for an invalid line."""
     try:
-        lines = read_text(path, BYTES).split("\n")
+        content = read_text(path, BYTES, "latin-1")  # each byte is a letter
     except FileNotFoundError:
         raise
     except OSError as error:
         raise read_fault(error, path) from error
     edits = Edits()
-    # Text after the last line break was torn by a crash, and never acknowledged.
-    for at, line in enumerate(lines[:-1], 1):
+    # What follows the last line break was torn by a crash, maybe within a letter of several bytes,
+    # and never acknowledged.
+    for at, line in enumerate(content.split("\n")[:-1], 1):
         if not line:
             continue
         try:
-            deed = parse(line)
+            deed = parse(line.encode("latin-1").decode())
             check(deed, DEED)
         except ValueError as error:
             raise EnvironmentFault(f"{path} at line {at}: {error}", hint=REMOVE_LINE) from error

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from artifacts.edits import REJECTED
 from artifacts.errors import PenstockError, redacted
+from artifacts.paths import folder_named
 from artifacts.remote.addresses import signed
 from flows.cli.exit_report import CRASHED, print_result
 from flows.cli.options import config_of
@@ -61,6 +62,8 @@ def caption_command(given: argparse.Namespace) -> int:
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:
         return show(config, as_json=given.json, dry_run="caption")
+    if not config.trust_folder and _is_trusted(config):
+        config = replace(config, trust_folder=True)
     with closing(display):
         if given.prefect or os.environ.get("PREFECT_API_URL"):
             display.doing("starting Prefect")
@@ -69,14 +72,8 @@ def caption_command(given: argparse.Namespace) -> int:
             result = leave_after(partial(run_with_prefect, config, display))
         else:
             display.doing(READING)
-            from flows.job.prepare import out_folder
-            from flows.results.trust import DECISIONS, OUTPUTS, is_trusted
             from flows.running.sift_first import caption
 
-            if not config.trust_folder and is_trusted(
-                out_folder(config), config.store, [DECISIONS, OUTPUTS]
-            ):
-                config = replace(config, trust_folder=True)
             result = caption(config, display, on_begin=partial(remember, given.words))
     if print_result(given, result, display):
         print_lines(*(f"note: {warning}" for warning in result.warnings), to=sys.stderr)
@@ -84,6 +81,15 @@ def caption_command(given: argparse.Namespace) -> int:
         report = f"penstock report {shlex.quote(str(result.out))}"
         print_lines(f"{result.line()}; view them with `{report}`")
     return result.exit_code
+
+
+def _is_trusted(config: CaptionConfig) -> bool:
+    """Return whether a person trusts what others wrote into the output folder."""
+    from flows.results.trust import DECISIONS, OUTPUTS, is_trusted
+
+    # The run itself notes what it leaves out.
+    uses = (DECISIONS, OUTPUTS)
+    return is_trusted(folder_named(config.out, "out"), config.store, uses, notes=False)
 
 
 def remember(words: list[str], job: "Job", record: "RunRecord") -> None:

@@ -98,18 +98,21 @@ def command_in(out: Path, belief: Belief) -> tuple[list[str], str]:
     return [*marker.words], marker.folder
 
 
-def is_trusted(out: Path, store: str = "", uses: Collection[str] = KINDS) -> bool:
+def is_trusted(
+    out: Path, store: str = "", uses: Collection[str] = KINDS, *, notes: bool = True
+) -> bool:
     """Return whether a person trusts what a folder says and nothing proves. Asks at the terminal,
     once, and only if the folder says anything that the command would use (`uses`). Without a
-    terminal, prints a line. Raises PenstockError."""
-    found = dict(_unproved(out, belief_in(out, store), uses))
+    terminal, prints a line if `notes`. Raises PenstockError."""
+    found = dict(_unproved(out, belief_in(out, store), uses)) if out.is_dir() else {}
     if not found:
         return False
     head = f"{printable(str(out))} has what no command of this user on this machine wrote."
     can_ask = is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if not can_ask or len(found.get(COMMANDS, "")) > LONGEST_SHOWN:
         left_out = "; ".join(what[:LONGEST_SHOWN] for what in found.values())
-        print_lines(f"note: {head} --trust-folder would {left_out}", to=sys.stderr)
+        if notes:
+            print_lines(f"note: {head} --trust-folder would {left_out}", to=sys.stderr)
         return False
     print_lines(f"{head} To trust it would", *(f"  {what}" for what in found.values()))
     try:

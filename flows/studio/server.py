@@ -67,7 +67,8 @@ def review(out: Path, port: int, order: str, config_of: ConfigOf, *, trust: bool
     out = out.absolute()
     with listening(HOST, port) as listener:
         trust = trust or is_trusted(out)
-        store = belief_in(out, trust=trust).store
+        belief = belief_in(out, trust=trust)
+        store = belief.store
         opened = Studio(
             folder=out,
             out=out,
@@ -75,6 +76,7 @@ def review(out: Path, port: int, order: str, config_of: ConfigOf, *, trust: bool
             config_of=config_of,
             order=order,
             trust=trust,
+            keeps_thumbnails=belief.is_own,
         )
         with contextlib.closing(opened):
             captions = opened.of(run_id(out))

@@ -50,6 +50,7 @@ class Studio:
     """Order in which captions are shown at first."""
     trust: bool = False
     """Whether a person trusts what others wrote into `out`."""
+    keeps_thumbnails: bool = True
     roots: Roots = field(init=False)
     queue: RunQueue = field(init=False)
     thumbnails: Thumbnails = field(init=False)
@@ -62,7 +63,7 @@ class Studio:
         local = local_folder(url)
         places: list[Path | str] = [self.folder, self.out, *self.more_roots]
         self.roots = Roots([*places, *([local] if local is not None else [])])
-        self.thumbnails = Thumbnails(open_store(url))
+        self.thumbnails = Thumbnails(open_store(url) if self.keeps_thumbnails else None)
         self.token = token_of(self.out)
         self.queue = RunQueue(self.out, self._before)
         if not (self.out / UPLOADS).is_symlink():

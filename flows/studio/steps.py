@@ -45,7 +45,7 @@ class RecordedCommand:
     ) -> None:
         """Read it. `store` and `trust` are as in `belief_in`. Raises UsageError,
         EnvironmentFault."""
-        record = load_record(out)
+        record, self._out = load_record(out), out
         words, folder = command_in(out, own_belief(out, store, trust=trust))
         by_rule = "as_published" in (record["plan"] or {})
         self.words, self.folder = repeated(words, by_rule=by_rule), Path(folder)
@@ -66,7 +66,7 @@ class RecordedCommand:
                 dict.fromkeys((*OutputOptions.of(self._config).format, *formats))
             )
         words = with_values(self.words, {**more, "--out": str(out)})
-        return [*words[:1], *self.trusted, *words[1:]]
+        return [*words[:1], *(self.trusted if out == self._out else ()), *words[1:]]
 
     def following(self, command: str, values: Mapping[str, Any]) -> list[str]:
         """Return the words that export or tune this run's model, with these values. Raises
