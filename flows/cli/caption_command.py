@@ -85,10 +85,10 @@ def caption_command(given: argparse.Namespace) -> int:
 
 def _is_trusted(config: CaptionConfig) -> bool:
     """Return whether a person trusts what others wrote into the output folder."""
-    from flows.results.trust import DECISIONS, OUTPUTS, is_trusted
+    from flows.results.trust import CORRECTIONS, OUTPUTS, is_trusted
 
     # The run itself notes what it leaves out.
-    uses = (DECISIONS, OUTPUTS)
+    uses = (CORRECTIONS, OUTPUTS)
     return is_trusted(folder_named(config.out, "out"), config.store, uses, notes=False)
 
 

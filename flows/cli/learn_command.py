@@ -26,9 +26,9 @@ def learn_command(given: argparse.Namespace) -> int:
     config = config_from(given, LearnConfig)
     journal = tuple(str(folder_named(path, "journal")) for path in config.journal)
     config = replace(config, out=str(folder_named(config.out, "out")), journal=journal)
-    from flows.results.trust import is_trusted
+    from flows.results.trust import ROUNDS, SHOWN, is_trusted
 
-    trust = config.trust_folder or is_trusted(Path(config.out))
+    trust = config.trust_folder or is_trusted(Path(config.out), uses=(*SHOWN, ROUNDS))
     config = replace(config, trust_folder=trust)
     display = Display(quiet=given.quiet, as_json=given.json)
     with closing(display):

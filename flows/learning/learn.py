@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.edits import DIGITS, changes_of
-from artifacts.errors import NoFeatures, UsageError
+from artifacts.errors import EnvironmentFault, NoFeatures, UsageError
 from artifacts.files import whole_file
-from artifacts.json_shapes import read_json
+from artifacts.json_shapes import ShapeError, check, read_json
 from artifacts.keys import digest_of
 from artifacts.opening_below import guard
 from artifacts.paths import folder_named
@@ -44,6 +44,7 @@ from flows.results.rounds import (
     PURPOSE,
     RECAPTIONED,
     ROUND_RECORD,
+    RUN_AGAIN,
     SCORED,
     SCORED_EXAMPLE,
     SETTINGS,
@@ -94,7 +95,7 @@ def learn(
             write_round(out, round_, run.config.store)
         else:
             display.print_line(f"continuing round {round_['round']} ({round_['phase']})")
-            config = replace(config, **{name: round_["settings"][name] for name in SETTINGS})
+            config = replace(config, **_settings_of(round_))
         work = _Work(
             config=config,
             run=run,
@@ -167,6 +168,16 @@ def choose(
 def _settings(config: LearnConfig) -> dict[str, Any]:
     """Return the options that decide an adapter."""
     return {name: getattr(config, name) for name in SETTINGS}
+
+
+def _settings_of(round_: Round) -> dict[str, Any]:
+    """Return the options that a round began with, and nothing else that its record has. Raises
+    EnvironmentFault."""
+    try:
+        check(round_["settings"], SETTINGS, "settings")
+    except ShapeError as error:
+        raise EnvironmentFault(f"round {round_['round']}: {error}", hint=RUN_AGAIN) from error
+    return {name: round_["settings"][name] for name in SETTINGS}
 
 
 def differing_lines(round_: Round) -> list[str]:

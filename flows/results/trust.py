@@ -27,9 +27,10 @@ from flows.results.report.media import MEDIA_ENTRY, RUN_AGAIN, path_of
 from flows.results.rounds import PURPOSE as ROUND
 from flows.results.rounds import rounds_in
 
-COMMANDS, ADDRESSES, DECISIONS = KINDS = ("commands", "addresses", "decisions")
+COMMANDS, ADDRESSES, CORRECTIONS, ROUNDS = ("commands", "addresses", "corrections", "rounds")
 """What a command may take from a folder: the command that it repeats, the addresses that it
-requests, and edits and rounds."""
+requests, edits, and rounds of learning."""
+SHOWN = (COMMANDS, ADDRESSES, CORRECTIONS)
 OUTPUTS = "outputs"
 """What a run into the folder replaces."""
 LONGEST_SHOWN = 2000
@@ -99,7 +100,7 @@ def command_in(out: Path, belief: Belief) -> tuple[list[str], str]:
 
 
 def is_trusted(
-    out: Path, store: str = "", uses: Collection[str] = KINDS, *, notes: bool = True
+    out: Path, store: str = "", uses: Collection[str] = SHOWN, *, notes: bool = True
 ) -> bool:
     """Return whether a person trusts what a folder says and nothing proves. Asks at the terminal,
     once, and only if the folder says anything that the command would use (`uses`). Without a
@@ -124,12 +125,12 @@ def is_trusted(
 def _unproved(out: Path, belief: Belief, uses: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yield what a folder says that nothing proves: its kind, and what would come of it."""
     told = None if belief.is_own else read_marker(out)
-    if DECISIONS in uses:
-        edits, proof = read_edits(out, belief.proof()).unproved, belief.proof(ROUND)
-        rounds = sum(not proof(each) for each in rounds_in(out))
-        pairs = ((edits, "edit"), (rounds, "learning round"))
-        if found := [counted(number, noun) for number, noun in pairs if number]:
-            yield DECISIONS, f"take {' and '.join(found)} for yours"
+    if CORRECTIONS in uses and (edits := read_edits(out, belief.proof()).unproved):
+        yield CORRECTIONS, f"take {counted(edits, 'edit')} for yours"
+    if ROUNDS in uses and (
+        rounds := len(rounds_in(out)) - len(rounds_in(out, belief.proof(ROUND)))
+    ):
+        yield ROUNDS, f"go on with {counted(rounds, 'round')} of learning"
     if ADDRESSES in uses and not belief.is_own and (hosts := _hosts(out)):
         more = f" and {len(hosts) - HOSTS_SHOWN} more" if len(hosts) > HOSTS_SHOWN else ""
         yield ADDRESSES, f"fetch media from {', '.join(hosts[:HOSTS_SHOWN])}{more}"
