@@ -86,17 +86,24 @@ class CaptionOptions(FeatureOptions, total=False):
     existing: str | None
     confidence: bool
     sift: str
+    replace: bool
 
 
 class VectorOptions(MediaRunOptions, total=False):
-    """The options of `embed` and `index`."""
+    """The options of `index`."""
 
     model: Required[str | PathLike[str]]
     out: str | PathLike[str]
     tiles: str
 
 
-class LabelRunOptions(VectorOptions, total=False):
+class EmbedOptions(VectorOptions, total=False):
+    """The options of `embed`."""
+
+    replace: bool
+
+
+class LabelRunOptions(EmbedOptions, total=False):
     """The options of `label`."""
 
     labels: Required[str | PathLike[str] | Sequence[str]]
@@ -122,6 +129,7 @@ class SiftRunOptions(MediaRunOptions, total=False):
     similar: float | None
     chunk: float
     format: Words
+    replace: bool
 
 
 class SearchOptions(TypedDict, total=False):

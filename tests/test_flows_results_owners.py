@@ -84,7 +84,7 @@ def test_a_command_leaves_the_folder_of_another_as_it_is(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = seen()
-    for more in (["--dry-run"], []):
+    for more in ([], ["--dry-run"]):
         code = main([*OTHERS[name], "--out", "out", *more])
         changed = [path for path, content in seen().items() if before.get(path) != content]
         assert (code, changed) == (2, []), f"{name} {more} ended with {code} and changed {changed}"
@@ -120,7 +120,7 @@ def test_other_media_do_not_empty_a_data_set(
 ) -> None:
     change()
     before = seen()
-    for more in (["--dry-run"], ["--sift", "blurred = 0"], []):
+    for more in ([], ["--sift", "blurred = 0"], ["--dry-run"]):
         code = caption(source, more=more)
         assert (code, kohya(), rows()) == (2, ["1.png", "2.png", "3.png"], kohya()), (
             f"exit code {code}, and the data set of a/ has {kohya()}"
@@ -165,6 +165,17 @@ def test_what_drops_nothing_is_not_refused(work: Path) -> None:
     assert caption("a", "b") == 0 and len(kohya()) == 4
     os.unlink("a/3.png")
     assert caption("a/1.png", "a/2.png", "b") == 0 and len(kohya()) == 3
+
+
+def test_a_data_set_keeps_media_that_a_smaller_run_did_not_name() -> None:
+    shards = ["--format", "webdataset"]
+    words = ["caption", "--model", "demo", "--out", "shards"]
+    assert main([*words, "a", *shards]) == 0
+    index = Path("shards/webdataset/index.json").read_bytes()
+    assert main([*words, "a", "--limit", "1"]) == 0
+    assert main([*words, "a/1.png", "b", *shards]) == 2
+    assert Path("shards/webdataset/index.json").read_bytes() == index
+    assert main([*words, "a/1.png", "b"]) == 0, "it leaves the shards as they are"
 
 
 def test_only_replace_drops_rows_and_takes_a_folder_over() -> None:

@@ -4,9 +4,11 @@ An output folder has one owner. The place of the folder is not signed, so that a
 moved stays the user's own.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +18,7 @@ from typing import Any
 from artifacts.files import whole_file, write_text
 from artifacts.json_shapes import MapOf, check, parse
 from artifacts.keys import hash_file
-from artifacts.regular_files import read_text
+from artifacts.regular_files import open_regular, read_text
 from artifacts.remote.addresses import is_address, unsigned
 from artifacts.store import fault_of
 from flows.results.signing import is_signed, sign
@@ -24,6 +26,8 @@ from flows.results.signing import is_signed, sign
 MARKER = ".penstock.json"
 """File of the marker, in an output folder."""
 MEDIA = "media.jsonl"
+DATA_SET_MEDIA = f".{MEDIA}"
+"""The same in the folder of a data set."""
 PURPOSE = "marker"
 BYTES = 256 << 20
 """Largest marker, in bytes: that of about a million words."""
@@ -129,6 +133,17 @@ def write_media(out: Path, lines: Iterable[str], store: str) -> None:
             there = media_digest(out)
             before = [there] if there in marker.media else []
             write_marker(out, replace(marker, media=(*before, digest.hexdigest())))
+
+
+def keep_media(out: Path, data_set: str) -> None:
+    """Keep the media of a data set in its folder: it is not written again by every run, and
+    `media.jsonl` is. Raises EnvironmentFault."""
+    with (
+        contextlib.suppress(FileNotFoundError),
+        open_regular(out / MEDIA) as media,
+        whole_file(out / data_set / DATA_SET_MEDIA) as file,
+    ):
+        shutil.copyfileobj(media, file)
 
 
 def media_digest(out: Path) -> str:
