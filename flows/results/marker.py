@@ -4,7 +4,6 @@ An output folder has one owner. The place of the folder is not signed, so that a
 moved stays the user's own.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -17,10 +16,10 @@ from typing import Any
 
 from artifacts.files import whole_file, write_text
 from artifacts.json_shapes import MapOf, check, parse
-from artifacts.keys import hash_file
 from artifacts.regular_files import open_regular, read_text
 from artifacts.remote.addresses import is_address, unsigned
 from artifacts.store import fault_of
+from flows.media.generated_files import digest_at
 from flows.results.signing import is_signed, sign
 
 MARKER = ".penstock.json"
@@ -138,20 +137,15 @@ def write_media(out: Path, lines: Iterable[str], store: str) -> None:
 def keep_media(out: Path, data_set: str) -> None:
     """Keep the media of a data set in its folder: it is not written again by every run, and
     `media.jsonl` is. Raises EnvironmentFault."""
-    with (
-        contextlib.suppress(FileNotFoundError),
-        open_regular(out / MEDIA) as media,
-        whole_file(out / data_set / DATA_SET_MEDIA) as file,
-    ):
-        shutil.copyfileobj(media, file)
+    kept, digest = out / data_set / DATA_SET_MEDIA, media_digest(out)
+    if digest and digest != digest_at(kept):
+        with open_regular(out / MEDIA) as media, whole_file(kept) as file:
+            shutil.copyfileobj(media, file)
 
 
 def media_digest(out: Path) -> str:
     """Return the digest of the `media.jsonl` in a folder; empty if it cannot be read."""
-    try:
-        return hash_file(out / MEDIA)
-    except OSError:
-        return ""
+    return digest_at(out / MEDIA)
 
 
 def source_places(sources: Iterable[str]) -> tuple[str, ...]:
