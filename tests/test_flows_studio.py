@@ -350,7 +350,9 @@ def test_a_moved_folder_is_written_where_it_is_from_the_store_of_its_captions(
 
     words = ["caption", *given, "--out", "out", "--format", "txt", "--", "clips"]
     job = SimpleNamespace(config=read(words), store=open_store(str(tmp_path / "store")))
-    remember(words, cast(Any, job), write_run(tmp_path / "out", []))
+    record = write_run(tmp_path / "out", [])
+    remember(words, cast(Any, job), record)
+    record.write(force=True)
     moved = (tmp_path / "out").rename(tmp_path / "moved")
     monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "other"))
     command = RecordedCommand(moved, read)
