@@ -91,7 +91,7 @@ class CaptionOptions(FeatureOptions, total=False):
 
 
 class VectorOptions(MediaRunOptions, total=False):
-    """The options of `embed` and `index`."""
+    """The options of `index`."""
 
     model: Required[str | PathLike[str]]
     out: str | PathLike[str]
@@ -99,7 +99,13 @@ class VectorOptions(MediaRunOptions, total=False):
     replace: bool
 
 
-class LabelRunOptions(VectorOptions, total=False):
+class EmbedOptions(VectorOptions, total=False):
+    """The options of `embed`."""
+
+    replace: bool
+
+
+class LabelRunOptions(EmbedOptions, total=False):
     """The options of `label`."""
 
     labels: Required[str | PathLike[str] | Sequence[str]]

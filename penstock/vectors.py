@@ -25,7 +25,13 @@ from flows.search.build import IndexWritten, fill_index
 from flows.search.query import Hit, search_index
 from penstock.arguments import Sources, anchored, config_for, config_with, path_of
 from penstock.background import FinishedRecords
-from penstock.keywords import LabelRunOptions, SearchOptions, SiftRunOptions, VectorOptions
+from penstock.keywords import (
+    EmbedOptions,
+    LabelRunOptions,
+    SearchOptions,
+    SiftRunOptions,
+    VectorOptions,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,10 +91,10 @@ class Hits(list[Hit]):
 
 
 def embed(
-    sources: Sources, *, progress: bool = False, **options: Unpack[VectorOptions]
+    sources: Sources, *, progress: bool = False, **options: Unpack[EmbedOptions]
 ) -> Embeddings:
     """Start a run that computes vectors, as `penstock embed`. Raises PenstockError."""
-    config = anchored(config_for(sources, options, EmbedConfig, VectorOptions.__annotations__))
+    config = anchored(config_for(sources, options, EmbedConfig, EmbedOptions.__annotations__))
     config.check_sources()
     return Embeddings(
         lambda launch: run.embed(config, Display(quiet=not progress), launch),

@@ -12,7 +12,7 @@ from flows.options.rebuild import RebuildConfig
 from flows.options.search import SearchPlace, SearchQuery
 from flows.options.sift import SiftConfig
 from flows.options.tune import TuneConfig
-from flows.options.vectors import EmbedConfig, LabelConfig
+from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from flows.serving.config import ServeConfig
 from penstock.arguments import PATHS
 
@@ -50,17 +50,19 @@ def type_of(option: Declared) -> str:
 def source() -> str:
     """Return the text of the module."""
     features = [each for each in declared(RebuildConfig) if each.name != "sources"]
-    vectors = [each for each in declared(EmbedConfig) if each.name != "sources"]
+    vectors = [each for each in declared(IndexConfig) if each.name != "sources"]
     search = (*declared(SearchQuery), *declared(SearchPlace))
     both = set(map(_line, features)) & set(map(_line, vectors))
     shared = [each for each in features if _line(each) in both]
     captions, labels = declared(CaptionConfig), declared(LabelConfig)
+    embedding = declared(EmbedConfig)
     base, runs = "TypedDict", "MediaRunOptions"
     classes: list[tuple[str, str, str, Iterable[Declared]]] = [
         (runs, base, "each run over media", shared),
         ("CaptionOptions", "FeatureOptions", "a caption run", _others(captions, features)),
-        ("VectorOptions", runs, "`embed` and `index`", _others(vectors, shared)),
-        ("LabelRunOptions", "VectorOptions", "`label`", _others(labels, vectors)),
+        ("VectorOptions", runs, "`index`", _others(vectors, shared)),
+        ("EmbedOptions", "VectorOptions", "`embed`", _others(embedding, vectors)),
+        ("LabelRunOptions", "EmbedOptions", "`label`", _others(labels, embedding)),
         ("SiftRunOptions", runs, "`sift`", _others(declared(SiftConfig), shared)),
         ("SearchOptions", base, "`search`", _without(search, "what")),
         ("TuneOptions", base, "`tune`", _without(declared(TuneConfig), "data")),

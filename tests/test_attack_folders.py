@@ -32,8 +32,12 @@ class World:
         self.pictures.mkdir(exist_ok=True)
         shutil.copyfile(PICTURE, self.pictures / "small.png")
 
+    def place(self, command: str) -> Path:
+        """The folder of a command."""
+        return self.out if command not in ("label", "embed") else self.out / command
+
     def __call__(self, command: str, *more: str, out: Path | None = None) -> int:
-        folder, dual = str(out or self.out), str(penstock_demo.DUAL_CHECKPOINT)
+        folder, dual = str(out or self.place(command)), str(penstock_demo.DUAL_CHECKPOINT)
         pictures = str(self.pictures)
         formats = ["--format", "csv,parquet,webdataset"]
         labels = ["--labels", "a red square,a blue circle", "--format", "csv,parquet,coco"]
@@ -55,7 +59,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
-    """Captions, labels, vectors and a report in one folder, and an index beside it."""
+    """Captions and a report in a folder, labels and vectors below it, and an index beside it."""
     world = World(tmp_path_factory.mktemp("real"), store)
     assert [world(command) for command in ADDERS] == [0, 0, 0]
     assert world("index", out=world.root / "index") == 0
@@ -70,7 +74,9 @@ def world(tmp_path: Path, store: Path) -> World:
 
 @pytest.fixture
 def used(real: Path, world: World) -> World:
-    """The same after all commands wrote into one folder."""
+    """The same after all commands wrote into their folders."""
+    shutil.rmtree(world.pictures)
+    world.pictures.symlink_to(real / "pictures")  # the same picture by its real path
     for name in ("out", "index"):
         shutil.copytree(real / name, world.root / name, symlinks=True)
     return world
@@ -167,12 +173,12 @@ def test_somebody_s_index_json_is_no_index(world: World) -> None:
 def test_a_file_of_an_output_s_name_that_no_run_wrote_stays(
     world: World, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    path = a_file(world.out / ADDERS[command])
+    path = a_file(world.place(command) / ADDERS[command])
     assert world(command, *(["--overwrite"] if command == "caption" else [])) == 2
     assert path.read_text() == MINE
     said = capsys.readouterr().err.splitlines()[-1]
     assert str(path) in said and "--out" in said
-    assert not (world.out / ".lock").exists()  # no work was begun
+    assert not (world.place(command) / ".lock").exists()  # no work was begun
 
 
 def test_a_shard_of_somebody_s_in_our_data_set_is_not_deleted(used: World) -> None:
@@ -186,8 +192,9 @@ def test_a_shard_of_somebody_s_in_our_data_set_is_not_deleted(used: World) -> No
     assert path.read_bytes() == before
 
 
-def test_commands_that_share_a_folder_go_on_sharing_it(used: World) -> None:
+def test_commands_go_on_in_their_own_folders_and_share_none(used: World) -> None:
     assert [used(command) for command in ("embed", "label", "caption")] == [0, 0, 0]
+    assert [used(command, out=used.out) for command in ("embed", "label")] == [2, 2]
     before = (used.out / "report.html").stat().st_mtime_ns
     assert main(["report", str(used.out)]) == 0
     assert (used.out / "report.html").stat().st_mtime_ns > before
@@ -197,10 +204,10 @@ def test_commands_that_share_a_folder_go_on_sharing_it(used: World) -> None:
 def test_a_run_that_was_killed_between_its_outputs_is_gone_on_with(
     used: World, command: str
 ) -> None:
-    lost = used.out / ADDERS[command]
+    lost = used.place(command) / ADDERS[command]
     lost.unlink()
-    (used.out / ".penstock-half").write_bytes(b"\0" * 100)
-    (used.out / "failures.jsonl").write_bytes(b"")
+    (used.place(command) / ".penstock-half").write_bytes(b"\0" * 100)
+    (used.place(command) / "failures.jsonl").write_bytes(b"")
     assert used(command) == 0
     assert lost.is_file()
 

@@ -4,7 +4,7 @@ of media that still exist."""
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -68,15 +68,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of all of it, in which the test works. The copy of `out` names the media of the
-    original; so it is captioned once more."""
-    for name in ("a", "b", "store"):
+    """A copy of the outputs and the store, and links to the media, in which the test works."""
+    for name in PICTURES:
+        (tmp_path / name).symlink_to(made / name)
+    for name in ("out", "store"):
         shutil.copytree(made / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "store"))
+    return tmp_path
+
+
+@pytest.fixture
+def own_media(work: Path, made: Path) -> None:
+    """Copies of the media in the place of the links, captioned, which the test may change."""
+    for name in PICTURES:
+        (work / name).unlink()
+        shutil.copytree(made / name, work / name)
+    shutil.rmtree("out")
     assert caption("a") == 0
     assert rows() == kohya() == ["1.png", "2.png", "3.png"]
-    return tmp_path
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -84,13 +94,14 @@ def test_a_command_leaves_the_folder_of_another_as_it_is(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = seen()
-    for more in (["--dry-run"], []):
+    for more in ([], ["--dry-run"]):
         code = main([*OTHERS[name], "--out", "out", *more])
         changed = [path for path, content in seen().items() if before.get(path) != content]
         assert (code, changed) == (2, []), f"{name} {more} ended with {code} and changed {changed}"
         assert "out is the output folder of `penstock caption`" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_captions_leave_the_folders_of_labels_vectors_and_marks_as_they_are() -> None:
     for name in ("label", "embed", "sift"):
         assert main([*OTHERS[name], "--out", name]) == 0
@@ -109,18 +120,13 @@ def test_python_refuses_the_same() -> None:
     assert seen() == before
 
 
-def broken() -> None:
-    Path("b/4.png").write_bytes(b"no picture")
-
-
-@pytest.mark.parametrize("change", [bool, broken], ids=["another folder", "a single broken file"])
-@pytest.mark.parametrize("source", ["b", "b/4.png"])
+@pytest.mark.parametrize("source", ["b", "b/4.png", "broken.png"])
 def test_other_media_do_not_empty_a_data_set(
-    change: Callable[[], None], source: str, capsys: pytest.CaptureFixture[str]
+    source: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    change()
+    Path("broken.png").write_bytes(b"no picture")
     before = seen()
-    for more in (["--dry-run"], ["--sift", "blurred = 0"], []):
+    for more in ([], ["--sift", "blurred = 0"], ["--dry-run"]):
         code = caption(source, more=more)
         assert (code, kohya(), rows()) == (2, ["1.png", "2.png", "3.png"], kohya()), (
             f"exit code {code}, and the data set of a/ has {kohya()}"
@@ -130,6 +136,8 @@ def test_other_media_do_not_empty_a_data_set(
         assert "rows of 3 files that these sources do not name" in error and "a/1.png" in error
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_media")
 def test_a_part_of_the_media_does_not_drop_the_others() -> None:
     assert caption("a/1.png", "a/2.png") == 2
     assert caption("a", "b", more=["--extensions", "jpg,gif,webp,bmp"]) == 2
@@ -139,6 +147,7 @@ def test_a_part_of_the_media_does_not_drop_the_others() -> None:
     assert caption("a") == 2 and len(rows()) == len(kohya()) == 4
 
 
+@pytest.mark.slow
 def test_labels_vectors_and_marks_drop_no_rows_of_other_media() -> None:
     for name in OTHERS:
         command = [word if word != "a" else "b" for word in OTHERS[name]]
@@ -151,6 +160,8 @@ def test_labels_vectors_and_marks_drop_no_rows_of_other_media() -> None:
         assert seen(out) == before
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_media")
 def test_what_drops_nothing_is_not_refused(work: Path) -> None:
     files = [f"a/{name}.png" for name in "123"]
     os.symlink("a", "link")
@@ -167,6 +178,19 @@ def test_what_drops_nothing_is_not_refused(work: Path) -> None:
     assert caption("a/1.png", "a/2.png", "b") == 0 and len(kohya()) == 3
 
 
+@pytest.mark.slow
+def test_a_data_set_keeps_media_that_a_smaller_run_did_not_name() -> None:
+    shards = ["--format", "webdataset"]
+    words = ["caption", "--model", "demo", "--out", "shards"]
+    assert main([*words, "a", *shards]) == 0
+    index = Path("shards/webdataset/index.json").read_bytes()
+    assert main([*words, "a", "--limit", "1"]) == 0
+    assert main([*words, "a/1.png", "b", *shards]) == 2
+    assert Path("shards/webdataset/index.json").read_bytes() == index
+    assert main([*words, "a/1.png", "b"]) == 0, "it leaves the shards as they are"
+
+
+@pytest.mark.slow
 def test_only_replace_drops_rows_and_takes_a_folder_over() -> None:
     for more in (["--overwrite"], ["--existing", "replace"]):
         assert caption("b", more=more) == 2 and len(kohya()) == 3
@@ -175,6 +199,8 @@ def test_only_replace_drops_rows_and_takes_a_folder_over() -> None:
     assert caption("b") == 2, "it is the folder of the labels now"
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_media")
 def test_a_run_in_which_all_fails_leaves_data_sets_as_they_are() -> None:
     for name in "123":
         content = Path(f"a/{name}.png").read_bytes()
@@ -188,6 +214,8 @@ def test_a_run_in_which_all_fails_leaves_data_sets_as_they_are() -> None:
     assert {name: Path("out", name).read_bytes() for name in before} == before
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_media")
 def test_media_that_failed_alone_bind_no_folder() -> None:
     Path("b/4.png").write_bytes(Path("b/4.png").read_bytes()[:60])
     words = ["caption", "--model", "demo", "--out", "new"]
@@ -228,6 +256,8 @@ def test_a_folder_goes_on_where_its_store_is_named(
     assert caption("a") == 0
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_media")
 def test_captions_are_not_written_into_the_folder_of_the_labels(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -245,6 +275,7 @@ def test_captions_are_not_written_into_the_folder_of_the_labels(
     assert list(seen("new/labels")) == ["new/labels/4.txt"]
 
 
+@pytest.mark.slow
 def test_labels_and_vectors_lie_below_the_captions_by_default() -> None:
     assert main(["caption", "a", "--model", "demo"]) == 0
     assert [main(OTHERS[name]) for name in OTHERS] == [0] * len(OTHERS)
@@ -257,6 +288,7 @@ def test_labels_and_vectors_lie_below_the_captions_by_default() -> None:
     assert commands == {"penstock-out": "caption", "penstock-out/vectors": "embed", **below}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["status", "report"])
 def test_runs_below_the_default_folder_are_named(
     command: str, capsys: pytest.CaptureFixture[str]

@@ -258,7 +258,7 @@ def test_what_is_no_source_any_more_leaves_and_is_not_lost(config: CaptionConfig
     write(config)
     before = stats(config)
     (folder / "photo.webp").unlink()  # what lies in the data sets is all there is of it now
-    result = write(config, sources=(str(folder / ODD),))
+    result = write(config, sources=(str(folder / ODD),), replace=True)
     videos = {path.name for path in (out / "hf" / "videos").iterdir()}
     assert len(videos - {"README.md", "metadata.jsonl"}) == 1
     assert [len(said(config, name)) for name in ("musubi", "ltx")] == [1, 1]

@@ -3,11 +3,13 @@
 import argparse
 from pathlib import Path
 
+from flows.cli.status_command import other_runs
 from flows.console.lines import print_lines
 from flows.results.report.facts import write_report
 
 
 def report_command(given: argparse.Namespace) -> int:
     """Write the report and print its path. Raises UsageError, EnvironmentFault."""
-    print_lines(str(write_report(Path(given.out), Path(given.to) if given.to else None)))
+    out = Path(given.out)
+    print_lines(str(write_report(out, Path(given.to) if given.to else None)), *other_runs(out))
     return 0

@@ -16,7 +16,7 @@ from flows.console.units import duration
 from flows.results.rounds import COLUMNS as ROUND_COLUMNS
 from flows.results.rounds import cells as round_cells
 from flows.results.rounds import rounds_in
-from flows.results.run_read import load_record
+from flows.results.run_read import load_record, runs_below
 from flows.results.run_record import seconds_of
 from flows.results.run_status import run_folder, run_status
 from flows.results.status import (
@@ -50,7 +50,14 @@ def status_command(given: argparse.Namespace) -> int:
     print_lines(*lines(record, stages_of(record, time.time())))
     if rounds := rounds_in(out):
         print_lines(*table_lines(ROUND_COLUMNS, map(round_cells, rounds), right=ROUND_COLUMNS[:3]))
+    print_lines(*other_runs(out))
     return 0
+
+
+def other_runs(out: Path) -> list[str]:
+    """Return a line that names the runs below the folder of a run, if there are any."""
+    below = runs_below(out)
+    return [f"other runs: {', '.join(map(str, below))}"] if below else []
 
 
 def lines(record: Mapping[str, Any], stages: list[StageStatus]) -> Iterator[str]:

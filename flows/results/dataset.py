@@ -11,6 +11,7 @@ from artifacts.shards import DATASET, kept_shards, read_index, write_shards
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
 from flows.results.cutting import Cutter, OnProgress, batches
+from flows.results.marker import keep_media
 from flows.results.sample_sources import SampleSource, one_per_chunk, sample_sources
 from flows.results.user_texts import UserTexts, has_user_text
 
@@ -30,6 +31,7 @@ def write_dataset(
     if rest or shards != before:
         on_progress("webdataset", len(items), len(items) - len(rest))
         shards = write_shards(folder, shards, _samples(rest, cutter))
+    keep_media(job.out, DATASET)
     user_texts[DATASET] = sum(has_user_text(item.sample.rows) for item in items)
     bare = sum(shard.without_media for shard in shards)
     if not bare:

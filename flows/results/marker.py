@@ -7,6 +7,7 @@ moved stays the user's own.
 import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,15 +16,17 @@ from typing import Any
 
 from artifacts.files import whole_file, write_text
 from artifacts.json_shapes import MapOf, check, parse
-from artifacts.keys import hash_file
-from artifacts.regular_files import read_text
+from artifacts.regular_files import open_regular, read_text
 from artifacts.remote.addresses import is_address, unsigned
 from artifacts.signing import is_signed, sign
 from artifacts.store import fault_of
+from flows.media.generated_files import digest_at
 
 MARKER = ".penstock.json"
 """File of the marker, in an output folder."""
 MEDIA = "media.jsonl"
+DATA_SET_MEDIA = f".{MEDIA}"
+"""The same in the folder of a data set."""
 PURPOSE = "marker"
 BYTES = 256 << 20
 """Largest marker, in bytes: that of about a million words."""
@@ -131,12 +134,18 @@ def write_media(out: Path, lines: Iterable[str], store: str) -> None:
             write_marker(out, replace(marker, media=(*before, digest.hexdigest())))
 
 
+def keep_media(out: Path, data_set: str) -> None:
+    """Keep the media of a data set in its folder: it is not written again by every run, and
+    `media.jsonl` is. Raises EnvironmentFault."""
+    kept, digest = out / data_set / DATA_SET_MEDIA, media_digest(out)
+    if digest and digest != digest_at(kept):
+        with open_regular(out / MEDIA) as media, whole_file(kept) as file:
+            shutil.copyfileobj(media, file)
+
+
 def media_digest(out: Path) -> str:
     """Return the digest of the `media.jsonl` in a folder; empty if it cannot be read."""
-    try:
-        return hash_file(out / MEDIA)
-    except OSError:
-        return ""
+    return digest_at(out / MEDIA)
 
 
 def source_places(sources: Iterable[str]) -> tuple[str, ...]:

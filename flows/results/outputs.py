@@ -171,7 +171,6 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
 
     write_captions(job, by_file())
     write_jsonl(job.out / "failures.jsonl", found.failures)
-    nothing = not found.captions
     own, kinds = GeneratedFiles(job.store), kinds_of(job)
     found.texts = write_texts(job, own, complete_captions)
     found.user_texts["jsonl"] = found.corrected
@@ -179,8 +178,7 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
         found.user_texts[texts.form] = found.user_texts.get(texts.form, 0) + texts.user_texts
     for form, write in TABLES.items():
         path = job.out / f"captions.{form}"
-        is_kept = nothing and path.exists()
-        if (last and not is_kept) and (
+        if (last and found.captions) and (
             form in OutputOptions.of(job.config).format or own.has(form, "", digest_at(path))
         ):
             rows = table_rows(chain.from_iterable(by_file()), kinds, properties_of(job))

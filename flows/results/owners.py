@@ -17,6 +17,7 @@ from artifacts.paths import RealPaths
 from artifacts.plurals import counted
 from artifacts.regular_files import open_regular
 from artifacts.remote.addresses import is_address, unsigned
+from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
 from flows.job.prepare import out_folder
@@ -26,13 +27,11 @@ from flows.options.commands import RunOptions
 from flows.options.text import OutputOptions, OwnerOptions, TrustOptions
 from flows.pipelines import EMBED, LABEL, SIFT, Pipeline
 from flows.results.foreign_files import refuse_replacing
-from flows.results.marker import MARKER, MEDIA, own_marker, read_marker
+from flows.results.marker import DATA_SET_MEDIA, MARKER, MEDIA, own_marker, read_marker
 from flows.results.outputs import FOLDERS
 from flows.results.report.media import path_of
 
 PIPELINES: Mapping[str, Pipeline] = {"embed": EMBED, "label": LABEL, "sift": SIFT}
-DATA_SETS = (*FOLDERS, *(f"captions.{form}" for form in TABLES))
-"""Outputs that may hold media of which `captions.jsonl` has no rows any more."""
 
 
 def refuse_owned(config: RunOptions, command: str) -> None:
@@ -89,9 +88,19 @@ def refuse_loss_by_sources(config: RunOptions) -> None:
 
 def _lost(config: RunOptions, out: Path, found: Sequence[MediaFile]) -> Iterator[str]:
     """Yield the paths and addresses of the media that the folder would lose."""
-    there = [place for place, rows in _media_of(out) if rows or _has_data_set(out)]
     named = {file.place for file in found}
-    there = [place for place in there if place not in named]
+    data_sets = [
+        form for form in FOLDERS if form != DATASET or form in OutputOptions.of(config).format
+    ]
+    lists = (out / MEDIA, *(out / form / DATA_SET_MEDIA for form in data_sets))
+    # A run that was killed may have left tables with rows that `captions.jsonl` has no more.
+    has_tables = any((out / f"captions.{form}").exists() for form in TABLES)
+    there = dict.fromkeys(
+        place
+        for path in lists
+        for place, rows in _media_of(path)
+        if (rows or has_tables) and place not in named
+    )
     if not there:
         return
     real = RealPaths()
@@ -104,19 +113,15 @@ def _lost(config: RunOptions, out: Path, found: Sequence[MediaFile]) -> Iterator
             yield place
 
 
-def _media_of(out: Path) -> Iterator[tuple[str, int]]:
-    """Yield the path or address of each medium, and the number of its rows."""
+def _media_of(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield the path or address of each medium of a list, and the number of its rows."""
     with (
         contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError),
-        open_regular(out / MEDIA) as file,
+        open_regular(path) as file,
     ):
         for line in file:
             entry = json.loads(line)
             yield entry.get("address") or path_of(entry), entry["captions"]
-
-
-def _has_data_set(out: Path) -> bool:
-    return any((out / name).exists() for name in DATA_SETS)
 
 
 def _would_be_found(address: str, config: RunOptions) -> bool:

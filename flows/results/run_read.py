@@ -21,6 +21,7 @@ from artifacts.json_shapes import (
     text,
 )
 from flows.pipelines import STAGES
+from flows.results.marker import MARKER
 from flows.results.run_record import RUN_RECORD, blank, empty
 
 POINT = (number, number, number)
@@ -101,15 +102,21 @@ RECORD = {
 """Shape of the parts of `run.json` that are read."""
 
 
+def runs_below(out: Path) -> list[Path]:
+    """Return the output folders of other runs in a folder."""
+    return sorted(marker.parent for marker in out.glob(f"*/{MARKER}"))
+
+
 def load_record(out: Path) -> dict[str, Any]:
     """Return the record of the last run into a folder. The state is `died` if the record says
     `running` but its process is gone. Raises UsageError or EnvironmentFault."""
     path = out / RUN_RECORD
     if not os.path.lexists(path):
+        hint = "Name the --out folder of a run"
+        hint += f", such as {below[0]}" if (below := runs_below(out)) else ""
         raise UsageError(
             f"no run has written to {out}",
-            hint="Name the --out folder of a run; one that has just begun writes there after it "
-            "has read its sources",
+            hint=f"{hint}; one that has just begun writes there after it has read its sources",
         )
 
     def prepared(found: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from flows.media.generated_files import GeneratedFiles, digest_at
 from flows.options.text import OutputOptions
 from flows.results.clips import Clips, kept_note, key_of
 from flows.results.cutting import OnProgress
+from flows.results.marker import keep_media
 from flows.results.sample_sources import SampleSource, by_chunk, sample_sources
 from flows.results.user_texts import UserTexts, has_user_text
 
@@ -69,6 +70,7 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
         trainer = _TrainerFolder(job, own, name, clips)
         if trainer.write(items, cut):
             found.forms.append(name)
+        keep_media(job.out, name)
         found.notes += trainer.notes()
         found.user_texts[name] = trainer.user_texts
     found.notes += clips.notes()
