@@ -14,11 +14,12 @@ from artifacts.captions import Caption
 from artifacts.packs import RecordSet
 from artifacts.tables import schema_of, table_of
 from flows.console.display import Display
-from flows.job.prepare import Job
+from flows.job.prepare import Job, check_names
 from flows.ledger.tasks import Task
 from flows.machine.launch import Launcher
 from flows.media.media_files import MediaFile
 from flows.options.commands import CaptionConfig, RunOptions
+from flows.pipelines import CAPTION
 from flows.results.captions import caption_of, captions_by_file
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
@@ -35,7 +36,8 @@ def caption(
     sources: Sources, *, progress: bool = False, **options: Unpack[CaptionOptions]
 ) -> "Captions":
     """Start a run over files, folders, globs, addresses or lists; with `progress` it is shown as by
-    the command. Raises UsageError for options that make no sense."""
+    the command. Raises UsageError for options that make no sense, and where no source names a
+    medium."""
     config = config_for(sources, options, CaptionConfig, CaptionOptions.__annotations__)
     return Captions(anchored(config), Display(quiet=not progress))
 
@@ -45,7 +47,7 @@ class Captions(BackgroundRun[Caption, RunResult]):
     as it is stored. An error that ended the run is raised after the last caption."""
 
     def __init__(self, config: RunOptions, display: Display) -> None:
-        config.check_sources()
+        check_names(config, CAPTION)
         self._config = config
         self._display = display
         self._rows: SimpleQueue[Caption | None] = SimpleQueue()

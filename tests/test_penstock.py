@@ -119,9 +119,39 @@ def test_a_run_that_is_left_early_stops_in_order_and_is_taken_up(here: Path) -> 
 
 
 def test_what_ends_a_run_is_raised_where_its_captions_are_asked_for(here: Path) -> None:
-    assert refused(lambda: list(penstock.caption("nowhere", model="demo")), "nowhere").hint
-    refused(lambda: penstock.caption("videos", model="demo", chunk=-1.0), "chunk")
-    refused(lambda: penstock.caption([], model="demo"), "no source")
+    captions = penstock.caption("videos", model="demo", out="videos/clip-01.mp4")
+    assert refused(lambda: list(captions), "clip-01.mp4").hint
+
+
+START: list[Callable[..., object]] = [
+    penstock.caption,
+    penstock.embed,
+    partial(penstock.label, labels=["red"]),
+]
+"""The functions whose runs begin in the background."""
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"sources": "nosuch"}, "nosuch: no such file or folder"),
+        ({"sources": ["nosuch", "@nosuch.txt", "videos/*.png"]}, "nosuch"),
+        ({"sources": "empty"}, "no media file in this folder"),
+        ({"sources": []}, "no source"),
+        ({"model": "nosuch"}, "there is no model at nosuch"),
+        ({"model": "videos/clip-01.mp4"}, "clip-01.mp4"),
+        ({"chunk": -1.0}, "chunk"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_the_call_and_nothing_is_begun(
+    given: dict[str, object], words: str, here: Path
+) -> None:
+    (here / "empty").mkdir()
+    for call in START:
+        given = {"sources": "videos", "model": "demo", "out": "out", **given}
+        assert refused(partial(call, **given), words).hint
+    assert not [t for t in threading.enumerate() if t.name == "penstock"]
+    assert not (here / "out").exists()
 
 
 def blocks_of(page: str) -> list[str]:

@@ -115,14 +115,18 @@ LookedUp = FarFile | FileNotFoundError | Unanswered | UsageError
 
 
 class FarSources:
-    """The objects that addresses refer to. Each address is looked up once."""
+    """The objects that addresses refer to. Each address is looked up once. If it `asks` no server,
+    every address counts as one medium."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, asks: bool = True) -> None:
         self._found: dict[str, LookedUp] = {}
+        self._asks = asks
 
     def look_up(self, addresses: Iterable[str]) -> None:
         """Look up many addresses at once. Raises UsageError, and EnvironmentFault if a bucket
         cannot be read."""
+        if not self._asks:
+            return
         new = list(dict.fromkeys(each for each in addresses if each not in self._found))
         self._found |= zip(new, map_prefetched(_look_up, new, min(AT_ONCE, len(new))), strict=True)
 
@@ -131,6 +135,9 @@ class FarSources:
     ) -> Iterator[MediaFile | Failure]:
         """Yield the objects of an address: an object, those in a folder of a bucket, or those that
         match a pattern there. Raises UsageError and EnvironmentFault."""
+        if not self._asks:
+            yield MediaFile(path=Path(), media_path=address, source=source, kind=kind_of(address))
+            return
         if PurePosixPath(name_in(address)).suffix.lower() in LIST_SUFFIXES:
             message = "a list must be on this machine"
             yield source_failure(source, unsigned(address), "list", message, LIST_HINT)
@@ -243,6 +250,19 @@ def find_media(
                 seen.add(identity)
                 found.append(result)
     return found[:limit], failures
+
+
+def why_no_media(sources: Sequence[str], selection: Selection) -> list[Failure]:
+    """Return why no source names a medium; empty if one does. It stops at the first medium, and
+    counts addresses without asking for them."""
+    failures: list[Failure] = []
+    far = FarSources(asks=False)
+    for source in sources:
+        for result in _expand(source, source, selection, far):
+            if isinstance(result, MediaFile):
+                return []
+            failures.append(result)
+    return failures
 
 
 def _expand(
