@@ -115,9 +115,10 @@ class RecordSet:
     def read(self, key: str) -> Record:
         """Read and check a record. A damaged pack is quarantined. Raises KeyError,
         DamagedRecord."""
-        place = self._places[key]
-        payload = self._payload(place)
-        if not place.fits(payload):
+        place, payload = self._places[key], None
+        with contextlib.suppress(FileNotFoundError):
+            payload = self.store.get(place.pack, place.offset, place.length)
+        if payload is None or not place.fits(payload):
             place = self._look_up_again(key, place)
             payload = self._payload(place)
             if not place.fits(payload):
@@ -128,12 +129,15 @@ class RecordSet:
 
     def _look_up_again(self, key: str, place: Place) -> Place:
         """Return a record's location from the current header of its pack, which another process may
-        have replaced. Raises DamagedRecord."""
+        have replaced, or moved without other records into a new pack. Raises DamagedRecord."""
         self._forget({place.pack})
         self.store.renew(place.pack)
         try:
             places = dict(read_header(self.store, place.pack))
         except FileNotFoundError as error:
+            self.refresh()
+            if key in self._places:
+                return self._places[key]
             raise gone(self.store, place.pack) from error
         if key not in places:
             raise damaged(self.store, place.pack)

@@ -173,10 +173,12 @@ def test_two_holders_share_what_is_to_be_made(store: Store) -> None:
 def test_what_a_running_job_holds_is_known_until_it_ends(store: Store) -> None:
     store.check_writable()
     with leased(store, [NAMESPACE], Path("out")) as lease:
-        assert not lease.shares(NAMESPACE)
-        with leased(open_store(store.url), [NAMESPACE], Path("elsewhere")):
-            assert lease.shares(NAMESPACE)
+        assert lease.needed_elsewhere(NAMESPACE, ["a"]) == set()
+        with leased(open_store(store.url), [NAMESPACE], Path("elsewhere"), ["a"]):
+            assert lease.needed_elsewhere(NAMESPACE, ["a", "b"]) == {"a"}
             assert [job.namespaces for job in running_jobs(store)] == [{NAMESPACE}, {NAMESPACE}]
+            lease.end()
+            assert [job.namespaces for job in running_jobs(store)] == [{NAMESPACE}]
     assert running_jobs(store) == []
 
 
