@@ -123,7 +123,7 @@ def beside(config: CaptionConfig, *names: str, **options: Any) -> CaptionConfig:
     return replace(config, sources=sources, **{"out": out, **options})
 
 
-def run_around(outer: CaptionConfig, inner: Callable[[], object], stages: Stages) -> None:
+def run_around(outer: CaptionConfig, inner: Callable[[], None], stages: Stages) -> None:
     """Run `outer`; while it runs and has done nothing yet, call `inner`."""
     caption(outer, Display(quiet=True), stages.launcher, lambda *_: inner())
 

@@ -225,6 +225,7 @@ class RunObserver:
             )
             try:
                 yield PipelineRunner(job, steps, record, self.display.print_line)
-                steps.end_lease()
             finally:
                 self.display.close()
+                with contextlib.suppress(EnvironmentFault):  # the same command deletes them, too
+                    steps.end_lease()
