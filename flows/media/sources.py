@@ -4,14 +4,14 @@ file."""
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
 from artifacts.captions import Failure
 from artifacts.errors import Unanswered, UsageError
-from artifacts.files import OURS
+from artifacts.files import OURS, SERVER_FOLDERS, is_hidden
 from artifacts.paths import RealPaths
 from artifacts.plurals import counted
 from artifacts.regular_files import odd_thing
@@ -101,7 +101,7 @@ AT_ONCE = 32
 MISSING = "nothing was found at this address"
 WEB_HINT = "Check the address; what was there may have moved"
 SUBFOLDERS = 1000
-"""Most subfolders that are looked into for a note."""
+"""Most folders below a source that are looked into for a note."""
 BUCKET_HINT = "Check the name, or add --recursive"
 BAD_ADDRESS = "this is no valid address"
 BAD_ADDRESS_HINT = "Check the scheme, host and port, and remove characters that no address may hold"
@@ -294,7 +294,10 @@ def _named(text: str, source: str, selection: Selection) -> Iterator[MediaFile |
         yield _media_file(path, path.name, source)
     elif glob.has_magic(text) and "\0" not in text and len(text) < MAX_PATTERN_LENGTH:
         matches = sorted(glob.glob(os.path.expanduser(text), recursive=True))
+        # A pattern means the folders of a file server only if it names them.
+        unnamed = SERVER_FOLDERS.difference(Path(text).parts)
         files = [Path(m) for m in matches if not os.path.isdir(m) and selection.takes(m)]
+        files = [file for file in files if unnamed.isdisjoint(file.parts)]
         if not files:
             yield source_failure(
                 source, text, "no-match", "no media file matches", "Check the pattern"
@@ -337,24 +340,44 @@ def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFi
         yield source_failure(source, str(folder), "no-media", "no media file in this folder", hint)
 
 
-def subfolders_note(sources: Iterable[str], selection: Selection) -> str:
-    """Return a note if folders with media are not read because they are in a source; empty if
-    not."""
-    inner: list[str] = []
-    for source in () if selection.recursive else sources:
-        with suppress(OSError, ValueError), os.scandir(os.path.expanduser(source)) as entries:
-            inner += [e.path for e in entries if not e.name.startswith(".") and _is_folder(e)]
-    count = 0
-    for folder in inner[:SUBFOLDERS]:
-        with suppress(OSError):
-            names = os.listdir(folder)
-            count += OURS not in names and any(map(selection.takes, names))
-    return f"{counted(count, 'subfolder')} with media not read; add --recursive" if count else ""
+def left_out_note(sources: Iterable[str], selection: Selection) -> str:
+    """Return a note on folders in the sources that are not read although they may hold media; empty
+    if there are none."""
+    unread: list[str] = []
+    of_servers: set[str] = set()
+    for source in sources:
+        root = Path(os.path.expanduser(source))
+        below = _folders(root, lambda _: None) if os.path.isdir(root) else iter(())
+        for relative, entries in islice(below, 1 + SUBFOLDERS):
+            of_servers |= {e.name for e in entries if e.name in SERVER_FOLDERS and _is_folder(e)}
+            if relative and any(map(selection.takes, _file_names(entries))):
+                unread.append(os.path.join(source, relative, ""))
+    if selection.recursive:
+        names = ", ".join(sorted(of_servers))
+        return f"not read: folders that file servers make for themselves ({names})" if names else ""
+    if not unread:
+        return ""
+    first = writable(unread[0]) + ", …" * (len(unread) > 1)
+    return f"{counted(len(unread), 'subfolder')} with media not read ({first}); add --recursive"
 
 
 def _walk(folder: Path, recursive: bool, unread: Callable[[OSError], None]) -> Iterator[str]:
-    """Yield file names in order, relative to the folder. A folder that a link leads back to is
-    entered once. `unread` is called for each folder that cannot be read."""
+    """Yield file names in order, relative to the folder. `unread` is called for each folder that
+    cannot be read."""
+    for relative, entries in islice(_folders(folder, unread), None if recursive else 1):
+        yield from (os.path.join(relative, name) for name in _file_names(entries))
+
+
+def _file_names(entries: Iterable["os.DirEntry[str]"]) -> Iterator[str]:
+    return (e.name for e in entries if not is_hidden(e.name) and not _is_folder(e))
+
+
+def _folders(
+    folder: Path, unread: Callable[[OSError], None]
+) -> Iterator[tuple[str, list["os.DirEntry[str]"]]]:
+    """Yield the folder and those in it that are read with --recursive, each with all that it holds,
+    in order. A folder that a link leads back to is entered once. `unread` is called for each that
+    cannot be read."""
     entered = set()
     left = [""]
     while left:  # not os.walk, which recurses for each subfolder
@@ -372,10 +395,9 @@ def _walk(folder: Path, recursive: bool, unread: Callable[[OSError], None]) -> I
             continue
         if relative and any(entry.name == OURS for entry in each):
             continue  # output of a run: clips, and links to its media
-        seen = [entry for entry in each if not entry.name.startswith(".")]
-        yield from (os.path.join(relative, e.name) for e in seen if not _is_folder(e))
-        folders = [os.path.join(relative, e.name) for e in seen if _is_folder(e)]
-        left += reversed(folders) if recursive else []
+        yield relative, each
+        folders = [e.name for e in reversed(each) if not is_hidden(e.name) and _is_folder(e)]
+        left += (os.path.join(relative, name) for name in folders)
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

@@ -24,7 +24,7 @@ from flows.ledger.tasks import Medium
 from flows.machine.launch import DirectLauncher, Launcher, Retries, StageCall
 from flows.machine.leases import leased
 from flows.media.media_files import MediaFile, Selection
-from flows.media.sources import find_media, subfolders_note
+from flows.media.sources import find_media, left_out_note
 from flows.options.commands import RunOptions
 from flows.options.sift import PLACE, SiftConfig, SiftOptions
 from flows.pipelines import SIFT
@@ -159,7 +159,7 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
     store = open_store(config.store_url)
     store.check_writable()
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
-    if note := subfolders_note(config.sources, selection):
+    if note := left_out_note(config.sources, selection):
         display.print_line(note)
     files, failures = find_media(config.sources, selection, config.limit)
     readable, contents, unreadable = read_contents(
