@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from artifacts.files import OURS
+from flows.media.folders import left_out_note
 from flows.media.media_files import MediaFile, Selection
-from flows.media.sources import find_media, left_out_note, texts_among
+from flows.media.sources import find_media, texts_among
 
 PLAIN = Selection(recursive=False, extensions=())
 DEEP = Selection(recursive=True, extensions=())

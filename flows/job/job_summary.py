@@ -12,8 +12,8 @@ from flows.job.context_note import context_note
 from flows.job.prepare import Job
 from flows.ledger.tasks import PREVIOUS
 from flows.machine.fork_verdict import refusal_to_fork, start_line
+from flows.media.folders import left_out_note
 from flows.media.media_files import Selection
-from flows.media.sources import left_out_note
 from flows.options.media import VideoSamplingOptions
 from flows.options.text import QuestionOptions, TextOptions
 from stages.decode.generation import SamplingParams

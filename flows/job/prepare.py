@@ -114,7 +114,7 @@ class Tags:
         elif (user_text := self._joined.user_part(medium.digest, text)) is not None:
             text = user_text
         if self._labels.has(FORM, medium.digest, sha256):
-            labels = (label.strip() for line in text.splitlines() for label in line.split(","))
+            labels = (label.strip() for line in text.split("\n") for label in line.split(","))
             text = ", ".join(dict.fromkeys(filter(None, labels)))
         if not text.strip():
             self._without_tags[file.path] = None

@@ -222,7 +222,7 @@ class Lease:
         """Return of which of these media another running job needs the frames in this namespace.
         Raises EnvironmentFault."""
         needed: set[str] = set()
-        for note, descriptor in live_notes_in(self._store.near, self._file):
+        for note, descriptor in live_notes_in(self._store.near, self._file) if media else ():
             if namespace in note["scopes"]:
                 needed |= _needed(note, descriptor, media)
         return needed

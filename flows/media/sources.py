@@ -5,15 +5,12 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
-from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
 from artifacts.captions import Failure
 from artifacts.errors import Unanswered, UsageError
-from artifacts.files import OURS, SERVER_FOLDERS, is_hidden
+from artifacts.files import SERVER_FOLDERS
 from artifacts.paths import RealPaths
-from artifacts.plurals import counted
 from artifacts.regular_files import odd_thing
 from artifacts.remote.addresses import (
     FarFile,
@@ -26,6 +23,7 @@ from artifacts.remote.addresses import (
 )
 from artifacts.remote.ahead import map_prefetched
 from artifacts.remote.media_cache import UNREACHABLE, copy_path
+from flows.media.folders import files_in
 from flows.media.handwritten import FORM, text_paths
 from flows.media.media_files import (
     IMAGE_SUFFIXES,
@@ -100,8 +98,6 @@ AT_ONCE = 32
 """Number of addresses looked up at the same time."""
 MISSING = "nothing was found at this address"
 WEB_HINT = "Check the address; what was there may have moved"
-SUBFOLDERS = 1000
-"""Most folders below a source that are looked into for a note."""
 BUCKET_HINT = "Check the name, or add --recursive"
 BAD_ADDRESS = "this is no valid address"
 BAD_ADDRESS_HINT = "Check the scheme, host and port, and remove characters that no address may hold"
@@ -328,7 +324,7 @@ def _not_a_file(source: str, name: str, odd_kind: str) -> Failure:
 def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
     count = 0
     unread: list[OSError] = []
-    for name in _walk(folder, selection.recursive, unread.append):
+    for name in files_in(folder, selection.recursive, unread.append):
         if selection.takes(name):
             count += 1
             yield _media_file(folder / name, name, source)
@@ -338,73 +334,6 @@ def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFi
     if not count and not unread:
         hint = "Check the folder, or add --recursive" if not selection.recursive else "Check it"
         yield source_failure(source, str(folder), "no-media", "no media file in this folder", hint)
-
-
-def left_out_note(sources: Iterable[str], selection: Selection) -> str:
-    """Return a note on folders in the sources that are not read although they may hold media; empty
-    if there are none."""
-    unread: list[str] = []
-    of_servers: set[str] = set()
-    for source in sources:
-        root = Path(os.path.expanduser(source))
-        below = _folders(root, lambda _: None) if os.path.isdir(root) else iter(())
-        for relative, entries in islice(below, 1 + SUBFOLDERS):
-            of_servers |= {e.name for e in entries if e.name in SERVER_FOLDERS and _is_folder(e)}
-            if relative and any(map(selection.takes, _file_names(entries))):
-                unread.append(os.path.join(source, relative, ""))
-    if selection.recursive:
-        names = ", ".join(sorted(of_servers))
-        return f"not read: folders that file servers make for themselves ({names})" if names else ""
-    if not unread:
-        return ""
-    first = writable(unread[0]) + ", …" * (len(unread) > 1)
-    return f"{counted(len(unread), 'subfolder')} with media not read ({first}); add --recursive"
-
-
-def _walk(folder: Path, recursive: bool, unread: Callable[[OSError], None]) -> Iterator[str]:
-    """Yield file names in order, relative to the folder. `unread` is called for each folder that
-    cannot be read."""
-    for relative, entries in islice(_folders(folder, unread), None if recursive else 1):
-        yield from (os.path.join(relative, name) for name in _file_names(entries))
-
-
-def _file_names(entries: Iterable["os.DirEntry[str]"]) -> Iterator[str]:
-    return (e.name for e in entries if not is_hidden(e.name) and not _is_folder(e))
-
-
-def _folders(
-    folder: Path, unread: Callable[[OSError], None]
-) -> Iterator[tuple[str, list["os.DirEntry[str]"]]]:
-    """Yield the folder and those in it that are read with --recursive, each with all that it holds,
-    in order. A folder that a link leads back to is entered once. `unread` is called for each that
-    cannot be read."""
-    entered = set()
-    left = [""]
-    while left:  # not os.walk, which recurses for each subfolder
-        relative = left.pop()
-        place = os.path.join(folder, relative)
-        try:
-            found = os.stat(place)
-            if (found.st_dev, found.st_ino) in entered:
-                continue
-            entered.add((found.st_dev, found.st_ino))
-            with os.scandir(place) as entries:
-                each = sorted(entries, key=attrgetter("name"))
-        except OSError as error:
-            unread(error)
-            continue
-        if relative and any(entry.name == OURS for entry in each):
-            continue  # output of a run: clips, and links to its media
-        yield relative, each
-        folders = [e.name for e in reversed(each) if not is_hidden(e.name) and _is_folder(e)]
-        left += (os.path.join(relative, name) for name in folders)
-
-
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # for example a link to itself
-        return False
 
 
 def _listed(

@@ -23,8 +23,9 @@ from flows.job.prepare import NothingToDo, out_folder
 from flows.ledger.tasks import Medium
 from flows.machine.launch import DirectLauncher, Launcher, Retries, StageCall
 from flows.machine.leases import leased
+from flows.media.folders import left_out_note
 from flows.media.media_files import MediaFile, Selection
-from flows.media.sources import find_media, left_out_note
+from flows.media.sources import find_media
 from flows.options.commands import RunOptions
 from flows.options.sift import PLACE, SiftConfig, SiftOptions
 from flows.pipelines import SIFT

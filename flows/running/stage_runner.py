@@ -274,8 +274,7 @@ class StageRunner:
                 self._delete_consumed(stage, media)
 
     def end_lease(self) -> None:
-        """End the lease at the end of a run, then delete what other runs needed before. Two runs
-        that share media would otherwise each leave the records to the other."""
+        """End the lease, and delete what runs that share media each left to the other."""
         self.lease.end()
         self.delete_consumed(self._job.media)
 
@@ -284,18 +283,15 @@ class StageRunner:
         another running job needs them too."""
         if self._job.config.keep_frames:
             return
-        ledger = self._job.ledger
-        read, done = ledger[stage.reads], ledger[stage.writes].keys()
+        ledger, read = self._job.ledger, self._job.ledger[stage.reads]
         read.refresh()  # other runs remove their own records from packs that hold some of this one
         consumed = [
             task
             for task in ledger.tasks(media)
-            if task[stage.reads] in read and (task[stage.writes] in done or ledger.has_failed(task))
+            if task[stage.reads] in read and (ledger.has(task, stage) or ledger.has_failed(task))
         ]
-        if not consumed:
-            return
-        namespace, digests = ledger.namespaces[stage.reads], {t.medium.digest for t in consumed}
-        needed = self.lease.needed_elsewhere(namespace, digests)
+        namespace = ledger.namespaces[stage.reads]
+        needed = self.lease.needed_elsewhere(namespace, {t.medium.digest for t in consumed})
         read.remove(t[stage.reads] for t in consumed if t.medium.digest not in needed)
 
     def _run_until_done(self, stage: StageSpec, wave: list[Medium]) -> None:
