@@ -22,7 +22,7 @@ class SourceOptions(OptionGroup):
         tuple[str, ...],
         Option("files, folders, globs, URLs, or lists (@list.txt)", positional=True, nargs="*"),
     ]
-    """Files, folders, globs, or lists of them (`.txt`, `.jsonl`, `@list`). A plan for a model alone
+    """Files, folders, globs, or lists of them (`.txt`, `.json`, `.csv`, `@list`). A plan for a model alone
     has none."""
     recursive: Annotated[bool, Option("search folders recursively", FILES)] = False
     """Search folders recursively."""
