@@ -6,6 +6,7 @@ from typing import Literal
 import av
 from av.container import InputContainer
 from av.stream import Discard, Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from artifacts.containers import open_media
@@ -25,6 +26,18 @@ is an error, too."""
 THREAD_TYPES: dict[str, Literal["SLICE"]] = {"vp8": "SLICE"}
 """Kind of decoder threads, if not the decoder's own choice. Of 42 damaged VP8 files, 36 had other
 frames with frame threads, without any error; none had with slice threads."""
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""Codec → its decoder that decodes the transparency of a WebM track, as FFmpeg's own do not."""
+CODEC_SETTINGS = (
+    "extradata",
+    "thread_count",
+    "options",
+    "color_range",
+    "color_primaries",
+    "color_trc",
+    "colorspace",
+)
+"""What another decoder of the same stream needs."""
 
 READ_BYTES = 1 << 20
 MAX_PIXELS = 1 << 27
@@ -72,10 +85,33 @@ def open_video(
         stream.thread_type = THREAD_TYPES.get(codec, "AUTO")
         stream.codec_context.thread_count = threads
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), **options}
+        if codec == "rawvideo" and not stream.codec_context.codec_tag.strip("\0"):
+            # Raw pixels without a format of their own, as in AVI: the fourth byte is undefined.
+            form = stream.codec_context.pix_fmt
+            stream.codec_context.pix_fmt = "bgr0" if form == "bgra" else form
     except BaseException:
         container.close()
         raise
     return container, stream
+
+
+def has_alpha_track(stream: VideoStream) -> bool:
+    """Return whether a WebM track says that it stores transparency beside its frames."""
+    if stream.codec_context.name not in ALPHA_DECODERS:
+        return False
+    return any(k.lower() == "alpha_mode" and v == "1" for k, v in stream.metadata.items())
+
+
+def decoder_of(stream: VideoStream) -> VideoCodecContext:
+    """Return the decoder of a stream of `open_video`: its own, or one that decodes alpha."""
+    own = stream.codec_context
+    if not has_alpha_track(stream):
+        return own
+    decoder = av.CodecContext.create(ALPHA_DECODERS[own.name], "r")
+    assert isinstance(decoder, VideoCodecContext)
+    for name in CODEC_SETTINGS:
+        setattr(decoder, name, getattr(own, name))
+    return decoder
 
 
 def open_container(path: Path) -> InputContainer:

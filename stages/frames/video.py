@@ -37,8 +37,9 @@ class Video:
         self._damage: dict[int, Damage] = {}
         self._lost: dict[int, float] = {}
         self._last_taken = 0.0
-        self._aspect = self._reader.decoder.stream.sample_aspect_ratio
-        self.height, self.width = shown_size(self._reader.first_frame, self._aspect)
+        self.height, self.width = shown_size(
+            self._reader.first_frame, self._reader.decoder.stream.sample_aspect_ratio
+        )
         """Size in pixels as a player shows it."""
         self.duration = self._reader.timeline.duration
         """Seconds from the first frame to the end of the last."""
@@ -63,12 +64,15 @@ class Video:
         A chunk without any decodable frame is left out, with a warning.
         """
         self._reader.request(array("q", chain.from_iterable(plan.ticks for plan in plans)))
-        converter = FrameConverter(self._reader.first_frame, self._aspect, fit)
+        converter = self._converter(fit)
         for plan in plans:
             chunk = self._chunk(plan, converter)
             if chunk is not None:
                 yield chunk
             del chunk
+
+    def _converter(self, fit: FrameFit) -> FrameConverter:
+        return FrameConverter(self._reader.first_frame, fit.size(self.height, self.width))
 
     def plan_stored(self, chunks: Sequence[ChunkIndex]) -> list[ChunkPlan]:
         """Return the plans of stored chunks."""
@@ -82,7 +86,7 @@ class Video:
         start = after[-1].end if after else 0.0
         if start >= self.duration:
             return
-        converter = FrameConverter(self._reader.first_frame, self._aspect, fit)
+        converter = self._converter(fit)
         cutter = ShotCutter(self._reader, sampling, converter)
         for shot in cutter.shots(len(after), start):
             pixels = (
