@@ -2,10 +2,12 @@
 
 import base64
 import io
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from artifacts.remote.media_cache import open_local
+from artifacts.schema import FrameFit
 
 SIDE = 320
 """Pixels of the longer side of a thumbnail."""
@@ -19,19 +21,20 @@ def thumbnail(source: str | Path, time: float | None, side: int = SIDE) -> bytes
     """Return a JPEG of an image, or of a video's frame at a time in seconds. `side`: pixels of the
     longer side. `source`: path or address. Return None if the source cannot be read, so that one
     bad file does not fail a page."""
-    from PIL import Image, ImageOps
+    from PIL import Image
+
+    from stages.frames.image import read_image
 
     try:
-        with (
-            open_local(source) as path,
-            _open_image(path, side) if time is None else _frame(path, time) as image,
-        ):
-            small = ImageOps.exif_transpose(image)
+        with open_local(source) as path:
+            fit = FrameFit(long_edges=((1.0, side),), shrinks=True)
+            pixels = read_image(path, fit)[1].pixels[0] if time is None else _frame(path, time, fit)
+            small = Image.fromarray(pixels)
             small.thumbnail((side, side))
             out = io.BytesIO()
-            small.convert("RGB").save(out, "JPEG", quality=QUALITY)
+            small.save(out, "JPEG", quality=QUALITY)
             return out.getvalue()
-    except (Exception, Image.DecompressionBombError):
+    except Exception:
         return None
 
 
@@ -41,30 +44,26 @@ def data_address(source: str | Path, time: float | None, side: int = SIDE) -> st
     return "" if small is None else "data:image/jpeg;base64," + base64.b64encode(small).decode()
 
 
-def _open_image(path: Path, side: int) -> Any:
-    from PIL import Image
+def _frame(path: Path, time: float, fit: FrameFit) -> Any:
+    from stages.frames.frame_converter import FrameConverter, shown_size
+    from stages.frames.opening import decoder_of, open_video
 
-    from stages.frames.formats import image_formats
-
-    image = Image.open(path, formats=image_formats(Path(path)))
-    image.draft("RGB", (2 * side, 2 * side))
-    return image
-
-
-def _frame(path: Path, time: float) -> Any:
-    from artifacts.containers import open_media
-    from stages.frames.formats import OPTIONS
-
-    with open_media(path, options=OPTIONS) as container:
-        stream = container.streams.video[0]
+    container, stream = open_video(path, threads=1)
+    with container:
+        decoder = decoder_of(stream)
         first = float((stream.start_time or 0) * (stream.time_base or 0))
         container.seek(int((first + time) * 1_000_000), backward=True)
         shown: Any = None
-        for tried, frame in enumerate(container.decode(stream)):
+        frames = chain.from_iterable(map(decoder.decode, container.demux(stream)))
+        for tried, frame in enumerate(frames):
             shown = frame
             reached = frame.time is not None and frame.time - first >= time - NEAR_SECONDS
             if reached or tried >= FRAMES_TRIED:
                 break
         if shown is None:
             raise ValueError("no frame")
-        return shown.to_image()
+        size = fit.size(*shown_size(shown, stream.sample_aspect_ratio))
+        converter = FrameConverter(shown, size)
+        pixels = converter.allocate(1)[0]
+        converter.convert(shown, pixels)
+        return pixels

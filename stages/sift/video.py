@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
-from stages.frames.frame_converter import shown_size
+from stages.frames.frame_converter import FrameConverter, shown_size
 from stages.frames.opening import no_frames
 from stages.frames.reader import Reader
 from stages.sift.measures import (
     BLACK_SHARE,
+    EDGE,
     SHARP_EDGE,
     Grey,
     bars_of,
@@ -37,14 +38,20 @@ class SampledVideo:
     def __init__(self, path: Path, *, threads: int) -> None:
         """Open a video. Raises MediaError."""
         self._reader = Reader(path, threads=threads)
-        self._reformatter = VideoReformatter()
         self._timeline = timeline = self._reader.timeline
         self._shown = shown_size(
             self._reader.first_frame, self._reader.decoder.stream.sample_aspect_ratio
         )
-        frame = self._reader.first_frame
-        self._size = small_size(frame.width, frame.height)
-        self._sharp_size = small_size(frame.width, frame.height, SHARP_EDGE)
+        height, width = self._shown
+        self._small, self._sharp = (
+            FrameConverter(
+                self._reader.first_frame,
+                small_size(width, height, edge)[::-1],
+                form="gray",
+                filter=Interpolation.AREA,
+            )
+            for edge in (EDGE, SHARP_EDGE)
+        )
         wanted = np.arange(0, max(timeline.duration, 1e-9), STEP_SECONDS)
         ticks = timeline.start + np.rint(wanted / float(timeline.time_base)).astype(np.int64)
         at = np.minimum(np.searchsorted(timeline.pts, ticks), len(timeline.pts) - 1)
@@ -79,7 +86,7 @@ class SampledVideo:
         self._reader.request(array("q", (int(self._ticks[n]) for n in numbers)))
         before: tuple[int, float, Grey] | None = None
         for part in parts:
-            found = _Part(self._size)
+            found = _Part(self._small.size)
             for number in range(max(0, part * PART - 1), min((part + 1) * PART, len(self._ticks))):
                 if before is not None and before[0] == number:
                     continue  # the last sample of the part before
@@ -101,27 +108,20 @@ class SampledVideo:
         part.faults += own * (found[0] != tick or found[1].is_corrupt or self._reader.passed_over)
         self._reader.passed_over = False
         time = self._timeline.seconds(found[0])
-        grey = self._grey(found[1], self._size)
+        grey = _grey(found[1], self._small)
         thumb = thumb_of(grey)
         if own:
             row = row_of(time, grey, thumb, None if before is None else before[1:])
             if number % SHARP_EVERY == 0:
-                sharp = self._grey(found[1], self._sharp_size)
-                row[SERIES.index("sharpness")] = sharpness(sharp)
+                row[SERIES.index("sharpness")] = sharpness(_grey(found[1], self._sharp))
             part.add(row, grey, [thumb] * self._thumbs.count(number))
         return number, time, thumb
 
-    def _grey(self, frame: VideoFrame, size: tuple[int, int]) -> Grey:
-        width, height = size
-        small = self._reformatter.reformat(
-            frame,
-            width=width,
-            height=height,
-            format="gray",
-            interpolation=Interpolation.AREA,
-            threads=1,
-        )
-        return small.to_ndarray().astype(np.uint8, copy=False)
+
+def _grey(frame: VideoFrame, converter: FrameConverter) -> Grey:
+    grey: Grey = converter.allocate(1)[0]
+    converter.convert(frame, grey)
+    return grey
 
 
 class _Part:
@@ -131,7 +131,7 @@ class _Part:
         self.faults = 0
         self._rows: list[list[float]] = []
         self._thumbs: list[Grey] = []
-        self._brightest: NDArray[np.uint8] = np.zeros(size[::-1], np.uint8)
+        self._brightest: NDArray[np.uint8] = np.zeros(size, np.uint8)
 
     def add(self, row: list[float], grey: Grey, thumbs: list[Grey]) -> None:
         self._rows.append(row)
