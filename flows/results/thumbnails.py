@@ -63,7 +63,4 @@ def _frame(path: Path, time: float, fit: FrameFit) -> Any:
         if shown is None:
             raise ValueError("no frame")
         size = fit.size(*shown_size(shown, stream.sample_aspect_ratio))
-        converter = FrameConverter(shown, size)
-        pixels = converter.allocate(1)[0]
-        converter.convert(shown, pixels)
-        return pixels
+        return FrameConverter(shown, size).convert(shown)

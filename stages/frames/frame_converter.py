@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from artifacts.errors import MediaError
-from stages.frames.shown_pixels import orientation, turn, turned_size, upright_rgb
+from stages.frames.shown_pixels import TURNS, turn, turned_size, upright_rgb
 
 FILTER = Interpolation.BICUBIC
 """swscale scales this filter with the image, so downscaling does not alias."""
@@ -57,8 +57,8 @@ class FrameConverter:
         channels = (3,) if self._form == "rgb24" else ()
         return np.empty((count, *self.size, *channels), dtype=np.uint8)
 
-    def convert(self, frame: VideoFrame, out: NDArray[np.uint8]) -> None:
-        """Convert a frame into `out` [height, width, 3]. Raises MediaError."""
+    def convert(self, frame: VideoFrame, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Convert a frame into `out` [height, width, 3] or a new image. Raises MediaError."""
         height, width = turned_size(self.size, self._orientation)
         hdr = frame.color_trc in HIGH_DYNAMIC_RANGE and self._form == "rgb24"
         try:
@@ -83,7 +83,9 @@ class FrameConverter:
                 kind="no-decoder",
                 hint="Convert it, for example to H.264 in MP4",
             ) from error
+        out = self.allocate(1)[0] if out is None else out
         turn(np.asarray(image.to_ndarray(), np.uint8), self._orientation, out)
+        return out
 
     def _mapped(self, image: VideoFrame) -> VideoFrame:
         """Map HDR to standard dynamic range; swscale does so if both transfer curves and primaries
@@ -131,7 +133,8 @@ def orientation_of(frame: VideoFrame) -> int:
         a, b, _, c, d, *_ = np.frombuffer(cast(Any, data), dtype=np.int32).tolist()
         mirrored = a * d - b * c < 0
     # FFmpeg derives the rotation from the x axis, which mirroring reverses.
-    return orientation(mirrored, round(frame.rotation / 90) + 2 * mirrored)
+    turns = (round(frame.rotation / 90) + 2 * mirrored) % 4
+    return next(number for number, each in TURNS.items() if each == (mirrored, turns))
 
 
 def shown_size(frame: VideoFrame, pixel_aspect: Fraction | None) -> tuple[int, int]:

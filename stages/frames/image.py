@@ -4,13 +4,15 @@ import io
 import struct
 import warnings
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from artifacts.errors import MediaError
+from artifacts.regular_files import open_regular
 from artifacts.schema import MAX_PIXELS, ChunkIndex, FrameFit, MediaIndex, stored_size
 from stages.frames.chunk import Chunk
 from stages.frames.formats import check_file, image_formats, is_heic
@@ -22,9 +24,6 @@ a quarter of the memory. No other format supports that."""
 Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS // 2  # Pillow warns above it and refuses above twice it
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-ORIENTATION_TAG, BITS_TAG, SAMPLE_FORMAT_TAG, PHOTOMETRIC_TAG = 0x0112, 0x0102, 0x0153, 0x0106
-SIGNED, WHITE_IS_ZERO = 2, 0
-"""Values of the last two tags, for a TIFF of signed numbers, and for one in which 0 is white."""
 DARK = 16
 """If no value of a deep image reaches this in 8 bits, it uses a sixteenth of its range at most."""
 JPEGS = frozenset(("JPEG", "MPO"))
@@ -55,7 +54,9 @@ def read_image(
     try:
         formats = image_formats(path)
         try:
-            height, width, pixels, found = _decode(path, formats, fit, max_pixels)
+            # Given a name, Pillow maps a TIFF into memory and then turns it wrongly.
+            with open_regular(path) as file:
+                height, width, pixels, found = _decode(file, formats, fit, max_pixels)
         except OSError as error:
             whole = path.read_bytes()
             if error.errno is not None or not whole.startswith(JPEG_START):
@@ -94,7 +95,7 @@ def read_image(
 
 
 def _decode(
-    source: Path | io.BytesIO, formats: tuple[str, ...], fit: FrameFit, max_pixels: int
+    source: IO[bytes], formats: tuple[str, ...], fit: FrameFit, max_pixels: int
 ) -> tuple[int, int, NDArray[np.uint8], tuple[str, ...]]:
     """Return (height, width) as shown, pixels [height, width, 3] at the stored size, and
     warnings."""
@@ -145,7 +146,7 @@ def _divided(image: Image.Image, size: tuple[int, int], by: int) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        turn = int(image.getexif().get(ORIENTATION_TAG, 1))
+        turn = int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except BROKEN:
         return 1  # a broken orientation tag does not matter
     return turn if turn in TURNS else 1
@@ -154,8 +155,9 @@ def _orientation(image: Image.Image) -> int:
 def _bits(image: Image.Image) -> int:
     """Return the bits per sample in the file, before it is loaded."""
     if isinstance(image, TiffImageFile):
-        return int(max(image.tag_v2.get(BITS_TAG, (1,))))
-    is_deep = image.mode.startswith(("I", "F")) or ";16" in str(getattr(image, "tile", ""))
+        return int(max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (1,))))
+    layout = str(getattr(image, "tile", ""))  # such as RGB;16B; in BMP, BGR;16 is 16 bits a pixel
+    is_deep = image.mode.startswith(("I", "F")) or any(f";16{end}" in layout for end in "BLN")
     return 16 if is_deep else 8
 
 
@@ -164,16 +166,16 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     deep = np.asarray(image)
     if image.mode == "F":
         deep = np.nan_to_num(deep, posinf=0).clip(0, 65535)
-        if deep.mean() <= 1:  # light from 0 to 1, with brighter highlights
-            return Image.fromarray((deep * 255).clip(0, 255).astype(np.uint8))
-        return Image.fromarray((deep // 256 if deep.max(initial=0) > 255 else deep).astype("u1"))
+        # Light from 0 to 1, with brighter highlights, or numbers of 8 or 16 bits.
+        scale = 255 if deep.mean() <= 1 else 1 / 256 if deep.max() > 255 else 1
+        return Image.fromarray((deep * scale).clip(0, 255).astype(np.uint8))
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
-    bits: int = tags.get(BITS_TAG, (16,))[0]
-    if SIGNED in tags.get(SAMPLE_FORMAT_TAG, ()):
+    bits: int = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
+    if 2 in tags.get(ExifTags.Base.SampleFormat, ()):  # signed
         shallow = deep.clip(0) >> bits - 9
     else:
         shallow = deep.view(np.uint32 if bits == 32 else deep.dtype) >> bits - 8
-    if tags.get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO:  # Pillow inverts only up to 8 bits
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # 0 is white
         shallow = 255 - shallow
     shallow[deep == image.info.get("transparency", -1)] = 255
     return Image.fromarray(shallow.astype(np.uint8))

@@ -28,16 +28,6 @@ THREAD_TYPES: dict[str, Literal["SLICE"]] = {"vp8": "SLICE"}
 frames with frame threads, without any error; none had with slice threads."""
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """Codec → its decoder that decodes the transparency of a WebM track, as FFmpeg's own do not."""
-CODEC_SETTINGS = (
-    "extradata",
-    "thread_count",
-    "options",
-    "color_range",
-    "color_primaries",
-    "color_trc",
-    "colorspace",
-)
-"""What another decoder of the same stream needs."""
 
 READ_BYTES = 1 << 20
 MAX_PIXELS = 1 << 27
@@ -85,10 +75,9 @@ def open_video(
         stream.thread_type = THREAD_TYPES.get(codec, "AUTO")
         stream.codec_context.thread_count = threads
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), **options}
-        if codec == "rawvideo" and not stream.codec_context.codec_tag.strip("\0"):
-            # Raw pixels without a format of their own, as in AVI: the fourth byte is undefined.
-            form = stream.codec_context.pix_fmt
-            stream.codec_context.pix_fmt = "bgr0" if form == "bgra" else form
+        context = stream.codec_context
+        if codec == "rawvideo" and context.pix_fmt == "bgra" and not context.codec_tag.strip("\0"):
+            context.pix_fmt = "bgr0"  # as in AVI, whose fourth byte is undefined
     except BaseException:
         container.close()
         raise
@@ -97,9 +86,8 @@ def open_video(
 
 def has_alpha_track(stream: VideoStream) -> bool:
     """Return whether a WebM track says that it stores transparency beside its frames."""
-    if stream.codec_context.name not in ALPHA_DECODERS:
-        return False
-    return any(k.lower() == "alpha_mode" and v == "1" for k, v in stream.metadata.items())
+    says = any(k.lower() == "alpha_mode" and v == "1" for k, v in stream.metadata.items())
+    return says and stream.codec_context.name in ALPHA_DECODERS
 
 
 def decoder_of(stream: VideoStream) -> VideoCodecContext:
@@ -109,7 +97,7 @@ def decoder_of(stream: VideoStream) -> VideoCodecContext:
         return own
     decoder = av.CodecContext.create(ALPHA_DECODERS[own.name], "r")
     assert isinstance(decoder, VideoCodecContext)
-    for name in CODEC_SETTINGS:
+    for name in ("extradata", "thread_count", "options", "color_range", "colorspace"):
         setattr(decoder, name, getattr(own, name))
     return decoder
 

@@ -1,10 +1,10 @@
 """Detects shot boundaries frame by frame.
 
 It compares brightness and colour (Y, Cb and Cr) of at most 106 by 60 points of the image, as one
-histogram for each of 16 blocks, and takes the plane that differs most. A cut is a frame that differs
-from the one before it far more than its neighbours differ from theirs. Motion changes many frames in
-a row, a cut only one. The frames after a cut must also differ from those before it; otherwise it is
-a flash.
+histogram for each of 16 blocks, and takes the plane that differs most. A cut is a frame that
+differs from the one before it far more than its neighbours differ from theirs. Motion changes many
+frames in a row, a cut only one. The frames after a cut must also differ from those before it;
+otherwise it is a flash.
 """
 
 import math
@@ -27,6 +27,9 @@ BLOCKS = 4
 BINS = 64
 SPREAD = 8
 """Each point counts in so many bins, so that a slow fade does not move flat areas all at once."""
+COLOUR_SHARE = np.array([[1], [0.25], [0.25]], np.float32)
+"""How much a difference of each plane counts. Codecs store colour coarsely: if it changes slowly,
+Cb and Cr jump by 4 levels at once."""
 
 AHEAD = 4
 """Frames after a cut that are needed to decide on it."""
@@ -113,10 +116,10 @@ class FrameDescriptor:
                 interpolation=Interpolation.POINT,
                 threads=1,
             )
+        down, along = -(-frame.height // ROWS), -(-frame.width // COLUMNS)
         plane: Any
         for plane in frame.planes:
             lines = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)
-            down, along = -(-plane.height // ROWS), -(-plane.width // COLUMNS)
             yield lines[: plane.height : down, : plane.width : along]
 
 
@@ -128,7 +131,7 @@ def distance(one: FrameFeatures, other: FrameFeatures) -> float:
 def _changes(one: FrameFeatures, other: FrameFeatures) -> NDArray[np.float32]:
     """Return the differences of the blocks [planes, blocks], from 0 to 1."""
     changes: NDArray[np.float32] = np.abs(one.blocks - other.blocks).sum(axis=2) / 2
-    return changes
+    return changes * COLOUR_SHARE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

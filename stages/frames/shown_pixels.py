@@ -12,22 +12,11 @@ STRIP = 256
 """Rows that are copied from Pillow to NumPy at once. Copying all at once would hold the image three
 times."""
 TURNS = {
-    1: (False, 0),
-    2: (True, 0),
-    3: (False, 2),
-    4: (True, 2),
-    5: (True, 1),
-    6: (False, 3),
-    7: (True, 3),
-    8: (False, 1),
-}
+    1: (False, 0), 2: (True, 0), 3: (False, 2), 4: (True, 2),
+    5: (True, 1), 6: (False, 3), 7: (True, 3), 8: (False, 1),
+}  # fmt: skip
 """EXIF orientation → whether left and right are swapped first, and the counter-clockwise quarter
 turns that then make the stored pixels upright."""
-
-
-def orientation(mirrored: bool, turns: int) -> int:
-    """Return the EXIF orientation with this entry of TURNS."""
-    return next(number for number, each in TURNS.items() if each == (mirrored, turns % 4))
 
 
 def turned_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:

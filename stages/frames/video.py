@@ -64,15 +64,12 @@ class Video:
         A chunk without any decodable frame is left out, with a warning.
         """
         self._reader.request(array("q", chain.from_iterable(plan.ticks for plan in plans)))
-        converter = self._converter(fit)
+        converter = FrameConverter(self._reader.first_frame, fit.size(self.height, self.width))
         for plan in plans:
             chunk = self._chunk(plan, converter)
             if chunk is not None:
                 yield chunk
             del chunk
-
-    def _converter(self, fit: FrameFit) -> FrameConverter:
-        return FrameConverter(self._reader.first_frame, fit.size(self.height, self.width))
 
     def plan_stored(self, chunks: Sequence[ChunkIndex]) -> list[ChunkPlan]:
         """Return the plans of stored chunks."""
@@ -86,7 +83,7 @@ class Video:
         start = after[-1].end if after else 0.0
         if start >= self.duration:
             return
-        converter = self._converter(fit)
+        converter = FrameConverter(self._reader.first_frame, fit.size(self.height, self.width))
         cutter = ShotCutter(self._reader, sampling, converter)
         for shot in cutter.shots(len(after), start):
             pixels = (

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
@@ -42,15 +41,10 @@ class SampledVideo:
         self._shown = shown_size(
             self._reader.first_frame, self._reader.decoder.stream.sample_aspect_ratio
         )
-        height, width = self._shown
+        frame, (height, width) = self._reader.first_frame, self._shown
+        sizes = (small_size(width, height, edge)[::-1] for edge in (EDGE, SHARP_EDGE))
         self._small, self._sharp = (
-            FrameConverter(
-                self._reader.first_frame,
-                small_size(width, height, edge)[::-1],
-                form="gray",
-                filter=Interpolation.AREA,
-            )
-            for edge in (EDGE, SHARP_EDGE)
+            FrameConverter(frame, size, form="gray", filter=Interpolation.AREA) for size in sizes
         )
         wanted = np.arange(0, max(timeline.duration, 1e-9), STEP_SECONDS)
         ticks = timeline.start + np.rint(wanted / float(timeline.time_base)).astype(np.int64)
@@ -108,20 +102,14 @@ class SampledVideo:
         part.faults += own * (found[0] != tick or found[1].is_corrupt or self._reader.passed_over)
         self._reader.passed_over = False
         time = self._timeline.seconds(found[0])
-        grey = _grey(found[1], self._small)
+        grey = self._small.convert(found[1])
         thumb = thumb_of(grey)
         if own:
             row = row_of(time, grey, thumb, None if before is None else before[1:])
             if number % SHARP_EVERY == 0:
-                row[SERIES.index("sharpness")] = sharpness(_grey(found[1], self._sharp))
+                row[SERIES.index("sharpness")] = sharpness(self._sharp.convert(found[1]))
             part.add(row, grey, [thumb] * self._thumbs.count(number))
         return number, time, thumb
-
-
-def _grey(frame: VideoFrame, converter: FrameConverter) -> Grey:
-    grey: Grey = converter.allocate(1)[0]
-    converter.convert(frame, grey)
-    return grey
 
 
 class _Part:
