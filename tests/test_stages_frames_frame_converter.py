@@ -36,7 +36,8 @@ def transparent() -> NDArray[np.uint8]:
 
 def on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     alpha = rgba[..., 3:] / 255
-    return np.rint(rgba[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    flat: NDArray[np.uint8] = np.rint(rgba[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    return flat
 
 
 def write(
@@ -67,14 +68,14 @@ def person_sees(path: Path) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(jpeg)))
 
 
-def fingerprint(path: Path) -> NDArray[np.int64]:
+def fingerprint(path: Path) -> NDArray[Any]:
     with SampledVideo(path, threads=1) as video:
         parts = [part for _, part in video.sampled(range(video.parts))]
-        return joined(parts, video.meta(), path).thumbs[2].astype(np.int64)
+        return joined(parts, video.meta(), path).thumbs[2].astype(int)
 
 
-def fingerprint_of(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    return thumb_of(np.asarray(Image.fromarray(pixels).convert("L"))).astype(np.int64)
+def fingerprint_of(pixels: NDArray[np.uint8]) -> NDArray[Any]:
+    return thumb_of(np.asarray(Image.fromarray(pixels).convert("L"))).astype(int)
 
 
 def assert_seen_everywhere(path: Path, upright: NDArray[np.uint8], folder: Path) -> None:

@@ -4,6 +4,7 @@ transparency, in the model's frame, in the thumbnail and in the fingerprint."""
 import io
 import re
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,13 @@ and the first column show: top and left; top, right; bottom, right; bottom, left
 top; right, bottom; left, bottom."""
 
 
-def shades() -> NDArray[np.uint8]:
+def shades() -> Pixels:
     """A grey picture without any symmetry."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     return (20 + 2 * rows + 2 * columns + 20 * (columns > 40) * (rows < 12)).astype(np.uint8)
 
 
-def colours() -> NDArray[np.uint8]:
+def colours() -> Pixels:
     grey = shades()
     return np.stack([grey, 255 - grey, np.full_like(grey, 90)], axis=2)
 
@@ -109,7 +110,7 @@ def packed(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     return triple.reshape(len(values), -1).astype(np.uint8)
 
 
-def deepened(grey: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
+def deepened(grey: Pixels, bits: int) -> Pixels:
     """Return values of more bits whose first 8 are these."""
     noise = np.random.default_rng(0).integers(0, 1 << bits - 8, grey.shape)
     return (grey.astype(np.uint32) << bits - 8) + noise.astype(np.uint32)
@@ -312,6 +313,37 @@ def test_a_deep_picture_that_uses_a_small_part_of_its_range_is_said_to_be_dark(
     (tmp_path / "night.bmp").write_bytes(bmp(bytes(2 * 8 * 8), (8, 8), 16))
     for name in ("night.png", "night.bmp"):
         assert read_image(tmp_path / name)[0].warnings == (), name
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour_type", "row", "key", "shown"),
+    [
+        (1, 0, b"\x40", (0,), [255, 255]),
+        (2, 0, b"\x60", (1,), [255, 170]),
+        (4, 0, b"\x5a", (5,), [255, 170]),
+        (8, 0, b"\x05\x32", (5,), [255, 50]),
+        (16, 0, struct.pack(">2H", 1000, 30000), (1000,), [255, 117]),
+        (8, 2, bytes([1, 1, 1, 50, 50, 50]), (1, 1, 1), [255, 50]),
+        (16, 2, struct.pack(">6H", *[300] * 3, *[30000] * 3), (300, 300, 300), [255, 117]),
+    ],
+)
+def test_the_transparent_shade_of_a_png_is_white_at_every_depth(
+    tmp_path: Path, bits: int, colour_type: int, row: bytes, key: tuple[int, ...], shown: list[int]
+) -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 2, 1, bits, colour_type, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))
+        + chunk(b"IDAT", zlib.compress(b"\0" + row))
+        + chunk(b"IEND", b"")
+    )
+    assert read_image(tmp_path / "a.png")[1].pixels[0, 0, :, 1].tolist() == shown
 
 
 def test_only_the_two_readers_decode_pixels_of_media() -> None:

@@ -50,12 +50,11 @@ def _frame(path: Path, time: float, fit: FrameFit) -> Any:
 
     container, stream = open_video(path, threads=1)
     with container:
-        decoder = decoder_of(stream)
+        decode = decoder_of(stream).decode
         first = float((stream.start_time or 0) * (stream.time_base or 0))
         container.seek(int((first + time) * 1_000_000), backward=True)
         shown: Any = None
-        frames = chain.from_iterable(map(decoder.decode, container.demux(stream)))
-        for tried, frame in enumerate(frames):
+        for tried, frame in enumerate(chain.from_iterable(map(decode, container.demux(stream)))):
             shown = frame
             reached = frame.time is not None and frame.time - first >= time - NEAR_SECONDS
             if reached or tried >= FRAMES_TRIED:

@@ -2,7 +2,7 @@
 
 import contextlib
 from fractions import Fraction
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -37,18 +37,12 @@ BT2020_LIKE = frozenset((10, 13, 14))
 class FrameConverter:
     """Converts all frames of one video to a single size, even where the video changes its own."""
 
-    def __init__(
-        self,
-        frame: VideoFrame,
-        size: tuple[int, int],
-        *,
-        form: Literal["rgb24", "gray"] = "rgb24",
-        filter: Interpolation = FILTER,
-    ) -> None:
-        """`frame`: one of them; `size`: upright (height, width) in pixels of the output."""
+    def __init__(self, frame: VideoFrame, size: tuple[int, int], *, grey: bool = False) -> None:
+        """`frame`: one of them; `size`: upright (height, width) in pixels of the output; `grey`:
+        brightness alone, reduced by the mean of areas."""
         self.size = size
         self._orientation = orientation_of(frame)
-        self._form, self._filter = form, filter
+        self._form, self._filter = ("gray", Interpolation.AREA) if grey else ("rgb24", FILTER)
         self._reformatter, self._toner = VideoReformatter(), VideoReformatter()
 
     def allocate(self, count: int) -> NDArray[np.uint8]:

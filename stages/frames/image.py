@@ -1,6 +1,7 @@
 """Reads an image file as one upright RGB frame in its own size."""
 
 import io
+import re
 import struct
 import warnings
 from pathlib import Path
@@ -117,9 +118,10 @@ def _decode(
         # Pillow turns some formats itself while it loads them, and then drops the tag. What is left
         # in the tag now is left to do.
         turn = _orientation(image)
-        if image.format not in JPEGS:
-            size = image.size
+        size = size if image.format in JPEGS else image.size
         width, height = turned_size(size, turn)
+        if bits != 8 and image.mode in ("L", "RGB") and (key := image.info.get("transparency")):
+            image.info["transparency"] = _key_in_8_bits(key, bits)
         flat = _in_8_bits(image) if image.mode.startswith(("I", "F")) else image
         by = fit.divisor(height, width)
         pixels = upright_rgb(_divided(on_white(flat), size, by) if by > 1 else flat, turn)
@@ -156,9 +158,16 @@ def _bits(image: Image.Image) -> int:
     """Return the bits per sample in the file, before it is loaded."""
     if isinstance(image, TiffImageFile):
         return int(max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (1,))))
-    layout = str(getattr(image, "tile", ""))  # such as RGB;16B; in BMP, BGR;16 is 16 bits a pixel
-    is_deep = image.mode.startswith(("I", "F")) or any(f";16{end}" in layout for end in "BLN")
-    return 16 if is_deep else 8
+    # Pillow names layouts such as L;4 or RGB;16B; in a BMP, BGR;16 is 16 bits per pixel.
+    found = re.search(r"'(?:L|LA|I|RGB|RGBA);(\d+)", str(getattr(image, "tile", "")))
+    return int(found[1]) if found else 16 if image.mode.startswith(("I", "F")) else 8
+
+
+def _key_in_8_bits(key: int | tuple[int, ...], bits: int) -> int | tuple[int, ...]:
+    """Return the transparent grey or colour of a PNG as Pillow returns its pixels."""
+    if isinstance(key, tuple):
+        return tuple(each >> bits - 8 for each in key)
+    return key * (255 // ((1 << bits) - 1))
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
 from stages.frames.frame_converter import FrameConverter, shown_size
@@ -43,9 +42,7 @@ class SampledVideo:
         )
         frame, (height, width) = self._reader.first_frame, self._shown
         sizes = (small_size(width, height, edge)[::-1] for edge in (EDGE, SHARP_EDGE))
-        self._small, self._sharp = (
-            FrameConverter(frame, size, form="gray", filter=Interpolation.AREA) for size in sizes
-        )
+        self._small, self._sharp = (FrameConverter(frame, size, grey=True) for size in sizes)
         wanted = np.arange(0, max(timeline.duration, 1e-9), STEP_SECONDS)
         ticks = timeline.start + np.rint(wanted / float(timeline.time_base)).astype(np.int64)
         at = np.minimum(np.searchsorted(timeline.pts, ticks), len(timeline.pts) - 1)
