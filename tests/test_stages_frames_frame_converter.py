@@ -59,7 +59,8 @@ def write(
 def model_sees(path: Path) -> NDArray[np.uint8]:
     with Video(path, threads=1) as video:
         (chunk,) = video.chunks(video.plan(SAMPLING), FrameFit())
-    return chunk.pixels[0]
+    pixels: NDArray[np.uint8] = chunk.pixels[0]
+    return pixels
 
 
 def person_sees(path: Path) -> NDArray[np.uint8]:
@@ -71,7 +72,8 @@ def person_sees(path: Path) -> NDArray[np.uint8]:
 def fingerprint(path: Path) -> NDArray[Any]:
     with SampledVideo(path, threads=1) as video:
         parts = [part for _, part in video.sampled(range(video.parts))]
-        return joined(parts, video.meta(), path).thumbs[2].astype(int)
+        middle: NDArray[Any] = joined(parts, video.meta(), path).thumbs[2].astype(int)
+        return middle
 
 
 def fingerprint_of(pixels: NDArray[np.uint8]) -> NDArray[Any]:

@@ -51,7 +51,8 @@ top; right, bottom; left, bottom."""
 def shades() -> Pixels:
     """A grey picture without any symmetry."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-    return (20 + 2 * rows + 2 * columns + 20 * (columns > 40) * (rows < 12)).astype(np.uint8)
+    grey: Pixels = 20 + 2 * rows + 2 * columns + 20 * (columns > 40) * (rows < 12)
+    return grey.astype(np.uint8)
 
 
 def colours() -> Pixels:
