@@ -17,10 +17,8 @@ HALF = ".penstock-"
 """Prefix of the names of unfinished files."""
 OURS = f"{HALF}made"
 """A file that marks a folder of generated media. Sources above the folder skip it."""
-SERVER_FOLDERS = frozenset((
-    "@eaDir", ".@__thumb", ".thumbnails", "#recycle", "@Recycle", "#snapshot", "$RECYCLE.BIN",
-))  # fmt: skip
-"""Folders in which file servers and systems keep thumbnails, and deleted and earlier files."""
+SERVER_FOLDERS = frozenset(("@eaDir", ".@__thumb", ".thumbnails", "#recycle", "@Recycle"))
+"""Folders in which file servers keep thumbnails and deleted files."""
 
 
 def is_hidden(name: str) -> bool:

@@ -41,8 +41,7 @@ class Store(Protocol):
 
     @property
     def near(self) -> Path:
-        """Return the folder of the kinds of objects that never leave this machine, and of the
-        leases on them: a folder store is that folder itself."""
+        """Return the folder of the objects that never leave this machine, and of leases on them."""
 
     @property
     def board(self) -> "BucketLeases | None":

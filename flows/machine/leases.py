@@ -4,19 +4,17 @@ A lease is a small object or file that its process renews every few minutes. The
 process expires by the clock of the storage. In a folder, a file lock shows at once whether the
 owner is alive.
 
-A file lies where the frames do, which is on this machine also if the store is a bucket. The digests
-of the job's media follow its note, so that no note is ever seen without them.
+A file lies where the frames do, which is on this machine also if the store is a bucket. The lines
+after its note are the digests of the job's media, so that no note is ever seen without them.
 """
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import socket
 import threading
 import uuid
-from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -34,7 +32,6 @@ LEASE_SECONDS = 3600.0
 """Seconds after its last renewal in which a job counts as running, if its lock gives no answer."""
 LARGEST_NOTE = 1 << 20
 """Largest note in bytes; a job has a few dozen namespaces of 64 bytes each."""
-DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def note_of(namespaces: Sequence[str], out: Path) -> dict[str, Any]:
@@ -99,14 +96,14 @@ def hold_note_in(
 ) -> Iterator[str]:
     """Keep a note of a job, and which media it needs, in a folder until the block or the process
     ends, and yield its name. Raises EnvironmentFault."""
-    digests = None if media is None else sorted(set(map(_digest, media)))
-    line = json.dumps({**note, "media": None if digests is None else len(digests)})
+    digests = sorted({*(media or ())})
+    line = json.dumps({**note, "media": None if media is None else len(digests)})
     name = f"{uuid.uuid4().hex}.json"
     temporary, final = folder / TEMPORARY / name, folder / JOBS / name
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         final.parent.mkdir(exist_ok=True)
-        file = temporary.open("xb")
+        file = temporary.open("x", encoding="utf-8")
     except OSError as error:
         raise fault_of(error, folder) from error
     with file:
@@ -115,7 +112,7 @@ def hold_note_in(
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
-            file.write(b"".join([line.encode(), b"\n", *(digests or ())]))
+            file.writelines(f"{each}\n" for each in (line, *digests))
             file.flush()
             os.fsync(file.fileno())  # other machines see an open file only then
             temporary.rename(final)
@@ -145,25 +142,15 @@ def live_notes_in(folder: Path, but: str) -> Iterator[tuple[dict[str, Any], int]
                 yield note, descriptor
 
 
-def _digest(medium: str) -> bytes:
-    return hashlib.sha256(medium.encode()).digest()
-
-
 def _needed(note: Mapping[str, Any], descriptor: int, media: Iterable[str]) -> set[str]:
     """Return which of these media a job needs: those that its open file lists, or all of them if it
     lists none."""
-    digests = b""
+    lines: list[bytes] = []
     with contextlib.suppress(OSError):
-        text = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
-        digests = text.partition(b"\n")[2]
-    count = len(digests) // DIGEST_BYTES
-    if note.get("media") != count:
+        lines = os.pread(descriptor, os.fstat(descriptor).st_size, 0).split(b"\n")
+    if note.get("media") != len(lines) - 2:  # it names none, or the file is cut
         return set(media)
-
-    def at(number: int) -> bytes:
-        return digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
-
-    return {m for m in media if at(bisect_left(range(count), _digest(m), key=at)) == _digest(m)}
+    return {medium.decode() for medium in {*lines}.intersection(map(str.encode, media))}
 
 
 @contextlib.contextmanager

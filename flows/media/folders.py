@@ -22,8 +22,7 @@ def files_in(folder: Path, recursive: bool, unread: Callable[[OSError], None]) -
 
 
 def left_out_note(sources: Iterable[str], selection: Selection) -> str:
-    """Return a note on folders in the sources that are not read although they may hold media; empty
-    if there are none."""
+    """Return a note on folders with media in the sources that are not read, or an empty text."""
     unread: list[str] = []
     of_servers: set[str] = set()
     for source in sources:
@@ -36,10 +35,9 @@ def left_out_note(sources: Iterable[str], selection: Selection) -> str:
     if selection.recursive:
         names = ", ".join(sorted(of_servers))
         return f"not read: folders that file servers make for themselves ({names})" if names else ""
-    if not unread:
-        return ""
-    first = writable(unread[0]) + ", …" * (len(unread) > 1)
-    return f"{counted(len(unread), 'subfolder')} with media not read ({first}); add --recursive"
+    first = "".join(map(writable, unread[:1])) + ", …" * (len(unread) > 1)
+    note = f"{counted(len(unread), 'subfolder')} with media not read ({first}); add --recursive"
+    return note if unread else ""
 
 
 def _file_names(entries: Iterable["os.DirEntry[str]"]) -> Iterator[str]:
@@ -49,9 +47,8 @@ def _file_names(entries: Iterable["os.DirEntry[str]"]) -> Iterator[str]:
 def _folders(
     folder: Path, unread: Callable[[OSError], None]
 ) -> Iterator[tuple[str, list["os.DirEntry[str]"]]]:
-    """Yield the folder and those in it that are read with --recursive, each with all that it holds,
-    in order. A folder that a link leads back to is entered once. `unread` is called for each that
-    cannot be read."""
+    """Yield the folder and those below it that are not hidden, in order, each with all that it
+    holds. A folder that a link leads back to is entered once."""
     entered = set()
     left = [""]
     while left:  # not os.walk, which recurses for each subfolder

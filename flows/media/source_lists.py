@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -78,11 +78,8 @@ def lines_of(path: Path) -> Iterator[Line | BadLine]:
         yield replace(parsed, name=str(named))
 
 
-Entries = Iterator[tuple[str, Any]]
-"""The place of each entry in a list, and the entry: a path, or an object with one."""
-
-
-def _text_lines(text: str) -> Entries:
+def _text_lines(text: str) -> Iterator[tuple[str, Any]]:
+    """Yield the place of each entry in a list, and the entry."""
     # splitlines would also split at unusual line separators inside a name or a prompt.
     for number, line in enumerate(text.split("\n"), 1):
         entry = line.strip()
@@ -90,39 +87,32 @@ def _text_lines(text: str) -> Entries:
             yield f"line {number}", entry
 
 
-def _json_entries(text: str) -> Entries:
-    """Yield the entries of an array, or lines with one object each. Raises ValueError."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        if text.lstrip().startswith("["):
-            raise
-        for place, line in _text_lines(text):
-            try:
-                yield place, json.loads(line)
-            except (ValueError, RecursionError):
-                yield place, None
-        return
+def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
+    for place, line in _text_lines(text):
+        try:
+            yield place, json.loads(line)
+        except (ValueError, RecursionError):
+            yield place, None
+
+
+def _json_array(text: str) -> Iterator[tuple[str, Any]]:
+    found = json.loads(text)
     for number, value in enumerate(found if isinstance(found, list) else [found], 1):
         yield f"entry {number}", {"path": value} if isinstance(value, str) else value
 
 
-def _table_rows(text: str) -> Entries:
-    """Yield the rows of a table whose first line names the columns. Raises ValueError, Error."""
+def _table_rows(text: str) -> Iterator[tuple[str, Any]]:
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     names = [name.strip().lower() for name in next(rows, [])]
     if "path" not in names:
         raise ValueError("its first line names no column `path`")
     for row in filter(None, rows):
-        value = {name: text for name, text in zip(names, row, strict=False) if text.strip()}
-        yield f"line {rows.line_num}", {**value, "prompts": None}
+        filled = (pair for pair in zip(names, row, strict=False) if pair[1].strip())
+        yield f"line {rows.line_num}", {**dict(filled), "prompts": None}
 
 
-STRUCTURED: dict[str, Callable[[str], Entries]] = {
-    **dict.fromkeys((".jsonl", ".json"), _json_entries),
-    **dict.fromkeys((".csv", ".tsv"), _table_rows),
-}
+STRUCTURED = {".jsonl": _json_lines, ".json": _json_array, ".csv": _table_rows, ".tsv": _table_rows}
 """Suffix of a list → function that yields its entries."""
 LIST_SUFFIXES = frozenset((".txt", *STRUCTURED))
 
