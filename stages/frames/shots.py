@@ -1,15 +1,13 @@
 """Detects shot boundaries frame by frame.
 
-It compares brightness and colour (Y, Cb and Cr) of at most 106 by 60 points of the image, as one
-histogram for each of 16 blocks, and takes the plane that differs most. A cut is a frame that
-differs from the one before it far more than its neighbours differ from theirs. Motion changes many
-frames in a row, a cut only one. The frames after a cut must also differ from those before it;
-otherwise it is a flash.
+It compares brightness and colour (Y, Cb and Cr) of at most 106 by 60 points, as one histogram for
+each of 16 blocks. A cut is a frame that differs from the one before it far more than its neighbours
+differ from theirs. Motion changes many frames in a row, a cut only one. The frames after a cut must
+also differ from those before it; otherwise it is a flash.
 """
 
 import math
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,40 +74,34 @@ class FrameDescriptor:
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
-        self._places: dict[tuple[int, int], NDArray[np.intp]] = {}
+        self._places: dict[tuple[tuple[int, ...], ...], NDArray[np.intp]] = {}
 
     def describe(self, frame: VideoFrame) -> FrameFeatures:
         """Return the features of a frame."""
-        counts = np.stack([self._counts(points) for points in self._planes(frame)])
+        planes = self._planes(frame)
+        shapes = tuple(plane.shape for plane in planes)
+        if shapes not in self._places:
+            self._places[shapes] = np.concatenate([*map(_places, range(len(shapes)), shapes)])
+        points = np.concatenate([plane.reshape(-1) for plane in planes])
+        at, size = self._places[shapes] + (points >> 2), (len(planes), BLOCKS * BLOCKS, BINS)
+        counts = np.bincount(at, minlength=math.prod(size)).reshape(size)
         padded = np.zeros((*counts.shape[:2], BINS + 2 * SPREAD), dtype=np.float32)
         np.cumsum(counts, axis=2, out=padded[..., SPREAD : SPREAD + BINS])
         padded[..., SPREAD + BINS :] = padded[..., SPREAD + BINS - 1 : SPREAD + BINS]
         spread = padded[..., SPREAD:] - padded[..., :-SPREAD]
         spread /= np.maximum(padded[..., -1:] * SPREAD, 1)
         whole = counts[0].sum(axis=0)
-        size = whole.sum()
         return FrameFeatures(
             blocks=spread,
-            brightness=float(whole @ LEVELS) / size,
-            is_black=bool(whole[BLACK // 4 :].sum() <= (1 - BLACK_SHARE) * size),
+            brightness=float(whole @ LEVELS) / planes[0].size,
+            is_black=bool(whole[BLACK // 4 :].sum() <= (1 - BLACK_SHARE) * planes[0].size),
         )
 
-    def _counts(self, points: NDArray[np.uint8]) -> NDArray[np.intp]:
-        """Return the histograms of one plane [blocks, bins]."""
-        if points.shape not in self._places:
-            rows, columns = (np.arange(n) * BLOCKS // n for n in points.shape)
-            self._places[points.shape] = ((rows[:, None] * BLOCKS + columns) * BINS).astype(np.intp)
-        return np.bincount(
-            (self._places[points.shape] + (points >> 2)).reshape(-1),
-            minlength=BLOCKS * BLOCKS * BINS,
-        ).reshape(-1, BINS)
-
-    def _planes(self, frame: VideoFrame) -> Iterator[NDArray[np.uint8]]:
-        """Yield the sampled points of Y, Cb and Cr."""
-        frame = opaque(frame)
+    def _planes(self, frame: VideoFrame) -> list[NDArray[np.uint8]]:
+        """Return the sampled points of Y, Cb and Cr."""
         if frame.format.name not in PLAIN:
             frame = self._reformatter.reformat(
-                frame,
+                opaque(frame),
                 width=min(COLUMNS, frame.width),
                 height=min(ROWS, frame.height),
                 format="yuv444p",
@@ -117,10 +109,19 @@ class FrameDescriptor:
                 threads=1,
             )
         down, along = -(-frame.height // ROWS), -(-frame.width // COLUMNS)
-        plane: Any
-        for plane in frame.planes:
-            lines = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)
-            yield lines[: plane.height : down, : plane.width : along]
+        planes: Any = frame.planes
+        lines = [np.frombuffer(each, np.uint8).reshape(-1, each.line_size) for each in planes]
+        return [
+            each[: plane.height : down, : plane.width : along]
+            for each, plane in zip(lines, planes, strict=True)
+        ]
+
+
+def _places(plane: int, shape: tuple[int, ...]) -> NDArray[np.intp]:
+    """Return where the histogram of each point's block begins, for the points of a plane."""
+    rows, columns = (np.arange(n) * BLOCKS // n for n in shape)
+    blocks: NDArray[np.intp] = (plane * BLOCKS + rows[:, None]) * BLOCKS + columns
+    return (blocks * BINS).reshape(-1)
 
 
 def distance(one: FrameFeatures, other: FrameFeatures) -> float:

@@ -37,9 +37,8 @@ class Video:
         self._damage: dict[int, Damage] = {}
         self._lost: dict[int, float] = {}
         self._last_taken = 0.0
-        self.height, self.width = shown_size(
-            self._reader.first_frame, self._reader.decoder.stream.sample_aspect_ratio
-        )
+        frame, stream = self._reader.first_frame, self._reader.decoder.stream
+        self.height, self.width = shown_size(frame, stream.sample_aspect_ratio)
         """Size in pixels as a player shows it."""
         self.duration = self._reader.timeline.duration
         """Seconds from the first frame to the end of the last."""
