@@ -29,7 +29,7 @@ from stages.frames.formats import OPTIONS
 from stages.frames.job import CutItem, CutJob
 from stages.frames.medium import TRANSIENT_KINDS, check_unchanged
 from stages.frames.opening import has_alpha_track, open_video
-from stages.frames.plan import ROUNDING_SECONDS
+from stages.frames.plan import tick_at, tick_from
 from stages.frames.reader import Reader
 from stages.frames.survey import packets
 from stages.frames.timeline import Timeline, VideoPacket
@@ -106,14 +106,14 @@ class ClipCutter:
     def copy(self, start: float, end: float, to: Path) -> dict[str, Any]:
         """Copy the part from `start` to `end` seconds to `to` plus the suffix of its container.
         Raises MediaError or OSError."""
-        timeline, rate = self._timeline, 1 / self._timeline.time_base
-        ticks = timeline.start + int((start + ROUNDING_SECONDS) * rate)
+        timeline = self._timeline
+        ticks = max(timeline.start, tick_at(timeline, start))
         key = self._keyframe(ticks)
         shown = max(key.pts, int(timeline.pts[np.searchsorted(timeline.pts, ticks, "right") - 1]))
         lead = start - timeline.seconds(key.pts)
         if lead > LEAD_SECONDS:
             raise _clip_error(f"the nearest keyframe is {lead:.0f} s before {start:.1f} s")
-        beyond = timeline.start + -int(-(end - ROUNDING_SECONDS) * rate // 1)
+        beyond = tick_from(timeline, end)
         for form, suffix in self._containers:
             path = to.with_name(f"{to.name}.{suffix}")
             zero = shown if form == "mp4" else key.pts

@@ -1,5 +1,6 @@
 """Opens a media file for its video, and explains why a file cannot be used."""
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
@@ -106,6 +107,22 @@ def open_container(path: Path) -> InputContainer:
     """Open a media file with FFmpeg, without opening any other file or address. Raises
     FFmpegError."""
     return open_media(path, options=OPTIONS)
+
+
+def time_zero(container: InputContainer) -> Fraction:
+    """Return time 0 of a file in seconds of its own clock: where its first stream starts. Covers
+    and data do not count, though FFmpeg counts them."""
+    start = Fraction(container.start_time or 0, av.time_base)
+    shown = [
+        stream.start_time * stream.time_base
+        for stream in container.streams
+        if stream.type in ("video", "audio", "subtitle")
+        and not stream.disposition & Disposition.attached_pic
+        and stream.start_time is not None
+        and stream.time_base
+    ]
+    exact = min(shown, default=start)
+    return exact if exact > start - Fraction(1, av.time_base) else start  # `start` is rounded
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:

@@ -79,8 +79,9 @@ class Video:
     ) -> Iterator[Chunk]:
         """Yield the chunks of shots in order, decoding on demand. Those in `after`, the first
         chunks of the video, are stored already."""
-        start = after[-1].end if after else 0.0
-        if start >= self.duration:
+        timeline = self._reader.timeline
+        start = after[-1].end if after else timeline.offset
+        if start >= timeline.end:
             return
         converter = FrameConverter(self._reader.first_frame, fit.size(self.height, self.width))
         cutter = ShotCutter(self._reader, sampling, converter)
@@ -141,6 +142,7 @@ class Video:
             kind="video",
             height=self.height,
             width=self.width,
+            start=self._reader.timeline.offset,
             duration=self.duration,
             chunks=tuple(chunks),
             warnings=self.warnings(),

@@ -65,6 +65,7 @@ class SampledVideo:
             "kind": "video",
             "width": width,
             "height": height,
+            "start": self._timeline.offset,
             "seconds": round(self._timeline.duration, 3),
             "faults": len(self._timeline.all_warnings()),
         }
@@ -98,7 +99,7 @@ class SampledVideo:
             return before
         part.faults += own * (found[0] != tick or found[1].is_corrupt or self._reader.passed_over)
         self._reader.passed_over = False
-        time = self._timeline.seconds(found[0])
+        time = self._timeline.since_first(found[0])
         grey = self._small.convert(found[1])
         thumb = thumb_of(grey)
         if own:
