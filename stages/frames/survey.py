@@ -1,7 +1,7 @@
 """Reads the frame times and keyframes of a video from its packets, or by decoding it once."""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -138,11 +138,14 @@ MAX_TRIES = 1000
 
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
     """Yield the non-empty packets of the stream, until the file ends or its structure breaks."""
+    in_order = _lacks_times(container) and not stream.codec_context.has_b_frames
     for _ in range(MAX_TRIES):
         try:
             for packet in container.demux(stream):
                 step()
                 if packet.size:
+                    if in_order:
+                        packet.pts = packet.dts  # FFmpeg guesses the next packet's
                     yield packet
             return
         except IndexError:
@@ -199,6 +202,27 @@ def survey(
     )
 
 
+def timed_frames(
+    container: InputContainer,
+    stream: VideoStream,
+    decode: Callable[[VideoPacket], Sequence[VideoFrame]],
+) -> Iterator[tuple[float | None, VideoFrame]]:
+    """Yield the frames from the current packet, a keyframe, on, each with its seconds since time 0;
+    None where they are unknown."""
+    assert stream.time_base is not None
+    zero = time_zero(container)
+    first: int | None = None
+    late: int | None = None if container.format.name == "avi" else 0
+    for packet in container.demux(stream):
+        first = packet.dts if first is None else first
+        for frame in decode(packet):
+            if (ticks := frame.dts if _lacks_times(container) else frame.pts) is None:
+                yield None, frame
+                continue
+            late = ticks - (first or 0) if late is None else late
+            yield float((ticks - late) * stream.time_base - zero), frame
+
+
 def watch(frames: Iterator[VideoFrame], container: InputContainer, stream: VideoStream) -> Timeline:
     """Read times by decoding everything once, for files whose packets do not have them."""
     pts, slots, count = array("q"), array("q"), 0
@@ -211,7 +235,7 @@ def watch(frames: Iterator[VideoFrame], container: InputContainer, stream: Video
     time_base, last = stream.time_base, 1
     first = (stream.start_time or 0) * time_base
     if counted := len(pts) < count or not _ascends(pts):
-        if container.format.name in DECODING_TIMES and slots and _ascends(slots):
+        if _lacks_times(container) and slots and _ascends(slots):
             pts, late = _of_slots(slots, count)
             first = (pts[0] - (late if container.format.name == "avi" else 0)) * time_base
             last = pts[-1] - pts[-2]
@@ -286,8 +310,12 @@ def announced_seconds(
 def _only_counts(ticks: "array[int]", container: InputContainer, stream: VideoStream) -> bool:
     """Return whether packets have times of decoding alone although frames are shown in another
     order. FFmpeg corrects that for MPEG-4 but not for H.264."""
-    reorders = container.format.name in DECODING_TIMES and stream.codec_context.has_b_frames
+    reorders = _lacks_times(container) and stream.codec_context.has_b_frames
     return bool(reorders) and _ascends(ticks)
+
+
+def _lacks_times(container: InputContainer) -> bool:
+    return container.format.name in DECODING_TIMES
 
 
 def _ascending(ticks: "array[int]") -> NDArray[np.int64]:
