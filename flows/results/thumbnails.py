@@ -1,8 +1,9 @@
 """Makes thumbnails of media for pages."""
 
 import base64
+import contextlib
 import io
-from itertools import chain
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ QUALITY = 70
 FRAMES_TRIED = 600
 """Maximum frames decoded from the preceding key frame to the requested one."""
 NEAR_SECONDS = 0.02
+BACK_SECONDS = (0, 2, 10, 60, math.inf)
+"""Seconds before the frame where decoding begins, tried until one is early enough: in broadcasts a
+seek leads to any packet, and only a later keyframe can be decoded."""
 
 
 def thumbnail(source: str | Path, time: float | None, side: int = SIDE) -> bytes | None:
@@ -46,20 +50,36 @@ def data_address(source: str | Path, time: float | None, side: int = SIDE) -> st
 
 def _frame(path: Path, time: float, fit: FrameFit) -> Any:
     from stages.frames.frame_converter import FrameConverter, shown_size
-    from stages.frames.opening import decoder_of, open_video
 
-    container, stream = open_video(path, threads=1)
-    with container:
-        decode = decoder_of(stream).decode
-        first = float((stream.start_time or 0) * (stream.time_base or 0))
-        container.seek(int((first + time) * 1_000_000), backward=True)
-        shown: Any = None
-        for tried, frame in enumerate(chain.from_iterable(map(decode, container.demux(stream)))):
-            shown = frame
-            reached = frame.time is not None and frame.time - first >= time - NEAR_SECONDS
-            if reached or tried >= FRAMES_TRIED:
+    shown, aspect = shown_at(path, time)
+    converter = FrameConverter(shown, fit.size(*shown_size(shown, aspect)))
+    pixels = converter.allocate(1)[0]
+    converter.convert(shown, pixels)
+    return pixels
+
+
+def shown_at(path: Path, time: float) -> tuple[Any, Any]:
+    """Return the frame of a video that begins at a time in seconds, or the next one, and the aspect
+    of its pixels. Raises ValueError without a frame."""
+    from stages.frames.opening import decoder_of, open_video, time_zero
+    from stages.frames.survey import timed_frames
+
+    shown: Any = None
+    for back in BACK_SECONDS:
+        container, stream = open_video(path, threads=1)
+        with container:
+            if time > back:
+                with contextlib.suppress(OSError):  # not every format can seek
+                    container.seek(int((time_zero(container) + time - back) * 1_000_000))
+            first: float | None = None
+            frames = timed_frames(container, stream, decoder_of(stream).decode)
+            for tried, (at, frame) in enumerate(frames):
+                shown, first = frame, at if first is None else first
+                reached = at is not None and at >= time - NEAR_SECONDS
+                if reached or tried >= FRAMES_TRIED:
+                    break
+            if time <= back or (first is not None and first <= time + NEAR_SECONDS):
                 break
-        if shown is None:
-            raise ValueError("no frame")
-        size = fit.size(*shown_size(shown, stream.sample_aspect_ratio))
-        return FrameConverter(shown, size).convert(shown)
+    if shown is None:
+        raise ValueError("no frame")
+    return shown, stream.sample_aspect_ratio
