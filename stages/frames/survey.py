@@ -232,19 +232,19 @@ def watch(frames: Iterator[VideoFrame], container: InputContainer, stream: Video
             if ticks is not None:
                 column.append(ticks)
     assert stream.time_base is not None
-    time_base, last = stream.time_base, 1
-    first = (stream.start_time or 0) * time_base
-    if counted := len(pts) < count or not _ascends(pts):
-        if _lacks_times(container) and slots and _ascends(slots):
-            pts, late = _of_slots(slots, count)
-            first = (pts[0] - (late if container.format.name == "avi" else 0)) * time_base
-            last = pts[-1] - pts[-2]
-        else:
-            rate: Any = stream.average_rate or stream.guessed_rate or DEFAULT_RATE
-            pts, time_base = array("q", range(count)), 1 / Fraction(rate)
+    time_base, late, counted = stream.time_base, 0, True
+    if _lacks_times(container) and slots and _ascends(slots):
+        pts, late = _of_slots(slots, count)
+    elif len(pts) == count and _ascends(pts):
+        counted = False
     else:
-        first = pts[0] * time_base
+        rate: Any = stream.average_rate or stream.guessed_rate or DEFAULT_RATE
+        pts, time_base = array("q", range(count)), 1 / Fraction(rate)
+    if time_base == stream.time_base:
         last = _last_ticks(pts, 0, stream)
+        first = (pts[0] - (late if container.format.name == "avi" else 0)) * time_base
+    else:
+        last, first = 1, (stream.start_time or 0) * stream.time_base
     offset, warnings = _offset(container, first)
     return Timeline(
         pts=np.frombuffer(pts, dtype=np.int64),
