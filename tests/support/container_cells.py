@@ -196,7 +196,7 @@ def hide(path: Path, frames: int) -> None:
     """Let the only edit of a file begin so many frames later. Source: ISO/IEC 14496-12, 8.6.6."""
     data = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
-        base = container.streams.video[0].time_base
+        base = Fraction(container.streams.video[0].time_base or 0)
     later = 2 * frames * TICK
     at = data.index(b"elst") + 12
     length, first = struct.unpack_from(">Ii", data, at)
@@ -224,9 +224,10 @@ def packet_times(path: Path) -> list[float]:
     """Seconds of the frames by the times of their packets, since the start of the file."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        start = Fraction(container.start_time or 0, av.time_base)
+        start, base = Fraction(container.start_time or 0, av.time_base), stream.time_base
+        assert base is not None
         found = [
-            packet.pts * stream.time_base - start
+            packet.pts * base - start
             for packet in container.demux(stream)
             if packet.size and packet.pts is not None and not packet.is_discard
         ]
