@@ -185,11 +185,12 @@ def _silence(stream: Any, start: float, end: float) -> list[Any]:
             plane.update(bytes(plane.buffer_size))
         frame.sample_rate, frame.pts, frame.time_base = 48000, at, Fraction(1, 48000)
         packets += stream.encode(frame)
-    return packets + stream.encode(None)
+    return [*packets, *stream.encode(None)]
 
 
 def _decoding_seconds(packet: Any) -> Fraction:
-    return Fraction(packet.dts if packet.dts is not None else packet.pts) * packet.time_base
+    ticks = packet.dts if packet.dts is not None else packet.pts
+    return Fraction(ticks * packet.time_base)
 
 
 def hide(path: Path, frames: int) -> None:
