@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from artifacts.schema import ChunkIndex, FrameFit, Sampling
-from flows.results.thumbnails import _shown_at
+from flows.results.thumbnails import shown_at
 from stages.frames.clip_copy import ClipCutter
 from stages.frames.video import Video
 from stages.sift.video import SampledVideo
@@ -207,7 +207,7 @@ def test_a_thumbnail_shows_the_frame_of_its_time(tmp_path: Path, suffix: str) ->
     path = write_video(tmp_path / f"a.{suffix}", **options)
     offset = indexes(path)[0][0].start
     for at in (0, 17, 40, 59):
-        pixels = _shown_at(path, offset + at / 30)[0].to_ndarray(format="rgb24")
+        pixels = shown_at(path, offset + at / 30)[0].to_ndarray(format="rgb24")
         away = [np.abs(pixels.astype(int) - picture(other)).mean() for other in range(60)]
         assert int(np.argmin(away)) == at
 
