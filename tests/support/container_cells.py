@@ -241,7 +241,10 @@ def read_by_ffmpeg(path: Path, about: Feature) -> tuple[list[float], Pixels]:
     program = shutil.which("ffmpeg")
     assert program is not None
     alpha = about.alpha
-    decoder = ["-c:v", "libvpx-vp9"] if alpha and path.suffix == ".webm" else []
+    with av.open(str(path)) as container:
+        is_vp9 = container.streams.video[0].codec_context.name == "vp9"
+    # FFmpeg's own decoder of VP9 drops the transparency.
+    decoder = ["-c:v", "libvpx-vp9"] if alpha and is_vp9 else []
     form, channels = ("rgba", 4) if alpha else ("rgb24", 3)
     command = [program, "-hide_banner", *decoder, "-i", str(path), "-map", "0:v:0"]
     command += ["-vf", f"format={form},showinfo", "-fps_mode", "passthrough"]
