@@ -154,6 +154,29 @@ def test_a_damaged_pack_is_set_aside_and_made_again(store: Store, damage: bytes 
     assert dict(verify(store)) == {name: True}
 
 
+@pytest.mark.parametrize("others", [["b"], ["a", "b"], ["b", "c"]])
+def test_a_pack_in_another_one_s_place_is_set_aside_and_made_again(
+    store: Store, others: list[str]
+) -> None:
+    record_set = RecordSet(store, "captions", NAMESPACE)
+    record = Record(key="a", meta={"caption": "of a"}, payload=b"bytes")
+    record_set.publish([record])
+    (name,) = store.list("captions")
+    RecordSet(store, "kept", NAMESPACE).publish([Record(key=key) for key in others])
+    (other,) = store.list("kept")
+    store.delete(name)
+    store.put_if_absent(name, [store.get(other)])
+    assert dict(verify(store, "captions")) == {name: False}
+    store.put_if_absent(name, [store.get(other)])
+    assert RecordSet(store, "captions", NAMESPACE).keys() == set()
+    store.put_if_absent(name, [store.get(other)])
+    with pytest.raises(DamagedRecord, match="quarantined in"):
+        record_set.read("a")
+    store.put_if_absent(name, [store.get(other)])
+    assert record_set.publish([record]) == ["a"]
+    assert RecordSet(store, "captions", NAMESPACE).read("a") == record
+
+
 def test_two_holders_share_what_is_to_be_made(store: Store) -> None:
     ours, theirs = RecordSet(store, "k", NAMESPACE), RecordSet(store, "k", NAMESPACE)
 

@@ -262,6 +262,26 @@ def test_a_damaged_catalog_is_no_loss(store: Store, damage: bytes, elsewhere: St
     assert len(other) == catalogs.JOINED
 
 
+def test_a_pack_in_another_one_s_place_is_set_aside_though_a_catalog_has_it(
+    store: Store, elsewhere: Store
+) -> None:
+    keys = filled(store, catalogs.JOINED).keys()
+    name, other, *_ = store.list("captions")
+    body = store.get(other)
+    store.delete(name)
+    assert store.put_if_absent(name, [body])
+    seen = RecordSet(open_store(store.url), "captions", NAMESPACE).keys()  # joins what it reads
+    assert list(store.list(CATALOGS))
+    lost = keys - seen
+    assert len(lost) == 1, f"{len(lost)} records are missing, and none was set aside"
+    assert store.stat(name) is None and store.get(f"quarantine/{name}") == body
+    assert store.put_if_absent(name, [body])  # again, under the version that the catalog has
+    theirs = RecordSet(elsewhere, "captions", NAMESPACE)
+    assert theirs.keys() == keys - lost and store.stat(name) is None
+    assert theirs.publish([Record(key=key) for key in lost]) == [*lost]
+    assert RecordSet(open_store(store.url), "captions", NAMESPACE).keys() == keys
+
+
 def test_many_catalogs_become_one(
     store: Store, elsewhere: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
