@@ -5,13 +5,16 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from artifacts.captions import Caption, Failure, write_jsonl
 from artifacts.edits import REJECTED
+from artifacts.errors import EnvironmentFault
 from artifacts.files import write_text
 from artifacts.keys import hash_file
+from artifacts.plurals import counted
 from artifacts.regular_files import open_regular
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
@@ -47,6 +50,40 @@ def failures_of(job: Job) -> list[Failure]:
             )
         )
     return list(dict.fromkeys(found))  # a medium with several prompts fails once
+
+
+NAMED = 10
+"""Most files that an error names."""
+
+
+def missing_rows(job: Job, chunks: Mapping[MediaFile, int]) -> dict[str, int]:
+    """Return each file that has fewer rows and failures than chunks, and how many it lacks; 1 if
+    nobody has read it. The files are those of the sources. `chunks` are those that were written of
+    each file; of a file with several prompts, of any of its entries."""
+    ledger, last, found = job.ledger, job.pipeline[-1].writes, dict[str, int]()
+    for group in job.by_file:
+        file, medium = group[0]
+        index, rows = ledger.media_index(medium), sum(chunks.get(each, 0) for each, _ in group)
+        expected = 1 if index is None else len(index.chunks) * len(group)
+        if rows >= expected or ledger.failure(medium) is not None:
+            continue
+        tasks = ledger.tasks([each for _, each in group])
+        expected -= sum(ledger.has_failed(t) and t[last] not in ledger[last] for t in tasks)
+        if rows < expected:
+            found[file.media_path] = found.get(file.media_path, 0) + expected - rows
+    return found
+
+
+def missing_error(out: Path, missing: Mapping[str, int]) -> EnvironmentFault:
+    """Return the error of a run whose outputs lack items, however often it makes them."""
+    names = ", ".join([*missing][:NAMED])
+    more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+    return EnvironmentFault(
+        f"{counted(sum(missing.values()), 'item')} of {names}{more} have neither a row nor a "
+        f"failure in {out}, although they were made twice",
+        hint="Run `penstock cache verify`, then the same command; please report it if it ends so "
+        "again",
+    )
 
 
 def media_paths_of(job: Job) -> dict[str, str]:
@@ -147,6 +184,8 @@ class OutputCounts:
     """Format → number of user-written or corrected texts in it."""
     earlier: list[str] = field(default_factory=list)
     """Outputs that an earlier run wrote and this one did not update."""
+    chunks: Mapping[MediaFile, int] = field(default_factory=dict)
+    """Captions of each file, under the entry of its first prompt."""
     unused_edits: int = 0
     """Edits in the folder's journal of captions that the outputs do not have."""
 
@@ -162,8 +201,11 @@ class OutputCounts:
         }
 
 
-def write_captions(job: Job, by_file: Iterable[list[Caption]] | None = None) -> None:
-    """Write these captions of each file, or those that are stored by now, and no other output."""
+def write_captions(
+    job: Job, by_file: Iterable[list[Caption]] | None = None
+) -> dict[MediaFile, int]:
+    """Write these captions of each file, or those that are stored by now, and no other output.
+    Return the number of captions of each file, under the entry of its first prompt."""
     counts: list[int] = []
 
     def rows() -> Iterator[Caption]:
@@ -174,6 +216,7 @@ def write_captions(job: Job, by_file: Iterable[list[Caption]] | None = None) -> 
     write_jsonl(job.out / "captions.jsonl", rows())
     files = [group[0][0] for group in job.by_file]
     write_text(job.out / "media.jsonl", media_lines(files, counts))
+    return dict(zip(files, counts, strict=True))
 
 
 def write_outputs(job: Job, *, last: bool) -> OutputCounts:
@@ -196,7 +239,7 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
             found.rejected += sum(c.review == REJECTED for c in captions)
             yield captions
 
-    write_captions(job, by_file())
+    found.chunks = write_captions(job, by_file())
     write_jsonl(job.out / "failures.jsonl", found.failures)
     own, kinds = GeneratedFiles(job.store), kinds_of(job)
     found.texts = write_texts(job, own, complete_captions)

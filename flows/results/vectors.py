@@ -4,6 +4,7 @@
 are written when a run ends, even if it fails, and contain the rows that exist by then.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,7 @@ def write_vectors(job: Job) -> VectorsWritten:
         vectors=sum(meta["vectors"] for meta in metas),
         width=next((meta["width"] for meta in metas), job.model.profile.feature_width),
         failures=failures_of(job),
+        chunks=Counter(file for file, _ in made),
     )
     parts: Iterator[Vectors] = (vectors_in(kept.read(task["embeddings"])) for _, task in made)
     write_npy(job.out / ARRAY, (found.vectors, found.width), parts)

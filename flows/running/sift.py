@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -30,6 +31,7 @@ from flows.options.commands import RunOptions
 from flows.options.sift import PLACE, SiftConfig, SiftOptions
 from flows.pipelines import SIFT
 from flows.results.foreign_files import refuse_replacing
+from flows.results.outputs import missing_error
 from flows.results.run_record import RunRecord
 from flows.results.sifted.duplicates import Fingerprint
 from flows.results.sifted.names import LEFT_OUT_FILE, output_names
@@ -101,12 +103,11 @@ def sift(
             record.value["media"]["total"] = len(job.files) + len(job.failures)
             record.write(force=True)
             with record.recording_end():
-                found = _marked(job, record, display, make_launcher, out)
+                found, failures = _complete(job, record, display, make_launcher, out)
                 if vectors is not None:
                     vectors.mark(found, tuple(config.head), config.similar)
                 kept, why = kept_of(found, condition)
                 write_tables(out, found, config.format, kept, why)
-                failures = _failures(job)
                 write_jsonl(out / "failures.jsonl", failures)
                 record.value["rows"] = len(found.rows)
                 record.fails(failures)
@@ -181,6 +182,27 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
         contents=[contents[at] for at in order],
         failures=failures,
     )
+
+
+def _complete(
+    job: Sifting, record: RunRecord, display: Display, make_launcher: LauncherMaker, out: Path
+) -> tuple[MarkedFiles, list[Failure]]:
+    """Return the marks of all files, and what could not be marked. Files that have neither are
+    tried once more. Raises PenstockError."""
+    for _ in range(2):
+        found, failures = _marked(job, record, display, make_launcher, out), _failures(job)
+        names = [
+            Counter((each.media_path, each.source) for each in some)
+            for some in (job.files, found.files, failures[len(job.failures) :])
+        ]
+        missing = {name: count for (name, _), count in (names[0] - names[1] - names[2]).items()}
+        if not missing:
+            return found, failures
+        display.print_line(
+            f"{counted(len(missing), 'file')} lack marks and a failure ({next(iter(missing))}): "
+            "once more"
+        )
+    raise missing_error(out, missing)
 
 
 def _marked(
