@@ -97,6 +97,8 @@ class _TrainerFolder:
         """Kind of what is left out, and the reason → count."""
         self._prompt_used = ""
         """Name of the prompt whose captions are used, if the format takes only one per chunk."""
+        self._of_others = 0
+        """Number of captions of the other prompts."""
         self._copied = 0
         self.user_texts = 0
         """Number of entries that users wrote or corrected."""
@@ -109,6 +111,7 @@ class _TrainerFolder:
         if not self._form.several:
             named = (chunk[0].sample.row.name for chunk, _ in usable if len(chunk) > 1)
             self._prompt_used = next(named, "")
+            self._of_others = sum(len(chunk) - 1 for chunk, _ in usable)
         entries = self._entries(usable)
         self.user_texts = sum(
             has_user_text(e.rows if self._form.several else [e.row]) for e in entries
@@ -218,7 +221,10 @@ class _TrainerFolder:
         if self._kept:
             yield kept_note(self._kept, self._folder)
         if self._prompt_used:
-            yield f"{self._name} takes one caption per sample: that of prompt {self._prompt_used}"
+            yield (
+                f"{self._name} takes one caption per sample: that of prompt {self._prompt_used}, "
+                f"not {counted(self._of_others, 'caption')} of others"
+            )
         if self._copied:
             yield (
                 f"{counted(self._copied, 'file')} copied into {self._folder}: the disk does not "
