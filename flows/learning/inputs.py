@@ -71,15 +71,10 @@ def with_media(
     files = defaultdict[Path, dict[Path, str]](dict)
     for file in media_of(run):
         files[Path(file.media_path)][file.path] = file.far.address if file.far else file.place
-    sources = [
-        source
-        for name in dict.fromkeys(e.path for e in examples)
-        for source in files[name].values()
-    ]
-    return [
-        replace(e, path=next(iter(files[e.path]))) if len(files[e.path]) == 1 else e
-        for e in examples
-    ], tuple(sources)
+    named = {each.path: files[each.path] for each in examples}
+    only = {name: next(iter(of)) for name, of in named.items() if len(of) == 1}
+    sources = tuple(source for of in named.values() for source in of.values())
+    return [replace(e, path=only.get(e.path, e.path)) for e in examples], sources
 
 
 def left_round(out: Path, rounds: Sequence[Round]) -> Round | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -56,33 +57,33 @@ NAMED = 10
 """Most files that an error names."""
 
 
-def missing_rows(job: Job, chunks: Mapping[MediaFile, int]) -> dict[str, int]:
-    """Return each file that has fewer rows and failures than chunks, and how many it lacks; 1 if
-    nobody has read it. The files are those of the sources. `chunks` are those that were written of
-    each file; of a file with several prompts, of any of its entries."""
-    ledger, last, found = job.ledger, job.pipeline[-1].writes, dict[str, int]()
+def missing_rows(job: Job, chunks: Mapping[MediaFile, int] | None) -> dict[str, int]:
+    """Return each file of the sources that has fewer rows and failures than chunks, and how many it
+    lacks; 1 if it was not read. `chunks` were written of each file, under any of its prompts; None:
+    stored records count."""
+    ledger, made, found = job.ledger, job.ledger[job.pipeline[-1].writes], Counter[str]()
     for group in job.by_file:
-        file, medium = group[0]
-        index, rows = ledger.media_index(medium), sum(chunks.get(each, 0) for each, _ in group)
-        expected = 1 if index is None else len(index.chunks) * len(group)
-        if rows >= expected or ledger.failure(medium) is not None:
+        index = ledger.media_index(group[0][1])
+        lacking = 1 if index is None else len(index.chunks) * len(group)
+        lacking -= sum((chunks or {}).get(file, 0) for file, _ in group)
+        if lacking <= 0 or ledger.failure(group[0][1]) is not None:
             continue
-        tasks = ledger.tasks([each for _, each in group])
-        expected -= sum(ledger.has_failed(t) and t[last] not in ledger[last] for t in tasks)
-        if rows < expected:
-            found[file.media_path] = found.get(file.media_path, 0) + expected - rows
+        lacking -= sum(
+            chunks is None if task[job.pipeline[-1].writes] in made else ledger.has_failed(task)
+            for task in ledger.tasks([medium for _, medium in group])
+        )
+        if lacking > 0:
+            found[group[0][0].media_path] += lacking
     return found
 
 
 def missing_error(out: Path, missing: Mapping[str, int]) -> EnvironmentFault:
     """Return the error of a run whose outputs lack items, however often it makes them."""
-    names = ", ".join([*missing][:NAMED])
     more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
     return EnvironmentFault(
-        f"{counted(sum(missing.values()), 'item')} of {names}{more} have neither a row nor a "
-        f"failure in {out}, although they were made twice",
-        hint="Run `penstock cache verify`, then the same command; please report it if it ends so "
-        "again",
+        f"neither a row nor a failure in {out} for {counted(sum(missing.values()), 'item')} of "
+        f"{', '.join([*missing][:NAMED])}{more}, which were made twice",
+        hint="Run `penstock cache verify`, then the same command; please report it if that fails",
     )
 
 
@@ -205,7 +206,7 @@ def write_captions(
     job: Job, by_file: Iterable[list[Caption]] | None = None
 ) -> dict[MediaFile, int]:
     """Write these captions of each file, or those that are stored by now, and no other output.
-    Return the number of captions of each file, under the entry of its first prompt."""
+    Return their numbers, each under the entry of the file's first prompt."""
     counts: list[int] = []
 
     def rows() -> Iterator[Caption]:

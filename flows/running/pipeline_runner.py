@@ -48,9 +48,9 @@ CAPTIONS_AT_ONCE = 1 << 15
 """Largest number of captions in one process: days of video, and a few megabytes."""
 
 
-Write = Callable[[bool], Mapping[MediaFile, int]]
-"""Writes the outputs, and returns the number of chunks of each file that they hold. The argument
-is True when all are made."""
+Write = Callable[[bool], Mapping[MediaFile, int] | None]
+"""Writes the outputs, and returns how many chunks of each file they hold; None: the run has none.
+The argument is True when all are made."""
 
 
 class SummariesStep:
@@ -245,24 +245,13 @@ class PipelineRunner:
         called when all are made. Raises the error that stopped the run."""
         self._refresh()
 
-        def write(last: bool) -> Mapping[MediaFile, int]:
-            chunks: Mapping[MediaFile, int] = {}
-            if last:
-                chunks = self._stored() if write_out is None else write_out().chunks
+        def write(last: bool) -> Mapping[MediaFile, int] | None:
+            chunks = write_out().chunks if last and write_out is not None else None
             self._record_progress()
             return chunks
 
         with self._recorded(write):
             self._run_all(write)
-
-    def _stored(self) -> Mapping[MediaFile, int]:
-        """Return the number of chunks of each file that have their last record."""
-        job, last = self._job, self._job.pipeline[-1].writes
-        made = job.ledger[last]
-        return {
-            file: sum(task[last] in made for task in job.ledger.tasks([medium]))
-            for file, medium in zip(job.files, job.contents, strict=True)
-        }
 
     @contextlib.contextmanager
     def keep_running(self) -> Iterator[None]:
@@ -292,17 +281,14 @@ class PipelineRunner:
     def _run_all(self, write: Write) -> None:
         """Make all items and write the outputs. Items of the sources that have then neither a row
         nor a failure are made once more. Raises EnvironmentFault if that does not help."""
-        job = self._job
-        self._run_waves(write)
-        if missing := missing_rows(job, write(True)):
-            number = counted(sum(missing.values()), "item")
-            self._announce(f"{number} lack a row and a failure ({next(iter(missing))}): once more")
-            job.ledger.refresh()
-            job.ledger.clear_tasks()
+        for _ in range(2):
             self._run_waves(write)
-            missing = missing_rows(job, write(True))
-        if missing:
-            raise missing_error(job.out, missing)
+            if not (missing := missing_rows(self._job, write(True))):
+                return
+            number = counted(sum(missing.values()), "item")
+            self._announce(f"neither a row nor a failure for {number} of {next(iter(missing))} …")
+            self._job.ledger.refresh()
+        raise missing_error(self._job.out, missing)
 
     def _run_waves(self, write: Write) -> None:
         """Make the items that are missing. Outputs are written between waves."""
@@ -354,13 +340,12 @@ class PipelineRunner:
 
     def _write(self, result: RunResult, last: bool) -> Mapping[MediaFile, int]:
         result.written = write_outputs(self._job, last=last)
-        result.chunks = result.written.chunks
         result.failures = result.written.failures
         self._record_outputs(result, stale=is_stale(self._job))
         self.record.value["media"]["total"] = result.files
         self.record.fails(result.failures)
         self._record_progress()
-        return result.chunks
+        return result.written.chunks
 
     def _record_outputs(self, result: RunResult, *, stale: bool) -> None:
         """Store in the run record what the outputs hold, and which hold results of an earlier run.

@@ -187,8 +187,8 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
 def _complete(
     job: Sifting, record: RunRecord, display: Display, make_launcher: LauncherMaker, out: Path
 ) -> tuple[MarkedFiles, list[Failure]]:
-    """Return the marks of all files, and what could not be marked. Files that have neither are
-    tried once more. Raises PenstockError."""
+    """Return the marks of all files, and what could not be marked; try once more what is neither.
+    Raises PenstockError."""
     for _ in range(2):
         found, failures = _marked(job, record, display, make_launcher, out), _failures(job)
         names = [
@@ -198,10 +198,6 @@ def _complete(
         missing = {name: count for (name, _), count in (names[0] - names[1] - names[2]).items()}
         if not missing:
             return found, failures
-        display.print_line(
-            f"{counted(len(missing), 'file')} lack marks and a failure ({next(iter(missing))}): "
-            "once more"
-        )
     raise missing_error(out, missing)
 
 

@@ -107,20 +107,6 @@ def train(
                     )
 
                 runner.stages.one_shot.run(STAGE, call, total=1 if config.validate_only else steps)
-                _check_used(config, out, len(examples))
-
-
-def _check_used(config: TrainingOptions, out: Path, planned: int) -> None:
-    """Raise EnvironmentFault unless a training or a score used all captions of the data."""
-    if config.validate_only:
-        used = scored_in(out, "").score["captions"]
-    else:
-        used = sum(tuned_in(out).record[name] for name in ("examples", "held_out"))
-    if used != planned:
-        raise EnvironmentFault(
-            f"{out}: {used:,} of {counted(planned, 'caption')} were used",
-            hint="Run the same command again into another --out; please report it",
-        )
 
 
 def resolve_run(
