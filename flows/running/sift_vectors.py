@@ -1,5 +1,6 @@
 """Computes what a sift run takes from vectors: scores of heads, and one vector per medium."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +19,7 @@ from flows.options.sift import SiftOptions
 from flows.options.vectors import VectorConfig
 from flows.results.outputs import failures_of
 from flows.results.sifted.heads import ScoreHead, read_head
-from flows.results.sifted.marks import rounded
+from flows.results.sifted.marks import DIGITS, rounded
 from flows.results.sifted.table import MarkedFiles, mark_groups
 from flows.results.vectors import VectorsWritten, vector_tasks
 from flows.running.run import LauncherMaker, make_vectors
@@ -49,7 +50,8 @@ class VectorMarks(VectorsWritten):
         self, digest: str, heads: Sequence[str], start: float, end: float
     ) -> Mapping[str, float | None]:
         times, scores = self.scores.get(digest, (np.zeros(0), np.zeros((0, len(heads)))))
-        inside = scores[(times >= start) & (times < end)]
+        at = np.round(times, DIGITS)  # as `start` and `end` are
+        inside = scores[(at >= start) & (at < end)]
         means = inside.mean(axis=0) if len(inside) else [None] * len(heads)
         return {
             n: None if m is None else rounded(float(m)) for n, m in zip(heads, means, strict=True)
@@ -103,6 +105,7 @@ def _places(heads: Sequence[ScoreHead], job: Job) -> dict[str, str]:
 def _marks(heads: Sequence[ScoreHead], job: Job) -> VectorMarks:
     found = VectorMarks(out=job.out, files=len(job.files) + len(job.failures))
     found.failures = failures_of(job)
+    found.chunks = Counter(file for file, _ in vector_tasks(job))
     kept = job.ledger["embeddings"]
     for digest, tasks in groupby(vector_tasks(job), key=lambda one: one[1].medium.digest):
         if digest in found.vectors_of:

@@ -6,6 +6,7 @@ through the text half alone.
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -165,8 +166,10 @@ def image_vector(
 
     def collect(job: Job) -> VectorsWritten:
         kept = job.ledger["embeddings"]
-        vectors.extend(vectors_in(kept.read(t["embeddings"])) for _, t in vector_tasks(job))
-        return VectorsWritten(out=job.out, files=1, failures=failures_of(job))
+        made = [*vector_tasks(job)]
+        vectors.extend(vectors_in(kept.read(t["embeddings"])) for _, t in made)
+        chunks = Counter(file for file, _ in made)
+        return VectorsWritten(out=job.out, files=1, failures=failures_of(job), chunks=chunks)
 
     with tempfile.TemporaryDirectory(prefix="penstock-search-") as out:
         request = replace(config, sources=(name,), out=out)

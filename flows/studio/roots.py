@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.files import HALF
+from artifacts.files import HALF, is_hidden
 from artifacts.opening_below import refuse_links
 from artifacts.store import fault_of, read_fault
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, writable
@@ -92,7 +92,7 @@ class Roots:
             raise read_fault(error, path) from error
         for entry in entries:
             there = Path(os.path.realpath(entry.path)) if entry.is_symlink() else Path(entry.path)
-            if entry.name.startswith(".") or not self.holds(there) or not _is_shown(entry.name):
+            if is_hidden(entry.name) or not self.holds(there) or not _is_shown(entry.name):
                 continue
             if there.is_dir():
                 if len(folders) < SHOWN_FOLDERS:

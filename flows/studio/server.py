@@ -21,6 +21,7 @@ from artifacts.store_folders import local_folder
 from flows.console.lines import print_lines
 from flows.results.run_read import load_record
 from flows.results.trust import belief_in, is_trusted
+from flows.serving.head_limit import HeadLimited
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.studio.captions_routes import CaptionsRoutes
 from flows.studio.guard import ThisMachineOnly, guarded
@@ -147,6 +148,7 @@ async def serve(app: Starlette, listener: socket.socket, line: str) -> None:
     server = UnsignalledServer(
         uvicorn.Config(
             app,
+            http=HeadLimited,
             lifespan="off",
             ws="none",
             log_level=logging.WARNING,

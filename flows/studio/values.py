@@ -35,7 +35,7 @@ ALLOWED = frozenset((
 """Options that the page may set. A new option is refused until it is named here."""
 REPEATED = frozenset(("endpoint", "endpoint_keys", "insecure_endpoint"))
 """Options that only a recorded command brings with it: where media are sent, and secrets."""
-DENIED = REPEATED | {"trust_remote_code", "trust_folder", "store", "overwrite", "replace"}
+DENIED = REPEATED | {"trust_remote_code", "trust_folder", "store", "overwrite"}
 """Options that it may not: they let foreign code run or files count, or are fixed at the start."""
 # fmt: on
 SERVER = "server"
