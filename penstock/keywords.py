@@ -96,7 +96,6 @@ class VectorOptions(MediaRunOptions, total=False):
     model: Required[str | PathLike[str]]
     out: str | PathLike[str]
     tiles: str
-    replace: bool
 
 
 class EmbedOptions(VectorOptions, total=False):
@@ -170,7 +169,6 @@ class TuneOptions(TypedDict, total=False):
     resume: bool
     max_new_tokens: int
     tensorboard: bool
-    trust_folder: bool
     out: Required[str | PathLike[str]]
 
 

@@ -16,7 +16,7 @@ from flows.options.model import (
     ModelOptions,
     StoreOptions,
 )
-from flows.options.text import EngineOptions, TrustOptions
+from flows.options.text import EngineOptions
 from stages.tune.job import ADAMW, ADAMW8, PAGED_ADAMW8
 
 OPTIMIZERS = (ADAMW, ADAMW8, PAGED_ADAMW8)
@@ -111,7 +111,7 @@ class TrainingOptions(StepOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneConfig(TrustOptions, TrainingOptions, MemoryOptions, StoreOptions, ModelOptions):
+class TuneConfig(TrainingOptions, MemoryOptions, StoreOptions, ModelOptions):
     """One training run. Field names equal the option names of the command line."""
 
     data: Annotated[
