@@ -1,6 +1,7 @@
 """Rounds of `penstock learn`: what is learned from, when an adapter is accepted, and that decisions
 of a person stand under its words in every format."""
 
+import json
 import shutil
 from contextlib import closing
 from dataclasses import replace
@@ -305,6 +306,37 @@ def test_undo_stops_at_a_round(school: School) -> None:
         assert edits == {key: stored[key] for key in edits}, "the store undoes as much"
     said(school.used())
     assert school.reviewed() == found
+
+
+def test_a_round_that_nobody_signed_is_not_continued_and_sets_no_option(
+    school: School, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    school.decide(mixed)
+    school.dies_in = "train"
+    with pytest.raises(KeyboardInterrupt):
+        school.learn()
+    path = school.out / "learn/round-001/round.json"
+    found = json.loads(path.read_text())
+    found["settings"] |= {"trust_remote_code": True, "lr": 1.0}
+    path.write_text(json.dumps(found))
+    school.dies_in, trusted = "", list[bool]()
+
+    def train(training: Any, published: Any, examples: Any, run: Any, *rest: Any) -> None:
+        trusted.append(run.trust_remote_code)
+        school._train(training, published, examples, run, *rest)
+
+    monkeypatch.setattr("flows.learning.learn.train", train)
+    result = school.learn()
+    assert (result.round["round"], any(trusted)) == (2, False)
+    assert result.round["settings"]["lr"] != 1.0
+    assert json.loads(path.read_text()) == found, "it stays as it is"
+    (school.out / "learn/round-002/round.json").unlink()
+    result = school.learn(trust_folder=True)
+    assert (result.round["round"], any(trusted)) == (1, False), "only the options of an adapter"
+    assert result.round["settings"]["lr"] == 1.0
+    path.write_text(json.dumps({**found, "settings": {**found["settings"], "lr": "1"}}))
+    with pytest.raises(EnvironmentFault, match=r"round 1: settings.lr is not a number"):
+        school.learn(trust_folder=True)
 
 
 def test_journals_of_copies_are_added_and_differences_left_out(

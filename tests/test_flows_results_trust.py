@@ -10,16 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from artifacts.edits import EDITS, TORN, anybody, proof_by, read_edits
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import write_text
 from artifacts.linking import link
 from artifacts.opening_below import guard, open_below
+from flows.console.display import Display
 from flows.options.commands import CaptionConfig
+from flows.options.sift import SiftConfig
 from flows.results.marker import MARKER
+from flows.results.report.facts import write_report
 from flows.results.trust import belief_in, is_trusted, own_belief
 from flows.reviewing.captions import ReviewedCaptions
+from flows.running.sift import sift
 from flows.studio.run_captions import RunCaptions
 from tests.support.saying import lines, make, run
 from tests.support.strangers import another_user, own_folder, snapshot, strangers_folder
@@ -275,7 +280,6 @@ def test_no_link_below_an_output_folder_is_followed(guarded: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["logs", "logs/frames.log", "logs/frames.items.jsonl"])
 def test_logs_of_a_run_follow_no_link(mine: CaptionConfig, tmp_path: Path, name: str) -> None:
-    from flows.console.display import Display
     from flows.running.run import caption  # with real processes
 
     path, file = Path(mine.out) / name, tmp_path / "file"
@@ -292,6 +296,39 @@ def test_logs_of_a_run_follow_no_link(mine: CaptionConfig, tmp_path: Path, name:
     with pytest.raises(EnvironmentFault, match=f"{path}: it is a link"):
         caption(config, Display(quiet=True))
     assert file.read_text() == "mine" and os.listdir(tmp_path / "elsewhere") == []
+
+
+def test_a_report_requests_no_address_that_no_folder_of_mine_vouches_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for shade in (40, 200):
+        Image.new("RGB", (64, 48), (shade, 30, 30)).save(tmp_path / f"pictures/{shade}.png")
+    out, asked = tmp_path / "marks", list[str]()
+    sift(SiftConfig(sources=(str(tmp_path / "pictures"),), out=str(out)), Display(quiet=True))
+    address = "http://127.0.0.1:9/a.png"
+    rows = [json.loads(line) for line in (out / "marks.jsonl").read_text().splitlines()]
+    rows[0]["path"] = address
+    (out / "marks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def noted(source: str, *_: object) -> str:
+        asked.append(source)
+        return ""
+
+    monkeypatch.setattr("flows.results.report.sift.data_address", noted)
+    write_report(out)
+    assert asked == [rows[1]["path"]]
+    entries = [json.loads(line) for line in (out / "media.jsonl").read_text().splitlines()]
+    entries[0]["address"] = address
+    lines = [json.dumps(entry) + "\n" for entry in entries]
+    (out / "media.jsonl").write_text("".join(lines))
+    asked.clear()
+    write_report(out)
+    assert asked == [rows[1]["path"]], "changed since it was signed"
+    own_folder(out)
+    asked.clear()
+    write_report(out)
+    assert asked == [address, rows[1]["path"]]
 
 
 def test_every_line_is_signed_when_it_is_written(mine: CaptionConfig) -> None:
