@@ -26,9 +26,10 @@ from flows.machine.known_process import interrupt, start_of
 from flows.options.commands import CaptionConfig
 from flows.results.run_record import RunRecord
 from flows.serving.app import app_of
+from flows.studio.queued_run import QueuedRun
 from flows.studio.roots import Refused, Roots
 from flows.studio.run_captions import RunCaptions
-from flows.studio.runs import QueuedRun, RunQueue
+from flows.studio.runs import RunQueue
 from flows.studio.steps import RecordedCommand
 from flows.studio.thumbs import Thumbnails
 from flows.studio.values import ALLOWED, DENIED, OPTIONS, checked, line_of

@@ -62,7 +62,7 @@ def caption_command(given: argparse.Namespace) -> int:
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:
         return show(config, as_json=given.json, dry_run="caption")
-    if not config.trust_folder and _is_trusted(config):
+    if not config.trust_folder and _is_trusted(config.out, config.store):
         config = replace(config, trust_folder=True)
     with closing(display):
         if given.prefect or os.environ.get("PREFECT_API_URL"):
@@ -83,13 +83,13 @@ def caption_command(given: argparse.Namespace) -> int:
     return result.exit_code
 
 
-def _is_trusted(config: CaptionConfig) -> bool:
+def _is_trusted(out: str, store: str) -> bool:
     """Return whether a person trusts what others wrote into the output folder."""
     from flows.results.trust import CORRECTIONS, OUTPUTS, is_trusted
 
     # The run itself notes what it leaves out.
     uses = (CORRECTIONS, OUTPUTS)
-    return is_trusted(folder_named(config.out, "out"), config.store, uses, notes=False)
+    return is_trusted(folder_named(out, "out"), store, uses, notes=False)
 
 
 def remember(words: list[str], job: "Job", record: "RunRecord") -> None:

@@ -70,8 +70,8 @@ def belief_in(out: Path, store: str = "", *, trust: bool = False) -> Belief:
     if marker is not None:
         place = marker.store or named
         return Belief(marker=marker, store=place, named=named, is_trusted=trust)
-    told = read_marker(out) if trust else None
-    return Belief(marker=told, store=named if trust else "", named=named, is_trusted=trust)
+    stated = read_marker(out) if trust else None
+    return Belief(marker=stated, store=named if trust else "", named=named, is_trusted=trust)
 
 
 def own_belief(out: Path, store: str = "", *, trust: bool = False) -> Belief:
@@ -124,7 +124,7 @@ def is_trusted(
 
 def _unproved(out: Path, belief: Belief, uses: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yield what a folder says that nothing proves: its kind, and what would come of it."""
-    told = None if belief.is_own else read_marker(out)
+    stated = None if belief.is_own else read_marker(out)
     if CORRECTIONS in uses and (edits := read_edits(out, belief.proof()).unproved):
         yield CORRECTIONS, f"take {counted(edits, 'edit')} for yours"
     if ROUNDS in uses and (
@@ -134,11 +134,11 @@ def _unproved(out: Path, belief: Belief, uses: Collection[str]) -> Iterator[tupl
     if ADDRESSES in uses and not belief.is_own and (hosts := _hosts(out)):
         more = f" and {len(hosts) - HOSTS_SHOWN} more" if len(hosts) > HOSTS_SHOWN else ""
         yield ADDRESSES, f"fetch media from {', '.join(hosts[:HOSTS_SHOWN])}{more}"
-    if OUTPUTS in uses and told is not None:
-        yield OUTPUTS, f"replace what `penstock {printable(told.command)}` of another user wrote"
-    if COMMANDS in uses and told is not None and told.words[:1] == (COMMAND,):
-        there = "" if told.folder == os.getcwd() else f"cd {shlex.quote(told.folder)} && "
-        line = f"{there}penstock {shlex.join(repeated(told.words))}"
+    if OUTPUTS in uses and stated is not None:
+        yield OUTPUTS, f"replace what `penstock {printable(stated.command)}` of another user wrote"
+    if COMMANDS in uses and stated is not None and stated.words[:1] == (COMMAND,):
+        there = "" if stated.folder == os.getcwd() else f"cd {shlex.quote(stated.folder)} && "
+        line = f"{there}penstock {shlex.join(repeated(stated.words))}"
         yield COMMANDS, f"let Write and Learn run: {printable(line)}"
 
 

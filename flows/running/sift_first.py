@@ -1,6 +1,8 @@
 """Captions the media that meet `--sift`: marks them, then captions what is left."""
 
+from artifacts.opening_below import guard
 from flows.console.display import Display
+from flows.job.prepare import out_folder
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import RunOptions, SiftFirstOptions
 from flows.results.owners import refuse_loss_by_sources, refuse_owned
@@ -18,6 +20,7 @@ def caption(
     """Caption as `flows.running.run.caption` does, after leaving out what `--sift` says. Raises
     PenstockError; finished records stay."""
     left_out = frozenset[str]()
+    guard(out_folder(config))
     if condition := SiftFirstOptions.of(config).sift:
         from flows.running.sift import sift_before
 

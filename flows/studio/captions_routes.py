@@ -15,8 +15,8 @@ from artifacts.opening_below import refuse_links
 from flows.reviewing.captions import EditRefused
 from flows.serving.shown_media import shown_file
 from flows.studio.guard import JSON, json_of
+from flows.studio.queued_run import AGAIN, QueuedRun
 from flows.studio.run_captions import RunCaptions
-from flows.studio.runs import AGAIN, QueuedRun
 from flows.studio.session import Studio
 from flows.studio.sets import kept_kinds, sets_in
 from flows.studio.steps import FOLDER, MOST, RecordedCommand, answers_of

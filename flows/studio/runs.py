@@ -14,21 +14,16 @@ How it works:
 import fcntl
 import functools
 import os
-import re
-import secrets
 import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.files import write_json
-from artifacts.json_shapes import MapOf, anything, count, moment, read_json, text
 from artifacts.keys import digest_of
 from artifacts.opening_below import guard, open_below
 from artifacts.store import fault_of
@@ -38,20 +33,24 @@ from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of
 from flows.results.run_status import run_folder, run_status
 from flows.studio.plans import program
+from flows.studio.queued_run import (
+    ENDED,
+    FORM,
+    QUEUED,
+    RUNNING,
+    STARTING,
+    SUMMED_UP,
+    QueuedRun,
+    lets_no_code_in,
+    read_runs,
+)
 from flows.studio.values import line_of
 
-FORM = 2
-AGAIN = "again"
-"""Kind of a run that asks again about some captions of another."""
-SUMMED_UP = ("learn", "sift", "export", "tune")
-"""Kinds of runs whose last line says what came of them."""
 FOLDER = ".studio"
 """Folder of the locks, in the output folder."""
 QUEUE = "runs.json"
 NAMED = "PENSTOCK_STUDIO_RUN"
 """Variable with a run's id in the environment of its process."""
-QUEUED, STARTING, RUNNING = "queued", "starting", "running"
-ENDED = ("done", "failed", "interrupted", "died")
 TICK_SECONDS = 0.5
 MOST_RUNS = 1000
 LOG_BYTES = 4000
@@ -65,65 +64,6 @@ STAGE = (
 )
 """What the page shows of a run and of its stages."""
 ENTRY = ("id", "kind", "out", "values", "state", "pid", "began", "error")
-
-
-def _words(value: Any) -> bool:
-    """Return whether a value has the words of a command that lets no foreign code run: that needs a
-    person's word each time, which no file can give."""
-    is_list = isinstance(value, list) and all(map(text, value))
-    return is_list and not {"--trust-remote-code"} & {*takewhile("--".__ne__, value)}
-
-
-def _form(value: Any) -> bool:
-    return bool(value == FORM)
-
-
-def _id(value: Any) -> bool:
-    return isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{16}", value))
-
-
-SHAPE = {
-    **dict.fromkeys(("out", "folder", "of", "start", "error"), text),
-    "kind": lambda value: value in ("caption", "write", AGAIN, *SUMMED_UP),
-    "words": _words,
-    "id": _id,
-    "values": MapOf(anything),
-    "about": [text],
-    "state": lambda value: value in (QUEUED, STARTING, RUNNING, *ENDED),
-    "pid": count,
-    "began": lambda value: value == "" or moment(value),
-}
-"""Shape of a run in the file of a queue."""
-
-
-@dataclass(slots=True, kw_only=True)
-class QueuedRun:
-    """One command of the queue."""
-
-    kind: str
-    """`caption`, `write`, `again`, or a command of SUMMED_UP."""
-    out: str
-    words: list[str]
-    folder: str
-    """Folder in which the command runs."""
-    of: str = ""
-    """Folder of the run whose captions it is about; empty: `out`."""
-    id: str = field(default_factory=lambda: secrets.token_hex(8))
-    values: dict[str, Any] = field(default_factory=dict)
-    """Values of the options that the page sent."""
-    about: list[str] = field(default_factory=list)
-    """Keys of the captions that get a second question."""
-    state: str = QUEUED
-    pid: int = 0
-    start: str = ""
-    """When its process started, as `start_of` returns it."""
-    began: str = ""
-    error: str = ""
-
-    @property
-    def about_out(self) -> Path:
-        """Return the folder of the run whose captions it is about."""
-        return Path(self.of or self.out)
 
 
 @functools.cache
@@ -150,7 +90,7 @@ class RunQueue:
             )
         try:
             self._state.mkdir(parents=True, exist_ok=True)
-            self.runs = _read(self._state / QUEUE)
+            self.runs = read_runs(self._state / QUEUE)
         except BaseException as error:
             os.close(self._own)
             if isinstance(error, OSError):
@@ -180,7 +120,7 @@ class RunQueue:
                 )
             if len(self.runs) >= MOST_RUNS:
                 raise UsageError("the list of runs is full", hint="Remove some that ended")
-            if not _words(run.words):
+            if not lets_no_code_in(run.words):
                 raise UsageError(
                     "--trust-remote-code is never taken from a list of runs",
                     hint="Run the command yourself in a terminal",
@@ -392,15 +332,6 @@ class RunQueue:
             os.close(file)
             return None
         return file
-
-
-def _read(path: Path) -> list[QueuedRun]:
-    """Return the runs of a queue; none without its file. Raises EnvironmentFault."""
-    if not os.path.lexists(path):
-        return []
-    shape, hint = {"format": _form, "runs": [SHAPE]}, "Move it away; what runs have made is kept"
-    found = read_json(path, shape, hint, lambda value: value)
-    return [QueuedRun(**{name: run[name] for name in QueuedRun.__slots__}) for run in found["runs"]]
 
 
 def _is_of(run: QueuedRun, record: Mapping[str, Any]) -> bool:

@@ -15,9 +15,10 @@ from artifacts.signing import user_secret
 from artifacts.store import open_store
 from artifacts.store_folders import local_folder
 from flows.options.model import default_store
+from flows.studio.queued_run import QueuedRun
 from flows.studio.roots import Roots
 from flows.studio.run_captions import RunCaptions
-from flows.studio.runs import QueuedRun, RunQueue, run_id
+from flows.studio.runs import RunQueue, run_id
 from flows.studio.steps import ConfigOf, RecordedCommand
 from flows.studio.thumbs import Thumbnails
 

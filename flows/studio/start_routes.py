@@ -16,7 +16,8 @@ from flows.reviewing.captions import EditRefused
 from flows.studio import choices, roots
 from flows.studio.guard import json_of
 from flows.studio.plans import plan_of
-from flows.studio.runs import QueuedRun, run_id
+from flows.studio.queued_run import QueuedRun
+from flows.studio.runs import run_id
 from flows.studio.session import UPLOADS, Studio
 from flows.studio.values import checked, line_of, table, words_of
 from stages.export.jobs import KINDS

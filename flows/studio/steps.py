@@ -15,8 +15,8 @@ from flows.results.recorded_command import repeated, with_values
 from flows.results.report.media import CAPTION, MEDIA_ENTRY, RUN_AGAIN, media_with_lines, path_of
 from flows.results.run_read import load_record
 from flows.results.trust import command_in, own_belief
+from flows.studio.queued_run import QueuedRun
 from flows.studio.roots import Refused
-from flows.studio.runs import QueuedRun
 from flows.studio.values import ALLOWED, CONFIGS, OPTIONS, REPEATED, words_of
 
 FOLDER = ".again"
