@@ -13,17 +13,17 @@ import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from artifacts.edits import PURPOSE, Proof, anybody, proof_by, read_edits
 from artifacts.errors import UsageError
-from artifacts.json_shapes import read_jsonl
+from artifacts.json_shapes import OptionalField, read_jsonl, text
 from artifacts.plurals import counted
 from artifacts.remote.addresses import is_address
 from flows.console.lines import is_terminal, print_lines, printable
 from flows.options.model import default_store
 from flows.results.marker import MEDIA, Marker, own_marker, read_marker
 from flows.results.recorded_command import COMMAND, repeated
-from flows.results.report.media import MEDIA_ENTRY, RUN_AGAIN, path_of
 from flows.results.rounds import PURPOSE as ROUND
 from flows.results.rounds import rounds_in
 
@@ -36,6 +36,7 @@ OUTPUTS = "outputs"
 LONGEST_SHOWN = 2000
 """Largest number of characters of a command that is shown for confirmation."""
 HOSTS_SHOWN = 5
+PLACE = {"url": text, "address": OptionalField(text)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,7 +145,9 @@ def _unproved(out: Path, belief: Belief, uses: Collection[str]) -> Iterator[tupl
 
 def _hosts(out: Path) -> list[str]:
     """Return the servers and buckets of the media in a folder, each once."""
-    entries = read_jsonl(out / MEDIA, MEDIA_ENTRY, RUN_AGAIN)
-    places = [each.get("address") or path_of(each) for each in entries]
+    entries = read_jsonl(out / MEDIA, PLACE, "Delete that line")
+    # A page takes the decoded `url` for a path; an address may hide there.
+    urls = (unquote(each["url"].removeprefix("file://"), errors="replace") for each in entries)
+    places = [each.get("address") or url for each, url in zip(entries, urls, strict=True)]
     hosts = (place.partition("://")[2].partition("/")[0] for place in places if is_address(place))
     return list(dict.fromkeys(printable(host.rpartition("@")[2]) for host in hosts))
