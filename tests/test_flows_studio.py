@@ -24,7 +24,7 @@ from flows.serving.app import app_of
 from flows.studio.roots import Refused, Roots
 from flows.studio.run_captions import RunCaptions
 from flows.studio.runs import QueuedRun, RunQueue
-from flows.studio.steps import RecordedCommand
+from flows.studio.steps import RecordedCommand, answers_of
 from flows.studio.thumbs import Thumbnails
 from flows.studio.values import ALLOWED, DENIED, OPTIONS, checked, line_of
 from flows.studio.values import words_of as command_of
@@ -359,6 +359,20 @@ def test_a_moved_folder_is_written_where_it_is_from_the_store_of_its_captions(
         config = read(written)
         assert (config.out, config.store) == (str(moved), store)
     assert read(command.writing(("srt",), tmp_path / "new")).out == str(tmp_path / "new")
+
+
+def test_second_answers_to_two_prompts_are_told_apart(tmp_path: Path) -> None:
+    said = {"a": "A ball.", "b": "A box."}
+    lines = [
+        {"media_path": "x.png", "source": "p", "start": 0.0, "end": 0.0, "name": n, "caption": text}
+        for n, text in said.items()
+    ]
+    entry = {"media_path": "x.png", "source": "p", "kind": "image", "url": "file:///p/x.png"}
+    (tmp_path / "media.jsonl").write_text(json.dumps({**entry, "captions": 2}) + "\n")
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    run = cast(Any, SimpleNamespace(out=str(tmp_path)))
+    keys = {f"key of {name}": ("/p/x.png", 0.0, name) for name in said}
+    assert answers_of(run, keys) == {f"key of {name}": text for name, text in said.items()}
 
 
 def test_a_server_has_no_route_of_the_studio() -> None:

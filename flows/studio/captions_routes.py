@@ -66,7 +66,7 @@ class CaptionsRoutes:
         return JSONResponse({"id": run.id, "line": line_of(run.words)})
 
     def _again(self, captions: RunCaptions, keys: list[str], changes: dict[str, Any]) -> QueuedRun:
-        paths = [path for path, _ in captions.paths(keys).values()]
+        paths = [path for path, *_ in captions.paths(keys).values()]
         out = captions.out / FOLDER / secrets.token_hex(8)
         command = self._studio.command(captions.out)
         words = command.again(checked(changes, self._studio.roots), paths, out)

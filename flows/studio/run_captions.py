@@ -128,14 +128,15 @@ class RunCaptions:
             places = self._reviewed.places if self._reviewed is not None else []
             return places[number] if number < len(places) else ""
 
-    def paths(self, keys: list[str]) -> dict[str, tuple[str, float]]:
-        """Return the medium and the start of these captions. Raises EditRefused."""
+    def paths(self, keys: list[str]) -> dict[str, tuple[str, float, str]]:
+        """Return medium, start and name of the prompt of these captions. Raises EditRefused."""
         with self._lock:
             reviewed = self.reviewed
             if not keys or not all(key in reviewed.rows for key in keys):
                 raise EditRefused("these captions are no longer in the run: reload the page")
-            starts = {key: reviewed.rows[key]["start"] for key in keys}
-            return {key: (reviewed.places[self._numbers[key]], starts[key]) for key in keys}
+            rows = {key: reviewed.rows[key] for key in keys}
+            places = {key: reviewed.places[self._numbers[key]] for key in keys}
+            return {key: (places[key], row["start"], row["name"]) for key, row in rows.items()}
 
     def body(self, since: str) -> list[bytes]:
         """Return what changed since a revision, as pieces of JSON: everything, only edits, or
