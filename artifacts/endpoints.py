@@ -152,7 +152,7 @@ def _read(path: Path) -> dict[str, str]:
             hint=f"Run: chmod 600 {path}",
         )
     found: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         host, _, key = (part.strip() for part in line.partition("="))
         if not host or host.startswith("#"):
             continue

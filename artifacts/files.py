@@ -17,6 +17,13 @@ HALF = ".penstock-"
 """Prefix of the names of unfinished files."""
 OURS = f"{HALF}made"
 """A file that marks a folder of generated media. Sources above the folder skip it."""
+SERVER_FOLDERS = frozenset(("@eaDir", ".@__thumb", ".thumbnails", "#recycle", "@Recycle"))
+"""Folders in which file servers keep thumbnails and deleted files."""
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder in a source is skipped unless it is named itself."""
+    return name.startswith(".") or name in SERVER_FOLDERS
 
 
 @contextlib.contextmanager

@@ -1,19 +1,21 @@
-"""Reads one pack as an object of a store, and quarantines a damaged one.
+"""Reads one pack as an object of a store, and quarantines a damaged or misplaced one.
 
 A pack is immutable. It consists of magic bytes, header length, header checksum, a JSON header, and
-the payloads. The header names every record with its offset, checksum and metadata.
+the payloads. The header names every record with its offset, checksum and metadata. Its keys give
+the name of the pack, so a pack under another name, such as of a wrong restore, counts as damaged.
 """
 
 import contextlib
 import hashlib
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 from artifacts.errors import EnvironmentFault
+from artifacts.keys import digest_of
 from artifacts.store import Store
 from artifacts.stores.heads import head_of
 
@@ -54,6 +56,12 @@ class Place:
     def fits(self, payload: bytes) -> bool:
         """Return whether a payload matches its length and checksum."""
         return len(payload) == self.length and hashlib.sha256(payload).hexdigest() == self.checksum
+
+
+def pack_name(folder: str, keys: Iterable[str]) -> str:
+    """Return the name of the pack that has exactly these keys."""
+    name = digest_of(sorted(keys))
+    return f"{folder}/{name[:2]}/{name}.pack"
 
 
 def entry_of(key: str, length: int, checksum: str, meta: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +164,7 @@ def verify(store: Store, prefix: str = "") -> Iterator[tuple[str, bool]]:
 
 
 def _parsed(name: str, head: bytes) -> list[tuple[str, Place]] | None:
-    """Return the records of a pack's head; None if it is invalid."""
+    """Return the records of a pack's head; None if it is invalid or belongs to another pack."""
     if len(head) < LEAD.size:
         return None
     magic, length, checksum = LEAD.unpack_from(head)
@@ -164,9 +172,10 @@ def _parsed(name: str, head: bytes) -> list[tuple[str, Place]] | None:
     if magic != MAGIC or hashlib.sha256(text).digest() != checksum:
         return None
     try:
-        return list(_places(name, json.loads(text)["records"], LEAD.size + length))
+        found = list(_places(name, json.loads(text)["records"], LEAD.size + length))
     except (ValueError, TypeError, KeyError, RecursionError):  # intact, but not written by Penstock
         return None
+    return found if name == pack_name(name.rsplit("/", 2)[0], (key for key, _ in found)) else None
 
 
 def _places(

@@ -6,7 +6,8 @@ How it works:
    several records: a header that lists each record's offset, checksum and metadata, then the
    payloads.
 2. A pack's name is the digest of its sorted keys. Two processes that make the same records
-   therefore write the same name.
+   therefore write the same name, and whatever lies under a name has exactly its keys, or is set
+   aside as damaged.
 3. `publish` drops the records that are known already, and writes the others as one pack with
    put-if-absent. The first writer wins; the second adopts the pack that is there.
 4. There is no separate index. A record set lists its folder, reads the headers of new packs, and
@@ -30,7 +31,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from artifacts.errors import EnvironmentFault
-from artifacts.keys import digest_of
 from artifacts.pack_object import (
     DamagedRecord,
     Place,
@@ -39,6 +39,7 @@ from artifacts.pack_object import (
     gone,
     head_extent,
     pack_head,
+    pack_name,
     places_in,
     read_header,
 )
@@ -93,7 +94,7 @@ class RecordSet:
     def look_up(self, keys: Iterable[str]) -> None:
         """Look up the pack of exactly these keys, without listing the folder."""
         with contextlib.suppress(DamagedRecord, FileNotFoundError):
-            self._record(name := self._name(keys), dict(read_header(self.store, name)))
+            self._record(name := pack_name(self.folder, keys), dict(read_header(self.store, name)))
 
     def keys(self) -> set[str]:
         return set(self._places)
@@ -115,9 +116,10 @@ class RecordSet:
     def read(self, key: str) -> Record:
         """Read and check a record. A damaged pack is quarantined. Raises KeyError,
         DamagedRecord."""
-        place = self._places[key]
-        payload = self._payload(place)
-        if not place.fits(payload):
+        place, payload = self._places[key], None
+        with contextlib.suppress(FileNotFoundError):
+            payload = self.store.get(place.pack, place.offset, place.length)
+        if payload is None or not place.fits(payload):
             place = self._look_up_again(key, place)
             payload = self._payload(place)
             if not place.fits(payload):
@@ -128,12 +130,15 @@ class RecordSet:
 
     def _look_up_again(self, key: str, place: Place) -> Place:
         """Return a record's location from the current header of its pack, which another process may
-        have replaced. Raises DamagedRecord."""
+        have replaced, or moved without other records into a new pack. Raises DamagedRecord."""
         self._forget({place.pack})
         self.store.renew(place.pack)
         try:
             places = dict(read_header(self.store, place.pack))
         except FileNotFoundError as error:
+            self.refresh()
+            if key in self._places:
+                return self._places[key]
             raise gone(self.store, place.pack) from error
         if key not in places:
             raise damaged(self.store, place.pack)
@@ -161,7 +166,7 @@ class RecordSet:
         new = [record for record in records if record.key not in self._places]
         if not new:
             return []
-        name = self._name(record.key for record in new)
+        name = pack_name(self.folder, (record.key for record in new))
         entries = [entry_of(r.key, *_measured(r.payload), r.meta) for r in new]
         head, places = pack_head(name, entries)
         if not self._put(name, places, lambda: [head, *(record.payload for record in new)]):
@@ -225,7 +230,7 @@ class RecordSet:
         """Write records into a new pack, one payload in memory at a time. Raises DamagedRecord."""
         if not places:
             return
-        name = self._name(places)
+        name = pack_name(self.folder, places)
         entries = [entry_of(k, p.length, p.checksum, p.meta) for k, p in places.items()]
         head, moved = pack_head(name, entries)
         self._put(name, moved, lambda: itertools.chain([head], self._checked(places.values())))
@@ -236,10 +241,6 @@ class RecordSet:
             if not place.fits(payload):
                 raise damaged(self.store, place.pack)
             yield payload
-
-    def _name(self, keys: Iterable[str]) -> str:
-        name = digest_of(sorted(keys))
-        return f"{self.folder}/{name[:2]}/{name}.pack"
 
     def _record(self, name: str, places: Mapping[str, Place]) -> None:
         with self._lock:

@@ -148,11 +148,11 @@ class ChunkIndex:
     index: int
     """Position in the medium, from 0."""
     start: float
-    """Start in seconds of the medium's own time; 0 for an image."""
+    """Start in seconds since the medium's time 0; 0 for an image."""
     end: float
     """End in seconds; 0 for an image."""
     times: tuple[float, ...]
-    """Presentation time of each frame, in seconds from the medium's start."""
+    """Presentation time of each frame, in seconds since the medium's time 0."""
     height: int
     """Height of the stored frames in pixels, rotation applied."""
     width: int
@@ -176,6 +176,8 @@ class MediaIndex:
     """Display width in pixels, rotation applied."""
     duration: float
     """Seconds from the first frame to the end of the last one; 0 for an image."""
+    start: float = 0.0
+    """Seconds from time 0, the start of the file, to its first frame; sound may come before it."""
     chunks: tuple[ChunkIndex, ...]
     warnings: tuple[str, ...] = ()
     """Damage that decoding survived, one sentence each."""
@@ -196,6 +198,11 @@ class MediaIndex:
             return ()
         alike = size == fit_image.size(*size) == stored_size(*size)
         return () if alike else (WHOLE,)
+
+    @property
+    def end(self) -> float:
+        """Return the end of the last frame in seconds since time 0."""
+        return self.start + self.duration
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "MediaIndex":

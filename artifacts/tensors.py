@@ -7,7 +7,7 @@ builds only these types, so a file cannot run code of its own.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,20 @@ def unpack_tree(meta: Mapping[str, Any], buffer: bytes | bytearray | memoryview)
     in place. Raises RecordGone."""
     whole = memoryview(buffer).cast("B")
     return _unpack(meta, lambda place: _unpack_tensor(place, whole))
+
+
+def float_tensors(
+    meta: Mapping[str, Any], buffer: bytes | bytearray | memoryview
+) -> Iterator["torch.Tensor"]:
+    """Yield the tensors of floating-point numbers in a tree, of any dtype of torch, as
+    `unpack_tree` restores them. No output record is built. Raises RecordGone."""
+    if meta["is"] == "tensor":
+        tensor = _unpack_tensor(meta, memoryview(buffer).cast("B"))
+        if tensor.is_floating_point():
+            yield tensor
+    elif meta["is"] not in ("plain", "float"):
+        for part in meta["v"]:
+            yield from float_tensors(part if meta["is"] in ("list", "tuple") else part[1], buffer)
 
 
 def name_tensors(tree: Any) -> tuple[dict[str, Any], dict[str, "torch.Tensor"]]:
@@ -158,7 +172,9 @@ def _unpack_tensor(meta: Mapping[str, Any], buffer: memoryview) -> "torch.Tensor
 
     import torch
 
-    dtype: torch.dtype = getattr(torch, meta["dtype"])
+    dtype = getattr(torch, meta["dtype"], None)
+    if not isinstance(dtype, torch.dtype):
+        raise _gone(f"dtype {meta['dtype']}", "torch")
     count = math.prod(meta["shape"])
     if count == 0:
         return torch.empty(meta["shape"], dtype=dtype)
@@ -189,8 +205,8 @@ def _record_class(name: str) -> type[Any]:
     return found
 
 
-def _gone(name: str) -> RecordGone:
+def _gone(name: str, package: str = "transformers") -> RecordGone:
     return RecordGone(
-        f"{name} of a stored record does not match the installed transformers",
-        hint="Compute the record again, or install the version of transformers that made it",
+        f"{name} of a stored record does not match the installed {package}",
+        hint=f"Compute the record again, or install the version of {package} that made it",
     )

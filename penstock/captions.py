@@ -14,12 +14,13 @@ from artifacts.captions import Caption
 from artifacts.packs import RecordSet
 from artifacts.tables import schema_of, table_of
 from flows.console.display import Display
-from flows.job.prepare import Job
+from flows.job.prepare import Job, check_names
 from flows.ledger.tasks import Task
 from flows.machine.launch import Launcher
 from flows.media.media_files import MediaFile
 from flows.options.commands import CaptionConfig, RunOptions
-from flows.results.captions import caption_of, captions_by_file
+from flows.pipelines import CAPTION
+from flows.results.captions import caption_of, captions_by_file, captions_of
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
 from flows.results.table_rows import kinds_of, properties_of, table_rows
@@ -35,7 +36,8 @@ def caption(
     sources: Sources, *, progress: bool = False, **options: Unpack[CaptionOptions]
 ) -> "Captions":
     """Start a run over files, folders, globs, addresses or lists; with `progress` it is shown as by
-    the command. Raises UsageError for options that make no sense."""
+    the command. Raises UsageError for options that make no sense, and where no source names a
+    medium."""
     config = config_for(sources, options, CaptionConfig, CaptionOptions.__annotations__)
     return Captions(anchored(config), Display(quiet=not progress))
 
@@ -45,13 +47,13 @@ class Captions(BackgroundRun[Caption, RunResult]):
     as it is stored. An error that ended the run is raised after the last caption."""
 
     def __init__(self, config: RunOptions, display: Display) -> None:
-        config.check_sources()
+        check_names(config, CAPTION)
         self._config = config
         self._display = display
         self._rows: SimpleQueue[Caption | None] = SimpleQueue()
         self._given: set[tuple[int, float]] = set()
-        """Captions given already: position of the file in the job, and start of the chunk in
-        seconds."""
+        """Captions given already: position of file and prompt in the job, and start of the chunk in
+        seconds. Keys differ between engines, and two names of one prompt share them."""
         self._feed: _Feed | None = None
         super().__init__()
 
@@ -99,14 +101,23 @@ class Captions(BackgroundRun[Caption, RunResult]):
         self._rows.put(None)
 
     def _begin(self, job: Job, _: RunRecord) -> None:
+        if self._feed is not None and self._feed.job.model.digests != job.model.digests:
+            self._given.clear()  # the files will hold captions of the changed model alone
         self._feed = _Feed(job)
         self._give_rest()
 
     def _give_rest(self) -> None:
         assert self._feed is not None
-        for place, rows in enumerate(captions_by_file(self._feed.job)):
-            for row in rows:
+        job, first = self._feed.job, 0
+        for group in job.by_file:
+            found = [
+                (place, row)
+                for place, (file, medium) in enumerate(group, first)
+                for row in captions_of(job, file, medium)
+            ]
+            for place, row in sorted(found, key=lambda each: each[1].start):  # as in the file
                 self._give(place, row)
+            first += len(group)
 
     def _give(self, place: int, row: Caption) -> None:
         if (place, row.start) not in self._given:
@@ -126,7 +137,7 @@ class _Feed:
         self._known: dict[str, list[tuple[int, MediaFile, Task]]] = {}
 
     def rows(self, key: str) -> Iterator[tuple[int, Caption]]:
-        """Yield the caption of each file that holds the chunk, with the file's place."""
+        """Yield the caption of each file that holds the chunk, with its place in the job."""
         if key not in self._known:
             self._look_again()
         for place, file, task in self._known.get(key, ()):

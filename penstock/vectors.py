@@ -11,9 +11,11 @@ from artifacts.labels import schema as label_schema
 from artifacts.paths import folder_named
 from artifacts.tables import GROUP_ROWS, schema_of, table_of
 from flows.console.display import Display
+from flows.job.prepare import check_names
 from flows.options.search import SearchPlace, SearchQuery
 from flows.options.sift import SiftConfig
 from flows.options.vectors import INDEX, EmbedConfig, IndexConfig, LabelConfig
+from flows.pipelines import EMBED, LABEL
 from flows.results.labels.writing import LINES, LabelsWritten
 from flows.results.sifted.writing import Sifted
 from flows.results.vectors import ARRAY, ROWS, VectorsWritten
@@ -95,7 +97,7 @@ def embed(
 ) -> Embeddings:
     """Start a run that computes vectors, as `penstock embed`. Raises PenstockError."""
     config = anchored(config_for(sources, options, EmbedConfig, EmbedOptions.__annotations__))
-    config.check_sources()
+    check_names(config, EMBED)
     return Embeddings(
         lambda launch: run.embed(config, Display(quiet=not progress), launch),
         _embedded,
@@ -109,7 +111,7 @@ def label(
     """Start a run that labels images and video frames, as `penstock label`. `labels` may be a list
     of texts, too. Raises PenstockError."""
     config = anchored(config_for(sources, options, LabelConfig, LabelRunOptions.__annotations__))
-    config.check_sources()
+    check_names(config, LABEL)
     request = label_request(config)
     return Labels(
         lambda launch: run_label(config, request, Display(quiet=not progress), launch),

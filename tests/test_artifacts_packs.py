@@ -116,6 +116,16 @@ def test_a_pack_that_another_made_anew_is_not_set_aside(store: FolderStore) -> N
     assert not list(store.list("quarantine"))
 
 
+def test_what_another_moved_into_a_pack_without_the_rest_is_read_there(store: FolderStore) -> None:
+    reader, other = RecordSet(store, "k", NAMESPACE), RecordSet(store, "k", NAMESPACE)
+    reader.publish([Record(key=key, payload=key.encode()) for key in "abc"])
+    other.refresh()
+    other.remove(["a"])
+    assert [reader.read(key).payload for key in "bc"] == [b"b", b"c"]
+    with pytest.raises(KeyError):
+        reader.read("a")
+
+
 def test_one_that_is_good_by_the_time_it_is_looked_at_stays(store: FolderStore) -> None:
     RecordSet(store, "k", NAMESPACE).publish([Record(key="a", payload=b"good")])
     (name,) = store.list("k")

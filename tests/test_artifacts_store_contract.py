@@ -154,6 +154,29 @@ def test_a_damaged_pack_is_set_aside_and_made_again(store: Store, damage: bytes 
     assert dict(verify(store)) == {name: True}
 
 
+@pytest.mark.parametrize("others", [["b"], ["a", "b"], ["b", "c"]])
+def test_a_pack_in_another_one_s_place_is_set_aside_and_made_again(
+    store: Store, others: list[str]
+) -> None:
+    record_set = RecordSet(store, "captions", NAMESPACE)
+    record = Record(key="a", meta={"caption": "of a"}, payload=b"bytes")
+    record_set.publish([record])
+    (name,) = store.list("captions")
+    RecordSet(store, "kept", NAMESPACE).publish([Record(key=key) for key in others])
+    (other,) = store.list("kept")
+    store.delete(name)
+    store.put_if_absent(name, [store.get(other)])
+    assert dict(verify(store, "captions")) == {name: False}
+    store.put_if_absent(name, [store.get(other)])
+    assert RecordSet(store, "captions", NAMESPACE).keys() == set()
+    store.put_if_absent(name, [store.get(other)])
+    with pytest.raises(DamagedRecord, match="quarantined in"):
+        record_set.read("a")
+    store.put_if_absent(name, [store.get(other)])
+    assert record_set.publish([record]) == ["a"]
+    assert RecordSet(store, "captions", NAMESPACE).read("a") == record
+
+
 def test_two_holders_share_what_is_to_be_made(store: Store) -> None:
     ours, theirs = RecordSet(store, "k", NAMESPACE), RecordSet(store, "k", NAMESPACE)
 
@@ -173,10 +196,12 @@ def test_two_holders_share_what_is_to_be_made(store: Store) -> None:
 def test_what_a_running_job_holds_is_known_until_it_ends(store: Store) -> None:
     store.check_writable()
     with leased(store, [NAMESPACE], Path("out")) as lease:
-        assert not lease.shares(NAMESPACE)
-        with leased(open_store(store.url), [NAMESPACE], Path("elsewhere")):
-            assert lease.shares(NAMESPACE)
+        assert lease.needed_elsewhere(NAMESPACE, ["a"]) == set()
+        with leased(open_store(store.url), [NAMESPACE], Path("elsewhere"), ["a"]):
+            assert lease.needed_elsewhere(NAMESPACE, ["a", "b"]) == {"a"}
             assert [job.namespaces for job in running_jobs(store)] == [{NAMESPACE}, {NAMESPACE}]
+            lease.end()
+            assert [job.namespaces for job in running_jobs(store)] == [{NAMESPACE}]
     assert running_jobs(store) == []
 
 

@@ -4,6 +4,7 @@ job counts as running there."""
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,16 @@ from artifacts.stores import bucket_client, bucket_store, catalogs, retry
 from artifacts.stores.bucket_client import Bucket
 from artifacts.stores.copies import Copies
 from artifacts.stores.heads import CATALOGS
+from flows.console.display import Display
+from flows.job.prepare import prepare
 from flows.machine import leases
 from flows.machine.leases import leased, running_jobs
+from flows.running.run import caption
+from flows.running.run_observer import hold_lease
 from flows.upkeep.cache import collect
 from tests.support.buckets import Between, bucket_server, environment
+from tests.support.media import write_videos
+from tests.support.stand_ins import Stages, config_in
 
 NAMESPACE = "ab" * 32
 
@@ -255,6 +262,26 @@ def test_a_damaged_catalog_is_no_loss(store: Store, damage: bytes, elsewhere: St
     assert len(other) == catalogs.JOINED
 
 
+def test_a_pack_in_another_one_s_place_is_set_aside_though_a_catalog_has_it(
+    store: Store, elsewhere: Store
+) -> None:
+    keys = filled(store, catalogs.JOINED).keys()
+    name, other, *_ = store.list("captions")
+    body = store.get(other)
+    store.delete(name)
+    assert store.put_if_absent(name, [body])
+    seen = RecordSet(open_store(store.url), "captions", NAMESPACE).keys()  # joins what it reads
+    assert list(store.list(CATALOGS))
+    lost = keys - seen
+    assert len(lost) == 1, f"{len(lost)} records are missing, and none was set aside"
+    assert store.stat(name) is None and store.get(f"quarantine/{name}") == body
+    assert store.put_if_absent(name, [body])  # again, under the version that the catalog has
+    theirs = RecordSet(elsewhere, "captions", NAMESPACE)
+    assert theirs.keys() == keys - lost and store.stat(name) is None
+    assert theirs.publish([Record(key=key) for key in lost]) == [*lost]
+    assert RecordSet(open_store(store.url), "captions", NAMESPACE).keys() == keys
+
+
 def test_many_catalogs_become_one(
     store: Store, elsewhere: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,6 +410,18 @@ def test_a_lease_that_is_renewed_while_it_is_swept_stays(store: Store, tmp_path:
         store.board.renew(name)
         other.board.expire(name)
         assert len(running_jobs(other)) == 1
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_frames_stay_for_a_job_of_this_machine_alone(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near: bool
+) -> None:
+    """Frames never leave a machine, so no job of another one needs those that lie here."""
+    other = open_store(store.url) if near else another_machine(store, monkeypatch)
+    config = replace(config_in(tmp_path, write_videos(tmp_path / "clips", 1)), store=store.url)
+    with hold_lease(replace(prepare(config, Stages()), store=other)):
+        assert caption(config, Display(quiet=True), Stages().launcher).captions == 1
+    assert len(list(store.list("frames"))) == near
 
 
 def test_who_died_here_has_no_lease(store: Store, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 before, or corrected, without captioning anew, and what to correct next follows from it."""
 
 import csv
+import json
 import random
 import re
 import time
@@ -228,6 +229,32 @@ def test_pooled_features_are_the_mean_of_the_tokens(tmp_path: Path) -> None:
     assert found is not None and found.tolist() == [1.0, 2.0, 4.0]
     wide = teaching.projected(np.ones(1024, np.float32))
     assert wide.shape == (teaching.WIDTH,) and 25 < np.linalg.norm(wide) < 40
+
+
+FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+"""Types of numbers in which a vision half may give its features."""
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_features_are_pooled_in_whatever_type_they_are_stored(dtype: str) -> None:
+    import torch
+
+    tokens = torch.tensor([[1.0, 2.0, 4.0], [3.0, 4.0, 8.0]]).to(getattr(torch, dtype))
+    meta, payload = pack_tree({"features": [tokens, torch.ones(9, 9, dtype=torch.int64)]})
+    found = pooled(Record(key="key", meta={"tree": meta}, payload=payload))
+    assert found is not None and found.tolist() == [2.0, 3.0, 6.0]
+
+
+def test_features_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    url = stored(tmp_path / "store", np.eye(4))
+    (record_set,) = teaching._opened(url, {"features 0"})
+    record = record_set.read("features 0")
+    text = json.dumps(record.meta).replace('"bfloat16"', '"float3_of_a_later_version"')
+    other = Record(key="features 9", meta=json.loads(text), payload=record.payload)
+    RecordSet(FolderStore(tmp_path / "store"), "features", "cd" * 32).publish([other])
+    found, note = PooledFeatures().of(url, ["features 0", "features 9", "features 99"])
+    assert sorted(found) == ["features 0"]
+    assert note.startswith("2 captions by doubt alone: their features are no longer in the store")
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 
 from artifacts.corrections import StoredEdits
 from artifacts.edits import EDITS, read_edits
-from artifacts.errors import EnvironmentFault, NoFeatures, UsageError
+from artifacts.errors import EnvironmentFault, Interrupted, NoFeatures, UsageError
 from flows.cli.learn_command import _next_steps
 from flows.cli.main import main
 from flows.console.display import Display
@@ -20,14 +20,20 @@ from flows.learning.decisions import decisions_of
 from flows.learning.judging import divide, is_better, times_lower
 from flows.learning.learn import learn
 from flows.learning.preview import preview
+from flows.machine.launch import DirectLauncher, StageCall
 from flows.options.learn import LearnConfig, RecordedRun
 from flows.results.report.sections import rounds_facts
 from flows.results.rounds import rounds_in, usable_rounds
 from flows.results.run_status import run_status
 from flows.reviewing.captions import ReviewedCaptions
-from tests.support.learning import PICTURES, Change, School, said, style
+from stages.tune.job import TuneJob
+from tests.support.inside import Ended, InsideLauncher
+from tests.support.learning import PICTURES, Change, School, decide_in, said, style
+from tests.support.media import write_video
+from tests.support.pipeline import read_lines
 from tests.support.saying import samples
 
+Said = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
 
 
@@ -385,3 +391,38 @@ def test_rejected_and_withdrawn_ones_are_no_examples(school: School) -> None:
         found = decisions_of(captions, (), ())
     assert [each["media_path"] for each in found.examples] == ["02.png", "03.png"]
     assert len(read_edits(school.out).now) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("removed", [False, True])
+def test_each_chunk_teaches_its_own_text_also_when_gc_removed_its_features(
+    removed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Said
+) -> None:
+    jobs: list[TuneJob] = []
+
+    def start(launcher: DirectLauncher, call: StageCall) -> Ended:
+        if isinstance(call.job, TuneJob):
+            jobs.append(call.job)
+            raise Interrupted("seen")
+        return InsideLauncher(listen=launcher._on_event).start(call)
+
+    monkeypatch.setattr(DirectLauncher, "start", start)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips").mkdir()
+    for name, gop in (("a", 5), ("b", 6)):
+        write_video(tmp_path / "clips" / f"{name}.mp4", ticks=range(90), gop=gop)
+    words = ["caption", "clips", "--model", "demo", "--chunk", "1", "--max-new-tokens", "4"]
+    store = ["--store", str(tmp_path / "store")]
+    assert main([*words, "--out", "out", *store]) == 0
+    texts = [f"Text {number}." for number in range(6)]
+    decide_in(tmp_path / "out", lambda at, _: (texts[at], "accepted"))
+    if removed:
+        main(["cache", "gc", "--max", "0", *store])
+        assert not [*(tmp_path / "store" / "features").rglob("*.pack")]
+    assert main(["learn", "out", "--anyway", "--steps", "1"]) == 4, capfd.readouterr().err
+    (job,) = jobs
+    lines = read_lines(tmp_path / "out" / "captions.jsonl")
+    own = {line["features"]: text for line, text in zip(lines, texts, strict=True)}
+    taught = [(each.features, each.caption) for each in job.examples]
+    assert len({*taught}) == 3, [caption for _, caption in taught]  # the others are held out
+    assert {*taught} <= {*own.items()}

@@ -166,12 +166,38 @@ def holder(store: FolderStore) -> Iterator["subprocess.Popen[str]"]:
 
 def test_a_claim_ends_with_its_block_and_does_not_count_against_itself(store: FolderStore) -> None:
     store.check_writable()
-    with leased(store, [HELD], Path("one")) as mine:
-        assert not mine.shares(HELD)
-        with leased(store, [HELD, FREE], Path("two")) as other:
-            assert mine.shares(HELD) and other.shares(HELD) and not other.shares(FREE)
-        assert not mine.shares(HELD)
+    with leased(store, [HELD], Path("one"), ["a"]) as mine:
+        assert mine.needed_elsewhere(HELD, ["a"]) == set()
+        with leased(store, [HELD, FREE], Path("two"), ["a", "b"]) as other:
+            assert mine.needed_elsewhere(HELD, ["a", "c"]) == {"a"}
+            assert other.needed_elsewhere(HELD, ["a", "b"]) == {"a"}
+            assert other.needed_elsewhere(FREE, ["a", "b"]) == set()
+        assert mine.needed_elsewhere(HELD, ["a"]) == set()
     assert running_jobs(store) == []
+
+
+def test_a_claim_needs_the_media_that_it_names_and_without_any_all(store: FolderStore) -> None:
+    store.check_writable()
+    media = [f"{at:064x}" for at in range(1000)]
+    asked = [*media[::7], "ff" * 32]
+    with leased(store, [HELD], Path("mine")) as mine:
+        for named, needed in ((media[::2], media[::14]), ([], []), (None, asked)):
+            with leased(store, [HELD], Path("theirs"), named):
+                assert sorted(mine.needed_elsewhere(HELD, asked)) == sorted(needed)
+
+
+def test_a_claim_whose_media_are_cut_needs_all(store: FolderStore) -> None:
+    store.check_writable()
+    with leased(store, [HELD], Path("mine")) as mine:
+        before = {*(store.local / "jobs").iterdir()}
+        with leased(store, [HELD], Path("theirs"), ["a", "b"]):
+            (path,) = {*(store.local / "jobs").iterdir()} - before
+            whole = path.read_bytes()
+            for length in (len(whole) - 1, len(whole) - 2, whole.index(b"\n") + 1):
+                path.write_bytes(whole[:length])
+                assert mine.needed_elsewhere(HELD, ["a", "c"]) == {"a", "c"}
+            path.write_bytes(whole)
+            assert mine.needed_elsewhere(HELD, ["a", "c"]) == {"a"}
 
 
 def refuse_locks(monkeypatch: pytest.MonkeyPatch, code: int) -> None:

@@ -1,5 +1,7 @@
 """Which media of this machine sources mean, and in which order."""
 
+import csv
+import io
 import json
 import os
 import socket
@@ -10,8 +12,9 @@ from typing import Any
 import pytest
 
 from artifacts.files import OURS
+from flows.media.folders import left_out_note
 from flows.media.media_files import MediaFile, Selection
-from flows.media.sources import find_media, subfolders_note, texts_among
+from flows.media.sources import find_media, texts_among
 
 PLAIN = Selection(recursive=False, extensions=())
 DEEP = Selection(recursive=True, extensions=())
@@ -56,14 +59,52 @@ def test_media_of_folders_and_patterns_are_found_in_name_order(
     assert names(limited) == wanted[:2]
 
 
+def write_all(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+
 def test_subfolders_with_media_that_are_not_read_are_named(folder: Path) -> None:
-    for name, inside in ((".hidden", "a.mp4"), ("texts", "a.txt"), ("clips", "a.mp4")):
-        (folder / name).mkdir()
-        (folder / name / inside).write_bytes(b"x")
-    (folder / "clips" / OURS).touch()
+    write_all(folder, ".hidden/a.mp4", "texts/a.txt", "clips/a.mp4", f"clips/{OURS}")
     sources = (str(folder), str(folder / "b.mp4"), "missing", "https://example.org/a.mp4")
-    assert subfolders_note(sources, PLAIN) == "1 subfolder with media not read; add --recursive"
-    assert subfolders_note(sources, DEEP) == subfolders_note(sources[1:], PLAIN) == ""
+    note = left_out_note(sources, PLAIN)
+    assert note == f"1 subfolder with media not read ({folder}/deep/); add --recursive"
+    assert left_out_note(sources, DEEP) == left_out_note(sources[1:], PLAIN) == ""
+
+
+def test_a_folder_two_levels_down_that_is_not_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_all(tmp_path, "films/one.mp4", "films/a/b/two.mp4", "films/a/c/d/three.mp4")
+    (tmp_path / "films" / "a" / "back").symlink_to(tmp_path / "films")
+    found, failures = find_media(["films"], PLAIN)
+    assert (names(found), failures) == (["one.mp4"], [])
+    note = left_out_note(["films"], PLAIN)
+    assert note == "2 subfolders with media not read (films/a/b/, …); add --recursive"
+    found, _ = find_media(["films"], DEEP)
+    assert len(found) == 3 and left_out_note(["films"], DEEP) == ""
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.jpg"])
+def test_what_a_file_server_keeps_for_itself_is_not_read_and_named(
+    tmp_path: Path, pattern: str
+) -> None:
+    kept = ["@eaDir/photo.jpg/SYNOPHOTO_THUMB_XL.jpg", "in/@eaDir/b.jpg/SYNOPHOTO_THUMB_M.jpg"]
+    kept += [".@__thumb/s800photo.jpg", ".thumbnails/photo.jpg", "#recycle/old.jpg"]
+    write_all(tmp_path, "photo.jpg", "in/b.jpg", *kept)
+    found, failures = find_media([f"{tmp_path}{pattern}"], DEEP)
+    assert sorted(file.path for file in found) == [tmp_path / "in/b.jpg", tmp_path / "photo.jpg"]
+    assert failures == []
+    named = "#recycle, .@__thumb, .thumbnails, @eaDir"
+    assert left_out_note([str(tmp_path)], DEEP).endswith(f" for themselves ({named})")
+    assert left_out_note([str(tmp_path)], PLAIN).startswith("1 subfolder with media not read (")
+    for one in kept:  # whoever names such a folder means it
+        found, _ = find_media([str((tmp_path / one).parent)], PLAIN)
+        assert [file.path for file in found] == [tmp_path / one]
+    found, _ = find_media([f"{tmp_path}/@eaDir/*/*.jpg"], PLAIN)
+    assert [file.path for file in found] == [tmp_path / kept[0]]
 
 
 def test_a_list_names_files_relative_to_itself(folder: Path) -> None:
@@ -107,7 +148,7 @@ def test_a_file_is_taken_once_for_each_thing_asked(folder: Path) -> None:
     assert [file.prompt for file in found] == ["Who?", "Where?", "What?"]
 
 
-BAD = "is no JSON object with a path"
+BAD = "names no path"
 HOSTILE = (
     "a\0b.mp4", "a\0/*.mp4", "\0", "a\nb.mp4", "../" * 40 + "nothing.mp4", "/dev/null/x.mp4",
     "@/etc/passwd", "x" * 5000 + ".mp4", "{a,b}.mp4", "[" * 100_000, "gone.mp4",
@@ -210,6 +251,75 @@ def test_a_list_of_itself_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert names(found) == ["b.mp4", "a.MKV"]
     assert [failure.media_path for failure in failures] == ["@l.foo", "@n.foo"]
     assert {failure.message for failure in failures} == {"line 1 names another list"}
+
+
+ROWS = [["b.mp4", "Who?\u2028And why?"], ["deep/c.webm", 'How many, and "what"?\nWhere?']]
+OBJECTS = [{"path": path, "prompt": prompt} for path, prompt in ROWS]
+
+
+def table(delimiter: str, *header: str) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=delimiter).writerows([[*header], *([*row, ""] for row in ROWS)])
+    return text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.json", json.dumps(OBJECTS, indent=2, ensure_ascii=False)),
+        ("list.csv", "\ufeff" + table(",", "path", "prompt", "licence")),
+        ("LIST.CSV", table(";", "Path", " prompt", "note")),
+        ("list.tsv", table("\t", "path", "prompt", "note")),
+    ],
+)
+@pytest.mark.parametrize("mark", ["", "@"])
+def test_lists_of_other_programs_are_read(folder: Path, name: str, text: str, mark: str) -> None:
+    (folder / name).write_text(text, encoding="utf-8", newline="")
+    found, failures = find_media([f"{mark}{folder / name}"], PLAIN)
+    assert failures == []
+    assert [[f.media_path, f.prompt] for f in found] == [
+        ["b.mp4", ROWS[0][1]],
+        ["c.webm", ROWS[1][1]],
+    ]
+
+
+def test_an_array_of_paths_is_a_list(folder: Path) -> None:
+    (folder / "list.json").write_text(json.dumps(["b.mp4", "deep", "", "other.json", 7]))
+    found, failures = find_media([str(folder / "list.json")], PLAIN)
+    assert names(found) == ["b.mp4", "c.webm"]
+    assert [failure.message for failure in failures] == [
+        "entry 3 of the list names no path",
+        "entry 4 names another list",
+        "entry 5 of the list names no path",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        (
+            "list.json",
+            '{"path": "b.mp4"}\n{"path": "a.MKV"}',
+            "the list cannot be read: Extra data",
+        ),
+        ("list.json", '["b.mp4"', "the list cannot be read: Expecting ',' delimiter: line 1"),
+        (
+            "list.json",
+            '{"a.mp4": {"caption": "a ring"},\n "b.mp4": {}}',
+            "entry 1 of the list names",
+        ),
+        ("list.json", "[" * 100_000, "the list cannot be read: maximum recursion depth"),
+        ("list.csv", "url,text\na.mp4,ring\n", "its first line names no column `path`"),
+        ("list.csv", "", "its first line names no column `path`"),
+        ("list.csv", "path,text\n" + "x" * 200_000 + ",ring\n", "field larger than field limit"),
+        ("list.csv", "path,text\n,ring\n", "line 2 of the list names no path"),
+    ],
+)
+def test_a_list_without_paths_is_one_failure(folder: Path, name: str, text: str, says: str) -> None:
+    (folder / name).write_text(text)
+    found, (failure,) = find_media([str(folder / name)], PLAIN)
+    assert found == [] and failure.error == "list"
+    assert says in failure.message and failure.hint
 
 
 def test_a_list_longer_than_any_list_is_refused_unread(folder: Path) -> None:

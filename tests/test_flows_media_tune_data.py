@@ -50,6 +50,14 @@ def test_captions_of_a_run_are_read_from_all_its_tables(tmp_path: Path, suffix: 
     assert (found[1].start, found[1].end) == (4.0, 8.0)
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_line_separators_that_end_no_row_stay_in_captions(tmp_path: Path, suffix: str) -> None:
+    captions = [f"one{mark}two" for mark in "\u2028\u2029\x85\x0b\x0c\x1c"]
+    rows = [{**ROWS[0], "start": 4.0 * at, "caption": c} for at, c in enumerate(captions)]
+    found = examples_in(written(tmp_path / f"c.{suffix}", rows))
+    assert [each.caption for each in found] == captions
+
+
 def test_a_corrected_caption_counts_as_accepted(tmp_path: Path) -> None:
     one, two, three = ROWS
     accepted, corrected = {**one, "review": "accepted"}, {**two, "original": "model's"}

@@ -75,6 +75,7 @@ def test_every_output_takes_them_in_and_an_undo_gives_the_same_bytes(config: Cap
     )
     result = run(config)
     assert "1 corrected by hand and 2 rejected" in result.line()
+    assert "not in data sets: 2 captions (rejected)" in result.warnings
     said = "2 captions rejected: these media get no text, but a trainer"
     assert not any(said in note for note in result.warnings)
     assert any(said in note for note in run(config, format=("txt",), beside=True).warnings)

@@ -3,9 +3,11 @@ and chunks that are encoded while others are cut."""
 
 import json
 import os
+import shutil
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -18,15 +20,17 @@ import flows.planning.sizes
 import flows.running.pipeline_runner
 from artifacts.errors import Interrupted, Killed, OutOfMemory, PenstockError, StageDied, UsageError
 from artifacts.keys import digest_of
+from artifacts.pack_object import read_header
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore, open_store
 from flows.console.display import Display
-from flows.job.prepare import Job
+from flows.job.prepare import Job, prepare
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.results.outputs import OutputCounts, write_outputs
 from flows.running import overlap, pipeline_runner
 from flows.running.run import caption
+from flows.running.run_observer import hold_lease
 from stages.frames.video import Video
 from stages.process.job import job_fields
 from stages.process.live import read_requests
@@ -103,6 +107,76 @@ def test_a_wave_starts_each_stage_once_on_batches(config: CaptionConfig, tmp_pat
     assert list(FolderStore(tmp_path / "store").list("frames")) == []
     assert [len(batch) for batch in stages.batches("encode")] == [2, 1, 2]
     assert [len(batch) for batch in stages.batches("decode")] == [2, 2, 1]
+
+
+def frames_left(config: CaptionConfig) -> tuple[int, int]:
+    """How many files of frames the store holds, and how many chunks are in them."""
+    store = FolderStore(Path(config.store_url))
+    packs = list(store.list("frames"))
+    return len(packs), sum(len(list(read_header(store, pack))) for pack in packs)
+
+
+def beside(config: CaptionConfig, *names: str, **options: Any) -> CaptionConfig:
+    """Another run over these files of the same folder, with the same store."""
+    sources = tuple(str(Path(config.sources[0]) / name) for name in names)
+    out = f"{config.out}-{'-'.join(names)}"
+    return replace(config, sources=sources, **{"out": out, **options})
+
+
+def run_around(outer: CaptionConfig, inner: Callable[[], None], stages: Stages) -> None:
+    """Run `outer`; while it runs and has done nothing yet, call `inner`."""
+    caption(outer, Display(quiet=True), stages.launcher, lambda *_: inner())
+
+
+def test_frames_go_though_another_run_uses_the_store(config: CaptionConfig) -> None:
+    first, second = beside(config, "0.mp4", "1.mp4"), beside(config, "2.mp4", "3.mp4")
+    left: list[tuple[int, int]] = []
+
+    def run_first() -> None:
+        run(first, Stages())
+        left.append(frames_left(config))
+
+    run_around(second, run_first, Stages())
+    assert [*left, frames_left(config)] == [(0, 0), (0, 0)]
+
+
+@pytest.mark.parametrize("kind", ["mp4", "png"])
+def test_frames_that_another_run_needs_stay_and_are_found(
+    config: CaptionConfig, tmp_path: Path, kind: str
+) -> None:
+    write_numbered(tmp_path / "clips", 5)  # pictures of a run lie in one pack
+    first = beside(config, *(f"{at}.{kind}" for at in range(3)))
+    shutil.copytree(config.model, tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").write_text("others")
+    second = beside(config, *(f"{at}.{kind}" for at in (2, 3)), model=str(tmp_path / "other"))
+    left: list[tuple[int, int]] = []
+
+    def run_first() -> None:
+        run(first, Stages())
+        left.append(frames_left(config))
+
+    stages = Stages()
+    run_around(second, run_first, stages)
+    cut = [m.path for c in stages.calls if c.name == "frames" for m in job_fields(c.job)["media"]]
+    assert [Path(path).name for path in cut] == [f"3.{kind}"]
+    assert [*left, frames_left(config)] == [(1, 1), (0, 0)]
+
+
+def test_frames_that_two_runs_shared_go_with_the_later_one(config: CaptionConfig) -> None:
+    """Each of the two runs still needs the clip when the other has encoded it."""
+    left = []
+
+    class Ending(Stages):
+        def start(self, call: StageCall) -> Answer:
+            if call.name == "decode":
+                left.append(frames_left(config))
+                other.close()
+            return super().start(call)
+
+    with ExitStack() as other:
+        other.enter_context(hold_lease(prepare(beside(config, "0.mp4"), Stages())))
+        run(config, Ending())
+    assert [*left, frames_left(config)] == [(1, 1), (0, 0)]
 
 
 @pytest.mark.parametrize("stage", ["encode", "decode"])

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import json
+import math
 import pickle
 import re
 import shutil
@@ -10,11 +11,14 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import av
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import penstock
@@ -31,6 +35,7 @@ from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from flows.serving.config import ServeConfig
 from penstock.arguments import anchored, config_for, config_of
 from penstock.keywords import CaptionOptions
+from tests.support.adapters import matrices, write_adapter
 from tests.support.commands import completed
 from tests.support.pipeline import ROOT, read_lines
 
@@ -107,6 +112,101 @@ def test_captions_come_as_they_are_made_and_stand_in_the_file(here: Path) -> Non
     assert [stage["items"] for stage in stages] == [0, 0, 0]
 
 
+PROMPTS = {"a": "Describe the video.", "b": "What happens?"}
+CHUNK = 4.0
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["ball", "box"]}},
+    "required": ["kind"],
+    "additionalProperties": False,
+}
+
+
+def starts_of(clip: Path) -> list[float]:
+    """Where the chunks of a clip begin, by its own length."""
+    with av.open(str(clip)) as container:
+        assert container.duration is not None
+        seconds = Fraction(container.duration, av.time_base)
+    return [CHUNK * number for number in range(math.ceil(seconds / Fraction(CHUNK)))]
+
+
+def check_agreement(here: Path, **options: Any) -> None:
+    """Check that what is iterated, the table and the file hold each chunk once per prompt."""
+    prompts = options.get("prompts", PROMPTS)
+    chunks = [(p.name, at) for p in (here / "videos").iterdir() for at in starts_of(p)]
+    expected = sorted((clip, name, at) for clip, at in chunks for name in prompts)
+    call = {"model": "demo", "out": "out", "chunk": CHUNK, "prompts": prompts, **options}
+    with penstock.caption("videos", **call) as captions:
+        rows = list(captions)
+    given = sorted((row.media_path, row.name, row.start, row.caption) for row in rows)
+    lines = read_lines(here / "out" / "captions.jsonl")
+    written = sorted(
+        (row["media_path"], row["name"], row["start"], row["caption"]) for row in lines
+    )
+    assert [each[:3] for each in written] == expected
+    assert given == written, f"{len(given)} of {len(written)} captions were given"
+    table = [
+        (row["media_path"], name, row["start"], row[name])
+        for row in captions.table().to_pylist()
+        for name in prompts
+    ]
+    assert sorted(table) == written
+
+
+def test_captions_of_several_prompts_are_those_of_the_file(here: Path) -> None:
+    check_agreement(here)
+    check_agreement(here)  # all are stored
+    check_agreement(here, prompts={**PROMPTS, "c": PROMPTS["b"]})  # half are; two names, one prompt
+
+
+@pytest.mark.slow
+def test_captions_of_several_prompts_are_those_of_the_file_after_half_a_run(here: Path) -> None:
+    with penstock.caption(
+        "videos", model="demo", out="out", chunk=CHUNK, prompts=PROMPTS, batch_size=1
+    ) as captions:
+        next(captions)
+    check_agreement(here, batch_size=1)
+
+
+@pytest.mark.slow
+def test_captions_of_several_prompts_are_those_of_the_file_by_adapter_and_schema(
+    here: Path,
+) -> None:
+    q_proj = "model.language_model.layers.0.self_attn.q_proj"
+    write_adapter(here / "adapter", matrices({q_proj: (192, 192)}))
+    for options in ({"adapter": "adapter"}, {"schema": SCHEMA}):
+        check_agreement(here, **options)
+        check_agreement(here, **options)
+
+
+@pytest.mark.slow
+def test_vectors_are_those_of_the_files_made_now_or_before(here: Path) -> None:
+    for _ in range(2):
+        with penstock.embed("videos", model="demo", out="e") as running:
+            found = list(running)
+        rows = pq.read_table(here / "e" / "embeddings.parquet").to_pylist()
+        array = np.load(here / "e" / "embeddings.npy")
+        assert len(found) == len(rows) == len(array) > CLIP_COUNT
+        assert [(one.media_path, one.time) for one in found] == [
+            (row["media_path"], row["time"]) for row in rows
+        ]
+        assert np.array_equal(np.array([one.vector for one in found]), array)
+        assert running.table().column("time").to_pylist() == [row["time"] for row in rows]
+
+
+@pytest.mark.slow
+def test_labels_are_those_of_the_file_made_now_or_before(here: Path) -> None:
+    for _ in range(2):
+        with penstock.label("videos", model="demo", out="l", labels=["a ball", "a box"]) as running:
+            found = list(running)
+        lines = read_lines(here / "l" / "labels.jsonl")
+        expected = [(row["media_path"], row["time"], row["top"]) for row in lines]
+        assert len(expected) > CLIP_COUNT
+        assert [(row.media_path, row.time, row.top) for row in found] == expected
+        table = running.table().to_pylist()
+        assert [(row["media_path"], row["time"], row["top"]) for row in table] == expected
+
+
 @pytest.mark.slow
 def test_a_run_that_is_left_early_stops_in_order_and_is_taken_up(here: Path) -> None:
     options = {"model": "demo", "out": "out", "chunk": 1.0, "batch_size": 1}
@@ -119,9 +219,39 @@ def test_a_run_that_is_left_early_stops_in_order_and_is_taken_up(here: Path) -> 
 
 
 def test_what_ends_a_run_is_raised_where_its_captions_are_asked_for(here: Path) -> None:
-    assert refused(lambda: list(penstock.caption("nowhere", model="demo")), "nowhere").hint
-    refused(lambda: penstock.caption("videos", model="demo", chunk=-1.0), "chunk")
-    refused(lambda: penstock.caption([], model="demo"), "no source")
+    captions = penstock.caption("videos", model="demo", out="videos/clip-01.mp4")
+    assert refused(lambda: list(captions), "clip-01.mp4").hint
+
+
+START: list[Callable[..., object]] = [
+    penstock.caption,
+    penstock.embed,
+    partial(penstock.label, labels=["red"]),
+]
+"""The functions whose runs begin in the background."""
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"sources": "nosuch"}, "nosuch: no such file or folder"),
+        ({"sources": ["nosuch", "@nosuch.txt", "videos/*.png"]}, "nosuch"),
+        ({"sources": "empty"}, "no media file in this folder"),
+        ({"sources": []}, "no source"),
+        ({"model": "nosuch"}, "there is no model at nosuch"),
+        ({"model": "videos/clip-01.mp4"}, "clip-01.mp4"),
+        ({"chunk": -1.0}, "chunk"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_the_call_and_nothing_is_begun(
+    given: dict[str, object], words: str, here: Path
+) -> None:
+    (here / "empty").mkdir()
+    for call in START:
+        given = {"sources": "videos", "model": "demo", "out": "out", **given}
+        assert refused(partial(call, **given), words).hint
+    assert not [t for t in threading.enumerate() if t.name == "penstock"]
+    assert not (here / "out").exists()
 
 
 def blocks_of(page: str) -> list[str]:

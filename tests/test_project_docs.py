@@ -1,9 +1,11 @@
 """The pages: every one is in the menu, every command and all Python that they show can be typed, or
 run as printed, notebooks run, and no picture is older than what it shows."""
 
+import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -286,3 +288,43 @@ def test_the_halves_of_a_family_are_run_by_the_code_of_the_readme(
     names: dict[str, Any] = {"checkpoint": str(tmp_path), "inputs": inputs}
     exec(compile(printed()[1], "docs/python.md", "exec"), names)
     assert torch.equal(names["tokens"], stock(tmp_path, inputs))
+
+
+CAPTION = "a ring\u2028moves left"
+
+
+class Sample:
+    """Stands for FiftyOne's: it keeps what a recipe gives it."""
+
+    def __init__(self, **fields: Any) -> None:
+        self.fields = fields
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("page", ["datasets", "pipelines", "trainers"])
+def test_recipes_keep_captions_with_unusual_line_separators(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "fiftyone", SimpleNamespace(Sample=Sample))
+    row = json.dumps({"video_path": "/v/a.mp4", "caption": CAPTION}, ensure_ascii=False) + "\n"
+    medium = json.dumps({"url": "file:///v/a.mp4", "captions": 2}) + "\n"
+    files = dict.fromkeys(("train/musubi/videos.jsonl", "juice/musubi/videos.jsonl"), row * 2)
+    files |= {"shards/captions.jsonl": row * 4, "shards/media.jsonl": medium * 2}
+    for name, text in files.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text, encoding="utf-8")
+    text = (ROOT / "docs" / "recipes" / f"{page}.md").read_text(encoding="utf-8")
+    recipes = [code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "jsonl" in code]
+    assert recipes
+    forms = CAPTION, json.dumps(CAPTION)[1:-1]
+    for code in recipes:
+        names: dict[str, Any] = {}
+        exec(compile(code, page, "exec"), names)
+        made = {*tmp_path.rglob("*.json*")} - {tmp_path / name for name in files}
+        kept = [path.read_text(encoding="utf-8") for path in made]
+        if page == "datasets":
+            kept += [json.dumps([sample.fields for sample in names.get("samples", ())])]
+        assert sum(text.count(form) for text in kept for form in forms) >= 2, code
+        for path in made:
+            path.unlink()

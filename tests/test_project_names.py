@@ -213,3 +213,22 @@ def test_beams_and_several_prompts_choose_another_engine() -> None:
         with pytest.raises(UsageError, match=f"--engine {name} does not support --beams") as caught:
             choice_for(name, beams=2, prompts=1)
         assert caught.value.hint == "Use --engine transformers"
+
+
+MESSAGES = {
+    *("flows/cli/demo_command.py", "flows/deployments/server.py", "flows/deployments/view.py"),
+    *("flows/deployments/pictures.py", "flows/studio/plans.py", "flows/studio/runs.py"),
+    *("stages/memory/measure.py", "stages/models/gguf/library.py", "stages/process/cgroup.py"),
+    *("stages/process/exit_diagnosis.py", "stages/process/stage_process.py"),
+}
+"""Files that split messages, logs, files of the kernel, or bytes."""
+
+
+def test_captions_prompts_and_names_are_split_at_line_feeds_alone() -> None:
+    """`str.splitlines` also splits at U+2028 and others, which JSON lines and tables may hold."""
+    found = {
+        str(path.relative_to(ROOT))
+        for path in [*product_files("*.py"), *pages()]
+        if ".splitlines(" in path.read_text(encoding="utf-8")
+    }
+    assert found == MESSAGES

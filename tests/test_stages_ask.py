@@ -4,6 +4,7 @@ item, and each failure has its name."""
 import asyncio
 import heapq
 import os
+import re
 import socket
 import threading
 import time
@@ -351,7 +352,35 @@ def test_a_long_wait_is_said_and_an_absurd_one_is_not_obeyed(work: Work) -> None
     with running(stand_in) as address:
         work.run(address, at_once=1)
     said = [event.text for event in work.events if isinstance(event, Warned)]
-    assert said == [f"{address} is overloaded: waiting 5 s"] * 2 and len(work.captions) == 12
+    assert len(said) == 2 and len(work.captions) == 12
+    pattern = re.escape(address) + r" is overloaded: next try at \d\d:\d\d:\d\d, in 5 s"
+    assert all(re.fullmatch(pattern, text) for text in said), said
+
+
+@pytest.mark.parametrize("wait", ["retry-after: 0.3\r\n", ""])
+def test_a_server_that_never_answers_ends_the_stage_however_it_requests_waits(
+    wait: str, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages.ask.servers, "MAX_SILENCE", 1.0, raising=False)
+    stand_in = StandIn()
+    stand_in.answer = lambda *_: f"HTTP/1.1 429 X\r\n{wait}content-length: 0\r\n\r\n".encode()
+    began = time.monotonic()
+    with running(stand_in) as address, pytest.raises(EnvironmentFault, match="no answer from"):
+        work.run(address, at_once=1)
+    assert time.monotonic() - began < 2.5, f"{len(stand_in.requests)} requests in vain"
+    assert not work.captions and not work.failed
+
+
+def test_pauses_that_a_server_requests_between_answers_end_nothing(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages.ask.servers, "MAX_SILENCE", 1.0, raising=False)
+    stand_in = StandIn()
+    busy = b"HTTP/1.1 429 X\r\nretry-after: 0.3\r\ncontent-length: 0\r\n\r\n"
+    stand_in.answer = lambda *_: busy if len(stand_in.requests) % 2 else None
+    with running(stand_in) as address:
+        work.run(address, at_once=1)
+    assert len(work.captions) == 12
 
 
 def test_a_web_page_ends_the_stage_with_its_words(work: Work, key_file: Path) -> None:

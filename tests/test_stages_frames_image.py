@@ -14,7 +14,8 @@ from PIL import Image
 from artifacts.errors import MediaError
 from artifacts.schema import FrameFit, MediaIndex, Sampling
 from flows.planning.costs.frames import READING_BYTES
-from stages.frames.image import STRIP, read_image
+from stages.frames.image import read_image
+from stages.frames.shown_pixels import STRIP
 from stages.frames.video import Video
 from stages.process.memory import Sampler
 from tests.support.media import picture, write_video

@@ -118,9 +118,22 @@ def with_a_thing(index: int, height: int, width: int) -> NDArray[np.uint8]:
     return image
 
 
+def coloured(share: Callable[[int], float]) -> Draw:
+    """Red that becomes green of the same brightness (94 of 255 in BT.601)."""
+
+    def drawn(index: int, height: int, width: int) -> NDArray[np.uint8]:
+        colour = np.array((220, 40, 40)) + share(index) * (np.array((40, 132, 40)) - (220, 40, 40))
+        return np.full((height, width, 3), np.rint(colour), dtype=np.uint8)
+
+    return drawn
+
+
 @pytest.mark.parametrize(
     ("draw", "starts"),
     [
+        (coloured(lambda index: float(index >= 40)), [0, 40]),
+        (coloured(lambda index: index / 120), [0]),  # it changes slowly
+        (coloured(lambda index: float(40 <= index < 42)), [0]),  # a flash
         (moving([], speed=9), [0]),  # a pan
         (with_a_thing, [0]),
         (lit(moving([], speed=0), lambda index: 1 - 0.7 * index / 120), [0]),  # it fades slowly

@@ -227,9 +227,12 @@ def test_it_is_covered_to_its_end_and_each_picture_is_that_of_its_time(
     assert index.warnings == ()
     assert (index.height, index.width) == kind.size
     assert index.duration == pytest.approx(kind.duration, abs=0.002)
-    assert chunks[0].index.start == 0 and chunks[-1].index.end == index.duration
+    assert (index.start, chunks[0].index.start) == (kind.start, kind.start)
+    assert chunks[-1].index.end == index.start + index.duration
     assert all(a.index.end == b.index.start for a, b in pairwise(chunks))
-    taken = [(t, p) for c in chunks for t, p in zip(c.index.times, c.pixels, strict=True)]
+    taken = [
+        (t - kind.start, p) for c in chunks for t, p in zip(c.index.times, c.pixels, strict=True)
+    ]
     at = [int(np.abs(np.array(kind.times) - seconds).argmin()) for seconds, _ in taken]
     assert [kind.times[n] for n in at] == pytest.approx([t for t, _ in taken], abs=0.002)
     assert at == sorted(set(at))

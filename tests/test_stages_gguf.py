@@ -294,6 +294,26 @@ def test_a_damaged_header_is_one_line(tmp_path: Path, content: bytes, said: str)
     assert raised.value.message.startswith(f"{tmp_path / 'file.gguf'} is damaged: ")
 
 
+@pytest.mark.parametrize("kind", [(1, "b"), (7, "?"), (3, "h"), (6, "f"), (12, "d")])
+@pytest.mark.parametrize("lists", [1, 400])
+def test_lists_of_numbers_take_at_most_twice_their_size(
+    tmp_path: Path, kind: tuple[int, str], lists: int
+) -> None:
+    size = (8 << 20) // lists // 8 * 8
+    given = struct.pack("<IIQ", 9, kind[0], size // struct.calcsize(kind[1])) + bytes(range(8)) * (
+        size // 8
+    )
+    values = {**VALUES, **{f"list.{n}": given for n in range(lists)}}
+    content = gguf_bytes(values)
+    tracemalloc.start()
+    header = read(tmp_path, content)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 2 * size * lists, f"{peak / size / lists:.1f} times the size of its lists"
+    assert header.values["qwen2.rope.dimension_sections"] == (2, 3, 3, 0)
+    assert len(header.values) == len(values)
+
+
 def test_names_of_strangers_do_not_reach_the_terminal_as_they_are(tmp_path: Path) -> None:
     name = "\x1b[2J\nx"
     with pytest.raises(UsageError) as raised:

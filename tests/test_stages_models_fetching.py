@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
@@ -131,6 +132,26 @@ def test_a_line_that_stays_broken_keeps_what_came(
     assert (found.folder / FILE).read_bytes() == BODY
     assert hub.weights_sent() == len(BODY)
     assert "6.0 MB, 4.0 MB of them already downloaded" in said[0]
+
+
+def test_partial_files_of_the_hub_s_clients_and_ours_are_left_to_each_other(
+    hub: Hub, cache: Path
+) -> None:
+    found = find_model(MODEL)
+    blobs, digest = found.folder.parents[1] / "blobs", found.weights[0].digest
+    theirs = blobs / f"{digest}.incomplete"  # as older clients name it
+    theirs.write_bytes(b"another's")
+    hub.trouble.breaks.append(4_000_000)
+    hub.trouble.statuses += [200, *[503] * 20]
+    with pytest.raises(EnvironmentFault):
+        fetch(found)
+    assert hub.starts[-1] == (FILE, 0) and theirs.read_bytes() == b"another's"
+    hub.trouble.statuses.clear()
+    (ours,) = (path for path in left(cache) if path != theirs)
+    hub.forget()
+    huggingface_hub.hf_hub_download(MODEL, FILE)
+    assert hub.starts == [(FILE, 0)], "the client resumes nothing"
+    assert ours.stat().st_size == 4_000_000 and theirs.read_bytes() == b"another's"
 
 
 def test_a_download_that_was_killed_goes_on(hub: Hub, cache: Path) -> None:

@@ -181,6 +181,38 @@ def test_a_graph_without_products_is_not_called_quantized(tmp_path: Path) -> Non
         quantize_graph(plain_graph(tmp_path, "Relu"), tmp_path / "quantized.onnx")
 
 
+def test_sums_of_a_graph_in_8_bit_fit_the_16_bits_of_processors_without_vnni(
+    tmp_path: Path,
+) -> None:
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    drawn = np.random.default_rng(0).standard_normal((64, 32), np.float32)
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", c]) for n, c in ENDS_OF]
+    node = helper.make_node("MatMul", ["x", "weight"], ["y"])
+    weight = numpy_helper.from_array(drawn, "weight")
+    graph = helper.make_graph([node], "product", ends[:1], ends[1:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, str(tmp_path / "product.onnx"))
+    assert quantize_graph(tmp_path / "product.onnx", tmp_path / "quantized.onnx") == 1
+    made = onnx.load(str(tmp_path / "quantized.onnx"))
+    (numbers,) = (
+        array.astype(int)
+        for array in map(numpy_helper.to_array, made.graph.initializer)
+        if array.shape == drawn.shape
+    )
+    # They multiply bytes of 0 to 255 by weights, and add two products in 16 bit (VPMADDUBSW).
+    largest = 255 * np.abs(numbers[0::2] + numbers[1::2]).max()
+    assert largest < 2**15
+    assert {entry.key: entry.value for entry in made.metadata_props}["penstock.weight_bits"] == "7"
+    assert 60 <= np.abs(numbers).max() <= 64
+
+
+ENDS_OF = (("x", 64), ("y", 32))
+"""The ends of a product of 64 by 32: name, columns."""
+
+
 def test_what_is_no_graph_is_said(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"no graph at all")
     with pytest.raises(EnvironmentFault, match="is not a graph that ONNX Runtime can read"):

@@ -116,6 +116,29 @@ def test_the_step_between_frames_reaches_the_grid() -> None:
     assert side["second_per_grid_ts"] == [0.5]
 
 
+@pytest.mark.parametrize("family", [name for name in KINDS if KINDS[name].rated])
+def test_seconds_of_a_grid_follow_from_the_rate_of_the_frames(family: str) -> None:
+    processor, prompts = load_processor(processor_folder(family)), PROMPTS[:3]
+    batch = [clip_at([frame / rate for frame in range(4)], 4 / rate) for rate in (1, 2, 4)]
+    expected = [2.0, 1.0, 0.5]  # of two frames, which share a grid
+    together = whole(processor, batch, prompts)
+    assert together["video_second_per_grid"].tolist() == expected
+    rows = [prepare(processor, clip) for clip in batch]
+    assert rebuild(processor, rows, prompts)["video_second_per_grid"].tolist() == expected
+    pixels = torch.cat([row.inputs["pixel_values_videos"] for row in rows])
+    assert torch.equal(together["pixel_values_videos"], pixels)
+
+
+def test_no_other_processor_is_given_a_rate() -> None:
+    rated = {name for name in KINDS if "fps" in layout_options(name)}
+    assert rated == {name for name in KINDS if KINDS[name].rated}
+
+
+def layout_options(family: str) -> tuple[str, ...]:
+    processor = load_processor(processor_folder(family))
+    return layout_of(processor, "videos").options if takes_videos(processor) else ()
+
+
 @pytest.mark.parametrize("rate", [1, 1.5, 3, 6, 7, 12, 30, 30000 / 1001])
 def test_the_rate_of_frames_at_even_steps_is_exact(rate: float) -> None:
     metadata = video_metadata(clip_at([5 + index / rate for index in range(60)], 60 / rate))

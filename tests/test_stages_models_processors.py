@@ -4,6 +4,7 @@ two stages caption with them as the whole models do."""
 import functools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from artifacts.errors import UsageError
 from artifacts.schema import FrameFit
+from penstock_demo import CHECKPOINT
 from stages.models import describe
 from stages.models.halves.inject_features import new_tokens
 from stages.models.processors.chat_template import system_form, write
@@ -20,7 +22,7 @@ from stages.models.processors.fit import ASPECTS, COMMON, black, probe, resized
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.loading import token
 from stages.models.processors.prepare import Clip, load_processor, prepare, rebuild
-from tests.support.checkpoints import whole_checkpoint
+from tests.support.checkpoints import OMNI, whole_checkpoint
 from tests.support.clips import PROMPTS, clips, joint_model, profile_of
 from tests.support.families import BUILDERS, checkpoint, copy_of
 from tests.support.keys_before import (
@@ -173,6 +175,18 @@ def test_only_keys_of_what_was_written_otherwise_change(style: str, tmp_path: Pa
 )
 def test_all_other_keys_are_those_of_an_earlier_version(family: str) -> None:
     assert keys_of(family) == json.loads(RECORDED.read_text())[family]
+
+
+def test_features_have_other_keys_where_the_rate_of_frames_is_given() -> None:
+    rated = profile_of(whole_checkpoint(OMNI))
+    assert rated.takes_rate and not profile_of(CHECKPOINT).takes_rate
+    given, once = (namespaces(each, "plain") for each in (rated, replace(rated, takes_rate=False)))
+    assert {kind for kind in given if given[kind] != once[kind]} == {"features", "captions"}
+
+
+def test_a_limit_of_pixels_makes_frames_smaller_where_the_processor_brings_its_own() -> None:
+    tokens, frame = 50, 80 * 80  # of a frame, of which two share tokens of 8 x 8 pixels
+    assert describe(whole_checkpoint(OMNI), max_pixels=frame).frame_tokens == tokens
 
 
 ODD = (0.35, 0.43, 0.6, 0.87, 0.97, 1.29, 1.9, 2.9)

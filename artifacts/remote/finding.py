@@ -15,6 +15,7 @@ import obstore
 from obstore.exceptions import BaseError, NotSupportedError
 
 from artifacts.errors import Unanswered
+from artifacts.files import is_hidden
 from artifacts.remote.addresses import ONCE, FarFile, is_web, unsigned
 from artifacts.stamps import FileChanged
 from artifacts.stores.bucket_client import BEYOND, INNER_TRIES, Bucket, Listed, client_of, listed
@@ -61,13 +62,13 @@ def far_file_at(address: str) -> FarFile:
 def far_files_below(address: str, recursive: bool) -> Iterator[tuple[str, FarFile | None]]:
     """Yield what lies in a folder of a bucket, with its name from there on, in the order of a
     folder on disk; None for what has a name that cannot be asked for, and for a folder that cannot
-    be listed because of such a name, which ends with a slash. Names that begin with a dot are left
-    out. Raises UsageError, EnvironmentFault."""
+    be listed because of such a name, which ends with a slash. Hidden names are left out. Raises
+    UsageError, EnvironmentFault."""
     folder = Bucket(address)
     for each in sorted(_listed(folder, recursive), key=lambda each: _walked(each.name)):
         if is_odd(each.name):
             yield each.name, None
-        elif not any(part.startswith(".") for part in each.name.split("/")):
+        elif not any(map(is_hidden, each.name.split("/"))):
             yield each.name, _far_file(f"{folder.url}/{each.name}", each)
 
 

@@ -124,6 +124,7 @@ class BucketStore:
         self.board = BucketLeases(bucket)
         self._bucket = bucket
         self._here = FolderStore(nearby / "kept")
+        self.near = self._here.local
         self._copies = Copies(nearby / "copies", limit)
         self._heads = PackHeaders(self, Catalogs(bucket, self._copies))
         self._known: dict[str, Listed] = {}

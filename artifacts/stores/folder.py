@@ -31,6 +31,8 @@ class FolderStore:
     def local(self) -> Path:
         return self._root
 
+    near = local
+
     @property
     def board(self) -> None:
         return None

@@ -40,8 +40,12 @@ class Store(Protocol):
         because whoever shares it shares those too; any other store has `state_folder`."""
 
     @property
+    def near(self) -> Path:
+        """Return the folder of the objects that never leave this machine, and of leases on them."""
+
+    @property
     def board(self) -> "BucketLeases | None":
-        """Return where running jobs of all machines are noted; None where they are in `local`."""
+        """Return where running jobs of all machines are noted; None where they are in `near`."""
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return the bytes of an object from `offset`, at most `length` of them. Raises

@@ -71,9 +71,9 @@ def demo_command(given: argparse.Namespace) -> int:
 def _captions(out: Path) -> dict[str, dict[str, str]]:
     """Return source → file → caption."""
     found: dict[str, dict[str, str]] = {}
-    for line in (out / "captions.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        found.setdefault(row["source"], {})[row["media_path"]] = row["caption"]
+    with (out / "captions.jsonl").open(encoding="utf-8") as rows:
+        for row in map(json.loads, rows):
+            found.setdefault(row["source"], {})[row["media_path"]] = row["caption"]
     return found
 
 

@@ -12,8 +12,8 @@ from flows.job.context_note import context_note
 from flows.job.prepare import Job
 from flows.ledger.tasks import PREVIOUS
 from flows.machine.fork_verdict import refusal_to_fork, start_line
+from flows.media.folders import left_out_note
 from flows.media.media_files import Selection
-from flows.media.sources import subfolders_note
 from flows.options.media import VideoSamplingOptions
 from flows.options.text import QuestionOptions, TextOptions
 from stages.decode.generation import SamplingParams
@@ -63,7 +63,7 @@ def notes(job: Job) -> list[str]:
     settings = [settings[0] for settings in job.model.settings.values()]
     found = list(filter(None, [precision_note(profile, settings, job.device), *job.model.notes]))
     selection = Selection(recursive=job.config.recursive, extensions=job.config.extensions)
-    found.extend(filter(None, [subfolders_note(job.config.sources, selection)]))
+    found.extend(filter(None, [left_out_note(job.config.sources, selection)]))
     if job.device == "cpu" and not hidden() and (unused := unused_gpu()):
         found.append(f"{unused}; models run on the CPU")
     if job.device != "cpu" and refusal_to_fork():

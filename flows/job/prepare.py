@@ -45,14 +45,17 @@ from flows.machine.launch import Launcher
 from flows.media.far_digests import Progress, unfetched_note
 from flows.media.generated_files import OF_LABELS, GeneratedFiles
 from flows.media.media_files import MediaFile, Selection, writable
-from flows.media.sources import find_media
+from flows.media.sources import find_media, why_no_media
 from flows.media.text_merging import JoinedTexts
 from flows.options.commands import RunOptions
+from flows.options.endpoint import is_served
 from flows.options.media import VectorSamplingOptions
+from flows.options.model import DEMO_MODEL
 from flows.options.text import ConfidenceOptions, FolderOptions, PromptOptions, QuestionOptions
 from flows.pipelines import CAPTION, PURPOSES, Pipeline, parts_of, with_extras
 from stages.decode import SCORE
 from stages.decode.generation import SamplingParams
+from stages.models.hub.resolve import check_name
 from stages.models.hub.transfer import Announce
 from stages.process.device import device_name
 
@@ -111,7 +114,7 @@ class Tags:
         elif (user_text := self._joined.user_part(medium.digest, text)) is not None:
             text = user_text
         if self._labels.has(FORM, medium.digest, sha256):
-            labels = (label.strip() for line in text.splitlines() for label in line.split(","))
+            labels = (label.strip() for line in text.split("\n") for label in line.split(","))
             text = ", ".join(dict.fromkeys(filter(None, labels)))
         if not text.strip():
             self._without_tags[file.path] = None
@@ -203,6 +206,17 @@ def _nothing_to_do(pipeline: Pipeline, failures: Sequence[Failure]) -> NothingTo
     """Return the error when no source can be used."""
     silent = all(failure.error == UNREACHABLE for failure in failures)
     return (NothingReached if silent else NothingToDo)(pipeline, failures)
+
+
+def check_names(config: RunOptions, pipeline: Pipeline) -> None:
+    """Refuse sources of which none names a medium, and a model that is neither a folder nor a hub
+    id, before a run begins in the background. Asks no server. Raises UsageError."""
+    config.check_sources()
+    selection = Selection(recursive=config.recursive, extensions=config.extensions)
+    if failures := why_no_media(config.sources, selection):
+        raise _nothing_to_do(pipeline, failures)
+    if config.model != DEMO_MODEL and not is_served(config.model):
+        check_name(config.model)
 
 
 def prepare(

@@ -1,6 +1,7 @@
 """Finds what a round needs, and checks it before a round begins."""
 
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,8 @@ from artifacts.errors import EnvironmentFault
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
 from flows.learning.decisions import names
-from flows.media.media_files import Selection
+from flows.media.example import Example
+from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
 from flows.options.learn import RecordedRun
 from flows.results.rounds import TRAINED, Round, missing_adapter, unfinished
@@ -41,10 +43,7 @@ def previous_adapter(run: RecordedRun, out: Path) -> str:
 def refuse_missing_media(run: RecordedRun, captions: ReviewedCaptions) -> None:
     """Raise EnvironmentFault if the run's sources lack decided media, which could not be captioned
     again. A file may have been renamed."""
-    config = run.config
-    selection = Selection(recursive=config.recursive, extensions=config.extensions)
-    files, _ = find_media(config.sources, selection, config.limit, names=config.prompts)
-    found = {f.media_path for f in files if f.far is not None or os.access(f.path, os.R_OK)}
+    found = {f.media_path for f in media_of(run) if f.far is not None or os.access(f.path, os.R_OK)}
     edits, rows = captions.edits(), captions.rows
     decided = [key for key in rows if edits.get(key, UNTOUCHED) != UNTOUCHED]
     missing = dict.fromkeys(rows[key]["media_path"] for key in decided).keys() - found
@@ -55,6 +54,27 @@ def refuse_missing_media(run: RecordedRun, captions: ReviewedCaptions) -> None:
             f"{names(sorted(missing))}",
             hint="Restore them where `penstock caption` read them",
         )
+
+
+def media_of(run: RecordedRun) -> list[MediaFile]:
+    """Return the media files that the sources of a run name now."""
+    config = run.config
+    selection = Selection(recursive=config.recursive, extensions=config.extensions)
+    return find_media(config.sources, selection, config.limit, names=config.prompts)[0]
+
+
+def with_media(
+    run: RecordedRun, examples: Sequence[Example]
+) -> tuple[list[Example], tuple[str, ...]]:
+    """Return the examples of a round with the paths of their media, and these media as sources. If
+    several files have one name, all are sources, and the example keeps the name."""
+    files = defaultdict[Path, dict[Path, str]](dict)
+    for file in media_of(run):
+        files[Path(file.media_path)][file.path] = file.far.address if file.far else file.place
+    named = {each.path: files[each.path] for each in examples}
+    only = {name: next(iter(of)) for name, of in named.items() if len(of) == 1}
+    sources = tuple(source for of in named.values() for source in of.values())
+    return [replace(e, path=only.get(e.path, e.path)) for e in examples], sources
 
 
 def left_round(out: Path, rounds: Sequence[Round]) -> Round | None:

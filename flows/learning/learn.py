@@ -24,7 +24,13 @@ from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
 from flows.learning.carrying import carry
 from flows.learning.decisions import decisions_of, deed_of, names
-from flows.learning.inputs import in_own_store, left_round, previous_adapter, refuse_missing_media
+from flows.learning.inputs import (
+    in_own_store,
+    left_round,
+    previous_adapter,
+    refuse_missing_media,
+    with_media,
+)
 from flows.learning.judging import divide, is_better, times_lower
 from flows.learning.result import Learned
 from flows.ledger.waves import most_tokens
@@ -291,6 +297,7 @@ class _Work:
             Example(
                 path=Path(each["media_path"]),
                 caption=each["caption"],
+                start=each["start"],
                 prompt=each["prompt"],
                 features=each["features"],
             )
@@ -313,7 +320,14 @@ class _Work:
             observer = RunObserver(self.display, self.on_begin)
             train(training, run.as_published, examples, run, observer, self.make_launcher)
 
-        replanned_once(attempt, self.display.print_line)
+        try:
+            replanned_once(attempt, self.display.print_line)
+        except NoFeatures:  # they were removed from the store, and are made again
+            examples, sources = with_media(self.run, examples)
+            if not sources:
+                raise
+            run = replace(run, sources=sources)
+            replanned_once(attempt, self.display.print_line)
 
 
 STEPS: Mapping[str, Callable[[_Work], None]] = {

@@ -169,6 +169,8 @@ def _part_fields(
         limit = [f"{image_pixels} pixels"] * bool(image_pixels) + [
             f"{video_pixels} pixels a video"
         ] * bool(video_pixels)
+        # Once these processors were given no rate, and took a constant.
+        limit += ["rate of frames"] * model.profile.takes_rate
     return [model.digests[stage.part], *settings[stage.part].key_fields, *limit]
 
 

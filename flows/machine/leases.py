@@ -3,6 +3,9 @@
 A lease is a small object or file that its process renews every few minutes. The lease of a dead
 process expires by the clock of the storage. In a folder, a file lock shows at once whether the
 owner is alive.
+
+A file lies where the frames do, which is on this machine also if the store is a bucket. The lines
+after its note are the digests of the job's media, so that no note is ever seen without them.
 """
 
 import contextlib
@@ -12,7 +15,7 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -43,10 +46,11 @@ def note_of(namespaces: Sequence[str], out: Path) -> dict[str, Any]:
 
 
 def read_note(text: bytes) -> dict[str, Any]:
-    """Return the parsed note. An invalid text yields the note of a job that needs nothing."""
+    """Return the parsed note, which is the first line. An invalid text yields the note of a job
+    that needs nothing."""
     blank = {"pid": 0, "host": socket.gethostname(), "system": "", "out": "?", "scopes": []}
     try:
-        note = {**blank, **json.loads(text)}
+        note = {**blank, **json.loads(text.partition(b"\n")[0])}
         fits = isinstance(note["scopes"], list) and all(type(s) is str for s in note["scopes"])
     except (ValueError, TypeError, RecursionError):
         return blank
@@ -87,9 +91,13 @@ JOBS = "jobs"
 
 
 @contextlib.contextmanager
-def hold_note_in(folder: Path, note: Mapping[str, Any]) -> Iterator[str]:
-    """Keep a note of a job in a folder until the block or the process ends, and yield its name.
-    Raises EnvironmentFault."""
+def hold_note_in(
+    folder: Path, note: Mapping[str, Any], media: Iterable[str] | None = None
+) -> Iterator[str]:
+    """Keep a note of a job, and which media it needs, in a folder until the block or the process
+    ends, and yield its name. Raises EnvironmentFault."""
+    digests = sorted({*(media or ())})
+    line = json.dumps({**note, "media": None if media is None else len(digests)})
     name = f"{uuid.uuid4().hex}.json"
     temporary, final = folder / TEMPORARY / name, folder / JOBS / name
     try:
@@ -104,8 +112,9 @@ def hold_note_in(folder: Path, note: Mapping[str, Any]) -> Iterator[str]:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
-            json.dump(note, file)
+            file.writelines(f"{each}\n" for each in (line, *digests))
             file.flush()
+            os.fsync(file.fileno())  # other machines see an open file only then
             temporary.rename(final)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -118,9 +127,9 @@ def hold_note_in(folder: Path, note: Mapping[str, Any]) -> Iterator[str]:
                 final.unlink(missing_ok=True)
 
 
-def live_notes_in(folder: Path, but: str) -> Iterator[dict[str, Any]]:
-    """Yield the notes of all jobs that run now, except the one named `but`. Remove those of dead
-    processes."""
+def live_notes_in(folder: Path, but: str) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield the notes of all jobs that run now, except the one named `but`, each with its open
+    file. Remove those of dead processes."""
     for path in sorted((folder / JOBS).glob("*.json")):
         if path.name == but:
             continue
@@ -130,7 +139,18 @@ def live_notes_in(folder: Path, but: str) -> Iterator[dict[str, Any]]:
             if _is_dead(descriptor, note, folder):
                 path.unlink(missing_ok=True)
             else:
-                yield note
+                yield note, descriptor
+
+
+def _needed(note: Mapping[str, Any], descriptor: int, media: Iterable[str]) -> set[str]:
+    """Return which of these media a job needs: those that its open file lists, or all of them if it
+    lists none."""
+    lines: list[bytes] = []
+    with contextlib.suppress(OSError):
+        lines = os.pread(descriptor, os.fstat(descriptor).st_size, 0).split(b"\n")
+    if note.get("media") != len(lines) - 2:  # it names none, or the file is cut
+        return set(media)
+    return {medium.decode() for medium in {*lines}.intersection(map(str.encode, media))}
 
 
 @contextlib.contextmanager
@@ -178,35 +198,48 @@ class RunningJob:
 class Lease:
     """This process's own lease on a store."""
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(self, store: Store, name: str, file: str, end: Callable[[], object]) -> None:
+        """Take the store, the name of the lease and of its file, and what ends it."""
         self._store = store
         self._name = name
+        self._file = file
+        self.end = end
 
-    def shares(self, namespace: str) -> bool:
-        """Return whether another running job needs this namespace too."""
-        return any(namespace in job.namespaces for job in self.others())
+    def needed_elsewhere(self, namespace: str, media: Collection[str]) -> set[str]:
+        """Return of which of these media another running job needs the frames in this namespace.
+        Raises EnvironmentFault."""
+        needed: set[str] = set()
+        for note, descriptor in live_notes_in(self._store.near, self._file) if media else ():
+            if namespace in note["scopes"]:
+                needed |= _needed(note, descriptor, media)
+        return needed
 
     def others(self) -> list[RunningJob]:
         return running_jobs(self._store, but=self._name)
 
 
 @contextlib.contextmanager
-def leased(store: Store, namespaces: Sequence[str], out: Path) -> Iterator[Lease]:
-    """Hold a lease on what a job needs until the block or the process ends. Raises
+def leased(
+    store: Store, namespaces: Sequence[str], out: Path, media: Iterable[str] | None = None
+) -> Iterator[Lease]:
+    """Hold a lease on what a job needs until it is ended, or the block or the process ends. It
+    needs the records of these media, given by their digests; None: of all. Raises
     EnvironmentFault."""
     note = note_of(namespaces, out)
-    note_held = (
-        hold_note_in(store.local, note) if store.board is None else _hold_note_on(store.board, note)
-    )
-    with note_held as name:
-        yield Lease(store, name)
+    with contextlib.ExitStack() as held:
+        name = file = held.enter_context(hold_note_in(store.near, note, media))
+        if store.board is not None:
+            name = held.enter_context(_hold_note_on(store.board, note))
+        yield Lease(store, name, file, held.close)
 
 
 def running_jobs(store: Store, but: str = "") -> list[RunningJob]:
     """Return the jobs that run now, except the one named `but`. Remove leases of dead processes.
     Raises EnvironmentFault."""
     notes = (
-        live_notes_in(store.local, but) if store.board is None else _live_notes_on(store.board, but)
+        (note for note, _ in live_notes_in(store.near, but))
+        if store.board is None
+        else _live_notes_on(store.board, but)
     )
     return [
         RunningJob(

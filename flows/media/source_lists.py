@@ -1,21 +1,24 @@
 """Parses list files: paths of media and their prompts. Searches no folder."""
 
+import csv
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from artifacts.errors import UsageError
 from artifacts.regular_files import read_text
 from artifacts.remote.addresses import is_address
 from flows.options.text import check_prompts
 
-LIST_SUFFIXES = frozenset((".txt", ".jsonl"))
 LIST_BYTES = 1 << 28
 """Largest list in bytes; about a million lines."""
 ENTRY_HINT = 'Write {"path": "clip.mp4"}, or {"path": "clip.mp4", "prompt": "What …?"}'
 FILES_ONLY = "Name media files and folders only"
+LIST_HINT = "A list holds one path per line, or is JSON or a .csv with a column `path`"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,28 +46,25 @@ class BadLine:
 
 
 def lines_of(path: Path) -> Iterator[Line | BadLine]:
-    """Yield one source per line. In a `.jsonl` list it is the `path` of each object, with its
-    `prompt` if given. A list inside a list is an error, since it might be the same list."""
+    """Yield one source per line of a `.txt`, per object of a `.jsonl` or `.json`, or per row of a
+    `.csv` or `.tsv`: its `path`, with its `prompt` if given. A list inside a list is an error,
+    since it might be the same list."""
+    entries_in = STRUCTURED.get(path.suffix.lower(), _text_lines)
     try:
-        # splitlines would also split at unusual line separators inside a name or a prompt.
-        lines = read_text(path, LIST_BYTES, "utf-8-sig").split("\n")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "its name holds a null character"
+        text = read_text(path, LIST_BYTES, "utf-8-sig")
+        entries = [*entries_in(text)]
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{error}"
         message = f"the list cannot be read: {reason}"
-        yield BadLine(name=str(path), message=message, hint="A list holds one path per line")
+        yield BadLine(name=str(path), message=message, hint=LIST_HINT)
         return
-    for number, line in enumerate(lines, 1):
-        entry = line.strip()
-        if not entry or entry.startswith("#"):
+    for place, value in entries:
+        try:
+            parsed = _entry(value) if entries_in is not _text_lines else Line(name=value)
+        except ValueError as error:
+            message = f"{place} of the list {error}"
+            yield BadLine(name=str(path), message=message, hint=ENTRY_HINT)
             continue
-        parsed = Line(name=entry)
-        if path.suffix.lower() == ".jsonl":
-            try:
-                parsed = _entry(entry)
-            except ValueError as error:
-                message = f"line {number} of the list {error}"
-                yield BadLine(name=str(path), message=message, hint=ENTRY_HINT)
-                continue
         entry = parsed.name
         if is_address(entry):
             yield parsed
@@ -73,20 +73,55 @@ def lines_of(path: Path) -> Iterator[Line | BadLine]:
         if named.suffix.lower() in LIST_SUFFIXES or (
             entry.startswith("@") and not os.path.lexists(named)
         ):
-            yield BadLine(name=entry, message=f"line {number} names another list", hint=FILES_ONLY)
+            yield BadLine(name=entry, message=f"{place} names another list", hint=FILES_ONLY)
             continue
         yield replace(parsed, name=str(named))
 
 
-def _entry(line: str) -> Line:
-    """Parse a line of JSON. Raises ValueError with the cause."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        value = None
+def _text_lines(text: str) -> Iterator[tuple[str, Any]]:
+    """Yield the place of each entry in a list, and the entry."""
+    # splitlines would also split at unusual line separators inside a name or a prompt.
+    for number, line in enumerate(text.split("\n"), 1):
+        entry = line.strip()
+        if entry and not entry.startswith("#"):
+            yield f"line {number}", entry
+
+
+def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
+    for place, line in _text_lines(text):
+        try:
+            yield place, json.loads(line)
+        except (ValueError, RecursionError):
+            yield place, None
+
+
+def _json_array(text: str) -> Iterator[tuple[str, Any]]:
+    found = json.loads(text)
+    for number, value in enumerate(found if isinstance(found, list) else [found], 1):
+        yield f"entry {number}", {"path": value} if isinstance(value, str) else value
+
+
+def _table_rows(text: str) -> Iterator[tuple[str, Any]]:
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    names = [name.strip().lower() for name in next(rows, [])]
+    if "path" not in names:
+        raise ValueError("its first line names no column `path`")
+    for row in filter(None, rows):
+        filled = (pair for pair in zip(names, row, strict=False) if pair[1].strip())
+        yield f"line {rows.line_num}", {**dict(filled), "prompts": None}
+
+
+STRUCTURED = {".jsonl": _json_lines, ".json": _json_array, ".csv": _table_rows, ".tsv": _table_rows}
+"""Suffix of a list → function that yields its entries."""
+LIST_SUFFIXES = frozenset((".txt", *STRUCTURED))
+
+
+def _entry(value: object) -> Line:
+    """Parse the fields of a line. Raises ValueError with the cause."""
     path = value.get("path") if isinstance(value, dict) else None
-    if not isinstance(path, str) or not path:
-        raise ValueError("is no JSON object with a path")
+    if not isinstance(value, dict) or not isinstance(path, str) or not path:
+        raise ValueError("names no path")
     prompt = value.get("prompt")
     if prompt is not None and not (isinstance(prompt, str) and prompt.strip()):
         raise ValueError("has a prompt that is empty or no text")

@@ -4,16 +4,13 @@ file."""
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
 from artifacts.captions import Failure
 from artifacts.errors import Unanswered, UsageError
-from artifacts.files import OURS
+from artifacts.files import SERVER_FOLDERS
 from artifacts.paths import RealPaths
-from artifacts.plurals import counted
 from artifacts.regular_files import odd_thing
 from artifacts.remote.addresses import (
     FarFile,
@@ -26,6 +23,7 @@ from artifacts.remote.addresses import (
 )
 from artifacts.remote.ahead import map_prefetched
 from artifacts.remote.media_cache import UNREACHABLE, copy_path
+from flows.media.folders import files_in
 from flows.media.handwritten import FORM, text_paths
 from flows.media.media_files import (
     IMAGE_SUFFIXES,
@@ -100,8 +98,6 @@ AT_ONCE = 32
 """Number of addresses looked up at the same time."""
 MISSING = "nothing was found at this address"
 WEB_HINT = "Check the address; what was there may have moved"
-SUBFOLDERS = 1000
-"""Most subfolders that are looked into for a note."""
 BUCKET_HINT = "Check the name, or add --recursive"
 BAD_ADDRESS = "this is no valid address"
 BAD_ADDRESS_HINT = "Check the scheme, host and port, and remove characters that no address may hold"
@@ -115,14 +111,18 @@ LookedUp = FarFile | FileNotFoundError | Unanswered | UsageError
 
 
 class FarSources:
-    """The objects that addresses refer to. Each address is looked up once."""
+    """The objects that addresses refer to. Each address is looked up once. If it `asks` no server,
+    every address counts as one medium."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, asks: bool = True) -> None:
         self._found: dict[str, LookedUp] = {}
+        self._asks = asks
 
     def look_up(self, addresses: Iterable[str]) -> None:
         """Look up many addresses at once. Raises UsageError, and EnvironmentFault if a bucket
         cannot be read."""
+        if not self._asks:
+            return
         new = list(dict.fromkeys(each for each in addresses if each not in self._found))
         self._found |= zip(new, map_prefetched(_look_up, new, min(AT_ONCE, len(new))), strict=True)
 
@@ -131,6 +131,9 @@ class FarSources:
     ) -> Iterator[MediaFile | Failure]:
         """Yield the objects of an address: an object, those in a folder of a bucket, or those that
         match a pattern there. Raises UsageError and EnvironmentFault."""
+        if not self._asks:
+            yield MediaFile(path=Path(), media_path=address, source=source, kind=kind_of(address))
+            return
         if PurePosixPath(name_in(address)).suffix.lower() in LIST_SUFFIXES:
             message = "a list must be on this machine"
             yield source_failure(source, unsigned(address), "list", message, LIST_HINT)
@@ -245,6 +248,19 @@ def find_media(
     return found[:limit], failures
 
 
+def why_no_media(sources: Sequence[str], selection: Selection) -> list[Failure]:
+    """Return why no source names a medium; empty if one does. It stops at the first medium, and
+    counts addresses without asking for them."""
+    failures: list[Failure] = []
+    far = FarSources(asks=False)
+    for source in sources:
+        for result in _expand(source, source, selection, far):
+            if isinstance(result, MediaFile):
+                return []
+            failures.append(result)
+    return failures
+
+
 def _expand(
     text: str, source: str, selection: Selection, far: FarSources
 ) -> Iterator[MediaFile | Failure]:
@@ -274,7 +290,10 @@ def _named(text: str, source: str, selection: Selection) -> Iterator[MediaFile |
         yield _media_file(path, path.name, source)
     elif glob.has_magic(text) and "\0" not in text and len(text) < MAX_PATTERN_LENGTH:
         matches = sorted(glob.glob(os.path.expanduser(text), recursive=True))
+        # A pattern means the folders of a file server only if it names them.
+        unnamed = SERVER_FOLDERS.difference(Path(text).parts)
         files = [Path(m) for m in matches if not os.path.isdir(m) and selection.takes(m)]
+        files = [file for file in files if unnamed.isdisjoint(file.parts)]
         if not files:
             yield source_failure(
                 source, text, "no-match", "no media file matches", "Check the pattern"
@@ -305,7 +324,7 @@ def _not_a_file(source: str, name: str, odd_kind: str) -> Failure:
 def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
     count = 0
     unread: list[OSError] = []
-    for name in _walk(folder, selection.recursive, unread.append):
+    for name in files_in(folder, selection.recursive, unread.append):
         if selection.takes(name):
             count += 1
             yield _media_file(folder / name, name, source)
@@ -315,54 +334,6 @@ def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFi
     if not count and not unread:
         hint = "Check the folder, or add --recursive" if not selection.recursive else "Check it"
         yield source_failure(source, str(folder), "no-media", "no media file in this folder", hint)
-
-
-def subfolders_note(sources: Iterable[str], selection: Selection) -> str:
-    """Return a note if folders with media are not read because they are in a source; empty if
-    not."""
-    inner: list[str] = []
-    for source in () if selection.recursive else sources:
-        with suppress(OSError, ValueError), os.scandir(os.path.expanduser(source)) as entries:
-            inner += [e.path for e in entries if not e.name.startswith(".") and _is_folder(e)]
-    count = 0
-    for folder in inner[:SUBFOLDERS]:
-        with suppress(OSError):
-            names = os.listdir(folder)
-            count += OURS not in names and any(map(selection.takes, names))
-    return f"{counted(count, 'subfolder')} with media not read; add --recursive" if count else ""
-
-
-def _walk(folder: Path, recursive: bool, unread: Callable[[OSError], None]) -> Iterator[str]:
-    """Yield file names in order, relative to the folder. A folder that a link leads back to is
-    entered once. `unread` is called for each folder that cannot be read."""
-    entered = set()
-    left = [""]
-    while left:  # not os.walk, which recurses for each subfolder
-        relative = left.pop()
-        place = os.path.join(folder, relative)
-        try:
-            found = os.stat(place)
-            if (found.st_dev, found.st_ino) in entered:
-                continue
-            entered.add((found.st_dev, found.st_ino))
-            with os.scandir(place) as entries:
-                each = sorted(entries, key=attrgetter("name"))
-        except OSError as error:
-            unread(error)
-            continue
-        if relative and any(entry.name == OURS for entry in each):
-            continue  # output of a run: clips, and links to its media
-        seen = [entry for entry in each if not entry.name.startswith(".")]
-        yield from (os.path.join(relative, e.name) for e in seen if not _is_folder(e))
-        folders = [os.path.join(relative, e.name) for e in seen if _is_folder(e)]
-        left += reversed(folders) if recursive else []
-
-
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # for example a link to itself
-        return False
 
 
 def _listed(

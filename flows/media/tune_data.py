@@ -6,6 +6,7 @@ in other folders and hand-written texts replace captions.
 """
 
 import csv
+import io
 import json
 import os
 from collections import defaultdict
@@ -315,7 +316,8 @@ def _of_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _of_csv(path: Path) -> Iterator[Mapping[str, Any]]:
-    for row in csv.DictReader(_text(path).splitlines(keepends=True)):
+    # splitlines would also split at unusual line separators inside a caption.
+    for row in csv.DictReader(io.StringIO(_text(path), newline="")):
         yield from _of_prompts(row)
 
 

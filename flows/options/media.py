@@ -22,8 +22,8 @@ class SourceOptions(OptionGroup):
         tuple[str, ...],
         Option("files, folders, globs, URLs, or lists (@list.txt)", positional=True, nargs="*"),
     ]
-    """Files, folders, globs, or lists of them (`.txt`, `.jsonl`, `@list`). A plan for a model alone
-    has none."""
+    """Files, folders, globs, or lists of them (`.txt`, `.json`, `.csv`, `@list`). A plan for a
+    model alone has none."""
     recursive: Annotated[bool, Option("search folders recursively", FILES)] = False
     """Search folders recursively."""
     extensions: Annotated[

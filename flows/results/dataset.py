@@ -72,7 +72,15 @@ def _samples(
                         cutter.refused.append(f"{item.file.name}: {error.message}")
                         yield item.sample, None
                     else:
-                        yield item.sample, Media(path=path, suffix=suffix, stamp=item.stamp)
+                        yield (
+                            item.sample,
+                            Media(
+                                path=path,
+                                suffix=suffix,
+                                start=item.sample.row.start,
+                                stamp=item.stamp,
+                            ),
+                        )
                 continue
             media = cut.get(item.sample.key)
             yield item.sample, media

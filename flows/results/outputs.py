@@ -2,15 +2,19 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from artifacts.captions import Caption, Failure, write_jsonl
 from artifacts.edits import REJECTED
+from artifacts.errors import EnvironmentFault
 from artifacts.keys import hash_file
+from artifacts.plurals import counted
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
@@ -46,6 +50,40 @@ def failures_of(job: Job) -> list[Failure]:
             )
         )
     return list(dict.fromkeys(found))  # a medium with several prompts fails once
+
+
+NAMED = 10
+"""Most files that an error names."""
+
+
+def missing_rows(job: Job, chunks: Mapping[MediaFile, int] | None) -> dict[str, int]:
+    """Return each file of the sources that has fewer rows and failures than chunks, and how many it
+    lacks; 1 if it was not read. `chunks` were written of each file, under any of its prompts; None:
+    stored records count."""
+    ledger, made, found = job.ledger, job.ledger[job.pipeline[-1].writes], Counter[str]()
+    for group in job.by_file:
+        index = ledger.media_index(group[0][1])
+        lacking = 1 if index is None else len(index.chunks) * len(group)
+        lacking -= sum((chunks or {}).get(file, 0) for file, _ in group)
+        if lacking <= 0 or ledger.failure(group[0][1]) is not None:
+            continue
+        lacking -= sum(
+            chunks is None if task[job.pipeline[-1].writes] in made else ledger.has_failed(task)
+            for task in ledger.tasks([medium for _, medium in group])
+        )
+        if lacking > 0:
+            found[group[0][0].media_path] += lacking
+    return found
+
+
+def missing_error(out: Path, missing: Mapping[str, int]) -> EnvironmentFault:
+    """Return the error of a run whose outputs lack items, however often it makes them."""
+    more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+    return EnvironmentFault(
+        f"neither a row nor a failure in {out} for {counted(sum(missing.values()), 'item')} of "
+        f"{', '.join([*missing][:NAMED])}{more}, which were made twice",
+        hint="Run `penstock cache verify`, then the same command; please report it if that fails",
+    )
 
 
 def media_paths_of(job: Job) -> dict[str, str]:
@@ -120,6 +158,8 @@ class OutputCounts:
     """Format → number of user-written or corrected texts in it."""
     earlier: list[str] = field(default_factory=list)
     """Outputs that an earlier run wrote and this one did not update."""
+    chunks: Mapping[MediaFile, int] = field(default_factory=dict)
+    """Captions of each file, under its first prompt."""
     unused_edits: int = 0
     """Edits in the folder's journal of captions that the outputs do not have."""
 
@@ -135,8 +175,11 @@ class OutputCounts:
         }
 
 
-def write_captions(job: Job, by_file: Iterable[list[Caption]] | None = None) -> None:
-    """Write these captions of each file, or those that are stored by now, and no other output."""
+def write_captions(
+    job: Job, by_file: Iterable[list[Caption]] | None = None
+) -> dict[MediaFile, int]:
+    """Write these captions of each file, or those that are stored by now, and no other output.
+    Return their numbers, each under the entry of the file's first prompt."""
     counts: list[int] = []
 
     def rows() -> Iterator[Caption]:
@@ -147,6 +190,7 @@ def write_captions(job: Job, by_file: Iterable[list[Caption]] | None = None) -> 
     write_jsonl(job.out / "captions.jsonl", rows())
     files = [group[0][0] for group in job.by_file]
     write_media(job.out, media_lines(files, counts), job.store.url)
+    return dict(zip(files, counts, strict=True))
 
 
 def write_outputs(job: Job, *, last: bool) -> OutputCounts:
@@ -169,7 +213,7 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
             found.rejected += sum(c.review == REJECTED for c in captions)
             yield captions
 
-    write_captions(job, by_file())
+    found.chunks = write_captions(job, by_file())
     write_jsonl(job.out / "failures.jsonl", found.failures)
     own, kinds = GeneratedFiles(job.store), kinds_of(job)
     found.texts = write_texts(job, own, complete_captions)

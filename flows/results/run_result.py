@@ -8,6 +8,7 @@ from typing import Any
 from artifacts.captions import Failure
 from artifacts.edits import EDITS
 from artifacts.plurals import counted
+from flows.media.media_files import MediaFile
 from flows.results.outputs import OutputCounts
 from flows.results.status import texts_line
 from flows.results.summaries import SUMMARIES
@@ -22,6 +23,8 @@ class RunEnd:
     files: int
     """Number of requested files and sources."""
     failures: list[Failure] = field(default_factory=list)
+    chunks: Mapping[MediaFile, int] | None = None
+    """Number of chunks of each file that were written; None: there is no output of all chunks."""
 
     @property
     def exit_code(self) -> int:

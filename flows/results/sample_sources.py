@@ -57,7 +57,7 @@ def _items_of(
     index = job.ledger.media_index(medium)
     assert index is not None
     numbers = {chunk.start: chunk.index for chunk in index.chunks}
-    whole = captions[0].start == 0 and captions[0].end > index.duration - SAME_SECONDS
+    whole = captions[0].start == index.start and captions[0].end > index.end - SAME_SECONDS
     return [
         SampleSource(
             sample=Sample(

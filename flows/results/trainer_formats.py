@@ -97,8 +97,6 @@ class _TrainerFolder:
         self._kept: list[str] = []
         self._left_out: Counter[tuple[str, str]] = Counter()
         """Kind of what is left out, and the reason → count."""
-        self._prompt_used = ""
-        """Name of the prompt whose captions are used, if the format takes only one per chunk."""
         self._copied = 0
         self.user_texts = 0
         """Number of entries that users wrote or corrected."""
@@ -108,9 +106,9 @@ class _TrainerFolder:
     def write(self, items: Sequence[Chunk], cut: Mapping[str, Path]) -> bool:
         """Write its files. Return whether all of them are up to date."""
         usable = [(c, path) for c in items if (path := self._media(c[0], cut)) is not None]
-        if not self._form.several:
-            named = (chunk[0].sample.row.name for chunk, _ in usable if len(chunk) > 1)
-            self._prompt_used = next(named, "")
+        for chunk, _ in () if self._form.several else usable:
+            one = f"it takes one per sample, that of prompt {chunk[0].sample.row.name}"
+            self._left_out.update({("caption", one): len(chunk) - 1} if len(chunk) > 1 else {})
         entries = self._entries(usable)
         self.user_texts = sum(
             has_user_text(e.rows if self._form.several else [e.row]) for e in entries
@@ -219,8 +217,6 @@ class _TrainerFolder:
             yield f"not in {self._name}: {counted(count, noun)} ({why})"
         if self._kept:
             yield kept_note(self._kept, self._folder)
-        if self._prompt_used:
-            yield f"{self._name} takes one caption per sample: that of prompt {self._prompt_used}"
         if self._copied:
             yield (
                 f"{counted(self._copied, 'file')} copied into {self._folder}: the disk does not "

@@ -31,6 +31,8 @@ class UserTexts:
         """Path of each text that was used → names of the media that it describes."""
         self._without_trigger: dict[Path, None] = {}
         """Paths of texts without the run's trigger."""
+        self._rejected = 0
+        """Number of captions that are left out because users rejected them."""
         self._out = {_key(f, m): Path(f"{stem}.{FORM}") for f, m, stem in pairs}
 
     def apply(
@@ -40,6 +42,7 @@ class UserTexts:
         if there is one. `first`: whether they belong to the file's first prompt. A text file
         without a prompt name belongs to that prompt."""
         kept, config = [*unrejected(captions)], self._job.config
+        self._rejected += len(captions) - len(kept)
         prompt = file.prompt or QuestionOptions.of(config).prompt or ""
         # A text that the prompt includes is part of the question, not an answer.
         if not kept or OutputOptions.of(config).replaces or TAGS in prompt:
@@ -60,13 +63,15 @@ class UserTexts:
         return texts
 
     def notes(self) -> Iterator[str]:
-        """Yield notes for the user: media that share one text, and texts without the trigger."""
+        """Yield notes for the user: shared texts, rejected captions, texts without the trigger."""
         shared = [" and ".join(names) for names in self._media_of.values() if len(names) > 1]
         if shared:
             yield (
                 f"one .txt describes {first_of(shared)}, which differ only in their suffix: "
                 "give each its own, such as a.jpg.txt, or rename them"
             )
+        if self._rejected:
+            yield f"not in data sets: {counted(self._rejected, 'caption')} (rejected)"
         if self._without_trigger:
             yield (
                 f"--trigger is not added to {counted(len(self._without_trigger), 'text')} that "

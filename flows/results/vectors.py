@@ -82,6 +82,7 @@ def write_vectors(job: Job) -> VectorsWritten:
         vectors=sum(meta["vectors"] for meta in metas),
         width=next((meta["width"] for meta in metas), job.model.profile.feature_width),
         failures=failures_of(job),
+        chunks=Counter(file for file, _ in made),
     )
     parts: Iterator[Vectors] = (vectors_in(kept.read(task["embeddings"])) for _, task in made)
     write_npy(job.out / ARRAY, (found.vectors, found.width), parts)

@@ -14,9 +14,9 @@ How it works:
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from artifacts.packs import Record, RecordSet, stored_namespaces
 from artifacts.plurals import counted
 from artifacts.store import open_store
 from artifacts.store_folders import local_folder
+from artifacts.tensors import float_tensors
 
 if TYPE_CHECKING:
     from flows.reviewing.captions import ReviewedCaptions
@@ -42,8 +43,6 @@ DECIDED = 1000
 """Captions decided last, from which distances count."""
 READ_SECONDS = 5.0
 """Longest time that one ranking reads features, once their store is listed. The next reads on."""
-BITS = {"float16": "<f2", "float32": "<f4", "float64": "<f8", "bfloat16": "<u2"}
-"""Stored dtype of features → how numpy reads it; bfloat16 as the upper half of a float32."""
 Vectors = NDArray[np.float32]
 
 
@@ -80,34 +79,19 @@ def choose(
 
 def pooled(record: Record) -> NDArray[np.float32] | None:
     """Return the mean over the tokens of a feature record, of its widest tensors; None if it has no
-    such tensor."""
-    every = (one for one in _tensors(record.meta["tree"]) if one["dtype"] in BITS)
-    sizes = [(math.prod(one["shape"]), one) for one in every if len(one["shape"]) > 1]
-    if not any(size for size, _ in sizes):
+    such tensor. Raises RecordGone."""
+    features = dict(record.meta["tree"]["v"])["features"]
+    every = [one for one in float_tensors(features, record.payload) if one.ndim > 1 and one.numel()]
+    if not every:
         return None
-    width = max(sizes, key=lambda pair: pair[0])[1]["shape"][-1]
+    width = max(every, key=lambda one: one.numel()).shape[-1]
     total, rows = np.zeros(width), 0
-    for size, one in sizes:
-        if one["shape"][-1] == width:
-            values = np.frombuffer(record.payload, BITS[one["dtype"]], size, one["at"])
-            if one["dtype"] == "bfloat16":
-                values = (values.astype(np.uint32) << 16).view(np.float32)
-            total += values.reshape(-1, width).sum(axis=0, dtype=np.float64)
-            rows += size // width
+    for one in every:
+        if one.shape[-1] == width:
+            values = one.float().numpy().reshape(-1, width)
+            total += values.sum(axis=0, dtype=np.float64)
+            rows += len(values)
     return projected((total / rows).astype(np.float32))
-
-
-def _tensors(tree: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the descriptions of the tensors in the `features` of a record."""
-    waiting = [dict(tree["v"])["features"]]
-    while waiting:
-        one = waiting.pop()
-        if one["is"] == "tensor":
-            yield one
-        elif one["is"] in ("list", "tuple"):
-            waiting += one["v"]
-        elif one["is"] in ("dict", "record"):
-            waiting += [value for _, value in one["v"]]
 
 
 def projected(vector: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -155,8 +139,9 @@ class PooledFeatures:
         found = {key: one for key in keys if (one := self._vectors.get(key)) is not None}
         if left:
             return found, f"{counted(left, 'caption')} not compared yet: reading their features"
-        if not found and keys:
-            return found, "by doubt alone: the features are no longer in the store"
+        if missing := len(set(keys)) - len(found):
+            why = "their features are no longer in the store, or cannot be read"
+            return found, f"{counted(missing, 'caption')} by doubt alone: {why}"
         return found, ""
 
     def _read(self, key: str) -> NDArray[np.float32] | None:
@@ -164,7 +149,7 @@ class PooledFeatures:
             if key in one:
                 try:
                     return pooled(one.read(key))
-                except (PenstockError, KeyError) as error:
+                except (PenstockError, KeyError, RuntimeError) as error:  # also of torch
                     log.info("features %s are not compared: %s", key[:12], error)
         return None
 

@@ -79,11 +79,11 @@ def label(
                     top=request.top,
                 )
 
-                def write(last: bool) -> None:
-                    if last:
-                        written.append(write_labels(job, learn_thresholds(job, labelling, request)))
-                        runner.record.value["rows"] = written[-1].labelled
-                        runner.record.fails(written[-1].failures)
+                def write() -> LabelsWritten:
+                    written.append(write_labels(job, learn_thresholds(job, labelling, request)))
+                    runner.record.value["rows"] = written[-1].labelled
+                    runner.record.fails(written[-1].failures)
+                    return written[-1]
 
                 runner.compute_records(write)
             return written[-1]

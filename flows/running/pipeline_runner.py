@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from artifacts.captions import Failure, write_jsonl
@@ -20,6 +20,7 @@ from flows.ledger.tasks import Medium
 from flows.ledger.waves import waves_of
 from flows.ledger.weights import stages_with_work
 from flows.machine.launch import Retries, StageCall
+from flows.media.media_files import MediaFile
 from flows.options.text import EngineOptions, OutputOptions, PromptOptions, TextOptions
 from flows.pipelines import parts_of
 from flows.planning.answer_room import longest_answer
@@ -29,9 +30,9 @@ from flows.planning.costs.summarize import nodes_of
 from flows.planning.rungs import Rung
 from flows.planning.sizes import estimates, wave_limit
 from flows.results.dataset import is_stale, write_dataset
-from flows.results.outputs import output_paths, write_outputs
+from flows.results.outputs import missing_error, missing_rows, output_paths, write_outputs
 from flows.results.run_record import RunRecord
-from flows.results.run_result import RunResult
+from flows.results.run_result import RunEnd, RunResult
 from flows.results.summaries import Summaries, SummaryInput, summary_inputs, text_sampling_params
 from flows.results.trainer_formats import write_trainers
 from flows.running.scoring import ScoresStep
@@ -45,6 +46,11 @@ from stages.summarize.packing import TimedText
 
 CAPTIONS_AT_ONCE = 1 << 15
 """Largest number of captions in one process: days of video, and a few megabytes."""
+
+
+Write = Callable[[bool], Mapping[MediaFile, int] | None]
+"""Writes the outputs, and returns how many chunks of each file they hold; None: the run has none.
+The argument is True when all are made."""
 
 
 class SummariesStep:
@@ -191,7 +197,7 @@ class PipelineRunner:
         )
         write = partial(self._write, result)
         with self._recorded(write):
-            self._run_waves(write)
+            self._run_all(write)
             if PromptOptions.of(job.config).summary:
                 self._summarize(result)
             if job.scores is not None:
@@ -211,7 +217,7 @@ class PipelineRunner:
             write_jsonl(self._job.out / "failures.jsonl", result.failures)
             self.record.fails(result.failures)
 
-    def _score(self, result: RunResult, write: Callable[[bool], None]) -> None:
+    def _score(self, result: RunResult, write: Write) -> None:
         """Score corrections and captions without scores, and write the outputs with them."""
         unscored = ScoresStep(self._job, self.record, self.stages.one_shot).score_captions()
         write(True)
@@ -235,18 +241,18 @@ class PipelineRunner:
         result.written.earlier = [n for n in result.written.earlier if n not in trainers.forms]
         self._record_outputs(result, stale=stale)
 
-    def compute_records(self, write_out: Callable[[bool], None] | None = None) -> None:
-        """Make the last record of every item. Outputs are written only by `write_out`, whose
-        argument is True for the last call. Raises the error that stopped the run."""
+    def compute_records(self, write_out: Callable[[], RunEnd] | None = None) -> None:
+        """Make the last record of every item. Outputs are written only by `write_out`, which is
+        called when all are made. Raises the error that stopped the run."""
         self._refresh()
 
-        def write(last: bool) -> None:
-            if write_out is not None:
-                write_out(last)
+        def write(last: bool) -> Mapping[MediaFile, int] | None:
+            chunks = write_out().chunks if last and write_out is not None else None
             self._record_progress()
+            return chunks
 
         with self._recorded(write):
-            self._run_waves(write)
+            self._run_all(write)
 
     @contextlib.contextmanager
     def keep_running(self) -> Iterator[None]:
@@ -273,7 +279,20 @@ class PipelineRunner:
                         write(True)
                 raise
 
-    def _run_waves(self, write: Callable[[bool], None]) -> None:
+    def _run_all(self, write: Write) -> None:
+        """Make all items and write the outputs. Items of the sources that have then neither a row
+        nor a failure are made once more. Raises EnvironmentFault if that does not help."""
+        for _ in range(2):
+            self._run_waves(write)
+            if not (missing := missing_rows(self._job, write(True))):
+                return
+            number = counted(sum(missing.values()), "item")
+            self._announce(f"neither a row nor a failure for {number} of {next(iter(missing))} …")
+            self._job.ledger.refresh()
+        raise missing_error(self._job.out, missing)
+
+    def _run_waves(self, write: Write) -> None:
+        """Make the items that are missing. Outputs are written between waves."""
         job = self._job
         stages = stages_with_work(job.ledger, job.media)
         bound = job.ledger.namespaces.bound or loses_frames(job.model, job.config)
@@ -285,7 +304,6 @@ class PipelineRunner:
         if not stages:  # finished work is not estimated again
             self.stages.delete_consumed(job.media)
             self.record.value["plan"]["chunks"] = len(job.ledger.tasks(job.media))
-            write(True)
             return
         for stage in (each for each in job.pipeline[1:] if each not in stages):
             self._announce(f"{stage.verb}: nothing to do, all of it is stored")
@@ -299,8 +317,8 @@ class PipelineRunner:
         for number, wave in enumerate(waves):
             following = waves[number + 1] if number + 1 < len(waves) else []
             self._run_wave(wave, following)
-            if not following or time.monotonic() >= self._write_at:
-                self._throttle(partial(write, not following))
+            if following and time.monotonic() >= self._write_at:
+                self._throttle(partial(write, False))
 
     def _run_wave(self, wave: list[Medium], following: list[Medium]) -> None:
         retries = Retries()
@@ -321,13 +339,14 @@ class PipelineRunner:
             self._job.ledger.refresh()
             self._job.ledger.clear_tasks()
 
-    def _write(self, result: RunResult, last: bool) -> None:
+    def _write(self, result: RunResult, last: bool) -> Mapping[MediaFile, int]:
         result.written = write_outputs(self._job, last=last)
         result.failures = result.written.failures
         self._record_outputs(result, stale=is_stale(self._job))
         self.record.value["media"]["total"] = result.files
         self.record.fails(result.failures)
         self._record_progress()
+        return result.written.chunks
 
     def _record_outputs(self, result: RunResult, *, stale: bool) -> None:
         """Store in the run record what the outputs hold, and which hold results of an earlier run.
@@ -337,7 +356,7 @@ class PipelineRunner:
         self.record.value.update(written.to_json())
         self.record.value["outputs"] = output_paths(self._job)
 
-    def _throttle(self, do: Callable[[], None]) -> None:
+    def _throttle(self, do: Callable[[], object]) -> None:
         """Call a function whose time grows with the number of items, then wait before the next
         call."""
         started = time.monotonic()

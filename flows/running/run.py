@@ -84,11 +84,11 @@ def make_vectors(
             written: list[Filled] = []
             with observer.pipeline_for_job(job, launcher, outputs=outputs) as runner:
 
-                def write(last: bool) -> None:
-                    if last:
-                        written.append(write_out(job))
-                        runner.record.value["rows"] = written[-1].vectors
-                        runner.record.fails(written[-1].failures)
+                def write() -> Filled:
+                    written.append(write_out(job))
+                    runner.record.value["rows"] = written[-1].vectors
+                    runner.record.fails(written[-1].failures)
+                    return written[-1]
 
                 runner.compute_records(write)
             return written[-1]

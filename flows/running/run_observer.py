@@ -47,7 +47,8 @@ def hold_lease(job: Job) -> Iterator[Lease]:
     processes then delete none of these records."""
     namespaces = [namespace for variant in job.ledger.variants for namespace in variant.of.values()]
     namespaces += one_shot_namespaces(job)
-    with leased(job.store, list(dict.fromkeys(namespaces)), job.out) as lease:
+    media = (medium.digest for medium in job.media)
+    with leased(job.store, list(dict.fromkeys(namespaces)), job.out, media) as lease:
         note_namespaces(job)
         yield lease
 
@@ -232,3 +233,5 @@ class RunObserver:
                 yield PipelineRunner(job, steps, record, self.display.print_line)
             finally:
                 self.display.close()
+                with contextlib.suppress(EnvironmentFault):  # the same command deletes them, too
+                    steps.end_lease()

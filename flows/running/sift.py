@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -23,13 +24,14 @@ from flows.job.prepare import NothingToDo, out_folder
 from flows.ledger.tasks import Medium
 from flows.machine.launch import DirectLauncher, Launcher, Retries, StageCall
 from flows.machine.leases import leased
+from flows.media.folders import left_out_note
 from flows.media.media_files import MediaFile, Selection
-from flows.media.sources import find_media, subfolders_note
+from flows.media.sources import find_media
 from flows.options.commands import RunOptions
 from flows.options.sift import PLACE, SiftConfig, SiftOptions
 from flows.pipelines import SIFT
 from flows.results.marker import write_media
-from flows.results.outputs import media_lines
+from flows.results.outputs import media_lines, missing_error
 from flows.results.owners import refuse_taking, take
 from flows.results.run_record import RunRecord
 from flows.results.sifted.duplicates import Fingerprint
@@ -103,14 +105,13 @@ def sift(
             take(config, "sift", record, job.store.url)
             record.write(force=True)
             with record.recording_end():
-                found = _marked(job, record, display, make_launcher, out)
+                found, failures = _complete(job, record, display, make_launcher, out)
                 if vectors is not None:
                     vectors.mark(found, tuple(config.head), config.similar)
                 kept, why = kept_of(found, condition)
                 write_tables(out, found, config.format, kept, why)
                 lines = media_lines(found.files, [1] * len(found.files))
                 write_media(out, lines, job.store.url)
-                failures = _failures(job)
                 write_jsonl(out / "failures.jsonl", failures)
                 record.value["rows"] = len(found.rows)
                 record.fails(failures)
@@ -166,7 +167,7 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
     store = open_store(config.store_url)
     store.check_writable()
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
-    if note := subfolders_note(config.sources, selection):
+    if note := left_out_note(config.sources, selection):
         display.print_line(note)
     files, failures = find_media(config.sources, selection, config.limit)
     readable, contents, unreadable = read_contents(
@@ -187,6 +188,23 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
         contents=[contents[at] for at in order],
         failures=failures,
     )
+
+
+def _complete(
+    job: Sifting, record: RunRecord, display: Display, make_launcher: LauncherMaker, out: Path
+) -> tuple[MarkedFiles, list[Failure]]:
+    """Return the marks of all files, and what could not be marked; try once more what is neither.
+    Raises PenstockError."""
+    for _ in range(2):
+        found, failures = _marked(job, record, display, make_launcher, out), _failures(job)
+        names = [
+            Counter((each.media_path, each.source) for each in some)
+            for some in (job.files, found.files, failures[len(job.failures) :])
+        ]
+        missing = {name: count for (name, _), count in (names[0] - names[1] - names[2]).items()}
+        if not missing:
+            return found, failures
+    raise missing_error(out, missing)
 
 
 def _marked(

@@ -18,7 +18,7 @@ from flows.options.sift import SiftOptions
 from flows.options.vectors import VectorConfig
 from flows.results.outputs import failures_of
 from flows.results.sifted.heads import ScoreHead, read_head
-from flows.results.sifted.marks import rounded
+from flows.results.sifted.marks import DIGITS, rounded
 from flows.results.sifted.table import MarkedFiles, mark_groups
 from flows.results.vectors import VectorsWritten, vector_tasks
 from flows.running.run import LauncherMaker, make_vectors
@@ -49,7 +49,8 @@ class VectorMarks(VectorsWritten):
         self, digest: str, heads: Sequence[str], start: float, end: float
     ) -> Mapping[str, float | None]:
         times, scores = self.scores.get(digest, (np.zeros(0), np.zeros((0, len(heads)))))
-        inside = scores[(times >= start) & (times < end)]
+        at = np.round(times, DIGITS)  # as `start` and `end` are
+        inside = scores[(at >= start) & (at < end)]
         means = inside.mean(axis=0) if len(inside) else [None] * len(heads)
         return {
             n: None if m is None else rounded(float(m)) for n, m in zip(heads, means, strict=True)

@@ -15,7 +15,7 @@ How it works:
 5. Items that the process reported as too large are given to `SingleItemFallback`, which tries each
    alone on every lower rung.
 6. Records that a stage has consumed, such as frames, are deleted. They stay if the user keeps them
-   or another running job holds a lease on them.
+   or another running job holds a lease on their media; the last of such jobs deletes them.
 7. While later stages work on a wave, `begin_frames` decodes the next one in a second process.
    If chunks may be encoded in any batches, `Overlap` encodes those of a wave as they are cut.
 8. A stage without media (texts, summaries, exports) runs in one process for all its items, with the
@@ -273,20 +273,26 @@ class StageRunner:
             if stage.deletes_inputs:
                 self._delete_consumed(stage, media)
 
+    def end_lease(self) -> None:
+        """End the lease, and delete what runs that share media each left to the other."""
+        self.lease.end()
+        self.delete_consumed(self._job.media)
+
     def _delete_consumed(self, stage: StageSpec, media: list[Medium]) -> None:
         """Delete the records that a stage no longer needs. They stay if the user keeps them, or if
         another running job needs them too."""
-        ledger = self._job.ledger
-        read, done = ledger[stage.reads], ledger[stage.writes].keys()
-        consumed = [
-            task[stage.reads]
-            for task in ledger.tasks(media)
-            if task[stage.reads] in read and (task[stage.writes] in done or ledger.has_failed(task))
-        ]
-        if not consumed or self._job.config.keep_frames:
+        if self._job.config.keep_frames:
             return
-        if not self.lease.shares(ledger.namespaces[stage.reads]):
-            read.drop(consumed)
+        ledger, read = self._job.ledger, self._job.ledger[stage.reads]
+        read.refresh()  # other runs remove their own records from packs that hold some of this one
+        consumed = [
+            task
+            for task in ledger.tasks(media)
+            if task[stage.reads] in read and (ledger.has(task, stage) or ledger.has_failed(task))
+        ]
+        namespace = ledger.namespaces[stage.reads]
+        needed = self.lease.needed_elsewhere(namespace, {t.medium.digest for t in consumed})
+        read.remove(t[stage.reads] for t in consumed if t.medium.digest not in needed)
 
     def _run_until_done(self, stage: StageSpec, wave: list[Medium]) -> None:
         name = stage.name

@@ -213,9 +213,8 @@ def _job(
 ) -> tuple[Callable[..., TuneJob], int]:
     """Return the function that builds the stage's job on a rung, and its number of steps. Raises
     UsageError."""
-    items, fields = _items(job, examples), _training_fields(config, examples)
-    chosen = {each.item: item for each, item in zip(examples, items, strict=True)}
-    trained, held_out = ([chosen[each.item] for each in part] for part in _parts(config, examples))
+    fields = _training_fields(config, examples)
+    trained, held_out = (_items(job, part) for part in _parts(config, examples))
     data = [[each._asdict() for each in part] for part in (trained, held_out)]
     recipe = {**_recipe(config, job, fields), "data": digest_of(data)}
     if not config.validate_only:

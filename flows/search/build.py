@@ -5,6 +5,7 @@ can therefore be rebuilt without a model.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -142,9 +143,11 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
         with writing(folder, maker, f"penstock {versions().get('penstock', '')}") as writer:
             known, rows = writer.known(), np.empty(0, np.uint64)
             missing: list[FileTask] = []
+            lengths: list[int] = []
             for group in _groups(made):
                 identities = [identities_of(_rows_of(job, one))[ROW] for one in group]
                 rows = np.concatenate([rows, *identities])
+                lengths += map(len, identities)
                 missing += [
                     one
                     for one, numbers in zip(group, identities, strict=True)
@@ -153,6 +156,10 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
             found.added = writer.add(_vectors(job, missing))
             found.replaced = _remove_replaced(writer, job, made, rows)
             merge_small(writer)
+            there = np.split(within(rows, writer.known()), np.cumsum(lengths)[:-1])
+            found.chunks = Counter(
+                file for (file, _), rows_there in zip(made, there, strict=True) if all(rows_there)
+            )
     if has_manifest(folder):
         found.vectors = read_manifest(folder).live_rows
         if look_for_vanished:

@@ -91,6 +91,6 @@ class Labeller:
         frames = [{"time": row.time, "labels": list(row.labels), "top": row.top} for row in rows]
         spans = [
             {"start": span.start, "end": span.end, "labels": list(span.labels)}
-            for span in spans_of([(row.time or 0.0, row.given) for row in rows], index.duration)
+            for span in spans_of([(row.time or 0.0, row.given) for row in rows], index.end)
         ]
         return {**fields, "frames": frames, "spans": spans}

@@ -24,6 +24,7 @@ from flows.serving.app import app_of
 from flows.serving.config import ADDRESS, BatchOptions, NetworkOptions, ServeConfig
 from flows.serving.guard import Guard
 from flows.serving.half_spec import ModelWatch
+from flows.serving.head_limit import HeadLimited
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.serving.service import Service
 from flows.serving.startup import DRAIN_SECONDS, open_service
@@ -38,17 +39,12 @@ byte."""
 
 
 def limited_protocol(max_connections: int) -> type[asyncio.Protocol]:
-    """Return uvicorn's protocol with time limits. Beyond `max_connections`, idle ones
+    """Return the protocol with time limits. Beyond `max_connections`, idle ones
     are closed."""
-    try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as BaseProtocol
-    except ImportError:
-        from uvicorn.protocols.http.h11_impl import H11Protocol as BaseProtocol  # type: ignore[assignment]
-
     silent: dict[asyncio.Protocol, asyncio.Transport] = {}
     """Connections without a request in progress, longest idle first."""
 
-    class LimitedProtocol(BaseProtocol):
+    class LimitedProtocol(HeadLimited):
         """One connection, with time limits."""
 
         _timer: asyncio.TimerHandle | None = None

@@ -76,7 +76,8 @@ class Client:
     def say_wait(self, seconds: float, why: str = "is overloaded") -> None:
         """Say that the server gets nothing for so long, unless the wait is short."""
         if seconds > SHOWN_WAIT_SECONDS:
-            self._say(f"{self.endpoint.url} {why}: waiting {seconds:.0f} s")
+            at = time.strftime("%H:%M:%S", time.localtime(time.time() + seconds))
+            self._say(f"{self.endpoint.url} {why}: next try at {at}, in {seconds:.0f} s")
 
     async def get(self, path: str) -> Reply:
         """Return a page of the server. Raises NoReply."""

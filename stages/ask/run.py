@@ -195,6 +195,7 @@ class Asking:
             except NoReply as error:
                 why, tries = error.message, tries + error.reached
                 if error.reached:
+                    server.silent_since = server.silent_since or sent
                     server.pace.overloaded(sent, time.monotonic())
                 else:
                     server.pause(None, "cannot be reached")

@@ -13,6 +13,8 @@ from stages.ask.pace import RequestPace
 
 PATIENCE = 120.0
 """Seconds for which no server may be reached, or all be overloaded, before a run ends."""
+MAX_SILENCE = 1800.0
+"""Seconds without an answer before a run ends, with all pauses that servers request."""
 PAUSE = (0.5, 15.0)
 """First and longest pause in seconds after a server was overloaded or not reached."""
 OVERLOADED = (408, 425, 429, 503)
@@ -28,11 +30,19 @@ class ModelServer:
         self.in_flight = self.answers = self._pauses = 0
         self.paused_until = 0.0
         self.out_since: float | None = None
-        """Time since which it has not answered; None: it answers."""
+        """Time since which it has not answered, after a pause that it requested; None: it
+        answers."""
+        self.silent_since: float | None = None
+        """The same without regard to pauses."""
 
     def reached(self) -> None:
         """Note that the server has answered."""
-        self._pauses, self.out_since = 0, None
+        self._pauses, self.out_since, self.silent_since = 0, None, None
+
+    def silence(self, now: float) -> float:
+        """Return the seconds without an answer at its next try."""
+        since = self.silent_since
+        return 0.0 if since is None else max(now, self.paused_until) - since
 
     def answered(self, model: str, fingerprint: str) -> None:
         """Note a caption and what the server states. Raises EnvironmentFault if that has
@@ -54,6 +64,7 @@ class ModelServer:
         """Send nothing for a while: so many seconds, or more each time. The first of the requests
         that were sent together says so."""
         now, (first, longest) = time.monotonic(), PAUSE
+        self.silent_since = self.silent_since or now
         self.out_since = max(self.out_since or now, now + wait if wait else 0.0)
         if now >= self.paused_until or wait:
             seconds = min(longest, first * 2 ** min(self._pauses, 9)) if wait is None else wait
@@ -88,10 +99,11 @@ class ModelServers:
         """Return a server that may get a request now, rather another than `last`. Raises
         EnvironmentFault if none has answered for a long time."""
         now, every = time.monotonic(), self._every
-        if all(s.out_since is not None and now - s.out_since > PATIENCE for s in every):
+        out = all(s.out_since is not None and now - s.out_since > PATIENCE for s in every)
+        if out or all(s.silence(now) > MAX_SILENCE for s in every):
             raise EnvironmentFault(
                 f"no answer from {', '.join(s.client.endpoint.origin for s in every)} for "
-                f"{PATIENCE:.0f} s",
+                f"{PATIENCE if out else MAX_SILENCE:.0f} s",
                 hint="Start the server, or check the address; the same command then goes on",
             )
         turn: asyncio.Future[ModelServer] = asyncio.get_running_loop().create_future()

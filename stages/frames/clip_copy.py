@@ -28,8 +28,8 @@ from stages.frames.edit_list import shorten
 from stages.frames.formats import OPTIONS
 from stages.frames.job import CutItem, CutJob
 from stages.frames.medium import TRANSIENT_KINDS, check_unchanged
-from stages.frames.opening import open_video
-from stages.frames.plan import ROUNDING_SECONDS
+from stages.frames.opening import has_alpha_track, open_video
+from stages.frames.plan import tick_at, tick_from
 from stages.frames.reader import Reader
 from stages.frames.survey import packets
 from stages.frames.timeline import Timeline, VideoPacket
@@ -97,20 +97,23 @@ class ClipCutter:
         reader = Reader(path, threads=1)
         self._timeline: Timeline = reader.timeline
         own = reader.decoder.container.format.name.partition(",")[0]
-        self._containers = (*CONTAINERS, (own, path.suffix.lower().lstrip(".")))
+        self._alpha = has_alpha_track(reader.decoder.stream)
+        # MP4 would accept the packets without the alpha beside them.
+        fitting = CONTAINERS[1:] if self._alpha else CONTAINERS
+        self._containers = (*fitting, (own, path.suffix.lower().lstrip(".")))
         reader.close()
 
     def copy(self, start: float, end: float, to: Path) -> dict[str, Any]:
         """Copy the part from `start` to `end` seconds to `to` plus the suffix of its container.
         Raises MediaError or OSError."""
-        timeline, rate = self._timeline, 1 / self._timeline.time_base
-        ticks = timeline.start + int((start + ROUNDING_SECONDS) * rate)
+        timeline = self._timeline
+        ticks = max(timeline.start, tick_at(timeline, start))
         key = self._keyframe(ticks)
         shown = max(key.pts, int(timeline.pts[np.searchsorted(timeline.pts, ticks, "right") - 1]))
         lead = start - timeline.seconds(key.pts)
         if lead > LEAD_SECONDS:
             raise _clip_error(f"the nearest keyframe is {lead:.0f} s before {start:.1f} s")
-        beyond = timeline.start + -int(-(end - ROUNDING_SECONDS) * rate // 1)
+        beyond = tick_from(timeline, end)
         for form, suffix in self._containers:
             path = to.with_name(f"{to.name}.{suffix}")
             zero = shown if form == "mp4" else key.pts
@@ -150,6 +153,8 @@ class ClipCutter:
         with source, open_media(path, "w", format=form) as made:
             # Opaque: also codecs that this FFmpeg cannot encode.
             copied = made.add_stream_from_template(stream, opaque=True)
+            if self._alpha:
+                copied.metadata["alpha_mode"] = "1"
             for packet in _with_dts(self._packets(source, stream, key, beyond)):
                 assert packet.pts is not None and packet.dts is not None
                 packet.pts, packet.dts = packet.pts - zero, packet.dts - zero

@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 from av.video.frame import VideoFrame
 
-from stages.frames.opening import LENIENT_CODECS, open_video
+from stages.frames.opening import LENIENT_CODECS, decoder_of, open_video
 from stages.frames.seek_plan import END, SeekPlan
 from stages.frames.survey import packets
 from stages.frames.timeline import Keyframes, VideoPacket
@@ -99,6 +99,7 @@ class Decoder:
         self.group_end: int | None = None
         """Ordinal of the packet behind the requested group of pictures; None: unknown."""
         self.container, self.stream = open_video(path, threads=self.threads, strict=True)
+        self._codec = decoder_of(self.stream)
         self._begin()
 
     def close(self) -> None:
@@ -137,6 +138,7 @@ class Decoder:
         self.container.close()
         threads = self.threads if strict else 1
         self.container, self.stream = open_video(self.path, threads=threads, strict=strict)
+        self._codec = decoder_of(self.stream)
         self.strict, self.is_damaged, self.landed = strict, False, None
         self.bad_packets, self._bad_in_a_row, self.group_end = 0, 0, None
         self.sent = array("q")
@@ -196,7 +198,7 @@ class Decoder:
                 self.container.seek(self.keyframes.dts[target], stream=self.stream)
                 self._begin()
             else:
-                self.stream.codec_context.flush_buffers()
+                self._codec.flush_buffers()
         except av.error.FFmpegError:
             self.decode_everything()
             return
@@ -219,7 +221,7 @@ class Decoder:
         self.restart()
 
     def _begin(self) -> None:
-        marks = self.stream.codec_context.name in LENIENT_CODECS
+        marks = self._codec.name in LENIENT_CODECS
         self._lookahead = LOOKAHEAD if marks and self.strict and self.threads > 1 else 0
         self._packets = _Packets(packets(self.container, self.stream))
         self._ready.clear()
@@ -227,7 +229,7 @@ class Decoder:
         self._skips = False
         self._seek_target = self._entry = None
         self._entry_failures = 0
-        self.stream.codec_context.skip_frame = "DEFAULT"
+        self._codec.skip_frame = "DEFAULT"
         self.frames_out = 0
         self.ordinal = -1
 
@@ -245,12 +247,12 @@ class Decoder:
         skips = not self.seek_plan.needs(packet.pts)
         if skips != self._skips:
             # Frames that no other frame refers to need no decoding.
-            self.stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
+            self._codec.skip_frame = "NONREF" if skips else "DEFAULT"
             self._skips = skips
 
     def _decode(self, packet: "VideoPacket | None") -> None:
         try:
-            self._ready.extend(self.stream.codec_context.decode(packet))
+            self._ready.extend(self._codec.decode(packet))
             self._bad_in_a_row = 0
         except av.error.EOFError:
             self._ended = True
@@ -272,7 +274,7 @@ class Decoder:
     def _starves(self) -> bool:
         """Return whether this process has hardly any memory left. FFmpeg reports a failed frame
         allocation as an undecodable packet."""
-        context = self.stream.codec_context
+        context = self._codec
         return room() < MIN_FREE_FRAMES * context.width * context.height * PIXEL_BYTES
 
 

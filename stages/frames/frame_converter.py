@@ -1,7 +1,8 @@
-"""Converts decoded frames to RGB images as a player shows them, at one fixed size."""
+"""Converts decoded frames to images as a player shows them, at one fixed size."""
 
+import contextlib
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -14,9 +15,10 @@ from av.video.reformatter import (
     VideoReformatter,
 )
 from numpy.typing import NDArray
+from PIL import Image
 
 from artifacts.errors import MediaError
-from artifacts.schema import FrameFit
+from stages.frames.shown_pixels import TURNS, turn, turned_size, upright_rgb
 
 FILTER = Interpolation.BICUBIC
 """swscale scales this filter with the image, so downscaling does not alias."""
@@ -35,40 +37,35 @@ BT2020_LIKE = frozenset((10, 13, 14))
 class FrameConverter:
     """Converts all frames of one video to a single size, even where the video changes its own."""
 
-    def __init__(self, frame: VideoFrame, pixel_aspect: Fraction | None, fit: FrameFit) -> None:
-        self.mirrored = _is_mirrored(frame)
-        """Whether left and right are swapped before the rotation."""
-        # FFmpeg derives the rotation from the x axis, which mirroring reverses.
-        self.turns = (round(frame.rotation / 90) + 2 * self.mirrored) % 4
-        """Counter-clockwise quarter turns that make the image upright."""
-        self.shown_height, self.shown_width = shown_size(frame, pixel_aspect)
-        """Size in pixels as a player shows it."""
-        self.height, self.width = fit.size(self.shown_height, self.shown_width)
-        """Size in pixels of the output of `convert`."""
+    def __init__(self, frame: VideoFrame, size: tuple[int, int], *, grey: bool = False) -> None:
+        """`frame`: one of them; `size`: upright (height, width) in pixels of the output; `grey`:
+        brightness alone, reduced by the mean of areas."""
+        self.size = size
+        self._orientation = orientation_of(frame)
+        self._form, self._filter = ("gray", Interpolation.AREA) if grey else ("rgb24", FILTER)
         self._reformatter, self._toner = VideoReformatter(), VideoReformatter()
 
     def allocate(self, count: int) -> NDArray[np.uint8]:
-        """Return an uninitialized array for `count` images, [count, height, width, 3]."""
-        return np.empty((count, self.height, self.width, 3), dtype=np.uint8)
+        """Return an uninitialized array for `count` images, [count, height, width, 3]; grey ones
+        have no last axis."""
+        channels = (3,) if self._form == "rgb24" else ()
+        return np.empty((count, *self.size, *channels), dtype=np.uint8)
 
-    def convert(self, frame: VideoFrame, out: NDArray[np.uint8]) -> None:
-        """Convert a frame into `out` [height, width, 3]. Raises MediaError."""
-        height, width = self.height, self.width
-        if self.turns % 2:
-            height, width = width, height
-        hdr = frame.color_trc in HIGH_DYNAMIC_RANGE
-        matrix = None
-        if frame.colorspace not in MATRICES:
-            matrix = Colorspace.BT2020 if frame.colorspace in BT2020_LIKE else Colorspace.ITU709
+    def convert(self, frame: VideoFrame, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Convert a frame into `out` [height, width, 3] or a new image. Raises MediaError."""
+        height, width = turned_size(self.size, self._orientation)
+        hdr = frame.color_trc in HIGH_DYNAMIC_RANGE and self._form == "rgb24"
         try:
+            frame = opaque(frame)
+            matrix = _matrix(frame)
             image = self._reformatter.reformat(
                 frame,
                 width=width,
                 height=height,
-                format="rgb48le" if hdr else "rgb24",
+                format="rgb48le" if hdr else self._form,
                 src_colorspace=matrix,
                 dst_colorspace=matrix,
-                interpolation=FILTER,
+                interpolation=self._filter,
                 threads=1,
             )
             if hdr:
@@ -80,8 +77,9 @@ class FrameConverter:
                 kind="no-decoder",
                 hint="Convert it, for example to H.264 in MP4",
             ) from error
-        pixels = image.to_ndarray()
-        out[...] = np.rot90(pixels[:, ::-1] if self.mirrored else pixels, self.turns)
+        out = self.allocate(1)[0] if out is None else out
+        turn(np.asarray(image.to_ndarray(), np.uint8), self._orientation, out)
+        return out
 
     def _mapped(self, image: VideoFrame) -> VideoFrame:
         """Map HDR to standard dynamic range; swscale does so if both transfer curves and primaries
@@ -98,14 +96,39 @@ class FrameConverter:
         )
 
 
-def _is_mirrored(frame: VideoFrame) -> bool:
-    """Return whether the file asks for a mirrored image, with or without rotation."""
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return False
-    # (x, y) is shown at (a x + c y, b x + d y); nine 32-bit numbers in native byte order.
-    a, b, _, c, d, *_ = np.frombuffer(data, dtype=np.int32).tolist()
-    return bool(a * d - b * c < 0)
+def opaque(frame: VideoFrame) -> VideoFrame:
+    """Return a frame on white in its own size; the frame itself if nothing in it is transparent."""
+    form = frame.format
+    if not form.has_palette and not any(each.is_alpha for each in form.components):
+        return frame
+    matrix = _matrix(frame)
+    pixels = frame.to_ndarray(format="rgba", src_colorspace=matrix, dst_colorspace=matrix)
+    if pixels[..., 3].min(initial=255) == 255:
+        return frame
+    image = VideoFrame.from_ndarray(upright_rgb(Image.fromarray(pixels), 1), format="rgb24")
+    image.color_trc, image.color_primaries = frame.color_trc, frame.color_primaries
+    return image
+
+
+def _matrix(frame: VideoFrame) -> Colorspace | None:
+    """Return the matrix with which a frame is converted; None: the one that it states."""
+    if frame.colorspace in MATRICES:
+        return None
+    return Colorspace.BT2020 if frame.colorspace in BT2020_LIKE else Colorspace.ITU709
+
+
+def orientation_of(frame: VideoFrame) -> int:
+    """Return the EXIF orientation that the file's display matrix corresponds to."""
+    mirrored, data = False, None
+    with contextlib.suppress(ValueError):  # of a kind that PyAV does not know, such as EXIF
+        data = frame.side_data.get("DISPLAYMATRIX")
+    if data is not None:
+        # (x, y) is shown at (a x + c y, b x + d y); nine 32-bit numbers in native byte order.
+        a, b, _, c, d, *_ = np.frombuffer(cast(Any, data), dtype=np.int32).tolist()
+        mirrored = a * d - b * c < 0
+    # FFmpeg derives the rotation from the x axis, which mirroring reverses.
+    turns = (round(frame.rotation / 90) + 2 * mirrored) % 4
+    return next(number for number, each in TURNS.items() if each == (mirrored, turns))
 
 
 def shown_size(frame: VideoFrame, pixel_aspect: Fraction | None) -> tuple[int, int]:
@@ -114,4 +137,4 @@ def shown_size(frame: VideoFrame, pixel_aspect: Fraction | None) -> tuple[int, i
     aspect = float(pixel_aspect or 1) or 1.0
     if abs(aspect - 1) > SQUARE_ENOUGH:
         width = max(1, round(width * aspect))
-    return (width, height) if round(frame.rotation / 90) % 2 else (height, width)
+    return turned_size((height, width), orientation_of(frame))

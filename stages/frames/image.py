@@ -1,41 +1,32 @@
 """Reads an image file as one upright RGB frame in its own size."""
 
 import io
+import re
 import struct
 import warnings
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from artifacts.errors import MediaError
+from artifacts.regular_files import open_regular
 from artifacts.schema import MAX_PIXELS, ChunkIndex, FrameFit, MediaIndex, stored_size
 from stages.frames.chunk import Chunk
 from stages.frames.formats import check_file, image_formats, is_heic
+from stages.frames.shown_pixels import TURNS, on_white, turned_size, upright_rgb
 
 MAX_JPEG_PIXELS = 1 << 28
 """A JPEG of more than MAX_PIXELS, such as a phone's 200 million, is decoded at half its size with
 a quarter of the memory. No other format supports that."""
 Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS // 2  # Pillow warns above it and refuses above twice it
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-STRIP = 256
-"""Rows that are copied from Pillow to NumPy at once. Copying all at once would hold the image three
-times."""
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-ORIENTATION_TAG = 0x0112
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation → the operation that makes the image upright."""
-SWAPPING = frozenset((5, 6, 7, 8))
-"""Orientations that swap height and width."""
+DARK = 16
+"""If no value of a deep image reaches this in 8 bits, it uses a sixteenth of its range at most."""
 JPEGS = frozenset(("JPEG", "MPO"))
 """Formats of phone files in which all images show the same view: a preview, a depth map, a gain
 map."""
@@ -64,7 +55,9 @@ def read_image(
     try:
         formats = image_formats(path)
         try:
-            height, width, pixels, found = _decode(path, formats, fit, max_pixels)
+            # Given a name, Pillow maps a TIFF into memory and then turns it wrongly.
+            with open_regular(path) as file:
+                height, width, pixels, found = _decode(file, formats, fit, max_pixels)
         except OSError as error:
             whole = path.read_bytes()
             if error.errno is not None or not whole.startswith(JPEG_START):
@@ -103,7 +96,7 @@ def read_image(
 
 
 def _decode(
-    source: Path | io.BytesIO, formats: tuple[str, ...], fit: FrameFit, max_pixels: int
+    source: IO[bytes], formats: tuple[str, ...], fit: FrameFit, max_pixels: int
 ) -> tuple[int, int, NDArray[np.uint8], tuple[str, ...]]:
     """Return (height, width) as shown, pixels [height, width, 3] at the stored size, and
     warnings."""
@@ -111,24 +104,31 @@ def _decode(
         size = image.size
         if 0 < max_pixels < size[0] * size[1]:
             raise Image.DecompressionBombError(f"{size[0]} x {size[1]}")
-        turn = _orientation(image)
-        width, height = size[::-1] if turn in SWAPPING else size
+        bits = _bits(image)
         # A JPEG is decoded at a fraction of its size, which is several times as fast.
-        by = fit.divisor(height, width)
-        divisor = max(by, 2 if stored_size(*size) != size else 1)
-        if divisor > 1 and isinstance(image, ImageFile.ImageFile):
-            image.draft("RGB", (size[0] // divisor, size[1] // divisor))
+        if image.format in JPEGS and isinstance(image, ImageFile.ImageFile):
+            width, height = turned_size(size, _orientation(image))
+            divisor = max(fit.divisor(height, width), 2 if stored_size(*size) != size else 1)
+            if divisor > 1:
+                image.draft("RGB", (size[0] // divisor, size[1] // divisor))
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height}")
         count = 1 if image.format in JPEGS else getattr(image, "n_frames", 1)
-        flat = _rgb(image)
-        if by > 1:
-            flat = _divided(flat, size, by)
-        if turn in UPRIGHT:
-            flat = flat.transpose(UPRIGHT[turn])
-        pixels = _pixels(flat)
-    more = (f"only the first of its {count} images is used",) if count > 1 else ()
-    return height, width, pixels, more
+        image.load()
+        # Pillow turns some formats itself while it loads them, and then drops the tag. What is left
+        # in the tag now is left to do.
+        turn = _orientation(image)
+        size = size if image.format in JPEGS else image.size
+        width, height = turned_size(size, turn)
+        if bits != 8 and image.mode in ("L", "RGB") and (key := image.info.get("transparency")):
+            image.info["transparency"] = _key_in_8_bits(key, bits)
+        flat = _in_8_bits(image) if image.mode.startswith(("I", "F")) else image
+        by = fit.divisor(height, width)
+        pixels = upright_rgb(_divided(on_white(flat), size, by) if by > 1 else flat, turn)
+    found = [f"only the first of its {count} images is used"] if count > 1 else []
+    if bits > 8 and pixels.max(initial=0) < DARK:
+        found.append(f"almost black: it uses less than a sixteenth of its {bits}-bit range")
+    return height, width, pixels, tuple(found)
 
 
 def _divided(image: Image.Image, size: tuple[int, int], by: int) -> Image.Image:
@@ -146,34 +146,48 @@ def _divided(image: Image.Image, size: tuple[int, int], by: int) -> Image.Image:
     return image.resize(new_size, Image.Resampling.BICUBIC, box=inside)
 
 
-def _pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """Return the pixels [height, width, 3]."""
-    found = np.empty((image.height, image.width, 3), np.uint8)
-    for top in range(0, image.height, STRIP):
-        rows = image.crop((0, top, image.width, min(top + STRIP, image.height)))
-        found[top : top + STRIP] = np.asarray(rows)
-    return found
-
-
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(ORIENTATION_TAG, 1))
+        turn = int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except BROKEN:
         return 1  # a broken orientation tag does not matter
+    return turn if turn in TURNS else 1
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to 8-bit RGB; transparent parts become white."""
-    if image.mode.startswith(("I", "F")):
-        deep = np.nan_to_num(np.asarray(image), posinf=0).clip(0, 65535)
-        if image.mode == "F" and deep.mean() <= 1:  # light from 0 to 1, with brighter highlights
-            deep = (deep * 255).clip(0, 255)
-        image = Image.fromarray((deep // 256 if deep.max(initial=0) > 255 else deep).astype("u1"))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    image.load()
-    return image if image.mode == "RGB" else image.convert("RGB")
+def _bits(image: Image.Image) -> int:
+    """Return the bits per sample in the file, before it is loaded."""
+    if isinstance(image, TiffImageFile):
+        return int(max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (1,))))
+    # Pillow names layouts such as L;4 or RGB;16B; in a BMP, BGR;16 is 16 bits per pixel.
+    found = re.search(r"'(?:L|LA|I|RGB|RGBA);(\d+)", str(getattr(image, "tile", "")))
+    return int(found[1]) if found else 16 if image.mode.startswith(("I", "F")) else 8
+
+
+def _key_in_8_bits(key: int | tuple[int, ...], bits: int) -> int | tuple[int, ...]:
+    """Return the transparent grey or colour of a PNG as Pillow returns its pixels."""
+    if isinstance(key, tuple):
+        return tuple(each >> bits - 8 for each in key)
+    return key * (255 // ((1 << bits) - 1))
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Convert grey of more bits per sample to 8: integers by their number of bits alone."""
+    deep = np.asarray(image)
+    if image.mode == "F":
+        deep = np.nan_to_num(deep, posinf=0).clip(0, 65535)
+        # Light from 0 to 1, with brighter highlights, or numbers of 8 or 16 bits.
+        scale = 255 if deep.mean() <= 1 else 1 / 256 if deep.max() > 255 else 1
+        return Image.fromarray((deep * scale).clip(0, 255).astype(np.uint8))
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    bits: int = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
+    if 2 in tags.get(ExifTags.Base.SampleFormat, ()):  # signed
+        shallow = deep.clip(0) >> bits - 9
+    else:
+        shallow = deep.view(np.uint32 if bits == 32 else deep.dtype) >> bits - 8
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # 0 is white
+        shallow = 255 - shallow
+    shallow[deep == image.info.get("transparency", -1)] = 255
+    return Image.fromarray(shallow.astype(np.uint8))
 
 
 def _unknown(path: Path) -> MediaError:

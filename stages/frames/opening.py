@@ -1,11 +1,13 @@
 """Opens a media file for its video, and explains why a file cannot be used."""
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
 import av
 from av.container import InputContainer
 from av.stream import Discard, Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from artifacts.containers import open_media
@@ -25,6 +27,8 @@ is an error, too."""
 THREAD_TYPES: dict[str, Literal["SLICE"]] = {"vp8": "SLICE"}
 """Kind of decoder threads, if not the decoder's own choice. Of 42 damaged VP8 files, 36 had other
 frames with frame threads, without any error; none had with slice threads."""
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""Codec → its decoder that decodes the transparency of a WebM track, as FFmpeg's own do not."""
 
 READ_BYTES = 1 << 20
 MAX_PIXELS = 1 << 27
@@ -72,16 +76,53 @@ def open_video(
         stream.thread_type = THREAD_TYPES.get(codec, "AUTO")
         stream.codec_context.thread_count = threads
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), **options}
+        context = stream.codec_context
+        if codec == "rawvideo" and context.pix_fmt == "bgra" and not context.codec_tag.strip("\0"):
+            context.pix_fmt = "bgr0"  # as in AVI, whose fourth byte is undefined
     except BaseException:
         container.close()
         raise
     return container, stream
 
 
+def has_alpha_track(stream: VideoStream) -> bool:
+    """Return whether a WebM track says that it stores transparency beside its frames."""
+    says = any(k.lower() == "alpha_mode" and v == "1" for k, v in stream.metadata.items())
+    return says and stream.codec_context.name in ALPHA_DECODERS
+
+
+def decoder_of(stream: VideoStream) -> VideoCodecContext:
+    """Return the decoder of a stream of `open_video`: its own, or one that decodes alpha."""
+    own = stream.codec_context
+    if not has_alpha_track(stream):
+        return own
+    decoder = av.CodecContext.create(ALPHA_DECODERS[own.name], "r")
+    assert isinstance(decoder, VideoCodecContext)
+    for name in ("extradata", "thread_count", "options", "color_range", "colorspace"):
+        setattr(decoder, name, getattr(own, name))
+    return decoder
+
+
 def open_container(path: Path) -> InputContainer:
     """Open a media file with FFmpeg, without opening any other file or address. Raises
     FFmpegError."""
     return open_media(path, options=OPTIONS)
+
+
+def time_zero(container: InputContainer) -> Fraction:
+    """Return time 0 of a file in seconds of its own clock: where its first stream starts. Covers
+    and data do not count, though FFmpeg counts them."""
+    start = Fraction(container.start_time or 0, av.time_base)
+    shown = [
+        stream.start_time * stream.time_base
+        for stream in container.streams
+        if stream.type in ("video", "audio", "subtitle")
+        and not stream.disposition & Disposition.attached_pic
+        and stream.start_time is not None
+        and stream.time_base
+    ]
+    exact = min(shown, default=start)
+    return exact if exact > start - Fraction(1, av.time_base) else start  # `start` is rounded
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:

@@ -1,15 +1,17 @@
 """Chooses the frames of each chunk from a video's timeline.
 
-A chunk is the interval [k * chunk_seconds, (k + 1) * chunk_seconds) of media time, where 0 is the
-first frame. A frame belongs to the chunk in which it begins. For each target time the plan takes
-the chunk's own frame that is on display then. Before the chunk's first own frame it takes that
-first one. A single frame is taken at the chunk's middle. A chunk in which no frame begins, because
-a still image stays on screen, takes the frame on display.
+A chunk is the interval [k * chunk_seconds, (k + 1) * chunk_seconds) of the time since the first
+frame. Times count from time 0 of the file, which may be earlier. A frame belongs to the chunk in
+which it begins. For each target time the plan takes the chunk's own frame that is on display then.
+Before the chunk's first own frame it takes that first one. A single frame is taken at the chunk's
+middle. A chunk in which no frame begins, because a still image stays on screen, takes the frame on
+display.
 """
 
 import math
 from array import array
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +32,7 @@ class ChunkPlan:
     index: int
     """Index in the video, from 0."""
     start: float
-    """Start in seconds from the first frame."""
+    """Start in seconds since time 0."""
     end: float
     """End in seconds."""
     first: int
@@ -53,17 +55,17 @@ def plan_chunks(timeline: Timeline, sampling: Sampling) -> list[ChunkPlan]:
     """Plan every chunk of a video, from its first frame to the end of its last."""
     length = sampling.chunk_seconds
     count = chunk_count(timeline.duration, len(timeline.pts), length)
-    ends = [*((index + 1) * length for index in range(count - 1)), timeline.duration]
+    starts = [timeline.offset + index * length for index in range(count)]
     return [
-        plan_chunk(timeline, sampling, index=index, start=index * length, end=end)
-        for index, end in enumerate(ends)
+        plan_chunk(timeline, sampling, index=index, start=start, end=end)
+        for index, (start, end) in enumerate(pairwise([*starts, timeline.end]))
     ]
 
 
 def plan_chunk(
     timeline: Timeline, sampling: Sampling, *, index: int, start: float, end: float
 ) -> ChunkPlan:
-    """Plan one chunk, from `start` to `end` in seconds from the first frame."""
+    """Plan one chunk, from `start` to `end` in seconds since time 0."""
     low, high = positions(timeline, start, end)
     picks = _picks(timeline, sampling, start, end, low, high)
     return ChunkPlan(
@@ -91,10 +93,10 @@ def plan_stored(timeline: Timeline, index: ChunkIndex) -> ChunkPlan:
 
 def positions(timeline: Timeline, start: float, end: float) -> tuple[int, int]:
     """Return the position of a chunk's first own frame, and the position after its last one."""
-    low = int(np.searchsorted(timeline.pts, _tick_from(timeline, start)))
+    low = int(np.searchsorted(timeline.pts, tick_from(timeline, start)))
     high = len(timeline.pts)
-    if end < timeline.duration:
-        high = int(np.searchsorted(timeline.pts, _tick_from(timeline, end)))
+    if end < timeline.end:
+        high = int(np.searchsorted(timeline.pts, tick_from(timeline, end)))
     return (low - 1, low) if low >= high else (low, high)
 
 
@@ -127,10 +129,10 @@ def _evenly(count: int, keep: int) -> NDArray[np.int64]:
 def tick_at(timeline: Timeline, seconds: float) -> int:
     """Return the last tick at or before `seconds`."""
     rate = timeline.time_base.denominator / timeline.time_base.numerator
-    return timeline.start + math.floor((seconds + ROUNDING_SECONDS) * rate)
+    return timeline.start + math.floor((seconds - timeline.offset + ROUNDING_SECONDS) * rate)
 
 
-def _tick_from(timeline: Timeline, seconds: float) -> int:
+def tick_from(timeline: Timeline, seconds: float) -> int:
     """Return the first tick at or after `seconds`."""
     rate = timeline.time_base.denominator / timeline.time_base.numerator
-    return timeline.start + math.ceil((seconds - ROUNDING_SECONDS) * rate)
+    return timeline.start + math.ceil((seconds - timeline.offset - ROUNDING_SECONDS) * rate)

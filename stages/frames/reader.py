@@ -20,7 +20,7 @@ from stages.frames.decoder import Decoder
 from stages.frames.opening import no_frames
 from stages.frames.seek_plan import SeekPlan
 from stages.frames.survey import survey, watch
-from stages.frames.timeline import STAMPS, Timeline
+from stages.frames.timeline import Timeline
 
 MAX_RETURNS = 16
 """After so many damaged stretches, one thread decodes the rest of the file."""
@@ -146,7 +146,7 @@ class Reader:
             count = self.decoder.frames_out
             frame = self.decoder.pull()
             if frame is not None:
-                ticks = STAMPS[self.timeline.stamp](frame, count)
+                ticks = self.timeline.ticks_of(frame, count)
                 # Skip a frame without a time if the other frames have one.
                 self._next = (self.timeline.start - 1 if ticks is None else ticks, frame)
         return self._next

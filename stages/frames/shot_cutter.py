@@ -142,11 +142,11 @@ class ShotCutter:
         self._shown: tuple[int, VideoFrame] | None = None
         """The last frame that was processed."""
 
-    def shots(self, index: int = 0, start: float = 0.0) -> Iterator[Shot]:
+    def shots(self, index: int, start: float) -> Iterator[Shot]:
         """Yield the shots from the one that begins at `start`, in order, decoding on demand."""
         pts = self._timeline.pts
         self._piece = self._begin(index, start)
-        self._first = positions(self._timeline, start, self._timeline.duration)[0]
+        self._first = positions(self._timeline, start, self._timeline.end)[0]
         since = max(0, self._first - BEHIND - AHEAD)
         self._reader.request(array("q", pts[since:].tolist()))
         descriptor, finder = FrameDescriptor(), CutFinder()
@@ -162,9 +162,9 @@ class ShotCutter:
                 yield from self._pass(*waiting.popleft(), begins)
         while waiting:
             yield from self._pass(*waiting.popleft(), bool(finder.decide()))
-        yield from self._split(self._timeline.duration)
+        yield from self._split(self._timeline.end)
         yield from self._release()
-        yield self._close(self._timeline.duration)
+        yield self._close(self._timeline.end)
 
     def _pass(self, at: int, frame: VideoFrame, begins: bool) -> Iterator[Shot]:
         """Process one frame; `begins` is whether a shot begins with it."""
@@ -172,7 +172,7 @@ class ShotCutter:
             return
         seconds = self._timeline.seconds(int(self._timeline.pts[at]))
         yield from self._split(seconds)
-        age, rest = seconds - self._piece.start, self._timeline.duration - seconds
+        age, rest = seconds - self._piece.start, self._timeline.end - seconds
         if begins and rest >= SHORTEST_SECONDS:
             if self._held is not None and age < SHORTEST_SECONDS:
                 yield replace(self._held, plan=replace(self._held.plan, end=seconds))
@@ -189,9 +189,9 @@ class ShotCutter:
 
     def _split(self, seconds: float) -> Iterator[Shot]:
         """Yield the parts of a long shot that have ended by `seconds`."""
-        length, duration = self._sampling.chunk_seconds, self._timeline.duration
+        length = self._sampling.chunk_seconds
         while (end := self._piece.start + length) <= seconds + ROUNDING_SECONDS:
-            if duration - end < min(SHORTEST_SECONDS, length / 2):
+            if self._timeline.end - end < min(SHORTEST_SECONDS, length / 2):
                 return
             yield from self._release()
             self._held = self._close(end)

@@ -1,9 +1,9 @@
 """Detects shot boundaries frame by frame.
 
-It compares the brightness of at most 106 by 60 points of the image, as one histogram for each of 16
-blocks. A cut is a frame that differs from the one before it far more than its neighbours differ
-from theirs. Motion changes many frames in a row, a cut only one. The frames after a cut must also
-differ from those before it; otherwise it is a flash.
+It compares brightness and colour (Y, Cb and Cr) of at most 106 by 60 points, as one histogram for
+each of 16 blocks. A cut is a frame that differs from the one before it far more than its neighbours
+differ from theirs. Motion changes many frames in a row, a cut only one. The frames after a cut must
+also differ from those before it; otherwise it is a flash.
 """
 
 import math
@@ -16,6 +16,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
+from stages.frames.frame_converter import opaque
+
 ROWS, COLUMNS = 60, 106
 """Most sampled points: rows, columns."""
 BLOCKS = 4
@@ -23,6 +25,9 @@ BLOCKS = 4
 BINS = 64
 SPREAD = 8
 """Each point counts in so many bins, so that a slow fade does not move flat areas all at once."""
+COLOUR_SHARE = np.array([[1], [0.25], [0.25]], np.float32)
+"""How much a difference of each plane counts. Codecs store colour coarsely: if it changes slowly,
+Cb and Cr jump by 4 levels at once."""
 
 AHEAD = 4
 """Frames after a cut that are needed to decide on it."""
@@ -49,10 +54,8 @@ LEVELS = np.arange(BINS) * (256 // BINS)
 SHORTEST_SECONDS = 0.5
 """Shortest shot: a second cut within it is ignored."""
 
-PLAIN = frozenset(
-    ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12", "nv21", "gray")
-)
-"""Formats whose first plane is the brightness, one byte per point."""
+PLAIN = frozenset(("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"))
+"""Formats of three planes with one byte per point. Others are converted to the fifth."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +63,7 @@ class FrameFeatures:
     """The values of a frame that are compared."""
 
     blocks: NDArray[np.float32]
-    """Histograms [blocks, bins]; the sum of a block is 1."""
+    """Histograms [planes, blocks, bins]; the sum of a block is 1."""
     brightness: float
     """Mean brightness of the points, of 255."""
     is_black: bool
@@ -71,51 +74,65 @@ class FrameDescriptor:
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
-        self._places: dict[tuple[int, int], NDArray[np.intp]] = {}
+        self._places: dict[tuple[tuple[int, ...], ...], NDArray[np.intp]] = {}
 
     def describe(self, frame: VideoFrame) -> FrameFeatures:
         """Return the features of a frame."""
-        points = self._points(frame)
-        if points.shape not in self._places:
-            rows, columns = (np.arange(n) * BLOCKS // n for n in points.shape)
-            self._places[points.shape] = ((rows[:, None] * BLOCKS + columns) * BINS).astype(np.intp)
-        counts = np.bincount(
-            (self._places[points.shape] + (points >> 2)).reshape(-1),
-            minlength=BLOCKS * BLOCKS * BINS,
-        ).reshape(-1, BINS)
-        padded = np.zeros((len(counts), BINS + 2 * SPREAD), dtype=np.float32)
-        np.cumsum(counts, axis=1, out=padded[:, SPREAD : SPREAD + BINS])
-        padded[:, SPREAD + BINS :] = padded[:, SPREAD + BINS - 1 : SPREAD + BINS]
-        spread = padded[:, SPREAD:] - padded[:, :-SPREAD]
-        spread /= np.maximum(padded[:, -1:] * SPREAD, 1)
-        whole = counts.sum(axis=0)
+        planes = self._planes(frame)
+        shapes = tuple(plane.shape for plane in planes)
+        if shapes not in self._places:
+            self._places[shapes] = np.concatenate([*map(_places, range(len(shapes)), shapes)])
+        points = np.concatenate([plane.reshape(-1) for plane in planes])
+        at, size = self._places[shapes] + (points >> 2), (len(planes), BLOCKS * BLOCKS, BINS)
+        counts = np.bincount(at, minlength=math.prod(size)).reshape(size)
+        padded = np.zeros((*counts.shape[:2], BINS + 2 * SPREAD), dtype=np.float32)
+        np.cumsum(counts, axis=2, out=padded[..., SPREAD : SPREAD + BINS])
+        padded[..., SPREAD + BINS :] = padded[..., SPREAD + BINS - 1 : SPREAD + BINS]
+        spread = padded[..., SPREAD:] - padded[..., :-SPREAD]
+        spread /= np.maximum(padded[..., -1:] * SPREAD, 1)
+        whole = counts[0].sum(axis=0)
         return FrameFeatures(
             blocks=spread,
-            brightness=float(whole @ LEVELS) / points.size,
-            is_black=bool(whole[BLACK // 4 :].sum() <= (1 - BLACK_SHARE) * points.size),
+            brightness=float(whole @ LEVELS) / planes[0].size,
+            is_black=bool(whole[BLACK // 4 :].sum() <= (1 - BLACK_SHARE) * planes[0].size),
         )
 
-    def _points(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        if frame.format.name in PLAIN:
-            plane: Any = frame.planes[0]
-            lines = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)
-            down, along = -(-frame.height // ROWS), -(-frame.width // COLUMNS)
-            points: NDArray[np.uint8] = lines[: frame.height : down, : frame.width : along]
-            return points
-        small = self._reformatter.reformat(
-            frame,
-            width=min(COLUMNS, frame.width),
-            height=min(ROWS, frame.height),
-            format="gray",
-            interpolation=Interpolation.POINT,
-            threads=1,
-        )
-        return small.to_ndarray().astype(np.uint8, copy=False)
+    def _planes(self, frame: VideoFrame) -> list[NDArray[np.uint8]]:
+        """Return the sampled points of Y, Cb and Cr."""
+        if frame.format.name not in PLAIN:
+            frame = self._reformatter.reformat(
+                opaque(frame),
+                width=min(COLUMNS, frame.width),
+                height=min(ROWS, frame.height),
+                format="yuv444p",
+                interpolation=Interpolation.POINT,
+                threads=1,
+            )
+        down, along = -(-frame.height // ROWS), -(-frame.width // COLUMNS)
+        planes: Any = frame.planes
+        lines = [np.frombuffer(each, np.uint8).reshape(-1, each.line_size) for each in planes]
+        return [
+            each[: plane.height : down, : plane.width : along]
+            for each, plane in zip(lines, planes, strict=True)
+        ]
+
+
+def _places(plane: int, shape: tuple[int, ...]) -> NDArray[np.intp]:
+    """Return where the histogram of each point's block begins, for the points of a plane."""
+    rows, columns = (np.arange(n) * BLOCKS // n for n in shape)
+    blocks: NDArray[np.intp] = (plane * BLOCKS + rows[:, None]) * BLOCKS + columns
+    return (blocks * BINS).reshape(-1)
 
 
 def distance(one: FrameFeatures, other: FrameFeatures) -> float:
-    """Return the difference of two frames, from 0 to 1."""
-    return float(np.abs(one.blocks - other.blocks).sum()) / (2 * len(one.blocks))
+    """Return the difference of two frames in the plane that differs most, from 0 to 1."""
+    return float(_changes(one, other).mean(axis=1).max())
+
+
+def _changes(one: FrameFeatures, other: FrameFeatures) -> NDArray[np.float32]:
+    """Return the differences of the blocks [planes, blocks], from 0 to 1."""
+    changes: NDArray[np.float32] = np.abs(one.blocks - other.blocks).sum(axis=2) / 2
+    return changes * COLOUR_SHARE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,8 +186,8 @@ class CutFinder:
         if here.step < MIN_DISTANCE + MOTION_FACTOR * usual:
             return False
         # In most blocks, and not only where an object has appeared or disappeared.
-        before, now = self._seen[at - 1].features.blocks, here.features.blocks
-        return float(np.median(np.abs(before - now).sum(axis=1) / 2)) >= MIN_BLOCK_CHANGE
+        changes = _changes(self._seen[at - 1].features, here.features)
+        return float(np.median(changes, axis=1).max()) >= MIN_BLOCK_CHANGE
 
     def _stays(self, at: int) -> bool:
         """Return whether the frames after differ from those before, also beyond the length of a

@@ -1,7 +1,7 @@
 """Reads the frame times and keyframes of a video from its packets, or by decoding it once."""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -15,20 +15,27 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from artifacts.plurals import counted
-from stages.frames.opening import is_damage
-from stages.frames.timeline import DEFAULT_RATE, STAMPS, Keyframes, Timeline, VideoPacket
+from stages.frames.opening import is_damage, time_zero
+from stages.frames.timeline import DEFAULT_RATE, SHORT_SECONDS, Keyframes, Timeline, VideoPacket
 from stages.frames.watchdog import step
 
 JUMP_BACK_SECONDS = 1.0
 """A clock that goes back further than this was reset, as at the joint of two recordings."""
 JUMP_AHEAD_SECONDS = 3600.0
 """A clock that jumps further than this was reset; shorter gaps are still images."""
+RESET = ("mpegts", "mpeg", "flv")
+"""Formats of recordings whose clock may be reset. In all others an image may stand for hours."""
 REORDER_SECONDS = 10.0
 """A time further than this from the decoding position is wrong, for example because of a flipped
 bit."""
 REORDER_PACKETS = 32
 """After so many packets, decoding has reached a frame's time, however long an image stands. No
 codec reorders more than 16 frames, and each may be two fields."""
+DECODING_TIMES = ("avi", "asf")
+"""Formats without presentation times. AVI counts slots, of which some may be empty, and begins with
+slot 0 even if reordering delays the first frame; the sound cannot be delayed as much."""
+UNORDERED = ("h264", "hevc", "vvc")
+"""Codecs for which FFmpeg does not compute times of display from those of decoding."""
 BLOCK = 1 << 14
 """Frames that are checked at a time, to bound memory."""
 
@@ -36,7 +43,7 @@ BLOCK = 1 << 14
 class PacketTimes:
     """The times that one pass over the packets collects; 24 bytes per frame."""
 
-    def __init__(self, time_base: Fraction, *, hides: bool) -> None:
+    def __init__(self, time_base: Fraction, *, hides: bool, resets: bool) -> None:
         self.pts = array("q")
         self.dts = array("q")
         self.ordinals = array("q")
@@ -45,7 +52,7 @@ class PacketTimes:
         self.untimed = 0
         self.count = 0
         self.last = (-(1 << 62), 0)
-        self._hides = hides
+        self._hides, self._resets = hides, resets
         self._offset = 0
         self._clock: int | None = None
         self._step = 0
@@ -56,7 +63,7 @@ class PacketTimes:
         ordinal, self.count = self.count, self.count + 1
         raw, duration = packet.pts, packet.duration or 0
         dts = raw if packet.dts is None else packet.dts
-        if dts is not None:
+        if dts is not None and self._resets:
             self._follow(dts, ordinal)
         if raw is None or dts is None:
             # Packets before the first keyframe cannot be decoded anyway.
@@ -76,7 +83,7 @@ class PacketTimes:
         """Remove the frames whose times are wrong, and return the ordinals of their packets.
 
         No later packet confirms the last few times. With `to_the_end` they are checked like the
-        others, else only against the largest jump of a clock.
+        others, else only against the largest jump of a clock, if it can jump.
         """
         pts, dts, ordinals = (
             np.frombuffer(column, dtype=np.int64) for column in (self.pts, self.dts, self.ordinals)
@@ -86,7 +93,8 @@ class PacketTimes:
         bound = max(int(REORDER_SECONDS / time_base), REORDER_PACKETS * step)
         end = int(dts[-1])
         if not to_the_end:
-            end = max(end, min(int(pts.max()), end + self._ahead))
+            last = int(pts.max())
+            end = max(end, min(last, end + self._ahead) if self._resets else last)
         odd = np.empty(len(pts), dtype=np.bool_)
         for first in range(0, len(pts), BLOCK):
             here = slice(first, first + BLOCK)
@@ -132,11 +140,14 @@ MAX_TRIES = 1000
 
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
     """Yield the non-empty packets of the stream, until the file ends or its structure breaks."""
+    in_order = _lacks_times(container) and not stream.codec_context.has_b_frames
     for _ in range(MAX_TRIES):
         try:
             for packet in container.demux(stream):
                 step()
                 if packet.size:
+                    if in_order:
+                        packet.pts = packet.dts  # FFmpeg guesses the next packet's
                     yield packet
             return
         except IndexError:
@@ -155,12 +166,12 @@ def survey(
     """Read times and keyframes by demuxing alone, at 5 µs per packet. Return None if the packets do
     not have them."""
     assert stream.time_base is not None
-    found = PacketTimes(stream.time_base, hides=stream.codec_context.name == "vp8")
+    resets, hides = container.format.name in RESET, stream.codec_context.name == "vp8"
+    found = PacketTimes(stream.time_base, hides=hides, resets=resets)
     for packet in stream_packets:
         found.add(packet)
     if found.untimed or not found.pts or _only_counts(found.pts, container, stream):
         return None
-    announced = announced_seconds(container, stream)
     streamed = container.format.name in STREAMED
     odd = found.remove_wrong_times(stream.time_base, to_the_end=streamed)
     del found.dts, found.ordinals  # megabytes for hours of video
@@ -169,7 +180,9 @@ def survey(
     # Two packets with one time may be two fields of one frame; a seek must not separate them.
     ordered = len(ticks) == len(found.pts) and all(a < b for a, b in pairwise(key_pts))
     keyframes = Keyframes(pts=key_pts, dts=key_dts, ordinals=ordinals)
-    warnings = []
+    late = key_pts[0] - key_dts[0] if key_pts and container.format.name == "avi" else 0
+    first = (int(ticks[0]) - late) * stream.time_base
+    offset, warnings = _offset(container, first)
     if found.jumps:
         jumps = counted(len(found.jumps), "time")
         warnings.append(f"its clock is reset {jumps}; times continue from there")
@@ -178,67 +191,134 @@ def survey(
     return Timeline(
         pts=ticks,
         time_base=stream.time_base,
-        last_ticks=_last_ticks(found.pts, found.last[1], stream),
+        last_ticks=_last_ticks(found.pts, found.last[1], stream, resets=resets),
+        offset=offset,
         keyframes=keyframes if ordered and key_pts and not found.jumps else None,
         jumps=tuple(found.jumps),
         disbelieved=odd,
         # Without a header FFmpeg derives the length from the doubtful times.
-        announced_seconds=None if odd and streamed else announced,
+        announced_seconds=(
+            None if odd and streamed else announced_seconds(container, stream, first)
+        ),
         warnings=tuple(warnings),
     )
 
 
+def timed_frames(
+    container: InputContainer,
+    stream: VideoStream,
+    decode: Callable[[VideoPacket], Sequence[VideoFrame]],
+) -> Iterator[tuple[float | None, VideoFrame]]:
+    """Yield the frames from the current packet, a keyframe, on, each with its seconds since time 0;
+    None where they are unknown."""
+    assert stream.time_base is not None
+    zero = time_zero(container)
+    first: int | None = None
+    late: int | None = None if container.format.name == "avi" else 0
+    for packet in container.demux(stream):
+        first = packet.dts if first is None else first
+        for frame in decode(packet):
+            if (ticks := frame.dts if _lacks_times(container) else frame.pts) is None:
+                yield None, frame
+                continue
+            late = ticks - (first or 0) if late is None else late
+            yield float((ticks - late) * stream.time_base - zero), frame
+
+
 def watch(frames: Iterator[VideoFrame], container: InputContainer, stream: VideoStream) -> Timeline:
     """Read times by decoding everything once, for files whose packets do not have them."""
-    columns: dict[str, array[int]] = {name: array("q") for name in STAMPS}
-    count = 0
-    for count, frame in enumerate(frames, 1):
-        for name, stamp in STAMPS.items():
-            ticks = stamp(frame, count - 1)
+    pts, slots, count = array("q"), array("q"), 0
+    for frame in frames:
+        count += 1
+        for column, ticks in ((pts, frame.pts), (slots, frame.dts)):
             if ticks is not None:
-                columns[name].append(ticks)
-    name = next(
-        name
-        for name, column in columns.items()
-        if len(column) == count and all(a < b for a, b in pairwise(column))
-    )
+                column.append(ticks)
     assert stream.time_base is not None
-    counted = name == "count"
-    rate: Any = stream.average_rate or stream.guessed_rate or DEFAULT_RATE
+    time_base, late, counted = stream.time_base, 0, True
+    if _lacks_times(container) and slots and _ascends(slots):
+        pts, late = _of_slots(slots, count)
+    elif len(pts) == count and _ascends(pts):
+        counted = False
+    else:
+        rate: Any = stream.average_rate or stream.guessed_rate or DEFAULT_RATE
+        pts, time_base = array("q", range(count)), 1 / Fraction(rate)
+    if time_base == stream.time_base:
+        last = _last_ticks(pts, 0, stream)
+        first = (pts[0] - (late if container.format.name == "avi" else 0)) * time_base
+    else:
+        last, first = 1, (stream.start_time or 0) * stream.time_base
+    offset, warnings = _offset(container, first)
     return Timeline(
-        pts=np.frombuffer(columns[name], dtype=np.int64),
-        time_base=1 / Fraction(rate) if counted else stream.time_base,
-        last_ticks=1 if counted else _last_ticks(columns[name], 0, stream),
+        pts=np.frombuffer(pts, dtype=np.int64),
+        time_base=time_base,
+        last_ticks=last,
+        offset=offset,
+        counted=counted,
         keyframes=None,
-        stamp=name,
         demuxed=False,
-        announced_seconds=announced_seconds(container, stream),
+        announced_seconds=announced_seconds(container, stream, first),
+        warnings=tuple(warnings),
     )
 
 
-def announced_seconds(container: InputContainer, stream: VideoStream) -> float | None:
-    """Return the length of the video that the file states; None if only the length of the whole
-    file is known."""
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
+def _of_slots(slots: "array[int]", count: int) -> "tuple[array[int], int]":
+    """Return the ticks of `count` frames, and the ticks by which reordering delays them. `slots`
+    are the decoding times of the packets with which frames leave the decoder; the last frames leave
+    it after all packets."""
+    step = int(np.median(np.diff(slots))) if len(slots) > 1 else 1
+    waiting = count - len(slots)
+    later = range(slots[-1] + step, slots[-1] + step * (waiting + 1), step)
+    return array("q", [*slots, *later]), step * waiting
+
+
+def _ascends(ticks: "array[int]") -> bool:
+    return all(a < b for a, b in pairwise(ticks))
+
+
+def _offset(container: InputContainer, first: Fraction) -> tuple[float, list[str]]:
+    """Return the seconds from time 0 to the first frame, which is at `first` on the file's clock,
+    and a warning if they cannot be true."""
+    offset = max(Fraction(0), first - time_zero(container))
+    if container.duration is None or offset <= Fraction(container.duration, av.time_base):
+        return float(offset), []
+    return 0.0, [
+        f"its first frame is stated at {float(offset):.2f} s, behind the end of the file; times "
+        "count from that frame"
+    ]
+
+
+def announced_seconds(
+    container: InputContainer, stream: VideoStream, first: Fraction
+) -> float | None:
+    """Return the length that the file states from its first frame, at `first` on the file's clock,
+    to its last one. Return None if only the length of the whole file is known."""
     hours, minutes, seconds = ([*stream.metadata.get("DURATION", "").split(":"), "", ""])[:3]
     try:
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        end = int(hours) * 3600 + int(minutes) * 60 + float(seconds)  # Matroska states the end
+        return end - float(first)
     except ValueError:
         pass
-    if container.duration is None or len(container.streams) > 1:
+    several = len(container.streams) > 1
+    if stream.duration is not None and stream.time_base is not None:
+        start = (stream.start_time or 0) * stream.time_base
+        # FFmpeg states the file's start and length if it has not found those of the stream.
+        if not several or abs(first - start) <= SHORT_SECONDS:
+            return float(start + stream.duration * stream.time_base - first)
+    if container.duration is None or several:
         return None
-    return container.duration / av.time_base
+    return container.duration / av.time_base - max(float(first), 0.0)
 
 
 def _only_counts(ticks: "array[int]", container: InputContainer, stream: VideoStream) -> bool:
-    """Return whether packets are numbered in decoding order although frames are shown in another
-    order.
+    """Return whether packets have times of decoding alone although frames are shown in another
+    order. FFmpeg corrects that for MPEG-4 but not for H.264."""
+    context = stream.codec_context
+    unknown = container.format.name == "avi" or context.name in UNORDERED
+    return _lacks_times(container) and unknown and context.has_b_frames and _ascends(ticks)
 
-    AVI has no presentation times; FFmpeg corrects that for MPEG-4 but not for H.264.
-    """
-    reorders = container.format.name == "avi" and stream.codec_context.has_b_frames
-    return bool(reorders) and all(a < b for a, b in pairwise(ticks))
+
+def _lacks_times(container: InputContainer) -> bool:
+    return container.format.name in DECODING_TIMES
 
 
 def _ascending(ticks: "array[int]") -> NDArray[np.int64]:
@@ -247,12 +327,14 @@ def _ascending(ticks: "array[int]") -> NDArray[np.int64]:
     return view if bool((view[1:] > view[:-1]).all()) else np.unique(view)
 
 
-def _last_ticks(ticks: "array[int]", stated: int, stream: VideoStream) -> int:
+def _last_ticks(
+    ticks: "array[int]", stated: int, stream: VideoStream, *, resets: bool = False
+) -> int:
     """Return the duration of the last frame: as stated, else as the one before it, else by the
     frame rate."""
     assert stream.time_base is not None
     if stated > 0:
-        return min(stated, int(JUMP_AHEAD_SECONDS / stream.time_base))
+        return min(stated, int(JUMP_AHEAD_SECONDS / stream.time_base)) if resets else stated
     last_two = sorted(set(ticks[-16:]))[-2:]
     if len(last_two) == 2:
         return last_two[1] - last_two[0]

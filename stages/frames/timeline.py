@@ -1,7 +1,6 @@
 """The display times of the frames of a video, and the keyframes where decoding can begin."""
 
 from array import array
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TypeAlias
@@ -16,16 +15,10 @@ SHORT_SECONDS = 0.5
 """If the frames end this much before the stated end, the file was truncated."""
 DEFAULT_RATE = Fraction(25)
 """Frames per second if a file states neither times nor a rate, as in raw streams."""
-SLOWEST_SECONDS = 3600.0
-"""A longer mean duration per frame means that the clock is wrong."""
+LONGEST_TICK_SECONDS = 3600
+"""A longer tick means that the header's clock is wrong. Frames may stand longer."""
 
 VideoPacket: TypeAlias = "Packet[VideoStream]"
-Stamp = Callable[[VideoFrame, int], int | None]
-STAMPS: dict[str, Stamp] = {
-    "pts": lambda frame, ordinal: frame.pts,
-    "count": lambda frame, ordinal: ordinal,
-}
-"""Sources of the time of a frame, best first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +45,11 @@ class Timeline:
     """Duration of the last frame."""
     keyframes: Keyframes | None
     """None if seeking is unreliable."""
-    stamp: str = "pts"
-    """Key of STAMPS that identifies decoded frames."""
+    offset: float = 0.0
+    """Seconds from time 0 to the first frame. Time 0 is the start of the file, which may begin with
+    sound."""
+    counted: bool = False
+    """Whether decoded frames are identified by their number, not by their own times."""
     demuxed: bool = True
     """Whether packets have the same times as their frames."""
     jumps: tuple[tuple[int, int], ...] = ()
@@ -61,32 +57,48 @@ class Timeline:
     disbelieved: frozenset[int] = frozenset()
     """Packets with wrong times, numbered from 0 in file order."""
     announced_seconds: float | None = None
-    """Length that the file states, if any."""
+    """Length from the first frame to the end that the file states, if any."""
     warnings: tuple[str, ...] = ()
     """Faults of the file, one sentence each."""
 
     @property
     def start(self) -> int:
-        """Return the ticks of the first frame: time 0."""
+        """Return the ticks of the first frame."""
         return int(self.pts[0])
 
     def seconds(self, ticks: int) -> float:
-        """Convert ticks of the file's clock to seconds since the first frame."""
-        return (ticks - self.start) * self.time_base.numerator / self.time_base.denominator
+        """Convert ticks of the file's clock to seconds since time 0."""
+        return self.offset + self.since_first(ticks)
 
     @property
     def duration(self) -> float:
         """Return the seconds from the first frame to the end of the last."""
-        return self.seconds(int(self.pts[-1]) + self.last_ticks)
+        return self.since_first(int(self.pts[-1]) + self.last_ticks)
+
+    @property
+    def end(self) -> float:
+        """Return the end of the last frame in seconds since time 0."""
+        return self.offset + self.duration
+
+    def since_first(self, ticks: int) -> float:
+        """Convert ticks of the file's clock to seconds since the first frame."""
+        return (ticks - self.start) * self.time_base.numerator / self.time_base.denominator
+
+    def ticks_of(self, frame: VideoFrame, ordinal: int) -> int | None:
+        """Return the ticks of a decoded frame, which is the `ordinal`th; None if unknown."""
+        if not self.counted:
+            return frame.pts
+        return int(self.pts[ordinal]) if ordinal < len(self.pts) else None
 
     def with_plausible_rate(self) -> "Timeline":
-        """Return itself, or a timeline at a default rate if each frame would last for hours."""
-        if self.duration <= SLOWEST_SECONDS * len(self.pts):
+        """Return itself, or a timeline at a default rate if each tick would last for hours."""
+        if self.time_base <= LONGEST_TICK_SECONDS:
             return self
         ticks = int(self.pts[-1]) + self.last_ticks - self.start
         return replace(
             self,
             time_base=len(self.pts) / (DEFAULT_RATE * ticks),
+            offset=0.0,
             announced_seconds=None,
             warnings=(
                 *self.warnings,
@@ -96,10 +108,11 @@ class Timeline:
 
     def starting_at(self, ticks: int) -> "Timeline":
         """Return the timeline without the frames before the first decodable one."""
-        later = replace(self, pts=self.pts[np.searchsorted(self.pts, ticks) :])
+        pts = self.pts[np.searchsorted(self.pts, ticks) :]
+        later = replace(self, pts=pts, offset=self.seconds(ticks))
         if self.announced_seconds is None:
             return later
-        return replace(later, announced_seconds=self.announced_seconds - self.seconds(ticks))
+        return replace(later, announced_seconds=self.announced_seconds - self.since_first(ticks))
 
     @property
     def is_short(self) -> bool:
@@ -112,7 +125,7 @@ class Timeline:
         if not self.is_short:
             return self.warnings
         missing = (
-            f"truncated: its frames end at {self.duration:.2f} s of the stated "
-            f"{self.announced_seconds:.2f} s; captioned up to there"
+            f"truncated: its frames end at {self.end:.2f} s of the stated "
+            f"{self.offset + (self.announced_seconds or 0.0):.2f} s; captioned up to there"
         )
         return (*self.warnings, missing)

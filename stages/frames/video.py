@@ -37,8 +37,8 @@ class Video:
         self._damage: dict[int, Damage] = {}
         self._lost: dict[int, float] = {}
         self._last_taken = 0.0
-        self._aspect = self._reader.decoder.stream.sample_aspect_ratio
-        self.height, self.width = shown_size(self._reader.first_frame, self._aspect)
+        frame, stream = self._reader.first_frame, self._reader.decoder.stream
+        self.height, self.width = shown_size(frame, stream.sample_aspect_ratio)
         """Size in pixels as a player shows it."""
         self.duration = self._reader.timeline.duration
         """Seconds from the first frame to the end of the last."""
@@ -63,7 +63,7 @@ class Video:
         A chunk without any decodable frame is left out, with a warning.
         """
         self._reader.request(array("q", chain.from_iterable(plan.ticks for plan in plans)))
-        converter = FrameConverter(self._reader.first_frame, self._aspect, fit)
+        converter = FrameConverter(self._reader.first_frame, fit.size(self.height, self.width))
         for plan in plans:
             chunk = self._chunk(plan, converter)
             if chunk is not None:
@@ -79,10 +79,11 @@ class Video:
     ) -> Iterator[Chunk]:
         """Yield the chunks of shots in order, decoding on demand. Those in `after`, the first
         chunks of the video, are stored already."""
-        start = after[-1].end if after else 0.0
-        if start >= self.duration:
+        timeline = self._reader.timeline
+        start = after[-1].end if after else timeline.offset
+        if start >= timeline.end:
             return
-        converter = FrameConverter(self._reader.first_frame, self._aspect, fit)
+        converter = FrameConverter(self._reader.first_frame, fit.size(self.height, self.width))
         cutter = ShotCutter(self._reader, sampling, converter)
         for shot in cutter.shots(len(after), start):
             pixels = (
@@ -141,6 +142,7 @@ class Video:
             kind="video",
             height=self.height,
             width=self.width,
+            start=self._reader.timeline.offset,
             duration=self.duration,
             chunks=tuple(chunks),
             warnings=self.warnings(),

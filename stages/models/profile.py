@@ -11,7 +11,7 @@ from stages.models.pixel_bounds import PixelBounds
 
 LISTS = ("modalities", "placeholders", "control_tokens", "rewritten")
 """Names of the profile fields that are lists of strings."""
-OUTPUT_VERSION = 32
+OUTPUT_VERSION = 33
 """Output version of a profile, part of its cache key: raised when the content changes."""
 
 
@@ -144,6 +144,8 @@ class ModelProfile:
     """Whether its prompts can contain a system text."""
     rewritten: tuple[str, ...] = ()
     """Parts of a turn, `question` and `system`, that earlier versions did not write verbatim."""
+    takes_rate: bool = False
+    """Whether its processor computes times from a rate that it is given, beside the metadata."""
     placeholders: tuple[str, ...] = ()
     """Strings that a prompt must not contain: the model reads them as image placeholders."""
     control_tokens: tuple[str, ...] = ()

@@ -16,8 +16,9 @@ FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where in a video its thumbnails are taken."""
 NO_POINTS = np.zeros((0, 0), np.uint8)
 SERIES = ("time", "sharpness", "exposure", "clipped", "dark", "change", "motion")
-"""Columns of the samples. `dark` is the share of dark points, `change` the largest difference of a
-block from the sample before, of 255, and `motion` in picture lengths per second. NaN: unknown."""
+"""Columns of the samples. `time` is in seconds since the first frame, `dark` the share of dark
+points, `change` the largest difference of a block from the sample before, of 255, and `motion` in
+picture lengths per second. NaN: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +26,8 @@ class Marked:
     """The measurements of a medium, or of a part of a video."""
 
     meta: dict[str, Any]
-    """Kind, width, height, seconds, faults and bars. Of a part: faults."""
+    """Kind, width, height, seconds, faults and bars, and of a video its start in seconds since
+    time 0. Of a part: faults."""
     thumbs: NDArray[np.uint8]
     """Grey thumbnails [n, SIDE, SIDE]: of an image one, of a video one per fraction."""
     brightest: NDArray[np.uint8]

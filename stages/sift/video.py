@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-from stages.frames.frame_converter import shown_size
+from stages.frames.frame_converter import FrameConverter, shown_size
 from stages.frames.opening import no_frames
 from stages.frames.reader import Reader
 from stages.sift.measures import (
     BLACK_SHARE,
+    EDGE,
     SHARP_EDGE,
     Grey,
     bars_of,
@@ -37,14 +36,13 @@ class SampledVideo:
     def __init__(self, path: Path, *, threads: int) -> None:
         """Open a video. Raises MediaError."""
         self._reader = Reader(path, threads=threads)
-        self._reformatter = VideoReformatter()
         self._timeline = timeline = self._reader.timeline
         self._shown = shown_size(
             self._reader.first_frame, self._reader.decoder.stream.sample_aspect_ratio
         )
-        frame = self._reader.first_frame
-        self._size = small_size(frame.width, frame.height)
-        self._sharp_size = small_size(frame.width, frame.height, SHARP_EDGE)
+        frame, (height, width) = self._reader.first_frame, self._shown
+        sizes = (small_size(width, height, edge)[::-1] for edge in (EDGE, SHARP_EDGE))
+        self._small, self._sharp = (FrameConverter(frame, size, grey=True) for size in sizes)
         wanted = np.arange(0, max(timeline.duration, 1e-9), STEP_SECONDS)
         ticks = timeline.start + np.rint(wanted / float(timeline.time_base)).astype(np.int64)
         at = np.minimum(np.searchsorted(timeline.pts, ticks), len(timeline.pts) - 1)
@@ -67,6 +65,7 @@ class SampledVideo:
             "kind": "video",
             "width": width,
             "height": height,
+            "start": self._timeline.offset,
             "seconds": round(self._timeline.duration, 3),
             "faults": len(self._timeline.all_warnings()),
         }
@@ -79,7 +78,7 @@ class SampledVideo:
         self._reader.request(array("q", (int(self._ticks[n]) for n in numbers)))
         before: tuple[int, float, Grey] | None = None
         for part in parts:
-            found = _Part(self._size)
+            found = _Part(self._small.size)
             for number in range(max(0, part * PART - 1), min((part + 1) * PART, len(self._ticks))):
                 if before is not None and before[0] == number:
                     continue  # the last sample of the part before
@@ -100,28 +99,15 @@ class SampledVideo:
             return before
         part.faults += own * (found[0] != tick or found[1].is_corrupt or self._reader.passed_over)
         self._reader.passed_over = False
-        time = self._timeline.seconds(found[0])
-        grey = self._grey(found[1], self._size)
+        time = self._timeline.since_first(found[0])
+        grey = self._small.convert(found[1])
         thumb = thumb_of(grey)
         if own:
             row = row_of(time, grey, thumb, None if before is None else before[1:])
             if number % SHARP_EVERY == 0:
-                sharp = self._grey(found[1], self._sharp_size)
-                row[SERIES.index("sharpness")] = sharpness(sharp)
+                row[SERIES.index("sharpness")] = sharpness(self._sharp.convert(found[1]))
             part.add(row, grey, [thumb] * self._thumbs.count(number))
         return number, time, thumb
-
-    def _grey(self, frame: VideoFrame, size: tuple[int, int]) -> Grey:
-        width, height = size
-        small = self._reformatter.reformat(
-            frame,
-            width=width,
-            height=height,
-            format="gray",
-            interpolation=Interpolation.AREA,
-            threads=1,
-        )
-        return small.to_ndarray().astype(np.uint8, copy=False)
 
 
 class _Part:
@@ -131,7 +117,7 @@ class _Part:
         self.faults = 0
         self._rows: list[list[float]] = []
         self._thumbs: list[Grey] = []
-        self._brightest: NDArray[np.uint8] = np.zeros(size[::-1], np.uint8)
+        self._brightest: NDArray[np.uint8] = np.zeros(size, np.uint8)
 
     def add(self, row: list[float], grey: Grey, thumbs: list[Grey]) -> None:
         self._rows.append(row)

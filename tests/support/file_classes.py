@@ -38,6 +38,8 @@ class FileClass:
     """Writes the file."""
     times: list[float] = field(default_factory=lambda: [n / RATE for n in range(FRAMES)])
     """Seconds of its frames since the first."""
+    start: float = 0.0
+    """Seconds of its first frame since time 0: sound may come before it."""
     shows: Callable[[int], int] = lambda position: position
     """Which `picture` the frame at a position is."""
     duration: float = FRAMES / RATE
@@ -165,6 +167,7 @@ WHOLE: dict[str, FileClass] = {
     "late start mp4": FileClass(
         suffix=".mp4",
         make=lambda path: write_video(path, ticks=range(300, 300 + FRAMES), audio=True),
+        start=10.0,
     ),
     "fragmented mp4": FileClass(
         suffix=".mp4", make=video(container_options={"movflags": "frag_keyframe+empty_moov"})

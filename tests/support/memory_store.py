@@ -16,7 +16,7 @@ class MemoryStore:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.local = state_folder(url)
+        self.local = self.near = state_folder(url)
         self.board = None
         self._objects: dict[str, tuple[bytes, float]] = {}
         """Name → content, and when it was written or last used."""

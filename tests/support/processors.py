@@ -33,6 +33,21 @@ def qwen2_vl() -> Any:
     )
 
 
+def omni(name: str) -> Any:
+    """A processor that computes times from `fps`, and brings limits of pixels of its own."""
+    made = qwen2_vl()
+    image, video = "<|image_pad|>", "<|video_pad|>"
+    named = {"image_token": image, "video_token": video, "audio_token": "<|AUDIO|>"}
+    marks = [f"{what}_{end}_token" for what in ("vision", "audio") for end in ("bos", "eos")]
+    return getattr(hf, f"{name}Processor")(
+        image_processor=made.image_processor,
+        video_processor=made.video_processor,
+        feature_extractor=hf.WhisperFeatureExtractor(),
+        tokenizer=words(**named, **{mark: f"<|{mark}|>" for mark in marks}),
+        chat_template=made.chat_template,
+    )
+
+
 def glm4v() -> Any:
     common = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
     size = {"size": {"shortest_edge": 16 * 16, "longest_edge": 8 * 32 * 32}, **common}
@@ -301,6 +316,8 @@ class Kind:
     """The argument that takes videos; None: frames go in as pictures."""
     timed: bool = True
     """Whether a video's times go in."""
+    rated: bool = False
+    """Whether the rate of its frames goes in."""
     image: bool = True
     """Whether it takes pictures at all."""
 
@@ -334,7 +351,9 @@ KINDS: dict[str, Kind] = {
     "perception_lm": Kind(build=perception_lm, video="videos"),
     "pix2struct": Kind(build=pix2struct, text="{prompt}", many=False),
     "pixtral": Kind(build=pixtral),
+    "qwen2_5_omni": Kind(build=lambda: omni("Qwen2_5Omni"), video="videos", rated=True),
     "qwen2_vl": Kind(build=qwen2_vl, video="videos"),
+    "qwen3_omni_moe": Kind(build=lambda: omni("Qwen3OmniMoe"), video="videos", rated=True),
     "video_llama_3": Kind(build=video_llama_3, video="videos"),
     "video_llava": Kind(build=video_llava, video="videos"),
 }
@@ -365,6 +384,8 @@ def plain_call(
         if kind.timed:
             metadata = [video_metadata(clip) for clip in clips]
             options |= {"video_metadata": metadata, "do_sample_frames": False}
+        if kind.rated:
+            options["fps"] = 1 / (batch[0].times[1] - batch[0].times[0])
     if texts[0].startswith(processor.tokenizer.bos_token):
         options["add_special_tokens"] = False
     return dict(processor(text=texts, padding=True, return_tensors="pt", **options))

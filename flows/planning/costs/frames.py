@@ -21,8 +21,8 @@ YUV_BYTES = 1.5
 FILE_BYTES = 8 << 20
 """Bytes of reading a video besides its frames: index, timestamps and container buffers."""
 READING_BYTES = 12
-"""Bytes per pixel while an image is read: Pillow's 4 twice for rotation, and the 3 stored. 16 for
-a transparent image."""
+"""Bytes per pixel while an image is read: Pillow's 4, twice if Pillow itself turns it as it does a
+TIFF, and the 3 stored."""
 
 
 def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:

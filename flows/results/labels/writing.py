@@ -44,6 +44,7 @@ class LabelCounts:
         self.pictures = self.labelled = 0
         self.lines: Counter[MediaFile] = Counter()
         """Number of rows of each file."""
+        self.chunks: Counter[MediaFile] = Counter()
         self._passed = np.zeros(size, np.int64)
         self._fine = np.zeros((size, FINE), np.uint32)
         self._sums = np.zeros((2, size), np.float64)
@@ -55,6 +56,7 @@ class LabelCounts:
             scores = each.scores.astype(np.float64)
             self.pictures += len(each.rows)
             self.lines[each.file] += len(each.rows)
+            self.chunks[each.file] += 1
             self.labelled += int(each.passed.any(axis=1).sum())
             self._passed += each.passed.sum(axis=0)
             self._sums += scores.sum(axis=0), (scores**2).sum(axis=0)
@@ -193,6 +195,7 @@ def write_labels(job: Job, context: LabelContext) -> LabelsWritten:
     counts = LabelCounts(context)
     write_jsonl(job.out / LINES, counts.counting(label_chunks(job, context)))
     found.pictures, found.labelled, found.given = counts.pictures, counts.labelled, counts.given
+    found.chunks = counts.chunks
     write_jsonl(job.out / "failures.jsonl", found.failures)
     counted_lines = media_lines(job.files, [counts.lines[f] for f in job.files])
     write_media(job.out, counted_lines, job.store.url)

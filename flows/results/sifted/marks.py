@@ -96,7 +96,7 @@ def chunk_marks(found: Marked, seconds: float) -> list[Values]:
     """Return the marks of each chunk of a video; of an image there are none."""
     if found.meta["kind"] != "video":
         return []
-    times, rows = found.column("time"), []
+    times, offset, rows = found.column("time"), found.meta["start"], []
     # As `penstock caption` cuts: a short rest belongs to the chunk before it.
     for at in range(max(1, math.ceil(round(found.meta["seconds"] / seconds, 6)))):
         start, end = at * seconds, min((at + 1) * seconds, found.meta["seconds"])
@@ -104,7 +104,8 @@ def chunk_marks(found: Marked, seconds: float) -> list[Values]:
         if low < high:
             marks = _series_marks(found, slice(int(low), int(high)), end - start, of_video=True)
             marks["seconds"] = rounded(end - start)
-            rows.append({"start": rounded(start), "end": rounded(end), **marks})
+            span = {"start": rounded(offset + start), "end": rounded(offset + end)}
+            rows.append({**span, **marks})
     return rows
 
 

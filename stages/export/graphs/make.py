@@ -87,9 +87,9 @@ def save_graph(program: Any, path: Path) -> None:
 
 
 def quantize_graph(path: Path, out: Path) -> int:
-    """Write a copy of a graph with the weights of its products in 8 bit, one scale per column, and
-    return how many were quantized. Their inputs are quantized at run time. Raises UsageError if
-    there are none, because nothing else would report that."""
+    """Write a copy of a graph with the weights of its products in 8 bit, of which they use 7, one
+    scale per column, and return how many were quantized. Their inputs are quantized at run time.
+    Raises UsageError if there are none, because nothing else would report that."""
     import onnx
     from onnxruntime.quantization import quantize_dynamic
 
@@ -99,11 +99,16 @@ def quantize_graph(path: Path, out: Path) -> int:
     kept = [value for value in graph.graph.value_info if value.name not in known]
     del graph.graph.value_info[:]
     graph.graph.value_info.extend(kept)
+    graph.metadata_props.add(key=WEIGHT_BITS, value="7")
     quantize_dynamic(
         graph,
         str(out),
         op_types_to_quantize=list(PRODUCTS),
         per_channel=True,
+        # Processors without VNNI add two products in 16 bit, which saturates from 2^15 on: of 8-bit
+        # weights after 255 * 127 * 2. A graph is carried to other machines, so it never depends on
+        # this one.
+        reduce_range=True,
         extra_options={"MatMulConstBOnly": True},
         use_external_data_format=True,
     )
@@ -119,6 +124,8 @@ def quantize_graph(path: Path, out: Path) -> int:
 
 INPUTS = "penstock.inputs"
 """Entry of a graph's metadata: JSON, input → its type and meaning."""
+WEIGHT_BITS = "penstock.weight_bits"
+"""Entry of the metadata of a graph in 8 bit: the bits that a weight uses."""
 OPSET = 20
 """Version of ONNX's operator set."""
 

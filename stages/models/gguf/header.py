@@ -27,6 +27,9 @@ ENTRIES = 1 << 16
 """Most metadata keys, and most tensors."""
 STRINGS = 1 << 21
 """Most strings in all lists together."""
+NUMBERS_KEPT = 1 << 16
+"""Most numbers in all lists that are kept. A tuple takes 8 to 40 bytes for each, and no long list
+is used."""
 NAME_BYTES = 63
 """Longest name of a tensor."""
 DIMENSIONS = 4
@@ -68,13 +71,23 @@ class GgufTensor:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class LongList:
+    """A list of numbers that is not kept."""
+
+    count: int
+
+    def __str__(self) -> str:
+        return f"a list of {self.count:,} numbers"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GgufHeader:
     """The header of a GGUF file."""
 
     path: Path
     values: Mapping[str, Any]
-    """Key → its value; lists are tuples."""
+    """Key → its value; lists are tuples, or a LongList."""
     tensors: Mapping[str, GgufTensor]
     data_start: int
     """Byte at which the tensors' data starts."""
@@ -114,7 +127,7 @@ class _HeaderReader:
 
     def __init__(self, path: Path, file: BufferedReader, size: int) -> None:
         self._path, self._file, self._size = path, file, size
-        self._at, self._strings = 0, 0
+        self._at, self._strings, self._numbers = 0, 0, 0
 
     def header(self) -> GgufHeader:
         if self._take(len(MAGIC), "its first bytes") != MAGIC:
@@ -160,7 +173,7 @@ class _HeaderReader:
             raise self._damaged(f"metadata key {key} has the unknown type {kind}")
         return self._number(NUMBERS[kind], key)
 
-    def _list(self, key: str) -> tuple[Any, ...]:
+    def _list(self, key: str) -> tuple[Any, ...] | LongList:
         kind, count = self._number("I", key), self._number("Q", key)
         if kind == STRING:
             self._strings += count
@@ -171,6 +184,9 @@ class _HeaderReader:
         if form is None:
             raise self._damaged(f"metadata key {key} is a list of the unknown type {kind}")
         content = self._take(count * struct.calcsize(f"<{form}"), key)
+        if self._numbers + count > NUMBERS_KEPT:
+            return LongList(count)
+        self._numbers += count
         return struct.unpack(f"<{count}{form}", content)
 
     def _tensors(self, count: int, alignment: int) -> dict[str, GgufTensor]:

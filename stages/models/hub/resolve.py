@@ -182,6 +182,19 @@ def resolve_model(
     return found.folder
 
 
+def check_name(name: str | Path) -> None:
+    """Raise UsageError for a name of a model that is neither a folder nor a hub id."""
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        raise not_a_folder(folder)
+    if not folder.is_dir() and not is_hub_id(str(name)):
+        raise UsageError(
+            f"there is no model at {name}",
+            hint="Give a folder with a config.json, or a hub id such as owner/name. Commands also "
+            "take demo, whose folder is penstock_demo.CHECKPOINT",
+        )
+
+
 def find_model(
     name: str | Path, revision: str | None = None, announce: Announce | None = None
 ) -> Checkpoint:
@@ -191,6 +204,7 @@ def find_model(
     `announce` is called before a download, with its description. Raises UsageError if the name is
     not a model, EnvironmentFault if the hub is unreachable or the disk is full.
     """
+    check_name(name)
     folder = Path(name).expanduser()
     if folder.is_dir():
         refuse_odd_things(folder)
@@ -202,14 +216,6 @@ def find_model(
         refuse_revision(f"{folder}, a folder,", revision)
         refuse_original(str(folder), folder)
         return Checkpoint(name=str(name), folder=folder.absolute())
-    if folder.is_file():
-        raise not_a_folder(folder)
-    if not is_hub_id(str(name)):
-        raise UsageError(
-            f"there is no model at {name}",
-            hint="Give a folder with a config.json, or a hub id such as owner/name. Commands also "
-            "take demo, whose folder is penstock_demo.CHECKPOINT",
-        )
     found = cached(str(name), revision) or bring_small(str(name), revision, announce)
     refuse_original(found.name, found.folder)
     return found

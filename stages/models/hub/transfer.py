@@ -51,9 +51,10 @@ class TransferWatch:
 
 
 def partial(target: Path) -> Path:
-    """Return the path of a partial file. The hub's client uses the same name, so its partial
-    downloads are resumed."""
-    return target.with_name(f"{target.name}.incomplete")
+    """Return the path of a partial file, by a name that only Penstock uses. The hub's client gives
+    each download another name and deletes it if the download fails; older clients append to
+    `NAME.incomplete` without a check."""
+    return target.with_name(f"{target.name}.penstock.incomplete")
 
 
 def transfer(remote: Remote, target: Path, watch: TransferWatch) -> None:

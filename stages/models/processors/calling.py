@@ -19,6 +19,9 @@ TEXT_IDS = ("input_ids", "decoder_input_ids", "labels")
 SAMPLE, TIMES, RETURN_METADATA = "do_sample_frames", "video_metadata", "return_metadata"
 """Options for videos: whether the processor samples frames, the times of the frames, and whether it
 returns their metadata, which some processors need while they write the prompt."""
+RATE = "fps"
+"""Option for videos: the rate of the frames, one number for all videos of a call. Some processors
+compute times from it, and take a constant if it is not given, whatever the metadata says."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +52,8 @@ def run(
     processor: Any, layout: Layout, clips: Sequence[Clip], prompts: Sequence[str]
 ) -> dict[str, Any]:
     """Return all outputs of the processor for these media and prompts."""
-    if len(clips) > 1 and not layout.batched:
+    rates = {video_metadata(clip)["fps"] for clip in clips} if RATE in layout.options else set()
+    if len(clips) > 1 and (len(rates) > 1 or not layout.batched):
         pairs = zip(clips, prompts, strict=True)
         return _padded(processor, [run(processor, layout, [c], [p]) for c, p in pairs])
     rows = [_media(layout, clip) for clip in clips]
@@ -58,6 +62,8 @@ def run(
         options[SAMPLE] = False
     if RETURN_METADATA in layout.options:
         options[RETURN_METADATA] = True
+    if rates:
+        options[RATE] = rates.pop()
     if TIMES in layout.options:
         times: list[Any] = [[video_metadata(clip)] for clip in clips]
         options[TIMES] = times if layout.nested else list(itertools.chain.from_iterable(times))
@@ -99,6 +105,16 @@ def _padded(processor: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
             parts.append(value)
         joined[name] = torch.cat(parts)
     return joined
+
+
+def same(outputs: Any, expected: Any) -> bool:
+    """Return whether outputs of a processor are equal, tensors bit by bit."""
+    if isinstance(expected, dict):
+        equal = outputs.keys() == expected.keys()
+        return equal and all(same(outputs[name], expected[name]) for name in expected)
+    if isinstance(expected, torch.Tensor):
+        return isinstance(outputs, torch.Tensor) and torch.equal(outputs, expected)
+    return repr(outputs) == repr(expected)
 
 
 def places(processor: Any, outputs: dict[str, Any], media: int) -> int:

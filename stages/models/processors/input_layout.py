@@ -11,7 +11,7 @@ two rows with different prompts come out complete is used.
    raised.
 3. `_check` requires images among the outputs and one row per prompt. If the processor declares
    image tokens, the text must have room for them.
-4. Then a second image per prompt is tried.
+4. Then a second image per prompt is tried, and whether a video's outputs depend on its rate.
 5. `known` caches each result for the processor's lifetime, while its chat template stays the same.
 6. A form that does not contain the question verbatim is skipped; see `chat_template`.
 7. If no layout works, the error of the first is reported.
@@ -28,12 +28,14 @@ import torch
 
 from artifacts.errors import PenstockError, UsageError
 from stages.models.processors.calling import (
+    RATE,
     RETURN_METADATA,
     SAMPLE,
     TIMES,
     Layout,
     places,
     run,
+    same,
     text_ids,
 )
 from stages.models.processors.chat_template import (
@@ -62,6 +64,9 @@ PROBES = ("Describe.", "What happens in this video?")
 """Prompts of different lengths, which also test padding."""
 PROBE_SHAPE = (4, 96, 128, 3)
 """Frames, height, width and channels of the noise for tests."""
+SLOW_SECONDS = 28.0
+SLOW_TIMES = (0.0, 7.0, 14.0, 21.0)
+"""Length and times in seconds of the noise whose rate no processor assumes."""
 BOTH = (True, False)
 
 
@@ -116,6 +121,7 @@ def _find(processor: Any, channel: str) -> Layout:
             inexact = True
             continue
         layout = replace(_with_placeholders(processor, layout, outputs), rewritten=inexact)
+        layout = _with_rate(processor, layout)
         return replace(layout, alone=channel == "images" and _takes_one_image(processor, layout))
     if inexact:
         raise UsageError(
@@ -187,6 +193,22 @@ def _with_placeholders(processor: Any, layout: Layout, outputs: dict[str, Any]) 
             if torch.equal(text_ids(found), text_ids(outputs)):
                 return spelled
     return layout
+
+
+def _with_rate(processor: Any, layout: Layout) -> Layout:
+    """Return the layout with the rate of the frames if any output depends on it. Without sampling,
+    it has no other use."""
+    if SAMPLE not in layout.options:
+        return layout
+    rated = replace(layout, options=(*layout.options, RATE))
+    clip = replace(noise(layout.channel), times=SLOW_TIMES, seconds=SLOW_SECONDS)
+    try:
+        stated, assumed = (run(processor, each, [clip], PROBES[:1]) for each in (rated, layout))
+    except Exception as error:  # the processor may fail in any way on an option
+        if out_of_memory(error):
+            raise
+        return layout
+    return layout if same(stated, assumed) else rated
 
 
 def _takes_one_image(processor: Any, layout: Layout) -> bool:

@@ -9,7 +9,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.halves.classes import asks_for_trust, needs_trust
 from stages.models.halves.features import is_pixels
 from stages.models.in_tree.registry import native_of
-from stages.models.processors.pixel_limit import PixelLimits, limit_pixels
+from stages.models.processors.pixel_limit import PixelLimits, limit_pixels, own_sizes
 from stages.models.processors.vision_pair import UNPAIRED
 from stages.models.published import (
     OUTER_PAIR,
@@ -79,6 +79,7 @@ def load_processor(
         processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    own_sizes(processor)
     frames = published_bounds(folder, as_published)
     if max_pixels or max_video_pixels or frames:
         limit_pixels(processor, PixelLimits(max_pixels, max_video_pixels, frames))

@@ -43,6 +43,17 @@ class PixelLimits:
     pixels of each frame."""
 
 
+def own_sizes(processor: Any) -> None:
+    """Move the sizes that the processor would give its parts in each call into the parts. So
+    `size` of a part is what applies, and a limit that is set there has an effect."""
+    for name in ("images", "videos"):
+        given = dict(getattr(processor, option := f"{name}_kwargs", {}))
+        part = getattr(processor, f"{name.removesuffix('s')}_processor", None)
+        if part is not None and (size := given.pop("size", None)):
+            part.size = type(part.size)(**size)
+            setattr(processor, option, given)
+
+
 def min_pixels_of(processor: Any) -> int:
     """Return the lowest pixel count to which an image can be limited: one token; 0 for a processor
     without such a limit."""

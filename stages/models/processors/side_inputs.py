@@ -20,7 +20,7 @@ import torch
 
 from artifacts.errors import UsageError
 from stages.models.halves.records import RowCount
-from stages.models.processors.calling import Layout, places, run, text_ids
+from stages.models.processors.calling import Layout, places, run, same, text_ids
 from stages.models.processors.clip import Clip
 from stages.models.processors.input_layout import PROBES, noise
 from stages.models.processors.loading import is_image_output
@@ -80,7 +80,7 @@ def side_inputs_keeper(processor: Any, layout: Layout) -> Keep:
             if out_of_memory(error):
                 raise
             continue
-        if _same(found, expected):
+        if same(found, expected):
             return keep
     raise _unseparable(processor)
 
@@ -89,7 +89,7 @@ def check_outline(processor: Any, layout: Layout, clip: Clip, row: Prepared) -> 
     """Check that a real clip gives the same text as black frames. Text in an image may change the
     prompt, which noise does not show. Raises UsageError."""
     expected = without_images(run(processor, layout, [clip], PROBES[:1]))
-    if not _same(restore(processor, layout, [row], PROBES[:1]), expected):
+    if not same(restore(processor, layout, [row], PROBES[:1]), expected):
         raise _unseparable(processor)
 
 
@@ -150,7 +150,7 @@ def _outline(
         if out_of_memory(error):
             raise
         return outline
-    return small if _same(without_images(found), without_images(outputs)) else outline
+    return small if same(without_images(found), without_images(outputs)) else outline
 
 
 def _answers(
@@ -213,15 +213,6 @@ def _image_outputs(outputs: dict[str, Any]) -> dict[str, Any]:
 def _count(processor: Any, layout: Layout, clip: Clip, outputs: dict[str, Any]) -> RowCount:
     media = 1 if layout.channel == "videos" else len(clip.frames)
     return RowCount(tokens=places(processor, outputs, media), media=media)
-
-
-def _same(found: Any, expected: Any) -> bool:
-    if isinstance(expected, dict):
-        equal = found.keys() == expected.keys()
-        return equal and all(_same(found[name], expected[name]) for name in expected)
-    if isinstance(expected, torch.Tensor):
-        return isinstance(found, torch.Tensor) and torch.equal(found, expected)
-    return repr(found) == repr(expected)
 
 
 def _smallest_clip(channel: str, media: int) -> Clip:

@@ -1,0 +1,126 @@
+"""Limits the size of request heads in the servers of `penstock serve` and of the studio, before any
+token is checked."""
+
+from collections.abc import Callable
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.flow_control import FlowControl
+
+from flows.serving.json_answers import json_bytes
+
+try:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as BaseProtocol
+except ImportError:
+    from uvicorn.protocols.http.h11_impl import H11Protocol as BaseProtocol  # type: ignore[assignment]
+
+HEAD_BYTES = 1 << 16
+"""Largest head, from the first byte of its message; trailers count as a head of their own."""
+PIECE_BYTES = 1 << 12
+"""Bytes that are parsed at once. A head that begins within a piece may exceed the limit by them."""
+LINGER_SECONDS = 2.0
+"""Time in which a refused client may read why. What it sends meanwhile is discarded."""
+_WHY = {
+    "error": f"the head of the request is larger than {HEAD_BYTES >> 10} KiB",
+    "hint": "Send fewer and shorter header fields, and a shorter address",
+}
+_BODY = json_bytes(_WHY)
+REFUSAL = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
+    b"connection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(_BODY), _BODY)
+)
+
+
+class HeadLimited(BaseProtocol):
+    """One connection. It is parsed in pieces, and not beyond a request that waits for the response
+    to an earlier one."""
+
+    _head = 0
+    """Bytes since a head or a message ended, or a body went on."""
+    _rest = b""
+    """What is not parsed yet; reading is paused meanwhile."""
+    _is_refused = False
+
+    def __init__(self, config: Any, *given: Any, **named: Any) -> None:
+        # The limit of h11 is smaller, and its response another.
+        config.h11_max_incomplete_event_size = 2 * HEAD_BYTES
+        super().__init__(config, *given, **named)
+        self._h11: h11.Connection | None = getattr(self, "conn", None)
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.flow = _Flow(transport, self._parse_rest_soon)
+
+    def data_received(self, data: bytes) -> None:
+        data, self._rest = self._rest + data, b""
+        at = 0
+        while at < len(data) and not (self._is_refused or self.transport.is_closing()):
+            if self._h11.their_state is h11.DONE if self._h11 else self.pipeline:
+                self._rest = data[at:]
+                self.flow.pause_reading()
+                return
+            piece = data[at : at + min(PIECE_BYTES, HEAD_BYTES - self._head)]
+            if not piece:
+                self._refuse()
+                return
+            at += len(piece)
+            self._head += len(piece)
+            super().data_received(piece)
+            if self._h11:
+                self._head = len(self._h11.trailing_data[0])
+
+    def _parse_rest_soon(self) -> bool:
+        """Return whether there is something to parse before more is read."""
+        if self._rest:
+            self.loop.call_soon(self._parse_rest)
+        return bool(self._rest)
+
+    def _parse_rest(self) -> None:
+        data, self._rest = self._rest, b""
+        self.flow.resume_reading()
+        self.data_received(data)
+
+    def on_headers_complete(self) -> None:
+        self._head = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._head = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._head = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._is_refused and not self.transport.is_closing():
+            self._refuse()
+
+    def _refuse(self) -> None:
+        """Answer 431 and close, after the response in progress if the head is of a later
+        request."""
+        self._is_refused, cycle = True, self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if not cycle.more_body:
+                return
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle.response_started:
+                self.transport.close()
+                return
+        self.transport.write(REFUSAL)
+        self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+
+class _Flow(FlowControl):
+    """Flow control that asks first whether more may be read."""
+
+    def __init__(self, transport: Any, is_busy: Callable[[], bool]) -> None:
+        super().__init__(transport)
+        self._is_busy = is_busy
+
+    def resume_reading(self) -> None:
+        if not self._is_busy():
+            super().resume_reading()

@@ -1,0 +1,83 @@
+"""Answers every request with the size of its body, through the servers of `penstock serve` and
+`penstock studio` without a model; a process of its own, of which
+the memory is the server's alone."""
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tests.support.pipeline import ROOT
+
+SERVERS = ("serve", "serve without httptools", "studio", "studio without httptools")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BareServer:
+    """A server that is up."""
+
+    port: int
+    pid: int
+
+    def peak_bytes(self) -> int:
+        """Return the most memory that the process had resident."""
+        with open(f"/proc/{self.pid}/status") as status:
+            return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
+
+
+@contextlib.contextmanager
+def bare_server(name: str) -> Iterator[BareServer]:
+    """Yield one of SERVERS, in a process of its own."""
+    words = [sys.executable, "-m", "tests.support.bare_server", name]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield BareServer(
+                port=int(process.stdout.readline().rpartition(":")[2]), pid=process.pid
+            )
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.stdout.read()
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Read the body, then answer."""
+    size, more = 0, True
+    while more and (message := await receive())["type"] == "http.request":
+        size, more = size + len(message["body"]), message["more_body"]
+    said = b"%s %d;" % (scope["path"].encode(), size)
+    headers = [(b"content-length", b"%d" % len(said))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": said})
+
+
+def main(name: str) -> None:
+    kind, _, without = name.partition(" without ")
+    if without:
+        sys.modules["uvicorn.protocols.http.httptools_impl"] = None  # type: ignore[assignment]
+        sys.modules[without] = None  # type: ignore[assignment]
+    from flows.serving.config import ServeConfig
+    from flows.serving.listening import address_of, listening
+    from flows.serving.server import Answering, loop_factory
+    from flows.studio import server
+
+    async def serve() -> None:
+        answering = Answering(ServeConfig(model="demo"), listener)
+        await answering.serve_app(app)
+        await answering.wait_for_stop(asyncio.Event())
+        await answering.end()
+
+    with listening("127.0.0.1", 0) as listener:
+        if kind == "studio":
+            asyncio.run(server.serve(app, listener, f"studio at {address_of(listener)}"))  # type: ignore[arg-type]
+        else:
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                runner.run(serve())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

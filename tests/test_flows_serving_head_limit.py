@@ -1,0 +1,105 @@
+"""Heads of requests without end, in every server and with either parser of HTTP."""
+
+import contextlib
+import re
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.support.bare_server import SERVERS, BareServer, bare_server
+
+START = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+CHUNKS = b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0"
+FLOODS = {
+    "fields": (START, b"X-A: b\r\n"),
+    "one field": (START + b"X: ", b"a"),
+    "target": (b"GET /", b"a"),
+    "trailers": (CHUNKS + b"\r\n", b"X-A: b\r\n"),
+    "extensions of a chunk": (CHUNKS + b";", b"x=abcde;"),
+    "a later head": (START + b"\r\n" + START, b"X-A: b\r\n"),
+    "a head behind a body": (CHUNKS + b"\r\n\r\n" + START + b"X: ", b"a"),
+}
+"""Name → what is sent first, and what is then repeated without end."""
+LIMIT = 64 << 10
+SENT_BYTES = 40 << 20
+CLIENTS = 10
+PEAK_BYTES = 20 << 20
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=[pytest.mark.slow] * ("without" in n)) for n in SERVERS],
+)
+def server(request: pytest.FixtureRequest) -> Iterator[BareServer]:
+    with bare_server(request.param) as found:
+        assert statuses(asked(found, START + b"\r\n" + CHUNKS + b"\r\n\r\n")) == [200, 200]
+        yield found
+
+
+def asked(server: BareServer, first: bytes, unit: bytes = b"") -> bytes:
+    """Send bytes, and 40 MiB of a unit after them; return what came until the server closed, or
+    said nothing for half a second."""
+    found = b""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        with contextlib.suppress(OSError):
+            connection.sendall(first)
+            piece = unit * (LIMIT // max(1, len(unit)))
+            for _ in range(SENT_BYTES // len(piece) if piece else 0):
+                connection.sendall(piece)
+        connection.settimeout(20 if unit else 0.5)
+        with contextlib.suppress(TimeoutError):
+            while data := connection.recv(1 << 16):
+                found += data
+            found += b"(closed)"
+    return found
+
+
+def statuses(answers: bytes) -> list[int]:
+    return [int(each) for each in re.findall(rb"HTTP/1\.1 (\d+)", answers)]
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_a_head_without_end_is_refused_in_little_memory(server: BareServer, name: str) -> None:
+    before = server.peak_bytes()
+    with ThreadPoolExecutor(CLIENTS) as together:
+        answers = list(together.map(lambda _: asked(server, *FLOODS[name]), range(CLIENTS)))
+    grown = server.peak_bytes() - before
+    assert grown < PEAK_BYTES, f"the peak grew by {grown >> 20} MiB"
+    for answer in answers:
+        earlier = [200] if "behind" in name or "later" in name else []
+        assert statuses(answer) == [*earlier, 431], answer[:300]
+        assert b'"error": "the head of the request is larger than 64 KiB"' in answer
+        assert answer.endswith(b"(closed)")
+
+
+@pytest.mark.parametrize("earlier", [b"", START + b"\r\n"], ids=["first", "later"])
+def test_a_head_may_have_64_kib_and_no_more(server: BareServer, earlier: bytes) -> None:
+    fields = START + b"X: "
+    largest = fields + b"a" * (LIMIT - len(fields) - 4)
+    ahead = [200] if earlier else []
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        for head in filter(None, (earlier, largest + b"\r\n\r\n")):
+            connection.sendall(head)
+            found = b""
+            while b";" not in found:  # the answer's last byte
+                found += connection.recv(1 << 16)
+            assert statuses(found) == [200]
+    assert statuses(asked(server, earlier + largest + b"a" * 4096 + b"\r\n\r\n")) == [*ahead, 431]
+    if not earlier:
+        assert statuses(asked(server, largest + b"a\r\n\r\n")) == [431]
+
+
+def test_requests_sent_at_once_are_answered_in_their_order(server: BareServer) -> None:
+    sizes = [0, 1, 300_000, 4096, 4095, 1_000_000, *range(50), 70_000]
+    sent = b"".join(
+        b"POST /%d HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (n, size, bytes(size))
+        for n, size in enumerate(sizes)
+    )
+    with ThreadPoolExecutor(4) as together:
+        answers = list(together.map(lambda _: asked(server, sent), range(4)))
+    expected = list(enumerate(sizes))
+    for answer in answers:
+        found = [(int(n), int(size)) for n, size in re.findall(rb"/(\d+) (\d+);", answer)]
+        assert found == expected

@@ -1,0 +1,217 @@
+"""Times count from the start of the file, as a player counts them, and are those of the packets."""
+
+import struct
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from artifacts.schema import ChunkIndex, FrameFit, Sampling
+from flows.results.thumbnails import shown_at
+from stages.frames.clip_copy import ClipCutter
+from stages.frames.video import Video
+from stages.sift.video import SampledVideo
+from tests.support.media import decode_plainly, picture, write_video
+
+LATE: dict[str, Any] = {"ticks": range(150, 210), "audio": True}
+"""A second of silence from 0 s on, and pictures from 5 s to 7 s."""
+EVERY_FRAME = Sampling(chunk_seconds=1, fps=60, max_frames=128)
+CONTAINERS = ("mp4", "mov", "mkv", "ts", "flv", "nut")
+
+
+def indexes(path: Path) -> tuple[list[ChunkIndex], tuple[str, ...]]:
+    with Video(path) as video:
+        chunks = [chunk.index for chunk in video.chunks(video.plan(EVERY_FRAME), FrameFit())]
+        return chunks, video.warnings()
+
+
+def times_of(path: Path) -> list[float]:
+    return [seconds for chunk in indexes(path)[0] for seconds in chunk.times]
+
+
+@pytest.mark.parametrize("suffix", CONTAINERS)
+def test_a_track_that_begins_after_the_sound_keeps_its_times(tmp_path: Path, suffix: str) -> None:
+    path = write_video(tmp_path / f"a.{suffix}", **LATE)
+    chunks, warnings = indexes(path)
+    # The sound may begin earlier by what its encoder puts before it, 64 ms at 16 kHz.
+    assert chunks[0].times[0] == chunks[0].start == pytest.approx(5.0, abs=0.065)
+    offset = chunks[0].start
+    found = [(chunk.start - offset, chunk.end - offset) for chunk in chunks]
+    assert found == pytest.approx(np.array([(0, 1), (1, 2)]), abs=1e-9)
+    assert [t - offset for c in chunks for t in c.times] == pytest.approx(
+        [at / 30 for at in range(60)], abs=0.001
+    )
+    assert warnings == ()
+
+
+def test_sound_that_begins_after_the_pictures_moves_nothing(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", ticks=range(30))
+    late = tmp_path / "late.mkv"
+    with av.open(str(path)) as read, av.open(str(late), "w") as write:
+        stream = write.add_stream_from_template(read.streams.video[0])
+        sound = write.add_stream("aac", rate=16000)
+        for packet in read.demux(read.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                write.mux(packet)
+        assert isinstance(sound, av.AudioStream)
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 16000), np.float32), format="fltp", layout="mono"
+        )
+        frame.sample_rate, frame.pts = 16000, 160_000
+        write.mux([*sound.encode(frame), *sound.encode(None)])
+    assert times_of(late) == pytest.approx([at / 30 for at in range(30)], abs=0.001)
+
+
+def test_data_that_begins_before_the_pictures_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "a.ts"
+    with av.open(str(path), "w") as made:
+        stream = made.add_stream("libx264", rate=30, options={"bf": "0"})
+        data = made.add_data_stream("klv")
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        packet = av.Packet(b"data")
+        packet.stream, packet.time_base, packet.pts = data, Fraction(1, 90000), 9000 * 45
+        packet.dts = packet.pts
+        made.mux(packet)
+        for index in range(10):
+            frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24")
+            frame.pts, frame.time_base = 150 + index, Fraction(1, 30)
+            made.mux(stream.encode(frame))
+        made.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        assert container.start_time == 4_500_000  # FFmpeg counts it
+    assert times_of(path) == pytest.approx([at / 30 for at in range(10)], abs=0.001)
+
+
+def test_a_first_frame_behind_the_end_of_the_file_is_not_believed(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", ticks=range(3000, 3030), audio=True)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\x44\x89\x88") + 3  # RFC 9559, 5.1.2.10: Duration, of eight bytes
+    data[at : at + 8] = struct.pack(">d", 3000.0)
+    path.write_bytes(data)
+    chunks, warnings = indexes(path)
+    assert (chunks[0].start, chunks[-1].end) == pytest.approx((0.0, 1.0), abs=0.04)
+    assert warnings[0].startswith("its first frame is stated at 100.00 s, behind the end")
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "webm"])
+def test_a_whole_file_with_late_pictures_is_not_called_truncated(
+    tmp_path: Path, suffix: str
+) -> None:
+    codec = {"mkv": "libx264", "webm": "libvpx"}[suffix]
+    path = write_video(tmp_path / f"a.{suffix}", ticks=range(150, 210), codec=codec)
+    assert indexes(path)[1] == ()
+    if suffix == "mkv":
+        assert indexes(write_video(tmp_path / "b.mkv", **LATE))[1] == ()
+
+
+@pytest.mark.parametrize(
+    ("ticks", "options"),
+    [
+        (range(0, 120, 2), {"bf": "3"}),
+        ([*range(0, 40, 2), *range(120, 160, 2)], {"bf": "3"}),
+        ([*range(0, 40, 2), *range(120, 160, 2)], {"bf": "0"}),
+        ([*range(0, 40, 2), *range(120, 160, 2)], None),
+    ],
+    ids=["reordered", "reordered with a gap", "in order with a gap", "MPEG-4 with a gap"],
+)
+def test_empty_slots_of_avi_take_their_time(
+    tmp_path: Path, ticks: Any, options: dict[str, str] | None
+) -> None:
+    path = write_video(
+        tmp_path / "a.avi",
+        ticks=ticks,
+        time_base=Fraction(1, 20),
+        codec="mpeg4" if options is None else "libx264",
+        options=options or {"bf": "2"},
+    )
+    with Video(path) as video:
+        chunks = list(video.chunks(video.plan(EVERY_FRAME), FrameFit()))
+        assert video.warnings() == ()
+    # A chunk in which no frame begins has the one on display again.
+    found = {t: p for c in chunks for t, p in zip(c.index.times, c.pixels, strict=True)}
+    *times, last = [at / 20 for at in ticks]
+    assert [*found][:-1] == pytest.approx(times, abs=0.001)
+    # FFmpeg takes the last frame of MPEG-4 to be one slot after the packet before it.
+    assert [*found][-1] == pytest.approx(last, abs=0.001 if options else 0.051)
+    assert chunks[-1].index.end == pytest.approx(last + 0.1, abs=0.101)
+    for index, pixels in enumerate(found.values()):
+        assert np.abs(pixels.astype(int) - picture(index)).mean() < 15
+
+
+@pytest.mark.parametrize("reordered", ["0", "2"])
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
+def test_pictures_that_stand_for_hours_keep_their_times(
+    tmp_path: Path, suffix: str, reordered: str
+) -> None:
+    seconds = [0, 1, 4000, 9000, 9001, 14000]
+    path = write_video(
+        tmp_path / f"a.{suffix}",
+        ticks=seconds,
+        time_base=Fraction(1),
+        options={"bf": reordered},
+    )
+    hourly = Sampling(chunk_seconds=20000, fps=1, max_frames=20000)
+    with Video(path) as video:
+        (chunk,) = video.chunks(video.plan(hourly), FrameFit())
+        assert chunk.index.times == pytest.approx(seconds)
+        assert video.warnings() == ()
+
+
+def test_one_picture_that_stands_for_hours_after_a_film_is_kept(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", ticks=[*range(60), 60 + 5 * 3600 * 30])
+    with Video(path) as video:
+        assert video.duration == pytest.approx(5 * 3600 + 2, abs=0.1)
+        assert video.warnings() == ()
+
+
+def test_shots_of_a_late_track_have_its_times_also_when_resumed(tmp_path: Path) -> None:
+    def draw(index: int, height: int, width: int) -> Any:
+        return np.full((height, width, 3), 250 if index >= 30 else 20, np.uint8)
+
+    path = write_video(tmp_path / "a.mp4", **LATE, draw=draw)
+    shots = Sampling(shots=True, chunk_seconds=30, frames=2, max_frames=2)
+    with Video(path) as video:
+        whole = [chunk.index for chunk in video.shots(shots, FrameFit())]
+    assert [(c.start, c.end) for c in whole] == pytest.approx(np.array([(5, 6), (6, 7)]), abs=0.01)
+    with Video(path) as video:
+        (rest,) = video.shots(shots, FrameFit(), after=whole[:1])
+    assert rest.index == whole[1]
+
+
+def test_a_clip_of_a_late_track_holds_the_frames_of_its_time(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", **LATE)
+    made = ClipCutter(path).copy(5.5, 6.2, tmp_path / "clip")
+    wanted = [f.digest for f in decode_plainly(path)[15:36]]
+    found = [f for f in decode_plainly(tmp_path / made["file"]) if f.seconds >= made["start"]]
+    assert [f.digest for f in found] == wanted
+
+
+def test_samples_of_a_late_track_count_from_its_first_frame(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", **LATE)
+    with SampledVideo(path, threads=1) as video:
+        (((_, part)),) = video.sampled([0])
+        meta = video.meta()
+    assert (meta["start"], meta["seconds"]) == (5.0, 2.0)
+    assert part.column("time").tolist() == pytest.approx([0.0, 0.5, 1.0, 1.5])
+
+
+@pytest.mark.parametrize("suffix", [*CONTAINERS, "avi"])
+def test_a_thumbnail_shows_the_frame_of_its_time(tmp_path: Path, suffix: str) -> None:
+    options: dict[str, Any] = LATE if suffix != "avi" else {"ticks": range(60)}
+    path = write_video(tmp_path / f"a.{suffix}", **options)
+    offset = indexes(path)[0][0].start
+    for at in (0, 17, 40, 59):
+        pixels = shown_at(path, offset + at / 30)[0].to_ndarray(format="rgb24")
+        away = [np.abs(pixels.astype(int) - picture(other)).mean() for other in range(60)]
+        assert int(np.argmin(away)) == at
+
+
+def test_chunks_follow_one_another_from_the_first_frame_on(tmp_path: Path) -> None:
+    chunks, _ = indexes(write_video(tmp_path / "a.mkv", **LATE))
+    assert all(one.end == other.start for one, other in pairwise(chunks))
