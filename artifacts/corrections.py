@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from artifacts.captions import ENCODER
-from artifacts.edits import DEED, DIGITS, REDO, UNDO, UNTOUCHED, Edit, Edits, EditsOf
+from artifacts.edits import (
+    DEED,
+    DIGITS,
+    REDO,
+    UNDO,
+    UNTOUCHED,
+    Edit,
+    Edits,
+    EditsOf,
+    Proof,
+)
 from artifacts.files import try_lock
 from artifacts.json_shapes import OptionalField, check, parse, text
 from artifacts.keys import digest_of
@@ -38,11 +48,10 @@ def event_of(edits: Edits, deed: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return a journal action as a store event. `edits` is the state before it. Return None for an
     undo or redo without effect."""
     event = {"id": _name(deed), "time": deed["time"], "does": deed["does"]}
-    if deed["does"] not in (UNDO, REDO):
+    target = edits.target(deed)
+    if target is deed:
         return {**event, "changes": [*deed.get("changes", ())]}
-    redoable = edits.undone[-1] if edits.undone else None
-    found = edits.undoable if deed["does"] == UNDO else redoable
-    return {**event, "of": _name(found)} if found is not None else None
+    return {**event, "of": _name(target)} if target is not None else None
 
 
 def _name(deed: Mapping[str, Any]) -> str:
@@ -156,11 +165,11 @@ class StoredEdits:
 
 
 class EditsInForce:
-    """The edits that apply to a run: first those in the journal of its folder, then those of any
-    other folder with the same store."""
+    """The edits that apply to a run: first the proved ones in the journal of its folder, then those
+    of any other folder with the same store."""
 
-    def __init__(self, out: Path, local: Path) -> None:
-        self._own, self._stored = EditsOf(out), StoredEdits(local)
+    def __init__(self, out: Path, local: Path, proof: Proof) -> None:
+        self._own, self._stored = EditsOf(out, proof), StoredEdits(local)
         self._seen: tuple[object, object] = (None, None)
         self._edits = Edits()
 
@@ -178,6 +187,10 @@ class EditsInForce:
             return 0
         edited = {key for key, edit in own.now.items() if edit != UNTOUCHED}
         return len(edited - self().used)
+
+    def unproved(self) -> int:
+        """Return the number of actions in the folder's journal that are left out."""
+        return self._own().unproved
 
     def take_in(self) -> int:
         """Add the folder's journal to the store, and return the number of new actions. Raises

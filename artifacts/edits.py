@@ -4,10 +4,13 @@ Each line of `edits.jsonl` is one user action with every caption that it changed
 last action that is still in force, and `redo` applies it again. An edit belongs to a chunk and to
 the model's original caption. If another prompt or model produces a different caption, the edit does
 not apply until the original caption comes back. The model's caption is never overwritten.
+
+Each line is signed by the user who made the edit. Whoever only shows a journal reads all lines.
+Only lines that are proved to be this user's enter a store, an output or a training.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -17,6 +20,7 @@ from artifacts.errors import EnvironmentFault
 from artifacts.files import try_lock
 from artifacts.json_shapes import (
     BYTES,
+    MapOf,
     Nullable,
     OptionalField,
     check,
@@ -27,12 +31,18 @@ from artifacts.json_shapes import (
     text,
 )
 from artifacts.keys import digest_of
+from artifacts.opening_below import open_below
 from artifacts.regular_files import read_text
+from artifacts.signing import checker, sign
 from artifacts.stamps import Stamp, stamp_of
 from artifacts.store import fault_of, read_fault
 
 EDITS: Final = "edits.jsonl"
 """Name of the journal in a run's folder."""
+TORN: Final = f"{EDITS}.torn"
+"""Name of the file with what crashes tore, beside it."""
+PURPOSE: Final = "edit"
+SIGNATURES: Final = "signatures"
 UNDO: Final = "undo"
 REDO: Final = "redo"
 Review = Literal["", "accepted", "rejected"]
@@ -65,8 +75,13 @@ DEED = {
     "does": text,
     "changes": OptionalField([CHANGE]),
     "round": OptionalField(count),
+    "of": OptionalField(text),
+    SIGNATURES: OptionalField(MapOf(text)),
 }
-"""Shape of an action. `round` marks one in which a round of `penstock learn` kept decisions."""
+"""Shape of an action. `round` marks one in which a round of `penstock learn` kept decisions; `of`
+is the id of the action that an undo reverts, or a redo applies again."""
+Proof = Callable[[Mapping[str, Any]], bool]
+"""Tells whether an action is believed to be of this user."""
 REMOVE_LINE = "Remove that line: the other edits do not depend on it"
 
 
@@ -111,6 +126,8 @@ class Edits:
     """Caption identity → its edit."""
     used: set[str] = field(default_factory=set)
     """Identities of the edited captions that were asked for."""
+    unproved: int = 0
+    """Actions that were left out, because nothing proves that they are of this user."""
 
     def __bool__(self) -> bool:
         return bool(self.now)
@@ -126,19 +143,33 @@ class Edits:
 
     def apply(self, deed: Mapping[str, Any]) -> list[str]:
         """Apply the next action. Return the identities of the captions that it changed."""
+        target = self.target(deed)
         self.ids.add(deed["id"])
         self.every.append(deed)
+        if target is None:
+            return []
         if deed["does"] == UNDO:
-            return self._undo()
+            return self._undo(target)
         if deed["does"] == REDO:
-            deed = self.undone.pop() if self.undone else {}
+            self.undone.remove(target)
         else:
             self.undone.clear()
-        if not deed:
-            return []
-        self.done.append(deed)
-        self._take(deed)
-        return _keys(deed)
+        self.done.append(target)
+        self._take(target)
+        return _keys(target)
+
+    def target(self, deed: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return the action that an undo reverts or a redo applies again; None if there is none.
+        Any other action is returned itself. An action names its target, because the one before it
+        may be left out."""
+        if deed["does"] not in (UNDO, REDO):
+            return deed
+        if "of" not in deed:
+            redoable = self.undone[-1] if self.undone else None
+            return self.undoable if deed["does"] == UNDO else redoable
+        among = self.done if deed["does"] == UNDO else self.undone
+        found = (each for each in reversed(among) if each["id"] == deed["of"])
+        return next((each for each in found if "round" not in each), None)
 
     @property
     def undoable(self) -> Mapping[str, Any] | None:
@@ -147,10 +178,9 @@ class Edits:
         ones."""
         return self.done[-1] if self.done and "round" not in self.done[-1] else None
 
-    def _undo(self) -> list[str]:
-        if self.undoable is None:
-            return []
-        self.undone.append(self.done.pop())
+    def _undo(self, target: Mapping[str, Any]) -> list[str]:
+        self.done.remove(target)
+        self.undone.append(target)
         self.now.clear()
         for deed in self.done:
             self._take(deed)
@@ -165,43 +195,63 @@ def _keys(deed: Mapping[str, Any]) -> list[str]:
     return [change["of"] for change in deed.get("changes", ())]
 
 
-def read_edits(folder: Path) -> Edits:
-    """Return the edits in a run's folder; empty without a journal. Raises EnvironmentFault for an
-    invalid line."""
+def proof_by(store: str, purpose: str = PURPOSE) -> Proof:
+    """Return a function that tells whether this user signed an action, or a holder of the key of
+    `store`, the URL of a store that the user named. `purpose` is that of another signed object."""
+    is_signed = checker(purpose, store)
+    return lambda deed: is_signed(
+        {name: value for name, value in deed.items() if name != SIGNATURES},
+        deed.get(SIGNATURES, {}),
+    )
+
+
+def anybody(_: Mapping[str, Any]) -> bool:
+    """Believe every action: the user trusts the folder, or it is only shown."""
+    return True
+
+
+def read_edits(folder: Path, proof: Proof = anybody) -> Edits:
+    """Return the edits in a run's folder that are proved; empty without a journal. Raises
+    EnvironmentFault for an invalid line."""
     try:
-        return read_journal(folder / EDITS)
+        return read_journal(folder / EDITS, proof)
     except FileNotFoundError:
         return Edits()
 
 
-def read_journal(path: Path) -> Edits:
-    """Return the edits in a journal. Raises FileNotFoundError, or EnvironmentFault for an invalid
-    line."""
+def read_journal(path: Path, proof: Proof = anybody) -> Edits:
+    """Return the edits in a journal that are proved. Raises FileNotFoundError, or EnvironmentFault
+    for an invalid line."""
     try:
-        lines = read_text(path, BYTES).split("\n")
+        content = read_text(path, BYTES, "latin-1")  # each byte is a letter
     except FileNotFoundError:
         raise
     except OSError as error:
         raise read_fault(error, path) from error
     edits = Edits()
-    # Text after the last line break was torn by a crash, and never acknowledged.
-    for at, line in enumerate(lines[:-1], 1):
+    # What follows the last line break was torn by a crash, maybe within a letter of several bytes,
+    # and never acknowledged.
+    for at, line in enumerate(content.split("\n")[:-1], 1):
         if not line:
             continue
         try:
-            deed = parse(line)
+            deed = parse(line.encode("latin-1").decode())
             check(deed, DEED)
         except ValueError as error:
             raise EnvironmentFault(f"{path} at line {at}: {error}", hint=REMOVE_LINE) from error
-        edits.apply(deed)
+        if not proof(deed):
+            edits.unproved += 1
+        elif deed["id"] not in edits.ids:  # a copy of a line does nothing
+            edits.apply(deed)
     return edits
 
 
 class EditsOf:
-    """The current edits of a run's folder. The journal is read again when it has grown."""
+    """The current edits of a run's folder that are proved. The journal is read again when it has
+    grown."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, proof: Proof = anybody) -> None:
+        self._folder, self._proof = folder, proof
         self._stamp: Stamp | None = None
         self._edits = Edits()
 
@@ -213,7 +263,7 @@ class EditsOf:
                 self._edits, self._stamp = Edits(), None
             return self._edits
         if stamp != self._stamp:
-            self._edits, self._stamp = read_edits(self._folder), stamp
+            self._edits, self._stamp = read_edits(self._folder, self._proof), stamp
         return self._edits
 
 
@@ -245,14 +295,13 @@ class EditJournal:
     """The only writer of a journal. An action survives a kill and a power cut once `add`
     returned."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open the journal of a run's folder. Raises EnvironmentFault if another process has it
-        open, or it is not writable."""
-        path = folder / EDITS
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-        self.path = path
+    def __init__(self, folder: Path, store: str = "", proof: Proof | None = None) -> None:
+        """Open the journal of a run's folder. Actions are signed for `store`, too. Raises
+        EnvironmentFault if another process has it open, or it is not writable."""
+        self._folder, self._store = folder, store
+        self.path = path = folder / EDITS
         try:
-            self._file = os.open(path, flags, 0o644)
+            self._file = open_below(folder, EDITS, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         except OSError as error:
             raise fault_of(error, path) from error
         try:
@@ -263,6 +312,8 @@ class EditJournal:
                     "saved",
                 )
             self.edits = read_edits(folder)
+            self.proved = read_edits(folder, proof or proof_by(store))
+            """Those that are proved, or were made since."""
             self._cut(os.lseek(self._file, 0, os.SEEK_END))
         except BaseException:
             os.close(self._file)
@@ -273,7 +324,8 @@ class EditJournal:
         it raises EnvironmentFault, the action had no effect."""
         if deed["id"] in self.edits.ids:
             return []
-        line = ENCODER.encode(dict(deed)).encode() + b"\n"
+        signed = {**deed, SIGNATURES: sign(PURPOSE, dict(deed), self._store)}
+        line = ENCODER.encode(signed).encode() + b"\n"
         end = os.lseek(self._file, 0, os.SEEK_END)
         try:
             while line:
@@ -282,6 +334,7 @@ class EditJournal:
         except OSError as error:
             os.ftruncate(self._file, end)
             raise fault_of(error, self.path) from error
+        self.proved.apply(deed)
         return self.edits.apply(deed)
 
     def close(self) -> None:
@@ -289,12 +342,21 @@ class EditJournal:
         os.close(self._file)
 
     def _cut(self, size: int) -> None:
-        """Truncate a line that a crash tore."""
+        """Truncate a line that a crash tore, after its bytes were kept in a file beside."""
         kept = size
         while kept and os.pread(self._file, 1, kept - 1) != b"\n":
             kept -= 1
-        if kept != size:
+        if kept == size:
+            return
+        try:
+            beside = open_below(self._folder, TORN, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            with os.fdopen(beside, "wb") as torn:
+                torn.write(os.pread(self._file, size - kept, kept) + b"\n")
+                torn.flush()
+                os.fsync(beside)
             os.ftruncate(self._file, kept)
+        except OSError as error:
+            raise fault_of(error, self._folder / TORN) from error
 
 
 def changes_of(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from artifacts.errors import EnvironmentFault
+from artifacts.opening_below import refuse_links
 from artifacts.store import fault_of
 
 HALF = ".penstock-"
@@ -31,6 +32,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing. It replaces `path` when the block succeeds. Raises
     EnvironmentFault."""
     try:
+        refuse_links(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, half = tempfile.mkstemp(dir=path.parent, prefix=HALF)
         try:

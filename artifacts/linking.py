@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from artifacts.files import HALF
+from artifacts.opening_below import refuse_links
 from artifacts.store import fault_of
 
 
@@ -17,6 +18,7 @@ def link(source: Path, target: Path, *, symbolic: bool = True) -> bool:
     real = os.path.realpath(source)
     half = target.with_name(f"{HALF}{target.name}")
     try:
+        refuse_links(target.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             half.unlink()  # from a killed run

@@ -18,6 +18,7 @@ from artifacts.captions import fields_of_row
 from artifacts.errors import EnvironmentFault
 from artifacts.files import HALF, whole_file, write_json
 from artifacts.keys import digest_of
+from artifacts.opening_below import refuse_links
 from artifacts.regular_files import open_regular
 from artifacts.samples import Media, Sample, Samples
 from artifacts.stamps import stamp_of
@@ -78,6 +79,7 @@ def write_shards(folder: Path, kept: Sequence[Shard], samples: Samples) -> list[
     shards = list(kept)
     try:
         try:
+            refuse_links(folder)
             shutil.rmtree(unfinished, ignore_errors=True)  # from a killed run
             unfinished.mkdir(parents=True)
         except OSError as error:

@@ -97,10 +97,10 @@ def learn(
 ) -> Learned:
     """Train on the corrected captions of a run's folder, and caption again, as `penstock learn`.
     Call it in the folder in which `penstock caption` ran; the same call continues a round that was
-    killed. Raises PenstockError."""
+    killed. A folder of another person needs `trust_folder`. Raises PenstockError."""
     config = config_with(LearnConfig, options, LearnOptions.__annotations__, out=out)
     folder = folder_named(config.out, "out")
-    command = recorded_command(folder)
+    command = recorded_command(folder, trust=config.trust_folder)
     if os.getcwd() != command["folder"]:
         raise UsageError(
             f"the captions in {folder} were made in {command['folder']}",

@@ -84,6 +84,7 @@ class CaptionOptions(FeatureOptions, total=False):
     beside: bool
     overwrite: bool
     existing: str | None
+    trust_folder: bool
     confidence: bool
     sift: str
     replace: bool
@@ -184,6 +185,7 @@ class LearnOptions(TypedDict, total=False):
     batch_size: int
     lr: float
     seed: int
+    trust_folder: bool
     journal: str | PathLike[str] | Sequence[str | PathLike[str]]
     anyway: bool
     trust_remote_code: bool

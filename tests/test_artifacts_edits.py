@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 
 from artifacts.corrections import CORRECTIONS, EditsInForce, StoredEdits
-from artifacts.edits import EDITS, UNTOUCHED, Edit, EditJournal, EditsOf, key_of, read_edits
+from artifacts.edits import (
+    EDITS,
+    UNTOUCHED,
+    Edit,
+    EditJournal,
+    EditsOf,
+    anybody,
+    key_of,
+    read_edits,
+)
 from artifacts.errors import EnvironmentFault
 from artifacts.store_folders import local_folder
 
@@ -189,7 +198,7 @@ def test_an_undo_takes_back_its_own_folder_s_deed_and_no_other(tmp_path: Path) -
 def test_a_folder_s_own_journal_wins_over_the_store(tmp_path: Path) -> None:
     own = run_with(tmp_path / "own", deed("1", 1, a="own"))
     assert taken_in(tmp_path, run_with(tmp_path / "other", deed("1", 9, a="other", b="other")))
-    in_force = EditsInForce(own, tmp_path)
+    in_force = EditsInForce(own, tmp_path, anybody)
     assert {key: edit.caption for key, edit in in_force().now.items()} == {"a": "own", "b": "other"}
     assert in_force() is in_force(), "what did not change is not put together again"
     assert in_force.take_in() == 1 and in_force.take_in() == 0

@@ -16,13 +16,15 @@ from typing import Any
 import pytest
 
 from artifacts.edits import read_edits
-from artifacts.errors import EnvironmentFault
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.secret_files import own_secret
-from flows.results.recorded_command import is_own_command, repeated, signed_command
-from flows.studio.confirming import confirmed
+from flows.results.marker import MARKER
+from flows.results.recorded_command import repeated
+from flows.results.trust import belief_in, command_in, is_trusted, own_belief
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.reports import media_file, said, write_run
+from tests.support.strangers import own_folder, strangers_folder
 from tests.support.studios import OpenStudio
 from tests.support.terminals import Dialogue
 
@@ -160,11 +162,12 @@ def test_a_body_that_never_ends_keeps_nobody_else_waiting(review: OpenStudio) ->
 
 
 def run_folder(root: Path, words: list[str], folder: str) -> Path:
-    """A run whose record names a command that nobody signed."""
+    """A run that another user signed."""
     file = media_file(write_video(root / "a.mp4", ticks=range(0, 60, 6)))
     record = write_run(root / "out", [(file, said(file, ["A ring."]))])
     record.value["command"] = {"words": words, "folder": folder}
     record.write(force=True)
+    strangers_folder(root / "out", words, folder)
     return root / "out"
 
 
@@ -231,15 +234,15 @@ def test_who_is_asked_may_leave(help_run: Path) -> None:
 def test_the_question_shows_all_of_the_command_and_nothing_that_a_terminal_obeys(
     tmp_path: Path,
 ) -> None:
-    words = ["caption", "a\x1b[2K\r", "\u202egnp.a", "--out", "b\nMay it? [y/N] y"]
+    words = ["caption", "a\x1b[2K\r", "\u202egnp.a", "--out", "b\nTrust it? [y/N] y"]
     words.append("--device=\x9b2J")
     started = AtTerminal(run_folder(tmp_path, words, "/nowhere"))
     started.say(b"n\n")
     assert told_of_files(started.review())["error"]
     assert started.end() == 0
-    shown = started.text.split("would run this:")[1].split("\r\n")[1]
+    shown = started.text.split("let Write and Learn run:")[1].split("\r\n")[0]
     assert "cd /nowhere && penstock caption" in shown and "--device" in shown
-    assert shown.isprintable() and started.text.count("May it?") == 2
+    assert shown.isprintable() and started.text.count("Trust it?") == 2
 
 
 def test_a_command_too_long_to_be_read_is_not_asked_about(tmp_path: Path) -> None:
@@ -250,7 +253,7 @@ def test_a_command_too_long_to_be_read_is_not_asked_about(tmp_path: Path) -> Non
     finally:
         assert started.end() == 0
     assert "[y/N]" not in started.text
-    assert "Write files is off" in started.text and told["error"]
+    assert "--trust-folder would let Write and Learn run" in started.text and told["error"]
 
 
 def test_without_a_terminal_nothing_runs(help_run: Path) -> None:
@@ -266,7 +269,8 @@ def test_without_a_terminal_nothing_runs(help_run: Path) -> None:
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=SECONDS)
     assert "not written by a command of this user" in told["error"]
-    assert b"Write files is off" in said and b"penstock caption --help" in said
+    assert b"--trust-folder would let Write and Learn run" in said
+    assert b"penstock caption --help" in said
 
 
 WORDS = ["caption", "clips", "--format", "txt"]
@@ -295,24 +299,40 @@ def test_a_secret_is_closed_to_others_and_stays(tmp_path: Path, mode: int) -> No
     assert [each.name for each in tmp_path.iterdir()] == ["s"]
 
 
+def changed_marker(out: Path, changed: dict[str, Any]) -> None:
+    found = json.loads((out / MARKER).read_text())
+    (out / MARKER).write_text(json.dumps({**found, **changed}))
+
+
 @pytest.mark.parametrize(
     "changed",
     [
-        *({"mac": ""}, {"mac": "0" * 64}, {"mac": "é" * 64}),
+        *({"signatures": {}}, {"signatures": {"user": "0" * 64}}, {"signatures": {"user": "é"}}),
         {"words": [*WORDS, "--trust-remote-code"]},
         *({"words": ["caption", "clips --format txt"]}, {"words": ["export", *WORDS[1:]]}),
-        *({"words": []}, {"folder": "/"}),
+        *(
+            {"words": []},
+            {"folder": "/"},
+            {"store": "/"},
+            {"media": ["0" * 64]},
+            {"outputs": ["x"]},
+        ),
     ],
+    ids=str,
 )
 def test_a_command_that_was_changed_does_not_run(tmp_path: Path, changed: dict[str, Any]) -> None:
-    command = {**signed_command(WORDS, "/clips"), **changed}
-    assert not is_own_command(command)
-    assert confirmed(command, tmp_path) is None
+    own_folder(tmp_path, {"words": WORDS, "folder": "/clips"})
+    assert command_in(tmp_path, own_belief(tmp_path)) == (WORDS, "/clips")
+    changed_marker(tmp_path, changed)
+    assert belief_in(tmp_path).marker is None and not is_trusted(tmp_path)
+    with pytest.raises(UsageError, match="not written by a command of this user"):
+        own_belief(tmp_path)
 
 
 def test_a_command_of_this_user_runs_without_what_lets_code_in(tmp_path: Path) -> None:
-    command = signed_command([*WORDS, "--trust-remote-code", "--prefect"], "/clips")
-    assert is_own_command(command) and confirmed(command, tmp_path) == command
-    assert repeated(command["words"]) == WORDS
-    assert confirmed(signed_command(["export", "m"], "/"), tmp_path) is None
-    assert confirmed(None, tmp_path) is None
+    words = [*WORDS, "--trust-remote-code", "--trust-folder", "--prefect"]
+    own_folder(tmp_path, {"words": words, "folder": "/clips"})
+    assert repeated(command_in(tmp_path, own_belief(tmp_path))[0]) == WORDS
+    own_folder(tmp_path, {"words": ["export", "m"], "folder": "/"})
+    with pytest.raises(UsageError, match="has no command of a caption run"):
+        command_in(tmp_path, own_belief(tmp_path))

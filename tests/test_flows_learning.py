@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from artifacts.corrections import StoredEdits
-from artifacts.edits import EDITS, read_edits
+from artifacts.edits import EDITS, anybody, read_edits
 from artifacts.errors import EnvironmentFault, Interrupted, NoFeatures, UsageError
 from flows.cli.learn_command import _next_steps
 from flows.cli.main import main
@@ -22,6 +22,7 @@ from flows.learning.learn import learn
 from flows.learning.preview import preview
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.options.learn import LearnConfig, RecordedRun
+from flows.results.marker import MARKER
 from flows.results.report.sections import rounds_facts
 from flows.results.rounds import rounds_in, usable_rounds
 from flows.results.run_status import run_status
@@ -216,7 +217,7 @@ def test_a_round_does_not_begin_without_the_adapter_of_the_captions(school: Scho
     with pytest.raises(KeyboardInterrupt):
         school.learn()
     adapter.rename(away)
-    assert len(usable_rounds(school.out)) == 1, "a round that cannot begin is chosen anew"
+    assert len(usable_rounds(school.out, anybody)) == 1, "a round that cannot begin is chosen anew"
     with pytest.raises(EnvironmentFault):
         school.learn()
     assert len(rounds_in(school.out)) == 2
@@ -239,7 +240,7 @@ def test_a_round_whose_examples_are_gone_is_chosen_anew(
     chosen = rounds_in(school.out)[0]["started"]
     (Path(school.config.sources[0]) / "07.png").unlink()
     said(school.config)
-    assert usable_rounds(school.out) == []
+    assert usable_rounds(school.out, anybody) == []
     school.dies_in = ""
 
     def fails(*_: Any) -> None:
@@ -307,15 +308,44 @@ def test_undo_stops_at_a_round(school: School) -> None:
     assert school.reviewed() == found
 
 
+def test_a_round_that_nobody_signed_is_not_continued_and_sets_no_option(
+    school: School, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    school.decide(mixed)
+    school.dies_in = "train"
+    with pytest.raises(KeyboardInterrupt):
+        school.learn()
+    path = school.out / "learn/round-001/round.json"
+    found = json.loads(path.read_text())
+    found["settings"] |= {"trust_remote_code": True, "lr": 1.0}
+    path.write_text(json.dumps(found))
+    school.dies_in, trusted = "", list[bool]()
+
+    def train(training: Any, published: Any, examples: Any, run: Any, *rest: Any) -> None:
+        trusted.append(run.trust_remote_code)
+        school._train(training, published, examples, run, *rest)
+
+    monkeypatch.setattr("flows.learning.learn.train", train)
+    result = school.learn()
+    assert (result.round["round"], any(trusted)) == (2, False)
+    assert result.round["settings"]["lr"] != 1.0
+    assert json.loads(path.read_text()) == found, "it stays as it is"
+    (school.out / "learn/round-002/round.json").unlink()
+    result = school.learn(trust_folder=True)
+    assert (result.round["round"], any(trusted)) == (1, False), "only the options of an adapter"
+    assert result.round["settings"]["lr"] == 1.0
+    path.write_text(json.dumps({**found, "settings": {**found["settings"], "lr": "1"}}))
+    with pytest.raises(EnvironmentFault, match=r"round 1: settings.lr is not a number"):
+        school.learn(trust_folder=True)
+
+
 def test_journals_of_copies_are_added_and_differences_left_out(
     school: School, tmp_path: Path
 ) -> None:
     copies = [tmp_path / "one", tmp_path / "two"]
     for copy in copies:
         shutil.copytree(school.out, copy)
-        record = json.loads((copy / "run.json").read_text())
-        record["plan"]["store"] = ""  # of another machine
-        (copy / "run.json").write_text(json.dumps(record))
+        (copy / MARKER).unlink()  # its edits stay there, as those on another machine
     school.decide(lambda at, text: (style(text), "") if at < 30 else None)
     school.decide(lambda at, text: ("Other.", "") if at in (1, 40) else None, copies[0])
     school.decide(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from artifacts.signing import STORE_KEY, is_signed, sign
 from flows.results.marker import (
     MARKER,
     Marker,
@@ -17,7 +18,6 @@ from flows.results.marker import (
     write_marker,
     write_media,
 )
-from flows.results.signing import STORE_KEY, is_signed, sign
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,13 @@
 """What the page of a studio may name, the words it stands for, and the queue of runs."""
 
 import contextlib
+import fcntl
 import json
 import os
+import re
 import shlex
+import signal
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +24,7 @@ from artifacts.store import open_store
 from flows.cli.caption_command import remember
 from flows.cli.main import parse
 from flows.cli.options import config_of
+from flows.machine.known_process import interrupt, start_of
 from flows.options.commands import CaptionConfig
 from flows.results.run_record import RunRecord
 from flows.serving.app import app_of
@@ -37,6 +42,7 @@ from flows.studio.values import words_of as command_of
 from flows.upkeep.cache import collect, holdings
 from tests.support.pipeline import ROOT
 from tests.support.reports import media_file, said, write_run
+from tests.support.strangers import own_folder
 
 
 @pytest.fixture
@@ -269,11 +275,115 @@ def test_what_cannot_be_saved_is_not_queued(
     runs.close()
 
 
-def test_a_queue_of_another_version_fails(tmp_path: Path) -> None:
-    queue(tmp_path).close()
-    (tmp_path / "out/.studio/runs.json").write_text('{"format": 1, "runs": [{"a": 1}]}')
-    with pytest.raises(EnvironmentFault, match="of another version"):
+def kept(tmp_path: Path, **more: Any) -> Path:
+    """Put one run into the queue's file, with some fields replaced, and return the file."""
+    opened = queue(tmp_path)
+    opened.add(run(tmp_path, "a"))
+    opened.close()
+    path = opened._state / "runs.json"
+    found = json.loads(path.read_text())
+    found["runs"][0] |= more
+    path.write_text(json.dumps(found))
+    return path
+
+
+def test_a_queue_found_in_the_output_folder_is_never_read(tmp_path: Path) -> None:
+    made = tmp_path / "made by it"
+    planted = {"kind": "caption", "state": "queued", "out": str(made), "folder": str(tmp_path)}
+    planted["words"] = ["caption", "--model", "demo", "--trust-remote-code", "--out", str(made)]  # type: ignore[assignment]
+    for form in (1, 2):
+        folder = tmp_path / "out/.studio"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "runs.json").write_text(json.dumps({"format": form, "runs": [planted]}))
+        opened = queue(tmp_path)
+        assert [each.words for each in opened.runs] == []
+        opened.tick()
+        opened.close()
+    assert not made.exists() and os.listdir(tmp_path / "out") == [".studio"]
+
+
+ODD_ENTRIES: list[dict[str, Any]] = [
+    *({"out": 5}, {"words": "caption"}, {"words": [1]}, {"folder": None}, {"of": []}),
+    *({"id": "../../x"}, {"id": "a" * 16 + "\n"}, {"kind": "serve"}, {"state": "waiting"}),
+    *({"pid": -1}, {"pid": "1"}, {"began": "soon"}, {"values": []}, {"about": [1]}, {"error": 1}),
+    {"words": ["caption", "--trust-remote-code", "--", "a.png"]},
+]
+
+
+@pytest.mark.parametrize("odd", ODD_ENTRIES, ids=str)
+def test_a_queue_with_an_odd_entry_fails(tmp_path: Path, odd: dict[str, Any]) -> None:
+    path = kept(tmp_path, **odd)
+    with pytest.raises(EnvironmentFault, match=re.escape(f"{path} cannot be read: it.runs[0].")):
         queue(tmp_path)
+    path.unlink()
+    queue(tmp_path).close()
+
+
+def test_a_queue_of_another_version_fails(tmp_path: Path) -> None:
+    path = kept(tmp_path)
+    path.write_text('{"format": 1, "runs": []}')
+    with pytest.raises(EnvironmentFault, match="Move it away"):
+        queue(tmp_path)
+
+
+def test_a_command_that_lets_code_in_is_not_queued(tmp_path: Path) -> None:
+    opened, one = queue(tmp_path), run(tmp_path, "a")
+    one.words = ["caption", "--trust-remote-code", "--model=demo", "--", "a.png"]
+    with pytest.raises(UsageError, match="--trust-remote-code is never taken"):
+        opened.add(one)
+    one.words = ["caption", "--model=demo", "--", "--trust-remote-code"]  # a file of that name
+    opened.add(one)
+    opened.close()
+
+
+def test_stop_signals_no_process_but_the_one_that_was_started(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        start = start_of(other.pid)
+        for recorded in ("", start + "0", start.rpartition(" ")[0]):
+            kept(tmp_path, state="running", pid=other.pid, start=recorded)
+            opened = queue(tmp_path)
+            opened.change(opened.runs[0].id, "stop")
+            opened.close()
+            (opened._state / "runs.json").unlink()
+            assert other.poll() is None, f"signalled by {recorded!r}"
+        kept(tmp_path, state="running", pid=other.pid, start=start)
+        opened = queue(tmp_path)
+        opened.change(opened.runs[0].id, "stop")
+        opened.close()
+        assert other.wait(10) == -signal.SIGINT
+        interrupt(other.pid, start)  # it is gone: nothing happens
+
+
+def test_a_run_is_found_again_by_its_own_process(tmp_path: Path) -> None:
+    """The server was killed between the start of a run and its note of the process."""
+    file = kept(tmp_path, state="starting", began="2026-01-01T00:00:00+00:00")
+    name = json.loads(file.read_text())["runs"][0]["id"]
+    lock = os.open(tmp_path / "out/.studio/run.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    environment = {**os.environ, "PENSTOCK_STUDIO_RUN": name}
+    sleeping = subprocess.Popen(["sleep", "60"], env=environment, start_new_session=True)
+    with sleeping, subprocess.Popen(["sleep", "60"], env=environment) as its_stage:
+        opened = queue(tmp_path)
+        opened.tick()
+        assert [each.pid for each in opened.runs] == [sleeping.pid]
+        assert opened.runs[0].start == start_of(sleeping.pid)
+        opened.change(name, "stop")
+        assert sleeping.wait(10) == -signal.SIGINT and its_stage.poll() is None
+        its_stage.kill()
+        opened.close()
+    os.close(lock)
+
+
+@pytest.mark.parametrize("name", [".studio", ".studio/server.lock", ".studio/run.lock"])
+def test_a_lock_of_the_queue_that_is_a_link_fails(tmp_path: Path, name: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    link = tmp_path / "out" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(elsewhere if name == ".studio" else elsewhere / "made")
+    with pytest.raises(EnvironmentFault, match=f"{link}: it is a link"):
+        queue(tmp_path).tick()
+    assert os.listdir(elsewhere) == []
 
 
 def test_a_run_that_was_not_started_before_a_kill_is_started_later(tmp_path: Path) -> None:
@@ -360,7 +470,7 @@ def test_a_moved_folder_is_written_where_it_is_from_the_store_of_its_captions(
     job = SimpleNamespace(config=read(words), store=open_store(str(tmp_path / "store")))
     record = write_run(tmp_path / "out", [])
     remember(words, cast(Any, job), record)
-    record.write(force=True)
+    own_folder(tmp_path / "out", record.value["command"])
     moved = (tmp_path / "out").rename(tmp_path / "moved")
     monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "other"))
     command = RecordedCommand(moved, read)

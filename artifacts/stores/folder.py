@@ -11,7 +11,7 @@ from pathlib import Path
 from artifacts.errors import EnvironmentFault
 from artifacts.paths import lies_in
 from artifacts.placing import rename_noreplace, sync_folder
-from artifacts.regular_files import open_regular
+from artifacts.regular_files import NotAFile, open_regular
 from artifacts.stores.heads import Extent, each_head
 from artifacts.stores.local import TEMPORARY, left_behind
 from artifacts.stores.protocol import ObjectStat
@@ -174,6 +174,8 @@ def read_fault(error: OSError, where: Path) -> EnvironmentFault:
 
 def fault_of(error: OSError, where: Path) -> EnvironmentFault:
     """Return a failed write as an error that says what to do about it."""
+    if isinstance(error, NotAFile):
+        return EnvironmentFault(f"{error.filename}: {error.strerror}", hint="Move it away")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return EnvironmentFault(
             f"the disk of {where} is full",

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePath
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from artifacts.edits import REJECTED
 from artifacts.errors import PenstockError, redacted
+from artifacts.paths import folder_named
 from artifacts.remote.addresses import signed
 from flows.cli.exit_report import CRASHED, print_result
 from flows.cli.options import config_of
@@ -60,6 +62,8 @@ def caption_command(given: argparse.Namespace) -> int:
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:
         return show(config, as_json=given.json, dry_run="caption")
+    if not config.trust_folder and _is_trusted(config):
+        config = replace(config, trust_folder=True)
     with closing(display):
         if given.prefect or os.environ.get("PREFECT_API_URL"):
             display.doing("starting Prefect")
@@ -79,13 +83,22 @@ def caption_command(given: argparse.Namespace) -> int:
     return result.exit_code
 
 
+def _is_trusted(config: CaptionConfig) -> bool:
+    """Return whether a person trusts what others wrote into the output folder."""
+    from flows.results.trust import CORRECTIONS, OUTPUTS, is_trusted
+
+    # The run itself notes what it leaves out.
+    uses = (CORRECTIONS, OUTPUTS)
+    return is_trusted(folder_named(config.out, "out"), config.store, uses, notes=False)
+
+
 def remember(words: list[str], job: "Job", record: "RunRecord") -> None:
     """Store the command in the run record with its store, unless it contains credentials."""
-    from flows.results.recorded_command import signed_command, with_values
+    from flows.results.recorded_command import with_values
 
     words = words if job.config.store else with_values(words, {"--store": job.store.url})
     if not any(redacted(word) != word or signed(word) for word in words):
-        record.value["command"] = signed_command(words, os.getcwd())
+        record.value["command"] = {"words": words, "folder": os.getcwd()}
 
 
 def leave_after(run: Callable[[], "RunResult"]) -> "RunResult":

@@ -11,5 +11,5 @@ def review_command(given: argparse.Namespace) -> int:
     from flows.cli.studio_command import config_of
     from flows.studio.server import review
 
-    review(Path(given.out), given.port, given.order, config_of)
+    review(Path(given.out), given.port, given.order, config_of, trust=given.trust_folder)
     return 0

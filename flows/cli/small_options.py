@@ -7,6 +7,7 @@ from flows.cli.options import add_caption_options, add_running_options
 from flows.cli.train_options import add_train_options
 from flows.options.headings import MODEL
 from flows.options.model import PRECISIONS, STORE_HELP
+from flows.options.text import TRUST_FOLDER_HELP
 from flows.pipelines import PURPOSES
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -52,6 +53,7 @@ def add_review(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--order", choices=ORDERS, default=ORDERS[0], help="order of the captions [%(default)s]"
     )
+    parser.add_argument("--trust-folder", action="store_true", help=TRUST_FOLDER_HELP)
 
 
 def add_studio(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +68,7 @@ def add_studio(parser: argparse.ArgumentParser) -> None:
         help="another folder that the page may show; repeatable",
     )
     add("--store", default="", metavar="DIR", help=STORE_HELP)
+    add("--trust-folder", action="store_true", help=TRUST_FOLDER_HELP)
     add("--port", type=int, default=8010, metavar="P", help="port; 0: any free port [%(default)s]")
 
 

@@ -15,7 +15,10 @@ def studio_command(given: argparse.Namespace) -> int:
 
     if not Path(given.folder).is_dir():
         raise UsageError(f"{given.folder} is not a folder", hint="Name a folder of media")
-    studio(Path(given.folder), Path(given.out), given.root, given.store, given.port, config_of)
+    studio(
+        *(Path(given.folder), Path(given.out), given.root, given.store, given.port, config_of),
+        trust=given.trust_folder,
+    )
     return 0
 
 

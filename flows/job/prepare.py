@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from artifacts.captions import Failure
 from artifacts.corrections import EditsInForce
+from artifacts.edits import Proof, anybody, proof_by
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests
 from artifacts.packs import stored_namespaces
@@ -51,7 +52,13 @@ from flows.options.commands import RunOptions
 from flows.options.endpoint import is_served
 from flows.options.media import VectorSamplingOptions
 from flows.options.model import DEMO_MODEL
-from flows.options.text import ConfidenceOptions, FolderOptions, PromptOptions, QuestionOptions
+from flows.options.text import (
+    ConfidenceOptions,
+    FolderOptions,
+    PromptOptions,
+    QuestionOptions,
+    TrustOptions,
+)
 from flows.pipelines import CAPTION, PURPOSES, Pipeline, parts_of, with_extras
 from stages.decode import SCORE
 from stages.decode.generation import SamplingParams
@@ -359,11 +366,16 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
         files=(),
         contents=(),
         failures=(),
-        edits=EditsInForce(out_folder(config), store.local),
+        edits=EditsInForce(out_folder(config), store.local, _proof(config, store)),
         notes=tuple(notes),
         scores=scores,
         ledger=Ledger(store, over_media, *variants_of(config, model, sampling, over_media, stored)),
     )
+
+
+def _proof(config: RunOptions, store: Store) -> Proof:
+    """Return what tells which edits in the output folder count for a run into it."""
+    return anybody if TrustOptions.of(config).trust_folder else proof_by(store.url)
 
 
 def out_folder(config: FolderOptions) -> Path:

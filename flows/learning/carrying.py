@@ -16,7 +16,7 @@ def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[in
     nothing, unless a decision changed between. Raises EnvironmentFault if a decided caption has no
     new one."""
     words = {new.chunks[key]: row[WORDS] for key, row in new.rows.items()}
-    edits, journal = old.edits(), old.journal.edits
+    edits, journal = old.edits(), old.journal.proved
     known = {**new.edits(), **journal.now}
     when = _last_action(journal)
     kept, rows, missing = dict[str, Edit](), list[Mapping[str, Any]](), list[str]()

@@ -14,17 +14,26 @@ from flows.learning.decisions import names
 from flows.media.example import Example
 from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
-from flows.options.learn import RecordedRun
-from flows.results.rounds import TRAINED, Round, missing_adapter, unfinished
-from flows.results.run_read import load_record
+from flows.options.learn import LearnConfig, RecordedRun
+from flows.results.rounds import (
+    PURPOSE,
+    TRAINED,
+    Round,
+    missing_adapter,
+    unfinished,
+    usable_rounds,
+)
+from flows.results.trust import own_belief
 from flows.reviewing.captions import ReviewedCaptions
 
 
-def in_own_store(run: RecordedRun, out: Path) -> RecordedRun:
+def own_rounds(config: LearnConfig, run: RecordedRun, out: Path) -> tuple[RecordedRun, list[Round]]:
     """Return the run in the store that its captions came from, which may be another one than this
-    process's default. Raises UsageError, EnvironmentFault."""
-    store = run.config.store or load_record(out)["plan"].get("store", "")
-    return replace(run, config=replace(run.config, store=store))
+    process's default, and the rounds of its folder that are proved. Raises UsageError for a folder
+    of another person, EnvironmentFault."""
+    belief = own_belief(out, run.config.store, trust=config.trust_folder)
+    own = replace(run, config=replace(run.config, store=run.config.store or belief.store))
+    return own, usable_rounds(out, belief.proof(PURPOSE))
 
 
 def previous_adapter(run: RecordedRun, out: Path) -> str:

@@ -7,16 +7,17 @@ examples that it chose.
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from artifacts.edits import DIGITS, changes_of
-from artifacts.errors import NoFeatures, UsageError
-from artifacts.files import whole_file, write_json
-from artifacts.json_shapes import read_json
+from artifacts.errors import EnvironmentFault, NoFeatures, UsageError
+from artifacts.files import whole_file
+from artifacts.json_shapes import ShapeError, check, read_json
 from artifacts.keys import digest_of
+from artifacts.opening_below import guard
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
 from flows.console.display import Display
@@ -25,8 +26,8 @@ from flows.job.replanning import replanned_once
 from flows.learning.carrying import carry
 from flows.learning.decisions import decisions_of, deed_of, names
 from flows.learning.inputs import (
-    in_own_store,
     left_round,
+    own_rounds,
     previous_adapter,
     refuse_missing_media,
     with_media,
@@ -38,22 +39,26 @@ from flows.machine.launch import DirectLauncher
 from flows.media.example import Example
 from flows.options.commands import RunOptions
 from flows.options.learn import LEAST, LearnConfig, RecordedRun
-from flows.options.tune import StepOptions, TrainingOptions
-from flows.results.recorded_command import signed_command, with_values
+from flows.options.tune import TrainingOptions
+from flows.results.recorded_command import with_values
 from flows.results.rounds import (
     ADAPTER,
     CARRIED,
     CHOSEN,
     DONE,
     LEARN,
+    PURPOSE,
     RECAPTIONED,
     ROUND_RECORD,
+    RUN_AGAIN,
     SCORED,
     SCORED_EXAMPLE,
+    SETTINGS,
     TRAINED,
     Round,
     round_folder,
-    usable_rounds,
+    rounds_in,
+    write_round,
 )
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
@@ -81,8 +86,9 @@ def learn(
     """Run a round, or the rest of one that was killed. `on_begin` is as in `caption`. Raises
     PenstockError; the same call continues."""
     out = folder_named(config.out, "out")
+    guard(out)
     with only_run_in(out / LEARN, "learning in", "name another folder"):
-        run, rounds = in_own_store(run, out), usable_rounds(out)
+        run, rounds = own_rounds(config, run, out)
         round_ = left_round(out, rounds)
         if round_ is None:
             round_ = choose(config, run, out, rounds)
@@ -92,10 +98,10 @@ def learn(
             shutil.rmtree(round_folder(out, round_["round"]), ignore_errors=True)
             for line in differing_lines(round_):
                 display.print_line(line)
-            write_round(out, round_)
+            write_round(out, round_, run.config.store)
         else:
             display.print_line(f"continuing round {round_['round']} ({round_['phase']})")
-            config = replace(config, **round_["settings"])
+            config = replace(config, **_settings_of(round_))
         work = _Work(
             config=config,
             run=run,
@@ -118,11 +124,14 @@ def choose(
         raise UsageError(
             "--language-gguf: a GGUF file cannot be trained", hint="Caption without it, then learn"
         )
-    with closing(ReviewedCaptions(out)) as captions:
+    opened = ReviewedCaptions(out, run.config.store, trust=config.trust_folder)
+    with closing(opened) as captions:
         found = decisions_of(captions, config.journal, rounds)
         if found.adopted and not dry:
             rows = [captions.rows[key] for key in found.adopted]
             captions.add(deed_of("edits of copies", changes_of(rows, found.adopted)))
+        is_proved = captions.belief.proof(PURPOSE)
+    others = [each for each in rounds_in(out) if not is_proved(each)]  # they stay as they are
     examples, settings = found.examples, _settings(config)
     decided = sorted([each["key"], each["caption"]] for each in examples)
     digest = digest_of([decided, settings, run.config.model])[:DIGITS]
@@ -143,7 +152,7 @@ def choose(
         )
     refuse_missing_media(run, captions)
     return {
-        "round": rounds[-1]["round"] + 1 if rounds else 1,
+        "round": max((each["round"] for each in (*rounds, *others)), default=0) + 1,
         "phase": CHOSEN,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "digest": digest,
@@ -164,8 +173,17 @@ def choose(
 
 def _settings(config: LearnConfig) -> dict[str, Any]:
     """Return the options that decide an adapter."""
-    own = {each.name for each in fields(StepOptions)} - {"recompute"}
-    return {name: value for name, value in asdict(config).items() if name in own}
+    return {name: getattr(config, name) for name in SETTINGS}
+
+
+def _settings_of(round_: Round) -> dict[str, Any]:
+    """Return the options that a round began with, and nothing else that its record has. Raises
+    EnvironmentFault."""
+    try:
+        check(round_["settings"], SETTINGS, "settings")
+    except ShapeError as error:
+        raise EnvironmentFault(f"round {round_['round']}: {error}", hint=RUN_AGAIN) from error
+    return {name: round_["settings"][name] for name in SETTINGS}
 
 
 def differing_lines(round_: Round) -> list[str]:
@@ -177,11 +195,6 @@ def differing_lines(round_: Round) -> list[str]:
 def caption_tokens(round_: Round) -> int:
     """Return about how many tokens the longest example of a round has."""
     return most_tokens(each["caption"] for each in round_["examples"])
-
-
-def write_round(out: Path, round_: Round) -> None:
-    """Write the record of a round. Raises EnvironmentFault."""
-    write_json(round_folder(out, round_["round"]) / ROUND_RECORD, round_)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -223,7 +236,7 @@ class _Work:
 
     def _end(self, phase: str, **found: Any) -> None:
         self.round |= {"phase": phase, **found}
-        write_round(self.out, self.round)
+        write_round(self.out, self.round, self.run.config.store)
 
     def train(self) -> None:
         """Train the adapter, from the previous one if there is one."""
@@ -268,8 +281,8 @@ class _Work:
         """Keep all decisions under the new words, then write the run's files. No review can change
         a decision meanwhile."""
         with (
-            closing(ReviewedCaptions(self.out)) as old,
-            closing(ReviewedCaptions(self.folder / CAPTIONS)) as new,
+            closing(self._reviewed(self.out)) as old,
+            closing(self._reviewed(self.folder / CAPTIONS)) as new,
         ):
             kept, changed = carry(old, new, self.round["round"])
             if self.round["phase"] == RECAPTIONED:
@@ -279,13 +292,16 @@ class _Work:
         self._end(DONE, captions=self.captioned.captions)
         shutil.rmtree(self.folder / CAPTIONS, ignore_errors=True)
 
+    def _reviewed(self, out: Path) -> ReviewedCaptions:
+        return ReviewedCaptions(out, self.run.config.store, trust=self.config.trust_folder)
+
     def _begin(self, job: Job, record: RunRecord) -> None:
         """Record the command that repeats the run with the adapter."""
         if command := self.round["command"]:
             values = {"--adapter": self.adapter, "--out": str(self.out)}
             values |= {"--store": self.run.config.store} if self.run.config.store else {}
             words = with_values(command["words"], values)
-            record.value["command"] = signed_command(words, command["folder"])
+            record.value["command"] = {"words": words, "folder": command["folder"]}
         if self.on_begin is not None:
             self.on_begin(job, record)
 

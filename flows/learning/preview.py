@@ -2,10 +2,10 @@
 
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
-from flows.learning.inputs import in_own_store, left_round
+from flows.learning.inputs import left_round, own_rounds
 from flows.learning.learn import caption_tokens, choose, differing_lines
 from flows.options.learn import LearnConfig, LearnRun, RecordedRun
-from flows.results.rounds import ADAPTER, Round, round_folder, usable_rounds
+from flows.results.rounds import ADAPTER, Round, round_folder
 from flows.results.tuned import RUN
 
 
@@ -13,7 +13,7 @@ def preview(config: LearnConfig, run: RecordedRun) -> tuple[list[str], LearnRun 
     """Return lines on the next round, and the run that trains its adapter; None if there is nothing
     to train. Raises UsageError, EnvironmentFault."""
     out = folder_named(config.out, "out")
-    run, rounds = in_own_store(run, out), usable_rounds(out)
+    run, rounds = own_rounds(config, run, out)
     left = left_round(out, rounds)
     round_ = left or choose(config, run, out, rounds, dry=True)
     if round_ is None:

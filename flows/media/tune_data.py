@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from artifacts.corrections import StoredEdits
-from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText, keys_of, read_edits
+from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText, keys_of, proof_by, read_edits
 from artifacts.errors import UsageError
 from artifacts.json_shapes import BYTES, parse
 from artifacts.keys import ContentDigests, content_key
@@ -39,7 +39,7 @@ def with_corrections(
     """Yield the rows of a run with corrections that users made in other folders. Corrections in the
     same folder are already in the rows. Raises EnvironmentFault."""
     stored = StoredEdits(store.local)()
-    own = read_edits(path.parent).now if stored else {}
+    own = read_edits(path.parent, proof_by(store.url)).now if stored else {}
     fixed = _fixed_text(path.parent) if stored else FixedText()
     for at, row in rows:
         given = row.get("original") or row.get("caption")

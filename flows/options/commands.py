@@ -34,6 +34,7 @@ from flows.options.text import (
     OwnerOptions,
     PromptOptions,
     TextOptions,
+    TrustOptions,
     read_schema,
 )
 from stages.decode.generation import SamplingParams
@@ -69,6 +70,7 @@ class CaptionConfig(
     OwnerOptions,
     SiftFirstOptions,
     ConfidenceOptions,
+    TrustOptions,
     OutputOptions,
     TextOptions,
     EngineOptions,

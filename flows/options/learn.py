@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from artifacts.options import Option
 from flows.options.commands import CaptionConfig
 from flows.options.model import TRUST_HELP, MemoryOptions
+from flows.options.text import TrustOptions
 from flows.options.tune import EPOCHS, TRAINING, StepOptions, TrainingOptions, TuneRun
 
 LEAST = 40
@@ -24,7 +25,7 @@ class LearnRun(TuneRun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnConfig(StepOptions, MemoryOptions):
+class LearnConfig(TrustOptions, StepOptions, MemoryOptions):
     """One round of learning. Field names equal the option names of the command line."""
 
     out: Annotated[
@@ -94,7 +95,8 @@ class RecordedRun:
 
     def captioning(self, config: LearnConfig, out: Path, adapter: str) -> CaptionConfig:
         """Return the run with an adapter, into a folder."""
-        return replace(self.config, out=str(out), adapter=adapter, **self._limits(config))
+        more = {**self._limits(config), "trust_folder": config.trust_folder}
+        return replace(self.config, out=str(out), adapter=adapter, **more)
 
     def _limits(self, config: LearnConfig) -> dict[str, Any]:
         """Return the options that a round may set anew."""

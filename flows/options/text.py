@@ -23,6 +23,7 @@ VIDEO_PROMPT = "Describe this video in detail."
 IMAGE_PROMPT = "Describe this image in detail."
 SCHEMA_BYTES = 1 << 20
 """Largest size of a schema file in bytes."""
+TRUST_FOLDER_HELP = "believe what another person wrote into an output folder"
 FOLDER_OPTION = Option(
     "output folder [%(default)s]",
     MODEL,
@@ -189,6 +190,15 @@ class FolderOptions(OptionGroup):
 
     out: Annotated[str, FOLDER_OPTION] = "penstock-out"
     """Output folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustOptions(OptionGroup):
+    """Whether what another person wrote into an output folder counts."""
+
+    trust_folder: Annotated[bool, Option(TRUST_FOLDER_HELP, FILES)] = False
+    """Believe what an output folder says that nothing proves to be of this user: edits, rounds of
+    learning, addresses, and the command that made it."""
 
 
 @dataclass(frozen=True, kw_only=True)

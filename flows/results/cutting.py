@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import CannotFit, Killed, StageDied
+from artifacts.opening_below import refuse_links
 from artifacts.samples import Media, media_suffix
 from artifacts.shards import SHARD_BYTES
 from artifacts.store import fault_of
@@ -76,6 +77,7 @@ class Cutter:
         """Return the result of each item. If the process died, that includes an error for the file
         that it was cutting."""
         try:
+            refuse_links(self._folder)
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise fault_of(error, self._folder) from error

@@ -18,9 +18,9 @@ from artifacts.files import whole_file, write_text
 from artifacts.json_shapes import MapOf, check, parse
 from artifacts.regular_files import open_regular, read_text
 from artifacts.remote.addresses import is_address, unsigned
+from artifacts.signing import is_signed, sign
 from artifacts.store import fault_of
 from flows.media.generated_files import digest_at
-from flows.results.signing import is_signed, sign
 
 MARKER = ".penstock.json"
 """File of the marker, in an output folder."""

@@ -26,7 +26,7 @@ from flows.job.prepare import out_folder
 from flows.media.media_files import Selection
 from flows.media.sources import find_media
 from flows.options.commands import RunOptions
-from flows.options.text import OutputOptions, OwnerOptions
+from flows.options.text import OutputOptions, OwnerOptions, TrustOptions
 from flows.pipelines import EMBED, LABEL, SIFT, Pipeline
 from flows.results.foreign_files import refuse_replacing
 from flows.results.marker import (
@@ -53,11 +53,14 @@ def refuse_taking(config: RunOptions, command: str) -> None:
     out, replaces = out_folder(config), OwnerOptions.of(config).replace
     if os.path.lexists(out / MARKER):
         owner = own_marker(out, config.store_url)
+        if owner is None and TrustOptions.of(config).trust_folder:
+            owner = read_marker(out)
         if owner is None:
             raise UsageError(
                 f"{out} is the output folder of another user or machine, or was changed: its "
                 f"{MARKER} is not signed for this one",
-                hint="Give another --out, or the --store of the run that wrote it",
+                hint="Give another --out, the --store of the run that wrote it, or trust it with "
+                "--trust-folder",
             )
         if owner.command != command and not replaces:
             raise UsageError(

@@ -4,10 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from artifacts.edits import SIGNATURES, Proof, anybody
+from artifacts.files import write_json
 from artifacts.json_shapes import (
     MapOf,
     Nullable,
     OptionalField,
+    Shape,
     anything,
     count,
     moment,
@@ -16,11 +19,16 @@ from artifacts.json_shapes import (
     read_jsonl,
     text,
 )
+from artifacts.options import declared
+from artifacts.signing import sign
+from flows.options.tune import StepOptions
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 LEARN: Final = "learn"
 """Folder of the rounds in a run's folder."""
 ROUND_RECORD: Final = "round.json"
+PURPOSE: Final = "round"
+"""What its signature is for."""
 ADAPTER: Final = "adapter"
 """Folder of a round's adapter."""
 CHOSEN, TRAINED, SCORED, RECAPTIONED, CARRIED, DONE = PHASES = (
@@ -43,6 +51,18 @@ def flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def whole(value: Any) -> bool:
+    """Return whether a value is a whole number."""
+    return isinstance(value, int) and number(value)
+
+
+SHAPE_OF: dict[type, Shape] = {str: text, int: whole, float: number, bool: flag}
+SETTINGS = {
+    each.name: Nullable(SHAPE_OF[each.kind])
+    for each in declared(StepOptions)
+    if each.name != "recompute"
+}
+"""Shape of the options that decide an adapter. No others are taken from a record."""
 EXAMPLE = {
     **dict.fromkeys(("key", "features", "name", "prompt", "caption", "media_path"), text),
     "start": number,
@@ -56,7 +76,7 @@ ROUND = {
     "digest": text,
     "previous": text,
     "settings": MapOf(anything),
-    "command": Nullable({"words": [text], "folder": text, "mac": OptionalField(text)}),
+    "command": Nullable({"words": [text], "folder": text}),
     "examples": [EXAMPLE],
     "held_out": [EXAMPLE],
     "differing": [text],
@@ -68,6 +88,7 @@ ROUND = {
     "captions": count,
     "changed": count,
     "carried": count,
+    SIGNATURES: OptionalField(MapOf(text)),
 }
 """Shape of `round.json`. `before` and `after` are the scores of the held-out captions, in their
 order; `lower` counts the bootstrap samples in which the new adapter's loss is lower."""
@@ -79,11 +100,19 @@ def round_folder(out: Path, number: int) -> Path:
     return out / LEARN / f"round-{number:03d}"
 
 
-def rounds_in(out: Path) -> list[Round]:
-    """Return the rounds of a run's folder, the last one last. Raises EnvironmentFault."""
+def rounds_in(out: Path, proof: Proof = anybody) -> list[Round]:
+    """Return the rounds of a run's folder that are proved, the last one last. Raises
+    EnvironmentFault."""
     paths = (out / LEARN).glob(f"round-*/{ROUND_RECORD}")
     found = [read_json(path, ROUND, RUN_AGAIN, lambda value: value) for path in paths]
-    return sorted(found, key=lambda each: each["round"])
+    return sorted(filter(proof, found), key=lambda each: each["round"])
+
+
+def write_round(out: Path, round_: Round, store: str) -> None:
+    """Write the record of a round, signed whole, for `store` too. Raises EnvironmentFault."""
+    value = {name: each for name, each in round_.items() if name != SIGNATURES}
+    signed = {**value, SIGNATURES: sign(PURPOSE, value, store)}
+    write_json(round_folder(out, round_["round"]) / ROUND_RECORD, signed)
 
 
 def missing_adapter(out: Path, named: str) -> str:
@@ -93,10 +122,10 @@ def missing_adapter(out: Path, named: str) -> str:
     return next((str(path) for path in files if named and not path.is_file()), "")
 
 
-def usable_rounds(out: Path) -> list[Round]:
-    """Return the rounds without a last one that only chose its examples, and whose previous adapter
-    or examples are gone: it is chosen anew. Raises EnvironmentFault."""
-    rounds = rounds_in(out)
+def usable_rounds(out: Path, proof: Proof) -> list[Round]:
+    """Return the proved rounds without a last one that only chose its examples, and whose previous
+    adapter or examples are gone: it is chosen anew. Raises EnvironmentFault."""
+    rounds = rounds_in(out, proof)
     if not rounds or rounds[-1]["phase"] != CHOSEN:
         return rounds
     lines = read_jsonl(out / "captions.jsonl", {"features": text}, CAPTION_AGAIN)

@@ -97,9 +97,7 @@ RECORD = {
     "earlier": OptionalField([text]),
     "failures": [dict.fromkeys(("media_path", "message", "hint"), text)],
     "versions": OptionalField(MapOf(text)),
-    "command": OptionalField(
-        Nullable({"words": [text], "folder": text, "mac": OptionalField(text)})
-    ),
+    "command": OptionalField(Nullable({"words": [text], "folder": text})),
 }
 """Shape of the parts of `run.json` that are read."""
 

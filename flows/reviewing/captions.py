@@ -16,6 +16,7 @@ from artifacts.edits import (
     UNTOUCHED,
     Edit,
     EditJournal,
+    Edits,
     FixedText,
     changes_of,
     keys_of,
@@ -24,6 +25,7 @@ from artifacts.edits import (
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.json_shapes import Nullable, OptionalField, ShapeError, check, read_jsonl, text
 from artifacts.plurals import counted
+from artifacts.remote.addresses import is_address
 from artifacts.remote.media_cache import is_copy
 from artifacts.store_folders import local_folder
 from flows.machine.versions import now
@@ -37,6 +39,7 @@ from flows.results.report.media import (
     shown_medium,
 )
 from flows.results.run_read import load_record
+from flows.results.trust import belief_in
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +63,14 @@ class EditRefused(ValueError):
 class ReviewedCaptions:
     """The captions of one folder, and the journal of edits."""
 
-    def __init__(self, out: Path) -> None:
-        """Read a run's folder and open its journal. Raises UsageError, EnvironmentFault."""
+    def __init__(
+        self, out: Path, store: str = "", *, trust: bool = False, shows_all: bool = False
+    ) -> None:
+        """Read a run's folder and open its journal. `store` and `trust` are as in `belief_in`. With
+        `shows_all`, edits of others that are not trusted are shown, but enter no store. Raises
+        UsageError, EnvironmentFault."""
         self.out = out
+        self._named, self._trust, self._shows_all = store, trust, shows_all
         self._is_released = self._may_reopen = False
         self._former: dict[str, tuple[tuple[str, str, str], str]] = {}
         """Caption key before learning → its chunk and the words of then."""
@@ -72,22 +80,30 @@ class ReviewedCaptions:
                 f"{out} has no captions to review",
                 hint="Run `penstock caption` first, and give its --out",
             )
-        self.journal = EditJournal(out)
+        self.journal = self._opened_journal()
         try:
             self._stored = self._stored_edits()
         except BaseException:
             self.journal.close()
             raise
 
+    def _opened_journal(self) -> EditJournal:
+        return EditJournal(self.out, self.belief.store, self.belief.proof())
+
+    @property
+    def _own(self) -> Edits:
+        """Return the edits of the journal that count here."""
+        return self.journal.edits if self._shows_all else self.journal.proved
+
     def _stored_edits(self) -> StoredEdits | None:
-        """Return the edits in the run's store, after adding those of this journal. Return None if
-        the store is not on this machine, or not writable."""
-        url = self.record["plan"].get("store", "")
+        """Return the edits in the run's store, after adding the proved ones of this journal. Return
+        None if the store is not believed, not on this machine, or not writable."""
+        url = self.belief.store
         try:
             if not url or (local := local_folder(url)) is None:
                 return None
             stored = StoredEdits(local)
-            stored.take_in(self.journal.edits)
+            stored.take_in(self.journal.proved)
             return stored
         except (EnvironmentFault, UsageError) as error:
             log.warning("edits are kept in this folder only: %s", error)
@@ -97,7 +113,7 @@ class ReviewedCaptions:
         """Return caption key → current edit, from this folder or another one with the same
         store."""
         stored = self._stored() if self._stored is not None else {}
-        own = self.journal.edits.now
+        own = self._own.now
         of_others = {key: self._edit(key, own, stored) for key in self.rows if key not in own}
         return {**{key: edit for key, edit in of_others.items() if edit is not None}, **own}
 
@@ -114,6 +130,7 @@ class ReviewedCaptions:
             self._reopen()
             return
         self.record = load_record(self.out)
+        self.belief = belief_in(self.out, self._named, trust=self._trust)
         words = self.record["plan"].get("words") or {}
         self.fixed = FixedText.of(words)
         self.schema = words.get("schema", "")
@@ -145,7 +162,7 @@ class ReviewedCaptions:
 
     def _reopen(self) -> None:
         """Read journal and captions again after learning. Raises EnvironmentFault."""
-        self.journal = EditJournal(self.out)
+        self.journal = self._opened_journal()
         self._is_released = self._may_reopen = False
         before = {key: (self.chunks[key], row["said"]) for key, row in self.rows.items()}
         self.load()
@@ -195,8 +212,10 @@ class ReviewedCaptions:
         deed = {"id": request["id"], "time": now(), "does": request["does"]}
         if request["does"] not in (UNDO, REDO):
             deed["changes"] = self._changes(request.get("changes") or [])
+        elif (target := self.journal.edits.target(deed)) is not None:
+            deed["of"] = target["id"]
         changed = self.add(deed)
-        own, stored = self.journal.edits.now, self._stored() if self._stored is not None else {}
+        own, stored = self._own.now, self._stored() if self._stored is not None else {}
         edits = {key: self._edit(key, own, stored) or UNTOUCHED for key in changed}
         return {"edits": {key: edit_json(edit) for key, edit in edits.items()}, **self.steps()}
 
@@ -253,7 +272,9 @@ class ReviewedCaptions:
         path = path_of(place)
         # A copy on another machine, or in another cache folder, is fetched again.
         known = "address" not in place or is_copy(Path(path))
-        self.places.append(path if known else place["address"])
+        where = path if known else place["address"]
+        # A folder of another person makes no request.
+        self.places.append(where if self.belief.is_own or not is_address(where) else "")
         medium["number"] = len(self.places) - 1
         medium["captions"] = [self._row(line) for line in lines]
         return medium

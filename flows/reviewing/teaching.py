@@ -183,7 +183,7 @@ def teach_ranking(captions: "ReviewedCaptions", features: PooledFeatures) -> Tea
         return TeachRanking([*left, *decided], note)
     some, taught = by_doubt[:CANDIDATES], decided[-DECIDED:]
     feature_of = {key: captions.chunks[key][0] for key in (*some, *taught)}
-    url = captions.record["plan"].get("store", "")
+    url = captions.belief.store
     every = (chunk[0] for chunk in captions.chunks.values())
     vectors, note = features.of(url, list(dict.fromkeys(feature_of.values())), every)
     some = [key for key in some if feature_of[key] in vectors]

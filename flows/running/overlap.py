@@ -22,6 +22,7 @@ from itertools import count
 
 from artifacts.errors import CannotFit, Killed, PenstockError, StageDied
 from artifacts.keys import item_key
+from artifacts.opening_below import refuse_links
 from artifacts.packs import RecordSet
 from artifacts.record_union import refresh_together
 from artifacts.schema import ChunkIndex, MediaIndex
@@ -179,6 +180,7 @@ class ChunkFeed:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         path = job.out / "logs" / f"{stage.name}.feed"
+        refuse_links(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # of a run that was killed
         self._pipe = RequestPipe(path)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from artifacts.captions import Failure, write_jsonl
+from artifacts.edits import EDITS
 from artifacts.errors import HalfTried, Killed, ModelChanged
 from artifacts.keys import digest_of
 from artifacts.pack_object import DamagedRecord
@@ -204,6 +205,11 @@ class PipelineRunner:
                 self._score(result, write)
             if result.written.captions:  # or an earlier run's data sets would be emptied
                 self._write_data_sets(result)
+        if left_out := job.edits.unproved():
+            result.warnings.append(
+                f"{counted(left_out, 'edit')} in {job.out / EDITS} not applied: no command of this "
+                "user on this machine wrote them. --trust-folder applies them"
+            )
         longest = longest_answer(plan_request(job)) if result.written.cut else None
         result.warnings += result.notes(longest)
         return result

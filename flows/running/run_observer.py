@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.opening_below import guard, refuse_links
 from artifacts.schema import Half
 from artifacts.store import fault_of
 from flows.console.display import Display
@@ -59,6 +60,8 @@ def only_run_in(out: Path, doing: str, another: str) -> Iterator[None]:
     UsageError if another run holds it, EnvironmentFault if the folder cannot be created."""
     path = out / ".lock"
     try:
+        refuse_links(out)
+        guard(out)
         out.mkdir(parents=True, exist_ok=True)
         lock = try_hold(path)
     except OSError as error:

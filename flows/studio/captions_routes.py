@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 from artifacts.errors import PenstockError
+from artifacts.opening_below import refuse_links
 from flows.reviewing.captions import EditRefused
 from flows.serving.json_answers import JSON, json_answer
 from flows.serving.shown_media import shown_file
@@ -66,6 +67,7 @@ class CaptionsRoutes:
 
     def _again(self, captions: RunCaptions, keys: list[str], changes: dict[str, Any]) -> QueuedRun:
         paths = [path for path, *_ in captions.paths(keys).values()]
+        refuse_links(captions.out / FOLDER)
         out = captions.out / FOLDER / secrets.token_hex(8)
         command = self._studio.command(captions.out)
         words = command.again(checked(changes, self._studio.roots), paths, out)
@@ -129,8 +131,8 @@ class CaptionsRoutes:
     async def learn(self, request: Request) -> Response:
         """Put a round of learning into the queue."""
         captions, _ = self._captions(request), await json_of(request)
-        words = ["learn", str(captions.out)]
         command = await asyncio.to_thread(self._studio.command, captions.out)
+        words = ["learn", *command.trusted, str(captions.out)]
         run = await asyncio.to_thread(self._add, "learn", command, words, captions.out)
         return json_answer({"id": run.id, "line": line_of(run.words)})
 

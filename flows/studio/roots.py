@@ -12,6 +12,7 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import HALF, is_hidden
+from artifacts.opening_below import refuse_links
 from artifacts.store import fault_of, read_fault
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, writable
 
@@ -178,6 +179,7 @@ class _HalfFile:
     def __init__(self, name: str, folder: Path) -> None:
         self._name, self._folder, self._size = name, folder, 0
         try:
+            refuse_links(folder)
             folder.mkdir(parents=True, exist_ok=True)
             self._before = sum(e.stat().st_size for e in os.scandir(folder) if e.is_file())
             handle, self._path = tempfile.mkstemp(dir=folder, prefix=HALF)

@@ -6,6 +6,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,18 @@ class RunCaptions:
     """The captions of one folder. Its methods may be called on several threads."""
 
     def __init__(
-        self, out: Path, order: str = "source", is_learning: Callable[[], bool] = bool
+        self,
+        out: Path,
+        order: str = "source",
+        is_learning: Callable[[], bool] = bool,
+        *,
+        store: str = "",
+        trust: bool = False,
     ) -> None:
         """Take the folder of a run, the order in which its captions are shown at first, and whether
-        a model is learning from them."""
+        a model is learning from them. `store` and `trust` are as in `belief_in`."""
         self.out = out
+        self._open = partial(ReviewedCaptions, out, store, trust=trust, shows_all=True)
         self._order, self._is_learning = order, is_learning
         self._is_released = False
         self._features = PooledFeatures()
@@ -106,7 +114,7 @@ class RunCaptions:
             return
         if self._reviewed is None:
             try:
-                self._reviewed = ReviewedCaptions(self.out)
+                self._reviewed = self._open()
             except UsageError:
                 return  # nothing is written yet
         else:

@@ -3,42 +3,53 @@ when this server is killed, and is found again.
 
 How it works:
 
-1. The queue is a file, replaced whole, so a killed server continues it.
-2. Before a run starts, the server takes the lock of its queue and hands it to the run's process.
-   The kernel keeps it until that process ends. A later server finds the lock held and waits.
+1. The queue is a file, replaced whole, so a killed server continues it. It lies in the user's state
+   folder, by the real path of the output folder: whoever fills an output folder adds no command.
+2. Before a run starts, the server takes the lock of its queue, which lies in the output folder, and
+   hands it to the run's process. The kernel keeps it until that process ends. A later server finds
+   the lock held and waits.
 3. How a run ended is read from its `run.json`; a run that wrote none has its last line in its log.
 """
 
 import fcntl
 import functools
 import os
+import re
 import secrets
 import shutil
-import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
-from artifacts.files import read_kept, write_json
+from artifacts.files import write_json
+from artifacts.json_shapes import MapOf, anything, count, moment, read_json, text
 from artifacts.keys import digest_of
+from artifacts.opening_below import guard, open_below
+from artifacts.store import fault_of
+from artifacts.user_folders import user_state
+from flows.machine.known_process import interrupt, leader_with, start_of
 from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of
 from flows.results.run_status import run_folder, run_status
 from flows.studio.plans import program
 from flows.studio.values import line_of
 
-FORM = 1
+FORM = 2
 AGAIN = "again"
 """Kind of a run that asks again about some captions of another."""
 SUMMED_UP = ("learn", "sift", "export", "tune")
 """Kinds of runs whose last line says what came of them."""
 FOLDER = ".studio"
-"""Folder of the queue and the logs, in the output folder."""
+"""Folder of the locks, in the output folder."""
+QUEUE = "runs.json"
+NAMED = "PENSTOCK_STUDIO_RUN"
+"""Variable with a run's id in the environment of its process."""
 QUEUED, STARTING, RUNNING = "queued", "starting", "running"
 ENDED = ("done", "failed", "interrupted", "died")
 TICK_SECONDS = 0.5
@@ -54,6 +65,35 @@ STAGE = (
 )
 """What the page shows of a run and of its stages."""
 ENTRY = ("id", "kind", "out", "values", "state", "pid", "began", "error")
+
+
+def _words(value: Any) -> bool:
+    """Return whether a value has the words of a command that lets no foreign code run: that needs a
+    person's word each time, which no file can give."""
+    is_list = isinstance(value, list) and all(map(text, value))
+    return is_list and not {"--trust-remote-code"} & {*takewhile("--".__ne__, value)}
+
+
+def _form(value: Any) -> bool:
+    return bool(value == FORM)
+
+
+def _id(value: Any) -> bool:
+    return isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{16}", value))
+
+
+SHAPE = {
+    **dict.fromkeys(("out", "folder", "of", "start", "error"), text),
+    "kind": lambda value: value in ("caption", "write", AGAIN, *SUMMED_UP),
+    "words": _words,
+    "id": _id,
+    "values": MapOf(anything),
+    "about": [text],
+    "state": lambda value: value in (QUEUED, STARTING, RUNNING, *ENDED),
+    "pid": count,
+    "began": lambda value: value == "" or moment(value),
+}
+"""Shape of a run in the file of a queue."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,6 +115,8 @@ class QueuedRun:
     """Keys of the captions that get a second question."""
     state: str = QUEUED
     pid: int = 0
+    start: str = ""
+    """When its process started, as `start_of` returns it."""
     began: str = ""
     error: str = ""
 
@@ -96,26 +138,24 @@ class RunQueue:
     def __init__(self, out: Path, on_begin: Callable[[QueuedRun], None] = lambda _: None) -> None:
         """Take the queue of `out`. `on_begin` is called before a run begins. Raises
         EnvironmentFault if another studio has it."""
-        self._state = out / FOLDER
+        self._out, self._state = out, user_state() / "studio" / run_id(out)
         self._on_begin = on_begin
         self._lock = threading.RLock()
         self._child: subprocess.Popen[bytes] | None = None
         self._end = threading.Event()
-        self._state.mkdir(parents=True, exist_ok=True)
-        self._own = _try_lock(self._state / "server.lock")
+        self._own = self._try_lock("server.lock")
         if self._own is None:
             raise EnvironmentFault(
                 f"{out} is open in another studio", hint="Continue in that one, or end it first"
             )
-        kept = read_kept(self._state / "runs.json", FORM) or {"runs": []}
         try:
-            self.runs = [QueuedRun(**entry) for entry in kept["runs"]]
-        except (TypeError, KeyError) as error:
+            self._state.mkdir(parents=True, exist_ok=True)
+            self.runs = _read(self._state / QUEUE)
+        except BaseException as error:
             os.close(self._own)
-            raise EnvironmentFault(
-                f"{self._state / 'runs.json'} is damaged, or of another version",
-                hint="Move it away; what runs have made is kept",
-            ) from error
+            if isinstance(error, OSError):
+                raise fault_of(error, self._state) from error
+            raise
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def start(self) -> None:
@@ -140,6 +180,11 @@ class RunQueue:
                 )
             if len(self.runs) >= MOST_RUNS:
                 raise UsageError("the list of runs is full", hint="Remove some that ended")
+            if not _words(run.words):
+                raise UsageError(
+                    "--trust-remote-code is never taken from a list of runs",
+                    hint="Run the command yourself in a terminal",
+                )
             self.runs.append(run)
             try:
                 self._save()
@@ -162,6 +207,7 @@ class RunQueue:
                 self.runs = [*(each for each in self.runs if each is not run), run]
             elif do == "remove" and run.state in ENDED:
                 self.runs.remove(run)
+                self._log(run).unlink(missing_ok=True)
             else:
                 raise UsageError(
                     f"{do}: impossible for a run that is {run.state}", hint="Reload the page"
@@ -228,10 +274,8 @@ class RunQueue:
 
     def _interrupt(self, run: QueuedRun) -> None:
         """Send SIGINT to a run, once: it stops in order, and what it finished is kept."""
-        if (held := _try_lock(self._state / "run.lock")) is not None:
-            os.close(held)
-        elif run.pid:
-            os.kill(run.pid, signal.SIGINT)
+        if run.pid:
+            interrupt(run.pid, run.start)
 
     def _work(self) -> None:
         while not self._end.is_set():
@@ -252,7 +296,7 @@ class RunQueue:
         with self._lock:
             if self._child is not None and self._child.poll() is None:
                 return
-            lock = _try_lock(self._state / "run.lock")
+            lock = self._try_lock("run.lock")
             if lock is None:  # a run of an earlier server, or one of its last threads
                 self._find_again()
                 return
@@ -267,8 +311,8 @@ class RunQueue:
     def _find_again(self) -> None:
         """Note the process of a run that a killed server started, but could not note."""
         for run in self.runs:
-            if run.state == STARTING and (record := self._record(run)) is not None:
-                run.state, run.pid = RUNNING, int(record["pid"])
+            if run.state == STARTING and (pid := leader_with(NAMED, run.id)):
+                run.state, run.pid, run.start = RUNNING, pid, start_of(pid)
                 self._save()
 
     def _end_runs(self) -> None:
@@ -291,7 +335,7 @@ class RunQueue:
             if code == 0:
                 return "done", ""
             return ("interrupted" if code == 4 else "failed"), self._why(run, code)
-        if record["state"] == "died":
+        if record["state"] not in ENDED or record["state"] == "died":
             return "died", self._why(run, code)
         return record["state"], record["error"]
 
@@ -308,12 +352,13 @@ class RunQueue:
         return "".join(self.log_of(run).strip().splitlines()[-1:])
 
     def _begin(self, run: QueuedRun, lock: int) -> None:
-        run.state, run.began, run.pid, run.error = STARTING, _now(), 0, ""
+        run.state, run.began, run.pid, run.start, run.error = STARTING, _now(), 0, "", ""
         self._save()
         self._on_begin(run)
         with open(self._log(run), "wb") as log:
             self._child = _started(run, log, lock)
         run.state, run.pid = RUNNING, self._child.pid
+        run.start = start_of(run.pid)
         self._save()
 
     def _log(self, run: QueuedRun) -> Path:
@@ -330,7 +375,32 @@ class RunQueue:
 
     def _save(self) -> None:
         runs = [{name: getattr(run, name) for name in QueuedRun.__slots__} for run in self.runs]
-        write_json(self._state / "runs.json", {"format": FORM, "runs": runs})
+        write_json(self._state / QUEUE, {"format": FORM, "runs": runs})
+
+    def _try_lock(self, name: str) -> int | None:
+        """Return an open file that has a lock of the output folder, or None if another process has
+        it. Raises EnvironmentFault."""
+        try:
+            guard(self._out)
+            self._out.mkdir(parents=True, exist_ok=True)
+            file = open_below(self._out, f"{FOLDER}/{name}", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise fault_of(error, self._out) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            return None
+        return file
+
+
+def _read(path: Path) -> list[QueuedRun]:
+    """Return the runs of a queue; none without its file. Raises EnvironmentFault."""
+    if not os.path.lexists(path):
+        return []
+    shape, hint = {"format": _form, "runs": [SHAPE]}, "Move it away; what runs have made is kept"
+    found = read_json(path, shape, hint, lambda value: value)
+    return [QueuedRun(**{name: run[name] for name in QueuedRun.__slots__}) for run in found["runs"]]
 
 
 def _is_of(run: QueuedRun, record: Mapping[str, Any]) -> bool:
@@ -345,24 +415,13 @@ def _started(run: QueuedRun, log: IO[bytes], lock: int) -> subprocess.Popen[byte
     return subprocess.Popen(
         program(run.words),
         cwd=run.folder,
-        env={**os.environ, "NO_COLOR": "1"},
+        env={**os.environ, "NO_COLOR": "1", NAMED: run.id},
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
         pass_fds=(lock,),
     )
-
-
-def _try_lock(path: Path) -> int | None:
-    """Return an open file that has the lock of a path, or None if another process has it."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        return None
-    return file
 
 
 def _now() -> str:

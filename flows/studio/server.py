@@ -22,10 +22,10 @@ from artifacts.store_folders import local_folder
 from flows.console.lines import print_lines
 from flows.media.media_files import writable
 from flows.results.run_read import load_record
+from flows.results.trust import belief_in, is_trusted
 from flows.serving.head_limit import HeadLimited
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.studio.captions_routes import CaptionsRoutes
-from flows.studio.confirming import confirmed
 from flows.studio.guard import ThisMachineOnly, guarded
 from flows.studio.roots import is_shown
 from flows.studio.runs import run_id
@@ -39,7 +39,14 @@ GRACE_SECONDS = 2
 
 
 def studio(
-    folder: Path, out: Path, roots: list[str], store: str, port: int, config_of: ConfigOf
+    folder: Path,
+    out: Path,
+    roots: list[str],
+    store: str,
+    port: int,
+    config_of: ConfigOf,
+    *,
+    trust: bool = False,
 ) -> None:
     """Serve the studio until a signal arrives. Raises UsageError, EnvironmentFault."""
     store = store if not store or "://" in store else str(Path(store).absolute())
@@ -51,24 +58,35 @@ def studio(
                     f"{writable(str(named))}: the page cannot show a name that is not UTF-8",
                     hint="Rename the folder",
                 )
-        opened = Studio(folder=folder, out=out, store=store, config_of=config_of, more_roots=roots)
+        opened = Studio(
+            folder=folder,
+            out=out,
+            store=store,
+            config_of=config_of,
+            more_roots=roots,
+            trust=trust or is_trusted(out, store),
+        )
         with contextlib.closing(opened):
             _serve(opened, listener, "studio", "")
 
 
-def review(out: Path, port: int, order: str, config_of: ConfigOf) -> None:
+def review(out: Path, port: int, order: str, config_of: ConfigOf, *, trust: bool = False) -> None:
     """Serve the captions of one run until a signal arrives. Raises UsageError,
     EnvironmentFault."""
-    record, out = load_record(out), out.absolute()
-    store = record["plan"].get("store", "") if record["plan"] else ""
+    load_record(out)  # says so if there was no run
+    out = out.absolute()
     with listening(HOST, port) as listener:
+        trust = trust or is_trusted(out)
+        belief = belief_in(out, trust=trust)
+        store = belief.store
         opened = Studio(
             folder=out,
             out=out,
             store=store if store and local_folder(store) is not None else "",
             config_of=config_of,
             order=order,
-            confirmed=confirmed(record["command"], out),
+            trust=trust,
+            keeps_thumbnails=belief.is_own,
         )
         with contextlib.closing(opened):
             captions = opened.of(run_id(out))

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.files import sweep
+from artifacts.signing import user_secret
 from artifacts.store import open_store
 from artifacts.store_folders import local_folder
 from flows.options.model import default_store
-from flows.results.signing import user_secret
 from flows.studio.roots import Roots
 from flows.studio.run_captions import RunCaptions
 from flows.studio.runs import QueuedRun, RunQueue, run_id
@@ -49,8 +48,9 @@ class Studio:
     more_roots: Sequence[str] = ()
     order: str = "source"
     """Order in which captions are shown at first."""
-    confirmed: Any = None
-    """Command in the record of `out` that another user ran, and this one has confirmed."""
+    trust: bool = False
+    """Whether a person trusts what others wrote into `out`."""
+    keeps_thumbnails: bool = True
     roots: Roots = field(init=False)
     queue: RunQueue = field(init=False)
     thumbnails: Thumbnails = field(init=False)
@@ -63,10 +63,11 @@ class Studio:
         local = local_folder(url)
         places: list[Path | str] = [self.folder, self.out, *self.more_roots]
         self.roots = Roots([*places, *([local] if local is not None else [])])
-        self.thumbnails = Thumbnails(open_store(url))
+        self.thumbnails = Thumbnails(open_store(url) if self.keeps_thumbnails else None)
         self.token = token_of(self.out)
         self.queue = RunQueue(self.out, self._before)
-        sweep(self.out / UPLOADS)  # of a killed server
+        if not (self.out / UPLOADS).is_symlink():
+            sweep(self.out / UPLOADS)  # of a killed server
 
     @property
     def fixed(self) -> list[str]:
@@ -81,12 +82,17 @@ class Studio:
             raise UsageError("there is no such run", hint="Choose another one")
         if name not in self.captions:
             learning = partial(self.queue.is_learning, out)
-            self.captions[name] = RunCaptions(out, self.order, learning)
+            self.captions[name] = RunCaptions(
+                out, self.order, learning, store=self.store, trust=self._trusts(out)
+            )
         return self.captions[name]
 
     def command(self, out: Path) -> RecordedCommand:
         """Return the command that a folder's record has. Raises UsageError, EnvironmentFault."""
-        return RecordedCommand(out, self.config_of, self.confirmed if out == self.out else None)
+        return RecordedCommand(out, self.config_of, self.store, trust=self._trusts(out))
+
+    def _trusts(self, out: Path) -> bool:
+        return self.trust and out == self.out
 
     def read_ahead(self) -> None:
         """Read the captions of the output folder, if there are any."""

@@ -6,14 +6,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import PenstockError, UsageError
+from artifacts.errors import PenstockError
 from artifacts.json_shapes import read_jsonl
 from artifacts.options import OptionGroup, declared
 from flows.options.model import StoreOptions
 from flows.options.text import OutputOptions
-from flows.results.recorded_command import COMMAND, is_own_command, repeated, with_values
+from flows.results.recorded_command import repeated, with_values
 from flows.results.report.media import CAPTION, MEDIA_ENTRY, RUN_AGAIN, media_with_lines, path_of
 from flows.results.run_read import load_record
+from flows.results.trust import command_in, own_belief
 from flows.studio.roots import Refused
 from flows.studio.runs import QueuedRun
 from flows.studio.values import ALLOWED, CONFIGS, OPTIONS, REPEATED, words_of
@@ -37,22 +38,19 @@ ConfigOf = Callable[[Sequence[str]], OptionGroup]
 
 
 class RecordedCommand:
-    """The command of the last run into a folder, which this user ran, or confirmed."""
+    """The command of the last run into a folder, which this user ran, or trusts."""
 
-    def __init__(self, out: Path, config_of: ConfigOf, confirmed: Any = None) -> None:
-        """Read it. `confirmed` is a command of another user that this one has confirmed. Raises
-        UsageError, EnvironmentFault."""
-        record = load_record(out)
-        command = record["command"]
-        own = command and (command == confirmed or is_own_command(command))
-        if not own or command["words"][:1] != [COMMAND]:
-            raise UsageError(
-                f"{out} was not written by a command of this user on this machine",
-                hint="Run `penstock caption` yourself",
-            )
+    def __init__(
+        self, out: Path, config_of: ConfigOf, store: str = "", *, trust: bool = False
+    ) -> None:
+        """Read it. `store` and `trust` are as in `belief_in`. Raises UsageError,
+        EnvironmentFault."""
+        record, self._out = load_record(out), out
+        words, folder = command_in(out, own_belief(out, store, trust=trust))
         by_rule = "as_published" in (record["plan"] or {})
-        self.words = repeated(command["words"], by_rule=by_rule)
-        self.folder = Path(command["folder"])
+        self.words, self.folder = repeated(words, by_rule=by_rule), Path(folder)
+        self.trusted = ["--trust-folder"] if trust else []
+        """Words of a command into the folder, if a person trusts it in this session."""
         self._config_of = config_of
 
     @cached_property
@@ -67,7 +65,8 @@ class RecordedCommand:
             more["--format"] = ",".join(
                 dict.fromkeys((*OutputOptions.of(self._config).format, *formats))
             )
-        return with_values(self.words, {**more, "--out": str(out)})
+        words = with_values(self.words, {**more, "--out": str(out)})
+        return [*words[:1], *(self.trusted if out == self._out else ()), *words[1:]]
 
     def following(self, command: str, values: Mapping[str, Any]) -> list[str]:
         """Return the words that export or tune this run's model, with these values. Raises

@@ -22,7 +22,8 @@ IDLE_SECONDS = 2.0
 class Thumbnails:
     """Thumbnails of media, made once. A store that cannot be written keeps none."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store | None) -> None:
+        """Keep them in a store; None: nowhere, for media that another person's folder names."""
         self._store = store
         self._records: RecordSet | None = None
         self._waiting: dict[str, bytes] = {}
@@ -31,6 +32,8 @@ class Thumbnails:
 
     def get(self, path: Path, time: float | None) -> bytes | None:
         """Return the JPEG of an image, or of a video at a time; None if none can be made."""
+        if self._store is None:
+            return thumbnail(path, time)
         try:
             key = digest_of([str(path), *stamp_of(path), str(time), SIDE, QUALITY])
         except OSError:

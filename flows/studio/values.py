@@ -35,8 +35,8 @@ ALLOWED = frozenset((
 """Options that the page may set. A new option is refused until it is named here."""
 REPEATED = frozenset(("endpoint", "endpoint_keys", "insecure_endpoint"))
 """Options that only a recorded command brings with it: where media are sent, and secrets."""
-DENIED = REPEATED | {"trust_remote_code", "store", "overwrite"}
-"""Options that it may not: they let foreign code run, or are fixed when the studio starts."""
+DENIED = REPEATED | {"trust_remote_code", "trust_folder", "store", "overwrite"}
+"""Options that it may not: they let foreign code run or files count, or are fixed at the start."""
 # fmt: on
 SERVER = "server"
 """Number of an address in PENSTOCK_ENDPOINTS. The page sends it, and never an address."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault
+from artifacts.opening_below import open_below
 from artifacts.store import fault_of
 from stages.process.events import (
     BatchShrunk,
@@ -52,8 +53,10 @@ class EventReporter:
 
     def _note(self, journal: Path, line: str) -> None:
         try:
-            with self._lock, journal.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            file = open_below(journal.parent, journal.name, flags)
+            with self._lock, os.fdopen(file, "a", encoding="utf-8") as lines:
+                lines.write(line + "\n")
         except FileNotFoundError as error:
             raise EnvironmentFault(
                 f"{journal.parent} is missing (removed or moved during the run)",

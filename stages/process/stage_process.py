@@ -27,6 +27,7 @@ from typing import IO, TYPE_CHECKING
 
 from artifacts.errors import Killed
 from artifacts.model_files import ModelFiles
+from artifacts.opening_below import open_below, refuse_links
 from artifacts.store import fault_of
 from stages.process.cgroup import oom_kills
 from stages.process.clock import CpuTimeLimit
@@ -142,8 +143,9 @@ class StageProcess:
         self._log_start = 0
         self._started = time.monotonic()
         try:
+            refuse_links(log.parent)
             log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("ab") as file:
+            with _appending(log) as file:
                 self._log_start = file.tell()  # skip the output of earlier runs
         except OSError as error:
             raise fault_of(error, log.parent) from error
@@ -160,7 +162,7 @@ class StageProcess:
         )
         read_end, write_end = os.pipe()
         try:
-            with log.open("ab") as output:
+            with _appending(log) as output:
                 forked = forks.fork(document, output, write_end) if forks else None
                 self._process: Process = forked or _fresh(document, output, write_end)
         except BaseException:
@@ -290,6 +292,11 @@ class StageProcess:
         except OSError:
             return ()
         return tuple(lines[-LAST_LINES:])
+
+
+def _appending(log: Path) -> IO[bytes]:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    return os.fdopen(open_below(log.parent, log.name, flags), "ab")
 
 
 def _fresh(job: int, output: IO[bytes], events: int) -> "subprocess.Popen[bytes]":

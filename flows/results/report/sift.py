@@ -7,10 +7,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from artifacts.json_shapes import read_jsonl
 from artifacts.regular_files import open_regular
+from artifacts.remote.addresses import is_address
+from flows.results.marker import MEDIA
+from flows.results.report.media import MEDIA_ENTRY, RUN_AGAIN
 from flows.results.sifted.marks import MARKS, TEXTS
 from flows.results.sifted.names import LEFT_OUT_FILE, MARKS_FILE
 from flows.results.thumbnails import data_address
+from flows.results.trust import belief_in
 
 SCRIPTS = ("base.js", "sift.js")
 """Scripts of the page, in order."""
@@ -50,7 +55,7 @@ def sift_facts(out: Path, record: Mapping[str, Any], name: str) -> dict[str, Any
         "files": [row["media_path"] for row in rows],
         "marks": marks,
         "groups": groups,
-        "thumbs": {at: _thumb(rows[at]) for at in sorted(shown)},
+        "thumbs": _thumbs(out, rows, sorted(shown)),
         "left": [(row["media_path"], row["why"]) for row in left[:MOST_FILES]],
         "failures": [(each["media_path"], each["message"]) for each in record["failures"]],
     }
@@ -101,6 +106,18 @@ def _groups(rows: Sequence[Mapping[str, Any]], number: str) -> list[dict[str, An
 def _ends(values: Sequence[float | None]) -> list[int]:
     known = sorted((v, at) for at, v in enumerate(values) if v is not None)
     return [at for _, at in (*known[:ENDS], *known[-ENDS:])]
+
+
+def _thumbs(out: Path, rows: Sequence[Mapping[str, Any]], shown: Sequence[int]) -> dict[int, str]:
+    """Return the thumbnails of these rows. An address is requested only if a folder of this user
+    vouches for it."""
+    own = belief_in(out).is_own and any(is_address(str(rows[at]["path"])) for at in shown)
+    entries = read_jsonl(out / MEDIA, MEDIA_ENTRY, RUN_AGAIN) if own else []
+    vouched = {entry.get("address") for entry in entries}
+    return {
+        at: _thumb(row) if not is_address(str(row["path"])) or row["path"] in vouched else ""
+        for at, row in ((at, rows[at]) for at in shown)
+    }
 
 
 def _thumb(row: Mapping[str, Any]) -> str:

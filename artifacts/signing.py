@@ -10,7 +10,7 @@ import hmac
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,15 @@ def sign(purpose: str, value: Any, store: str) -> dict[str, str]:
 def is_signed(purpose: str, value: Any, macs: Mapping[str, Any], store: str | None = None) -> bool:
     """Return whether one of the signatures is by the key of this user, or of `store`: the URL of a
     store that the user named."""
-    return any(
+    return checker(purpose, store)(value, macs)
+
+
+def checker(purpose: str, store: str | None = None) -> Callable[[Any, Mapping[str, Any]], bool]:
+    """Return a function that tells the same of many values: it reads the keys once."""
+    keys = [*_keys(store, create=False)]
+    return lambda value, macs: any(
         hmac.compare_digest(str(macs.get(name, "")).encode(), _mac(key, purpose, value).encode())
-        for name, key in _keys(store, create=False)
+        for name, key in keys
     )
 
 

@@ -1,0 +1,150 @@
+"""Decides what of an output folder is believed, by one rule for all commands.
+
+A folder is the user's own if its marker is signed by the key of this user, or by that of a store
+that the user named. What any other folder says is shown, and its captions may be corrected in its
+own journal. Its addresses are not requested, its edits and rounds do not count, its command does
+not run, and nothing is written to the store that it names, unless a person trusts it in this
+session: by `--trust-folder`, or by an answer at the terminal.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifacts.edits import PURPOSE, Proof, anybody, proof_by, read_edits
+from artifacts.errors import UsageError
+from artifacts.json_shapes import read_jsonl
+from artifacts.plurals import counted
+from artifacts.remote.addresses import is_address
+from flows.console.lines import is_terminal, print_lines, printable
+from flows.options.model import default_store
+from flows.results.marker import MEDIA, Marker, own_marker, read_marker
+from flows.results.recorded_command import COMMAND, repeated
+from flows.results.report.media import MEDIA_ENTRY, RUN_AGAIN, path_of
+from flows.results.rounds import PURPOSE as ROUND
+from flows.results.rounds import rounds_in
+
+COMMANDS, ADDRESSES, CORRECTIONS, ROUNDS = ("commands", "addresses", "corrections", "rounds")
+"""What a command may take from a folder: the command that it repeats, the addresses that it
+requests, edits, and rounds of learning."""
+SHOWN = (COMMANDS, ADDRESSES, CORRECTIONS)
+OUTPUTS = "outputs"
+"""What a run into the folder replaces."""
+LONGEST_SHOWN = 2000
+"""Largest number of characters of a command that is shown for confirmation."""
+HOSTS_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Belief:
+    """What of an output folder is believed."""
+
+    marker: Marker | None
+    """What the folder says of its command; None: that is not believed, or it says nothing."""
+    store: str
+    """URL of the store that edits go into; empty: they stay in the folder. The store that a folder
+    of another person names is never taken."""
+    named: str
+    """URL of the store that the user named, or the user's default."""
+    is_trusted: bool
+    """Whether a person trusts the folder, with what nobody signed."""
+
+    @property
+    def is_own(self) -> bool:
+        """Return whether the folder is the user's own, or trusted."""
+        return self.marker is not None or self.is_trusted
+
+    def proof(self, purpose: str = PURPOSE) -> Proof:
+        """Return a function that tells which of its edits or rounds are believed."""
+        return anybody if self.is_trusted else proof_by(self.store or self.named, purpose)
+
+
+def belief_in(out: Path, store: str = "", *, trust: bool = False) -> Belief:
+    """Return what of a folder is believed. `store` is the URL of a store that the user named;
+    empty: the default. With `trust`, all of it is. Raises UsageError."""
+    named = store or default_store()
+    marker = own_marker(out, named)
+    if marker is not None:
+        place = marker.store or named
+        return Belief(marker=marker, store=place, named=named, is_trusted=trust)
+    told = read_marker(out) if trust else None
+    return Belief(marker=told, store=named if trust else "", named=named, is_trusted=trust)
+
+
+def own_belief(out: Path, store: str = "", *, trust: bool = False) -> Belief:
+    """Return the same of a folder that is the user's own or trusted. Raises UsageError for another
+    one."""
+    belief = belief_in(out, store, trust=trust)
+    if not belief.is_own:
+        raise UsageError(
+            f"{out} was not written by a command of this user on this machine",
+            hint="Run `penstock caption` yourself, name the store that signed it with "
+            "$PENSTOCK_STORE, or trust it with --trust-folder",
+        )
+    return belief
+
+
+def command_in(out: Path, belief: Belief) -> tuple[list[str], str]:
+    """Return the words of the caption command that wrote a folder, and the folder in which it ran.
+    Raises UsageError if the folder has none."""
+    marker = belief.marker
+    if marker is None or marker.words[:1] != (COMMAND,):
+        raise UsageError(
+            f"{out} has no command of a caption run",
+            hint="Run `penstock caption` once more with the same options",
+        )
+    return [*marker.words], marker.folder
+
+
+def is_trusted(
+    out: Path, store: str = "", uses: Collection[str] = SHOWN, *, notes: bool = True
+) -> bool:
+    """Return whether a person trusts what a folder says and nothing proves. Asks at the terminal,
+    once, and only if the folder says anything that the command would use (`uses`). Without a
+    terminal, prints a line if `notes`. Raises PenstockError."""
+    found = dict(_unproved(out, belief_in(out, store), uses)) if out.is_dir() else {}
+    if not found:
+        return False
+    head = f"{printable(str(out))} has what no command of this user on this machine wrote."
+    can_ask = is_terminal(sys.stdin) and is_terminal(sys.stdout)
+    if not can_ask or len(found.get(COMMANDS, "")) > LONGEST_SHOWN:
+        left_out = "; ".join(what[:LONGEST_SHOWN] for what in found.values())
+        if notes:
+            print_lines(f"note: {head} --trust-folder would {left_out}", to=sys.stderr)
+        return False
+    print_lines(f"{head} To trust it would", *(f"  {what}" for what in found.values()))
+    try:
+        return input("Trust it? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def _unproved(out: Path, belief: Belief, uses: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield what a folder says that nothing proves: its kind, and what would come of it."""
+    told = None if belief.is_own else read_marker(out)
+    if CORRECTIONS in uses and (edits := read_edits(out, belief.proof()).unproved):
+        yield CORRECTIONS, f"take {counted(edits, 'edit')} for yours"
+    if ROUNDS in uses and (
+        rounds := len(rounds_in(out)) - len(rounds_in(out, belief.proof(ROUND)))
+    ):
+        yield ROUNDS, f"go on with {counted(rounds, 'round')} of learning"
+    if ADDRESSES in uses and not belief.is_own and (hosts := _hosts(out)):
+        more = f" and {len(hosts) - HOSTS_SHOWN} more" if len(hosts) > HOSTS_SHOWN else ""
+        yield ADDRESSES, f"fetch media from {', '.join(hosts[:HOSTS_SHOWN])}{more}"
+    if OUTPUTS in uses and told is not None:
+        yield OUTPUTS, f"replace what `penstock {printable(told.command)}` of another user wrote"
+    if COMMANDS in uses and told is not None and told.words[:1] == (COMMAND,):
+        there = "" if told.folder == os.getcwd() else f"cd {shlex.quote(told.folder)} && "
+        line = f"{there}penstock {shlex.join(repeated(told.words))}"
+        yield COMMANDS, f"let Write and Learn run: {printable(line)}"
+
+
+def _hosts(out: Path) -> list[str]:
+    """Return the servers and buckets of the media in a folder, each once."""
+    entries = read_jsonl(out / MEDIA, MEDIA_ENTRY, RUN_AGAIN)
+    places = [each.get("address") or path_of(each) for each in entries]
+    hosts = (place.partition("://")[2].partition("/")[0] for place in places if is_address(place))
+    return list(dict.fromkeys(printable(host.rpartition("@")[2]) for host in hosts))

@@ -1,0 +1,52 @@
+"""Output folders as other people hand them on, and as this user made them."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.results.marker import MARKER, Marker, media_digest, write_marker
+
+
+@contextmanager
+def another_user(home: Path) -> Iterator[None]:
+    """Have another user's secret until the block ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(home))
+        yield
+
+
+def own_folder(out: Path, command: Mapping[str, Any] | None = None, store: str = "") -> None:
+    """Mark a folder as this user's commands do."""
+    words, folder = (command["words"], command["folder"]) if command else ((), "")
+    media = (media_digest(out),) if (out / "media.jsonl").exists() else ()
+    of_run = Marker(
+        command="caption", words=tuple(words), folder=str(folder), store=store, media=media
+    )
+    write_marker(out, of_run)
+
+
+def strangers_folder(out: Path, words: list[str], folder: str, store: str = "") -> None:
+    """Mark a folder as another user does, with a signature by a key of his own. He cannot read the
+    key of a store of this user, which he may name."""
+    with another_user(out.parent / "state of another"):
+        own_folder(out, {"words": words, "folder": folder}, store)
+    found = json.loads((out / MARKER).read_text())
+    found["signatures"] = {"user": found["signatures"]["user"]}
+    (out / MARKER).write_text(json.dumps(found))
+
+
+def snapshot(*folders: Path) -> dict[str, Any]:
+    """Return what lies in folders: path → content, or where a link leads."""
+    found: dict[str, Any] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.is_symlink():
+                found[str(path)] = os.readlink(path)
+            elif path.is_file():
+                found[str(path)] = path.read_bytes()
+    return found
