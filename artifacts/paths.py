@@ -1,5 +1,6 @@
 """Resolves paths whose folders may be links, and reads files that options name."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -17,8 +18,9 @@ def folder_named(text: str, name: str) -> Path:
         raise UsageError(
             f"--{name} {text!r} is not a valid path ({error})", hint="Give a folder"
         ) from error
-    except OSError:  # it does not exist, or its name is too long: the run will report it
-        pass
+    except OSError as error:  # it does not exist: the run will report it
+        if error.errno == errno.ENAMETOOLONG:
+            raise UsageError(f"--{name}: the path is too long", hint="Give a folder") from error
     return path
 
 

@@ -80,11 +80,14 @@ def _keys(store: str | None, *, create: bool) -> Iterator[tuple[str, bytes]]:
 
 def _store_key(folder: Path, *, create: bool) -> bytes:
     """Return the key in the folder of a store. Raises OSError if there is none, or if others could
-    know it or may have placed it."""
+    know it or may have placed it; EnvironmentFault."""
     path = folder / STORE_KEY
-    if not create or os.path.lexists(path):
-        found = os.lstat(path)
-        is_private = stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) == PRIVATE
-        if found.st_uid != os.geteuid() or not is_private:
-            raise PermissionError(path)
-    return own_secret(path, "key", "Delete it", lambda: secrets.token_bytes(SECRET_BYTES))
+    if create and folder.is_dir() and not os.path.lexists(path):
+        own_secret(path, "key", "Delete it", lambda: secrets.token_bytes(SECRET_BYTES))
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        found, key = os.fstat(handle), file.read(SECRET_BYTES)
+    is_private = stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) == PRIVATE
+    if found.st_uid != os.geteuid() or not is_private or len(key) < SECRET_BYTES:
+        raise PermissionError(path)
+    return key

@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from artifacts.errors import UsageError
-from artifacts.options import declared
+from artifacts.options import PATHS, declared
 from artifacts.plurals import meant
 from flows.console.units import parse_size
 from flows.options.media import SourceOptions
@@ -26,13 +26,6 @@ ACCEPTED = {
     tuple: "texts in a list, or in one text with commas between",
 }
 """Type of a field → what may be given for it."""
-# fmt: off
-PATHS = frozenset((
-    "adapter", "calibrate_store", "caption_model", "data", "examples", "folder", "index", "labels",
-    "language_gguf", "model", "out", "schema", "source", "store", "templates", "token_file",
-))
-# fmt: on
-"""Texts that name a file or a folder, for which a Path may be given, too."""
 WHOLE = frozenset({"calibrate", "journal", "without"})
 """Lists of texts whose commas separate nothing."""
 ALSO = {

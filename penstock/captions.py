@@ -53,8 +53,7 @@ class Captions(BackgroundRun[Caption, RunResult]):
         self._rows: SimpleQueue[Caption | None] = SimpleQueue()
         self._given: set[tuple[int, float]] = set()
         """Captions given already: position of file and prompt in the job, and start of the chunk in
-        seconds. Keys would not do: another engine may make an equal caption under another key, and
-        two names of one prompt share a key."""
+        seconds. Keys differ between engines, and two names of one prompt share them."""
         self._feed: _Feed | None = None
         super().__init__()
 

@@ -4,7 +4,7 @@ commands: `python -m scripts.keywords` writes `penstock/keywords.py`. A test say
 from collections.abc import Iterable
 from pathlib import Path
 
-from artifacts.options import Declared, declared
+from artifacts.options import PATHS, Declared, declared
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
 from flows.options.learn import LearnConfig
@@ -14,7 +14,6 @@ from flows.options.sift import SiftConfig
 from flows.options.tune import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from flows.serving.config import ServeConfig
-from penstock.arguments import PATHS
 
 FILE = Path(__file__).parents[1] / "penstock" / "keywords.py"
 HEAD = '''"""The command line's options as keywords. `python -m scripts.keywords` writes this."""

@@ -97,9 +97,9 @@ def test_bad_usage_is_one_line_and_exit_2(
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [
-        (["caption", "a", "--prompts", "short=One word.", "--prompts", BROKEN], "--prompts"),
+        (["caption", "a", "--prompts", "short=One word.", "--prompts", f"b={BROKEN}"], "--prompts"),
         (["plan", "a", "--summary-prompt", BROKEN], "--summary-prompt"),
-        (["search", BROKEN], "TEXT"),
+        (["search", BROKEN], "TEXT|IMAGE"),
         (["search", "a dog", "--not", BROKEN], "--not"),
         (["search", "a dog", "--where", BROKEN], "--where"),
     ],

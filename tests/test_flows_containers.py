@@ -2,8 +2,10 @@
 container with late tracks, gaps, turns and transparency."""
 
 import io
+import json
 import re
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -193,3 +195,25 @@ def test_a_command_writes_the_times_of_a_player(
     assert cues[0][0] == pytest.approx(times[0], abs=EXACT)
     assert [b - a for a, b in cues[:-1]] == pytest.approx([1.0] * (len(cues) - 1))
     assert times[-1] < cues[-1][1] < times[-1] + 0.1
+
+
+@pytest.mark.slow
+def test_data_sets_and_lists_know_where_a_late_track_begins(tmp_path: Path) -> None:
+    path = write_cell(tmp_path / "a.mp4", "mp4", "late video")
+    (begin, *_), store = packet_times(path), str(tmp_path / "store")
+    out, model = tmp_path / "out", ["--model", "demo"]
+    command = ["caption", str(path), *model, "--whole", "--format", "webdataset"]
+    assert main([*command, "--out", str(out), "--store", store]) == 0
+    (row,) = map(json.loads, (out / "captions.jsonl").read_text().splitlines())
+    assert row["start"] == begin == 3.0
+    (shard,) = (out / "webdataset").glob("*.tar")
+    with tarfile.open(shard) as members:
+        files = {Path(one.name).suffix: members.extractfile(one) for one in members}
+        texts = {suffix: file.read() for suffix, file in files.items() if file is not None}
+    assert texts[".mp4"] == path.read_bytes()
+    assert json.loads(texts[".json"])["media_start"] == begin
+    for start, code in ((begin, 0), (0.0, 2)):
+        line = {"path": "a.mp4", "caption": "a bar", "start": start, "end": row["end"]}
+        (tmp_path / "list.jsonl").write_text(json.dumps(line))
+        tune = ["tune", str(tmp_path / "list.jsonl"), *model, "--steps", "1", "--validate", "0"]
+        assert main([*tune, "--out", str(tmp_path / f"of-{code}"), "--store", store]) == code

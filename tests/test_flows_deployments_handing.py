@@ -26,6 +26,8 @@ from flows.deployments.sweep import verdicts
 from flows.job.partitions import Partition, cut, partitions_of
 from flows.media.media_files import MediaFile
 from flows.options.commands import CaptionConfig
+from flows.options.vectors import LabelConfig
+from flows.results.marker import Marker, write_marker
 
 DEPLOYMENT = uuid4()
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -285,3 +287,16 @@ def test_a_server_that_does_not_answer_costs_one_warning(
     context.flow_run.run_count = 1
     close_earlier_attempts()  # which asks no server: there was no attempt before
     assert len(caplog.messages) == 1
+
+
+def test_a_folder_of_another_command_gets_no_portions(tmp_path: Path) -> None:
+    from flows.deployments.many import hand_out
+
+    (tmp_path / "a.png").touch()
+    out = tmp_path / "out"
+    write_marker(out, Marker(command="caption"))
+    sources = (str(tmp_path / "a.png"),)
+    config = LabelConfig(sources=sources, model="demo", labels="a", out=str(out))
+    state = hand_out(config, 50, "label-images")
+    assert state.is_failed() and "is the output folder of `penstock caption`" in str(state.message)
+    assert not (out / "portions").exists()

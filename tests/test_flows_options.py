@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+import penstock
 from artifacts.errors import UsageError
-from artifacts.options import declared
+from artifacts.options import MORE_PATHS, declared
 from flows.cli.main import parser
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
@@ -100,6 +101,40 @@ def test_a_value_that_its_declaration_does_not_allow_is_refused(
     with pytest.raises(UsageError) as found:
         CaptionConfig(**{"sources": ("a",), **options})
     assert says in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    dict.fromkeys(kind for kinds in COMMANDS.values() for kind in kinds),
+    ids=lambda kind: kind.__name__,
+)
+def test_a_text_that_cannot_be_written_is_refused_by_name(kind: type[Any]) -> None:
+    """A lone surrogate in any text, list or dict; a byte that is not UTF-8 in what is no path."""
+    needed = {each.name: "int8" for each in declared(kind) if each.is_required}
+    for each in declared(kind):
+        if "str" not in str(each.type):
+            continue
+        for text in ("a\ud800", *(() if each.name in MORE_PATHS else ("a\udcff",))):
+            value: Any = (
+                {"x": text} if each.kind is dict else (text,) if each.kind is tuple else text
+            )
+            with pytest.raises(UsageError) as raised:
+                kind(**{**needed, each.name: value})
+            if each.name != "to":  # refused before, for what it is
+                assert "utf-8" in raised.value.message.lower(), (each.name, raised.value)
+
+
+def test_a_surrogate_from_python_is_refused_and_a_name_that_is_not_utf_8_is_none() -> None:
+    for options in ({"prompt": "\ud800"}, {"sources": "\ud800"}, {"prompts": {"a": "\ud800"}}):
+        with pytest.raises(UsageError, match="not valid UTF-8"):
+            penstock.plan(options.pop("sources", "missing"), model="demo", **options)
+    for options in ({"model": "a" * 5000}, {"model": "demo", "adapter": "a/" * 3000}):
+        with pytest.raises(UsageError, match="too long"):
+            penstock.plan("missing", **options)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="too long"):
+        penstock.status("a" * 5000)
+    config = CaptionConfig(sources=("a\udcff",), model="demo", out="o\udcff", store="s\udcff")
+    assert config.sources == ("a\udcff",)
 
 
 def test_the_keywords_of_python_are_those_of_the_command_line() -> None:

@@ -80,6 +80,19 @@ def write_list(config: CaptionConfig, *entries: Mapping[str, Any]) -> tuple[str]
     return (str(listed),)
 
 
+def test_copies_with_one_name_have_rows_of_their_own(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    picture = Path(config.sources[0], "photo.PNG")
+    for name in ("one", "two"):
+        (picture.parent / name).mkdir()
+        (picture.parent / name / "x.png").write_bytes(picture.read_bytes())
+    listed = write_list(config, {"path": "one/x.png"}, {"path": "two/x.png"})
+    run(config, sources=listed, prompts=ASKED)
+    said = [(row["media_path"], row["name"]) for row in lines(config)]
+    assert said == [("x.png", "long"), ("x.png", "tags")] * 2
+    assert pq.read_table(Path(config.out) / "captions.parquet").num_rows == 2
+
+
 def test_a_line_of_a_list_asks_for_itself(tmp_path: Path) -> None:
     config = make(tmp_path)
     entries: list[dict[str, Any]] = [

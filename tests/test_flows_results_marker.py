@@ -61,6 +61,9 @@ def test_another_user_proves_nothing_but_a_named_store_does(
     assert own_marker(out, store) == marker == own_marker(out, f"file://{store}")
     key.chmod(0o640)
     assert own_marker(out, store) is None
+    key.chmod(0o600)
+    key.symlink_to(key.rename(tmp_path / "key"))
+    assert own_marker(out, store) is None, "a link is no key"
 
 
 @pytest.mark.parametrize("name", ["command", "words", "folder", "store", "sources", "media"])

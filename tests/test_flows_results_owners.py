@@ -14,7 +14,9 @@ import penstock
 import penstock_demo
 from artifacts.errors import UsageError
 from flows.cli.main import main
+from flows.options.commands import CaptionConfig
 from flows.results.marker import MARKER, own_marker
+from flows.results.owners import refuse_taking
 
 DUAL = str(penstock_demo.DUAL_CHECKPOINT)
 LABELS = ["--labels", "a red square,a blue circle", "--model", DUAL]
@@ -265,10 +267,9 @@ def test_captions_are_not_written_into_the_folder_of_the_labels(
     assert main([*OTHERS["label"], "--out", "all/labels"]) == 0
     words = ["caption", "a", "c", "--recursive", "--model", "demo", "--out", "all"]
     before = seen("all")
-    for more in (["--dry-run"], []):
-        assert main([*words, "--format", "txt", *more]) == 2
-        assert seen("all") == before
-        assert "all/labels, which is the output folder of another" in capsys.readouterr().err
+    assert main([*words, "--format", "txt"]) == 2
+    assert seen("all") == before
+    assert "all/labels, which is the output folder of another" in capsys.readouterr().err
     assert main(words) == 0
     assert main([*words[:-1], "new", "--format", "txt"]) == 0
     assert main([*OTHERS["label"], "--out", "new/labels"]) == 2
@@ -303,3 +304,23 @@ def test_runs_below_the_default_folder_are_named(
     assert main([command]) == 0
     said = capsys.readouterr().out
     assert said.splitlines()[-1] == "other runs: penstock-out/labels"
+
+
+@pytest.mark.parametrize(
+    ("source", "address"),
+    [
+        ("s3://b/films/", "s3://b/films/gone.mp4"),
+        ("s3://b/films", "s3://b/films/gone.mp4"),
+        ("s3://b/films/**/*.mp4", "s3://b/films/of/1999/gone.mp4"),
+        ("s3://b/films/*.mp4", "s3://b/films/gone.mp4"),
+        ("https://host/gone.mp4?token=secret", "https://host/gone.mp4"),
+    ],
+)
+def test_objects_below_the_same_sources_may_be_gone(
+    tmp_path: Path, source: str, address: str
+) -> None:
+    entry = {"media_path": "gone.mp4", "source": source, "kind": "video", "url": "file:///x"}
+    line = json.dumps({**entry, "captions": 1, "address": address})
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "media.jsonl").write_text(line + "\n")
+    refuse_taking(CaptionConfig(sources=(source,), out=str(tmp_path / "far")), "caption")

@@ -298,6 +298,31 @@ def test_pictures_that_differ_only_in_their_suffix_are_named(pictures: CaptionCo
     assert "one .txt describes b.jpg and b.png" in note
 
 
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("ohwx, p a red circle s", "ohwx, p a red circle s"),
+        ("ohwx, a red circle", "ohwx, p a red circle s"),
+        ("p a red circle s", "ohwx, p a red circle s"),
+        ("a red circle", "ohwx, p a red circle s"),
+        ("ohwxx, a red circle", "ohwx, p ohwxx, a red circle s"),
+    ],
+)
+def test_what_a_run_adds_is_not_doubled_if_it_is_typed(
+    pictures: CaptionConfig, typed: str, expected: str
+) -> None:
+    affixes = {"trigger": "ohwx", "prefix": "p ", "suffix": " s"}
+    write(pictures, "txt", **affixes)
+    shown = lines(pictures)[1]
+    review(pictures, (shown["media_path"], 0.0, typed, ""))
+    write(pictures, "txt", **affixes)
+    assert lines(pictures)[1]["caption"] == expected
+    assert (Path(pictures.out) / "b.txt").read_text() == f"{expected}\n"
+    review(pictures, (shown["media_path"], 0.0, shown["caption"], ""))  # as the file shows it
+    write(pictures, "txt", **affixes)
+    assert lines(pictures)[1] == shown, "it is the model's own caption"
+
+
 def test_a_trigger_stands_before_every_caption_and_before_no_json(pictures: CaptionConfig) -> None:
     write(pictures, "txt", "musubi", trigger="ohwx", prefix="p ")
     found = said(pictures, "musubi")

@@ -1,5 +1,6 @@
 """What the page of a studio may name, the words it stands for, and the queue of runs."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -7,7 +8,7 @@ import re
 import shlex
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,6 +16,7 @@ from typing import Any, cast
 import pytest
 from PIL import Image
 from starlette.routing import Route
+from starlette.testclient import TestClient
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.options import declared
@@ -26,15 +28,20 @@ from flows.machine.known_process import interrupt, start_of
 from flows.options.commands import CaptionConfig
 from flows.results.run_record import RunRecord
 from flows.serving.app import app_of
+from flows.serving.json_answers import json_answer
 from flows.studio.queued_run import QueuedRun
-from flows.studio.roots import Refused, Roots
+from flows.studio.roots import Missing, Refused, Roots
 from flows.studio.run_captions import RunCaptions
-from flows.studio.runs import RunQueue
-from flows.studio.steps import RecordedCommand
+from flows.studio.runs import RunQueue, run_id
+from flows.studio.server import studio as start_studio
+from flows.studio.server import studio_app
+from flows.studio.session import Studio
+from flows.studio.steps import RecordedCommand, answers_of
 from flows.studio.thumbs import Thumbnails
 from flows.studio.values import ALLOWED, DENIED, OPTIONS, checked, line_of
 from flows.studio.values import words_of as command_of
 from flows.upkeep.cache import collect, holdings
+from tests.support.pipeline import ROOT
 from tests.support.reports import media_file, said, write_run
 from tests.support.strangers import own_folder
 
@@ -209,8 +216,9 @@ def test_a_folder_lists_what_may_be_named(roots: Roots, tmp_path: Path) -> None:
     for path in ("..", "/", "/etc", "link", ".hidden", "a\0b"):
         with pytest.raises(Refused):
             roots.listing(path)
-    with pytest.raises(EnvironmentFault, match="gone cannot be read"):
-        roots.listing("gone")
+    for path in ("gone", "a.png"):
+        with pytest.raises(Missing, match=f"there is no folder .*{path}"):
+            roots.listing(path)
 
 
 def queue(tmp_path: Path) -> RunQueue:
@@ -472,6 +480,106 @@ def test_a_moved_folder_is_written_where_it_is_from_the_store_of_its_captions(
         config = read(written)
         assert (config.out, config.store) == (str(moved), store)
     assert read(command.writing(("srt",), tmp_path / "new")).out == str(tmp_path / "new")
+
+
+def test_second_answers_to_two_prompts_are_told_apart(tmp_path: Path) -> None:
+    said = {"a": "A ball.", "b": "A box."}
+    lines = [
+        {"media_path": "x.png", "source": "p", "start": 0.0, "end": 0.0, "name": n, "caption": text}
+        for n, text in said.items()
+    ]
+    entry = {"media_path": "x.png", "source": "p", "kind": "image", "url": "file:///p/x.png"}
+    (tmp_path / "media.jsonl").write_text(json.dumps({**entry, "captions": 2}) + "\n")
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    run = cast(Any, SimpleNamespace(out=str(tmp_path)))
+    keys = {f"key of {name}": ("/p/x.png", 0.0, name) for name in said}
+    assert answers_of(run, keys) == {f"key of {name}": text for name, text in said.items()}
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[TestClient]:
+    """The page of a studio whose folder has an ordinary model and one that UTF-8 cannot name."""
+    for name in (b"media/model", b"media/m\xff"):
+        os.makedirs(os.fsencode(tmp_path) + b"/" + name)
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name), "config.json").touch()
+    Image.new("RGB", (8, 8)).save(tmp_path / "media/a.png")
+    media = media_file(tmp_path / "media/a.png")
+    write_run(tmp_path / "out", [(media, said(media, ["A ring."]))])
+    opened = Studio(
+        folder=tmp_path / "media",
+        out=tmp_path / "out",
+        store=str(tmp_path / "store"),
+        config_of=cast(Any, None),
+    )
+    with contextlib.closing(opened):
+        address = f"http://127.0.0.1/{opened.token}/"
+        client = TestClient(studio_app(opened), address, raise_server_exceptions=False)
+        client.headers |= {"x-penstock-token": opened.token, "origin": "http://127.0.0.1"}
+        yield client
+
+
+def test_a_folder_that_utf_8_cannot_name_closes_no_studio(page: TestClient, tmp_path: Path) -> None:
+    answer = page.get("start")
+    assert answer.status_code == 200, answer.text
+    assert str(tmp_path / "media/model") in answer.json()["models"]
+    assert not any("\ufffd" in name or "m?" in name for name in answer.json()["models"])
+
+
+def test_a_studio_of_a_folder_that_utf_8_cannot_name_fails(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xff"))
+    folder.mkdir()
+    for folders in ((folder, tmp_path), (tmp_path, folder)):
+        with pytest.raises(UsageError, match="the page cannot show a name that is not UTF-8"):
+            start_studio(*folders, [], "", 0, cast(Any, None))
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "status"),
+    [
+        ("words", {"sources": ["a" * 5000]}, 422),
+        ("words", {"sources": ["a/" * 3000]}, 422),
+        ("words", {"sources": ["a.png"], "out": "b" * 5000}, 422),
+        ("words", {"sources": ["a.png"], "model": "a" * 5000}, 422),
+        ("words", {"sources": ["a.png"], "model": "./" + "a" * 5000}, 422),
+        ("words", {"sources": ["a.png/b"]}, 422),
+        ("files?path=gone", None, 404),
+        ("files?path=" + "a" * 5000, None, 422),
+        ("files?path=%00", None, 422),
+        ("files?path=%ED%A0%80", None, 404),
+        ("run/OWN/captions?since=REVISION-\u00b2", None, 200),
+        ("run/OWN/captions?since=REVISION-" + "1" * 5000, None, 200),
+        ("run/OWN/small/0?at=nan", None, 404),
+        ("run/OWN/small/0?at=inf", None, 404),
+        ("run/OWN/media/\u00b2", None, 404),
+    ],
+)
+def test_an_odd_value_is_no_fault_of_the_studio(
+    page: TestClient, tmp_path: Path, path: str, values: dict[str, Any] | None, status: int
+) -> None:
+    own = run_id(tmp_path / "out")
+    revision = page.get(f"run/{own}/captions").json()["revision"].rpartition("-")[0]
+    path = path.replace("OWN", own).replace("REVISION", revision)
+    answer = page.get(path) if values is None else page.post(path, json={"values": values})
+    assert answer.status_code == status, f"{answer.status_code}: {answer.text[:300]}"
+    if status != 200:
+        assert answer.json()["error"].isprintable()
+
+
+def test_every_json_answer_is_of_one_writer() -> None:
+    """Names of files may have letters that UTF-8 cannot hold."""
+    assert json.loads(bytes(json_answer({"a\udcff": ["\ud800b", "\xe9"]}).body)) == {
+        "a\ufffd": ["\ufffdb", "\xe9"]
+    }
+    for path in (*ROOT.glob("flows/studio/*.py"), *ROOT.glob("flows/serving/*.py")):
+        source = path.read_text()
+        assert "JSONResponse" not in source, path
+        if path.name not in (
+            "json_answers.py",
+            "chat_params.py",
+            "caption_params.py",
+            "half_worker.py",
+        ):
+            assert "json.dumps" not in source, path
 
 
 def test_a_server_has_no_route_of_the_studio() -> None:

@@ -364,10 +364,9 @@ def test_a_server_that_never_answers_ends_the_stage_however_it_requests_waits(
     monkeypatch.setattr(stages.ask.servers, "MAX_SILENCE", 1.0, raising=False)
     stand_in = StandIn()
     stand_in.answer = lambda *_: f"HTTP/1.1 429 X\r\n{wait}content-length: 0\r\n\r\n".encode()
-    began = time.monotonic()
     with running(stand_in) as address, pytest.raises(EnvironmentFault, match="no answer from"):
         work.run(address, at_once=1)
-    assert time.monotonic() - began < 2.5, f"{len(stand_in.requests)} requests in vain"
+    assert len(stand_in.requests) < 50, "requests in vain"
     assert not work.captions and not work.failed
 
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from artifacts.errors import EnvironmentFault, PenstockError
 from artifacts.plurals import meant
 from flows.console.interrupts import repeating_dropped_interrupts
 from flows.console.lines import print_lines, wrapped
@@ -21,18 +21,6 @@ CHOICE = re.compile(r"argument (.*): invalid choice: '(.*)' \(choose from (.*)\)
 """argparse's message about a value that is not one of the choices."""
 NUMBER = re.compile(r"argument (.*): invalid (int|float) value: (['\"])(.*)\3", re.DOTALL)
 """argparse's message about a value that is not a number."""
-
-# fmt: off
-PATHS = frozenset((
-    "sources", "out", "store", "model", "adapter", "prompt_file", "schema",
-    "index", "labels", "templates", "examples", "html", "copy", "to", "data",
-    "source", "folder", "calibrate", "calibrate_store", "caption_model", "token_file",
-    "language_gguf", "names", "words", "journal",
-))
-# fmt: on
-"""Parsed names of file paths, which may contain any bytes."""
-WRITTEN = {"without": "--not", "what": "TEXT"}
-"""Parsed name of another text → its name on the command line, if different."""
 
 
 class Help(argparse.HelpFormatter):
@@ -80,23 +68,6 @@ class CommandParser(argparse.ArgumentParser):
                 parser: CommandParser = action.choices[name]
                 return parser
         return self
-
-
-def check_texts(given: argparse.Namespace) -> None:
-    """Raise UsageError for an argument that is not valid in the terminal's encoding. Python reads
-    its bytes as lone surrogates, which neither files nor models accept."""
-    for name, value in vars(given).items():
-        texts = value if isinstance(value, list) else [value]
-        if name not in PATHS and any(isinstance(each, str) and _is_broken(each) for each in texts):
-            option = WRITTEN.get(name, "--" + name.replace("_", "-"))
-            raise UsageError(
-                f"{option}: not valid UTF-8",
-                hint="Set the terminal to UTF-8 (LANG=C.UTF-8), or save the script in UTF-8",
-            )
-
-
-def _is_broken(text: str) -> bool:
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 EPILOG = """exit codes: 0 success · 1 some items failed (listed) · 2 usage · 3 does not fit ·
@@ -199,7 +170,6 @@ def _main(arguments: Sequence[str] | None) -> int:
         parser("").print_help()
         return 2
     check_platform()
-    check_texts(given)
     return run(given)
 
 

@@ -4,7 +4,6 @@ import argparse
 import json
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -57,16 +56,13 @@ def show(
         from flows.machine.launch import DirectLauncher
         from flows.planning.plan import figures, plan_of
         from flows.planning.plan_view import explain_lines, plan_lines, what_fits_lines
-        from flows.results.owners import refuse_loss, refuse_owned
 
         if dry_run:
-            refuse_owned(config, dry_run)
+            from flows.results.owners import refuse_taking
+
+            refuse_taking(config, dry_run)
         plan = plan_of(
-            config,
-            DirectLauncher(display.on_event),
-            display.print_line,
-            *(pipelines or (CAPTION,)),
-            on_found=partial(refuse_loss, config) if dry_run else bool,
+            config, DirectLauncher(display.on_event), display.print_line, *(pipelines or (CAPTION,))
         )
     if as_json:
         print(json.dumps({**figures(plan), **_table(plan)}, indent=1))

@@ -31,7 +31,7 @@ from flows.deployments.view import Progress, plain
 from flows.job.partitions import FILES, PORTIONS, Partition, partitions_of
 from flows.job.prepare import out_folder
 from flows.options.commands import RunOptions
-from flows.results.owners import refuse_loss_by_sources, refuse_owned
+from flows.results.owners import refuse_taking
 
 OUTPUTS = "outputs"
 """Name of the run that writes the outputs, among partitions."""
@@ -68,8 +68,7 @@ def hand_out(config: RunOptions, files: int, flow_name: str) -> State[Any]:
     more run. Return the final state."""
     try:
         confine(config)
-        refuse_owned(config, flow_name.partition("-")[0])
-        refuse_loss_by_sources(config)
+        refuse_taking(config, flow_name.partition("-")[0])
         portions, _ = partitions_of(config, files)
         return _hand_out(config, portions, f"{flow_name}/{PORTION}")
     except PenstockError as error:

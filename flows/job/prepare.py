@@ -3,7 +3,7 @@ done."""
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -236,13 +236,11 @@ def prepare(
     read_weights: bool = True,
     alone: bool = False,
     left_out: Set[str] = frozenset(),
-    on_found: Callable[[Sequence[MediaFile]], object] = bool,
 ) -> Job:
     """Return everything a run must know before it starts a stage. The job takes the first of
     `pipelines` that suits its model (default: captions); with `alone`, only its best variant. Files
     whose place is in `left_out` are not part of it.
-    `on_found` is called with all files that the sources name, before `limit` and before a model is
-    read. `announce` is called for slow steps, and `progress` while media are downloaded. `fetch`
+    `announce` is called for slow steps, and `progress` while media are downloaded. `fetch`
     downloads media with unknown digests; `read_weights` is as in `open_model`. Raises
     PenstockError."""
     question, prompting = QuestionOptions.of(config), PromptOptions.of(config)
@@ -252,11 +250,9 @@ def prepare(
     store = open_store(config.store_url)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     files, failures = find_media(
-        config.sources, selection, None, question.prompt_for, prompting.prompts
+        config.sources, selection, config.limit, question.prompt_for, prompting.prompts
     )
-    if files:
-        on_found(files)
-    files = [file for file in files[: config.limit] if file.place not in left_out]
+    files = [file for file in files if file.place not in left_out]
     if left_out and not files and not failures:
         raise UsageError("no file meets --sift", hint="Read sift/left_out.jsonl in --out")
     if not files:  # reported before a model is resolved or downloaded

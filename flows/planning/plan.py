@@ -28,7 +28,6 @@ from flows.ledger.waves import cut_waves
 from flows.ledger.weights import bytes_to_fetch, stages_with_work
 from flows.machine.budget import Budget, budget_for
 from flows.machine.launch import Launcher
-from flows.media.media_files import MediaFile
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions
 from flows.options.text import PromptOptions
@@ -89,16 +88,13 @@ def plan_of(
     launcher: Launcher,
     announce: Callable[[str], None] | None = None,
     *pipelines: Pipeline,
-    on_found: Callable[[Sequence[MediaFile]], object] = bool,
 ) -> Plan:
     """Return the plan of a command. Without sources, or if it cannot be run, plan the model alone.
 
-    Uses the first of `pipelines` that suits the model (none given: of all pipelines). `on_found` is
-    as in `prepare`. Reads no weights. Raises PenstockError, but not if the command does not fit.
+    Uses the first of `pipelines` that suits the model (none given: of all pipelines). Reads no
+    weights. Raises PenstockError, but not if the command does not fit.
     """
-    return replanned_once(
-        lambda: _plan_of(config, launcher, announce, pipelines, on_found), announce or bool
-    )
+    return replanned_once(lambda: _plan_of(config, launcher, announce, pipelines), announce or bool)
 
 
 def _plan_of(
@@ -106,22 +102,13 @@ def _plan_of(
     launcher: Launcher,
     announce: Callable[[str], None] | None,
     pipelines: tuple[Pipeline, ...],
-    on_found: Callable[[Sequence[MediaFile]], object],
 ) -> Plan:
     every = pipelines or chain.from_iterable(PURPOSES.values())
     pipelines = with_extras(every, summary=PromptOptions.of(config).summary)
     device = device_name()
     try:
         if config.sources:
-            job = prepare(
-                config,
-                launcher,
-                announce,
-                *pipelines,
-                fetch=False,
-                read_weights=False,
-                on_found=on_found,
-            )
+            job = prepare(config, launcher, announce, *pipelines, fetch=False, read_weights=False)
             expected = tuple(estimates(job))
             request = plan_request(job, expected=expected)
             refuse_beyond_context(request)

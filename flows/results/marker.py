@@ -87,10 +87,9 @@ def own_folder(out: Path, marker: Marker) -> None:
             media.unlink()
         except OSError as error:
             raise fault_of(error, media) from error
-    if before is not None:
-        outputs = tuple(dict.fromkeys((*before.outputs, *marker.outputs)))
-        marker = replace(marker, outputs=outputs, media=(media_digest(out),))
-    write_marker(out, marker)
+    outputs = (*(() if before is None else before.outputs), *marker.outputs)
+    kept = () if before is None else (media_digest(out),)
+    write_marker(out, replace(marker, outputs=tuple(dict.fromkeys(outputs)), media=kept))
 
 
 def read_marker(out: Path) -> Marker | None:

@@ -159,7 +159,7 @@ class OutputCounts:
     earlier: list[str] = field(default_factory=list)
     """Outputs that an earlier run wrote and this one did not update."""
     chunks: Mapping[MediaFile, int] = field(default_factory=dict)
-    """Captions of each file, under the entry of its first prompt."""
+    """Captions of each file, under its first prompt."""
     unused_edits: int = 0
     """Edits in the folder's journal of captions that the outputs do not have."""
 

@@ -6,9 +6,11 @@ named them.
 """
 
 import contextlib
+import glob
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from artifacts.errors import UsageError
@@ -21,23 +23,34 @@ from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
 from flows.job.prepare import out_folder
-from flows.media.media_files import MediaFile, Selection
+from flows.media.media_files import Selection
 from flows.media.sources import find_media
 from flows.options.commands import RunOptions
 from flows.options.text import OutputOptions, OwnerOptions, TrustOptions
 from flows.pipelines import EMBED, LABEL, SIFT, Pipeline
 from flows.results.foreign_files import refuse_replacing
-from flows.results.marker import DATA_SET_MEDIA, MARKER, MEDIA, own_marker, read_marker
+from flows.results.marker import (
+    DATA_SET_MEDIA,
+    MARKER,
+    MEDIA,
+    Marker,
+    own_folder,
+    own_marker,
+    read_marker,
+    source_places,
+)
 from flows.results.outputs import FOLDERS
 from flows.results.report.media import path_of
+from flows.results.run_record import RunRecord
 
 PIPELINES: Mapping[str, Pipeline] = {"embed": EMBED, "label": LABEL, "sift": SIFT}
 
 
-def refuse_owned(config: RunOptions, command: str) -> None:
-    """Refuse a run into the folder of another command or of a stranger, and one that would replace
-    files that Penstock did not write. Reads no media. Raises UsageError, EnvironmentFault."""
-    out = out_folder(config)
+def refuse_taking(config: RunOptions, command: str) -> None:
+    """Refuse a run into the folder of another command or of a stranger, one that would replace
+    files that Penstock did not write, and one that would drop rows of media that still exist and
+    that its sources do not name. Opens no medium. Raises UsageError, EnvironmentFault."""
+    out, replaces = out_folder(config), OwnerOptions.of(config).replace
     if os.path.lexists(out / MARKER):
         owner = own_marker(out, config.store_url)
         if owner is None and TrustOptions.of(config).trust_folder:
@@ -49,28 +62,17 @@ def refuse_owned(config: RunOptions, command: str) -> None:
                 hint="Give another --out, the --store of the run that wrote it, or trust it with "
                 "--trust-folder",
             )
-        if owner.command != command and not OwnerOptions.of(config).replace:
+        if owner.command != command and not replaces:
             raise UsageError(
                 f"{out} is the output folder of `penstock {owner.command}`",
                 hint=f"Give another --out, such as {out}/{command}, or --replace to take it over",
             )
     elif (owner_of_texts := _owner_of_texts(out)) is not None:
         raise UsageError(
-            f"{out} holds texts that a run into {owner_of_texts} wrote",
-            hint="Give another --out",
+            f"{out} holds texts that a run into {owner_of_texts} wrote", hint="Give another --out"
         )
     refuse_replacing(out, config, PIPELINES.get(command))
-
-
-def refuse_loss(config: RunOptions, found: Sequence[MediaFile]) -> None:
-    """Refuse a run that would drop rows of media that still exist and are not among the files that
-    its sources name, or that would write texts into another run's folder. Raises UsageError."""
-    out = out_folder(config)
-    _refuse_texts_elsewhere(config, out, found[: config.limit])
-    if OwnerOptions.of(config).replace:
-        return
-    lost = list(_lost(config, out, found))
-    if lost:
+    if not replaces and (lost := _lost(config, out)):
         raise UsageError(
             f"{out} has rows of {counted(len(lost), 'file')} that these sources do not name, and "
             f"this run would drop them: {lost[0]}",
@@ -78,39 +80,76 @@ def refuse_loss(config: RunOptions, found: Sequence[MediaFile]) -> None:
         )
 
 
-def refuse_loss_by_sources(config: RunOptions) -> None:
-    """Do the same before the sources are read, if the folder has any rows. Raises UsageError,
-    EnvironmentFault."""
-    if os.path.lexists(out_folder(config) / MEDIA):
-        selection = Selection(recursive=config.recursive, extensions=config.extensions)
-        refuse_loss(config, find_media(config.sources, selection)[0])
-
-
-def _lost(config: RunOptions, out: Path, found: Sequence[MediaFile]) -> Iterator[str]:
-    """Yield the paths and addresses of the media that the folder would lose."""
-    named = {file.place for file in found}
-    data_sets = [
-        form for form in FOLDERS if form != DATASET or form in OutputOptions.of(config).format
-    ]
-    lists = (out / MEDIA, *(out / form / DATA_SET_MEDIA for form in data_sets))
-    # A run that was killed may have left tables with rows that `captions.jsonl` has no more.
-    has_tables = any((out / f"captions.{form}").exists() for form in TABLES)
-    there = dict.fromkeys(
-        place
-        for path in lists
-        for place, rows in _media_of(path)
-        if (rows or has_tables) and place not in named
+def take(
+    config: RunOptions, command: str, record: RunRecord, store: str, media_paths: Iterable[str] = ()
+) -> None:
+    """Mark the folder of a run, of whose media texts may be written there, before anything is. The
+    run has the folder's lock; another may have written there since it was checked. Raises
+    UsageError, EnvironmentFault."""
+    refuse_taking(config, command)
+    out, formats = out_folder(config), OutputOptions.of(config).format
+    if set(formats) & set(WRITERS) and not OutputOptions.of(config).beside:
+        _refuse_texts_elsewhere(out, media_paths)
+    recorded = record.value["command"] or {"words": (), "folder": ""}
+    marker = Marker(
+        command=command,
+        words=tuple(recorded["words"]),
+        folder=recorded["folder"],
+        store=store,
+        sources=source_places(config.sources),
+        outputs=(*record.value["outputs"], *formats),
     )
+    own_folder(out, marker)
+
+
+def _lost(config: RunOptions, out: Path) -> list[str]:
+    """Return the paths and addresses of the media that the folder would lose."""
+    forms = [f for f in FOLDERS if f != DATASET or f in OutputOptions.of(config).format]
+    # A run that was killed may have left tables with rows that `captions.jsonl` has no more.
+    tables = any((out / f"captions.{form}").exists() for form in TABLES)
+    is_named = _named_by(config)
+    held = dict.fromkeys(
+        place
+        for path in (out / MEDIA, *(out / form / DATA_SET_MEDIA for form in forms))
+        for place, rows in _media_of(path)
+        if (rows or tables) and not is_named(place)
+    )
+    there = [place for place in held if is_address(place) or os.path.exists(place)]
     if not there:
-        return
+        return []
+    selection = Selection(recursive=config.recursive, extensions=config.extensions)
+    found, failures = find_media(config.sources, selection)
+    if not found:  # the run will fail, and write nothing
+        return []
     real = RealPaths()
-    named = {real.of(file.path) for file in found if file.far is None}
-    for place in there:
-        if is_address(place):
-            if not _would_be_found(place, config):
-                yield place
-        elif os.path.exists(place) and real.of(place) not in named:
-            yield place
+    named = {file.place if file.far else real.of(file.path) for file in found}
+    named.update(failure.media_path for failure in failures)
+    return [p for p in there if (p if is_address(p) else real.of(p)) not in named]
+
+
+def _named_by(config: RunOptions) -> Callable[[str], bool]:
+    """Return a function that says of most media, by their names alone, whether the sources name
+    them. It reads no list, and follows no links."""
+    selection = Selection(recursive=config.recursive, extensions=config.extensions)
+    named = {
+        unsigned(source) if is_address(source) else os.path.abspath(os.path.expanduser(source))
+        for source in config.sources
+    }
+    folders = [place for place in named if is_address(place) or os.path.isdir(place)]
+
+    def is_named(place: str) -> bool:
+        if place in named:
+            return True
+        for folder in folders:
+            inside = place.removeprefix(f"{folder.rstrip('/')}/")
+            is_inside = inside != place and (config.recursive or "/" not in inside)
+            if is_inside and "/." not in f"/{inside}" and selection.takes(inside):
+                return True
+            if glob.has_magic(folder) and fnmatchcase(place, folder.replace("**/", "*")):
+                return True
+        return False
+
+    return is_named
 
 
 def _media_of(path: Path) -> Iterator[tuple[str, int]]:
@@ -124,26 +163,14 @@ def _media_of(path: Path) -> Iterator[tuple[str, int]]:
             yield entry.get("address") or path_of(entry), entry["captions"]
 
 
-def _would_be_found(address: str, config: RunOptions) -> bool:
-    """Return whether the sources would have named an object if it still existed."""
-    for source in map(unsigned, filter(is_address, config.sources)):
-        inside = address.removeprefix(f"{source.rstrip('/')}/")
-        if address == source or (inside != address and (config.recursive or "/" not in inside)):
-            return True
-    return False
-
-
-def _refuse_texts_elsewhere(config: RunOptions, out: Path, found: Sequence[MediaFile]) -> None:
+def _refuse_texts_elsewhere(out: Path, media_paths: Iterable[str]) -> None:
     """Refuse to write a text below the folder of another run. Raises UsageError."""
-    outputs = OutputOptions.of(config)
-    if outputs.beside or not set(outputs.format) & set(WRITERS):
-        return
-    first = {parent: f for f in found for parent in PurePosixPath(f.media_path).parents}
-    for folder, file in first.items():
+    first = {parent: path for path in media_paths for parent in PurePosixPath(path).parents}
+    for folder, path in first.items():
         if folder.name and os.path.lexists(out / folder / MARKER):
             raise UsageError(
-                f"the text of {file.media_path} would be written into {out / folder}, which is the "
-                "output folder of another run",
+                f"the text of {path} would be written into {out / folder}, which is the output "
+                "folder of another run",
                 hint="Give another --out",
             )
 

@@ -23,8 +23,8 @@ class RunEnd:
     files: int
     """Number of requested files and sources."""
     failures: list[Failure] = field(default_factory=list)
-    chunks: Mapping[MediaFile, int] = field(default_factory=dict)
-    """Number of chunks of each file that the outputs hold, as they were written."""
+    chunks: Mapping[MediaFile, int] | None = None
+    """Number of chunks of each file that were written; None: there is no output of all chunks."""
 
     @property
     def exit_code(self) -> int:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
@@ -61,8 +60,15 @@ def table_rows(
     if {*kinds} - {*properties.values()} == {*KINDS}:  # no named prompt
         yield from (_row([each], kinds, properties) if properties else each for each in captions)
         return
-    for _, captions_of_chunk in groupby(captions, OF_CHUNK):
-        yield _row([*captions_of_chunk], kinds, properties)
+    chunk: list[Caption] = []
+    for each in captions:
+        # Neighbours may be copies with one name and source, such as in a list.
+        if chunk and (OF_CHUNK(each) != OF_CHUNK(chunk[0]) or each.name in {c.name for c in chunk}):
+            yield _row(chunk, kinds, properties)
+            chunk = []
+        chunk.append(each)
+    if chunk:
+        yield _row(chunk, kinds, properties)
 
 
 def _row(

@@ -65,7 +65,7 @@ def shown_at(path: Path, time: float) -> tuple[Any, Any]:
     from stages.frames.survey import timed_frames
 
     shown: Any = None
-    for back in BACK_SECONDS:
+    for back in BACK_SECONDS if math.isfinite(time) else ():
         container, stream = open_video(path, threads=1)
         with container:
             if time > back:

@@ -63,8 +63,7 @@ class UserTexts:
         return texts
 
     def notes(self) -> Iterator[str]:
-        """Yield notes for the user: media that share one text, captions that are left out, and
-        texts without the trigger."""
+        """Yield notes for the user: shared texts, rejected captions, texts without the trigger."""
         shared = [" and ".join(names) for names in self._media_of.values() if len(names) > 1]
         if shared:
             yield (

@@ -88,7 +88,9 @@ def write_vectors(job: Job) -> VectorsWritten:
     write_npy(job.out / ARRAY, (found.vectors, found.width), parts)
     write_parquet(job.out / ROWS, _rows(job, made), schema_of(KINDS))
     write_jsonl(job.out / "failures.jsonl", found.failures)
-    rows = Counter(file for (file, _), meta in zip(made, metas, strict=True) if meta["vectors"])
+    rows = Counter[MediaFile]()
+    for (file, _), meta in zip(made, metas, strict=True):
+        rows[file] += meta["vectors"]
     write_media(job.out, media_lines(job.files, [rows[f] for f in job.files]), job.store.url)
     return found
 

@@ -244,9 +244,10 @@ class ReviewedCaptions:
         return changes_of((self.rows[key] for key in edits), edits)
 
     def _caption(self, row: Mapping[str, Any], given: str | None) -> str | None:
-        """Return the text that replaces the model's caption; None if they are equal. Control
-        characters, which pasted text may have, become spaces."""
-        if given is None or given == row["said"]:
+        """Return the text that replaces the model's caption; None if they are equal. Trigger,
+        prefix and suffix, which a run adds, are dropped. Control characters, which pasted text may
+        have, become spaces."""
+        if given is None or row["said"] in (given, given := self.fixed.parts(given)[1]):
             return None
         given = "".join(
             " " if unicodedata.category(letter) == "Cc" and letter not in "\t\n\r" else letter

@@ -18,7 +18,7 @@ from flows.pipelines import LABEL
 from flows.results.labels.rows import LabelContext, label_chunks
 from flows.results.labels.rules import Examples, label_rules, learned_threshold, read_examples
 from flows.results.labels.writing import LabelsWritten, label_paths, write_labels
-from flows.results.owners import refuse_owned
+from flows.results.owners import refuse_taking
 from flows.results.vectors import vector_tasks
 from flows.running.run import LauncherMaker, prepared
 from flows.running.run_observer import OnBegin, RunObserver
@@ -59,7 +59,7 @@ def label(
     finished records stay."""
 
     def attempt() -> LabelsWritten:
-        refuse_owned(config, "label")
+        refuse_taking(config, "label")
         observer = RunObserver(display, on_begin, "label")
         with prepared(config, observer, make_launcher, LABEL) as (job, launcher):
             outputs, doing = label_paths(job), "labelling into"

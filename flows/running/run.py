@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +16,7 @@ from flows.job.replanning import replanned_once
 from flows.machine.launch import DirectLauncher, ForkingLauncher, Launcher, Retries
 from flows.options.commands import RunOptions
 from flows.pipelines import EMBED, Pipeline
-from flows.results.owners import refuse_owned
+from flows.results.owners import refuse_taking
 from flows.results.run_result import RunResult
 from flows.results.vectors import VectorsWritten, vector_paths, write_vectors
 from flows.running.run_observer import OnBegin, RunObserver
@@ -41,7 +40,7 @@ def caption(
     meanwhile. Raises PenstockError; finished records stay."""
 
     def attempt() -> RunResult:
-        refuse_owned(config, "caption")
+        refuse_taking(config, "caption")
         observer = RunObserver(display, on_begin, "caption")
         with (
             prepared(config, observer, make_launcher, left_out=left_out) as (job, launcher),
@@ -60,7 +59,7 @@ def embed(
 ) -> VectorsWritten:
     """Compute vectors of all media of the configuration. `on_begin` is as in `caption`. Raises
     PenstockError; finished records stay."""
-    refuse_owned(config, "embed")
+    refuse_taking(config, "embed")
     return make_vectors(
         config, display, vector_paths, write_vectors, make_launcher, on_begin, "embed"
     )
@@ -128,7 +127,6 @@ def prepared(
                     *pipelines,
                     progress=display.fetched,
                     left_out=left_out,
-                    on_found=partial(observer.on_found, config),
                 )
             else:
                 job = prepare_without_media(config, launcher, *pipelines)

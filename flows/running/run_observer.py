@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,10 @@ from flows.ledger.weights import fetch_parts
 from flows.machine.budget import WithinBudget
 from flows.machine.launch import Launcher, StageCall, StageHandle
 from flows.machine.leases import Lease, leased
-from flows.media.media_files import MediaFile
-from flows.options.commands import RunOptions
 from flows.options.tune import LearnedOptions
 from flows.pipelines import STAGES
 from flows.planning.ladder import Ladder
 from flows.planning.start import ladder_of
-from flows.results.marker import Marker, own_folder, source_places
 from flows.results.outputs import (
     existing_outputs,
     failure_of,
@@ -35,7 +32,7 @@ from flows.results.outputs import (
     output_paths,
     write_captions,
 )
-from flows.results.owners import refuse_loss, refuse_owned
+from flows.results.owners import take
 from flows.results.run_record import REWRITE_SECONDS, RunRecord
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stage_runner import StageRunner
@@ -143,13 +140,11 @@ class RunObserver:
     ) -> None:
         """`command` names the command that owns the output folder; empty: it is no such folder."""
         self.display = display
-        self.command = command
+        self._command = command
         self._on_begin = on_begin
         self._job: Job | None = None
         self._record: RunRecord | None = None
         self._ladder: Ladder | None = None
-        self._found: Sequence[MediaFile] = ()
-        """All files that the sources name."""
         self._names: dict[str, str] = {}
         """Digest of a medium → its name. Filled at the first failure, because finding one name
         reads all media."""
@@ -197,28 +192,6 @@ class RunObserver:
             self._record.rung(rung)
         self.display.print_line(text)
 
-    def on_found(self, config: RunOptions, found: Sequence[MediaFile]) -> None:
-        """Refuse a run over these files that would drop rows of others. Raises UsageError."""
-        if self.command:
-            self._found = found
-            refuse_loss(config, found)
-
-    def _own(self, job: Job, record: RunRecord) -> None:
-        """Mark the output folder, before anything is written there. Another run may have written
-        to it since it was checked. Raises UsageError, EnvironmentFault."""
-        refuse_owned(job.config, self.command)
-        refuse_loss(job.config, self._found)
-        command = record.value["command"] or {"words": (), "folder": ""}
-        marker = Marker(
-            command=self.command,
-            words=tuple(command["words"]),
-            folder=command["folder"],
-            store=job.store.url,
-            sources=source_places(job.config.sources),
-            outputs=tuple(record.value["outputs"]),
-        )
-        own_folder(job.out, marker)
-
     @contextlib.contextmanager
     def pipeline_for_job(
         self,
@@ -248,8 +221,9 @@ class RunObserver:
             record.value["media"]["total"] = len(job.by_file) + len(job.failures)
             if self._on_begin is not None:
                 self._on_begin(job, record)
-            if self.command:
-                self._own(job, record)
+            if self._command:
+                names = [file.media_path for file in job.files]
+                take(job.config, self._command, record, job.store.url, names)
             record.write(force=True)
             self._ladder = ladder_of(job, self._on_rung_change)
             launcher = WithinBudget(launcher, job.budget, job.config, self.display.print_line)

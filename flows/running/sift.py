@@ -30,9 +30,9 @@ from flows.media.sources import find_media
 from flows.options.commands import RunOptions
 from flows.options.sift import PLACE, SiftConfig, SiftOptions
 from flows.pipelines import SIFT
-from flows.results.marker import Marker, own_folder, source_places, write_media
+from flows.results.marker import write_media
 from flows.results.outputs import media_lines, missing_error
-from flows.results.owners import refuse_loss, refuse_owned
+from flows.results.owners import refuse_taking, take
 from flows.results.run_record import RunRecord
 from flows.results.sifted.duplicates import Fingerprint
 from flows.results.sifted.names import LEFT_OUT_FILE, output_names
@@ -64,8 +64,6 @@ class Sifting:
     options: SiftOptions
     retry_failed: bool
     store: Store
-    found: list[MediaFile]
-    """All files that the sources name; the others are those of them that this run marks."""
     files: list[MediaFile]
     contents: list[Medium]
     failures: list[Failure]
@@ -90,7 +88,7 @@ def sift(
     records stay."""
     condition = parse_keep(config.keep, tuple(config.head), similar=config.similar is not None)
     refuse_file(out := out_folder(config))
-    refuse_owned(config, "sift")
+    refuse_taking(config, "sift")
     vectors = None
     if config.model:
         vectors = vector_marks(config, display, make_launcher, on_begin)
@@ -104,15 +102,7 @@ def sift(
             names = output_names(config.format)
             record.value["outputs"] = {name: str(out / name) for name in names}
             record.value["media"]["total"] = len(job.files) + len(job.failures)
-            refuse_owned(config, "sift")  # another run may have written here since
-            refuse_loss(config, job.found)
-            marker = Marker(
-                command="sift",
-                store=job.store.url,
-                sources=source_places(config.sources),
-                outputs=tuple(names),
-            )
-            own_folder(out, marker)
+            take(config, "sift", record, job.store.url)
             record.write(force=True)
             with record.recording_end():
                 found, failures = _complete(job, record, display, make_launcher, out)
@@ -139,7 +129,7 @@ def pending(config: SiftConfig, display: Display) -> dict[str, int]:
     """Return how many files and contents a run has, and how many of these it would mark. Raises
     PenstockError."""
     parse_keep(config.keep, tuple(config.head), similar=config.similar is not None)
-    refuse_owned(config, "sift")
+    refuse_taking(config, "sift")
     job = _prepared(config, display, out_folder(config))
     media = {m.digest: m for m in job.contents}
     missing = len(_missing(job, media.values()))
@@ -179,11 +169,9 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     if note := left_out_note(config.sources, selection):
         display.print_line(note)
-    files, failures = find_media(config.sources, selection)
-    if files:
-        refuse_loss(config, files)
+    files, failures = find_media(config.sources, selection, config.limit)
     readable, contents, unreadable = read_contents(
-        files[: config.limit], digests_in(store), lambda _: "", store, display.fetched
+        files, digests_in(store), lambda _: "", store, display.fetched
     )
     failures += unreadable
     if not readable:
@@ -196,7 +184,6 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
         options=SiftOptions.of(config),
         retry_failed=config.retry_failed,
         store=store,
-        found=files,
         files=[readable[at] for at in order],
         contents=[contents[at] for at in order],
         failures=failures,

@@ -5,7 +5,7 @@ from flows.console.display import Display
 from flows.job.prepare import out_folder
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import RunOptions, SiftFirstOptions
-from flows.results.owners import refuse_loss_by_sources, refuse_owned
+from flows.results.owners import refuse_taking
 from flows.results.run_result import RunResult
 from flows.running import run
 from flows.running.run_observer import OnBegin
@@ -24,7 +24,6 @@ def caption(
     if condition := SiftFirstOptions.of(config).sift:
         from flows.running.sift import sift_before
 
-        refuse_owned(config, "caption")  # before hours of marking
-        refuse_loss_by_sources(config)
+        refuse_taking(config, "caption")  # before hours of marking
         left_out = sift_before(config, condition, display, make_launcher)
     return run.caption(config, display, make_launcher, on_begin, left_out)

@@ -1,6 +1,5 @@
 """Computes what a sift run takes from vectors: scores of heads, and one vector per medium."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -105,7 +104,6 @@ def _places(heads: Sequence[ScoreHead], job: Job) -> dict[str, str]:
 def _marks(heads: Sequence[ScoreHead], job: Job) -> VectorMarks:
     found = VectorMarks(out=job.out, files=len(job.files) + len(job.failures))
     found.failures = failures_of(job)
-    found.chunks = Counter(file for file, _ in vector_tasks(job))
     kept = job.ledger["embeddings"]
     for digest, tasks in groupby(vector_tasks(job), key=lambda one: one[1].medium.digest):
         if digest in found.vectors_of:

@@ -6,7 +6,6 @@ through the text half alone.
 
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -166,10 +165,8 @@ def image_vector(
 
     def collect(job: Job) -> VectorsWritten:
         kept = job.ledger["embeddings"]
-        made = [*vector_tasks(job)]
-        vectors.extend(vectors_in(kept.read(t["embeddings"])) for _, t in made)
-        chunks = Counter(file for file, _ in made)
-        return VectorsWritten(out=job.out, files=1, failures=failures_of(job), chunks=chunks)
+        vectors.extend(vectors_in(kept.read(t["embeddings"])) for _, t in vector_tasks(job))
+        return VectorsWritten(out=job.out, files=1, failures=failures_of(job))
 
     with tempfile.TemporaryDirectory(prefix="penstock-search-") as out:
         request = replace(config, sources=(name,), out=out)

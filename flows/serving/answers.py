@@ -1,22 +1,14 @@
-"""Writes HTTP responses: JSON, and the vectors in it."""
+"""Returns parts of HTTP responses: vectors, and warnings."""
 
 import base64
-import json
 from typing import Any
 
 import numpy as np
-from fastapi.responses import Response
 from numpy.typing import NDArray
 
 from artifacts.schema import MediaIndex
 from flows.results.vectors import shown_boxes
 from flows.serving.embedding import EmbeddedMedium
-
-
-def json_answer(value: Any, status: int = 200) -> Response:
-    """Return a JSON response."""
-    body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
-    return Response(body, status, media_type="application/json")
 
 
 def warnings_of(index: MediaIndex) -> dict[str, Any]:

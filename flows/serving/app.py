@@ -11,10 +11,10 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
-from flows.serving.answers import json_answer
 from flows.serving.caption_routes import CaptionRoutes
 from flows.serving.chat import ChatRoutes
 from flows.serving.guard import extra_headers
+from flows.serving.json_answers import json_answer
 from flows.serving.page.page import PLOTLY, Page, page_of
 from flows.serving.refusals import OPENAI, HttpRefusal
 from flows.serving.routes import Routes

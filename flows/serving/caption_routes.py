@@ -1,7 +1,6 @@
 """Handles `/v1/caption`, with a single response or a stream."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ from typing import Annotated, Any
 from fastapi import Query, Request
 from fastapi.responses import Response, StreamingResponse
 
-from flows.serving.answers import json_answer, warnings_of
+from flows.serving.answers import warnings_of
 from flows.serving.caption_params import CaptionParams
 from flows.serving.captioning import AS_THE_SERVER, Captioned, Captioning
 from flows.serving.guard import in_time
+from flows.serving.json_answers import json_answer, json_bytes
 from flows.serving.refusals import HttpRefusal
 from flows.serving.service import Service
 from flows.serving.uploads import Upload, upload_of
@@ -142,5 +142,5 @@ class CaptionRoutes:
 
 def event(value: Mapping[str, Any] | str) -> str:
     """Return a server-sent event."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else json_bytes(value).decode()
     return f"data: {text}\n\n"

@@ -20,11 +20,12 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
-from flows.serving.answers import json_answer, warnings_of
+from flows.serving.answers import warnings_of
 from flows.serving.caption_params import CaptionParams, StreamedText, joined_text
 from flows.serving.caption_routes import EVENTS, CaptionRoutes, event
 from flows.serving.captioning import Captioned
 from flows.serving.chat_params import check_known, no_model, params_in, streaming_in
+from flows.serving.json_answers import json_answer
 from flows.serving.refusals import OPENAI, HttpRefusal, bad_request, invalid, unsupported
 from flows.serving.service import Service
 from flows.serving.uploads import Upload, body_of, stored

@@ -7,13 +7,13 @@ overload.
 import asyncio
 import hashlib
 import hmac
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from flows.serving.hosts import LOOPBACK, is_loopback, is_of_other_site
+from flows.serving.json_answers import json_bytes
 from flows.serving.refusals import HttpRefusal, unavailable
 from flows.serving.service import Service
 
@@ -150,7 +150,7 @@ def route_of(scope: Message) -> str:
 
 async def refuse(why: HttpRefusal, path: str, send: Send, *, closing: bool) -> None:
     """Send a refusal in the form of the requested path. With `closing`, close the connection."""
-    body = json.dumps(why.to_json(path)).encode()
+    body = json_bytes(why.to_json(path))
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

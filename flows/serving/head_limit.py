@@ -1,12 +1,13 @@
 """Limits the size of request heads in the servers of `penstock serve` and of the studio, before any
 token is checked."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.flow_control import FlowControl
+
+from flows.serving.json_answers import json_bytes
 
 try:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as BaseProtocol
@@ -23,7 +24,7 @@ _WHY = {
     "error": f"the head of the request is larger than {HEAD_BYTES >> 10} KiB",
     "hint": "Send fewer and shorter header fields, and a shorter address",
 }
-_BODY = json.dumps(_WHY).encode()
+_BODY = json_bytes(_WHY)
 REFUSAL = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
     b"connection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(_BODY), _BODY)

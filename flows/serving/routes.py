@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from flows.options.search import SearchQuery
 from flows.results.thumbnails import thumbnail
-from flows.serving.answers import json_answer, vectors_json
+from flows.serving.answers import vectors_json
 from flows.serving.embedding import EmbeddedMedium
 from flows.serving.guard import COOKIE, in_time, session_of
+from flows.serving.json_answers import json_answer
 from flows.serving.refusals import HttpRefusal
 from flows.serving.service import Service
 from flows.serving.shown_media import shown_file

@@ -2,21 +2,21 @@
 
 import asyncio
 import mimetypes
-import re
 import secrets
 from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, Response, StreamingResponse
 
 from artifacts.errors import PenstockError
 from artifacts.opening_below import refuse_links
 from flows.reviewing.captions import EditRefused
+from flows.serving.json_answers import JSON, json_answer
 from flows.serving.shown_media import shown_file
-from flows.studio.guard import JSON, json_of
+from flows.studio.guard import json_of
 from flows.studio.queued_run import AGAIN, QueuedRun
-from flows.studio.run_captions import RunCaptions
+from flows.studio.run_captions import NUMBER, RunCaptions
 from flows.studio.session import Studio
 from flows.studio.sets import kept_kinds, sets_in
 from flows.studio.steps import FOLDER, MOST, RecordedCommand, answers_of
@@ -24,7 +24,6 @@ from flows.studio.values import checked, line_of
 
 LINES = "captions.jsonl"
 SHOWN = ("image/", "video/", "audio/")
-NUMBER = re.compile("[0-9]{1,9}")
 THUMBNAILS_AT_ONCE = 2
 FETCHED_AT_ONCE = 8
 
@@ -51,11 +50,11 @@ class CaptionsRoutes:
     async def edit(self, request: Request) -> Response:
         """Apply an edit."""
         captions, edit = self._captions(request), await json_of(request)
-        return JSONResponse(await asyncio.to_thread(captions.apply, edit))
+        return json_answer(await asyncio.to_thread(captions.apply, edit))
 
     async def history(self, request: Request) -> Response:
         """Return the actions that can be undone, and what undo and redo would take."""
-        return JSONResponse(await asyncio.to_thread(self._captions(request).history))
+        return json_answer(await asyncio.to_thread(self._captions(request).history))
 
     async def ask(self, request: Request) -> Response:
         """Put a second question about some captions into the queue."""
@@ -64,10 +63,10 @@ class CaptionsRoutes:
         if not isinstance(keys, list) or not isinstance(changes, dict) or len(keys) > MOST:
             raise EditRefused(f"choose 1 to {MOST} captions")
         run = await asyncio.to_thread(self._again, captions, [str(key) for key in keys], changes)
-        return JSONResponse({"id": run.id, "line": line_of(run.words)})
+        return json_answer({"id": run.id, "line": line_of(run.words)})
 
     def _again(self, captions: RunCaptions, keys: list[str], changes: dict[str, Any]) -> QueuedRun:
-        paths = [path for path, _ in captions.paths(keys).values()]
+        paths = [path for path, *_ in captions.paths(keys).values()]
         refuse_links(captions.out / FOLDER)
         out = captions.out / FOLDER / secrets.token_hex(8)
         command = self._studio.command(captions.out)
@@ -84,7 +83,7 @@ class CaptionsRoutes:
 
     async def answers(self, request: Request) -> Response:
         """Return the second answers of the model."""
-        return JSONResponse(await asyncio.to_thread(self._answers, self._captions(request)))
+        return json_answer(await asyncio.to_thread(self._answers, self._captions(request)))
 
     def _answers(self, captions: RunCaptions) -> dict[str, Any]:
         found = []
@@ -102,7 +101,7 @@ class CaptionsRoutes:
         """Put the same run into the queue once more, with other formats."""
         captions, given = self._captions(request), await json_of(request)
         run = await asyncio.to_thread(self._write, captions, given)
-        return JSONResponse({"id": run.id, "line": line_of(run.words)})
+        return json_answer({"id": run.id, "line": line_of(run.words)})
 
     def _write(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
         if not isinstance(given.get("format"), list):
@@ -117,7 +116,7 @@ class CaptionsRoutes:
         """Put an export or a training of the run's model into the queue."""
         captions, given = self._captions(request), await json_of(request)
         run = await asyncio.to_thread(self._follow, captions, given)
-        return JSONResponse({"id": run.id, "line": line_of(run.words)})
+        return json_answer({"id": run.id, "line": line_of(run.words)})
 
     def _follow(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
         kind = str(given.get("command"))
@@ -135,11 +134,11 @@ class CaptionsRoutes:
         command = await asyncio.to_thread(self._studio.command, captions.out)
         words = ["learn", *command.trusted, str(captions.out)]
         run = await asyncio.to_thread(self._add, "learn", command, words, captions.out)
-        return JSONResponse({"id": run.id, "line": line_of(run.words)})
+        return json_answer({"id": run.id, "line": line_of(run.words)})
 
     async def teach(self, request: Request) -> Response:
         """Return the captions in the order in which they teach most."""
-        return JSONResponse(await asyncio.to_thread(self._captions(request).teach))
+        return json_answer(await asyncio.to_thread(self._captions(request).teach))
 
     async def sets(self, request: Request) -> Response:
         """Return what trainers will see of the data sets in the run's folder."""
@@ -149,13 +148,13 @@ class CaptionsRoutes:
             reviewed = captions.reviewed
             return sets_in(captions.out, kept_kinds(reviewed.rows, reviewed.edits()))
 
-        return JSONResponse({"sets": await asyncio.to_thread(found)})
+        return json_answer({"sets": await asyncio.to_thread(found)})
 
     async def media(self, request: Request) -> Response:
         """Return a media file, or a range of it."""
         path = await self._local_path(request)
         if path is None:
-            return JSONResponse({"error": "the file was moved or deleted"}, 404)
+            return json_answer({"error": "the file was moved or deleted"}, 404)
         kind = mimetypes.guess_type(path.name)[0] or ""
         # A folder may name any file: never serve one that a browser would run as a page.
         plain = kind.startswith(SHOWN) and kind != "image/svg+xml"
@@ -178,7 +177,7 @@ class CaptionsRoutes:
             async with self._drawing:
                 drawn = await asyncio.to_thread(self._studio.thumbnails.get, path, time)
         if drawn is None:
-            return JSONResponse({"error": "no thumbnail of this file"}, 404)
+            return json_answer({"error": "no thumbnail of this file"}, 404)
         kept = {"cache-control": "private, max-age=600"}
         return Response(drawn, media_type="image/jpeg", headers=kept)
 

@@ -11,7 +11,7 @@ from artifacts.files import write_text
 from artifacts.user_folders import user_state
 from flows.options.model import DEMO_MODEL
 from flows.options.text import IMAGE_PROMPT
-from flows.studio.roots import Refused, Roots
+from flows.studio.roots import Refused, Roots, is_shown
 from stages.models.hub.hub_errors import cache_folder
 
 DEEPEST = 2
@@ -33,9 +33,9 @@ def models_in(roots: Roots) -> dict[str, list[str]]:
     models = [DEMO_MODEL, *sorted(_cached())]
     adapters = []
     for folder in _folders(roots):
-        if (folder / "adapter_config.json").is_file():
+        if os.path.isfile(folder / "adapter_config.json"):
             adapters.append(str(folder))
-        elif (folder / "config.json").is_file():
+        elif os.path.isfile(folder / "config.json"):
             models.append(str(folder))
     return {"models": models, "adapters": adapters}
 
@@ -59,7 +59,7 @@ def _folders(roots: Roots) -> Iterator[Path]:
                 count += 1
                 if count > LOOKED_AT:
                     return
-                if path.is_dir() and not path.is_symlink():
+                if is_shown(path) and os.path.isdir(path) and not path.is_symlink():
                     yield path
                     following.append(path)
         level = following

@@ -8,18 +8,19 @@ from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.json_shapes import parse
 from flows.reviewing.captions import EditRefused
 from flows.serving.hosts import is_loopback, is_of_other_site
+from flows.serving.json_answers import JSON, json_answer
+from flows.studio.roots import Missing
 from flows.studio.run_captions import Outdated
 
 TOKEN = "x-penstock-token"
 """Header of every request that changes something."""
-JSON = "application/json"
 MAX_BODY_BYTES = 1 << 26
 """Largest request body in bytes: about 100,000 captions."""
 SAFE = {
@@ -40,7 +41,7 @@ class ThisMachineOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
         if scope["type"] == "http" and not is_loopback(Headers(scope=scope).get("host", "")):
-            app = JSONResponse({"error": "open it at 127.0.0.1 or localhost"}, 421, headers=SAFE)
+            app = json_answer({"error": "open it at 127.0.0.1 or localhost"}, 421, headers=SAFE)
         await app(scope, receive, send)
 
 
@@ -51,15 +52,16 @@ def guarded(handler: Handler, token: str) -> Handler:
     async def handled(request: Request) -> Response:
         try:
             if request.method == "POST" and (why := _refusal(request, token)):
-                return JSONResponse({"error": why}, 403, headers=SAFE)
+                return json_answer({"error": why}, 403, headers=SAFE)
             answer = await handler(request)
         except Outdated as error:
-            answer = JSONResponse({"error": str(error), "now": error.now}, 409)
+            answer = json_answer({"error": str(error), "now": error.now}, 409)
         except EditRefused as error:
-            answer = JSONResponse({"error": str(error)}, 422)
+            answer = json_answer({"error": str(error)}, 422)
         except PenstockError as error:
             body = {"error": error.message, "hint": error.hint}
-            answer = JSONResponse(body, 422 if isinstance(error, UsageError) else 507)
+            status = 422 if isinstance(error, UsageError) else 507
+            answer = json_answer(body, 404 if isinstance(error, Missing) else status)
         except ClientDisconnect:
             answer = Response(status_code=499)
         for name, value in SAFE.items():

@@ -36,6 +36,10 @@ class Refused(UsageError):
     """A value that the page may not send."""
 
 
+class Missing(UsageError):
+    """A folder that is not there."""
+
+
 class Roots:
     """Folders below which the page may name paths. Links are followed before they are checked."""
 
@@ -44,11 +48,17 @@ class Roots:
         self.folders = tuple(dict.fromkeys(Path(os.path.realpath(each)) for each in folders))
 
     def inside(self, given: str) -> Path:
-        """Return a path with its links resolved. Raises Refused unless it is below a root, and no
-        hidden file or folder."""
-        if "\0" in given or given.startswith("~"):
-            raise Refused(f"invalid path {given[:80]!r}", hint="Give a path below a root")
-        path = Path(os.path.realpath(os.path.join(self.folders[0], given)))
+        """Return a path with its links resolved, which can be looked at. Raises Refused unless it
+        is below a root, and no hidden file or folder."""
+        refused = Refused(f"invalid path {given[:80]!r}", hint="Give a path below a root")
+        if given.startswith("~"):
+            raise refused
+        try:
+            path = Path(os.path.realpath(os.path.join(self.folders[0], given)))
+            if self.holds(path):
+                path.exists()
+        except (OSError, ValueError) as error:  # a name that is too long, a NUL, a lone surrogate
+            raise refused from error
         if not self.holds(path):
             raise Refused(
                 f"{writable(str(path))} is outside the folders of this studio",
@@ -88,13 +98,16 @@ class Roots:
         folders, media, count = list[dict[str, Any]](), list[str](), 0
         try:
             entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            where = f"there is no folder {writable(str(path))}"
+            raise Missing(where, hint="Choose another one: it was moved or deleted") from error
         except OSError as error:
             raise read_fault(error, path) from error
         for entry in entries:
             there = Path(os.path.realpath(entry.path)) if entry.is_symlink() else Path(entry.path)
-            if is_hidden(entry.name) or not self.holds(there) or not _is_shown(entry.name):
+            if is_hidden(entry.name) or not self.holds(there) or not is_shown(entry.name):
                 continue
-            if there.is_dir():
+            if os.path.isdir(there):
                 if len(folders) < SHOWN_FOLDERS:
                     folders.append({"name": entry.name, "media": media_in(there)})
             elif there.suffix.lower() in SUFFIXES:
@@ -111,9 +124,9 @@ class Roots:
         }
 
 
-def _is_shown(name: str) -> bool:
-    """Return whether a name can be sent as JSON."""
-    return writable(name) == name
+def is_shown(name: str | Path) -> bool:
+    """Return whether a name can be sent as JSON, and come back."""
+    return writable(str(name)) == str(name)
 
 
 def _entries(folder: Path, *, recursive: bool) -> Iterator[os.DirEntry[str]]:

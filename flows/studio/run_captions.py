@@ -1,7 +1,7 @@
 """Holds the captions of one run's folder for the page. It reads files again when they change. Each
 edit has a revision, so that other tabs see it, and no edit replaces a text it was not based on."""
 
-import json
+import re
 import secrets
 import threading
 from collections.abc import Callable
@@ -27,11 +27,14 @@ from flows.results.rounds import rounds_in, summary_json
 from flows.results.sifted.names import MARKS_FILE
 from flows.reviewing.captions import EditRefused, ReviewedCaptions, edit_json
 from flows.reviewing.teaching import PooledFeatures, teach_ranking
+from flows.serving.json_answers import json_bytes
 
 MARKS = {"path": text, "group": OptionalField(Nullable(count))}
 FILES = ("media.jsonl", "captions.jsonl", "failures.jsonl")
 TOGETHER = 500
 """Media that are sent as one piece."""
+NUMBER = re.compile("[0-9]{1,9}")
+"""A number in a request, of a medium or of an edit."""
 HISTORY = 200
 """Largest number of actions that the page lists."""
 
@@ -125,7 +128,7 @@ class RunCaptions:
                     row["group"] = group
         self._numbers = {row["key"]: m["number"] for m in media for row in m["captions"]}
         pieces = (media[at : at + TOGETHER] for at in range(0, len(media), TOGETHER))
-        self._media = [_json(piece)[1:-1] for piece in pieces]
+        self._media = [json_bytes(piece)[1:-1] for piece in pieces]
         media.clear()  # most of what 50,000 captions take; the page has it
 
     def place(self, number: int) -> str:
@@ -136,14 +139,15 @@ class RunCaptions:
             places = self._reviewed.places if self._reviewed is not None else []
             return places[number] if number < len(places) else ""
 
-    def paths(self, keys: list[str]) -> dict[str, tuple[str, float]]:
-        """Return the medium and the start of these captions. Raises EditRefused."""
+    def paths(self, keys: list[str]) -> dict[str, tuple[str, float, str]]:
+        """Return medium, start and name of the prompt of these captions. Raises EditRefused."""
         with self._lock:
             reviewed = self.reviewed
             if not keys or not all(key in reviewed.rows for key in keys):
                 raise EditRefused("these captions are no longer in the run: reload the page")
-            starts = {key: reviewed.rows[key]["start"] for key in keys}
-            return {key: (reviewed.places[self._numbers[key]], starts[key]) for key in keys}
+            rows = {key: reviewed.rows[key] for key in keys}
+            places = {key: reviewed.places[self._numbers[key]] for key in keys}
+            return {key: (places[key], row["start"], row["name"]) for key, row in rows.items()}
 
     def body(self, since: str) -> list[bytes]:
         """Return what changed since a revision, as pieces of JSON: everything, only edits, or
@@ -154,13 +158,16 @@ class RunCaptions:
             revision = f"{self._session}-{self._loads}-{self._count}"
             head: dict[str, Any] = {"revision": revision, "name": self.out.absolute().name}
             if reviewed is None:
-                return [_json({**head, "media": [], "failures": [], "edits": {}, "empty": True})]
-            base, _, count = since.rpartition("-")
-            if base == f"{self._session}-{self._loads}" and count.isdigit():
-                now = reviewed.edits() if int(count) < self._count else {}
-                changed = [key for key, number in self._changed.items() if number > int(count)]
+                return [
+                    json_bytes({**head, "media": [], "failures": [], "edits": {}, "empty": True})
+                ]
+            base, _, number = since.rpartition("-")
+            if base == f"{self._session}-{self._loads}" and NUMBER.fullmatch(number):
+                seen = int(number)
+                now = reviewed.edits() if seen < self._count else {}
+                changed = [key for key, last in self._changed.items() if last > seen]
                 head["edits"] = {key: edit_json(now.get(key, UNTOUCHED)) for key in changed}
-                return [_json({**head, **reviewed.steps()})]
+                return [json_bytes({**head, **reviewed.steps()})]
             rest = {
                 **head,
                 "prefix": "".join(reviewed.fixed.prefixes),
@@ -172,7 +179,7 @@ class RunCaptions:
                 **reviewed.steps(),
             }
             media = [piece for each in self._media for piece in (b",", each)][1:]
-            return [b'{"media":[', *media, b"],", _json(rest)[1:]]
+            return [b'{"media":[', *media, b"],", json_bytes(rest)[1:]]
 
     def teach(self) -> dict[str, Any]:
         """Return the keys of the captions in the order `teach`. Raises PenstockError."""
@@ -246,10 +253,6 @@ def groups_in(out: Path) -> dict[str, int]:
         rows = read_jsonl(out / PLACE / MARKS_FILE, MARKS, "Run the same command again")
         return {row["path"]: row["group"] for row in rows if row.get("group") is not None}
     return {}
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _stamp(path: Path) -> Stamp | None:

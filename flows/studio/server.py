@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import threading
@@ -19,12 +20,14 @@ from artifacts.errors import UsageError
 from artifacts.plurals import counted
 from artifacts.store_folders import local_folder
 from flows.console.lines import print_lines
+from flows.media.media_files import writable
 from flows.results.run_read import load_record
 from flows.results.trust import belief_in, is_trusted
 from flows.serving.head_limit import HeadLimited
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.studio.captions_routes import CaptionsRoutes
 from flows.studio.guard import ThisMachineOnly, guarded
+from flows.studio.roots import is_shown
 from flows.studio.runs import run_id
 from flows.studio.session import Studio
 from flows.studio.start_routes import StartRoutes
@@ -49,6 +52,12 @@ def studio(
     store = store if not store or "://" in store else str(Path(store).absolute())
     with listening(HOST, port) as listener:
         folder, out = folder.absolute(), out.absolute()
+        for named in (str(folder), str(out), *map(os.path.realpath, roots)):
+            if not is_shown(named):
+                raise UsageError(
+                    f"{writable(str(named))}: the page cannot show a name that is not UTF-8",
+                    hint="Rename the folder",
+                )
         opened = Studio(
             folder=folder,
             out=out,

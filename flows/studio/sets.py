@@ -30,7 +30,7 @@ def sets_in(out: Path, captions: Counter[str]) -> list[dict[str, Any]]:
             empty = [name for name, caption, _ in samples if not caption.strip()]
             missing = [name for name, _, file in samples if not file.is_file()]
             problem = ""
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             samples, empty, missing, problem = [], [], [], f"cannot be read: {error}"
         found.append(
             {

@@ -6,13 +6,14 @@ from string import Template
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from artifacts.endpoints import listed
 from flows.options.sift import PLACE
 from flows.results.report.page import digest, part, server_policy
 from flows.results.run_record import RUN_RECORD
 from flows.reviewing.captions import EditRefused
+from flows.serving.json_answers import json_answer
 from flows.studio import choices, roots
 from flows.studio.guard import json_of
 from flows.studio.plans import plan_of
@@ -69,14 +70,14 @@ class StartRoutes:
         """Return what the form offers."""
         studio = self._studio
         found = await asyncio.to_thread(choices.models_in, studio.roots)
-        return JSONResponse(
+        return json_answer(
             {
                 **found,
                 "roots": [str(each) for each in studio.roots.folders],
                 "folder": str(studio.folder),
                 "out": str(studio.out),
                 "own": run_id(studio.out),
-                "has_captions": await asyncio.to_thread((studio.out / RUN_RECORD).is_file),
+                "has_captions": os.path.isfile(studio.out / RUN_RECORD),
                 "prompts": await asyncio.to_thread(choices.presets),
                 "prompt_folder": str(choices.preset_folder()),
                 "options": table(),
@@ -88,20 +89,20 @@ class StartRoutes:
     async def files(self, request: Request) -> Response:
         """Return the content of a folder."""
         path = request.query_params.get("path", "") or str(self._studio.folder)
-        return JSONResponse(await asyncio.to_thread(self._studio.roots.listing, path))
+        return json_answer(await asyncio.to_thread(self._studio.roots.listing, path))
 
     async def upload(self, request: Request) -> Response:
         """Keep a dropped file."""
         name = request.query_params.get("name", "")
         folder = self._studio.out / UPLOADS
         place = await roots.upload(request.stream(), name, folder)
-        return JSONResponse({"path": str(place), "folder": str(folder)})
+        return json_answer({"path": str(place), "folder": str(folder)})
 
     async def keep_preset(self, request: Request) -> Response:
         """Keep a prompt as a file."""
         given = await json_of(request)
         await asyncio.to_thread(choices.keep_preset, given.get("name"), given.get("text"))
-        return JSONResponse({"prompts": await asyncio.to_thread(choices.presets)})
+        return json_answer({"prompts": await asyncio.to_thread(choices.presets)})
 
     async def _words(self, request: Request) -> tuple[dict[str, Any], list[str]]:
         values = (await json_of(request)).get("values")
@@ -117,7 +118,7 @@ class StartRoutes:
     async def words(self, request: Request) -> Response:
         """Return the command line that values stand for."""
         _, words = await self._words(request)
-        return JSONResponse({"line": line_of(words)})
+        return json_answer({"line": line_of(words)})
 
     async def plan(self, request: Request) -> Response:
         """Return the plan of values. One is made at a time, while its page waits for it."""
@@ -131,7 +132,7 @@ class StartRoutes:
             raise ClientDisconnect from error
         finally:
             gone.cancel()
-        return JSONResponse({"plan": found, "line": line_of(words)})
+        return json_answer({"plan": found, "line": line_of(words)})
 
     async def _planned(self, words: list[str]) -> dict[str, Any]:
         async with self._planning:
@@ -143,7 +144,7 @@ class StartRoutes:
         folder, out = str(self._studio.folder), values["out"]
         run = QueuedRun(kind="caption", out=out, words=words, folder=folder)
         await asyncio.to_thread(self._studio.queue.add, run)
-        return JSONResponse({"id": run.id, "run": run_id(out), "line": line_of(words)})
+        return json_answer({"id": run.id, "run": run_id(out), "line": line_of(words)})
 
     async def sift(self, request: Request) -> Response:
         """Put a run that marks the chosen files into the queue."""
@@ -155,11 +156,11 @@ class StartRoutes:
         folder = str(self._studio.folder)
         run = QueuedRun(kind="sift", out=place, words=words, folder=folder, of=out)
         await asyncio.to_thread(self._studio.queue.add, run)
-        return JSONResponse({"id": run.id, "line": line_of(words)})
+        return json_answer({"id": run.id, "line": line_of(words)})
 
     async def runs(self, _: Request) -> Response:
         """Return all runs with their status."""
-        return JSONResponse({"runs": await asyncio.to_thread(self._studio.queue.to_json)})
+        return json_answer({"runs": await asyncio.to_thread(self._studio.queue.to_json)})
 
     async def change(self, request: Request) -> Response:
         """Stop, continue or remove a run."""

@@ -96,9 +96,9 @@ class RecordedCommand:
         return words_of(values, [f"--store={StoreOptions.of(self._config).store_url}"])
 
 
-def answers_of(run: QueuedRun, paths: Mapping[str, tuple[str, float]]) -> dict[str, str]:
-    """Return key of a caption → what the model answered the second time. `paths` has the medium and
-    the start of each of these captions."""
+def answers_of(run: QueuedRun, paths: Mapping[str, tuple[str, float, str]]) -> dict[str, str]:
+    """Return key of a caption → what the model answered the second time, to the prompt of that name
+    or to a new one. `paths` has medium, start and name of the prompt of each of these captions."""
     folder = Path(run.out)
     try:
         entries = read_jsonl(folder / "media.jsonl", MEDIA_ENTRY, RUN_AGAIN)
@@ -106,11 +106,15 @@ def answers_of(run: QueuedRun, paths: Mapping[str, tuple[str, float]]) -> dict[s
     except PenstockError:
         return {}
     texts = {
-        (path_of(entry), round(row["start"], 2)): row.get("original") or row["caption"]
+        (path_of(entry), round(row["start"], 2), row.get("name", "")): row.get("original")
+        or row["caption"]
         for entry, rows in media_with_lines(entries, lines)
         for row in rows
     }
-    found = {key: texts.get((path, round(start, 2))) for key, (path, start) in paths.items()}
+    found = {
+        key: texts.get((path, round(start, 2), name), texts.get((path, round(start, 2), "")))
+        for key, (path, start, name) in paths.items()
+    }
     return {key: text for key, text in found.items() if text is not None}
 
 

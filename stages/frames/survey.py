@@ -34,6 +34,8 @@ codec reorders more than 16 frames, and each may be two fields."""
 DECODING_TIMES = ("avi", "asf")
 """Formats without presentation times. AVI counts slots, of which some may be empty, and begins with
 slot 0 even if reordering delays the first frame; the sound cannot be delayed as much."""
+UNORDERED = ("h264", "hevc", "vvc")
+"""Codecs for which FFmpeg does not compute times of display from those of decoding."""
 BLOCK = 1 << 14
 """Frames that are checked at a time, to bound memory."""
 
@@ -310,8 +312,9 @@ def announced_seconds(
 def _only_counts(ticks: "array[int]", container: InputContainer, stream: VideoStream) -> bool:
     """Return whether packets have times of decoding alone although frames are shown in another
     order. FFmpeg corrects that for MPEG-4 but not for H.264."""
-    reorders = _lacks_times(container) and stream.codec_context.has_b_frames
-    return bool(reorders) and _ascends(ticks)
+    context = stream.codec_context
+    unknown = container.format.name == "avi" or context.name in UNORDERED
+    return _lacks_times(container) and unknown and context.has_b_frames and _ascends(ticks)
 
 
 def _lacks_times(container: InputContainer) -> bool:

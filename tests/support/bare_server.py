@@ -62,8 +62,9 @@ def main(name: str) -> None:
         sys.modules[without] = None  # type: ignore[assignment]
     from flows.serving.config import ServeConfig
     from flows.serving.listening import address_of, listening
-    from flows.serving.server import Answering, loop_factory
+    from flows.serving.server import Answering
     from flows.studio import server
+    from stages.process.event_loop import loop_factory
 
     async def serve() -> None:
         answering = Answering(ServeConfig(model="demo"), listener)

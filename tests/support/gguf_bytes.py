@@ -170,7 +170,15 @@ def _anywhere(content: bytes, header: int) -> Mapping[str, Way]:
     def number(draw: random.Random) -> bytes:
         return at(draw, struct.pack("<Q", draw.choice([(1 << 64) - 32, 1 << 63, 1 << 33, 7])))
 
+    def several(draw: random.Random) -> bytes:
+        changed = bytearray(content)
+        for _ in range(draw.randrange(2, 40)):
+            changed[draw.randrange(header)] = draw.randrange(256)
+        return bytes(changed)
+
     return {
+        "several other bytes": several,
+        "noise behind the magic": lambda draw: content[:8] + draw.randbytes(draw.randrange(2000)),
         "cut within the header": lambda draw: content[: draw.randrange(header)],
         "cut within the data": lambda draw: content[: draw.randrange(header, len(content) - 32)],
         "another count of tensors": lambda draw: count(draw, 8),
