@@ -1,8 +1,8 @@
 """Refuses runs that would take an output folder from its owner, or rows of media from it.
 
 An output folder has one owner, the command that its marker names. `media.jsonl` has the media of
-its rows and data sets. Whether a run drops any is told by real paths, and not by the words that
-named them.
+its rows and data sets. Real paths decide whether a run
+drops any, and not the words that named them.
 """
 
 import contextlib
