@@ -30,7 +30,7 @@ from flows.results.run_record import RunRecord
 from flows.serving.app import app_of
 from flows.serving.json_answers import json_answer
 from flows.studio.queued_run import QueuedRun
-from flows.studio.roots import Missing, Refused, Roots
+from flows.studio.roots import NoSuchFolder, Refused, Roots
 from flows.studio.run_captions import RunCaptions
 from flows.studio.runs import RunQueue, run_id
 from flows.studio.server import studio as start_studio
@@ -217,7 +217,7 @@ def test_a_folder_lists_what_may_be_named(roots: Roots, tmp_path: Path) -> None:
         with pytest.raises(Refused):
             roots.listing(path)
     for path in ("gone", "a.png"):
-        with pytest.raises(Missing, match=f"there is no folder .*{path}"):
+        with pytest.raises(NoSuchFolder, match=f"there is no folder .*{path}"):
             roots.listing(path)
 
 

@@ -16,7 +16,7 @@ from artifacts.json_shapes import parse
 from flows.reviewing.captions import EditRefused
 from flows.serving.hosts import is_loopback, is_of_other_site
 from flows.serving.json_answers import JSON, json_answer
-from flows.studio.roots import Missing
+from flows.studio.roots import NoSuchFolder
 from flows.studio.run_captions import Outdated
 
 TOKEN = "x-penstock-token"
@@ -61,7 +61,7 @@ def guarded(handler: Handler, token: str) -> Handler:
         except PenstockError as error:
             body = {"error": error.message, "hint": error.hint}
             status = 422 if isinstance(error, UsageError) else 507
-            answer = json_answer(body, 404 if isinstance(error, Missing) else status)
+            answer = json_answer(body, 404 if isinstance(error, NoSuchFolder) else status)
         except ClientDisconnect:
             answer = Response(status_code=499)
         for name, value in SAFE.items():

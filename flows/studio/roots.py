@@ -36,7 +36,7 @@ class Refused(UsageError):
     """A value that the page may not send."""
 
 
-class Missing(UsageError):
+class NoSuchFolder(UsageError):
     """A folder that is not there."""
 
 
@@ -100,7 +100,7 @@ class Roots:
             entries = sorted(os.scandir(path), key=lambda entry: entry.name)
         except (FileNotFoundError, NotADirectoryError) as error:
             where = f"there is no folder {writable(str(path))}"
-            raise Missing(where, hint="Choose another one: it was moved or deleted") from error
+            raise NoSuchFolder(where, hint="Choose another one: it was moved or deleted") from error
         except OSError as error:
             raise read_fault(error, path) from error
         for entry in entries:
