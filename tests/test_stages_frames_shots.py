@@ -2,6 +2,7 @@
 their frames are taken, how they are stored, what it costs."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from artifacts.schema import FrameFit, Sampling
 from stages.frames.chunk import Chunk
 from stages.frames.shot_cutter import MAX_OFFSET
-from stages.frames.shots import FrameDescriptor, distance
+from stages.frames.shots import MIN_DISTANCE, FrameDescriptor, distance
 from stages.frames.video import Video
 from stages.process.memory import Sampler
 from tests.support.media import decode_plainly, digest_of_pixels, repeat_video, spoil, write_video
@@ -128,9 +129,30 @@ def coloured(share: Callable[[int], float]) -> Draw:
     return drawn
 
 
+def flat(first: tuple[int, int, int], last: tuple[int, int, int], frames: int) -> Draw:
+    """One colour all over that becomes another, as titles fade and slides are dimmed."""
+
+    def drawn(index: int, height: int, width: int) -> NDArray[np.uint8]:
+        colour = np.array(first) + min(1.0, index / frames) * (np.array(last) - first)
+        return np.full((height, width, 3), colour, dtype=np.uint8)
+
+    return drawn
+
+
+def test_a_change_of_one_level_is_small_at_every_level() -> None:
+    eye = FrameDescriptor()
+    flats = [np.full((96, 128), level, dtype=np.uint8) for level in range(256)]
+    looks = [eye.describe(VideoFrame.from_ndarray(each, format="gray")) for each in flats]
+    assert max(distance(*pair) for pair in pairwise(looks)) < MIN_DISTANCE / 2
+
+
 @pytest.mark.parametrize(
     ("draw", "starts"),
     [
+        (flat((40, 40, 40), (159, 159, 159), 119), [0]),  # one level per frame
+        (flat((40, 40, 40), (100, 100, 100), 120), [0]),  # one level per two frames
+        (flat((40, 60, 120), (200, 120, 60), 75), [0]),  # another colour
+        (flat((250, 250, 250), (120, 120, 120), 110), [0]),
         (coloured(lambda index: float(index >= 40)), [0, 40]),
         (coloured(lambda index: index / 120), [0]),  # it changes slowly
         (coloured(lambda index: float(40 <= index < 42)), [0]),  # a flash

@@ -22,9 +22,9 @@ ROWS, COLUMNS = 60, 106
 """Most sampled points: rows, columns."""
 BLOCKS = 4
 """Number of blocks along each side."""
-BINS = 64
-SPREAD = 8
-"""Each point counts in so many bins, so that a slow fade does not move flat areas all at once."""
+BINS = 256
+SPREAD = 32
+"""Each point counts in so many bins, so that a flat area that slowly changes moves a little."""
 COLOUR_SHARE = np.array([[1], [0.25], [0.25]], np.float32)
 """How much a difference of each plane counts. Codecs store colour coarsely: if it changes slowly,
 Cb and Cr jump by 4 levels at once."""
@@ -50,7 +50,7 @@ BLACK, BLACK_SHARE = 32, 0.98
 """In a black frame this share of the points is darker than BLACK, of 255."""
 MIN_BRIGHTENING = 4.0
 """A fade from black gains this much brightness, of 255, in `AHEAD` frames."""
-LEVELS = np.arange(BINS) * (256 // BINS)
+LEVELS = np.arange(BINS)
 SHORTEST_SECONDS = 0.5
 """Shortest shot: a second cut within it is ignored."""
 
@@ -83,7 +83,7 @@ class FrameDescriptor:
         if shapes not in self._places:
             self._places[shapes] = np.concatenate([*map(_places, range(len(shapes)), shapes)])
         points = np.concatenate([plane.reshape(-1) for plane in planes])
-        at, size = self._places[shapes] + (points >> 2), (len(planes), BLOCKS * BLOCKS, BINS)
+        at, size = self._places[shapes] + points, (len(planes), BLOCKS * BLOCKS, BINS)
         counts = np.bincount(at, minlength=math.prod(size)).reshape(size)
         padded = np.zeros((*counts.shape[:2], BINS + 2 * SPREAD), dtype=np.float32)
         np.cumsum(counts, axis=2, out=padded[..., SPREAD : SPREAD + BINS])
@@ -94,7 +94,7 @@ class FrameDescriptor:
         return FrameFeatures(
             blocks=spread,
             brightness=float(whole @ LEVELS) / planes[0].size,
-            is_black=bool(whole[BLACK // 4 :].sum() <= (1 - BLACK_SHARE) * planes[0].size),
+            is_black=bool(whole[BLACK:].sum() <= (1 - BLACK_SHARE) * planes[0].size),
         )
 
     def _planes(self, frame: VideoFrame) -> list[NDArray[np.uint8]]:
