@@ -161,6 +161,7 @@ SHOWN: list[tuple[dict[str, Any], NDArray[np.uint8]]] = [
     ({"rotation": -90}, np.rot90(picture(0), 3)),
     ({"shown": (-1, 0, 0, 1)}, picture(0)[:, ::-1]),
     ({"shown": (0, 1, 1, 0)}, picture(0).swapaxes(0, 1)),
+    ({"shown": (0, 0, 0, 0)}, picture(0)),  # some programs write no matrix
 ]
 
 

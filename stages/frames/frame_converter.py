@@ -119,13 +119,16 @@ def _matrix(frame: VideoFrame) -> Colorspace | None:
 
 def orientation_of(frame: VideoFrame) -> int:
     """Return the EXIF orientation that the file's display matrix corresponds to."""
-    mirrored, data = False, None
+    determinant, data = 1, None
     with contextlib.suppress(ValueError):  # of a kind that PyAV does not know, such as EXIF
         data = frame.side_data.get("DISPLAYMATRIX")
     if data is not None:
         # (x, y) is shown at (a x + c y, b x + d y); nine 32-bit numbers in native byte order.
         a, b, _, c, d, *_ = np.frombuffer(cast(Any, data), dtype=np.int32).tolist()
-        mirrored = a * d - b * c < 0
+        determinant = a * d - b * c
+    if not determinant:
+        return 1  # a matrix that shows nothing, such as one of zeros
+    mirrored = determinant < 0
     # FFmpeg derives the rotation from the x axis, which mirroring reverses.
     turns = (round(frame.rotation / 90) + 2 * mirrored) % 4
     return next(number for number, each in TURNS.items() if each == (mirrored, turns))
