@@ -297,6 +297,26 @@ def test_every_depth_and_mode_comes_out_as_written(
         assert np.abs(chunk.pixels[0].astype(int) - wanted).mean() <= loss, path.name
 
 
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([0, 0.5, 1, 2, 4], [0, 127, 255, 255, 255]),  # light, with highlights
+        (np.linspace(0, 4, 64), np.linspace(0, 1020, 64).clip(0, 255).astype(int)),
+        ([0, 1, 1, 0], [0, 255, 255, 0]),
+        ([0, 0, 0, 0, 0, 3], [0, 0, 0, 0, 0, 3]),  # a dark picture of 8 bits
+        ([0, 1, 20, 255], [0, 1, 20, 255]),
+        ([0, 0, 0, 0, 0, 256.5], [0, 0, 0, 0, 0, 1]),  # 16 bits
+        ([0, 25600, 65535], [0, 100, 255]),
+    ],
+)
+def test_the_white_of_grey_in_fractions_depends_on_its_largest_value_alone(
+    tmp_path: Path, values: list[float], shown: list[int]
+) -> None:
+    grey = np.array([values], "<f4")
+    path = tiff(tmp_path / "a.tif", grey.view(np.uint8), grey.shape, (32,), sample_format=3)
+    assert read_image(path)[1].pixels[0, 0, :, 0].tolist() == list(shown)
+
+
 @pytest.mark.parametrize(("brightest", "is_dark"), [(4095, True), (4096, False)])
 def test_a_deep_picture_that_uses_a_small_part_of_its_range_is_said_to_be_dark(
     tmp_path: Path, brightest: int, is_dark: bool

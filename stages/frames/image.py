@@ -175,8 +175,9 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     deep = np.asarray(image)
     if image.mode == "F":
         deep = np.nan_to_num(deep, posinf=0).clip(0, 65535)
-        # Light from 0 to 1, with brighter highlights, or numbers of 8 or 16 bits.
-        scale = 255 if deep.mean() <= 1 else 1 / 256 if deep.max() > 255 else 1
+        # Numbers of 16 or 8 bits, or light from 0 to 1 with brighter highlights.
+        top = deep.max()
+        scale = 1 / 256 if top > 255 else 1 if top > 1 and not (deep % 1).any() else 255
         return Image.fromarray((deep * scale).clip(0, 255).astype(np.uint8))
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
     bits: int = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
