@@ -18,8 +18,14 @@ HALF = ".penstock-"
 """Prefix of the names of unfinished files."""
 OURS = f"{HALF}made"
 """A file that marks a folder of generated media. Sources above the folder skip it."""
-SERVER_FOLDERS = frozenset(("@eaDir", ".@__thumb", ".thumbnails", "#recycle", "@Recycle"))
-"""Folders in which file servers keep thumbnails and deleted files."""
+SERVER_FOLDERS = frozenset(
+    (
+        "@eaDir", ".@__thumb", ".thumbnails", "@SynoResource", "@tmp", "__MACOSX",
+        "#recycle", "@Recycle", "$RECYCLE.BIN", "$Recycle.Bin", "lost+found",
+        "System Volume Information", "#snapshot", "@Recently-Snapshot", "@Snapshots",
+    )
+)  # fmt: skip
+"""Folders in which servers and systems keep thumbnails, deleted files and earlier versions."""
 
 
 def is_hidden(name: str) -> bool:

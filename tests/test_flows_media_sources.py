@@ -93,11 +93,21 @@ def test_what_a_file_server_keeps_for_itself_is_not_read_and_named(
 ) -> None:
     kept = ["@eaDir/photo.jpg/SYNOPHOTO_THUMB_XL.jpg", "in/@eaDir/b.jpg/SYNOPHOTO_THUMB_M.jpg"]
     kept += [".@__thumb/s800photo.jpg", ".thumbnails/photo.jpg", "#recycle/old.jpg"]
+    names = [
+        "#snapshot",
+        "$RECYCLE.BIN",
+        "$Recycle.Bin",
+        "@Recently-Snapshot",
+        "@Snapshots",
+        "@SynoResource",
+    ]
+    names += ["@tmp", "System Volume Information", "__MACOSX", "lost+found"]
+    kept += [f"{name}/photo.jpg" for name in names]
     write_all(tmp_path, "photo.jpg", "in/b.jpg", *kept)
     found, failures = find_media([f"{tmp_path}{pattern}"], DEEP)
     assert sorted(file.path for file in found) == [tmp_path / "in/b.jpg", tmp_path / "photo.jpg"]
     assert failures == []
-    named = "#recycle, .@__thumb, .thumbnails, @eaDir"
+    named = ", ".join(sorted([*names, "#recycle", ".@__thumb", ".thumbnails", "@eaDir"]))
     assert left_out_note([str(tmp_path)], DEEP).endswith(f" for themselves ({named})")
     assert left_out_note([str(tmp_path)], PLAIN).startswith("1 subfolder with media not read (")
     for one in kept:  # whoever names such a folder means it
