@@ -1,6 +1,8 @@
 """Times count from the start of the file, as a player counts them, and are those of the packets."""
 
+import shutil
 import struct
+import subprocess
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +17,8 @@ from flows.results.thumbnails import shown_at
 from stages.frames.clip_copy import ClipCutter
 from stages.frames.video import Video
 from stages.sift.video import SampledVideo
-from tests.support.media import decode_plainly, picture, write_video
+from tests.support.container_cells import Feature, read_by_ffmpeg
+from tests.support.media import decode_plainly, digest_of_pixels, picture, write_video
 
 LATE: dict[str, Any] = {"ticks": range(150, 210), "audio": True}
 """A second of silence from 0 s on, and pictures from 5 s to 7 s."""
@@ -210,6 +213,68 @@ def test_a_thumbnail_shows_the_frame_of_its_time(tmp_path: Path, suffix: str) ->
         pixels = shown_at(path, offset + at / 30)[0].to_ndarray(format="rgb24")
         away = [np.abs(pixels.astype(int) - picture(other)).mean() for other in range(60)]
         assert int(np.argmin(away)) == at
+
+
+REORDERED: dict[str, tuple[str, dict[str, str] | None]] = {
+    "a.avi": ("mpeg4", {"bf": "2"}),
+    "b.avi": ("libx264", None),
+    "a.h264": ("libx264", None),
+    "a.mpg": ("mpeg1video", {"bf": "2", "qmin": "1", "qmax": "1"}),
+    "b.mpg": ("mpeg2video", {"bf": "2", "qmin": "1", "qmax": "1"}),
+    "a.wmv": ("wmv2", {}),
+    "a.gif": ("gif", {}),
+}
+"""Files whose packets have no times, no seeks, or wrong ones → codec and its options."""
+
+
+@pytest.mark.parametrize("name", REORDERED)
+def test_a_thumbnail_shows_the_frame_that_was_captioned(tmp_path: Path, name: str) -> None:
+    codec, options = REORDERED[name]
+    pixel_format = {"gif": "rgb8"}.get(codec, "yuv420p")
+    how: dict[str, Any] = {"options": options, "pixel_format": pixel_format}
+    path = write_video(tmp_path / name, ticks=range(80), codec=codec, **how)
+    assert_thumbnails(path, count=80)
+
+
+def test_a_thumbnail_of_joined_recordings_shows_the_frame_that_was_captioned(
+    tmp_path: Path,
+) -> None:
+    path = write_video(tmp_path / "a.ts", ticks=range(40))
+    path.write_bytes(path.read_bytes() * 2)
+    assert_thumbnails(path, count=80, repeats=40)
+
+
+def assert_thumbnails(path: Path, *, count: int, repeats: int = 1000) -> None:
+    """Compare thumbnails at the times of all frames with the pictures drawn in that order."""
+    times = times_of(path)
+    assert len(times) == count
+    shown = []
+    for at in range(0, count, 3):
+        pixels = shown_at(path, times[at])[0].to_ndarray(format="rgb24")
+        away = [np.abs(pixels.astype(int) - picture(other)).mean() for other in range(count)]
+        shown.append((at % repeats, int(np.argmin(away))))
+    assert [seen for _, seen in shown] == [drawn for drawn, _ in shown]
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "ts"])
+def test_times_of_a_file_that_was_cut_within_an_open_group_begin_at_its_first_shown_frame(
+    tmp_path: Path, suffix: str
+) -> None:
+    program = shutil.which("ffmpeg")
+    if program is None:
+        pytest.skip("the program `ffmpeg` is missing: apt-get install ffmpeg")
+    group = {"bf": "2", "x264-params": "open-gop=1:keyint=12:b-pyramid=0:scenecut=0:b-adapt=0"}
+    whole = tmp_path / "whole.ts"
+    write_video(whole, ticks=range(100), time_base=Fraction(1, 5), options=group)
+    path = tmp_path / f"cut.{suffix}"
+    command = [program, "-v", "error", "-ss", "6.5", "-i", str(whole), "-c", "copy", str(path)]
+    subprocess.run(command, check=True)
+    shown, _ = read_by_ffmpeg(path, Feature())
+    times = times_of(path)
+    assert times[0] == shown[0] == 0.0
+    assert times == pytest.approx(shown, abs=0.001)
+    first = decode_plainly(path)[0].digest
+    assert digest_of_pixels(shown_at(path, 0.0)[0].to_ndarray(format="rgb24")) == first
 
 
 def test_chunks_follow_one_another_from_the_first_frame_on(tmp_path: Path) -> None:

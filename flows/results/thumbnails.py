@@ -3,22 +3,23 @@
 import base64
 import contextlib
 import io
-import math
+from array import array
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from artifacts.remote.media_cache import open_local
 from artifacts.schema import FrameFit
+from artifacts.stamps import Stamp, stamp_of
 
 SIDE = 320
 """Pixels of the longer side of a thumbnail."""
 QUALITY = 70
-FRAMES_TRIED = 600
-"""Maximum frames decoded from the preceding key frame to the requested one."""
-NEAR_SECONDS = 0.02
-BACK_SECONDS = (0, 2, 10, 60, math.inf)
-"""Seconds before the frame where decoding begins, tried until one is early enough: in broadcasts a
-seek leads to any packet, and only a later keyframe can be decoded."""
+NEAR_SECONDS = 0.002
+"""Times are rounded by less."""
+INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+"""Formats with reliable times and seeks. Other files are read whole once, as for their frames."""
 
 
 def thumbnail(source: str | Path, time: float | None, side: int = SIDE) -> bytes | None:
@@ -61,25 +62,46 @@ def _frame(path: Path, time: float, fit: FrameFit) -> Any:
 def shown_at(path: Path, time: float) -> tuple[Any, Any]:
     """Return the frame of a video that begins at a time in seconds, or the next one, and the aspect
     of its pixels. Raises ValueError without a frame."""
-    from stages.frames.opening import decoder_of, open_video, time_zero
-    from stages.frames.survey import timed_frames
+    from stages.frames.plan import tick_from
+    from stages.frames.reader import Reader
 
-    shown: Any = None
-    for back in BACK_SECONDS if math.isfinite(time) else ():
-        container, stream = open_video(path, threads=1)
-        with container:
-            if time > back:
-                with contextlib.suppress(OSError):  # not every format can seek
-                    container.seek(int((time_zero(container) + time - back) * 1_000_000))
-            first: float | None = None
-            frames = timed_frames(container, stream, decoder_of(stream).decode)
-            for tried, (at, frame) in enumerate(frames):
-                shown, first = frame, at if first is None else first
-                reached = at is not None and at >= time - NEAR_SECONDS
-                if reached or tried >= FRAMES_TRIED:
-                    break
-            if time <= back or (first is not None and first <= time + NEAR_SECONDS):
-                break
-    if shown is None:
-        raise ValueError("no frame")
-    return shown, stream.sample_aspect_ratio
+    if (sought := _sought(path, time)) is not None:
+        return sought
+    timeline = _timeline(path, stamp_of(path))
+    at = int(timeline.pts.searchsorted(tick_from(timeline, time - NEAR_SECONDS)))
+    ticks = int(timeline.pts[min(at, len(timeline.pts) - 1)])
+    with contextlib.closing(Reader(path, threads=1, timeline=timeline)) as reader:
+        reader.request(array("q", [ticks]))
+        found = reader.at(ticks, timeline.start, int(timeline.pts[-1]) + 1)
+        if found is None:
+            raise ValueError("no frame")
+        return found[1], reader.decoder.stream.sample_aspect_ratio
+
+
+@lru_cache(maxsize=16)
+def _timeline(path: Path, stamp: Stamp) -> Any:
+    from stages.frames.reader import Reader
+
+    with contextlib.closing(Reader(path, threads=1)) as reader:
+        return reader.timeline
+
+
+def _sought(path: Path, time: float) -> tuple[Any, Any] | None:
+    """Return the same after one seek, without reading the whole file. Return None where the format
+    may state wrong times, and where that fails."""
+    import av
+
+    from stages.frames.opening import decoder_of, open_video, time_zero
+
+    container, stream = open_video(path, threads=1)
+    with container, contextlib.suppress(av.error.FFmpegError, IndexError, TypeError):
+        if container.format.name in INDEXED:
+            zero, decode = float(time_zero(container)), decoder_of(stream).decode
+            container.seek(int((zero + time) * 1_000_000))
+            frames = chain.from_iterable(map(decode, container.demux(stream)))
+            for tried, frame in enumerate(frames):
+                late = frame.time - zero - time  # TypeError without a time
+                if late >= -NEAR_SECONDS:
+                    behind = not tried and late > NEAR_SECONDS
+                    return None if behind else (frame, stream.sample_aspect_ratio)
+    return None

@@ -29,8 +29,9 @@ MAX_RETURNS = 16
 class Reader:
     """One open video with known frame times."""
 
-    def __init__(self, path: Path, *, threads: int = 0) -> None:
-        """Open a video and read its frame times; `threads` 0 uses all cores. Raises MediaError."""
+    def __init__(self, path: Path, *, threads: int = 0, timeline: Timeline | None = None) -> None:
+        """Open a video and read its frame times, unless `timeline` is that of another reader of it;
+        `threads` 0 uses all cores. Raises MediaError."""
         self.path = path
         self.decoder = Decoder(path, threads=threads)
         self.passed_over = False
@@ -42,7 +43,7 @@ class Reader:
         self._next: tuple[int, VideoFrame] | None = None
         self._before: tuple[int, VideoFrame] | None = None
         try:
-            self.timeline, self.first_frame = self._learn()
+            self.timeline, self.first_frame = self._learn(timeline)
         except BaseException:
             self.close()
             raise
@@ -151,10 +152,11 @@ class Reader:
                 self._next = (self.timeline.start - 1 if ticks is None else ticks, frame)
         return self._next
 
-    def _learn(self) -> tuple[Timeline, VideoFrame]:
-        decoder = self.decoder
-        timeline = survey(decoder.survey_packets(), decoder.container, decoder.stream)
-        decoder.restart()
+    def _learn(self, known: Timeline | None) -> tuple[Timeline, VideoFrame]:
+        decoder, timeline = self.decoder, known
+        if known is None:
+            timeline = survey(decoder.survey_packets(), decoder.container, decoder.stream)
+            decoder.restart()
         if timeline is not None:
             decoder.jumps, decoder.disbelieved = timeline.jumps, timeline.disbelieved
         first = decoder.pull()
@@ -163,7 +165,7 @@ class Reader:
             first = decoder.pull()
         if first is None:
             raise no_frames(self.path)
-        if timeline is not None and first.pts is not None:
+        if timeline is not None and timeline.demuxed and first.pts is not None:
             at = bisect_left(timeline.pts, first.pts)
             if at < len(timeline.pts) and timeline.pts[at] == first.pts:
                 if decoder.strict:
@@ -175,9 +177,11 @@ class Reader:
         # The packets have no times, or other times than their frames.
         decoder.jumps, decoder.disbelieved = (), frozenset()
         decoder.reopen(strict=True)
+        if known is not None:
+            return known, first
         watched = watch(iter(decoder.pull, None), decoder.container, decoder.stream)
         if decoder.is_damaged:
             decoder.reopen(strict=False)
             watched = watch(iter(decoder.pull, None), decoder.container, decoder.stream)
         decoder.reopen(strict=True)
-        return watched.with_plausible_rate(), first
+        return watched.with_plausible_rate().starting_at(watched.start), first

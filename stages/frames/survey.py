@@ -1,7 +1,7 @@
 """Reads the frame times and keyframes of a video from its packets, or by decoding it once."""
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -204,27 +204,6 @@ def survey(
     )
 
 
-def timed_frames(
-    container: InputContainer,
-    stream: VideoStream,
-    decode: Callable[[VideoPacket], Sequence[VideoFrame]],
-) -> Iterator[tuple[float | None, VideoFrame]]:
-    """Yield the frames from the current packet, a keyframe, on, each with its seconds since time 0;
-    None where they are unknown."""
-    assert stream.time_base is not None
-    zero = time_zero(container)
-    first: int | None = None
-    late: int | None = None if container.format.name == "avi" else 0
-    for packet in container.demux(stream):
-        first = packet.dts if first is None else first
-        for frame in decode(packet):
-            if (ticks := frame.dts if _lacks_times(container) else frame.pts) is None:
-                yield None, frame
-                continue
-            late = ticks - (first or 0) if late is None else late
-            yield float((ticks - late) * stream.time_base - zero), frame
-
-
 def watch(frames: Iterator[VideoFrame], container: InputContainer, stream: VideoStream) -> Timeline:
     """Read times by decoding everything once, for files whose packets do not have them."""
     pts, slots, count = array("q"), array("q"), 0
@@ -277,8 +256,8 @@ def _ascends(ticks: "array[int]") -> bool:
 
 def _offset(container: InputContainer, first: Fraction) -> tuple[float, list[str]]:
     """Return the seconds from time 0 to the first frame, which is at `first` on the file's clock,
-    and a warning if they cannot be true."""
-    offset = max(Fraction(0), first - time_zero(container))
+    and a warning if they cannot be true. They are negative if FFmpeg begins with a later frame."""
+    offset = first - time_zero(container)
     if container.duration is None or offset <= Fraction(container.duration, av.time_base):
         return float(offset), []
     return 0.0, [

@@ -109,7 +109,7 @@ class Timeline:
     def starting_at(self, ticks: int) -> "Timeline":
         """Return the timeline without the frames before the first decodable one."""
         pts = self.pts[np.searchsorted(self.pts, ticks) :]
-        later = replace(self, pts=pts, offset=self.seconds(ticks))
+        later = replace(self, pts=pts, offset=max(0.0, self.seconds(ticks)))
         if self.announced_seconds is None:
             return later
         return replace(later, announced_seconds=self.announced_seconds - self.since_first(ticks))
