@@ -3,7 +3,6 @@ joined by each rule of `--existing`: no word is lost, no caption is twice there.
 
 import os
 import random
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,25 +12,26 @@ from typing import Any
 import pytest
 
 import flows.media.text_merging
+from artifacts.captions import Failure, write_jsonl
 from artifacts.errors import EnvironmentFault, Interrupted, UsageError
 from flows.media.generated_files import GeneratedFiles
 from flows.media.text_merging import JoinedTexts
-from flows.options.commands import CaptionConfig
+from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.formats import APPEND, PREPEND
 from flows.options.vectors import LabelConfig
 from flows.pipelines import EMBED, LABEL, Pipeline
 from flows.results.foreign_files import (
+    output_files,
     refuse_replacing,
     refuse_replacing_found,
     refuse_replacing_page,
+    top,
 )
-from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
 from flows.search.page import page_of
 from tests.support.rows import HARD
 from tests.support.saying import LONG, make, run
 
-BEFORE = Path(__file__).parent / "data" / "before" / "first"
 FORMATS = ("jsonl", "txt", "csv", "parquet", "webdataset", "musubi")
 NAMES: list[tuple[Pipeline | None, str]] = [
     *((None, name) for name in ("run.json", "captions.jsonl", "media.jsonl", "failures.jsonl")),
@@ -45,19 +45,12 @@ NAMES: list[tuple[Pipeline | None, str]] = [
 ]
 
 
-def refused(folder: Path, pipeline: Pipeline | None = None) -> None:
-    if pipeline is None:
-        captions = CaptionConfig(sources=("x",), format=FORMATS, summary=True)
-        return refuse_replacing(folder, captions)
+def refused(folder: Path, pipeline: Pipeline | None = None, own: tuple[str, ...] = ()) -> None:
     forms = ("jsonl", "csv", "parquet", "coco")
-    labels = LabelConfig(sources=("x",), model="m", labels="a", format=forms)
-    return refuse_replacing(folder, labels, pipeline)
-
-
-def record(folder: Path, **outputs: str) -> None:
-    made = RunRecord(folder)
-    made.value["outputs"] = {name: str(folder / file) for name, file in outputs.items()}
-    made.write(force=True)
+    config: RunOptions = CaptionConfig(sources=("x",), format=FORMATS, summary=True)
+    if pipeline is not None:
+        config = LabelConfig(sources=("x",), model="m", labels="a", format=forms)
+    refuse_replacing(folder, [*output_files(folder, config, pipeline)], own)
 
 
 @pytest.mark.parametrize(("pipeline", "name"), NAMES)
@@ -66,11 +59,11 @@ def test_a_file_that_no_run_wrote_is_refused_also_beside_those_that_runs_wrote(
 ) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text('{"mine": 1}\n')
-    for _ in range(2):
+    others = tuple(top(other) for _, other in NAMES if top(other) != top(name))
+    for own in ((), others):
         with pytest.raises(UsageError, match="exists, and penstock did not write it"):
-            refused(tmp_path, pipeline)
-        if name != "run.json":
-            record(tmp_path, captions="captions.jsonl")
+            refused(tmp_path, pipeline, own)
+    refused(tmp_path, pipeline, (top(name),))
     assert (tmp_path / name).read_text() == '{"mine": 1}\n'
 
 
@@ -80,43 +73,23 @@ def test_what_this_run_does_not_write_may_lie_there(tmp_path: Path, name: str) -
     refused(tmp_path, LABEL if name == "captions.jsonl" else None)
 
 
-def test_outputs_of_an_earlier_version_are_known_without_their_record(tmp_path: Path) -> None:
-    for path in BEFORE.iterdir():
-        shutil.copyfile(path, tmp_path / path.name)
+def test_an_empty_file_and_the_failures_of_a_run_without_media_may_be_replaced(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "captions.jsonl").touch()
+    os.mkfifo(tmp_path / "media.jsonl")
+    failure = Failure(
+        media_path="a.png", source="a", stage="frames", error="e", message="m", hint="h"
+    )
+    write_jsonl(tmp_path / "failures.jsonl", [failure])
     refused(tmp_path)
-
-
-@pytest.mark.parametrize("content", ["", "[" * 100_000, "\0\0"])
-def test_a_record_that_no_program_can_read_is_written_anew(tmp_path: Path, content: str) -> None:
-    shutil.copyfile(BEFORE / "captions.jsonl", tmp_path / "captions.jsonl")
-    (tmp_path / "run.json").write_text(content)
-    refused(tmp_path)
-    if content:
-        (tmp_path / "captions.jsonl").unlink()
-        with pytest.raises(UsageError, match=r"run\.json exists"):
-            refused(tmp_path)
-
-
-def test_vectors_are_a_run_s_where_its_record_or_its_table_is_beside_them(tmp_path: Path) -> None:
-    (tmp_path / "embeddings.npy").write_bytes(b"\x93NUMPY")
-    record(tmp_path, captions="captions.jsonl")
-    with pytest.raises(UsageError, match=r"embeddings\.npy"):
-        refused(tmp_path, EMBED)
-    record(tmp_path, embeddings="embeddings.npy")
-    refused(tmp_path, EMBED)
-
-
-@pytest.mark.parametrize("content", ["Caption,File\na,b\n", "media_path\n", "\xff\n", '"' * 9000])
-def test_a_table_with_other_columns_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "captions.csv").write_bytes(content.encode("latin-1"))
-    with pytest.raises(UsageError, match=r"captions\.csv"):
-        refused(tmp_path)
 
 
 def test_a_folder_in_the_place_of_an_output_is_named_before_work_begins(tmp_path: Path) -> None:
     (tmp_path / "captions.jsonl").mkdir()
-    with pytest.raises(EnvironmentFault, match="it is a folder"):
-        refused(tmp_path)
+    for own in ((), ("captions.jsonl",)):
+        with pytest.raises(EnvironmentFault, match="it is a folder"):
+            refused(tmp_path, own=own)
 
 
 @pytest.mark.parametrize("to", ["a file", "nowhere", "itself"])

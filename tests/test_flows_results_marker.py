@@ -14,7 +14,6 @@ from flows.results.marker import (
     Marker,
     own_marker,
     read_marker,
-    source_places,
     write_marker,
     write_media,
 )
@@ -35,8 +34,7 @@ def marker(tmp_path: Path) -> Marker:
         words=("caption", os.fsdecode(b"\xff"), "ü"),
         folder="/films",
         store=str(tmp_path / "store"),
-        sources=("/films/a.mp4",),
-        outputs=("captions",),
+        outputs=("captions.jsonl",),
     )
 
 
@@ -66,7 +64,7 @@ def test_another_user_proves_nothing_but_a_named_store_does(
     assert own_marker(out, store) is None, "a link is no key"
 
 
-@pytest.mark.parametrize("name", ["command", "words", "folder", "store", "sources", "media"])
+@pytest.mark.parametrize("name", ["command", "words", "folder", "store", "outputs", "media"])
 def test_whatever_a_marker_says_is_signed(tmp_path: Path, marker: Marker, name: str) -> None:
     write_marker(tmp_path, marker)
     value = json.loads((tmp_path / MARKER).read_text())
@@ -100,14 +98,3 @@ def test_a_signature_of_one_purpose_proves_nothing_for_another() -> None:
     macs = sign("edit", [1], "")
     assert is_signed("edit", [1], macs) and not is_signed("marker", [1], macs)
     assert not is_signed("edit", [1], {}) and not is_signed("edit", [1], {"user": "é"})
-
-
-def test_sources_are_told_by_their_real_paths(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").symlink_to("a")
-    (tmp_path / "list.txt").touch()
-    monkeypatch.chdir(tmp_path)
-    given = ["a", "b", "./a/../b", f"{tmp_path}/a", "@list.txt", "s3://b/c"]
-    assert source_places(given) == (f"{tmp_path}/a", f"{tmp_path}/list.txt", "s3://b/c")

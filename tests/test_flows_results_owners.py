@@ -17,6 +17,7 @@ from flows.cli.main import main
 from flows.options.commands import CaptionConfig
 from flows.results.marker import MARKER, own_marker
 from flows.results.owners import refuse_taking
+from tests.support.strangers import own_folder
 
 DUAL = str(penstock_demo.DUAL_CHECKPOINT)
 LABELS = ["--labels", "a red square,a blue circle", "--model", DUAL]
@@ -323,4 +324,5 @@ def test_objects_below_the_same_sources_may_be_gone(
     line = json.dumps({**entry, "captions": 1, "address": address})
     (tmp_path / "far").mkdir()
     (tmp_path / "far" / "media.jsonl").write_text(line + "\n")
+    own_folder(tmp_path / "far")
     refuse_taking(CaptionConfig(sources=(source,), out=str(tmp_path / "far")), "caption")

@@ -17,7 +17,6 @@ from typing import Any
 from artifacts.files import whole_file, write_text
 from artifacts.json_shapes import MapOf, check, parse
 from artifacts.regular_files import open_regular, read_text
-from artifacts.remote.addresses import is_address, unsigned
 from artifacts.signing import is_signed, sign
 from artifacts.store import fault_of
 from flows.media.generated_files import digest_at
@@ -38,13 +37,8 @@ def string(value: Any) -> bool:
 
 
 SHAPE = {
-    "command": string,
-    "words": [string],
-    "folder": string,
-    "store": string,
-    "sources": [string],
-    "outputs": [string],
-    "media": [string],
+    **dict.fromkeys(("command", "folder", "store"), string),
+    **{key: [string] for key in ("words", "outputs", "media")},
     "signatures": MapOf(string),
 }
 
@@ -61,10 +55,8 @@ class Marker:
     """Working directory of that command."""
     store: str = ""
     """URL of its store."""
-    sources: tuple[str, ...] = ()
-    """Real paths of the folders, files and lists that it was given; addresses as they are."""
     outputs: tuple[str, ...] = ()
-    """Names of the outputs that the folder has, or will have."""
+    """Files and folders in the folder that its runs wrote or will write, and formats of texts."""
     media: tuple[str, ...] = ()
     """Digests that `media.jsonl` may have: that of the file, and of what is about to replace it."""
 
@@ -80,16 +72,13 @@ def write_marker(out: Path, marker: Marker) -> None:
 def own_folder(out: Path, marker: Marker) -> None:
     """Mark a folder before a run writes there. A `media.jsonl` that nothing proves is deleted: the
     marker would vouch for it. Raises EnvironmentFault."""
-    before = own_marker(out, marker.store)
-    media = out / MEDIA
-    if before is None and os.path.lexists(media):
+    media, is_own = out / MEDIA, own_marker(out, marker.store) is not None
+    if not is_own:
         try:
-            media.unlink()
+            media.unlink(missing_ok=True)
         except OSError as error:
             raise fault_of(error, media) from error
-    outputs = (*(() if before is None else before.outputs), *marker.outputs)
-    kept = () if before is None else (media_digest(out),)
-    write_marker(out, replace(marker, outputs=tuple(dict.fromkeys(outputs)), media=kept))
+    write_marker(out, replace(marker, media=(media_digest(out),) if is_own else ()))
 
 
 def read_marker(out: Path) -> Marker | None:
@@ -145,23 +134,6 @@ def keep_media(out: Path, data_set: str) -> None:
 def media_digest(out: Path) -> str:
     """Return the digest of the `media.jsonl` in a folder; empty if it cannot be read."""
     return digest_at(out / MEDIA)
-
-
-def source_places(sources: Iterable[str]) -> tuple[str, ...]:
-    """Return the sources as a marker has them, in order and each once."""
-    places = (
-        unsigned(source)
-        if is_address(source)
-        else os.path.realpath(os.path.expanduser(_listed(source)))
-        for source in sources
-    )
-    return tuple(dict.fromkeys(places))
-
-
-def _listed(source: str) -> str:
-    """Return the path of a source, which may be a list that is named with an @."""
-    is_list = source.startswith("@") and not os.path.exists(source)
-    return source[1:] if is_list else source
 
 
 def _read(out: Path) -> tuple[Marker, Mapping[str, str]] | None:

@@ -25,7 +25,12 @@ def own_folder(out: Path, command: Mapping[str, Any] | None = None, store: str =
     words, folder = (command["words"], command["folder"]) if command else ((), "")
     media = (media_digest(out),) if (out / "media.jsonl").exists() else ()
     of_run = Marker(
-        command="caption", words=tuple(words), folder=str(folder), store=store, media=media
+        command="caption",
+        words=tuple(words),
+        folder=str(folder),
+        store=store,
+        outputs=tuple(sorted(os.listdir(out))),
+        media=media,
     )
     write_marker(out, of_run)
 
