@@ -17,21 +17,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from artifacts.captions import ENCODER
-from artifacts.edits import (
-    DEED,
-    DIGITS,
-    REDO,
-    UNDO,
-    UNTOUCHED,
-    Edit,
-    Edits,
-    EditsOf,
-    Proof,
-)
+from artifacts.edits import DEED, DIGITS, REDO, UNDO, UNTOUCHED, Edit, Edits, EditsOf
 from artifacts.files import try_lock
 from artifacts.json_shapes import OptionalField, check, parse, text
 from artifacts.keys import digest_of
 from artifacts.regular_files import open_regular
+from artifacts.signing import Proof
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of, read_fault
 

@@ -10,7 +10,7 @@ Only lines that are proved to be this user's enter a store, an output or a train
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -33,7 +33,7 @@ from artifacts.json_shapes import (
 from artifacts.keys import digest_of
 from artifacts.opening_below import open_below
 from artifacts.regular_files import read_text
-from artifacts.signing import checker, sign
+from artifacts.signing import EDIT, SIGNATURES, Proof, anybody, proof_by, signed
 from artifacts.stamps import Stamp, stamp_of
 from artifacts.store import fault_of, read_fault
 
@@ -41,8 +41,6 @@ EDITS: Final = "edits.jsonl"
 """Name of the journal in a run's folder."""
 TORN: Final = f"{EDITS}.torn"
 """Name of the file with what crashes tore, beside it."""
-PURPOSE: Final = "edit"
-SIGNATURES: Final = "signatures"
 UNDO: Final = "undo"
 REDO: Final = "redo"
 Review = Literal["", "accepted", "rejected"]
@@ -80,8 +78,6 @@ DEED = {
 }
 """Shape of an action. `round` marks one in which a round of `penstock learn` kept decisions; `of`
 is the id of the action that an undo reverts, or a redo applies again."""
-Proof = Callable[[Mapping[str, Any]], bool]
-"""Tells whether an action is believed to be of this user."""
 REMOVE_LINE = "Remove that line: the other edits do not depend on it"
 
 
@@ -193,21 +189,6 @@ class Edits:
 
 def _keys(deed: Mapping[str, Any]) -> list[str]:
     return [change["of"] for change in deed.get("changes", ())]
-
-
-def proof_by(store: str, purpose: str = PURPOSE) -> Proof:
-    """Return a function that tells whether this user signed an action, or a holder of the key of
-    `store`, the URL of a store that the user named. `purpose` is that of another signed object."""
-    is_signed = checker(purpose, store)
-    return lambda deed: is_signed(
-        {name: value for name, value in deed.items() if name != SIGNATURES},
-        deed.get(SIGNATURES, {}),
-    )
-
-
-def anybody(_: Mapping[str, Any]) -> bool:
-    """Believe every action: the user trusts the folder, or it is only shown."""
-    return True
 
 
 def read_edits(folder: Path, proof: Proof = anybody) -> Edits:
@@ -324,8 +305,7 @@ class EditJournal:
         it raises EnvironmentFault, the action had no effect."""
         if deed["id"] in self.edits.ids:
             return []
-        signed = {**deed, SIGNATURES: sign(PURPOSE, dict(deed), self._store)}
-        line = ENCODER.encode(signed).encode() + b"\n"
+        line = ENCODER.encode(signed(EDIT, deed, self._store)).encode() + b"\n"
         end = os.lseek(self._file, 0, os.SEEK_END)
         try:
             while line:

@@ -22,8 +22,14 @@ from artifacts.store import fault_of
 from artifacts.user_folders import user_state
 
 SECRET_BYTES = 32
+SIGNATURES = "signatures"
+"""Field of a JSON object that is signed."""
 USER, STORE = "user", "store"
 """Names of the two signatures."""
+EDIT, MARKER, ROUND = "edit", "marker", "round"
+"""What is signed."""
+Proof = Callable[[Mapping[str, Any]], bool]
+"""Tells whether a signed object is believed."""
 STORE_KEY = "signing-key"
 """File of the key in the folder of a store."""
 
@@ -43,30 +49,39 @@ def user_secret() -> bytes:
         raise fault_of(error, path) from error
 
 
-def sign(purpose: str, value: Any, store: str) -> dict[str, str]:
-    """Return the signatures of a JSON value: by the key of this user, and by that of the store at
-    this URL if it is a folder. One that cannot be made is left out. A signature of one purpose
+def signed(purpose: str, value: Mapping[str, Any], store: str) -> dict[str, Any]:
+    """Return a JSON object with its signatures: by the key of this user, and by that of the store
+    at this URL if it is a folder. One that cannot be made is left out. A signature of one purpose
     proves nothing for another."""
-    return {name: _mac(key, purpose, value) for name, key in _keys(store, create=True)}
+    macs = {name: _mac(key, purpose, value) for name, key in _keys(store, create=True)}
+    return {**value, SIGNATURES: macs}
 
 
-def is_signed(purpose: str, value: Any, macs: Mapping[str, Any], store: str | None = None) -> bool:
-    """Return whether one of the signatures is by the key of this user, or of `store`: the URL of a
-    store that the user named."""
-    return checker(purpose, store)(value, macs)
-
-
-def checker(purpose: str, store: str | None = None) -> Callable[[Any, Mapping[str, Any]], bool]:
-    """Return a function that tells the same of many values: it reads the keys once."""
+def proof_by(store: str | None, purpose: str = EDIT) -> Proof:
+    """Return a function that tells whether this user signed a JSON object, or a holder of the key
+    of `store`: the URL of a store that the user named."""
     keys = [*_keys(store, create=False)]
-    return lambda value, macs: any(
-        hmac.compare_digest(str(macs.get(name, "")).encode(), _mac(key, purpose, value).encode())
-        for name, key in keys
-    )
+
+    def is_proved(value: Mapping[str, Any]) -> bool:
+        macs = value.get(SIGNATURES, {})
+        return any(
+            hmac.compare_digest(
+                str(macs.get(name, "")).encode(), _mac(key, purpose, value).encode()
+            )
+            for name, key in keys
+        )
+
+    return is_proved
 
 
-def _mac(key: bytes, purpose: str, value: Any) -> str:
-    return hmac.new(key, ENCODER.encode([purpose, value]).encode(), hashlib.sha256).hexdigest()
+def anybody(_: Mapping[str, Any]) -> bool:
+    """Believe every object: the user trusts the folder, or it is only shown."""
+    return True
+
+
+def _mac(key: bytes, purpose: str, value: Mapping[str, Any]) -> str:
+    bare = {name: each for name, each in value.items() if name != SIGNATURES}
+    return hmac.new(key, ENCODER.encode([purpose, bare]).encode(), hashlib.sha256).hexdigest()
 
 
 def _keys(store: str | None, *, create: bool) -> Iterator[tuple[str, bytes]]:

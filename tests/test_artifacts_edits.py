@@ -19,11 +19,11 @@ from artifacts.edits import (
     Edit,
     EditJournal,
     EditsOf,
-    anybody,
     key_of,
     read_edits,
 )
 from artifacts.errors import EnvironmentFault
+from artifacts.signing import anybody
 from artifacts.store_folders import local_folder
 
 

@@ -322,7 +322,7 @@ def changed_marker(out: Path, changed: dict[str, Any]) -> None:
 )
 def test_a_command_that_was_changed_does_not_run(tmp_path: Path, changed: dict[str, Any]) -> None:
     own_folder(tmp_path, {"words": WORDS, "folder": "/clips"})
-    assert command_in(tmp_path, own_belief(tmp_path)) == (WORDS, "/clips")
+    assert command_in(tmp_path) == (WORDS, "/clips")
     changed_marker(tmp_path, changed)
     assert belief_in(tmp_path).marker is None and not is_trusted(tmp_path)
     with pytest.raises(UsageError, match="not written by a command of this user"):
@@ -332,7 +332,7 @@ def test_a_command_that_was_changed_does_not_run(tmp_path: Path, changed: dict[s
 def test_a_command_of_this_user_runs_without_what_lets_code_in(tmp_path: Path) -> None:
     words = [*WORDS, "--trust-remote-code", "--trust-folder", "--prefect"]
     own_folder(tmp_path, {"words": words, "folder": "/clips"})
-    assert repeated(command_in(tmp_path, own_belief(tmp_path))[0]) == WORDS
+    assert repeated(command_in(tmp_path)[0]) == WORDS
     own_folder(tmp_path, {"words": ["export", "m"], "folder": "/"})
     with pytest.raises(UsageError, match="has no command of a caption run"):
-        command_in(tmp_path, own_belief(tmp_path))
+        command_in(tmp_path)

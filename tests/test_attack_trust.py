@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pytest
 from PIL import Image
 
 from artifacts.edits import key_of
+from flows.options.tune import StepOptions
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.strangers import snapshot
 from tests.support.studios import OpenStudio
@@ -151,7 +152,7 @@ def plant(out: Path, store: Path, ran: Path, port: int) -> None:
         "started": now,
         "digest": "d",
         "previous": "",
-        "settings": {"trust_remote_code": True, "lr": 1e-3},
+        "settings": {**asdict(StepOptions()), "trust_remote_code": True, "lr": 1e-3},
         "command": {"words": words, "folder": "/"},
         "examples": [example],
         "held_out": [example],

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from artifacts.corrections import StoredEdits
-from artifacts.edits import EDITS, anybody, read_edits
+from artifacts.edits import EDITS, read_edits
 from artifacts.errors import EnvironmentFault, Interrupted, NoFeatures, UsageError
+from artifacts.signing import anybody
 from flows.cli.learn_command import _next_steps
 from flows.cli.main import main
 from flows.console.display import Display
@@ -335,7 +336,7 @@ def test_a_round_that_nobody_signed_is_not_continued_and_sets_no_option(
     assert (result.round["round"], any(trusted)) == (1, False), "only the options of an adapter"
     assert result.round["settings"]["lr"] == 1.0
     path.write_text(json.dumps({**found, "settings": {**found["settings"], "lr": "1"}}))
-    with pytest.raises(EnvironmentFault, match=r"round 1: settings.lr is not a number"):
+    with pytest.raises(EnvironmentFault, match=r"settings.lr is not a number"):
         school.learn(trust_folder=True)
 
 

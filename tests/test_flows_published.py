@@ -25,7 +25,6 @@ from flows.deployments.tune import tune_captions
 from flows.machine.launch import StageCall
 from flows.options.vectors import EmbedConfig
 from flows.planning.plan import figures, plan_of
-from flows.results.recorded_command import repeated
 from flows.results.run_record import RUN_RECORD
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
@@ -93,14 +92,6 @@ def test_captions_as_stock_are_told_of_and_the_other_way_encodes_nothing_anew(
     stock = run(as_published=False)
     assert not {"encode", "decode"} & {*stock.started}
     assert place.captions() == before
-
-
-def test_a_command_that_was_recorded_before_goes_on_as_stock() -> None:
-    words = ["caption", "clips", "--json"]
-    assert repeated(words) == ["caption", "clips"]
-    assert repeated(words, by_rule=False) == ["caption", "clips", "--as-stock"]
-    published = ["caption", "clips", "--as-published"]
-    assert repeated([*words, "--as-published"], by_rule=False) == published
 
 
 def test_a_deployment_that_was_recorded_before_goes_on_as_stock() -> None:

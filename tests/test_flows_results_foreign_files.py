@@ -19,7 +19,6 @@ from flows.media.text_merging import JoinedTexts
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.formats import APPEND, PREPEND
 from flows.options.vectors import LabelConfig
-from flows.pipelines import EMBED, LABEL, Pipeline
 from flows.results.foreign_files import (
     output_files,
     refuse_replacing,
@@ -33,44 +32,47 @@ from tests.support.rows import HARD
 from tests.support.saying import LONG, make, run
 
 FORMATS = ("jsonl", "txt", "csv", "parquet", "webdataset", "musubi")
-NAMES: list[tuple[Pipeline | None, str]] = [
-    *((None, name) for name in ("run.json", "captions.jsonl", "media.jsonl", "failures.jsonl")),
-    *((None, name) for name in ("summaries.jsonl", "captions.csv", "captions.parquet")),
-    *((None, name) for name in ("webdataset/index.json", "webdataset/000007.tar")),
-    (None, "clips/index.json"),
-    *((LABEL, name) for name in ("run.json", "labels.jsonl", "label_report.json", "media.jsonl")),
-    *((LABEL, name) for name in ("label_spans.jsonl", "labels.csv", "labels.parquet")),
-    (LABEL, "labels.coco.json"),
-    *((EMBED, name) for name in ("embeddings.npy", "embeddings.parquet", "failures.jsonl")),
+NAMES: list[tuple[str, str]] = [
+    *(
+        ("caption", name)
+        for name in ("run.json", "captions.jsonl", "media.jsonl", "failures.jsonl")
+    ),
+    *(("caption", name) for name in ("summaries.jsonl", "captions.csv", "captions.parquet")),
+    *(("caption", name) for name in ("webdataset/index.json", "webdataset/000007.tar")),
+    ("caption", "clips/index.json"),
+    *(("label", name) for name in ("run.json", "labels.jsonl", "label_report.json", "media.jsonl")),
+    *(("label", name) for name in ("label_spans.jsonl", "labels.csv", "labels.parquet")),
+    ("label", "labels.coco.json"),
+    *(("embed", name) for name in ("embeddings.npy", "embeddings.parquet", "failures.jsonl")),
 ]
 
 
-def refused(folder: Path, pipeline: Pipeline | None = None, own: tuple[str, ...] = ()) -> None:
+def refused(folder: Path, command: str = "caption", own: tuple[str, ...] = ()) -> None:
     forms = ("jsonl", "csv", "parquet", "coco")
     config: RunOptions = CaptionConfig(sources=("x",), format=FORMATS, summary=True)
-    if pipeline is not None:
+    if command != "caption":
         config = LabelConfig(sources=("x",), model="m", labels="a", format=forms)
-    refuse_replacing(folder, [*output_files(folder, config, pipeline)], own)
+    refuse_replacing(folder, [*output_files(folder, config, command)], own)
 
 
-@pytest.mark.parametrize(("pipeline", "name"), NAMES)
+@pytest.mark.parametrize(("command", "name"), NAMES)
 def test_a_file_that_no_run_wrote_is_refused_also_beside_those_that_runs_wrote(
-    tmp_path: Path, pipeline: Pipeline | None, name: str
+    tmp_path: Path, command: str, name: str
 ) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text('{"mine": 1}\n')
     others = tuple(top(other) for _, other in NAMES if top(other) != top(name))
     for own in ((), others):
         with pytest.raises(UsageError, match="exists, and penstock did not write it"):
-            refused(tmp_path, pipeline, own)
-    refused(tmp_path, pipeline, (top(name),))
+            refused(tmp_path, command, own)
+    refused(tmp_path, command, (top(name),))
     assert (tmp_path / name).read_text() == '{"mine": 1}\n'
 
 
 @pytest.mark.parametrize("name", ["captions.jsonl", "labels.csv", "embeddings.npy", "mine.json"])
 def test_what_this_run_does_not_write_may_lie_there(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
-    refused(tmp_path, LABEL if name == "captions.jsonl" else None)
+    refused(tmp_path, "label" if name == "captions.jsonl" else "caption")
 
 
 def test_an_empty_file_and_the_failures_of_a_run_without_media_may_be_replaced(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.signing import STORE_KEY, is_signed, sign
+from artifacts.signing import STORE_KEY, proof_by, signed
 from flows.results.marker import (
     MARKER,
     Marker,
@@ -95,6 +95,7 @@ def test_a_link_is_no_marker(tmp_path: Path, marker: Marker) -> None:
 
 
 def test_a_signature_of_one_purpose_proves_nothing_for_another() -> None:
-    macs = sign("edit", [1], "")
-    assert is_signed("edit", [1], macs) and not is_signed("marker", [1], macs)
-    assert not is_signed("edit", [1], {}) and not is_signed("edit", [1], {"user": "é"})
+    value = signed("edit", {"a": 1}, "")
+    is_edit, is_marker = proof_by("", "edit"), proof_by("", "marker")
+    assert is_edit(value) and not is_marker(value)
+    assert not is_edit({"a": 1}) and not is_edit({"a": 1, "signatures": {"user": "é"}})

@@ -62,8 +62,12 @@ def caption_command(given: argparse.Namespace) -> int:
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:
         return show(config, as_json=given.json, dry_run="caption")
-    if not config.trust_folder and _is_trusted(config.out, config.store):
-        config = replace(config, trust_folder=True)
+    from flows.results.trust import CORRECTIONS, OUTPUTS, is_trusted
+
+    out, uses = folder_named(config.out, "out"), (CORRECTIONS, OUTPUTS)
+    # The run itself notes what it leaves out.
+    trust = config.trust_folder or is_trusted(out, config.store, uses, notes=False)
+    config = replace(config, trust_folder=trust)
     with closing(display):
         if given.prefect or os.environ.get("PREFECT_API_URL"):
             display.doing("starting Prefect")
@@ -81,15 +85,6 @@ def caption_command(given: argparse.Namespace) -> int:
         report = f"penstock report {shlex.quote(str(result.out))}"
         print_lines(f"{result.line()}; view them with `{report}`")
     return result.exit_code
-
-
-def _is_trusted(out: str, store: str) -> bool:
-    """Return whether a person trusts what others wrote into the output folder."""
-    from flows.results.trust import CORRECTIONS, OUTPUTS, is_trusted
-
-    # The run itself notes what it leaves out.
-    uses = (CORRECTIONS, OUTPUTS)
-    return is_trusted(folder_named(out, "out"), store, uses, notes=False)
 
 
 def remember(words: list[str], job: "Job", record: "RunRecord") -> None:

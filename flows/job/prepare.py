@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 
 from artifacts.captions import Failure
 from artifacts.corrections import EditsInForce
-from artifacts.edits import Proof, anybody, proof_by
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests
 from artifacts.packs import stored_namespaces
@@ -19,6 +18,7 @@ from artifacts.plurals import counted
 from artifacts.regular_files import read_text
 from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.schema import Sampling
+from artifacts.signing import Proof, anybody, proof_by
 from artifacts.store import Store, open_store
 from artifacts.tiles import OFF
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for

@@ -10,13 +10,13 @@ from artifacts.edits import UNTOUCHED
 from artifacts.errors import EnvironmentFault
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
+from artifacts.signing import ROUND
 from flows.learning.decisions import names
 from flows.media.example import Example
 from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
 from flows.options.learn import LearnConfig, RecordedRun
 from flows.results.rounds import (
-    PURPOSE,
     TRAINED,
     Round,
     missing_adapter,
@@ -33,7 +33,7 @@ def own_rounds(config: LearnConfig, run: RecordedRun, out: Path) -> tuple[Record
     of another person, EnvironmentFault."""
     belief = own_belief(out, run.config.store, trust=config.trust_folder)
     own = replace(run, config=replace(run.config, store=run.config.store or belief.store))
-    return own, usable_rounds(out, belief.proof(PURPOSE))
+    return own, usable_rounds(out, belief.proof(ROUND))
 
 
 def previous_adapter(run: RecordedRun, out: Path) -> str:

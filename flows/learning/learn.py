@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.edits import DIGITS, changes_of
-from artifacts.errors import EnvironmentFault, NoFeatures, UsageError
+from artifacts.errors import NoFeatures, UsageError
 from artifacts.files import whole_file
-from artifacts.json_shapes import ShapeError, check, read_json
+from artifacts.json_shapes import read_json
 from artifacts.keys import digest_of
 from artifacts.opening_below import guard
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
+from artifacts.signing import ROUND
 from flows.console.display import Display
 from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
@@ -47,10 +48,8 @@ from flows.results.rounds import (
     CHOSEN,
     DONE,
     LEARN,
-    PURPOSE,
     RECAPTIONED,
     ROUND_RECORD,
-    RUN_AGAIN,
     SCORED,
     SCORED_EXAMPLE,
     SETTINGS,
@@ -101,7 +100,7 @@ def learn(
             write_round(out, round_, run.config.store)
         else:
             display.print_line(f"continuing round {round_['round']} ({round_['phase']})")
-            config = replace(config, **_settings_of(round_))
+            config = replace(config, **{name: round_["settings"][name] for name in SETTINGS})
         work = _Work(
             config=config,
             run=run,
@@ -130,7 +129,7 @@ def choose(
         if found.adopted and not dry:
             rows = [captions.rows[key] for key in found.adopted]
             captions.add(deed_of("edits of copies", changes_of(rows, found.adopted)))
-        is_proved = captions.belief.proof(PURPOSE)
+        is_proved = captions.belief.proof(ROUND)
     others = [each for each in rounds_in(out) if not is_proved(each)]  # they stay as they are
     examples, settings = found.examples, _settings(config)
     decided = sorted([each["key"], each["caption"]] for each in examples)
@@ -174,16 +173,6 @@ def choose(
 def _settings(config: LearnConfig) -> dict[str, Any]:
     """Return the options that decide an adapter."""
     return {name: getattr(config, name) for name in SETTINGS}
-
-
-def _settings_of(round_: Round) -> dict[str, Any]:
-    """Return the options that a round began with, and nothing else that its record has. Raises
-    EnvironmentFault."""
-    try:
-        check(round_["settings"], SETTINGS, "settings")
-    except ShapeError as error:
-        raise EnvironmentFault(f"round {round_['round']}: {error}", hint=RUN_AGAIN) from error
-    return {name: round_["settings"][name] for name in SETTINGS}
 
 
 def differing_lines(round_: Round) -> list[str]:

@@ -16,12 +16,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from artifacts.corrections import StoredEdits
-from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText, keys_of, proof_by, read_edits
+from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText, keys_of, read_edits
 from artifacts.errors import UsageError
 from artifacts.json_shapes import BYTES, parse
 from artifacts.keys import ContentDigests, content_key
 from artifacts.plurals import counted
 from artifacts.regular_files import read_text
+from artifacts.signing import proof_by
 from artifacts.store import Store
 from flows.media.example import Example
 from flows.media.generated_files import is_blank

@@ -14,7 +14,6 @@ from artifacts.trainers import TRAINERS
 from flows.options.commands import RunOptions
 from flows.options.formats import COCO, COCO_FILE
 from flows.options.text import OutputOptions, PromptOptions
-from flows.pipelines import EMBED, LABEL, SIFT, Pipeline
 from flows.results.clips import CLIPS
 from flows.results.run_record import RUN_RECORD
 from flows.results.sifted.names import output_names
@@ -28,6 +27,15 @@ SEARCH, HIT = "search.jsonl", b'{"rank": '
 """Search hits, next to the copies of their files, and how one begins."""
 FAILURES, FAILURE = "failures.jsonl", b'{"media_path": '
 """The same of failures. A run that finds nothing to read writes them, and owns no folder."""
+
+NAMES = {
+    "caption": ("captions.jsonl",),
+    "label": ("labels.jsonl", "label_spans.jsonl", "label_report.json"),
+    "embed": (ARRAY, ROWS),
+    "sift": output_names(TABLES),
+}
+"""Command → files that each run of it writes, besides those of all commands."""
+TABLE_OF = {"caption": "captions", "label": "labels"}
 
 
 def refuse_replacing(folder: Path, names: Collection[str], own: Collection[str]) -> None:
@@ -74,24 +82,16 @@ def _refuse_other(path: Path, head: bytes, alternative: str) -> None:
     )
 
 
-def output_files(folder: Path, config: RunOptions, pipeline: Pipeline | None) -> Iterator[str]:
-    """Yield the names that a run may write or delete in its folder. `pipeline` is None for
-    captions."""
+def output_files(folder: Path, config: RunOptions, command: str) -> Iterator[str]:
+    """Yield the names that a run may write or delete in its folder."""
     forms = OutputOptions.of(config).format
-    yield from (RUN_RECORD, FAILURES, "media.jsonl")
-    if pipeline is EMBED:
-        yield from (ARRAY, ROWS)
-    elif pipeline is SIFT:
-        yield from output_names(TABLES)
-    elif pipeline is LABEL:
-        yield from ("labels.jsonl", "label_spans.jsonl", "label_report.json")
-        yield from (f"labels.{form}" for form in TABLES if form in forms)
-        if COCO in forms:
-            yield COCO_FILE
-    else:
-        yield "captions.jsonl"
+    yield from (RUN_RECORD, FAILURES, "media.jsonl", *NAMES[command])
+    if command in TABLE_OF:
+        yield from (f"{TABLE_OF[command]}.{form}" for form in TABLES if form in forms)
+    if command == "label" and COCO in forms:
+        yield COCO_FILE
+    if command == "caption":
         yield from ("summaries.jsonl",) if PromptOptions.of(config).summary else ()
-        yield from (f"captions.{form}" for form in TABLES if form in forms)
         if any(name in forms or (folder / name).exists() for name in TRAINERS):
             yield f"{CLIPS}/{INDEX}"
         if DATASET in forms:

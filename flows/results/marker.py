@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 from artifacts.files import whole_file, write_text
 from artifacts.json_shapes import MapOf, check, parse
 from artifacts.regular_files import open_regular, read_text
-from artifacts.signing import is_signed, sign
+from artifacts.signing import MARKER as PURPOSE
+from artifacts.signing import SIGNATURES, Proof, anybody, proof_by, signed
 from artifacts.store import fault_of
 from flows.media.generated_files import digest_at
 
@@ -26,7 +27,6 @@ MARKER = ".penstock.json"
 MEDIA = "media.jsonl"
 DATA_SET_MEDIA = f".{MEDIA}"
 """The same in the folder of a data set."""
-PURPOSE = "marker"
 BYTES = 256 << 20
 """Largest marker, in bytes: that of about a million words."""
 
@@ -39,7 +39,7 @@ def string(value: Any) -> bool:
 SHAPE = {
     **dict.fromkeys(("command", "folder", "store"), string),
     **{key: [string] for key in ("words", "outputs", "media")},
-    "signatures": MapOf(string),
+    SIGNATURES: MapOf(string),
 }
 
 
@@ -63,10 +63,9 @@ class Marker:
 
 def write_marker(out: Path, marker: Marker) -> None:
     """Write the marker of a folder, signed. Raises EnvironmentFault."""
-    value = asdict(marker)
-    signatures = sign(PURPOSE, value, marker.store)
+    value = signed(PURPOSE, asdict(marker), marker.store)
     # ASCII, because the name of a file need not be UTF-8.
-    write_text(out / MARKER, [json.dumps({**value, "signatures": signatures}, indent=1) + "\n"])
+    write_text(out / MARKER, [json.dumps(value, indent=1) + "\n"])
 
 
 def own_folder(out: Path, marker: Marker) -> None:
@@ -81,30 +80,32 @@ def own_folder(out: Path, marker: Marker) -> None:
     write_marker(out, replace(marker, media=(media_digest(out),) if is_own else ()))
 
 
-def read_marker(out: Path) -> Marker | None:
-    """Return what the marker of a folder says; None if there is none, or no usable one. It proves
-    nothing."""
-    found = _read(out)
-    return None if found is None else found[0]
+def read_marker(out: Path, proof: Proof = anybody) -> Marker | None:
+    """Return what the marker of a folder says; None if there is none, or no usable one, or `proof`
+    does not believe it."""
+    path = out / MARKER
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return None
+        value = parse(read_text(path, BYTES))
+        check(value, SHAPE)
+        if not proof(value):
+            return None
+        del value[SIGNATURES]
+        lists = {name: tuple(each) for name, each in value.items() if isinstance(each, list)}
+        return Marker(**{**value, **lists})
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def own_marker(out: Path, store: str | None = None) -> Marker | None:
     """Return the marker of a folder if this user, or a holder of the key of `store`, signed it for
     the `media.jsonl` that is there; None if not. `store` is the URL of a store that the user
     named."""
-    marker = signed_marker(out, store)
+    marker = read_marker(out, proof_by(store, PURPOSE))
     if marker is None or not os.path.lexists(out / MEDIA):
         return marker
     return marker if media_digest(out) in marker.media else None
-
-
-def signed_marker(out: Path, store: str | None = None) -> Marker | None:
-    """Return the same without a look at `media.jsonl`."""
-    found = _read(out)
-    if found is None:
-        return None
-    marker, signatures = found
-    return marker if is_signed(PURPOSE, asdict(marker), signatures, store) else None
 
 
 def write_media(out: Path, lines: Iterable[str], store: str) -> None:
@@ -116,7 +117,7 @@ def write_media(out: Path, lines: Iterable[str], store: str) -> None:
             content = line.encode("utf-8", errors="replace")
             digest.update(content)
             file.write(content)
-        if (marker := signed_marker(out, store)) is not None:
+        if (marker := read_marker(out, proof_by(store, PURPOSE))) is not None:
             there = media_digest(out)
             before = [there] if there in marker.media else []
             write_marker(out, replace(marker, media=(*before, digest.hexdigest())))
@@ -134,17 +135,3 @@ def keep_media(out: Path, data_set: str) -> None:
 def media_digest(out: Path) -> str:
     """Return the digest of the `media.jsonl` in a folder; empty if it cannot be read."""
     return digest_at(out / MEDIA)
-
-
-def _read(out: Path) -> tuple[Marker, Mapping[str, str]] | None:
-    path = out / MARKER
-    try:
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            return None
-        value = parse(read_text(path, BYTES))
-        check(value, SHAPE)
-        signatures = value.pop("signatures")
-        lists = {name: tuple(v) for name, v in value.items() if isinstance(v, list)}
-        return Marker(**{**value, **lists}), signatures
-    except (OSError, ValueError, TypeError):
-        return None

@@ -8,7 +8,7 @@ drops any, and not the words that named them.
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
@@ -26,7 +26,6 @@ from flows.media.media_files import Selection
 from flows.media.sources import find_media
 from flows.options.commands import RunOptions
 from flows.options.text import OutputOptions, OwnerOptions, TrustOptions
-from flows.pipelines import EMBED, LABEL, SIFT, Pipeline
 from flows.results.foreign_files import output_files, refuse_replacing, top
 from flows.results.marker import (
     DATA_SET_MEDIA,
@@ -40,8 +39,6 @@ from flows.results.marker import (
 from flows.results.outputs import FOLDERS
 from flows.results.report.media import path_of
 from flows.results.run_record import RunRecord
-
-PIPELINES: Mapping[str, Pipeline] = {"embed": EMBED, "label": LABEL, "sift": SIFT}
 
 
 def refuse_taking(config: RunOptions, command: str) -> frozenset[str]:
@@ -71,7 +68,7 @@ def refuse_taking(config: RunOptions, command: str) -> frozenset[str]:
             f"{out} holds texts that a run into {owner_of_texts} wrote", hint="Give another --out"
         )
     own = () if owner is None else owner.outputs
-    files = [*output_files(out, config, PIPELINES.get(command))]
+    files = [*output_files(out, config, command)]
     refuse_replacing(out, files, own)
     if not replaces and (lost := _lost(config, out)):
         raise UsageError(

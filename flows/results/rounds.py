@@ -4,14 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from artifacts.edits import SIGNATURES, Proof, anybody
 from artifacts.files import write_json
 from artifacts.json_shapes import (
     MapOf,
     Nullable,
     OptionalField,
     Shape,
-    anything,
     count,
     moment,
     number,
@@ -20,15 +18,13 @@ from artifacts.json_shapes import (
     text,
 )
 from artifacts.options import declared
-from artifacts.signing import sign
+from artifacts.signing import ROUND, SIGNATURES, Proof, anybody, signed
 from flows.options.tune import StepOptions
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 LEARN: Final = "learn"
 """Folder of the rounds in a run's folder."""
 ROUND_RECORD: Final = "round.json"
-PURPOSE: Final = "round"
-"""What its signature is for."""
 ADAPTER: Final = "adapter"
 """Folder of a round's adapter."""
 CHOSEN, TRAINED, SCORED, RECAPTIONED, CARRIED, DONE = PHASES = (
@@ -69,13 +65,13 @@ EXAMPLE = {
     "corrected": flag,
 }
 SCORED_EXAMPLE = {"loss": number, "tokens": count, "exact": flag}
-ROUND = {
+SHAPE = {
     "round": count,
     "phase": lambda value: value in PHASES,
     "started": moment,
     "digest": text,
     "previous": text,
-    "settings": MapOf(anything),
+    "settings": SETTINGS,
     "command": Nullable({"words": [text], "folder": text}),
     "examples": [EXAMPLE],
     "held_out": [EXAMPLE],
@@ -104,15 +100,14 @@ def rounds_in(out: Path, proof: Proof = anybody) -> list[Round]:
     """Return the rounds of a run's folder that are proved, the last one last. Raises
     EnvironmentFault."""
     paths = (out / LEARN).glob(f"round-*/{ROUND_RECORD}")
-    found = [read_json(path, ROUND, RUN_AGAIN, lambda value: value) for path in paths]
+    found = [read_json(path, SHAPE, RUN_AGAIN, lambda value: value) for path in paths]
     return sorted(filter(proof, found), key=lambda each: each["round"])
 
 
 def write_round(out: Path, round_: Round, store: str) -> None:
     """Write the record of a round, signed whole, for `store` too. Raises EnvironmentFault."""
-    value = {name: each for name, each in round_.items() if name != SIGNATURES}
-    signed = {**value, SIGNATURES: sign(PURPOSE, value, store)}
-    write_json(round_folder(out, round_["round"]) / ROUND_RECORD, signed)
+    path = round_folder(out, round_["round"]) / ROUND_RECORD
+    write_json(path, signed(ROUND, round_, store))
 
 
 def missing_adapter(out: Path, named: str) -> str:

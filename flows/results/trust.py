@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from artifacts.edits import PURPOSE, Proof, anybody, proof_by, read_edits
+from artifacts.edits import read_edits
 from artifacts.errors import UsageError
 from artifacts.json_shapes import OptionalField, read_jsonl, text
 from artifacts.plurals import counted
 from artifacts.remote.addresses import is_address
+from artifacts.signing import EDIT, ROUND, Proof, anybody, proof_by
 from flows.console.lines import is_terminal, print_lines, printable
 from flows.options.model import default_store
 from flows.results.marker import MEDIA, Marker, own_marker, read_marker
 from flows.results.recorded_command import COMMAND, repeated
-from flows.results.rounds import PURPOSE as ROUND
 from flows.results.rounds import rounds_in
 
 COMMANDS, ADDRESSES, CORRECTIONS, ROUNDS = ("commands", "addresses", "corrections", "rounds")
@@ -58,7 +58,7 @@ class Belief:
         """Return whether the folder is the user's own, or trusted."""
         return self.marker is not None or self.is_trusted
 
-    def proof(self, purpose: str = PURPOSE) -> Proof:
+    def proof(self, purpose: str = EDIT) -> Proof:
         """Return a function that tells which of its edits or rounds are believed."""
         return anybody if self.is_trusted else proof_by(self.store or self.named, purpose)
 
@@ -68,11 +68,9 @@ def belief_in(out: Path, store: str = "", *, trust: bool = False) -> Belief:
     empty: the default. With `trust`, all of it is. Raises UsageError."""
     named = store or default_store()
     marker = own_marker(out, named)
-    if marker is not None:
-        place = marker.store or named
-        return Belief(marker=marker, store=place, named=named, is_trusted=trust)
-    stated = read_marker(out) if trust else None
-    return Belief(marker=stated, store=named if trust else "", named=named, is_trusted=trust)
+    place = (marker.store or named) if marker is not None else named if trust else ""
+    stated = read_marker(out) if trust and marker is None else marker
+    return Belief(marker=stated, store=place, named=named, is_trusted=trust)
 
 
 def own_belief(out: Path, store: str = "", *, trust: bool = False) -> Belief:
@@ -88,10 +86,10 @@ def own_belief(out: Path, store: str = "", *, trust: bool = False) -> Belief:
     return belief
 
 
-def command_in(out: Path, belief: Belief) -> tuple[list[str], str]:
+def command_in(out: Path, store: str = "", *, trust: bool = False) -> tuple[list[str], str]:
     """Return the words of the caption command that wrote a folder, and the folder in which it ran.
-    Raises UsageError if the folder has none."""
-    marker = belief.marker
+    Raises UsageError if the folder has none, or is neither the user's own nor trusted."""
+    marker = own_belief(out, store, trust=trust).marker
     if marker is None or marker.words[:1] != (COMMAND,):
         raise UsageError(
             f"{out} has no command of a caption run",

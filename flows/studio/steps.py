@@ -14,7 +14,7 @@ from flows.options.text import OutputOptions
 from flows.results.recorded_command import repeated, with_values
 from flows.results.report.media import CAPTION, MEDIA_ENTRY, RUN_AGAIN, media_with_lines, path_of
 from flows.results.run_read import load_record
-from flows.results.trust import command_in, own_belief
+from flows.results.trust import command_in
 from flows.studio.queued_run import QueuedRun
 from flows.studio.roots import Refused
 from flows.studio.values import ALLOWED, CONFIGS, OPTIONS, REPEATED, words_of
@@ -45,10 +45,9 @@ class RecordedCommand:
     ) -> None:
         """Read it. `store` and `trust` are as in `belief_in`. Raises UsageError,
         EnvironmentFault."""
-        record, self._out = load_record(out), out
-        words, folder = command_in(out, own_belief(out, store, trust=trust))
-        by_rule = "as_published" in (record["plan"] or {})
-        self.words, self.folder = repeated(words, by_rule=by_rule), Path(folder)
+        load_record(out)  # says so if there was no run
+        self._out, (words, folder) = out, command_in(out, store, trust=trust)
+        self.words, self.folder = repeated(words), Path(folder)
         self.trusted = ["--trust-folder"] if trust else []
         """Words of a command into the folder, if a person trusts it in this session."""
         self._config_of = config_of
