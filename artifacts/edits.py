@@ -156,23 +156,15 @@ class Edits:
 
     def target(self, deed: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return the action that an undo reverts or a redo applies again; None if there is none.
-        Any other action is returned itself. An action names its target, because the one before it
-        may be left out."""
+        Any other action is returned itself. One in a journal names its target, because the action
+        before it may be left out."""
         if deed["does"] not in (UNDO, REDO):
             return deed
-        if "of" not in deed:
-            redoable = self.undone[-1] if self.undone else None
-            return self.undoable if deed["does"] == UNDO else redoable
         among = self.done if deed["does"] == UNDO else self.undone
-        found = (each for each in reversed(among) if each["id"] == deed["of"])
-        return next((each for each in found if "round" not in each), None)
-
-    @property
-    def undoable(self) -> Mapping[str, Any] | None:
-        """Return the action that undo reverts, or None. Undo stops at a round of `penstock learn`:
-        before it, captions had other words, so an undo would only remove decisions from the new
-        ones."""
-        return self.done[-1] if self.done and "round" not in self.done[-1] else None
+        found = (each for each in reversed(among) if deed.get("of", each["id"]) == each["id"])
+        # Undo stops at a round of `penstock learn`: before it, captions had other words, so an undo
+        # would only remove decisions from the new ones.
+        return None if "round" in (target := next(found, {"round": 0})) else target
 
     def _undo(self, target: Mapping[str, Any]) -> list[str]:
         self.done.remove(target)
@@ -282,7 +274,7 @@ class EditJournal:
         self._folder, self._store = folder, store
         self.path = path = folder / EDITS
         try:
-            self._file = open_below(folder, EDITS, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+            self._file = open_below(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         except OSError as error:
             raise fault_of(error, path) from error
         try:
@@ -329,7 +321,7 @@ class EditJournal:
         if kept == size:
             return
         try:
-            beside = open_below(self._folder, TORN, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            beside = open_below(self._folder / TORN, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             with os.fdopen(beside, "wb") as torn:
                 torn.write(os.pread(self._file, size - kept, kept) + b"\n")
                 torn.flush()

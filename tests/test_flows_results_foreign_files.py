@@ -20,11 +20,9 @@ from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.formats import APPEND, PREPEND
 from flows.options.vectors import LabelConfig
 from flows.results.foreign_files import (
-    output_files,
     refuse_replacing,
     refuse_replacing_found,
     refuse_replacing_page,
-    top,
 )
 from flows.results.run_result import RunResult
 from flows.search.page import page_of
@@ -52,7 +50,7 @@ def refused(folder: Path, command: str = "caption", own: tuple[str, ...] = ()) -
     config: RunOptions = CaptionConfig(sources=("x",), format=FORMATS, summary=True)
     if command != "caption":
         config = LabelConfig(sources=("x",), model="m", labels="a", format=forms)
-    refuse_replacing(folder, [*output_files(folder, config, command)], own)
+    refuse_replacing(folder, config, command, own)
 
 
 @pytest.mark.parametrize(("command", "name"), NAMES)
@@ -61,11 +59,12 @@ def test_a_file_that_no_run_wrote_is_refused_also_beside_those_that_runs_wrote(
 ) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text('{"mine": 1}\n')
-    others = tuple(top(other) for _, other in NAMES if top(other) != top(name))
+    top = name.partition("/")[0]
+    others = tuple(each for _, other in NAMES if (each := other.partition("/")[0]) != top)
     for own in ((), others):
         with pytest.raises(UsageError, match="exists, and penstock did not write it"):
             refused(tmp_path, command, own)
-    refused(tmp_path, command, (top(name),))
+    refused(tmp_path, command, (top,))
     assert (tmp_path / name).read_text() == '{"mine": 1}\n'
 
 

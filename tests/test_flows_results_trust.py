@@ -271,12 +271,16 @@ def test_no_link_below_an_output_folder_is_followed(guarded: Path, tmp_path: Pat
             with pytest.raises(EnvironmentFault, match="link: it is a link, and is not followed"):
                 write(guarded / name)
         with pytest.raises(OSError, match="it is a link"):
-            open_below(guarded, name, os.O_WRONLY | os.O_CREAT)
+            open_below(guarded / name, os.O_WRONLY | os.O_CREAT)
     write_text(guarded / "inner/deep/file", ["x"])  # a plain file
     write_text(guarded / "file", ["x"])  # the link is replaced
     assert not (guarded / "file").is_symlink() and (guarded / "inner/deep/file").read_text() == "x"
-    os.close(open_below(guarded, "new/folder/file", os.O_WRONLY | os.O_CREAT))
-    assert (tmp_path / "real/new/folder/file").exists()
+    (guarded / "file").unlink()
+    (guarded / "file").symlink_to(tmp_path / "elsewhere/file")
+    with pytest.raises(OSError, match="it is a link"):
+        open_below(guarded / "file", os.O_WRONLY | os.O_CREAT)
+    os.close(open_below(guarded / "new", os.O_WRONLY | os.O_CREAT))
+    assert (tmp_path / "real/new").exists()
 
 
 @pytest.mark.parametrize("name", ["logs", "logs/frames.log", "logs/frames.items.jsonl"])

@@ -9,6 +9,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.owned_folders import refuse_foreign
 from artifacts.regular_files import open_regular
 from artifacts.shards import DATASET, INDEX
+from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
 from artifacts.trainers import TRAINERS
 from flows.options.commands import RunOptions
@@ -38,17 +39,22 @@ NAMES = {
 TABLE_OF = {"caption": "captions", "label": "labels"}
 
 
-def refuse_replacing(folder: Path, names: Collection[str], own: Collection[str]) -> None:
-    """Refuse a run whose outputs have these names where it would replace files that are in none of
-    `own`, the files and folders that earlier runs wrote. Raises UsageError, EnvironmentFault."""
-    for name in names:
-        path = folder / name
+def refuse_replacing(
+    folder: Path, config: RunOptions, command: str, own: Collection[str]
+) -> frozenset[str]:
+    """Refuse a run that would replace files which are in none of `own`, the files and folders that
+    earlier runs wrote. Return those and its own. Raises UsageError, EnvironmentFault."""
+    outputs = {*own, *(WRITERS.keys() & OutputOptions.of(config).format)}
+    for name in _names(folder, config, command):
+        path, (top, *_) = folder / name, name.split("/")
         if os.path.isdir(path):
             raise EnvironmentFault(
                 f"{path} cannot be written: it is a folder", hint="Move that folder away"
             )
-        if top(name) not in own:
+        if top not in own:
             _refuse_other(path, FAILURE if name == FAILURES else b"", "give another --out")
+        outputs.add(top)
+    return frozenset(outputs)
 
 
 def refuse_replacing_page(path: Path) -> None:
@@ -82,7 +88,7 @@ def _refuse_other(path: Path, head: bytes, alternative: str) -> None:
     )
 
 
-def output_files(folder: Path, config: RunOptions, command: str) -> Iterator[str]:
+def _names(folder: Path, config: RunOptions, command: str) -> Iterator[str]:
     """Yield the names that a run may write or delete in its folder."""
     forms = OutputOptions.of(config).format
     yield from (RUN_RECORD, FAILURES, "media.jsonl", *NAMES[command])
@@ -97,8 +103,3 @@ def output_files(folder: Path, config: RunOptions, command: str) -> Iterator[str
         if DATASET in forms:
             yield f"{DATASET}/{INDEX}"
             yield from (f"{DATASET}/{path.name}" for path in (folder / DATASET).glob(SHARDS))
-
-
-def top(name: str) -> str:
-    """Return the file or folder of an output in its output folder."""
-    return name.partition("/")[0]

@@ -26,7 +26,7 @@ from flows.media.media_files import Selection
 from flows.media.sources import find_media
 from flows.options.commands import RunOptions
 from flows.options.text import OutputOptions, OwnerOptions, TrustOptions
-from flows.results.foreign_files import output_files, refuse_replacing, top
+from flows.results.foreign_files import refuse_replacing
 from flows.results.marker import (
     DATA_SET_MEDIA,
     MARKER,
@@ -67,17 +67,14 @@ def refuse_taking(config: RunOptions, command: str) -> frozenset[str]:
         raise UsageError(
             f"{out} holds texts that a run into {owner_of_texts} wrote", hint="Give another --out"
         )
-    own = () if owner is None else owner.outputs
-    files = [*output_files(out, config, command)]
-    refuse_replacing(out, files, own)
+    outputs = refuse_replacing(out, config, command, owner.outputs if owner is not None else ())
     if not replaces and (lost := _lost(config, out)):
         raise UsageError(
             f"{out} has rows of {counted(len(lost), 'file')} that these sources do not name, and "
             f"this run would drop them: {lost[0]}",
             hint="Name them too, give another --out, or --replace to drop them",
         )
-    texts = WRITERS.keys() & OutputOptions.of(config).format
-    return frozenset((*own, *map(top, files), *texts))
+    return outputs
 
 
 def take(
@@ -89,7 +86,14 @@ def take(
     outputs, out = refuse_taking(config, command), out_folder(config)
     options = OutputOptions.of(config)
     if WRITERS.keys() & options.format and not options.beside:
-        _refuse_texts_elsewhere(out, media_paths)
+        first = {parent: path for path in media_paths for parent in PurePosixPath(path).parents}
+        for folder, path in first.items():
+            if folder.name and os.path.lexists(out / folder / MARKER):
+                raise UsageError(
+                    f"the text of {path} would be written into {out / folder}, which is the output "
+                    "folder of another run",
+                    hint="Give another --out",
+                )
     recorded = record.value["command"] or {"words": (), "folder": ""}
     marker = Marker(
         command=command,
@@ -161,18 +165,6 @@ def _media_of(path: Path) -> Iterator[tuple[str, int]]:
         for line in file:
             entry = json.loads(line)
             yield entry.get("address") or path_of(entry), entry["captions"]
-
-
-def _refuse_texts_elsewhere(out: Path, media_paths: Iterable[str]) -> None:
-    """Refuse to write a text below the folder of another run. Raises UsageError."""
-    first = {parent: path for path in media_paths for parent in PurePosixPath(path).parents}
-    for folder, path in first.items():
-        if folder.name and os.path.lexists(out / folder / MARKER):
-            raise UsageError(
-                f"the text of {path} would be written into {out / folder}, which is the output "
-                "folder of another run",
-                hint="Give another --out",
-            )
 
 
 def _owner_of_texts(out: Path) -> Path | None:

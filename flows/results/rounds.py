@@ -9,7 +9,6 @@ from artifacts.json_shapes import (
     MapOf,
     Nullable,
     OptionalField,
-    Shape,
     count,
     moment,
     number,
@@ -47,14 +46,8 @@ def flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def whole(value: Any) -> bool:
-    """Return whether a value is a whole number."""
-    return isinstance(value, int) and number(value)
-
-
-SHAPE_OF: dict[type, Shape] = {str: text, int: whole, float: number, bool: flag}
 SETTINGS = {
-    each.name: Nullable(SHAPE_OF[each.kind])
+    each.name: Nullable(text if each.kind is str else number)
     for each in declared(StepOptions)
     if each.name != "recompute"
 }

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 from artifacts.edits import read_edits
 from artifacts.errors import UsageError
 from artifacts.json_shapes import OptionalField, read_jsonl, text
-from artifacts.plurals import counted
+from artifacts.plurals import counted, first_of
 from artifacts.remote.addresses import is_address
 from artifacts.signing import EDIT, ROUND, Proof, anybody, proof_by
 from flows.console.lines import is_terminal, print_lines, printable
@@ -35,7 +35,6 @@ OUTPUTS = "outputs"
 """What a run into the folder replaces."""
 LONGEST_SHOWN = 2000
 """Largest number of characters of a command that is shown for confirmation."""
-HOSTS_SHOWN = 5
 PLACE = {"url": text, "address": OptionalField(text)}
 
 
@@ -131,8 +130,7 @@ def _unproved(out: Path, belief: Belief, uses: Collection[str]) -> Iterator[tupl
     ):
         yield ROUNDS, f"go on with {counted(rounds, 'round')} of learning"
     if ADDRESSES in uses and not belief.is_own and (hosts := _hosts(out)):
-        more = f" and {len(hosts) - HOSTS_SHOWN} more" if len(hosts) > HOSTS_SHOWN else ""
-        yield ADDRESSES, f"fetch media from {', '.join(hosts[:HOSTS_SHOWN])}{more}"
+        yield ADDRESSES, f"fetch media from {first_of(hosts)}"
     if OUTPUTS in uses and stated is not None:
         yield OUTPUTS, f"replace what `penstock {printable(stated.command)}` of another user wrote"
     if COMMANDS in uses and stated is not None and stated.words[:1] == (COMMAND,):

@@ -180,11 +180,8 @@ class ReviewedCaptions:
 
     def steps(self) -> dict[str, Any]:
         """Return descriptions of the next undo and redo; empty if there is none."""
-        edits = self.journal.edits
-        return {
-            "undo": _description(edits.undoable) if edits.undoable is not None else "",
-            "redo": _description(edits.undone[-1]) if edits.undone else "",
-        }
+        target = self.journal.edits.target
+        return {does: _description(target({"does": does})) for does in (UNDO, REDO)}
 
     def counts(self) -> Counter[str]:
         """Count the captions that are `corrected`, `accepted` and `rejected`."""
@@ -306,7 +303,9 @@ def edit_json(edit: Edit) -> dict[str, Any]:
     return {"caption": edit.caption, "review": edit.review}
 
 
-def _description(deed: Mapping[str, Any]) -> str:
+def _description(deed: Mapping[str, Any] | None) -> str:
     """Return the description of an action for the undo button."""
+    if deed is None:
+        return ""
     count = len(deed["changes"])
     return f"{deed['does']}, {counted(count, 'caption')}" if count > 1 else str(deed["does"])

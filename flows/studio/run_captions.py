@@ -240,10 +240,8 @@ class RunCaptions:
     def tops(self) -> dict[str, str]:
         """Return the ids of the actions that undo and redo would take."""
         with self._lock:
-            edits = self.reviewed.journal.edits
-            redo = edits.undone[-1] if edits.undone else None
-            pairs = ((UNDO, edits.undoable), (REDO, redo))
-            return {name: str(deed["id"]) if deed is not None else "" for name, deed in pairs}
+            target = self.reviewed.journal.edits.target
+            return {does: (target({"does": does}) or {"id": ""})["id"] for does in (UNDO, REDO)}
 
 
 def groups_in(out: Path) -> dict[str, int]:

@@ -322,8 +322,8 @@ class RunQueue:
         it. Raises EnvironmentFault."""
         try:
             guard(self._out)
-            self._out.mkdir(parents=True, exist_ok=True)
-            file = open_below(self._out, f"{FOLDER}/{name}", os.O_RDWR | os.O_CREAT, 0o600)
+            (self._out / FOLDER).mkdir(parents=True, exist_ok=True)
+            file = open_below(self._out / FOLDER / name, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise fault_of(error, self._out) from error
         try:

@@ -53,8 +53,7 @@ class EventReporter:
 
     def _note(self, journal: Path, line: str) -> None:
         try:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            file = open_below(journal.parent, journal.name, flags)
+            file = open_below(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             with self._lock, os.fdopen(file, "a", encoding="utf-8") as lines:
                 lines.write(line + "\n")
         except FileNotFoundError as error:

@@ -295,8 +295,7 @@ class StageProcess:
 
 
 def _appending(log: Path) -> IO[bytes]:
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-    return os.fdopen(open_below(log.parent, log.name, flags), "ab")
+    return os.fdopen(open_below(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
 
 
 def _fresh(job: int, output: IO[bytes], events: int) -> "subprocess.Popen[bytes]":
