@@ -16,16 +16,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from artifacts.errors import UsageError
 from flows.cli.main import main
-from flows.deployments.caption import caption_videos
-from flows.deployments.embed import embed_media
-from flows.deployments.recorded import is_form_without_rule
-from flows.deployments.tune import tune_captions
 from flows.machine.launch import StageCall
-from flows.options.vectors import EmbedConfig
 from flows.planning.plan import figures, plan_of
-from flows.results.recorded_command import repeated
 from flows.results.run_record import RUN_RECORD
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
@@ -93,34 +86,6 @@ def test_captions_as_stock_are_told_of_and_the_other_way_encodes_nothing_anew(
     stock = run(as_published=False)
     assert not {"encode", "decode"} & {*stock.started}
     assert place.captions() == before
-
-
-def test_a_command_that_was_recorded_before_goes_on_as_stock() -> None:
-    words = ["caption", "clips", "--json"]
-    assert repeated(words) == ["caption", "clips"]
-    assert repeated(words, by_rule=False) == ["caption", "clips", "--as-stock"]
-    published = ["caption", "clips", "--as-published"]
-    assert repeated([*words, "--as-published"], by_rule=False) == published
-
-
-def test_a_deployment_that_was_recorded_before_goes_on_as_stock() -> None:
-    for flow in (caption_videos, tune_captions):
-        form: dict[str, Any] = flow.parameters.model_dump()
-        assert not is_form_without_rule(form)
-        fields = next(d["properties"] for d in form["definitions"].values() if "properties" in d)
-        fields["as_published"] = {"type": "boolean", "default": False}
-        assert is_form_without_rule(form)
-        del fields["as_published"]
-        assert is_form_without_rule(form)
-    assert not is_form_without_rule({})
-
-
-def test_a_recorded_no_is_still_taken_by_commands_without_the_option() -> None:
-    recorded = {"sources": ["clips"], "model": "clip", "as_published": False}
-    taken = embed_media.validate_parameters({"config": recorded})["config"]
-    assert taken == EmbedConfig(sources=("clips",), model="clip")
-    with pytest.raises(UsageError, match="does not have `as_published`"):
-        embed_media.validate_parameters({"config": {**recorded, "as_published": True}})
 
 
 @pytest.mark.slow

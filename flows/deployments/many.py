@@ -16,6 +16,7 @@ from pydantic import Field
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.keys import digest_of
+from artifacts.options import declared
 from artifacts.plurals import counted
 from flows.console.lines import printable
 from flows.deployments.config_checks import (
@@ -102,7 +103,10 @@ def _of_portion(config: RunOptions, portion: Partition, which: str) -> dict[str,
     """Return the parameters of a run of one partition: its own folder, and no extra formats."""
     folder = out_folder(config) / PORTIONS / f"{portion.name}-{which}"
     own = {"sources": [portion.source], "out": str(folder), "format": [], "limit": None}
-    return {"config": {**_parameters(config), **own, "beside": False}}
+    own = {**_parameters(config), **own, "beside": False}
+    return {
+        "config": {one.name: own[one.name] for one in declared(type(config)) if one.name in own}
+    }
 
 
 def _parameters(config: RunOptions) -> dict[str, Any]:

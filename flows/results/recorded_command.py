@@ -12,13 +12,9 @@ OMITTED_OPTIONS = (
 rows, or trust code or files of others, which needs consent each time."""
 
 
-def repeated(words: Sequence[str], *, by_rule: bool = True) -> list[str]:
-    """Return the words of a command for another run. A command recorded before the default rule
-    runs as stock unless it says otherwise."""
-    kept = [word for word in words if word not in OMITTED_OPTIONS]
-    if by_rule or any(word in ("--as-published", "--as-stock") for word in kept):
-        return kept
-    return [*kept, "--as-stock"]
+def repeated(words: Sequence[str]) -> list[str]:
+    """Return the words of a command for another run."""
+    return [word for word in words if word not in OMITTED_OPTIONS]
 
 
 def with_values(words: Sequence[str], values: Mapping[str, str]) -> list[str]:

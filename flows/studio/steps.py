@@ -45,10 +45,9 @@ class RecordedCommand:
     ) -> None:
         """Read it. `store` and `trust` are as in `belief_in`. Raises UsageError,
         EnvironmentFault."""
-        record, self._out = load_record(out), out
+        load_record(out)  # says so if there was no run
         words, folder = command_in(out, own_belief(out, store, trust=trust))
-        by_rule = "as_published" in (record["plan"] or {})
-        self.words, self.folder = repeated(words, by_rule=by_rule), Path(folder)
+        self.words, self.folder, self._out = repeated(words), Path(folder), out
         self.trusted = ["--trust-folder"] if trust else []
         """Words of a command into the folder, if a person trusts it in this session."""
         self._config_of = config_of
