@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -74,13 +74,6 @@ class Failure:
     """A stable identifier for programs, such as `missing` or `no-video`."""
     message: str
     hint: str
-
-
-def ended_of(stored: Mapping[str, Any], limit: int) -> Ended:
-    """Return how a stored caption of at most `limit` tokens ended. Older records do not state it.
-    They count as cut if they have `limit` tokens."""
-    ended: Ended | None = stored.get("ended")
-    return ended or ("length" if stored["tokens"] >= limit else "stop")
 
 
 CONFIDENCE = ("logprob", "margin", "margin_at")

@@ -151,14 +151,13 @@ def _refuse(name: str) -> Any:
     raise ShapeError(f"{name} is not a JSON number")
 
 
-def read_json(path: Path, shape: Shape, hint: str, prepared: Callable[[Any], Any]) -> Any:
-    """Return the content of a JSON file, after `prepared` has added what older versions did not
-    write. Raises UsageError if it is missing, EnvironmentFault if it has another shape."""
+def read_json(path: Path, shape: Shape, hint: str, more: Callable[[Any], object] = bool) -> Any:
+    """Return the content of a JSON file, which `more` has checked, too. Raises UsageError if
+    it is missing, EnvironmentFault if it has another shape."""
     try:
         value = parse(read_text(path, BYTES))
-        check(value, {}, "it")
-        value = prepared(value)
-        check(value, shape, "it")
+        check(value, shape)
+        more(value)
         return value
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist", hint=hint) from error

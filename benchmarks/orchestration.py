@@ -64,7 +64,9 @@ def encode(job: dict[str, Any], report: EventReporter) -> None:
 def decode(job: dict[str, Any], report: EventReporter) -> None:
     """Publish a caption for each chunk, a pack a batch."""
     RecordSet(open_store(job["store"]), "features", job["features_namespace"])
-    publish(job, "captions", {"caption": "a red square on grey", "tokens": 7}, report)
+    publish(
+        job, "captions", {"caption": "a red square on grey", "tokens": 7, "ended": "stop"}, report
+    )
 
 
 def publish(job: dict[str, Any], kind: str, meta: dict[str, Any], report: EventReporter) -> None:

@@ -223,28 +223,6 @@ def test_a_shell_completes_commands_and_options(capsys: pytest.CaptureFixture[st
         assert "fsdp" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("words", "method"),
-    [
-        ("--full", "full"),
-        ("--zero 3", "lora"),
-        ("--fsdp --precision nf4", "qlora"),
-        ("--gpus 2", "lora"),
-    ],
-)
-def test_a_retired_option_of_tune_is_refused_and_in_no_help(
-    words: str, method: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    option = words.split()[0]
-    assert main(["tune", "clips", "--model", "m", "--out", "adapter", *words.split()]) == 2
-    told = one_line(capsys.readouterr().err)
-    assert f"{option}: only adapters are trained here" in told
-    assert f"`penstock plan --model m --train {method}`" in told
-    with pytest.raises(SystemExit, match="0"):
-        main(["tune", "--help"])
-    assert option not in capsys.readouterr().out
-
-
 SECRET = ValueError("https://me:hunter2@host/x")
 
 

@@ -4,7 +4,7 @@ they run foreign code."""
 
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def test_the_form_says_images_where_a_command_takes_no_videos() -> None:
 
 
 def test_a_refusal_of_the_server_names_field_and_command() -> None:
-    with pytest.raises(ValidationError, match=r"config\.prompt.*embed does not have prompt"):
+    with pytest.raises(ValidationError, match=r"config\.prompt.*embed does not have this field"):
         check(embed_media, {**EMBED, "prompt": "Why?"})
     with pytest.raises(ValidationError, match=r"config\.colour.*embed does not have this field"):
         check(embed_media, {**EMBED, "colour": "red"})
@@ -110,16 +110,6 @@ COMMANDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "caption": (caption_videos, CaptionConfig(sources=("a.mp4",)), {"tiles": "2"}),
 }
 """Command → its flow, what it is given, and what it does not have."""
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_recorded_parameters_are_taken(command: str) -> None:
-    flow, config, _ = COMMANDS[command]
-    # Earlier versions recorded every field of every command.
-    every = {**asdict(CaptionConfig(sources=())), "tiles": "off", **asdict(config)}
-    recorded = {"config": json.loads(json.dumps(every))}
-    validate(recorded, flow.parameters.model_dump(), raise_on_error=True)
-    assert flow.validate_parameters(recorded)["config"] == config
 
 
 @pytest.mark.parametrize("command", COMMANDS)

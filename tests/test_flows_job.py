@@ -39,12 +39,10 @@ LENGTHS = (3, 5, 9)
 
 
 class Speaking(Stages):
-    """Generates captions of LENGTHS tokens, cut at the limit. Without `tells` it does not
-    record how a caption ended, as in earlier versions."""
+    """Generates captions of LENGTHS tokens, cut at the limit."""
 
-    def __init__(self, *, tells: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.tells = tells
         self.made: list[int] = []
 
     def _make(self, call: StageCall, outcome: StageOutcome) -> None:
@@ -56,9 +54,8 @@ class Speaking(Stages):
         for member in (m for batch in call.job.batches for m in batch):
             length = LENGTHS[int(member.prompt)]
             tokens = min(length, limit)
-            said: dict[str, Any] = {"caption": "word " * tokens, "tokens": tokens}
-            if self.tells:
-                said["ended"] = "stop" if length <= limit else "length"
+            ended = "stop" if length <= limit else "length"
+            said = {"caption": "word " * tokens, "tokens": tokens, "ended": ended}
             outcome.items += len(record_set.publish([Record(key=member.key, meta=said)]))
             self.made.append(length)
         return None
@@ -81,22 +78,20 @@ def run_to_limit(config: CaptionConfig, limit: int, stages: Speaking) -> RunResu
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "made", "tells"),
+    ("before", "now", "made"),
     [
-        (128, 256, [], False),  # no library is captioned anew for the new default
-        (4, 256, [5, 9], True),
-        (4, 256, [5, 9], False),
-        (256, 4, [5, 9], True),
-        (256, 4, [5, 9], False),
-        (7, 8, [9], True),
-        (8, 7, [9], True),
-        (256, 9, [], False),
+        (128, 256, []),
+        (4, 256, [5, 9]),
+        (256, 4, [5, 9]),
+        (7, 8, [9]),
+        (8, 7, [9]),
+        (256, 9, []),
     ],
 )
 def test_what_ended_by_itself_within_a_limit_answers_for_it(
-    config: CaptionConfig, before: int, now: int, made: list[int], tells: bool
+    config: CaptionConfig, before: int, now: int, made: list[int]
 ) -> None:
-    run_to_limit(config, before, Speaking(tells=tells))
+    run_to_limit(config, before, Speaking())
     again = Speaking()
     result = run_to_limit(config, now, again)
     assert again.made == made
@@ -105,16 +100,6 @@ def test_what_ended_by_itself_within_a_limit_answers_for_it(
     assert text.count("word") == said
     assert text.count('"ended": "length"') == sum(length > now for length in LENGTHS)
     assert result.written.cut == sum(length > now for length in LENGTHS)
-
-
-def test_an_old_record_that_has_all_its_tokens_counts_as_cut(config: CaptionConfig) -> None:
-    run_to_limit(config, 5, Speaking(tells=False))
-    again = Speaking(tells=False)
-    result = run_to_limit(config, 5, again)
-    assert (again.made, result.written.cut) == ([], 2)  # the one of 5 tokens may have ended there
-    longer = Speaking()
-    assert run_to_limit(config, 6, longer).written.cut == 1
-    assert longer.made == [5, 9]
 
 
 def test_captions_that_were_cut_are_told_of(config: CaptionConfig) -> None:

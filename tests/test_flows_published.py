@@ -16,14 +16,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from artifacts.errors import UsageError
 from flows.cli.main import main
-from flows.deployments.caption import caption_videos
-from flows.deployments.embed import embed_media
-from flows.deployments.recorded import is_form_without_rule
-from flows.deployments.tune import tune_captions
 from flows.machine.launch import StageCall
-from flows.options.vectors import EmbedConfig
 from flows.planning.plan import figures, plan_of
 from flows.results.run_record import RUN_RECORD
 from penstock_demo import CHECKPOINT
@@ -94,26 +88,6 @@ def test_captions_as_stock_are_told_of_and_the_other_way_encodes_nothing_anew(
     assert place.captions() == before
 
 
-def test_a_deployment_that_was_recorded_before_goes_on_as_stock() -> None:
-    for flow in (caption_videos, tune_captions):
-        form: dict[str, Any] = flow.parameters.model_dump()
-        assert not is_form_without_rule(form)
-        fields = next(d["properties"] for d in form["definitions"].values() if "properties" in d)
-        fields["as_published"] = {"type": "boolean", "default": False}
-        assert is_form_without_rule(form)
-        del fields["as_published"]
-        assert is_form_without_rule(form)
-    assert not is_form_without_rule({})
-
-
-def test_a_recorded_no_is_still_taken_by_commands_without_the_option() -> None:
-    recorded = {"sources": ["clips"], "model": "clip", "as_published": False}
-    taken = embed_media.validate_parameters({"config": recorded})["config"]
-    assert taken == EmbedConfig(sources=("clips",), model="clip")
-    with pytest.raises(UsageError, match="does not have `as_published`"):
-        embed_media.validate_parameters({"config": {**recorded, "as_published": True}})
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_an_adapter_says_which_way_it_was_trained_and_one_that_does_not_is_stock(
@@ -151,9 +125,7 @@ def test_an_adapter_says_which_way_it_was_trained_and_one_that_does_not_is_stock
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_an_export_says_which_way_its_model_is_run_and_one_that_does_not_is_stock(
-    place: Place, tmp_path: Path
-) -> None:
+def test_an_export_says_which_way_its_model_is_run(place: Place, tmp_path: Path) -> None:
     out = tmp_path / "made"
     words = ["export", place.model, "--to", "nf4", "--out", str(out), "--samples", "2", "--accept"]
     words += ["--calibrate", str(place.clips), "--store", str(place.store)]
@@ -163,10 +135,6 @@ def test_an_export_says_which_way_its_model_is_run_and_one_that_does_not_is_stoc
     exported = replace(place, model=str(out))
     run_inside(exported)
     assert way_of(place)
-    del config[FIELD]
-    (out / "config.json").write_text(json.dumps(config))
-    ran = run_inside(exported)
-    assert not way_of(place) and f"{out} {SILENT}" in re.sub(r"\s+", " ", ran.said)
 
 
 TOKENS = 8

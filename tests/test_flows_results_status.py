@@ -199,13 +199,6 @@ def test_json_has_stages_as_they_are(record: RunRecord, status: Status) -> None:
     assert (stage["done"], stage["pending"], stage["total"]) == (10, 90, 100)
 
 
-def test_a_record_of_before_is_told(tmp_path: Path, status: Status) -> None:
-    stages = [{"name": "frames", "items": 3, "total": 3, "seconds": 2.0}]
-    old = {"state": "done", "updated": "2026-01-01T00:00:00+00:00", "stages": stages, "plan": {}}
-    (tmp_path / "run.json").write_text(json.dumps(old))
-    assert status(tmp_path).startswith("done ")
-
-
 TEXT = {
     "captions": 3,
     "tokens": 60,

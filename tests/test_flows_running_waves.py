@@ -361,7 +361,7 @@ class Fed(Stages):
             self.portions.append([each for _, each in keys])
             self.indexed.append(bool(media.keys()))
             features = RecordSet(store, "features", job["namespace"])
-            meta = {"caption": "something", "tokens": 1}
+            meta = {"caption": "something", "tokens": 1, "ended": "stop"}
             made = features.publish([Record(key=key, meta=meta) for key, _ in keys])
             outcome.items += len(made)
 

@@ -302,12 +302,6 @@ def test_it_says_how_it_ended_or_how_far_it_is(tmp_path: Path) -> None:
     assert begun.line() == f"1 step: loss 3.000 to 3.000; unfinished adapter in {tmp_path}"
 
 
-def test_one_of_an_older_version_is_read_too(tmp_path: Path) -> None:
-    old = {name: v for name, v in TUNED.items() if name not in ("finished", "memory_bytes")}
-    (tmp_path / RECORD).write_text(json.dumps(old))
-    assert tuned_in(tmp_path).record["finished"] is True
-
-
 @pytest.mark.parametrize("wrong", [{"losses": "none"}, {"steps": -1}, {"scores": [{"step": 0}]}])
 def test_what_somebody_changed_is_told_in_one_line(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(EnvironmentFault) as caught:

@@ -22,7 +22,6 @@ from stages.models.processors.prepare import Clip, prepare, rebuild
 from stages.models.profile import ModelProfile
 from stages.models.published import (
     FIELD,
-    PARITY,
     is_before,
     is_published_way,
     published_bounds,
@@ -68,9 +67,6 @@ def test_what_is_asked_goes_before_what_a_checkpoint_says_and_that_before_its_re
     assert is_published_way(tmp_path, as_published=True)
     path.write_text(json.dumps({**old, "transformers_version": "5.23.0", FIELD: True}))
     assert is_published_way(tmp_path)
-    path.write_text(json.dumps(old))
-    (tmp_path / PARITY).write_text("{}")  # an export that does not say is as stock
-    assert not is_published_way(tmp_path)
 
 
 def test_a_config_that_nobody_would_run_otherwise_keeps_its_bytes() -> None:

@@ -21,7 +21,7 @@ from stages.models.adapters.reading import (
     read_adapter,
 )
 from stages.models.profile import ModelProfile
-from stages.models.published import is_export_without_way, is_published_way
+from stages.models.published import is_published_way
 
 NUMBER_BYTES = 4
 """Bytes per parameter of an adapter, which is kept in 32 bit whatever the half's precision."""
@@ -107,19 +107,14 @@ def as_published_fields(as_published: bool) -> dict[str, bool]:
 def as_published_notes(
     requested: bool | None, adapter: LoraAdapter | None, folder: Path
 ) -> list[str]:
-    """Return a note if the model runs as stock only because its adapter or export does not say how
-    it was made."""
-    if requested is not None:
-        return []
-    folder_without_way = folder if is_export_without_way(folder) else None
-    if adapter is not None:
-        is_unstated = adapter.as_published is None and is_published_way(folder)
-        folder_without_way = adapter.folder if is_unstated else None
-    if folder_without_way is None:
+    """Return a note if the model runs as stock only because its adapter does not say how it was
+    made."""
+    is_stated = requested is not None or adapter is None or adapter.as_published is not None
+    if is_stated or adapter is None or not is_published_way(folder):
         return []
     return [
-        f"{folder_without_way} does not record whether it was made as published, so it runs as "
-        "stock; --as-published runs it otherwise"
+        f"{adapter.folder} does not record whether it was made as published, so it runs as stock; "
+        "--as-published runs it otherwise"
     ]
 
 

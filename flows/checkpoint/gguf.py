@@ -70,7 +70,7 @@ def gguf_for(
             )
         return None
     check_options(config, pipelines)
-    noted = read_json(folder / MANIFEST, {**SHAPE, **DIMENSIONS}, AGAIN, lambda fields: fields)
+    noted = read_json(folder / MANIFEST, {**SHAPE, **DIMENSIONS}, AGAIN)
     if noted["format"] != FORMAT or not (folder / FILE).exists():
         raise EnvironmentFault(f"{folder} lacks {FILE}, or has another version of it", hint=AGAIN)
     found = digest(folder / FILE)
@@ -131,7 +131,7 @@ def gguf_note(folder: Path) -> str:
     another folder. Raises EnvironmentFault for a damaged manifest."""
     if not (folder / MANIFEST).exists():
         return ""
-    noted = read_json(folder / MANIFEST, SHAPE, AGAIN, lambda fields: fields)
+    noted = read_json(folder / MANIFEST, SHAPE, AGAIN)
     if why := noted.get("penstock_only", "it has no tokenizer"):
         return f"{FILE} is for Penstock only: {why}"
     return f"{FILE} has the tokenizer and the chat template: llama.cpp can chat with it, in text"

@@ -55,8 +55,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
         """Refuse unknown options."""
-        shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
-        names = [name for action in shown for name in action.option_strings]
+        names = [name for action in self._actions for name in action.option_strings]
         first = next((word for word in words if word.startswith("-")), words[0])
         name = first.partition("=")[0]
         self.error(f"unknown option {name}{meant(name, names)}")

@@ -87,11 +87,9 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def add_tune(parser: argparse.ArgumentParser) -> None:
-    from flows.cli.tune_command import add_retired_options
     from flows.options.tune import TRAINING, TuneConfig
 
     groups = add_options(parser, TuneConfig, MODEL, TRAINING)
-    add_retired_options(parser)
     _add_running(parser, groups, "print the required resources, then exit")
 
 

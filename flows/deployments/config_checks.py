@@ -1,16 +1,13 @@
 """Derives the parameter schemas of the Prefect flows from the commands' configurations, so that
 Prefect refuses invalid values before a run.
 
-Each flow takes one of the parameter types at the end of this file. A deployment may have stored
-fields that its command no longer has. Such a field is accepted with its former default, and is
-refused by name with any other value.
+Each flow takes one of the parameter types in this file.
 """
 
 import ast
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
 from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
@@ -28,7 +25,6 @@ from flows.options.commands import CaptionConfig, MediaOptions
 from flows.options.endpoint import EndpointOptions
 from flows.options.export_config import ExportConfig
 from flows.options.learn import LearnConfig
-from flows.options.media import VectorSamplingOptions
 from flows.options.rebuild import RebuildConfig
 from flows.options.sift import SiftConfig
 from flows.options.text import FolderOptions
@@ -47,22 +43,6 @@ __all__ = [
     "SiftParameters",
     "TuneConfig",
 ]
-
-FORMER: Mapping[str, Any] = {"as_published": False}
-"""Field → default recorded by earlier versions."""
-
-
-def former_fields(kind: type[Any]) -> dict[str, list[Any]]:
-    """Return the recorded fields for which a command has no option any more, each with the values
-    that have no effect."""
-    own = {each.name for each in declared(kind)}
-    found: dict[str, list[Any]] = {}
-    for field in (*fields(CaptionConfig), *fields(VectorSamplingOptions)):
-        if field.name not in own:
-            default = field.default if field.default_factory is MISSING else field.default_factory()
-            same = list(default) if isinstance(default, tuple) else default
-            found[field.name] = [same, FORMER[field.name]] if field.name in FORMER else [same]
-    return found
 
 
 def docstrings(kind: type[Any]) -> dict[str, str]:
@@ -106,47 +86,33 @@ def form_of(kind: type[Any]) -> ConfigDict:
         if "validate" in properties:
             properties["validate"]["exclusiveMaximum"] = 1
         if issubclass(kind, MediaOptions):
-            refuse_others(schema, former_fields(kind), COMMANDS[kind])
+            refuse_others(schema, COMMANDS[kind])
 
     return ConfigDict(extra="forbid", json_schema_extra=change)
 
 
-def refuse_others(schema: dict[str, Any], former: Mapping[str, list[Any]], command: str) -> None:
+def refuse_others(schema: dict[str, Any], command: str) -> None:
     """Make the schema refuse fields that a command does not have. The server's error repeats the
     text under `not`; no other keyword can add text to it."""
-    known = "|".join([*schema["properties"], *former])
-    refused: dict[str, Any] = {
-        f"^(?!({known})$)": {"not": {"description": f"{command} does not have this field"}}
-    }
-    for name, values in former.items():
-        other = {"description": f"{command} does not have {name}", "not": {"enum": values}}
-        refused[f"^{name}$"] = {"not": other}
-    schema["patternProperties"] = refused
-    del schema["additionalProperties"]  # its error would list all patterns
+    refused = {"not": {"description": f"{command} does not have this field"}}
+    schema["patternProperties"] = {f"^(?!({'|'.join(schema['properties'])})$)": refused}
+    del schema["additionalProperties"]  # its error would list the pattern
 
 
-def without_former(kind: type[Any]) -> Callable[[Any], Any]:
-    """Return a function that removes former fields from recorded parameters. It raises UsageError
-    for a former field with another value than its default."""
-    former, command = former_fields(kind), COMMANDS[kind]
+def known_fields(kind: type[Any]) -> Callable[[Any], Any]:
+    """Return a function that returns the parameters of a command. It raises UsageError for fields
+    that the command does not have."""
+    own, command = {each.name for each in declared(kind)}, COMMANDS[kind]
 
     def take(given: Any) -> Any:
-        if not isinstance(given, Mapping):
-            return given
-        refused_fields = [n for n, v in given.items() if n in former and _plain(v) not in former[n]]
-        if refused_fields:
-            names = ", ".join(f"`{name}`" for name in refused_fields)
+        if isinstance(given, Mapping) and (odd := [name for name in given if name not in own]):
             raise UsageError(
-                f"`penstock {command}` does not have {names}",
+                f"`penstock {command}` does not have {', '.join(f'`{name}`' for name in odd)}",
                 hint=f"Use only the options of `penstock {command} --help`",
             )
-        return {name: value for name, value in given.items() if name not in former}
+        return given
 
     return take
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 COMMANDS: Mapping[type[Any], str] = {
@@ -162,12 +128,12 @@ COMMANDS: Mapping[type[Any], str] = {
 }
 for _kind in COMMANDS:
     with_config(form_of(_kind))(_kind)
-CaptionParameters = Annotated[CaptionConfig, BeforeValidator(without_former(CaptionConfig))]
-RebuildParameters = Annotated[RebuildConfig, BeforeValidator(without_former(RebuildConfig))]
-EmbedParameters = Annotated[EmbedConfig, BeforeValidator(without_former(EmbedConfig))]
-IndexParameters = Annotated[IndexConfig, BeforeValidator(without_former(IndexConfig))]
-SiftParameters = Annotated[SiftConfig, BeforeValidator(without_former(SiftConfig))]
-LabelParameters = Annotated[LabelConfig, BeforeValidator(without_former(LabelConfig))]
+CaptionParameters = Annotated[CaptionConfig, BeforeValidator(known_fields(CaptionConfig))]
+RebuildParameters = Annotated[RebuildConfig, BeforeValidator(known_fields(RebuildConfig))]
+EmbedParameters = Annotated[EmbedConfig, BeforeValidator(known_fields(EmbedConfig))]
+IndexParameters = Annotated[IndexConfig, BeforeValidator(known_fields(IndexConfig))]
+SiftParameters = Annotated[SiftConfig, BeforeValidator(known_fields(SiftConfig))]
+LabelParameters = Annotated[LabelConfig, BeforeValidator(known_fields(LabelConfig))]
 
 
 VARIABLE = "PENSTOCK_OUT_ROOT"

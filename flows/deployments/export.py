@@ -7,7 +7,6 @@ from prefect import State, flow
 from artifacts.errors import PenstockError
 from flows.console.display import Display
 from flows.deployments.config_checks import ExportConfig
-from flows.deployments.recorded import continued
 from flows.deployments.runs import named_after_out, run_in_flow
 from flows.deployments.view import show
 from flows.options.commands import RunOptions
@@ -34,7 +33,7 @@ def export_model(config: ExportConfig) -> State[Any]:
         _: RunOptions, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
     ) -> Exported:
         with evaluation_media(config, display.print_line) as sources:
-            captioning = continued(config).captioning(sources)
+            captioning = config.captioning(sources)
             return passed(export(captioning, config.request(), display, make_launcher, on_begin))
 
     return run_in_flow(config.captioning(), run, CHECKPOINT)

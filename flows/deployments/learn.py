@@ -7,7 +7,6 @@ from prefect import State, flow
 
 from flows.console.display import Display
 from flows.deployments.config_checks import CaptionParameters, LearnConfig
-from flows.deployments.recorded import continued
 from flows.deployments.runs import PipelineResult, named_after_out, run_in_flow
 from flows.learning.learn import learn
 from flows.options.commands import RunOptions
@@ -29,8 +28,7 @@ def learn_captions(config: LearnConfig, caption: CaptionParameters) -> State[Any
     def run(
         _: RunOptions, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
     ) -> PipelineResult:
-        given = replace(config, out=caption.out)
-        recorded = RecordedRun(config=continued(caption))
+        given, recorded = replace(config, out=caption.out), RecordedRun(config=caption)
         return learn(given, recorded, display, make_launcher, on_begin)
 
     # With the round's own consent to code, so that the worker's rule about it holds.

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.keys import digest_of
+from artifacts.options import declared
 from artifacts.plurals import counted
 from flows.console.lines import printable
 from flows.deployments.config_checks import (
@@ -101,8 +102,10 @@ def _hand_out(config: RunOptions, portions: Sequence[Partition], name: str) -> S
 def _of_portion(config: RunOptions, portion: Partition, which: str) -> dict[str, Any]:
     """Return the parameters of a run of one partition: its own folder, and no extra formats."""
     folder = out_folder(config) / PORTIONS / f"{portion.name}-{which}"
-    own = {"sources": [portion.source], "out": str(folder), "format": [], "limit": None}
-    return {"config": {**_parameters(config), **own, "beside": False}}
+    own: dict[str, Any] = {"sources": [portion.source], "out": str(folder), "format": []}
+    given = {**_parameters(config), **own, "beside": False, "limit": None}
+    known = {one.name for one in declared(type(config))}
+    return {"config": {name: value for name, value in given.items() if name in known}}
 
 
 def _parameters(config: RunOptions) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from artifacts.errors import PenstockError
 from flows.console.display import Display
 from flows.deployments.config_checks import RebuildParameters, confine
 from flows.deployments.page import RunPage
-from flows.deployments.recorded import continued
 from flows.deployments.runs import ended_by, final_state
 from flows.deployments.tasks import PrefectLauncher
 from flows.deployments.view import RunLog
@@ -36,7 +35,7 @@ def rebuild_features(
     page = RunPage()
     try:
         confine(config, out=False)
-        result = rebuild(continued(config), options, display, PrefectLauncher, page.begin)
+        result = rebuild(config, options, display, PrefectLauncher, page.begin)
     except PenstockError as error:
         return ended_by(error, TABLE, page)
     except BaseException:

@@ -20,7 +20,6 @@ from flows.console.lines import printable
 from flows.deployments.config_checks import confine
 from flows.deployments.page import RunPage
 from flows.deployments.patience import await_server
-from flows.deployments.recorded import continued
 from flows.deployments.tasks import PrefectLauncher
 from flows.deployments.view import RunLog, plain, show, table
 from flows.job.prepare import NothingToDo
@@ -120,7 +119,7 @@ def named_after_out() -> str:
 def run_in_flow(config: Config, run: Runner[Config], makes: str) -> State[Any]:
     """Run a pipeline in the flow run that is going on, and return the state that it ends in. The
     table in the UI is called by what it makes."""
-    config, caller = continued(config), CALLER.get()
+    caller = CALLER.get()
     display = caller.display if caller else Display(to=RunLog(get_run_logger()))
     page, key = RunPage(), f"penstock-{makes}"
     try:

@@ -6,7 +6,6 @@ from prefect import State, flow
 
 from flows.console.display import Display
 from flows.deployments.config_checks import TuneConfig
-from flows.deployments.recorded import continued
 from flows.deployments.runs import PipelineResult, named_after_out, run_in_flow
 from flows.options.commands import RunOptions
 from flows.running.run import LauncherMaker
@@ -28,6 +27,6 @@ def tune_captions(config: TuneConfig) -> State[Any]:
     def run(
         _: RunOptions, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
     ) -> PipelineResult:
-        return tune(continued(config), display, make_launcher, on_begin)
+        return tune(config, display, make_launcher, on_begin)
 
     return run_in_flow(config.captioning((), config.out), run, ADAPTER)

@@ -252,7 +252,7 @@ class _Work:
         for name, adapter in (("before", self.previous), ("after", self.adapter)):
             folder = self.folder / name
             self._tune(scoring, self._examples("held_out"), folder, adapter=adapter)
-            found = read_json(folder / RUN / SCORE, {EACH: [SCORED_EXAMPLE]}, AGAIN, dict)
+            found = read_json(folder / RUN / SCORE, {EACH: [SCORED_EXAMPLE]}, AGAIN)
             self.round[name] = found[EACH]
         lower = times_lower(self.round, self.config.seed)
         self.round["lower"] = lower

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from artifacts.captions import answer_in, ended_of
+from artifacts.captions import answer_in
 from artifacts.packs import RecordSet
 from artifacts.record_union import RecordUnion, refresh_together
 from artifacts.schema import ChunkIndex, MediaIndex
@@ -254,7 +254,7 @@ class Ledger:
         if then == limit:
             return True
         stored = self[last].meta(task[last])
-        return ended_of(stored, then) == "stop" and bool(stored["tokens"] <= limit)
+        return stored["ended"] == "stop" and bool(stored["tokens"] <= limit)
 
     def make_task(
         self,

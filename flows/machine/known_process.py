@@ -21,6 +21,8 @@ def start_of(pid: int) -> str:
 
 def interrupt(pid: int, start: str) -> None:
     """Send SIGINT to a process if it is the one that started then. Raises EnvironmentFault."""
+    if not start:
+        return
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -32,7 +34,7 @@ def interrupt(pid: int, start: str) -> None:
         ) from error
     try:
         # The handle stays that of one process, whatever gets its number now.
-        if start and start_of(pid) == start:
+        if start_of(pid) == start:
             signal.pidfd_send_signal(handle, signal.SIGINT)
     finally:
         os.close(handle)

@@ -9,7 +9,7 @@ from heapq import merge
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from artifacts.captions import CONFIDENCE, Caption, answer_in, ended_of
+from artifacts.captions import CONFIDENCE, Caption, answer_in
 from artifacts.edits import REJECTED, UNTOUCHED, Edit
 from artifacts.json_shapes import parse
 from flows.job.context_note import beyond_context
@@ -64,7 +64,7 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
         frames=task.chunk.times,
         features=task.seen,
         tokens=stored["tokens"],
-        ended=ended_of(stored, task.namespaces.limit),
+        ended=stored["ended"],
         **_confidence(job, task, stored, shown),
         name=file.name,
         warnings=(*index.warnings, *(ONE_FRAME if one_frame else ()), *warnings),
@@ -118,7 +118,7 @@ def _item_to_score(
         return None
     if shown.text != shown.original:
         return item(shown.text)
-    return item(stored["caption"], ended=ended_of(stored, task.namespaces.limit) == "stop")
+    return item(stored["caption"], ended=stored["ended"] == "stop")
 
 
 def _confidence(job: Job, task: Task, stored: Mapping[str, Any], shown: _Shown) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from artifacts.json_shapes import (
     OptionalField,
     ShapeError,
     anything,
-    check,
     count,
     number,
     read_json,
@@ -264,17 +263,15 @@ def export_in(out: Path) -> ExportFound | None:
     parity = (
         None
         if placed_folder is None
-        else read_json(placed_folder / PARITY, SHAPE, EXPORT_AGAIN, _known)
+        else read_json(placed_folder / PARITY, SHAPE, EXPORT_AGAIN, _check_gates)
     )
     checkpoint = placed_folder or top / REJECTED
     return ExportFound(checkpoint=checkpoint, placed=checkpoint == top, parity=parity, runs=found)
 
 
-def _known(parity: dict[str, Any]) -> dict[str, Any]:
-    """Return a verdict whose thresholds are known and have figures. Raises ShapeError."""
-    check(parity, {"gates": MapOf(number)})
+def _check_gates(parity: dict[str, Any]) -> None:
+    """Raise ShapeError unless a verdict's thresholds are known and have figures."""
     known = {f"{gate.group}.{gate.name}" for gate in GATES}
     for name in parity["gates"]:
         if name not in known or name.split(".")[0] not in parity:
             raise ShapeError(f"its gates name {name[:40]}, which has no figure")
-    return parity

@@ -93,7 +93,7 @@ def rounds_in(out: Path, proof: Proof = anybody) -> list[Round]:
     """Return the rounds of a run's folder that are proved, the last one last. Raises
     EnvironmentFault."""
     paths = (out / LEARN).glob(f"round-*/{ROUND_RECORD}")
-    found = [read_json(path, SHAPE, RUN_AGAIN, lambda value: value) for path in paths]
+    found = [read_json(path, SHAPE, RUN_AGAIN) for path in paths]
     return sorted(filter(proof, found), key=lambda each: each["round"])
 
 

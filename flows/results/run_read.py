@@ -13,7 +13,6 @@ from artifacts.json_shapes import (
     OptionalField,
     ShapeError,
     anything,
-    check,
     count,
     moment,
     number,
@@ -22,7 +21,7 @@ from artifacts.json_shapes import (
 )
 from flows.pipelines import STAGES
 from flows.results.marker import MARKER
-from flows.results.run_record import RUN_RECORD, blank, empty
+from flows.results.run_record import RUN_RECORD
 
 POINT = (number, number, number)
 HALF = {"bytes": count, "parameters": count, "precision": text, "attention": text}
@@ -30,12 +29,8 @@ PLANNED = {
     "rung": {"stage": text},
     "name": OptionalField(text),
     "peak_bytes": number,
-    "host_bytes": OptionalField(number),
-    "weight_bytes": OptionalField(number),
-    "activation_bytes": OptionalField(number),
-    "kv_bytes": OptionalField(number),
-    "workspace_bytes": OptionalField(number),
-    "context_bytes": OptionalField(number),
+    **dict.fromkeys(("host_bytes", "weight_bytes", "activation_bytes"), OptionalField(number)),
+    **dict.fromkeys(("kv_bytes", "workspace_bytes", "context_bytes"), OptionalField(number)),
 }
 PLAN = {
     "model": text,
@@ -87,17 +82,15 @@ RECORD = {
         {"stage": text, "name": text, "reason": text, "error": text, "time": OptionalField(moment)}
     ],
     "stages": [STAGE],
-    "media": {"total": count, "failed": count, "open": OptionalField(count)},
+    "media": dict.fromkeys(("total", "failed", "open"), count),
     "captions": count,
-    "rows": OptionalField(count),
-    "summaries": OptionalField(count),
-    "cut": OptionalField(count),
+    **dict.fromkeys(("rows", "summaries", "cut"), count),
     "encoded": OptionalField(MapOf(count)),
-    "texts": OptionalField([TEXTS]),
-    "earlier": OptionalField([text]),
+    "texts": [TEXTS],
+    "earlier": [text],
     "failures": [dict.fromkeys(("media_path", "message", "hint"), text)],
     "versions": OptionalField(MapOf(text)),
-    "command": OptionalField(Nullable({"words": [text], "folder": text})),
+    "command": Nullable({"words": [text], "folder": text}),
 }
 """Shape of the parts of `run.json` that are read."""
 
@@ -119,15 +112,12 @@ def load_record(out: Path) -> dict[str, Any]:
             hint=f"{hint}; one that has just begun writes there after it has read its sources",
         )
 
-    def prepared(found: dict[str, Any]) -> dict[str, Any]:
-        check(found, {"stages": [{"name": text}]})
+    def check_stages(found: dict[str, Any]) -> None:
         names = {stage["name"] for stage in found["stages"]}
         if not names or not names <= set(STAGES):
             raise ShapeError(f"its stages are not {', '.join(STAGES)}")
-        stages = [{**empty(stage["name"]), **stage} for stage in found["stages"]]
-        return {**blank(out), **found, "stages": stages}
 
-    record: dict[str, Any] = read_json(path, RECORD, "Run the command again", prepared)
+    record: dict[str, Any] = read_json(path, RECORD, "Run the command again", check_stages)
     here = record["host"] in ("", socket.gethostname())
     if record["state"] == "running" and here and not os.path.exists(f"/proc/{record['pid']}"):
         record["state"] = "died"

@@ -38,8 +38,6 @@ SHAPE = {
     "scores": [{"step": count, **SCORE_SHAPE}],
 }
 """Shape of `tune.json`."""
-DEFAULTS: dict[str, Any] = {"finished": True, "memory_bytes": []}
-"""Fields of `tune.json` that older versions did not write."""
 RECIPE_OPTIONS = {
     "data": "the captions",
     "model": "the model",
@@ -129,20 +127,20 @@ class AdapterScore(TuneResult):
 
 def tuned_in(out: Path) -> Tuned:
     """Return the training of an adapter's folder. Raises EnvironmentFault."""
-    return Tuned(out=out, record=read_json(out / RECORD, SHAPE, TRAIN_AGAIN, DEFAULTS.__or__))
+    return Tuned(out=out, record=read_json(out / RECORD, SHAPE, TRAIN_AGAIN))
 
 
 def scored_in(out: Path, adapter: str) -> AdapterScore:
     """Return the last score in an adapter's folder. Raises EnvironmentFault."""
     shape = {"captions": count, **SCORE_SHAPE}
-    found = read_json(out / RUN / SCORE, shape, TRAIN_AGAIN, dict)
+    found = read_json(out / RUN / SCORE, shape, TRAIN_AGAIN)
     score = {name: value for name, value in found.items() if name != EACH}
     return AdapterScore(out=out, adapter=adapter, score=score)
 
 
 def trained_as_published(out: Path) -> bool | None:
-    """Return whether the training in a folder uses the published configuration. A record without
-    that field counts as False. None: no training was begun."""
+    """Return whether the training in a folder uses the published configuration; None: no
+    training was begun."""
     if (out / RECORD).is_file():
         return bool(tuned_in(out).record["recipe"].get("as_published", False))
     if (out / ADAPTER_WEIGHTS).is_file():

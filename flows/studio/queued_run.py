@@ -10,7 +10,6 @@ from typing import Any
 
 from artifacts.json_shapes import MapOf, anything, count, moment, read_json, text
 
-FORM = 2
 AGAIN = "again"
 """Kind of a run that asks again about some captions of another."""
 SUMMED_UP = ("learn", "sift", "export", "tune")
@@ -75,9 +74,6 @@ def read_runs(path: Path) -> list[QueuedRun]:
     """Return the runs of a queue; none without its file. Raises EnvironmentFault."""
     if not os.path.lexists(path):
         return []
-    shape, hint = (
-        {"format": lambda value: value == FORM, "runs": [SHAPE]},
-        "Move it away; what runs have made is kept",
-    )
-    found = read_json(path, shape, hint, lambda value: value)
+    hint = "Move it away; what runs have made is kept"
+    found = read_json(path, {"runs": [SHAPE]}, hint)
     return [QueuedRun(**{name: run[name] for name in QueuedRun.__slots__}) for run in found["runs"]]

@@ -11,19 +11,19 @@ How it works:
 3. How a run ended is read from its `run.json`; a run that wrote none has its last line in its log.
 """
 
-import fcntl
 import functools
 import os
 import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
-from artifacts.files import write_json
+from artifacts.files import try_lock, write_json
 from artifacts.keys import digest_of
 from artifacts.opening_below import guard, open_below
 from artifacts.store import fault_of
@@ -35,7 +35,6 @@ from flows.results.run_status import run_folder, run_status
 from flows.studio.plans import program
 from flows.studio.queued_run import (
     ENDED,
-    FORM,
     QUEUED,
     RUNNING,
     STARTING,
@@ -89,12 +88,9 @@ class RunQueue:
                 f"{out} is open in another studio", hint="Continue in that one, or end it first"
             )
         try:
-            self._state.mkdir(parents=True, exist_ok=True)
             self.runs = read_runs(self._state / QUEUE)
-        except BaseException as error:
+        except BaseException:
             os.close(self._own)
-            if isinstance(error, OSError):
-                raise fault_of(error, self._state) from error
             raise
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -141,7 +137,8 @@ class RunQueue:
             if do == "stop" and run.state == QUEUED:
                 run.state = "interrupted"
             elif do == "stop" and run.state in (STARTING, RUNNING):
-                self._interrupt(run)
+                # It stops in order, and what it finished is kept.
+                interrupt(run.pid, run.start)
             elif do == "go on" and run.state in ENDED:
                 run.state, run.error = QUEUED, ""
                 self.runs = [*(each for each in self.runs if each is not run), run]
@@ -178,17 +175,14 @@ class RunQueue:
         return [self._shown(run) for run in runs]
 
     def _shown(self, run: QueuedRun) -> dict[str, Any]:
-        entry = {
+        return {
             **{name: getattr(run, name) for name in ENTRY},
             "name": run.about_out.name,
             "run": run_id(run.about_out),
             "said": self._last_line(run) if run.kind in SUMMED_UP else "",
             "line": line_of(run.words),
-            "status": None,
+            "status": None if run.state == QUEUED else self._status(run),
         }
-        if run.state != QUEUED and (status := self._status(run)) is not None:
-            entry["status"] = status
-        return entry
 
     def _status(self, run: QueuedRun) -> dict[str, Any] | None:
         try:
@@ -211,11 +205,6 @@ class RunQueue:
         except PenstockError:
             return None
         return found if _is_of(run, found) else None
-
-    def _interrupt(self, run: QueuedRun) -> None:
-        """Send SIGINT to a run, once: it stops in order, and what it finished is kept."""
-        if run.pid:
-            interrupt(run.pid, run.start)
 
     def _work(self) -> None:
         while not self._end.is_set():
@@ -314,8 +303,7 @@ class RunQueue:
             return ""
 
     def _save(self) -> None:
-        runs = [{name: getattr(run, name) for name in QueuedRun.__slots__} for run in self.runs]
-        write_json(self._state / QUEUE, {"format": FORM, "runs": runs})
+        write_json(self._state / QUEUE, {"runs": [asdict(run) for run in self.runs]})
 
     def _try_lock(self, name: str) -> int | None:
         """Return an open file that has a lock of the output folder, or None if another process has
@@ -326,12 +314,10 @@ class RunQueue:
             file = open_below(self._out / FOLDER / name, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise fault_of(error, self._out) from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            return None
-        return file
+        if try_lock(file):
+            return file
+        os.close(file)
+        return None
 
 
 def _is_of(run: QueuedRun, record: Mapping[str, Any]) -> bool:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.models.published import PARITY as PARITY
-
+PARITY = "parity.json"
+"""File beside a checkpoint that Penstock exported: the result of its comparison."""
 FRAMES = 64
 """Fewest frames for a verdict."""
 KEPT, DIGITS = 200, 6

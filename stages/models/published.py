@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 FIELD = "penstock_as_published"
 """Field of a config.json that Penstock wrote: whether the checkpoint was made as published."""
-PARITY = "parity.json"
-"""File beside a checkpoint that Penstock exported: the result of its comparison."""
 AS_PUBLISHED, AS_STOCK = "true", "false"
 """Values of the field in the metadata of an adapter's weights; metadata values are strings."""
 METHOD = "get_rope_index"
@@ -82,8 +80,7 @@ def is_published_way(folder: Path, as_published: bool | None = None) -> bool:
     """Return whether a checkpoint is run as published.
 
     `as_published` decides if given. Else the checkpoint's own statement decides. Without one, the
-    rule is whether its config.json names a transformers older than the change; an export without a
-    statement runs as stock."""
+    rule is whether its config.json names a transformers older than the change."""
     config = read_config(folder)
     if _change_in(config) is None:
         return False
@@ -91,14 +88,7 @@ def is_published_way(folder: Path, as_published: bool | None = None) -> bool:
         return as_published
     if isinstance(recorded := config.get(FIELD), bool):
         return recorded
-    return _is_older(config) and not (folder / PARITY).exists()
-
-
-def is_export_without_way(folder: Path) -> bool:
-    """Return whether a checkpoint is an export that the rule would run as published, and that does
-    not state how it was run."""
-    config = read_config(folder)
-    return (folder / PARITY).exists() and FIELD not in config and _is_older(config)
+    return _is_older(config)
 
 
 def with_way(config: bytes, as_published: bool) -> bytes:

@@ -120,6 +120,7 @@ def _embed_texts(told: dict[str, Any], outcome: StageOutcome) -> None:
 def _decode(told: dict[str, Any], outcome: StageOutcome) -> None:
     records = RecordSet(open_store(told["store"]), "captions", told["namespace"])
     meta = {"caption": '{"a": true}' if "schema" in told["generation"] else "all", "tokens": 1}
+    meta["ended"] = "stop"
     keys = [member["key"] for batch in told["batches"] for member in batch]
     outcome.items += len(records.publish([Record(key=key, meta=meta) for key in keys]))
 

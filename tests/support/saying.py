@@ -68,7 +68,9 @@ class Saying(Stages):
             if outcome.items >= self.stop_after.get("decode", 10**9):
                 raise Interrupted("decode was killed")
             said = self.says(member, outcome.items)
-            record_set.publish([Record(key=member.key, meta={"caption": said, "tokens": 1})])
+            record_set.publish(
+                [Record(key=member.key, meta={"caption": said, "tokens": 1, "ended": "stop"})]
+            )
             outcome.items += 1
         return None
 

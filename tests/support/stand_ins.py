@@ -108,7 +108,7 @@ class Stages:
         for batch in job_fields(call.job)["batches"]:
             if outcome.items >= self.stop_after.get(call.name, 10**9):
                 raise Interrupted(f"{call.name} was killed")
-            meta = {"caption": "something", "tokens": 1}
+            meta = {"caption": "something", "tokens": 1, "ended": "stop"}
             made = [Record(key=m.key, meta=meta) for m in batch]
             outcome.items += len(record_set.publish(made))
 

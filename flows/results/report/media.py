@@ -6,7 +6,7 @@ import itertools
 import operator
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote_to_bytes
 from artifacts.captions import CONFIDENCE, Failure
 from artifacts.json_shapes import Nullable, OptionalField, count, number, read_jsonl, text
 from artifacts.plurals import counted
-from flows.media.media_files import IMAGE_SUFFIXES, writable
+from flows.media.media_files import kind_of, writable
 
 FILE = "file://"
 RUN_AGAIN = "Run the same `penstock caption` again, which rewrites it"
@@ -75,33 +75,16 @@ def media_with_lines(
         for entry, count in zip(entries, counts, strict=True):
             yield entry, list(itertools.islice(rows, count))
         return
-    # Runs of older versions have no media.jsonl, and a running one may be writing it now.
+    # A running command may be writing media.jsonl now.
     known = {_name(entry): entry for entry in entries}
     for name, group in itertools.groupby(lines, _name):
         rows_of = list(group)
-        yield known.get(name) or _guess(*name, image=_is_still(rows_of)), rows_of
+        yield known.get(name) or _unlisted(*name), rows_of
 
 
-def _guess(source: str, media_path: str, *, image: bool) -> dict[str, Any]:
-    """Guess the location of a file of a run without media.jsonl, from the current folder."""
-    folder = Path(os.path.expanduser(source))
-    tries = (folder / media_path, folder, folder.parent / media_path)
-    found = next((str(t) for t in tries if t.name == Path(media_path).name and t.is_file()), "")
-    url = FILE + quote(os.fsencode(os.path.abspath(found))) if found else ""
-    return {
-        "media_path": media_path,
-        "source": source,
-        "kind": "image" if image else "video",
-        "url": url,
-    }
-
-
-def _is_still(rows: Iterable[dict[str, Any]]) -> bool:
-    return all(
-        not (row.get("end") or row.get("time"))
-        and Path(row["media_path"]).suffix.lower() in IMAGE_SUFFIXES
-        for row in rows
-    )
+def _unlisted(source: str, media_path: str) -> dict[str, Any]:
+    """Return the entry of a medium whose place is not known yet."""
+    return {"media_path": media_path, "source": source, "kind": kind_of(media_path), "url": ""}
 
 
 def path_of(entry: dict[str, Any]) -> str:

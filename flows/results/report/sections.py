@@ -66,7 +66,7 @@ def label_counts(out: Path) -> dict[str, Any] | None:
     written none yet. Raises EnvironmentFault."""
     if not (out / REPORT).exists():
         return None
-    found: dict[str, Any] = read_json(out / REPORT, COUNTS, RUN_AGAIN, lambda value: value)
+    found: dict[str, Any] = read_json(out / REPORT, COUNTS, RUN_AGAIN)
     found = {name: found.get(name) for name in COUNTS}
     found["labels"] = sorted(found["labels"], key=lambda one: -one["passed"])
     return found
@@ -76,7 +76,7 @@ def labelled_media(out: Path, folder: Path) -> list[dict[str, Any]]:
     """Return the first media of a run into `out`, as a page in `folder` needs them: as of captions,
     with `labels`, each of them (name, score, box in pixels or None). Raises EnvironmentFault."""
     entries = read_jsonl(out / MEDIA, MEDIA_ENTRY, RUN_AGAIN, SHEET)
-    # Runs of older versions have no media.jsonl, and a running one writes it at the end.
+    # A running command writes media.jsonl at the end.
     max_lines = sum(entry["captions"] for entry in entries) or SHEET
     lines = read_jsonl(out / LINES, LINE, RUN_AGAIN, min(max_lines, MAX_LINES))
     return [

@@ -46,8 +46,6 @@ def _stage(
 ) -> dict[str, Any]:
     spans = entry["spans"]
     curves = _curves(entry["timeline"], spans, entry["seconds"])
-    if not spans and curves:  # older versions did not record when: assume the run's start
-        spans = [[0.0, entry["seconds"], 0.0]]
     drawn = [[start, end] for start, end, _ in spans]
     if record["state"] in ("running", "died") and entry["since"]:
         start = max(0.0, entry["since"] - began)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault
-from artifacts.json_shapes import MapOf, anything, check, count, number, read_json, text
+from artifacts.json_shapes import MapOf, anything, count, number, read_json, text
 from artifacts.schema import Half
 from stages.models.graphs import FOLDER
 
@@ -125,15 +125,14 @@ def read_manifest(model: Path) -> GraphManifest | None:
     path = model / FOLDER / FILE
     if not path.exists():
         return None
-    fields = read_json(path, SHAPE, EXPORT_HINT, _sound)
+    fields = read_json(path, SHAPE, EXPORT_HINT, _check)
     halves = {half: _half(value) for half, value in fields["halves"].items()}
     given = {name: fields[name] for name in ("files", "sizes", "made_by")}
     return GraphManifest(**given, halves=halves)
 
 
-def _sound(fields: Any) -> Any:
+def _check(fields: Any) -> None:
     """Check that the file has this version's format and names no file outside its folder."""
-    check(fields, SHAPE)
     if fields["format"] != FORMAT:
         raise EnvironmentFault(
             f"{FILE} has format {fields['format']}, and this version reads {FORMAT}",
@@ -142,7 +141,6 @@ def _sound(fields: Any) -> Any:
     named = [*fields["files"], *(g["file"] for g in _graphs_in(fields))]
     if any(Path(name).name != name or name.startswith(".") for name in named):
         raise EnvironmentFault(f"{FILE} names a file outside its folder", hint=EXPORT_HINT)
-    return fields
 
 
 def _graphs_in(fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
