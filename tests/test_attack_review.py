@@ -20,6 +20,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.secret_files import own_secret
 from flows.results.marker import MARKER
 from flows.results.recorded_command import repeated
+from flows.results.run_record import RunRecord
 from flows.results.trust import belief_in, command_in, is_trusted, own_belief
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT
@@ -322,7 +323,8 @@ def changed_marker(out: Path, changed: dict[str, Any]) -> None:
 )
 def test_a_command_that_was_changed_does_not_run(tmp_path: Path, changed: dict[str, Any]) -> None:
     own_folder(tmp_path, {"words": WORDS, "folder": "/clips"})
-    assert command_in(tmp_path) == (WORDS, "/clips")
+    RunRecord(tmp_path).write(force=True)
+    assert command_in(tmp_path) == {"words": WORDS, "folder": "/clips"}
     changed_marker(tmp_path, changed)
     assert belief_in(tmp_path).marker is None and not is_trusted(tmp_path)
     with pytest.raises(UsageError, match="not written by a command of this user"):
@@ -332,7 +334,8 @@ def test_a_command_that_was_changed_does_not_run(tmp_path: Path, changed: dict[s
 def test_a_command_of_this_user_runs_without_what_lets_code_in(tmp_path: Path) -> None:
     words = [*WORDS, "--trust-remote-code", "--trust-folder", "--prefect"]
     own_folder(tmp_path, {"words": words, "folder": "/clips"})
-    assert repeated(command_in(tmp_path)[0]) == WORDS
+    RunRecord(tmp_path).write(force=True)
+    assert repeated(command_in(tmp_path)["words"]) == WORDS
     own_folder(tmp_path, {"words": ["export", "m"], "folder": "/"})
     with pytest.raises(UsageError, match="has no command of a caption run"):
         command_in(tmp_path)

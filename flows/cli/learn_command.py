@@ -26,17 +26,17 @@ def learn_command(given: argparse.Namespace) -> int:
     config = config_from(given, LearnConfig)
     journal = tuple(str(folder_named(path, "journal")) for path in config.journal)
     config = replace(config, out=str(folder_named(config.out, "out")), journal=journal)
-    from flows.results.trust import ROUNDS, SHOWN, is_trusted
+    from flows.results.trust import ROUNDS, SHOWN, command_in, is_trusted
 
     trust = config.trust_folder or is_trusted(Path(config.out), uses=(*SHOWN, ROUNDS))
     config = replace(config, trust_folder=trust)
     display = Display(quiet=given.quiet, as_json=given.json)
     with closing(display):
         display.doing(READING)
-        from flows.cli.recorded import recorded_command, recorded_run
+        from flows.cli.recorded import recorded_run
         from flows.learning.learn import learn
 
-        command = recorded_command(Path(config.out), trust=trust)
+        command = command_in(Path(config.out), trust=trust)
         with chdir(command["folder"]):  # the paths of the command are relative to it
             run = recorded_run(command)
             if given.dry_run:

@@ -18,7 +18,7 @@ from artifacts.plurals import counted
 from artifacts.regular_files import read_text
 from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.schema import Sampling
-from artifacts.signing import Proof, anybody, proof_by
+from artifacts.signing import anybody, proof_by
 from artifacts.store import Store, open_store
 from artifacts.tiles import OFF
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
@@ -366,16 +366,15 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
         files=(),
         contents=(),
         failures=(),
-        edits=EditsInForce(out_folder(config), store.local, _proof(config, store)),
+        edits=EditsInForce(
+            out_folder(config),
+            store.local,
+            anybody if TrustOptions.of(config).trust_folder else proof_by(store.url),
+        ),
         notes=tuple(notes),
         scores=scores,
         ledger=Ledger(store, over_media, *variants_of(config, model, sampling, over_media, stored)),
     )
-
-
-def _proof(config: RunOptions, store: Store) -> Proof:
-    """Return what tells which edits in the output folder count for a run into it."""
-    return anybody if TrustOptions.of(config).trust_folder else proof_by(store.url)
 
 
 def out_folder(config: FolderOptions) -> Path:

@@ -19,7 +19,6 @@ from artifacts.json_shapes import MapOf, check, parse
 from artifacts.regular_files import open_regular, read_text
 from artifacts.signing import MARKER as PURPOSE
 from artifacts.signing import SIGNATURES, Proof, anybody, proof_by, signed
-from artifacts.store import fault_of
 from flows.media.generated_files import digest_at
 
 MARKER = ".penstock.json"
@@ -66,18 +65,6 @@ def write_marker(out: Path, marker: Marker) -> None:
     value = signed(PURPOSE, asdict(marker), marker.store)
     # ASCII, because the name of a file need not be UTF-8.
     write_text(out / MARKER, [json.dumps(value, indent=1) + "\n"])
-
-
-def own_folder(out: Path, marker: Marker) -> None:
-    """Mark a folder before a run writes there. A `media.jsonl` that nothing proves is deleted: the
-    marker would vouch for it. Raises EnvironmentFault."""
-    media, is_own = out / MEDIA, own_marker(out, marker.store) is not None
-    if not is_own:
-        try:
-            media.unlink(missing_ok=True)
-        except OSError as error:
-            raise fault_of(error, media) from error
-    write_marker(out, replace(marker, media=(media_digest(out),) if is_own else ()))
 
 
 def read_marker(out: Path, proof: Proof = anybody) -> Marker | None:

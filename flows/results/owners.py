@@ -19,6 +19,7 @@ from artifacts.plurals import counted
 from artifacts.regular_files import open_regular
 from artifacts.remote.addresses import is_address, unsigned
 from artifacts.shards import DATASET
+from artifacts.store import fault_of
 from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
 from flows.job.prepare import out_folder
@@ -32,9 +33,10 @@ from flows.results.marker import (
     MARKER,
     MEDIA,
     Marker,
-    own_folder,
+    media_digest,
     own_marker,
     read_marker,
+    write_marker,
 )
 from flows.results.outputs import FOLDERS
 from flows.results.report.media import path_of
@@ -95,14 +97,21 @@ def take(
                     hint="Give another --out",
                 )
     recorded = record.value["command"] or {"words": (), "folder": ""}
+    is_own = own_marker(out, store) is not None
+    if not is_own:  # the marker would vouch for it
+        try:
+            (out / MEDIA).unlink(missing_ok=True)
+        except OSError as error:
+            raise fault_of(error, out) from error
     marker = Marker(
         command=command,
         words=tuple(recorded["words"]),
         folder=recorded["folder"],
         store=store,
         outputs=tuple(sorted(outputs)),
+        media=(media_digest(out),) if is_own else (),
     )
-    own_folder(out, marker)
+    write_marker(out, marker)
 
 
 def _lost(config: RunOptions, out: Path) -> list[str]:

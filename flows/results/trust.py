@@ -1,10 +1,9 @@
 """Decides what of an output folder is believed, by one rule for all commands.
 
-A folder is the user's own if its marker is signed by the key of this user, or by that of a store
-that the user named. What any other folder says is shown, and its captions may be corrected in its
-own journal. Its addresses are not requested, its edits and rounds do not count, its command does
-not run, and nothing is written to the store that it names, unless a person trusts it in this
-session: by `--trust-folder`, or by an answer at the terminal.
+A folder is the user's own if the key of this user, or of a store that the user named, signed its
+marker. Any other is shown, and corrected in its own journal: no address is requested, no edit or
+round counts, no command runs, and nothing is written to the store that it names, unless a person
+trusts it in this session, by `--trust-folder` or at the terminal.
 """
 
 import os
@@ -13,6 +12,7 @@ import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from artifacts.edits import read_edits
@@ -26,6 +26,7 @@ from flows.options.model import default_store
 from flows.results.marker import MEDIA, Marker, own_marker, read_marker
 from flows.results.recorded_command import COMMAND, repeated
 from flows.results.rounds import rounds_in
+from flows.results.run_read import load_record
 
 COMMANDS, ADDRESSES, CORRECTIONS, ROUNDS = ("commands", "addresses", "corrections", "rounds")
 """What a command may take from a folder: the command that it repeats, the addresses that it
@@ -85,16 +86,17 @@ def own_belief(out: Path, store: str = "", *, trust: bool = False) -> Belief:
     return belief
 
 
-def command_in(out: Path, store: str = "", *, trust: bool = False) -> tuple[list[str], str]:
+def command_in(out: Path, store: str = "", *, trust: bool = False) -> dict[str, Any]:
     """Return the words of the caption command that wrote a folder, and the folder in which it ran.
     Raises UsageError if the folder has none, or is neither the user's own nor trusted."""
+    load_record(out)  # says so if there was no run
     marker = own_belief(out, store, trust=trust).marker
     if marker is None or marker.words[:1] != (COMMAND,):
         raise UsageError(
             f"{out} has no command of a caption run",
             hint="Run `penstock caption` once more with the same options",
         )
-    return [*marker.words], marker.folder
+    return {"words": [*marker.words], "folder": marker.folder}
 
 
 def is_trusted(

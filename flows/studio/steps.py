@@ -13,7 +13,6 @@ from flows.options.model import StoreOptions
 from flows.options.text import OutputOptions
 from flows.results.recorded_command import repeated, with_values
 from flows.results.report.media import CAPTION, MEDIA_ENTRY, RUN_AGAIN, media_with_lines, path_of
-from flows.results.run_read import load_record
 from flows.results.trust import command_in
 from flows.studio.queued_run import QueuedRun
 from flows.studio.roots import Refused
@@ -45,9 +44,8 @@ class RecordedCommand:
     ) -> None:
         """Read it. `store` and `trust` are as in `belief_in`. Raises UsageError,
         EnvironmentFault."""
-        load_record(out)  # says so if there was no run
-        self._out, (words, folder) = out, command_in(out, store, trust=trust)
-        self.words, self.folder = repeated(words), Path(folder)
+        self._out, command = out, command_in(out, store, trust=trust)
+        self.words, self.folder = repeated(command["words"]), Path(command["folder"])
         self.trusted = ["--trust-folder"] if trust else []
         """Words of a command into the folder, if a person trusts it in this session."""
         self._config_of = config_of
