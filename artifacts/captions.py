@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -88,7 +88,12 @@ def answer_in(text: str) -> str:
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON object per line, atomically. Raises EnvironmentFault."""
-    write_text(path, (ENCODER.encode(fields_of_row(row)) + "\n" for row in rows))
+    write_text(path, json_lines(rows))
+
+
+def json_lines(rows: Iterable[Any]) -> Iterator[str]:
+    """Yield the line of each row."""
+    return (ENCODER.encode(fields_of_row(row)) + "\n" for row in rows)
 
 
 def fields_of_row(row: Any) -> dict[str, Any]:

@@ -268,10 +268,12 @@ class EditJournal:
     """The only writer of a journal. An action survives a kill and a power cut once `add`
     returned."""
 
-    def __init__(self, folder: Path, store: str = "", proof: Proof | None = None) -> None:
-        """Open the journal of a run's folder. Actions are signed for `store`, too. Raises
-        EnvironmentFault if another process has it open, or it is not writable."""
-        self._folder, self._store = folder, store
+    def __init__(
+        self, folder: Path, store: str = "", proof: Proof | None = None, *, signs: bool = True
+    ) -> None:
+        """Open the journal of a run's folder. If it `signs` actions, it does so for `store`, too.
+        Raises EnvironmentFault if another process has it open, or it is not writable."""
+        self._folder, self._store, self._signs = folder, store, signs
         self.path = path = folder / EDITS
         try:
             self._file = open_below(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
@@ -297,7 +299,8 @@ class EditJournal:
         it raises EnvironmentFault, the action had no effect."""
         if deed["id"] in self.edits.ids:
             return []
-        line = ENCODER.encode(signed(EDIT, deed, self._store)).encode() + b"\n"
+        kept = signed(EDIT, deed, self._store) if self._signs else dict(deed)
+        line = ENCODER.encode(kept).encode() + b"\n"
         end = os.lseek(self._file, 0, os.SEEK_END)
         try:
             while line:

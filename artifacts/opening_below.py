@@ -12,6 +12,7 @@ from pathlib import Path
 from artifacts.regular_files import NotAFile, refuse_odd
 
 LINK = "it is a link, and is not followed"
+SECOND_NAME = "it has a second name (a hard link), and is not written"
 _guarded: set[str] = set()
 FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -35,7 +36,7 @@ def refuse_links(path: Path) -> None:
 
 def open_below(path: Path, flags: int, mode: int = 0o644) -> int:
     """Open a file in place, which is no link and lies below none of a guarded folder. Raises
-    OSError, NotAFile for a link."""
+    OSError, NotAFile for a link, also for a hard link: an archive can make either."""
     refuse_links(path.parent)
     try:
         file = os.open(path, flags | FILE, mode)
@@ -44,7 +45,10 @@ def open_below(path: Path, flags: int, mode: int = 0o644) -> int:
             raise NotAFile(errno.ELOOP, LINK, os.fspath(path)) from error
         raise
     try:
-        refuse_odd(os.fstat(file).st_mode, path)
+        found = os.fstat(file)
+        refuse_odd(found.st_mode, path)
+        if found.st_nlink > 1:
+            raise NotAFile(errno.EMLINK, SECOND_NAME, os.fspath(path))
     except OSError:
         os.close(file)
         raise

@@ -15,7 +15,7 @@ from flows.results.marker import (
     own_marker,
     read_marker,
     write_marker,
-    write_media,
+    write_proved,
 )
 
 
@@ -40,10 +40,10 @@ def marker(tmp_path: Path) -> Marker:
 
 def test_a_folder_is_its_users_own_also_after_a_move(tmp_path: Path, marker: Marker) -> None:
     write_marker(tmp_path / "out", marker)
-    write_media(tmp_path / "out", ["{}\n"], marker.store)
+    write_proved(tmp_path / "out", {"media.jsonl": ["{}\n"]}, marker.store)
     found = own_marker((tmp_path / "out").rename(tmp_path / "moved"))
-    assert found is not None and replace(found, media=()) == marker and len(found.media) == 1
-    write_media(tmp_path / "moved", ["{}\n", "{}\n"], marker.store)
+    assert found is not None and replace(found, digests=()) == marker and len(found.digests) == 1
+    write_proved(tmp_path / "moved", {"media.jsonl": ["{}\n", "{}\n"]}, marker.store)
     assert own_marker(tmp_path / "moved") is not None
 
 
@@ -64,7 +64,7 @@ def test_another_user_proves_nothing_but_a_named_store_does(
     assert own_marker(out, store) is None, "a link is no key"
 
 
-@pytest.mark.parametrize("name", ["command", "words", "folder", "store", "outputs", "media"])
+@pytest.mark.parametrize("name", ["command", "words", "folder", "store", "outputs", "digests"])
 def test_whatever_a_marker_says_is_signed(tmp_path: Path, marker: Marker, name: str) -> None:
     write_marker(tmp_path, marker)
     value = json.loads((tmp_path / MARKER).read_text())

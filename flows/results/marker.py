@@ -4,12 +4,13 @@ An output folder has one owner. The place of the folder is not signed, so that a
 moved stays the user's own.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from flows.media.generated_files import digest_at
 
 MARKER = ".penstock.json"
 """File of the marker, in an output folder."""
-MEDIA = "media.jsonl"
+MEDIA, CAPTIONS = "media.jsonl", "captions.jsonl"
 DATA_SET_MEDIA = f".{MEDIA}"
 """The same in the folder of a data set."""
+TRIES = 3
+"""Times that marker and files are read: a run may replace both in between."""
 BYTES = 256 << 20
 """Largest marker, in bytes: that of about a million words."""
 
@@ -37,7 +40,7 @@ def string(value: Any) -> bool:
 
 SHAPE = {
     **dict.fromkeys(("command", "folder", "store"), string),
-    **{key: [string] for key in ("words", "outputs", "media")},
+    **{key: [string] for key in ("words", "outputs", "digests")},
     SIGNATURES: MapOf(string),
 }
 
@@ -56,8 +59,9 @@ class Marker:
     """URL of its store."""
     outputs: tuple[str, ...] = ()
     """Files and folders in the folder that its runs wrote or will write, and formats of texts."""
-    media: tuple[str, ...] = ()
-    """Digests that `media.jsonl` may have: that of the file, and of what is about to replace it."""
+    digests: tuple[str, ...] = ()
+    """Digests that `media.jsonl` and `captions.jsonl` may have: those of the files, and of what is
+    about to replace them."""
 
 
 def write_marker(out: Path, marker: Marker) -> None:
@@ -85,40 +89,47 @@ def read_marker(out: Path, proof: Proof = anybody) -> Marker | None:
         return None
 
 
-def own_marker(out: Path, store: str | None = None) -> Marker | None:
+def own_marker(
+    out: Path, store: str | None = None, files: Sequence[str] = (MEDIA,)
+) -> Marker | None:
     """Return the marker of a folder if this user, or a holder of the key of `store`, signed it for
-    the `media.jsonl` that is there; None if not. `store` is the URL of a store that the user
+    those of these files that are there; None if not. `store` is the URL of a store that the user
     named."""
-    marker = read_marker(out, proof_by(store, PURPOSE))
-    if marker is None or not os.path.lexists(out / MEDIA):
-        return marker
-    return marker if media_digest(out) in marker.media else None
+    for _ in range(TRIES):
+        marker = read_marker(out, proof_by(store, PURPOSE))
+        there = [out / name for name in files if os.path.lexists(out / name)]
+        if marker is None or all(digest_at(path) in marker.digests for path in there):
+            return marker
+    return None
 
 
-def write_media(out: Path, lines: Iterable[str], store: str) -> None:
-    """Write `media.jsonl` of an own folder. The marker has the digest of it first, so that the
-    folder stays the user's own wherever the process is killed. Raises EnvironmentFault."""
-    digest = hashlib.sha256()
-    with whole_file(out / MEDIA) as file:
-        for line in lines:
-            content = line.encode("utf-8", errors="replace")
-            digest.update(content)
-            file.write(content)
+def write_proved(out: Path, files: Mapping[str, Iterable[str]], store: str) -> None:
+    """Write `media.jsonl`, and `captions.jsonl` before it in `files`, of an own folder. The marker
+    has their digests first, so that the folder stays the user's own wherever the process is killed.
+    The last file is replaced first: a killed run leaves no caption whose medium is unknown. Raises
+    EnvironmentFault."""
+    with contextlib.ExitStack() as stack:
+        digests: list[str] = []
+        for name, lines in files.items():
+            file, digest = stack.enter_context(whole_file(out / name)), hashlib.sha256()
+            for line in lines:
+                content = line.encode("utf-8", errors="replace")
+                digest.update(content)
+                file.write(content)
+            digests.append(digest.hexdigest())
         if (marker := read_marker(out, proof_by(store, PURPOSE))) is not None:
-            there = media_digest(out)
-            before = [there] if there in marker.media else []
-            write_marker(out, replace(marker, media=(*before, digest.hexdigest())))
+            write_marker(out, replace(marker, digests=(*proved_digests(out, marker), *digests)))
+
+
+def proved_digests(out: Path, marker: Marker) -> tuple[str, ...]:
+    """Return the digests of a marker that files of the folder have now."""
+    return tuple({digest_at(out / name) for name in (MEDIA, CAPTIONS)} & {*marker.digests})
 
 
 def keep_media(out: Path, data_set: str) -> None:
     """Keep the media of a data set in its folder: it is not written again by every run, and
     `media.jsonl` is. Raises EnvironmentFault."""
-    kept, digest = out / data_set / DATA_SET_MEDIA, media_digest(out)
+    kept, digest = out / data_set / DATA_SET_MEDIA, digest_at(out / MEDIA)
     if digest and digest != digest_at(kept):
         with open_regular(out / MEDIA) as media, whole_file(kept) as file:
             shutil.copyfileobj(media, file)
-
-
-def media_digest(out: Path) -> str:
-    """Return the digest of the `media.jsonl` in a folder; empty if it cannot be read."""
-    return digest_at(out / MEDIA)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from artifacts.captions import Caption, Failure, write_jsonl
+from artifacts.captions import Caption, Failure, json_lines, write_jsonl
 from artifacts.edits import REJECTED
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import hash_file
@@ -25,7 +25,7 @@ from flows.media.media_files import MediaFile
 from flows.options.text import OutputOptions, PromptOptions
 from flows.pipelines import STAGES
 from flows.results.captions import SHORTENED, captions_by_file, complete_captions
-from flows.results.marker import write_media
+from flows.results.marker import CAPTIONS, MEDIA, write_proved
 from flows.results.table_rows import kinds_of, properties_of, table_rows
 from flows.results.text_files import TextFileCounts, write_texts
 from stages.process.events import Failed
@@ -187,9 +187,9 @@ def write_captions(
             counts.append(len(captions))
             yield from captions
 
-    write_jsonl(job.out / "captions.jsonl", rows())
     files = [group[0][0] for group in job.by_file]
-    write_media(job.out, media_lines(files, counts), job.store.url)
+    lines = {CAPTIONS: json_lines(rows()), MEDIA: media_lines(files, counts)}
+    write_proved(job.out, lines, job.store.url)
     return dict(zip(files, counts, strict=True))
 
 

@@ -33,8 +33,8 @@ from flows.results.marker import (
     MARKER,
     MEDIA,
     Marker,
-    media_digest,
     own_marker,
+    proved_digests,
     read_marker,
     write_marker,
 )
@@ -97,8 +97,8 @@ def take(
                     hint="Give another --out",
                 )
     recorded = record.value["command"] or {"words": (), "folder": ""}
-    is_own = own_marker(out, store) is not None
-    if not is_own:  # the marker would vouch for it
+    before = own_marker(out, store)
+    if before is None:  # the marker would vouch for it
         try:
             (out / MEDIA).unlink(missing_ok=True)
         except OSError as error:
@@ -109,7 +109,7 @@ def take(
         folder=recorded["folder"],
         store=store,
         outputs=tuple(sorted(outputs)),
-        media=(media_digest(out),) if is_own else (),
+        digests=() if before is None else proved_digests(out, before),
     )
     write_marker(out, marker)
 

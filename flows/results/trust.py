@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -23,7 +24,7 @@ from artifacts.remote.addresses import is_address
 from artifacts.signing import EDIT, ROUND, Proof, anybody, proof_by
 from flows.console.lines import is_terminal, print_lines, printable
 from flows.options.model import default_store
-from flows.results.marker import MEDIA, Marker, own_marker, read_marker
+from flows.results.marker import CAPTIONS, MEDIA, Marker, own_marker, read_marker
 from flows.results.recorded_command import COMMAND, repeated
 from flows.results.rounds import rounds_in
 from flows.results.run_read import load_record
@@ -67,10 +68,17 @@ def belief_in(out: Path, store: str = "", *, trust: bool = False) -> Belief:
     """Return what of a folder is believed. `store` is the URL of a store that the user named;
     empty: the default. With `trust`, all of it is. Raises UsageError."""
     named = store or default_store()
-    marker = own_marker(out, named)
+    marker = own_marker(out, named, (MEDIA, CAPTIONS))
     place = (marker.store or named) if marker is not None else named if trust else ""
-    stated = read_marker(out) if trust and marker is None else marker
+    stated = _stated(os.path.realpath(out)) if trust and marker is None else marker
     return Belief(marker=stated, store=place, named=named, is_trusted=trust)
+
+
+@cache
+def _stated(out: str) -> Marker | None:
+    """Return what the marker of a folder says. It is read once: what a person has been shown, or
+    trusted, is not what somebody puts there later."""
+    return read_marker(Path(out))
 
 
 def own_belief(out: Path, store: str = "", *, trust: bool = False) -> Belief:
@@ -124,7 +132,7 @@ def is_trusted(
 
 def _unproved(out: Path, belief: Belief, uses: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yield what a folder says that nothing proves: its kind, and what would come of it."""
-    stated = None if belief.is_own else read_marker(out)
+    stated = None if belief.is_own else _stated(os.path.realpath(out))
     if CORRECTIONS in uses and (edits := read_edits(out, belief.proof()).unproved):
         yield CORRECTIONS, f"take {counted(edits, 'edit')} for yours"
     if ROUNDS in uses and (

@@ -15,7 +15,7 @@ from artifacts.tables import schema_of, utf8, write_parquet
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
 from flows.media.media_files import MediaFile
-from flows.results.marker import write_media
+from flows.results.marker import MEDIA, write_proved
 from flows.results.outputs import failures_of, media_lines
 from flows.results.run_result import RunEnd
 
@@ -91,7 +91,8 @@ def write_vectors(job: Job) -> VectorsWritten:
     rows = Counter[MediaFile]()
     for (file, _), meta in zip(made, metas, strict=True):
         rows[file] += meta["vectors"]
-    write_media(job.out, media_lines(job.files, [rows[f] for f in job.files]), job.store.url)
+    lines = media_lines(job.files, [rows[f] for f in job.files])
+    write_proved(job.out, {MEDIA: lines}, job.store.url)
     return found
 
 

@@ -88,7 +88,9 @@ class ReviewedCaptions:
             raise
 
     def _opened_journal(self) -> EditJournal:
-        return EditJournal(self.out, self.belief.store, self.belief.proof())
+        # Signed, an edit of a stranger's captions would count in a folder that it is copied to.
+        belief = self.belief
+        return EditJournal(self.out, belief.store, belief.proof(), signs=belief.is_own)
 
     @property
     def _own(self) -> Edits:

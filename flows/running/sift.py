@@ -30,7 +30,7 @@ from flows.media.sources import find_media
 from flows.options.commands import RunOptions
 from flows.options.sift import PLACE, SiftConfig, SiftOptions
 from flows.pipelines import SIFT
-from flows.results.marker import write_media
+from flows.results.marker import MEDIA, write_proved
 from flows.results.outputs import media_lines, missing_error
 from flows.results.owners import refuse_taking, take
 from flows.results.run_record import RunRecord
@@ -111,7 +111,7 @@ def sift(
                 kept, why = kept_of(found, condition)
                 write_tables(out, found, config.format, kept, why)
                 lines = media_lines(found.files, [1] * len(found.files))
-                write_media(out, lines, job.store.url)
+                write_proved(out, {MEDIA: lines}, job.store.url)
                 write_jsonl(out / "failures.jsonl", failures)
                 record.value["rows"] = len(found.rows)
                 record.fails(failures)

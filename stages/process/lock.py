@@ -125,7 +125,8 @@ def _descriptor(path: Path, how: int) -> int:
         if error.errno in NOT_A_FILE_ERRORS:
             raise _not_a_lock_file(path, odd_kind(os.lstat(path).st_mode)) from error
         raise
-    if odd := odd_kind(os.fstat(descriptor).st_mode):
+    found = os.fstat(descriptor)
+    if odd := odd_kind(found.st_mode) or ("a hard link" if found.st_nlink > 1 else ""):
         os.close(descriptor)
         raise _not_a_lock_file(path, odd)
     return descriptor

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from flows.results.marker import MARKER, Marker, media_digest, write_marker
+from artifacts.keys import hash_file
+from flows.results.marker import MARKER, Marker, write_marker
 
 
 @contextmanager
@@ -23,14 +24,15 @@ def another_user(home: Path) -> Iterator[None]:
 def own_folder(out: Path, command: Mapping[str, Any] | None = None, store: str = "") -> None:
     """Mark a folder as this user's commands do."""
     words, folder = (command["words"], command["folder"]) if command else ((), "")
-    media = (media_digest(out),) if (out / "media.jsonl").exists() else ()
+    paths = (out / name for name in ("media.jsonl", "captions.jsonl"))
+    digests = tuple(hash_file(path) for path in paths if path.exists())
     of_run = Marker(
         command="caption",
         words=tuple(words),
         folder=str(folder),
         store=store,
         outputs=tuple(sorted(os.listdir(out))),
-        media=media,
+        digests=digests,
     )
     write_marker(out, of_run)
 

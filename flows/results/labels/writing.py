@@ -22,7 +22,7 @@ from flows.media.media_files import MediaFile
 from flows.options.formats import COCO, COCO_FILE
 from flows.options.text import OutputOptions
 from flows.results.labels.rows import LabelContext, LabelledChunk, label_chunks
-from flows.results.marker import MEDIA, write_media
+from flows.results.marker import MEDIA, write_proved
 from flows.results.outputs import failures_of, media_lines
 from flows.results.run_result import RunEnd
 from flows.results.status import texts_line
@@ -198,7 +198,7 @@ def write_labels(job: Job, context: LabelContext) -> LabelsWritten:
     found.chunks = counts.chunks
     write_jsonl(job.out / "failures.jsonl", found.failures)
     counted_lines = media_lines(job.files, [counts.lines[f] for f in job.files])
-    write_media(job.out, counted_lines, job.store.url)
+    write_proved(job.out, {MEDIA: counted_lines}, job.store.url)
     report = counts.report()
     write_json(job.out / REPORT, report)
     found.counts = report["labels"]
