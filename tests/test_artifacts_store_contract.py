@@ -154,7 +154,7 @@ def test_a_damaged_pack_is_set_aside_and_made_again(store: Store, damage: bytes 
     assert dict(verify(store)) == {name: True}
 
 
-@pytest.mark.parametrize("others", [["b"], ["a", "b"], ["b", "c"]])
+@pytest.mark.parametrize("others", [["a"], ["b"], ["a", "b"], ["b", "c"]])
 def test_a_pack_in_another_one_s_place_is_set_aside_and_made_again(
     store: Store, others: list[str]
 ) -> None:
@@ -175,6 +175,15 @@ def test_a_pack_in_another_one_s_place_is_set_aside_and_made_again(
     store.put_if_absent(name, [store.get(other)])
     assert record_set.publish([record]) == ["a"]
     assert RecordSet(store, "captions", NAMESPACE).read("a") == record
+
+
+def test_a_pack_with_bytes_behind_it_is_set_aside(store: Store) -> None:
+    RecordSet(store, "captions", NAMESPACE).publish([Record(key="a", payload=b"bytes")])
+    (name,) = store.list("captions")
+    longer = store.get(name) + b"x"
+    store.delete(name)
+    store.put_if_absent(name, [longer])
+    assert dict(verify(store)) == {name: False}
 
 
 def test_two_holders_share_what_is_to_be_made(store: Store) -> None:
