@@ -154,7 +154,7 @@ def test_a_damaged_pack_is_set_aside_and_made_again(store: Store, damage: bytes 
     assert dict(verify(store)) == {name: True}
 
 
-@pytest.mark.parametrize("others", [["a"], ["b"], ["a", "b"], ["b", "c"]])
+@pytest.mark.parametrize("others", [["b"], ["a", "b"], ["b", "c"]])
 def test_a_pack_in_another_one_s_place_is_set_aside_and_made_again(
     store: Store, others: list[str]
 ) -> None:
@@ -175,6 +175,19 @@ def test_a_pack_in_another_one_s_place_is_set_aside_and_made_again(
     store.put_if_absent(name, [store.get(other)])
     assert record_set.publish([record]) == ["a"]
     assert RecordSet(store, "captions", NAMESPACE).read("a") == record
+
+
+@pytest.mark.parametrize("folder", ["captions", "failures"])
+def test_a_pack_in_another_folder_is_set_aside(store: Store, folder: str) -> None:
+    """Another kind with the same namespace, or the same kind with another."""
+    other = NAMESPACE if folder == "failures" else "cd" * 32
+    RecordSet(store, "captions", NAMESPACE).publish([Record(key="a", meta={"caption": "of a"})])
+    (name,) = store.list("captions")
+    copied = "/".join([folder, other[:2], other, *name.split("/")[3:]])
+    store.put_if_absent(copied, [store.get(name)])
+    assert RecordSet(store, folder, other).keys() == set()
+    store.put_if_absent(copied, [store.get(name)])
+    assert dict(verify(store)) == {name: True, copied: False}
 
 
 def test_a_pack_with_bytes_behind_it_is_set_aside(store: Store) -> None:

@@ -371,7 +371,10 @@ def test_a_server_that_never_answers_ends_the_stage_however_it_requests_waits(
 
 
 @pytest.mark.parametrize("wait", ["0", "-5", "0.01", "Wed, 21 Oct 2015 07:28:00 GMT"])
-def test_a_requested_wait_shorter_than_the_own_pause_makes_no_storm(wait: str, work: Work) -> None:
+def test_a_requested_wait_shorter_than_the_own_pause_makes_no_storm(
+    wait: str, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages.ask.servers, "PAUSE", (0.4, 1.0))
     stand_in, ends = StandIn(), time.monotonic() + 2
     busy = f"HTTP/1.1 503 X\r\nretry-after: {wait}\r\ncontent-length: 0\r\n\r\n".encode()
     stand_in.answer = lambda *_: busy if time.monotonic() < ends else None
