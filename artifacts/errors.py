@@ -46,7 +46,10 @@ class PenstockError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        message, hint = redacted(message), redacted(hint)
+        # A path or an option may hold what no log can: lone surrogates.
+        message, hint = (
+            redacted(each).encode(errors="backslashreplace").decode() for each in (message, hint)
+        )
         super().__init__(message, hint)
         self.message = message
         self.hint = hint

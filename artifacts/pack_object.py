@@ -1,8 +1,9 @@
 """Reads one pack as an object of a store, and quarantines a damaged or misplaced one.
 
 A pack is immutable. It consists of magic bytes, header length, header checksum, a JSON header, and
-the payloads. The header names every record with its offset, checksum and metadata. Its keys give
-the name of the pack, so a pack under another name, such as of a wrong restore, counts as damaged.
+the payloads. The header names every record with its offset, checksum and metadata. Its keys and
+the folder give the name of the pack, so a pack under another name or in another folder, such as of
+a wrong restore, counts as damaged.
 """
 
 import contextlib
@@ -59,8 +60,8 @@ class Place:
 
 
 def pack_name(folder: str, keys: Iterable[str]) -> str:
-    """Return the name of the pack that has exactly these keys."""
-    name = digest_of(sorted(keys))
+    """Return the name of the pack that has exactly these keys in this folder of a store."""
+    name = digest_of([folder, *sorted(keys)])
     return f"{folder}/{name[:2]}/{name}.pack"
 
 
@@ -139,12 +140,16 @@ def _pieces(store: Store, name: str) -> Iterator[bytes]:
 
 
 def is_whole(store: Store, name: str) -> bool:
-    """Return whether a pack exists and all its records match their checksums."""
+    """Return whether a pack exists, all its records match their checksums, and nothing follows
+    them."""
     store.renew(name)
     try:
         found = _parsed(name, head_of(store, name, head_extent))
-        return found is not None and all(
-            place.fits(store.get(name, place.offset, place.length)) for _, place in found
+        end = max((place.offset + place.length for _, place in found or ()), default=0)
+        return (
+            found is not None
+            and not store.get(name, end, 1)
+            and all(place.fits(store.get(name, place.offset, place.length)) for _, place in found)
         )
     except FileNotFoundError:
         return False

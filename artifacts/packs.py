@@ -5,9 +5,9 @@ How it works:
 1. A record is a key, JSON metadata and an optional payload. A pack is one object of the store with
    several records: a header that lists each record's offset, checksum and metadata, then the
    payloads.
-2. A pack's name is the digest of its sorted keys. Two processes that make the same records
-   therefore write the same name, and whatever lies under a name has exactly its keys, or is set
-   aside as damaged.
+2. A pack's name is the digest of its folder and its sorted keys. Two processes that make the same
+   records therefore write the same name, and whatever lies under a name has exactly its keys and
+   belongs to its folder, or is set aside as damaged.
 3. `publish` drops the records that are known already, and writes the others as one pack with
    put-if-absent. The first writer wins; the second adopts the pack that is there.
 4. There is no separate index. A record set lists its folder, reads the headers of new packs, and

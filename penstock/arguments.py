@@ -66,7 +66,10 @@ def sources_of(given: Any) -> tuple[str, ...]:
 
 def path_of(name: str, given: Any, hint: str = "Give a path") -> str:
     """Return a path as text. Raises UsageError for a value of another type."""
-    path = fspath(given) if isinstance(given, PathLike) else given
+    try:
+        path = fspath(given) if isinstance(given, PathLike) else given
+    except Exception as error:  # the caller's own class
+        raise _odd(name, given, hint) from error
     if not isinstance(path, str):
         raise _odd(name, given, hint)
     return path
@@ -89,13 +92,13 @@ def _taken(name: str, given: Any, wanted: Any) -> Any:
     if name == "schema" and isinstance(given, dict):
         return _json(given)
     if name in PATHS and isinstance(given, PathLike):
-        return fspath(given)
+        return path_of(name, given)
     if name == "labels" and isinstance(given, list | tuple):
         return _joined(given)
     if name in WHOLE:
         each = [given] if isinstance(given, str | PathLike) else given
         if isinstance(each, list | tuple):
-            return tuple(fspath(one) if isinstance(one, PathLike) else one for one in each)
+            return tuple(path_of(name, one) if isinstance(one, PathLike) else one for one in each)
     if get_origin(wanted) is tuple and isinstance(given, str):
         return tuple(part.strip() for part in given.split(",") if part.strip())
     if type(given) is int and abs(given) <= EXACT and float in (wanted, *get_args(wanted)):

@@ -177,6 +177,28 @@ def test_a_pack_in_another_one_s_place_is_set_aside_and_made_again(
     assert RecordSet(store, "captions", NAMESPACE).read("a") == record
 
 
+@pytest.mark.parametrize("folder", ["captions", "failures"])
+def test_a_pack_in_another_folder_is_set_aside(store: Store, folder: str) -> None:
+    """Another kind with the same namespace, or the same kind with another."""
+    other = NAMESPACE if folder == "failures" else "cd" * 32
+    RecordSet(store, "captions", NAMESPACE).publish([Record(key="a", meta={"caption": "of a"})])
+    (name,) = store.list("captions")
+    copied = "/".join([folder, other[:2], other, *name.split("/")[3:]])
+    store.put_if_absent(copied, [store.get(name)])
+    assert RecordSet(store, folder, other).keys() == set()
+    store.put_if_absent(copied, [store.get(name)])
+    assert dict(verify(store)) == {name: True, copied: False}
+
+
+def test_a_pack_with_bytes_behind_it_is_set_aside(store: Store) -> None:
+    RecordSet(store, "captions", NAMESPACE).publish([Record(key="a", payload=b"bytes")])
+    (name,) = store.list("captions")
+    longer = store.get(name) + b"x"
+    store.delete(name)
+    store.put_if_absent(name, [longer])
+    assert dict(verify(store)) == {name: False}
+
+
 def test_two_holders_share_what_is_to_be_made(store: Store) -> None:
     ours, theirs = RecordSet(store, "k", NAMESPACE), RecordSet(store, "k", NAMESPACE)
 

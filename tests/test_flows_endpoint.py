@@ -18,6 +18,7 @@ import pytest
 
 from artifacts.endpoints import KEY, LISTED, endpoint_of, keys_from
 from artifacts.errors import EnvironmentFault, UsageError
+from flows.checkpoint.served import open_served
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
@@ -25,6 +26,7 @@ from flows.options.vectors import EmbedConfig
 from flows.results.run_result import RunResult
 from flows.running.run import caption, embed
 from penstock_demo import CLIPS
+from stages.ask.client import Client, Reply, _wait
 from tests.support.endpoint import StandIn, running, told
 from tests.support.media import write_numbered
 from tests.support.pipeline import PENSTOCK, ROOT, read_lines
@@ -168,8 +170,9 @@ def test_a_plan_names_what_the_server_does_not_list(
     ("status", "text"), [(503, "does not state its models"), (401, "wants a key: HTTP 401")]
 )
 def test_a_server_that_does_not_state_its_models_ends_the_run_fails(
-    pictures: Path, status: int, text: str
+    pictures: Path, status: int, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("stages.ask.servers.PAUSE", (0.01, 0.01))
     stand_in = StandIn()
     stand_in.status_of_pages = status
     with running(stand_in) as address, pytest.raises(EnvironmentFault, match=text):
@@ -407,6 +410,25 @@ def test_a_run_goes_on_without_an_address_that_does_not_answer(pictures: Path) -
         assert captioned(replace(config, revision="1")).exit_code == 0
     note = plan_of(config)["notes"][1]
     assert note.startswith(f"no answer from {dead}") and note.endswith("goes on without it")
+
+
+@pytest.mark.parametrize("wait", ["0", "0.01", "99999999999999"])
+def test_an_overloaded_server_is_asked_again_with_pauses_before_the_run(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, wait: str
+) -> None:
+    monkeypatch.setattr("stages.ask.servers.PAUSE", (0.05, 0.2))
+    asked: list[float] = []
+    busy = Reply(503, b"", _wait(wait), "", "")
+    known = Reply(200, b'{"data": [{"id": "m", "root": "r"}]}', 0.0, "", "application/json")
+
+    async def get(client: Client, path: str) -> Reply:
+        asked.append(time.monotonic())
+        return busy if len(asked) <= 3 else known
+
+    monkeypatch.setattr(Client, "get", get)
+    served = open_served(config_for("http://127.0.0.1:9/v1", pictures))
+    assert served.identity[-1] == "r" and len(asked) == 4
+    assert asked[-1] - asked[0] >= 0.05 + 0.1 + 0.2
 
 
 @pytest.mark.parametrize(("times", "ends"), [(2, True), (9, False)])

@@ -21,9 +21,9 @@ from flows.planning.rungs import Rung, sizes
 from flows.serving.device_scheduler import DeviceScheduler
 from flows.serving.half_spec import HalfWorkerSpec
 from flows.serving.half_worker import HalfWorker
+from flows.serving.head_limit import limited_protocol
 from flows.serving.metrics import Metrics
 from flows.serving.refusals import HttpRefusal
-from flows.serving.server import limited_protocol
 from flows.serving.temp_store import TempStore
 from flows.serving.worker_process import WorkerProcess
 from stages.process.events import BatchShrunk, Published, StageNotes, TooLarge
@@ -376,7 +376,7 @@ def answered(seconds: float, client: Callable[[socket.socket], Awaitable[int]]) 
         await serving
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flows.serving.server.READ_SECONDS", seconds)
+        patch.setattr("flows.serving.head_limit.READ_SECONDS", seconds)
         on_a_loop(work)
     return found[0], found[1]
 

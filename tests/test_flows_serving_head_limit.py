@@ -60,6 +60,13 @@ def statuses(answers: bytes) -> list[int]:
     return [int(each) for each in re.findall(rb"HTTP/1\.1 (\d+)", answers)]
 
 
+@pytest.mark.slow
+def test_who_sends_no_whole_head_is_left(server: BareServer) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(START)
+        assert connection.recv(100) == b""
+
+
 @pytest.mark.parametrize("name", FLOODS)
 def test_a_head_without_end_is_refused_in_little_memory(server: BareServer, name: str) -> None:
     before = server.peak_bytes()

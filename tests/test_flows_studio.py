@@ -585,3 +585,10 @@ def test_a_server_has_no_route_of_the_studio() -> None:
         *("/v1/media/{hit}", "/v1/thumbnail/{hit}", "/metrics", "/healthz", "/readyz"),
         *("/", "/static/{name}", "/openapi.json"),
     }
+
+
+def test_a_link_that_leads_in_a_circle_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match="there is no folder"):
+        Roots([tmp_path]).listing("loop")
+    assert Roots([tmp_path]).source(".", recursive=True) == tmp_path

@@ -548,3 +548,26 @@ def test_folders_are_those_of_the_call(here: Path) -> None:
 
 def test_a_search_that_finds_nothing_has_the_columns() -> None:
     assert {"rank", "path", "score"} <= set(penstock.Hits().table().schema.names)
+
+
+def test_a_path_that_cannot_be_told_is_one_error(tmp_path: Path) -> None:
+    class Raises:
+        def __fspath__(self) -> str:
+            raise RuntimeError("mine")
+
+    class Odd:
+        def __fspath__(self) -> Any:
+            return 3
+
+    for odd in (Raises(), Odd()):
+        for name in ("out", "store"):
+            with pytest.raises(penstock.PenstockError, match=f"{name} is <"):
+                penstock.caption(tmp_path, model="demo", **{"out": str(tmp_path / "o"), name: odd})
+        with pytest.raises(penstock.PenstockError, match="a source is <"):
+            penstock.caption(odd, model="demo", out=str(tmp_path / "o"))
+
+
+def test_an_error_can_be_written_whatever_it_names(tmp_path: Path) -> None:
+    with pytest.raises(penstock.PenstockError) as raised:
+        penstock.caption(tmp_path, model="demo", out=str(tmp_path / "o"), schema="\ud800.json")
+    assert "\\ud800.json" in str(raised.value.message.encode().decode())

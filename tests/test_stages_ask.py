@@ -340,7 +340,7 @@ def test_the_pace_settles_at_what_a_server_can_do(slots: int, least: int, most: 
 
 
 def test_a_long_wait_is_said_and_an_absurd_one_is_not_obeyed(work: Work) -> None:
-    told_waits = {"inf": None, "nan": None, "1e9": None, "-3": 0.0, "7": 7.0, "900": 300.0}
+    told_waits = {"inf": 0.0, "nan": 0.0, "1e9": 0.0, "-3": 0.0, "": 0.0, "7": 7.0, "900": 300.0}
     assert {text: stages.ask.client._wait(text) for text in told_waits} == told_waits
     stand_in = StandIn()
     stand_in.answer = lambda *_: (
@@ -368,6 +368,20 @@ def test_a_server_that_never_answers_ends_the_stage_however_it_requests_waits(
         work.run(address, at_once=1)
     assert len(stand_in.requests) < 50, "requests in vain"
     assert not work.captions and not work.failed
+
+
+@pytest.mark.parametrize("wait", ["0", "-5", "0.01", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_a_requested_wait_shorter_than_the_own_pause_makes_no_storm(
+    wait: str, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages.ask.servers, "PAUSE", (0.4, 1.0))
+    stand_in, ends = StandIn(), time.monotonic() + 2
+    busy = f"HTTP/1.1 503 X\r\nretry-after: {wait}\r\ncontent-length: 0\r\n\r\n".encode()
+    stand_in.answer = lambda *_: busy if time.monotonic() < ends else None
+    with running(stand_in) as address:
+        work.run(address, at_once=1)
+    assert len(stand_in.requests) <= 12 + 4, "requests in vain"
+    assert len(work.captions) == 12 and not work.failed
 
 
 def test_pauses_that_a_server_requests_between_answers_end_nothing(

@@ -239,7 +239,7 @@ def test_a_valid_header_is_read(tmp_path: Path) -> None:
     header = read(tmp_path, gguf_bytes())
     assert header.architecture == "qwen2"
     assert header.values["qwen2.rope.dimension_sections"] == (2, 3, 3, 0)
-    assert header.values["tokenizer.ggml.tokens"] == ("a", "b", "c")
+    assert header.values["tokenizer.ggml.tokens"].split(b"\xff") == [b"a", b"b", b"c", b""]
     up = header.tensors[UP]
     assert (up.shape, up.bytes, up.offset) == ((64, 32), 64 * 34, 8 * 32 * 4 + 32 * 4)
     assert header.parameters == 64 * 32 + 32 + 8 * 32
@@ -312,6 +312,30 @@ def test_lists_of_numbers_take_at_most_twice_their_size(
     assert peak <= 2 * size * lists, f"{peak / size / lists:.1f} times the size of its lists"
     assert header.values["qwen2.rope.dimension_sections"] == (2, 3, 3, 0)
     assert len(header.values) == len(values)
+
+
+MANY = struct.pack("<IIQ", 9, 8, 1 << 17)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"k": "\U0001f600" + "a" * (8 << 20)},
+        {f"k{n}": "\U0001f600" + "a" * 60_000 for n in range(150)},
+        {"k": MANY + text("\u0411\u0412") * (1 << 17)},
+        {"tokenizer.ggml.tokens": MANY + text("\u0411\u0412") * (1 << 17)},
+        {"k": struct.pack("<IIQ", 9, 8, 1) + text("\U0001f600" + "a" * (8 << 20))},
+    ],
+    ids=["a text", "texts", "a list", "tokens", "a long one in a list"],
+)
+def test_texts_take_at_most_twice_their_size(tmp_path: Path, values: dict[str, Any]) -> None:
+    content = gguf_bytes({**VALUES, **values})
+    tracemalloc.start()
+    header = read(tmp_path, content)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 2.2 * len(content), f"{peak / len(content):.1f} times the size of its texts"
+    assert header.values.keys() == {**VALUES, **values}.keys()
 
 
 def test_names_of_strangers_do_not_reach_the_terminal_as_they_are(tmp_path: Path) -> None:

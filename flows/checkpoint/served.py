@@ -211,10 +211,10 @@ def served_profile(config: RunOptions) -> ModelProfile:
 async def _stated(client: "Client", served: ServedModel) -> tuple[tuple[str, ...], str]:
     """Return what the server states that changes with its model, and a note if it lists other
     models alone; empty: nothing."""
-    from stages.ask.servers import refuse_all
+    from stages.ask.servers import patiently, refuse_all
 
     async def page(path: str) -> dict[str, Any]:
-        reply = await client.get(path)
+        reply = await patiently(client, lambda: client.get(path))
         if reply.status in (401, 403):
             refuse_all(client, reply.status, f"HTTP {reply.status}", served.model)
         if reply.status >= 429:  # another identity would caption all of it again

@@ -1,6 +1,7 @@
-"""Limits the size of request heads in the servers of `penstock serve` and of the studio, before any
-token is checked."""
+"""Limits the size and time of request heads in the servers of `penstock serve` and of the studio,
+before any token is checked."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,11 @@ PIECE_BYTES = 1 << 12
 """Bytes that are parsed at once. A head that begins within a piece may exceed the limit by them."""
 LINGER_SECONDS = 2.0
 """Time in which a refused client may read why. What it sends meanwhile is discarded."""
+READ_SECONDS = 20.0
+"""Time in which a client must read some of its response. A slower client is disconnected."""
+HEAD_SECONDS = 10.0
+"""Time in which a request's head must arrive, counted from the connection or from its first
+byte."""
 _WHY = {
     "error": f"the head of the request is larger than {HEAD_BYTES >> 10} KiB",
     "hint": "Send fewer and shorter header fields, and a shorter address",
@@ -112,6 +118,75 @@ class HeadLimited(BaseProtocol):
         self.transport.write(REFUSAL)
         self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+
+def limited_protocol(max_connections: int) -> type[asyncio.Protocol]:
+    """Return the protocol with time limits. Beyond `max_connections`, idle ones
+    are closed."""
+    silent: dict[asyncio.Protocol, asyncio.Transport] = {}
+    """Connections without a request in progress, longest idle first."""
+
+    class LimitedProtocol(HeadLimited):
+        """One connection, with time limits."""
+
+        _timer: asyncio.TimerHandle | None = None
+        _unread: asyncio.TimerHandle | None = None
+        """Ends the connection if its response stays unread."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            while silent and len(self.connections) > max_connections:
+                other = next(iter(silent))
+                self.connections.discard(other)
+                silent.pop(other).abort()
+            silent[self] = transport
+            self._set_idle()
+
+        def data_received(self, data: bytes) -> None:
+            before = self.cycle
+            super().data_received(data)
+            if self.cycle is not before:
+                self._set_busy()
+            elif self._timer is None and (self.cycle is None or self.cycle.response_complete):
+                self._set_idle()
+
+        def on_response_complete(self) -> None:
+            silent[self] = self.transport
+            super().on_response_complete()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unread = self.loop.call_later(READ_SECONDS, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._stop_unread_timer()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._set_busy()
+            self._stop_unread_timer()
+            super().connection_lost(exc)
+
+        def _stop_unread_timer(self) -> None:
+            if self._unread is not None:
+                self._unread.cancel()
+                self._unread = None
+
+        def _set_busy(self) -> None:
+            silent.pop(self, None)
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+        def _set_idle(self) -> None:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+        def _give_up(self) -> None:
+            self._timer = None
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.close()
+
+    return LimitedProtocol
 
 
 class _Flow(FlowControl):

@@ -98,11 +98,11 @@ class Roots:
         folders, media, count = list[dict[str, Any]](), list[str](), 0
         try:
             entries = sorted(os.scandir(path), key=lambda entry: entry.name)
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except OSError as error:
+            if path.is_dir():
+                raise read_fault(error, path) from error
             where = f"there is no folder {writable(str(path))}"
             raise NoSuchFolder(where, hint="Choose another one: it was moved or deleted") from error
-        except OSError as error:
-            raise read_fault(error, path) from error
         for entry in entries:
             there = Path(os.path.realpath(entry.path)) if entry.is_symlink() else Path(entry.path)
             if is_hidden(entry.name) or not self.holds(there) or not is_shown(entry.name):
@@ -140,7 +140,7 @@ def _entries(folder: Path, *, recursive: bool) -> Iterator[os.DirEntry[str]]:
             with os.scandir(real) as entries:
                 for entry in entries:
                     yield entry
-                    if recursive and entry.is_dir():
+                    if recursive and os.path.isdir(entry.path):
                         waiting.append(entry.path)
     except OSError as error:
         raise read_fault(error, folder) from error

@@ -23,7 +23,7 @@ from flows.console.lines import print_lines
 from flows.media.media_files import writable
 from flows.results.run_read import load_record
 from flows.results.trust import belief_in, is_trusted
-from flows.serving.head_limit import HeadLimited
+from flows.serving.head_limit import limited_protocol
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.studio.captions_routes import CaptionsRoutes
 from flows.studio.guard import ThisMachineOnly, guarded
@@ -36,6 +36,8 @@ from flows.studio.values import line_of
 
 HOST = "127.0.0.1"
 GRACE_SECONDS = 2
+CONNECTIONS = 256
+"""Open connections of pages, beyond which idle ones are closed."""
 
 
 def studio(
@@ -157,7 +159,7 @@ async def serve(app: Starlette, listener: socket.socket, line: str) -> None:
     server = UnsignalledServer(
         uvicorn.Config(
             app,
-            http=HeadLimited,
+            http=limited_protocol(CONNECTIONS),
             lifespan="off",
             ws="none",
             log_level=logging.WARNING,

@@ -2,7 +2,6 @@
 
 import asyncio
 import email.utils
-import math
 import ssl
 import time
 from collections.abc import Callable
@@ -34,12 +33,12 @@ ECHO = "x-request-id"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A server's answer. `wait` is the seconds that it requests; `echo` the name of the request
-    that is answered, and `media_type` that of the body; both are empty if not stated."""
+    """A server's answer. `wait` is the seconds that it requests, if any; `echo` the name of the
+    request that is answered, and `media_type` that of the body; both are empty if not stated."""
 
     status: int
     body: bytes
-    wait: float | None
+    wait: float
     echo: str
     media_type: str
 
@@ -206,15 +205,13 @@ class _Exchange(asyncio.Protocol):
         )
 
 
-def _wait(text: str) -> float | None:
-    """Return the seconds of a header Retry-After; None: it states none that is credible."""
+def _wait(text: str) -> float:
+    """Return the seconds of a header Retry-After; 0: it states none that is credible."""
     try:
         seconds = float(text)
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
         except (TypeError, ValueError, OverflowError):
-            return None
-    if not math.isfinite(seconds) or seconds > CREDIBLE_WAIT:
-        return None
-    return min(MAX_WAIT, max(0.0, seconds))
+            return 0.0
+    return min(MAX_WAIT, seconds) if 0 < seconds <= CREDIBLE_WAIT else 0.0

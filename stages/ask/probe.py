@@ -1,6 +1,5 @@
 """Finds out whether a server takes a video, by a request with a few grey frames."""
 
-import asyncio
 import json
 from typing import Any
 
@@ -11,11 +10,10 @@ from artifacts.errors import EnvironmentFault
 from stages.ask.client import Client, Reply
 from stages.ask.job import AskItem, AskJob
 from stages.ask.media import clip, part
-from stages.ask.servers import OVERLOADED, refuse_all, refuse_page
+from stages.ask.servers import OVERLOADED, patiently, refuse_all, refuse_page
 from stages.ask.wire import error_in, request_body
 
 SIZE, FRAMES = 128, 8
-TRIES, PAUSE_SECONDS = 5, 2.0
 
 
 async def looks_at_video(client: Client, model: str, keys: EndpointKeys) -> bool:
@@ -35,18 +33,14 @@ async def looks_at_video(client: Client, model: str, keys: EndpointKeys) -> bool
 async def _reply(client: Client, model: str, keys: EndpointKeys, media: bytes) -> Reply:
     item = AskItem("", "", "video", "What is it?")
     body = request_body(AskJob(model=model, max_new_tokens=1), item, media)
-    for _ in range(TRIES):
-        reply = await client.post(body)
-        reason = f"HTTP {reply.status} {error_in(reply.body, keys)}"
-        refuse_page(client, reply, keys)
-        if reply.status not in OVERLOADED:
-            if reply.status != 200:
-                refuse_all(client, reply.status, reason, model)
-            return reply
-        wait = PAUSE_SECONDS if reply.wait is None else reply.wait
-        client.say_wait(wait)
-        await asyncio.sleep(wait)
-    raise EnvironmentFault(f"{client.endpoint.origin}: {reason}", hint="Try again later")
+    reply = await patiently(client, lambda: client.post(body))
+    reason = f"HTTP {reply.status} {error_in(reply.body, keys)}"
+    refuse_page(client, reply, keys)
+    if reply.status in OVERLOADED:
+        raise EnvironmentFault(f"{client.endpoint.origin}: {reason}", hint="Try again later")
+    if reply.status != 200:
+        refuse_all(client, reply.status, reason, model)
+    return reply
 
 
 def _prompt_tokens(reply: Reply) -> int | None:

@@ -198,7 +198,7 @@ class Asking:
                     server.silent_since = server.silent_since or sent
                     server.pace.overloaded(sent, time.monotonic())
                 else:
-                    server.pause(None, "cannot be reached")
+                    server.pause(why="cannot be reached")
                     continue
             except BadAnswer as error:
                 why, tries = error.message, tries + 1

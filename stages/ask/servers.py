@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from artifacts.endpoints import Endpoint, EndpointKeys
@@ -18,6 +18,8 @@ MAX_SILENCE = 1800.0
 PAUSE = (0.5, 15.0)
 """First and longest pause in seconds after a server was overloaded or not reached."""
 OVERLOADED = (408, 425, 429, 503)
+TRIES = 8
+"""Requests before a run begins, to a server that is overloaded."""
 
 
 class ModelServer:
@@ -60,14 +62,13 @@ class ModelServer:
             )
         self.seen = now
 
-    def pause(self, wait: float | None, why: str = "is overloaded") -> None:
-        """Send nothing for a while: so many seconds, or more each time. The first of the requests
-        that were sent together says so."""
-        now, (first, longest) = time.monotonic(), PAUSE
+    def pause(self, wait: float = 0.0, why: str = "is overloaded") -> None:
+        """Send nothing for a while: more each time, and at least so many seconds. The first of the
+        requests that were sent together says so."""
+        now, seconds = time.monotonic(), pause_after(self._pauses, wait)
         self.silent_since = self.silent_since or now
-        self.out_since = max(self.out_since or now, now + wait if wait else 0.0)
-        if now >= self.paused_until or wait:
-            seconds = min(longest, first * 2 ** min(self._pauses, 9)) if wait is None else wait
+        self.out_since = max(self.out_since or now, now + wait if wait == seconds else 0.0)
+        if now >= self.paused_until or wait == seconds:
             if now >= self.paused_until:
                 self.client.say_wait(seconds, why)
             self.paused_until = max(self.paused_until, now + seconds)
@@ -151,6 +152,25 @@ class ModelServers:
             "answers": {url: server.answers for url, server in every.items()},
             "at_once": {url: server.pace.limit for url, server in every.items()},
         }
+
+
+def pause_after(pauses: int, wait: float) -> float:
+    """Return the seconds of the next pause, of which a server requests so many. A request for less
+    than our own pause is not followed: it would be a storm of requests."""
+    first, longest = PAUSE
+    return max(wait, min(longest, first * 2.0 ** min(pauses, 9)))
+
+
+async def patiently(client: Client, request: Callable[[], Awaitable[Reply]]) -> Reply:
+    """Return the reply to a request, which is sent a few times to an overloaded server. Raises
+    NoReply."""
+    for pauses in range(TRIES - 1):
+        reply = await request()
+        if reply.status not in OVERLOADED:
+            return reply
+        client.say_wait(wait := pause_after(pauses, reply.wait))
+        await asyncio.sleep(wait)
+    return await request()
 
 
 def refuse_page(client: Client, reply: Reply, keys: EndpointKeys) -> None:

@@ -8,6 +8,7 @@ every file passes here before any library sees it:
 3. Tensors lie one behind the other, within the file, and have types that llama.cpp computes with.
 """
 
+import codecs
 import math
 import struct
 from collections.abc import Mapping
@@ -27,9 +28,15 @@ ENTRIES = 1 << 16
 """Most metadata keys, and most tensors."""
 STRINGS = 1 << 21
 """Most strings in all lists together."""
-NUMBERS_KEPT = 1 << 16
-"""Most numbers in all lists that are kept. A tuple takes 8 to 40 bytes for each, and no long list
-is used."""
+KEPT_BYTES = 1 << 20
+"""Most bytes of the texts and lists that are kept as they are: no long one is used."""
+A_NUMBER = 16
+"""Bytes of them that a number in a list counts as. A tuple takes 8 to 40 for each."""
+PIECE = 1 << 16
+"""Bytes of a text that are decoded at once; the longest name of metadata."""
+TOKENS = "tokenizer.ggml.tokens"
+END = b"\xff"
+"""Ends each of the tokens. It is no part of UTF-8."""
 NAME_BYTES = 63
 """Longest name of a tensor."""
 DIMENSIONS = 4
@@ -71,23 +78,14 @@ class GgufTensor:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class LongList:
-    """A list of numbers that is not kept."""
-
-    count: int
-
-    def __str__(self) -> str:
-        return f"a list of {self.count:,} numbers"
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GgufHeader:
     """The header of a GGUF file."""
 
     path: Path
     values: Mapping[str, Any]
-    """Key → its value; lists are tuples, or a LongList."""
+    """Key → its value; lists are tuples. What is too long is a description of it, and the tokens
+    are one text of bytes: as a tuple they take ten times more."""
     tensors: Mapping[str, GgufTensor]
     data_start: int
     """Byte at which the tensors' data starts."""
@@ -127,7 +125,8 @@ class _HeaderReader:
 
     def __init__(self, path: Path, file: BufferedReader, size: int) -> None:
         self._path, self._file, self._size = path, file, size
-        self._at, self._strings, self._numbers = 0, 0, 0
+        self._at = self._strings = self._kept = 0
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
 
     def header(self) -> GgufHeader:
         if self._take(len(MAGIC), "its first bytes") != MAGIC:
@@ -157,8 +156,8 @@ class _HeaderReader:
     def _values(self, count: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for _ in range(count):
-            key = self._string("the name of a metadata key")
-            if key in found or not key or not key.isprintable():
+            key = self._text("the name of a metadata key", PIECE).decode()
+            if key in found or not key or not (key.isascii() and key.isprintable()):
                 raise self._damaged(f"it has the metadata key {key!r} twice, or as no name")
             kind = self._number("I", key)
             found[key] = self._list(key) if kind == LIST else self._value(kind, key)
@@ -166,34 +165,45 @@ class _HeaderReader:
 
     def _value(self, kind: int, key: str) -> Any:
         if kind == STRING:
-            return self._string(key)
+            text = self._text(key)
+            return text.decode() if self._keeps(len(text)) else f"a text of {len(text):,} bytes"
         if kind == BOOL:
             return bool(self._number("B", key))
         if kind not in NUMBERS:
             raise self._damaged(f"metadata key {key} has the unknown type {kind}")
         return self._number(NUMBERS[kind], key)
 
-    def _list(self, key: str) -> tuple[Any, ...] | LongList:
+    def _list(self, key: str) -> tuple[Any, ...] | bytearray | str:
         kind, count = self._number("I", key), self._number("Q", key)
         if kind == STRING:
             self._strings += count
             if self._strings > STRINGS:
                 raise self._damaged(f"metadata key {key} has {count:,} texts")
-            return tuple(self._string(key) for _ in range(count))
+            tokens = bytearray()
+            for _ in range(count):
+                text = self._text(key)
+                if key == TOKENS:
+                    tokens += text + END
+            return tokens if key == TOKENS else f"a list of {count:,} texts"
         form = "B" if kind == BOOL else NUMBERS.get(kind)
         if form is None:
             raise self._damaged(f"metadata key {key} is a list of the unknown type {kind}")
         content = self._take(count * struct.calcsize(f"<{form}"), key)
-        if self._numbers + count > NUMBERS_KEPT:
-            return LongList(count)
-        self._numbers += count
+        if not self._keeps(A_NUMBER * count):
+            return f"a list of {count:,} numbers"
         return struct.unpack(f"<{count}{form}", content)
+
+    def _keeps(self, size: int) -> bool:
+        """Return whether there is room for a value of so many bytes, and take it."""
+        if fits := self._kept + size <= KEPT_BYTES:
+            self._kept += size
+        return fits
 
     def _tensors(self, count: int, alignment: int) -> dict[str, GgufTensor]:
         found: dict[str, GgufTensor] = {}
         expected = 0
         for _ in range(count):
-            name = self._string("the name of a tensor", NAME_BYTES)
+            name = self._text("the name of a tensor", NAME_BYTES).decode()
             if name in found or not name or not name.isprintable():
                 raise self._damaged(f"it has the tensor {name!r} twice, or as no name")
             found[name] = tensor = self._tensor(name)
@@ -228,12 +238,16 @@ class _HeaderReader:
         (found,) = struct.unpack(f"<{form}", self._take(struct.calcsize(f"<{form}"), what))
         return found
 
-    def _string(self, what: str, most: int = HEADER_BYTES) -> str:
+    def _text(self, what: str, most: int = HEADER_BYTES) -> bytes:
+        """Return the bytes of a text, which are UTF-8."""
         length = self._number("Q", what)
         if length > most:
             raise self._damaged(f"{what} is {length:,} bytes long")
+        found = self._take(length, what)
         try:
-            return self._take(length, what).decode("utf-8")
+            for at in range(0, length, PIECE):
+                self._utf8.decode(found[at : at + PIECE], at + PIECE >= length)
+            return found
         except UnicodeDecodeError as error:
             raise self._damaged(f"{what} is no UTF-8 text") from error
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from artifacts.errors import UsageError
 from stages.models.gguf.half import core_names, dequantized
-from stages.models.gguf.header import TABLE, TYPES, GgufHeader, in_line, read_header
+from stages.models.gguf.header import END, TABLE, TOKENS, TYPES, GgufHeader, in_line, read_header
 from stages.models.gguf.mapping import TextMapping, mapping_of
 
 EQUIVALENT = {"qwen2vl": "paddleocr"}
@@ -154,11 +154,12 @@ def check_tokens(header: GgufHeader, tokenizer: Any, placeholders: Collection[st
     rows, last = header.tensor(TABLE).shape[0], max(vocabulary.values())
     if last >= rows:
         raise unfit(header, f"it has {rows} tokens, and the tokenizer's last one is {last}")
-    tokens = header.values.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, tuple):
+    ended = header.values.get(TOKENS)
+    if not isinstance(ended, bytearray):
         return
+    tokens = ended.split(END, last + 1)[:-1]
     for token, at in sorted(vocabulary.items(), key=lambda each: each[1]):
-        found = tokens[at] if at < len(tokens) else None
+        found = tokens[at].decode() if at < len(tokens) else None
         if found != token and token not in placeholders:
             raise unfit(header, f"its token {at} is {found!r}, and the tokenizer's {token!r}")
 
