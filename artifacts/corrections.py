@@ -19,7 +19,7 @@ from typing import Any, Final
 from artifacts.captions import ENCODER
 from artifacts.edits import DEED, DIGITS, REDO, UNDO, UNTOUCHED, Edit, Edits, EditsOf
 from artifacts.files import try_lock
-from artifacts.json_shapes import OptionalField, check, parse, text
+from artifacts.json_shapes import check, parse
 from artifacts.keys import digest_of
 from artifacts.regular_files import open_regular
 from artifacts.signing import Proof
@@ -28,7 +28,6 @@ from artifacts.store import fault_of, read_fault
 
 CORRECTIONS: Final = "corrections.jsonl"
 """Name of the file next to a store's objects."""
-LINE: Final = {**DEED, "of": OptionalField(text)}
 LOCK_SECONDS: Final = 5.0
 """Longest wait for another writer. After it a line is added without the lock, and may be torn."""
 
@@ -132,7 +131,7 @@ class StoredEdits:
         for line in filter(None, lines):
             try:
                 event = parse(line.decode())
-                check(event, LINE)
+                check(event, DEED)
             except ValueError as error:
                 log.warning("%s: line skipped: %s", self.path, error)
                 continue

@@ -11,7 +11,7 @@ from artifacts.errors import UsageError
 from artifacts.paths import folder_named
 from flows.checkpoint.conversion import Converted
 from flows.checkpoint.conversion import convert as run_convert
-from flows.cli.recorded import recorded_command, recorded_run
+from flows.cli.recorded import recorded_run
 from flows.console.display import Display
 from flows.learning.learn import learn as run_learn
 from flows.learning.result import Learned
@@ -25,6 +25,7 @@ from flows.planning.plan import figures, plan_of
 from flows.results.export_result import Exported, refuse_foreign_folder
 from flows.results.report.facts import write_report
 from flows.results.run_status import run_status
+from flows.results.trust import command_in
 from flows.results.tuned import AdapterScore, Tuned
 from flows.running.export import export as run_export
 from flows.running.samples import evaluation_media
@@ -100,7 +101,7 @@ def learn(
     killed. A folder of another person needs `trust_folder`. Raises PenstockError."""
     config = config_with(LearnConfig, options, LearnOptions.__annotations__, out=out)
     folder = folder_named(config.out, "out")
-    command = recorded_command(folder, trust=config.trust_folder)
+    command = command_in(folder, trust=config.trust_folder)
     if os.getcwd() != command["folder"]:
         raise UsageError(
             f"the captions in {folder} were made in {command['folder']}",

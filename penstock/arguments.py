@@ -167,15 +167,11 @@ def config_for(
 
 def anchored(config: C) -> C:
     """Return a configuration whose folders do not depend on the working directory of later."""
-    local = {name: getattr(config, name) for name in ("out", "store") if hasattr(config, name)}
-    return replace(
-        config,
-        **{name: os.path.abspath(path) for name, path in local.items() if _is_relative(path)},
-    )
-
-
-def _is_relative(path: str) -> bool:
-    return bool(path) and not path.startswith("~") and "://" not in path
+    given = {name: getattr(config, name, "") for name in ("out", "store")}
+    local: dict[str, Any] = {
+        n: path for n, path in given.items() if path and path[0] != "~" and "://" not in path
+    }
+    return replace(config, **{name: os.path.abspath(path) for name, path in local.items()})
 
 
 def config_of(kind: type[K], options: Mapping[str, Any], **fixed: Any) -> K:

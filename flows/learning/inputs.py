@@ -16,13 +16,7 @@ from flows.media.example import Example
 from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
 from flows.options.learn import LearnConfig, RecordedRun
-from flows.results.rounds import (
-    TRAINED,
-    Round,
-    missing_adapter,
-    unfinished,
-    usable_rounds,
-)
+from flows.results.rounds import TRAINED, Round, missing_adapter, unfinished, usable_rounds
 from flows.results.trust import own_belief
 from flows.reviewing.captions import ReviewedCaptions
 

@@ -26,9 +26,8 @@ def stock_note(ledger: Ledger, stock: Ledger, media: Sequence[Medium]) -> list[s
     list if there are no such chunks."""
     made, there = (_made(each, media) for each in (ledger, stock))
     count = len(there - made)
-    return [f"{counted(count, 'caption')} are stored as stock; --as-stock reuses them"] * bool(
-        count
-    )
+    note = f"{counted(count, 'caption')} are stored as stock; --as-stock reuses them"
+    return [note] if count else []
 
 
 def _made(ledger: Ledger, media: Sequence[Medium]) -> set[tuple[str, int, str]]:

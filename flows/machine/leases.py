@@ -195,27 +195,26 @@ class RunningJob:
     """Its process, host and folder, for display."""
 
 
+@dataclass(frozen=True, slots=True)
 class Lease:
-    """This process's own lease on a store."""
+    """This process's own lease on a store: its name, that of its file, and what ends it."""
 
-    def __init__(self, store: Store, name: str, file: str, end: Callable[[], object]) -> None:
-        """Take the store, the name of the lease and of its file, and what ends it."""
-        self._store = store
-        self._name = name
-        self._file = file
-        self.end = end
+    store: Store
+    name: str
+    file: str
+    end: Callable[[], object]
 
     def needed_elsewhere(self, namespace: str, media: Collection[str]) -> set[str]:
         """Return of which of these media another running job needs the frames in this namespace.
         Raises EnvironmentFault."""
         needed: set[str] = set()
-        for note, descriptor in live_notes_in(self._store.near, self._file) if media else ():
+        for note, descriptor in live_notes_in(self.store.near, self.file) if media else ():
             if namespace in note["scopes"]:
                 needed |= _needed(note, descriptor, media)
         return needed
 
     def others(self) -> list[RunningJob]:
-        return running_jobs(self._store, but=self._name)
+        return running_jobs(self.store, but=self.name)
 
 
 @contextlib.contextmanager

@@ -12,11 +12,7 @@ from artifacts.options import Option, OptionGroup
 from flows.options.endpoint import EndpointOptions, check_served
 from flows.options.formats import COCO
 from flows.options.headings import FILES
-from flows.options.media import (
-    CardOptions,
-    SourceOptions,
-    VideoSamplingOptions,
-)
+from flows.options.media import CardOptions, SourceOptions, VideoSamplingOptions
 from flows.options.model import (
     DEFAULT_MODEL_OPTION,
     AdapterOptions,

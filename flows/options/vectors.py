@@ -9,12 +9,7 @@ from flows.options.commands import RunOptions
 from flows.options.formats import COCO
 from flows.options.headings import LABELS, MEMORY, MODEL, OUTPUTS, VECTORS
 from flows.options.media import VectorSamplingOptions
-from flows.options.model import (
-    MODEL_OPTION,
-    PRECISION_OPTION,
-    STORE_HELP,
-    TRUST_HELP,
-)
+from flows.options.model import MODEL_OPTION, PRECISION_OPTION, STORE_HELP, TRUST_HELP
 from flows.options.text import FOLDER_OPTION, OutputOptions, OwnerOptions
 
 PARENT = "penstock-out"

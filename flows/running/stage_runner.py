@@ -23,6 +23,7 @@ How it works:
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from artifacts.errors import CannotFit, PenstockError, StageDied, UsageError
 from artifacts.packs import Record
@@ -52,24 +53,16 @@ from stages.process.outcome import StageOutcome
 from stages.process.stage import StageSpec
 
 
+@dataclass(frozen=True, slots=True)
 class OneShotStage:
     """Runs the stages of one job that read no media."""
 
-    def __init__(
-        self,
-        job: Job,
-        launcher: Launcher,
-        record: RunRecord,
-        ladder: Ladder,
-        on_start: Callable[[str, int, int], None],
-        fetch: Callable[[Collection[Part]], None],
-    ) -> None:
-        self._job = job
-        self._launcher = launcher
-        self._record = record
-        self._ladder = ladder
-        self._on_start = on_start
-        self._fetch = fetch
+    job: Job
+    launcher: Launcher
+    record: RunRecord
+    ladder: Ladder
+    on_start: Callable[[str, int, int], None]
+    fetch: Callable[[Collection[Part]], None]
 
     def run(
         self,
@@ -85,24 +78,24 @@ class OneShotStage:
         media if `by_media` is set. `while_running` is called while it works. Raises
         PenstockError."""
         self._plan(stage, by_media)
-        self._fetch(parts_of([stage]))
+        self.fetch(parts_of([stage]))
         while True:
-            self._record.expect(stage.name, total, 0)
-            self._ladder.begin(stage.name)
-            self._on_start(stage.name, total, 0)
+            self.record.expect(stage.name, total, 0)
+            self.ladder.begin(stage.name)
+            self.on_start(stage.name, total, 0)
             if (outcome := self._attempt(stage, call, while_running)) is not None:
                 return outcome
 
     def _plan(self, stage: StageSpec, by_media: bool) -> None:
         """Select the first rung that fits. Raises CannotFit."""
-        job = self._job
+        job = self.job
         if job.files and by_media:
             request = plan_request(job, (stage,))
         else:
             request = plan_request_of_model(job.model, job.config, job.device, (stage,), prompt="")
-        found = choose(request, job.budget, self._ladder.rungs, self._ladder.known())
-        self._ladder.start({name: choice.chosen.rung for name, choice in found.items()})
-        plan = self._record.value["plan"]
+        found = choose(request, job.budget, self.ladder.rungs, self.ladder.known())
+        self.ladder.start({name: choice.chosen.rung for name, choice in found.items()})
+        plan = self.record.value["plan"]
         earlier = (plan.get("memory") or {}).get("stages", ())
         memory = memory_json(found, job.budget)
         others = [each for each in earlier if each["stage"] != stage.name]
@@ -116,15 +109,15 @@ class OneShotStage:
     ) -> StageOutcome | None:
         """Return the outcome of one process. Return None if it ran out of memory and the ladder
         moved one rung down."""
-        rung = self._ladder.rung(stage.name)
-        settings = settings_on(self._job.model, rung)
-        process = self._launcher.start(call(rung))
+        rung = self.ladder.rung(stage.name)
+        settings = settings_on(self.job.model, rung)
+        process = self.launcher.start(call(rung))
         try:
             while_running()
             return process.wait()
         except CannotFit as error:
             ready = bool(process.outcome.notes.get("ready"))
-            self._ladder.step_down(stage.name, error, largest=rung.batch, tokens=0, ready=ready)
+            self.ladder.step_down(stage.name, error, largest=rung.batch, tokens=0, ready=ready)
             return None
         except BaseException:
             process.stop()
@@ -132,7 +125,7 @@ class OneShotStage:
         finally:
             precision = {str(stage.part): settings.label} if settings else {}
             attention = settings.attention if settings else ""
-            self._record.add(process.outcome, attention=attention or "", precision=precision)
+            self.record.add(process.outcome, attention=attention or "", precision=precision)
 
 
 class StageRunner:

@@ -23,14 +23,7 @@ from artifacts.index.manifest import has_manifest, is_of_index, read_manifest
 from artifacts.index.measuring import is_due, measure, note_texts
 from artifacts.index.rows import MEDIUM, ROW, IndexRow, identities_of, medium_of
 from artifacts.index.snapshot import of_all, paths_of
-from artifacts.index.writing import (
-    LOCK,
-    Added,
-    IndexWriter,
-    refuse_other,
-    within,
-    writing,
-)
+from artifacts.index.writing import LOCK, Added, IndexWriter, refuse_other, within, writing
 from artifacts.owned_folders import refuse_foreign
 from artifacts.plurals import counted
 from artifacts.remote.addresses import is_address

@@ -30,7 +30,9 @@ PRESETS = {
 
 def models_in(roots: Roots) -> dict[str, list[str]]:
     """Return the models and the adapters on this machine that the page may name."""
-    models = [DEMO_MODEL, *sorted(_cached())]
+    cached = cache_folder().glob("models--*/snapshots/*/config.json")
+    ids = (found.parents[2].name.removeprefix("models--").replace("--", "/") for found in cached)
+    models = [DEMO_MODEL, *sorted(ids)]
     adapters = []
     for folder in _folders(roots):
         if os.path.isfile(folder / "adapter_config.json"):
@@ -38,12 +40,6 @@ def models_in(roots: Roots) -> dict[str, list[str]]:
         elif os.path.isfile(folder / "config.json"):
             models.append(str(folder))
     return {"models": models, "adapters": adapters}
-
-
-def _cached() -> Iterator[str]:
-    """Yield the hub ids in the hub's cache."""
-    for found in cache_folder().glob("models--*/snapshots/*/config.json"):
-        yield found.parents[2].name.removeprefix("models--").replace("--", "/")
 
 
 def _folders(roots: Roots) -> Iterator[Path]:

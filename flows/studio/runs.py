@@ -18,9 +18,8 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.files import try_lock, write_json
@@ -29,6 +28,7 @@ from artifacts.opening_below import guard, open_below
 from artifacts.store import fault_of
 from artifacts.user_folders import user_state
 from flows.machine.known_process import interrupt, leader_with, start_of
+from flows.machine.versions import now
 from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of
 from flows.results.run_status import run_folder, run_status
@@ -211,14 +211,10 @@ class RunQueue:
             try:
                 self.tick()
             except (PenstockError, OSError) as error:
-                self._note(str(error))
+                with self._lock:
+                    for run in (each for each in self.runs if each.state == STARTING):
+                        run.state, run.error = "failed", str(error)
             self._end.wait(TICK_SECONDS)
-
-    def _note(self, why: str) -> None:
-        with self._lock:
-            for run in self.runs:
-                if run.state == STARTING:
-                    run.state, run.error = "failed", why
 
     def tick(self) -> None:
         """Note a run that ended, and start the next one. Raises OSError, EnvironmentFault."""
@@ -281,11 +277,20 @@ class RunQueue:
         return "".join(self.log_of(run).strip().splitlines()[-1:])
 
     def _begin(self, run: QueuedRun, lock: int) -> None:
-        run.state, run.began, run.pid, run.start, run.error = STARTING, _now(), 0, "", ""
+        run.state, run.began, run.pid, run.start, run.error = STARTING, now(), 0, "", ""
         self._save()
         self._on_begin(run)
         with open(self._log(run), "wb") as log:
-            self._child = _started(run, log, lock)
+            self._child = subprocess.Popen(
+                program(run.words),
+                cwd=run.folder,
+                env={**os.environ, "NO_COLOR": "1", NAMED: run.id},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(lock,),
+            )
         run.state, run.pid = RUNNING, self._child.pid
         run.start = start_of(run.pid)
         self._save()
@@ -325,21 +330,3 @@ def _is_of(run: QueuedRun, record: Mapping[str, Any]) -> bool:
     if run.pid:
         return bool(record["pid"] == run.pid)
     return bool(run.began) and seconds_of(record["started"]) >= seconds_of(run.began)
-
-
-def _started(run: QueuedRun, log: IO[bytes], lock: int) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own, with the queue's lock."""
-    return subprocess.Popen(
-        program(run.words),
-        cwd=run.folder,
-        env={**os.environ, "NO_COLOR": "1", NAMED: run.id},
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        pass_fds=(lock,),
-    )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -9,10 +9,7 @@ import torch
 
 from stages.models.processors.chat_template import TEMPLATED, write
 from stages.models.processors.clip import Clip, to_images, video_metadata
-from stages.models.processors.loading import (
-    count_places,
-    is_image_output,
-)
+from stages.models.processors.loading import count_places, is_image_output
 
 TEXT_IDS = ("input_ids", "decoder_input_ids", "labels")
 """Names under which processors return the tokens of the text."""

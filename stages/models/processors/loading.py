@@ -11,12 +11,7 @@ from stages.models.halves.features import is_pixels
 from stages.models.in_tree.registry import native_of
 from stages.models.processors.pixel_limit import PixelLimits, limit_pixels, own_sizes
 from stages.models.processors.vision_pair import UNPAIRED
-from stages.models.published import (
-    OUTER_PAIR,
-    change_of,
-    is_published_way,
-    published_bounds,
-)
+from stages.models.published import OUTER_PAIR, change_of, is_published_way, published_bounds
 
 PLACES = ("image_token", "video_token", "boi_token")
 """Attribute names under which processors and tokenizers keep image placeholders."""
