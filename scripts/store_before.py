@@ -21,7 +21,7 @@ OPTIONS = ("--model", "demo", "--precision", "fp32", "--chunk", "2", "--store", 
 PROMPTS = {"first": (), "second": ("--prompt", "Short caption.")}
 """Folder of a run → what else it is asked."""
 FORMATS = ("--format", "txt,vtt,srt,csv")
-LEFT_OUT = ("tmp", "claims", "logs", "digests.jsonl", "written.jsonl", "jobs")
+LEFT_OUT = ("tmp", "claims", "logs", "digests.jsonl", "written.jsonl", "jobs", "signing-key")
 """What a store holds of the machine that it lies on."""
 
 
@@ -38,7 +38,7 @@ def main() -> None:
             )
         shutil.rmtree(BEFORE, ignore_errors=True)
         for part in ("clips", "store", *PROMPTS):
-            ignored = shutil.ignore_patterns(*LEFT_OUT, "run.json", "media.jsonl", ".lock")
+            ignored = shutil.ignore_patterns(*LEFT_OUT, "run.json", "media.jsonl", ".*")
             shutil.copytree(folder / part, BEFORE / part, ignore=ignored)
     print(sum(path.stat().st_size for path in BEFORE.rglob("*") if path.is_file()) >> 10, "KiB")
 
