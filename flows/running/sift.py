@@ -197,14 +197,11 @@ def _complete(
     Raises PenstockError."""
     for _ in range(2):
         found, failures = _marked(job, record, display, make_launcher, out), _failures(job)
-        names = [
-            Counter((each.media_path, each.source) for each in some)
-            for some in (job.files, found.files, failures[len(job.failures) :])
-        ]
-        missing = {name: count for (name, _), count in (names[0] - names[1] - names[2]).items()}
-        if not missing:
+        known = Counter((file.media_path, file.source) for file in found.files)
+        known.update((each.media_path, each.source) for each in failures[len(job.failures) :])
+        if not (missing := Counter((f.media_path, f.source) for f in job.files) - known):
             return found, failures
-    raise missing_error(out, missing)
+    raise missing_error(out, {name: count for (name, _), count in missing.items()})
 
 
 def _marked(
