@@ -145,7 +145,12 @@ class Edits:
         if target is None:
             return []
         if deed["does"] == UNDO:
-            return self._undo(target)
+            self.done.remove(target)
+            self.undone.append(target)
+            self.now.clear()
+            for each in self.done:
+                self._take(each)
+            return _keys(target)
         if deed["does"] == REDO:
             self.undone.remove(target)
         else:
@@ -165,14 +170,6 @@ class Edits:
         # Undo stops at a round of `penstock learn`: before it, captions had other words, so an undo
         # would only remove decisions from the new ones.
         return None if "round" in (target := next(found, {"round": 0})) else target
-
-    def _undo(self, target: Mapping[str, Any]) -> list[str]:
-        self.done.remove(target)
-        self.undone.append(target)
-        self.now.clear()
-        for deed in self.done:
-            self._take(deed)
-        return _keys(self.undone[-1])
 
     def _take(self, deed: Mapping[str, Any]) -> None:
         for change in deed.get("changes", ()):

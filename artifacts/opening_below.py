@@ -13,30 +13,29 @@ from artifacts.regular_files import NotAFile, refuse_odd
 
 LINK = "it is a link, and is not followed"
 SECOND_NAME = "it has a second name (a hard link), and is not written"
-_guarded: set[str] = set()
+_guarded: set[Path] = set()
 FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def guard(folder: Path) -> None:
     """Have this process follow no link below an output folder when it writes. The folder itself may
     be a link."""
-    _guarded.add(os.path.abspath(folder))
+    _guarded.add(Path(os.path.abspath(folder)))
 
 
 def refuse_links(path: Path) -> None:
     """Raise NotAFile if a path, or a folder above it, is a link below a guarded folder."""
-    parts = [os.path.abspath(path)]
-    while (above := os.path.dirname(parts[-1])) != parts[-1]:
-        parts.append(above)
+    path = Path(os.path.abspath(path))
+    parts = [path, *path.parents]
     below = max((at for at, each in enumerate(parts) if each in _guarded), default=0)
     for each in parts[:below]:
         if os.path.islink(each):
-            raise NotAFile(errno.ELOOP, LINK, each)
+            raise NotAFile(errno.ELOOP, LINK, str(each))
 
 
 def open_below(path: Path, flags: int, mode: int = 0o644) -> int:
-    """Open a file in place, which is no link and lies below none of a guarded folder. Raises
-    OSError, NotAFile for a link, also for a hard link: an archive can make either."""
+    """Open a file in place. Raises OSError; NotAFile if it, or a folder above it and below a
+    guarded one, is a link, also for a hard link: an archive can make either."""
     refuse_links(path.parent)
     try:
         file = os.open(path, flags | FILE, mode)

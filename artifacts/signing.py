@@ -24,8 +24,6 @@ from artifacts.user_folders import user_state
 SECRET_BYTES = 32
 SIGNATURES = "signatures"
 """Field of a JSON object that is signed."""
-USER, STORE = "user", "store"
-"""Names of the two signatures."""
 EDIT, MARKER, ROUND = "edit", "marker", "round"
 """What is signed."""
 Proof = Callable[[Mapping[str, Any]], bool]
@@ -86,11 +84,11 @@ def _mac(key: bytes, purpose: str, value: Mapping[str, Any]) -> str:
 
 def _keys(store: str | None, *, create: bool) -> Iterator[tuple[str, bytes]]:
     with contextlib.suppress(UsageError, EnvironmentFault):
-        yield USER, user_secret()
+        yield "user", user_secret()
     scheme, _, place = (store or "").rpartition("://")
     if place and scheme in ("", "file"):
         with contextlib.suppress(UsageError, EnvironmentFault, OSError):
-            yield STORE, _store_key(folder_named(place, "store"), create=create)
+            yield "store", _store_key(folder_named(place, "store"), create=create)
 
 
 def _store_key(folder: Path, *, create: bool) -> bytes:

@@ -326,3 +326,31 @@ def test_objects_below_the_same_sources_may_be_gone(
     (tmp_path / "far" / "media.jsonl").write_text(line + "\n")
     own_folder(tmp_path / "far")
     refuse_taking(CaptionConfig(sources=(source,), out=str(tmp_path / "far")), "caption")
+
+
+def test_a_later_format_replaces_no_table_of_a_person_s_but_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("out/captions.parquet").write_text("mine")
+    assert caption("a", more=["--format", "parquet"]) == 2
+    assert "captions.parquet exists, and penstock did not write it" in capsys.readouterr().err
+    assert Path("out/captions.parquet").read_text() == "mine"
+    Path("out/captions.parquet").unlink()
+    for _ in range(2):
+        assert caption("a", more=["--format", "webdataset"]) == 0
+    assert caption("a") == 0, "the table is its own"
+    marker = own_marker(Path("out"))
+    assert marker is not None
+    assert {"captions.csv", "captions.jsonl", "webdataset"} <= set(marker.outputs)
+    shutil.rmtree("out/webdataset")
+    Path("out", MARKER).unlink()
+    assert caption("a") == 2, "a folder without its marker is nobody's"
+
+
+@pytest.mark.slow
+def test_a_run_that_finds_nothing_to_read_does_not_close_its_folder() -> None:
+    Path("gone.txt").write_text("nowhere.png\n")
+    assert main(["caption", "@gone.txt", "--model", "demo", "--out", "new"]) == 2
+    assert main(["sift", "@gone.txt", "--out", "new"]) == 2
+    assert Path("new/failures.jsonl").read_text()
+    assert main(["caption", "a", "--model", "demo", "--out", "new"]) == 0

@@ -5,7 +5,6 @@ import shlex
 import sys
 from contextlib import chdir, closing
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts.paths import folder_named
@@ -25,18 +24,18 @@ def learn_command(given: argparse.Namespace) -> int:
     """Run the command, and return its exit code. Raises PenstockError."""
     config = config_from(given, LearnConfig)
     journal = tuple(str(folder_named(path, "journal")) for path in config.journal)
-    config = replace(config, out=str(folder_named(config.out, "out")), journal=journal)
+    out = folder_named(config.out, "out")
     from flows.results.trust import ROUNDS, SHOWN, command_in, is_trusted
 
-    trust = config.trust_folder or is_trusted(Path(config.out), uses=(*SHOWN, ROUNDS))
-    config = replace(config, trust_folder=trust)
+    trust = config.trust_folder or is_trusted(out, uses=(*SHOWN, ROUNDS))
+    config = replace(config, out=str(out), journal=journal, trust_folder=trust)
     display = Display(quiet=given.quiet, as_json=given.json)
     with closing(display):
         display.doing(READING)
         from flows.cli.recorded import recorded_run
         from flows.learning.learn import learn
 
-        command = command_in(Path(config.out), trust=trust)
+        command = command_in(out, trust=trust)
         with chdir(command["folder"]):  # the paths of the command are relative to it
             run = recorded_run(command)
             if given.dry_run:

@@ -36,7 +36,6 @@ NAMES = {
     "sift": output_names(TABLES),
 }
 """Command → files that each run of it writes, besides those of all commands."""
-TABLE_OF = {"caption": "captions", "label": "labels"}
 
 
 def refuse_replacing(
@@ -92,8 +91,8 @@ def _names(folder: Path, config: RunOptions, command: str) -> Iterator[str]:
     """Yield the names that a run may write or delete in its folder."""
     forms = OutputOptions.of(config).format
     yield from (RUN_RECORD, FAILURES, "media.jsonl", *NAMES[command])
-    if command in TABLE_OF:
-        yield from (f"{TABLE_OF[command]}.{form}" for form in TABLES if form in forms)
+    if command in ("caption", "label"):
+        yield from (f"{command}s.{form}" for form in TABLES if form in forms)
     if command == "label" and COCO in forms:
         yield COCO_FILE
     if command == "caption":

@@ -135,10 +135,8 @@ FOLDERS = (DATASET, *TRAINERS)
 
 def existing_outputs(job: Job) -> list[str]:
     """Return the outputs of an earlier run that exist when a run begins."""
-    names = ("captions", *TABLES, *FOLDERS)
-    return [
-        name for name, path in output_paths(job).items() if name in names and os.path.exists(path)
-    ]
+    paths, names = output_paths(job), ("captions", *TABLES, *FOLDERS)
+    return [name for name in names if name in paths and os.path.exists(paths[name])]
 
 
 @dataclass(kw_only=True, slots=True)

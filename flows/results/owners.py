@@ -1,8 +1,7 @@
 """Refuses runs that would take an output folder from its owner, or rows of media from it.
 
-An output folder has one owner, the command that its marker names. `media.jsonl` has the media of
-its rows and data sets. Real paths decide whether a run
-drops any, and not the words that named them.
+An output folder has one owner, the command that its marker names. Real paths decide whether a run
+drops media, and not the words that named them.
 """
 
 import contextlib
@@ -119,7 +118,8 @@ def _lost(config: RunOptions, out: Path) -> list[str]:
     forms = [f for f in FOLDERS if f != DATASET or f in OutputOptions.of(config).format]
     # A run that was killed may have left tables with rows that `captions.jsonl` has no more.
     tables = any((out / f"captions.{form}").exists() for form in TABLES)
-    is_named = _named_by(config)
+    selection = Selection(recursive=config.recursive, extensions=config.extensions)
+    is_named = _named_by(config, selection)
     held = dict.fromkeys(
         place
         for path in (out / MEDIA, *(out / form / DATA_SET_MEDIA for form in forms))
@@ -127,10 +127,7 @@ def _lost(config: RunOptions, out: Path) -> list[str]:
         if (rows or tables) and not is_named(place)
     )
     there = [place for place in held if is_address(place) or os.path.exists(place)]
-    if not there:
-        return []
-    selection = Selection(recursive=config.recursive, extensions=config.extensions)
-    found, failures = find_media(config.sources, selection)
+    found, failures = find_media(config.sources, selection) if there else ([], [])
     if not found:  # the run will fail, and write nothing
         return []
     real = RealPaths()
@@ -139,10 +136,9 @@ def _lost(config: RunOptions, out: Path) -> list[str]:
     return [p for p in there if (p if is_address(p) else real.of(p)) not in named]
 
 
-def _named_by(config: RunOptions) -> Callable[[str], bool]:
+def _named_by(config: RunOptions, selection: Selection) -> Callable[[str], bool]:
     """Return a function that says of most media, by their names alone, whether the sources name
     them. It reads no list, and follows no links: finding 50,000 files takes seconds."""
-    selection = Selection(recursive=config.recursive, extensions=config.extensions)
     addresses = [unsigned(source) for source in config.sources if is_address(source)]
     paths = {os.path.abspath(os.path.expanduser(source)) for source in config.sources}
     folders = [f"{place.rstrip('/')}/" for place in (*addresses, *filter(os.path.isdir, paths))]
@@ -179,10 +175,7 @@ def _media_of(path: Path) -> Iterator[tuple[str, int]]:
 def _owner_of_texts(out: Path) -> Path | None:
     """Return the folder above whose run wrote texts of media into this one; None if there are
     none."""
-    above = (parent for parent in out.parents if os.path.lexists(parent / MARKER))
-    owners = ((parent, read_marker(parent)) for parent in above)
-    writers = [p for p, owner in owners if owner and set(owner.outputs) & set(WRITERS)]
-    if not writers:
-        return None
-    names = (name for _, _, files in os.walk(out) for name in files)
-    return writers[0] if any(name.endswith(SUFFIXES) for name in names) else None
+    owners = ((parent, read_marker(parent)) for parent in out.parents)
+    writers = [each for each, owner in owners if owner and WRITERS.keys() & owner.outputs]
+    names = (name for _, _, files in os.walk(out) for name in files) if writers else ()
+    return next((writers[0] for name in names if name.endswith(SUFFIXES)), None)
