@@ -13,17 +13,9 @@ from typing import Any
 import pytest
 
 from artifacts.corrections import CORRECTIONS, EditsInForce, StoredEdits
-from artifacts.edits import (
-    EDITS,
-    UNTOUCHED,
-    Edit,
-    EditJournal,
-    EditsOf,
-    key_of,
-    read_edits,
-)
+from artifacts.edits import EDITS, TORN, UNTOUCHED, Edit, EditJournal, EditsOf, key_of, read_edits
 from artifacts.errors import EnvironmentFault
-from artifacts.signing import anybody
+from artifacts.signing import anybody, proof_by
 from artifacts.store_folders import local_folder
 
 
@@ -257,3 +249,25 @@ def test_stores_are_told_apart_by_their_address_and_a_bucket_is_not_asked(tmp_pa
     assert local_folder(str(tmp_path / "none")) is None and local_folder("ftp://x/y") is None
     found = [local_folder(url) for url in ("s3://one/x", "s3://other/x", "gs://one/x")]
     assert len({*found}) == 3 and None not in found
+
+
+@pytest.mark.parametrize("name", [EDITS, TORN])
+def test_a_journal_with_a_second_name_is_not_written(name: str, tmp_path: Path) -> None:
+    """An archive can hold a hard link to any file of the user who unpacks it."""
+    folder, other = tmp_path / "out", tmp_path / "profile"
+    folder.mkdir()
+    other.write_text("mine")
+    (folder / EDITS).write_text("\ntorn")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).hardlink_to(other)
+    with pytest.raises(EnvironmentFault, match="hard link"):
+        EditJournal(folder)
+    assert other.read_text() == "mine"
+
+
+def test_an_edit_in_a_folder_of_another_person_is_not_signed(tmp_path: Path) -> None:
+    journal = EditJournal(tmp_path, signs=False)
+    journal.add({"id": "1", "time": "2026-01-01T00:00:00+00:00", "does": "correct", "changes": []})
+    journal.close()
+    assert read_edits(tmp_path).ids == {"1"}
+    assert read_edits(tmp_path, proof_by("")).unproved == 1

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import penstock_demo
 from artifacts.errors import UsageError
 from flows.cli.main import main
 from flows.options.commands import CaptionConfig
-from flows.results.marker import MARKER, own_marker
+from flows.results.marker import MARKER, Marker, own_marker, write_marker
 from flows.results.owners import refuse_taking
 from tests.support.strangers import own_folder
 
@@ -354,3 +355,22 @@ def test_a_run_that_finds_nothing_to_read_does_not_close_its_folder() -> None:
     assert main(["sift", "@gone.txt", "--out", "new"]) == 2
     assert Path("new/failures.jsonl").read_text()
     assert main(["caption", "a", "--model", "demo", "--out", "new"]) == 0
+
+
+@pytest.mark.parametrize("inside", ["hf", "logs", "clips/more"])
+def test_no_run_writes_into_a_data_set_of_another(inside: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    write_marker(out, Marker(command="caption", outputs=("captions.jsonl", "clips")))
+    config = CaptionConfig(sources=(str(tmp_path),), model="demo", out=str(out / inside))
+    with pytest.raises(UsageError, match=f"out/{inside} holds what a run into .*out wrote"):
+        refuse_taking(config, "caption")
+    refuse_taking(replace(config, out=str(out / "labels")), "caption")
+
+
+@pytest.mark.parametrize("name", ["index.json", "adapter_config.json", "config.json"])
+def test_no_run_writes_into_an_index_an_adapter_or_a_checkpoint(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("{}")
+    config = CaptionConfig(sources=(str(tmp_path),), model="demo", out=str(tmp_path))
+    with pytest.raises(UsageError, match="is a folder of"):
+        refuse_taking(config, "caption")

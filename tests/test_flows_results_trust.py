@@ -350,3 +350,19 @@ def test_every_line_is_signed_when_it_is_written(mine: CaptionConfig) -> None:
     signatures = json.loads((out / MARKER).read_text())["signatures"]
     (out / EDITS).write_text(json.dumps({**json.loads(line), "signatures": signatures}) + "\n")
     assert read_edits(out, proof_by("")).unproved == 1 and len(read_edits(out, anybody).now) == 1
+
+
+def test_what_is_trusted_is_what_was_there_when_it_was_first_read(tmp_path: Path) -> None:
+    strangers_folder(tmp_path, ["caption", "a", "--model", "demo"], str(tmp_path))
+    first = belief_in(tmp_path, trust=True).marker
+    strangers_folder(tmp_path, ["caption", "private", "--model", "demo"], str(tmp_path))
+    assert belief_in(tmp_path, trust=True).marker == first
+    assert first is not None and first.words[1] == "a"
+
+
+def test_captions_that_no_run_wrote_prove_nothing(tmp_path: Path) -> None:
+    (tmp_path / "captions.jsonl").write_text("{}\n")
+    own_folder(tmp_path)
+    assert belief_in(tmp_path).is_own
+    (tmp_path / "captions.jsonl").write_text('{"caption": "of another chunk"}\n')
+    assert not belief_in(tmp_path).is_own

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from artifacts.errors import UsageError
+from artifacts.index.manifest import BOOK
 from artifacts.names import SUFFIXES
 from artifacts.paths import RealPaths
 from artifacts.plurals import counted
@@ -40,6 +41,14 @@ from flows.results.marker import (
 from flows.results.outputs import FOLDERS
 from flows.results.report.media import path_of
 from flows.results.run_record import RunRecord
+from stages.models.adapters.reading import ADAPTER_CONFIG
+
+UNMARKED = {
+    BOOK: "`penstock index`",
+    ADAPTER_CONFIG: "`penstock tune`",
+    "config.json": "a checkpoint",
+}
+"""File → what its folder belongs to, though it has no marker."""
 
 
 def refuse_taking(config: RunOptions, command: str) -> frozenset[str]:
@@ -64,10 +73,8 @@ def refuse_taking(config: RunOptions, command: str) -> frozenset[str]:
                 f"{out} is the output folder of `penstock {owner.command}`",
                 hint=f"Give another --out, such as {out}/{command}, or --replace to take it over",
             )
-    elif (owner_of_texts := _owner_of_texts(out)) is not None:
-        raise UsageError(
-            f"{out} holds texts that a run into {owner_of_texts} wrote", hint="Give another --out"
-        )
+    else:
+        _refuse_inside(out)
     outputs = refuse_replacing(out, config, command, owner.outputs if owner is not None else ())
     if not replaces and (lost := _lost(config, out)):
         raise UsageError(
@@ -172,10 +179,19 @@ def _media_of(path: Path) -> Iterator[tuple[str, int]]:
             yield entry.get("address") or path_of(entry), entry["captions"]
 
 
-def _owner_of_texts(out: Path) -> Path | None:
-    """Return the folder above whose run wrote texts of media into this one; None if there are
-    none."""
-    owners = ((parent, read_marker(parent)) for parent in out.parents)
-    writers = [each for each, owner in owners if owner and WRITERS.keys() & owner.outputs]
-    names = (name for _, _, files in os.walk(out) for name in files) if writers else ()
-    return next((writers[0] for name in names if name.endswith(SUFFIXES)), None)
+def _refuse_inside(out: Path) -> None:
+    """Refuse a folder without an owner that another command keeps its work in: what `index build`,
+    `tune` or `export` wrote, a data set or the logs of a run above, or texts of its media. Raises
+    UsageError."""
+    for name, owner in UNMARKED.items():
+        if (out / name).is_file():
+            raise UsageError(f"{out} is a folder of {owner}", hint="Give another --out")
+    for parent in out.parents:
+        if not os.path.lexists(parent / MARKER) or (run := read_marker(parent)) is None:
+            continue
+        is_output = out.relative_to(parent).parts[0] in {*run.outputs, *FOLDERS, "logs"}
+        texts = (f for _, _, files in os.walk(out) for f in files if f.endswith(SUFFIXES))
+        if is_output or (WRITERS.keys() & {*run.outputs} and any(texts)):
+            raise UsageError(
+                f"{out} holds what a run into {parent} wrote", hint="Give another --out"
+            )
