@@ -64,7 +64,8 @@ def test_a_file_that_no_run_wrote_is_refused_also_beside_those_that_runs_wrote(
     for own in ((), others):
         with pytest.raises(UsageError, match="exists, and penstock did not write it"):
             refused(tmp_path, command, own)
-    refused(tmp_path, command, (top,))
+    if not name.endswith(".tar"):  # one of somebody else may lie in the folder of a run
+        refused(tmp_path, command, (top,))
     assert (tmp_path / name).read_text() == '{"mine": 1}\n'
 
 

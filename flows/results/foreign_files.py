@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -22,11 +23,14 @@ from flows.results.vectors import ARRAY, ROWS
 
 HEAD_BYTES = 4 << 10
 SHARDS = "[0-9]" * 6 + ".tar"
-PAGE = b"<title>Penstock report</title>"
-SEARCH_PAGE = b"<title>Penstock search: "
-SEARCH, HIT = "search.jsonl", b'{"rank": '
+SHARD = re.compile(rb"\A[A-Za-z0-9_-]+-[0-9a-f]{12}-\d{5,}\.")
+"""First bytes of a shard: the name of a sample. A shard of somebody else may lie in the folder of a
+run, which deletes shards that it does not need."""
+PAGE = re.compile(rb"<title>Penstock report</title>")
+SEARCH_PAGE = re.compile(rb"<title>Penstock search: ")
+SEARCH, HIT = "search.jsonl", re.compile(rb'\A\{"rank": ')
 """Search hits, next to the copies of their files, and how one begins."""
-FAILURES, FAILURE = "failures.jsonl", b'{"media_path": '
+FAILURES, FAILURE = "failures.jsonl", re.compile(rb'\A\{"media_path": ')
 """The same of failures. A run that finds nothing to read writes them, and owns no folder."""
 
 NAMES = {
@@ -50,8 +54,9 @@ def refuse_replacing(
             raise EnvironmentFault(
                 f"{path} cannot be written: it is a folder", hint="Move that folder away"
             )
-        if top not in own:
-            _refuse_other(path, FAILURE if name == FAILURES else b"", "give another --out")
+        if top not in own or path.suffix == ".tar":
+            head = FAILURE if name == FAILURES else SHARD if path.suffix == ".tar" else None
+            _refuse_other(path, head, "give another --out")
         outputs.add(top)
     return frozenset(outputs)
 
@@ -71,13 +76,13 @@ def refuse_replacing_found(page: Path | None, folder: Path | None) -> None:
         _refuse_other(folder / SEARCH, HIT, "give another --copy")
 
 
-def _refuse_other(path: Path, head: bytes, alternative: str) -> None:
+def _refuse_other(path: Path, head: re.Pattern[bytes] | None, alternative: str) -> None:
     """Refuse to replace a file that is not empty and that does not begin with `head`, or a link
     that leads nowhere. Raises UsageError."""
     if os.path.isfile(path):
         with contextlib.suppress(OSError), open_regular(path) as file:
             begin = file.read(HEAD_BYTES)
-            if not begin or (head and head in begin):
+            if not begin or (head and head.search(begin)):
                 return
     elif not os.path.islink(path) or os.path.exists(path):  # or the run reports the problem
         return
