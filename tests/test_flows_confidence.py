@@ -170,8 +170,8 @@ def captions(margins: list[float | None], decided: list[int], url: str) -> Any:
     rows = {f"{at}": {"margin": margin} for at, margin in enumerate(margins)}
     edits = {f"{at}": Edit(review="accepted") for at in decided}
     chunks = {key: (f"features {key}", "", "") for key in rows}
-    record = {"plan": {"store": url}}
-    return SimpleNamespace(rows=rows, chunks=chunks, record=record, edits=lambda: edits)
+    belief = SimpleNamespace(store=url)
+    return SimpleNamespace(rows=rows, chunks=chunks, belief=belief, edits=lambda: edits)
 
 
 def stored(folder: Path, vectors: np.ndarray, pack: int = 100) -> str:

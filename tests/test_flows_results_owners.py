@@ -359,11 +359,11 @@ def test_a_run_that_finds_nothing_to_read_does_not_close_its_folder() -> None:
 
 @pytest.mark.parametrize("inside", ["hf", "logs", "clips/more"])
 def test_no_run_writes_into_a_data_set_of_another(inside: str, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    out = tmp_path / "out of another"
     out.mkdir()
     write_marker(out, Marker(command="caption", outputs=("captions.jsonl", "clips")))
     config = CaptionConfig(sources=(str(tmp_path),), model="demo", out=str(out / inside))
-    with pytest.raises(UsageError, match=f"out/{inside} holds what a run into .*out wrote"):
+    with pytest.raises(UsageError, match=f"another/{inside} holds what a run into .*another wrote"):
         refuse_taking(config, "caption")
     refuse_taking(replace(config, out=str(out / "labels")), "caption")
 

@@ -559,6 +559,7 @@ def test_a_path_that_cannot_be_told_is_one_error(tmp_path: Path) -> None:
         def __fspath__(self) -> Any:
             return 3
 
+    odd: Any
     for odd in (Raises(), Odd()):
         for name in ("out", "store"):
             with pytest.raises(penstock.PenstockError, match=f"{name} is <"):
