@@ -318,7 +318,7 @@ def test_captions_are_shown_to_people_before_the_last_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = argparse.Namespace(trust_folder=True, out="out", store="")
+    config = CaptionConfig(sources=("a.mp4",), out="out", trust_folder=True)
     monkeypatch.setattr(caption_command, "config_of", lambda *_: config)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     ended = RunResult(out=out, files=4, limit=9)
