@@ -17,9 +17,10 @@ from typing import IO
 from artifacts.captions import fields_of_row
 from artifacts.errors import EnvironmentFault
 from artifacts.files import HALF, whole_file, write_json
+from artifacts.json_shapes import BYTES
 from artifacts.keys import digest_of
 from artifacts.opening_below import refuse_links
-from artifacts.regular_files import open_regular
+from artifacts.regular_files import open_regular, read_text
 from artifacts.samples import Media, Sample, Samples
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
@@ -66,7 +67,7 @@ def kept_shards(folder: Path, digests: Sequence[str]) -> list[Shard]:
 def read_index(folder: Path) -> list[Shard]:
     """Read the index of a folder; empty if it is missing or unreadable."""
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = json.loads(read_text(folder / INDEX, BYTES))
         return [Shard(**shard) for shard in index["shards"]]
     except (OSError, ValueError, TypeError, KeyError):
         return []
@@ -78,8 +79,11 @@ def write_shards(folder: Path, kept: Sequence[Shard], samples: Samples) -> list[
     unfinished = folder / f"{HALF}new"
     shards = list(kept)
     try:
+        refuse_links(folder)
+    except OSError as error:
+        raise fault_of(error, folder) from error
+    try:
         try:
-            refuse_links(folder)
             shutil.rmtree(unfinished, ignore_errors=True)  # from a killed run
             unfinished.mkdir(parents=True)
         except OSError as error:

@@ -13,10 +13,12 @@ from PIL import Image
 
 import flows.machine.launch
 from artifacts.errors import EnvironmentFault, Interrupted
+from artifacts.shards import read_index
 from artifacts.trainers import TRAINERS, TrainerEntry
 from flows.cli.status_command import lines as status_lines
 from flows.options.commands import CaptionConfig
 from flows.options.formats import TRAINER_FORMATS
+from flows.results.clips import CUT_VERSION, Clips, _read_index
 from flows.results.run_read import load_record
 from flows.results.run_result import RunResult
 from flows.results.status import stages_of
@@ -331,3 +333,25 @@ def test_a_control_character_in_a_folder_s_name_is_escaped() -> None:
     entry = TrainerEntry(kind="image", path="a.png", rows=(caption("a red circle"),))
     toml = TRAINERS["kohya"].write([entry], Path("/a\x7fb"))["dataset.toml"]
     assert repr("/a\x7fb/")[1:-1] in str(tomllib.loads(toml))
+
+
+def test_a_clip_is_a_file_of_the_folder_and_of_nowhere_else(tmp_path: Path) -> None:
+    """Otherwise a private file would get into a data set, which people publish."""
+    private, folder = tmp_path / "private", tmp_path / "out" / "clips"
+    private.write_text("key")
+    folder.mkdir(parents=True)
+    (folder / "a-00001.mp4").symlink_to(private)
+    (folder / "b-00001.mp4").write_text("cut by a user")
+    entry = {"file": str(private), "version": CUT_VERSION}
+    (folder / "index.json").write_text(json.dumps({"clips": {"c-00001": entry}}))
+    clips = Clips.__new__(Clips)  # needs no job to look at its folder
+    clips.folder, clips.longest_lead = folder, 0.0
+    clips._index = _read_index(folder / "index.json")
+    assert clips._present() == {"b-00001": "b-00001.mp4", "index": "index.json"}
+    assert clips._clip_path("c-00001") == folder / "private"
+
+
+def test_an_index_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "index.json")
+    assert _read_index(tmp_path / "index.json") == {}
+    assert read_index(tmp_path) == []

@@ -14,8 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from artifacts.files import HALF, OURS, write_json
+from artifacts.files import HALF, OURS, write_json, write_text
+from artifacts.json_shapes import BYTES
+from artifacts.opening_below import refuse_links
 from artifacts.plurals import counted, first_of
+from artifacts.regular_files import read_text
 from artifacts.samples import clip_key
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
@@ -90,7 +93,11 @@ class Clips:
 
     def _present(self) -> dict[str, str]:
         with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
-            return {Path(entry.name).stem: entry.name for entry in entries if entry.is_file()}
+            return {
+                Path(entry.name).stem: entry.name
+                for entry in entries
+                if entry.is_file(follow_symlinks=False)
+            }
         return {}
 
     def _is_right(self, key: str, present: dict[str, str]) -> bool:
@@ -116,9 +123,14 @@ class Clips:
             self.refused[key] = entry["error"]
             return None
         self.longest_lead = max(self.longest_lead, entry.get("media_start", 0.0))
-        return self.folder / entry["file"] if "file" in entry else None
+        # The index is a file that anybody may have written: it names nothing outside.
+        return self.folder / Path(entry["file"]).name if "file" in entry else None
 
     def _cut(self, items: Sequence[SampleSource]) -> None:
+        try:
+            refuse_links(self.folder)
+        except OSError as error:
+            raise fault_of(error, self.folder) from error
         shutil.rmtree(self._temporary, ignore_errors=True)  # left by a killed run
         try:
             for batch in batches(items):
@@ -145,7 +157,7 @@ class Clips:
                     "state": [stamp.size, stamp.modified],
                 }
             write_json(self.folder / INDEX, {"clips": self._index})
-            (self.folder / OURS).touch()
+            write_text(self.folder / OURS, ())
             for media in made.values():
                 os.replace(media.path, self.folder / media.path.name)
         except OSError as error:
@@ -160,7 +172,7 @@ def key_of(item: SampleSource) -> str:
 
 def _read_index(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))["clips"]
+        entry = json.loads(read_text(path, BYTES))["clips"]
         return {str(key): dict(clip) for key, clip in entry.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from artifacts.errors import MediaError
-from artifacts.files import HALF, OURS
+from artifacts.files import HALF, OURS, write_text
 from artifacts.linking import is_linked, is_spare, link
+from artifacts.opening_below import refuse_links
 from artifacts.plurals import counted
 from artifacts.remote.media_cache import copy_bytes, is_copy, open_local
 from artifacts.samples import media_suffix
@@ -184,10 +185,7 @@ class _TrainerFolder:
 
     def _mark(self) -> None:
         """Mark the folder, so that a later run on its parent does not caption its media."""
-        try:
-            (self._folder / OURS).touch()
-        except OSError as error:
-            raise fault_of(error, self._folder) from error
+        write_text(self._folder / OURS, ())
 
     def _clear(self, files: set[str], media: set[str]) -> None:
         """Remove files of an earlier run that this one does not need. Keep all of them while a
@@ -200,6 +198,10 @@ class _TrainerFolder:
                 path.unlink(missing_ok=True)
         for folder in ("", *self._form.folders.values()):
             media_path = self._folder / folder
+            try:
+                refuse_links(media_path)
+            except OSError as error:
+                raise fault_of(error, media_path) from error
             names = sorted(os.listdir(media_path)) if media_path.is_dir() else []
             needed = {Path(path).name for path in media if Path(path).parent.name == folder}
             for name in names:

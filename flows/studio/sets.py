@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.edits import REJECTED, UNTOUCHED, Edit
+from artifacts.json_shapes import BYTES
 from artifacts.plurals import counted
+from artifacts.regular_files import read_text
 from artifacts.trainers import TRAINERS
 from flows.media.media_files import kind_of
 
@@ -59,7 +61,7 @@ def kept_kinds(rows: Mapping[str, Mapping[str, Any]], edits: Mapping[str, Edit])
 
 def _kohya(folder: Path) -> Iterator[Sample]:
     for path in sorted(folder.glob("*.json")):
-        for name, entry in json.loads(path.read_text(encoding="utf-8")).items():
+        for name, entry in json.loads(read_text(path, BYTES)).items():
             yield Path(name).name, entry["caption"], Path(name)
 
 
@@ -72,7 +74,7 @@ def _musubi(folder: Path) -> Iterator[Sample]:
 
 def _diffusion_pipe(folder: Path) -> Iterator[Sample]:
     for path in sorted(folder.glob("*/captions.json")):
-        for name, captions in json.loads(path.read_text(encoding="utf-8")).items():
+        for name, captions in json.loads(read_text(path, BYTES)).items():
             yield name, captions[0] if captions else "", path.parent / name
 
 
