@@ -125,7 +125,6 @@ class RunPage:
         """Write the page, and note the flow run's id in the run record."""
         self._job, self._record = job, record
         record.value["prefect"] = {"id": str(flow_run.id), "name": str(flow_run.name)}
-        record.write(force=True)
         self._show(record)
 
     def end(self) -> None:
