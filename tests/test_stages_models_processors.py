@@ -185,7 +185,7 @@ def test_features_have_other_keys_where_the_rate_of_frames_is_given() -> None:
 
 
 def test_a_limit_of_pixels_makes_frames_smaller_where_the_processor_brings_its_own() -> None:
-    tokens, frame = 50, 80 * 80  # of a frame, of which two share tokens of 8 x 8 pixels
+    tokens, frame = 50, 80 * 80  # of a frame: two frames share the tokens of 8 x 8 pixels
     assert describe(whole_checkpoint(OMNI), max_pixels=frame).frame_tokens == tokens
 
 

@@ -216,8 +216,8 @@ def _nothing_to_do(pipeline: Pipeline, failures: Sequence[Failure]) -> NothingTo
 
 
 def check_names(config: RunOptions, pipeline: Pipeline) -> None:
-    """Refuse sources of which none names a medium, and a model that is neither a folder nor a hub
-    id, before a run begins in the background. Asks no server. Raises UsageError."""
+    """Refuse sources that name no medium, and a model that is neither a folder nor a hub id, before
+    a run begins in the background. Sends no request. Raises UsageError."""
     config.check_sources()
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     if failures := why_no_media(config.sources, selection):

@@ -205,7 +205,7 @@ class Lease:
     end: Callable[[], object]
 
     def needed_elsewhere(self, namespace: str, media: Collection[str]) -> set[str]:
-        """Return of which of these media another running job needs the frames in this namespace.
+        """Return those of these media whose frames in this namespace another running job needs.
         Raises EnvironmentFault."""
         needed: set[str] = set()
         for note, descriptor in live_notes_in(self.store.near, self.file) if media else ():

@@ -155,8 +155,8 @@ class ModelServers:
 
 
 def pause_after(pauses: int, wait: float) -> float:
-    """Return the seconds of the next pause, of which a server requests so many. A request for less
-    than our own pause is not followed: it would be a storm of requests."""
+    """Return the seconds of the next pause. `wait` is what the server requests. If that is less than
+    our own pause, we keep to our own: otherwise a request would follow the other at once."""
     first, longest = PAUSE
     return max(wait, min(longest, first * 2.0 ** min(pauses, 9)))
 

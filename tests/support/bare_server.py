@@ -1,6 +1,6 @@
 """Answers every request with the size of its body, through the servers of `penstock serve` and
-`penstock studio` without a model; a process of its own, of which
-the memory is the server's alone."""
+`penstock studio` without a model. It runs in a process of its own, so that
+its memory is the server's alone."""
 
 import asyncio
 import contextlib
