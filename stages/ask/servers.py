@@ -155,8 +155,8 @@ class ModelServers:
 
 
 def pause_after(pauses: int, wait: float) -> float:
-    """Return the seconds of the next pause. `wait` is what the server requests. If that is less than
-    our own pause, we keep to our own: otherwise a request would follow the other at once."""
+    """Return the seconds of the next pause. `wait` is what the server requests. If that is less
+    than our own pause, ours counts: otherwise requests would follow each other at once."""
     first, longest = PAUSE
     return max(wait, min(longest, first * 2.0 ** min(pauses, 9)))
 

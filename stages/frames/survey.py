@@ -32,8 +32,8 @@ REORDER_PACKETS = 32
 """After so many packets, decoding has reached a frame's time, however long an image stands. No
 codec reorders more than 16 frames, and each may be two fields."""
 DECODING_TIMES = ("avi", "asf")
-"""Formats without presentation times. AVI counts slots, and some may be empty. It begins with slot 0
-even if reordering delays the first frame; the sound cannot be delayed as much."""
+"""Formats without presentation times. AVI counts slots, and some may be empty. It begins with slot
+0 even if reordering delays the first frame; the sound cannot be delayed as much."""
 UNORDERED = ("h264", "hevc", "vvc")
 """Codecs for which FFmpeg does not compute times of display from those of decoding."""
 BLOCK = 1 << 14
