@@ -88,8 +88,8 @@ def save_graph(program: Any, path: Path) -> None:
 
 def quantize_graph(path: Path, out: Path) -> int:
     """Write a copy of a graph with the weights of its products as 8-bit integers that use 7 bits,
-    one scale per column, and return how many were quantized. Their inputs are quantized at run time.
-    Raises UsageError if there are none, because nothing else would report that."""
+    one scale per column, and return how many were quantized. Their inputs are quantized at run
+    time. Raises UsageError if there are none, because nothing else would report that."""
     import onnx
     from onnxruntime.quantization import quantize_dynamic
 
