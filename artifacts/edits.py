@@ -31,8 +31,7 @@ from artifacts.json_shapes import (
     text,
 )
 from artifacts.keys import digest_of
-from artifacts.opening_below import open_below
-from artifacts.regular_files import read_text
+from artifacts.regular_files import open_below, read_text
 from artifacts.signing import EDIT, SIGNATURES, Proof, anybody, proof_by, signed
 from artifacts.stamps import Stamp, stamp_of
 from artifacts.store import fault_of, read_fault

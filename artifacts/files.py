@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from artifacts.errors import EnvironmentFault
-from artifacts.opening_below import refuse_links
+from artifacts.regular_files import refuse_links
 from artifacts.store import fault_of
 
 HALF = ".penstock-"

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 from artifacts.files import HALF
-from artifacts.opening_below import refuse_links
+from artifacts.regular_files import refuse_links
 from artifacts.store import fault_of
 
 

@@ -1,4 +1,10 @@
-"""Opens regular files only. A FIFO or a device at the same path could block its reader for ever."""
+"""Opens regular files only. A FIFO or a device at the same path could block its reader for ever.
+
+What is written below an output folder, which may come from another person, follows no link there:
+a link would have the program write into any file of the user. Files that are opened in place go
+through `open_below`, others and new folders through `refuse_links`. Both know the output folders
+that `guard` has named.
+"""
 
 import contextlib
 import errno
@@ -9,6 +15,8 @@ from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 
+from artifacts.errors import EnvironmentFault
+
 KINDS: dict[str, Callable[[int], bool]] = {
     "a folder": stat.S_ISDIR,
     "a FIFO": stat.S_ISFIFO,
@@ -17,6 +25,10 @@ KINDS: dict[str, Callable[[int], bool]] = {
     "a link": stat.S_ISLNK,
 }
 """Names of the kinds that are not regular files."""
+LINK = "it is a link, and is not followed"
+SECOND_NAME = "it has a second name (a hard link), and is not written"
+FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_guarded: set[Path] = set()
 
 
 class NotAFile(OSError):
@@ -71,3 +83,44 @@ def read_text(path: Path, limit: int, encoding: str = "utf-8", lines: int | None
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         raise OSError(errno.EILSEQ, "it is not UTF-8 text", os.fspath(path)) from error
+
+
+def guard(folder: Path) -> None:
+    """Have this process follow no link below an output folder when it writes. The folder itself may
+    be a link."""
+    _guarded.add(Path(os.path.abspath(folder)))
+
+
+def refuse_links(path: Path) -> None:
+    """Raise EnvironmentFault if a path, or a folder above it, is a link below a guarded folder."""
+    if found := _link_in(path):
+        raise EnvironmentFault(f"{found}: {LINK}", hint="Move it away")
+
+
+def _link_in(path: Path) -> Path | None:
+    path = Path(os.path.abspath(path))
+    parts = [path, *path.parents]
+    below = max((at for at, each in enumerate(parts) if each in _guarded), default=0)
+    return next((each for each in parts[:below] if os.path.islink(each)), None)
+
+
+def open_below(path: Path, flags: int, mode: int = 0o644) -> int:
+    """Open a file in place. Raises OSError; NotAFile if it, or a folder above it and below a
+    guarded one, is a link, also for a hard link: an archive can make either."""
+    if found := _link_in(path.parent):
+        raise NotAFile(errno.ELOOP, LINK, str(found))
+    try:
+        file = os.open(path, flags | FILE, mode)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotAFile(errno.ELOOP, LINK, os.fspath(path)) from error
+        raise
+    try:
+        opened = os.fstat(file)
+        refuse_odd(opened.st_mode, path)
+        if opened.st_nlink > 1:
+            raise NotAFile(errno.EMLINK, SECOND_NAME, os.fspath(path))
+    except OSError:
+        os.close(file)
+        raise
+    return file

@@ -19,8 +19,7 @@ from artifacts.errors import EnvironmentFault
 from artifacts.files import HALF, whole_file, write_json
 from artifacts.json_shapes import BYTES
 from artifacts.keys import digest_of
-from artifacts.opening_below import refuse_links
-from artifacts.regular_files import open_regular, read_text
+from artifacts.regular_files import open_regular, read_text, refuse_links
 from artifacts.samples import Media, Sample, Samples
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
@@ -78,10 +77,7 @@ def write_shards(folder: Path, kept: Sequence[Shard], samples: Samples) -> list[
     before the next sample is taken. If it raises EnvironmentFault, the old shards stay."""
     unfinished = folder / f"{HALF}new"
     shards = list(kept)
-    try:
-        refuse_links(folder)
-    except OSError as error:
-        raise fault_of(error, folder) from error
+    refuse_links(folder)
     try:
         try:
             shutil.rmtree(unfinished, ignore_errors=True)  # from a killed run

@@ -16,7 +16,7 @@ from artifacts.edits import EDITS, TORN, read_edits
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import write_text
 from artifacts.linking import link
-from artifacts.opening_below import guard, open_below
+from artifacts.regular_files import guard, open_below
 from artifacts.signing import anybody, proof_by
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig

@@ -17,9 +17,9 @@ from artifacts.errors import NoFeatures, UsageError
 from artifacts.files import whole_file
 from artifacts.json_shapes import read_json
 from artifacts.keys import digest_of
-from artifacts.opening_below import guard
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
+from artifacts.regular_files import guard
 from artifacts.signing import ROUND
 from flows.console.display import Display
 from flows.job.prepare import Job

@@ -16,9 +16,8 @@ from typing import Any
 
 from artifacts.files import HALF, OURS, write_json, write_text
 from artifacts.json_shapes import BYTES
-from artifacts.opening_below import refuse_links
 from artifacts.plurals import counted, first_of
-from artifacts.regular_files import read_text
+from artifacts.regular_files import read_text, refuse_links
 from artifacts.samples import clip_key
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
@@ -127,10 +126,7 @@ class Clips:
         return self.folder / Path(entry["file"]).name if "file" in entry else None
 
     def _cut(self, items: Sequence[SampleSource]) -> None:
-        try:
-            refuse_links(self.folder)
-        except OSError as error:
-            raise fault_of(error, self.folder) from error
+        refuse_links(self.folder)
         shutil.rmtree(self._temporary, ignore_errors=True)  # left by a killed run
         try:
             for batch in batches(items):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import CannotFit, Killed, StageDied
-from artifacts.opening_below import refuse_links
+from artifacts.regular_files import refuse_links
 from artifacts.samples import Media, media_suffix
 from artifacts.shards import SHARD_BYTES
 from artifacts.store import fault_of

@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from artifacts.errors import MediaError
 from artifacts.files import HALF, OURS, write_text
 from artifacts.linking import is_linked, is_spare, link
-from artifacts.opening_below import refuse_links
 from artifacts.plurals import counted
+from artifacts.regular_files import refuse_links
 from artifacts.remote.media_cache import copy_bytes, is_copy, open_local
 from artifacts.samples import media_suffix
 from artifacts.stamps import stamp_of
@@ -198,10 +198,7 @@ class _TrainerFolder:
                 path.unlink(missing_ok=True)
         for folder in ("", *self._form.folders.values()):
             media_path = self._folder / folder
-            try:
-                refuse_links(media_path)
-            except OSError as error:
-                raise fault_of(error, media_path) from error
+            refuse_links(media_path)
             names = sorted(os.listdir(media_path)) if media_path.is_dir() else []
             needed = {Path(path).name for path in media if Path(path).parent.name == folder}
             for name in names:

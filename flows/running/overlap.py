@@ -22,9 +22,9 @@ from itertools import count
 
 from artifacts.errors import CannotFit, Killed, PenstockError, StageDied
 from artifacts.keys import item_key
-from artifacts.opening_below import refuse_links
 from artifacts.packs import RecordSet
 from artifacts.record_union import refresh_together
+from artifacts.regular_files import refuse_links
 from artifacts.schema import ChunkIndex, MediaIndex
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task, task_of

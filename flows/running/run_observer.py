@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.opening_below import guard, refuse_links
+from artifacts.regular_files import guard, refuse_links
 from artifacts.schema import Half
 from artifacts.store import fault_of
 from flows.console.display import Display

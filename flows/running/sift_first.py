@@ -1,6 +1,6 @@
 """Captions the media that meet `--sift`: marks them, then captions what is left."""
 
-from artifacts.opening_below import guard
+from artifacts.regular_files import guard
 from flows.console.display import Display
 from flows.job.prepare import out_folder
 from flows.machine.launch import DirectLauncher

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 from artifacts.errors import PenstockError
-from artifacts.opening_below import refuse_links
+from artifacts.regular_files import refuse_links
 from flows.reviewing.captions import EditRefused
 from flows.serving.json_answers import JSON, json_answer
 from flows.serving.shown_media import shown_file

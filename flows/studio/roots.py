@@ -12,7 +12,7 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import HALF, is_hidden
-from artifacts.opening_below import refuse_links
+from artifacts.regular_files import refuse_links
 from artifacts.store import fault_of, read_fault
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, writable
 

@@ -24,7 +24,7 @@ from typing import Any
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.files import try_lock, write_json
 from artifacts.keys import digest_of
-from artifacts.opening_below import guard, open_below
+from artifacts.regular_files import guard, open_below
 from artifacts.store import fault_of
 from artifacts.user_folders import user_state
 from flows.machine.known_process import interrupt, leader_with, start_of

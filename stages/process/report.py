@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault
-from artifacts.opening_below import open_below
+from artifacts.regular_files import open_below
 from artifacts.store import fault_of
 from stages.process.events import (
     BatchShrunk,

@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING
 
 from artifacts.errors import Killed
 from artifacts.model_files import ModelFiles
-from artifacts.opening_below import open_below, refuse_links
+from artifacts.regular_files import open_below, refuse_links
 from artifacts.store import fault_of
 from stages.process.cgroup import oom_kills
 from stages.process.clock import CpuTimeLimit
