@@ -95,8 +95,9 @@ def own_marker(
     """Return the marker of a folder if this user, or a holder of the key of `store`, signed it for
     those of these files that are there; None if not. `store` is the URL of a store that the user
     named."""
+    proof = proof_by(store, PURPOSE)
     for _ in range(TRIES):
-        marker = read_marker(out, proof_by(store, PURPOSE))
+        marker = read_marker(out, proof)
         there = [out / name for name in files if os.path.lexists(out / name)]
         if marker is None or all(digest_at(path) in marker.digests for path in there):
             return marker
