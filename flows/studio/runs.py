@@ -14,6 +14,7 @@ How it works:
 import functools
 import os
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
@@ -27,7 +28,7 @@ from artifacts.keys import digest_of
 from artifacts.regular_files import guard, open_below
 from artifacts.store import fault_of
 from artifacts.user_folders import user_state
-from flows.machine.known_process import interrupt, leader_with, start_of
+from flows.machine.leases import system
 from flows.machine.versions import now
 from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of
@@ -330,3 +331,48 @@ def _is_of(run: QueuedRun, record: Mapping[str, Any]) -> bool:
     if run.pid:
         return bool(record["pid"] == run.pid)
     return bool(run.began) and seconds_of(record["started"]) >= seconds_of(run.began)
+
+
+def start_of(pid: int) -> str:
+    """Return the boot and the clock ticks since then at which a process started; empty if there is
+    no such process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return f"{system()} {int(fields[19])}"
+    except (OSError, LookupError, ValueError):
+        return ""
+
+
+def interrupt(pid: int, start: str) -> None:
+    """Send SIGINT to a process if it is the one that started then. Raises EnvironmentFault."""
+    if not start:
+        return
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    except OSError as error:
+        raise EnvironmentFault(
+            f"process {pid} cannot be stopped from here: {error.strerror}",
+            hint=f"Run `kill -INT {pid}` if it is the run",
+        ) from error
+    try:
+        # The handle stays that of one process, whatever gets its number now.
+        if start_of(pid) == start:
+            signal.pidfd_send_signal(handle, signal.SIGINT)
+    finally:
+        os.close(handle)
+
+
+def leader_with(variable: str, value: str) -> int:
+    """Return the process of this user that leads a session and was started with this variable in
+    its environment; 0: none."""
+    wanted = f"{variable}={value}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            pid = int(folder.name)
+            if os.getsid(pid) == pid and wanted in (folder / "environ").read_bytes().split(b"\0"):
+                return pid
+        except (OSError, ValueError):
+            continue
+    return 0
