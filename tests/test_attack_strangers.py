@@ -4,8 +4,6 @@ up as a video or a picture has another file opened, or captioned as what it name
 
 import json
 import os
-import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from stages.frames.video import Video
 from stages.models.adapters.reading import read_adapter
 from tests.support.adapters import matrices, write_adapter
 from tests.support.attacks import attacked, seeded
+from tests.support.loopback import visited_port
 from tests.support.media import write_video
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]  # each takes seconds
@@ -273,24 +272,9 @@ TARGETS = ("real.ts", "{folder}/real.ts", "file://{folder}/real.ts", "http://127
 
 @pytest.fixture(scope="module")
 def visited() -> Iterator[tuple[int, list[bytes]]]:
-    """A port of this machine, and what was asked of it."""
-    asked: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def listen() -> None:
-            while True:
-                try:
-                    peer = server.accept()[0]
-                except OSError:
-                    return
-                with peer:
-                    asked.append(peer.recv(100))
-
-        thread = threading.Thread(target=listen)
-        thread.start()
-        yield server.getsockname()[1], asked
-        server.shutdown(socket.SHUT_RDWR)
-    thread.join()
+    """A port of this machine, and what was sent to it."""
+    with visited_port() as found:
+        yield found
 
 
 def opened_by_this_process(folder: Path) -> set[str]:

@@ -6,10 +6,8 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -23,6 +21,7 @@ from PIL import Image
 
 from artifacts.edits import key_of
 from flows.options.tune import StepOptions
+from tests.support.loopback import visited_port
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.strangers import snapshot
 from tests.support.studios import OpenStudio
@@ -70,24 +69,9 @@ class User:
 
 @pytest.fixture(scope="module")
 def listener() -> Iterator[tuple[int, list[bytes]]]:
-    """A port of this machine, and what was asked of it."""
-    asked: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def listen() -> None:
-            while True:
-                try:
-                    peer = server.accept()[0]
-                except OSError:
-                    return
-                with peer:
-                    asked.append(peer.recv(100))
-
-        thread = threading.Thread(target=listen, daemon=True)
-        thread.start()
-        yield server.getsockname()[1], asked
-        server.shutdown(socket.SHUT_RDWR)
-    thread.join()
+    """A port of this machine, and what was sent to it."""
+    with visited_port() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
-"""Runs an HTTP server on this machine until a block ends."""
+"""Runs an HTTP server, or only listens, on this machine until a block ends."""
 
 import contextlib
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,3 +28,25 @@ def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextlib.contextmanager
+def visited_port() -> Iterator[tuple[int, list[bytes]]]:
+    """Listen on a port of this machine until the block ends; yield it, and what was sent to it."""
+    sent: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def listen() -> None:
+            while True:
+                try:
+                    peer = server.accept()[0]
+                except OSError:
+                    return
+                with peer:
+                    sent.append(peer.recv(100))
+
+        thread = threading.Thread(target=listen, daemon=True)
+        thread.start()
+        yield server.getsockname()[1], sent
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join()
