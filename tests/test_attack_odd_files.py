@@ -168,7 +168,7 @@ WRITTEN = {
     "record is a folder": ("run.json", "folder", 5),
     "captions are a fifo": ("captions.jsonl", "fifo", 1),
     "captions are a device": ("captions.jsonl", "link to a device", 1),
-    "media lead to themselves": ("media.jsonl", "link to itself", 1),
+    "media lead to themselves": ("media.jsonl", "link to itself", 2),
 }
 
 
@@ -182,10 +182,14 @@ def test_a_run_writes_it_anew_or_says_what_is_in_the_way(
     place = tmp_path / "out" / name
     shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
     KINDS[thing](place)
-    ended = attacked(*run_into(tmp_path))
+    # The folder is a copy, and what it was made of is still there.
+    ended = attacked(*run_into(tmp_path, "--replace"))
     ended.holds(code)
     assert "unexpected error" not in ended.text
-    if code == 1:
+    if code == 2:
+        assert ".penstock.json is not signed" in ended.err
+        attacked(*run_into(tmp_path, "--replace", "--trust-folder")).holds(1)
+    if code in (1, 2):
         assert len(read_lines(tmp_path / "out" / "captions.jsonl")) == 2
     else:
         assert name in ended.err
