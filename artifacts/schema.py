@@ -21,15 +21,10 @@ DIVISORS = (8, 4, 2)
 SPARE = 1.5
 """An image is decoded smaller only if it stays this many times larger than the model's input. With
 less, vectors differ (docs/log.md)."""
-SHRINKING = "decoded at a part of its sides"
-"""Key field of frames that may have been decoded smaller."""
 LARGE_EDGE = 1 << 14
 """Pixels of a side that exceeds any model's input."""
 WHOLE_SECONDS = 1e9
 """Chunk length in seconds that stands for a whole file."""
-WHOLE = "whole"
-"""Last key word for images that were once stored smaller, before images were stored at their own
-size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,14 +64,7 @@ class Sampling:
     def settings(self) -> dict[str, Any]:
         """Return the fields by name, for display and JSON."""
         whole = {"chunk_seconds": None, "whole": True} if self.whole else {}
-        return {**self.key_fields, **whole}
-
-    @property
-    def key_fields(self) -> dict[str, Any]:
-        """Return the fields that enter cache keys. The later field `last_frame` is left out if
-        unset."""
-        found = fields_of(self)
-        return found if self.last_frame else {k: v for k, v in found.items() if k != "last_frame"}
+        return {**fields_of(self), **whole}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,19 +173,7 @@ class MediaIndex:
     """Divisor of its sides during decoding."""
 
     def to_json(self) -> dict[str, Any]:
-        found = {**fields_of(self), "chunks": tuple(map(fields_of, self.chunks))}
-        if self.shrunk == 1:  # keep the records of older versions unchanged
-            del found["shrunk"]
-        return found
-
-    def key_suffix(self, fit_image: FrameFit) -> tuple[str, ...]:
-        """Return the words that end the cache keys of its chunks. Images larger than `fit_image`
-        were once stored at that size, so results from those pixels need another key."""
-        size = (self.height, self.width)
-        if self.kind == "video" or self.shrunk > 1:
-            return ()
-        alike = size == fit_image.size(*size) == stored_size(*size)
-        return () if alike else (WHOLE,)
+        return {**fields_of(self), "chunks": tuple(map(fields_of, self.chunks))}
 
     @property
     def end(self) -> float:
@@ -206,13 +182,5 @@ class MediaIndex:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "MediaIndex":
-        size = {}
-        if (
-            value["kind"] == "image" and "shrunk" not in value
-        ):  # possibly written when images were stored smaller
-            stored = stored_size(value["height"], value["width"])
-            size = dict(zip(("height", "width"), stored, strict=True))
-        chunks = tuple(
-            ChunkIndex(**{**c, **size, "times": tuple(c["times"])}) for c in value["chunks"]
-        )
+        chunks = tuple(ChunkIndex(**{**c, "times": tuple(c["times"])}) for c in value["chunks"])
         return cls(**{**value, "chunks": chunks, "warnings": tuple(value["warnings"])})

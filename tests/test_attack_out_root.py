@@ -131,7 +131,8 @@ def test_what_leads_inside_is_let_through_and_lies_there(world: Path, name: str,
 def test_what_leads_outside_is_refused_in_one_line(world: Path, text: str) -> None:
     before = outside(world)
     for name in ("out",) if text in ALSO_FOR_STORE else ("out", "store"):
-        assert not passes(of(world, **{name: spelled(text, world)}))
+        with pytest.raises(UsageError):
+            confine(of(world, **{name: spelled(text, world)}))
     assert outside(world) == before
 
 

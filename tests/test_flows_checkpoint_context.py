@@ -131,15 +131,13 @@ def test_a_chunk_with_fewer_frames_has_keys_of_its_own_and_its_frames_stay() -> 
         )
         for e in (1280, 64)
     )
-    task, plain = (
-        task_of(medium, None, large, each) for each in (replace(free, bound=bound), free)
-    )
+    task, plain = (task_of(medium, large, each) for each in (replace(free, bound=bound), free))
     assert task.chunk.times == (0.0, 10.0, 20.0) and task.whole == large
     assert task["frames"] == plain["frames"]
     assert task["features"] != plain["features"] and task["captions"] != plain["captions"]
-    again = task_of(medium, None, task.whole, replace(free, bound=bound))
+    again = task_of(medium, task.whole, replace(free, bound=bound))
     assert again == task
-    alike = [task_of(medium, None, small, each) for each in (replace(free, bound=bound), free)]
+    alike = [task_of(medium, small, each) for each in (replace(free, bound=bound), free)]
     assert alike[0].keys == alike[1].keys and alike[0].stored is None
 
 

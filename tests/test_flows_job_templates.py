@@ -132,16 +132,16 @@ def test_words_of_a_chunk_are_in_the_key_of_its_caption_by_what_they_become() ->
     one, other = chunk(0.0, 2.0, 0.0, 1.0), chunk(0.0, 3.0, 0.0, 1.0)
     medium = Medium(digest="d" * 64, path="/a.mp4", kind="video", prompt="{frames} in {seconds}?")
     written = replace(medium, prompt="2 in 2.00?")
-    asked = task_of(medium, None, one, NAMESPACES)
+    asked = task_of(medium, one, NAMESPACES)
     assert asked.prompt == "2 in 2.00?"
-    assert asked.keys == task_of(written, None, one, NAMESPACES).keys
-    longer = task_of(medium, None, other, NAMESPACES)
+    assert asked.keys == task_of(written, one, NAMESPACES).keys
+    longer = task_of(medium, other, NAMESPACES)
     assert longer["captions"] != asked["captions"] and longer["features"] == asked["features"]
 
 
 def test_a_caption_before_that_holds_such_a_word_is_left_as_it_is() -> None:
     medium = Medium(digest="d", path="/a.mp4", kind="video", prompt="{frames}: {previous}")
-    asked = task_of(medium, None, chunk(0.0, 2.0, 0.0), NAMESPACES, "A sign says {times}.")
+    asked = task_of(medium, chunk(0.0, 2.0, 0.0), NAMESPACES, "A sign says {times}.")
     assert asked.prompt == "1: A sign says {times}."
 
 

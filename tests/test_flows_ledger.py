@@ -208,7 +208,7 @@ def test_only_rounding_may_differ_between_the_variants_that_answer(tmp_path: Pat
 def test_the_crops_of_a_wide_image_lie_beside_one_another(tmp_path: Path) -> None:
     own = replace(NAMESPACES, tiles="auto", fit_image=FrameFit(long_edges=((1.0, 100),)))
     chunk = ChunkIndex(index=0, start=0.0, end=0.0, times=(0.0,), height=400, width=800)
-    whole, *crops = task_of(medium("a", "image"), None, chunk, own).boxes
+    whole, *crops = task_of(medium("a", "image"), chunk, own).boxes
     assert (whole.right - whole.left, whole.bottom - whole.top) == (800, 400)
     assert crops and max(box.right for box in crops) == 800
     assert max(box.bottom for box in crops) == 400

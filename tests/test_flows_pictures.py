@@ -17,9 +17,9 @@ import transformers
 from PIL import Image
 
 import flows.planning.sizes
-from artifacts.keys import content_key, digest_of, hash_file, item_key
+from artifacts.keys import content_key, hash_file
 from artifacts.packs import RecordSet
-from artifacts.schema import MAX_PIXELS, WHOLE, FrameFit, MediaIndex, stored_size
+from artifacts.schema import MAX_PIXELS, FrameFit, stored_size
 from artifacts.store import FolderStore
 from flows.job.prepare import Job, prepare
 from flows.ledger.tasks import Medium
@@ -264,17 +264,6 @@ def place(tmp_path: Path) -> Place:
 
 def job_of(place: Place, **options: Any) -> Job:
     return prepare(place.config(max_new_tokens=4, **options), InsideLauncher())
-
-
-def test_only_a_picture_that_was_stored_smaller_once_has_another_key() -> None:
-    assert item_key("s", "m", 0) == digest_of(["s", "m", 0])
-    fit = FrameFit(long_edges=((1.0, 336),))
-    index = MediaIndex(kind="image", height=336, width=336, duration=0.0, chunks=())
-    assert index.key_suffix(fit) == replace(index, height=100, width=50).key_suffix(fit) == ()
-    assert replace(index, height=337).key_suffix(fit) == (WHOLE,)
-    assert replace(index, kind="video", height=5000).key_suffix(fit) == ()
-    assert replace(index, height=5000, width=5000).key_suffix(FrameFit()) == ()
-    assert replace(index, height=20_000, width=10_000).key_suffix(FrameFit()) == (WHOLE,)
 
 
 @pytest.mark.parametrize(

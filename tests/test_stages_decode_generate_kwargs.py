@@ -245,7 +245,7 @@ def test_nothing_asked_is_nothing_in_a_key() -> None:
     assert SamplingParams().key_fields == [] and SamplingParams(seed=3).key_fields == []
     assert SamplingParams(temperature=0.0, seed=3).non_defaults == {"temperature": 0.0}
     asked = SamplingParams(temperature=0.5, seed=3, avoid=("a", "b"))
-    assert SamplingParams.from_fields(asked.non_defaults) == asked
+    assert SamplingParams(**asked.non_defaults) == asked
     assert SamplingParams(presence_penalty=0.0).key_fields == []
     present = SamplingParams(presence_penalty=1.5)
     assert present.key_fields == [[("presence_penalty", 1.5)]]

@@ -13,7 +13,7 @@ from PIL import Image
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import hash_file, item_key
 from artifacts.packs import Record, RecordSet
-from artifacts.schema import WHOLE, MediaIndex
+from artifacts.schema import MediaIndex
 from artifacts.stamps import stamp_of
 from artifacts.store import FolderStore, open_store
 from stages.frames import run as stage
@@ -80,8 +80,7 @@ def image(desk: Desk, n: int) -> dict[str, Any]:
 
 
 def keys(medium: dict[str, Any], count: int) -> list[str]:
-    words = [WHOLE] if medium["kind"] == "image" else []  # they are larger than they are seen
-    return [item_key(NAMESPACE, medium["digest"], index, *words) for index in range(count)]
+    return [item_key(NAMESPACE, medium["digest"], index) for index in range(count)]
 
 
 def test_a_video_is_stored_chunk_by_chunk_then_described_and_not_made_again(desk: Desk) -> None:

@@ -4,7 +4,6 @@ two stages caption with them as the whole models do."""
 import functools
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 
 from artifacts.errors import UsageError
 from artifacts.schema import FrameFit
-from penstock_demo import CHECKPOINT
 from stages.models import describe
 from stages.models.halves.inject_features import new_tokens
 from stages.models.processors.chat_template import system_form, write
@@ -24,14 +22,11 @@ from stages.models.processors.loading import token
 from stages.models.processors.prepare import Clip, load_processor, prepare, rebuild
 from tests.support.checkpoints import OMNI, whole_checkpoint
 from tests.support.clips import PROMPTS, clips, joint_model, profile_of
-from tests.support.families import BUILDERS, checkpoint, copy_of
+from tests.support.families import BUILDERS, checkpoint
 from tests.support.keys_before import (
     CHECKPOINTS,
-    COMMANDS,
     RECORDED,
-    config_of,
     keys_of,
-    namespaces,
 )
 from tests.support.processors import KINDS, plain_call, processor_folder
 from tests.support.templates import AS_JSON, STYLES, Style
@@ -113,7 +108,7 @@ def asked_by(family: str, style: Style) -> Any:
 def test_a_turn_is_what_the_template_makes_of_its_proper_form(family: str, style: str) -> None:
     processor, how = asked_by(family, STYLES[style]), STYLES[style]
     layout = layout_of(processor, "images")
-    assert (layout.form, layout.rewritten) == (how.question, "question" in how.rewritten)
+    assert layout.form == how.question
     assert system_form(processor, layout.form) == how.system
     for system in ("", SYSTEM):
         turns = how.turns(token(processor, "image"), PROMPT, system)
@@ -148,40 +143,11 @@ def test_a_word_for_a_picture_in_the_system_s_text_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "style",
-    ["glm", *(pytest.param(s, marks=slow) for s in ("trimmed", "pixtral", "qwen"))],
-)
-def test_only_keys_of_what_was_written_otherwise_change(style: str, tmp_path: Path) -> None:
-    folder = copy_of("llava", tmp_path / "model")
-    (folder / "chat_template.jinja").write_text(STYLES[style].of("<image>"))
-    profile = describe(folder)
-    before = json.loads(RECORDED.read_text())["llava"]
-    # A template that is given one picture has one frame of a video, so other frames are cut.
-    same = ["frames", "features"] if profile.images_a_prompt != 1 else []
-    changed = set(STYLES[style].rewritten)
-    for command, options in COMMANDS.items():
-        found = namespaces(profile, command)
-        assert {kind: found[kind] for kind in same} == {k: before[command][k] for k in same}
-        expected = "question" in changed or ("system" in changed and "system" in options)
-        words = profile.turn_key_fields(system=bool(config_of(**options).system))
-        assert bool(words) == expected
-        if same:
-            assert (found["captions"] != before[command]["captions"]) == expected, command
-
-
-@pytest.mark.parametrize(
     "family",
     [pytest.param(f, marks=[] if f == "demo" else slow) for f in CHECKPOINTS],
 )
 def test_all_other_keys_are_those_of_an_earlier_version(family: str) -> None:
     assert keys_of(family) == json.loads(RECORDED.read_text())[family]
-
-
-def test_features_have_other_keys_where_the_rate_of_frames_is_given() -> None:
-    rated = profile_of(whole_checkpoint(OMNI))
-    assert rated.takes_rate and not profile_of(CHECKPOINT).takes_rate
-    given, once = (namespaces(each, "plain") for each in (rated, replace(rated, takes_rate=False)))
-    assert {kind for kind in given if given[kind] != once[kind]} == {"features", "captions"}
 
 
 def test_a_limit_of_pixels_makes_frames_smaller_where_the_processor_brings_its_own() -> None:

@@ -106,7 +106,7 @@ class PartSettings:
     """GGUF file that runs its decoder in llama.cpp; None: torch does."""
     cast: bool = False
     """Whether the checkpoint has quantized weights, and others in 16 bit that are cast to another
-    dtype when they are loaded. In earlier versions they stayed as they are stored."""
+    dtype when they are loaded."""
     adapter: AdapterUse | None = None
     """Adapter added to its layers; None: no adapter."""
 
@@ -129,8 +129,8 @@ class PartSettings:
         graph = self.graph.digest if self.graph else ""
         adapter = f"adapter {self.adapter.digest}" if self.adapter else ""
         gguf = self.gguf.key_fields if self.gguf else ()
-        published, cast = "as published" * self.as_published, "cast" * self.cast
-        more = filter(None, [self.kv, published, cast, graph, *gguf, adapter])
+        published = "as published" * self.as_published
+        more = filter(None, [self.kv, published, graph, *gguf, adapter])
         return [self.precision, self.dtype, self.attention, *more, *engine_fields]
 
     @property

@@ -37,7 +37,6 @@ from flows.job.media_digests import (
 from flows.job.vector_precision import with_vector_precision
 from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import variants_of
-from flows.ledger.stock_captions import may_reuse_stock, stock_note
 from flows.ledger.tasks import PREVIOUS, Medium
 from flows.ledger.text_scores import TextScores
 from flows.machine.budget import Budget, budget_for
@@ -281,23 +280,13 @@ def prepare(
     check_summary(config, model)
     check_previous(contents, model)
     base = _job_of(config, store, model, pipeline)
-    job = replace(
+    return replace(
         base,
         files=tuple(readable),
         contents=tuple(contents),
         failures=(*failures, *unreadable, *with_placeholders),
         notes=(*base.notes, *template_notes),
     )
-    if not may_reuse_stock(config, model, store, job.pipeline):
-        return job
-    stock = replace(config, as_published=False)
-    found = _model_for(
-        stock, launcher, store, pipelines, announce, read_weights=read_weights, alone=alone
-    )
-    stock_notes = stock_note(
-        job.ledger, _job_of(stock, store, found[0], pipeline).ledger, job.media
-    )
-    return replace(job, notes=(*job.notes, *stock_notes))
 
 
 def prepare_without_media(

@@ -265,7 +265,7 @@ class Ledger:
     ) -> Task:
         """Return the chunk with the keys of one variant. `previous` is the caption of the chunk
         before."""
-        return task_of(medium, self.media_index(medium), chunk, namespaces, previous)
+        return task_of(medium, chunk, namespaces, previous)
 
     def in_variant(self, task: Task, namespaces: Variant) -> Task:
         """Return a task with the keys of another variant."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from artifacts.keys import digest_of, digests_by_number
 from artifacts.packs import RecordSet
-from artifacts.schema import SHRINKING, FrameFit, Part, Sampling
+from artifacts.schema import FrameFit, Part, Sampling, fields_of
 from artifacts.store import Store
 from artifacts.tiles import OFF
 from flows.checkpoint.context import FrameBound, frame_bound
@@ -77,7 +77,7 @@ def variants_of(
     """Return a variant for every combination of the parts' settings, the best first. Each is
     followed by its `stored` variants with another token limit."""
     parts = [stage.part for stage in pipeline if stage.part]
-    found = []
+    found, params = [], SamplingParams.of(config)
     ways = model.ways if "vision" in parts else (BATCHES,)
     for chosen in product(*(model.settings[part] for part in parts)):
         for *engines, way in product(*(each.engines for each in chosen), ways):
@@ -85,11 +85,8 @@ def variants_of(
             settings = dict(zip(parts, by, strict=True))
             namespaces = namespaces_of(config, model, sampling, pipeline, settings, way)
             found.append(namespaces)
-            if SamplingParams.of(config).is_prefix_stable:
-                text_fields = _text_fields(config, model)
-                found += _other_limits(
-                    namespaces, pipeline[-1], model, settings, stored, text_fields
-                )
+            if params.is_prefix_stable:
+                found += _other_limits(namespaces, pipeline[-1], model, settings, stored, params)
     return found
 
 
@@ -105,27 +102,16 @@ def namespaces_of(
     each stage's bytes. A stage's OUTPUT_VERSION rises when its output changes."""
     vectors = VectorSamplingOptions.of(config)
     engine_options = EngineOptions.of(config)
-    fits: dict[str, Any] = {kind: model.fit(kind).long_edges for kind in ("video", "image")}
-    if model.fit("image").shrinks:
-        fits["shrunk"] = SHRINKING
+    text_fields = [engine_options.max_new_tokens, *SamplingParams.of(config).key_fields]
+    fits = [fields_of(model.fit(kind)) for kind in ("video", "image")]
     of: dict[str, str] = {}
     for stage in pipeline:
         by = [of[stage.reads], *_part_fields(stage, model, settings)] if stage.reads else []
-        limit = (
-            [engine_options.max_new_tokens, *_text_fields(config, model)]
-            if stage.uses_token_limit
-            else []
-        )
-        if stage.part and model.profile.prompted and not stage.uses_token_limit:
-            limit = list(model.profile.turn_key_fields(system=False))
-        cut = (
-            [vectors.tiles, model.fit("image").edge]
-            if stage.supports_tiles and vectors.tiles != OFF
-            else []
-        )
-        cut += [f"encoded {way}"] if stage.part == "vision" and way != BATCHES else []
+        limit = text_fields if stage.uses_token_limit else []
+        cut: list[Any] = [vectors.tiles, model.fit("image").edge] if stage.supports_tiles else []
+        cut += [way] if stage.part == "vision" else []
         of[stage.writes] = _namespace(
-            stage, [*by, *limit, *cut] if by else [sampling.key_fields, fits]
+            stage, [*by, *limit, *cut] if by else [fields_of(sampling), fits]
         )
     of_prompts = {s.writes for s in pipeline if s.prompted or (model.profile.prompted and s.part)}
     return Variant(
@@ -150,27 +136,13 @@ def one_shot_namespace(stage: StageSpec, model: Model, settings: PartSettings) -
     return _namespace(stage, [model.digests[stage.part], *key_fields] if stage.part else [])
 
 
-def _text_fields(config: RunOptions, model: Model) -> list[Any]:
-    """Return the key fields of a caption's text apart from the token limit. Default settings add
-    none."""
-    params = SamplingParams.of(config)
-    turns = model.profile.turn_key_fields(system=bool(params.system))
-    return [*params.key_fields, *turns]
-
-
 def _part_fields(
     stage: StageSpec, model: Model, settings: Mapping[Part, PartSettings]
 ) -> list[Any]:
     if not stage.part:
         return model.served.key_fields if model.served else []
-    limit: list[str] = []
-    if stage.part == "vision":
-        image_pixels, video_pixels = model.profile.max_pixels, model.profile.max_video_pixels
-        limit = [f"{image_pixels} pixels"] * bool(image_pixels) + [
-            f"{video_pixels} pixels a video"
-        ] * bool(video_pixels)
-        # Once these processors were given no rate, and took a constant.
-        limit += ["rate of frames"] * model.profile.takes_rate
+    pixels = [model.profile.max_pixels, model.profile.max_video_pixels]
+    limit = pixels if stage.part == "vision" else []
     return [model.digests[stage.part], *settings[stage.part].key_fields, *limit]
 
 
@@ -184,16 +156,16 @@ def _other_limits(
     model: Model,
     settings: Mapping[Part, PartSettings],
     stored: Set[str],
-    text_fields: Sequence[Any],
+    params: SamplingParams,
 ) -> Iterator[Variant]:
-    """Yield the stored variants of other token limits, with these `text_fields`. A digest cannot be
+    """Yield the stored variants of other token limits, with the same `params`. A digest cannot be
     reversed, so every limit that may have been requested is tried."""
     if not stage.uses_token_limit or not stored - {namespaces[stage.writes]}:
         return
     by = [namespaces[stage.reads], *_part_fields(stage, model, settings)]
     before = [stage.writes, stage.output_version, *by]
     limits = range(1, LARGEST_LIMIT + 1)
-    for limit, digest in digests_by_number(before, limits, text_fields):
+    for limit, digest in digests_by_number(before, limits, params.key_fields):
         if limit != namespaces.limit and digest in stored:
             yield replace(namespaces, of={**namespaces.of, stage.writes: digest}, limit=limit)
 

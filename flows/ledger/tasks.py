@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from artifacts.keys import item_key
-from artifacts.schema import ChunkIndex, MediaIndex
+from artifacts.schema import ChunkIndex
 from artifacts.stamps import Stamp
 from artifacts.tiles import OFF, Box, boxes_of
 from flows.ledger.chunk_placeholders import fill_placeholders
@@ -105,21 +105,16 @@ class Task:
 
 
 def task_of(
-    medium: Medium,
-    index: MediaIndex | None,
-    chunk: ChunkIndex,
-    namespaces: Variant,
-    previous: str | None = "",
+    medium: Medium, chunk: ChunkIndex, namespaces: Variant, previous: str | None = ""
 ) -> Task:
-    """Return a chunk of a medium with the keys of one variant. `index` is the medium's index, if
-    known, and `previous` the caption of the previous chunk."""
+    """Return a chunk of a medium with the keys of one variant. `previous` is the caption of the
+    previous chunk, if known."""
     bound = namespaces.bound if medium.kind == "video" else None
     shown = bound.shown(chunk) if bound else chunk
     # While the previous caption is unknown, the placeholder is part of the key. No record is made
     # by that key.
     prompt = fill_placeholders(medium.prompt, shown, namespaces.frames_a_video)
     prompt = prompt if previous is None else prompt.replace(PREVIOUS, previous)
-    size_fields = index.key_suffix(namespaces.fit_image) if index is not None else ()
     fewer = () if shown is chunk else (f"{len(shown.times)} frames",)
     sent = ("as video",) if namespaces.sends_video and medium.kind == "video" else ()
     keys = {
@@ -128,7 +123,6 @@ def task_of(
             medium.digest,
             chunk.index,
             *([prompt] if kind in namespaces.prompted else []),
-            *size_fields,
             *((*fewer, *sent) if at else ()),  # frames keep their key: all of them are stored
         )
         for at, (kind, namespace) in enumerate(namespaces.of.items())

@@ -20,8 +20,6 @@ class TextScores:
     def __init__(self, store: Store, model: Model, params: SamplingParams) -> None:
         """`params` hold the system prompt and the forced beginning of the texts."""
         self.params = SamplingParams(system=params.system, start_with=params.start_with)
-        turns = model.profile.turn_key_fields(system=bool(params.system))
-        self._key_fields = [*self.params.key_fields, *turns]
         self._model = model
         settings = model.settings["language"]
         namespaces = dict.fromkeys((SCORE.writes, self.namespace(each)) for each in settings)
@@ -34,7 +32,7 @@ class TextScores:
     def item(self, features: str, prompt: str, text: str, *, ended: bool = True) -> ScoreItem:
         """Return a text to score. `features` is the key of its chunk's features, and `ended` says
         whether the text is complete."""
-        key = digest_of([features, prompt, text, ended, *self._key_fields])
+        key = digest_of([features, prompt, text, ended, *self.params.key_fields])
         return ScoreItem(key, features, prompt, text, ended)
 
     def find(self, item: ScoreItem) -> Mapping[str, Any] | None:

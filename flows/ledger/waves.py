@@ -12,7 +12,6 @@ from itertools import islice
 
 from artifacts.keys import digest_of
 from artifacts.packs import Record
-from artifacts.schema import WHOLE
 from flows.ledger.ledger import Ledger
 from flows.ledger.tasks import Medium, Task, unique
 from stages.process.stage import StageSpec
@@ -28,9 +27,7 @@ def waves_of(
     ledger: Ledger, media: Sequence[Medium], sizes: Sequence[int], limit: int
 ) -> list[list[Medium]]:
     """Divide the media into waves of at most `limit` bytes of frames and features."""
-    # The constant renews divisions from before images were counted at their stored size.
-    version = [WHOLE] if any(m.kind == "image" for m in media) else []
-    key = digest_of([*([m.digest, m.prompt] for m in media), *version])
+    key = digest_of([[m.digest, m.prompt] for m in media])
     if key not in ledger.wave_records:
         ledger.wave_records.publish([Record(key=key, meta={"lengths": cut_waves(sizes, limit)})])
     left = iter(media)

@@ -34,11 +34,8 @@ def left_out_note(sources: Iterable[str], selection: Selection) -> str:
                 unread.append(os.path.join(source, relative, ""))
     if selection.recursive:
         names = ", ".join(sorted(of_servers))
-        return (
-            f"not read: folders that servers and systems make for themselves ({names})"
-            if names
-            else ""
-        )
+        note = f"not read: folders that servers and systems make for themselves ({names})"
+        return note if names else ""
     first = "".join(map(writable, unread[:1])) + ", …" * (len(unread) > 1)
     note = f"{counted(len(unread), 'subfolder')} with media not read ({first}); add --recursive"
     return note if unread else ""

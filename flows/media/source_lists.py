@@ -51,8 +51,7 @@ def lines_of(path: Path) -> Iterator[Line | BadLine]:
     since it might be the same list."""
     entries_in = STRUCTURED.get(path.suffix.lower(), _text_lines)
     try:
-        text = read_text(path, LIST_BYTES, "utf-8-sig")
-        entries = [*entries_in(text)]
+        entries = [*entries_in(read_text(path, LIST_BYTES, "utf-8-sig"))]
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{error}"
         message = f"the list cannot be read: {reason}"
@@ -62,8 +61,7 @@ def lines_of(path: Path) -> Iterator[Line | BadLine]:
         try:
             parsed = _entry(value) if entries_in is not _text_lines else Line(name=value)
         except ValueError as error:
-            message = f"{place} of the list {error}"
-            yield BadLine(name=str(path), message=message, hint=ENTRY_HINT)
+            yield BadLine(name=str(path), message=f"{place} of the list {error}", hint=ENTRY_HINT)
             continue
         entry = parsed.name
         if is_address(entry):

@@ -115,7 +115,7 @@ class StageEstimate:
             del load["stored_frames"]
         return {
             "stage": self.rung.stage,
-            "rung": self.rung.to_json(),
+            "rung": asdict(self.rung),
             **{name: getattr(self, name) for name in self.__slots__ if name.endswith("_bytes")},
             "peak_bytes": self.peak_bytes,
             "flops": self.flops,

@@ -25,7 +25,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from artifacts.errors import CannotFit, EnvironmentFault
@@ -60,14 +60,14 @@ class Remembered:
     def rungs(self, stage: str) -> list[Rung]:
         """Return rungs to which a stage fell back with as much memory as now, or more. It did not
         fit on better rungs."""
-        return [Rung.from_json(meta["rung"]) for meta in self._metas(stage).values()]
+        return [Rung(**meta["rung"]) for meta in self._metas(stage).values()]
 
     def keep(self, rung: Rung) -> None:
         """Store that a stage fits on this rung, but not on better ones."""
         record_set = self._record_sets[rung.stage]
         record_set.refresh()
         before = self._metas(rung.stage)
-        meta = {"rung": rung.to_json(), "budget": self._budget, "time": round(time.time())}
+        meta = {"rung": asdict(rung), "budget": self._budget, "time": round(time.time())}
         key = digest_of(meta)
         record_set.publish([Record(key=key, meta=meta)])
         # Results for a larger budget stay valid. Those for this budget or less are superseded.
@@ -241,7 +241,7 @@ class Ladder:
     ) -> None:
         entry = {
             "stage": rung.stage,
-            "rung": rung.to_json(),
+            "rung": asdict(rung),
             "name": rung.name,
             "reason": reason,
             "error": error,

@@ -1,7 +1,6 @@
 """The fallback rungs of a stage: the ways to run it, cheapest first."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from artifacts.plurals import counted
 from flows.pipelines import STAGES
@@ -46,9 +45,6 @@ class Rung:
     optimizer: str = ""
     """Tune stage: optimizer."""
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     @property
     def name(self) -> str:
         """Return the rung as text: `batch 4, int8`."""
@@ -74,11 +70,6 @@ class Rung:
     def size_name(self) -> str:
         """Return the batch size as text: `batch 4`, or `4 slots`."""
         return counted(self.batch, "slot") if self.seated else f"batch {self.batch}"
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Rung":
-        """Parse a rung. Fields that an older version did not write have their defaults."""
-        return cls(**{name: value[name] for name in cls.__slots__ if name in value})
 
 
 def sizes(largest: int) -> list[int]:

@@ -72,15 +72,9 @@ def _samples(
                         cutter.refused.append(f"{item.file.name}: {error.message}")
                         yield item.sample, None
                     else:
-                        yield (
-                            item.sample,
-                            Media(
-                                path=path,
-                                suffix=suffix,
-                                start=item.sample.row.start,
-                                stamp=item.stamp,
-                            ),
-                        )
+                        start, stamp = item.sample.row.start, item.stamp
+                        whole = Media(path=path, suffix=suffix, start=start, stamp=stamp)
+                        yield item.sample, whole
                 continue
             media = cut.get(item.sample.key)
             yield item.sample, media

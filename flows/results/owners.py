@@ -146,24 +146,21 @@ def _lost(config: RunOptions, out: Path) -> list[str]:
 def _named_by(config: RunOptions, selection: Selection) -> Callable[[str], bool]:
     """Return a function that says of most media, by their names alone, whether the sources name
     them. It reads no list, and follows no links: finding 50,000 files takes seconds."""
-    addresses = [unsigned(source) for source in config.sources if is_address(source)]
-    paths = {os.path.abspath(os.path.expanduser(source)) for source in config.sources}
-    folders = [f"{place.rstrip('/')}/" for place in (*addresses, *filter(os.path.isdir, paths))]
-    patterns = [address.replace("**/", "*") for address in addresses]
-    named = {*addresses, *paths}
+    places = {
+        unsigned(source) if is_address(source) else os.path.abspath(os.path.expanduser(source))
+        for source in config.sources
+    }
+    folders = [f"{p.rstrip('/')}/" for p in places if is_address(p) or os.path.isdir(p)]
+    patterns = [place.replace("**/", "*") for place in places if is_address(place)]
+
+    def takes(inside: str) -> bool:
+        is_read = (config.recursive or "/" not in inside) and "/." not in f"/{inside}"
+        return is_read and selection.takes(inside)
 
     def is_named(place: str) -> bool:
         below = (place.removeprefix(each) for each in folders if place.startswith(each))
-        return (
-            place in named
-            or any(fnmatchcase(place, pattern) for pattern in patterns)
-            or any(
-                (config.recursive or "/" not in inside)
-                and "/." not in f"/{inside}"
-                and selection.takes(inside)
-                for inside in below
-            )
-        )
+        is_given = place in places or any(fnmatchcase(place, each) for each in patterns)
+        return is_given or any(map(takes, below))
 
     return is_named
 

@@ -117,10 +117,7 @@ class Summaries:
     def key(self, video: SummaryInput, settings: PartSettings) -> str:
         """Return the key of a video's summary in these settings. It does not depend on the context
         length: a summary made with any context counts."""
-        turns = self._job.model.profile.turn_key_fields(
-            system=bool(SamplingParams.of(self._job.config).system)
-        )
-        return digest_of([self.namespace(settings), self._settings, video.texts, *turns])
+        return digest_of([self.namespace(settings), self._settings, video.texts])
 
     def find(self, video: SummaryInput) -> tuple[PartSettings, Mapping[str, Any]] | None:
         """Return the summary of a video in the best settings; None if there is none."""

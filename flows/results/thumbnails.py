@@ -53,10 +53,7 @@ def _frame(path: Path, time: float, fit: FrameFit) -> Any:
     from stages.frames.frame_converter import FrameConverter, shown_size
 
     shown, aspect = shown_at(path, time)
-    converter = FrameConverter(shown, fit.size(*shown_size(shown, aspect)))
-    pixels = converter.allocate(1)[0]
-    converter.convert(shown, pixels)
-    return pixels
+    return FrameConverter(shown, fit.size(*shown_size(shown, aspect))).convert(shown)
 
 
 def shown_at(path: Path, time: float) -> tuple[Any, Any]:

@@ -246,11 +246,11 @@ class ChunkFeed:
         if medium.digest in self._media:
             index = MediaIndex.from_json(self._media.meta(medium.digest))
         for chunk in self._unindexed(medium, known) if index is None else index.chunks:
-            task = task_of(medium, index, chunk, self.variant)
+            task = task_of(medium, chunk, self.variant)
             if chunk.index not in known and task[self._cut] in self._frames:
                 known.add(chunk.index)
                 others = ledger.variants if self._some_made else ()
-                same = (task, *(task_of(medium, index, chunk, each) for each in others))
+                same = (task, *(task_of(medium, chunk, each) for each in others))
                 if not any(ledger.has(t, self._stage) or ledger.has_failed(t) for t in same):
                     yield task
         if index is not None and len(known) >= len(index.chunks):

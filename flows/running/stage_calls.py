@@ -223,7 +223,7 @@ class StageCallBuilder:
             namespace=namespaces[stage.writes],
             batches=[],
             max_new_tokens=EngineOptions.of(job.config).max_new_tokens,
-            generation=SamplingParams.from_fields(SamplingParams.of(job.config).non_defaults),
+            generation=SamplingParams(**SamplingParams.of(job.config).non_defaults),
             prefill=rung.prefill,
             kv=rung.kv,
             engine=settings.engine,

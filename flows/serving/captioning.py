@@ -290,4 +290,4 @@ class Captioning:
     ) -> str:
         """Return a chunk's cache key of one kind in one variant; of a caption, before request
         settings."""
-        return task_of(task.medium, index, task.whole, namespaces)[kind]
+        return task_of(task.medium, task.whole, namespaces)[kind]

@@ -45,7 +45,7 @@ class FrameSource:
     ) -> list[Task]:
         """Return the chunks of a medium, by default in the variant of new records."""
         by = variant or self.namespaces
-        return [task_of(medium, index, chunk, by) for chunk in index.chunks]
+        return [task_of(medium, chunk, by) for chunk in index.chunks]
 
     async def decode(self, medium: Medium, half: HalfWorker) -> MediaIndex:
         """Decode a medium, store its frames for a half and return its index. Raises HttpRefusal."""

@@ -1,6 +1,5 @@
 """The user's decoding parameters. Imports no model library: cache keys are made from them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
@@ -130,11 +129,6 @@ class SamplingParams(OptionGroup):
     def is_prefix_stable(self) -> bool:
         """Return whether a caption that ended by itself is the same under every larger limit."""
         return self.beams == 1 and not self.retry_loops and not self.schema
-
-    @classmethod
-    def from_fields(cls, given: Mapping[str, Any]) -> "SamplingParams":
-        """Return the settings from the fields that `non_defaults` returned."""
-        return cls(**given)
 
 
 def _excluded(option: str, why: str) -> UsageError:

@@ -32,7 +32,7 @@ class RequestSettings:
         fields = json.loads(text)
         return cls(
             max_new_tokens=fields["max_new_tokens"],
-            generation=SamplingParams.from_fields(fields["generation"]),
+            generation=SamplingParams(**fields["generation"]),
             stop=tuple(fields["stop"]),
         )
 

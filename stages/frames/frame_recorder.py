@@ -11,7 +11,7 @@ from artifacts.keys import item_key
 from artifacts.packs import Record, RecordSet
 from artifacts.record_union import record_sets_of
 from artifacts.remote.media_cache import open_local
-from artifacts.schema import FrameFit, MediaIndex, fields_of
+from artifacts.schema import MediaIndex, fields_of
 from artifacts.store import Store
 from stages.frames.chunk import Chunk
 from stages.frames.medium import TRANSIENT_KINDS, UNSTORED_KINDS, MediumToCut
@@ -30,7 +30,6 @@ class FrameRecorder:
         self,
         store: Store,
         namespace: str,
-        fit_image: FrameFit,
         report: EventReporter,
         watchdog: Watchdog,
     ) -> None:
@@ -38,39 +37,30 @@ class FrameRecorder:
             store, *((kind, namespace) for kind in ("frames", "media", "failures"))
         )
         self._namespace = namespace
-        self._fit_image = fit_image
         self._report = report
         self._watchdog = watchdog
         self._failed_before = self.failures.keys()
 
-    def key(self, medium: MediumToCut, at: int, found: MediaIndex | None = None) -> str:
-        """Return the cache key of a chunk's frames. An image's key also depends on its index
-        `found`."""
-        key_parts = found.key_suffix(self._fit_image) if found is not None else ()
-        return item_key(self._namespace, medium.digest, at, *key_parts)
+    def key(self, medium: MediumToCut, at: int) -> str:
+        """Return the cache key of a chunk's frames."""
+        return item_key(self._namespace, medium.digest, at)
 
-    def publish(
-        self, chunks: Sequence[tuple[MediumToCut, Chunk]], images: Sequence[MediaIndex] = ()
-    ) -> None:
+    def publish(self, chunks: Sequence[tuple[MediumToCut, Chunk]]) -> None:
         """Store chunks and report the new ones."""
-        new = self.store(chunks, images)
+        new = self.store(chunks)
         for key, (medium, _) in zip(new, chunks, strict=True):
             if key:
                 self._report.item(key, label=medium.path.name)
 
-    def store(
-        self, chunks: Sequence[tuple[MediumToCut, Chunk]], images: Sequence[MediaIndex] = ()
-    ) -> list[str]:
-        """Store chunks. For images, `images` holds the index of each. Return their keys, with empty
-        keys for chunks that were stored before."""
-        found: Sequence[MediaIndex | None] = images or [None] * len(chunks)
+    def store(self, chunks: Sequence[tuple[MediumToCut, Chunk]]) -> list[str]:
+        """Store chunks. Return their keys, with empty keys for chunks that were stored before."""
         records = [
             Record(
-                key=self.key(medium, chunk.index.index, index),
+                key=self.key(medium, chunk.index.index),
                 meta={**fields_of(chunk.index), "damage": fields_of(chunk.damage)},
                 payload=chunk.pixels.reshape(-1).data,
             )
-            for (medium, chunk), index in zip(chunks, found, strict=True)
+            for medium, chunk in chunks
         ]
         new = set(self.frames.publish(records))
         return [record.key if record.key in new else "" for record in records]
@@ -94,11 +84,11 @@ class FrameRecorder:
         """Return whether any record of a medium is missing."""
         if medium.digest not in self.media:
             return True
-        found = MediaIndex.from_json(self.media.meta(medium.digest))
         indexes = medium.chunk_indexes
         if indexes is None:
+            found = MediaIndex.from_json(self.media.meta(medium.digest))
             indexes = frozenset(chunk.index for chunk in found.chunks)
-        return any(self.key(medium, at, found) not in self.frames for at in indexes)
+        return any(self.key(medium, at) not in self.frames for at in indexes)
 
     def failing(self, medium: MediumToCut) -> contextlib.AbstractContextManager[Path]:
         """Give the local path of a medium, as `failing` does."""

@@ -62,9 +62,7 @@ class FileCutter:
     def __init__(self, job: FramesJob, report: EventReporter, watchdog: Watchdog) -> None:
         self._job = job
         self._fit_video, self._fit_image = job.fit_video, job.fit_image
-        self._sets = FrameRecorder(
-            open_store(job.store), job.namespace, self._fit_image, report, watchdog
-        )
+        self._sets = FrameRecorder(open_store(job.store), job.namespace, report, watchdog)
 
     def cut(self, medium: MediumToCut) -> MediaIndex:
         """Store the frames of one file and return its index. Raises MediaError."""
@@ -74,7 +72,7 @@ class FileCutter:
 
     def _image(self, medium: MediumToCut) -> MediaIndex:
         index, chunk = read_image(medium.path, self._fit_image, self._job.max_pixels)
-        self._sets.store([(medium, chunk)], [index])
+        self._sets.store([(medium, chunk)])
         return index
 
     def _video(self, medium: MediumToCut) -> MediaIndex:

@@ -73,7 +73,7 @@ class Cutting:
         self.store = open_store(job.store)
         self.fit = job.fit_video
         self.fit_image = job.fit_image
-        self.record_sets = FrameRecorder(self.store, job.namespace, job.fit_image, report, watchdog)
+        self.record_sets = FrameRecorder(self.store, job.namespace, report, watchdog)
         self.turns: WorkClaims
         """Claims of media: which run processes which."""
         self.sampling = job.sampling
@@ -196,7 +196,7 @@ class Cutting:
         done: list[tuple[MediumToCut, MediaIndex]] = []
 
         def store() -> None:
-            self.record_sets.publish(chunks, [index for _, index in done])
+            self.record_sets.publish(chunks)
             self.record_sets.finish(done)
             chunks.clear()
             done.clear()

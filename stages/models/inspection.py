@@ -27,11 +27,10 @@ from stages.models.hub.resolve import find_model
 from stages.models.precision.attention import attention_of, supports_flash
 from stages.models.precision.quantize import check_stored, linears_of, quantizable
 from stages.models.precision.weights import Weight, packed, weights_of
-from stages.models.processors.calling import RATE
 from stages.models.processors.chat_template import system_form
 from stages.models.processors.fit import LONG_EDGES, Probe, black, pixels_a_video, probe
 from stages.models.processors.images import prepare_images
-from stages.models.processors.input_layout import channels_of, layout_of, rewritten
+from stages.models.processors.input_layout import channels_of, layout_of
 from stages.models.processors.loading import control_tokens
 from stages.models.processors.pixel_limit import bounds_of, min_pixels_of
 from stages.models.processors.prepare import (
@@ -327,8 +326,6 @@ def _profile(
         parts=halves,
         sampling=default_sampling(processor),
         takes_system=all(system_form(processor, each.form) for each in layouts),
-        rewritten=rewritten(processor, layouts),
-        takes_rate=any(RATE in each.options for each in layouts),
         placeholders=tuple(sorted(placeholder_tokens(processor))),
         control_tokens=tuple(sorted(control_tokens(processor))),
         feature_width=int(config.get_text_config().hidden_size),

@@ -9,7 +9,7 @@ from stages.models.footprint import BatchCost
 from stages.models.kv_profile import LayerMemory, RowMemory
 from stages.models.pixel_bounds import PixelBounds
 
-LISTS = ("modalities", "placeholders", "control_tokens", "rewritten")
+LISTS = ("modalities", "placeholders", "control_tokens")
 """Names of the profile fields that are lists of strings."""
 OUTPUT_VERSION = 33
 """Output version of a profile, part of its cache key: raised when the content changes."""
@@ -142,10 +142,6 @@ class ModelProfile:
     """The size at which an image is seen; the image is stored at its own size."""
     takes_system: bool = True
     """Whether its prompts can contain a system text."""
-    rewritten: tuple[str, ...] = ()
-    """Parts of a turn, `question` and `system`, that earlier versions did not write verbatim."""
-    takes_rate: bool = False
-    """Whether its processor computes times from a rate that it is given, beside the metadata."""
     placeholders: tuple[str, ...] = ()
     """Strings that a prompt must not contain: the model reads them as image placeholders."""
     control_tokens: tuple[str, ...] = ()
@@ -204,12 +200,6 @@ class ModelProfile:
     def one_frame(self) -> bool:
         """Return whether the model can see only one frame of a chunk of video."""
         return self.images_a_prompt == 1 and "video" not in self.modalities
-
-    def turn_key_fields(self, *, system: bool) -> list[str]:
-        """Return the entries for the cache keys of captions, with or without a `system` text, where
-        earlier versions wrote turns differently."""
-        parts = [part for part in self.rewritten if part != "system" or system]
-        return [f"{part} to the letter" for part in parts]
 
     def to_json(self) -> dict[str, Any]:
         """Return the profile as JSON values, each part under its own name."""

@@ -147,7 +147,7 @@ def flat(arguments: Any) -> dict[str, Any]:
     held neither halves nor items."""
     told = json.loads(json.dumps(_by_name(arguments)))
     if "generation" in told:
-        params = SamplingParams.from_fields(told["generation"])
+        params = SamplingParams(**told["generation"])
         told["generation"] = params.non_defaults
     if "fit_image" in told:
         fits = {kind: told.pop(f"fit_{kind}") for kind in ("video", "image")}

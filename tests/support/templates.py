@@ -71,8 +71,6 @@ class Style:
     """`parts`, `words` (those of the pictures in the string) or `prompt` (the string alone)."""
     system: str
     """`parts`, `words`, or empty where there is no place for it."""
-    rewritten: tuple[str, ...] = ()
-    """What an earlier version wrote otherwise."""
 
     def of(self, image: str, video: str = "") -> str:
         return self.template.replace("IMAGE", image).replace("VIDEO", video or image)
@@ -90,9 +88,9 @@ class Style:
 
 
 STYLES = {
-    "glm": Style(template=GLM, question="parts", system="words", rewritten=("system",)),
+    "glm": Style(template=GLM, question="parts", system="words"),
     "pixtral": Style(template=PIXTRAL, question="parts", system="words"),
-    "trimmed": Style(template=TRIMMED, question="prompt", system="words", rewritten=("question",)),
+    "trimmed": Style(template=TRIMMED, question="prompt", system="words"),
     "llava": Style(template=LLAVA, question="words", system="words"),
     "qwen": Style(template=QWEN, question="parts", system="parts"),
     "strings": Style(template=STRINGS, question="words", system="words"),

@@ -6,7 +6,6 @@ import numpy as np
 
 from artifacts.keys import content_key, hash_file, item_key
 from artifacts.pack_object import read_header
-from artifacts.schema import WHOLE
 from artifacts.store import FolderStore
 from tests.support.pipeline import Place
 
@@ -39,8 +38,7 @@ def frames_of(place: Place) -> list[tuple[dict[str, Any], Frames]]:
         kind = "image" if row["start"] == row["end"] else "video"
         digest = content_key(hash_file(place.clips / name), kind)
         at = starts.index(row["start"])
-        keys = [item_key(namespace, digest, at, *words) for words in ((), (WHOLE,))]
-        found.append(next(frames[key] for key in keys if key in frames))
+        found.append(frames[item_key(namespace, digest, at)])
     return found
 
 

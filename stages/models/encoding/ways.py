@@ -9,7 +9,7 @@ are rounded differently. They do not depend on it where the number of rows is al
     auto      fixed for small inputs, which use a processor badly when they are alone; else alone
     batches   all inputs of a batch pass together, so the bytes of each depend on the others
 
-Each way has cache namespaces of its own; those of `batches` are the ones of earlier versions.
+Each way has cache namespaces of its own.
 """
 
 from typing import Final

@@ -41,8 +41,6 @@ class Layout:
     """Whether a prompt takes at most one image."""
     system: str = ""
     """System text before the question; empty: none."""
-    rewritten: bool = False
-    """Whether earlier versions used a form that does not contain the question verbatim."""
 
 
 def run(

@@ -84,15 +84,6 @@ def system_form(processor: Any, form: str) -> str:
     return known(processor, f"form of a system text before {form}", lambda: _find(processor, form))
 
 
-def printed_before(processor: Any, form: str) -> bool:
-    """Return whether earlier versions, which only searched for the text, passed the template a list
-    that it prints in Python's notation."""
-    text = "Answer."
-    return system_form(processor, form) == STRING and text in _render_system(
-        processor, form, PARTS, text
-    )
-
-
 def without_system() -> UsageError:
     return UsageError(
         "the chat template of this model has no place for --system",

@@ -19,7 +19,7 @@ two rows with different prompts come out complete is used.
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +46,6 @@ from stages.models.processors.chat_template import (
     exact,
     forms,
     last_forms,
-    printed_before,
     write,
 )
 from stages.models.processors.clip import Clip, clip_of
@@ -82,16 +81,6 @@ def channels_of(processor: Any) -> list[str]:
     return [channel for channel in taken if taken[channel]]
 
 
-def rewritten(processor: Any, layouts: Sequence[Layout]) -> tuple[str, ...]:
-    """Return the parts of a turn, `question` and `system`, that earlier versions did not write
-    verbatim."""
-    found = {
-        "question": any(each.rewritten for each in layouts),
-        "system": any(printed_before(processor, each.form) for each in layouts),
-    }
-    return tuple(part for part in found if found[part])
-
-
 def noise(channel: str) -> Clip:
     frames = np.random.default_rng(0).integers(0, 255, PROBE_SHAPE, dtype=np.uint8)
     if channel == "images":
@@ -120,8 +109,7 @@ def _find(processor: Any, channel: str) -> Layout:
         if not exact(processor, layout.form, channel):
             inexact = True
             continue
-        layout = replace(_with_placeholders(processor, layout, outputs), rewritten=inexact)
-        layout = _with_rate(processor, layout)
+        layout = _with_rate(processor, _with_placeholders(processor, layout, outputs))
         return replace(layout, alone=channel == "images" and _takes_one_image(processor, layout))
     if inexact:
         raise UsageError(
