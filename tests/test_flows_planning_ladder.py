@@ -4,7 +4,7 @@ with stages that answer at once."""
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,14 +132,14 @@ def test_whatever_the_rung_that_fits_the_run_ends_on_it_and_the_next_starts_ther
         assert len(lines) == PICTURES and bool(taken) == bool(number)
         if taken:
             assert {entry["stage"] for entry in taken} == {stage}
-            assert (taken[-1]["rung"], taken[-1]["name"]) == (fitting.to_json(), fitting.name)
+            assert (taken[-1]["rung"], taken[-1]["name"]) == (asdict(fitting), fitting.name)
             assert all(entry["reason"] in ("out of memory", "killed") for entry in taken)
             assert all("memory" in entry["error"] for entry in taken)
         picture(tmp_path / "pictures", 10 + number)
         again = Tight(dies, rooms)
         assert len(run(replace(here, prompt=LONG + "Again."), again)) == PICTURES + 1
         assert again.deaths == 0
-        expected = [("remembered", fitting.to_json())] if number else []
+        expected = [("remembered", asdict(fitting))] if number else []
         assert [(e["reason"], e["rung"]) for e in record(here)["rungs"]] == expected
         (tmp_path / "pictures" / f"{10 + number}.png").unlink()
 

@@ -170,25 +170,6 @@ def test_pictures_are_stored_before_they_fill_the_memory(
     assert len(list(FolderStore(Path(desk.url)).list(f"frames/{NAMESPACE[:2]}/{NAMESPACE}"))) == 3
 
 
-def test_a_picture_stored_smaller_before_is_stored_anew_and_a_small_one_answers(desk: Desk) -> None:
-    large, small = image(desk, 5), desk.folder / "small.png"
-    Image.fromarray(picture(6, 30, 40)).save(small)
-    one = medium(small)
-    for each, size in ((large, (30, 40)), (one, (30, 40))):
-        shown = (48, 64) if each is large else size
-        chunk = {"index": 0, "start": 0.0, "end": 0.0, "times": [0.0]}
-        chunk |= {"height": size[0], "width": size[1]}
-        meta = {"kind": "image", "height": shown[0], "width": shown[1], "duration": 0.0}
-        meta |= {"chunks": [chunk], "warnings": []}
-        desk.record_set("media").publish([Record(key=each["digest"], meta=meta)])
-        frames = Record(key=item_key(NAMESPACE, each["digest"], 0), meta=chunk, payload=b"old")
-        desk.record_set("frames").publish([frames])
-    assert desk.run(large, one) == keys(large, 1)
-    record = desk.record_set("frames").read(keys(large, 1)[0])
-    assert (record.meta["height"], record.meta["width"]) == (48, 64)
-    assert desk.run({**large, "chunk_indexes": [0]}, {**one, "chunk_indexes": [0]}) == []
-
-
 def test_two_files_of_one_content_are_cut_once(desk: Desk) -> None:
     one = video(desk, seconds=2)
     two = desk.folder / "copy.mp4"

@@ -11,7 +11,7 @@ from stages.models.pixel_bounds import PixelBounds
 
 LISTS = ("modalities", "placeholders", "control_tokens")
 """Names of the profile fields that are lists of strings."""
-OUTPUT_VERSION = 33
+OUTPUT_VERSION = 34
 """Output version of a profile, part of its cache key: raised when the content changes."""
 
 

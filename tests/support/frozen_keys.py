@@ -168,7 +168,6 @@ def _by_name(value: Any) -> Any:
 def record(name: str) -> dict[str, Any]:
     """Return what a cell's command does in an empty folder after the commands before it."""
     cell = (CELLS | JOBS)[name]
-    # The keys of features that were encoded in batches are those of earlier versions.
     in_batches = mock.patch("flows.job.encode_ways.ENCODE_WAYS", (BATCHES,))
     with tempfile.TemporaryDirectory() as made, in_batches:
         root = Path(made).resolve()
