@@ -108,7 +108,8 @@ def check(value: Any, shape: Shape, where: str = "it") -> None:
         for at, (inside, one) in enumerate(zip(value, of_each, strict=True)):
             check(inside, one, f"{where}[{at}]")
     elif not shape(value):
-        raise ShapeError(f"{where} is not a {shape.__name__}")
+        kind = shape.__name__  # `<lambda>` has no name
+        raise ShapeError(f"{where} is not a {kind if kind.isidentifier() else 'known value'}")
 
 
 def _check_object(value: Any, shape: dict[str, Shape] | MapOf, where: str) -> None:

@@ -26,7 +26,7 @@ KINDS: dict[str, Callable[[int], bool]] = {
 }
 """Names of the kinds that are not regular files."""
 LINK = "it is a link, and is not followed"
-SECOND_NAME = "it has a second name (a hard link), and is not written"
+SECOND_NAME = "it has a second name (a hard link)"
 FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _guarded: set[Path] = set()
 
@@ -83,6 +83,17 @@ def read_text(path: Path, limit: int, encoding: str = "utf-8", lines: int | None
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         raise OSError(errno.EILSEQ, "it is not UTF-8 text", os.fspath(path)) from error
+
+
+def link_out(path: Path, root: Path) -> str:
+    """Return why a file that counts as the user's own words is not read, because it leads out of
+    the folder `root` to which it belongs; empty: it does not. An archive can make such a link to
+    any file of the user. Those of the hub's cache lead from its snapshots to its blobs."""
+    real, root = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+    is_blob = real.parent.name == "blobs" and root.is_relative_to(real.parents[1] / "snapshots")
+    if not real.is_relative_to(root) and not is_blob:
+        return f"it is a link out of {root}"
+    return SECOND_NAME if os.stat(path).st_nlink > 1 else ""
 
 
 def guard(folder: Path) -> None:

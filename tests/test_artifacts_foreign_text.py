@@ -36,6 +36,7 @@ SHAPE = {
     "points": [(number, number)],
     "more": OptionalField(MapOf(text)),
     "plan": OptionalField(EmptyOr({"model": text})),
+    "phase": OptionalField(lambda value: value in ("raw", "done")),
 }
 GOOD: dict[str, Any] = {"name": "a", "bytes": 1, "began": None, "points": []}
 
@@ -72,6 +73,7 @@ def test_what_has_the_shape_passes(changes: dict[str, Any]) -> None:
         ({"more": []}, "it.more is not an object"),
         ({"more": {"x": 1}}, "it.more.x is not a text"),
         ({"plan": {"mode": "m"}}, "it.plan: model is missing"),
+        ({"phase": "cooked"}, "it.phase is not a known value"),
     ],
 )
 def test_what_has_another_shape_is_told_by_its_place(changes: dict[str, Any], says: str) -> None:

@@ -45,7 +45,7 @@ def tags(tmp_path: Path) -> Path:
 
 def remember(place: Path, text: Path, of: str = "") -> None:
     sha256 = hashlib.sha256(text.read_bytes()).hexdigest()
-    GeneratedFiles(FolderStore(place / "store"), of).add("txt", DIGEST, sha256)
+    GeneratedFiles(FolderStore(place / "store"), of).add("txt", sha256, (DIGEST,))
 
 
 def test_words_in_braces_are_replaced_and_others_left_alone(tmp_path: Path, tags: Path) -> None:
@@ -74,7 +74,7 @@ def test_what_a_model_said_is_no_tag_and_labels_are_joined(tmp_path: Path, tags:
 def test_of_a_joined_text_the_person_s_part_counts(tmp_path: Path, tags: Path) -> None:
     tags.write_text("red, round\n")
     texts = JoinedTexts(GeneratedFiles(FolderStore(tmp_path / "store")), "txt")
-    assert texts.update(tags, DIGEST, "A ball rolls.\n", APPEND)
+    assert texts.update(tags, (DIGEST,), "A ball rolls.\n", APPEND)
     assert "A ball rolls." in tags.read_text()
     assert prompts(tmp_path, "[{tags}]")[0] == ["[red, round]"]
 

@@ -157,6 +157,16 @@ def test_a_dataset_of_hugging_face_and_texts_beside_media_are_read(tmp_path: Pat
     assert found == {"c.jpg": "three", "d.mp4": "four"}
 
 
+def test_a_folder_may_be_named_from_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("data", "here"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data" / "a.png").touch()
+    (tmp_path / "data" / "a.txt").write_text("one")
+    monkeypatch.chdir(tmp_path / "here")
+    (found,) = examples_in("../data")
+    assert found.path == tmp_path / "data" / "a.png"  # as the search for media names it
+
+
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
@@ -165,6 +175,10 @@ def test_a_dataset_of_hugging_face_and_texts_beside_media_are_read(tmp_path: Pat
         ([{"path": "a.mp4"}], "line 1 has no caption"),
         ([{"caption": "a"}], "line 1 has no file"),
         (["a"], "line 1 is no JSON object"),
+        (
+            [{"path": "a.mp4", "caption": "a", "start": "x"}],
+            "line 1 has a start or an end that is no number",
+        ),
         (
             [{"path": "a.mp4", "caption": "a"}, {"path": "a.mp4", "caption": "b"}],
             "line 1 and line 2 are two captions of one item, a.mp4",

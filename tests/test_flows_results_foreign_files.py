@@ -345,6 +345,6 @@ def test_through_any_runs_and_edits_no_word_of_a_person_s_is_lost(tmp_path: Path
                 words.append(f"w{number}x{step}")
                 now = path.read_text()
                 path.write_text(f"{now[:place]} {words[-1]} {now[place:]}")
-            texts.update(path, f"about {number}", f"{caption}\n", draw.choice([APPEND, PREPEND]))
+            texts.update(path, (f"about {number}",), f"{caption}\n", draw.choice([APPEND, PREPEND]))
             assert all(word in path.read_text() for word in words)
             assert path.read_text().count("said") <= 1

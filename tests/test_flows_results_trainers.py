@@ -3,6 +3,7 @@
 import json
 import os
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from flows.results.clips import CUT_VERSION, Clips, _read_index
 from flows.results.run_read import load_record
 from flows.results.run_result import RunResult
 from flows.results.status import stages_of
+from flows.studio.sets import sets_in
 from stages.process.job import job_fields
 from tests.support.media import decode_plainly, write_video
 from tests.support.rows import caption
@@ -88,6 +90,13 @@ def test_a_trainer_s_reader_finds_media_and_captions(done: CaptionConfig, name: 
                 assert next(container.decode(video=0)).width
         else:
             Image.open(path).load()
+
+
+def test_the_page_s_check_reads_every_data_set(done: CaptionConfig) -> None:
+    found = {each["format"]: each for each in sets_in(Path(done.out), Counter(video=7))}
+    assert found.keys() == set(TRAINER_FORMATS)
+    assert {each["problem"] for each in found.values()} == {""}
+    assert all(each["samples"] and each["missing"] == [0, []] for each in found.values())
 
 
 def test_whole_files_are_named_where_they_lie_and_clips_as_cut(done: CaptionConfig) -> None:

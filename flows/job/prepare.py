@@ -15,7 +15,7 @@ from artifacts.keys import ContentDigests
 from artifacts.packs import stored_namespaces
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
-from artifacts.regular_files import read_text
+from artifacts.regular_files import link_out, read_text
 from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.schema import Sampling
 from artifacts.signing import anybody, proof_by
@@ -43,7 +43,7 @@ from flows.machine.budget import Budget, budget_for
 from flows.machine.device_probe import check_device
 from flows.machine.launch import Launcher
 from flows.media.far_digests import Progress, unfetched_note
-from flows.media.generated_files import OF_LABELS, GeneratedFiles
+from flows.media.generated_files import OF_LABELS, GeneratedFiles, about
 from flows.media.media_files import MediaFile, Selection, writable
 from flows.media.sources import find_media, why_no_media
 from flows.media.text_merging import JoinedTexts
@@ -109,17 +109,19 @@ class Tags:
     def of(self, file: MediaFile, medium: Medium) -> str:
         """Return the tags of a file in one line. Files without tags give an empty string, and are
         noted."""
+        path = file.path.with_suffix(f".{FORM}")
+        of = about(medium.digest, path)
         try:
-            text = read_text(file.path.with_suffix(f".{FORM}"), MAX_BYTES, "utf-8-sig")
+            text = "" if link_out(path, path.parent) else read_text(path, MAX_BYTES, "utf-8-sig")
         except (OSError, ValueError):
             text = ""
         sha256 = hashlib.sha256(text.encode()).hexdigest()
         # A generated caption is not fed back to a model.
-        if self._captions.has(FORM, medium.digest, sha256):
+        if self._captions.has(FORM, sha256, of):
             text = ""
-        elif (user_text := self._joined.user_part(medium.digest, text)) is not None:
+        elif (user_text := self._joined.user_part(of, text)) is not None:
             text = user_text
-        if self._labels.has(FORM, medium.digest, sha256):
+        if self._labels.has(FORM, sha256, of):
             labels = (label.strip() for line in text.split("\n") for label in line.split(","))
             text = ", ".join(dict.fromkeys(filter(None, labels)))
         if not text.strip():

@@ -1,7 +1,8 @@
 """Distinguishes generated text files from files that a user wrote or edited.
 
-A generated file is recognized by its own digest and that of its medium. It is still recognized
-after a folder was moved or another `OUT` was given.
+A generated file is recognized by its own digest, and by that of its medium or its own path. It is
+still recognized after a folder was moved or another `OUT` was given, and after another medium took
+the name of its own.
 """
 
 import codecs
@@ -23,6 +24,16 @@ OF_LABELS = "labels "
 """Prefix of the format for texts that hold labels instead of captions."""
 BLANK_BYTES = 1 << 10
 """Largest file, in bytes, that is checked for containing only spaces."""
+About = tuple[str, ...]
+"""Digest of the medium that a text is about, and the path of the text."""
+ANY: About = ("",)
+"""The same of a file that is about no medium."""
+
+
+def about(content: str, path: Path) -> About:
+    """Return what a text at a path is about: a medium with this content, or the one that had the
+    same name before."""
+    return content, os.path.abspath(path)
 
 
 class GeneratedFiles:
@@ -41,30 +52,33 @@ class GeneratedFiles:
     def __bool__(self) -> bool:
         return bool(self._known)
 
-    def has(self, form: str, about: str, sha256: str) -> bool:
-        """Return whether a run wrote a text with this digest, in this format, about this
-        content."""
-        return bool(sha256) and _key(self._of + form, about, sha256) in self._known
+    def has(self, form: str, sha256: str, about: About = ANY) -> bool:
+        """Return whether a run wrote a text with this digest, in this format, about any of
+        these."""
+        keys = (_key(self._of + form, each, sha256) for each in about)
+        return bool(sha256) and not self._known.isdisjoint(keys)
 
-    def add(self, form: str, about: str, sha256: str) -> None:
+    def add(self, form: str, sha256: str, about: About = ANY) -> None:
         """Record a text that is written, or about to be."""
-        key = _key(self._of + form, about, sha256)
-        if key not in self._known:
-            self._known.add(key)
-            append_line(self._memory, [key])
+        for key in (_key(self._of + form, each, sha256) for each in about):
+            if key not in self._known:
+                self._known.add(key)
+                append_line(self._memory, [key])
 
-    def update(self, path: Path, content: bytes, form: str, about: str, *, replace: bool) -> bool:
+    def update(
+        self, path: Path, content: bytes, form: str, about: About = ANY, *, replace: bool
+    ) -> bool:
         """Write a file, unless a user wrote or edited it and `replace` is not set. Return whether
         it holds the content. A blank text may always be replaced. Raises EnvironmentFault."""
         old_digest, sha256 = digest_at(path), hashlib.sha256(content).hexdigest()
         is_unchanged = old_digest == sha256
         is_users = (
-            os.path.lexists(path) and not is_unchanged and not self.has(form, about, old_digest)
+            os.path.lexists(path) and not is_unchanged and not self.has(form, old_digest, about)
         )
         is_users = is_users and not (form in BESIDE and is_blank(path))
         if path.is_dir() or (is_users and not replace):
             return False
-        self.add(form, about, sha256)
+        self.add(form, sha256, about)
         if not is_unchanged:
             write_text(path, [content.decode()])
         return True

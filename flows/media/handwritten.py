@@ -6,12 +6,13 @@ have. If the number of lines differs, the whole text applies to every chunk.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from artifacts.regular_files import open_regular
+from artifacts.plurals import counted
+from artifacts.regular_files import link_out, open_regular
 from artifacts.store import Store
-from flows.media.generated_files import OF_LABELS, GeneratedFiles
+from flows.media.generated_files import OF_LABELS, GeneratedFiles, about
 from flows.media.text_merging import MARK, MAX_BYTES, JoinedTexts, joined
 from flows.options.formats import JOINED
 
@@ -21,34 +22,53 @@ FORM = "txt"
 class HandwrittenTexts:
     """User-written texts, distinguished from the texts that runs of one store wrote."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, out: Path) -> None:
+        """`out`: folder of outputs, where texts of the user may lie, too."""
+        self._out = out
+        self.links: dict[Path, str] = {}
+        """Texts that are not read → why."""
         self._captions = GeneratedFiles(store)
         self._labels = GeneratedFiles(store, OF_LABELS)
         self._joined = JoinedTexts(self._captions, FORM)
 
-    def of(self, places: Iterable[Path], about: str) -> tuple[Path, str] | None:
+    def of(self, places: Iterable[Path], digest: str) -> tuple[Path, str] | None:
         """Return the first user-written text among `places` for this content, with its path. Return
         None if there is none."""
         for path in places:
             content = _content(path)
             if content is None:
                 continue
-            sha256 = hashlib.sha256(content).hexdigest()
-            if any(own.has(FORM, about, sha256) for own in (self._captions, self._labels)):
+            sha256, of = hashlib.sha256(content).hexdigest(), about(digest, path)
+            if any(own.has(FORM, sha256, of) for own in (self._captions, self._labels)):
                 continue
             try:
                 text = content.decode("utf-8").removeprefix(MARK)
             except UnicodeDecodeError:
                 continue
+            root = self._out if path.is_relative_to(self._out) else path.parent
+            if why := link_out(path, root):
+                self.links[path] = why
+                continue
+            if self._joined.user_part((digest,), text) is None:  # or the caption is of this medium
+                user_part = self._joined.user_part(of, text)
+                text = text if user_part is None else user_part
             if text.strip():
                 return path, text
         return None
 
-    def with_caption(self, text: str, about: str, caption: str, rule: str) -> str:
+    def with_caption(self, text: str, digest: str, caption: str, rule: str) -> str:
         """Return a user's text joined with a caption by the rule of `--existing`."""
-        if rule not in JOINED or self._joined.user_part(about, text) is not None or caption in text:
+        part = self._joined.user_part((digest,), text)
+        if rule not in JOINED or part is not None or caption in text:
             return text  # the caption is already there, or is not to be added
         return joined(text, caption, rule)[0].rstrip()
+
+    def notes(self) -> Iterator[str]:
+        """Yield a note on texts that are not read."""
+        if self.links:
+            path, why = next(iter(self.links.items()))
+            number = counted(len(self.links), "text")
+            yield f"not read: {number} of users ({path}: {why}); put a copy there if it is yours"
 
 
 def split_by_chunk(text: str, chunks: int) -> list[str] | None:

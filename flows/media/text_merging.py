@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artifacts.files import write_text
-from flows.media.generated_files import GeneratedFiles
+from flows.media.generated_files import ANY, About, GeneratedFiles
 from flows.options.formats import APPEND
 
 MAX_BYTES = 1 << 16
@@ -33,7 +33,7 @@ class JoinedTexts:
         self.edited: list[str] = []
         """Names of texts in which a user edited the caption."""
 
-    def update(self, path: Path, about: str, caption_text: str, rule: str) -> bool:
+    def update(self, path: Path, about: About, caption_text: str, rule: str) -> bool:
         """Insert a caption into a text, or replace its earlier caption. Return whether the text
         holds the caption now. It does not if a user edited the caption, or the file is no text.
         Raises EnvironmentFault."""
@@ -42,7 +42,7 @@ class JoinedTexts:
             return False
         caption, body = caption_text.rstrip(), text.removeprefix(MARK)
         user_part = self.user_part(about, body)
-        is_own = self._own.has(self._form, about, _digest(text))
+        is_own = self._own.has(self._form, _digest(text), about)
         if is_own or not (body if user_part is None else user_part).strip():
             return self._own.update(path, caption_text.encode(), self._form, about, replace=True)
         if user_part is None:
@@ -59,17 +59,17 @@ class JoinedTexts:
             write_text(path, [merged])
         return True
 
-    def holds(self, path: Path, about: str) -> bool:
+    def holds(self, path: Path, about: About) -> bool:
         """Return whether a text holds a caption next to a user's part."""
-        if not self._knows("any", "", ""):
+        if not self._knows("any", ANY, ""):
             return False
         text = _read(path)
         return text is not None and self.user_part(about, text.removeprefix(MARK)) is not None
 
-    def user_part(self, about: str, body: str) -> str | None:
+    def user_part(self, about: About, body: str) -> str | None:
         """Return the user's part of a text whose caption is unchanged, or None. The longest
         possible caption counts."""
-        if not self._knows("any", "", ""):
+        if not self._knows("any", ANY, ""):
             return None
         text = body.rstrip()
         for at in _boundaries(text):
@@ -80,7 +80,7 @@ class JoinedTexts:
                 return body[at + 1 :]
         return None
 
-    def _had_caption(self, path: Path, about: str, body: str) -> bool:
+    def _had_caption(self, path: Path, about: About, body: str) -> bool:
         """Return whether a text without a known caption holds an edited one."""
         if self._knows("theirs", about, body.strip()):
             return False  # the user removed the caption, or the run was killed before it wrote it
@@ -89,16 +89,16 @@ class JoinedTexts:
         parts = ((body[:at], body[at + 1 :]) for at in _boundaries(body))
         return any(self._knows("theirs", about, part.strip()) for pair in parts for part in pair)
 
-    def _remember(self, path: Path, about: str, user_part: str, head: str, tail: str) -> None:
+    def _remember(self, path: Path, about: About, user_part: str, head: str, tail: str) -> None:
         """Store the digests of the parts before the text is written."""
         parts = {"head": head, "tail": tail, "theirs": user_part.strip(), "at": str(path)}
-        self._own.add(f"{self._form} any", "", _digest(""))
+        self._own.add(f"{self._form} any", _digest(""))
         for name, part in parts.items():
             if part:
-                self._own.add(f"{self._form} {name}", about, _digest(part))
+                self._own.add(f"{self._form} {name}", _digest(part), about)
 
-    def _knows(self, name: str, about: str, part: str) -> bool:
-        return self._own.has(f"{self._form} {name}", about, _digest(part))
+    def _knows(self, name: str, about: About, part: str) -> bool:
+        return self._own.has(f"{self._form} {name}", _digest(part), about)
 
 
 def joined(user_part: str, caption: str, rule: str) -> tuple[str, str, str]:

@@ -21,7 +21,7 @@ from artifacts.errors import UsageError
 from artifacts.json_shapes import BYTES, parse
 from artifacts.keys import ContentDigests, content_key
 from artifacts.plurals import counted
-from artifacts.regular_files import read_text
+from artifacts.regular_files import link_out, read_text
 from artifacts.signing import proof_by
 from artifacts.store import Store
 from flows.media.example import Example
@@ -84,6 +84,8 @@ def with_handwritten_texts(
     replaced = sum(one is not other for one, other in zip(found, examples, strict=True))
     if replaced:
         announce(f"{counted(replaced, 'caption')} of {len(found):,} are hand-written texts (.txt)")
+    for note in texts.handwritten.notes():
+        announce(note)
     return found
 
 
@@ -93,7 +95,7 @@ class _Texts:
     def __init__(self, out: Path, rows: Mapping[int, Row], store: Store) -> None:
         self._out = out
         self._rows = rows
-        self._texts = HandwrittenTexts(store)
+        self.handwritten = HandwrittenTexts(store, out)
         self._digests = ContentDigests(store.local / "digests.jsonl")
         self._lines: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
         """(medium, prompt) → its lines in the data."""
@@ -112,7 +114,7 @@ class _Texts:
         except OSError:
             return example
         about = content_key(digest, kind_of(example.path.name))
-        if (found := self._texts.of(places, about)) is None:
+        if (found := self.handwritten.of(places, about)) is None:
             return example
         text, lines = found[1], self._lines[_item(row)]
         if " ".join(text.split()) in example.prompt:
@@ -235,7 +237,9 @@ def _media_with_texts(folder: Path) -> Iterator[Example]:
         text = path.with_suffix(".txt")
         known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
         if known and text.is_file() and not is_blank(text):
-            yield Example(path=path.absolute(), caption=_text(text).strip())
+            if why := link_out(text, folder):
+                raise UsageError(f"{text}: {why}", hint="Put a copy there if it is yours")
+            yield Example(path=_absolute(path), caption=_text(text).strip())
 
 
 def _example(row: Mapping[str, Any], at: int, data: Path) -> Example:
@@ -251,7 +255,13 @@ def _example(row: Mapping[str, Any], at: int, data: Path) -> Example:
     # With a media_path, start and end are times in that file. A generated file is the chunk itself.
     timed = own is None or not row.get("media_path")
     times = [row.get(name) if timed else None for name in ("start", "end")]
-    start, end = (float(time) if time not in (None, "") else None for time in times)
+    try:
+        start, end = (float(time) if time not in (None, "") else None for time in times)
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"{data}: line {at} has a start or an end that is no number",
+            hint="Give seconds, or leave both out",
+        ) from error
     return Example(
         path=path,
         caption=caption,

@@ -221,11 +221,11 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
     for form, write in TABLES.items():
         path = job.out / f"captions.{form}"
         if (last and found.captions) and (
-            form in OutputOptions.of(job.config).format or own.has(form, "", digest_at(path))
+            form in OutputOptions.of(job.config).format or own.has(form, digest_at(path))
         ):
             rows = table_rows(chain.from_iterable(by_file()), kinds, properties_of(job))
             write(path, rows, kinds)
-            own.add(form, "", hash_file(path))
+            own.add(form, hash_file(path))
             found.user_texts[form] = found.corrected
         elif path.exists():
             found.earlier.append(form)

@@ -180,9 +180,6 @@ def _refuse_inside(out: Path) -> None:
     """Refuse a folder without an owner that another command keeps its work in: what `index build`,
     `tune` or `export` wrote, a data set or the logs of a run above, or texts of its media. Raises
     UsageError."""
-    for name, owner in UNMARKED.items():
-        if (out / name).is_file():
-            raise UsageError(f"{out} is a folder of {owner}", hint="Give another --out")
     for parent in out.parents:
         if not os.path.lexists(parent / MARKER) or (run := read_marker(parent)) is None:
             continue
@@ -192,3 +189,6 @@ def _refuse_inside(out: Path) -> None:
             raise UsageError(
                 f"{out} holds what a run into {parent} wrote", hint="Give another --out"
             )
+    for name, owner in UNMARKED.items():
+        if (out / name).is_file():
+            raise UsageError(f"{out} is a folder of {owner}", hint="Give another --out")

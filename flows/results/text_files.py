@@ -17,7 +17,7 @@ from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium
-from flows.media.generated_files import GeneratedFiles, digest_at
+from flows.media.generated_files import GeneratedFiles, about, digest_at
 from flows.media.media_files import MediaFile
 from flows.media.text_merging import JoinedTexts
 from flows.options.formats import JOINABLE, JOINED
@@ -150,7 +150,7 @@ class _Writer:
             if text is None:
                 self.texts.earlier += self._is_own(path, medium)
             elif not text:  # all of its captions were rejected, or it has no labels
-                if self._own.has(self.texts.form, medium.digest, digest_at(path)):
+                if self._has_own(path, medium):
                     path.unlink(missing_ok=True)
             elif self._update(path, medium, text):
                 self.texts.written += 1
@@ -167,11 +167,11 @@ class _Writer:
 
     def _update(self, path: Path, medium: Medium, text: bytes) -> bool:
         """Update one file by the rule for existing files. Return whether it holds `text` now."""
-        config, form = self._job.config, self.texts.form
+        config, form, of = self._job.config, self.texts.form, about(medium.digest, path)
         outputs = OutputOptions.of(config)
         if outputs.rule in JOINED and form in JOINABLE and os.path.lexists(path):
-            return self._joined.update(path, medium.digest, text.decode(), outputs.rule)
-        return self._own.update(path, text, form, medium.digest, replace=outputs.replaces)
+            return self._joined.update(path, of, text.decode(), outputs.rule)
+        return self._own.update(path, text, form, of, replace=outputs.replaces)
 
     def count_outdated(self, captions_of: CaptionsOf, present: Set[str]) -> int:
         """Count the generated files that differ from the current captions."""
@@ -203,14 +203,17 @@ class _Writer:
 
     def _is_own(self, path: Path, medium: Medium) -> bool:
         """Return whether the file, or a part of it, was generated."""
-        if self._own.has(self.texts.form, medium.digest, digest_at(path)):
-            return True
-        return self.texts.form in JOINABLE and self._joined.holds(path, medium.digest)
+        joins = self.texts.form in JOINABLE
+        of = about(medium.digest, path)
+        return self._has_own(path, medium) or (joins and self._joined.holds(path, of))
+
+    def _has_own(self, path: Path, medium: Medium) -> bool:
+        return self._own.has(self.texts.form, digest_at(path), about(medium.digest, path))
 
     def _is_joined(self, path: Path, medium: Medium) -> bool:
         """Return whether an updated file also holds user-written text."""
         joins = OutputOptions.of(self._job.config).rule in JOINED and self.texts.form in JOINABLE
-        return joins and not self._own.has(self.texts.form, medium.digest, digest_at(path))
+        return joins and not self._has_own(path, medium)
 
     def _count_others(self) -> int:
         ours, count = {str(path) for path in self._paths}, 0

@@ -82,7 +82,7 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
 def _is_own(job: Job, own: GeneratedFiles, name: str) -> bool:
     """Return whether `OUT` has a generated file of this data set."""
     files = TRAINERS[name].names
-    return any(own.has(f"{name}/{file}", "", digest_at(job.out / name / file)) for file in files)
+    return any(own.has(f"{name}/{file}", digest_at(job.out / name / file)) for file in files)
 
 
 class _TrainerFolder:
@@ -118,7 +118,7 @@ class _TrainerFolder:
         for file, text in texts.items():
             content = text.encode("utf-8", errors="replace")
             form = f"{self._name}/{file}"
-            if not self._own.update(self._folder / file, content, form, "", replace=self._replace):
+            if not self._own.update(self._folder / file, content, form, replace=self._replace):
                 self._kept.append(file)
         try:
             self._clear(set(texts), {entry.path for entry in entries})
@@ -194,7 +194,7 @@ class _TrainerFolder:
             return
         for file in self._form.names:
             path = self._folder / file
-            if file not in files and self._own.has(f"{self._name}/{file}", "", digest_at(path)):
+            if file not in files and self._own.has(f"{self._name}/{file}", digest_at(path)):
                 path.unlink(missing_ok=True)
         for folder in ("", *self._form.folders.values()):
             media_path = self._folder / folder

@@ -5,7 +5,7 @@ Runs no model and writes nothing.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from artifacts.captions import Caption
 from artifacts.edits import REJECTED
@@ -25,7 +25,7 @@ class UserTexts:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._texts = HandwrittenTexts(job.store)
+        self._texts = HandwrittenTexts(job.store, job.out)
         pairs = zip(job.files, job.contents, text_stems(job, beside=False), strict=True)
         self._media_of: defaultdict[Path, dict[str, None]] = defaultdict(dict)
         """Path of each text that was used → names of the media that it describes."""
@@ -78,6 +78,7 @@ class UserTexts:
                 f"users wrote ({first_of([place.name for place in self._without_trigger])}): "
                 "add it there"
             )
+        yield from self._texts.notes()
 
     def _with_text(self, caption: Caption, text: str, medium: Medium) -> Caption:
         if not text or text == one_line(caption.caption):
@@ -90,7 +91,11 @@ class UserTexts:
     def _places(self, file: MediaFile, medium: Medium, *, first: bool) -> Iterator[Path]:
         names = [file.name, *([""] if first and file.name else [])]
         beside = [] if file.far else [p for n in names for p in text_paths(file.path, n)]
-        out = [self._out[_key(file, medium)]]
+        # The user may have written it when no medium had the same stem, or when one had.
+        place, suffix = self._out[_key(file, medium)], PurePosixPath(file.media_path).suffix
+        stem = str(place).removesuffix(f".{FORM}").removesuffix(suffix)
+        stems = [stem if n == file.name else stem.removesuffix(f".{file.name}") for n in names]
+        out = [place, *(Path(f"{s}{end}.{FORM}") for s in stems for end in (suffix, ""))]
         yield from [*beside, *out] if OutputOptions.of(self._job.config).beside else [*out, *beside]
 
 

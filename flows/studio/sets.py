@@ -66,7 +66,7 @@ def _kohya(folder: Path) -> Iterator[Sample]:
 
 
 def _musubi(folder: Path) -> Iterator[Sample]:
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in sorted(folder.glob("[!.]*.jsonl")):
         for row in _lines(path):
             name = row.get("image_path") or row["video_path"]
             yield Path(name).name, row["caption"], Path(name)

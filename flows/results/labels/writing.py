@@ -217,7 +217,7 @@ def _write_tables(job: Job, context: LabelContext, own: GeneratedFiles) -> list[
     requested, names = OutputOptions.of(job.config).format, []
     for form, name in TABLES.items():
         path = job.out / name
-        if form not in requested and not own.has(form, "", digest_at(path)):
+        if form not in requested and not own.has(form, digest_at(path)):
             continue
         names.append(name)
         rows = (row for each in label_chunks(job, context) for row in each.rows)
@@ -227,7 +227,7 @@ def _write_tables(job: Job, context: LabelContext, own: GeneratedFiles) -> list[
             write_parquet(path, rows, schema())
         else:
             write_coco(path, context.labels.names, _sized(job, context))
-        own.add(form, "", hash_file(path))
+        own.add(form, hash_file(path))
     return names
 
 
