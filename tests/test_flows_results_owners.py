@@ -367,7 +367,7 @@ def test_no_run_writes_into_a_data_set_of_another(inside: str, tmp_path: Path) -
         refuse_taking(config, "caption")
     (out / "clips").mkdir()
     (out / "clips" / "index.json").write_text("{}")  # as an index has one
-    with pytest.raises(UsageError, match="another/clips holds what a run into .*another wrote"):
+    with pytest.raises(UsageError, match=r"another/clips holds what a run into .*another wrote"):
         refuse_taking(replace(config, out=str(out / "clips")), "caption")
     refuse_taking(replace(config, out=str(out / "labels")), "caption")
 

@@ -115,5 +115,5 @@ class RunResult(RunEnd):
         if self.written.earlier:
             yield (
                 f"from an earlier run: {', '.join(self.written.earlier)} in {self.out}; "
-                f"--format {','.join(self.written.earlier)} rewrites them"
+                f"--format {','.join(self.written.earlier)} rewrites what no user edited"
             )
