@@ -18,6 +18,7 @@ from artifacts.files import write_text
 from artifacts.linking import link
 from artifacts.regular_files import guard, open_below
 from artifacts.signing import anybody, proof_by
+from flows.cli.main import main
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
 from flows.options.sift import SiftConfig
@@ -366,3 +367,19 @@ def test_captions_that_no_run_wrote_prove_nothing(tmp_path: Path) -> None:
     assert belief_in(tmp_path).is_own
     (tmp_path / "captions.jsonl").write_text('{"caption": "of another chunk"}\n')
     assert not belief_in(tmp_path).is_own
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "media.jsonl", "failures.jsonl", "run.json"])
+@pytest.mark.parametrize("command", ["report", "status", "review"])
+def test_no_page_shows_what_a_link_of_a_stranger_leads_to(
+    mine: CaptionConfig,
+    theirs: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    name: str,
+) -> None:
+    (theirs / name).unlink(missing_ok=True)
+    (theirs / name).symlink_to(Path(mine.out) / name)
+    assert main([command, str(theirs)]) == 5
+    assert f"{theirs / name}: it is a link, and is not followed" in capsys.readouterr().err
+    assert not (theirs / "report.html").exists()

@@ -19,6 +19,7 @@ from artifacts.json_shapes import (
     read_json,
     text,
 )
+from artifacts.regular_files import guard, refuse_links
 from flows.pipelines import STAGES
 from flows.results.marker import MARKER
 from flows.results.run_record import RUN_RECORD
@@ -102,7 +103,8 @@ def runs_below(out: Path) -> list[Path]:
 
 def load_record(out: Path) -> dict[str, Any]:
     """Return the record of the last run into a folder. The state is `died` if the record says
-    `running` but its process is gone. Raises UsageError or EnvironmentFault."""
+    `running` but its process is gone. Raises UsageError or EnvironmentFault, also for a link among
+    the outputs."""
     path = out / RUN_RECORD
     if not os.path.lexists(path):
         hint = "Name the --out folder of a run"
@@ -111,6 +113,10 @@ def load_record(out: Path) -> dict[str, Any]:
             f"no run has written to {out}",
             hint=f"{hint}; one that has just begun writes there after it has read its sources",
         )
+
+    guard(out)
+    for each in out.glob("*.json*"):  # an archive may hold links to outputs of other runs
+        refuse_links(each)
 
     def check_stages(found: dict[str, Any]) -> None:
         names = {stage["name"] for stage in found["stages"]}
