@@ -1,5 +1,5 @@
-"""Prints the tables of docs/memory.md: what the plan cases take, by their dimensions, and what
-fine-tuning them would take beside what others report. `--write` puts them into the page."""
+"""Prints the table of docs/memory.md: what fine-tuning Qwen2.5-VL-7B would take beside what others
+report. `--write` puts it into the page."""
 
 import argparse
 import tempfile
@@ -9,50 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks._common import cells, heads
-from flows.options.commands import CaptionConfig
-from flows.pipelines import CAPTION
 from flows.planning.architecture import Architecture, read_architecture
-from flows.planning.architecture_profile import model_by_dimensions
-from flows.planning.rungs import Rung
 from flows.planning.training.estimate import train_estimate
 from flows.planning.training.terms import Training
 from stages.models.hub.checkpoint import Checkpoint
-from tests.support.plan_cases import architecture_estimates, make_folder, plan_case
+from tests.support.plan_cases import make_folder, plan_case
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "memory.md"
 GIB = 1 << 30
-TEXT_TOKENS = 64
-EVA, LLAVA, CLIP = "eva-clip-8b", "llava-1.5-7b-hf", "clip-vit-large-patch14"
-COG, QWEN = "cogvlm2-llama3-caption", "qwen2.5-vl-7b-instruct"
-
-
-class Case(NamedTuple):
-    """A model in a budget."""
-
-    name: str
-    budget: int
-    """GiB of a GPU."""
-    precision: str
-    batch: int
-    frames: int
-    block: int = 0
-    """Chunks past which the encoder's layers come one by one."""
-
-
-CASES = (
-    Case(EVA, 15, "bf16", 8, 1),
-    Case(EVA, 3, "bf16", 8, 1, block=64),
-    Case(LLAVA, 24, "native", 8, 1),
-    Case(LLAVA, 16, "native", 4, 1),
-    Case(LLAVA, 8, "int8", 1, 1),
-    Case(LLAVA, 6, "nf4", 2, 1),
-    Case(COG, 24, "native", 8, 24),
-    Case(COG, 16, "nf4", 8, 24),
-    Case(CLIP, 8, "native", 64, 1),
-    Case(QWEN, 24, "native", 4, 1),
-    Case(QWEN, 12, "nf4", 4, 1),
-)
+BEGIN, END = "<!-- fine-tuning -->\n", "<!-- end of fine-tuning -->"
 SWIFT = "ms-swift `examples/train/"
 
 
@@ -88,85 +54,25 @@ TUNINGS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put them into docs/memory.md")
-    write = parser.parse_args().write
-    for name, text in tables().items():
-        if write:
-            PAGE.write_text(put(PAGE.read_text(), name, text))
-        else:
-            print(f"{name}\n\n{text}\n")
+    parser.add_argument("--write", action="store_true", help="put it into docs/memory.md")
+    if parser.parse_args().write:
+        PAGE.write_text(put(PAGE.read_text(), table()))
+    else:
+        print(table())
 
 
-def put(page: str, name: str, text: str) -> str:
-    """The page with a table between its two marks."""
-    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-    before, rest = page.split(begin)
-    return f"{before}{begin}{text}\n{end}{rest.split(end)[1]}"
+def put(page: str, text: str) -> str:
+    """The page with the table between its two marks."""
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}{text}\n{END}{rest.split(END)[1]}"
 
 
-def tables() -> dict[str, str]:
-    """Name → table."""
+def table() -> str:
     with tempfile.TemporaryDirectory() as root:
-        architectures = {}
-        for name in (EVA, LLAVA, CLIP, COG, QWEN):
-            case = replace(plan_case(name), processor=None)
-            folder = make_folder(case, Path(root) / name)
-            architectures[name] = read_architecture(Checkpoint(name=case.name, folder=folder))
-        return {
-            "cases": "\n".join(case_lines(architectures)),
-            "fine-tuning": "\n".join(tuning_lines(architectures[QWEN])),
-        }
-
-
-def case_lines(architectures: dict[str, Architecture]) -> Iterator[str]:
-    yield heads(
-        "model | GiB | precision | batch x images | stage | weights | computing | KV cache | peak"
-        " | without fused attention"
-    )
-    for case in CASES:
-        fused, unfused = (estimates(architectures[case.name], case, fused=f) for f in (True, False))
-        for at, (found, other) in enumerate(zip(fused, unfused, strict=True)):
-            fits = "" if found.peak_bytes <= case.budget * GIB else " (does not fit)"
-            told = (plan_case(case.name).name, str(case.budget), found.rung.precision)
-            size = f"{case.batch} x {case.frames}{f', {case.block} streamed' if case.block else ''}"
-            row = [
-                *(told if at == 0 else ("", "", found.rung.precision)),
-                size if at == 0 else "",
-                found.rung.stage,
-                *(gib(b) for b in (found.weight_bytes, found.activation_bytes, found.kv_bytes)),
-                gib(found.peak_bytes) + fits,
-                gib(other.peak_bytes),
-            ]
-            yield cells(row)
-
-
-def estimates(architecture: Architecture, case: Case, *, fused: bool) -> list[Any]:
-    config = CaptionConfig(sources=(), precision=case.precision)
-    checkpoint = Checkpoint(name=case.name, folder=ROOT)
-    model = model_by_dimensions(checkpoint, architecture, config, "cuda:0", fused=fused)
-    halves = {
-        s.name: model.best(s.part)
-        for s in CAPTION
-        if s.part and model.profile.parts[s.part].parameters
-    }
-    rungs = [
-        Rung(
-            stage=stage,
-            batch=case.batch,
-            precision=halves[stage].precision,
-            offload=case.block > 0 and stage == "encode",
-            block=case.block,
-        )
-        for stage in halves
-    ]
-    return architecture_estimates(
-        model,
-        rows=case.batch,
-        frames=case.frames,
-        tokens=TEXT_TOKENS,
-        new_tokens=config.max_new_tokens,
-        rungs=rungs,
-    )
+        case = replace(plan_case("qwen2.5-vl-7b-instruct"), processor=None)
+        folder = make_folder(case, Path(root))
+        architecture = read_architecture(Checkpoint(name=case.name, folder=folder))
+        return "\n".join(tuning_lines(architecture))
 
 
 def tuning_lines(architecture: Architecture) -> Iterator[str]:

@@ -67,8 +67,6 @@ def read_transformer(model: Any) -> Transformer:
         path=stack.path,
         kind="text",
         layers=stack.layers,
-        layer_parameters=stack.parameters,
-        stack_parameters=stack.total,
         linear_parameters=0,
         matrices=tuple(stack.matrices.values()),
         parameters=0,

@@ -3,17 +3,18 @@ reason and a form that works."""
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from artifacts.errors import UsageError
-from flows.options.commands import CaptionConfig
-from flows.planning.plan import plan_of
-from flows.planning.plan_view import verdict
+from flows.cli.main import main
+from flows.machine.launch import DirectLauncher
 from scripts.model_table import unsupported_section
 from stages.models import describe, load_half, resolve_model
 from stages.models.hub.originals import CONVERTED, NEAREST, refuse_original
@@ -22,7 +23,7 @@ from stages.models.hub.unsupported import UNSUPPORTED, UnsupportedForm, refuse_u
 from tests.support.families import change_config, change_weights, copy_of, hf, template, words
 from tests.support.hub import Repository, client, serve, use_cache
 from tests.support.inside import InsideLauncher
-from tests.support.plan_cases import CASES
+from tests.support.plan_cases import CASES, make_folder, plan_case
 from tests.support.tiny_families import FAMILIES
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -49,6 +50,9 @@ PACKED: dict[str, dict[str, torch.Tensor]] = {
     },
 }
 """Method → the tensors that its files have of a layer."""
+
+
+OF_NOBODY = {"architectures": ["SomebodysModel"], "model_type": "somebodys"}
 
 
 def quantized(place: Path, method: str, *, plain: bool = False) -> Path:
@@ -85,16 +89,32 @@ def test_a_plain_checkpoint_that_says_it_is_quantized_is_told_apart(tmp_path: Pa
     assert describe(tmp_path / "model").language.stored_as == ""  # as the hint says
 
 
-@pytest.mark.parametrize("plain", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_plan_says_first_that_it_cannot_be_run(plain: bool, tmp_path: Path) -> None:
-    folder = quantized(tmp_path / "model", "gptq", plain=plain)
-    config = CaptionConfig(sources=(), model=str(folder), store=str(tmp_path / "store"))
-    try:
-        first, *_ = verdict(plan_of(config, InsideLauncher()))
-    except UsageError as error:  # of which not even the dimensions are known
-        first = f"cannot be run: {error.message}"
-    assert first.startswith("cannot be run: ") and "quantized by gptq" in first
-    assert ("weights are not quantized" in first) == plain
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda place: quantized(place, "gptq", plain=True),
+        lambda place: make_folder(replace(plan_case("eva-clip-8b"), config=OF_NOBODY), place),
+    ],
+    ids=["quantized", "of no class"],
+)
+def test_a_plan_ends_with_the_line_that_stops_the_run(
+    make: Callable[[Path], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inside = InsideLauncher()
+    monkeypatch.setattr(DirectLauncher, "start", lambda _, call: inside.start(call))
+    folder, image = make(tmp_path / "model"), tmp_path / "image.png"
+    Image.new("RGB", (16, 16)).save(image)
+    options = ["--model", str(folder), "--store", str(tmp_path / "store")]
+    ended = []
+    for command in (["caption", str(image)], ["plan", str(image)], ["plan"], ["plan", "--json"]):
+        code = main([*command, *options])
+        out, err = capsys.readouterr()
+        ended.append((code, out, err.splitlines()[-1:]))
+    (line,) = ended[0][2]
+    assert line.startswith("penstock: ") and ended == [(2, "", [line])] * 4
 
 
 def written(folder: Path, config: Any) -> Path:

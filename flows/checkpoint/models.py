@@ -261,7 +261,7 @@ def open_model(
     """Return the requested checkpoint, with `pipelines` as in `find_checkpoint`; its weights need
     not be local. Its profile comes from the store or from a describing process. Without
     `read_weights`, weights without a stored digest are not read, and no stored record of theirs is
-    found. Raises Undescribed."""
+    found. Raises UsageError."""
     if is_served(config.model):
         return _open_served(config, announce)
     files = ModelDigests(digests)

@@ -43,10 +43,6 @@ HINT = (
 )
 
 
-class Undescribed(UsageError):
-    """A checkpoint that cannot be run: no class can caption with it, or its code may not run."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Describer:
     """Describes a checkpoint, or a file beside it, in a child process with limits."""
@@ -101,8 +97,8 @@ def read_profile(
 ) -> ModelProfile:
     """Return the checkpoint's profile, run `as_published` (None: by the rule). The first time, a
     child process with transformers computes it. `small` holds the digests of all files except the
-    weights. Weight files are noted before their headers are read. Raises Undescribed,
-    ModelChanged."""
+    weights. Weight files are noted before their headers are read. Raises UsageError for
+    a model that cannot be run, ModelChanged."""
     config, checkpoint = describer.config, describer.checkpoint
     if as_published is False and not is_published_way(checkpoint.folder):
         as_published = None  # equals the rule, so it shares the stored profile
@@ -121,17 +117,14 @@ def read_profile(
     )
     if key in record_set:
         return ModelProfile.from_json(record_set.meta(key))
-    try:
-        profile = describer.describe(
-            "describe",
-            f"model {config.model}",
-            "profile",
-            max_pixels=video_options.max_pixels or 0,
-            max_video_pixels=video or 0,
-            as_published=as_published,
-        )
-    except UsageError as error:
-        raise Undescribed(error.message, hint=error.hint) from error
+    profile = describer.describe(
+        "describe",
+        f"model {config.model}",
+        "profile",
+        max_pixels=video_options.max_pixels or 0,
+        max_video_pixels=video or 0,
+        as_published=as_published,
+    )
     record_set.publish([Record(key=key, meta=profile)])
     return ModelProfile.from_json(profile)
 

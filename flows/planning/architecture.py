@@ -18,8 +18,8 @@ EMBEDDING_NAMES = ("embed", "wte", "shared")
 """Words in the names of token embedding tables."""
 TEXT_MODELS = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 """Class name suffixes of models that generate text."""
-FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Unquantized weight types: name in safetensors → name in torch."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Unquantized weight types, as safetensors names them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +32,6 @@ class Architecture:
     """Rows of the token embedding; 0: none."""
     writes: bool
     """Whether it generates text."""
-    dtype: str
-    """Type of most parameters, such as bfloat16."""
 
     @property
     def vision(self) -> Transformer | None:
@@ -46,11 +44,6 @@ class Architecture:
     @property
     def text_parameters(self) -> int:
         return self.text.parameters if self.text else 0
-
-    @property
-    def vision_parameters(self) -> int:
-        """Return the parameters of the vision half: all but the text transformer."""
-        return self.parameters - self.text_parameters
 
 
 def read_architecture(checkpoint: Checkpoint) -> Architecture:
@@ -81,7 +74,6 @@ def _architecture(
 ) -> Architecture:
     roots = roots_of(stacks)
     owners = [_owner(header, stacks, roots) for header in headers]
-    counts = [math.prod(header.shape) for header in headers]
     outside = [header for header in headers if _is_wide(header, stacks)]
     word_tables = [header for header in outside if _is_embedding(header.name.lower())]
     embedding = max(word_tables, key=lambda h: h.shape[0], default=None)
@@ -95,15 +87,11 @@ def _architecture(
         own = [h for h, owner in zip(headers, owners, strict=True) if owner is stack]
         transformers.append(read_transformer(config, stack, own, is_text=stack is text_stack))
     classes = config.get("architectures") or [""]
-    dtypes: dict[str, int] = {}
-    for header, count in zip(headers, counts, strict=True):
-        dtypes[header.dtype] = dtypes.get(header.dtype, 0) + count
     return Architecture(
         transformers=tuple(transformers),
-        parameters=sum(counts),
+        parameters=sum(math.prod(header.shape) for header in headers),
         vocabulary=embedding.shape[0] if embedding else 0,
         writes=len(tables) > 1 or str(classes[0]).endswith(TEXT_MODELS),
-        dtype=FLOATS.get(max(dtypes, key=lambda name: dtypes[name]), "float32"),
     )
 
 

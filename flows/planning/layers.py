@@ -1,10 +1,9 @@
 """Computes the memory that a transformer layer uses while it runs, from its dimensions.
 
-The numbers follow the transformers classes without gradients; `scripts/plan_table.py` compares them
-with dry runs on the meta device. Four tensors of an encoder's width are live besides a layer's own
-results: the encoder's input, the residual stream before and after attention, and its normalized
-copy. Within a layer, either the attention results or the MLP results are live. Fused attention
-stores no scores.
+The numbers follow the transformers classes without gradients. Four tensors of an encoder's width
+are live besides a layer's own results: the encoder's input, the residual stream before and after
+attention, and its normalized copy. Within a layer, either the attention results or the MLP results
+are live. Fused attention stores no scores.
 """
 
 from flows.planning.transformer import Transformer
@@ -47,19 +46,3 @@ def mlp_bytes(transformer: Transformer, each: int) -> int:
     """
     steps = 2 if transformer.plain and not transformer.mlp.gated else 3
     return steps * transformer.mlp.width * each
-
-
-def pass_flops(transformer: Transformer, sequences: int, tokens: int) -> int:
-    """Count two operations per matrix value and token, and four per pair of tokens in attention."""
-    rows = sequences * tokens
-    each = 2 * transformer.linear_parameters + 4 * tokens * transformer.attention.query_width
-    return rows * transformer.layers * each
-
-
-def step_flops(transformer: Transformer, vocabulary: int, rows: int) -> int:
-    """Count the operations of one decoding step of every row."""
-    return (
-        2
-        * rows
-        * (transformer.layers * transformer.linear_parameters + vocabulary * transformer.width)
-    )

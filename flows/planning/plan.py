@@ -1,21 +1,14 @@
 """Plans memory, disk and time of a run. Starts only the process that reads a model's profile."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any
 
-from artifacts.errors import CannotFit, EnvironmentFault, UsageError
+from artifacts.errors import CannotFit
 from artifacts.store import open_store
-from flows.checkpoint.models import (
-    digests_in,
-    find_checkpoint,
-    open_model,
-    pipeline_for,
-)
+from flows.checkpoint.models import digests_in, open_model, pipeline_for
 from flows.checkpoint.precision import precision_note
-from flows.checkpoint.profile_loading import Undescribed
-from flows.console.units import gib
 from flows.job.card_frames import as_card, card_note
 from flows.job.card_sampling import with_card_sampling
 from flows.job.context_note import context_note
@@ -29,11 +22,8 @@ from flows.ledger.weights import bytes_to_fetch, stages_with_work
 from flows.machine.budget import Budget, budget_for
 from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions
-from flows.options.model import AdapterOptions
 from flows.options.text import PromptOptions
-from flows.pipelines import PURPOSES, STAGES, Pipeline, parts_of, with_extras
-from flows.planning.architecture import read_architecture
-from flows.planning.architecture_profile import model_by_dimensions
+from flows.pipelines import PURPOSES, Pipeline, parts_of, with_extras
 from flows.planning.changes import cannot_fit
 from flows.planning.choose import (
     PlanRequest,
@@ -79,20 +69,16 @@ class Plan:
         return memory_json(self.choices, self.budget)
 
 
-DIMENSION_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
-"""Errors from computing with invalid dimensions: a checkpoint's config may contain anything."""
-
-
 def plan_of(
     config: RunOptions,
     launcher: Launcher,
     announce: Callable[[str], None] | None = None,
     *pipelines: Pipeline,
 ) -> Plan:
-    """Return the plan of a command. Without sources, or if it cannot be run, plan the model alone.
+    """Return the plan of a command. Without sources, plan the model alone.
 
     Uses the first of `pipelines` that suits the model (none given: of all pipelines). Reads no
-    weights. Raises PenstockError, but not if the command does not fit.
+    weights. Raises PenstockError as the run does, but not if the command does not fit.
     """
     return replanned_once(lambda: _plan_of(config, launcher, announce, pipelines), announce or bool)
 
@@ -106,27 +92,24 @@ def _plan_of(
     every = pipelines or chain.from_iterable(PURPOSES.values())
     pipelines = with_extras(every, summary=PromptOptions.of(config).summary)
     device = device_name()
-    try:
-        if config.sources:
-            job = prepare(config, launcher, announce, *pipelines, fetch=False, read_weights=False)
-            expected = tuple(estimates(job))
-            request = plan_request(job, expected=expected)
-            refuse_beyond_context(request)
-            return _make_plan(request, job.budget, job, expected)
-        store = open_store(config.store_url)
-        store.check_writable()
-        model = open_model(
-            config,
-            *pipelines,
-            store=store,
-            digests=digests_in(store),
-            launcher=launcher,
-            device=device,
-            announce=announce,
-            read_weights=False,
-        )
-    except Undescribed as error:
-        return _by_dimensions(config, device, announce, error, pipelines)
+    if config.sources:
+        job = prepare(config, launcher, announce, *pipelines, fetch=False, read_weights=False)
+        expected = tuple(estimates(job))
+        request = plan_request(job, expected=expected)
+        refuse_beyond_context(request)
+        return _make_plan(request, job.budget, job, expected)
+    store = open_store(config.store_url)
+    store.check_writable()
+    model = open_model(
+        config,
+        *pipelines,
+        store=store,
+        digests=digests_in(store),
+        launcher=launcher,
+        device=device,
+        announce=announce,
+        read_weights=False,
+    )
     pipeline = pipeline_for(model, pipelines)
     model = with_encode_ways(config, model, store, device)
     config = as_card(config, model)
@@ -139,49 +122,6 @@ def _plan_of(
     own_notes = (note, card_note(config, model), context_note(model, config))
     notes = (*filter(None, own_notes), *standard_notes(model, config), *model.notes)
     return replace(plan, notes=(*notes, *with_card_sampling(config, model.folder)[1]))
-
-
-def _by_dimensions(
-    config: RunOptions,
-    device: str,
-    announce: Callable[[str], None] | None,
-    error: Undescribed,
-    pipelines: Sequence[Pipeline],
-) -> Plan:
-    """Return the plan of a model that cannot be run, from its dimensions. If these do not suffice,
-    raise the error that prevents the run."""
-    if AdapterOptions.of(config).adapter:
-        raise UsageError(
-            f"--adapter cannot be checked: {error.message}",
-            hint="Leave it out to plan by the model's dimensions",
-        )
-    checkpoint = find_checkpoint(config, announce, *pipelines)
-    try:
-        architecture = read_architecture(checkpoint)
-        models = [
-            model_by_dimensions(
-                checkpoint, architecture, config, device, fused=fused, why=str(error)
-            )
-            for fused in (True, False)
-        ]
-        pipeline, config = pipeline_for(models[0], pipelines), as_card(config, models[0])
-        request, unfused = (
-            plan_request_of_model(model, config, device, pipeline) for model in models
-        )
-    except (UsageError, EnvironmentFault, *DIMENSION_ERRORS):
-        raise error from None
-    plan = _make_plan(request, budget_for(config, device), None, ())
-    peaks = [
-        f"{stage} {gib(unfused.estimate(choice.chosen.rung).peak_bytes)}"
-        for stage, choice in plan.choices.items()
-        if STAGES[stage].part
-    ]
-    notes = [
-        f"planned from dimensions, cannot be run: {error.message}",
-        f"without fused attention: {', '.join(peaks)}",
-    ]
-    notes += ["SOURCES are not part of this plan"] if config.sources else []
-    return replace(plan, notes=tuple(notes))
 
 
 def _make_plan(

@@ -89,14 +89,6 @@ def largest_models_line(budget: Budget) -> str:
 
 def verdict(plan: Plan) -> Iterator[str]:
     """Yield whether the command fits, and what to do if not."""
-    profile, found = plan.request.model.profile, _fits(plan)
-    if profile.by_dimensions:
-        yield f"cannot be run: {profile.why}"
-        yield f"by its dimensions, it {next(found, '')}"
-    yield from found
-
-
-def _fits(plan: Plan) -> Iterator[str]:
     if plan.refusal is not None:
         yield f"does not fit: {plan.refusal.message}"
         yield f"instead     {plan.refusal.hint}"

@@ -24,8 +24,6 @@ class Stack:
     layers: int
     parameters: int
     """Parameters of one layer."""
-    total: int
-    """Parameters of all layers. The first or last layer of some models differs from the others."""
     matrices: Mapping[str, tuple[int, int]]
     """Matrices of one layer: name within the layer → rows and columns."""
     width: int
@@ -82,7 +80,6 @@ def _stack(path: str, layers: dict[int, dict[str, tuple[int, ...]]]) -> Stack | 
         path=path,
         layers=len(layers),
         parameters=sum(map(math.prod, layer.values())),
-        total=sum(math.prod(shape) for each in layers.values() for shape in each.values()),
         matrices=matrices,
         width=max(seen, key=lambda side: (seen[side], -side)),
         mixed=any("experts." in name for name in layer),

@@ -24,9 +24,6 @@ class Transformer:
     """Module path of its layers."""
     kind: Literal["vision", "text", "other"]
     layers: int
-    layer_parameters: int
-    stack_parameters: int
-    """Parameters of all layers."""
     linear_parameters: int
     """Matrix parameters of one layer, to which int8, nf4 and LoRA apply."""
     matrices: tuple[tuple[int, int], ...]
@@ -79,8 +76,6 @@ def read_transformer(
         path=stack.path,
         kind="text" if is_text else ("vision" if sees or pixels is not None else "other"),
         layers=stack.layers,
-        layer_parameters=stack.parameters,
-        stack_parameters=stack.total,
         linear_parameters=sum(rows * columns for rows, columns in stack.matrices.values()),
         matrices=tuple(stack.matrices.values()),
         parameters=sum(math.prod(header.shape) for header in own),

@@ -129,8 +129,6 @@ class ModelProfile:
     empty."""
     why: str = ""
     """Reason for the split strategy, in one sentence."""
-    by_dimensions: bool = False
-    """Whether this profile was estimated from dimensions, because no class is available."""
     prompted: bool = False
     """Whether features depend on the prompt, so that another prompt needs new features."""
     parts: Mapping[Part, PartProfile]

@@ -7,17 +7,10 @@ import math
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from flows.checkpoint.models import Model
-from flows.pipelines import CAPTION
-from flows.planning.costs import estimate
-from flows.planning.estimate import StageEstimate
-from flows.planning.rungs import Rung
-from flows.planning.workloads import PIXEL_BYTES, STANDARD_CHUNKS, Workload
 
 CASES = Path(__file__).parent.parent / "data" / "plan"
 SHARD = 5_000_000_000
@@ -123,36 +116,3 @@ def write_header(path: Path, tensors: dict[str, tuple[int, ...]], dtype: str) ->
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + at)
-
-
-def architecture_estimates(
-    model: Model,
-    *,
-    rows: int,
-    frames: int,
-    tokens: int,
-    new_tokens: int,
-    rungs: Sequence[Rung] = (),
-) -> list[StageEstimate]:
-    """What encoding and, where it writes, decoding take, of `rows` chunks of so many frames with
-    `tokens` of text about them."""
-    profile = model.profile
-    side = math.isqrt(profile.image_pixel_bytes // (3 * PIXEL_BYTES))
-    workload = Workload(
-        kind="image",
-        chunks=STANDARD_CHUNKS,
-        frames=frames,
-        stored=(side, side),
-        shown=(side, side),
-        units=frames * profile.image_pixel_bytes // PIXEL_BYTES,
-        tokens=frames * profile.image_tokens + tokens,
-        text_tokens=tokens,
-        feature_bytes=frames * model.feature_bytes("image"),
-    )
-    if not rungs:
-        rungs = [
-            Rung(stage=stage.name, batch=rows)
-            for stage in CAPTION
-            if stage.part and profile.parts[stage.part].parameters
-        ]
-    return [estimate(model, rung, [workload], "cuda:0", new_tokens) for rung in rungs]

@@ -56,7 +56,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
         device=device,
         workload=workload,
         flops=costs.flops,
-        by_dimensions=not costs.known or model.profile.by_dimensions,
+        by_dimensions=not costs.known,
     )
 
 

@@ -155,7 +155,7 @@ def memory(
     terms += overhead_terms(rung, terms, device, prefetch, libraries)
     terms += reader_terms(workload, max(rows, rung.block), readers, processor, device)
     flops = costs.flops * workload.chunks * passes.count / rows if costs else 0
-    guessed = costs is not None and (not costs.known or model.profile.by_dimensions)
+    guessed = costs is not None and not costs.known
     return StageEstimate.from_terms(
         rung, terms, device=device, workload=workload, flops=flops, by_dimensions=guessed
     )

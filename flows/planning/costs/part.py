@@ -58,5 +58,4 @@ def precision_of(settings: PartSettings, rung: Rung) -> str:
 
 def figures_source(model: Model, costs: Expected) -> str:
     """Return the source of a batch's figures as text."""
-    guessed = model.profile.by_dimensions or not costs.known
-    return "an estimate by dimensions" if guessed else "a dry run"
+    return "a dry run" if costs.known else "an estimate by dimensions"
