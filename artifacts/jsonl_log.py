@@ -8,13 +8,15 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from artifacts.regular_files import open_regular
 from artifacts.stamps import stamp_of
 
+Opener = Callable[[Path, int, int], int]
+"""Opens a file by path, flags and mode."""
 LARGEST = 1 << 29
 """Bytes that are read, from the end: two million lines, in three seconds."""
 LONGEST_LINE = 1 << 16
@@ -33,7 +35,7 @@ def read_lines(path: Path) -> Iterator[list[Any]]:
                 yield json.loads(text + b"]")
 
 
-def append_line(path: Path, values: list[Any]) -> None:
+def append_line(path: Path, values: list[Any], opener: Opener = os.open) -> None:
     """Append these values. If the file is not writable, they are lost."""
     text = json.dumps(values)[:-1]
     # Start a new line, since a torn or damaged one may precede it.
@@ -41,7 +43,7 @@ def append_line(path: Path, values: list[Any]) -> None:
     with contextlib.suppress(OSError):  # an unwritable store is reported elsewhere
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-        file = os.open(path, flags, 0o644)
+        file = opener(path, flags, 0o644)
         try:
             os.write(file, line.encode())
         finally:

@@ -1,6 +1,7 @@
 """Texts that users wrote for their media reach data sets, and no others do: neither what a run
 wrote about another file of the same name, nor a file that a link leads to."""
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -67,11 +68,8 @@ def test_a_text_of_a_user_stays_one_when_another_medium_has_its_stem(
     assert learned(config) == "mine"
     write_video(tmp_path / "clips" / "a.mp4")
     assert learned(config) == "mine"
-    (Path(config.out) / "a.png.txt").write_text("mine of both")
     (tmp_path / "clips" / "a.mp4").unlink()
-    assert learned(config) == "mine"
-    (Path(config.out) / "a.txt").unlink()
-    assert learned(config) == "mine of both" != model
+    assert learned(config) == "mine" != model
 
 
 LINKS: dict[str, Callable[[Path, Path], object]] = {
@@ -135,3 +133,122 @@ def test_a_training_refuses_a_text_that_leads_elsewhere(tmp_path: Path, kind: st
     with pytest.raises(UsageError, match="link") as refused:
         examples_in(str(folder))
     assert str(folder / "a.txt") in str(refused.value)
+
+
+def many(config: CaptionConfig, *sources: Path | str, **options: object) -> dict[str, str]:
+    """Medium → what the data set has of it after a run over these sources."""
+    named = tuple(map(str, sources))
+    found = run(replace(config, sources=named, format=("txt", "hf"), **options))  # type: ignore[arg-type]
+    assert found.exit_code == 0
+    folder = Path(config.out) / "hf" / "images"
+    rows = map(json.loads, (folder / "metadata.jsonl").read_text().splitlines())
+    texts = {folder / row["file_name"]: row["text"] for row in rows}
+    return {NAMES[int(np.asarray(Image.open(p)).flat[0])]: text for p, text in texts.items()}
+
+
+NAMES = {40: "dark", 90: "grey", 200: "bright"}
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> dict[str, Path]:
+    """Folders that each hold another picture of one name."""
+    folders = {name: tmp_path / name for name in NAMES.values()}
+    for level, name in NAMES.items():
+        folders[name].mkdir()
+        picture(folders[name] / "c.png", level)
+    return folders
+
+
+def write_by_hand(config: CaptionConfig, before: dict[str, str], medium: str) -> None:
+    """Replace the text of one medium in the folder of outputs."""
+    said = before[medium]
+    (path,) = (p for p in Path(config.out).glob("*.txt") if p.read_text().strip() == said)
+    path.write_text(f"mine of {medium}")
+
+
+def test_texts_by_hand_stay_with_their_media_when_others_of_the_name_come_and_go(
+    config: CaptionConfig, sources: dict[str, Path], tmp_path: Path
+) -> None:
+    dark, grey, bright = (sources[name] for name in NAMES.values())
+    before = many(config, grey, bright)
+    assert len(set(before.values())) == 2
+    write_by_hand(config, before, "grey")
+    write_by_hand(config, before, "bright")
+    mine = {"grey": "mine of grey", "bright": "mine of bright"}
+    assert many(config, grey, bright) == mine
+    assert many(config, bright, grey) == mine
+    now = many(config, dark, grey, bright)
+    assert now == {**now, **mine} and "mine" not in now["dark"]
+    (grey / "c.png").rename(tmp_path / "away.png")
+    now = many(config, dark, bright)
+    assert now["bright"] == mine["bright"] and "mine" not in now["dark"]
+    (dark / "c.png").unlink()
+    assert many(config, bright) == {"bright": mine["bright"]}
+    (tmp_path / "away.png").rename(grey / "c.png")
+    assert many(config, bright, grey) == mine
+    moved = bright.rename(tmp_path / "moved")
+    assert many(config, moved, grey) == mine
+
+
+def test_a_text_by_hand_of_a_medium_alone_stays_its_own(
+    config: CaptionConfig, sources: dict[str, Path]
+) -> None:
+    many(config, sources["grey"])
+    (Path(config.out) / "c.txt").write_text("mine")
+    now = many(config, sources["dark"], sources["grey"], sources["bright"])
+    assert [name for name, caption in now.items() if caption == "mine"] == ["grey"]
+
+
+def test_texts_of_two_prompts_of_a_list_stay_with_their_prompts(
+    config: CaptionConfig, sources: dict[str, Path], tmp_path: Path
+) -> None:
+    path, media = tmp_path / "list.jsonl", str(sources["grey"] / "c.png")
+
+    def texts(*prompts: str) -> list[str]:
+        lines = (json.dumps({"path": media, "prompt": each}) + "\n" for each in prompts)
+        path.write_text("".join(lines))
+        run(replace(config, sources=(f"@{path}",), format=("txt", "hf")))
+        return sorted(READERS["hf"](Path(config.out)).values())
+
+    model = texts("What?", "How many?")
+    (second,) = (each for each in Path(config.out).glob("*.txt") if "How many?" in each.read_text())
+    second.write_text("one, by hand")
+    (first,) = (each for each in model if "What?" in each)
+    assert texts("How many?", "What?") == sorted([first, "one, by hand"])
+    assert texts("How many?") == ["one, by hand"]
+
+
+def test_what_a_run_with_another_store_wrote_is_no_text_of_a_user(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    before = learned(config, prompt="Then?")
+    picture(tmp_path / "clips" / "a.png", 200)
+    now = learned(config, prompt="Now?", store=str(tmp_path / "other"))
+    assert "Then?" in before and "Now?" in now
+    assert "Now?" in (Path(config.out) / "a.txt").read_text()
+
+
+def test_formats_of_the_folder_are_written_again_whatever_users_made_of_their_files(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    learned(config)
+    (Path(config.out) / "a.txt").write_text("mine")
+    picture(tmp_path / "clips" / "b.png", 200)
+    learned(config, format=())
+    assert (Path(config.out) / "a.txt").read_text() == "mine"
+    assert (Path(config.out) / "b.txt").is_file()
+    result = run(replace(config, format=(), prompts={"x": "What?", "y": "How?"}))
+    names = {each.name for each in Path(config.out).glob("*.txt")}
+    assert names == {"a.txt", "b.txt", "a.x.txt", "a.y.txt", "b.x.txt", "b.y.txt"}
+    assert "not from this run: 2 .txt files in the same folder" in [*result.notes()]
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link"])
+def test_what_remembers_texts_is_written_through_no_link(
+    config: CaptionConfig, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "private.txt").write_text(PRIVATE)
+    Path(config.out).mkdir()
+    LINKS[kind](Path(config.out) / ".written.jsonl", tmp_path / "private.txt")
+    learned(config)
+    assert (tmp_path / "private.txt").read_text() == PRIVATE

@@ -12,12 +12,14 @@ from functools import cached_property
 from pathlib import Path
 
 from artifacts.files import write_text
-from artifacts.jsonl_log import append_line, read_lines
+from artifacts.jsonl_log import Opener, append_line, read_lines
 from artifacts.keys import digest_of, hash_file
-from artifacts.regular_files import open_regular
+from artifacts.regular_files import open_below, open_regular
 from artifacts.store import Store
 from flows.options.formats import BESIDE
 
+WRITTEN = "written.jsonl"
+"""File of a store with the record; in a folder of outputs it is hidden."""
 DIGITS = 32
 """Hex digits of the digest of a generated file; a million of them take 50 MB."""
 OF_LABELS = "labels "
@@ -37,33 +39,41 @@ def about(content: str, path: Path) -> About:
 
 
 class GeneratedFiles:
-    """The generated files, recorded in the store by digest."""
+    """The generated files, recorded by digest in the store, and in the folder of outputs for runs
+    with another store."""
 
-    def __init__(self, store: Store, of: str = "") -> None:
+    def __init__(self, store: Store | None, of: str = "", out: Path | None = None) -> None:
         """Record texts with the prefix `of`. Texts with another prefix do not count as
         generated."""
-        self._memory = store.local / "written.jsonl"
+        self._memories: dict[Path, Opener] = {}
+        if store is not None:
+            self._memories[store.local / WRITTEN] = os.open
+        if out is not None:
+            self._memories[out / f".{WRITTEN}"] = open_below
         self._of = of
 
     @cached_property
-    def _known(self) -> set[str]:
-        return {str(line[0]) for line in read_lines(self._memory) if line}
+    def _each(self) -> dict[Path, set[str]]:
+        return {
+            path: {str(line[0]) for line in read_lines(path) if line} for path in self._memories
+        }
 
     def __bool__(self) -> bool:
-        return bool(self._known)
+        return any(self._each.values())
 
     def has(self, form: str, sha256: str, about: About = ANY) -> bool:
         """Return whether a run wrote a text with this digest, in this format, about any of
         these."""
-        keys = (_key(self._of + form, each, sha256) for each in about)
-        return bool(sha256) and not self._known.isdisjoint(keys)
+        keys = {_key(self._of + form, each, sha256) for each in about}
+        return bool(sha256) and any(keys & known for known in self._each.values())
 
     def add(self, form: str, sha256: str, about: About = ANY) -> None:
         """Record a text that is written, or about to be."""
         for key in (_key(self._of + form, each, sha256) for each in about):
-            if key not in self._known:
-                self._known.add(key)
-                append_line(self._memory, [key])
+            for path, known in self._each.items():
+                if key not in known:
+                    known.add(key)
+                    append_line(path, [key], self._memories[path])
 
     def update(
         self, path: Path, content: bytes, form: str, about: About = ANY, *, replace: bool

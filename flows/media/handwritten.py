@@ -27,8 +27,8 @@ class HandwrittenTexts:
         self._out = out
         self.links: dict[Path, str] = {}
         """Texts that are not read → why."""
-        self._captions = GeneratedFiles(store)
-        self._labels = GeneratedFiles(store, OF_LABELS)
+        self._captions = GeneratedFiles(store, out=out)
+        self._labels = GeneratedFiles(store, OF_LABELS, out)
         self._joined = JoinedTexts(self._captions, FORM)
 
     def of(self, places: Iterable[Path], digest: str) -> tuple[Path, str] | None:

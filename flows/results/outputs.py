@@ -213,7 +213,7 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
 
     found.chunks = write_captions(job, by_file())
     write_jsonl(job.out / "failures.jsonl", found.failures)
-    own, kinds = GeneratedFiles(job.store), kinds_of(job)
+    own, kinds = GeneratedFiles(job.store, out=job.out), kinds_of(job)
     found.texts = write_texts(job, own, complete_captions)
     found.user_texts["jsonl"] = found.corrected
     for texts in found.texts:

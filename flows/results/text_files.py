@@ -7,11 +7,11 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from artifacts.captions import Caption
-from artifacts.names import SUFFIXES, file_stems
+from artifacts.names import SUFFIXES
 from artifacts.plurals import counted, first_of
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
@@ -23,6 +23,8 @@ from flows.media.text_merging import JoinedTexts
 from flows.options.formats import JOINABLE, JOINED
 from flows.options.text import OutputOptions
 from flows.results.captions import unrejected
+from flows.results.marker import read_marker
+from flows.results.text_stems import text_stems
 
 
 @dataclass(kw_only=True, slots=True)
@@ -97,10 +99,14 @@ CaptionsOf = Callable[[Job, MediaFile, Medium], list[Caption] | None]
 
 
 def write_texts(job: Job, own: GeneratedFiles, captions_of: CaptionsOf) -> list[TextFileCounts]:
-    """Update text files to the current captions: the requested formats, and generated files in
-    `OUT`. Only count outdated generated files of other formats beside the media."""
+    """Update text files to the current captions: the requested formats, and those of earlier runs
+    into `OUT` of which it holds a file. Only count outdated generated files of other formats beside
+    the media."""
     outputs = OutputOptions.of(job.config)
     found: list[TextFileCounts] = []
+    marker = read_marker(job.out)
+    earlier = {*WRITERS} & {*(() if marker is None else marker.outputs)}
+    earlier = earlier and {each for each in earlier if any(_texts_below(job.out, each))}
     for beside in (False, True):
         formats = outputs.format if outputs.beside == beside else ()
         if not own and not set(formats) & set(WRITERS):
@@ -109,7 +115,7 @@ def write_texts(job: Job, own: GeneratedFiles, captions_of: CaptionsOf) -> list[
         present = _texts_in({os.path.dirname(stem) for stem in stems})
         for form in WRITERS:
             writer = _Writer(job, own, TextFileCounts(form=form, beside=beside), stems)
-            if form in formats or (not beside and writer.has_own(present)):
+            if form in formats or (not beside and form in earlier):
                 found.append(writer.write(captions_of))
             elif beside and writer.count_outdated(captions_of, present):
                 found.append(writer.texts)
@@ -138,11 +144,6 @@ class _Writer:
         self.texts = texts
         self._joined = JoinedTexts(own, texts.form)
         self._paths = [Path(f"{stem}.{texts.form}") for stem in stems]
-
-    def has_own(self, present: Set[str]) -> bool:
-        """Return whether any of the paths in `present` is a generated file."""
-        pairs = zip(self._paths, self._job.contents, strict=True)
-        return any(self._is_own(path, medium) for path, medium in pairs if str(path) in present)
 
     def write(self, captions_of: CaptionsOf) -> TextFileCounts:
         """Update the files to the current captions, and return their counts."""
@@ -216,12 +217,15 @@ class _Writer:
         return joins and not self._has_own(path, medium)
 
     def _count_others(self) -> int:
-        ours, count = {str(path) for path in self._paths}, 0
-        for folder, names, files in os.walk(self._job.out):
-            names[:] = [name for name in names if name not in NOT_TEXTS]
-            of_form = (name for name in files if name.endswith(f".{self.texts.form}"))
-            count += sum(os.path.join(folder, name) not in ours for name in of_form)
-        return count
+        ours = {str(path) for path in self._paths}
+        return sum(path not in ours for path in _texts_below(self._job.out, self.texts.form))
+
+
+def _texts_below(out: Path, form: str) -> Iterator[str]:
+    """Yield the files of a format in a folder of outputs."""
+    for folder, names, files in os.walk(out):
+        names[:] = [name for name in names if name not in NOT_TEXTS]
+        yield from (os.path.join(folder, name) for name in files if name.endswith(f".{form}"))
 
 
 def _same_stem(job: Job) -> list[str]:
@@ -230,22 +234,3 @@ def _same_stem(job: Job) -> list[str]:
     for file in job.files:
         found.setdefault(file.path.with_suffix(".txt"), {})[file.path.name] = None
     return [" and ".join(names) for names in found.values() if len(names) > 1]
-
-
-def text_stems(job: Job, beside: bool) -> list[str]:
-    """Return the path without suffix of each file's text, absolute."""
-    if not beside:
-        names = [_named(file.media_path, file.name) for file in job.files]
-        return [f"{job.out}/{stem}" for stem in file_stems(names)]
-    # A file that two sources name has one text, but one text per prompt.
-    files = zip(job.files, job.contents, strict=True)
-    both = [(_named(str(file.path), file.name), m.prompt) for file, m in files]
-    each = list(dict.fromkeys(both))
-    stems = dict(zip(each, file_stems([path for path, _ in each]), strict=True))
-    return [stems[one] for one in both]
-
-
-def _named(path: str, name: str) -> str:
-    """Return the path of a medium with a prompt name before its suffix: `a.short.mp4`."""
-    suffix = PurePosixPath(path).suffix
-    return f"{path.removesuffix(suffix)}.{name}{suffix}" if name else path

@@ -53,7 +53,7 @@ class TrainersWritten:
 def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> TrainersWritten:
     """Update the requested data sets, and those that an earlier run wrote to `OUT`. Raises
     PenstockError."""
-    own = GeneratedFiles(job.store, "trainer ")
+    own = GeneratedFiles(job.store, "trainer ", job.out)
     forms = [
         name
         for name in TRAINERS

@@ -5,7 +5,7 @@ Runs no model and writes nothing.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from artifacts.captions import Caption
 from artifacts.edits import REJECTED
@@ -17,7 +17,7 @@ from flows.media.handwritten import FORM, HandwrittenTexts, split_by_chunk, text
 from flows.media.media_files import MediaFile
 from flows.options.text import OutputOptions, QuestionOptions, TextOptions
 from flows.results.captions import unrejected
-from flows.results.text_files import text_stems
+from flows.results.text_stems import text_stems
 
 
 class UserTexts:
@@ -91,11 +91,7 @@ class UserTexts:
     def _places(self, file: MediaFile, medium: Medium, *, first: bool) -> Iterator[Path]:
         names = [file.name, *([""] if first and file.name else [])]
         beside = [] if file.far else [p for n in names for p in text_paths(file.path, n)]
-        # The user may have written it when no medium had the same stem, or when one had.
-        place, suffix = self._out[_key(file, medium)], PurePosixPath(file.media_path).suffix
-        stem = str(place).removesuffix(f".{FORM}").removesuffix(suffix)
-        stems = [stem if n == file.name else stem.removesuffix(f".{file.name}") for n in names]
-        out = [place, *(Path(f"{s}{end}.{FORM}") for s in stems for end in (suffix, ""))]
+        out = [self._out[_key(file, medium)]]
         yield from [*beside, *out] if OutputOptions.of(self._job.config).beside else [*out, *beside]
 
 

@@ -202,7 +202,7 @@ def write_labels(job: Job, context: LabelContext) -> LabelsWritten:
     report = counts.report()
     write_json(job.out / REPORT, report)
     found.counts = report["labels"]
-    own = GeneratedFiles(job.store, OF_LABELS)
+    own = GeneratedFiles(job.store, OF_LABELS, job.out)
     found.others = [REPORT, MEDIA, *_write_tables(job, context, own)]
     if any(medium.kind == "video" for medium in job.contents):
         write_text(job.out / SPANS, _span_lines(job, context))

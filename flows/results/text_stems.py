@@ -1,0 +1,114 @@
+"""Names the text of each medium, so that a text that a user wrote stays with its medium.
+
+Names depend on the other media: `a`; `a.mp4` and `a.mkv`; `a.mp4-2`. A hidden file of the folder of
+outputs remembers the name of each text, by the medium's path and by its content. A medium keeps its
+name when others are added, removed or come in another order.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from artifacts.keys import digest_of
+from artifacts.names import file_stems, fitting
+from flows.job.prepare import Job
+from flows.media.generated_files import GeneratedFiles
+
+STEM, NUMBERED = "stem", "numbered"
+"""Kinds of records: that a medium has a stem, and that a number distinguishes some of its name."""
+MORE_NUMBERS = 64
+"""Numbers that are tried beyond those that the media of this run need."""
+
+
+class Entry(NamedTuple):
+    """A medium under one prompt."""
+
+    path: str
+    """Path of its text, as far as it depends on the medium alone, with the medium's suffix."""
+    place: str
+    digest: str
+    prompt: str
+
+    def identities(self, *, alone: bool) -> tuple[str, ...]:
+        """Return what the medium is recognized by, the surest first. `alone`: it has no other
+        prompt."""
+        path, place, digest, prompt = self
+        exact = (digest_of([path, place, prompt]), digest_of([path, digest, prompt]))
+        return (*exact, digest_of([path, place]), digest_of([path, digest])) if alone else exact
+
+
+def text_stems(job: Job, beside: bool) -> list[str]:
+    """Return the path without suffix of each file's text, absolute."""
+    root = "" if beside else f"{job.out}/"
+    entries = [
+        Entry(
+            _named(str(file.path) if beside else file.media_path, file.name),
+            file.place,
+            medium.digest,
+            medium.prompt,
+        )
+        for file, medium in zip(job.files, job.contents, strict=True)
+    ]
+    # Beside it, a file that two sources name has one text, but one text per prompt.
+    each = list(dict.fromkeys((e.path, e.prompt) for e in entries)) if beside else []
+    first = {(e.path, e.prompt): e for e in reversed(entries)}
+    distinct = [first[one] for one in each] or entries
+    stems = _remembered(distinct, GeneratedFiles(None, out=job.out))
+    if beside:
+        of = dict(zip(each, stems, strict=True))
+        stems = [of[e.path, e.prompt] for e in entries]
+    return [f"{root}{stem}" for stem in stems]
+
+
+def _remembered(entries: Sequence[Entry], memory: GeneratedFiles) -> list[str]:
+    """Return the stem of each medium: the one that it had, else one that is free."""
+    defaults = file_stems([each.path for each in entries])
+    prompts = Counter((each.path, each.place) for each in entries)
+    identities = [e.identities(alone=prompts[e.path, e.place] == 1) for e in entries]
+    stems: dict[int, str] = {}
+    taken: set[str] = set()
+    for at, (entry, default) in enumerate(zip(entries, defaults, strict=True) if memory else ()):
+        full = identities[at] if len(identities[at]) > 2 else entry.identities(alone=True)
+        known = (
+            stem
+            for identity in full
+            for stem in _candidates(entry, default, len(entries), memory)
+            if stem not in taken and memory.has(STEM, stem, (identity,))
+        )
+        if (stem := next(known, None)) is not None:
+            stems[at] = stem
+            taken.add(stem)
+    for at, default in enumerate(defaults):
+        number, stem = 1, default
+        while at not in stems and stem in taken:
+            number += 1
+            stem = fitting(f"{default}-{number}")
+        taken.add(stems.setdefault(at, stem))
+        if not memory.has(STEM, stems[at], identities[at][:1]):
+            memory.add(STEM, stems[at], identities[at])
+            if stems[at] not in _plain(entries[at]):
+                memory.add(NUMBERED, digest_of(entries[at].path))
+    return [stems[at] for at in range(len(entries))]
+
+
+def _plain(entry: Entry) -> tuple[str, str]:
+    """Return the stems without a number."""
+    bare = entry.path.removesuffix(PurePosixPath(entry.path).suffix)
+    return fitting(bare), fitting(entry.path)
+
+
+def _candidates(entry: Entry, default: str, count: int, memory: GeneratedFiles) -> Iterator[str]:
+    """Yield the stems that a medium may have had among `count` media, the likeliest first."""
+    yield default
+    plain = _plain(entry)
+    yield from plain
+    if memory.has(NUMBERED, digest_of(entry.path)):
+        numbers = range(2, min(count, MORE_NUMBERS) + MORE_NUMBERS)
+        yield from (fitting(f"{stem}-{number}") for stem in plain for number in numbers)
+
+
+def _named(path: str, name: str) -> str:
+    """Return the path of a medium with a prompt name before its suffix: `a.short.mp4`."""
+    suffix = PurePosixPath(path).suffix
+    return f"{path.removesuffix(suffix)}.{name}{suffix}" if name else path
