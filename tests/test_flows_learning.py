@@ -192,6 +192,21 @@ def test_a_round_continues_with_its_examples_after_a_kill_in_any_step(
     assert not (school.out / "learn/round-001/captions").exists()
 
 
+def test_a_round_does_not_go_on_with_another_adapter_than_it_trained(school: School) -> None:
+    school.decide(mixed)
+    school.dies_in = "score"
+    with pytest.raises(KeyboardInterrupt):
+        school.learn()
+    school.dies_in = ""
+    weights = school.out / "learn/round-001/adapter/adapter_model.safetensors"
+    trained = weights.read_bytes()
+    weights.write_bytes(trained + b" ")
+    with pytest.raises(EnvironmentFault, match="adapter is not as this round trained it"):
+        school.learn()
+    weights.write_bytes(trained)
+    assert school.learn().round["accepted"]
+
+
 def test_a_moved_folder_continues_from_its_own_adapter(school: School) -> None:
     school.decide(mixed)
     school.learn()

@@ -20,11 +20,12 @@ from artifacts.regular_files import guard, open_below
 from artifacts.signing import anybody, proof_by
 from flows.cli.main import main
 from flows.console.display import Display
+from flows.media.generated_files import digest_at
 from flows.options.commands import CaptionConfig
 from flows.options.sift import SiftConfig
 from flows.results.marker import MARKER
 from flows.results.report.facts import write_report
-from flows.results.trust import belief_in, is_trusted, own_belief
+from flows.results.trust import belief_in, command_in, is_trusted, own_belief
 from flows.reviewing.captions import ReviewedCaptions
 from flows.running.sift import sift
 from flows.studio.run_captions import RunCaptions
@@ -383,3 +384,40 @@ def test_no_page_shows_what_a_link_of_a_stranger_leads_to(
     assert main([command, str(theirs)]) == 5
     assert f"{theirs / name}: it is a link, and is not followed" in capsys.readouterr().err
     assert not (theirs / "report.html").exists()
+
+
+@pytest.mark.parametrize("named", ["--adapter={}", "--adapter {}", "--schema @{}/config.json"])
+def test_a_command_is_not_repeated_with_what_another_put_in_the_place_of_its_adapter(
+    mine: CaptionConfig, named: str
+) -> None:
+    out, adapter = Path(mine.out), Path(mine.out) / "adapters" / "mine"
+    adapter.mkdir(parents=True)
+    (adapter / "config.json").write_text("{}")
+    (adapter / "adapter_model.safetensors").write_bytes(b"mine")
+    words = ["caption", *mine.sources, *named.format(adapter).split(), f"--out={out}"]
+    own_folder(out, {"words": words, "folder": "/"}, mine.store)
+    assert command_in(out)["words"] == words
+    (adapter / "config.json").write_text("{} ")
+    (adapter / "adapter_model.safetensors").write_bytes(b"evil")
+    with pytest.raises(UsageError, match="was changed since the captions"):
+        command_in(out)
+    assert command_in(out, trust=True)["words"] == words
+
+
+def test_no_place_of_a_stranger_leads_to_a_file_that_is_no_medium(
+    theirs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "private.txt").write_text("private")
+    entries = [json.loads(line) for line in (theirs / "media.jsonl").read_text().splitlines()]
+    entries[1]["url"] = (tmp_path / "private.txt").as_uri()
+    (theirs / "media.jsonl").write_text("".join(json.dumps(each) + "\n" for each in entries))
+    with closing(RunCaptions(theirs)) as captions:
+        assert captions.place(0) and not captions.place(1)
+
+
+def test_a_sparse_file_of_terabytes_holds_nothing_up(mine: CaptionConfig) -> None:
+    out = Path(mine.out)
+    for name in ("long.txt", "media.jsonl", "captions.csv"):
+        os.truncate(out / name, 1 << 42)
+    assert belief_in(out).marker is None  # media.jsonl is no longer the one that was signed
+    assert digest_at(out / "long.txt") == digest_at(out / "captions.csv") == ""

@@ -16,7 +16,17 @@ from flows.media.example import Example
 from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
 from flows.options.learn import LearnConfig, RecordedRun
-from flows.results.rounds import TRAINED, Round, missing_adapter, unfinished, usable_rounds
+from flows.results.rounds import (
+    ADAPTER,
+    CHOSEN,
+    TRAINED,
+    Round,
+    adapter_digest,
+    missing_adapter,
+    round_folder,
+    unfinished,
+    usable_rounds,
+)
 from flows.results.trust import own_belief
 from flows.reviewing.captions import ReviewedCaptions
 
@@ -86,6 +96,13 @@ def left_round(out: Path, rounds: Sequence[Round]) -> Round | None:
     round_ = unfinished(rounds)
     if round_ is not None and round_["phase"] == TRAINED:
         _found(out, round_["previous"])
+    if round_ is not None and round_["phase"] != CHOSEN:
+        folder = round_folder(out, round_["round"])
+        if adapter_digest(folder / ADAPTER) != round_["trained"]:
+            raise EnvironmentFault(
+                f"{folder / ADAPTER} is not as this round trained it",
+                hint=f"Restore it, or delete {folder} to leave the round out",
+            )
     return round_
 
 

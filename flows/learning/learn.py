@@ -55,6 +55,7 @@ from flows.results.rounds import (
     SETTINGS,
     TRAINED,
     Round,
+    adapter_digest,
     round_folder,
     rounds_in,
     write_round,
@@ -156,6 +157,7 @@ def choose(
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "digest": digest,
         "previous": previous_adapter(run, out),
+        "trained": "",
         "settings": settings,
         "command": run.command,
         "examples": trained,
@@ -243,7 +245,7 @@ class _Work:
         except NoFeatures:
             (self.folder / ROUND_RECORD).unlink()  # the next call chooses other examples
             raise
-        self._end(TRAINED)
+        self._end(TRAINED, trained=adapter_digest(folder))
 
     def score(self) -> None:
         """Score the previous model and the new adapter, and decide."""

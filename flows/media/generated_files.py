@@ -26,6 +26,9 @@ OF_LABELS = "labels "
 """Prefix of the format for texts that hold labels instead of captions."""
 BLANK_BYTES = 1 << 10
 """Largest file, in bytes, that is checked for containing only spaces."""
+LARGEST, LARGEST_TEXT = 1 << 32, 1 << 26
+"""Most bytes of a generated file, and of the text of a medium. An archive may hold a sparse file of
+terabytes."""
 About = tuple[str, ...]
 """Digest of the medium that a text is about, and the path of the text."""
 ANY: About = ("",)
@@ -80,7 +83,8 @@ class GeneratedFiles:
     ) -> bool:
         """Write a file, unless a user wrote or edited it and `replace` is not set. Return whether
         it holds the content. A blank text may always be replaced. Raises EnvironmentFault."""
-        old_digest, sha256 = digest_at(path), hashlib.sha256(content).hexdigest()
+        largest = LARGEST_TEXT if form in BESIDE else LARGEST
+        old_digest, sha256 = digest_at(path, largest), hashlib.sha256(content).hexdigest()
         is_unchanged = old_digest == sha256
         is_users = (
             os.path.lexists(path) and not is_unchanged and not self.has(form, old_digest, about)
@@ -109,9 +113,10 @@ def is_blank(path: Path) -> bool:
         return False
 
 
-def digest_at(path: Path) -> str:
-    """Return the SHA-256 of a file, or an empty string if it cannot be read."""
+def digest_at(path: Path, largest: int = LARGEST) -> str:
+    """Return the SHA-256 of a file, or an empty string if it cannot be read, or has more bytes than
+    a run writes."""
     try:
-        return hash_file(path) if path.is_file() else ""
+        return hash_file(path) if path.is_file() and path.stat().st_size <= largest else ""
     except OSError:
         return ""

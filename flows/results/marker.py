@@ -12,11 +12,13 @@ import shutil
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from artifacts.files import whole_file, write_text
 from artifacts.json_shapes import MapOf, check, parse
+from artifacts.keys import digest_of
 from artifacts.regular_files import open_regular, read_text
 from artifacts.signing import MARKER as PURPOSE
 from artifacts.signing import SIGNATURES, Proof, anybody, proof_by, signed
@@ -27,6 +29,8 @@ MARKER = ".penstock.json"
 MEDIA, CAPTIONS = "media.jsonl", "captions.jsonl"
 DATA_SET_MEDIA = f".{MEDIA}"
 """The same in the folder of a data set."""
+NOT_READ = ("--out", "--store")
+"""Options that name folders whose content is not the user's words."""
 TRIES = 3
 """Times that marker and files are read: a run may replace both in between."""
 BYTES = 256 << 20
@@ -40,7 +44,7 @@ def string(value: Any) -> bool:
 
 SHAPE = {
     **dict.fromkeys(("command", "folder", "store"), string),
-    **{key: [string] for key in ("words", "outputs", "digests")},
+    **{key: [string] for key in ("words", "outputs", "inputs", "digests")},
     SIGNATURES: MapOf(string),
 }
 
@@ -59,6 +63,8 @@ class Marker:
     """URL of its store."""
     outputs: tuple[str, ...] = ()
     """Files and folders in the folder that its runs wrote or will write, and formats of texts."""
+    inputs: tuple[str, ...] = ()
+    """Digests of what the command reads in the folder itself, such as an adapter."""
     digests: tuple[str, ...] = ()
     """Digests that `media.jsonl` and `captions.jsonl` may have: those of the files, and of what is
     about to replace them."""
@@ -125,6 +131,28 @@ def write_proved(out: Path, files: Mapping[str, Iterable[str]], store: str) -> N
 def proved_digests(out: Path, marker: Marker) -> tuple[str, ...]:
     """Return the digests of a marker that files of the folder have now."""
     return tuple({digest_at(out / name) for name in (MEDIA, CAPTIONS)} & {*marker.digests})
+
+
+def inputs_in(out: Path, words: Sequence[str], folder: str) -> dict[str, str]:
+    """Return each file and folder below an output folder that an option of a command names, and the
+    digest of what it holds. `folder`: where the command runs."""
+    found: dict[str, str] = {}
+    for before, word in pairwise(words):
+        option, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
+        if not value or not option.startswith("--") or option in NOT_READ:
+            continue
+        path = os.path.realpath(os.path.join(folder, os.path.expanduser(value.removeprefix("@"))))
+        if Path(path).is_relative_to(os.path.realpath(out)) and os.path.exists(path):
+            found[path] = content_of(Path(path))
+    return found
+
+
+def content_of(path: Path) -> str:
+    """Return the digest of a file, or of all files in a folder. Follows no link in it."""
+    if not path.is_dir():
+        return digest_at(path)
+    below = (Path(at, name) for at, _, names in os.walk(path) for name in names)
+    return digest_of(sorted([str(each.relative_to(path)), digest_at(each)] for each in below))
 
 
 def keep_media(out: Path, data_set: str) -> None:

@@ -33,6 +33,7 @@ from flows.results.marker import (
     MARKER,
     MEDIA,
     Marker,
+    inputs_in,
     own_marker,
     proved_digests,
     read_marker,
@@ -115,6 +116,7 @@ def take(
         folder=recorded["folder"],
         store=store,
         outputs=tuple(sorted(outputs)),
+        inputs=tuple(inputs_in(out, recorded["words"], recorded["folder"]).values()),
         digests=() if before is None else proved_digests(out, before),
     )
     write_marker(out, marker)

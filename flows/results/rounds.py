@@ -16,8 +16,10 @@ from artifacts.json_shapes import (
     read_jsonl,
     text,
 )
+from artifacts.keys import digest_of
 from artifacts.options import declared
 from artifacts.signing import ROUND, SIGNATURES, Proof, anybody, signed
+from flows.media.generated_files import digest_at
 from flows.options.tune import StepOptions
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -64,6 +66,7 @@ SHAPE = {
     "started": moment,
     "digest": text,
     "previous": text,
+    "trained": text,
     "settings": SETTINGS,
     "command": Nullable({"words": [text], "folder": text}),
     "examples": [EXAMPLE],
@@ -80,7 +83,8 @@ SHAPE = {
     SIGNATURES: OptionalField(MapOf(text)),
 }
 """Shape of `round.json`. `before` and `after` are the scores of the held-out captions, in their
-order; `lower` counts the bootstrap samples in which the new adapter's loss is lower."""
+order; `trained` is the digest of its adapter; `lower` counts the bootstrap samples in which the new
+adapter's loss is lower."""
 Round = dict[str, Any]
 
 
@@ -101,6 +105,11 @@ def write_round(out: Path, round_: Round, store: str) -> None:
     """Write the record of a round, signed whole, for `store` too. Raises EnvironmentFault."""
     path = round_folder(out, round_["round"]) / ROUND_RECORD
     write_json(path, signed(ROUND, round_, store))
+
+
+def adapter_digest(folder: Path) -> str:
+    """Return the digest of a round's adapter in this folder."""
+    return digest_of([digest_at(folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)])
 
 
 def missing_adapter(out: Path, named: str) -> str:

@@ -17,7 +17,7 @@ from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium
-from flows.media.generated_files import GeneratedFiles, about, digest_at
+from flows.media.generated_files import LARGEST_TEXT, GeneratedFiles, about, digest_at
 from flows.media.media_files import MediaFile
 from flows.media.text_merging import JoinedTexts
 from flows.options.formats import JOINABLE, JOINED
@@ -178,7 +178,10 @@ class _Writer:
         """Count the generated files that differ from the current captions."""
         self.texts.requested = False
         for path, medium, text, _ in self._expected_texts(captions_of, present):
-            same = text is not None and digest_at(path) == hashlib.sha256(text).hexdigest()
+            same = (
+                text is not None
+                and digest_at(path, LARGEST_TEXT) == hashlib.sha256(text).hexdigest()
+            )
             self.texts.earlier += not same and self._is_own(path, medium)
         return self.texts.earlier
 
@@ -209,7 +212,9 @@ class _Writer:
         return self._has_own(path, medium) or (joins and self._joined.holds(path, of))
 
     def _has_own(self, path: Path, medium: Medium) -> bool:
-        return self._own.has(self.texts.form, digest_at(path), about(medium.digest, path))
+        return self._own.has(
+            self.texts.form, digest_at(path, LARGEST_TEXT), about(medium.digest, path)
+        )
 
     def _is_joined(self, path: Path, medium: Medium) -> bool:
         """Return whether an updated file also holds user-written text."""

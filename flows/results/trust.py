@@ -24,7 +24,7 @@ from artifacts.remote.addresses import is_address
 from artifacts.signing import EDIT, ROUND, Proof, anybody, proof_by
 from flows.console.lines import is_terminal, print_lines, printable
 from flows.options.model import default_store
-from flows.results.marker import CAPTIONS, MEDIA, Marker, own_marker, read_marker
+from flows.results.marker import CAPTIONS, MEDIA, Marker, inputs_in, own_marker, read_marker
 from flows.results.recorded_command import COMMAND, repeated
 from flows.results.rounds import rounds_in
 from flows.results.run_read import load_record
@@ -104,6 +104,13 @@ def command_in(out: Path, store: str = "", *, trust: bool = False) -> dict[str, 
             f"{out} has no command of a caption run",
             hint="Run `penstock caption` once more with the same options",
         )
+    for path, digest in () if trust else inputs_in(out, marker.words, marker.folder).items():
+        if digest not in marker.inputs:
+            raise UsageError(
+                f"{path} was changed since the captions in {out} were made with it",
+                hint="If you changed it, run the same `penstock caption` again, or add "
+                "--trust-folder",
+            )
     return {"words": [*marker.words], "folder": marker.folder}
 
 

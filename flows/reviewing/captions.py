@@ -29,6 +29,7 @@ from artifacts.remote.addresses import is_address
 from artifacts.remote.media_cache import is_copy
 from artifacts.store_folders import local_folder
 from flows.machine.versions import now
+from flows.media.sources import MEDIA_SUFFIXES
 from flows.results.report.media import (
     CAPTION,
     MEDIA_ENTRY,
@@ -272,8 +273,9 @@ class ReviewedCaptions:
         # A copy on another machine, or in another cache folder, is fetched again.
         known = "address" not in place or is_copy(Path(path))
         where = path if known else place["address"]
-        # A folder of another person makes no request.
-        self.places.append(where if self.belief.is_own or not is_address(where) else "")
+        # A folder of another person makes no request, and shows no file that is no medium.
+        is_shown = not is_address(where) and Path(where).suffix.lower() in MEDIA_SUFFIXES
+        self.places.append(where if self.belief.is_own or is_shown else "")
         medium["number"] = len(self.places) - 1
         medium["captions"] = [self._row(line) for line in lines]
         return medium

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from artifacts.keys import hash_file
-from flows.results.marker import MARKER, Marker, write_marker
+from flows.results.marker import MARKER, Marker, inputs_in, write_marker
 
 
 @contextmanager
@@ -32,6 +32,7 @@ def own_folder(out: Path, command: Mapping[str, Any] | None = None, store: str =
         folder=str(folder),
         store=store,
         outputs=tuple(sorted(os.listdir(out))),
+        inputs=tuple(inputs_in(out, words, str(folder)).values()),
         digests=digests,
     )
     write_marker(out, of_run)
