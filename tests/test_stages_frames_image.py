@@ -249,4 +249,4 @@ def test_a_picture_may_be_made_smaller_while_it_is_decoded(
     assert MediaIndex.from_json(media.to_json()) == media
     wanted = np.asarray(picture.resize(stored[::-1], Image.Resampling.BOX), np.float32)
     assert np.abs(chunk.pixels[0] - wanted).mean() < 2
-    assert read_image(path)[0].shrunk == 1 and "shrunk" not in read_image(path)[0].to_json()
+    assert read_image(path)[0].shrunk == 1
