@@ -24,7 +24,5 @@ def refuse_foreign(folder: Path, own: Collection[str], records: Sequence[str]) -
         return
     others = [name for name in names if name not in own and not name.startswith(HALF)]
     if others and not any((folder / record).is_file() for record in records):
-        raise UsageError(
-            f"{folder} holds other files ({others[0]})",
-            hint="Give a new folder, or remove that one",
-        )
+        shown = min(others, key=lambda name: (name.startswith("."), name))
+        raise UsageError(f"{folder} holds other files ({shown})", hint="Give a new folder")

@@ -235,6 +235,30 @@ def test_what_is_ours_or_not_there_is_written_anew(config: CaptionConfig, text: 
     assert text.read_text() == f"{ours('D?')} and more\n"  # it says so already
 
 
+@pytest.mark.parametrize(
+    ("theirs", "said", "has"),
+    [
+        ("hundred cats", "red", False),
+        ("blueberry, blue", "blue", True),
+        ("A largest thing", "A large", False),
+        ("cat, dog", "cat", True),
+        ("category", "cat", False),
+        ("Schönheit", "Schön", False),
+        ("so red.", "red.", True),
+    ],
+)
+def test_a_text_has_a_caption_only_as_words_of_its_own(
+    tmp_path: Path, theirs: str, said: str, has: bool
+) -> None:
+    store: Any = SimpleNamespace(local=tmp_path)
+    for rule in (APPEND, PREPEND):
+        path = tmp_path / f"{rule}.txt"
+        path.write_text(f"{theirs}\n")
+        assert JoinedTexts(GeneratedFiles(store), "txt").update(path, ("a",), f"{said}\n", rule)
+        expected = f"{theirs}\n" if has else joined(rule, theirs, said)
+        assert path.read_text() == expected
+
+
 def test_a_person_s_words_alone_get_the_caption_again(config: CaptionConfig, text: Path) -> None:
     put(config, APPEND)
     both = text.read_text()

@@ -13,7 +13,7 @@ from artifacts.plurals import counted
 from artifacts.regular_files import link_out, open_regular
 from artifacts.store import Store
 from flows.media.generated_files import OF_LABELS, GeneratedFiles, about
-from flows.media.text_merging import MARK, MAX_BYTES, JoinedTexts, joined
+from flows.media.text_merging import MARK, MAX_BYTES, JoinedTexts, has_words, joined
 from flows.options.formats import JOINED
 
 FORM = "txt"
@@ -59,7 +59,7 @@ class HandwrittenTexts:
     def with_caption(self, text: str, digest: str, caption: str, rule: str) -> str:
         """Return a user's text joined with a caption by the rule of `--existing`."""
         part = self._joined.user_part((digest,), text)
-        if rule not in JOINED or part is not None or caption in text:
+        if rule not in JOINED or part is not None or has_words(text, caption):
             return text  # the caption is already there, or is not to be added
         return joined(text, caption, rule)[0].rstrip()
 

@@ -6,6 +6,7 @@ edits the caption, the whole text is the user's.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +47,7 @@ class JoinedTexts:
         if is_own or not (body if user_part is None else user_part).strip():
             return self._own.update(path, caption_text.encode(), self._form, about, replace=True)
         if user_part is None:
-            if caption in body:
+            if has_words(body, caption):
                 return True
             if self._had_caption(path, about, body):
                 self.edited.append(path.name)
@@ -99,6 +100,11 @@ class JoinedTexts:
 
     def _knows(self, name: str, about: About, part: str) -> bool:
         return self._own.has(f"{self._form} {name}", _digest(part), about)
+
+
+def has_words(text: str, part: str) -> bool:
+    """Return whether a text holds this part as words of its own: `red` is not in `hundred`."""
+    return re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text) is not None
 
 
 def joined(user_part: str, caption: str, rule: str) -> tuple[str, str, str]:
