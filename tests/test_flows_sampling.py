@@ -114,13 +114,14 @@ def test_a_family_of_unknown_frames_is_refused_with_what_is_known(tmp_path: Path
         chosen(model_as("no_family", tmp_path))
 
 
-def test_the_last_frame_is_in_keys_and_records_only_where_it_is_taken(tmp_path: Path) -> None:
+def test_the_last_frame_is_in_keys(tmp_path: Path) -> None:
     model = model_as("qwen2_5_vl", tmp_path)
     plain = config_of(fps=2.0, max_frames=768)
     assert as_card(plain, model) is plain and card_note(plain, model) == ""
     sampling = sampling_as_card(plain, model)
     assert list(sampling.settings) == [
         "chunk_seconds", "shots", "fps", "frames", "min_frames", "max_frames",
+        "last_frame",
     ]  # fmt: skip
     config, other = chosen(model)
     (before, *_), (after, *_) = (
