@@ -40,7 +40,7 @@ BEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 BEAT_SECONDS = 30
 """The shortest that Prefect takes."""
 AUTOMATION = "penstock: a run that is not heard of has crashed"
-DEPLOY = (sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all")
+DEPLOY = (sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all")
 DEPLOYED = re.compile(r"Deployment '([^']+)' successfully created")
 WIDTH = 200
 """Columns in which Prefect does not break the line that is looked for."""

@@ -48,7 +48,7 @@ def start_server() -> tuple[str, str]:
     login = new_login()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.deployments.server", str(os.getpid()), str(port)],
+            [sys.executable, "-P", "-m", "flows.deployments.server", str(os.getpid()), str(port)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

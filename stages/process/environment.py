@@ -17,6 +17,8 @@ NOT_EXPANDABLE = "expandable_segments:False"
 WAIT_POLICY = "OMP_WAIT_POLICY"
 """Environment variable: whether waiting OpenMP threads keep their cores busy. It does not affect
 results."""
+SEARCHED = ("PYTHONPATH", "PATH", "LD_LIBRARY_PATH")
+"""Environment variables with folders that are searched for code."""
 BUSY = 1.5
 """Load per core from which waiting threads sleep, because another process needs the cores. A
 stage's own threads make a load of 1."""
@@ -24,7 +26,7 @@ stage's own threads make a load of 1."""
 
 def child_environment() -> dict[str, str]:
     """Return the parent's environment with defaults for stages; variables set by the user take
-    precedence."""
+    precedence. The current folder, which may be a stranger's, is not searched for code."""
     defaults = {
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -50,12 +52,22 @@ def child_environment() -> dict[str, str]:
         defaults[ALLOCATOR] = EXPANDABLE
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ and (folder := compiler_folder()):
         defaults["TORCHINDUCTOR_CACHE_DIR"] = folder
-    roots = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    searched = {name: _absolute(os.environ[name]) for name in SEARCHED if name in os.environ}
+    roots = [str(Path(__file__).resolve().parents[2]), searched.get("PYTHONPATH", "")]
     required = {
+        **searched,
         "PYTHONPATH": os.pathsep.join(filter(None, roots)),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order of device.py
     }
-    return {**defaults, **os.environ, **required}
+    made = {**defaults, **os.environ, **required}
+    made.pop("PYTHONOPTIMIZE", None)  # transformers needs docstrings
+    return made
+
+
+def _absolute(folders: str) -> str:
+    """Return a list of folders without those that depend on the current folder: an empty entry is
+    the current folder itself."""
+    return os.pathsep.join(filter(os.path.isabs, folders.split(os.pathsep)))
 
 
 def compiler_folder() -> str:
