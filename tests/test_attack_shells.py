@@ -3,12 +3,16 @@ its settings set nothing, and shells that hold proxies, closed streams or no hom
 
 import ast
 import os
+import socket
 import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.deployments.login import own_login
+from flows.deployments.server import client_settings
 from stages.process.environment import child_environment
 from tests.support.commands import completed
 from tests.support.pipeline import ROOT
@@ -72,6 +76,7 @@ try:
 except ModuleNotFoundError:
     print("not found")
 import os
+import socket
 print(os.environ.get("PYTHONPATH"))
 sys.exit(code)
 """
@@ -112,3 +117,112 @@ def test_server_and_worker_hand_the_clone_on_to_flow_runs_and_no_current_folder(
         kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         done = completed(["sh", "-euc", shown], env={**kept, **given}, check=True)
         assert done.stdout.strip() == expected
+
+
+SETTINGS = {
+    ".env": "PREFECT_API_URL=http://127.0.0.1:9/env\nPREFECT_PROFILES_PATH={folder}/theirs.toml\n",
+    "prefect.toml": 'profiles_path = "theirs.toml"\n[api]\nkey = "theirs"\n'
+    '[logging]\nlevel = "ERROR"\n',
+    "pyproject.toml": '[tool.prefect]\nprofiles_path = "theirs.toml"\n'
+    "[tool.prefect.client]\nmax_retries = 77\n",
+    "theirs.toml": 'active = "a"\n[profiles.a]\nPREFECT_LOGGING_LOG_PRINTS = "true"\n',
+}
+"""What a folder may hold for Prefect, and what each would set."""
+READ = """
+import os, sys
+opened = []
+def note(event, arguments):
+    if event == "open" and str(arguments[0]).startswith((os.getcwd(), ".", "p", "t")):
+        opened.append(str(arguments[0]))
+sys.addaudithook(note)
+import flows.deployments.caption
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+for updates in ({}, {PREFECT_API_URL: "http://127.0.0.1:8/mine"}):
+    with temporary_settings(updates):
+        found = get_current_settings()
+        print(found.api.url, found.api.key, found.logging.level, found.client.max_retries)
+        print(found.logging.log_prints, found.server.api.port)
+print(opened)
+"""
+
+
+def test_a_folder_s_files_set_nothing_of_prefect_and_the_user_s_profile_does(
+    tmp_path: Path,
+) -> None:
+    films, home = tmp_path / "films", tmp_path / "prefect"
+    films.mkdir()
+    home.mkdir()
+    for name, text in SETTINGS.items():
+        (films / name).write_text(text.replace("{folder}", str(films)))
+    profile = 'active = "mine"\n[profiles.mine]\nPREFECT_SERVER_API_PORT = "4777"\n'
+    (home / "profiles.toml").write_text(profile)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    environment = {**kept, "PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    done = completed([sys.executable, "-P", "-c", READ], cwd=films, env=environment)
+    own = ["None None INFO 2", "False 4777", "http://127.0.0.1:8/mine None INFO 2", "False 4777"]
+    assert done.stdout.splitlines() == [*own, "[]"], done.stdout + done.stderr
+
+
+def test_whoever_listens_where_a_folder_or_the_user_says_gets_no_login(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
+    own_login()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        url = f"http://127.0.0.1:{other.getsockname()[1]}/api"
+        with temporary_settings({PREFECT_API_URL: url}):
+            sent = {setting.name: value for setting, value in client_settings().items()}
+    assert sent == {}
+
+
+ASKED = """
+import flows.deployments, http.server, os, threading
+from flows.deployments.server import answers
+import httpx2 as httpx, urllib.request
+class Up(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200), self.end_headers()
+    def log_message(self, *_): pass
+server = http.server.HTTPServer(("127.0.0.1", 0), Up)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+url = f"http://127.0.0.1:{server.server_port}/api"
+print(answers(url), flush=True)
+print(httpx.get(url).status_code, urllib.request.urlopen(url, timeout=5).status)
+print(os.environ["no_proxy"], os.environ["NO_PROXY"])
+"""
+HERE = "127.0.0.1,localhost,::1"
+MINE = "example.org"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (HERE, HERE)),
+        ({"NO_PROXY": MINE}, (f"{MINE},{HERE}", f"{MINE},{HERE}")),
+        ({"no_proxy": MINE, "NO_PROXY": "b.org"}, (f"{MINE},{HERE}", f"b.org,{HERE}")),
+        ({"no_proxy": "localhost"}, ("localhost,127.0.0.1,::1",) * 2),
+        ({"no_proxy": "*"}, ("*", "*")),
+    ],
+)
+def test_a_proxy_is_not_asked_for_this_machine(
+    given: dict[str, str], expected: tuple[str, str]
+) -> None:
+    kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(0.1)
+        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        proxies = {"http_proxy": address, "HTTP_PROXY": address, "all_proxy": address}
+        command = [sys.executable, "-c", ASKED]
+        done = completed(command, env={**kept, **proxies, **given}, timeout=60)
+        assert done.stdout.split() == ["True", "200", "200", *expected], done.stderr
+        with pytest.raises(TimeoutError):
+            proxy.accept()
+
+
+def test_server_and_worker_ask_this_machine_through_no_proxy() -> None:
+    shown = '. scripts/prefect_variables; echo "$no_proxy $NO_PROXY"'
+    kept = {k: v for k, v in os.environ.items() if k.lower() != "no_proxy"}
+    for given, expected in (("", HERE), (MINE, f"{MINE},{HERE}"), ("*", "*")):
+        done = completed(["sh", "-euc", shown], env={**kept, "NO_PROXY": given}, check=True)
+        assert done.stdout.split() == [expected] * 2
