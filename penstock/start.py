@@ -23,6 +23,7 @@ INTERRUPTED = 4
 
 def main() -> int:
     """Run the command; returns its exit code."""
+    open_closed_streams()
     try:
         return _run()
     except KeyboardInterrupt:  # before the command began, or a second one while it ended
@@ -45,6 +46,19 @@ def _run() -> int:
         from flows.cli.main import main as command
 
         return command()
+
+
+def open_closed_streams() -> None:
+    """Let standard streams that are closed, as a daemon's are, lead to /dev/null. Otherwise files
+    get their descriptors, and what a library prints goes into one of them."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free descriptor
+        if getattr(sys, name) is None:
+            mode = "w" if number else "r"
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="replace"))
 
 
 def leave_current_folder() -> None:

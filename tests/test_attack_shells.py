@@ -2,19 +2,26 @@
 its settings set nothing, and shells that hold proxies, closed streams or no home change no run."""
 
 import ast
+import json
 import os
+import shutil
 import socket
+import subprocess
 import sys
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from artifacts.errors import UsageError
 from flows.deployments.login import own_login
 from flows.deployments.server import client_settings
+from flows.planning.machine import find_machine
 from stages.process.environment import child_environment
 from tests.support.commands import completed
+from tests.support.media import write_video
 from tests.support.pipeline import ROOT
 
 STARTERS = ("flows", "stages", "artifacts", "penstock", "penstock_demo", "scripts")
@@ -226,3 +233,112 @@ def test_server_and_worker_ask_this_machine_through_no_proxy() -> None:
     for given, expected in (("", HERE), (MINE, f"{MINE},{HERE}"), ("*", "*")):
         done = completed(["sh", "-euc", shown], env={**kept, "NO_PROXY": given}, check=True)
         assert done.stdout.split() == [expected] * 2
+
+
+def test_stages_keep_docstrings_and_take_no_folder_for_a_home(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONOPTIMIZE", "2")
+    assert child_environment().get("PYTHONOPTIMIZE") is None
+    assert child_environment()["HOME"] == os.environ["HOME"]
+    monkeypatch.setenv("HOME", "~nobody-of-that-name")  # as `~` of a user without a home
+    assert child_environment()["HOME"] == os.devnull
+
+
+def test_a_user_without_a_home_has_nothing_remembered_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", "~nobody-of-that-name")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    try:
+        found = str(find_machine("cpu").machine)
+    except UsageError as error:
+        found = str(error)
+    assert found == "None"
+
+
+CLOSED = """
+import os, subprocess, sys
+import flows.cli.main as cli
+from penstock.start import main
+def command():
+    print("to standard output")
+    print("to standard error", file=sys.stderr)
+    opened = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+    os.write(1, b"of a library")
+    subprocess.run(["sh", "-c", "echo of a child; echo of a child >&2; cat"], check=True)
+    os.write(opened, f"{opened > 2} {sys.stdin.read()!r}".encode())
+    return 7
+cli.main = command
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-", "<&- 2>&-"])
+def test_what_is_printed_to_closed_streams_goes_into_no_file(closed: str, tmp_path: Path) -> None:
+    line = f'exec "$0" -c "$1" "$2" {closed}'
+    out, errors = (tmp_path / "out").open("w"), (tmp_path / "errors").open("w")
+    with out, errors:
+        command = ["sh", "-c", line, sys.executable, CLOSED, str(tmp_path / "file")]
+        done = subprocess.run(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, check=False
+        )
+    written = (tmp_path / "file").read_text() if (tmp_path / "file").exists() else ""
+    assert (written, done.returncode) == ("True ''", 7), (tmp_path / "errors").read_text()
+
+
+def caption(folder: Path, *before: str, after: str = "", **variables: str) -> str:
+    """What a run of the demo on one clip says in its record, and how it ends."""
+    (folder / "films").mkdir(exist_ok=True)
+    write_video(folder / "films" / "clip.mp4")
+    words = ["-P", "-m", "penstock", "caption", "films", "--model", "demo"]
+    words += ["--store", "store", "--out", "out"]
+    line = f'exec "$@" {after}'
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "PENSTOCK_"))}
+    done = completed(
+        ["sh", "-c", line, "sh", *before, sys.executable, *words],
+        cwd=folder,
+        env={**kept, "PYTHONPATH": str(ROOT), **variables},
+    )
+    record = folder / "out" / "run.json"
+    state = json.loads(record.read_text())["state"] if record.exists() else done.stderr
+    return f"{done.returncode} {state}"
+
+
+@pytest.mark.slow
+def test_a_daemon_without_streams_makes_captions(tmp_path: Path) -> None:
+    assert caption(tmp_path, after="<&- >&- 2>&-") == "0 done"
+
+
+@pytest.mark.slow
+def test_a_shell_that_optimizes_python_makes_captions(tmp_path: Path) -> None:
+    assert caption(tmp_path, PYTHONOPTIMIZE="2") == "0 done"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root, and setpriv of util-linux"
+)
+def test_a_user_without_home_and_name_makes_captions() -> None:
+    rights = ["--inh-caps", "+dac_override", "--ambient-caps", "+dac_override"]  # for this Python
+    unknown = ["setpriv", "--reuid", "54321", "--clear-groups", *rights]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        assert caption(Path(folder), "env", "-u", "HOME", *unknown) == "0 done"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_prefect_runs_in_a_folder_of_code_and_settings_behind_a_proxy(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as theirs:
+        theirs.settimeout(0.1)
+        address = f"http://127.0.0.1:{theirs.getsockname()[1]}"
+        (tmp_path / ".env").write_text(f"PREFECT_API_URL={address}/api\n")
+        (tmp_path / "prefect.toml").write_text(f'[api]\nurl = "{address}/api"\n')
+        for name in ("types", "logging", "json", "sitecustomize", "uvicorn", "prefect"):
+            (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'RUN')!r}, 'w')\n")
+        kept = {"PREFECT_HOME": str(tmp_path / "home"), "http_proxy": address}
+        assert caption(tmp_path, after="--prefect", **kept) == "0 done"
+        with pytest.raises(TimeoutError):
+            theirs.accept()
+    assert not (tmp_path / "RUN").exists()

@@ -12,6 +12,8 @@ exempt_loopback()
 # Settings() and has no switch. The environment and the user's profile still count.
 ConfigFileSourceMixin._read_files = lambda *_, **__: {}  # type: ignore[method-assign]
 DotEnvSettingsSource._read_env_files = lambda _: {}  # type: ignore[method-assign, assignment]
+if os.path.expanduser("~").startswith("~"):
+    os.environ["HOME"] = os.devnull  # Prefect cannot be imported without a home
 _home = os.path.expanduser(os.environ.get("PREFECT_HOME") or "~/.prefect")
 os.environ.setdefault("PREFECT_PROFILES_PATH", os.path.join(_home, "profiles.toml"))
 # Prefect reads these once, at its first import.

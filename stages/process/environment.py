@@ -4,8 +4,7 @@ compiler."""
 import os
 from pathlib import Path
 
-from artifacts.errors import UsageError
-from artifacts.user_folders import user_cache
+from artifacts.user_folders import machine_cache
 from stages.process.cgroup import cores
 from stages.process.device import on_wsl
 
@@ -59,6 +58,9 @@ def child_environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, roots)),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order of device.py
     }
+    if os.path.expanduser("~").startswith("~"):
+        # Libraries would take a folder `~` of the current folder for the user's home.
+        required["HOME"] = os.devnull
     made = {**defaults, **os.environ, **required}
     made.pop("PYTHONOPTIMIZE", None)  # transformers needs docstrings
     return made
@@ -74,8 +76,8 @@ def compiler_folder() -> str:
     """Return the cache folder for torch's compiler; empty if none can be created. The compiler
     creates a folder when it is imported, by default under the temporary folder."""
     try:
-        folder = user_cache() / "torchinductor"
+        folder = machine_cache() / "torchinductor"
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, UsageError):
+    except OSError:
         return ""
     return str(folder) if os.access(folder, os.W_OK) else ""
