@@ -245,6 +245,17 @@ def test_stages_keep_docstrings_and_take_no_folder_for_a_home(
     assert child_environment()["HOME"] == os.devnull
 
 
+def test_relative_folders_of_the_user_stay_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, path in (("HF_HOME", "hub"), ("TMPDIR", "~/t"), ("PENSTOCK_STORE", "s3://b/f")):
+        monkeypatch.setenv(name, path)
+    made = child_environment()
+    assert made["HF_HOME"] == str(tmp_path / "hub")
+    assert (made["TMPDIR"], made["PENSTOCK_STORE"]) == ("~/t", "s3://b/f")
+
+
 def test_a_user_without_a_home_has_nothing_remembered_of_this_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -308,6 +319,23 @@ def caption(folder: Path, *before: str, after: str = "", **variables: str) -> st
 @pytest.mark.slow
 def test_a_daemon_without_streams_makes_captions(tmp_path: Path) -> None:
     assert caption(tmp_path, after="<&- >&- 2>&-") == "0 done"
+
+
+LIBRARY = """
+#include <stdio.h>
+__attribute__((constructor)) static void run(void) { fclose(fopen("FILE", "w")); }
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler is installed")
+def test_no_library_of_the_current_folder_is_loaded(tmp_path: Path) -> None:
+    loaded = tmp_path / "loaded"
+    (tmp_path / "a.c").write_text(LIBRARY.replace("FILE", str(loaded)))
+    library = tmp_path / "libcuda.so.1"
+    completed(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "a.c"], check=True)
+    assert caption(tmp_path) == "0 done"
+    assert not loaded.exists(), f"a stage loaded {library}"
 
 
 @pytest.mark.slow

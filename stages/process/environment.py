@@ -18,6 +18,14 @@ WAIT_POLICY = "OMP_WAIT_POLICY"
 results."""
 SEARCHED = ("PYTHONPATH", "PATH", "LD_LIBRARY_PATH")
 """Environment variables with folders that are searched for code."""
+ROOT = os.sep
+"""Working folder of stages. The user's may hold a stranger's libcuda.so.1, which cuSPARSELt would
+load: its RUNPATH has an empty entry."""
+FOLDERS = (
+    *("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "XDG_STATE_HOME", "TMPDIR"),
+    *("PENSTOCK_CPU_LOCK", "PENSTOCK_LOCKS", "PENSTOCK_NEARBY", "PENSTOCK_STORE"),
+)
+"""Environment variables that may be relative to the user's working folder."""
 BUSY = 1.5
 """Load per core from which waiting threads sleep, because another process needs the cores. A
 stage's own threads make a load of 1."""
@@ -58,6 +66,9 @@ def child_environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, roots)),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order of device.py
     }
+    for name in FOLDERS:
+        if (path := os.environ.get(name)) and not path.startswith("~") and "://" not in path:
+            required[name] = os.path.abspath(path)
     if os.path.expanduser("~").startswith("~"):
         # Libraries would take a folder `~` of the current folder for the user's home.
         required["HOME"] = os.devnull
