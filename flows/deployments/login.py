@@ -72,8 +72,8 @@ def note_server(url: str, pid: int) -> None:
     will keep its port. Raises EnvironmentFault."""
     if is_own_server(url):
         return
-    server = {"address": urlsplit(url).netloc, "pid": pid, "start": start_of(pid)}
-    write_json(_record_of(url), server)
+    address = urlsplit(url).netloc
+    write_json(_record_of(url), {"address": address, "pid": pid, "start": start_of(pid)})
 
 
 def is_own_server(url: str) -> bool:
@@ -97,14 +97,12 @@ def _record_of(url: str) -> Path:
 def _listeners(port: int | None) -> set[int]:
     """Return the users that listen on a port of this machine: a recorded process may still be
     starting, or fail to, because another user has its port."""
-    found, lines = set[int](), list[str]()
+    sockets = list[list[str]]()
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError):
-            lines += Path(path).read_text(encoding="ascii").splitlines()[1:]
-    for _, local, _, state, _, _, _, user, *_ in map(str.split, lines):
-        if state == LISTENS and int(local.rpartition(":")[2], 16) == port:
-            found.add(int(user))
-    return found
+            sockets += map(str.split, Path(path).read_text(encoding="ascii").split("\n")[1:-1])
+    listening = [entry for entry in sockets if entry[3] == LISTENS]
+    return {int(entry[7]) for entry in listening if int(entry[1][-4:], 16) == port}
 
 
 def refuses_login(error: Exception) -> bool:
