@@ -16,6 +16,15 @@ def user_cache() -> Path:
     return cache_home() / "penstock"
 
 
+def machine_cache() -> Path:
+    """Return the folder for what is remembered about this machine. For a user without a home it is
+    none: below it no file exists, and none can be made."""
+    try:
+        return user_cache()
+    except UsageError:
+        return Path(os.devnull) / "penstock"
+
+
 def user_state() -> Path:
     """Return the folder of Penstock's state for this user. Raises UsageError."""
     return _folder("XDG_STATE_HOME", "~/.local/state") / "penstock"

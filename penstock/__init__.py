@@ -105,8 +105,9 @@ def __getattr__(name: str) -> Any:
         return version("penstock")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from penstock.start import intruder
+    from penstock.start import intruder, open_closed_streams
 
+    open_closed_streams()
     if error := intruder():
         raise ImportError(error)
     return getattr(import_module(_HOMES[name]), name)

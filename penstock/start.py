@@ -2,9 +2,10 @@
 
 Three of its packages have names that other projects use, too. If PYTHONPATH contains a folder of
 such a name, Penstock's own location is put before it. If another installed package overwrote
-Penstock's files, the command reports it.
+Penstock's files, the command reports it. Code is never looked for in the current folder.
 """
 
+import os
 import signal
 import sys
 from functools import cache
@@ -22,6 +23,7 @@ INTERRUPTED = 4
 
 def main() -> int:
     """Run the command; returns its exit code."""
+    open_closed_streams()
     try:
         return _run()
     except KeyboardInterrupt:  # before the command began, or a second one while it ended
@@ -31,6 +33,7 @@ def main() -> int:
 
 
 def _run() -> int:
+    leave_current_folder()
     if any(_origin(name) != HERE / name / "__init__.py" for name in PACKAGES):
         sys.path.insert(0, str(HERE))
     error = intruder()
@@ -43,6 +46,30 @@ def _run() -> int:
         from flows.cli.main import main as command
 
         return command()
+
+
+def open_closed_streams() -> None:
+    """Let standard streams that are closed, as a daemon's are, lead to /dev/null. Otherwise files
+    get their descriptors, and what a library prints goes into one of them."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free descriptor
+        if getattr(sys, name) is None:
+            mode = "w" if number else "r"
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="replace"))
+
+
+def leave_current_folder() -> None:
+    """Search the current folder, which may be a stranger's, for no more code: take it out of
+    sys.path and PYTHONPATH, with other folders that depend on it. An absolute entry stays."""
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    absolute = list(filter(os.path.isabs, entries))
+    gone = {"", *map(os.path.abspath, ["", *entries])}.difference(absolute)
+    sys.path[:] = [folder for folder in sys.path if folder not in gone]
+    if "PYTHONPATH" in os.environ:
+        os.environ["PYTHONPATH"] = os.pathsep.join(absolute)
 
 
 @cache

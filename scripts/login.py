@@ -1,7 +1,7 @@
 """Prints the login that scripts/server asks for, or that scripts/worker gives, for the shell to
 take, or waits until a Prefect server answers. Loads nothing of Prefect, which takes seconds.
 
-    PREFECT_SERVER_API_AUTH_STRING="$(python -m scripts.login server)"
+    PREFECT_SERVER_API_AUTH_STRING="$(python -m scripts.login server PID)"
     PREFECT_API_URL=http://127.0.0.1:4200/api python -m scripts.login await
 """
 
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import PenstockError, redacted
-from flows.deployments.login import is_local, login_file, own_login
+from flows.deployments.login import is_own_server, login_file, note_server, own_login, stored_login
+from flows.machine.loopback import answers
 
 SERVER = "PREFECT_SERVER_API_AUTH_STRING"
 CLIENT = "PREFECT_API_AUTH_STRING"
@@ -47,8 +48,9 @@ def active_profile() -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def of_server() -> str:
-    """What the server is to ask for; it never starts without. Raises PenstockError."""
+def of_server(pid: str) -> str:
+    """What the server is to ask for; it never starts without. The process becomes the server, and
+    its address is written down. Raises PenstockError."""
     login = given(SERVER, CLIENT)
     where = f"that {SERVER if given(SERVER) else CLIENT} holds" if login else f"in {login_file()}"
     host = os.environ.get("PREFECT_SERVER_API_HOST", "127.0.0.1").replace("0.0.0.0", "127.0.0.1")
@@ -61,17 +63,18 @@ def of_server() -> str:
             f"    export {API}={page}/api",
             f'    export {CLIENT}="$(cat {login_file()})"',
         ]
+    note_server(page, int(pid))
     print("\n".join(shown), file=sys.stderr)
     return login
 
 
 def of_worker() -> str:
-    """What the worker is to give: nothing of this machine's to a server elsewhere. Raises
-    PenstockError."""
-    api = os.environ.get(API, "")
-    if api and not is_local(api):
-        return given(CLIENT)
-    return given(CLIENT, SERVER) or own_login()
+    """What the worker is to give: what the user set for clients, and nothing else of this machine's
+    but to the user's own server. Raises PenstockError."""
+    if login := given(CLIENT):
+        return login
+    own = is_own_server(os.environ.get(API, ""))
+    return (given(SERVER) or stored_login() or "") if own else ""
 
 
 def await_server() -> int:
@@ -81,8 +84,6 @@ def await_server() -> int:
         say(f"{API} is not set. Call scripts/worker, which sets it")
         return 2
     say(f"waiting for the Prefect server at {redacted(url)}; start one with `make server`")
-    from flows.deployments.server import answers
-
     deadline = time.monotonic() + WAIT_SECONDS
     while not answers(url):
         if time.monotonic() > deadline:
@@ -98,11 +99,11 @@ def say(text: str) -> None:
     print(f"penstock: {text}", flush=True)
 
 
-def main(what: str) -> int:
+def main(what: str, *more: str) -> int:
     if what == "await":
         return await_server()
     try:
-        print({"server": of_server, "worker": of_worker}[what]())
+        print(of_server(*more) if what == "server" else of_worker())
     except PenstockError as error:
         print(f"penstock: {error}", file=sys.stderr)
         return error.exit_code
@@ -110,4 +111,4 @@ def main(what: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

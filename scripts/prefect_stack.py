@@ -25,7 +25,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 from flows.deployments.login import FILE
-from flows.deployments.server import answers
+from flows.machine.loopback import answers
 from scripts.stage_processes import MARK, CheckFailed, stop_all
 from stages.process.lock import CPU_LOCK
 

@@ -29,7 +29,7 @@ from prefect.workers.process import ProcessWorker
 
 from artifacts.errors import redacted
 from flows.deployments.handing import POOL
-from flows.deployments.login import FILE, refuses_login
+from flows.deployments.login import FILE, OWN, refuses_login
 from flows.deployments.sweep import NAME, SWEPT
 
 POOLS = (POOL, "cpu")
@@ -40,7 +40,7 @@ BEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 BEAT_SECONDS = 30
 """The shortest that Prefect takes."""
 AUTOMATION = "penstock: a run that is not heard of has crashed"
-DEPLOY = (sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all")
+DEPLOY = (sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all")
 DEPLOYED = re.compile(r"Deployment '([^']+)' successfully created")
 WIDTH = 200
 """Columns in which Prefect does not break the line that is looked for."""
@@ -148,7 +148,8 @@ def main() -> int:
             raise
         raise SystemExit(
             f"penstock: the Prefect server at {redacted(url)} refuses the login of this worker. "
-            f"Set PREFECT_API_AUTH_STRING to what that server asks for: {FILE} in its PREFECT_HOME"
+            "Set PREFECT_API_AUTH_STRING to what that server asks for: "
+            f"{FILE} in its PREFECT_HOME; {OWN}"
         ) from None
     return deploy()
 

@@ -81,5 +81,5 @@ def children(pid: int) -> set[int]:
 
 
 if __name__ == "__main__":
-    prefect = [sys.executable, "-m", "scripts.patient_worker"]
+    prefect = [sys.executable, "-P", "-m", "scripts.patient_worker"]
     sys.exit(run([*prefect, "worker", "start", *sys.argv[1:]]))

@@ -103,7 +103,9 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        prefect = tmp_path_factory.mktemp("prefect")
+        patch.setenv("PREFECT_HOME", str(prefect))
+        patch.setenv("PREFECT_PROFILES_PATH", str(prefect / "profiles.toml"))
         yield
 
 

@@ -1,10 +1,13 @@
 """The login of this machine's Prefect server: made once, read by its user alone, and told to no
 server elsewhere, nor by a server that a command starts for itself."""
 
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,14 +15,15 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 from artifacts.errors import EnvironmentFault
 from flows.deployments.login import (
-    is_local,
     login_file,
     login_for,
     new_login,
+    note_server,
     own_login,
     stored_login,
 )
 from flows.deployments.server import client_settings
+from flows.machine.loopback import is_local
 from scripts.stage_processes import child_processes
 from tests.support.pipeline import ROOT
 from tests.support.servers import temporary_server
@@ -37,10 +41,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "prefect"
 
 
+API = "PREFECT_API_URL"
+
+
 def told(who: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    """What scripts/server or scripts/worker takes."""
+    """What scripts/server, as this process, or scripts/worker takes."""
     return subprocess.run(
-        [sys.executable, "-m", "scripts.login", who],
+        [sys.executable, "-m", "scripts.login", who, *([str(os.getpid())] * (who == "server"))],
         cwd=ROOT,
         env={**os.environ, "PREFECT_SERVER_API_PORT": "4242", **variables},
         capture_output=True,
@@ -111,6 +118,13 @@ FOREIGN = (
 )
 
 
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port on which this process listens, as a server would."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
 @pytest.mark.parametrize(
     ("url", "local"),
     [
@@ -120,16 +134,71 @@ FOREIGN = (
     ],
 )
 def test_no_server_elsewhere_is_told_it(home: Path, url: str, local: bool) -> None:
-    assert login_for(url) is None
     own_login()
     assert is_local(url) is local
-    assert (login_for(url) is not None) is local
+    assert login_for(url) is None  # nor one of this machine that `make server` did not start
 
 
-def test_server_and_worker_of_one_machine_agree(home: Path) -> None:
-    server, worker = told("server"), told("worker")
+def test_whoever_listens_on_this_machine_is_told_nothing_unless_make_server_wrote_it_down(
+    home: Path, port: int
+) -> None:
+    url, made = f"http://127.0.0.1:{port}/api", own_login()
+    (record,) = [home / f"penstock-server-{port}.json"]
+    assert login_for(url) is None, "the login goes to a server that nobody wrote down"
+    note_server(url, os.getpid())
+    assert login_for(url) == made
+    for other in (f"localhost:{port}", f"127.0.0.2:{port}", f"[::1]:{port}", "127.0.0.1:4200"):
+        assert login_for(f"http://{other}/api") is None
+    kept = json.loads(record.read_text())
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    for change in ({"pid": ended.pid}, {"start": "1"}, {"address": "127.0.0.1:1"}, {"pid": "x"}):
+        record.write_text(json.dumps({**kept, **change}))
+        assert login_for(url) is None, change
+    for content in ("", "[]", "{}", "\xff"):
+        record.write_text(content)
+        assert login_for(url) is None
+
+
+LISTENS = """
+import os, socket, sys
+os.setuid(54321)
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))):
+    print("listens", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user's process needs root")
+def test_another_user_who_has_the_port_is_told_nothing(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url, made = f"http://127.0.0.1:{port}/api", own_login()
+    note_server(url, os.getpid())
+    command = [sys.executable, "-c", LISTENS, str(port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"listens\n"
+        assert login_for(url) is None
+        other.communicate()
+    with socket.create_server(("127.0.0.1", port)):
+        assert login_for(url) == made
+
+
+def test_a_second_start_leaves_the_record_of_a_server_that_runs(home: Path, port: int) -> None:
+    url, made = f"http://127.0.0.1:{port}/api", own_login()
+    note_server(url, os.getpid())
+    with subprocess.Popen(["sleep", "60"]) as second:
+        note_server(url, second.pid)
+        second.kill()
+    assert login_for(url) == made
+
+
+def test_server_and_worker_of_one_machine_agree(home: Path, port: int) -> None:
+    here = {"PREFECT_SERVER_API_PORT": str(port), API: f"http://127.0.0.1:{port}/api"}
+    assert told("worker", **here).stdout == "\n"
+    server, worker = told("server", **here), told("worker", **here)
     assert server.stdout == worker.stdout == f"{stored_login()}\n"
-    page = f"the page is http://127.0.0.1:4242; it asks for the string in {login_file()}"
+    page = f"the page is http://127.0.0.1:{port}; it asks for the string in {login_file()}"
     told_lines = server.stderr.splitlines()
     assert told_lines[0] == f"penstock: {page}"
     exports = "; ".join(line.strip() for line in told_lines[2:])
@@ -139,20 +208,18 @@ def test_server_and_worker_of_one_machine_agree(home: Path) -> None:
         text=True,
         check=True,
     )
-    assert shown.stdout == f"http://127.0.0.1:4242/api {stored_login()}\n"
-    assert told("worker", PREFECT_API_URL="http://localhost:4242/api").stdout == server.stdout
+    assert shown.stdout == f"{here[API]} {stored_login()}\n"
 
 
 @pytest.mark.parametrize("name", ["PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"])
-def test_what_the_user_has_set_is_kept(home: Path, name: str) -> None:
-    assert [told(who, **{name: SECRET}).stdout for who in ("server", "worker")] == [
-        f"{SECRET}\n"
-    ] * 2
-    home.mkdir()
+def test_what_the_user_has_set_is_kept(home: Path, name: str, port: int) -> None:
+    here = {"PREFECT_SERVER_API_PORT": str(port), API: f"http://127.0.0.1:{port}/api"}
+    both = [told(who, **{name: SECRET}, **here).stdout for who in ("server", "worker")]
+    assert both == [f"{SECRET}\n"] * 2
     profiles = f'active = "mine"\n[profiles.mine]\n{name} = "{SECRET}"\n'
     (home / "profiles.toml").write_text(profiles)
-    assert [told(who).stdout for who in ("server", "worker")] == [f"{SECRET}\n"] * 2
-    assert told("server").stderr.endswith(f"that {name} holds\n")
+    assert [told(who, **here).stdout for who in ("server", "worker")] == [f"{SECRET}\n"] * 2
+    assert told("server", **here).stderr.endswith(f"that {name} holds\n")
     assert not login_file().exists()
 
 
@@ -165,14 +232,18 @@ def test_a_worker_of_a_server_elsewhere_gets_nothing_of_this_machine_s(home: Pat
     assert told("worker", PREFECT_API_URL=ELSEWHERE, **given).stdout == f"{SECRET}\n"
 
 
-def test_a_command_gives_its_login_to_the_server_of_this_machine_alone(home: Path) -> None:
-    made, here = own_login(), {PREFECT_API_URL: "http://127.0.0.1:4242/api"}
+def test_a_command_gives_its_login_to_the_server_of_this_machine_alone(
+    home: Path, port: int
+) -> None:
+    made, here = own_login(), {PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}
     with temporary_settings(here):
+        assert client_settings() == {}
+        note_server(here[PREFECT_API_URL], os.getpid())
         assert client_settings() == {PREFECT_API_AUTH_STRING: made}
     for settings in ({PREFECT_API_URL: ELSEWHERE}, {**here, PREFECT_API_AUTH_STRING: "me:mine"}):
         with temporary_settings(settings):
             assert client_settings() == {}
-    login_file().unlink()  # a server that was started by other means asks for none
+    login_file().unlink()
     with temporary_settings(here):
         assert client_settings() == {}
 

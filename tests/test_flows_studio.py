@@ -24,6 +24,7 @@ from artifacts.store import open_store
 from flows.cli.caption_command import remember
 from flows.cli.main import parse
 from flows.cli.options import config_of
+from flows.machine.leases import start_of
 from flows.options.commands import CaptionConfig
 from flows.results.run_record import RunRecord
 from flows.serving.app import app_of
@@ -31,7 +32,7 @@ from flows.serving.json_answers import json_answer
 from flows.studio.queued_run import QueuedRun
 from flows.studio.roots import NoSuchFolder, Refused, Roots
 from flows.studio.run_captions import RunCaptions
-from flows.studio.runs import RunQueue, interrupt, run_id, start_of
+from flows.studio.runs import RunQueue, interrupt, run_id
 from flows.studio.server import studio as start_studio
 from flows.studio.server import studio_app
 from flows.studio.session import Studio

@@ -29,8 +29,9 @@ from prefect.workers.base import BaseWorker
 from prefect.workers.process import ProcessWorker
 
 from flows.deployments.handing import POOL
+from flows.deployments.login import is_own_server
 from flows.deployments.many import PORTION
-from flows.deployments.server import answers
+from flows.machine.loopback import answers
 from scripts.patient_worker import is_retried, make_patient
 from scripts.prefect_stack import free_port
 from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOLS, crash_automation, told
@@ -202,7 +203,9 @@ THERE = '[profiles.there]\nPREFECT_API_URL = "http://127.0.0.1:{port}/api"\n'
 
 
 @pytest.mark.slow
-def test_the_server_asks_nothing_and_changes_no_profile(tmp_path: Path, port: int) -> None:
+def test_the_server_asks_nothing_and_changes_no_profile(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For somebody who has used Prefect before."""
     profiles = MINE + THERE.format(port=port)
     (tmp_path / "profiles.toml").write_text(profiles)
@@ -216,6 +219,9 @@ def test_the_server_asks_nothing_and_changes_no_profile(tmp_path: Path, port: in
         assert str(tmp_path / "penstock-auth") in shown.text.splitlines()[0]
         assert "profile" not in shown.text
         assert (tmp_path / "penstock-auth").read_text().strip() not in shown.text
+        monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+        assert is_own_server(f"http://127.0.0.1:{port}/api")
+    assert not is_own_server(f"http://127.0.0.1:{port}/api")
     assert (tmp_path / "profiles.toml").read_text() == profiles
 
 

@@ -11,7 +11,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
 from artifacts.schema import Half, Part
-from artifacts.user_folders import user_cache
+from artifacts.user_folders import machine_cache
 from flows.machine.cpu import machine_identity
 from flows.machine.versions import versions
 from flows.options.commands import RunOptions
@@ -61,7 +61,7 @@ def store_speed(device: str, graphs: str, provider: str, speed: Mapping[str, flo
 
 def _path(device: str, graphs: str, provider: str) -> Path:
     facts = [*machine_identity(device).values(), versions().get(RUNTIME, "")]
-    return user_cache() / "graphs" / f"{digest_of([*facts, graphs, provider])[:16]}.json"
+    return machine_cache() / "graphs" / f"{digest_of([*facts, graphs, provider])[:16]}.json"
 
 
 LIBRARIES = ("libnvinfer.so.10", "libnvonnxparser.so.10")

@@ -16,12 +16,12 @@ from flows.checkpoint.precision import FLASH_CAPABILITY, flash_installed, no_bfl
 from flows.console.display import Display
 from flows.console.lines import print_lines
 from flows.console.units import size
-from flows.deployments.server import answers
 from flows.machine.cpu import cpu_has_bfloat16
 from flows.machine.device_probe import check_device, device_memory
 from flows.machine.fork_trial import try_forks
 from flows.machine.fork_verdict import start_line
 from flows.machine.launch import DirectLauncher
+from flows.machine.loopback import answers
 from flows.machine.versions import versions
 from flows.options.model import default_store
 from flows.planning.graph_timing import time_graphs

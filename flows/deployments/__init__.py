@@ -2,6 +2,20 @@
 
 import os
 
+from pydantic_settings.sources import ConfigFileSourceMixin, DotEnvSettingsSource
+
+from flows.machine.loopback import exempt_loopback
+
+exempt_loopback()
+# The files .env, prefect.toml and pyproject.toml of the current folder, which may be a stranger's,
+# must set nothing: an address in them would be sent the login. Prefect reads them again for every
+# Settings() and has no switch. The environment and the user's profile still count.
+ConfigFileSourceMixin._read_files = lambda *_, **__: {}  # type: ignore[method-assign]
+DotEnvSettingsSource._read_env_files = lambda _: {}  # type: ignore[method-assign, assignment]
+if os.path.expanduser("~").startswith("~"):
+    os.environ["HOME"] = os.devnull  # Prefect cannot be imported without a home
+_home = os.path.expanduser(os.environ.get("PREFECT_HOME") or "~/.prefect")
+os.environ.setdefault("PREFECT_PROFILES_PATH", os.path.join(_home, "profiles.toml"))
 # Prefect reads these once, at its first import.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")

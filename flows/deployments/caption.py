@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from artifacts.errors import EnvironmentFault
 from flows.console.display import Display
 from flows.deployments.config_checks import CaptionConfig, CaptionParameters
-from flows.deployments.login import FILE, refuses_login
+from flows.deployments.login import FILE, OWN, refuses_login
 from flows.deployments.runs import CALLER, Caller, named_after_out, run_in_flow
 from flows.deployments.server import client_settings
 from flows.deployments.view import quiet_console
@@ -60,7 +60,7 @@ def observed(run: Callable[[], State[Any]], caller: Caller) -> State[Any] | None
         hint = "Start it, or unset PREFECT_API_URL; finished work is kept"
         if refuses_login(error):
             text = f"the Prefect server at {PREFECT_API_URL.value()} refuses the login"
-            hint = f"Set PREFECT_API_AUTH_STRING to the login in {FILE} of its PREFECT_HOME"
+            hint = f"Set PREFECT_API_AUTH_STRING to the login in {FILE} of its PREFECT_HOME; {OWN}"
         if caller.result is None:
             raise EnvironmentFault(text, hint=hint) from error
         caller.display.print_line(text)

@@ -5,20 +5,30 @@ Without a login, every page open in the user's browser could start runs: the bro
 cross-site request to 127.0.0.1, and only hides the response from the other page.
 """
 
-import ipaddress
+import contextlib
+import json
 import os
 import secrets
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from artifacts.errors import EnvironmentFault
+from artifacts.files import write_json
 from artifacts.secret_files import own_secret, stored_secret
+from flows.machine.leases import start_of
+from flows.machine.loopback import is_local
 
 FILE = "penstock-auth"
 """Name of the file in Prefect's folder, next to the server's database."""
+STARTED = "penstock-server-{}.json"
+"""Name of the record, beside it, of the server that `make server` started on a port."""
+LISTENS = "0A"
+"""State of a listening socket in /proc/net/tcp."""
 USER = "penstock"
 NOUN_AND_HINT = ("login", "Delete it; the next `make server` makes another")
 """Noun for the file's content, and the hint for an invalid one."""
+OWN = "only the address of your own `make server` gets it unasked"
+"""Follows the hint to set the login."""
 UNAUTHORIZED = 401
 
 
@@ -52,18 +62,47 @@ def own_login() -> str:
 
 
 def login_for(url: str) -> str | None:
-    """Return the stored login if the server is on this machine. No other server gets it. Raises
-    EnvironmentFault."""
-    return stored_login() if is_local(url) else None
+    """Return the stored login if this user's `make server` runs at the address. No other server
+    gets it: whoever listens on a port may be another user. Raises EnvironmentFault."""
+    return stored_login() if is_own_server(url) else None
 
 
-def is_local(url: str) -> bool:
-    """Return whether an address is a loopback address."""
-    try:
-        host = urlsplit(url).hostname or ""
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
+def note_server(url: str, pid: int) -> None:
+    """Record that a process becomes this user's server at an address, unless one runs there, which
+    will keep its port. Raises EnvironmentFault."""
+    if is_own_server(url):
+        return
+    address = urlsplit(url).netloc
+    write_json(_record_of(url), {"address": address, "pid": pid, "start": start_of(pid)})
+
+
+def is_own_server(url: str) -> bool:
+    """Return whether a recorded server of this user runs at an address, and nobody else listens on
+    its port."""
+    if not is_local(url):
         return False
+    try:
+        server = json.loads(_record_of(url).read_bytes())
+        runs = server["start"] == start_of(server["pid"]) != ""
+        here = server["address"] == urlsplit(url).netloc
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return runs and here and _listeners(urlsplit(url).port) == {os.geteuid()}
+
+
+def _record_of(url: str) -> Path:
+    return login_file().with_name(STARTED.format(urlsplit(url).port))
+
+
+def _listeners(port: int | None) -> set[int]:
+    """Return the users that listen on a port of this machine: a recorded process may still be
+    starting, or fail to, because another user has its port."""
+    sockets = list[list[str]]()
+    for path in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            sockets += map(str.split, Path(path).read_text(encoding="ascii").split("\n")[1:-1])
+    listening = [entry for entry in sockets if entry[3] == LISTENS]
+    return {int(entry[7]) for entry in listening if int(entry[1][-4:], 16) == port}
 
 
 def refuses_login(error: Exception) -> bool:

@@ -5,18 +5,17 @@ the flow has reported its final state, and the flow would retry for minutes.
 """
 
 import atexit
-import contextlib
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from typing import IO, Any
 
 from artifacts.errors import EnvironmentFault
 from flows.deployments.login import login_for, new_login
+from flows.machine.loopback import answers
 from stages.process.child import die_with
 from stages.process.environment import child_environment
 
@@ -48,7 +47,7 @@ def start_server() -> tuple[str, str]:
     login = new_login()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.deployments.server", str(os.getpid()), str(port)],
+            [sys.executable, "-P", "-m", "flows.deployments.server", str(os.getpid()), str(port)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -77,13 +76,6 @@ def guarded(port: int, login: str) -> dict[str, str]:
         "PREFECT_SERVER_API_AUTH_STRING": login,
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}",
     }
-
-
-def answers(url: str) -> bool:
-    """Return whether a server is up there."""
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
-        return bool(reply.status == 200)
-    return False
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:

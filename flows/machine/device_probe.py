@@ -15,7 +15,7 @@ from typing import Any
 from artifacts.errors import CannotFit, EnvironmentFault, StageDied
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
-from artifacts.user_folders import user_cache
+from artifacts.user_folders import machine_cache
 from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from flows.machine.versions import versions
 from stages.process.device import (
@@ -138,4 +138,4 @@ def _is_in_use(device: str) -> bool:
 def _path(device: str) -> Path:
     torch = versions().get("torch", "")
     here = [device_uuid(device), driver_version(device), torch, os.uname().release]
-    return user_cache() / "devices" / f"{digest_of(here)[:16]}.json"
+    return machine_cache() / "devices" / f"{digest_of(here)[:16]}.json"

@@ -8,7 +8,7 @@ from typing import Any
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
-from artifacts.user_folders import user_cache
+from artifacts.user_folders import machine_cache
 from flows.machine.versions import now, versions
 from stages.process.device import device_model, device_name, device_uuid, driver_version
 
@@ -68,4 +68,4 @@ def _card(device: str) -> dict[str, Any]:
 
 
 def _path(device: str) -> Path:
-    return user_cache() / "forks" / f"{digest_of(list(_card(device).values()))[:16]}.json"
+    return machine_cache() / "forks" / f"{digest_of(list(_card(device).values()))[:16]}.json"

@@ -68,6 +68,16 @@ def system() -> str:
         return ""
 
 
+def start_of(pid: int) -> str:
+    """Return the boot and the clock ticks since then at which a process started; empty if there is
+    no such process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return f"{system()} {int(fields[19])}"
+    except (OSError, LookupError, ValueError):
+        return ""
+
+
 @contextlib.contextmanager
 def heartbeat(show: Callable[[], object]) -> Iterator[None]:
     """Call `show` at regular intervals, to prove that this process is alive."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
-from artifacts.user_folders import user_cache
+from artifacts.user_folders import machine_cache
 from flows.checkpoint.precision import no_bfloat16
 from flows.machine.cpu import cpu_has_bfloat16, machine_identity
 from flows.machine.launch import Launcher, StageCall, run_with_restarts
@@ -153,7 +153,7 @@ def _companion(device: str) -> str:
 
 
 def _folder() -> Path:
-    return user_cache() / "machines"
+    return machine_cache() / "machines"
 
 
 def _path(identity: Mapping[str, Any]) -> Path:

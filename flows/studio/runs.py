@@ -28,7 +28,7 @@ from artifacts.keys import digest_of
 from artifacts.regular_files import guard, open_below
 from artifacts.store import fault_of
 from artifacts.user_folders import user_state
-from flows.machine.leases import system
+from flows.machine.leases import start_of
 from flows.machine.versions import now
 from flows.results.run_read import load_record
 from flows.results.run_record import seconds_of
@@ -331,16 +331,6 @@ def _is_of(run: QueuedRun, record: Mapping[str, Any]) -> bool:
     if run.pid:
         return bool(record["pid"] == run.pid)
     return bool(run.began) and seconds_of(record["started"]) >= seconds_of(run.began)
-
-
-def start_of(pid: int) -> str:
-    """Return the boot and the clock ticks since then at which a process started; empty if there is
-    no such process."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return f"{system()} {int(fields[19])}"
-    except (OSError, LookupError, ValueError):
-        return ""
 
 
 def interrupt(pid: int, start: str) -> None:

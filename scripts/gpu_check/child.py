@@ -99,7 +99,7 @@ def named(name: str) -> Check:
     return next(check for check in (LOOK, *CHECKS) if check.name == name)
 
 
-COMMAND = (sys.executable, "-m", "scripts.gpu_check.child")
+COMMAND = (sys.executable, "-P", "-m", "scripts.gpu_check.child")
 LOOK_SECONDS = 0.05
 ENDED = "ended"
 """Key of the line that a child writes after the rows of a check."""

@@ -31,10 +31,10 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from artifacts.errors import PenstockError, UsageError
+from artifacts.errors import PenstockError
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
-from artifacts.user_folders import user_cache
+from artifacts.user_folders import machine_cache
 
 LISTED = ("transformers", "models")
 """Folder whose list is cached: all models."""
@@ -87,18 +87,17 @@ def with_cached_structure(
 def _structure(folder: Path, state: str, define: Callable[[], Structure]) -> list[Any]:
     """Return the cached structure for files in this state. If there is none, make and store it."""
     name = f"{digest_of(str(folder))[:16]}.json"
-    with contextlib.suppress(UsageError):  # a user without a home folder
-        found = read_kept(user_cache() / "imports" / name, FORMAT) or {}
-        made = found.get("structure")
-        if found.get("state") == state and found.get("digest") == digest_of(made):
-            return list(made or ())
+    found = read_kept(machine_cache() / "imports" / name, FORMAT) or {}
+    made = found.get("structure")
+    if found.get("state") == state and found.get("digest") == digest_of(made):
+        return list(made or ())
     made = [
         [sorted(needed), {module: sorted(names) for module, names in modules.items()}]
         for needed, modules in define().items()
     ]
     with contextlib.suppress(PenstockError):  # a full disk
         found = {"format": FORMAT, "state": state, "digest": digest_of(made), "structure": made}
-        write_json(user_cache() / "imports" / name, found)
+        write_json(machine_cache() / "imports" / name, found)
     return made
 
 

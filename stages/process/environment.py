@@ -4,8 +4,7 @@ compiler."""
 import os
 from pathlib import Path
 
-from artifacts.errors import UsageError
-from artifacts.user_folders import user_cache
+from artifacts.user_folders import machine_cache
 from stages.process.cgroup import cores
 from stages.process.device import on_wsl
 
@@ -17,6 +16,16 @@ NOT_EXPANDABLE = "expandable_segments:False"
 WAIT_POLICY = "OMP_WAIT_POLICY"
 """Environment variable: whether waiting OpenMP threads keep their cores busy. It does not affect
 results."""
+SEARCHED = ("PYTHONPATH", "PATH", "LD_LIBRARY_PATH")
+"""Environment variables with folders that are searched for code."""
+ROOT = os.sep
+"""Working folder of stages. The user's may hold a stranger's libcuda.so.1, which cuSPARSELt would
+load: its RUNPATH has an empty entry."""
+FOLDERS = (
+    *("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "XDG_STATE_HOME", "TMPDIR"),
+    *("PENSTOCK_CPU_LOCK", "PENSTOCK_LOCKS", "PENSTOCK_NEARBY", "PENSTOCK_STORE"),
+)
+"""Environment variables that may be relative to the user's working folder."""
 BUSY = 1.5
 """Load per core from which waiting threads sleep, because another process needs the cores. A
 stage's own threads make a load of 1."""
@@ -24,7 +33,7 @@ stage's own threads make a load of 1."""
 
 def child_environment() -> dict[str, str]:
     """Return the parent's environment with defaults for stages; variables set by the user take
-    precedence."""
+    precedence. The current folder, which may be a stranger's, is not searched for code."""
     defaults = {
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -50,20 +59,36 @@ def child_environment() -> dict[str, str]:
         defaults[ALLOCATOR] = EXPANDABLE
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ and (folder := compiler_folder()):
         defaults["TORCHINDUCTOR_CACHE_DIR"] = folder
-    roots = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    searched = {name: _absolute(os.environ[name]) for name in SEARCHED if name in os.environ}
+    roots = [str(Path(__file__).resolve().parents[2]), searched.get("PYTHONPATH", "")]
     required = {
+        **searched,
         "PYTHONPATH": os.pathsep.join(filter(None, roots)),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order of device.py
     }
-    return {**defaults, **os.environ, **required}
+    for name in FOLDERS:
+        if (path := os.environ.get(name)) and not path.startswith("~") and "://" not in path:
+            required[name] = os.path.abspath(path)
+    if os.path.expanduser("~").startswith("~"):
+        # Libraries would take a folder `~` of the current folder for the user's home.
+        required["HOME"] = os.devnull
+    made = {**defaults, **os.environ, **required}
+    made.pop("PYTHONOPTIMIZE", None)  # transformers needs docstrings
+    return made
+
+
+def _absolute(folders: str) -> str:
+    """Return a list of folders without those that depend on the current folder: an empty entry is
+    the current folder itself."""
+    return os.pathsep.join(filter(os.path.isabs, folders.split(os.pathsep)))
 
 
 def compiler_folder() -> str:
     """Return the cache folder for torch's compiler; empty if none can be created. The compiler
     creates a folder when it is imported, by default under the temporary folder."""
     try:
-        folder = user_cache() / "torchinductor"
+        folder = machine_cache() / "torchinductor"
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, UsageError):
+    except OSError:
         return ""
     return str(folder) if os.access(folder, os.W_OK) else ""

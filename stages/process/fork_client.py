@@ -20,7 +20,7 @@ import weakref
 from typing import IO, Protocol
 
 from stages.process.cgroup import host_free_bytes
-from stages.process.environment import WAIT_POLICY, child_environment
+from stages.process.environment import ROOT, WAIT_POLICY, child_environment
 
 ANSWER_SECONDS = 60.0
 """How long the server may take to import what a stage needs, and to fork."""
@@ -154,6 +154,7 @@ class ForkServer:
                     pass_fds=[theirs.fileno()],
                     process_group=0,  # Ctrl-C reaches the parent alone
                     env={**self._environment, ASK_NVML: "1"},
+                    cwd=ROOT,
                 )
             except OSError:
                 ours.close()

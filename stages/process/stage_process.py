@@ -32,7 +32,7 @@ from artifacts.store import fault_of
 from stages.process.cgroup import oom_kills
 from stages.process.clock import CpuTimeLimit
 from stages.process.device import device_free_bytes, device_holders, device_used_bytes, on_wsl
-from stages.process.environment import child_environment
+from stages.process.environment import ROOT, child_environment
 from stages.process.events import (
     Event,
     Failed,
@@ -309,4 +309,5 @@ def _fresh(job: int, output: IO[bytes], events: int) -> "subprocess.Popen[bytes]
         pass_fds=[events, job],
         process_group=0,  # Ctrl-C reaches the parent alone, which then stops the child
         env=child_environment(),
+        cwd=ROOT,
     )

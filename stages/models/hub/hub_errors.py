@@ -64,7 +64,7 @@ def size_of(count: int) -> str:
 
 def shown(folder: Path) -> str:
     """Format a folder's path, with `~` for the home folder."""
-    home = Path.home()
+    home = os.path.expanduser("~")  # itself for a user without a home
     return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
 
 

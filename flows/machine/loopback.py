@@ -1,0 +1,41 @@
+"""Calls to servers on this machine go to them and through no proxy."""
+
+import contextlib
+import http.client
+import ipaddress
+import os
+import urllib.request
+from urllib.parse import urlsplit
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def is_local(url: str) -> bool:
+    """Return whether an address is a loopback address."""
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def answers(url: str) -> bool:
+    """Return whether a Prefect server is up there."""
+    proxies = [urllib.request.ProxyHandler({})] if is_local(url) else []
+    opener = urllib.request.build_opener(*proxies)
+    with (
+        contextlib.suppress(OSError, ValueError, http.client.HTTPException),
+        opener.open(f"{url}/health", timeout=5) as reply,
+    ):
+        return bool(reply.status == 200)
+    return False
+
+
+def exempt_loopback() -> None:
+    """Add this machine to the hosts that this process and its children ask without a proxy. Of the
+    two variables, programs read either."""
+    lower, upper = os.environ.get("no_proxy"), os.environ.get("NO_PROXY")
+    for name, given in (("no_proxy", lower or upper), ("NO_PROXY", upper or lower)):
+        hosts = [host.strip() for host in (given or "").split(",") if host.strip()]
+        all_hosts = given == "*"  # which is understood alone
+        os.environ[name] = "*" if all_hosts else ",".join(dict.fromkeys([*hosts, *LOOPBACK]))
