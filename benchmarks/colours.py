@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks._common import cells, heads, met
-from stages.frames.frame_converter import HIGH_DYNAMIC_RANGE, FrameConverter
+from stages.frames.frame_converter import FrameConverter
+from stages.frames.toning import HIGH_DYNAMIC_RANGE
 
 EVERY, MOST = 20, 5
 """Every 20th frame counts, five of a clip."""

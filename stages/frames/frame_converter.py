@@ -8,9 +8,7 @@ import av
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import (
-    ColorPrimaries,
     Colorspace,
-    ColorTrc,
     Interpolation,
     VideoReformatter,
 )
@@ -19,6 +17,7 @@ from PIL import Image
 
 from artifacts.errors import MediaError
 from stages.frames.shown_pixels import TURNS, turn, turned_size, upright_rgb
+from stages.frames.toning import HIGH_DYNAMIC_RANGE, toned
 
 FILTER = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 """swscale scales the filter with the image, so downscaling does not alias. Without the flags,
@@ -29,8 +28,6 @@ as much."""
 SQUARE_ENOUGH = 0.01
 """Frames whose pixel aspect differs from 1 by at most this are not stretched."""
 
-HIGH_DYNAMIC_RANGE = frozenset((ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67))
-"""The transfer curves PQ and HLG. Without tone mapping they look washed out."""
 MATRICES = frozenset((0, 1, 2, 4, 5, 6, 7, 9))
 """Matrices from YUV to RGB, by their number in ITU-T H.273, that swscale supports. It refuses
 frames with any other matrix."""
@@ -72,10 +69,11 @@ class FrameConverter:
                 interpolation=self._filter,
                 threads=1,
             )
-            if hdr:
-                image = self._mapped(image)
-            elif self._form == PLANAR:
+            if self._form == PLANAR and not hdr:
                 image = self._packer.reformat(image, format="rgb24", threads=1)
+            pixels: NDArray[Any] = image.to_ndarray()
+            if hdr:
+                pixels = toned(pixels, image.color_trc, image.color_primaries)
         except av.error.FFmpegError as error:
             # Some of these errors are subclasses of OSError.
             raise MediaError(
@@ -84,22 +82,8 @@ class FrameConverter:
                 hint="Convert it, for example to H.264 in MP4",
             ) from error
         out = self.allocate(1)[0] if out is None else out
-        turn(np.asarray(image.to_ndarray(), np.uint8), self._orientation, out)
+        turn(np.asarray(pixels, np.uint8), self._orientation, out)
         return out
-
-    def _mapped(self, image: VideoFrame) -> VideoFrame:
-        """Map HDR to standard dynamic range; swscale does so if both transfer curves and primaries
-        are named. At the output size this takes 1 ms, at 4K 100 ms."""
-        image.colorspace = 0
-        if image.color_primaries not in list(ColorPrimaries):
-            image.color_primaries = ColorPrimaries.BT2020
-        return self._packer.reformat(
-            image,
-            format="rgb24",
-            dst_color_trc=ColorTrc.BT709,
-            dst_color_primaries=ColorPrimaries.BT709,
-            threads=1,
-        )
 
 
 def opaque(frame: VideoFrame) -> VideoFrame:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+from av.video.reformatter import ColorPrimaries
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
@@ -18,6 +19,7 @@ from artifacts.schema import MAX_PIXELS, ChunkIndex, FrameFit, MediaIndex, store
 from stages.frames.chunk import Chunk
 from stages.frames.formats import check_file, image_formats, is_heic
 from stages.frames.shown_pixels import TURNS, on_white, turned_size, upright_rgb
+from stages.frames.toning import HIGH_DYNAMIC_RANGE, UNSTATED, curve_of, toned
 
 MAX_JPEG_PIXELS = 1 << 28
 """A JPEG of more than MAX_PIXELS, such as a phone's 200 million, is decoded at half its size with
@@ -105,6 +107,7 @@ def _decode(
         if 0 < max_pixels < size[0] * size[1]:
             raise Image.DecompressionBombError(f"{size[0]} x {size[1]}")
         bits = _bits(image)
+        curve, primaries = curve_of(image, source)
         # A JPEG is decoded at a fraction of its size, which is several times as fast.
         if image.format in JPEGS and isinstance(image, ImageFile.ImageFile):
             width, height = turned_size(size, _orientation(image))
@@ -126,6 +129,10 @@ def _decode(
         by = fit.divisor(height, width)
         pixels = upright_rgb(_divided(on_white(flat), size, by) if by > 1 else flat, turn)
     found = [f"only the first of its {count} images is used"] if count > 1 else []
+    if curve in HIGH_DYNAMIC_RANGE:
+        pixels = toned(pixels.astype(np.uint16) * 257, curve, primaries)
+    elif curve in UNSTATED and primaries == ColorPrimaries.BT2020:
+        found.append("it states the colours of BT.2020 and no transfer curve: shown as they are")
     if bits > 8 and pixels.max(initial=0) < DARK:
         found.append(f"almost black: it uses less than a sixteenth of its {bits}-bit range")
     return height, width, pixels, tuple(found)
