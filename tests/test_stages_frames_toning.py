@@ -87,7 +87,7 @@ def test_a_chunk_of_another_length_states_nothing(tmp_path: Path, damage: bytes)
 
 
 def test_one_table_serves_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Noted] = []
+    made: list[object] = []
     shapes: set[tuple[int, int]] = set()
 
     class Noted:
