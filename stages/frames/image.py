@@ -18,6 +18,7 @@ from artifacts.regular_files import open_regular
 from artifacts.schema import MAX_PIXELS, ChunkIndex, FrameFit, MediaIndex, stored_size
 from stages.frames.chunk import Chunk
 from stages.frames.formats import check_file, image_formats, is_heic
+from stages.frames.profiles import in_srgb
 from stages.frames.shown_pixels import TURNS, on_white, turned_size, upright_rgb
 from stages.frames.toning import HIGH_DYNAMIC_RANGE, UNSTATED, curve_of, toned
 
@@ -126,9 +127,11 @@ def _decode(
         if bits != 8 and image.mode in ("L", "RGB") and (key := image.info.get("transparency")):
             image.info["transparency"] = _key_in_8_bits(key, bits)
         flat = _in_8_bits(image) if image.mode.startswith(("I", "F")) else image
+        flat, warning = (flat, "") if curve in HIGH_DYNAMIC_RANGE else in_srgb(flat)
         by = fit.divisor(height, width)
         pixels = upright_rgb(_divided(on_white(flat), size, by) if by > 1 else flat, turn)
     found = [f"only the first of its {count} images is used"] if count > 1 else []
+    found += [warning] if warning else []
     if curve in HIGH_DYNAMIC_RANGE:
         pixels = toned(pixels.astype(np.uint16) * 257, curve, primaries)
     elif curve in UNSTATED and primaries == ColorPrimaries.BT2020:
