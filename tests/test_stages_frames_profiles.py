@@ -21,7 +21,7 @@ PRIMARIES = {
 
 
 def s15(value: float) -> bytes:
-    return int(round(value * 65536)).to_bytes(4, "big", signed=True)
+    return round(value * 65536).to_bytes(4, "big", signed=True)
 
 
 def profile(primaries: tuple[tuple[float, float], ...], gamma: float | None = 2.2) -> bytes:

@@ -150,8 +150,8 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
         )
     if has_no_base_layer(path):
         raise MediaError(
-            f"{path} is Dolby Vision without a base layer (profile 5, or 10.0), which plain decoders "
-            "show in green and purple",
+            f"{path} is Dolby Vision without a base layer (profile 5, or 10.0), which plain "
+            "decoders show in green and purple",
             kind="no-decoder",
             hint="Convert it first: ffmpeg -i FILE -vf libplacebo=tonemapping=bt.2390 OUT.mp4",
         )
