@@ -15,6 +15,7 @@ from typing import Any, Final
 import av
 import numpy as np
 import torch
+from av.video.reformatter import Interpolation
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from penstock_demo.clips import write_clips
@@ -32,6 +33,9 @@ UNSEEN_PROMPTS: Final = (
     "Caption:",
 )
 """Prompts that do not occur in the training set."""
+
+
+ACCURATE = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,9 +72,11 @@ def read_film(path: Path) -> Film:
     """Decode a whole clip."""
     with av.open(str(path)) as container:
         rate = container.streams.video[0].average_rate
-        frames = [
-            np.asarray(f.to_ndarray(format="rgb24"), np.uint8) for f in container.decode(video=0)
-        ]
+        # By way of planar RGB, chroma is as wide as the frame; a run has the same pixels.
+        planar = (
+            f.reformat(format="gbrp", interpolation=ACCURATE) for f in container.decode(video=0)
+        )
+        frames = [np.asarray(f.to_ndarray(format="rgb24"), np.uint8) for f in planar]
     return Film(frames=frames, frames_per_second=float(rate or 24))
 
 

@@ -8,9 +8,7 @@ import av
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import (
-    ColorPrimaries,
     Colorspace,
-    ColorTrc,
     Interpolation,
     VideoReformatter,
 )
@@ -19,14 +17,17 @@ from PIL import Image
 
 from artifacts.errors import MediaError
 from stages.frames.shown_pixels import TURNS, turn, turned_size, upright_rgb
+from stages.frames.toning import HIGH_DYNAMIC_RANGE, toned
 
-FILTER = Interpolation.BICUBIC
-"""swscale scales this filter with the image, so downscaling does not alias."""
+FILTER = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
+"""swscale scales the filter with the image, so downscaling does not alias. Without the flags,
+chroma has half the width of the output, and rounding darkens by one level."""
+PLANAR, PLANAR_ALPHA, PLANAR_DEEP = "gbrp", "gbrap", "gbrp16le"
+"""Formats of scaled frames, before they are repacked: to a packed one, the flags cost three times
+as much."""
 SQUARE_ENOUGH = 0.01
 """Frames whose pixel aspect differs from 1 by at most this are not stretched."""
 
-HIGH_DYNAMIC_RANGE = frozenset((ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67))
-"""The transfer curves PQ and HLG. Without tone mapping they look washed out."""
 MATRICES = frozenset((0, 1, 2, 4, 5, 6, 7, 9))
 """Matrices from YUV to RGB, by their number in ITU-T H.273, that swscale supports. It refuses
 frames with any other matrix."""
@@ -42,19 +43,19 @@ class FrameConverter:
         brightness alone, reduced by the mean of areas."""
         self.size = size
         self._orientation = orientation_of(frame)
-        self._form, self._filter = ("gray", Interpolation.AREA) if grey else ("rgb24", FILTER)
-        self._reformatter, self._toner = VideoReformatter(), VideoReformatter()
+        self._form, self._filter = ("gray", Interpolation.AREA) if grey else (PLANAR, FILTER)
+        self._reformatter, self._packer = VideoReformatter(), VideoReformatter()
 
     def allocate(self, count: int) -> NDArray[np.uint8]:
         """Return an uninitialized array for `count` images, [count, height, width, 3]; grey ones
         have no last axis."""
-        channels = (3,) if self._form == "rgb24" else ()
+        channels = () if self._form == "gray" else (3,)
         return np.empty((count, *self.size, *channels), dtype=np.uint8)
 
     def convert(self, frame: VideoFrame, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """Convert a frame into `out` [height, width, 3] or a new image. Raises MediaError."""
         height, width = turned_size(self.size, self._orientation)
-        hdr = frame.color_trc in HIGH_DYNAMIC_RANGE and self._form == "rgb24"
+        hdr = frame.color_trc in HIGH_DYNAMIC_RANGE and self._form == PLANAR
         try:
             frame = opaque(frame)
             matrix = _matrix(frame)
@@ -62,14 +63,17 @@ class FrameConverter:
                 frame,
                 width=width,
                 height=height,
-                format="rgb48le" if hdr else self._form,
+                format=PLANAR_DEEP if hdr else self._form,
                 src_colorspace=matrix,
                 dst_colorspace=matrix,
                 interpolation=self._filter,
                 threads=1,
             )
+            if self._form == PLANAR and not hdr:
+                image = self._packer.reformat(image, format="rgb24", threads=1)
+            pixels: NDArray[Any] = image.to_ndarray()
             if hdr:
-                image = self._mapped(image)
+                pixels = toned(pixels, image.color_trc, image.color_primaries)
         except av.error.FFmpegError as error:
             # Some of these errors are subclasses of OSError.
             raise MediaError(
@@ -78,22 +82,8 @@ class FrameConverter:
                 hint="Convert it, for example to H.264 in MP4",
             ) from error
         out = self.allocate(1)[0] if out is None else out
-        turn(np.asarray(image.to_ndarray(), np.uint8), self._orientation, out)
+        turn(np.asarray(pixels, np.uint8), self._orientation, out)
         return out
-
-    def _mapped(self, image: VideoFrame) -> VideoFrame:
-        """Map HDR to standard dynamic range; swscale does so if both transfer curves and primaries
-        are named. At the output size this takes 1 ms, at 4K 100 ms."""
-        image.colorspace = 0
-        if image.color_primaries not in list(ColorPrimaries):
-            image.color_primaries = ColorPrimaries.BT2020
-        return self._toner.reformat(
-            image,
-            format="rgb24",
-            dst_color_trc=ColorTrc.BT709,
-            dst_color_primaries=ColorPrimaries.BT709,
-            threads=1,
-        )
 
 
 def opaque(frame: VideoFrame) -> VideoFrame:
@@ -102,7 +92,10 @@ def opaque(frame: VideoFrame) -> VideoFrame:
     if not form.has_palette and not any(each.is_alpha for each in form.components):
         return frame
     matrix = _matrix(frame)
-    pixels = frame.to_ndarray(format="rgba", src_colorspace=matrix, dst_colorspace=matrix)
+    planar = frame.reformat(
+        format=PLANAR_ALPHA, src_colorspace=matrix, dst_colorspace=matrix, interpolation=FILTER
+    )
+    pixels = planar.to_ndarray(format="rgba")
     if pixels[..., 3].min(initial=255) == 255:
         return frame
     image = VideoFrame.from_ndarray(upright_rgb(Image.fromarray(pixels), 1), format="rgb24")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+from av.video.reformatter import ColorPrimaries
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
@@ -17,7 +18,9 @@ from artifacts.regular_files import open_regular
 from artifacts.schema import MAX_PIXELS, ChunkIndex, FrameFit, MediaIndex, stored_size
 from stages.frames.chunk import Chunk
 from stages.frames.formats import check_file, image_formats, is_heic
+from stages.frames.profiles import in_srgb
 from stages.frames.shown_pixels import TURNS, on_white, turned_size, upright_rgb
+from stages.frames.toning import HIGH_DYNAMIC_RANGE, UNSTATED, curve_of, toned
 
 MAX_JPEG_PIXELS = 1 << 28
 """A JPEG of more than MAX_PIXELS, such as a phone's 200 million, is decoded at half its size with
@@ -105,6 +108,7 @@ def _decode(
         if 0 < max_pixels < size[0] * size[1]:
             raise Image.DecompressionBombError(f"{size[0]} x {size[1]}")
         bits = _bits(image)
+        curve, primaries = curve_of(image, source)
         # A JPEG is decoded at a fraction of its size, which is several times as fast.
         if image.format in JPEGS and isinstance(image, ImageFile.ImageFile):
             width, height = turned_size(size, _orientation(image))
@@ -123,9 +127,15 @@ def _decode(
         if bits != 8 and image.mode in ("L", "RGB") and (key := image.info.get("transparency")):
             image.info["transparency"] = _key_in_8_bits(key, bits)
         flat = _in_8_bits(image) if image.mode.startswith(("I", "F")) else image
+        flat, warning = (flat, "") if curve in HIGH_DYNAMIC_RANGE else in_srgb(flat)
         by = fit.divisor(height, width)
         pixels = upright_rgb(_divided(on_white(flat), size, by) if by > 1 else flat, turn)
     found = [f"only the first of its {count} images is used"] if count > 1 else []
+    found += [warning] if warning else []
+    if curve in HIGH_DYNAMIC_RANGE:
+        pixels = toned(pixels.astype(np.uint16) * 257, curve, primaries)
+    elif curve in UNSTATED and primaries == ColorPrimaries.BT2020:
+        found.append("it states the colours of BT.2020 and no transfer curve: shown as they are")
     if bits > 8 and pixels.max(initial=0) < DARK:
         found.append(f"almost black: it uses less than a sixteenth of its {bits}-bit range")
     return height, width, pixels, tuple(found)

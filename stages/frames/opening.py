@@ -13,6 +13,7 @@ from av.video.stream import VideoStream
 from artifacts.containers import open_media
 from artifacts.errors import MediaError
 from artifacts.regular_files import open_regular
+from stages.frames.dolby_vision import has_no_base_layer
 from stages.frames.formats import OPTIONS, check_file
 from stages.process.memory_limit import memory_was_short
 
@@ -146,6 +147,13 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
             f"{stream.codec_context.height} pixels, more than any camera's",
             kind="too-large",
             hint="Scale it down first, if its header is right",
+        )
+    if has_no_base_layer(path):
+        raise MediaError(
+            f"{path} is Dolby Vision without a base layer (profile 5, or 10.0), which plain "
+            "decoders show in green and purple",
+            kind="no-decoder",
+            hint="Convert it first: ffmpeg -i FILE -vf libplacebo=tonemapping=bt.2390 OUT.mp4",
         )
     if not stream.time_base:  # None or 0/1, depending on the version of PyAV
         raise MediaError(

@@ -96,7 +96,7 @@ def high_dynamic_range(curve: str) -> Callable[[Path], None]:
             stream.codec_context.color_trc = transfer
             stream.codec_context.color_primaries = stream.codec_context.colorspace = 9
             for index in range(FRAMES):
-                frame = _ten_bit(_signal(picture(index), curve))
+                frame = _ten_bit(hdr_signal(picture(index), curve))
                 frame.pts, frame.time_base = index, Fraction(1, RATE)
                 frame.color_trc, frame.color_primaries, frame.colorspace = transfer, 9, 9
                 container.mux(stream.encode(frame))
@@ -105,7 +105,7 @@ def high_dynamic_range(curve: str) -> Callable[[Path], None]:
     return write
 
 
-def _signal(pixels: NDArray[np.uint8], curve: str) -> NDArray[np.float64]:
+def hdr_signal(pixels: NDArray[np.uint8], curve: str) -> NDArray[np.float64]:
     """ITU-R BT.2100, of light that a plain screen shows as `pixels`."""
     light: NDArray[np.float64] = (pixels / 255.0) ** 2.2 @ TO_BT2020.T * SDR_WHITE_NITS
     signal: NDArray[np.float64]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import av
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -180,6 +181,9 @@ def flip_time(source: Path, path: Path, *, packet: int, bit: int) -> Path:
     return path
 
 
+ACCURATE = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
+
+
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """One frame as a plain decode of the whole file gives it."""
@@ -205,10 +209,8 @@ def plain_frames(path: Path) -> Iterator[VideoFrame]:
 
 
 def rgb(frame: VideoFrame) -> NDArray[np.uint8]:
-    """A frame's pixels at full size, turned as a player shows it."""
-    pixels = frame.to_ndarray(
-        format="rgb24", interpolation=av.video.reformatter.Interpolation.BICUBIC
-    )
+    """A frame's pixels by FFmpeg's accurate conversion, turned as a player shows it."""
+    pixels = frame.to_ndarray(format="rgb24", interpolation=ACCURATE)
     return np.rot90(pixels, frame.rotation // 90)
 
 

@@ -1,0 +1,92 @@
+"""Maps colours of high dynamic range to a usual screen, for videos and pictures alike.
+
+swscale maps where both transfer curves and primaries are named. It builds a table for that, in
+seconds, and builds it anew for another size. The mapped value of a pixel depends on no other pixel.
+So one converter per curve gets all pixels, in strips of one shape.
+"""
+
+import re
+import struct
+import threading
+from functools import cache
+from typing import IO
+
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorPrimaries, ColorTrc, VideoReformatter
+from numpy.typing import NDArray
+from PIL import Image
+
+HIGH_DYNAMIC_RANGE = frozenset((ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67))
+"""The transfer curves PQ and HLG. Without tone mapping they look washed out."""
+UNSTATED = frozenset((0, 2))
+"""Transfer curves that say nothing, by their number in ITU-T H.273."""
+STRIP = (64, 1024)
+"""Height and width of a strip."""
+HEAD_BYTES = 1 << 16
+"""Bytes of an AVIF that hold its properties, before its pixels."""
+NCLX = re.compile(rb"colrnclx(....)", re.DOTALL)
+"""The `colr` box with primaries and curve, two bytes each. Source: ISO/IEC 14496-12, 12.1.5."""
+_lock = threading.Lock()
+
+
+@cache
+def _toner(curve: int, primaries: int) -> VideoReformatter:
+    return VideoReformatter()
+
+
+def toned(pixels: NDArray[np.uint16], curve: int, primaries: int) -> NDArray[np.uint8]:
+    """Return pixels [height, width, 3] of 16 bits, in RGB with this transfer curve, as a usual
+    screen shows them. Unknown primaries are those of BT.2020. Raises FFmpegError."""
+    if primaries in UNSTATED or primaries not in list(ColorPrimaries):
+        primaries = ColorPrimaries.BT2020
+    flat, size = pixels.reshape(-1, 3), STRIP[0] * STRIP[1]
+    out = np.empty(flat.shape, np.uint8)
+    strip = np.zeros((size, 3), np.uint16)
+    for at in range(0, len(flat), size):
+        count = len(flat[at : at + size])
+        strip[:count] = flat[at : at + count]
+        frame = VideoFrame.from_ndarray(strip.reshape(*STRIP, 3), format="rgb48le")
+        frame.color_trc, frame.color_primaries, frame.colorspace = curve, primaries, 0
+        with _lock:
+            mapped = _toner(curve, primaries).reformat(
+                frame,
+                format="rgb24",
+                dst_color_trc=ColorTrc.BT709,
+                dst_color_primaries=ColorPrimaries.BT709,
+                threads=1,
+            )
+        out[at : at + count] = mapped.to_ndarray().reshape(-1, 3)[:count]
+    return out.reshape(pixels.shape)
+
+
+def curve_of(image: Image.Image, file: IO[bytes]) -> tuple[int, int]:
+    """Return the transfer curve and the primaries that a picture states, by their numbers in
+    ITU-T H.273; 0 for none. `file` holds the picture, and stays where it is."""
+    at = file.tell()
+    try:
+        file.seek(0)
+        if image.format == "PNG":
+            return _of_png(file)
+        if image.format == "AVIF":
+            found = NCLX.search(file.read(HEAD_BYTES))
+            primaries, curve = struct.unpack(">HH", found[1]) if found else (0, 0)
+            return curve, primaries
+    finally:
+        file.seek(at)
+    nclx = image.info.get("nclx_profile") or {}  # of HEIC
+    return int(nclx.get("transfer_characteristics", 0)), int(nclx.get("color_primaries", 0))
+
+
+def _of_png(file: IO[bytes]) -> tuple[int, int]:
+    """Return the same from a `cICP` chunk. Source: PNG (Third Edition), 11.3.2.6."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        if name == b"cICP" and length == 4:
+            primaries, curve, _, _ = file.read(4)
+            return curve, primaries
+        if name == b"IDAT":
+            break
+        file.seek(length + 4, 1)
+    return 0, 0
