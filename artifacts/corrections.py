@@ -106,7 +106,7 @@ class StoredEdits:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-            file = os.open(self.path, flags, 0o644)
+            file = os.open(self.path, flags, 0o666)
             try:
                 _lock(file)
                 _append(file, new)

@@ -36,18 +36,17 @@ def read_lines(path: Path) -> Iterator[list[Any]]:
 
 
 def append_line(path: Path, values: list[Any], opener: Opener = os.open) -> None:
-    """Append these values. If the file is not writable, they are lost."""
+    """Append these values. Raises OSError."""
     text = json.dumps(values)[:-1]
     # Start a new line, since a torn or damaged one may precede it.
     line = f'\n{text}, "{_check(text.encode())}"]\n'
-    with contextlib.suppress(OSError):  # an unwritable store is reported elsewhere
-        path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-        file = opener(path, flags, 0o644)
-        try:
-            os.write(file, line.encode())
-        finally:
-            os.close(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+    file = opener(path, flags, 0o666)
+    try:
+        os.write(file, line.encode())
+    finally:
+        os.close(file)
 
 
 def _check(text: bytes) -> str:

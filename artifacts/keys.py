@@ -108,8 +108,12 @@ class ContentDigests:
         if stamp_of(name) != stamp:
             raise FileChanged(path)
         self._known[name] = Content(digest, stamp)
-        append_line(self._memory, [name, stamp, digest])
+        self._remember(name, stamp, digest)
         return self._known[name]
+
+    def _remember(self, *line: Any) -> None:
+        with contextlib.suppress(OSError):  # a lost line is computed again
+            append_line(self._memory, [*line])
 
     def of_model(self, path: Path) -> ModelContent:
         """Return the digest of a model file with its stamp. Raises OSError, including
@@ -123,7 +127,7 @@ class ContentDigests:
         if model_stamp_of(name) != stamp:
             raise FileChanged(path)
         self._models[name] = ModelContent(digest, stamp)
-        append_line(self._memory, [name, stamp, digest])
+        self._remember(name, stamp, digest)
         return self._models[name]
 
     def known_of_model(self, path: Path) -> ModelContent | None:

@@ -115,7 +115,7 @@ def _link_in(path: Path) -> Path | None:
     return next((each for each in parts[:below] if os.path.islink(each)), None)
 
 
-def open_below(path: Path, flags: int, mode: int = 0o644) -> int:
+def open_below(path: Path, flags: int, mode: int = 0o666) -> int:
     """Open a file in place. Raises OSError; NotAFile if it, or a folder above it and below a
     guarded one, is a link, also for a hard link: an archive can make either."""
     if found := _link_in(path.parent):

@@ -28,8 +28,8 @@ EDIT, MARKER, ROUND = "edit", "marker", "round"
 """What is signed."""
 Proof = Callable[[Mapping[str, Any]], bool]
 """Tells whether a signed object is believed."""
-STORE_KEY = "signing-key"
-"""File of the key in the folder of a store."""
+STORE_KEY = "signing-key-{}"
+"""File of the key of a user, by the number of the user, in the folder of a store."""
 
 
 def user_secret() -> bytes:
@@ -72,6 +72,18 @@ def proof_by(store: str | None, purpose: str = EDIT) -> Proof:
     return is_proved
 
 
+def is_by_member(path: Path, store: str | None) -> bool:
+    """Return whether another user of the store at this URL wrote a file: one who has a key there.
+    The system says who, and no secret is shared: what an archive holds belongs to whoever unpacks
+    it."""
+    with contextlib.suppress(UsageError, OSError):
+        folder, owner = _folder_of(store), os.lstat(path).st_uid
+        # An archive that root unpacks may state any owner.
+        if folder is not None and os.geteuid() not in (0, owner):
+            return os.lstat(folder / STORE_KEY.format(owner)).st_uid == owner
+    return False
+
+
 def anybody(_: Mapping[str, Any]) -> bool:
     """Believe every object: the user trusts the folder, or it is only shown."""
     return True
@@ -85,16 +97,21 @@ def _mac(key: bytes, purpose: str, value: Mapping[str, Any]) -> str:
 def _keys(store: str | None, *, create: bool) -> Iterator[tuple[str, bytes]]:
     with contextlib.suppress(UsageError, EnvironmentFault):
         yield "user", user_secret()
+    with contextlib.suppress(UsageError, EnvironmentFault, OSError):
+        if (folder := _folder_of(store)) is not None:
+            yield "store", _store_key(folder, create=create)
+
+
+def _folder_of(store: str | None) -> Path | None:
+    """Return the folder of a store by its URL; None if it is none. Raises UsageError."""
     scheme, _, place = (store or "").rpartition("://")
-    if place and scheme in ("", "file"):
-        with contextlib.suppress(UsageError, EnvironmentFault, OSError):
-            yield "store", _store_key(folder_named(place, "store"), create=create)
+    return folder_named(place, "store") if place and scheme in ("", "file") else None
 
 
 def _store_key(folder: Path, *, create: bool) -> bytes:
     """Return the key in the folder of a store. Raises OSError if there is none, or if others could
     know it or may have placed it; EnvironmentFault."""
-    path = folder / STORE_KEY
+    path = folder / STORE_KEY.format(os.geteuid())
     if create and folder.is_dir() and not os.path.lexists(path):
         own_secret(path, "key", "Delete it", lambda: secrets.token_bytes(SECRET_BYTES))
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -52,7 +52,7 @@ def test_another_user_proves_nothing_but_a_named_store_does(
 ) -> None:
     out, store = tmp_path / "out", marker.store
     write_marker(out, marker)
-    key = Path(store, STORE_KEY)
+    key = Path(store, STORE_KEY.format(os.geteuid()))
     assert key.stat().st_mode & 0o777 == 0o600
     shutil.rmtree(state)  # another machine
     assert read_marker(out) == marker and own_marker(out) is None

@@ -15,7 +15,7 @@ from artifacts.files import write_text
 from artifacts.jsonl_log import Opener, append_line, read_lines
 from artifacts.keys import digest_of, hash_file
 from artifacts.regular_files import open_below, open_regular
-from artifacts.store import Store
+from artifacts.store import Store, fault_of
 from flows.options.formats import BESIDE
 
 WRITTEN = "written.jsonl"
@@ -71,12 +71,16 @@ class GeneratedFiles:
         return bool(sha256) and any(keys & known for known in self._each.values())
 
     def add(self, form: str, sha256: str, about: About = ANY) -> None:
-        """Record a text that is written, or about to be."""
-        for key in (_key(self._of + form, each, sha256) for each in about):
-            for path, known in self._each.items():
-                if key not in known:
-                    known.add(key)
+        """Record a text that is written, or about to be. Raises EnvironmentFault: what is not
+        recorded would count as a user's."""
+        for path, known in self._each.items():
+            for key in {_key(self._of + form, each, sha256) for each in about} - known:
+                known.add(key)
+                try:
                     append_line(path, [key], self._memories[path])
+                except OSError as error:
+                    if self._memories[path] is os.open:  # and not the copy in OUT, maybe a link
+                        raise fault_of(error, path) from error
 
     def update(
         self, path: Path, content: bytes, form: str, about: About = ANY, *, replace: bool

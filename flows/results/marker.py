@@ -21,7 +21,7 @@ from artifacts.json_shapes import MapOf, check, parse
 from artifacts.keys import digest_of
 from artifacts.regular_files import open_regular, read_text
 from artifacts.signing import MARKER as PURPOSE
-from artifacts.signing import SIGNATURES, Proof, anybody, proof_by, signed
+from artifacts.signing import SIGNATURES, Proof, anybody, is_by_member, proof_by, signed
 from flows.media.generated_files import digest_at
 
 MARKER = ".penstock.json"
@@ -99,11 +99,11 @@ def own_marker(
     out: Path, store: str | None = None, files: Sequence[str] = (MEDIA,)
 ) -> Marker | None:
     """Return the marker of a folder if this user, or a holder of the key of `store`, signed it for
-    those of these files that are there; None if not. `store` is the URL of a store that the user
-    named."""
+    those of these files that are there, or if another user of `store` wrote it; None if not.
+    `store` is the URL of a store that the user named."""
     proof = proof_by(store, PURPOSE)
     for _ in range(TRIES):
-        marker = read_marker(out, proof)
+        marker = read_marker(out, anybody if is_by_member(out / MARKER, store) else proof)
         there = [out / name for name in files if os.path.lexists(out / name)]
         if marker is None or all(digest_at(path) in marker.digests for path in there):
             return marker
