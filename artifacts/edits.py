@@ -31,7 +31,7 @@ from artifacts.json_shapes import (
     text,
 )
 from artifacts.keys import digest_of
-from artifacts.regular_files import open_below, read_text
+from artifacts.regular_files import open_below, read_bytes, user_text
 from artifacts.signing import EDIT, SIGNATURES, Proof, anybody, proof_by, signed
 from artifacts.stamps import Stamp, stamp_of
 from artifacts.store import fault_of, read_fault
@@ -192,7 +192,7 @@ def read_journal(path: Path, proof: Proof = anybody) -> Edits:
     """Return the edits in a journal that are proved. Raises FileNotFoundError, or EnvironmentFault
     for an invalid line."""
     try:
-        content = read_text(path, BYTES, "latin-1")  # each byte is a letter
+        content = read_bytes(path, BYTES)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -200,14 +200,15 @@ def read_journal(path: Path, proof: Proof = anybody) -> Edits:
     edits = Edits()
     # What follows the last line break was torn by a crash, maybe within a letter of several bytes,
     # and never acknowledged.
-    for at, line in enumerate(content.split("\n")[:-1], 1):
-        if not line:
+    for at, line in enumerate(content.split(b"\n")[:-1], 1):
+        if not line.strip():
             continue
         try:
-            deed = parse(line.encode("latin-1").decode())
+            deed = parse(user_text(line, path))
             check(deed, DEED)
-        except ValueError as error:
-            raise EnvironmentFault(f"{path} at line {at}: {error}", hint=REMOVE_LINE) from error
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise EnvironmentFault(f"{path} at line {at}: {why}", hint=REMOVE_LINE) from error
         if not proof(deed):
             edits.unproved += 1
         elif deed["id"] not in edits.ids:  # a copy of a line does nothing

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from artifacts.errors import UsageError, redacted
-from artifacts.regular_files import open_regular
+from artifacts.regular_files import open_regular, user_text
 
 SERVED = "openai:"
 """Begin of the name of a model that a server runs."""
@@ -140,9 +140,9 @@ def keys_from(file: str) -> EndpointKeys:
 def _read(path: Path) -> dict[str, str]:
     try:
         with open_regular(path) as file:
-            mode, text = os.fstat(file.fileno()).st_mode, file.read(KEYS_BYTES).decode("utf-8-sig")
+            mode, text = os.fstat(file.fileno()).st_mode, user_text(file.read(KEYS_BYTES), path)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        reason = error.strerror if isinstance(error, OSError) else "its name is invalid"
         raise UsageError(
             f"--endpoint-keys {path} cannot be read: {reason}", hint="Write lines `host = key`"
         ) from None

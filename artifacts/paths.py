@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from artifacts.errors import UsageError
-from artifacts.regular_files import read_text
+from artifacts.regular_files import read_user_text
 
 
 def folder_named(text: str, name: str) -> Path:
@@ -24,11 +24,11 @@ def folder_named(text: str, name: str) -> Path:
     return path
 
 
-def text_named(given: str | Path, name: str, limit: int, hint: str, encoding: str = "utf-8") -> str:
+def text_named(given: str | Path, name: str, limit: int, hint: str) -> str:
     """Return the text of a file given as the option `name`, of at most `limit` bytes. Raises
     UsageError."""
     try:
-        return read_text(Path(given).expanduser(), limit, encoding)
+        return read_user_text(Path(given).expanduser(), limit)
     except (OSError, RuntimeError, ValueError) as error:  # also an unknown ~user, or a NUL byte
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"--{name} {given} cannot be read: {reason}", hint=hint) from error

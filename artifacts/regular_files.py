@@ -6,6 +6,7 @@ through `open_below`, others and new folders through `refuse_links`. Both know t
 that `guard` has named.
 """
 
+import codecs
 import contextlib
 import errno
 import os
@@ -71,18 +72,44 @@ def refuse_odd(mode: int, path: str | os.PathLike[str]) -> None:
         raise NotAFile(errno.EINVAL, f"it is {kind}, not a file", os.fspath(path))
 
 
-def read_text(path: Path, limit: int, encoding: str = "utf-8", lines: int | None = None) -> str:
-    """Return the text of a file of at most `limit` bytes, or its first `lines` within the limit.
-    Raises OSError, also for invalid UTF-8."""
+def read_bytes(path: Path, limit: int, lines: int | None = None) -> bytes:
+    """Return the content of a file of at most `limit` bytes, or its first `lines` within the limit.
+    Raises OSError."""
     with open_regular(path) as file:
         content = file.read(limit + 1) if lines is None else b"".join(islice(file, lines))
     if len(content) > limit:
         reason = f"it is larger than the limit of {limit >> 20} MiB"
         raise OSError(errno.EFBIG, reason, os.fspath(path))
+    return content
+
+
+def read_text(path: Path, limit: int, lines: int | None = None) -> str:
+    """Return the same as text, of a file that programs write. Raises OSError, also for invalid
+    UTF-8."""
     try:
-        return content.decode(encoding)
+        return read_bytes(path, limit, lines).decode()
     except UnicodeDecodeError as error:
         raise OSError(errno.EILSEQ, "it is not UTF-8 text", os.fspath(path)) from error
+
+
+def read_user_text(path: Path, limit: int) -> str:
+    """Return the text of a file of at most `limit` bytes that a user may have written, as
+    `user_text` does. Raises OSError."""
+    return user_text(read_bytes(path, limit), path)
+
+
+def user_text(content: bytes, path: Path) -> str:
+    """Return the text of a file that any editor may have saved: UTF-8 with or without a byte order
+    mark, lines that end in LF or CRLF. Raises OSError for UTF-16 and what is no text."""
+    reason = "it is not UTF-8 text: save it as UTF-8"
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        reason = "it is UTF-16: save it as UTF-8"
+    elif b"\0" in content:  # also UTF-16 without a mark, which may be valid UTF-8
+        reason = "it has bytes of zero, as binary files and UTF-16 have: give a text in UTF-8"
+    else:
+        with contextlib.suppress(UnicodeDecodeError):
+            return content.decode("utf-8-sig").replace("\r\n", "\n")
+    raise OSError(errno.EILSEQ, reason, os.fspath(path))
 
 
 def link_out(path: Path, root: Path) -> str:

@@ -15,7 +15,7 @@ from artifacts.keys import ContentDigests
 from artifacts.packs import stored_namespaces
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
-from artifacts.regular_files import link_out, read_text
+from artifacts.regular_files import link_out, read_user_text
 from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.schema import Sampling
 from artifacts.signing import anybody, proof_by
@@ -104,17 +104,22 @@ class Tags:
         self._captions = GeneratedFiles(store)
         self._labels = GeneratedFiles(store, OF_LABELS)
         self._joined = JoinedTexts(self._captions, FORM)
-        self._without_tags: dict[Path, None] = {}
+        self._without_tags: dict[Path, str] = {}
 
     def of(self, file: MediaFile, medium: Medium) -> str:
         """Return the tags of a file in one line. Files without tags give an empty string, and are
         noted."""
         path = file.path.with_suffix(f".{FORM}")
         of = about(medium.digest, path)
+        text, why = "", f"no .{FORM} next to it that a user wrote or that holds labels"
         try:
-            text = "" if link_out(path, path.parent) else read_text(path, MAX_BYTES, "utf-8-sig")
-        except (OSError, ValueError):
-            text = ""
+            if link := link_out(path, path.parent):
+                why = f"{path.name}: {link}"
+            else:
+                text = read_user_text(path, MAX_BYTES)
+        except (OSError, ValueError) as error:
+            if path.exists():
+                why = f"{path.name}: {getattr(error, 'strerror', error)}"
         sha256 = hashlib.sha256(text.encode()).hexdigest()
         # A generated caption is not fed back to a model.
         if self._captions.has(FORM, sha256, of):
@@ -125,17 +130,17 @@ class Tags:
             labels = (label.strip() for line in text.split("\n") for label in line.split(","))
             text = ", ".join(dict.fromkeys(filter(None, labels)))
         if not text.strip():
-            self._without_tags[file.path] = None
+            self._without_tags[file.path] = why
         return " ".join(text.split())
 
     def notes(self) -> list[str]:
         """Return a note on files without tags, if there are any."""
         if not self._without_tags:
             return []
-        first = writable(next(iter(self._without_tags)).name)
+        first, why = next(iter(self._without_tags.items()))
         return [
             f"{TAGS} is empty in the prompt of {counted(len(self._without_tags), 'file')}, such as "
-            f"{first}: no .{FORM} next to it that a user wrote or that holds labels"
+            f"{writable(first.name)}: {writable(why)}"
         ]
 
 

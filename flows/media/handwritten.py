@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from artifacts.plurals import counted
-from artifacts.regular_files import link_out, open_regular
+from artifacts.regular_files import link_out, read_bytes, user_text
 from artifacts.store import Store
 from flows.media.generated_files import OF_LABELS, GeneratedFiles, about
-from flows.media.text_merging import MARK, MAX_BYTES, JoinedTexts, has_words, joined
+from flows.media.text_merging import MAX_BYTES, JoinedTexts, has_words, joined
 from flows.options.formats import JOINED
 
 FORM = "txt"
@@ -25,7 +25,7 @@ class HandwrittenTexts:
     def __init__(self, store: Store, out: Path) -> None:
         """`out`: folder of outputs, where texts of the user may lie, too."""
         self._out = out
-        self.links: dict[Path, str] = {}
+        self.unread: dict[Path, str] = {}
         """Texts that are not read → why."""
         self._captions = GeneratedFiles(store, out=out)
         self._labels = GeneratedFiles(store, OF_LABELS, out)
@@ -41,13 +41,14 @@ class HandwrittenTexts:
             sha256, of = hashlib.sha256(content).hexdigest(), about(digest, path)
             if any(own.has(FORM, sha256, of) for own in (self._captions, self._labels)):
                 continue
-            try:
-                text = content.decode("utf-8").removeprefix(MARK)
-            except UnicodeDecodeError:
-                continue
             root = self._out if path.is_relative_to(self._out) else path.parent
             if why := link_out(path, root):
-                self.links[path] = why
+                self.unread[path] = f"{why}; put a copy there if it is yours"
+                continue
+            try:
+                text = user_text(content, path)
+            except OSError as error:
+                self.unread[path] = str(error.strerror)
                 continue
             if self._joined.user_part((digest,), text) is None:  # or the caption is of this medium
                 user_part = self._joined.user_part(of, text)
@@ -65,10 +66,9 @@ class HandwrittenTexts:
 
     def notes(self) -> Iterator[str]:
         """Yield a note on texts that are not read."""
-        if self.links:
-            path, why = next(iter(self.links.items()))
-            number = counted(len(self.links), "text")
-            yield f"not read: {number} of users ({path}: {why}); put a copy there if it is yours"
+        if self.unread:
+            path, why = next(iter(self.unread.items()))
+            yield f"not read: {counted(len(self.unread), 'text')} of users ({path}: {why})"
 
 
 def split_by_chunk(text: str, chunks: int) -> list[str] | None:
@@ -89,8 +89,6 @@ def text_paths(path: Path, name: str = "") -> list[Path]:
 def _content(path: Path) -> bytes | None:
     """Return the bytes of a file if it is short enough to be a medium's text, else None."""
     try:
-        with open_regular(path) as file:
-            content = file.read(MAX_BYTES + 1)
+        return read_bytes(path, MAX_BYTES)
     except (OSError, ValueError):
         return None
-    return content if len(content) <= MAX_BYTES else None

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artifacts.files import write_text
+from artifacts.regular_files import user_text
 from flows.media.generated_files import ANY, About, GeneratedFiles
 from flows.options.formats import APPEND
 
@@ -141,6 +142,8 @@ def _read(path: Path) -> str | None:
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_BYTES:
             return None
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError):
+        content = path.read_bytes()
+        user_text(content, path)
+        return content.decode()  # its mark and its line ends stay
+    except OSError:
         return None

@@ -258,7 +258,7 @@ def read_schema(given: str) -> str:
     UsageError."""
     if given.lstrip().startswith("{"):
         return given
-    return text_named(given, "schema", SCHEMA_BYTES, "Give a JSON Schema file", "utf-8-sig")
+    return text_named(given, "schema", SCHEMA_BYTES, "Give a JSON Schema file")
 
 
 def check_prompts(prompts: Mapping[str, str]) -> None:
