@@ -122,8 +122,9 @@ class ContentDigests:
         if known is not None:
             return known
         name = self._real.of(path)
-        stamp = model_stamp_of(name)
-        digest = hash_file(Path(name))
+        stamp, digest = model_stamp_of(name), hash_file(Path(name))
+        if (now := model_stamp_of(name)).is_touched(stamp):
+            stamp, digest = now, hash_file(Path(name))
         if model_stamp_of(name) != stamp:
             raise FileChanged(path)
         self._models[name] = ModelContent(digest, stamp)

@@ -3,16 +3,22 @@
 A plan stamps the files. Each process that loads them compares the stamps before and after.
 Everything computed between two equal comparisons belongs to the digests of the plan. This costs one
 `stat` per file.
+
+Hard links (backups, exports), `chmod` and the like change a stamp, but no byte. Before anything is
+read, the digest then decides. While files are read, it does so only if the number of hard links
+differs, too: else the file may have been overwritten and put back.
 """
 
 import contextlib
 import fnmatch
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from artifacts.errors import ModelChanged
+from artifacts.keys import hash_file
 from artifacts.stamps import ModelFileStamp, link_stamp_of, model_stamp_of
 
 SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "tokenizer*", "*.ttf", "*.otf")
@@ -37,12 +43,20 @@ def small_names(folder: str | Path) -> list[str]:
         return sorted(each.name for each in entries if is_read(each.name) and each.is_file())
 
 
+@cache
+def _digest_at(path: str, stamp: ModelFileStamp) -> str:
+    """Return the digest that a file has with this stamp. Raises OSError."""
+    return hash_file(Path(path))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFiles:
     """The files that determine a model's output, as they were when the run was planned."""
 
     stamps: Mapping[str, ModelFileStamp] = field(default_factory=dict)
     """Path → stamp of its file, links followed."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Path → SHA-256 of its file, if known."""
     links: Mapping[str, ModelFileStamp] = field(default_factory=dict)
     """Path that is a link → the link's own stamp."""
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -53,6 +67,7 @@ class ModelFiles:
         """Return these files and those of another model."""
         return ModelFiles(
             stamps={**self.stamps, **other.stamps},
+            digests={**self.digests, **other.digests},
             links={**self.links, **other.links},
             names={**self.names, **other.names},
         )
@@ -65,7 +80,16 @@ class ModelFiles:
     def _change(self) -> str:
         for path, stamp in self.stamps.items():
             try:
-                if model_stamp_of(path) != stamp or self.links.get(path) != link_stamp_of(path):
+                now, link, link_now = (
+                    model_stamp_of(path),
+                    self.links.get(path),
+                    link_stamp_of(path),
+                )
+                if now.is_relinked(stamp):
+                    stamp = self._accepted(path, now)
+                if link and link_now and link_now.is_relinked(link):
+                    link_now = link
+                if (now, link_now) != (stamp, link):
                     return f"{path} was changed or replaced"
             except FileNotFoundError:
                 return f"{path} was removed"
@@ -77,6 +101,14 @@ class ModelFiles:
                     return f"{Path(folder) / added[0]} was added"
         return ""
 
+    def _accepted(self, path: str, now: ModelFileStamp) -> ModelFileStamp:
+        """Return the present stamp of a file if its bytes are those of the plan, else the plan's
+        stamp. Raises OSError."""
+        stamp, digest = self.stamps[path], self.digests.get(path)
+        if digest is None:  # only headers are read, for a profile whose key has size and time
+            return now if now.is_relinked(stamp) else stamp
+        return now if now.is_touched(stamp) and _digest_at(path, now) == digest else stamp
+
     def check(self) -> None:
         """Raise ModelChanged if any file has changed."""
         if (changed := self.changed()) is not None:
@@ -86,14 +118,18 @@ class ModelFiles:
     def compared(self) -> Iterator[None]:
         """Check the files before and after a block that reads them. If the block fails and a file
         has changed, the change is reported as the cause. Raises ModelChanged."""
-        self.check()
+        files = self
+        with contextlib.suppress(OSError):  # `check` names the file
+            stamps = {path: self._accepted(path, model_stamp_of(path)) for path in self.stamps}
+            files = replace(self, stamps=stamps)
+        files.check()
         try:
             yield
         except Exception as error:
-            if (changed := self.changed()) is not None:
+            if (changed := files.changed()) is not None:
                 raise changed from error
             raise
-        self.check()
+        files.check()
 
     def are_mapped(self) -> bool:
         """Return whether this process has mapped any of them, and so continues to read them."""

@@ -55,6 +55,17 @@ class ModelFileStamp(NamedTuple):
     """Change time of the inode in nanoseconds since the epoch. Unlike `modified`, programs cannot
     set it."""
     inode: int
+    hard_links: int
+    """Number of its names."""
+
+    def is_touched(self, before: "ModelFileStamp") -> bool:
+        """Return whether only the change time, and maybe the number of names, differ from a stamp
+        before. Either no byte changed, or the file was overwritten and its time set back."""
+        return self == before._replace(changed=self.changed, hard_links=self.hard_links) != before
+
+    def is_relinked(self, before: "ModelFileStamp") -> bool:
+        """Return whether the number of names differs, and nothing else but the change time."""
+        return self.is_touched(before) and self.hard_links != before.hard_links
 
 
 def model_stamp_of(path: str | Path) -> ModelFileStamp:
@@ -75,4 +86,5 @@ def _model_stamp(found: os.stat_result) -> ModelFileStamp:
         modified=found.st_mtime_ns,
         changed=found.st_ctime_ns,
         inode=found.st_ino,
+        hard_links=found.st_nlink,
     )

@@ -12,11 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from artifacts import keys
+from artifacts import keys, model_files
 from artifacts.errors import Interrupted, ModelChanged, StageDied
-from artifacts.keys import Content, ContentDigests, digest_of, digests_by_number, item_key
+from artifacts.keys import (
+    Content,
+    ContentDigests,
+    digest_of,
+    digests_by_number,
+    hash_file,
+    item_key,
+)
 from artifacts.model_files import ModelFiles, small_names
-from artifacts.stamps import link_stamp_of, model_stamp_of
+from artifacts.stamps import FileChanged, link_stamp_of, model_stamp_of
 from flows.checkpoint.model_files import ModelDigests, with_fetched
 from stages.process.exit_diagnosis import ProcessExit, fault_of_stage
 from stages.process.job import job_fields, parse_job
@@ -180,6 +187,7 @@ def planned(folder: Path) -> ModelFiles:
     paths = [folder / name for name in (*small_names(folder), "model.safetensors")]
     return ModelFiles(
         stamps={str(path): model_stamp_of(path) for path in paths},
+        digests={str(path): keys.hash_file(path) for path in paths if path.is_file()},
         links={str(p): link for p in paths if (link := link_stamp_of(p)) is not None},
         names={str(folder): tuple(small_names(folder))},
     )
@@ -255,6 +263,89 @@ def test_whatever_a_block_raises_a_change_is_the_cause(model: Path) -> None:
         raise ValueError("of another file")
     with pytest.raises(ModelChanged), files.compared():
         raise AssertionError("it is not even begun")
+
+
+def hard_link(path: Path) -> None:
+    os.link(path, path.parent.parent / f"backup of {time.monotonic_ns()}", follow_symlinks=False)
+
+
+def hard_link_and_remove(path: Path) -> None:
+    hard_link(path)
+    for backup in path.parent.parent.glob("backup of *"):
+        backup.unlink()
+
+
+def test_hard_links_change_no_model_and_their_file_is_read_once(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, files, read = model / "model.safetensors", planned(model), list[Path]()
+    monkeypatch.setattr(
+        model_files, "hash_file", lambda path: (read.append(path), hash_file(path))[1]
+    )
+    hard_link(path)
+    with files.compared():
+        files.check()
+        hard_link(path)
+    files.check()
+    assert [*map(str, read)] == [str(path)] * 2, "once for each number of links"
+    assert files.changed() is None
+
+
+@pytest.mark.parametrize("change", [hard_link_and_remove, lambda path: path.chmod(0o600)])
+def test_what_changes_only_metadata_changes_a_model_only_while_it_is_read(
+    model: Path, change: Callable[[Path], None]
+) -> None:
+    path, files = model / "model.safetensors", planned(model)
+    change(path)
+    with files.compared():
+        pass
+    time.sleep(0.02)
+    with pytest.raises(ModelChanged, match=r"model\.safetensors"), files.compared():
+        change(path)  # as if it had been overwritten and put back
+
+
+def test_a_hard_link_hides_no_change(model: Path) -> None:
+    path, files = model / "model.safetensors", planned(model)
+    overwrite_with_its_time(path)
+    hard_link(path)
+    with pytest.raises(ModelChanged, match=r"model\.safetensors"):
+        files.check()
+    with pytest.raises(ModelChanged, match=r"model\.safetensors"), files.compared():
+        pass
+
+
+def test_hard_links_of_a_link_and_its_file_change_no_model(model: Path, tmp_path: Path) -> None:
+    """A backup of the hub's cache."""
+    path, blob = model / "model.safetensors", tmp_path / "blobs" / "blob"
+    blob.parent.mkdir()
+    os.replace(path, blob)
+    path.symlink_to(blob)
+    time.sleep(0.02)
+    files = planned(model)
+    for each in (path, blob):
+        hard_link(each)
+        files.check()
+    assert len([*tmp_path.glob("backup of *")]) == 2
+
+
+def test_a_model_that_is_linked_while_it_is_hashed_is_hashed_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, times = model / "model.safetensors", iter([hard_link])
+
+    def hashed(path: Path) -> str:
+        digest = hash_file(path)
+        next(times, lambda _: None)(path)
+        return digest
+
+    monkeypatch.setattr(keys, "hash_file", hashed)
+    found = ContentDigests(tmp_path / "memory").of_model(path)
+    assert found.digest == hash_file(path) and found.stamp == model_stamp_of(path)
+    times = iter([overwrite_with_its_time])
+    assert ContentDigests(tmp_path / "another").of_model(path).digest == hash_file(path)
+    times = iter([hard_link, hard_link])
+    with pytest.raises(FileChanged):
+        ContentDigests(tmp_path / "third").of_model(path)
 
 
 def test_no_files_are_never_changed() -> None:

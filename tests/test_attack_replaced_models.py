@@ -4,6 +4,7 @@ are never stored or written as those of another."""
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -156,6 +157,19 @@ def test_the_old_model_put_back_at_once_is_not_what_was_loaded(
     shutil.rmtree(place.out)
     assert run_disturbed(place, {}).started == []
     assert captions(place) == [said["first"]]
+
+
+def test_hard_links_that_a_backup_makes_during_a_run_change_no_model(
+    models: Models, place: Place, said: dict[str, str], tmp_path: Path
+) -> None:
+    def link() -> None:
+        for number, path in enumerate(models.folder.iterdir()):
+            os.link(path, tmp_path / f"backup {number} {time.monotonic_ns()}")
+
+    ran = run_disturbed(place, {"encode": [link], "decode": [link]})
+    assert captions(place) == [said["first"]]
+    assert AGAIN not in ran.said and ran.started.count("encode") == 1
+    assert os.stat(models.folder / WEIGHTS).st_nlink == 3
 
 
 def test_a_model_that_is_removed_is_named(models: Models, place: Place) -> None:

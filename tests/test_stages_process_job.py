@@ -94,7 +94,7 @@ def test_what_json_makes_of_a_job_is_the_job_again() -> None:
         model="m",
         pieces=("projector",),
         adapted={"a": "b"},
-        files=ModelFiles(stamps={"w": ModelFileStamp(1, 2, 3, 4)}, names={"f": ("a", "b")}),
+        files=ModelFiles(stamps={"w": ModelFileStamp(1, 2, 3, 4, 5)}, names={"f": ("a", "b")}),
     )
     items = [[EncodeItem("k", "f", "image"), EncodeItem("l", "g", "video", "why?", 4)]]
     places: dict[str, Any] = {"store": "s", "namespace": "n"}

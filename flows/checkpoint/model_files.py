@@ -25,20 +25,23 @@ class ModelDigests:
     def __init__(self, digests: ContentDigests) -> None:
         self._digests = digests
         self._stamps: dict[str, ModelFileStamp] = {}
+        self._contents: dict[str, str] = {}
         self._links: dict[str, ModelFileStamp] = {}
         self._names: dict[str, tuple[str, ...]] = {}
 
     @property
     def files(self) -> ModelFiles:
         """Return the files noted so far."""
-        return ModelFiles(stamps=self._stamps, links=self._links, names=self._names)
+        return ModelFiles(
+            stamps=self._stamps, digests=self._contents, links=self._links, names=self._names
+        )
 
     def of(self, path: Path) -> str:
         """Return the digest of a file that affects the model's results. Raises OSError,
         ModelChanged."""
         with _report_change(path):
             content = self._digests.of_model(path)
-        self._note(path, content.stamp)
+        self._note(path, content.stamp, content.digest)
         return content.digest
 
     def known(self, path: Path) -> str:
@@ -47,7 +50,7 @@ class ModelDigests:
         content = self._digests.known_of_model(path)
         if content is None:
             return ""
-        self._note(path, content.stamp)
+        self._note(path, content.stamp, content.digest)
         return content.digest
 
     def of_small(self, path: Path) -> str:
@@ -69,10 +72,15 @@ class ModelDigests:
             folder = str(checkpoint.folder)
             self._names[folder] = tuple(small_names(folder))
 
-    def _note(self, path: Path, stamp: ModelFileStamp) -> None:
+    def _note(self, path: Path, stamp: ModelFileStamp, digest: str = "") -> None:
         name = str(path)
-        if self._stamps.setdefault(name, stamp) != stamp:
+        before = self._stamps.setdefault(name, stamp)
+        relinked = stamp.is_relinked(before) and self._contents.get(name, digest) == digest
+        if stamp != before and not relinked:
             raise _changed(path)
+        self._stamps[name] = stamp
+        if digest:
+            self._contents[name] = digest
         if (link := link_stamp_of(path)) is not None:
             self._links[name] = link
 
@@ -119,4 +127,5 @@ def with_fetched(files: ModelFiles, weights: Mapping[Path, str]) -> ModelFiles:
             raise ModelChanged(f"{path} is not the file that the plan was made with", hint=HINT)
     links = {str(path): link for path in new if (link := link_stamp_of(path)) is not None}
     stamps = {str(path): model_stamp_of(path) for path in new}
-    return files.with_others(ModelFiles(stamps=stamps, links=links))
+    digests = {str(path): weights[path] for path in new if weights[path]}
+    return files.with_others(ModelFiles(stamps=stamps, digests=digests, links=links))
