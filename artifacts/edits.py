@@ -207,7 +207,7 @@ def read_journal(path: Path, proof: Proof = anybody) -> Edits:
             deed = parse(user_text(line, path))
             check(deed, DEED)
         except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
+            why = getattr(error, "strerror", error)
             raise EnvironmentFault(f"{path} at line {at}: {why}", hint=REMOVE_LINE) from error
         if not proof(deed):
             edits.unproved += 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from artifacts.errors import UsageError, redacted
-from artifacts.regular_files import open_regular, user_text
+from artifacts.paths import text_named
 
 SERVED = "openai:"
 """Begin of the name of a model that a server runs."""
@@ -138,15 +138,8 @@ def keys_from(file: str) -> EndpointKeys:
 
 
 def _read(path: Path) -> dict[str, str]:
-    try:
-        with open_regular(path) as file:
-            mode, text = os.fstat(file.fileno()).st_mode, user_text(file.read(KEYS_BYTES), path)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "its name is invalid"
-        raise UsageError(
-            f"--endpoint-keys {path} cannot be read: {reason}", hint="Write lines `host = key`"
-        ) from None
-    if mode & 0o077:
+    text = text_named(path, "endpoint-keys", KEYS_BYTES, "Write lines `host = key`")
+    if path.stat().st_mode & 0o077:
         raise UsageError(
             f"--endpoint-keys {path}: other users of this machine may read it",
             hint=f"Run: chmod 600 {path}",

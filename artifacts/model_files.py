@@ -43,10 +43,8 @@ def small_names(folder: str | Path) -> list[str]:
         return sorted(each.name for each in entries if is_read(each.name) and each.is_file())
 
 
-@cache
-def _digest_at(path: str, stamp: ModelFileStamp) -> str:
-    """Return the digest that a file has with this stamp. Raises OSError."""
-    return hash_file(Path(path))
+_digest_at = cache(lambda path, stamp: hash_file(Path(path)))
+"""(path, stamp) → the digest of the file, which is read once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,13 +78,10 @@ class ModelFiles:
     def _change(self) -> str:
         for path, stamp in self.stamps.items():
             try:
-                now, link, link_now = (
-                    model_stamp_of(path),
-                    self.links.get(path),
-                    link_stamp_of(path),
-                )
-                if now.is_relinked(stamp):
+                now, link_now = model_stamp_of(path), link_stamp_of(path)
+                if now.hard_links != stamp.hard_links:
                     stamp = self._accepted(path, now)
+                link = self.links.get(path)
                 if link and link_now and link_now.is_relinked(link):
                     link_now = link
                 if (now, link_now) != (stamp, link):

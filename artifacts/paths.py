@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from artifacts.errors import UsageError
-from artifacts.regular_files import read_user_text
+from artifacts.regular_files import read_bytes, user_text
 
 
 def folder_named(text: str, name: str) -> Path:
@@ -28,7 +28,7 @@ def text_named(given: str | Path, name: str, limit: int, hint: str) -> str:
     """Return the text of a file given as the option `name`, of at most `limit` bytes. Raises
     UsageError."""
     try:
-        return read_user_text(Path(given).expanduser(), limit)
+        return user_text(read_bytes(path := Path(given).expanduser(), limit), path)
     except (OSError, RuntimeError, ValueError) as error:  # also an unknown ~user, or a NUL byte
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"--{name} {given} cannot be read: {reason}", hint=hint) from error

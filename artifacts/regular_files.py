@@ -92,24 +92,16 @@ def read_text(path: Path, limit: int, lines: int | None = None) -> str:
         raise OSError(errno.EILSEQ, "it is not UTF-8 text", os.fspath(path)) from error
 
 
-def read_user_text(path: Path, limit: int) -> str:
-    """Return the text of a file of at most `limit` bytes that a user may have written, as
-    `user_text` does. Raises OSError."""
-    return user_text(read_bytes(path, limit), path)
-
-
 def user_text(content: bytes, path: Path) -> str:
-    """Return the text of a file that any editor may have saved: UTF-8 with or without a byte order
+    """Return the text of a user's file, saved by any editor: UTF-8 with or without a byte order
     mark, lines that end in LF or CRLF. Raises OSError for UTF-16 and what is no text."""
-    reason = "it is not UTF-8 text: save it as UTF-8"
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        reason = "it is UTF-16: save it as UTF-8"
-    elif b"\0" in content:  # also UTF-16 without a mark, which may be valid UTF-8
-        reason = "it has bytes of zero, as binary files and UTF-16 have: give a text in UTF-8"
-    else:
+    reason = "it is UTF-16"
+    if not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        reason = "it is not UTF-8 text"
         with contextlib.suppress(UnicodeDecodeError):
-            return content.decode("utf-8-sig").replace("\r\n", "\n")
-    raise OSError(errno.EILSEQ, reason, os.fspath(path))
+            if b"\0" not in content:  # UTF-16 without a mark may be valid UTF-8
+                return content.decode("utf-8-sig").replace("\r\n", "\n")
+    raise OSError(errno.EILSEQ, f"{reason}: save it as UTF-8", os.fspath(path))
 
 
 def link_out(path: Path, root: Path) -> str:

@@ -356,6 +356,28 @@ def test_an_unreadable_folder_is_named(folder: Path, monkeypatch: pytest.MonkeyP
     ]
 
 
+@pytest.mark.parametrize("name", ["disk", "disk.2", "deep/disk"])
+def test_a_link_to_a_disk_that_is_away_is_a_failure_if_it_would_be_read_and_else_a_note(
+    folder: Path, name: str
+) -> None:
+    (folder / name).symlink_to("/mnt/away/films")
+    found, failures = find_media([str(folder)], DEEP)
+    assert len(found) == 4
+    assert [(f.error, f.media_path) for f in failures] == [("unreadable", str(folder / name))]
+    assert "leads nowhere" in failures[0].message and "disk" in failures[0].hint
+    assert find_media([str(folder)], PLAIN)[1] == []
+    assert f"{folder / name}: the link leads nowhere" in left_out_note([str(folder)], PLAIN)
+    (folder / name).unlink()
+    (folder / name).symlink_to(folder)
+    assert find_media([str(folder)], DEEP)[1] == []
+
+
+def test_a_folder_with_nothing_but_a_link_that_leads_nowhere_has_no_media(tmp_path: Path) -> None:
+    (tmp_path / "disk").symlink_to("/mnt/away")
+    assert [f.error for f in find_media([str(tmp_path)], PLAIN)[1]] == ["no-media"]
+    assert [f.error for f in find_media([str(tmp_path)], DEEP)[1]] == ["unreadable"]
+
+
 def test_folders_in_folders_end_only_where_names_do(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     for _ in range(1500):

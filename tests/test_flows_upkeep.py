@@ -342,6 +342,46 @@ def test_nothing_is_removed_while_a_source_is_not_there(config: CaptionConfig) -
     assert "nothing was removed" in result.line() and "disk" in result.kept
 
 
+@pytest.mark.parametrize("source", ["", "/**/*.mp4"])
+def test_nothing_is_removed_while_a_linked_disk_is_away(config: CaptionConfig, source: str) -> None:
+    clips = Path(config.sources[0])
+    disk = clips.parent / "disk"
+    shutil.copytree(clips, disk)
+    write_video(disk / "4.mp4", ticks=range(12))
+    (clips / "disk").symlink_to(disk)
+    config = replace(config, sources=(f"{clips}{source}",), recursive=True)
+    answered(config)
+    stored = features(config)
+    disk.rename(clips.parent / "away")
+    result = answered(config, prune=True)
+    assert (result.removed, features(config)) == (0, stored)
+    assert "nothing was removed" in result.line() and f"{clips / 'disk'}" in result.kept
+    assert result.exit_code == (0 if source else 1)
+    (clips.parent / "away").rename(disk)
+    assert (answered(config, prune=True).encoded, features(config)) == (0, stored)
+
+
+def test_nothing_is_removed_while_a_folder_of_a_pattern_cannot_be_read(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = Path(config.sources[0])
+    config = replace(config, sources=(f"{clips.parent}/**/?.mp4",))
+    answered(config)
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if isinstance(path, str | Path) and Path(path).name == "clips":  # as for anybody but root
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    write_video(clips.parent / "8.mp4", ticks=range(9))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", refusing)
+        result = answered(config, prune=True)
+    assert (counts(result), result.removed, features(config)) == ((0, 1, 0, 3), 0, 4)
+    assert result.kept == f"{clips} could not be read (Permission denied)"
+
+
 def test_two_rebuilds_of_one_job_are_refused(config: CaptionConfig) -> None:
     answered(config)
     (folder,) = (Path(config.store) / "logs").glob("rebuild-*")

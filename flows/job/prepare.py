@@ -15,7 +15,7 @@ from artifacts.keys import ContentDigests
 from artifacts.packs import stored_namespaces
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
-from artifacts.regular_files import link_out, read_user_text
+from artifacts.regular_files import link_out, read_bytes, user_text
 from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.schema import Sampling
 from artifacts.signing import anybody, proof_by
@@ -70,6 +70,7 @@ PLACEHOLDERS = re.compile("|".join(map(re.escape, (NAME, FOLDER, TAGS, PREVIOUS)
 """Placeholders that are replaced; other braces stay."""
 FORM = "txt"
 """Format of a text with tags, next to the medium."""
+NO_TAGS = f"no .{FORM} next to it that a user wrote or that holds labels"
 MAX_BYTES = 1 << 16
 """Size above which a text holds no tags, in bytes."""
 
@@ -111,26 +112,22 @@ class Tags:
         noted."""
         path = file.path.with_suffix(f".{FORM}")
         of = about(medium.digest, path)
-        text, why = "", f"no .{FORM} next to it that a user wrote or that holds labels"
         try:
-            if link := link_out(path, path.parent):
-                why = f"{path.name}: {link}"
-            else:
-                text = read_user_text(path, MAX_BYTES)
-        except (OSError, ValueError) as error:
-            if path.exists():
-                why = f"{path.name}: {getattr(error, 'strerror', error)}"
+            why = link_out(path, path.parent)
+            text = "" if why else user_text(read_bytes(path, MAX_BYTES), path)
+        except OSError as error:
+            text, why = "", "" if isinstance(error, FileNotFoundError) else str(error.strerror)
         sha256 = hashlib.sha256(text.encode()).hexdigest()
         # A generated caption is not fed back to a model.
         if self._captions.has(FORM, sha256, of):
             text = ""
-        elif (user_text := self._joined.user_part(of, text)) is not None:
-            text = user_text
+        elif (part := self._joined.user_part(of, text)) is not None:
+            text = part
         if self._labels.has(FORM, sha256, of):
             labels = (label.strip() for line in text.split("\n") for label in line.split(","))
             text = ", ".join(dict.fromkeys(filter(None, labels)))
         if not text.strip():
-            self._without_tags[file.path] = why
+            self._without_tags[file.path] = f"{path.name}: {why}" if why else NO_TAGS
         return " ".join(text.split())
 
     def notes(self) -> list[str]:

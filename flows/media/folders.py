@@ -1,6 +1,9 @@
 """Lists the files of a folder of media, and what of it is not read. Opens no file."""
 
+import errno
+import glob
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from operator import attrgetter
@@ -8,7 +11,9 @@ from pathlib import Path
 
 from artifacts.files import OURS, SERVER_FOLDERS, is_hidden
 from artifacts.plurals import counted
-from flows.media.media_files import Selection, writable
+from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Selection, writable
+
+LEADS_NOWHERE = "the link leads nowhere: its disk may be away"
 
 SUBFOLDERS = 1000
 """Most folders below a source that are looked into for a note."""
@@ -16,18 +21,31 @@ SUBFOLDERS = 1000
 
 def files_in(folder: Path, recursive: bool, unread: Callable[[OSError], None]) -> Iterator[str]:
     """Yield file names in order, relative to the folder. `unread` is called for each folder that
-    cannot be read."""
+    cannot be read, and each link that leads nowhere."""
     for relative, entries in islice(_folders(folder, unread), None if recursive else 1):
         yield from (os.path.join(relative, name) for name in _file_names(entries))
+
+
+def unread_in(sources: Iterable[str]) -> list[OSError]:
+    """Return why media below the sources, or below the first folder of a pattern, may not have been
+    found: folders that cannot be read, and links that lead nowhere."""
+    found: list[OSError] = []
+    for root in map(os.path.expanduser, sources):
+        while glob.has_magic(root) and not os.path.isdir(root):
+            root = os.path.dirname(root) or os.curdir
+        if os.path.isdir(root):
+            deque(_folders(Path(root), found.append), 0)
+    return found
 
 
 def left_out_note(sources: Iterable[str], selection: Selection) -> str:
     """Return a note on folders with media in the sources that are not read, or an empty text."""
     unread: list[str] = []
+    lost: list[OSError] = []
     of_servers: set[str] = set()
     for source in sources:
         root = Path(os.path.expanduser(source))
-        below = _folders(root, lambda _: None) if os.path.isdir(root) else iter(())
+        below = _folders(root, lost.append) if os.path.isdir(root) else iter(())
         for relative, entries in islice(below, 1 + SUBFOLDERS):
             of_servers |= {e.name for e in entries if e.name in SERVER_FOLDERS and _is_folder(e)}
             if relative and any(map(selection.takes, _file_names(entries))):
@@ -38,7 +56,8 @@ def left_out_note(sources: Iterable[str], selection: Selection) -> str:
         return note if names else ""
     first = "".join(map(writable, unread[:1])) + ", …" * (len(unread) > 1)
     note = f"{counted(len(unread), 'subfolder')} with media not read ({first}); add --recursive"
-    return note if unread else ""
+    away = [f"{writable(e.filename)}: {LEADS_NOWHERE}" for e in lost if e.strerror == LEADS_NOWHERE]
+    return "; ".join([note] * bool(unread) + away[:1])
 
 
 def _file_names(entries: Iterable["os.DirEntry[str]"]) -> Iterator[str]:
@@ -67,6 +86,10 @@ def _folders(
             continue
         if relative and any(entry.name == OURS for entry in each):
             continue  # output of a run: clips, and links to its media
+        for link in (e for e in each if e.is_symlink() and not os.path.exists(e.path)):
+            is_medium = os.path.splitext(link.name)[1].lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+            if not is_medium and not is_hidden(link.name):
+                unread(FileNotFoundError(errno.ENOENT, LEADS_NOWHERE, link.path))
         yield relative, each
         folders = [e.name for e in reversed(each) if not is_hidden(e.name) and _is_folder(e)]
         left += (os.path.join(relative, name) for name in folders)

@@ -35,8 +35,9 @@ class HandwrittenTexts:
         """Return the first user-written text among `places` for this content, with its path. Return
         None if there is none."""
         for path in places:
-            content = _content(path)
-            if content is None:
+            try:
+                content = read_bytes(path, MAX_BYTES)
+            except (OSError, ValueError):
                 continue
             sha256, of = hashlib.sha256(content).hexdigest(), about(digest, path)
             if any(own.has(FORM, sha256, of) for own in (self._captions, self._labels)):
@@ -84,11 +85,3 @@ def text_paths(path: Path, name: str = "") -> list[Path]:
     its place. The `name` of a prompt stands before the suffix."""
     named = path.with_name(f"{path.stem}.{name}{path.suffix}") if name else path
     return [named.with_name(f"{named.name}.{FORM}"), named.with_suffix(f".{FORM}")]
-
-
-def _content(path: Path) -> bytes | None:
-    """Return the bytes of a file if it is short enough to be a medium's text, else None."""
-    try:
-        return read_bytes(path, MAX_BYTES)
-    except (OSError, ValueError):
-        return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UsageError
-from artifacts.regular_files import read_user_text
+from artifacts.regular_files import read_bytes, user_text
 from artifacts.remote.addresses import is_address
 from flows.options.text import check_prompts
 
@@ -51,7 +51,7 @@ def lines_of(path: Path) -> Iterator[Line | BadLine]:
     since it might be the same list."""
     entries_in = STRUCTURED.get(path.suffix.lower(), _text_lines)
     try:
-        entries = [*entries_in(read_user_text(path, LIST_BYTES))]
+        entries = [*entries_in(user_text(read_bytes(path, LIST_BYTES), path))]
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{error}"
         message = f"the list cannot be read: {reason}"

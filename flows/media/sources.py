@@ -23,7 +23,7 @@ from artifacts.remote.addresses import (
 )
 from artifacts.remote.ahead import map_prefetched
 from artifacts.remote.media_cache import UNREACHABLE, copy_path
-from flows.media.folders import files_in
+from flows.media.folders import LEADS_NOWHERE, files_in
 from flows.media.handwritten import FORM, text_paths
 from flows.media.media_files import (
     IMAGE_SUFFIXES,
@@ -328,6 +328,8 @@ def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFi
         if selection.takes(name):
             count += 1
             yield _media_file(folder / name, name, source)
+    if not selection.recursive:  # `left_out_note` names the links
+        unread = [error for error in unread if error.strerror != LEADS_NOWHERE]
     for error in unread:
         message = f"the folder cannot be read ({error.strerror})"
         yield source_failure(source, str(error.filename), "unreadable", message, UNREADABLE)

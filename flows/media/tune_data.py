@@ -21,7 +21,7 @@ from artifacts.errors import UsageError
 from artifacts.json_shapes import BYTES, parse
 from artifacts.keys import ContentDigests, content_key
 from artifacts.plurals import counted
-from artifacts.regular_files import link_out, read_text, read_user_text
+from artifacts.regular_files import link_out, read_bytes, read_text, user_text
 from artifacts.signing import proof_by
 from artifacts.store import Store
 from flows.media.example import Example
@@ -305,7 +305,7 @@ def _absolute(path: Path) -> Path:
 
 def _text(path: Path) -> str:
     try:
-        return read_user_text(path, MAX_BYTES)
+        return user_text(read_bytes(path, MAX_BYTES), path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"{path} cannot be read ({reason})", hint="Check the file") from error

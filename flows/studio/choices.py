@@ -1,6 +1,6 @@
 """What the page offers to choose from: models on this machine, adapters and prompts."""
 
-import logging
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -9,14 +9,12 @@ from typing import Any
 
 from artifacts.errors import UsageError
 from artifacts.files import write_text
-from artifacts.regular_files import read_user_text
+from artifacts.regular_files import read_bytes, user_text
 from artifacts.user_folders import user_state
 from flows.options.model import DEMO_MODEL
 from flows.options.text import IMAGE_PROMPT
 from flows.studio.roots import Refused, Roots, is_shown
 from stages.models.hub.hub_errors import cache_folder
-
-logger = logging.getLogger(__name__)
 
 DEEPEST = 2
 """Folders below a root in which models and adapters are looked for."""
@@ -74,12 +72,9 @@ def presets() -> list[dict[str, Any]]:
     found = []
     for path in sorted(folder.glob("*.txt")):
         if NAME.fullmatch(path.stem) and path.is_file() and path.stat().st_size <= LONGEST:
-            try:
-                text = read_user_text(path, LONGEST)
-            except OSError as error:
-                logger.warning("%s is left out: %s", path, error.strerror)
-                continue
-            found.append({"name": path.stem, "text": text.strip()})
+            with contextlib.suppress(OSError):  # it is UTF-16, or no text
+                text = user_text(read_bytes(path, LONGEST), path).strip()
+                found.append({"name": path.stem, "text": text})
     return found
 
 

@@ -21,6 +21,7 @@ from flows.ledger.tasks import Medium
 from flows.ledger.weights import bytes_to_fetch
 from flows.machine.launch import DirectLauncher, ForkingLauncher
 from flows.machine.leases import RunningJob, running_jobs
+from flows.media.folders import unread_in
 from flows.options.commands import RunOptions
 from flows.options.rebuild import RebuildConfig, RebuildRun
 from flows.pipelines import KEPT, Pipeline, parts_of
@@ -311,5 +312,8 @@ def _prune(
     if job.failures:
         # An unmounted disk must not delete the features of its files.
         result.kept = f"{job.failures[0].media_path} could not be read"
+        return now.past
+    for error in unread_in(job.config.sources):
+        result.kept = f"{error.filename} could not be read ({error.strerror})"
         return now.past
     return prune(job, name, now, running, result)
