@@ -4,9 +4,8 @@ A plan stamps the files. Each process that loads them compares the stamps before
 Everything computed between two equal comparisons belongs to the digests of the plan. This costs one
 `stat` per file.
 
-Hard links (backups, exports), `chmod` and the like change a stamp, but no byte. Before anything is
-read, the digest then decides. While files are read, it does so only if the number of hard links
-differs, too: else the file may have been overwritten and put back.
+Hard links (backups, exports) and `chmod` change a stamp, but no byte: the digest then decides.
+While files are read, only hard links are taken so: a file may have been overwritten and put back.
 """
 
 import contextlib

@@ -279,9 +279,12 @@ def test_hard_links_change_no_model_and_their_file_is_read_once(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, files, read = model / "model.safetensors", planned(model), list[Path]()
-    monkeypatch.setattr(
-        model_files, "hash_file", lambda path: (read.append(path), hash_file(path))[1]
-    )
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return hash_file(path)
+
+    monkeypatch.setattr(model_files, "hash_file", counted)
     hard_link(path)
     with files.compared():
         files.check()

@@ -379,7 +379,7 @@ def test_nothing_is_removed_while_a_folder_of_a_pattern_cannot_be_read(
         patched.setattr(os, "scandir", refusing)
         result = answered(config, prune=True)
     assert (counts(result), result.removed, features(config)) == ((0, 1, 0, 3), 0, 4)
-    assert result.kept == f"{clips} could not be read (Permission denied)"
+    assert result.kept == f"{clips} (Permission denied) could not be read"
 
 
 def test_two_rebuilds_of_one_job_are_refused(config: CaptionConfig) -> None:

@@ -26,16 +26,16 @@ def files_in(folder: Path, recursive: bool, unread: Callable[[OSError], None]) -
         yield from (os.path.join(relative, name) for name in _file_names(entries))
 
 
-def unread_in(sources: Iterable[str]) -> list[OSError]:
-    """Return why media below the sources, or below the first folder of a pattern, may not have been
-    found: folders that cannot be read, and links that lead nowhere."""
+def unread_in(sources: Iterable[str]) -> list[str]:
+    """Return the folders below the sources, or below the first folder of a pattern, that cannot be
+    read, and the links that lead nowhere, with the reasons."""
     found: list[OSError] = []
     for root in map(os.path.expanduser, sources):
         while glob.has_magic(root) and not os.path.isdir(root):
             root = os.path.dirname(root) or os.curdir
         if os.path.isdir(root):
             deque(_folders(Path(root), found.append), 0)
-    return found
+    return [f"{writable(error.filename)} ({error.strerror})" for error in found]
 
 
 def left_out_note(sources: Iterable[str], selection: Selection) -> str:

@@ -309,11 +309,8 @@ def _prune(
     if job.config.limit is not None:
         result.kept = "--limit leaves out existing files"
         return now.past
-    if job.failures:
+    if unread := [*(each.media_path for each in job.failures), *unread_in(job.config.sources)]:
         # An unmounted disk must not delete the features of its files.
-        result.kept = f"{job.failures[0].media_path} could not be read"
-        return now.past
-    for error in unread_in(job.config.sources):
-        result.kept = f"{error.filename} could not be read ({error.strerror})"
+        result.kept = f"{unread[0]} could not be read"
         return now.past
     return prune(job, name, now, running, result)
