@@ -114,7 +114,7 @@ def tags(path: Path) -> str:
 
 def handwritten(path: Path) -> str:
     texts = HandwrittenTexts(FolderStore(path.parent / "store"), path.parent / "out")
-    found = texts.of([path], "d" * 64)
+    found = texts.of([path], "d" * 64, str(path.with_suffix(".png")))
     for note in texts.notes():
         raise PenstockError(note, hint="")
     assert found is not None

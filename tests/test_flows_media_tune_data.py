@@ -14,6 +14,7 @@ from artifacts.errors import UsageError
 from flows.media.example import Example
 from flows.media.tune_data import examples_in, split
 from flows.options.tune import TuneConfig
+from flows.running.tune import resolve_run
 
 ROWS: list[dict[str, Any]] = [
     {"media_path": "a.mp4", "source": "", "start": 0.0, "end": 4.0, "caption": "one"},
@@ -221,3 +222,12 @@ def test_chunks_of_one_medium_are_held_out_together() -> None:
     assert split(examples, 0.25, 1) != (trained, held)
     assert split(examples, 0.0, 0) == (examples, [])
     assert split(examples[:3], 0.5, 0) == (examples[:3], [])
+
+
+def test_an_adapter_replaces_no_settings_of_somebody_else(tmp_path: Path) -> None:
+    data = jsonl(tmp_path, ROWS[2])
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "adapter_config.json").write_text('{"my": "own"}')
+    config = TuneConfig(data=data, model="demo", out=str(tmp_path / "theirs"))
+    with pytest.raises(UsageError, match=r"holds other files \(adapter_config.json\)"):
+        resolve_run(config)

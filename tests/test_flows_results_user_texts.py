@@ -3,6 +3,7 @@ wrote about another file of the same name, nor a file that a link leads to."""
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -252,3 +253,50 @@ def test_what_remembers_texts_is_written_through_no_link(
     LINKS[kind](Path(config.out) / ".written.jsonl", tmp_path / "private.txt")
     learned(config)
     assert (tmp_path / "private.txt").read_text() == PRIVATE
+
+
+@pytest.mark.parametrize("names", [("a.short.png", "a.png"), ("a.png", "a.jpg")])
+def test_a_text_beside_another_medium_is_not_replaced_by_a_run_of_its_own(
+    config: CaptionConfig, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for name, level in zip(names, (90, 200), strict=True):
+        picture(tmp_path / "clips" / name, level)
+    first, second = (str(tmp_path / "clips" / name) for name in names)
+    text = Path(first).with_suffix(".txt")
+    run(replace(config, sources=(first,), prompt="First?", beside=True, format=("txt",)))
+    assert "First?" in text.read_text()
+    again = replace(config, sources=(second,), out=str(tmp_path / "other"), beside=True)
+    prompts = {"short": "Second?"} if "short" in first else {"": "Second?"}
+    asked = {"prompts": prompts} if "short" in first else {"prompt": "Second?"}
+    result = run(replace(again, format=("txt",), **asked))
+    assert "First?" in text.read_text()
+    assert any("kept 1 .txt file" in note for note in result.notes())
+
+
+def test_the_text_of_a_prompt_is_not_that_of_a_medium_of_this_name(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    picture(tmp_path / "clips" / "a.short.png", 200)
+    media, out = str(tmp_path / "clips"), Path(config.out)
+    prompts = {"short": "What?", "long": "How?"}
+    run(replace(config, sources=(media,), prompts=prompts, format=("txt", "hf")))
+    (out / "a.short.txt").write_text("mine of a")
+    run(replace(config, sources=(media,), prompts=prompts, format=("txt", "hf")))
+    assert list(READERS["hf"](out).values()).count("mine of a") == 1
+    run(replace(config, sources=(media,), prompt="What?", format=("txt", "hf")))
+    assert "mine of a" not in READERS["hf"](out).values()
+    assert (out / "a.short.txt").read_text() == "mine of a"
+
+
+def test_a_copied_folder_and_a_folder_of_a_data_set_s_name_are_no_work_of_users(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    media = tmp_path / "clips" / "hf"
+    media.mkdir()
+    picture(media / "b.png", 200)
+    result = run(replace(config, format=("txt",), recursive=True))
+    assert not any("earlier run" in note for note in result.notes())
+    run(replace(config, format=("hf",), recursive=True))
+    copy = Path(shutil.copytree(config.out, tmp_path / "copy"))
+    result = run(replace(config, format=("hf",), recursive=True, out=str(copy)))
+    assert not any("kept" in note for note in [*result.notes(), *result.warnings])

@@ -111,7 +111,7 @@ class Tags:
         """Return the tags of a file in one line. Files without tags give an empty string, and are
         noted."""
         path = file.path.with_suffix(f".{FORM}")
-        of = about(medium.digest, path)
+        of = about(medium.digest, path, file.place)
         try:
             why = link_out(path, path.parent)
             text = "" if why else user_text(read_bytes(path, MAX_BYTES), path)

@@ -1,6 +1,6 @@
 """Distinguishes generated text files from files that a user wrote or edited.
 
-A generated file is recognized by its own digest, and by that of its medium or its own path. It is
+A generated file is recognized by its own digest, and by that of its medium or both paths. It is
 still recognized after a folder was moved or another `OUT` was given, and after another medium took
 the name of its own.
 """
@@ -35,10 +35,10 @@ ANY: About = ("",)
 """The same of a file that is about no medium."""
 
 
-def about(content: str, path: Path) -> About:
-    """Return what a text at a path is about: a medium with this content, or the one that had the
-    same name before."""
-    return content, os.path.abspath(path)
+def about(content: str, path: Path, place: str) -> About:
+    """Return what a text at a path is about: a medium with this content, or the one that was at the
+    same place before, which this one replaced."""
+    return content, f"{os.path.abspath(path)} {place}"
 
 
 class GeneratedFiles:

@@ -31,15 +31,15 @@ class HandwrittenTexts:
         self._labels = GeneratedFiles(store, OF_LABELS, out)
         self._joined = JoinedTexts(self._captions, FORM)
 
-    def of(self, places: Iterable[Path], digest: str) -> tuple[Path, str] | None:
+    def of(self, places: Iterable[Path], digest: str, place: str) -> tuple[Path, str] | None:
         """Return the first user-written text among `places` for this content, with its path. Return
-        None if there is none."""
+        None if there is none. `place`: where the medium lies."""
         for path in places:
             try:
                 content = read_bytes(path, MAX_BYTES)
             except (OSError, ValueError):
                 continue
-            sha256, of = hashlib.sha256(content).hexdigest(), about(digest, path)
+            sha256, of = hashlib.sha256(content).hexdigest(), about(digest, path, place)
             if any(own.has(FORM, sha256, of) for own in (self._captions, self._labels)):
                 continue
             root = self._out if path.is_relative_to(self._out) else path.parent

@@ -114,7 +114,7 @@ class _Texts:
         except OSError:
             return example
         about = content_key(digest, kind_of(example.path.name))
-        if (found := self.handwritten.of(places, about)) is None:
+        if (found := self.handwritten.of(places, about, str(example.path))) is None:
             return example
         text, lines = found[1], self._lines[_item(row)]
         if " ".join(text.split()) in example.prompt:

@@ -229,7 +229,8 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
             found.user_texts[form] = found.corrected
         elif path.exists():
             found.earlier.append(form)
-    found.earlier += [form for form in TRAINERS if (job.out / form).exists()]
+    made = {form: (job.out / form / name for name in each.names) for form, each in TRAINERS.items()}
+    found.earlier += [form for form, paths in made.items() if any(map(os.path.exists, paths))]
     found.unused_edits = job.edits.unused()
     return found
 

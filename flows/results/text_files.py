@@ -17,7 +17,7 @@ from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium
-from flows.media.generated_files import LARGEST_TEXT, GeneratedFiles, about, digest_at
+from flows.media.generated_files import LARGEST_TEXT, About, GeneratedFiles, about, digest_at
 from flows.media.media_files import MediaFile
 from flows.media.text_merging import JoinedTexts
 from flows.options.formats import JOINABLE, JOINED
@@ -147,15 +147,15 @@ class _Writer:
 
     def write(self, captions_of: CaptionsOf) -> TextFileCounts:
         """Update the files to the current captions, and return their counts."""
-        for path, medium, text, has_edits in self._expected_texts(captions_of):
+        for path, of, text, has_edits in self._expected_texts(captions_of):
             if text is None:
-                self.texts.earlier += self._is_own(path, medium)
+                self.texts.earlier += self._is_own(path, of)
             elif not text:  # all of its captions were rejected, or it has no labels
-                if self._has_own(path, medium):
+                if self._has_own(path, of):
                     path.unlink(missing_ok=True)
-            elif self._update(path, medium, text):
+            elif self._update(path, of, text):
                 self.texts.written += 1
-                self.texts.user_texts += has_edits or self._is_joined(path, medium)
+                self.texts.user_texts += has_edits or self._is_joined(path, of)
             else:
                 self.texts.kept.append(path.name)
                 self.texts.user_texts += 1
@@ -166,10 +166,9 @@ class _Writer:
             self.texts.same_stem = _same_stem(self._job)
         return self.texts
 
-    def _update(self, path: Path, medium: Medium, text: bytes) -> bool:
+    def _update(self, path: Path, of: About, text: bytes) -> bool:
         """Update one file by the rule for existing files. Return whether it holds `text` now."""
-        config, form, of = self._job.config, self.texts.form, about(medium.digest, path)
-        outputs = OutputOptions.of(config)
+        outputs, form = OutputOptions.of(self._job.config), self.texts.form
         if outputs.rule in JOINED and form in JOINABLE and os.path.lexists(path):
             return self._joined.update(path, of, text.decode(), outputs.rule)
         return self._own.update(path, text, form, of, replace=outputs.replaces)
@@ -177,18 +176,19 @@ class _Writer:
     def count_outdated(self, captions_of: CaptionsOf, present: Set[str]) -> int:
         """Count the generated files that differ from the current captions."""
         self.texts.requested = False
-        for path, medium, text, _ in self._expected_texts(captions_of, present):
+        for path, of, text, _ in self._expected_texts(captions_of, present):
             same = (
                 text is not None
                 and digest_at(path, LARGEST_TEXT) == hashlib.sha256(text).hexdigest()
             )
-            self.texts.earlier += not same and self._is_own(path, medium)
+            self.texts.earlier += not same and self._is_own(path, of)
         return self.texts.earlier
 
     def _expected_texts(
         self, captions_of: CaptionsOf, only: Set[str] | None = None
-    ) -> Iterator[tuple[Path, Medium, bytes | None, bool]]:
-        """Yield each file with the text that it should hold, and whether users edited the text.
+    ) -> Iterator[tuple[Path, About, bytes | None, bool]]:
+        """Yield each file with what it is about, the text that it should hold, and whether users
+        edited the text.
 
         `only` limits the files. The text is empty if a medium has no captions that were not
         rejected, and None if some are missing: a partial text would look complete.
@@ -197,29 +197,27 @@ class _Writer:
         for path, file, medium in zip(self._paths, job.files, job.contents, strict=True):
             if only is not None and str(path) not in only:
                 continue
+            of = about(medium.digest, path, file.place)
             captions = captions_of(job, file, medium)
             if captions is None:
-                yield path, medium, None, False
+                yield path, of, None, False
                 continue
             kept = [*unrejected(captions)]
             text = "".join(WRITERS[self.texts.form](kept)).encode("utf-8", errors="replace")
-            yield path, medium, text, any(caption.original for caption in kept)
+            yield path, of, text, any(caption.original for caption in kept)
 
-    def _is_own(self, path: Path, medium: Medium) -> bool:
+    def _is_own(self, path: Path, of: About) -> bool:
         """Return whether the file, or a part of it, was generated."""
         joins = self.texts.form in JOINABLE
-        of = about(medium.digest, path)
-        return self._has_own(path, medium) or (joins and self._joined.holds(path, of))
+        return self._has_own(path, of) or (joins and self._joined.holds(path, of))
 
-    def _has_own(self, path: Path, medium: Medium) -> bool:
-        return self._own.has(
-            self.texts.form, digest_at(path, LARGEST_TEXT), about(medium.digest, path)
-        )
+    def _has_own(self, path: Path, of: About) -> bool:
+        return self._own.has(self.texts.form, digest_at(path, LARGEST_TEXT), of)
 
-    def _is_joined(self, path: Path, medium: Medium) -> bool:
+    def _is_joined(self, path: Path, of: About) -> bool:
         """Return whether an updated file also holds user-written text."""
         joins = OutputOptions.of(self._job.config).rule in JOINED and self.texts.form in JOINABLE
-        return joins and not self._has_own(path, medium)
+        return joins and not self._has_own(path, of)
 
     def _count_others(self) -> int:
         ours = {str(path) for path in self._paths}

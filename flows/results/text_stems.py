@@ -13,10 +13,11 @@ from typing import NamedTuple
 from artifacts.keys import digest_of
 from artifacts.names import file_stems, fitting
 from flows.job.prepare import Job
-from flows.media.generated_files import GeneratedFiles
+from flows.media.generated_files import ANY, GeneratedFiles
 
-STEM, NUMBERED = "stem", "numbered"
-"""Kinds of records: that a medium has a stem, and that a number distinguishes some of its name."""
+STEM, NUMBERED, TAKEN = "stem", "numbered", "taken"
+"""Kinds of records: that a medium has a stem, that a number distinguishes some of its name, and
+that a stem is taken, by a medium of this name without suffix."""
 MORE_NUMBERS = 64
 """Numbers that are tried beyond those that the media of this run need."""
 
@@ -29,11 +30,13 @@ class Entry(NamedTuple):
     place: str
     digest: str
     prompt: str
+    bare: str
+    """Name of the medium without suffix and prompt."""
 
     def identities(self, *, alone: bool) -> tuple[str, ...]:
         """Return what the medium is recognized by, the surest first. `alone`: it has no other
         prompt."""
-        path, place, digest, prompt = self
+        path, place, digest, prompt, _ = self
         exact = (digest_of([path, place, prompt]), digest_of([path, digest, prompt]))
         return (*exact, digest_of([path, place]), digest_of([path, digest])) if alone else exact
 
@@ -47,6 +50,7 @@ def text_stems(job: Job, beside: bool) -> list[str]:
             file.place,
             medium.digest,
             medium.prompt,
+            _bare(file.media_path),
         )
         for file, medium in zip(job.files, job.contents, strict=True)
     ]
@@ -80,13 +84,17 @@ def _remembered(entries: Sequence[Entry], memory: GeneratedFiles) -> list[str]:
             stems[at] = stem
             taken.add(stem)
     for at, default in enumerate(defaults):
-        number, stem = 1, default
-        while at not in stems and stem in taken:
+        number, stem, name = 1, default, digest_of(entries[at].bare)
+        # The text of a prompt, `a.short`, is none of a medium `a.short`.
+        while at not in stems and (
+            stem in taken or (memory.has(TAKEN, stem) and not memory.has(TAKEN, stem, (name,)))
+        ):
             number += 1
             stem = fitting(f"{default}-{number}")
         taken.add(stems.setdefault(at, stem))
         if not memory.has(STEM, stems[at], identities[at][:1]):
             memory.add(STEM, stems[at], identities[at])
+            memory.add(TAKEN, stems[at], (*ANY, name))
             if stems[at] not in _plain(entries[at]):
                 memory.add(NUMBERED, digest_of(entries[at].path))
     return [stems[at] for at in range(len(entries))]
@@ -94,8 +102,7 @@ def _remembered(entries: Sequence[Entry], memory: GeneratedFiles) -> list[str]:
 
 def _plain(entry: Entry) -> tuple[str, str]:
     """Return the stems without a number."""
-    bare = entry.path.removesuffix(PurePosixPath(entry.path).suffix)
-    return fitting(bare), fitting(entry.path)
+    return fitting(_bare(entry.path)), fitting(entry.path)
 
 
 def _candidates(entry: Entry, default: str, count: int, memory: GeneratedFiles) -> Iterator[str]:
@@ -108,7 +115,10 @@ def _candidates(entry: Entry, default: str, count: int, memory: GeneratedFiles) 
         yield from (fitting(f"{stem}-{number}") for stem in plain for number in numbers)
 
 
+def _bare(path: str) -> str:
+    return path.removesuffix(PurePosixPath(path).suffix)
+
+
 def _named(path: str, name: str) -> str:
     """Return the path of a medium with a prompt name before its suffix: `a.short.mp4`."""
-    suffix = PurePosixPath(path).suffix
-    return f"{path.removesuffix(suffix)}.{name}{suffix}" if name else path
+    return f"{_bare(path)}.{name}{PurePosixPath(path).suffix}" if name else path

@@ -5,6 +5,7 @@ media in its own folder, or would confuse two files, the media are linked there.
 """
 
 import contextlib
+import filecmp
 import os
 import re
 from collections import Counter
@@ -167,7 +168,8 @@ class _TrainerFolder:
         inside = f"{self._form.folders[item.kind]}/{stem}.{media_suffix(path.name)}"
         target = self._folder / inside
         if not (is_linked(path, target) or self._has_copy(path, target)):
-            if not (self._replace or self._clips.made(target) or is_spare(target)):
+            is_own = self._clips.made(target) or is_spare(target) or _are_equal(path, target)
+            if not (self._replace or is_own):
                 self._kept.append(inside)
                 return inside
             with open_local(path) as here:
@@ -226,6 +228,13 @@ class _TrainerFolder:
                 f"not from this run: {counted(self._spare, 'file')} in {self._folder}, kept as "
                 "possibly the last copy"
             )
+
+
+def _are_equal(path: Path, target: Path) -> bool:
+    """Return whether a file holds the same bytes, as in a copied folder."""
+    with contextlib.suppress(OSError):
+        return filecmp.cmp(path, target, shallow=False)
+    return False
 
 
 def _changed(item: SampleSource) -> bool:

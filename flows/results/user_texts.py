@@ -47,7 +47,7 @@ class UserTexts:
         # A text that the prompt includes is part of the question, not an answer.
         if not kept or OutputOptions.of(config).replaces or TAGS in prompt:
             return kept
-        found = self._texts.of(self._places(file, medium, first=first), medium.digest)
+        found = self._texts.of(self._places(file, medium, first=first), medium.digest, file.place)
         if found is None:
             return kept
         place, text = found

@@ -115,7 +115,7 @@ def resolve_run(
     """Return the examples, and the run that encodes and trains on them. `announce` is called with a
     note about captions that reviews exclude. Raises UsageError for missing media."""
     out = folder_named(config.out, "out")
-    refuse_foreign(out, (RUN, CHECKPOINT), (RECORD, ADAPTER_CONFIG, ADAPTER_WEIGHTS))
+    refuse_foreign(out, (RUN, CHECKPOINT), (RECORD, ADAPTER_WEIGHTS))
     if config.tensorboard and find_spec("tensorboard") is None:
         raise UsageError(
             "--tensorboard: TensorBoard is not installed",
