@@ -18,7 +18,7 @@ from stages.frames.clip_copy import ClipCutter
 from stages.frames.video import Video
 from stages.sift.video import SampledVideo
 from tests.support.container_cells import Feature, read_by_ffmpeg
-from tests.support.media import decode_plainly, digest_of_pixels, picture, write_video
+from tests.support.media import decode_plainly, digest_of_pixels, picture, rgb, write_video
 
 LATE: dict[str, Any] = {"ticks": range(150, 210), "audio": True}
 """A second of silence from 0 s on, and pictures from 5 s to 7 s."""
@@ -274,7 +274,7 @@ def test_times_of_a_file_that_was_cut_within_an_open_group_begin_at_its_first_sh
     assert times[0] == shown[0] == 0.0
     assert times == pytest.approx(shown, abs=0.001)
     first = decode_plainly(path)[0].digest
-    assert digest_of_pixels(shown_at(path, 0.0)[0].to_ndarray(format="rgb24")) == first
+    assert digest_of_pixels(rgb(shown_at(path, 0.0)[0])) == first
 
 
 def test_chunks_follow_one_another_from_the_first_frame_on(tmp_path: Path) -> None:

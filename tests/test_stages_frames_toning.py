@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from av.video import reformatter
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
@@ -99,7 +100,7 @@ def test_one_table_serves_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
             shapes.add((frame.width, frame.height))
             return self._real.reformat(frame, **named)
 
-    monkeypatch.setattr(toning, "VideoReformatter", Noted)
+    monkeypatch.setattr(reformatter, "VideoReformatter", Noted)
     toning._toner.cache_clear()
     for height in (40, 60, 300):
         light = np.full((height, 333, 3), 30_000, np.uint16)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from av.video.reformatter import ColorPrimaries
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
@@ -20,7 +19,7 @@ from stages.frames.chunk import Chunk
 from stages.frames.formats import check_file, image_formats, is_heic
 from stages.frames.profiles import in_srgb
 from stages.frames.shown_pixels import TURNS, on_white, turned_size, upright_rgb
-from stages.frames.toning import HIGH_DYNAMIC_RANGE, UNSTATED, curve_of, toned
+from stages.frames.toning import BT2020, HIGH_DYNAMIC_RANGE, UNSTATED, curve_of, toned
 
 MAX_JPEG_PIXELS = 1 << 28
 """A JPEG of more than MAX_PIXELS, such as a phone's 200 million, is decoded at half its size with
@@ -134,7 +133,7 @@ def _decode(
     found += [warning] if warning else []
     if curve in HIGH_DYNAMIC_RANGE:
         pixels = toned(pixels.astype(np.uint16) * 257, curve, primaries)
-    elif curve in UNSTATED and primaries == ColorPrimaries.BT2020:
+    elif curve in UNSTATED and primaries == BT2020:
         found.append("it states the colours of BT.2020 and no transfer curve: shown as they are")
     if bits > 8 and pixels.max(initial=0) < DARK:
         found.append(f"almost black: it uses less than a sixteenth of its {bits}-bit range")

@@ -9,18 +9,22 @@ import re
 import struct
 import threading
 from functools import cache
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
-from av.video.frame import VideoFrame
-from av.video.reformatter import ColorPrimaries, ColorTrc, VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 
-HIGH_DYNAMIC_RANGE = frozenset((ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67))
-"""The transfer curves PQ and HLG. Without tone mapping they look washed out."""
+if TYPE_CHECKING:
+    from av.video.reformatter import VideoReformatter
+
+HIGH_DYNAMIC_RANGE = frozenset((16, 18))
+"""The transfer curves PQ and HLG, by their number in ITU-T H.273. Without tone mapping they look
+washed out."""
+BT2020 = 9
+"""The primaries of BT.2020, by their number there."""
 UNSTATED = frozenset((0, 2))
-"""Transfer curves that say nothing, by their number in ITU-T H.273."""
+"""Transfer curves, and primaries, that say nothing."""
 STRIP = (64, 1024)
 """Height and width of a strip."""
 HEAD_BYTES = 1 << 16
@@ -31,15 +35,20 @@ _lock = threading.Lock()
 
 
 @cache
-def _toner(curve: int, primaries: int) -> VideoReformatter:
-    return VideoReformatter()
+def _toner(curve: int, primaries: int) -> "VideoReformatter":
+    from av.video import reformatter  # pictures of other curves are read without PyAV
+
+    return reformatter.VideoReformatter()
 
 
 def toned(pixels: NDArray[np.uint16], curve: int, primaries: int) -> NDArray[np.uint8]:
     """Return pixels [height, width, 3] of 16 bits, in RGB with this transfer curve, as a usual
     screen shows them. Unknown primaries are those of BT.2020. Raises FFmpegError."""
+    from av.video.frame import VideoFrame
+    from av.video.reformatter import ColorPrimaries, ColorTrc
+
     if primaries in UNSTATED or primaries not in list(ColorPrimaries):
-        primaries = ColorPrimaries.BT2020
+        primaries = BT2020
     flat, size = pixels.reshape(-1, 3), STRIP[0] * STRIP[1]
     out = np.empty(flat.shape, np.uint8)
     strip = np.zeros((size, 3), np.uint16)

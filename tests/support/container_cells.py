@@ -237,7 +237,7 @@ def packet_times(path: Path) -> list[float]:
 
 def read_by_ffmpeg(path: Path, about: Feature) -> tuple[list[float], Pixels]:
     """Seconds and pixels [frames, height, width, 3] of all frames, as the program `ffmpeg` shows
-    them: turned, and on white."""
+    them by its accurate conversion: turned, and on white."""
     program = shutil.which("ffmpeg")
     assert program is not None
     alpha = about.alpha
@@ -247,7 +247,12 @@ def read_by_ffmpeg(path: Path, about: Feature) -> tuple[list[float], Pixels]:
     decoder = ["-c:v", "libvpx-vp9"] if alpha and is_vp9 else []
     form, channels = ("rgba", 4) if alpha else ("rgb24", 3)
     command = [program, "-hide_banner", *decoder, "-i", str(path), "-map", "0:v:0"]
-    command += ["-vf", f"format={form},showinfo", "-fps_mode", "passthrough"]
+    # Older programs take chroma as centred unless they are told where it is: on the left, and after
+    # the program has turned a frame by 180 degrees on the right.
+    across = {0: 0, 180: 256}.get(about.rotation % 360, 128)
+    flags = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+    scale = f"scale=flags={flags}:in_h_chr_pos={across}:in_v_chr_pos=128"
+    command += ["-vf", f"{scale},format={form},showinfo", "-fps_mode", "passthrough"]
     command += ["-f", "rawvideo", "-pix_fmt", form, "-"]
     if about.sound == 0:  # only streams that are read count for where a broadcast starts
         command += ["-map", "0:a", "-f", "null", "/dev/null"]
