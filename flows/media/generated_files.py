@@ -58,7 +58,7 @@ class GeneratedFiles:
     @cached_property
     def _each(self) -> dict[Path, set[str]]:
         return {
-            path: {str(line[0]) for line in read_lines(path) if line} for path in self._memories
+            path: {str(key) for line in read_lines(path) for key in line} for path in self._memories
         }
 
     def __bool__(self) -> bool:
@@ -74,13 +74,14 @@ class GeneratedFiles:
         """Record a text that is written, or about to be. Raises EnvironmentFault: what is not
         recorded would count as a user's."""
         for path, known in self._each.items():
-            for key in {_key(self._of + form, each, sha256) for each in about} - known:
-                known.add(key)
-                try:
-                    append_line(path, [key], self._memories[path])
-                except OSError as error:
-                    if self._memories[path] is os.open:  # and not the copy in OUT, maybe a link
-                        raise fault_of(error, path) from error
+            new = {_key(self._of + form, each, sha256) for each in about} - known
+            known |= new
+            try:
+                if new:
+                    append_line(path, sorted(new), self._memories[path])
+            except OSError as error:
+                if self._memories[path] is os.open:  # and not the copy in OUT, maybe a link
+                    raise fault_of(error, path) from error
 
     def update(
         self, path: Path, content: bytes, form: str, about: About = ANY, *, replace: bool
