@@ -21,7 +21,7 @@ OPTIONS = ("--model", "demo", "--precision", "fp32", "--chunk", "2", "--store", 
 PROMPTS = {"first": (), "second": ("--prompt", "Short caption.")}
 """Folder of a run → what else it is asked."""
 FORMATS = ("--format", "txt,vtt,srt,csv")
-LEFT_OUT = ("tmp", "claims", "logs", "digests.jsonl", "written.jsonl", "jobs", "signing-key")
+LEFT_OUT = ("tmp", "claims", "logs", "digests.jsonl", "written.jsonl", "jobs", "signing-key-*")
 """What a store holds of the machine that it lies on."""
 
 
