@@ -300,3 +300,28 @@ def test_a_copied_folder_and_a_folder_of_a_data_set_s_name_are_no_work_of_users(
     copy = Path(shutil.copytree(config.out, tmp_path / "copy"))
     result = run(replace(config, format=("hf",), recursive=True, out=str(copy)))
     assert not any("kept" in note for note in [*result.notes(), *result.warnings])
+
+
+@pytest.mark.parametrize("other", ["a.short.png", "a.png.mp4"])
+def test_what_a_run_wrote_beside_one_medium_is_no_text_of_another(
+    config: CaptionConfig, tmp_path: Path, other: str
+) -> None:
+    if other.endswith(".mp4"):
+        write_video(tmp_path / "clips" / other)
+    else:
+        picture(tmp_path / "clips" / other, 200)
+    only = replace(config, sources=(str(tmp_path / "clips" / other),), out=str(tmp_path / "o"))
+    run(replace(only, prompt="Other?", beside=True, format=("txt",)))
+    prompts = {"short": "Own?", "long": "Other still?"}
+    caption = learned(config, prompts=prompts, format=("kohya",))
+    assert "Own?" in caption
+
+
+def test_a_text_of_a_user_is_that_of_the_first_prompt_once_prompts_have_names(
+    config: CaptionConfig,
+) -> None:
+    learned(config)
+    (Path(config.out) / "a.txt").write_text("mine")
+    assert learned(config, prompts={"x": "What?", "y": "How?"}) == "mine"
+    (Path(config.out) / "a.x.txt").write_text("mine of x")
+    assert learned(config, prompts={"x": "What?", "y": "How?"}) == "mine of x"

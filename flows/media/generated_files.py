@@ -97,7 +97,7 @@ class GeneratedFiles:
         is_users = is_users and not (form in BESIDE and is_blank(path))
         if path.is_dir() or (is_users and not replace):
             return False
-        self.add(form, sha256, about)
+        self.add(form, sha256, (*about, os.path.abspath(path)))
         if not is_unchanged:
             write_text(path, [content.decode()])
         return True

@@ -6,6 +6,7 @@ have. If the number of lines differs, the whole text applies to every chunk.
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -40,7 +41,9 @@ class HandwrittenTexts:
             except (OSError, ValueError):
                 continue
             sha256, of = hashlib.sha256(content).hexdigest(), about(digest, path, place)
-            if any(own.has(FORM, sha256, of) for own in (self._captions, self._labels)):
+            # What a run wrote there about another medium is no text of a user, either.
+            anyone = (*of, os.path.abspath(path))
+            if any(own.has(FORM, sha256, anyone) for own in (self._captions, self._labels)):
                 continue
             root = self._out if path.is_relative_to(self._out) else path.parent
             if why := link_out(path, root):

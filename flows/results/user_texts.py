@@ -34,6 +34,7 @@ class UserTexts:
         self._rejected = 0
         """Number of captions that are left out because users rejected them."""
         self._out = {_key(f, m): Path(f"{stem}.{FORM}") for f, m, stem in pairs}
+        self._taken = {*self._out.values()}
 
     def apply(
         self, file: MediaFile, medium: Medium, captions: Sequence[Caption], *, first: bool
@@ -91,7 +92,11 @@ class UserTexts:
     def _places(self, file: MediaFile, medium: Medium, *, first: bool) -> Iterator[Path]:
         names = [file.name, *([""] if first and file.name else [])]
         beside = [] if file.far else [p for n in names for p in text_paths(file.path, n)]
-        out = [self._out[_key(file, medium)]]
+        out = [place := self._out[_key(file, medium)]]
+        if first and file.name:
+            stem = str(place).removesuffix(f".{FORM}").removesuffix(f".{file.name}")
+            bare = Path(f"{stem}.{FORM}")
+            out += [bare] if bare not in self._taken else []
         yield from [*beside, *out] if OutputOptions.of(self._job.config).beside else [*out, *beside]
 
 
