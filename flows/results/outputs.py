@@ -229,8 +229,9 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
             found.user_texts[form] = found.corrected
         elif path.exists():
             found.earlier.append(form)
-    made = {form: (job.out / form / name for name in each.names) for form, each in TRAINERS.items()}
-    found.earlier += [form for form, paths in made.items() if any(map(os.path.exists, paths))]
+    for form, each in TRAINERS.items():
+        if any((job.out / form / name).exists() for name in each.names):
+            found.earlier.append(form)
     found.unused_edits = job.edits.unused()
     return found
 
