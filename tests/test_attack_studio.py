@@ -18,6 +18,7 @@ from scripts.stage_processes import descendants
 from tests.support.media import write_video
 from tests.support.reports import media_file, said, write_run
 from tests.support.servers import Answer
+from tests.support.strangers import own_folder
 from tests.support.studios import OpenStudio
 
 pytestmark = pytest.mark.slow
@@ -39,6 +40,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenStudio]:
     (root / "media/secret").symlink_to("/etc")
     files = [media_file(path) for path in (first, *(root / "media" / name for name in names))]
     write_run(root / "out", [(file, said(file, WORDS)) for file in files])
+    own_folder(root / "out")  # of a stranger's, nothing but media is shown
     opened = OpenStudio(root / "media", root / "out", root / "store").start()
     assert opened.captions()["media"]
     yield opened
