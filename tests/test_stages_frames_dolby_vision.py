@@ -7,6 +7,7 @@ import av
 import pytest
 
 from artifacts.errors import MediaError
+from stages.frames.dolby_vision import has_no_base_layer
 from stages.frames.opening import open_video
 from tests.support.media import write_video
 
@@ -71,6 +72,15 @@ def test_a_mapping_of_matroska_counts_too(tmp_path: Path) -> None:
     path.write_bytes(data[:at] + b"\xec" + bytes((0x80 | len(mapping),)) + mapping + data[at:])
     with pytest.raises(MediaError, match="Dolby Vision"):
         open_video(path)
+
+
+def test_boxes_within_each_other_are_walked_without_recursion(tmp_path: Path) -> None:
+    data = b""
+    for _ in range(3000):
+        data = struct.pack(">I4s", 8 + len(data), b"moov") + data
+    path = tmp_path / "a.mp4"
+    path.write_bytes(struct.pack(">I4s", 8, b"ftyp") + data)
+    assert not has_no_base_layer(path)
 
 
 def test_boxes_of_any_size_end_the_search(film: Path) -> None:

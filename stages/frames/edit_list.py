@@ -1,4 +1,4 @@
-"""Shortens the edit list of an MP4 file, so that readers hide the frames behind its end.
+"""Walks the boxes of an MP4 file, and shortens its edit list: readers hide the frames behind it.
 
 A clip that is copied from a video with reordered frames holds packets that are shown after its end,
 because frames before the end are decoded from them.
@@ -7,11 +7,11 @@ Source: ISO/IEC 14496-12, sections 8.2.2 (mvhd), 8.3.2 (tkhd) and 8.6.6 (elst).
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-CONTAINERS = (b"moov", b"trak", b"edts")
+CONTAINERS = {b"moov": 0, b"trak": 0, b"edts": 0}
 """Boxes that hold the ones below."""
 HEADER_BYTES = 8
 
@@ -20,18 +20,18 @@ def shorten(path: Path, seconds: float) -> None:
     """End the only track of a file, as FFmpeg writes it, after so many seconds; leave a file that
     is not longer, or has no edit list. Raises OSError."""
     with path.open("r+b") as file:
-        boxes = dict(_boxes(file, 0, path.stat().st_size))
-        if not {b"mvhd", b"tkhd", b"elst"} <= boxes.keys():
+        place = dict(boxes(file, path.stat().st_size, CONTAINERS))
+        if not {b"mvhd", b"tkhd", b"elst"} <= place.keys():
             return
-        long = {name: _version(file, at) == 1 for name, at in boxes.items()}
+        long = {name: _version(file, at) == 1 for name, at in place.items()}
         # Behind version and flags: creation and modification time, then the time scale.
-        scale = _number(file, boxes[b"mvhd"] + (20 if long[b"mvhd"] else 12), wide=False)
-        count = _number(file, boxes[b"elst"] + 4, wide=False)
+        scale = _number(file, place[b"mvhd"] + (20 if long[b"mvhd"] else 12), wide=False)
+        count = _number(file, place[b"elst"] + 4, wide=False)
         size = 20 if long[b"elst"] else 12
         # The last entry shows the frames; one before it may be an empty stretch.
-        entry = boxes[b"elst"] + 8 + (count - 1) * size
+        entry = place[b"elst"] + 8 + (count - 1) * size
         before = sum(
-            _number(file, boxes[b"elst"] + 8 + at * size, wide=long[b"elst"])
+            _number(file, place[b"elst"] + 8 + at * size, wide=long[b"elst"])
             for at in range(count - 1)
         )
         duration = int(seconds * scale)
@@ -39,27 +39,32 @@ def shorten(path: Path, seconds: float) -> None:
             return
         _write(file, entry, duration, wide=long[b"elst"])
         after = 24 if long[b"mvhd"] else 16
-        _write(file, boxes[b"mvhd"] + after, before + duration, wide=long[b"mvhd"])
+        _write(file, place[b"mvhd"] + after, before + duration, wide=long[b"mvhd"])
         after = 28 if long[b"tkhd"] else 20
-        _write(file, boxes[b"tkhd"] + after, before + duration, wide=long[b"tkhd"])
+        _write(file, place[b"tkhd"] + after, before + duration, wide=long[b"tkhd"])
 
 
-def _boxes(file: BinaryIO, begin: int, end: int) -> Iterator[tuple[bytes, int]]:
-    """Yield the name of each box, and the place of its content."""
-    while begin + HEADER_BYTES <= end:
+def boxes(file: BinaryIO, end: int, containers: Mapping[bytes, int]) -> Iterator[tuple[bytes, int]]:
+    """Yield the name of each box up to a place in the file, and the place of its content.
+    `containers`: name of a box that holds others → bytes before the first of them."""
+    left = [(0, end)]  # not a recursion: a damaged file may hold a thousand in each other
+    while left:
+        begin, end = left.pop()
         file.seek(begin)
-        size, name = struct.unpack(">I4s", file.read(HEADER_BYTES))
+        head = file.read(2 * HEADER_BYTES)
+        if begin + HEADER_BYTES > end or len(head) < HEADER_BYTES:
+            continue
+        size, name = struct.unpack_from(">I4s", head)
         content = begin + HEADER_BYTES
-        if size == 1:
-            size, content = struct.unpack(">Q", file.read(8))[0], content + 8
-        elif size == 0:
-            size = end - begin
+        if size == 1 and len(head) == 2 * HEADER_BYTES:
+            (size,), content = struct.unpack_from(">Q", head, HEADER_BYTES), content + 8
+        size = size or end - begin
         if size < content - begin:
-            return
+            continue
         yield name, content
-        if name in CONTAINERS:
-            yield from _boxes(file, content, begin + size)
-        begin += size
+        left.append((begin + size, end))
+        if name in containers:
+            left.append((content + containers[name], min(end, begin + size)))
 
 
 def _version(file: BinaryIO, at: int) -> int:
