@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks._common import cells, heads, met
+from stages.frames.colours import HIGH_DYNAMIC_RANGE
 from stages.frames.frame_converter import FrameConverter
-from stages.frames.toning import HIGH_DYNAMIC_RANGE
 
 EVERY, MOST = 20, 5
 """Every 20th frame counts, five of a clip."""
@@ -111,7 +111,7 @@ def accurate(path: Path, width: int, height: int) -> NDArray[np.uint8]:
     place = json.loads(said.stdout)["streams"][0].get("chroma_location")
     flags = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
     scale = f"scale={width}:{height}:flags={flags}"
-    if place == "left":  # older programs take it as centred unless they are told
+    if place == "left":  # FFmpeg 5 ignores the stated location and assumes centred chroma
         scale += ":in_h_chr_pos=0:in_v_chr_pos=128"
     words = ["ffmpeg", "-v", "error", "-noautorotate", "-i", str(path), "-map", "0:v:0"]
     words += ["-frames:v", str(EVERY * MOST), "-vf", scale, "-fps_mode", "passthrough"]

@@ -68,7 +68,7 @@ def by_lcms(image: Image.Image, icc: bytes) -> NDArray[np.int64]:
 
 
 def saved(path: Path, image: Image.Image, icc: bytes) -> Image.Image:
-    """Write a picture, and return what a reader that knows no profiles sees."""
+    """Write a picture, and return it as Pillow reads it, without conversion to sRGB."""
     if path.suffix == ".heic":
         pytest.importorskip("pillow_heif").register_heif_opener()
     options = {"quality": 95} if path.suffix in (".jpg", ".heic", ".avif") else {}

@@ -26,7 +26,7 @@ READERS = {
     "stages/frames/image.py",
     "stages/frames/frame_converter.py",
     "stages/frames/shots.py",  # compares frames with each other
-    "stages/frames/toning.py",  # maps what both decoded
+    "stages/frames/colours.py",  # maps what both decoded
     "stages/sift/run.py",  # looks at the mode only
     "flows/planning/sizes.py",  # looks at the size only
     "flows/deployments/pictures.py",  # encodes a thumbnail again

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from artifacts.errors import MediaError
+from stages.frames.colours import HIGH_DYNAMIC_RANGE, toned
 from stages.frames.shown_pixels import TURNS, turn, turned_size, upright_rgb
-from stages.frames.toning import HIGH_DYNAMIC_RANGE, toned
 
 FILTER = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 """swscale scales the filter with the image, so downscaling does not alias. Without the flags,

@@ -16,10 +16,9 @@ from artifacts.errors import MediaError
 from artifacts.regular_files import open_regular
 from artifacts.schema import MAX_PIXELS, ChunkIndex, FrameFit, MediaIndex, stored_size
 from stages.frames.chunk import Chunk
+from stages.frames.colours import BT2020, HIGH_DYNAMIC_RANGE, UNSTATED, curve_of, in_srgb, toned
 from stages.frames.formats import check_file, image_formats, is_heic
-from stages.frames.profiles import in_srgb
 from stages.frames.shown_pixels import TURNS, on_white, turned_size, upright_rgb
-from stages.frames.toning import BT2020, HIGH_DYNAMIC_RANGE, UNSTATED, curve_of, toned
 
 MAX_JPEG_PIXELS = 1 << 28
 """A JPEG of more than MAX_PIXELS, such as a phone's 200 million, is decoded at half its size with
