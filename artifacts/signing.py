@@ -73,9 +73,9 @@ def proof_by(store: str | None, purpose: str = EDIT) -> Proof:
 
 
 def is_by_member(path: Path, store: str | None) -> bool:
-    """Return whether another user of the store at this URL wrote a file: one who has a key there.
-    The system says who, and no secret is shared: what an archive holds belongs to whoever unpacks
-    it."""
+    """Return whether another user wrote a file, and has a key in the store at this URL. The file
+    system states the owner, so users share no secret. Files that a user unpacks from an archive
+    belong to that user."""
     with contextlib.suppress(UsageError, OSError):
         folder, owner = _folder_of(store), os.lstat(path).st_uid
         # An archive that root unpacks may state any owner.

@@ -211,14 +211,21 @@ def test_every_option_that_may_name_a_text_is_read_below() -> None:
     assert {*file_options(parser())} >= {"labels", "templates", "prompt_file", "token_file"}
 
 
+def written(folder: Path, name: str, save: Callable[[str], bytes]) -> Path:
+    """Save the text of an option as an editor does."""
+    _, file, text, _ = READ[name]
+    path = folder / file
+    path.write_bytes(save(text))
+    return path
+
+
 @pytest.mark.parametrize("saved", SAVED)
 @pytest.mark.parametrize("name", READ)
 def test_a_text_says_the_same_whatever_editor_saved_it(
     name: str, saved: str, tmp_path: Path
 ) -> None:
-    reader, file, text, says = READ[name]
-    path = tmp_path / file
-    path.write_bytes(SAVED[saved](text))
+    path = written(tmp_path, name, SAVED[saved])
+    reader, _, _, says = READ[name]
     assert reader(path) == says
 
 
@@ -227,11 +234,9 @@ def test_a_text_says_the_same_whatever_editor_saved_it(
 def test_what_is_no_text_is_refused_in_one_line_fails(
     name: str, saved: str, tmp_path: Path
 ) -> None:
-    reader, file, text, _ = READ[name]
-    path = tmp_path / file
-    path.write_bytes(REFUSED[saved](text))
+    path = written(tmp_path, name, REFUSED[saved])
     try:
-        found = reader(path)
+        found = READ[name][0](path)
     except PenstockError as error:
         assert "\n" not in error.message and "UTF-8" in f"{error.message} {error.hint}", error
     else:

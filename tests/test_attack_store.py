@@ -266,7 +266,7 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path) -> Outcome:
     where = ("--out", folder / "out", "--store", folder / "store")
-    # A copy of the folder is told of media that are still in the folder that it was copied from.
+    # The rows of a copied folder name media that still exist in the original folder.
     more = ("--keep-frames", "--replace")
     return attacked("caption", folder / "clips", "--model", "demo", *where, *more)
 

@@ -102,9 +102,8 @@ class Tags:
     """Text files next to media that users wrote, or that hold labels."""
 
     def __init__(self, store: Store) -> None:
-        self._captions = GeneratedFiles(store)
-        self._labels = GeneratedFiles(store, OF_LABELS)
-        self._joined = JoinedTexts(self._captions, FORM)
+        self._generated = GeneratedFiles(store)
+        self._joined = JoinedTexts(self._generated, FORM)
         self._without_tags: dict[Path, str] = {}
 
     def of(self, file: MediaFile, medium: Medium) -> str:
@@ -119,11 +118,11 @@ class Tags:
             text, why = "", "" if isinstance(error, FileNotFoundError) else str(error.strerror)
         sha256 = hashlib.sha256(text.encode()).hexdigest()
         # A generated caption is not fed back to a model.
-        if self._captions.has(FORM, sha256, of):
+        if self._generated.has(FORM, sha256, of):
             text = ""
         elif (part := self._joined.user_part(of, text)) is not None:
             text = part
-        if self._labels.has(FORM, sha256, of):
+        if self._generated.has(OF_LABELS + FORM, sha256, of):
             labels = (label.strip() for line in text.split("\n") for label in line.split(","))
             text = ", ".join(dict.fromkeys(filter(None, labels)))
         if not text.strip():

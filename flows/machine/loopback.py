@@ -1,4 +1,8 @@
-"""Calls to servers on this machine go to them and through no proxy."""
+"""Sends requests to servers on this machine to them directly, through no proxy.
+
+A module of its own, because Prefect must not be imported before `exempt_loopback` ran, and
+`penstock doctor` asks a server without Prefect.
+"""
 
 import contextlib
 import http.client

@@ -18,6 +18,8 @@ from flows.media.text_merging import MAX_BYTES, JoinedTexts, has_words, joined
 from flows.options.formats import JOINED
 
 FORM = "txt"
+GENERATED = (FORM, OF_LABELS + FORM)
+"""Texts of captions and of labels, as the record of generated files names them."""
 
 
 class HandwrittenTexts:
@@ -28,9 +30,8 @@ class HandwrittenTexts:
         self._out = out
         self.unread: dict[Path, str] = {}
         """Texts that are not read → why."""
-        self._captions = GeneratedFiles(store, out=out)
-        self._labels = GeneratedFiles(store, OF_LABELS, out)
-        self._joined = JoinedTexts(self._captions, FORM)
+        self._generated = GeneratedFiles(store, out=out)
+        self._joined = JoinedTexts(self._generated, FORM)
 
     def of(self, places: Iterable[Path], digest: str, place: str) -> tuple[Path, str] | None:
         """Return the first user-written text among `places` for this content, with its path. Return
@@ -43,7 +44,7 @@ class HandwrittenTexts:
             sha256, of = hashlib.sha256(content).hexdigest(), about(digest, path, place)
             # What a run wrote there about another medium is no text of a user, either.
             anyone = (*of, os.path.abspath(path))
-            if any(own.has(FORM, sha256, anyone) for own in (self._captions, self._labels)):
+            if any(self._generated.has(of_kind, sha256, anyone) for of_kind in GENERATED):
                 continue
             root = self._out if path.is_relative_to(self._out) else path.parent
             if why := link_out(path, root):

@@ -99,20 +99,20 @@ CaptionsOf = Callable[[Job, MediaFile, Medium], list[Caption] | None]
 
 
 def write_texts(job: Job, own: GeneratedFiles, captions_of: CaptionsOf) -> list[TextFileCounts]:
-    """Update text files to the current captions: the requested formats, and those of earlier runs
-    into `OUT` of which it holds a file. Only count outdated generated files of other formats beside
+    """Update text files to the current captions: the requested formats, and formats of earlier runs
+    that still have a file in `OUT`. Only count outdated generated files of other formats next to
     the media."""
     outputs = OutputOptions.of(job.config)
     found: list[TextFileCounts] = []
     marker = read_marker(job.out)
-    earlier = {*WRITERS} & {*(() if marker is None else marker.outputs)}
-    earlier = earlier and {each for each in earlier if any(_texts_below(job.out, each))}
+    written = WRITERS.keys() & (marker.outputs if marker is not None else ())
+    earlier = {each for each in written if any(_texts_below(job.out, each))}
     for beside in (False, True):
         formats = outputs.format if outputs.beside == beside else ()
         if not own and not set(formats) & set(WRITERS):
             continue
         stems = text_stems(job, beside)
-        present = _texts_in({os.path.dirname(stem) for stem in stems})
+        present = _texts_in({os.path.dirname(stem) for stem in stems}) if beside else set[str]()
         for form in WRITERS:
             writer = _Writer(job, own, TextFileCounts(form=form, beside=beside), stems)
             if form in formats or (not beside and form in earlier):

@@ -6,7 +6,7 @@ name when others are added, removed or come in another order.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -69,35 +69,49 @@ def _remembered(entries: Sequence[Entry], memory: GeneratedFiles) -> list[str]:
     """Return the stem of each medium: the one that it had, else one that is free."""
     defaults = file_stems([each.path for each in entries])
     prompts = Counter((each.path, each.place) for each in entries)
-    identities = [e.identities(alone=prompts[e.path, e.place] == 1) for e in entries]
+    stems = _known(entries, defaults, memory) if memory else {}
+    taken = {*stems.values()}
+    for at, (entry, default) in enumerate(zip(entries, defaults, strict=True)):
+        name = digest_of(entry.bare)
+        if at not in stems:
+            stems[at] = _free(default, name, taken, memory)
+            taken.add(stems[at])
+        identities = entry.identities(alone=prompts[entry.path, entry.place] == 1)
+        if not memory.has(STEM, stems[at], identities[:1]):
+            memory.add(STEM, stems[at], identities)
+            memory.add(TAKEN, stems[at], (*ANY, name))
+            if stems[at] not in _plain(entry):
+                memory.add(NUMBERED, digest_of(entry.path))
+    return [stems[at] for at in range(len(entries))]
+
+
+def _known(
+    entries: Sequence[Entry], defaults: Sequence[str], memory: GeneratedFiles
+) -> dict[int, str]:
+    """Return the number of each medium that had a stem → that stem."""
     stems: dict[int, str] = {}
     taken: set[str] = set()
-    for at, (entry, default) in enumerate(zip(entries, defaults, strict=True) if memory else ()):
-        full = identities[at] if len(identities[at]) > 2 else entry.identities(alone=True)
+    for at, (entry, default) in enumerate(zip(entries, defaults, strict=True)):
         known = (
             stem
-            for identity in full
+            for identity in entry.identities(alone=True)
             for stem in _candidates(entry, default, len(entries), memory)
             if stem not in taken and memory.has(STEM, stem, (identity,))
         )
         if (stem := next(known, None)) is not None:
             stems[at] = stem
             taken.add(stem)
-    for at, default in enumerate(defaults):
-        number, stem, name = 1, default, digest_of(entries[at].bare)
-        # The text of a prompt, `a.short`, is none of a medium `a.short`.
-        while at not in stems and (
-            stem in taken or (memory.has(TAKEN, stem) and not memory.has(TAKEN, stem, (name,)))
-        ):
-            number += 1
-            stem = fitting(f"{default}-{number}")
-        taken.add(stems.setdefault(at, stem))
-        if not memory.has(STEM, stems[at], identities[at][:1]):
-            memory.add(STEM, stems[at], identities[at])
-            memory.add(TAKEN, stems[at], (*ANY, name))
-            if stems[at] not in _plain(entries[at]):
-                memory.add(NUMBERED, digest_of(entries[at].path))
-    return [stems[at] for at in range(len(entries))]
+    return stems
+
+
+def _free(default: str, name: str, taken: Set[str], memory: GeneratedFiles) -> str:
+    """Return a stem that no medium has. The text of a prompt, `a.short`, is not that of a medium
+    `a.short`. `name`: digest of the medium's name without suffix."""
+    number, stem = 1, default
+    while stem in taken or (memory.has(TAKEN, stem) and not memory.has(TAKEN, stem, (name,))):
+        number += 1
+        stem = fitting(f"{default}-{number}")
+    return stem
 
 
 def _plain(entry: Entry) -> tuple[str, str]:

@@ -247,8 +247,8 @@ def read_by_ffmpeg(path: Path, about: Feature) -> tuple[list[float], Pixels]:
     decoder = ["-c:v", "libvpx-vp9"] if alpha and is_vp9 else []
     form, channels = ("rgba", 4) if alpha else ("rgb24", 3)
     command = [program, "-hide_banner", *decoder, "-i", str(path), "-map", "0:v:0"]
-    # Older programs take chroma as centred unless they are told where it is: on the left, and after
-    # the program has turned a frame by 180 degrees on the right.
+    # FFmpeg 5 ignores the stated location of chroma and assumes the centre. The files state the
+    # left, which is on the right after FFmpeg has turned a frame by 180 degrees.
     across = {0: 0, 180: 256}.get(about.rotation % 360, 128)
     flags = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
     scale = f"scale=flags={flags}:in_h_chr_pos={across}:in_v_chr_pos=128"
