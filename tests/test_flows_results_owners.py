@@ -378,3 +378,76 @@ def test_no_run_writes_into_an_index_an_adapter_or_a_checkpoint(name: str, tmp_p
     config = CaptionConfig(sources=(str(tmp_path),), model="demo", out=str(tmp_path))
     with pytest.raises(UsageError, match="is a folder of"):
         refuse_taking(config, "caption")
+
+
+@pytest.mark.parametrize("name", ["clips", "ltx", "hf"])
+def test_media_of_a_person_in_the_place_of_a_data_set_end_the_run_before_any_work(
+    work: Path, made: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work / "film" / name / "deep").mkdir(parents=True)
+    shutil.copy(made / "a/1.png", work / "film" / name / "deep")
+    shutil.copy(made / "a/2.png", work / "film")
+    before = seen("film")
+    form = "ltx" if name == "clips" else name
+    words = ["caption", "film", "--recursive", "--model", "demo", "--out", "film"]
+    assert main([*words, "--format", form]) == 2
+    error = capsys.readouterr().err
+    assert f"film/{name}" in error
+    assert "1.png" in error
+    assert seen("film") == before
+    assert main([*words, "--format", "kohya"]) == 0  # a data set without clips, beside them
+    assert len(Path("film/captions.jsonl").read_text().splitlines()) == 2
+
+
+def test_files_of_rows_that_a_person_edited_are_kept_under_another_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    texts = {}
+    for name in ("captions.jsonl", "captions.csv"):
+        path = Path("out", name)
+        path.write_text(path.read_text().replace(" ", "  "))
+        texts[name] = path.read_text()
+    before = seen()
+    assert caption("a") == 0
+    error = capsys.readouterr().err
+    for name, text in texts.items():
+        stem, _, suffix = name.partition(".")
+        assert Path(f"out/{stem}.edited.{suffix}").read_text() == text
+        assert f"out/{name} was changed since a run wrote it" in error
+        assert Path("out", name).read_text() != text
+    kept = seen()
+    assert caption("a") == 0
+    assert "was changed" not in capsys.readouterr().err
+    assert {*seen()} == {*kept}
+    assert {*kept} > {*before}
+    Path("out/captions.jsonl").write_text("mine\n")
+    assert caption("a") == 0
+    assert Path("out/captions.edited-2.jsonl").read_text() == "mine\n"
+    assert Path("out/captions.edited.jsonl").read_text() == texts["captions.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("label", ["labels.jsonl", "labels.csv", "labels.coco.json"]),
+        ("sift", ["marks.csv", "kept.jsonl", "left_out.jsonl"]),
+    ],
+)
+def test_rows_of_labels_and_marks_that_a_person_edited_are_kept_too(
+    command: str, names: Sequence[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    forms = "csv,coco" if command == "label" else "csv"
+    words = [*OTHERS[command], "--out", command, "--format", forms]
+    assert main(words) == 0
+    assert "was changed" not in capsys.readouterr().err
+    for name in names:
+        with Path(command, name).open("a") as file:
+            file.write("mine\n")
+    assert main(words) == 0
+    for name in names:
+        stem, _, suffix = name.rpartition(".")
+        assert Path(f"{command}/{stem}.edited.{suffix}").read_text().endswith("mine\n")
+        assert not Path(command, name).read_text().endswith("mine\n")
+    before = seen(command)
+    assert main(words) == 0
+    assert {*seen(command)} == {*before}

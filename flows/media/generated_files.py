@@ -8,10 +8,11 @@ the name of its own.
 import codecs
 import hashlib
 import os
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-from artifacts.files import write_text
+from artifacts.files import HALF, write_text
 from artifacts.jsonl_log import Opener, append_line, read_lines
 from artifacts.keys import digest_of, hash_file
 from artifacts.regular_files import open_below, open_regular
@@ -101,6 +102,20 @@ class GeneratedFiles:
         if not is_unchanged:
             write_text(path, [content.decode()])
         return True
+
+    def renew(self, path: Path, write: Callable[[Path], None]) -> None:
+        """Let `write` make a file of rows, and record it before it gets its name. Raises
+        EnvironmentFault."""
+        write(half := path.with_name(f"{HALF}{path.name}"))
+        self.add(path.name, digest_at(half))
+        try:
+            os.replace(half, path)
+        except OSError as error:
+            raise fault_of(error, path) from error
+
+    def is_edited(self, path: Path) -> bool:
+        """Return whether a file of rows holds anything that no run wrote."""
+        return bool(digest := digest_at(path)) and not self.has(path.name, digest)
 
 
 def _key(form: str, about: str, sha256: str) -> str:

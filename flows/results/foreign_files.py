@@ -7,16 +7,22 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.files import OURS
 from artifacts.owned_folders import refuse_foreign
 from artifacts.regular_files import open_regular
 from artifacts.shards import DATASET, INDEX
+from artifacts.store import fault_of
 from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
 from artifacts.trainers import TRAINERS
+from flows.media.folders import files_in
+from flows.media.generated_files import GeneratedFiles, digest_at
+from flows.media.media_files import Selection
 from flows.options.commands import RunOptions
 from flows.options.formats import COCO, COCO_FILE
 from flows.options.text import OutputOptions, PromptOptions
 from flows.results.clips import CLIPS
+from flows.results.marker import CAPTIONS, MEDIA
 from flows.results.run_record import RUN_RECORD
 from flows.results.sifted.names import output_names
 from flows.results.vectors import ARRAY, ROWS
@@ -34,12 +40,18 @@ FAILURES, FAILURE = "failures.jsonl", re.compile(rb'\A\{"media_path": ')
 """The same of failures. A run that finds nothing to read writes them, and owns no folder."""
 
 NAMES = {
-    "caption": ("captions.jsonl",),
+    "caption": (CAPTIONS,),
     "label": ("labels.jsonl", "label_spans.jsonl", "label_report.json"),
     "embed": (ARRAY, ROWS),
     "sift": output_names(TABLES),
 }
 """Command → files that each run of it writes, besides those of all commands."""
+
+
+NOT_ROWS = (RUN_RECORD, FAILURES, MEDIA, "label_report.json", ARRAY, ROWS)
+"""Files that nobody edits, and that a run replaces."""
+KEPT = 10_000
+"""Most edited files of one name that are kept."""
 
 
 def refuse_replacing(
@@ -48,6 +60,16 @@ def refuse_replacing(
     """Refuse a run that would replace files which are in none of `own`, the files and folders that
     earlier runs wrote. Return those and its own. Raises UsageError, EnvironmentFault."""
     outputs = {*own, *(WRITERS.keys() & OutputOptions.of(config).format)}
+    for name in _data_sets(config, own):
+        outputs.add(name)
+        if not os.path.lexists(folder / name / OURS) and (
+            medium := _medium_in(folder / name, config)
+        ):
+            raise UsageError(
+                f"{folder / name} is where the run would write, and holds media that penstock did "
+                f"not write ({medium})",
+                hint="Give another --out, or move that folder",
+            )
     for name in _names(folder, config, command):
         path, (top, *_) = folder / name, name.split("/")
         if os.path.isdir(path):
@@ -59,6 +81,31 @@ def refuse_replacing(
             _refuse_other(path, head, "give another --out")
         outputs.add(top)
     return frozenset(outputs)
+
+
+def set_edited_aside(
+    folder: Path, config: RunOptions, command: str, own: GeneratedFiles, digests: Collection[str]
+) -> Iterator[str]:
+    """Give the files of rows that a person edited another name, because the run replaces them.
+    Yield a note about each. `digests` are those that `captions.jsonl` may have. Raises
+    EnvironmentFault."""
+    requested = getattr(config, "format", ())
+    others = [f".{form}" for form in TABLES if form not in requested]
+    for name in _names(folder, config, command):
+        path = folder / name
+        is_written = name not in NOT_ROWS and "/" not in name and path.suffix not in others
+        if not is_written or not os.path.isfile(path) or not path.stat().st_size:
+            continue
+        if not own.is_edited(path) or (name == CAPTIONS and digest_at(path) in digests):
+            continue
+        numbers = ("", *(f"-{number}" for number in range(2, KEPT)))
+        names = (path.with_name(f"{path.stem}.edited{each}{path.suffix}") for each in numbers)
+        kept = next(each for each in names if not os.path.lexists(each))
+        try:
+            os.rename(path, kept)
+        except OSError as error:
+            raise fault_of(error, folder) from error
+        yield f"{path} was changed since a run wrote it: what it held is in {kept.name}"
 
 
 def refuse_replacing_page(path: Path) -> None:
@@ -92,10 +139,26 @@ def _refuse_other(path: Path, head: re.Pattern[bytes] | None, alternative: str) 
     )
 
 
+def _data_sets(config: RunOptions, own: Collection[str]) -> Iterator[str]:
+    """Yield the folders that a run may link media into, or cut clips into. Later runs do not read
+    the media of such a folder."""
+    names = [name for name in TRAINERS if name in {*own, *OutputOptions.of(config).format}]
+    yield from names
+    if any("video" in TRAINERS[name].folders for name in names):
+        yield CLIPS
+
+
+def _medium_in(folder: Path, config: RunOptions) -> str:
+    """Return the name of a medium that a run on the folder would read, or an empty text."""
+    reads = [Selection(recursive=True, extensions=each) for each in ((), config.extensions)]
+    names = files_in(folder, recursive=True, unread=lambda _: None)
+    return next((name for name in names if any(each.takes(name) for each in reads)), "")
+
+
 def _names(folder: Path, config: RunOptions, command: str) -> Iterator[str]:
     """Yield the names that a run may write or delete in its folder."""
     forms = OutputOptions.of(config).format
-    yield from (RUN_RECORD, FAILURES, "media.jsonl", *NAMES[command])
+    yield from (RUN_RECORD, FAILURES, MEDIA, *NAMES[command])
     if command in ("caption", "label"):
         yield from (f"{command}s.{form}" for form in TABLES if form in forms)
     if command == "label" and COCO in forms:

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from urllib.parse import quote
 from artifacts.captions import Caption, Failure, json_lines, write_jsonl
 from artifacts.edits import REJECTED
 from artifacts.errors import EnvironmentFault
-from artifacts.keys import hash_file
 from artifacts.plurals import counted
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
@@ -221,11 +221,10 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
     for form, write in TABLES.items():
         path = job.out / f"captions.{form}"
         if (last and found.captions) and (
-            form in OutputOptions.of(job.config).format or own.has(form, digest_at(path))
+            form in OutputOptions.of(job.config).format or own.has(path.name, digest_at(path))
         ):
             rows = table_rows(chain.from_iterable(by_file()), kinds, properties_of(job))
-            write(path, rows, kinds)
-            own.add(form, hash_file(path))
+            own.renew(path, partial(write, rows=rows, kinds=kinds))
             found.user_texts[form] = found.corrected
         elif path.exists():
             found.earlier.append(form)

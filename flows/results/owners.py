@@ -23,11 +23,12 @@ from artifacts.store import fault_of
 from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
 from flows.job.prepare import out_folder
+from flows.media.generated_files import GeneratedFiles
 from flows.media.media_files import Selection
 from flows.media.sources import find_media
 from flows.options.commands import RunOptions
 from flows.options.text import OutputOptions, OwnerOptions, TrustOptions
-from flows.results.foreign_files import refuse_replacing
+from flows.results.foreign_files import refuse_replacing, set_edited_aside
 from flows.results.marker import (
     DATA_SET_MEDIA,
     MARKER,
@@ -87,11 +88,17 @@ def refuse_taking(config: RunOptions, command: str) -> frozenset[str]:
 
 
 def take(
-    config: RunOptions, command: str, record: RunRecord, store: str, media_paths: Iterable[str] = ()
-) -> None:
+    config: RunOptions,
+    command: str,
+    record: RunRecord,
+    store: str,
+    own: GeneratedFiles,
+    media_paths: Iterable[str] = (),
+) -> list[str]:
     """Mark the folder of a run, of whose media texts may be written there, before anything is. The
-    run has the folder's lock; another may have written there since it was checked. Raises
-    UsageError, EnvironmentFault."""
+    run has the folder's lock; another may have written there since it was checked. Return notes
+    about files that people edited, which keep another name. Raises UsageError,
+    EnvironmentFault."""
     outputs, out = refuse_taking(config, command), out_folder(config)
     options = OutputOptions.of(config)
     if WRITERS.keys() & options.format and not options.beside:
@@ -104,7 +111,9 @@ def take(
                     hint="Give another --out",
                 )
     recorded = record.value["command"] or {"words": (), "folder": ""}
-    before = own_marker(out, store)
+    before, claimed = own_marker(out, store), read_marker(out)
+    digests = claimed.digests if claimed is not None else ()
+    notes = [*set_edited_aside(out, config, command, own, digests)] if claimed is not None else []
     if before is None:  # the marker would vouch for it
         try:
             (out / MEDIA).unlink(missing_ok=True)
@@ -120,6 +129,7 @@ def take(
         digests=() if before is None else proved_digests(out, before),
     )
     write_marker(out, marker)
+    return notes
 
 
 def _lost(config: RunOptions, out: Path) -> list[str]:

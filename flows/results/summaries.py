@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from artifacts.captions import Failure, write_jsonl
@@ -12,6 +13,7 @@ from artifacts.record_union import refresh_together
 from flows.checkpoint.precision import PartSettings
 from flows.job.prepare import Job
 from flows.ledger.namespaces import one_shot_namespace
+from flows.media.generated_files import GeneratedFiles
 from flows.media.media_files import MediaFile
 from flows.options.commands import CaptionConfig
 from flows.options.text import EngineOptions, PromptOptions, TextOptions
@@ -185,7 +187,8 @@ class Summaries:
     def write(self) -> list[SummaryRow]:
         """Write the stored summaries, and return them. Raises EnvironmentFault."""
         rows = list(self.rows())
-        write_jsonl(self._job.out / SUMMARIES, rows)
+        own = GeneratedFiles(self._job.store, out=self._job.out)
+        own.renew(self._job.out / SUMMARIES, partial(write_jsonl, rows=rows))
         return rows
 
 

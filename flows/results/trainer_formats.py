@@ -172,10 +172,10 @@ class _TrainerFolder:
             if not (self._replace or is_own):
                 self._kept.append(inside)
                 return inside
+            self._mark()
             with open_local(path) as here:
                 # A cached copy may be deleted, which would break a symbolic link.
                 self._copied += link(here, target, symbolic=not is_copy(path))
-            self._mark()
         return inside
 
     @staticmethod

@@ -21,6 +21,7 @@ from flows.ledger.weights import fetch_parts
 from flows.machine.budget import WithinBudget
 from flows.machine.launch import Launcher, StageCall, StageHandle
 from flows.machine.leases import Lease, leased
+from flows.media.generated_files import GeneratedFiles
 from flows.options.tune import LearnedOptions
 from flows.pipelines import STAGES
 from flows.planning.ladder import Ladder
@@ -223,7 +224,9 @@ class RunObserver:
                 self._on_begin(job, record)
             if self._command:
                 names = [file.media_path for file in job.files]
-                take(job.config, self._command, record, job.store.url, names)
+                own = GeneratedFiles(job.store, out=job.out)
+                for note in take(job.config, self._command, record, job.store.url, own, names):
+                    self.display.print_line(note)
             record.write(force=True)
             self._ladder = ladder_of(job, self._on_rung_change)
             launcher = WithinBudget(launcher, job.budget, job.config, self.display.print_line)

@@ -25,6 +25,7 @@ from flows.ledger.tasks import Medium
 from flows.machine.launch import DirectLauncher, Launcher, Retries, StageCall
 from flows.machine.leases import leased
 from flows.media.folders import left_out_note
+from flows.media.generated_files import GeneratedFiles
 from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
 from flows.options.commands import RunOptions
@@ -102,14 +103,16 @@ def sift(
             names = output_names(config.format)
             record.value["outputs"] = {name: str(out / name) for name in names}
             record.value["media"]["total"] = len(job.files) + len(job.failures)
-            take(config, "sift", record, job.store.url)
+            own = GeneratedFiles(job.store, out=out)
+            for note in take(config, "sift", record, job.store.url, own):
+                display.print_line(note)
             record.write(force=True)
             with record.recording_end():
                 found, failures = _complete(job, record, display, make_launcher, out)
                 if vectors is not None:
                     vectors.mark(found, tuple(config.head), config.similar)
                 kept, why = kept_of(found, condition)
-                write_tables(out, found, config.format, kept, why)
+                write_tables(own, out, found, config.format, kept, why)
                 lines = media_lines(found.files, [1] * len(found.files))
                 write_proved(out, {MEDIA: lines}, job.store.url)
                 write_jsonl(out / "failures.jsonl", failures)

@@ -11,7 +11,6 @@ import numpy as np
 
 from artifacts.captions import Caption, write_jsonl
 from artifacts.files import write_json, write_text
-from artifacts.keys import hash_file
 from artifacts.labels import Labelled, Sized, Span, schema, spans_of, write_coco
 from artifacts.plurals import counted
 from artifacts.tables import write_csv, write_parquet
@@ -193,7 +192,9 @@ def write_labels(job: Job, context: LabelContext) -> LabelsWritten:
         failures=failures_of(job),
     )
     counts = LabelCounts(context)
-    write_jsonl(job.out / LINES, counts.counting(label_chunks(job, context)))
+    own = GeneratedFiles(job.store, out=job.out)
+    rows = counts.counting(label_chunks(job, context))
+    own.renew(job.out / LINES, partial(write_jsonl, rows=rows))
     found.pictures, found.labelled, found.given = counts.pictures, counts.labelled, counts.given
     found.chunks = counts.chunks
     write_jsonl(job.out / "failures.jsonl", found.failures)
@@ -202,12 +203,12 @@ def write_labels(job: Job, context: LabelContext) -> LabelsWritten:
     report = counts.report()
     write_json(job.out / REPORT, report)
     found.counts = report["labels"]
-    own = GeneratedFiles(job.store, OF_LABELS, job.out)
     found.others = [REPORT, MEDIA, *_write_tables(job, context, own)]
     if any(medium.kind == "video" for medium in job.contents):
-        write_text(job.out / SPANS, _span_lines(job, context))
+        own.renew(job.out / SPANS, partial(write_text, pieces=_span_lines(job, context)))
         found.others.append(SPANS)
-    found.texts = write_texts(job, own, partial(_captions, context))
+    texts = GeneratedFiles(job.store, OF_LABELS, job.out)
+    found.texts = write_texts(job, texts, partial(_captions, context))
     return found
 
 
@@ -217,17 +218,17 @@ def _write_tables(job: Job, context: LabelContext, own: GeneratedFiles) -> list[
     requested, names = OutputOptions.of(job.config).format, []
     for form, name in TABLES.items():
         path = job.out / name
-        if form not in requested and not own.has(form, digest_at(path)):
+        if form not in requested and not own.has(name, digest_at(path)):
             continue
         names.append(name)
         rows = (row for each in label_chunks(job, context) for row in each.rows)
         if form == "csv":
-            write_csv(path, rows, Labelled.__slots__)
+            own.renew(path, partial(write_csv, rows=rows, columns=Labelled.__slots__))
         elif form == "parquet":
-            write_parquet(path, rows, schema())
+            own.renew(path, partial(write_parquet, rows=rows, schema=schema()))
         else:
-            write_coco(path, context.labels.names, _sized(job, context))
-        own.add(form, hash_file(path))
+            sized = _sized(job, context)
+            own.renew(path, partial(write_coco, labels=context.labels.names, rows=sized))
     return names
 
 

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from artifacts.files import write_text
 from artifacts.plurals import counted
 from artifacts.tables import TABLES
+from flows.media.generated_files import GeneratedFiles
 from flows.results.run_result import RunEnd
 from flows.results.sifted.marks import columns_of, kinds_of
 from flows.results.sifted.names import CHUNKS_FILE, KEPT_FILE, LEFT_OUT_FILE, MARKS_FILE
@@ -56,6 +58,7 @@ class Sifted(RunEnd):
 
 
 def write_tables(
+    own: GeneratedFiles,
     out: Path,
     found: MarkedFiles,
     formats: Sequence[str],
@@ -76,5 +79,7 @@ def write_tables(
     ):
         for form, write in TABLES.items():
             if form in formats:
-                write((out / name).with_suffix(f".{form}"), rows, kinds)
-        write_text(out / name, (json.dumps(row) + "\n" for row in rows))
+                path = (out / name).with_suffix(f".{form}")
+                own.renew(path, partial(write, rows=rows, kinds=kinds))
+        lines = (json.dumps(row) + "\n" for row in rows)
+        own.renew(out / name, partial(write_text, pieces=lines))
