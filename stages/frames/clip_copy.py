@@ -88,6 +88,14 @@ def _failure(error: Exception, path: str, folder: Path) -> dict[str, str]:
     return {"error": getattr(error, "message", str(error)).replace(path, "the file")}
 
 
+class Keyframe(NamedTuple):
+    """A keyframe: its times in the file's ticks, and the number of its packet."""
+
+    pts: int
+    dts: int
+    ordinal: int
+
+
 class ClipCutter:
     """A source video with known frame times."""
 
@@ -138,16 +146,16 @@ class ClipCutter:
         at = int(np.searchsorted(pts, ticks))
         return int(pts[at]) if at < len(pts) else None
 
-    def _keyframe(self, ticks: int) -> "_Keyframe":
+    def _keyframe(self, ticks: int) -> Keyframe:
         keyframes = self._timeline.keyframes
         if keyframes is None or not self._timeline.demuxed:
             raise _clip_error("its packets have no presentation times")
         found = bisect_right(keyframes.pts, ticks) - 1
         if found < 0:
             raise _clip_error("it does not begin with a keyframe")
-        return _Keyframe(keyframes.pts[found], keyframes.dts[found], keyframes.ordinals[found])
+        return Keyframe(keyframes.pts[found], keyframes.dts[found], keyframes.ordinals[found])
 
-    def _write(self, key: "_Keyframe", zero: int, beyond: int, path: Path, form: str) -> None:
+    def _write(self, key: Keyframe, zero: int, beyond: int, path: Path, form: str) -> None:
         """Copy the packets from a keyframe on to a file whose time 0 is at the ticks `zero`."""
         source, stream = open_video(self.path, threads=1)
         with source, open_media(path, "w", format=form) as made:
@@ -162,11 +170,11 @@ class ClipCutter:
                 made.mux_one(packet)
 
     def _packets(
-        self, container: InputContainer, stream: VideoStream, key: "_Keyframe", beyond: int
+        self, container: InputContainer, stream: VideoStream, key: Keyframe, beyond: int
     ) -> Iterator[VideoPacket]:
         """Yield the packets from a keyframe on, in decoding order, until all later ones are shown
         at `beyond` or after."""
-        for ordinal, packet in self._from(container, stream, key):
+        for ordinal, packet in packets_from(self.path, container, stream, key):
             if ordinal in self._timeline.disbelieved:
                 packet.pts = packet.dts
             if packet.pts is None:
@@ -175,24 +183,6 @@ class ClipCutter:
                 return
             if packet.pts >= key.pts:  # earlier ones refer to frames before the keyframe
                 yield packet
-
-    def _from(
-        self, container: InputContainer, stream: VideoStream, key: "_Keyframe"
-    ) -> Iterator[tuple[int, VideoPacket]]:
-        """Yield the packets from a keyframe on, each with its number in the whole file."""
-        container.seek(key.dts, stream=stream)
-        sought = dropwhile(
-            lambda p: not (p.is_keyframe and p.pts == key.pts), packets(container, stream)
-        )
-        found = next(sought, None)
-        if found is not None:
-            yield from enumerate(chain([found], sought), key.ordinal)
-            return
-        # Not every format supports seeking to a packet.
-        reopened, stream = open_video(self.path, threads=1)
-        with reopened:
-            numbered = enumerate(packets(reopened, stream))
-            yield from dropwhile(lambda each: each[0] < key.ordinal, numbered)
 
 
 def _check_decodable(path: Path) -> None:
@@ -212,10 +202,23 @@ def _check_decodable(path: Path) -> None:
             raise ValueError("the copied clip cannot be decoded")
 
 
-class _Keyframe(NamedTuple):
-    pts: int
-    dts: int
-    ordinal: int
+def packets_from(
+    path: Path, container: InputContainer, stream: VideoStream, key: Keyframe
+) -> Iterator[tuple[int, VideoPacket]]:
+    """Yield the packets of a file from a keyframe on, each with its number in the whole file."""
+    container.seek(key.dts, stream=stream)
+    sought = dropwhile(
+        lambda p: not (p.is_keyframe and p.pts == key.pts), packets(container, stream)
+    )
+    found = next(sought, None)
+    if found is not None:
+        yield from enumerate(chain([found], sought), key.ordinal)
+        return
+    # Not every format supports seeking to a packet.
+    reopened, stream = open_video(path, threads=1)
+    with reopened:
+        numbered = enumerate(packets(reopened, stream))
+        yield from dropwhile(lambda each: each[0] < key.ordinal, numbered)
 
 
 def _clip_error(reason: str) -> MediaError:
