@@ -24,6 +24,7 @@ from flows.options.model import (
 )
 from flows.options.text import (
     ConfidenceOptions,
+    DataSetOptions,
     EngineOptions,
     FolderOptions,
     OutputOptions,
@@ -67,6 +68,7 @@ class CaptionConfig(
     SiftFirstOptions,
     ConfidenceOptions,
     TrustOptions,
+    DataSetOptions,
     OutputOptions,
     TextOptions,
     EngineOptions,

@@ -18,11 +18,12 @@ from artifacts.files import HALF, OURS, write_json, write_text
 from artifacts.json_shapes import BYTES
 from artifacts.plurals import counted, first_of
 from artifacts.regular_files import read_text, refuse_links
-from artifacts.samples import clip_key
+from artifacts.samples import Media, media_suffix
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
+from flows.media.media_files import Selection
 from flows.options.text import OutputOptions
 from flows.results.cutting import Cutter, OnProgress, batches
 from flows.results.sample_sources import SampleSource
@@ -30,8 +31,6 @@ from flows.results.sample_sources import SampleSource
 CLIPS, INDEX = "clips", "index.json"
 LEAD_SECONDS = 0.5
 """Lead of a clip before its chunk above which a note is printed."""
-CUT_VERSION = 3
-"""Raised when clips are cut differently; clips of another version are cut again."""
 
 
 def kept_note(names: Sequence[str], folder: Path) -> str:
@@ -61,13 +60,22 @@ class Clips:
 
     def clips_for(self, items: Sequence[SampleSource]) -> dict[str, Path]:
         """Return the key of each sample → its clip. Cuts missing clips. Raises PenstockError."""
-        keys = {item.sample.key: key_of(item) for item in items}
+        keys = {item.sample.key: item.sample.clip for item in items}
         by_key = {keys[item.sample.key]: item for item in reversed(items)}
         present = self._present()
         missing = [item for key, item in by_key.items() if not self._is_right(key, present)][::-1]
         self._cut(missing)
         found = {key: path for key in by_key if (path := self._clip_path(key)) is not None}
         return {name: found[key] for name, key in keys.items() if key in found}
+
+    def find(self, key: str) -> Media | None:
+        """Return an unchanged clip that an earlier run made."""
+        entry = self._index.get(key, {})
+        path = self._clip_path(key) if "file" in entry else None
+        if path is None or not self.made(path):
+            return None
+        suffix, start = media_suffix(path.name), float(entry.get("media_start", 0.0))
+        return Media(path=path, suffix=suffix, start=start, clip=key)
 
     def made(self, path: Path) -> bool:
         """Return whether a file, in any folder, is an unchanged clip of this index."""
@@ -91,11 +99,12 @@ class Clips:
             )
 
     def _present(self) -> dict[str, str]:
+        selected = Selection(recursive=False, extensions=())  # and no text or latents beside a clip
         with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
             return {
                 Path(entry.name).stem: entry.name
                 for entry in entries
-                if entry.is_file(follow_symlinks=False)
+                if selected.takes(entry.name) and entry.is_file(follow_symlinks=False)
             }
         return {}
 
@@ -108,7 +117,7 @@ class Clips:
         if name is None:
             return False
         if self.made(self.folder / name):
-            return entry.get("version") == CUT_VERSION
+            return True
         if self._replace:
             return False
         self.kept.append(name)
@@ -127,16 +136,13 @@ class Clips:
 
     def _cut(self, items: Sequence[SampleSource]) -> None:
         refuse_links(self.folder)
-        shutil.rmtree(self._temporary, ignore_errors=True)  # left by a killed run
-        try:
-            for batch in batches(items):
-                self._cut_batch(batch)
-        finally:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        for batch in batches(items):
+            self._cut_batch(batch)
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _cut_batch(self, batch: Iterable[SampleSource]) -> None:
         """Cut a batch of clips and give them their final names. Raises PenstockError."""
-        keyed = [replace(i, sample=replace(i.sample, key=key_of(i))) for i in batch]
+        keyed = [replace(i, sample=replace(i.sample, key=i.sample.clip)) for i in batch]
         made = self._cutter(keyed)
         why = dict.fromkeys((i.sample.key for i in keyed), "") | self._cutter.why
         try:
@@ -149,7 +155,6 @@ class Clips:
                 self._index[key] = {
                     "file": media.path.name,
                     "media_start": media.start,
-                    "version": CUT_VERSION,
                     "state": [stamp.size, stamp.modified],
                 }
             write_json(self.folder / INDEX, {"clips": self._index})
@@ -158,12 +163,6 @@ class Clips:
                 os.replace(media.path, self.folder / media.path.name)
         except OSError as error:
             raise fault_of(error, self.folder) from error
-
-
-def key_of(item: SampleSource) -> str:
-    """Return the file name, without suffix, of the clip of this chunk."""
-    row = item.sample.row
-    return clip_key(row.media_path, item.sample.content, row.start, row.end, item.chunk)
 
 
 def _read_index(path: Path) -> dict[str, dict[str, Any]]:

@@ -1,15 +1,16 @@
 """Writes WebDataset shards: selects the samples and their media. Runs no model."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from artifacts.errors import MediaError
 from artifacts.files import HALF
 from artifacts.remote.media_cache import open_local
 from artifacts.samples import Media, Sample, media_suffix
-from artifacts.shards import DATASET, kept_shards, read_index, write_shards
+from artifacts.shards import DATASET, clips_in, kept_shards, read_index, write_shards
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
+from flows.results.clips import Clips
 from flows.results.cutting import Cutter, OnProgress, batches
 from flows.results.marker import keep_media
 from flows.results.sample_sources import SampleSource, one_per_chunk, sample_sources
@@ -30,7 +31,10 @@ def write_dataset(
     cutter = Cutter(job, launcher, on_progress, folder / f"{HALF}new")
     if rest or shards != before:
         on_progress("webdataset", len(items), len(items) - len(rest))
-        shards = write_shards(folder, shards, _samples(rest, cutter))
+        stored = clips_in(folder, before) if not all(item.whole for item in rest) else {}
+        clips = Clips(job, launcher, on_progress)
+        cut = {key: clips.find(key) or stored.get(key) for key in {i.sample.clip for i in rest}}
+        shards = write_shards(folder, shards, _samples(rest, cutter, cut))
     keep_media(job.out, DATASET)
     user_texts[DATASET] = sum(has_user_text(item.sample.rows) for item in items)
     bare = sum(shard.without_media for shard in shards)
@@ -57,11 +61,13 @@ def is_stale(job: Job) -> bool:
 
 
 def _samples(
-    items: Sequence[SampleSource], cutter: Cutter
+    items: Sequence[SampleSource], cutter: Cutter, known: Mapping[str, Media | None]
 ) -> Iterator[tuple[Sample, Media | None]]:
-    """Yield each sample with its media. A cut file is deleted when the next sample is requested."""
+    """Yield each sample with its media: clips that are `known` by their key, and those that are cut
+    for it. Such a file is deleted when the next sample is requested."""
     for batch in batches(items):
-        cut = cutter([item for item in batch if not item.whole])
+        missing = [i for i in batch if not i.whole and known.get(i.sample.clip) is None]
+        cut = cutter(missing)
         for item in batch:
             if item.whole:
                 suffix = media_suffix(item.file.name)
@@ -75,6 +81,9 @@ def _samples(
                         start, stamp = item.sample.row.start, item.stamp
                         whole = Media(path=path, suffix=suffix, start=start, stamp=stamp)
                         yield item.sample, whole
+                continue
+            if stored := known.get(item.sample.clip):
+                yield item.sample, stored
                 continue
             media = cut.get(item.sample.key)
             yield item.sample, media

@@ -27,7 +27,7 @@ from flows.job.prepare import Job
 from flows.machine.launch import Launcher
 from flows.media.generated_files import GeneratedFiles, digest_at
 from flows.options.text import OutputOptions
-from flows.results.clips import Clips, kept_note, key_of
+from flows.results.clips import Clips, kept_note
 from flows.results.cutting import OnProgress
 from flows.results.marker import keep_media
 from flows.results.sample_sources import SampleSource, by_chunk, sample_sources
@@ -162,7 +162,7 @@ class _TrainerFolder:
 
     def _linked(self, item: SampleSource, path: Path, names: Counter[str]) -> str:
         """Link media into the folder, and return the relative path. Raises EnvironmentFault."""
-        stem = key_of(item)
+        stem = item.sample.clip
         names[stem] += 1
         stem += f"-{names[stem]}" if names[stem] > 1 else ""
         inside = f"{self._form.folders[item.kind]}/{stem}.{media_suffix(path.name)}"

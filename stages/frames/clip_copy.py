@@ -11,7 +11,7 @@ them. Sound is left out.
 import contextlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import chain, dropwhile, groupby, islice
+from itertools import chain, dropwhile, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,20 +21,15 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from artifacts.containers import open_media
-from artifacts.errors import EnvironmentFault, MediaError
-from artifacts.remote.media_cache import open_local
-from artifacts.store import fault_of
+from artifacts.errors import MediaError
 from stages.frames.edit_list import shorten
 from stages.frames.formats import OPTIONS
-from stages.frames.job import CutItem, CutJob
-from stages.frames.medium import TRANSIENT_KINDS, check_unchanged
+from stages.frames.medium import TRANSIENT_KINDS
 from stages.frames.opening import has_alpha_track, open_video
 from stages.frames.plan import tick_at, tick_from
 from stages.frames.reader import Reader
 from stages.frames.survey import packets
 from stages.frames.timeline import Timeline, VideoPacket
-from stages.process.job import parse_job
-from stages.process.report import EventReporter
 
 CONTAINERS = (("mp4", "mp4"), ("matroska", "mkv"))
 """Containers and their suffixes. A clip is put into the first one that accepts it, or else into the
@@ -44,48 +39,6 @@ REORDERED = 32
 LEAD_SECONDS = 60.0
 """Longest distance from a clip to its keyframe. A longer lead would make up most of the clip, and a
 video with one keyframe would be copied repeatedly."""
-
-
-def run(job_fields: dict[str, Any], report: EventReporter) -> None:
-    """Copy each of the job's clips into its folder. A note under its name holds the file and the
-    start of the clip in it in seconds, or the `error`. Raises EnvironmentFault."""
-    job = parse_job(CutJob, job_fields)
-    folder = Path(job.folder)
-    for path, group in groupby(job.cuts, key=lambda cut: cut.path):
-        cuts = list(group)
-        try:
-            with open_local(path):
-                _copy_clips(Path(path), cuts, folder, report)
-        except Exception as error:  # PyAV lets an IndexError or UnicodeDecodeError through as well
-            failure = _failure(error, path, folder)
-            report.note(**{cut.name: failure for cut in cuts})
-
-
-def _copy_clips(path: Path, cuts: Sequence[CutItem], folder: Path, report: EventReporter) -> None:
-    """Copy the clips of one file. Raises the errors of opening it."""
-    stamp = cuts[0].stamp
-    check_unchanged(path, stamp)
-    video = ClipCutter(path)
-    for cut in cuts:
-        try:
-            made = video.copy(cut.start, cut.end, folder / cut.name)
-            check_unchanged(path, stamp)
-        except Exception as error:
-            made = _failure(error, str(path), folder)
-        report.note(**{cut.name: made})
-        report.item(cut.name, label=path.name)
-
-
-def _failure(error: Exception, path: str, folder: Path) -> dict[str, str]:
-    """Return the reason why a file cannot be copied from. Raises EnvironmentFault if the file is
-    not at fault."""
-    if isinstance(error, OSError):
-        raise fault_of(error, folder) from error
-    if isinstance(error, EnvironmentFault):
-        raise error
-    if isinstance(error, MediaError) and error.kind in TRANSIENT_KINDS:
-        raise EnvironmentFault(error.message, hint=error.hint) from error
-    return {"error": getattr(error, "message", str(error)).replace(path, "the file")}
 
 
 class Keyframe(NamedTuple):

@@ -15,6 +15,7 @@ and edit lists, and its header counts the frames that it shows.
 """
 
 import contextlib
+import os
 import re
 from array import array
 from bisect import bisect_left, bisect_right
@@ -264,9 +265,10 @@ class ExactCutter:
 def _clip(path: Path, *, delayed: bool) -> Iterator[OutputContainer]:
     """Open a clip for writing. It has an edit list only if its decoding is `delayed`, as that of
     copied B-frames. Raises OSError."""
-    options = {} if delayed else {"use_editlist": "0"}
-    with open_media(path, "w", format="mp4", options=options) as container:
+    options, half = {} if delayed else {"use_editlist": "0"}, path.with_suffix(".half")
+    with open_media(half, "w", format="mp4", options=options) as container:
         yield container
+    os.replace(half, path)  # a finished clip of a killed run is taken over
 
 
 def _encoded(

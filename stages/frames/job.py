@@ -66,3 +66,5 @@ class CutJob:
     """Folder for the clips."""
     cuts: list[CutItem]
     """The clips; those of one video follow each other."""
+    exact: bool = True
+    """Whether they hold the shown frames alone; else packets are copied from a keyframe on."""
