@@ -13,7 +13,6 @@ from PIL import Image
 from artifacts.edits import key_of
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.store import open_store
-from flows.console.display import Display
 from flows.media.tune_data import examples_in
 from flows.options.commands import CaptionConfig
 from flows.options.formats import TRAINER_FORMATS
@@ -21,10 +20,7 @@ from flows.results.recorded_command import repeated
 from flows.results.report.media import OTHER, captioned_media
 from flows.results.run_result import RunResult
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
-from flows.running.run import caption
-from scripts.store_before import BEFORE
 from stages.decode.job import DecodeItem
-from tests.support.inside import InsideLauncher
 from tests.support.saying import LONG, Saying, lines, make, run, samples
 from tests.support.stand_ins import config_in
 from tests.support.trainers import READERS
@@ -345,27 +341,6 @@ def test_tune_learns_what_trainers_do(pictures: CaptionConfig, tmp_path: Path) -
     assert told == ["1 caption of 2 are hand-written texts (.txt)"]
     review(replace(pictures, out=other), ("b.png", 0.0, None, "rejected"))
     assert [each.caption for each in examples_in(data, store=store)] == ["by hand, a"]
-
-
-@pytest.mark.slow
-def test_a_journal_of_before_is_taken_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for part in ("clips", "store", "first"):
-        shutil.copytree(BEFORE / part, tmp_path / part)
-    shutil.copy(BEFORE.parent / "edits-before.jsonl", tmp_path / "first" / "edits.jsonl")
-    monkeypatch.chdir(tmp_path)
-    launcher = InsideLauncher()
-
-    def captions(out: str) -> RunResult:
-        options: Any = {"model": "demo", "precision": "fp32", "chunk": 2.0, "store": "store"}
-        config = CaptionConfig(sources=("clips",), out=out, format=("txt",), **options)
-        return caption(config, Display(quiet=True), lambda _: launcher)
-
-    assert "corrected" not in captions("other").line(), "nobody has opened its folder"
-    assert "1 corrected by hand and 1 rejected" in captions("first").line()
-    assert "1 corrected by hand and 1 rejected" in captions("other").line()
-    assert (tmp_path / "other" / "large.txt").read_text() == "a ring, by hand\n"
-    assert "taken back" not in (tmp_path / "other" / "long.txt").read_text()
-    assert set(launcher.started) <= {"describe"}
 
 
 def test_no_page_shows_other_content_in_the_place_of_what_was_captioned(
