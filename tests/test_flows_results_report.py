@@ -96,7 +96,7 @@ def test_a_file_is_named_by_its_bytes_and_missed_when_it_is_gone(tmp_path: Path)
         "../clips/gone.mp4",
         "../clips/p%3Aq.jpg",
     ]
-    assert [m["gone"] for m in media] == [False, False, False, True, False]
+    assert [bool(m["gone"]) for m in media] == [False, False, False, True, False]
     assert [m["kind"] for m in media] == ["video"] * 4 + ["image"]
     assert media[2]["path"].endswith("caf\N{REPLACEMENT CHARACTER} <script>.mp4")
 
@@ -128,7 +128,7 @@ def test_a_run_without_places_shows_its_captions(tmp_path: Path) -> None:
     )
     (tmp_path / "media.jsonl").unlink()
     media = written(tmp_path)["media"]
-    assert [(m["name"], m["kind"], m["url"], m["gone"]) for m in media] == [
+    assert [(m["name"], m["kind"], m["url"], bool(m["gone"])) for m in media] == [
         ("a.mp4", "video", None, True),
         ("one.jpg", "image", None, True),
         ("lost.mp4", "video", None, True),

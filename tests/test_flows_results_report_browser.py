@@ -196,7 +196,12 @@ def test_files_gone_or_unplayable_are_named(browser: Browser, clip: Path, tmp_pa
     )
     browser.run("document.querySelector('#images').scrollIntoView()")
     browser.wait(tiles + ".every(Boolean)")
-    assert browser.run(tiles) == ["not where it was", "this browser cannot show it", 40, 40]
+    assert browser.run(tiles) == [
+        "The file is not where it was",
+        "this browser cannot show it",
+        40,
+        40,
+    ]
     browser.click("figure .frame", 2)
     said_there = "return document.querySelector('dialog[open] p').textContent"
     assert browser.wait(said_there) == "fine.png"

@@ -13,17 +13,14 @@ from PIL import Image
 from artifacts.edits import key_of
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.store import open_store
-from flows.console.display import Display
 from flows.media.tune_data import examples_in
 from flows.options.commands import CaptionConfig
 from flows.options.formats import TRAINER_FORMATS
 from flows.results.recorded_command import repeated
+from flows.results.report.media import OTHER, captioned_media
 from flows.results.run_result import RunResult
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
-from flows.running.run import caption
-from scripts.store_before import BEFORE
 from stages.decode.job import DecodeItem
-from tests.support.inside import InsideLauncher
 from tests.support.saying import LONG, Saying, lines, make, run, samples
 from tests.support.stand_ins import config_in
 from tests.support.trainers import READERS
@@ -346,22 +343,48 @@ def test_tune_learns_what_trainers_do(pictures: CaptionConfig, tmp_path: Path) -
     assert [each.caption for each in examples_in(data, store=store)] == ["by hand, a"]
 
 
-@pytest.mark.slow
-def test_a_journal_of_before_is_taken_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for part in ("clips", "store", "first"):
-        shutil.copytree(BEFORE / part, tmp_path / part)
-    shutil.copy(BEFORE.parent / "edits-before.jsonl", tmp_path / "first" / "edits.jsonl")
-    monkeypatch.chdir(tmp_path)
-    launcher = InsideLauncher()
+def test_no_page_shows_other_content_in_the_place_of_what_was_captioned(
+    config: CaptionConfig,
+) -> None:
+    """A picture that was replaced, and one of the same size that took its name, are not shown
+    beside the captions of what was there: a correction of these would be of another picture."""
+    run(config)
+    folder, out = Path(config.sources[0]), Path(config.out)
+    photo, other = folder / "photo.PNG", folder / "other.png"
+    Image.new("RGB", (64, 48), (200, 10, 10)).save(other)
+    run(config)
 
-    def captions(out: str) -> RunResult:
-        options: Any = {"model": "demo", "precision": "fp32", "chunk": 2.0, "store": "store"}
-        config = CaptionConfig(sources=("clips",), out=out, format=("txt",), **options)
-        return caption(config, Display(quiet=True), lambda _: launcher)
+    def shown() -> dict[str, tuple[str, str]]:
+        captions = ReviewedCaptions(out)
+        captions.close()
+        return {m["name"]: (m["gone"], captions.place_shown(m["number"])) for m in captions.media}
 
-    assert "corrected" not in captions("other").line(), "nobody has opened its folder"
-    assert "1 corrected by hand and 1 rejected" in captions("first").line()
-    assert "1 corrected by hand and 1 rejected" in captions("other").line()
-    assert (tmp_path / "other" / "large.txt").read_text() == "a ring, by hand\n"
-    assert "taken back" not in (tmp_path / "other" / "long.txt").read_text()
-    assert set(launcher.started) <= {"describe"}
+    assert shown()["other.png"] == ("", str(other))
+    size, kept = other.stat(), other.read_bytes()
+    Image.new("RGB", (64, 48), (10, 200, 10)).save(other)
+    assert other.stat().st_size == size.st_size
+    assert shown()["other.png"] == ("", "")  # found when it is asked for
+    assert {m["name"]: m["gone"] for m in captioned_media(out, out)}["other.png"] == OTHER
+    other.write_bytes(kept)  # as a copy of the folder has it: another time, the same content
+    assert shown()["other.png"] == ("", str(other))
+    photo.write_bytes(kept)
+    assert shown()["photo.PNG"] == (OTHER, "")
+
+
+def test_an_edit_of_one_copy_is_told_to_count_for_the_other(config: CaptionConfig) -> None:
+    shutil.copy(Path(config.sources[0], "photo.PNG"), Path(config.sources[0], "z_copy.PNG"))
+    run(config)
+    assert not any("of the same content" in note for note in run(config).notes())
+    review(config, ("z_copy.PNG", 0.0, None, "rejected"))
+    (note,) = (note for note in run(config).notes() if "of the same content" in note)
+    assert "photo.PNG and z_copy.PNG" in note
+
+
+def test_a_text_by_hand_that_goes_before_a_correction_is_named(config: CaptionConfig) -> None:
+    run(config)
+    (text,) = Path(config.out).glob("photo.txt")
+    text.write_text("by hand")
+    assert not any("go before corrections" in note for note in run(config).warnings)
+    review(config, ("photo.PNG", 0.0, "Better words.", "accepted"))
+    (note,) = (note for note in run(config).warnings if "go before corrections" in note)
+    assert str(text) in note

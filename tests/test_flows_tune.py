@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from artifacts.errors import EnvironmentFault, UsageError
 from flows.cli.main import main
@@ -391,3 +392,23 @@ def test_status_says_how_it_stands(adapter: Path, capsys: pytest.CaptureFixture[
     (adapter / RECORD).unlink()
     assert main(["status", str(adapter)]) == 0
     assert capsys.readouterr().out.startswith("no step is finished yet")
+
+
+@pytest.mark.slow
+def test_a_caption_is_not_trained_on_another_picture_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The features are gone, or in another store, and the file now holds another picture."""
+    monkeypatch.chdir(tmp_path)
+    for name, level in (("a.png", 20), ("b.png", 200)):
+        Image.new("RGB", (64, 48), (level, 90, 40)).save(tmp_path / name)
+    store = ["--store", str(tmp_path / "store")]
+    assert main(["caption", "a.png", "b.png", "--model", "demo", "--out", "out", *store]) == 0
+    tune = ["tune", "out/captions.jsonl", "--model", "demo", "--out", "new", "--steps", "1"]
+    other = ["--store", str(tmp_path / "other"), "--quiet"]
+    Image.new("RGB", (64, 48), (1, 190, 240)).save(tmp_path / "a.png")
+    capsys.readouterr()
+    assert main([*tune, *other]) == 2
+    assert "a.png" in (error := capsys.readouterr().err) and "holds other content" in error
+    assert not Path("new/adapter_config.json").exists()
+    assert main([*tune, *store, "--quiet"]) == 0  # of the features of then

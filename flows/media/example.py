@@ -19,6 +19,8 @@ class Example:
     """Prompt of the caption; empty: the default one."""
     features: str = ""
     """Key of the features that it was made from; empty if unknown."""
+    content: str = ""
+    """Identity of the content that was captioned; empty if unknown."""
     line: int = 0
     """Line in the data; 0 if the caption is a file of its own."""
 

@@ -190,7 +190,8 @@ def _reviewed(
     left = [(at, row) for at, row in rows if row.get("review") != REJECTED]
     if rows and not left:
         raise UsageError(f"{path}: every caption was rejected", hint="Accept or correct some")
-    found = made = [_example(row, at, path) for at, row in left]
+    contents = _contents(path.with_name("media.jsonl"))
+    found = made = [_example(row, at, path, contents) for at, row in left]
     if store is not None:
         found = with_handwritten_texts(made, rows, path, store, announce)
     # A corrected caption has the model's as `original`.
@@ -242,7 +243,18 @@ def _media_with_texts(folder: Path) -> Iterator[Example]:
             yield Example(path=_absolute(path), caption=_text(text).strip())
 
 
-def _example(row: Mapping[str, Any], at: int, data: Path) -> Example:
+def _contents(path: Path) -> dict[tuple[Any, Any], str]:
+    """Return the name of each medium of a run → the identity of the content that it read."""
+    try:
+        rows = [json.loads(line) for line in read_text(path, BYTES).splitlines()]
+        return {(row["source"], row["media_path"]): str(row.get("content", "")) for row in rows}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return {}  # no run wrote the data
+
+
+def _example(
+    row: Mapping[str, Any], at: int, data: Path, contents: Mapping[tuple[Any, Any], str]
+) -> Example:
     caption = next((row[name] for name in TEXTS if isinstance(row.get(name), str)), None)
     own = _own_file(row, data)
     path = own or _path(row, data)
@@ -269,6 +281,9 @@ def _example(row: Mapping[str, Any], at: int, data: Path) -> Example:
         end=end,
         prompt=str(row.get("prompt") or ""),
         features=str(row.get("features") or ""),
+        content=contents.get((row.get("source"), row.get("media_path")), "")
+        if isinstance(row.get("media_path"), str)
+        else "",
         line=at,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.files import OURS
+from artifacts.files import OURS, is_hidden
 from artifacts.owned_folders import refuse_foreign
 from artifacts.regular_files import open_regular
 from artifacts.shards import DATASET, INDEX
@@ -15,7 +15,6 @@ from artifacts.store import fault_of
 from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
 from artifacts.trainers import TRAINERS
-from flows.media.folders import files_in
 from flows.media.generated_files import GeneratedFiles, digest_at
 from flows.media.media_files import Selection
 from flows.options.commands import RunOptions
@@ -151,8 +150,12 @@ def _data_sets(config: RunOptions, own: Collection[str]) -> Iterator[str]:
 def _medium_in(folder: Path, config: RunOptions) -> str:
     """Return the name of a medium that a run on the folder would read, or an empty text."""
     reads = [Selection(recursive=True, extensions=each) for each in ((), config.extensions)]
-    names = files_in(folder, recursive=True, unread=lambda _: None)
-    return next((name for name in names if any(each.takes(name) for each in reads)), "")
+    for at, folders, names in os.walk(folder):
+        folders[:] = (name for name in folders if not is_hidden(name))
+        shown = (name for name in names if not is_hidden(name))
+        if medium := next((name for name in shown if any(r.takes(name) for r in reads)), ""):
+            return os.path.relpath(os.path.join(at, medium), folder)
+    return ""
 
 
 def _names(folder: Path, config: RunOptions, command: str) -> Iterator[str]:

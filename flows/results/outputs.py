@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +20,7 @@ from artifacts.subtitles import WRITERS
 from artifacts.tables import TABLES
 from artifacts.trainers import TRAINERS
 from flows.job.prepare import Job
+from flows.ledger.tasks import Medium
 from flows.media.generated_files import GeneratedFiles, digest_at
 from flows.media.media_files import MediaFile
 from flows.options.text import OutputOptions, PromptOptions
@@ -158,6 +159,8 @@ class OutputCounts:
     """Outputs that an earlier run wrote and this one did not update."""
     chunks: Mapping[MediaFile, int] = field(default_factory=dict)
     """Captions of each file, under its first prompt."""
+    shared_edits: dict[str, str] = field(default_factory=dict)
+    """Medium whose edit also counts for another one of the same content → that one."""
     unused_edits: int = 0
     """Edits in the folder's journal of captions that the outputs do not have."""
 
@@ -185,8 +188,8 @@ def write_captions(
             counts.append(len(captions))
             yield from captions
 
-    files = [group[0][0] for group in job.by_file]
-    lines = {CAPTIONS: json_lines(rows()), MEDIA: media_lines(files, counts)}
+    files, contents = zip(*(group[0] for group in job.by_file), strict=True)
+    lines = {CAPTIONS: json_lines(rows()), MEDIA: media_lines(files, counts, contents)}
     write_proved(job.out, lines, job.store.url)
     return dict(zip(files, counts, strict=True))
 
@@ -198,6 +201,7 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
     the run.
     """
     found = OutputCounts(failures=failures_of(job))
+    edited: dict[tuple[object, ...], str] = {}
 
     def by_file() -> Iterator[list[Caption]]:
         # Rebuilt for each output: in memory, they would be most of what a large run takes.
@@ -209,6 +213,10 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
             )
             found.corrected += sum(bool(c.original) for c in captions)
             found.rejected += sum(c.review == REJECTED for c in captions)
+            for each in (c for c in captions if c.original or c.review):
+                of = (each.features, each.name, each.prompt, each.start)
+                if (first := edited.setdefault(of, each.media_path)) != each.media_path:
+                    found.shared_edits[each.media_path] = first
             yield captions
 
     found.chunks = write_captions(job, by_file())
@@ -235,10 +243,12 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
     return found
 
 
-def media_lines(files: Sequence[MediaFile], captions: Sequence[int]) -> Iterator[str]:
-    """Yield the location of each file and its number of lines in `captions.jsonl`, in the order of
-    those lines. The order distinguishes two files with one name and source."""
-    for file, count in zip(files, captions, strict=True):
+def media_lines(
+    files: Sequence[MediaFile], captions: Sequence[int], contents: Iterable[Medium | None] = ()
+) -> Iterator[str]:
+    """Yield the location of each file, its number of lines in `captions.jsonl`, and what it held,
+    in the order of those lines. The order distinguishes two files with one name and source."""
+    for file, count, content in zip(files, captions, chain(contents, repeat(None)), strict=False):
         row = {
             "media_path": file.media_path,
             "source": file.source,
@@ -247,4 +257,8 @@ def media_lines(files: Sequence[MediaFile], captions: Sequence[int]) -> Iterator
             "captions": count,
             **({"address": file.place} if file.far else {}),
         }
+        if content is not None:
+            row["content"] = content.digest
+            if content.stamp is not None:
+                row |= {"bytes": content.stamp.size, "modified": content.stamp.modified}
         yield json.dumps(row) + "\n"

@@ -97,6 +97,13 @@ class RunResult(RunEnd):
                 advice = "the model's context has no room for longer ones"
             cut = counted(self.written.cut, "caption")
             yield f"{cut} reached the limit of {counted(self.limit, 'token')}: {advice}"
+        if self.written.shared_edits:
+            copy, first = next(iter(self.written.shared_edits.items()))
+            more = len(self.written.shared_edits) - 1
+            yield (
+                f"an edit counts for every file of the same content: {first} and {copy}"
+                f"{f', and {more} more' if more else ''} have one. To drop a copy, delete the file"
+            )
         if self.written.unused_edits:
             yield (
                 f"{self.out / EDITS} holds {counted(self.written.unused_edits, 'edit')} of "

@@ -31,6 +31,8 @@ class UserTexts:
         """Path of each text that was used → names of the media that it describes."""
         self._without_trigger: dict[Path, None] = {}
         """Paths of texts without the run's trigger."""
+        self._corrected: dict[Path, None] = {}
+        """Paths of texts that take the place of a correction."""
         self._rejected = 0
         """Number of captions that are left out because users rejected them."""
         self._out = {_key(f, m): Path(f"{stem}.{FORM}") for f, m, stem in pairs}
@@ -59,6 +61,8 @@ class UserTexts:
             lines = split_by_chunk(text, len(kept)) or [text.strip()] * len(kept)
             pairs = [*zip(kept, lines, strict=True)]
         texts = [self._with_text(c, text, medium) for c, text in pairs if c.review != REJECTED]
+        if any(c.original and c.caption != t.caption for c, t in zip(kept, texts, strict=True)):
+            self._corrected[place] = None
         if any(TextOptions.of(config).trigger not in each.caption for each in texts):
             self._without_trigger[place] = None
         return texts
@@ -78,6 +82,12 @@ class UserTexts:
                 f"--trigger is not added to {counted(len(self._without_trigger), 'text')} that "
                 f"users wrote ({first_of([place.name for place in self._without_trigger])}): "
                 "add it there"
+            )
+        if self._corrected:
+            yield (
+                f"{counted(len(self._corrected), 'text')} by hand "
+                f"({first_of([str(place) for place in self._corrected])}) go before corrections "
+                "made in a review: move a text away to use the correction"
             )
         yield from self._texts.notes()
 

@@ -91,7 +91,7 @@ def write_vectors(job: Job) -> VectorsWritten:
     rows = Counter[MediaFile]()
     for (file, _), meta in zip(made, metas, strict=True):
         rows[file] += meta["vectors"]
-    lines = media_lines(job.files, [rows[f] for f in job.files])
+    lines = media_lines(job.files, [rows[f] for f in job.files], job.contents)
     write_proved(job.out, {MEDIA: lines}, job.store.url)
     return found
 

@@ -35,6 +35,7 @@ from flows.results.report.media import (
     MEDIA_ENTRY,
     RUN_AGAIN,
     failed_media,
+    is_other,
     media_with_lines,
     path_of,
     shown_medium,
@@ -141,6 +142,7 @@ class ReviewedCaptions:
         lines = read_jsonl(self.out / "captions.jsonl", LINE, RUN_AGAIN)
         self.places: list[str] = []
         """Path or address of each medium; empty: unknown."""
+        self._entries: list[dict[str, Any]] = []
         self.rows: dict[str, dict[str, Any]] = {}
         self.chunks: dict[str, tuple[str, str, str]] = {}
         """Caption key → its features, its prompt's name and its prompt."""
@@ -148,6 +150,13 @@ class ReviewedCaptions:
         """Key of a caption whose prompt has a name → its key of the time without one."""
         self.media = [self._medium(place, rows) for place, rows in media_with_lines(places, lines)]
         self.failures = failed_media(self.out)
+
+    def place_shown(self, number: int) -> str:
+        """Return the path or address of a medium; empty if it is unknown, or if other content than
+        was captioned is there now."""
+        if number >= len(self.places) or is_other(self._entries[number]):
+            return ""
+        return self.places[number]
 
     def close(self) -> None:
         """Close the journal, so that others can review the folder."""
@@ -266,9 +275,9 @@ class ReviewedCaptions:
 
     def _medium(self, place: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:
         # As on a page in the run's folder; the server looks up the file by its number.
-        medium = shown_medium(place, self.out)
+        medium = shown_medium(place, self.out, reads=False)
         if "address" in place:  # it is fetched when viewed
-            medium["gone"] = False
+            medium["gone"] = ""
         path = path_of(place)
         # A copy on another machine, or in another cache folder, is fetched again.
         known = "address" not in place or is_copy(Path(path))
@@ -277,6 +286,7 @@ class ReviewedCaptions:
         is_shown = not is_address(where) and Path(where).suffix.lower() in MEDIA_SUFFIXES
         self.places.append(where if self.belief.is_own or is_shown else "")
         medium["number"] = len(self.places) - 1
+        self._entries.append(place)
         medium["captions"] = [self._row(line) for line in lines]
         return medium
 

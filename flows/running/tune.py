@@ -260,6 +260,12 @@ def _key(job: Job, example: Example, tasks: Mapping[str, Sequence[Task]]) -> str
             f"{example.path.name}: no stored features of {job.model.name}, and no file to encode",
             hint="Check that the file exists, or that this model captioned it",
         )
+    if example.content not in ("", of_file[0].medium.digest):
+        raise NoFeatures(
+            f"{example.path.name}: no stored features of {job.model.name}, and the file now "
+            "holds other content than was captioned",
+            hint="Caption it again, and train on that",
+        )
     chunks = [
         task
         for task in of_file

@@ -136,8 +136,7 @@ class RunCaptions:
         with self._lock:
             if self._reviewed is None:
                 self._load()
-            places = self._reviewed.places if self._reviewed is not None else []
-            return places[number] if number < len(places) else ""
+            return "" if self._reviewed is None else self._reviewed.place_shown(number)
 
     def paths(self, keys: list[str]) -> dict[str, tuple[str, float, str]]:
         """Return medium, start and name of the prompt of these captions. Raises EditRefused."""

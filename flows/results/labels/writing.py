@@ -198,7 +198,7 @@ def write_labels(job: Job, context: LabelContext) -> LabelsWritten:
     found.pictures, found.labelled, found.given = counts.pictures, counts.labelled, counts.given
     found.chunks = counts.chunks
     write_jsonl(job.out / "failures.jsonl", found.failures)
-    counted_lines = media_lines(job.files, [counts.lines[f] for f in job.files])
+    counted_lines = media_lines(job.files, [counts.lines[f] for f in job.files], job.contents)
     write_proved(job.out, {MEDIA: counted_lines}, job.store.url)
     report = counts.report()
     write_json(job.out / REPORT, report)

@@ -31,7 +31,7 @@ class VideoCard {
     this.position = el("i", {class: "position"});
     this.current = el("i", {class: "current"});
     this.strip = el("div", {class: "strip", "aria-hidden": "true"}, this.current, this.position);
-    if (medium.gone) this.player.append(gone(medium, "The file is not where it was:"));
+    if (medium.gone) this.player.append(gone(medium, `${medium.gone}:`));
     else this.load();
     this.rule();
     windowed(this.list, shown, {group: 40, height: 44, build: caption => this.row(caption), root: this.list, all: data.all});
@@ -150,7 +150,7 @@ const nearby = new IntersectionObserver(seen => {
 
 function imageTile(medium, words, data, open) {
   const frame = el("button", {type: "button", class: "frame", click: () => open(medium), "aria-label": `Open ${medium.name}`});
-  if (medium.gone) frame.replaceChildren(el("span", {class: "gone"}, "not where it was"));
+  if (medium.gone) frame.replaceChildren(el("span", {class: "gone"}, medium.gone));
   else {
     const image = el("img", {loading: "lazy", decoding: "async", alt: ""});
     frame.append(...[image, boxes(image, medium, false)].filter(Boolean));
@@ -171,7 +171,7 @@ function viewer(dialog, data) {
     if (!medium.gone) withFallback(image, medium, data, () => seen.replaceWith(gone(medium, "This browser cannot show it, or it was moved since:")));
     dialog.replaceChildren(
       el("form", {method: "dialog"}, el("span", {class: "quiet"}, `${at + 1} of ${among.length}`), el("button", {"aria-label": "Close"}, "✕")),
-      medium.gone ? gone(medium, "The file is not where it was:") : seen,
+      medium.gone ? gone(medium, `${medium.gone}:`) : seen,
       el("p", {dir: "auto"}, medium.labels ? chips(medium, []) : medium.captions.map(c => c[2]).join("\n")),
       el("p", {class: "quiet", dir: "auto"}, medium.name, medium.prompt ? ` · ${medium.prompt}` : ""),
       medium.warnings.map(text => el("p", {class: "warning"}, text)));

@@ -6,20 +6,32 @@ import itertools
 import operator
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 from artifacts.captions import CONFIDENCE, Failure
 from artifacts.json_shapes import Nullable, OptionalField, count, number, read_jsonl, text
+from artifacts.keys import content_key, hash_file
 from artifacts.plurals import counted
+from artifacts.stamps import stamp_of
 from flows.media.media_files import kind_of, writable
 
 FILE = "file://"
 RUN_AGAIN = "Run the same `penstock caption` again, which rewrites it"
 NAME = {"media_path": text, "source": text}
-MEDIA_ENTRY = {**NAME, "kind": text, "url": text, "captions": count, "address": OptionalField(text)}
+MEDIA_ENTRY = {
+    **NAME,
+    "kind": text,
+    "url": text,
+    "captions": count,
+    "address": OptionalField(text),
+    "content": OptionalField(text),
+    "bytes": OptionalField(count),
+    "modified": OptionalField(count),
+}
+AWAY, OTHER = "The file is not where it was", "The file holds other content than was captioned"
 CAPTION = {
     **NAME,
     "start": number,
@@ -92,8 +104,23 @@ def path_of(entry: dict[str, Any]) -> str:
     return os.fsdecode(unquote_to_bytes(entry["url"].removeprefix(FILE)))
 
 
-def shown_medium(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the page's entry of a medium, without captions."""
+def is_other(entry: Mapping[str, Any], *, reads: bool = True) -> bool:
+    """Return whether the place of a medium holds other content than the command read there. A file
+    of the same size that was written since is read, if `reads`."""
+    path, size = Path(path_of(dict(entry))), entry.get("bytes")
+    try:
+        stamp = stamp_of(path)
+        if size is None or (stamp.size, stamp.modified) == (size, entry.get("modified")):
+            return False
+        if stamp.size != size or not reads:
+            return bool(stamp.size != size)
+        return content_key(hash_file(path), entry["kind"]) != str(entry.get("content"))
+    except OSError:
+        return False
+
+
+def shown_medium(entry: dict[str, Any], folder: Path, *, reads: bool = True) -> dict[str, Any]:
+    """Return the page's entry of a medium, without captions. `reads` is as in `is_other`."""
     path = path_of(entry)
     url = quote(os.fsencode(os.path.relpath(path, folder))) if path else None
     return {
@@ -101,7 +128,9 @@ def shown_medium(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
         "kind": entry["kind"],
         "path": entry.get("address") or writable(path) or entry["source"],
         "url": url,
-        "gone": not path or not os.path.isfile(path),
+        "gone": AWAY
+        if not path or not os.path.isfile(path)
+        else OTHER * is_other(entry, reads=reads),
         "prompt": "",
         "warnings": [],
         "captions": [],

@@ -17,7 +17,7 @@ class Card {
 
   still(row) {
     const {medium} = this;
-    if (medium.gone) return this.frame.replaceChildren(this.gone("The file is not where it was:"));
+    if (medium.gone) return this.frame.replaceChildren(this.gone(`${medium.gone}:`));
     const at = medium.kind === "video" ? `?at=${Math.max(0, (row.start + Math.max(row.start, row.end)) / 2).toFixed(2)}` : "";
     const image = el("img", {loading: "lazy", decoding: "async", alt: "", src: `small/${medium.number}${at}`,
       error: () => button.replaceChildren(el("span", {class: "gone"}, "no picture can be made of it"))});
