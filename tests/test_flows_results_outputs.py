@@ -117,7 +117,7 @@ def test_a_stopped_run_leaves_the_old_shards(
     assert (out / "captions.csv").read_text().count("Who?,") == 2
     monkeypatch.setitem(flows.machine.launch.ENTRIES, "cut", "tests.support.crashing:stop")
     with pytest.raises(Interrupted, match="SIGTERM"):  # while clips are cut
-        run(config, prompt="Who?")
+        run(config, prompt="Who?", media="original")
     assert {path.name: path.read_bytes() for path in (out / "webdataset").iterdir()} == before
     assert {row["prompt"] for row in lines(config)} == {"Who?"}
     assert load_record(out)["state"] == "interrupted"
@@ -182,9 +182,8 @@ def test_clips_cut_at_a_time(
         ["more-0", "more-0", "more-1", "more-1"],
         ["more-2", "more-2"],
     ]
-    assert [sample["json"] | {"media_start": 0} for sample in samples(config)] == [
-        row | {"media_start": 0} for row in lines(config)
-    ]
+    rows = [s["json"] | {"media_start": 0, "clip": ""} for s in samples(config)]
+    assert rows == [row | {"media_start": 0, "clip": ""} for row in lines(config)]
 
 
 def test_files_beside_are_kept_in_every_format(config: CaptionConfig, clips: Path) -> None:

@@ -356,12 +356,14 @@ def test_a_clip_is_a_file_of_the_folder_and_of_nowhere_else(tmp_path: Path) -> N
     folder.mkdir(parents=True)
     (folder / "a-00001.mp4").symlink_to(private)
     (folder / "b-00001.mp4").write_text("cut by a user")
+    for suffix in (".txt", ".npz", ".safetensors"):  # a caption beside it, and latents of trainers
+        (folder / f"b-00001{suffix}").write_text("no clip")
     entry = {"file": str(private)}
     (folder / "index.json").write_text(json.dumps({"clips": {"c-00001": entry}}))
     clips = Clips.__new__(Clips)  # needs no job to look at its folder
     clips.folder, clips.longest_lead = folder, 0.0
     clips._index = _read_index(folder / "index.json")
-    assert clips._present() == {"b-00001": "b-00001.mp4", "index": "index.json"}
+    assert clips._present() == {"b-00001": "b-00001.mp4"}
     assert clips._clip_path("c-00001") == folder / "private"
 
 
