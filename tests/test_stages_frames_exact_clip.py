@@ -164,7 +164,7 @@ def test_a_clip_looks_as_the_model_saw_it_to_readers_that_know_less(
         shown = FrameConverter(frame, (height // 2, width // 2)).convert(frame).astype(int)
         seen = converter.convert(source)[:height, :width]
         small = FrameConverter(_as_frame(seen), (height // 2, width // 2)).convert(_as_frame(seen))
-        assert np.abs(shown - small).mean() < 2
+        assert np.abs(shown - small).mean() < 2.5
 
 
 def _as_frame(image: NDArray[np.uint8]) -> av.VideoFrame:

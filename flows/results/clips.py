@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,13 +58,19 @@ class Clips:
         self.longest_lead = 0.0
         """Maximum seconds from the start of a clip to the start of its chunk."""
 
-    def clips_for(self, items: Sequence[SampleSource]) -> dict[str, Path]:
-        """Return the key of each sample → its clip. Cuts missing clips. Raises PenstockError."""
+    def clips_for(
+        self, items: Sequence[SampleSource], copied: Collection[str] = ()
+    ) -> dict[str, Path]:
+        """Return the key of each sample → its clip. Cuts missing clips. A whole file has none if
+        every reader shows it as the model saw it (`stands`), unless it is `copied`, by the clip.
+        Raises PenstockError."""
         keys = {item.sample.key: item.sample.clip for item in items}
         by_key = {keys[item.sample.key]: item for item in reversed(items)}
         present = self._present()
-        missing = [item for key, item in by_key.items() if not self._is_right(key, present)][::-1]
-        self._cut(missing)
+        missing = [
+            item for key, item in by_key.items() if not self._is_right(key, present, copied)
+        ][::-1]
+        self._cut(missing, copied)
         found = {key: path for key in by_key if (path := self._clip_path(key)) is not None}
         return {name: found[key] for name, key in keys.items() if key in found}
 
@@ -108,11 +114,17 @@ class Clips:
             }
         return {}
 
-    def _is_right(self, key: str, present: dict[str, str]) -> bool:
+    def stands(self, item: SampleSource) -> bool:
+        """Return whether every reader shows a whole file as the model saw it."""
+        return bool(self._index.get(item.sample.clip, {}).get("plain"))
+
+    def _is_right(self, key: str, present: dict[str, str], copied: Collection[str]) -> bool:
         """Return whether a clip need not be cut: it exists, is a user's, or failed before."""
         entry = self._index.get(key, {})
         if "error" in entry and not self._retry_failed:
             return True
+        if entry.get("plain") and "file" not in entry:
+            return key not in copied
         name = present.get(key)
         if name is None:
             return False
@@ -134,25 +146,29 @@ class Clips:
         # The index is a file that anybody may have written: it names nothing outside.
         return self.folder / Path(entry["file"]).name if "file" in entry else None
 
-    def _cut(self, items: Sequence[SampleSource]) -> None:
+    def _cut(self, items: Sequence[SampleSource], copied: Collection[str]) -> None:
         refuse_links(self.folder)
         for batch in batches(items):
-            self._cut_batch(batch)
+            self._cut_batch(batch, copied)
         shutil.rmtree(self._temporary, ignore_errors=True)
 
-    def _cut_batch(self, batch: Iterable[SampleSource]) -> None:
+    def _cut_batch(self, batch: Iterable[SampleSource], copied: Collection[str]) -> None:
         """Cut a batch of clips and give them their final names. Raises PenstockError."""
         keyed = [replace(i, sample=replace(i.sample, key=i.sample.clip)) for i in batch]
-        made = self._cutter(keyed)
+        made = self._cutter(keyed, copied)
         why = dict.fromkeys((i.sample.key for i in keyed), "") | self._cutter.why
         try:
             for key in (i.sample.key for i in keyed):
+                told: dict[str, Any] = {}
+                if key in self._cutter.plain:
+                    told = {"plain": self._cutter.plain[key], "why": self._cutter.why_copied[key]}
                 if key not in made:
-                    self._index[key] = {"error": why[key]}
+                    self._index[key] = {"plain": True} if told else {"error": why[key]}
                     continue
                 media = made[key]
                 stamp = stamp_of(media.path)
                 self._index[key] = {
+                    **told,
                     "file": media.path.name,
                     "media_start": media.start,
                     "state": [stamp.size, stamp.modified],

@@ -1,7 +1,7 @@
 """Cuts chunks out of videos in separate processes. Runs no model."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,11 @@ class Cutter:
         self._folder = temporary / "cuts"
         self.refused: list[str] = []
         """Names of files that could not be cut, each with the reason."""
+        self.plain: dict[str, bool] = {}
+        """Key of each whole file → whether every reader shows it as the model saw it."""
+        self.why_copied: dict[str, str] = {}
+        """Key of each whole file → why not; empty if so."""
+        self._copied: Collection[str] = ()
         self.why: dict[str, str] = {}
         """Key of each sample that could not be cut → why."""
         self._kills = 0
@@ -61,8 +66,12 @@ class Cutter:
         fitting = host_free_bytes() // PROCESS_BYTES
         self._processes = max(1, min(cores() - 1, fitting)) if self._exact else 1
 
-    def __call__(self, items: Sequence[SampleSource]) -> dict[str, Media]:
-        """Cut the items and return the key of each sample → its media."""
+    def __call__(
+        self, items: Sequence[SampleSource], copied: Collection[str] = ()
+    ) -> dict[str, Media]:
+        """Cut the items and return the key of each sample → its media. Whole files that every
+        reader shows as the model saw them are not cut, except those `copied`, by their clips."""
+        self._copied = copied
         results = self._finished(items)
         while remaining := [item for item in items if item.sample.key not in results]:
             self._on_progress("cut", len(items), len(items) - len(remaining))
@@ -70,6 +79,11 @@ class Cutter:
         found: dict[str, Media] = {}
         for item in items:
             result = results[item.sample.key]
+            if "plain" in result:
+                self.plain[item.sample.key], self.why_copied[item.sample.key] = (
+                    result["plain"],
+                    result.get("why", ""),
+                )
             if "file" in result:
                 path = self._folder / result["file"]
                 found[item.sample.key] = Media(
@@ -78,17 +92,19 @@ class Cutter:
                     start=result["start"],
                     clip=item.sample.clip,
                 )
-            else:
+            elif "error" in result:
                 self.refused.append(f"{item.file.name}: {result['error']}")
                 self.why[item.sample.key] = result["error"]
         return found
 
     def _finished(self, items: Sequence[SampleSource]) -> dict[str, Any]:
         """Return the results of exact clips that a killed run has finished."""
-        names = {item.sample.key: f"{item.sample.key}.mp4" for item in items}
+        names = (
+            (i.sample.key, f"{i.sample.key}.{s}") for i in items for s in ("mp4", "jpg", "png")
+        )
         return {
-            key: {"file": name, "start": 0.0}
-            for key, name in names.items()
+            key: {"file": name, "start": 0.0, "plain": False}
+            for key, name in names
             if self._exact and (self._folder / name).is_file()
         }
 
@@ -121,6 +137,10 @@ class Cutter:
                 item.sample.row.start,
                 item.sample.row.end,
                 item.stamp,
+                item.kind,
+                item.whole,
+                item.sample.clip in self._copied,
+                item.damaged,
             )
             for item in items
         ]

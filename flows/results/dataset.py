@@ -10,9 +10,10 @@ from artifacts.samples import Media, Sample, media_suffix
 from artifacts.shards import DATASET, clips_in, kept_shards, read_index, write_shards
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
+from flows.options.formats import EXACT
 from flows.results.clips import Clips
 from flows.results.cutting import Cutter, OnProgress, batches
-from flows.results.marker import keep_media
+from flows.results.marker import keep_media, media_mode
 from flows.results.sample_sources import SampleSource, one_per_chunk, sample_sources
 from flows.results.user_texts import UserTexts, has_user_text
 
@@ -31,10 +32,11 @@ def write_dataset(
     cutter = Cutter(job, launcher, on_progress, folder / f"{HALF}new")
     if rest or shards != before:
         on_progress("webdataset", len(items), len(items) - len(rest))
-        stored = clips_in(folder, before) if not all(item.whole for item in rest) else {}
+        exact = media_mode(job.out, job.config) == EXACT
+        stored = clips_in(folder, before) if exact or not all(i.whole for i in rest) else {}
         clips = Clips(job, launcher, on_progress)
         cut = {key: clips.find(key) or stored.get(key) for key in {i.sample.clip for i in rest}}
-        shards = write_shards(folder, shards, _samples(rest, cutter, cut))
+        shards = write_shards(folder, shards, _samples(rest, cutter, cut, exact=exact))
     keep_media(job.out, DATASET)
     user_texts[DATASET] = sum(has_user_text(item.sample.rows) for item in items)
     bare = sum(shard.without_media for shard in shards)
@@ -61,16 +63,18 @@ def is_stale(job: Job) -> bool:
 
 
 def _samples(
-    items: Sequence[SampleSource], cutter: Cutter, known: Mapping[str, Media | None]
+    items: Sequence[SampleSource], cutter: Cutter, known: Mapping[str, Media | None], *, exact: bool
 ) -> Iterator[tuple[Sample, Media | None]]:
     """Yield each sample with its media: clips that are `known` by their key, and those that are cut
     for it. Such a file is deleted when the next sample is requested."""
     for batch in batches(items):
-        missing = [i for i in batch if not i.whole and known.get(i.sample.clip) is None]
+        missing = [i for i in batch if exact or not i.whole]
+        missing = [i for i in missing if known.get(i.sample.clip) is None]
         cut = cutter(missing)
         for item in batch:
-            if item.whole:
-                suffix = media_suffix(item.file.name)
+            if stored := known.get(item.sample.clip):
+                yield item.sample, stored
+            elif item.whole and (not exact or cutter.plain.get(item.sample.key)):
                 with contextlib.ExitStack() as stack:
                     try:
                         path = stack.enter_context(open_local(item.file))
@@ -78,14 +82,13 @@ def _samples(
                         cutter.refused.append(f"{item.file.name}: {error.message}")
                         yield item.sample, None
                     else:
-                        start, stamp = item.sample.row.start, item.stamp
-                        whole = Media(path=path, suffix=suffix, start=start, stamp=stamp)
-                        yield item.sample, whole
-                continue
-            if stored := known.get(item.sample.clip):
-                yield item.sample, stored
-                continue
-            media = cut.get(item.sample.key)
-            yield item.sample, media
-            if media is not None:
-                media.path.unlink(missing_ok=True)
+                        suffix, start = media_suffix(item.file.name), item.sample.row.start
+                        yield (
+                            item.sample,
+                            Media(path=path, suffix=suffix, start=start, stamp=item.stamp),
+                        )
+            else:
+                media = cut.get(item.sample.key)
+                yield item.sample, media
+                if media is not None:
+                    media.path.unlink(missing_ok=True)

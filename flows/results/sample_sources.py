@@ -32,6 +32,8 @@ class SampleSource:
     """`image` or `video`."""
     whole: bool
     """Whether the sample uses the whole file."""
+    damaged: bool
+    """Whether the file was read with warnings."""
     stamp: Stamp | None
     """Stamp of the file when it was captioned."""
 
@@ -74,6 +76,7 @@ def _items_of(
             file=file.path,
             kind=medium.kind,
             whole=whole,
+            damaged=bool(index.warnings),
             stamp=medium.stamp,
         )
         for row in captions

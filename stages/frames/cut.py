@@ -1,5 +1,6 @@
 """The stage that makes clips of videos: exact ones, or copies of packets. Runs no model."""
 
+import contextlib
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -10,6 +11,7 @@ from artifacts.remote.media_cache import open_local
 from artifacts.store import fault_of
 from stages.frames.clip_copy import ClipCutter
 from stages.frames.exact_clip import ExactCutter
+from stages.frames.exact_copy import DAMAGED, copy_picture
 from stages.frames.job import CutItem, CutJob
 from stages.frames.medium import TRANSIENT_KINDS, check_unchanged
 from stages.process.job import parse_job
@@ -25,34 +27,52 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     for path, group in groupby(job.cuts, key=lambda cut: cut.path):
         cuts = list(group)
         try:
-            with open_local(path):
-                _make_clips(Path(path), cuts, folder, report, exact=job.exact)
+            with (
+                open_local(path),
+                contextlib.closing(_Source(path, cuts, exact=job.exact)) as source,
+            ):
+                for at, cut in enumerate(cuts):
+                    try:
+                        made = source.make(at, folder / cut.name)
+                        check_unchanged(Path(path), cut.stamp)
+                    except Exception as error:
+                        made = _failure(error, path, folder)
+                    report.note(**{cut.name: made})
+                    report.item(cut.name, label=source.path.name)
         except Exception as error:  # PyAV lets an IndexError or UnicodeDecodeError through as well
             failure = _failure(error, path, folder)
             report.note(**{cut.name: failure for cut in cuts})
 
 
-def _make_clips(
-    path: Path, cuts: Sequence[CutItem], folder: Path, report: EventReporter, *, exact: bool
-) -> None:
-    """Make the clips of one file. Raises the errors of opening it."""
-    stamp = cuts[0].stamp
-    check_unchanged(path, stamp)
-    spans = [(cut.start, cut.end) for cut in cuts]
-    video = ExactCutter(path, spans) if exact else ClipCutter(path)
-    for at, cut in enumerate(cuts):
-        to = folder / cut.name
-        try:
-            made = (
-                video.cut(at, to)
-                if isinstance(video, ExactCutter)
-                else video.copy(cut.start, cut.end, to)
-            )
-            check_unchanged(path, stamp)
-        except Exception as error:
-            made = _failure(error, str(path), folder)
-        report.note(**{cut.name: made})
-        report.item(cut.name, label=path.name)
+class _Source:
+    """One file that clips are made of."""
+
+    def __init__(self, path: str, cuts: Sequence[CutItem], *, exact: bool) -> None:
+        """Open a file. Raises the errors of opening it."""
+        self.path, self._cuts = Path(path), cuts
+        check_unchanged(self.path, cuts[0].stamp)
+        spans = [(cut.start, cut.end) for cut in cuts]
+        is_video = cuts[0].kind == "video"
+        self._exact = ExactCutter(self.path, spans) if exact and is_video else None
+        self._copier = None if exact else ClipCutter(self.path)
+
+    def make(self, at: int, to: Path) -> dict[str, Any]:
+        """Make a clip, or say that the whole file is one. Raises MediaError, OSError."""
+        cut = self._cuts[at]
+        if self._copier is not None:
+            return self._copier.copy(cut.start, cut.end, to)
+        if self._exact is None:
+            return copy_picture(self.path, to, cut.damaged, always=cut.copied)
+        why = (DAMAGED * cut.damaged or self._exact.differs()) if cut.whole else ""
+        if cut.whole and not why and not cut.copied:
+            return {"plain": True}
+        made = self._exact.cut(at, to)
+        return {**made, "why": why, "plain": not why} if cut.whole else made
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._exact is not None:
+            self._exact.close()
 
 
 def _failure(error: Exception, path: str, folder: Path) -> dict[str, str]:

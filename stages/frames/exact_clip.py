@@ -106,7 +106,10 @@ class ExactCutter:
         self._stream_rates = (stream.average_rate, stream.base_rate, stream.guessed_rate)
         self._codec = stream.codec_context.name
         aspect = stream.sample_aspect_ratio
-        self._is_plain = _is_plain(frame, aspect)
+        self._stated = stream.frames
+        """Number of frames that the header states; 0: none."""
+        self._unlike = _unlike(frame, aspect)
+        self._is_plain = not self._unlike
         height, width = shown_size(frame, aspect)
         self._converter = FrameConverter(frame, (height, width))
         self._height, self._width = max(2, height // 2 * 2), max(2, width // 2 * 2)
@@ -117,6 +120,15 @@ class ExactCutter:
     def close(self) -> None:
         """Close the file and release the decoder's memory."""
         self._reader.close()
+
+    def differs(self) -> str:
+        """Return why a reader of the whole file may show other frames; empty if none does."""
+        timeline = self._timeline
+        if timeline.warnings or timeline.counted or not timeline.demuxed:
+            return "damaged"
+        if self._stated != len(timeline.pts):
+            return "a frame count that is not what is shown"
+        return self._unlike
 
     def cut(self, index: int, to: Path) -> dict[str, Any]:
         """Write the clip of a span to `to` plus a suffix. Raises MediaError or OSError."""
@@ -236,7 +248,7 @@ class ExactCutter:
     def _planes(self, frame: VideoFrame) -> VideoFrame:
         """Return a frame in 4:2:0, of the clip's size, with its matrix and range."""
         height, width = self._height, self._width
-        is_alike = self._is_plain and _is_plain(frame, None) and _tags(frame) == self._tags
+        is_alike = self._is_plain and not _unlike(frame, None) and _tags(frame) == self._tags
         if is_alike and (frame.height // 2 * 2, frame.width // 2 * 2) == (height, width):
             return _cropped(frame, height, width)
         pixels: NDArray[np.uint8] = self._converter.convert(frame)[:height, :width]
@@ -303,18 +315,18 @@ def _is_constant(times: Sequence[Fraction], rate: Fraction, tick: Fraction) -> b
     return all(abs(time - at / rate) <= most for at, time in enumerate(times))
 
 
-def _is_plain(frame: VideoFrame, aspect: Fraction | None) -> bool:
-    """Return whether readers show a frame as the model saw it."""
-    is_square = abs(float(aspect or 1) - 1) <= SQUARE_ENOUGH
-    return (
-        frame.format.name in KEPT_FORMATS
-        and is_square
-        and orientation_of(frame) == 1
-        and not frame.interlaced_frame
-        and frame.color_trc not in HIGH_DYNAMIC_RANGE
-        and frame.color_primaries not in WIDE
-        and min(frame.height, frame.width) > 1
-    )
+def _unlike(frame: VideoFrame, aspect: Fraction | None) -> str:
+    """Return why readers may show a frame otherwise than the model saw it; empty if they do not."""
+    if orientation_of(frame) != 1:
+        return "turned"
+    if abs(float(aspect or 1) - 1) > SQUARE_ENOUGH:
+        return "pixels that are not square"
+    if frame.color_trc in HIGH_DYNAMIC_RANGE or frame.color_primaries in WIDE:
+        return "other colours"
+    if frame.interlaced_frame:
+        return "interlaced"
+    is_kept = frame.format.name in KEPT_FORMATS and min(frame.height, frame.width) > 1
+    return "" if is_kept else f"format {frame.format.name}"
 
 
 def _tags(frame: VideoFrame) -> tuple[int, int]:

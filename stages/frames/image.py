@@ -139,6 +139,38 @@ def _decode(
     return height, width, pixels, tuple(found)
 
 
+def differs(path: Path) -> str:
+    """Return why a reader that only opens a picture with Pillow, and converts it to RGB, shows it
+    otherwise than the model saw it; empty if it does not. Decodes nothing. Raises MediaError."""
+    try:
+        formats = image_formats(path)
+        with open_regular(path) as file, Image.open(file, formats=formats) as image:
+            curve, _ = curve_of(image, file)
+            is_moving = image.format not in JPEGS and getattr(image, "n_frames", 1) > 1
+            checks = {
+                "turned": _orientation(image) != 1,
+                "transparent": image.has_transparency_data,
+                "other colours": curve in HIGH_DYNAMIC_RANGE or _has_other_colours(image),
+                f"{_bits(image)} bits": _bits(image) > 8,
+                "several images": is_moving,
+                "too large": image.width * image.height > MAX_JPEG_PIXELS // 2,
+            }
+    except (*BROKEN, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        return "damaged"
+    return next((why for why, holds in checks.items() if holds), "")
+
+
+def _has_other_colours(image: Image.Image) -> bool:
+    if not image.info.get("icc_profile"):
+        return False
+    sample = Image.new(image.mode, (1, 1))
+    sample.info["icc_profile"] = image.info["icc_profile"]
+    converted, _ = in_srgb(sample)
+    return converted is not sample
+
+
 def _divided(image: Image.Image, size: tuple[int, int], by: int) -> Image.Image:
     """Return an image of the given full size with its sides divided by `by`.
 
