@@ -31,9 +31,9 @@ from stages.frames.shot_cutter import ShotCutter
 class Video:
     """An open video file: its size, its length and its chunks."""
 
-    def __init__(self, path: Path, *, threads: int = 0) -> None:
+    def __init__(self, path: Path, *, threads: int = 0, deinterlace: bool = True) -> None:
         """Open a video; `threads` 0 lets the decoder use all cores. Raises MediaError."""
-        self._reader = Reader(path, threads=threads)
+        self._reader = Reader(path, threads=threads, deinterlace=deinterlace)
         self._damage: dict[int, Damage] = {}
         self._lost: dict[int, float] = {}
         self._last_taken = 0.0
