@@ -23,6 +23,8 @@ def deinterlaced(
     if not frame.interlaced_frame:
         return frame
     before, after = (each if each and _alike(each, frame) else None for each in (before, after))
+    if before is None and after is None:
+        after = frame  # at the end, the filter would take the other field as it is
     # The filter predicts its first marked frame from that frame alone. An unmarked one does not
     # count, so then the frame itself goes ahead.
     ahead = [frame] if before and not before.interlaced_frame else []
