@@ -184,7 +184,7 @@ def test_a_run_takes_the_last_frame_and_records_the_card(tmp_path: Path) -> None
     assert times["card"] == [0.0, 0.53, 1.1, 1.63]
     assert records["card"]["sampling"]["last_frame"] is True
     assert records["card"]["sampling_as_card"].startswith("QwenLM/Qwen3-VL")
-    assert "last_frame" not in records["plain"]["sampling"]
+    assert records["plain"]["sampling"]["last_frame"] is False
     assert "sampling_as_card" not in records["plain"]
 
 
