@@ -17,7 +17,7 @@ from artifacts.regular_files import open_regular
 from artifacts.schema import MAX_PIXELS, ChunkIndex, FrameFit, MediaIndex, stored_size
 from stages.frames import READING_BYTES
 from stages.frames.chunk import Chunk
-from stages.frames.colours import BT2020, HIGH_DYNAMIC_RANGE, UNSTATED, curve_of, in_srgb, toned
+from stages.frames.colours import HIGH_DYNAMIC_RANGE, curve_of, in_srgb, toned
 from stages.frames.formats import check_file, image_formats, is_heic
 from stages.frames.medium import NO_ROOM
 from stages.frames.shown_pixels import TURNS, on_white, turned_size, upright_rgb
@@ -136,15 +136,13 @@ def _decode(
         flat = _in_8_bits(image) if image.mode.startswith(("I", "F")) else image
         if image.format == HEIC and divisor > 1:
             flat = flat.reduce(divisor)
-        flat, warning = (flat, "") if curve in HIGH_DYNAMIC_RANGE else in_srgb(flat)
+        flat, warning = in_srgb(flat, curve, primaries)
         by = fit.divisor(height, width)
         pixels = upright_rgb(_divided(on_white(flat), size, by) if by > 1 else flat, turn)
     found = [f"only the first of its {count} images is used"] if count > 1 else []
     found += [warning] if warning else []
     if curve in HIGH_DYNAMIC_RANGE:
         pixels = toned(pixels.astype(np.uint16) * 257, curve, primaries)
-    elif curve in UNSTATED and primaries == BT2020:
-        found.append("it states the colours of BT.2020 and no transfer curve: shown as they are")
     if bits > 8 and pixels.max(initial=0) < DARK:
         found.append(f"almost black: it uses less than a sixteenth of its {bits}-bit range")
     return height, width, pixels, tuple(found)
