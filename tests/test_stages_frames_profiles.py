@@ -222,4 +222,4 @@ def test_a_video_of_usual_primaries_keeps_its_bytes(tmp_path: Path) -> None:
         with Video(path) as video:
             plans = video.plan(Sampling(chunk_seconds=9, fps=1, max_frames=9))
             found.append(next(video.chunks(plans, FrameFit())).pixels)
-    assert np.array_equal(*found) and np.abs(found[0][0].astype(int) - chart).mean() < 1
+    assert np.array_equal(found[0], found[1]) and np.abs(found[0][0].astype(int) - chart).mean() < 1
