@@ -13,8 +13,9 @@ MIN_CHUNK_SECONDS = 0.1
 MOST_FPS = 1000
 """More would repeat frames, and each time takes memory while a run is planned."""
 DEINTERLACE_OPTION = Option(
-    "combs of interlaced frames: auto removes them, off keeps them [%(default)s]",
+    "auto, or off: keep the combs of interlaced frames [%(default)s]",
     SAMPLING,
+    "HOW",
     values=(AUTO, OFF),
 )
 

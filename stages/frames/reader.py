@@ -56,6 +56,8 @@ class Reader:
         self._before: tuple[int, VideoFrame] | None = None
         self._deinterlaces = deinterlace
         self._around: dict[int, VideoFrame | None] = {}
+        """Ticks → frame: the last requested one and the one after it, which is needed again if
+        every frame is requested."""
         try:
             self.timeline, self.first_frame = self._learn(timeline)
             self._needs_neighbours = deinterlace and self.first_frame.interlaced_frame
@@ -100,8 +102,9 @@ class Reader:
         of the last call."""
         if not self._needs_neighbours:
             found = self._at(ticks, first, beyond)
-            alone = found is not None and self._deinterlaces
-            return (found[0], deinterlaced(found[1])) if found and alone else found
+            if found is None or not self._deinterlaces:
+                return found
+            return found[0], deinterlaced(found[1])
         pts = self.timeline.pts
         at = int(np.searchsorted(pts, ticks))
         before = self._exactly(int(pts[at - 1])) if at else None
