@@ -24,6 +24,15 @@ def folder_named(text: str, name: str) -> Path:
     return path
 
 
+def is_utf8(path: str | Path) -> bool:
+    """Return whether a path, made absolute, is UTF-8. TOML and tokenizers take no other."""
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def text_named(given: str | Path, name: str, limit: int, hint: str) -> str:
     """Return the text of a file given as the option `name`, of at most `limit` bytes. Raises
     UsageError."""

@@ -3,6 +3,9 @@
 Three of its packages have names that other projects use, too. If PYTHONPATH contains a folder of
 such a name, Penstock's own location is put before it. If another installed package overwrote
 Penstock's files, the command reports it. Code is never looked for in the current folder.
+
+Where the locale is not UTF-8, Python starts again in its UTF-8 mode: names of files are bytes, and
+mean the same in every locale.
 """
 
 import os
@@ -10,6 +13,7 @@ import signal
 import sys
 from functools import cache
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 
 PACKAGES = ("flows", "stages", "artifacts", "penstock_demo")
@@ -25,6 +29,7 @@ def main() -> int:
     """Run the command; returns its exit code."""
     open_closed_streams()
     try:
+        use_utf8()
         return _run()
     except KeyboardInterrupt:  # before the command began, or a second one while it ended
         return INTERRUPTED
@@ -59,6 +64,17 @@ def open_closed_streams() -> None:
         if getattr(sys, name) is None:
             mode = "w" if number else "r"
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="replace"))
+
+
+def use_utf8() -> None:
+    """Start this process again in Python's UTF-8 mode, unless names of files are UTF-8 already.
+    What standard output cannot encode, as with PYTHONIOENCODING, becomes `?`."""
+    if sys.getfilesystemencoding() != "utf-8":
+        # Not sys.orig_argv: some codecs do not give back the bytes that the locale decoded.
+        program, *words = Path("/proc/self/cmdline").read_bytes().split(b"\0")[:-1]
+        os.execv(sys.executable, [program, b"-X", b"utf8", *words])  # also where -I or -E is given
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def leave_current_folder() -> None:

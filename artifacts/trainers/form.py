@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from artifacts.captions import Caption
+from artifacts.files import json_text
 from artifacts.subtitles import one_line
 
 IMAGES, VIDEOS = "images", "videos"
@@ -67,6 +68,11 @@ class TrainerForm:
     suffixes: Mapping[str, frozenset[str]]
     """Kind of media → suffixes that the trainer reads, where that is not any."""
 
+    @property
+    def names_its_folder(self) -> bool:
+        """Return whether the path of the data set is in one of its files, a TOML file."""
+        return any(name.endswith(".toml") for name in self.names)
+
     def takes(self, kind: str, suffix: str) -> bool:
         """Return whether the trainer reads media of this kind and suffix."""
         return kind in self.folders and suffix in self.suffixes.get(kind, {suffix})
@@ -78,13 +84,8 @@ def of_kind(entries: Sequence[TrainerEntry], kind: str) -> list[TrainerEntry]:
 
 
 def json_line(value: object) -> str:
-    """Return one line of JSON, which people can read; a path that is no UTF-8 stays what it is."""
-    text = json.dumps(value, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = json.dumps(value)
-    return text + "\n"
+    """Return one line of JSON."""
+    return json_text(value) + "\n"
 
 
 def toml_text(text: str) -> str:

@@ -9,6 +9,8 @@ from typing import Annotated
 
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
+from artifacts.paths import is_utf8
+from artifacts.trainers import TRAINERS
 from flows.options.endpoint import EndpointOptions, check_served
 from flows.options.formats import COCO
 from flows.options.headings import FILES
@@ -93,6 +95,13 @@ class CaptionConfig(
                 "--format coco is for labels only", hint="Run `penstock label`, or leave it out"
             )
         super().__post_init__()
+        with_toml = {name for name, form in TRAINERS.items() if form.names_its_folder}
+        if (unusable := sorted(with_toml.intersection(self.format))) and not is_utf8(self.out):
+            raise UsageError(
+                f"--format {','.join(unusable)} names the folder --out in TOML, and the path of "
+                "that is not UTF-8",
+                hint="Give another --out",
+            )
         check_served(self)
         _ = self.speakers
         if self.schema:

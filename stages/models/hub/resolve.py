@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.paths import is_utf8
 from artifacts.regular_files import odd_thing
 from stages.models.hub.checkpoint import (
     INDEX,
@@ -207,6 +208,7 @@ def find_model(
     check_name(name)
     folder = Path(name).expanduser()
     if folder.is_dir():
+        refuse_not_utf8(folder)
         refuse_odd_things(folder)
         if not (folder / "config.json").is_file():
             raise UsageError(
@@ -219,6 +221,15 @@ def find_model(
     found = cached(str(name), revision) or bring_small(str(name), revision, announce)
     refuse_original(found.name, found.folder)
     return found
+
+
+def refuse_not_utf8(folder: Path) -> None:
+    """Refuse a model folder that the tokenizers library cannot open. Raises UsageError."""
+    if not is_utf8(folder):
+        raise UsageError(
+            f"{folder}: no model can be loaded from a folder whose path is not UTF-8",
+            hint="Rename the folder, or give a link to it",
+        )
 
 
 def refuse_odd_things(folder: Path) -> None:
