@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -89,17 +90,22 @@ def review(out: Path, port: int, order: str, config_of: ConfigOf, *, trust: bool
             order=order,
             trust=trust,
             keeps_thumbnails=belief.is_own,
+            may_view=True,
         )
         with contextlib.closing(opened):
             captions = opened.of(run_id(out))
             reviewed = captions.reviewed
+            refusal = reviewed.journal.refusal or opened.queue.refusal
+            if refusal:
+                print_lines(f"note: {refusal}", to=sys.stderr)
             _serve(opened, listener, "review", f"run/{run_id(out)}/")
             counts = reviewed.counts()
     changes = [f"{counts[name]:,} {name}" for name in ("corrected", "accepted", "rejected")]
     of_all = counted(len(reviewed.rows), "caption")
     print_lines(f"{', '.join(changes)} of {of_all} in {reviewed.journal.path}")
     with contextlib.suppress(UsageError):
-        if counts and not any(run.kind in ("write", "learn") for run in opened.queue.runs):
+        written = any(run.kind in ("write", "learn") for run in opened.queue.runs)
+        if counts and not written and not refusal:
             words = opened.command(out).words
             print_lines(f"to write these edits into the outputs, run: {line_of(words)}")
 
