@@ -16,6 +16,8 @@ from artifacts.stamps import FileChanged, ModelFileStamp, Stamp, model_stamp_of,
 
 ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 """Reused, because `json.dumps` creates one per call, which takes longer than the rest of a key."""
+DIGESTS = "digests.jsonl"
+"""File of the digests, beside the objects of a store."""
 LOOKUP_GROUP = 256
 """Files whose digests are looked up per thread task."""
 

@@ -164,6 +164,28 @@ def test_what_may_only_be_read_is_searched_shown_and_reported(shared: Path) -> N
     ] == []
 
 
+@pytest.mark.slow
+def test_a_store_that_may_only_be_read_is_searched(
+    shared: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = made(shared, ONE, 0o2755)
+    store, index = ["--store", str(config.store)], str(shared / "out" / "index")
+    build = ["index", "build", str(shared / "clips"), "--model", "demo", "--out", index, *store]
+    as_user(ONE, 0o022, shared, lambda: _zero(main([*build, "--quiet"])))
+    before = set(map(str, (shared / "store").rglob("*")))
+    capfd.readouterr()
+
+    def searched() -> None:
+        for what in ("a red ball", str(shared / "clips" / "a.png")):
+            _zero(main(["search", what, "--index", index, *store]))
+
+    as_user(TWO, 0o022, shared, searched)
+    found = capfd.readouterr().out.splitlines()
+    places = [line.split()[-1] for line in found]
+    assert len(places) == 4 and places[2] == f"{shared}/clips/a.png", found
+    assert set(map(str, (shared / "store").rglob("*"))) == before
+
+
 @pytest.mark.parametrize("what", ["all", "edits.jsonl", ".studio/server.lock"])
 def test_a_review_of_what_may_only_be_read_shows_it_and_refuses_edits(
     what: str, shared: Path
@@ -292,3 +314,7 @@ def test_caches_that_cannot_be_written_are_one_warning(
 
 def _none(value: object) -> None:
     assert value is None
+
+
+def _zero(code: int) -> None:
+    assert code == 0

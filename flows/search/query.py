@@ -5,8 +5,10 @@ through the text half alone.
 """
 
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.errors import MediaError, UsageError
+from artifacts.errors import EnvironmentFault, MediaError, UsageError
 from artifacts.index.manifest import Manifest
 from artifacts.index.moments import Moment, moments, single
 from artifacts.index.rows import CONTENT, PixelBox
@@ -22,6 +24,9 @@ from artifacts.index.search import Query, Searcher
 from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import refuse_other
+from artifacts.keys import DIGESTS
+from artifacts.regular_files import is_denied
+from artifacts.store import open_store
 from artifacts.vectors import Vectors, vectors_in
 from flows.console.display import Display
 from flows.job.prepare import Job
@@ -81,7 +86,13 @@ def search_index(
         )
     config = config_for(place, manifest)
     texts = (request.what, *request.without)
-    vectors, are_images = _vectors(config, manifest, folder, texts, display)
+    try:
+        vectors, are_images = _vectors(config, manifest, folder, texts, display)
+    except EnvironmentFault as error:
+        if not is_denied(error.__cause__):
+            raise
+        with _store_for_once(config) as config:
+            vectors, are_images = _vectors(config, manifest, folder, texts, display)
     if not all(are_images) and (warning := unrecorded(folder, manifest.maker)):
         warn(warning)
     query = Query(
@@ -92,6 +103,16 @@ def search_index(
     )
     found = run_query(Searcher(snapshot), query, request)
     return [to_hit(snapshot, rank, moment) for rank, moment in enumerate(found, 1)]
+
+
+@contextmanager
+def _store_for_once(config: VectorConfig) -> Iterator[VectorConfig]:
+    """Yield the configuration with a store that ends with the search, for one that may only be
+    read. It takes the digests of files from that, or models would be read as a whole."""
+    with tempfile.TemporaryDirectory(prefix="penstock-search-") as place:
+        with suppress(OSError):
+            shutil.copy(open_store(config.store_url).local / DIGESTS, place)
+        yield replace(config, store=place)
 
 
 def run_query(searcher: Searcher, query: Query, request: SearchQuery) -> list[Moment]:
