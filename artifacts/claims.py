@@ -50,11 +50,6 @@ class Claims:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
             self._file = os.open(path, flags, 0o666)
 
-    @property
-    def is_open(self) -> bool:
-        """Return whether claims reach other processes."""
-        return self._file >= 0
-
     def take(self, keys: Sequence[str]) -> bool:
         """Claim all of these keys, or none. Return False if another process holds one of them."""
         for at, key in enumerate(keys):
@@ -173,7 +168,7 @@ def claims_at(store: Store, *record_sets: RecordSet) -> Iterator[WorkClaims]:
     """Yield claims on the work of the first of these record sets. They are released at the end of
     the block or of the process."""
     claims = Claims(store.local / FOLDER / record_sets[0].folder)
-    if not claims.is_open:
+    if claims._file < 0:
         warn_of_cache(store.local)
     try:
         yield WorkClaims(claims, record_sets)

@@ -287,25 +287,21 @@ class EditJournal:
             if not may_view or not is_denied(error):
                 raise fault_of(error, path) from error
             self.refusal = f"{path} cannot be written ({error.strerror}), so edits are refused"
-            self._read(proof)
-            return
         try:
-            if not try_lock(self._file):
+            if not self.refusal and not try_lock(self._file):
                 raise EnvironmentFault(
                     f"{path} is open in another review",
                     hint="Continue in that one, or end it and run the same command again: all is "
                     "saved",
                 )
-            self._read(proof)
-            self._cut(os.lseek(self._file, 0, os.SEEK_END))
+            self.edits = read_edits(folder)
+            self.proved = read_edits(folder, proof or proof_by(store))
+            """Those that are proved, or were made since."""
+            if not self.refusal:
+                self._cut(os.lseek(self._file, 0, os.SEEK_END))
         except BaseException:
-            os.close(self._file)
+            self.close()
             raise
-
-    def _read(self, proof: Proof | None) -> None:
-        self.edits = read_edits(self._folder)
-        self.proved = read_edits(self._folder, proof or proof_by(self._store))
-        """Those that are proved, or were made since."""
 
     def add(self, deed: Mapping[str, Any]) -> list[str]:
         """Append an action durably, once. Return the identities of the captions that it changed. If

@@ -27,7 +27,6 @@ LONGEST_LINE = 1 << 16
 """Largest size of a line in bytes. JSON writes each of the 4,096 bytes of a path as up to six."""
 _lock = threading.Lock()
 _warned: set[Path] = set()
-"""Folders of which users were warned."""
 
 
 def read_lines(path: Path) -> Iterator[list[Any]]:
@@ -59,14 +58,11 @@ def append_line(path: Path, values: list[Any], opener: Opener = os.open) -> None
 def warn_of_cache(folder: Path) -> None:
     """Warn, once for a folder in a process, that a cache or a claim in it cannot be written."""
     with _lock:
-        if folder in _warned:
-            return
+        is_new = folder not in _warned
         _warned.add(folder)
-    log.warning(
-        "%s: a file that saves work there cannot be written, so later runs do that work again. Let "
-        "its owner give you the right to write what lies there",
-        folder,
-    )
+    if is_new:
+        text = "a file there that saves work cannot be written: let its owner give you the right"
+        log.warning("%s: %s", folder, text)
 
 
 def _check(text: bytes) -> str:

@@ -26,11 +26,8 @@ def folder_named(text: str, name: str) -> Path:
 
 def is_utf8(path: str | Path) -> bool:
     """Return whether a path, made absolute, is UTF-8. TOML and tokenizers take no other."""
-    try:
-        os.path.abspath(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    full = os.path.abspath(path)
+    return os.fsencode(full).decode(errors="ignore") == full
 
 
 def text_named(given: str | Path, name: str, limit: int, hint: str) -> str:

@@ -3,9 +3,6 @@
 Three of its packages have names that other projects use, too. If PYTHONPATH contains a folder of
 such a name, Penstock's own location is put before it. If another installed package overwrote
 Penstock's files, the command reports it. Code is never looked for in the current folder.
-
-Where the locale is not UTF-8, Python starts again in its UTF-8 mode: names of files are bytes, and
-mean the same in every locale.
 """
 
 import os
@@ -67,10 +64,10 @@ def open_closed_streams() -> None:
 
 
 def use_utf8() -> None:
-    """Start this process again in Python's UTF-8 mode, unless names of files are UTF-8 already.
-    What standard output cannot encode, as with PYTHONIOENCODING, becomes `?`."""
+    """Start this process again in Python's UTF-8 mode, unless names of files are UTF-8 in this
+    locale. What standard output cannot encode becomes `?`."""
     if sys.getfilesystemencoding() != "utf-8":
-        # Not sys.orig_argv: some codecs do not give back the bytes that the locale decoded.
+        # Not sys.orig_argv: not every codec gives back the bytes of the words.
         program, *words = Path("/proc/self/cmdline").read_bytes().split(b"\0")[:-1]
         os.execv(sys.executable, [program, b"-X", b"utf8", *words])  # also where -I or -E is given
     if isinstance(sys.stdout, TextIOWrapper):

@@ -57,7 +57,8 @@ def test_every_python_process_of_the_program_searches_no_current_folder() -> Non
         name = path.relative_to(ROOT).as_posix()
         for line, word in words_after_python(path):
             seen.add(name)
-            if word != "'-P'":
+            own = name == "penstock/start.py"  # itself once more, with the options that it had
+            if word != "'-P'" and not own:
                 without.append(f"{name}:{line} {word}")
     assert without == [] and seen >= STARTS
 
@@ -535,4 +536,6 @@ def test_a_path_that_is_not_utf8_keeps_its_bytes_in_every_record(tmp_path: Path)
     assert status["outputs"]["kept.jsonl"] == kept
     in_shell(["report", "out"], {}, folder)
     shown = in_shell(["caption", "média", "--model", "demo", "--format", "musubi"], {}, folder, 2)
-    assert b"--format musubi names the folder --out in TOML" in shown.stderr
+    assert (
+        b"--format musubi writes the path of --out in TOML, but that is not UTF-8" in shown.stderr
+    )

@@ -68,11 +68,6 @@ class TrainerForm:
     suffixes: Mapping[str, frozenset[str]]
     """Kind of media → suffixes that the trainer reads, where that is not any."""
 
-    @property
-    def names_its_folder(self) -> bool:
-        """Return whether the path of the data set is in one of its files, a TOML file."""
-        return any(name.endswith(".toml") for name in self.names)
-
     def takes(self, kind: str, suffix: str) -> bool:
         """Return whether the trainer reads media of this kind and suffix."""
         return kind in self.folders and suffix in self.suffixes.get(kind, {suffix})

@@ -95,13 +95,10 @@ class CaptionConfig(
                 "--format coco is for labels only", hint="Run `penstock label`, or leave it out"
             )
         super().__post_init__()
-        with_toml = {name for name, form in TRAINERS.items() if form.names_its_folder}
-        if (unusable := sorted(with_toml.intersection(self.format))) and not is_utf8(self.out):
-            raise UsageError(
-                f"--format {','.join(unusable)} names the folder --out in TOML, and the path of "
-                "that is not UTF-8",
-                hint="Give another --out",
-            )
+        toml = [n for n in self.format if n in TRAINERS and "dataset.toml" in TRAINERS[n].names]
+        if toml and not is_utf8(self.out):
+            text = f"--format {','.join(toml)} states --out in TOML, and its path is not UTF-8"
+            raise UsageError(text, hint="Give another --out")
         check_served(self)
         _ = self.speakers
         if self.schema:

@@ -91,14 +91,8 @@ class ReviewedCaptions:
 
     def _opened_journal(self) -> EditJournal:
         # Signed, an edit of a stranger's captions would count in a folder that it is copied to.
-        belief = self.belief
-        return EditJournal(
-            self.out,
-            belief.store,
-            belief.proof(),
-            signs=belief.is_own,
-            may_view=self._shows_all,
-        )
+        store, proof, signs = self.belief.store, self.belief.proof(), self.belief.is_own
+        return EditJournal(self.out, store, proof, signs=signs, may_view=self._shows_all)
 
     @property
     def _own(self) -> Edits:

@@ -7,8 +7,8 @@ through the text half alone.
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,11 @@ def search_index(
     except EnvironmentFault as error:
         if not is_denied(error.__cause__):
             raise
-        with _store_for_once(config) as config:
+        # The store may only be read: its digests save reading the model, the rest is made again.
+        with tempfile.TemporaryDirectory(prefix="penstock-search-") as store:
+            with suppress(OSError):
+                shutil.copy(open_store(config.store_url).local / DIGESTS, store)
+            config = replace(config, store=store)
             vectors, are_images = _vectors(config, manifest, folder, texts, display)
     if not all(are_images) and (warning := unrecorded(folder, manifest.maker)):
         warn(warning)
@@ -103,16 +107,6 @@ def search_index(
     )
     found = run_query(Searcher(snapshot), query, request)
     return [to_hit(snapshot, rank, moment) for rank, moment in enumerate(found, 1)]
-
-
-@contextmanager
-def _store_for_once(config: VectorConfig) -> Iterator[VectorConfig]:
-    """Yield the configuration with a store that ends with the search, for one that may only be
-    read. It takes the digests of files from that, or models would be read as a whole."""
-    with tempfile.TemporaryDirectory(prefix="penstock-search-") as place:
-        with suppress(OSError):
-            shutil.copy(open_store(config.store_url).local / DIGESTS, place)
-        yield replace(config, store=place)
 
 
 def run_query(searcher: Searcher, query: Query, request: SearchQuery) -> list[Moment]:

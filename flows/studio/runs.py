@@ -75,15 +75,9 @@ def run_id(out: Path | str) -> str:
 class RunQueue:
     """The runs of one output folder: one at a time, the others wait."""
 
-    def __init__(
-        self,
-        out: Path,
-        on_begin: Callable[[QueuedRun], None] = lambda _: None,
-        *,
-        may_view: bool = False,
-    ) -> None:
-        """Take the queue of `out`. `on_begin` is called before a run begins. With `may_view`, runs
-        are refused if `out` may only be read. Raises EnvironmentFault if another studio has it."""
+    def __init__(self, out: Path, on_begin: Callable[[QueuedRun], None] = lambda _: None) -> None:
+        """Take the queue of `out`. `on_begin` is called before a run begins. Raises
+        EnvironmentFault if another studio has it."""
         self._out, self._state = out, user_state() / "studio" / run_id(out)
         self._on_begin = on_begin
         self._lock = threading.RLock()
@@ -91,11 +85,11 @@ class RunQueue:
         self._end = threading.Event()
         self._own: int | None = None
         self.refusal = ""
-        """Why nothing runs into the folder; empty: it can."""
+        """Why nothing runs, of a folder that may only be read; empty: runs do."""
         try:
             self._own = self._try_lock("server.lock")
         except EnvironmentFault as error:
-            if not may_view or not is_denied(error.__cause__):
+            if not is_denied(error.__cause__):
                 raise
             self.refusal = error.message
         if self._own is None and not self.refusal:

@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.plurals import counted
 from artifacts.store_folders import local_folder
 from flows.console.lines import print_lines
@@ -70,6 +70,8 @@ def studio(
             trust=trust or is_trusted(out, store),
         )
         with contextlib.closing(opened):
+            if refusal := opened.queue.refusal:
+                raise EnvironmentFault(refusal, hint="Give an --out that you may write to")
             _serve(opened, listener, "studio", "")
 
 
@@ -90,7 +92,6 @@ def review(out: Path, port: int, order: str, config_of: ConfigOf, *, trust: bool
             order=order,
             trust=trust,
             keeps_thumbnails=belief.is_own,
-            may_view=True,
         )
         with contextlib.closing(opened):
             captions = opened.of(run_id(out))

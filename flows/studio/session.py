@@ -52,8 +52,6 @@ class Studio:
     trust: bool = False
     """Whether a person trusts what others wrote into `out`."""
     keeps_thumbnails: bool = True
-    may_view: bool = False
-    """Whether an output folder that may only be read is shown, without runs and edits."""
     roots: Roots = field(init=False)
     queue: RunQueue = field(init=False)
     thumbnails: Thumbnails = field(init=False)
@@ -68,7 +66,7 @@ class Studio:
         self.roots = Roots([*places, *([local] if local is not None else [])])
         self.thumbnails = Thumbnails(open_store(url) if self.keeps_thumbnails else None)
         self.token = token_of(self.out)
-        self.queue = RunQueue(self.out, self._before, may_view=self.may_view)
+        self.queue = RunQueue(self.out, self._before)
         if not self.queue.refusal and not (self.out / UPLOADS).is_symlink():
             sweep(self.out / UPLOADS)  # of a killed server
 

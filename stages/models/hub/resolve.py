@@ -208,7 +208,9 @@ def find_model(
     check_name(name)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        refuse_not_utf8(folder)
+        if not is_utf8(folder):
+            text = f"{folder}: no model can be loaded from a folder whose path is not UTF-8"
+            raise UsageError(text, hint="Rename the folder, or give a link to it")
         refuse_odd_things(folder)
         if not (folder / "config.json").is_file():
             raise UsageError(
@@ -221,15 +223,6 @@ def find_model(
     found = cached(str(name), revision) or bring_small(str(name), revision, announce)
     refuse_original(found.name, found.folder)
     return found
-
-
-def refuse_not_utf8(folder: Path) -> None:
-    """Refuse a model folder that the tokenizers library cannot open. Raises UsageError."""
-    if not is_utf8(folder):
-        raise UsageError(
-            f"{folder}: no model can be loaded from a folder whose path is not UTF-8",
-            hint="Rename the folder, or give a link to it",
-        )
 
 
 def refuse_odd_things(folder: Path) -> None:
