@@ -61,8 +61,7 @@ def warn_of_cache(folder: Path) -> None:
         is_new = folder not in _warned
         _warned.add(folder)
     if is_new:
-        text = "a file there that saves work cannot be written: let its owner give you the right"
-        log.warning("%s: %s", folder, text)
+        log.warning("%s: what saves work there cannot be written; its owner may allow it", folder)
 
 
 def _check(text: bytes) -> str:

@@ -536,6 +536,4 @@ def test_a_path_that_is_not_utf8_keeps_its_bytes_in_every_record(tmp_path: Path)
     assert status["outputs"]["kept.jsonl"] == kept
     in_shell(["report", "out"], {}, folder)
     shown = in_shell(["caption", "média", "--model", "demo", "--format", "musubi"], {}, folder, 2)
-    assert (
-        b"--format musubi writes the path of --out in TOML, but that is not UTF-8" in shown.stderr
-    )
+    assert b"--format musubi states --out in TOML, and its path is not UTF-8" in shown.stderr

@@ -304,8 +304,7 @@ def test_caches_that_cannot_be_written_are_one_warning(
         assert run(replace(config, suffix=" TWO")).exit_code == 0
         said = [each.getMessage() for each in caplog.records]
         assert [text for text in said if "saves work" in text] == [
-            f"{shared}/store: a file there that saves work cannot be written: let its owner give "
-            "you the right"
+            f"{shared}/store: what saves work there cannot be written; its owner may allow it"
         ]
 
     as_user(TWO, 0o002, shared, warned)
