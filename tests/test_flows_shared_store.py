@@ -296,9 +296,10 @@ def test_caches_that_cannot_be_written_are_one_warning(
     as_user(ONE, 0o002, shared, lambda: captioned(config, " ONE"))
     Image.fromarray(np.full((48, 64, 3), 9, np.uint8)).save(shared / "clips" / "c.png")
     Image.fromarray(np.full((48, 64, 3), 5, np.uint8)).save(shared / "clips" / "d.png")
-    for path in ("digests.jsonl", *(shared / "store" / "claims").rglob("*")):
-        if (shared / "store" / path).is_file():
-            (shared / "store" / path).chmod(0o644)
+    store = shared / "store"
+    for path in (store / "digests.jsonl", *(store / "claims").rglob("*")):
+        if path.is_file():
+            path.chmod(0o644)
 
     def warned() -> None:
         assert run(replace(config, suffix=" TWO")).exit_code == 0
