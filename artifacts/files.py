@@ -70,7 +70,17 @@ def write_text(path: Path, pieces: Iterable[str]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write an indented JSON file. Raises EnvironmentFault."""
-    write_text(path, [json.dumps(value, indent=1, ensure_ascii=False) + "\n"])
+    write_text(path, [json_text(value, indent=1) + "\n"])
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return JSON that people can read. One that holds a path that is no UTF-8 is ASCII, in which
+    half surrogates keep the path's bytes."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    with contextlib.suppress(UnicodeEncodeError):
+        text.encode()
+        return text
+    return json.dumps(value, indent=indent)
 
 
 def read_kept(path: Path, form: int) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from artifacts.corrections import StoredEdits
 from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText, keys_of, read_edits
 from artifacts.errors import UsageError
 from artifacts.json_shapes import BYTES, parse
-from artifacts.keys import ContentDigests, content_key
+from artifacts.keys import DIGESTS, ContentDigests, content_key
 from artifacts.plurals import counted
 from artifacts.regular_files import link_out, read_bytes, read_text, user_text
 from artifacts.signing import proof_by
@@ -96,7 +96,7 @@ class _Texts:
         self._out = out
         self._rows = rows
         self.handwritten = HandwrittenTexts(store, out)
-        self._digests = ContentDigests(store.local / "digests.jsonl")
+        self._digests = ContentDigests(store.local / DIGESTS)
         self._lines: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
         """(medium, prompt) → its lines in the data."""
         self._first: dict[str, str] = {}
