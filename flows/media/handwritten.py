@@ -6,10 +6,10 @@ have. If the number of lines differs, the whole text applies to every chunk.
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from artifacts.disk_names import one_name
 from artifacts.plurals import counted
 from artifacts.regular_files import link_out, read_bytes, user_text
 from artifacts.store import Store
@@ -43,7 +43,7 @@ class HandwrittenTexts:
                 continue
             sha256, of = hashlib.sha256(content).hexdigest(), about(digest, path, place)
             # What a run wrote there about another medium is no text of a user, either.
-            anyone = (*of, os.path.abspath(path))
+            anyone = (*of, one_name(path))
             if any(self._generated.has(of_kind, sha256, anyone) for of_kind in GENERATED):
                 continue
             root = self._out if path.is_relative_to(self._out) else path.parent

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from artifacts.disk_names import rules_in
 from artifacts.files import HALF, OURS, write_json, write_text
 from artifacts.json_shapes import BYTES
 from artifacts.plurals import counted, first_of
@@ -91,9 +92,11 @@ class Clips:
             )
 
     def _present(self) -> dict[str, str]:
+        """Return the stem of each file, as the disk tells stems apart → its name."""
+        folded = rules_in(self.folder).folded
         with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
             return {
-                Path(entry.name).stem: entry.name
+                folded(Path(entry.name).stem): entry.name
                 for entry in entries
                 if entry.is_file(follow_symlinks=False)
             }
@@ -104,9 +107,9 @@ class Clips:
         entry = self._index.get(key, {})
         if "error" in entry and not self._retry_failed:
             return True
-        name = present.get(key)
-        if name is None:
+        if (listed := present.get(rules_in(self.folder).folded(key))) is None:
             return False
+        name = f"{key}{Path(listed).suffix}"  # a disk may change the case of what it lists
         if self.made(self.folder / name):
             return entry.get("version") == CUT_VERSION
         if self._replace:

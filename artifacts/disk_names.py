@@ -1,0 +1,217 @@
+"""Asks a disk which file names it takes and which it treats as one.
+
+Disks differ: NTFS, exFAT and network shares ignore case, macOS also how a letter is composed, and
+many refuse `:` or `?`. The answers of an ordinary Linux disk change no name.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from unicodedata import category, normalize
+
+from artifacts.files import HALF, delete_folders_of_dead
+
+LONGEST_NAME = 255
+"""Largest size in bytes of a file name, on nearly every file system. A disk that counts letters or
+UTF-16 units takes as many bytes, too."""
+PROBE = f"{HALF}names-"
+"""Prefix of the folder in which a disk is asked; the process id follows."""
+GET_FLAGS, IGNORES_CASE = 0x80086601, 0x40000000
+"""`FS_IOC_GETFLAGS`, and the flag of a folder that ignores case on a disk that does not."""
+DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³]) *(\.|$)", re.IGNORECASE)
+"""Names of devices on Windows, with any suffix."""
+
+
+def _without_ignored(name: str) -> str:
+    """Remove what shows nothing: joiners, and the selectors of emoji."""
+    return "".join(c for c in name if category(c) != "Cf" and not "\ufe00" <= c <= "\ufe0f")
+
+
+def _caseless(name: str) -> str:
+    """Fold case by more than any disk does: a number too many in a name does no harm."""
+    return name.upper().casefold().replace("i\u0307", "i")
+
+
+FOLDS: dict[str, tuple[str, Callable[[str], str]]] = {
+    "ignored": ("a\u200db", _without_ignored),
+    "forms": ("\u00e9", lambda name: normalize("NFD", name)),
+    "compatible": ("\ufb01", lambda name: normalize("NFKD", name)),
+    "case": ("Aa", _caseless),
+}
+"""What a disk may not distinguish → letters that show it, and the function that makes names one. In
+the order in which these are applied."""
+
+REFUSED = {
+    **{letter: re.escape(letter) for letter in '<>:"\\|?*'},
+    "\x01": "[\x01-\x1f]",
+    "\x7f": "\x7f",
+    "\udcff": "[\ud800-\udfff]",
+    "\u00e9": "[\u0080-\u00ff]",
+    "\u8a9e": "[\u0100-\ud7ff\ue000-\uffff]",
+    "\U0001f600": "[\U00010000-\U0010ffff]",
+}
+"""Letter that a disk may refuse → pattern of all those that it then refuses. Bytes that are no
+UTF-8 are lone surrogates."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NameRules:
+    """What a disk does with the names of files in a folder."""
+
+    folds: tuple[str, ...] = ()
+    """What it does not distinguish, of `FOLDS`."""
+    refused: tuple[str, ...] = ()
+    """Patterns of letters that it does not take or changes."""
+    ends: str = ""
+    """Letters that it does not take, or removes, at the end of a name."""
+    devices: bool = False
+    """Whether it refuses the names of devices."""
+    longest: int = LONGEST_NAME
+    """Largest size of a name, in bytes."""
+
+    def folded(self, path: str) -> str:
+        """Return a text that is the same for all paths that are one on this disk."""
+        for fold in self.folds:
+            path = FOLDS[fold][1](path)
+        return path
+
+    def taken(self, name: str, *, last: bool = False) -> str:
+        """Return a name of any length that the disk takes, with `_` for what it refuses. `last`: a
+        suffix follows."""
+        for letters in self.refused:
+            name = re.sub(letters, "_", name)
+        if self.ends and not last:
+            name = re.sub(f"[{self.ends}]+$", "_", name)
+        return f"_{name}" if self.devices and DEVICE.match(name) else name
+
+    def widest(self, name: str) -> str:
+        """Return a name as the disk may keep it, with its letters decomposed."""
+        return normalize("NFD", name) if "forms" in self.folds else name
+
+
+ORDINARY = NameRules()
+_flags: dict[tuple[int, int], int] = {}
+"""Device and inode of a folder → its flag."""
+_known: dict[tuple[int, int], NameRules] = {}
+"""Device, and a folder's flag → what was found there."""
+
+
+def rules_in(folder: str | os.PathLike[str], *, ask: bool = True) -> NameRules:
+    """Return what the disk of a folder does with names. It is asked once per process, and with
+    `ask` only, since that writes. A folder in which nothing can be written counts as ordinary."""
+    try:
+        place = _place_of(os.path.abspath(folder))
+        if ask and place not in _known:
+            _known[place] = _asked(Path(folder))
+    except OSError:
+        return ORDINARY
+    return _known.get(place, ORDINARY)
+
+
+def one_name(path: str | os.PathLike[str]) -> str:
+    """Return the absolute path of a file, with the name that all have under which the disk finds
+    it. A disk that was not asked is judged by this file, without writing."""
+    folder, name = os.path.split(os.path.abspath(path))
+    with contextlib.suppress(OSError):
+        if (place := _place_of(folder)) in _known:
+            return os.path.join(folder, _known[place].folded(name))
+        found = os.lstat(path)
+        for _, fold in FOLDS.values():
+            with contextlib.suppress(OSError):
+                other = fold(name)
+                if other != name and os.path.samestat(found, os.lstat(f"{folder}/{other}")):
+                    name = other
+    return os.path.join(folder, name)
+
+
+def _place_of(folder: str) -> tuple[int, int]:
+    found = os.stat(folder)
+    if (key := (found.st_dev, found.st_ino)) not in _flags:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        _flags[key] = 0
+        with contextlib.suppress(OSError):  # most file systems have no flags
+            found_flags = fcntl.ioctl(handle, GET_FLAGS, bytes(8))
+            _flags[key] = int.from_bytes(found_flags[:4], "little") & IGNORES_CASE
+        os.close(handle)
+    return found.st_dev, _flags[key]
+
+
+def _asked(folder: Path) -> NameRules:
+    """Ask the disk in a folder of its own. Raises OSError if nothing can be written there."""
+    delete_folders_of_dead(folder, PROBE)
+    place = tempfile.mkdtemp(prefix=f"{PROBE}{os.getpid()}-", dir=folder)
+    try:
+        disk = _Disk(place)
+        return ORDINARY if disk.is_ordinary() else disk.rules()
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+class _Disk:
+    """A folder in which names are tried."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = os.fsencode(folder)
+
+    def is_ordinary(self) -> bool:
+        """Return whether the disk takes every name and keeps all apart. It tries few names."""
+        every, shown = "".join(REFUSED), "".join(letters for letters, _ in FOLDS.values())
+        long = every + "x" * (LONGEST_NAME - 1 - len(_bytes(every))) + "."
+        others = [shown.replace(letters, fold(letters)) for letters, fold in FOLDS.values()]
+        taken = all(map(self._makes, (long, shown, "aux", "b ")))
+        return taken and not any(map(self._has, (*others, long[:-1], "b")))
+
+    def rules(self) -> NameRules:
+        """Try each kind of names alone. Raises OSError if even a plain one is not taken."""
+        self._make("plain")
+        sizes = range(1, LONGEST_NAME + 1)
+        rules = NameRules(
+            folds=tuple(name for name, fold in FOLDS.items() if self._is_one(*fold)),
+            refused=tuple(kind for letter, kind in REFUSED.items() if not self._keeps(letter)),
+            ends="".join(end for end in ". " if not self._makes(f"e{end}") or self._has("e")),
+            devices=not self._makes("aux"),
+            longest=bisect_left(sizes, True, key=lambda size: not self._makes("x" * size)),
+        )
+        os.lstat(self._path("plain"))  # another machine may have taken this process for dead
+        return rules
+
+    def _is_one(self, letters: str, fold: Callable[[str], str]) -> bool:
+        return self._makes(f"f{letters}") and self._has(f"f{fold(letters)}")
+
+    def _keeps(self, letter: str) -> bool:
+        """Return whether the disk takes a letter, and as no other."""
+        stem, others = f"{ord(letter)}", [each for each in ("", "_", "?") if each != letter]
+        return self._makes(f"{stem}{letter}k") and not any(
+            self._has(f"{stem}{other}k") for other in others
+        )
+
+    def _makes(self, name: str) -> bool:
+        """Return whether the disk takes a name. Raises OSError if it is full."""
+        try:
+            self._make(name)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return False
+        return True
+
+    def _make(self, name: str) -> None:
+        os.close(os.open(self._path(name), os.O_CREAT | os.O_WRONLY, 0o600))
+
+    def _has(self, name: str) -> bool:
+        return os.path.lexists(self._path(name))
+
+    def _path(self, name: str) -> bytes:
+        return self._folder + b"/" + _bytes(name)
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", errors="surrogateescape")
