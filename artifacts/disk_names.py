@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ LONGEST_NAME = 255
 UTF-16 units takes as many bytes, too."""
 PROBE = f"{HALF}names-"
 """Prefix of the folder in which a disk is asked; the process id follows."""
+KEPT_SECONDS = 60.0
+"""Time after which a disk is asked again: another may be in its place."""
 GET_FLAGS, IGNORES_CASE = 0x80086601, 0x40000000
 """`FS_IOC_GETFLAGS`, and the flag of a folder that ignores case on a disk that does not."""
 DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³]) *(\.|$)", re.IGNORECASE)
@@ -100,20 +103,21 @@ class NameRules:
 ORDINARY = NameRules()
 _flags: dict[tuple[int, int], int] = {}
 """Device and inode of a folder → its flag."""
-_known: dict[tuple[int, int], NameRules] = {}
-"""Device, and a folder's flag → what was found there."""
+_known: dict[tuple[int, int], tuple[float, NameRules]] = {}
+"""Device, and a folder's flag → when its disk was asked, by the monotonic clock, and its answers."""
 
 
 def rules_in(folder: str | os.PathLike[str], *, ask: bool = True) -> NameRules:
-    """Return what the disk of a folder does with names. It is asked once per process, and with
+    """Return what the disk of a folder does with names. It is asked now and then, and with
     `ask` only, since that writes. A folder in which nothing can be written counts as ordinary."""
-    try:
+    rules = ORDINARY
+    with contextlib.suppress(OSError):
         place = _place_of(os.path.abspath(folder))
-        if ask and place not in _known:
-            _known[place] = _asked(Path(folder))
-    except OSError:
-        return ORDINARY
-    return _known.get(place, ORDINARY)
+        asked, rules = _known.get(place, (-KEPT_SECONDS, ORDINARY))
+        if ask and time.monotonic() - asked > KEPT_SECONDS:
+            rules = _asked(Path(folder))
+            _known[place] = time.monotonic(), rules
+    return rules
 
 
 def one_name(path: str | os.PathLike[str]) -> str:
@@ -122,7 +126,7 @@ def one_name(path: str | os.PathLike[str]) -> str:
     folder, name = os.path.split(os.path.abspath(path))
     with contextlib.suppress(OSError):
         if (place := _place_of(folder)) in _known:
-            return os.path.join(folder, _known[place].folded(name))
+            return os.path.join(folder, _known[place][1].folded(name))
         found = os.lstat(path)
         for _, fold in FOLDS.values():
             with contextlib.suppress(OSError):

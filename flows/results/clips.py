@@ -70,9 +70,9 @@ class Clips:
         found = {key: path for key in by_key if (path := self._clip_path(key)) is not None}
         return {name: found[key] for name, key in keys.items() if key in found}
 
-    def made(self, path: Path) -> bool:
-        """Return whether a file, in any folder, is an unchanged clip of this index."""
-        entry = self._index.get(path.stem, {})
+    def made(self, path: Path, key: str) -> bool:
+        """Return whether a file, in any folder, is the unchanged clip of a key."""
+        entry = self._index.get(key, {})
         with contextlib.suppress(OSError):
             stamp = stamp_of(path)
             return [stamp.size, stamp.modified] == entry.get("state")
@@ -107,10 +107,10 @@ class Clips:
         entry = self._index.get(key, {})
         if "error" in entry and not self._retry_failed:
             return True
-        if (listed := present.get(rules_in(self.folder).folded(key))) is None:
+        name = present.get(rules_in(self.folder).folded(key))
+        if name is None:
             return False
-        name = f"{key}{Path(listed).suffix}"  # a disk may change the case of what it lists
-        if self.made(self.folder / name):
+        if self.made(self.folder / name, key):
             return entry.get("version") == CUT_VERSION
         if self._replace:
             return False

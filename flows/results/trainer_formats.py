@@ -165,13 +165,14 @@ class _TrainerFolder:
 
     def _linked(self, item: SampleSource, path: Path, names: Counter[str]) -> str:
         """Link media into the folder, and return the relative path. Raises EnvironmentFault."""
-        stem = key_of(item)
+        key = key_of(item)
+        stem = self._folded(key)  # a disk may list it so, and a trainer looks for what is listed
         names[stem] += 1
         stem += f"-{names[stem]}" if names[stem] > 1 else ""
         inside = f"{self._form.folders[item.kind]}/{stem}.{media_suffix(path.name)}"
         target = self._folder / inside
         if not (is_linked(path, target) or self._has_copy(path, target)):
-            is_own = self._clips.made(target) or is_spare(target) or _are_equal(path, target)
+            is_own = self._clips.made(target, key) or is_spare(target) or _are_equal(path, target)
             if not (self._replace or is_own):
                 self._kept.append(inside)
                 return inside
