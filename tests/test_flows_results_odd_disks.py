@@ -18,6 +18,7 @@ from stages.decode.job import DecodeItem
 from tests.support.odd_disk import (
     CASELESS,
     ENCRYPTED,
+    FAT,
     MAC,
     UNFORMED,
     WINDOWS,
@@ -80,6 +81,7 @@ KINDS = {
     "caseless": CASELESS,
     "mac": MAC,
     "windows": WINDOWS,
+    "fat": FAT,
     "encrypted": ENCRYPTED,
     "unformed": UNFORMED,
     "ntfs": "ignore_case,windows_names",

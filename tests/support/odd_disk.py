@@ -37,6 +37,8 @@ class Kind:
     devices: bool = False
     longest: int = 255
     """Bytes of a name."""
+    plain: bool = False
+    """Whether it has neither links nor permissions."""
     lists_lower: bool = False
     """Whether it lists names in lower case."""
 
@@ -44,6 +46,10 @@ class Kind:
         name = name.rstrip(self.ends) if self.ends else name
         name = name.lower() if "case" in self.fold else name
         return normalize("NFC", name) if "forms" in self.fold else name
+
+    def refuse_plain(self) -> None:
+        if self.plain:
+            raise OSError(errno.EPERM, "no links and no permissions here")
 
     def check(self, name: str) -> None:
         if len(os.fsencode(name)) > self.longest:
@@ -56,6 +62,7 @@ class Kind:
 CASELESS = Kind(fold="case", lists_lower=True)
 MAC = Kind(fold="case forms")
 WINDOWS = Kind(fold="case", refused='<>:"\\|?*\x01', ends=". ", devices=True)
+FAT = Kind(fold="case", refused='<>:"\\|?*\x01', ends=". ", plain=True)
 ENCRYPTED = Kind(longest=143)
 UNFORMED = Kind(fold="forms")
 
@@ -175,10 +182,12 @@ def _main(behind: str, place: str, kind: Kind) -> None:
             return 0
 
         def link(self, target: str, source: str) -> int:
+            kind.refuse_plain()
             os.link(self._real(source), self._real(target, new=True))
             return 0
 
         def symlink(self, target: str, source: str) -> int:
+            kind.refuse_plain()
             os.symlink(source, self._real(target, new=True))
             return 0
 
@@ -186,6 +195,7 @@ def _main(behind: str, place: str, kind: Kind) -> None:
             return os.readlink(self._real(path))
 
         def chmod(self, path: str, mode: int) -> int:
+            kind.refuse_plain()
             os.chmod(self._real(path), mode)
             return 0
 
