@@ -9,20 +9,18 @@ import errno
 import fcntl
 import os
 import re
-import shutil
-import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unicodedata import category, normalize
 
 from artifacts.files import HALF, delete_folders_of_dead
 
 LONGEST_NAME = 255
-"""Largest size in bytes of a file name, on nearly every file system. A disk that counts letters or
-UTF-16 units takes as many bytes, too."""
+"""Largest size of a file name in bytes. Disks that count letters or UTF-16 units take as many."""
 PROBE = f"{HALF}names-"
 """Prefix of the folder in which a disk is asked; the process id follows."""
 KEPT_SECONDS = 60.0
@@ -33,46 +31,43 @@ DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³]) *(\.|$)", re.IGNORE
 """Names of devices on Windows, with any suffix."""
 
 
-def _without_ignored(name: str) -> str:
-    """Remove what shows nothing: joiners, and the selectors of emoji."""
+def _visible(name: str) -> str:
     return "".join(c for c in name if category(c) != "Cf" and not "\ufe00" <= c <= "\ufe0f")
 
 
 def _caseless(name: str) -> str:
-    """Fold case by more than any disk does: a number too many in a name does no harm."""
+    """Fold by more than any disk does: a number too many in a name does no harm."""
     return name.upper().casefold().replace("i\u0307", "i")
 
 
 FOLDS: dict[str, tuple[str, Callable[[str], str]]] = {
-    "ignored": ("a\u200db", _without_ignored),
+    "joiners": ("a\u200db", _visible),  # and the selectors of emoji
     "forms": ("\u00e9", lambda name: normalize("NFD", name)),
     "compatible": ("\ufb01", lambda name: normalize("NFKD", name)),
     "case": ("Aa", _caseless),
 }
-"""What a disk may not distinguish → letters that show it, and the function that makes names one. In
-the order in which these are applied."""
-
+"""What a disk may not distinguish → letters that show it, and the function that makes names one.
+They are applied in this order."""
 REFUSED = {
-    **{letter: re.escape(letter) for letter in '<>:"\\|?*'},
+    **{letter: re.escape(letter) for letter in '<>:"\\|?*\x7f'},
     "\x01": "[\x01-\x1f]",
-    "\x7f": "\x7f",
     "\udcff": "[\ud800-\udfff]",
     "\u00e9": "[\u0080-\u00ff]",
     "\u8a9e": "[\u0100-\ud7ff\ue000-\uffff]",
     "\U0001f600": "[\U00010000-\U0010ffff]",
 }
-"""Letter that a disk may refuse → pattern of all those that it then refuses. Bytes that are no
-UTF-8 are lone surrogates."""
+"""Letter that a disk may refuse → pattern of all those that it then refuses. Lone surrogates stand
+for bytes that are no UTF-8."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NameRules:
-    """What a disk does with the names of files in a folder."""
+    """What a disk does with the names of files."""
 
     folds: tuple[str, ...] = ()
     """What it does not distinguish, of `FOLDS`."""
     refused: tuple[str, ...] = ()
-    """Patterns of letters that it does not take or changes."""
+    """Patterns of letters that it does not take, or changes."""
     ends: str = ""
     """Letters that it does not take, or removes, at the end of a name."""
     devices: bool = False
@@ -95,21 +90,17 @@ class NameRules:
             name = re.sub(f"[{self.ends}]+$", "_", name)
         return f"_{name}" if self.devices and DEVICE.match(name) else name
 
-    def widest(self, name: str) -> str:
-        """Return a name as the disk may keep it, with its letters decomposed."""
-        return normalize("NFD", name) if "forms" in self.folds else name
-
 
 ORDINARY = NameRules()
 _flags: dict[tuple[int, int], int] = {}
 """Device and inode of a folder → its flag."""
 _known: dict[tuple[int, int], tuple[float, NameRules]] = {}
-"""Device, and a folder's flag → when its disk was asked, by the monotonic clock, and its answers."""
+"""Device, and a folder's flag → when its disk was asked, in monotonic seconds, and its answers."""
 
 
 def rules_in(folder: str | os.PathLike[str], *, ask: bool = True) -> NameRules:
-    """Return what the disk of a folder does with names. It is asked now and then, and with
-    `ask` only, since that writes. A folder in which nothing can be written counts as ordinary."""
+    """Return what the disk of a folder does with names. It is asked now and then, and with `ask`
+    only, since that writes. A folder in which nothing can be written counts as ordinary."""
     rules = ORDINARY
     with contextlib.suppress(OSError):
         place = _place_of(os.path.abspath(folder))
@@ -121,8 +112,8 @@ def rules_in(folder: str | os.PathLike[str], *, ask: bool = True) -> NameRules:
 
 
 def one_name(path: str | os.PathLike[str]) -> str:
-    """Return the absolute path of a file, with the name that all have under which the disk finds
-    it. A disk that was not asked is judged by this file, without writing."""
+    """Return the absolute path of a file, the same for all names under which the disk finds it. A
+    disk that was not asked is judged by this file, without writing."""
     folder, name = os.path.split(os.path.abspath(path))
     with contextlib.suppress(OSError):
         if (place := _place_of(folder)) in _known:
@@ -142,8 +133,8 @@ def _place_of(folder: str) -> tuple[int, int]:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         _flags[key] = 0
         with contextlib.suppress(OSError):  # most file systems have no flags
-            found_flags = fcntl.ioctl(handle, GET_FLAGS, bytes(8))
-            _flags[key] = int.from_bytes(found_flags[:4], "little") & IGNORES_CASE
+            flags = fcntl.ioctl(handle, GET_FLAGS, bytes(8))
+            _flags[key] = int.from_bytes(flags[:4], "little") & IGNORES_CASE
         os.close(handle)
     return found.st_dev, _flags[key]
 
@@ -151,12 +142,10 @@ def _place_of(folder: str) -> tuple[int, int]:
 def _asked(folder: Path) -> NameRules:
     """Ask the disk in a folder of its own. Raises OSError if nothing can be written there."""
     delete_folders_of_dead(folder, PROBE)
-    place = tempfile.mkdtemp(prefix=f"{PROBE}{os.getpid()}-", dir=folder)
-    try:
+    prefix = f"{PROBE}{os.getpid()}-"
+    with TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True) as place:
         disk = _Disk(place)
         return ORDINARY if disk.is_ordinary() else disk.rules()
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 class _Disk:
@@ -175,46 +164,42 @@ class _Disk:
 
     def rules(self) -> NameRules:
         """Try each kind of names alone. Raises OSError if even a plain one is not taken."""
-        self._make("plain")
-        sizes = range(1, LONGEST_NAME + 1)
+        makes, has, sizes = self._makes, self._has, range(1, LONGEST_NAME + 1)
+        is_there = makes("plain")
         rules = NameRules(
-            folds=tuple(name for name, fold in FOLDS.items() if self._is_one(*fold)),
+            folds=tuple(
+                each
+                for each, (letters, fold) in FOLDS.items()
+                if makes(f"f{letters}") and has(f"f{fold(letters)}")
+            ),
             refused=tuple(kind for letter, kind in REFUSED.items() if not self._keeps(letter)),
-            ends="".join(end for end in ". " if not self._makes(f"e{end}") or self._has("e")),
-            devices=not self._makes("aux"),
-            longest=bisect_left(sizes, True, key=lambda size: not self._makes("x" * size)),
+            ends="".join(end for end in ". " if not makes(f"e{end}") or has("e")),
+            devices=not makes("aux"),
+            longest=bisect_left(sizes, True, key=lambda size: not makes("x" * size)),
         )
-        os.lstat(self._path("plain"))  # another machine may have taken this process for dead
+        if not (is_there and has("plain")):  # another machine may take this process for dead
+            raise OSError(errno.EIO, "names cannot be tried")
         return rules
 
-    def _is_one(self, letters: str, fold: Callable[[str], str]) -> bool:
-        return self._makes(f"f{letters}") and self._has(f"f{fold(letters)}")
-
     def _keeps(self, letter: str) -> bool:
-        """Return whether the disk takes a letter, and as no other."""
-        stem, others = f"{ord(letter)}", [each for each in ("", "_", "?") if each != letter]
-        return self._makes(f"{stem}{letter}k") and not any(
-            self._has(f"{stem}{other}k") for other in others
-        )
+        """Return whether the disk takes a letter, and not as another one or none."""
+        stem = str(ord(letter))
+        others = (f"{stem}{other}k" for other in ("", "_", "?") if other != letter)
+        return self._makes(f"{stem}{letter}k") and not any(map(self._has, others))
 
     def _makes(self, name: str) -> bool:
         """Return whether the disk takes a name. Raises OSError if it is full."""
         try:
-            self._make(name)
+            path = self._folder + b"/" + _bytes(name)
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             return False
         return True
 
-    def _make(self, name: str) -> None:
-        os.close(os.open(self._path(name), os.O_CREAT | os.O_WRONLY, 0o600))
-
     def _has(self, name: str) -> bool:
-        return os.path.lexists(self._path(name))
-
-    def _path(self, name: str) -> bytes:
-        return self._folder + b"/" + _bytes(name)
+        return os.path.lexists(self._folder + b"/" + _bytes(name))
 
 
 def _bytes(name: str) -> bytes:

@@ -75,7 +75,7 @@ def file_name(name: str, folder: Path) -> str:
 def _fitting(name: str, rules: NameRules, longest: int, *, last: bool = False) -> str:
     """Return a part of a path that the disk takes, of at most so many bytes. `last`: a suffix
     follows, so that it does not end here."""
-    raw = os.fsencode(rules.widest(fitted := rules.taken(name, last=last)))
+    raw = os.fsencode(fitted := rules.taken(name, last=last))
     if len(raw) <= longest:
         return fitted
     mark = "~" + digest_of(name)[:DIGITS]

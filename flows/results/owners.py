@@ -104,9 +104,8 @@ def take(
     outputs, out = refuse_taking(config, command), out_folder(config)
     options = OutputOptions.of(config)
     if WRITERS.keys() & options.format and not options.beside:
-        naming = Naming(cache(lambda folder: rules_in(out)))
-        fitting = [(PurePosixPath(naming.fitting(path)), path) for path in media_paths]
-        first = {parent: path for fitted, path in fitting for parent in fitted.parents}
+        fitting = Naming(cache(lambda folder: rules_in(out))).fitting
+        first = {p: path for path in media_paths for p in PurePosixPath(fitting(path)).parents}
         for folder, path in first.items():
             if folder.name and os.path.lexists(out / folder / MARKER):
                 raise UsageError(

@@ -141,7 +141,11 @@ def _main(behind: str, place: str, kind: Kind) -> None:
             real = self._real(path)
             found = {n: os.lstat(f"{real}/{n}") for n in (".", "..", *os.listdir(real))}
             return [
-                (n.lower() if kind.lists_lower else n, {"st_mode": s.st_mode, "st_ino": s.st_ino}, 0)
+                (
+                    n.lower() if kind.lists_lower else n,
+                    {"st_mode": s.st_mode, "st_ino": s.st_ino},
+                    0,
+                )
                 for n, s in found.items()
             ]
 
