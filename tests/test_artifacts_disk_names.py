@@ -141,3 +141,20 @@ def test_a_file_is_known_by_each_of_its_names(tmp_path: Path) -> None:
         assert len(unasked) == 1 and one_name(disk / "cafe.txt") not in unasked
         rules_in(disk)
         assert {one_name(disk / name) for name in names} == unasked
+
+
+def test_a_folder_that_ignores_case_is_asked_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `chattr +F` on ext4: the flag is read, and no other folder of the disk answers."""
+    folded = tmp_path / "folded"
+    folded.mkdir()
+
+    def flags(handle: int, request: int, _: bytes) -> bytes:
+        assert request == 0x80086601
+        is_folded = os.path.samestat(os.fstat(handle), folded.stat())
+        return (0x40080000 if is_folded else 0x80000).to_bytes(8, "little")
+
+    monkeypatch.setattr("artifacts.disk_names.fcntl.ioctl", flags)
+    monkeypatch.setattr(disk_names, "_asked", lambda at: CASE if at == folded else ORDINARY)
+    assert [rules_in(tmp_path), rules_in(folded), rules_in(tmp_path)] == [ORDINARY, CASE, ORDINARY]

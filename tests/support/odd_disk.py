@@ -182,7 +182,10 @@ def _main(behind: str, place: str, kind: Kind) -> None:
             return 0
 
         def rename(self, old: str, new: str) -> int:
-            os.rename(self._real(old), self._real(new, new=True))
+            real, target = self._real(old), self._real(new, new=True)
+            if target == real:  # in another case
+                target = os.path.join(os.path.dirname(real), os.path.basename(new))
+            os.rename(real, target)
             return 0
 
         def link(self, target: str, source: str) -> int:
