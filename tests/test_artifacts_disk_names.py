@@ -85,7 +85,12 @@ def test_a_disk_is_asked_once_for_many_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Path] = []
-    monkeypatch.setattr(disk_names, "_asked", lambda folder: asked.append(folder) or ORDINARY)
+
+    def ask(folder: Path) -> NameRules:
+        asked.append(folder)
+        return ORDINARY
+
+    monkeypatch.setattr(disk_names, "_asked", ask)
     assert rules_in(tmp_path, ask=False) is ORDINARY and asked == []
     for number in range(20):
         (tmp_path / str(number)).mkdir()

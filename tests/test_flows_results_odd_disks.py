@@ -179,13 +179,15 @@ def test_an_edited_text_stays_that_of_its_medium(tmp_path: Path) -> None:
     write_pictures(media, ("Cat.png", "cat.png"))
     with odd_disk(tmp_path / "odd", CASELESS) as disk:
         out = disk / "out"
-        config = replace(config_in(tmp_path, media, format=("txt", "kohya")), out=str(out))
+        config = replace(config_in(tmp_path, media, format=("txt", "musubi")), out=str(out))
         run(config, Keyed())
         said = {row["media_path"]: row["caption"] for row in lines(config)}
+        found = {Path(p).read_bytes(): c for p, c in READERS["musubi"](out).items()}
+        assert found == {(media / name).read_bytes(): text for name, text in said.items()}
         (text,) = (p for p in out.glob("*.txt") if p.read_text().strip() == said["cat.png"])
         text.write_text("mine")
         run(config, Keyed())
-        found = {Path(p).read_bytes(): c for p, c in READERS["kohya"](out).items()}
+        found = {Path(p).read_bytes(): c for p, c in READERS["musubi"](out).items()}
         assert found == {
             (media / "Cat.png").read_bytes(): said["Cat.png"],
             (media / "cat.png").read_bytes(): "mine",

@@ -207,7 +207,8 @@ def _main(behind: str, place: str, kind: Kind) -> None:
             return 0
 
         def utimens(self, path: str, times: tuple[int, int] | None = None) -> int:
-            os.utime(self._real(path), ns=times, follow_symlinks=False)
+            now = time.time_ns()
+            os.utime(self._real(path), ns=times or (now, now), follow_symlinks=False)
             return 0
 
         def statfs(self, path: str) -> dict[str, int]:
