@@ -70,13 +70,12 @@ UNFORMED = Kind(fold="forms")
 @contextmanager
 def odd_disk(folder: Path, kind: Kind) -> Iterator[Path]:
     """Mount such a disk, or skip the test where nothing can be mounted."""
-    pytest.importorskip(
-        "mfusepy", reason="mfusepy or libfuse is missing", exc_type=(ImportError, OSError)
-    )
     try:
+        import mfusepy  # noqa: F401
+
         os.close(os.open("/dev/fuse", os.O_RDWR))
-    except OSError as error:
-        pytest.skip(f"/dev/fuse cannot be used here ({error.strerror})")
+    except (ImportError, OSError) as error:
+        pytest.skip(f"needs mfusepy, libfuse3 and /dev/fuse ({error})")
     place, behind = folder / "disk", folder / "behind"
     place.mkdir(parents=True)
     behind.mkdir()
