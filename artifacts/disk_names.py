@@ -114,10 +114,11 @@ def rules_in(folder: str | os.PathLike[str], *, ask: bool = True) -> NameRules:
 def one_name(path: str | os.PathLike[str]) -> str:
     """Return the absolute path of a file, the same for all names under which the disk finds it. A
     disk that was not asked is judged by this file, without writing."""
-    folder, name = os.path.split(os.path.abspath(path))
+    folder, name = os.path.split(whole := os.path.abspath(path))
     with contextlib.suppress(OSError):
         if (place := _place_of(folder)) in _known:
-            return os.path.join(folder, _known[place][1].folded(name))
+            rules = _known[place][1]
+            return os.path.join(folder, rules.folded(name)) if rules.folds else whole
         found = os.lstat(path)
         for _, fold in FOLDS.values():
             with contextlib.suppress(OSError):

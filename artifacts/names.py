@@ -36,7 +36,8 @@ class Naming:
     def folded(self, path: str) -> str:
         """Return a text that is the same for all paths that are one on the disk."""
         folder, slash, name = path.rpartition("/")
-        rules = self.rules_of(folder)
+        if not (rules := self.rules_of(folder)).folds:
+            return path
         return (folder if self.beside else rules.folded(folder)) + slash + rules.folded(name)
 
 

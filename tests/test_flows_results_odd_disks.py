@@ -71,9 +71,11 @@ def ntfs(folder: Path, options: str) -> Iterator[Path]:
         ["lowntfs-3g", "-o", options, image, place], capture_output=True, check=False
     ).returncode:
         pytest.skip("nothing can be mounted here")
-    yield place
-    subprocess.run(["umount", place], check=True)
-    forget()
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+        forget()
 
 
 @contextmanager

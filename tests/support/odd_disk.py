@@ -1,9 +1,11 @@
 """A FUSE disk that treats file names as other systems do. It keeps its files in another folder."""
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +23,7 @@ from artifacts import disk_names
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 20
 """In which a disk is mounted."""
+PR_SET_PDEATHSIG = 1
 DEVICES = ("aux", "con", "nul")
 
 
@@ -215,6 +218,7 @@ def _main(behind: str, place: str, kind: Kind) -> None:
             names = ("f_bavail", "f_bfree", "f_blocks", "f_bsize", "f_frsize", "f_files", "f_ffree")
             return {name: getattr(found, name) for name in names}
 
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # it unmounts then
     fresh = {"entry_timeout": 0, "attr_timeout": 0, "negative_timeout": 0}
     mfusepy.FUSE(Disk(), place, foreground=True, nothreads=True, use_ino=True, **fresh)
 
