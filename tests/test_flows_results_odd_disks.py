@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from artifacts.store import open_store
 from flows.cli.search_command import _copied
+from flows.media.tune_data import examples_in
 from flows.search.query import Hit
 from flows.studio.roots import _placed
 from stages.decode.job import DecodeItem
@@ -195,6 +197,20 @@ def test_an_edited_text_stays_that_of_its_medium(tmp_path: Path) -> None:
             (media / "cat.png").read_bytes(): "mine",
         }
         assert texts_in(out, "txt") == Counter([said["Cat.png"], "mine"])
+
+
+def test_training_takes_each_text_for_its_own_medium(tmp_path: Path) -> None:
+    media = tmp_path / "media"
+    write_pictures(media, ("Cat.png", "a:b.png", "cat.png"))
+    with odd_disk(tmp_path / "odd", WINDOWS) as disk:
+        config = replace(config_in(tmp_path, media, format=("txt",)), out=str(disk / "out"))
+        run(config, Keyed())
+        wanted = {str(media / row["media_path"]): row["caption"] for row in lines(config)}
+        for name, text in (("Cat.png", "Cat.png.txt"), ("a:b.png", "a_b.txt")):
+            (disk / "out" / text).write_text(f"mine {name}")
+            wanted[str(media / name)] = f"mine {name}"
+        examples = examples_in(str(disk / "out" / "captions.jsonl"), store=open_store(config.store))
+        assert {str(each.path): each.caption for each in examples} == wanted
 
 
 @pytest.mark.parametrize("kind", [WINDOWS, ENCRYPTED], ids=["windows", "encrypted"])
