@@ -1,7 +1,7 @@
-"""Asks a disk which file names it takes and which it treats as one.
+"""Probes a disk for which file names it takes and which it treats as one.
 
 Disks differ: NTFS, exFAT and network shares ignore case, macOS also how a letter is composed, and
-many refuse `:` or `?`. The answers of an ordinary Linux disk change no name.
+many refuse `:` or `?`. What an ordinary Linux disk does changes no name.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from artifacts.files import HALF, delete_folders_of_dead
 LONGEST_NAME = 255
 """Largest size of a file name in bytes. Disks that count letters or UTF-16 units take as many."""
 PROBE = f"{HALF}names-"
-"""Prefix of the folder in which a disk is asked; the process id follows."""
+"""Prefix of the folder of a probe; the process id follows."""
 KEPT_SECONDS = 60.0
-"""Time after which a disk is asked again: another may be in its place."""
+"""Time after which a disk is probed again: another may be in its place."""
 GET_FLAGS, IGNORES_CASE = 0x80086601, 0x40000000
 """`FS_IOC_GETFLAGS`, and the flag of a folder that ignores case on a disk that does not."""
 DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³]) *(\.|$)", re.IGNORECASE)
@@ -95,25 +95,25 @@ ORDINARY = NameRules()
 _flags: dict[tuple[int, int], int] = {}
 """Device and inode of a folder → its flag."""
 _known: dict[tuple[int, int], tuple[float, NameRules]] = {}
-"""Device, and a folder's flag → when its disk was asked, in monotonic seconds, and its answers."""
+"""Device, and a folder's flag → when it was probed, in monotonic seconds, and what was found."""
 
 
-def rules_in(folder: str | os.PathLike[str], *, ask: bool = True) -> NameRules:
-    """Return what the disk of a folder does with names. It is asked now and then, and with `ask`
-    only, since that writes. A folder in which nothing can be written counts as ordinary."""
+def rules_in(folder: str | os.PathLike[str], *, probe: bool = True) -> NameRules:
+    """Return what the disk of a folder does with names. The disk is probed now and then, and
+    with `probe` only, since that writes. A folder that takes no files counts as ordinary."""
     rules = ORDINARY
     with contextlib.suppress(OSError):
         place = _place_of(os.path.abspath(folder))
-        asked, rules = _known.get(place, (-KEPT_SECONDS, ORDINARY))
-        if ask and time.monotonic() - asked > KEPT_SECONDS:
-            rules = _asked(Path(folder))
+        probed, rules = _known.get(place, (-KEPT_SECONDS, ORDINARY))
+        if probe and time.monotonic() - probed > KEPT_SECONDS:
+            rules = _probe(Path(folder))
             _known[place] = time.monotonic(), rules
     return rules
 
 
 def one_name(path: str | os.PathLike[str]) -> str:
     """Return the absolute path of a file, the same for all names under which the disk finds it. A
-    disk that was not asked is judged by this file, without writing."""
+    disk that was not probed is judged by this file, without writing."""
     folder, name = os.path.split(whole := os.path.abspath(path))
     with contextlib.suppress(OSError):
         if (place := _place_of(folder)) in _known:
@@ -140,8 +140,8 @@ def _place_of(folder: str) -> tuple[int, int]:
     return found.st_dev, _flags[key]
 
 
-def _asked(folder: Path) -> NameRules:
-    """Ask the disk in a folder of its own. Raises OSError if nothing can be written there."""
+def _probe(folder: Path) -> NameRules:
+    """Probe the disk in a folder of its own. Raises OSError if nothing can be written there."""
     delete_folders_of_dead(folder, PROBE)
     prefix = f"{PROBE}{os.getpid()}-"
     with TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True) as place:

@@ -26,7 +26,7 @@ def stems(*names: str, rules: NameRules) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _ask_anew() -> None:
+def _probe_anew() -> None:
     forget()
 
 
@@ -81,24 +81,24 @@ def test_an_ordinary_disk_changes_no_name(tmp_path: Path) -> None:
     assert one_name(tmp_path / "Cat.txt") == str(tmp_path / "Cat.txt")
 
 
-def test_a_disk_is_asked_once_for_many_folders(
+def test_a_disk_is_probed_once_for_many_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Path] = []
+    probed: list[Path] = []
 
-    def ask(folder: Path) -> NameRules:
-        asked.append(folder)
+    def probe(folder: Path) -> NameRules:
+        probed.append(folder)
         return ORDINARY
 
-    monkeypatch.setattr(disk_names, "_asked", ask)
-    assert rules_in(tmp_path, ask=False) is ORDINARY and asked == []
+    monkeypatch.setattr(disk_names, "_probe", probe)
+    assert rules_in(tmp_path, probe=False) is ORDINARY and probed == []
     for number in range(20):
         (tmp_path / str(number)).mkdir()
         rules_in(tmp_path / str(number))
-    assert asked == [tmp_path / "0"]
+    assert probed == [tmp_path / "0"]
     monkeypatch.setattr(disk_names, "KEPT_SECONDS", 0.0)
     rules_in(tmp_path)
-    assert len(asked) == 2
+    assert len(probed) == 2
 
 
 def test_a_folder_that_takes_no_files_counts_as_ordinary(tmp_path: Path) -> None:
@@ -142,16 +142,16 @@ def test_a_file_is_known_by_each_of_its_names(tmp_path: Path) -> None:
     with mounted(tmp_path / "odd", MAC) as disk:
         (disk / "Caf\u00e9.txt").touch()
         names = ("Caf\u00e9.txt", "cafe\u0301.TXT", "CAF\u00c9.txt")
-        unasked = {one_name(disk / name) for name in names}
-        assert len(unasked) == 1 and one_name(disk / "cafe.txt") not in unasked
+        unprobed = {one_name(disk / name) for name in names}
+        assert len(unprobed) == 1 and one_name(disk / "cafe.txt") not in unprobed
         rules_in(disk)
-        assert {one_name(disk / name) for name in names} == unasked
+        assert {one_name(disk / name) for name in names} == unprobed
 
 
-def test_a_folder_that_ignores_case_is_asked_apart(
+def test_a_folder_that_ignores_case_is_probed_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with `chattr +F` on ext4: the flag is read, and no other folder of the disk answers."""
+    """As with `chattr +F` on ext4: the flag is read, and other folders do not count."""
     folded = tmp_path / "folded"
     folded.mkdir()
 
@@ -161,5 +161,5 @@ def test_a_folder_that_ignores_case_is_asked_apart(
         return (0x40080000 if is_folded else 0x80000).to_bytes(8, "little")
 
     monkeypatch.setattr("artifacts.disk_names.fcntl.ioctl", flags)
-    monkeypatch.setattr(disk_names, "_asked", lambda at: CASE if at == folded else ORDINARY)
+    monkeypatch.setattr(disk_names, "_probe", lambda at: CASE if at == folded else ORDINARY)
     assert [rules_in(tmp_path), rules_in(folded), rules_in(tmp_path)] == [ORDINARY, CASE, ORDINARY]

@@ -47,9 +47,9 @@ class Entry(NamedTuple):
 
 
 def naming_of(job: Job, beside: bool) -> Naming:
-    """Return how texts are named. Only a disk that gets some is asked, since that writes there."""
-    out, asked = job.out, not beside or OutputOptions.of(job.config).beside
-    rules_of = cache(lambda folder: rules_in(folder if beside else out, ask=asked))
+    """Return how texts are named. Only a disk that gets some is probed, since that writes there."""
+    out, probe = job.out, not beside or OutputOptions.of(job.config).beside
+    rules_of = cache(lambda folder: rules_in(folder if beside else out, probe=probe))
     return Naming(rules_of, beside)
 
 

@@ -105,7 +105,7 @@ def odd_disk(folder: Path, kind: Kind) -> Iterator[Path]:
 
 
 def forget() -> None:
-    """Have this process ask anew: the next disk may get the same number."""
+    """Have this process probe anew: the next disk may get the same number."""
     disk_names._known.clear()
     disk_names._flags.clear()
 
