@@ -145,63 +145,48 @@ def _probe(folder: Path) -> NameRules:
     delete_folders_of_dead(folder, PROBE)
     prefix = f"{PROBE}{os.getpid()}-"
     with TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True) as place:
-        disk = _Disk(place)
-        return ORDINARY if disk.is_ordinary() else disk.rules()
+        return _tried(os.fsencode(place))
 
 
-class _Disk:
-    """A folder in which names are tried."""
+def _tried(place: bytes) -> NameRules:
+    """Try few names in an empty folder and, unless the disk takes all of them and keeps them apart,
+    each kind alone. Raises OSError if it does not even take a plain name."""
 
-    def __init__(self, folder: str) -> None:
-        self._folder = os.fsencode(folder)
+    def path_of(name: str) -> bytes:
+        return place + b"/" + name.encode("utf-8", errors="surrogateescape")
 
-    def is_ordinary(self) -> bool:
-        """Return whether the disk takes every name and keeps all apart. It tries few names."""
-        every, shown = "".join(REFUSED), "".join(letters for letters, _ in FOLDS.values())
-        long = every + "x" * (LONGEST_NAME - 1 - len(_bytes(every))) + "."
-        others = [shown.replace(letters, fold(letters)) for letters, fold in FOLDS.values()]
-        taken = all(map(self._makes, (long, shown, "aux", "b ")))
-        return taken and not any(map(self._has, (*others, long[:-1], "b")))
-
-    def rules(self) -> NameRules:
-        """Try each kind of names alone. Raises OSError if even a plain one is not taken."""
-        makes, has, sizes = self._makes, self._has, range(1, LONGEST_NAME + 1)
-        is_there = makes("plain")
-        rules = NameRules(
-            folds=tuple(
-                each
-                for each, (letters, fold) in FOLDS.items()
-                if makes(f"f{letters}") and has(f"f{fold(letters)}")
-            ),
-            refused=tuple(kind for letter, kind in REFUSED.items() if not self._keeps(letter)),
-            ends="".join(end for end in ". " if not makes(f"e{end}") or has("e")),
-            devices=not makes("aux"),
-            longest=bisect_left(sizes, True, key=lambda size: not makes("x" * size)),
-        )
-        if not (is_there and has("plain")):  # another machine may take this process for dead
-            raise OSError(errno.EIO, "names cannot be tried")
-        return rules
-
-    def _keeps(self, letter: str) -> bool:
-        """Return whether the disk takes a letter, and not as another one or none."""
-        stem = str(ord(letter))
-        others = (f"{stem}{other}k" for other in ("", "_", "?") if other != letter)
-        return self._makes(f"{stem}{letter}k") and not any(map(self._has, others))
-
-    def _makes(self, name: str) -> bool:
-        """Return whether the disk takes a name. Raises OSError if it is full."""
+    def takes(name: str) -> bool:
         try:
-            path = self._folder + b"/" + _bytes(name)
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+            os.close(os.open(path_of(name), os.O_CREAT | os.O_WRONLY, 0o600))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             return False
         return True
 
-    def _has(self, name: str) -> bool:
-        return os.path.lexists(self._folder + b"/" + _bytes(name))
+    def has(name: str) -> bool:
+        return os.path.lexists(path_of(name))
 
+    def keeps(letter: str) -> bool:  # and does not change or drop it
+        stem, others = ord(letter), {"", "_", "?"} - {letter}
+        return takes(f"{stem}{letter}k") and not any(has(f"{stem}{each}k") for each in others)
 
-def _bytes(name: str) -> bytes:
-    return name.encode("utf-8", errors="surrogateescape")
+    every, shown = "".join(REFUSED), "".join(letters for letters, _ in FOLDS.values())
+    long = every + "x" * (LONGEST_NAME - 1 - len(every.encode("utf-8", "surrogateescape"))) + "."
+    others = [shown.replace(letters, fold(letters)) for letters, fold in FOLDS.values()]
+    takes_all = all(map(takes, (long, shown, "aux", "b ")))
+    if takes_all and not any(map(has, (*others, long[:-1], "b"))):
+        return ORDINARY
+    is_there, sizes = takes("plain"), range(1, LONGEST_NAME + 1)
+    rules = NameRules(
+        folds=tuple(
+            n for n, (each, fold) in FOLDS.items() if takes(f"f{each}") and has(f"f{fold(each)}")
+        ),
+        refused=tuple(kind for letter, kind in REFUSED.items() if not keeps(letter)),
+        ends="".join(end for end in ". " if not takes(f"e{end}") or has("e")),
+        devices=not takes("aux"),
+        longest=bisect_left(sizes, True, key=lambda size: not takes("x" * size)),
+    )
+    if not (is_there and has("plain")):  # another machine may take this process for dead
+        raise OSError(errno.EIO, "names cannot be tried")
+    return rules
