@@ -16,19 +16,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from artifacts.corrections import StoredEdits
-from artifacts.disk_names import one_name, rules_in
 from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText, keys_of, read_edits
 from artifacts.errors import UsageError
 from artifacts.json_shapes import BYTES, parse
 from artifacts.keys import DIGESTS, ContentDigests, content_key
-from artifacts.names import Naming
 from artifacts.plurals import counted
 from artifacts.regular_files import link_out, read_bytes, read_text, user_text
 from artifacts.signing import proof_by
 from artifacts.store import Store
 from flows.media.example import Example
 from flows.media.generated_files import is_blank
-from flows.media.handwritten import HandwrittenTexts, split_by_chunk, text_paths
+from flows.media.handwritten import HandwrittenTexts, TextsIn, split_by_chunk, text_paths
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, kind_of
 from flows.media.source_lists import LIST_SUFFIXES
 from stages.models.hub.transfer import Announce
@@ -95,7 +93,6 @@ class _Texts:
     """The hand-written texts of one run's media."""
 
     def __init__(self, out: Path, rows: Mapping[int, Row], store: Store) -> None:
-        self._out = out
         self._rows = rows
         self.handwritten = HandwrittenTexts(store, out)
         self._digests = ContentDigests(store.local / DIGESTS)
@@ -103,10 +100,7 @@ class _Texts:
         """(medium, prompt) → its lines in the data."""
         self._first: dict[str, str] = {}
         """Medium → name of its first prompt."""
-        self._spelled: dict[str, Path] = {}
-        """Text in `out` → its path as the first medium spells it, whose text it is."""
-        rules = rules_in(out)
-        self._fitting = Naming(lambda folder: rules).fitting
+        self._in_out = TextsIn(out)
         for at, row in rows.items():
             self._lines[_item(row)].append(at)
             self._first.setdefault(_item(row)[0], str(row.get("name") or ""))
@@ -136,10 +130,7 @@ class _Texts:
         inside = PurePosixPath(str(row.get("media_path") or ""))
         names = [name, *([""] if name and self._first[item] == name else [])]
         if inside.name and not inside.is_absolute() and ".." not in inside.parts:
-            for place in text_paths(Path(inside), name):
-                path = self._out / f"{self._fitting(str(place.with_suffix('')))}{place.suffix}"
-                if self._spelled.setdefault(one_name(path), path) == path:
-                    yield path
+            yield from self._in_out.of(Path(inside), name)
         for each in names:
             yield from text_paths(path, each)
 
