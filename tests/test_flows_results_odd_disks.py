@@ -95,7 +95,14 @@ KINDS = {
     "unformed": UNFORMED,
     "ntfs": "ignore_case,windows_names",
 }
-EACH_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+QUICK = ("windows",)
+EACH_KIND = pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, id=name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name, kind in KINDS.items()
+    ],
+)
 
 EACH_FOLD = pytest.mark.parametrize(
     ("kind", "names"),
