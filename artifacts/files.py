@@ -43,7 +43,8 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         handle, half = tempfile.mkstemp(dir=path.parent, prefix=HALF)
         try:
             with os.fdopen(handle, "wb") as file:
-                os.fchmod(file.fileno(), 0o666 & ~UMASK)
+                with contextlib.suppress(OSError):  # a disk without permissions
+                    os.fchmod(file.fileno(), 0o666 & ~UMASK)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

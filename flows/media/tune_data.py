@@ -26,7 +26,7 @@ from artifacts.signing import proof_by
 from artifacts.store import Store
 from flows.media.example import Example
 from flows.media.generated_files import is_blank
-from flows.media.handwritten import HandwrittenTexts, split_by_chunk, text_paths
+from flows.media.handwritten import HandwrittenTexts, TextsIn, split_by_chunk, text_paths
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, kind_of
 from flows.media.source_lists import LIST_SUFFIXES
 from stages.models.hub.transfer import Announce
@@ -93,7 +93,6 @@ class _Texts:
     """The hand-written texts of one run's media."""
 
     def __init__(self, out: Path, rows: Mapping[int, Row], store: Store) -> None:
-        self._out = out
         self._rows = rows
         self.handwritten = HandwrittenTexts(store, out)
         self._digests = ContentDigests(store.local / DIGESTS)
@@ -101,6 +100,7 @@ class _Texts:
         """(medium, prompt) → its lines in the data."""
         self._first: dict[str, str] = {}
         """Medium → name of its first prompt."""
+        self._in_out = TextsIn(out)
         for at, row in rows.items():
             self._lines[_item(row)].append(at)
             self._first.setdefault(_item(row)[0], str(row.get("name") or ""))
@@ -130,7 +130,7 @@ class _Texts:
         inside = PurePosixPath(str(row.get("media_path") or ""))
         names = [name, *([""] if name and self._first[item] == name else [])]
         if inside.name and not inside.is_absolute() and ".." not in inside.parts:
-            yield from text_paths(self._out / inside, name)
+            yield from self._in_out.of(Path(inside), name)
         for each in names:
             yield from text_paths(path, each)
 

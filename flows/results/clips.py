@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from artifacts.disk_names import rules_in
 from artifacts.files import HALF, OURS, write_json, write_text
 from artifacts.json_shapes import BYTES
 from artifacts.plurals import counted, first_of
@@ -69,9 +70,9 @@ class Clips:
         found = {key: path for key in by_key if (path := self._clip_path(key)) is not None}
         return {name: found[key] for name, key in keys.items() if key in found}
 
-    def made(self, path: Path) -> bool:
-        """Return whether a file, in any folder, is an unchanged clip of this index."""
-        entry = self._index.get(path.stem, {})
+    def made(self, path: Path, key: str) -> bool:
+        """Return whether a file, in any folder, is the unchanged clip of a key."""
+        entry = self._index.get(key, {})
         with contextlib.suppress(OSError):
             stamp = stamp_of(path)
             return [stamp.size, stamp.modified] == entry.get("state")
@@ -91,9 +92,11 @@ class Clips:
             )
 
     def _present(self) -> dict[str, str]:
+        """Return the stem of each file, as the disk tells stems apart → its name."""
+        folded = rules_in(self.folder).folded
         with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
             return {
-                Path(entry.name).stem: entry.name
+                folded(Path(entry.name).stem): entry.name
                 for entry in entries
                 if entry.is_file(follow_symlinks=False)
             }
@@ -104,10 +107,10 @@ class Clips:
         entry = self._index.get(key, {})
         if "error" in entry and not self._retry_failed:
             return True
-        name = present.get(key)
+        name = present.get(rules_in(self.folder).folded(key))
         if name is None:
             return False
-        if self.made(self.folder / name):
+        if self.made(self.folder / name, key):
             return entry.get("version") == CUT_VERSION
         if self._replace:
             return False
