@@ -246,7 +246,7 @@ def _media_with_texts(folder: Path) -> Iterator[Example]:
 def _contents(path: Path) -> dict[tuple[Any, Any], str]:
     """Return the name of each medium of a run → the identity of the content that it read."""
     try:
-        rows = [json.loads(line) for line in read_text(path, BYTES).splitlines()]
+        rows = [json.loads(line) for line in read_text(path, BYTES).split("\n") if line]
         return {(row["source"], row["media_path"]): str(row.get("content", "")) for row in rows}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}  # no run wrote the data
