@@ -161,6 +161,8 @@ def test_a_list_of_many_wrong_values_is_refused_at_the_first(name: str) -> None:
 def test_any_object_is_a_schema_of_its_own_that_no_limit_refuses() -> None:
     found = read(response_format={"type": "json_object"}, max_tokens=1).params
     assert json.loads(found.generation.schema) == {"type": "object"}
+    found = read(response_format={"type": "json_object", "schema": SCHEMA}).params
+    assert json.loads(found.generation.schema) == SCHEMA
 
 
 @pytest.mark.parametrize("one", ["required", choice("f")])
@@ -168,6 +170,7 @@ def test_any_object_is_a_schema_of_its_own_that_no_limit_refuses() -> None:
     ("parameters", "schema"),
     [
         (SCHEMA, SCHEMA),
+        ({"type": "object", "additionalProperties": True}, {"type": "object"}),
         *(
             (each, {"type": "object", "additionalProperties": False})
             for each in (None, {}, {"type": "object"}, {"type": "object", "properties": {}})

@@ -75,6 +75,8 @@ class ResponseFormat(_Part):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: GivenSchema | None = None
+    given: dict[str, Any] | None = Field(None, alias="schema")
+    """The schema of a json_object, as llama.cpp and others have it."""
 
 
 class Function(_Part):
@@ -284,10 +286,10 @@ def _generation(params: ChatParams, schema: str) -> SamplingParams:
 
 def _format_schema(form: ResponseFormat) -> str:
     """Return the canonical text of the requested schema; empty: no schema. Raises HttpRefusal."""
-    if form.type == "json_object":
-        return ANY_OBJECT
     if form.type == "text":
         return ""
+    if form.type == "json_object":
+        return _canonical(form.given, RESPONSE_FORMAT) if form.given else ANY_OBJECT
     if form.json_schema is None:
         hint = f"Give {ChatParams.model_fields[RESPONSE_FORMAT].description}"
         raise invalid(RESPONSE_FORMAT, "json_schema has no schema", hint)
@@ -297,8 +299,9 @@ def _format_schema(form: ResponseFormat) -> str:
 def _function_schema(function: Function) -> str:
     """Return the canonical schema of a function's arguments. Raises HttpRefusal."""
     schema = plain(function.parameters or {})
-    if schema.pop("type", "object") == "object" and not any(schema.values()):
-        return EMPTY_OBJECT  # it takes no parameters
+    kind, more = schema.pop("type", "object"), schema.pop("additionalProperties", False)
+    if kind == "object" and not any(schema.values()):  # it names no parameters
+        return ANY_OBJECT if more is True else EMPTY_OBJECT
     return _canonical(function.parameters or {}, "tools")
 
 

@@ -26,7 +26,10 @@ from flows.serving.shown_names import shown_name
 from flows.serving.uploads import upload_of
 
 THUMBNAILS_AT_ONCE = 2
-MAX_HITS = 1000
+MAX_WHERE = 4000
+"""Largest number of characters of a condition: with %-escapes they fit the head of a request."""
+MAX_TOP = 1000
+"""Largest number of labels or hits of an answer."""
 
 
 class Routes:
@@ -43,8 +46,8 @@ class Routes:
         self,
         request: Request,
         labels: Annotated[str, Query(description="a,b: replaces the server's labels")] = "",
-        top: Annotated[int, Query(description="number of labels per image")] = 5,
-        threshold: float | None = None,
+        top: Annotated[int, Query(description="labels per image", ge=1, le=MAX_TOP)] = 5,
+        threshold: Annotated[float | None, Query(ge=-1, le=1)] = None,
     ) -> Response:
         """Label an image, or the frames of a clip."""
         began, service = time.monotonic(), self._service
@@ -81,9 +84,9 @@ class Routes:
         self,
         request: Request,
         q: Annotated[str, Query(description="text to search for", max_length=2000)] = "",
-        top: int = 10,
+        top: Annotated[int, Query(ge=1, le=MAX_TOP)] = 10,
         without: Annotated[list[str] | None, Query(alias="not")] = None,
-        where: Annotated[str, Query(max_length=10_000)] = "",
+        where: Annotated[str, Query(max_length=MAX_WHERE)] = "",
         moments: bool = False,
     ) -> Response:
         """Search the index by text, or by an uploaded image."""
@@ -94,8 +97,6 @@ class Routes:
         texts = [*([] if by_image else [q]), *(without or [])]
         if any(not text.strip() for text in texts):
             raise HttpRefusal(422, "the search text is empty", "Ask with ?q=words")
-        if not 1 <= top <= MAX_HITS:
-            raise HttpRefusal(422, f"invalid top {top}", f"Give 1 to {MAX_HITS}")
         filters = SearchQuery(what="-", top=top, where=where, moments=moments)
         await service.index.check()  # refuse before any computation
         damage: tuple[str, ...] = ()
@@ -155,7 +156,7 @@ class Routes:
             }
         )
 
-    async def stats(self, since: float = 0.0) -> Response:
+    async def stats(self, since: Annotated[float, Query(allow_inf_nan=False)] = 0.0) -> Response:
         """Return the counts of the last ten minutes, one point per second."""
         halves = [
             {
