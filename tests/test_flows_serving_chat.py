@@ -161,6 +161,7 @@ def test_a_list_of_many_wrong_values_is_refused_at_the_first(name: str) -> None:
 def test_any_object_is_a_schema_of_its_own_that_no_limit_refuses() -> None:
     found = read(response_format={"type": "json_object"}, max_tokens=1).params
     assert json.loads(found.generation.schema) == {"type": "object"}
+    assert read(response_format=form({"type": "object"}), max_tokens=1).params == found
     found = read(response_format={"type": "json_object", "schema": SCHEMA}).params
     assert json.loads(found.generation.schema) == SCHEMA
 

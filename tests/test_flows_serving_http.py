@@ -341,8 +341,8 @@ def test_the_description_is_valid_and_names_what_requests_may_hold(tmp_path: Pat
     seed, _ = fields["seed"]["anyOf"]
     assert (seed["type"], seed["minimum"], seed["maximum"]) == ("integer", 0, 2**63 - 1)
     assert media["image/jpeg"]["schema"]["minLength"] == 1
-    top = described["paths"]["/v1/search"]["get"]["parameters"][1]
-    assert (top["name"], top["schema"]["maximum"]) == ("top", 1000)
+    found = {each["name"]: each for each in described["paths"]["/v1/search"]["get"]["parameters"]}
+    assert found["q"]["required"] and found["top"]["schema"]["maximum"] == 1000
 
 
 def follows(described: dict[str, Any], path: str, method: str, answer: Any) -> None:

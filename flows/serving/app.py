@@ -21,6 +21,9 @@ from flows.serving.refusals import OPENAI, HttpRefusal
 from flows.serving.routes import Routes
 from flows.serving.service import Service
 
+PARAMETER_ERRORS = {"missing": "it is missing", "string_pattern_mismatch": "the text is empty"}
+"""Kind of pydantic's error → message, where its own would not help."""
+
 
 def app_of(service: Service, token: str) -> FastAPI:
     """Return the ASGI application of a service."""
@@ -43,13 +46,7 @@ def app_of(service: Service, token: str) -> FastAPI:
     add("/v1/models", chat.models, methods=["GET"])
     add("/v1/models/{name:path}", chat.model, methods=["GET"])
     add("/v1/search", routes.search, methods=["GET"])
-    add(
-        "/v1/search",
-        routes.search,
-        methods=["POST"],
-        openapi_extra=MEDIUM_BODY,
-        name="search_picture",
-    )
+    add("/v1/search", routes.search_picture, methods=["POST"], openapi_extra=MEDIUM_BODY)
     add("/v1/media/{hit}", routes.media, methods=["GET"])
     add("/v1/media/{hit}", routes.media, methods=["HEAD"], name="media_head")
     add("/v1/thumbnail/{hit}", routes.thumbnail, methods=["GET"])
@@ -106,8 +103,9 @@ def _methods_at(request: Request) -> list[str]:
 async def _invalid_parameter(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: Mapping[str, Any] = error.errors()[0]
-    name = first["loc"][-1] if first["loc"] else ""
-    error = HttpRefusal(422, f"{name}: {first['msg']}", "The parameters are in /openapi.json")
+    name = next(iter(first["loc"][1:]), "")  # after where it was
+    why = PARAMETER_ERRORS.get(first["type"], first["msg"])
+    error = HttpRefusal(422, f"invalid {name}: {why}", "The parameters are in /openapi.json")
     return await _refused(request, error)
 
 

@@ -251,7 +251,7 @@ def caption_params(params: ChatParams, limit: int) -> CaptionParams:
     source = RESPONSE_FORMAT if function is None else "tools"
     schema = "" if form is None else _format_schema(form)
     if function is not None:
-        schema = _function_schema(function)
+        schema = _canonical(function.parameters or {}, "tools")
     if schema and min(max_tokens or limit, limit) < (needed := rest_of(schema).tokens):
         if needed <= limit:
             hint = f"Set max_tokens to at least {needed}"
@@ -289,23 +289,21 @@ def _format_schema(form: ResponseFormat) -> str:
     if form.type == "text":
         return ""
     if form.type == "json_object":
-        return _canonical(form.given, RESPONSE_FORMAT) if form.given else ANY_OBJECT
+        return _canonical(form.given or {}, RESPONSE_FORMAT)
     if form.json_schema is None:
         hint = f"Give {ChatParams.model_fields[RESPONSE_FORMAT].description}"
         raise invalid(RESPONSE_FORMAT, "json_schema has no schema", hint)
     return _canonical(form.json_schema.given, RESPONSE_FORMAT)
 
 
-def _function_schema(function: Function) -> str:
-    """Return the canonical schema of a function's arguments. Raises HttpRefusal."""
-    schema = plain(function.parameters or {})
-    kind, more = schema.pop("type", "object"), schema.pop("additionalProperties", False)
-    if kind == "object" and not any(schema.values()):  # it names no parameters
-        return ANY_OBJECT if more is True else EMPTY_OBJECT
-    return _canonical(function.parameters or {}, "tools")
-
-
 def _canonical(schema: Mapping[str, Any], param: str) -> str:
+    """Return the canonical text of a schema. Raises HttpRefusal."""
+    named = plain(schema)
+    kind, more = named.pop("type", "object"), named.pop("additionalProperties", None)
+    if kind == "object" and not any(named.values()):
+        # A function without parameters gets none; elsewhere an object is open unless closed.
+        is_open = more if more is not None else param == RESPONSE_FORMAT
+        return EMPTY_OBJECT if is_open is False else ANY_OBJECT
     text = json.dumps(schema, ensure_ascii=False)
     if len(text) > SCHEMA_LETTERS:
         error, hint = f"its schema has {len(text):,} characters", f"Send at most {SCHEMA_LETTERS:,}"
