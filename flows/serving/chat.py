@@ -243,7 +243,8 @@ def parse_chat_request(body: bytes, models: Collection[str], limit: int) -> Chat
             400, "the body is not a chat completion request", "Send a JSON object in OpenAI's form"
         )
     chat = checked(fields, models)
-    params, function = caption_params(chat, limit), forced_function(chat)
+    function = forced_function(chat)
+    params = caption_params(chat, function, limit)
     try:
         messages = [(f"messages[{at}]", each) for at, each in enumerate(chat.messages)]
         parts = [part for name, message in messages for part in _parts(name, message)]

@@ -53,7 +53,6 @@ class _Closed(_Part):
 
 
 Stop = Annotated[str, Field(min_length=1, max_length=STOP_LETTERS)]
-Name = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
 
 
 class StreamOptions(_Closed):
@@ -80,30 +79,17 @@ class ResponseFormat(_Part):
 
 
 class Function(_Part):
-    """A function that the answer may call."""
+    """A function; in `tool_choice` it has only its name."""
 
-    name: Name
+    name: str = Field(pattern="^[A-Za-z0-9_-]{1,64}$")
     parameters: dict[str, Any] | None = None
 
 
 class Tool(_Part):
-    """A function among the tools."""
+    """A function as a tool."""
 
     type: Literal["function"]
     function: Function
-
-
-class NamedFunction(_Part):
-    """The name of a function."""
-
-    name: Name
-
-
-class NamedTool(_Part):
-    """The function that the answer has to call."""
-
-    type: Literal["function"]
-    function: NamedFunction
 
 
 class Message(_Part):
@@ -138,7 +124,7 @@ class ChatParams(_Closed):
     tools: Annotated[list[Tool], Field(fail_fast=True)] | None = Field(
         None, description=f'[{FUNCTION[:-2]}, "parameters": {{…}}}}}}]'
     )
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
+    tool_choice: Literal["none", "auto", "required"] | Tool | None = Field(
         None, description=FUNCTION
     )
     request_id: str | None = Field(
@@ -231,7 +217,7 @@ def forced_function(params: ChatParams) -> Function | None:
     if choice in (None, "auto"):
         error = "the model does not choose whether it calls a function"
         raise unsupported("tools", error, "Name the function in tool_choice, or leave tools out")
-    wanted = choice.function.name if isinstance(choice, NamedTool) else None
+    wanted = choice.function.name if isinstance(choice, Tool) else None
     found = [each.function for each in tools if wanted in (None, each.function.name)]
     if len(found) != 1:
         error = f"{len(found)} of {len(tools)} functions in tools fit tool_choice"
@@ -242,16 +228,17 @@ def forced_function(params: ChatParams) -> Function | None:
     return found[0]
 
 
-def caption_params(params: ChatParams, limit: int) -> CaptionParams:
-    """Return the caption parameters of a chat request. `limit` is the server's token limit of one
-    caption. Compiling a schema takes a moment. Raises HttpRefusal."""
+def caption_params(params: ChatParams, function: Function | None, limit: int) -> CaptionParams:
+    """Return the caption parameters of a chat request whose answer calls this function, if any.
+    `limit` is the server's token limit of one caption. Compiling a schema takes a moment. Raises
+    HttpRefusal."""
     limits = (params.max_tokens, params.max_completion_tokens)
     max_tokens = min((each for each in limits if each is not None), default=None)
-    function, form = forced_function(params), params.response_format
-    source = RESPONSE_FORMAT if function is None else "tools"
-    schema = "" if form is None else _format_schema(form)
-    if function is not None:
-        schema = _canonical(function.parameters or {}, "tools")
+    source = "tools" if function else RESPONSE_FORMAT
+    if function:
+        schema = _canonical(function.parameters or {}, source)
+    else:
+        schema = _format_schema(params.response_format)
     if schema and min(max_tokens or limit, limit) < (needed := rest_of(schema).tokens):
         if needed <= limit:
             hint = f"Set max_tokens to at least {needed}"
@@ -284,9 +271,9 @@ def _generation(params: ChatParams, schema: str) -> SamplingParams:
         raise invalid(param, message, error.hint) from error
 
 
-def _format_schema(form: ResponseFormat) -> str:
+def _format_schema(form: ResponseFormat | None) -> str:
     """Return the canonical text of the requested schema; empty: no schema. Raises HttpRefusal."""
-    if form.type == "text":
+    if form is None or form.type == "text":
         return ""
     if form.type == "json_object":
         return _canonical(form.given or {}, RESPONSE_FORMAT)
@@ -298,12 +285,13 @@ def _format_schema(form: ResponseFormat) -> str:
 
 def _canonical(schema: Mapping[str, Any], param: str) -> str:
     """Return the canonical text of a schema. Raises HttpRefusal."""
-    named = plain(schema)
-    kind, more = named.pop("type", "object"), named.pop("additionalProperties", None)
-    if kind == "object" and not any(named.values()):
+    rest = plain(schema)
+    kind, more = rest.pop("type", "object"), rest.pop("additionalProperties", None)
+    names_none = not any(rest.values()) and rest.keys() <= {"properties", "required"}
+    if kind == "object" and names_none and more in (None, True, False):
         # A function without parameters gets none; elsewhere an object is open unless closed.
-        is_open = more if more is not None else param == RESPONSE_FORMAT
-        return EMPTY_OBJECT if is_open is False else ANY_OBJECT
+        is_open = param == RESPONSE_FORMAT if more is None else more
+        return ANY_OBJECT if is_open else EMPTY_OBJECT
     text = json.dumps(schema, ensure_ascii=False)
     if len(text) > SCHEMA_LETTERS:
         error, hint = f"its schema has {len(text):,} characters", f"Send at most {SCHEMA_LETTERS:,}"

@@ -20,9 +20,11 @@ MEDIA_TYPES = (
 """Types of uploads, without wildcards for client generators. Others work, too."""
 JSON = "application/json"
 COMPONENTS = "#/components/schemas/"
-TEXT, TRUTH, NUMBER = {"type": "string"}, {"type": "boolean"}, {"type": "number"}
-COUNT = {"type": "integer", "minimum": 0}
-BYTES = {"type": "string", "format": "binary"}
+TEXT: Schema = {"type": "string"}
+TRUTH: Schema = {"type": "boolean"}
+NUMBER: Schema = {"type": "number"}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+BYTES: Schema = {"type": "string", "format": "binary"}
 
 
 def _body(description: str, content: Schema) -> dict[str, Any]:
