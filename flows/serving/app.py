@@ -13,7 +13,7 @@ from starlette.routing import Match, Route
 
 from flows.serving.caption_routes import CaptionRoutes
 from flows.serving.chat import ChatRoutes
-from flows.serving.described import CHAT, MEDIUM_BODY, DescribedApp
+from flows.serving.described import CHAT_BODY, MEDIUM_BODY, DescribedApp
 from flows.serving.guard import extra_headers
 from flows.serving.json_answers import json_answer
 from flows.serving.page.page import PLOTLY, Page, page_of
@@ -42,7 +42,7 @@ def app_of(service: Service, token: str) -> FastAPI:
     captions = CaptionRoutes(service)
     chat = ChatRoutes(service, captions)
     add("/v1/caption", captions.caption, methods=["POST"], openapi_extra=MEDIUM_BODY)
-    add("/v1/chat/completions", chat.complete, methods=["POST"], openapi_extra=CHAT)
+    add("/v1/chat/completions", chat.complete, methods=["POST"], openapi_extra=CHAT_BODY)
     add("/v1/models", chat.models, methods=["GET"])
     add("/v1/models/{name:path}", chat.model, methods=["GET"])
     add("/v1/search", routes.search, methods=["GET"])
