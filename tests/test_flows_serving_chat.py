@@ -16,6 +16,7 @@ from artifacts.keys import content_key
 from flows.serving import uploads
 from flows.serving.caption_params import CaptionParams, StreamedText, in_order, joined_text
 from flows.serving.chat import ChatRequest, json_in, parse_chat_request
+from flows.serving.chat_params import MIN_TEMPERATURE, MIN_TOP_P
 from flows.serving.refusals import HttpRefusal
 from flows.serving.shown_names import shown_name, without_paths
 from flows.serving.temp_store import TempStore, temp_folder
@@ -267,11 +268,12 @@ def test_texts_of_who_asks_are_the_prompt_and_unknown_roles_are_refused() -> Non
         assert refused(messages=[{"role": role, "content": "x"}, *MESSAGES]).param == "messages"
 
 
-def test_settings_that_generation_refuses_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.serving.chat_params.MIN_TOP_P", 0.0)
-    why = refused(top_p=1e-7)
-    assert (why.status, why.code, why.param) == (400, "invalid_value", "top_p")
-    assert "--" not in why.error
+def test_generation_takes_every_value_that_a_request_may_have() -> None:
+    for temperature in (MIN_TEMPERATURE, 2):
+        for top_p in (MIN_TOP_P, 1.0):
+            for seed in (0, 2**63 - 1):
+                found = read(temperature=temperature, top_p=top_p, seed=seed).params.generation
+                assert (found.temperature, found.seed) == (temperature, seed)
 
 
 @pytest.mark.parametrize("role", ["assistant", "tool", "function"])

@@ -24,10 +24,7 @@ MIN_TEMPERATURE = 1e-3
 MIN_TOP_P = 1e-6
 """Values of `top_p` below this decode greedily, as 0 does."""
 RESPONSE_FORMAT = "response_format"
-FORMATS = (
-    '{"type": "text"}, {"type": "json_object"} or '
-    '{"type": "json_schema", "json_schema": {"name": "…", "schema": {…}}}'
-)
+FORMATS = '{"type": "text"} or {"type": "json_schema", "json_schema": {"schema": {…}}}'
 FUNCTION = '{"type": "function", "function": {"name": "…"}}'
 
 
@@ -135,25 +132,18 @@ class ChatParams(_Closed):
 
 
 _Zero, _One = Annotated[float, Field(ge=0, le=0)], Annotated[float, Field(ge=1, le=1)]
+_NoList = Annotated[list[Any], Field(max_length=0)]
+_NoObject = Annotated[dict[str, Any], Field(max_length=0)]
 NEUTRAL: tuple[tuple[Any, str], ...] = (
     (_Zero, "frequency_penalty top_logprobs min_p min_tokens priority routed_experts_prompt_start"),
     (_One, "n repetition_penalty length_penalty"),
     (Literal[-1, 0], "top_k"),
-    (
-        Literal[False],
-        "logprobs store use_beam_search include_stop_str_in_output ignore_eos echo "
-        "continue_final_message add_special_tokens return_token_offsets",
-    ),
-    (
-        Literal[True],
-        "include_reasoning skip_special_tokens spaces_between_special_tokens "
-        "add_generation_prompt return_mm_kwargs",
-    ),
-    (Annotated[list[Any], Field(max_length=0)], "functions stop_token_ids bad_words"),
-    (
-        Annotated[dict[str, Any], Field(max_length=0)],
-        "logit_bias chat_template_kwargs media_io_kwargs mm_processor_kwargs",
-    ),
+    (Literal[False], "logprobs store use_beam_search include_stop_str_in_output ignore_eos echo"),
+    (Literal[False], "continue_final_message add_special_tokens return_token_offsets"),
+    (Literal[True], "include_reasoning skip_special_tokens spaces_between_special_tokens"),
+    (Literal[True], "add_generation_prompt return_mm_kwargs"),
+    (_NoList, "functions stop_token_ids bad_words"),
+    (_NoObject, "logit_bias chat_template_kwargs media_io_kwargs mm_processor_kwargs"),
     (bool, "parallel_tool_calls"),
     (Literal["none", "auto"], "function_call"),
     (Annotated[list[Literal["text"]], Field(min_length=1, fail_fast=True)], "modalities"),
@@ -262,13 +252,7 @@ def _generation(params: ChatParams, schema: str) -> SamplingParams:
     narrow = share is not None and share < MIN_TOP_P
     if (temperature is None and share is None) or cold or narrow:
         return greedy
-    try:
-        return replace(greedy, temperature=temperature, top_p=share, seed=params.seed or 0)
-    except UsageError as error:
-        options = {f"--{name.replace('_', '-')}": name for name in ("temperature", "top_p", "seed")}
-        param = next((options[each] for each in options if each in error.message), "messages")
-        message = error.message.replace(f"--{param.replace('_', '-')}", param)
-        raise invalid(param, message, error.hint) from error
+    return replace(greedy, temperature=temperature, top_p=share, seed=params.seed or 0)
 
 
 def _format_schema(form: ResponseFormat | None) -> str:
