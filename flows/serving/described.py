@@ -149,7 +149,7 @@ def _answers(path: str, body: Any) -> dict[str, Any]:
     statuses = {*ALWAYS, *REFUSED.get(path, ()), *of_body}
     content = _content(BINARY, OTHER[path]) if path in OTHER else _content(_schema(ANSWERS[path]))
     if path in STREAMED:
-        content |= _content({"type": "string"}, "text/event-stream")
+        content |= _content(_schema({"data": str}), "text/event-stream")  # of each event
     # The head is refused before its path is known.
     forms = {each: CHAT_REFUSAL if is_chat and each != 431 else REFUSAL for each in statuses}
     found = {each: _content(_schema(form)) for each, form in forms.items()}
