@@ -20,6 +20,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
 
+from artifacts.jsonl_log import warn_of_cache
 from artifacts.packs import RecordSet
 from artifacts.record_union import refresh_together
 from artifacts.store import Store
@@ -44,7 +45,7 @@ class Claims:
         """Packs published through this object."""
         self._seen = -1
         """Packs published by others, as of the last check."""
-        with contextlib.suppress(OSError):  # an unwritable store is reported elsewhere
+        with contextlib.suppress(OSError):  # then nothing is claimed
             path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
             self._file = os.open(path, flags, 0o666)
@@ -167,6 +168,8 @@ def claims_at(store: Store, *record_sets: RecordSet) -> Iterator[WorkClaims]:
     """Yield claims on the work of the first of these record sets. They are released at the end of
     the block or of the process."""
     claims = Claims(store.local / FOLDER / record_sets[0].folder)
+    if claims._file < 0:
+        warn_of_cache(store.local)
     try:
         yield WorkClaims(claims, record_sets)
     finally:

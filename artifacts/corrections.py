@@ -91,6 +91,11 @@ class StoredEdits:
             raise read_fault(error, self.path) from error
         return self._now
 
+    def is_writable(self) -> bool:
+        """Return whether this user may add edits."""
+        there = next(filter(Path.exists, (self.path, *self.path.parents)))
+        return os.access(there, os.W_OK)
+
     def take_in(self, edits: Edits) -> int:
         """Add a journal's actions that the store does not have yet, and return their number. Raises
         EnvironmentFault."""

@@ -31,7 +31,7 @@ from artifacts.json_shapes import (
     text,
 )
 from artifacts.keys import digest_of
-from artifacts.regular_files import open_below, read_bytes, user_text
+from artifacts.regular_files import is_denied, open_below, read_bytes, user_text
 from artifacts.signing import EDIT, SIGNATURES, Proof, anybody, proof_by, signed
 from artifacts.stamps import Stamp, stamp_of
 from artifacts.store import fault_of, read_fault
@@ -266,18 +266,29 @@ class EditJournal:
     returned."""
 
     def __init__(
-        self, folder: Path, store: str = "", proof: Proof | None = None, *, signs: bool = True
+        self,
+        folder: Path,
+        store: str = "",
+        proof: Proof | None = None,
+        *,
+        signs: bool = True,
+        may_view: bool = False,
     ) -> None:
         """Open the journal of a run's folder. If it `signs` actions, it does so for `store`, too.
-        Raises EnvironmentFault if another process has it open, or it is not writable."""
+        Raises EnvironmentFault if another process has it open, or it is not writable. With
+        `may_view`, a journal that this user may only read is read once."""
         self._folder, self._store, self._signs = folder, store, signs
         self.path = path = folder / EDITS
+        self.refusal = ""
+        """Why no action can be added; empty: it can."""
         try:
             self._file = open_below(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         except OSError as error:
-            raise fault_of(error, path) from error
+            if not may_view or not is_denied(error):
+                raise fault_of(error, path) from error
+            self.refusal = f"{path} cannot be written ({error.strerror}), so edits are refused"
         try:
-            if not try_lock(self._file):
+            if not self.refusal and not try_lock(self._file):
                 raise EnvironmentFault(
                     f"{path} is open in another review",
                     hint="Continue in that one, or end it and run the same command again: all is "
@@ -286,9 +297,10 @@ class EditJournal:
             self.edits = read_edits(folder)
             self.proved = read_edits(folder, proof or proof_by(store))
             """Those that are proved, or were made since."""
-            self._cut(os.lseek(self._file, 0, os.SEEK_END))
+            if not self.refusal:
+                self._cut(os.lseek(self._file, 0, os.SEEK_END))
         except BaseException:
-            os.close(self._file)
+            self.close()
             raise
 
     def add(self, deed: Mapping[str, Any]) -> list[str]:
@@ -311,7 +323,8 @@ class EditJournal:
 
     def close(self) -> None:
         """Close the journal, so that others can write."""
-        os.close(self._file)
+        if not self.refusal:
+            os.close(self._file)
 
     def _cut(self, size: int) -> None:
         """Truncate a line that a crash tore, after its bytes were kept in a file beside."""

@@ -43,7 +43,8 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         handle, half = tempfile.mkstemp(dir=path.parent, prefix=HALF)
         try:
             with os.fdopen(handle, "wb") as file:
-                os.fchmod(file.fileno(), 0o666 & ~UMASK)
+                with contextlib.suppress(OSError):  # a disk without permissions
+                    os.fchmod(file.fileno(), 0o666 & ~UMASK)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -70,7 +71,17 @@ def write_text(path: Path, pieces: Iterable[str]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write an indented JSON file. Raises EnvironmentFault."""
-    write_text(path, [json.dumps(value, indent=1, ensure_ascii=False) + "\n"])
+    write_text(path, [json_text(value, indent=1) + "\n"])
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return JSON that people can read. One that holds a path that is no UTF-8 is ASCII, in which
+    half surrogates keep the path's bytes."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    with contextlib.suppress(UnicodeEncodeError):
+        text.encode()
+        return text
+    return json.dumps(value, indent=indent)
 
 
 def read_kept(path: Path, form: int) -> dict[str, Any] | None:

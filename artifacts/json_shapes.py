@@ -69,6 +69,11 @@ def text(value: Any) -> bool:
         return False
 
 
+def string(value: Any) -> bool:
+    """Return whether a value is a string, which may be a path that is no UTF-8."""
+    return isinstance(value, str)
+
+
 def number(value: Any) -> bool:
     """Return whether a value is a finite number within MAX_NUMBER."""
     if isinstance(value, bool) or not isinstance(value, int | float):

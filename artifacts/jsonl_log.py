@@ -6,7 +6,9 @@ written. Lines are short enough to be appended in one write.
 
 import contextlib
 import json
+import logging
 import os
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,12 +17,16 @@ from typing import Any
 from artifacts.regular_files import open_regular
 from artifacts.stamps import stamp_of
 
+log = logging.getLogger(__name__)
+
 Opener = Callable[[Path, int, int], int]
 """Opens a file by path, flags and mode."""
 LARGEST = 1 << 29
 """Bytes that are read, from the end: two million lines, in three seconds."""
 LONGEST_LINE = 1 << 16
 """Largest size of a line in bytes. JSON writes each of the 4,096 bytes of a path as up to six."""
+_lock = threading.Lock()
+_warned: set[Path] = set()
 
 
 def read_lines(path: Path) -> Iterator[list[Any]]:
@@ -47,6 +53,15 @@ def append_line(path: Path, values: list[Any], opener: Opener = os.open) -> None
         os.write(file, line.encode())
     finally:
         os.close(file)
+
+
+def warn_of_cache(folder: Path) -> None:
+    """Warn, once for a folder in a process, that a cache or a claim in it cannot be written."""
+    with _lock:
+        is_new = folder not in _warned
+        _warned.add(folder)
+    if is_new:
+        log.warning("%s: what saves work there cannot be written; its owner may allow it", folder)
 
 
 def _check(text: bytes) -> str:

@@ -9,13 +9,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from artifacts.jsonl_log import append_line, read_lines
+from artifacts.jsonl_log import append_line, read_lines, warn_of_cache
 from artifacts.paths import RealPaths
 from artifacts.regular_files import open_regular
 from artifacts.stamps import FileChanged, ModelFileStamp, Stamp, model_stamp_of, stamp_of
 
 ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 """Reused, because `json.dumps` creates one per call, which takes longer than the rest of a key."""
+DIGESTS = "digests.jsonl"
+"""File of the digests, beside the objects of a store."""
 LOOKUP_GROUP = 256
 """Files whose digests are looked up per thread task."""
 
@@ -112,8 +114,10 @@ class ContentDigests:
         return self._known[name]
 
     def _remember(self, *line: Any) -> None:
-        with contextlib.suppress(OSError):  # a lost line is computed again
+        try:
             append_line(self._memory, [*line])
+        except OSError:  # a lost line is computed again
+            warn_of_cache(self._memory.parent)
 
     def of_model(self, path: Path) -> ModelContent:
         """Return the digest of a model file with its stamp. Raises OSError, including

@@ -38,7 +38,9 @@ def _make(real: str, half: Path, *, symbolic: bool) -> bool:
         with contextlib.suppress(OSError):
             os.symlink(real, half)
             return False
-    shutil.copy2(real, half)
+    shutil.copyfile(real, half)
+    with contextlib.suppress(OSError):  # of a disk without permissions; it sets the time before
+        shutil.copystat(real, half)
     return True
 
 

@@ -24,6 +24,12 @@ def folder_named(text: str, name: str) -> Path:
     return path
 
 
+def is_utf8(path: str | Path) -> bool:
+    """Return whether a path, made absolute, is UTF-8. TOML and tokenizers take no other."""
+    full = os.path.abspath(path)
+    return os.fsencode(full).decode(errors="ignore") == full
+
+
 def text_named(given: str | Path, name: str, limit: int, hint: str) -> str:
     """Return the text of a file given as the option `name`, of at most `limit` bytes. Raises
     UsageError."""

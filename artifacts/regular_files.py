@@ -26,6 +26,7 @@ KINDS: dict[str, Callable[[int], bool]] = {
     "a link": stat.S_ISLNK,
 }
 """Names of the kinds that are not regular files."""
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 LINK = "it is a link, and is not followed"
 SECOND_NAME = "it has a second name (a hard link)"
 FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -34,6 +35,11 @@ _guarded: set[Path] = set()
 
 class NotAFile(OSError):
     """The path leads to something other than a regular file, which was not opened."""
+
+
+def is_denied(error: BaseException | None) -> bool:
+    """Return whether a write failed for lack of rights, or on a file system that is only read."""
+    return isinstance(error, OSError) and error.errno in DENIED
 
 
 def odd_kind(mode: int) -> str:

@@ -46,6 +46,8 @@ class Sampling:
     """Maximum frames per chunk; more are thinned evenly."""
     last_frame: bool = False
     """Whether frames are spread from a chunk's first frame to its last, both included."""
+    deinterlace: bool = True
+    """Whether interlaced frames are stored without combs, or else as they are decoded."""
 
     def __post_init__(self) -> None:
         if (self.fps is None) == (self.frames is None):
@@ -59,6 +61,14 @@ class Sampling:
     def whole(self) -> bool:
         """Return whether each file is one chunk."""
         return self.chunk_seconds >= WHOLE_SECONDS and not self.shots
+
+    @property
+    def key_fields(self) -> dict[str, Any]:
+        """Return the fields of a cache key."""
+        fields = fields_of(self)
+        if self.deinterlace:
+            del fields["deinterlace"]
+        return fields
 
     @property
     def settings(self) -> dict[str, Any]:

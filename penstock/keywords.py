@@ -26,6 +26,7 @@ class MediaRunOptions(TypedDict, total=False):
     retry_failed: bool
     keep_frames: bool
     fps: float | None
+    deinterlace: str
 
 
 class FeatureOptions(MediaRunOptions, total=False):

@@ -10,6 +10,7 @@ import signal
 import sys
 from functools import cache
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 
 PACKAGES = ("flows", "stages", "artifacts", "penstock_demo")
@@ -25,6 +26,7 @@ def main() -> int:
     """Run the command; returns its exit code."""
     open_closed_streams()
     try:
+        use_utf8()
         return _run()
     except KeyboardInterrupt:  # before the command began, or a second one while it ended
         return INTERRUPTED
@@ -59,6 +61,17 @@ def open_closed_streams() -> None:
         if getattr(sys, name) is None:
             mode = "w" if number else "r"
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="replace"))
+
+
+def use_utf8() -> None:
+    """Start this process again in Python's UTF-8 mode, unless names of files are UTF-8 in this
+    locale. What standard output cannot encode becomes `?`."""
+    if sys.getfilesystemencoding() != "utf-8":
+        # Not sys.orig_argv: not every codec gives back the bytes of the words.
+        program, *words = Path("/proc/self/cmdline").read_bytes().split(b"\0")[:-1]
+        os.execv(sys.executable, [program, b"-X", b"utf8", *words])  # also where -I or -E is given
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def leave_current_folder() -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from artifacts.disk_names import LONGEST_NAME
 from artifacts.errors import UsageError
 from artifacts.files import write_text
-from artifacts.names import LONGEST_NAME, SUFFIXES, file_stems
+from artifacts.names import SUFFIXES, file_stems
 from artifacts.owned_folders import refuse_foreign
 from artifacts.paths import RealPaths, lies_in
 from artifacts.user_folders import user_cache, user_state

@@ -2,6 +2,7 @@
 one, and by requests that no client would send."""
 
 import asyncio
+import base64
 import json
 import os
 import sys
@@ -224,13 +225,101 @@ def test_a_stop_string_ends_the_answer_wherever_tokens_end(
 ) -> None:
     whole = text_of(plain)
     stop = whole[start:end]
-    wanted = whole[: whole.index(stop)].strip()
+    wanted = whole[: whole.index(stop)]
     found = create(client, picture, stop=[stop, NEVER])
     assert (text_of(found), found.choices[0].finish_reason) == (wanted, "stop")
     assert found.usage.completion_tokens <= plain.usage.completion_tokens
-    assert joined(streamed(client, picture, stop=[NEVER, stop])).strip() == wanted
+    assert joined(streamed(client, picture, stop=[NEVER, stop])) == wanted
     fresh = streamed(client, picture, stop=[stop, NEVER, f"{NEVER}{start}"])
-    assert joined(fresh).strip() == wanted and stop not in joined(fresh)
+    assert joined(fresh) == wanted
+
+
+def test_blanks_before_a_stop_string_are_of_the_answer(
+    client: OpenAI, plain: Any, picture: bytes
+) -> None:
+    word = text_of(plain).split()[2]
+    wanted = text_of(plain).split(word)[0]
+    assert wanted.endswith(" ")
+    assert text_of(create(client, picture, stop=word)) == wanted
+    assert joined(streamed(client, picture, stop=word)) == wanted, "from the store"
+    assert joined(streamed(client, picture, stop=[word, NEVER])) == wanted, "anew"
+
+
+def test_any_object_is_an_answer_that_a_limit_cuts(client: OpenAI, picture: bytes) -> None:
+    any_object: Any = {"type": "json_object"}
+    for asked in ({}, {"temperature": 2, "seed": 1}, {"max_tokens": 1}):
+        found = create(client, picture, response_format=any_object, **asked)
+        text, why = text_of(found), found.choices[0].finish_reason
+        assert text.startswith("{") and why in ("stop", "length")
+        assert why == "length" or isinstance(json.loads(text), dict)
+        assert joined(streamed(client, picture, response_format=any_object, **asked)) == text
+    assert why == "length" and text == "{"
+
+
+def tool(name: str, parameters: Any = None) -> Any:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+@pytest.mark.parametrize("choice", ["required", tool("see")])
+@pytest.mark.parametrize("parameters", [FORM, {"type": "object", "properties": {}}, None])
+def test_a_function_that_must_be_called_is_called(
+    client: OpenAI, picture: bytes, choice: Any, parameters: Any
+) -> None:
+    asked: Any = {"tools": [tool("see", parameters)], "tool_choice": choice}
+    found = create(client, picture, **asked).choices[0]
+    assert (found.message.content, found.finish_reason) == (None, "stop")
+    (call,) = found.message.tool_calls
+    assert call.id and (call.type, call.function.name) == ("function", "see")
+    arguments = json.loads(call.function.arguments)
+    assert arguments == {} if not (parameters or {}).get("properties") else "ring" in arguments
+    chunks = [c.choices[0] for c in streamed(client, picture, **asked, stop=NEVER)]
+    (first,), *others = (c.delta.tool_calls or () for c in chunks)
+    assert first.id and (first.index, first.function.name) == (0, "see")
+    assert not any(each.id or each.function.name for later in others for each in later)
+    pieces = "".join(each.function.arguments for later in others for each in later)
+    assert pieces == call.function.arguments and chunks[-1].finish_reason == "stop"
+    assert not any(c.delta.content for c in chunks)
+
+
+def test_functions_are_called_as_helpers_of_the_client_ask(client: OpenAI, picture: bytes) -> None:
+    shown: Any = {"model": "demo", "messages": messages(picture)}
+    asked: Any = {"tools": [openai.pydantic_function_tool(Shape)], "tool_choice": "required"}
+    (call,) = client.chat.completions.parse(**shown, **asked).choices[0].message.tool_calls or ()
+    assert isinstance(call.function.parsed_arguments, Shape)
+    with client.chat.completions.stream(**shown, **asked) as stream:
+        (call,) = stream.get_final_completion().choices[0].message.tool_calls or ()
+    assert isinstance(call.function.parsed_arguments, Shape)
+
+
+def test_wrong_requests_are_bad_requests_with_a_parameter_and_a_code(
+    client: OpenAI, picture: bytes
+) -> None:
+    def why(url: str, **asked: Any) -> tuple[str | None, str | None]:
+        part = {"type": "image_url", "image_url": {"url": url}}
+        given: Any = [{"role": "user", "content": [part]}]
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model="demo", messages=given, **asked)
+        return caught.value.param, caught.value.code
+
+    head = "data:image/jpeg;base64,"
+    cut = base64.b64encode(a_picture()[:200]).decode()
+    assert why("http://127.0.0.1/x.jpg") == ("messages", "invalid_image_url")
+    assert why(head + "@@@@") == ("messages", "invalid_base64_image")
+    assert why(head) == ("messages", "empty_image_file")
+    assert why(head + "aGVsbG8=") == ("messages", "unsupported_image_media_type")
+    assert why(head + cut) == ("messages", "invalid_image")
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(client, picture, extra_body={"request_id": "a b"})
+    assert (caught.value.param, caught.value.code) == ("request_id", "invalid_value")
+
+
+def test_the_name_of_a_request_is_in_its_answer(client: OpenAI, picture: bytes) -> None:
+    raw, shown = client.chat.completions.with_raw_response, messages(picture)
+    for stream in (False, True):
+        name: Any = {"request_id": f"a.B_{stream}-9"}
+        found: Any = raw.create(model="demo", messages=shown, extra_body=name, stream=stream)
+        assert found.headers["x-request-id"] == name["request_id"]
+    assert "x-request-id" not in raw.create(model="demo", messages=shown).headers
 
 
 def test_a_model_of_pydantic_is_filled_whole_streamed_and_by_chance(

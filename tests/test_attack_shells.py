@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from artifacts.errors import UsageError
@@ -55,7 +56,8 @@ def test_every_python_process_of_the_program_searches_no_current_folder() -> Non
         name = path.relative_to(ROOT).as_posix()
         for line, word in words_after_python(path):
             seen.add(name)
-            if word != "'-P'":
+            own = name == "penstock/start.py"  # itself once more, with the options that it had
+            if word != "'-P'" and not own:
                 without.append(f"{name}:{line} {word}")
     assert without == [] and seen >= STARTS
 
@@ -119,8 +121,8 @@ def test_an_absolute_entry_stays_where_it_is_the_current_folder(tmp_path: Path) 
 
 
 def test_server_and_worker_hand_the_clone_on_to_flow_runs_and_no_current_folder() -> None:
-    shown = ". scripts/prefect_variables; echo $PYTHONPATH $PYTHONSAFEPATH"
-    for given, expected in (({}, f"{ROOT} 1"), ({"PYTHONPATH": "/mine"}, f"{ROOT}:/mine 1")):
+    shown = ". scripts/prefect_variables; echo $PYTHONPATH $PYTHONSAFEPATH $PYTHONUTF8"
+    for given, expected in (({}, f"{ROOT} 1 1"), ({"PYTHONPATH": "/mine"}, f"{ROOT}:/mine 1 1")):
         kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         done = completed(["sh", "-euc", shown], env={**kept, **given}, check=True)
         assert done.stdout.strip() == expected
@@ -370,3 +372,160 @@ def test_prefect_runs_in_a_folder_of_code_and_settings_behind_a_proxy(tmp_path: 
         with pytest.raises(TimeoutError):
             theirs.accept()
     assert not (tmp_path / "RUN").exists()
+
+
+PENSTOCK = [sys.executable, "-P", "-m", "penstock"]
+NAMES = {"café.mp4": "video", "日本.png": "image", os.fsdecode(b"caf\xe9 \xff.png"): "image"}
+"""Names of media in Latin letters, in others, and in bytes that are no UTF-8."""
+ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+@pytest.fixture(scope="session")
+def latin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Variables of a shell in a locale that is ISO 8859-1."""
+    if shutil.which("localedef") is None:
+        pytest.skip("needs the program localedef, of the package libc-bin")
+    folder, name = tmp_path_factory.mktemp("locales"), "en_US.ISO-8859-1"
+    words = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(folder / name)]
+    if (made := completed(words)).returncode:
+        pytest.skip(f"localedef cannot make a locale (package locales): {made.stderr.strip()}")
+    variables = {"LOCPATH": str(folder), "LC_ALL": name, "LANG": name}
+    shown = [sys.executable, "-c", "import sys; print(sys.getfilesystemencoding())"]
+    assert completed(shown, env={**os.environ, **variables}).stdout == "iso8859-1\n"
+    return variables
+
+
+def in_shell(
+    words: list[str], variables: dict[str, str], folder: Path, code: int = 0
+) -> "subprocess.CompletedProcess[bytes]":
+    """What came of a command with words and output in bytes, as a shell gives and takes them."""
+    done = subprocess.run(
+        [*PENSTOCK, *map(os.fsencode, words)],
+        cwd=folder,
+        env={**os.environ, **variables},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == code, (done.stdout + done.stderr).decode(errors="replace")
+    return done
+
+
+def named_media(folder: Path) -> None:
+    """Media of these names, each with bytes of its own, and texts that name them."""
+    (folder / "média").mkdir(parents=True)
+    for level, (name, kind) in enumerate(NAMES.items(), 1):
+        path = folder / "média" / name
+        if kind == "video":
+            write_video(path, size=(96, 128), ticks=range(20))
+        else:
+            Image.new("RGB", (128, 96), (60 * level, 40, 90)).save(path)
+    (folder / "labels.txt").write_text("größer\n猫\n", encoding="utf-8")
+    (folder / "liste é.txt").write_text("média/日本.png\n", encoding="utf-8")
+
+
+def outputs_below(folder: Path) -> dict[bytes, bytes]:
+    """Name and bytes of every output, without what holds times, ids of processes or signatures."""
+    differing = {".lock", ".penstock.json", "run.json"}
+    return {
+        os.fsencode(path.relative_to(folder)): path.read_bytes()
+        for path in folder.glob("out*/**/*")
+        if path.is_file() and path.name not in differing and "logs" not in path.parts
+    }
+
+
+def made_in(variables: dict[str, str], folder: Path) -> tuple[dict[bytes, bytes], list[bytes]]:
+    """The outputs of three commands in a new folder, and what they print."""
+    named_media(folder)
+    own = ["--store", "store é", "--model", "demo"]
+    words = ["--prompt", "Beschreibe größer 猫", "--suffix", " é", "--trigger", "größe"]
+    formats = ["--format", "txt,csv,vtt,parquet,musubi,diffusion-pipe,kohya,ltx,hf"]
+    commands = [
+        ["caption", "média", "@liste é.txt", *own, *words, *formats, "--out", "out é"],
+        ["label", "média", *own, "--labels", "labels.txt", "--format", "csv,coco", "--out", "out1"],
+        ["sift", "média", *own[:2], "--format", "csv,parquet", "--out", "out2"],
+    ]
+    printed = [in_shell(words, variables, folder).stdout for words in commands]
+    with open(folder / "out é" / "run.json", encoding="utf-8") as file:
+        command = json.load(file)["command"]
+    assert command == {"words": commands[0], "folder": str(folder)}
+    return outputs_below(folder), printed
+
+
+@pytest.mark.slow
+def test_no_output_depends_on_the_locale(latin: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "w"
+    made = {}
+    for name, variables in (("utf-8", {"LC_ALL": "C.UTF-8"}), ("latin", latin)):
+        made[name] = made_in(variables, folder)
+        folder.rename(tmp_path / name)
+    expected, printed = made["utf-8"]
+    media = {os.fsencode(folder / "média" / name) for name in NAMES}
+    own = {kind: expected[os.fsencode(f"out é/musubi/{kind}s.jsonl")] for kind in NAMES.values()}
+    paths = [json.loads(row)[f"{kind}_path"] for kind, c in own.items() for row in c.splitlines()]
+    assert set(map(os.fsencode, paths)) == media
+    texts = {"café.txt", "日本.txt", "caf� �.txt"}
+    assert {os.fsencode(f"out é/{text}") for text in texts} <= expected.keys()
+    found, also_printed = made["latin"]
+    assert found.keys() == expected.keys()
+    assert {n: c for n, c in found.items() if c != expected[n]} == {}
+    assert also_printed == printed
+
+
+@pytest.mark.parametrize("isolated", [[], ["-I"], ["-E"]])
+def test_the_command_reads_names_as_utf8_in_every_locale(
+    isolated: list[str], latin: dict[str, str], tmp_path: Path
+) -> None:
+    name = b"\xe6\x97\xa5 \xff.png"
+    command = [sys.executable, *isolated, "-m", "penstock", "sift", os.fsdecode(name)]
+    for variables in (latin, ASCII, {"LC_ALL": "C.UTF-8"}):
+        done = subprocess.run(
+            list(map(os.fsencode, command)),
+            cwd=tmp_path,
+            env={**os.environ, **variables},
+            capture_output=True,
+            check=False,
+        )
+        said = b"penstock: nothing to sift: \xe6\x97\xa5 \xef\xbf\xbd.png: no such file or folder. "
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].startswith(said), done.stderr
+
+
+def test_python_is_told_how_to_start_where_names_are_not_utf8(latin: dict[str, str]) -> None:
+    code = "import penstock; print(penstock.plan)"
+    done = completed([sys.executable, "-c", code], env={**os.environ, **latin})
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: Python takes names of files for iso8859-1 in this locale, and would write "
+        "wrong ones. Set PYTHONUTF8=1 before Python starts, or LANG=C.UTF-8"
+    )
+    # Children have the mode that this process has, even if only an option gave it.
+    code = "import os, artifacts; print(os.environ['PYTHONUTF8'])"
+    for variables in (latin, {**latin, "PYTHONUTF8": "0"}):
+        words = [sys.executable, "-X", "utf8", "-c", code]
+        assert completed(words, env={**os.environ, **variables}).stdout == "1\n"
+
+
+def test_a_stream_that_cannot_hold_a_name_shows_it_with_question_marks(tmp_path: Path) -> None:
+    Image.new("RGB", (128, 96)).save(tmp_path / "日.png")
+    words = ["sift", "日.png", "--store", "store", "--out", "日本"]
+    done = in_shell(words, {"PYTHONIOENCODING": "latin-1"}, tmp_path)
+    assert f"1 of 1 file kept in {tmp_path}/??/kept.jsonl".encode() in done.stdout
+
+
+def test_a_path_that_is_not_utf8_keeps_its_bytes_in_every_record(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"d\xe9 \xff")
+    named_media(folder)
+    for name in NAMES:
+        (folder / "média" / name).with_suffix(".mp4").unlink(missing_ok=True)
+    in_shell(["sift", "média", "--store", "store", "--out", "out"], {}, folder)
+    record = json.loads((folder / "out" / "run.json").read_text(encoding="utf-8"))
+    kept = str(folder / "out" / "kept.jsonl")
+    assert (record["out"], record["outputs"]["kept.jsonl"]) == (str(folder / "out"), kept)
+    rows = (folder / "out" / "marks.jsonl").read_text(encoding="utf-8").splitlines()
+    named = sorted(os.fsencode(json.loads(row)["path"]) for row in rows)
+    assert named == sorted(os.fsencode(p) for p in (folder / "média").iterdir())
+    status = json.loads(in_shell(["status", "--json", "out"], {}, folder).stdout)
+    assert status["outputs"]["kept.jsonl"] == kept
+    in_shell(["report", "out"], {}, folder)
+    shown = in_shell(["caption", "média", "--model", "demo", "--format", "musubi"], {}, folder, 2)
+    assert b"--format musubi states --out in TOML, and its path is not UTF-8" in shown.stderr

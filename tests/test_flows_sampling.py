@@ -121,13 +121,28 @@ def test_the_last_frame_is_in_keys(tmp_path: Path) -> None:
     sampling = sampling_as_card(plain, model)
     assert list(sampling.settings) == [
         "chunk_seconds", "shots", "fps", "frames", "min_frames", "max_frames",
-        "last_frame",
+        "last_frame", "deinterlace",
     ]  # fmt: skip
     config, other = chosen(model)
     (before, *_), (after, *_) = (
         variants_of(c, model, s, CAPTION, set()) for c, s in ((plain, sampling), (config, other))
     )
     assert all(before[kind] != after[kind] for kind in ("frames", "features", "captions"))
+
+
+def test_the_combs_of_interlaced_frames_are_in_keys_only_if_they_stay(tmp_path: Path) -> None:
+    model = model_as("qwen2_5_vl", tmp_path)
+    config, combed = (config_of(deinterlace=each) for each in ("auto", "off"))
+    sampling, other = model.sampling(config), model.sampling(combed)
+    assert (sampling.deinterlace, other.deinterlace) == (True, False)
+    assert other.key_fields == {**sampling.key_fields, "deinterlace": False}
+    assert "deinterlace" not in sampling.key_fields
+    (before, *_), (after, *_) = (
+        variants_of(c, model, s, CAPTION, set()) for c, s in ((config, sampling), (combed, other))
+    )
+    assert all(before[kind] != after[kind] for kind in ("frames", "features", "captions"))
+    texts = [sampling_text(each.settings) for each in (sampling, other)]
+    assert texts[1] == texts[0] + ", with combs"
 
 
 def test_a_plan_with_media_and_without_names_the_card(tmp_path: Path) -> None:
@@ -169,7 +184,7 @@ def test_a_run_takes_the_last_frame_and_records_the_card(tmp_path: Path) -> None
     assert times["card"] == [0.0, 0.53, 1.1, 1.63]
     assert records["card"]["sampling"]["last_frame"] is True
     assert records["card"]["sampling_as_card"].startswith("QwenLM/Qwen3-VL")
-    assert "last_frame" not in records["plain"]["sampling"]
+    assert records["plain"]["sampling"]["last_frame"] is False
     assert "sampling_as_card" not in records["plain"]
 
 

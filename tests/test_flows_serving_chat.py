@@ -5,6 +5,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from artifacts.keys import content_key
 from flows.serving import uploads
 from flows.serving.caption_params import CaptionParams, StreamedText, in_order, joined_text
 from flows.serving.chat import ChatRequest, json_in, parse_chat_request
+from flows.serving.chat_params import MIN_TEMPERATURE, MIN_TOP_P
 from flows.serving.refusals import HttpRefusal
 from flows.serving.shown_names import shown_name, without_paths
 from flows.serving.temp_store import TempStore, temp_folder
@@ -47,6 +49,14 @@ TEXT = {"type": "string"}
 def of_a(schema: Any) -> dict[str, Any]:
     """The schema of an object whose one field has this schema."""
     return {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+
+
+def tool(name: str, parameters: Any = None) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def choice(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
 
 
 def read(**asked: Any) -> ChatRequest:
@@ -83,15 +93,131 @@ def test_values_that_change_nothing_are_taken(asked: dict[str, Any]) -> None:
     assert read(**asked).params == CaptionParams(counts_prompt=True)
 
 
+VLLM = {
+    "frequency_penalty": (None, 0.0), "logit_bias": (None, {}), "logprobs": (None, False),
+    "top_logprobs": (0,), "n": (None, 1), "presence_penalty": (None, 0.0), "stop": (None, []),
+    "stream": (None, False), "tools": (None, []), "tool_choice": ("none",),
+    "reasoning_effort": (None, "none"), "thinking_token_budget": (None,),
+    "include_reasoning": (True,), "parallel_tool_calls": (None, True), "use_beam_search": (False,),
+    "top_k": (None, 0, -1), "min_p": (None, 0.0, 0), "repetition_penalty": (None, 1.0, 1),
+    "watermarking": (None,), "length_penalty": (1.0, 1), "stop_token_ids": (None, []),
+    "include_stop_str_in_output": (False,), "ignore_eos": (False,), "min_tokens": (0,),
+    "skip_special_tokens": (True,), "spaces_between_special_tokens": (True,),
+    "truncate_prompt_tokens": (None,), "truncation_side": (None,), "prompt_logprobs": (None,),
+    "logprob_token_ids": (None,), "allowed_token_ids": (None,), "bad_words": ([],),
+    "echo": (False,), "add_generation_prompt": (True,), "continue_final_message": (False,),
+    "add_special_tokens": (False,), "documents": (None,), "chat_template": (None,),
+    "chat_template_kwargs": (None, {}), "media_io_kwargs": (None, {}),
+    "mm_processor_kwargs": (None, {}), "structured_outputs": (None,), "priority": (0,),
+    "session_id": (None,), "return_tokens_as_token_ids": (None,), "return_token_ids": (None,),
+    "routed_experts_prompt_start": (0,), "return_token_offsets": (None, False),
+    "return_prompt_text": (None,), "return_mm_kwargs": (True,), "cache_salt": (None,),
+    "kv_transfer_params": (None,), "ec_transfer_params": (None,), "vllm_xargs": (None,),
+    "repetition_detection": (None,), "stream_interval": (None,),
+    "response_format": (None, {"type": "text"}), "max_tokens": (None,), "seed": (None, 0),
+    "max_completion_tokens": (None,), "stream_options": (None,), "temperature": (None,),
+    "top_p": (None, 1.0), "user": (None, "me"), "model": ("demo", None),
+}  # fmt: skip
+"""Field of vLLM's ChatCompletionRequest → its default, and the value by which vLLM means that."""
+
+
+@pytest.mark.parametrize("name", VLLM)
+def test_a_default_of_vllm_asks_for_nothing(name: str) -> None:
+    for value in VLLM[name]:
+        assert read(**{name: value}).params == CaptionParams(counts_prompt=True), value
+    assert read(**{name: values[-1] for name, values in VLLM.items()}).params == read().params
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"top_k": 5}, {"top_k": -2}, {"min_p": 0.1}, {"repetition_penalty": 1.2}, {"echo": True},
+        {"length_penalty": 2.0}, {"stop_token_ids": [5]}, {"ignore_eos": True}, {"min_tokens": 4},
+        {"skip_special_tokens": False}, {"bad_words": ["a"]}, {"add_generation_prompt": False},
+        {"chat_template_kwargs": {"enable_thinking": False}}, {"mm_processor_kwargs": {"fps": 1}},
+        {"priority": 1}, {"include_reasoning": False}, {"documents": [{"text": "x"}]},
+        {"structured_outputs": {"choice": ["a"]}}, {"cache_salt": "x"}, {"session_id": "s"},
+        {"stream_interval": 2}, {"watermarking": False}, {"allowed_token_ids": [1]},
+    ],
+)  # fmt: skip
+def test_another_value_of_such_a_field_is_refused_by_its_name(asked: dict[str, Any]) -> None:
+    why, (name,) = refused(**asked), asked
+    assert (why.status, why.code, why.param) == (400, "unsupported_parameter", name)
+    assert name in why.error
+
+
+@pytest.mark.parametrize(
+    "name", ["messages", "stop", "tools", "modalities", "bad_words", "content"]
+)
+def test_a_list_of_many_wrong_values_is_refused_at_the_first(name: str) -> None:
+    many: Any = [5] * 300_000
+    wrong = {"messages": [{"role": "user", "content": many}]} if name == "content" else {name: many}
+    tracemalloc.start()
+    refused(**wrong)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 20e6, f"{most:,} bytes for a body of 900,000"
+
+
+def test_any_object_is_a_schema_of_its_own_that_no_limit_refuses() -> None:
+    found = read(response_format={"type": "json_object"}, max_tokens=1).params
+    assert json.loads(found.generation.schema) == {"type": "object"}
+    assert read(response_format=form({"type": "object"}), max_tokens=1).params == found
+    found = read(response_format={"type": "json_object", "schema": SCHEMA}).params
+    assert json.loads(found.generation.schema) == SCHEMA
+
+
+@pytest.mark.parametrize("one", ["required", choice("f")])
+@pytest.mark.parametrize(
+    ("parameters", "schema"),
+    [
+        (SCHEMA, SCHEMA),
+        ({"type": "object", "additionalProperties": True}, {"type": "object"}),
+        *(
+            (each, {"type": "object", "additionalProperties": False})
+            for each in (None, {}, {"type": "object"}, {"type": "object", "properties": {}})
+        ),
+    ],
+)
+def test_a_function_that_must_be_called_gives_its_parameters_as_the_schema(
+    one: Any, parameters: Any, schema: Any
+) -> None:
+    found = read(tools=[tool("f", parameters)], tool_choice=one)
+    assert (found.function, json.loads(found.params.generation.schema)) == ("f", schema)
+    assert read(tools=[tool("f")], tool_choice="none").params == read().params
+
+
+def test_refusals_of_a_chat_are_bad_requests_with_a_code_and_a_parameter() -> None:
+    text, call = read(), read(tools=[tool("f")], tool_choice="required")
+    for status in (415, 422):
+        why = text.refusal(HttpRefusal(status, "damaged", "Send another"))
+        assert (why.status, why.code, why.param) == (400, "invalid_image", "messages")
+    for status in (401, 404, 408, 413, 429, 503, 504):
+        assert text.refusal(HttpRefusal(status, "x")).status == status
+    why = HttpRefusal(400, "3 chunks", code="unsupported_parameter", param="response_format")
+    assert [each.refusal(why).param for each in (text, call)] == ["response_format", "tools"]
+
+
 @pytest.mark.parametrize(
     ("asked", "param"),
     [
         ({"n": 2}, "n"), ({"n": True}, "n"), ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"logprobs": True}, "logprobs"), ({"tools": [{}]}, "tools"), ({"store": True}, "store"),
+        ({"logprobs": True}, "logprobs"), ({"tools": [tool("f")]}, "tools"),
+        ({"tools": [tool("f")], "tool_choice": "auto"}, "tools"),
+        ({"tools": [tool("f"), tool("g")], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [tool("f")], "tool_choice": choice("g")}, "tool_choice"),
+        ({"tools": [tool("f", {"type": "array"})], "tool_choice": choice("f")}, "tools"),
+        ({"tools": [tool("f", of_a({"enum": ["x" * 300]}))], "tool_choice": "required"}, "tools"),
+        ({"tools": [tool("f")], "tool_choice": "required",
+          "response_format": {"type": "json_object"}}, "response_format"),
+        ({"store": True}, "store"),
         ({"tool_choice": "required"}, "tool_choice"), ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"top_k": 5}, "top_k"), ({"audio": {}}, "audio"), ({"prediction": {}}, "prediction"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "grammar"}}, "response_format"),
         ({"response_format": form({"type": "array"})}, "response_format"),
+        ({"response_format": form({"const": 0})}, "response_format"),
+        ({"response_format": form({"type": "object", "additionalProperties": TEXT})},
+         "response_format"),
         ({"response_format": form({"$ref": "http://example.org/a"})}, "response_format"),
         ({"response_format": form(of_a({"type": "thing"}))}, "response_format"),
         ({"response_format": form(of_a(TEXT | {"pattern": "^(a+)+$"}))}, "response_format"),
@@ -125,6 +251,8 @@ def test_what_cannot_be_done_is_refused_by_its_name(asked: dict[str, Any], param
         ({"stream": "yes"}, "stream"), ({"stream_options": {}}, "stream_options"),
         ({"response_format": "json"}, "response_format"), ({"messages": "hello"}, "messages"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"tools": [{}]}, "tools"), ({"tool_choice": {"type": "function"}}, "tool_choice"),
+        *(({"request_id": name}, "request_id") for name in ("", "a b", "a\n", "x" * 129, 5)),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "messages"),
     ],
 )  # fmt: skip
@@ -140,11 +268,12 @@ def test_texts_of_who_asks_are_the_prompt_and_unknown_roles_are_refused() -> Non
         assert refused(messages=[{"role": role, "content": "x"}, *MESSAGES]).param == "messages"
 
 
-def test_settings_that_generation_refuses_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.serving.chat_params.MIN_TOP_P", 0.0)
-    why = refused(top_p=1e-7)
-    assert (why.status, why.code, why.param) == (400, "invalid_value", "top_p")
-    assert "--" not in why.error
+def test_generation_takes_every_value_that_a_request_may_have() -> None:
+    for temperature in (MIN_TEMPERATURE, 2):
+        for top_p in (MIN_TOP_P, 1.0):
+            for seed in (0, 2**63 - 1):
+                found = read(temperature=temperature, top_p=top_p, seed=seed).params.generation
+                assert (found.temperature, found.seed) == (temperature, seed)
 
 
 @pytest.mark.parametrize("role", ["assistant", "tool", "function"])
@@ -182,7 +311,9 @@ def test_base64_may_have_line_breaks_and_any_case_of_its_scheme(head: str, ends:
 )
 def test_other_addresses_and_damaged_base64_are_refused(url: str) -> None:
     part = {"type": "image_url", "image_url": {"url": url}}
-    assert refused(messages=[{"role": "user", "content": [part]}]).status == 422
+    why = refused(messages=[{"role": "user", "content": [part]}])
+    code = "invalid_base64_image" if "data:image/png;base64,A" in url else "invalid_image_url"
+    assert (why.status, why.code, why.param) == (400, code, "messages")
 
 
 def test_another_model_is_not_found() -> None:

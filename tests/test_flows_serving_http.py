@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import pytest
 from fastapi.testclient import TestClient
+from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from artifacts.index.writing import writing
@@ -334,10 +335,44 @@ def test_the_description_is_valid_and_names_what_requests_may_hold(tmp_path: Pat
     media = described["paths"]["/v1/embed"]["post"]["requestBody"]["content"]
     assert {"application/octet-stream", "image/jpeg"} <= media.keys()
     body = described["paths"]["/v1/chat/completions"]["post"]["requestBody"]
-    schema = body["content"]["application/json"]["schema"]
-    assert {"messages", "temperature", "seed", "stop", "response_format"} <= set(
-        schema["properties"]
-    )
+    name = body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    fields = described["components"]["schemas"][name]["properties"]
+    assert {"messages", "stop", "response_format", "tools", "request_id", "top_k"} <= set(fields)
+    seed, _ = fields["seed"]["anyOf"]
+    assert (seed["type"], seed["minimum"], seed["maximum"]) == ("integer", 0, 2**63 - 1)
+    assert media["image/jpeg"]["schema"]["minLength"] == 1
+    found = {each["name"]: each for each in described["paths"]["/v1/search"]["get"]["parameters"]}
+    assert found["q"]["required"] and found["top"]["schema"]["maximum"] == 1000
+
+
+def follows(described: dict[str, Any], path: str, method: str, answer: Any) -> None:
+    """Check that an answer is one of those that the description has."""
+    found = described["paths"][path][method]["responses"][str(answer.status_code)]["content"]
+    kind = answer.headers["content-type"].partition(";")[0]
+    assert kind in found, f"{method} {path} -> {answer.status_code} {kind}"
+    if kind == "application/json":
+        Draft202012Validator(found[kind]["schema"]).validate(answer.json())
+
+
+def test_every_answer_is_one_that_the_description_has(client: TestClient) -> None:
+    described = client.get("/openapi.json").json()
+    chat, picture = "/v1/chat/completions", a_picture()
+    asked = {"messages": messages(picture, "image/jpeg")}
+    called = {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"}
+    for body in (asked, {**asked, **called}, {**asked, "stream": True}, {**asked, "n": 2}, {}):
+        follows(described, chat, "post", client.post(chat, json=body))
+    follows(described, chat, "post", client.post(chat, content=b"{"))
+    for body in (picture, b"", b"a text that is no medium"):
+        for query in ("", "?stream=1", "?stream=maybe"):
+            answer = client.post(f"/v1/caption{query}", content=body)
+            follows(described, "/v1/caption", "post", answer)
+    for path in set(described["paths"]) - {"/readyz"}:  # which needs a device
+        for method in described["paths"][path]:
+            for values in ("", "?top=0&since=inf&encoding=x&stream=x&top=x"):
+                real = path.format(hit="0-0", name="gone")
+                answer = client.request(method.upper(), real + values, content=picture)
+                if method != "head":  # whose answers have no content
+                    follows(described, path, method, answer)
 
 
 PUT = """const tint = new Map(), cards = [0, 1].map(() => new Bars(() => {}));

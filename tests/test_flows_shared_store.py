@@ -1,12 +1,14 @@
 """Two users of one group share a store and a folder of outputs: each may write what the other
 wrote, nobody takes the other's texts for a person's, and only members are believed."""
 
+import json
 import os
 import shutil
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +16,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from artifacts.corrections import CORRECTIONS
+from artifacts.edits import EDITS, UNTOUCHED
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.signing import is_by_member
+from flows.cli.main import main
 from flows.options.commands import CaptionConfig
 from flows.results.marker import MARKER, own_marker
 from flows.results.run_read import load_record
+from flows.reviewing.captions import EditRefused, edit_json
+from flows.studio.queued_run import QueuedRun
+from flows.studio.runs import run_id
+from flows.studio.session import Studio
 from tests.support.saying import run
 from tests.support.stand_ins import config_in
 from tests.support.trainers import READERS
@@ -136,5 +145,175 @@ def test_only_members_of_the_named_store_are_believed(shared: Path) -> None:
     as_user(TWO, 0o002, shared, lambda: _none(own_marker(out, store)))
 
 
+def test_what_may_only_be_read_is_searched_shown_and_reported(shared: Path) -> None:
+    config = made(shared, ONE, 0o2755)
+    as_user(ONE, 0o022, shared, lambda: captioned(config, " ONE"))
+    out, mine = Path(config.out), shared / f"home of {TWO}" / "report.html"
+
+    def read() -> None:
+        assert main(["status", str(out)]) == 0
+        assert main(["report", str(out), "--to", str(mine)]) == 0
+        assert main(["cache", "ls", "--store", str(config.store)]) == 0
+
+    before = set(map(str, shared.rglob("*")))
+    as_user(TWO, 0o022, shared, read)
+    assert mine.stat().st_uid == TWO
+    own = str(shared / f"home of {TWO}")
+    assert [
+        p for p in sorted(map(str, shared.rglob("*"))) if p not in before and own not in p
+    ] == []
+
+
+@pytest.mark.slow
+def test_a_store_that_may_only_be_read_is_searched(
+    shared: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = made(shared, ONE, 0o2755)
+    store, index = ["--store", str(config.store)], str(shared / "out" / "index")
+    build = ["index", "build", str(shared / "clips"), "--model", "demo", "--out", index, *store]
+    as_user(ONE, 0o022, shared, lambda: _zero(main([*build, "--quiet"])))
+    before = set(map(str, (shared / "store").rglob("*")))
+    capfd.readouterr()
+
+    def searched() -> None:
+        for what in ("a red ball", str(shared / "clips" / "a.png")):
+            _zero(main(["search", what, "--index", index, *store]))
+
+    as_user(TWO, 0o022, shared, searched)
+    found = capfd.readouterr().out.splitlines()
+    places = [line.split()[-1] for line in found]
+    assert len(places) == 4 and places[2] == f"{shared}/clips/a.png", found
+    assert set(map(str, (shared / "store").rglob("*"))) == before
+
+
+@pytest.mark.parametrize("what", ["all", "edits.jsonl", ".studio/server.lock"])
+def test_a_review_of_what_may_only_be_read_shows_it_and_refuses_edits(
+    what: str, shared: Path
+) -> None:
+    """Of all, of a journal, or of a lock that another user made with umask 022."""
+    config = made(shared, ONE, 0o2755 if what == "all" else 0o2775)
+    out = Path(config.out)
+
+    def corrected() -> None:
+        captioned(config, " ONE")
+        with closing(opened(config)) as studio:
+            assert apply(studio, "by the first") == ""
+
+    as_user(ONE, 0o022, shared, corrected)
+    for path in () if what == "all" else (EDITS, ".studio", ".studio/server.lock"):
+        (out / path).chmod(0o664 if "." in path[1:] else 0o2775)
+    if what != "all":
+        (out / what).chmod(0o644)
+    kept = (out / EDITS).read_bytes()
+
+    def viewed() -> None:
+        with closing(opened(config)) as studio:
+            studio.queue.start()
+            captions = studio.of(run_id(out))
+            body = json.loads(b"".join(captions.body("")))
+            assert [len(medium["captions"]) for medium in body["media"]] == [1, 1]
+            said = {edit["caption"] for edit in body["edits"].values()}
+            assert "by the first" in said
+            assert studio.thumbnails.get(shared / "clips" / "a.png", None)
+            where = EDITS if what != ".studio/server.lock" else ""
+            refused = f"{out / where} cannot be written (Permission denied), so edits are refused"
+            assert apply(studio, "by the second") == (refused if where else "")
+            if what != EDITS:
+                with pytest.raises(UsageError, match="cannot be written"):
+                    studio.queue.add(QueuedRun(kind="write", out=str(out), words=[], folder="/"))
+
+    as_user(TWO, 0o022, shared, viewed)
+    assert (out / EDITS).read_bytes() == kept or what == ".studio/server.lock"
+
+
+def opened(config: CaptionConfig) -> Studio:
+    """A review, as the command opens it."""
+    return Studio(
+        folder=Path(config.out),
+        out=Path(config.out),
+        store=str(config.store),
+        config_of=lambda _: config,
+    )
+
+
+def apply(studio: Studio, text: str) -> str:
+    """Edit the first caption; returns why that is refused."""
+    captions = studio.of(run_id(studio.out))
+    key = next(iter(captions.reviewed.rows))
+    was = edit_json(captions.reviewed.edits().get(key, UNTOUCHED))
+    change = {"of": key, "caption": text, "review": "", "was": was}
+    try:
+        captions.apply({"id": text, "does": "correct", "changes": [change]})
+    except EditRefused as error:
+        return str(error)
+    return ""
+
+
+def test_edits_stay_in_the_folder_where_the_store_may_only_be_read(shared: Path) -> None:
+    config = made(shared, ONE, 0o2775)
+
+    def corrected() -> None:
+        captioned(config, " ONE")
+        with closing(opened(config)) as studio:
+            assert apply(studio, "by the first") == ""
+
+    as_user(ONE, 0o002, shared, corrected)
+    for path in (shared / "store", *(shared / "store").rglob("*")):
+        path.chmod(path.stat().st_mode & ~0o020)
+    kept = (shared / "store" / CORRECTIONS).read_bytes()
+
+    def edited() -> None:
+        with closing(opened(config)) as studio:
+            assert apply(studio, "by the second") == ""
+
+    as_user(TWO, 0o002, shared, edited)
+    assert b"by the second" in (Path(config.out) / EDITS).read_bytes()
+    assert (shared / "store" / CORRECTIONS).read_bytes() == kept
+
+
+@pytest.mark.parametrize("name", ["written.jsonl", CORRECTIONS])
+def test_a_record_that_cannot_be_written_ends_the_run(name: str, shared: Path) -> None:
+    config = made(shared, 0, 0o2775)
+    as_user(ONE, 0o002, shared, lambda: captioned(config, " ONE"))
+    record = shared / "store" / name
+    record.touch()
+    record.chmod(0o644)
+
+    def ended() -> None:
+        with closing(opened(config)) as studio:
+            assert apply(studio, "by the second") == ""
+        with pytest.raises(EnvironmentFault, match=f"{name} cannot be written") as caught:
+            run(replace(config, suffix=" TWO"))
+        assert caught.value.exit_code == 5
+
+    as_user(TWO, 0o002, shared, ended)
+
+
+def test_caches_that_cannot_be_written_are_one_warning(
+    shared: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = made(shared, 0, 0o2775)
+    as_user(ONE, 0o002, shared, lambda: captioned(config, " ONE"))
+    Image.fromarray(np.full((48, 64, 3), 9, np.uint8)).save(shared / "clips" / "c.png")
+    Image.fromarray(np.full((48, 64, 3), 5, np.uint8)).save(shared / "clips" / "d.png")
+    store = shared / "store"
+    for path in (store / "digests.jsonl", *(store / "claims").rglob("*")):
+        if path.is_file():
+            path.chmod(0o644)
+
+    def warned() -> None:
+        assert run(replace(config, suffix=" TWO")).exit_code == 0
+        said = [each.getMessage() for each in caplog.records]
+        assert [text for text in said if "saves work" in text] == [
+            f"{shared}/store: what saves work there cannot be written; its owner may allow it"
+        ]
+
+    as_user(TWO, 0o002, shared, warned)
+
+
 def _none(value: object) -> None:
     assert value is None
+
+
+def _zero(code: int) -> None:
+    assert code == 0

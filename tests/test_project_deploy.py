@@ -65,7 +65,8 @@ def test_what_is_deployed_can_be_run_and_is_watched(deployment: dict[str, Any]) 
     assert deployment["work_pool"]["name"] in POOLS
     env = deployment["work_pool"]["job_variables"]["env"]
     seldom = {"PENSTOCK_PROGRESS_SECONDS": "60"} if deployment["name"] == PORTION else {}
-    assert env == {BEAT: f"{BEAT_SECONDS}", **seldom}
+    # Whatever locale its worker has, a run reads names of files as UTF-8.
+    assert env == {BEAT: f"{BEAT_SECONDS}", "PYTHONUTF8": "1", **seldom}
     assert flow.name in FLOWS
 
 

@@ -18,9 +18,9 @@ from stages.decode.engines.inflight.prefill import prefill_row
 from stages.decode.engines.transformers import TransformersEngine
 from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem, DecodeJob
-from stages.decode.json_schema import canonical, rest_of
+from stages.decode.json_schema import ANY_OBJECT, EMPTY_OBJECT, canonical, rest_of
 from stages.decode.protocol import CaptionOutput, DecodeEngine, DecodeRequest
-from stages.decode.request_settings import RequestSettings, cut_at, held_back
+from stages.decode.request_settings import STOP_VERSION, RequestSettings, cut_at, held_back
 from stages.decode.run import run
 from stages.decode.stored import read_features
 from stages.memory.oom_retry import OomRetry
@@ -202,6 +202,8 @@ ASKED: Mapping[str, str] = {
     "form": settings(schema=FORM),
     "other form": settings(schema=OTHER_FORM),
     "stopped": settings(stop=("e",)),
+    "any form": settings(schema=ANY_OBJECT),
+    "empty form": settings(schema=EMPTY_OBJECT),
 }
 
 
@@ -255,15 +257,22 @@ def test_settings_of_one_batch_are_each_followed_as_alone(
     assert list(json.loads(captions["form"])) == ["kind"]
     assert set(json.loads(captions["other form"])) <= {"round"}
     assert together["stopped"]["ended"] == "stop"
-    assert captions["stopped"] == captions["plain"].split("e")[0].strip() != ""
+    assert captions["stopped"] == captions["plain"].split("e")[0] != ""
+    whole = captions["any form"].startswith("{") and together["any form"]["ended"]
+    assert whole == "length" or isinstance(json.loads(captions["any form"]), dict)
+    assert (captions["empty form"], together["empty form"]["ended"]) == ("{}", "stop")
     assert all(each["prompt_tokens"] > 10 for each in together.values())
     key = f"{engine} together warm"
     assert wave.record_set("captions", CAPTIONS).meta(key)["prompt_tokens"] > 10
 
     long = settings(stop=(captions["plain"][5:17], "zzzz"))  # a stop of several tokens
     cut = answers(wave, tmp_path, engine, {"cut": long}, f"{engine} cut")["cut"]
-    assert (cut["caption"], cut["ended"]) == (captions["plain"][:5].strip(), "stop")
+    assert (cut["caption"], cut["ended"]) == (captions["plain"][:5], "stop")
     assert cut["tokens"] > 1
+    spaced = captions["plain"].split()[1]  # what follows a blank
+    cut = answers(wave, tmp_path, engine, {"cut": settings((spaced,))}, f"{engine} blank")["cut"]
+    assert cut["caption"] == captions["plain"].split(spaced)[0]
+    assert cut["caption"].endswith(" "), "the blank before a stop string is of the caption"
 
 
 def test_a_text_is_cut_at_a_stop_string_and_what_may_begin_one_is_held_back() -> None:
@@ -277,6 +286,8 @@ def test_a_text_is_cut_at_a_stop_string_and_what_may_begin_one_is_held_back() ->
 
 def test_settings_are_one_text_whatever_order_they_are_given_in() -> None:
     assert settings(stop=("b", "a", "b")) == settings(stop=("a", "b"))
+    assert json.loads(settings(stop=("a",)))["stop_version"] == STOP_VERSION
+    assert "stop_version" not in settings(), "keys of answers without one stay"
     found = RequestSettings.from_text(ASKED["narrow"])
     assert (found.generation.top_p, found.generation.seed, found.max_new_tokens) == (0.3, 5, LIMIT)
 

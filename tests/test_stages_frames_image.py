@@ -9,12 +9,16 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+import artifacts.schema
 from artifacts.errors import MediaError
-from artifacts.schema import FrameFit, MediaIndex, Sampling
-from flows.planning.costs.frames import READING_BYTES
+from artifacts.schema import FrameFit, MediaIndex, Sampling, stored_size
+from stages.frames import READING_BYTES
+from stages.frames import image as image_module
 from stages.frames.image import read_image
+from stages.frames.medium import UNSTORED_KINDS
 from stages.frames.shown_pixels import STRIP
 from stages.frames.video import Video
 from stages.process.memory import Sampler
@@ -227,6 +231,72 @@ def test_a_photo_takes_no_more_memory_than_is_planned_for(
     assert chunk.pixels.shape == (1, high, wide, 3)
     assert media == MediaIndex.from_json(media.to_json())
     assert memory.peak_host_bytes - before < READING_BYTES * high * wide
+
+
+def write_heic(path: Path, pixels: NDArray[np.uint8], **options: Any) -> Path:
+    heif = pytest.importorskip("pillow_heif")
+    image = heif.from_bytes("RGB", pixels.shape[1::-1], pixels.tobytes())
+    image.save(path, quality=90, enc_params={"preset": "ultrafast"}, **options)
+    return path
+
+
+@pytest.mark.parametrize("size", [(300, 420), (301, 419)])
+def test_a_heic_of_too_many_pixels_is_kept_at_half_its_sides(
+    tmp_path: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smooth = np.linspace(0, 255, size[0] * size[1] * 3).reshape(*size, 3).astype(np.uint8)
+    path = write_heic(tmp_path / "a.heic", smooth)
+    _, whole = read_image(path)
+    for module in (artifacts.schema, image_module):
+        monkeypatch.setattr(module, "MAX_PIXELS", size[0] * size[1] - 1)
+    media, chunk = read_image(path)
+    assert (media.height, media.width) == size
+    assert chunk.pixels.shape == (1, *stored_size(*size), 3)
+    expected = np.asarray(Image.fromarray(whole.pixels[0]).reduce(2))
+    np.testing.assert_array_equal(chunk.pixels[0], expected)
+    fit = FrameFit(long_edges=((1.0, 50),), shrinks=True)
+    media, chunk = read_image(path, fit)
+    assert (media.height, media.width, media.shrunk) == (*size, 4)
+    assert chunk.pixels.shape == (1, *fit.stored(*size), 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", size[0] * size[1] // 2 - 1)
+    with pytest.raises(MediaError, match="too many pixels"):
+        read_image(path)
+
+
+def test_a_large_heic_for_which_memory_is_short_fails_in_this_run_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_heic(tmp_path / "a.heic", picture(1, 300, 420))
+    for module in (artifacts.schema, image_module):
+        monkeypatch.setattr(module, "MAX_PIXELS", 100_000)
+    needed = READING_BYTES * 300 * 420
+    monkeypatch.setattr(image_module, "room", lambda: needed)
+    assert read_image(path)[0].height == 300
+    for free in ("room", "host_free_bytes"):
+        monkeypatch.setattr(image_module, free, lambda: needed - 1)
+        with pytest.raises(MediaError, match="420 x 300 pixels, which need") as caught:
+            read_image(path)
+        assert str(path) in caught.value.message and caught.value.hint
+        assert caught.value.kind in UNSTORED_KINDS
+        monkeypatch.setattr(image_module, free, lambda: needed)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_heic_of_a_phone_is_read_in_the_memory_that_is_planned(tmp_path: Path) -> None:
+    size = (12288, 16384)
+    pixels = np.zeros((*size, 3), np.uint8)
+    pixels[: size[0] // 2, : size[1] // 2] = (200, 60, 40)
+    path = write_heic(tmp_path / "a.heic", pixels, tile_size=1024)
+    del pixels
+    with Sampler("cpu") as memory:
+        before = memory.peak_host_bytes
+        media, chunk = read_image(path)
+    assert (media.height, media.width) == size
+    assert chunk.pixels.shape == (1, size[0] // 2, size[1] // 2, 3)
+    corners = chunk.pixels[0, [100, -100], [100, -100]].astype(int)
+    assert abs(corners - [(200, 60, 40), (0, 0, 0)]).max() < 8
+    assert memory.peak_host_bytes - before < READING_BYTES * size[0] * size[1]
 
 
 @pytest.mark.parametrize("size", [(400, 640), (645, 403)])

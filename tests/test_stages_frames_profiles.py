@@ -1,6 +1,9 @@
-"""Pictures with a colour profile are seen in sRGB, as lcms converts them."""
+"""Pictures with a colour profile, and pictures and videos that name wide primaries, are seen in
+sRGB, as lcms converts them."""
 
 import io
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +11,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from artifacts.schema import FrameFit, Sampling
 from stages.frames.image import read_image
+from stages.frames.video import Video
 from tests.support.media import picture
+from tests.support.named_colours import with_cicp, write
 
 SIZE = (60, 90)
 D65 = (0.3127, 0.3290)
@@ -17,6 +23,7 @@ PRIMARIES = {
     "Display P3": ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),
     "Adobe RGB": ((0.640, 0.330), (0.210, 0.710), (0.150, 0.060)),
     "sRGB": ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060)),
+    "BT.2020": ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046)),
 }
 
 
@@ -127,3 +134,92 @@ def test_a_profile_of_another_kind_of_picture_is_ignored(tmp_path: Path) -> None
     index, chunk = read_image(tmp_path / "a.png")
     assert np.array_equal(chunk.pixels[0][..., 0], np.asarray(grey))
     assert any("profile" in each for each in index.warnings)
+
+
+NAMED = {"Display P3": (12, "smpte432"), "BT.2020": (9, "bt2020")}
+"""Primaries → their number in ITU-T H.273, and their name in FFmpeg."""
+CURVES = {1: "bt709", 13: "iec61966-2-1", 14: "bt2020-10"}
+
+
+def wide_chart(primaries: str) -> tuple[Image.Image, NDArray[np.int64]]:
+    """A picture in these primaries, and what lcms makes of it in sRGB."""
+    chart = Image.fromarray(picture(3, *SIZE))
+    return chart, by_lcms(chart, profile(PRIMARIES[primaries], None))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".avif", ".heic"])
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("primaries", NAMED)
+def test_wide_primaries_that_a_picture_names_are_converted(
+    tmp_path: Path, primaries: str, curve: int, suffix: str
+) -> None:
+    chart, expected = wide_chart(primaries)
+    path = tmp_path / f"a{suffix}"
+    write(path, np.asarray(chart), curve, NAMED[primaries][0])
+    index, chunk = read_image(path)
+    off = np.abs(chunk.pixels[0] - expected).mean()
+    assert off < (2 if suffix == ".png" else 4), f"{off:.1f} levels"
+    assert not index.warnings
+    # A profile counts before what is named.
+    if suffix == ".png":
+        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        file = io.BytesIO()
+        chart.save(file, "PNG", icc_profile=srgb)
+        path.write_bytes(with_cicp(file.getvalue(), curve, NAMED[primaries][0]))
+        assert np.array_equal(read_image(path)[1].pixels[0], np.asarray(chart))
+
+
+def test_grey_and_transparent_pictures_that_name_primaries_are_read(tmp_path: Path) -> None:
+    chart, expected = wide_chart("Display P3")
+    for mode in ("L", "P", "RGBA", "LA"):
+        file = io.BytesIO()
+        chart.convert(mode).save(file, "PNG")
+        (tmp_path / "a.png").write_bytes(with_cicp(file.getvalue(), 13, 12))
+        index, chunk = read_image(tmp_path / "a.png")
+        grey = np.asarray(chart.convert("L").convert("RGB"))
+        assert not index.warnings
+        if mode in ("L", "LA"):
+            assert np.array_equal(chunk.pixels[0], grey)
+        elif mode == "RGBA":
+            assert np.abs(chunk.pixels[0] - expected).max() <= 2
+
+
+def video_of(path: Path, chart: Image.Image, primaries: str, curve: str, size: str) -> Path:
+    program = shutil.which("ffmpeg")
+    if program is None:
+        pytest.skip("makes videos with the program ffmpeg")
+    head = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", "10", "-i", "-"]
+    words = ["-vf", "scale=out_color_matrix=bt709,format=yuv444p10le", "-c:v", "libx265"]
+    words += ["-x265-params", "lossless=1:log-level=none", "-colorspace", "bt709"]
+    words += ["-color_primaries", primaries, "-color_trc", curve, str(path)]
+    pixels = np.asarray(chart).tobytes() * 5
+    subprocess.run([program, "-v", "error", *head, *words], input=pixels, check=True)
+    return path
+
+
+@pytest.mark.parametrize("curve", ["bt709", "bt2020-10", "unknown"])
+@pytest.mark.parametrize("primaries", NAMED)
+def test_wide_primaries_that_a_video_names_are_converted(
+    tmp_path: Path, primaries: str, curve: str
+) -> None:
+    chart, expected = wide_chart(primaries)
+    path = video_of(tmp_path / "a.mp4", chart, NAMED[primaries][1], curve, "90x60")
+    with Video(path) as video:
+        plans = video.plan(Sampling(chunk_seconds=9, fps=1, max_frames=9))
+        (chunk,) = video.chunks(plans, FrameFit())
+        warnings = video.warnings()
+    unchanged = curve == "unknown" and primaries == "BT.2020"
+    off = np.abs(chunk.pixels[0] - (np.asarray(chart).astype(int) if unchanged else expected))
+    assert off.mean() < 2, f"{off.mean():.1f} levels"
+    assert any("BT.2020" in each for each in warnings) == unchanged
+
+
+def test_a_video_of_usual_primaries_keeps_its_bytes(tmp_path: Path) -> None:
+    chart, _ = wide_chart("BT.2020")
+    found = []
+    for at, name in enumerate(("bt709", "unknown")):
+        path = video_of(tmp_path / f"{at}.mp4", chart, name, "bt709", "90x60")
+        with Video(path) as video:
+            plans = video.plan(Sampling(chunk_seconds=9, fps=1, max_frames=9))
+            found.append(next(video.chunks(plans, FrameFit())).pixels)
+    assert np.array_equal(found[0], found[1]) and np.abs(found[0][0].astype(int) - chart).mean() < 1

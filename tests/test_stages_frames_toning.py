@@ -12,7 +12,6 @@ import pytest
 from av.video import reformatter
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
-from numpy.typing import NDArray
 from PIL import Image
 
 from flows.results.thumbnails import thumbnail
@@ -20,34 +19,12 @@ from stages.frames import colours
 from stages.frames.image import read_image
 from tests.support.file_classes import hdr_signal
 from tests.support.media import picture
+from tests.support.named_colours import write
 
 CURVES = {"pq": 16, "hlg": 18}
 SIZE = (60, 90)
 AVERAGE = 10
 """Levels that a mapped picture may differ from the chart; the curves are approximated."""
-
-
-def with_cicp(png: bytes, curve: int, primaries: int = 9) -> bytes:
-    content = b"cICP" + bytes((primaries, curve, 0, 1))
-    chunk = struct.pack(">I", 4) + content + struct.pack(">I", zlib.crc32(content))
-    return png[:33] + chunk + png[33:]  # behind the signature and IHDR
-
-
-def write(path: Path, pixels: NDArray[np.uint8], curve: int, primaries: int = 9) -> None:
-    image, file = Image.fromarray(pixels), io.BytesIO()
-    if path.suffix == ".png":
-        image.save(file, "PNG")
-        path.write_bytes(with_cicp(file.getvalue(), curve, primaries))
-    elif path.suffix == ".avif":
-        image.save(file, "AVIF", quality=100, subsampling="4:4:4")
-        content = bytearray(file.getvalue())
-        struct.pack_into(">HH", content, content.index(b"colrnclx") + 8, primaries, curve)
-        path.write_bytes(content)
-    else:
-        pillow_heif = pytest.importorskip("pillow_heif")
-        made = pillow_heif.from_pillow(image)
-        stated = {"color_primaries": primaries, "transfer_characteristics": curve}
-        made.save(path, quality=100, chroma=444, matrix_coefficients=9, **stated)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".avif", ".heic"])

@@ -1,6 +1,7 @@
 """A model's name leads to a folder or to an error that says what to do."""
 
 import json
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +42,17 @@ def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_folder_without_a_configuration_fails(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no config\.json"):
         resolve_model(tmp_path)
+
+
+def test_a_folder_whose_path_is_not_utf8_fails(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"mod\xe9l")
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="from a folder whose path is not UTF-8") as caught:
+        resolve_model(folder)
+    assert caught.value.hint == "Rename the folder, or give a link to it"
+    (tmp_path / "model").symlink_to(folder)
+    assert resolve_model(tmp_path / "model") == tmp_path / "model"
 
 
 def test_a_revision_leads_to_its_commit(connect: Callable[[str], None]) -> None:

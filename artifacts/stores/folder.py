@@ -11,7 +11,7 @@ from pathlib import Path
 from artifacts.errors import EnvironmentFault
 from artifacts.paths import lies_in
 from artifacts.placing import rename_noreplace, sync_folder
-from artifacts.regular_files import NotAFile, open_regular
+from artifacts.regular_files import DENIED, NotAFile, open_regular
 from artifacts.stores.heads import Extent, each_head
 from artifacts.stores.local import TEMPORARY, left_behind
 from artifacts.stores.protocol import ObjectStat
@@ -186,7 +186,7 @@ def fault_of(error: OSError, where: Path) -> EnvironmentFault:
             f"{where} cannot be made: a file is in its place, or in that of a folder above it",
             hint="Give a folder with --store and --out",
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+    if error.errno in (*DENIED, errno.ENOENT):
         return EnvironmentFault(
             f"{where} cannot be written ({error.strerror})",
             hint="Give a folder you may write to with --store and --out",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from artifacts.captions import Caption
+from artifacts.files import json_text
 from artifacts.samples import media_suffix
 from artifacts.subtitles import one_line
 
@@ -83,13 +84,8 @@ def of_kind(entries: Sequence[TrainerEntry], kind: str) -> list[TrainerEntry]:
 
 
 def json_line(value: object) -> str:
-    """Return one line of JSON, which people can read; a path that is no UTF-8 stays what it is."""
-    text = json.dumps(value, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = json.dumps(value)
-    return text + "\n"
+    """Return one line of JSON."""
+    return json_text(value) + "\n"
 
 
 def toml_text(text: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from artifacts.errors import UsageError
-from artifacts.keys import ContentDigests
+from artifacts.keys import DIGESTS, ContentDigests
 from artifacts.model_files import ModelFiles
 from artifacts.schema import FrameFit, Part, Sampling
 from artifacts.store import Store
@@ -228,7 +228,7 @@ def _open_served(config: RunOptions, announce: Announce | None) -> Model:
 
 def digests_in(store: Store) -> ContentDigests:
     """Return the file digests stored next to a store."""
-    return ContentDigests(store.local / "digests.jsonl")
+    return ContentDigests(store.local / DIGESTS)
 
 
 def find_checkpoint(

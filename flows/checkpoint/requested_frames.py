@@ -2,9 +2,11 @@
 processor. Does not apply the model's context limit."""
 
 import math
+from dataclasses import replace
 
 from artifacts.options import OptionGroup
 from artifacts.schema import WHOLE_SECONDS, Sampling
+from artifacts.tiles import OFF
 from flows.options.media import VectorSamplingOptions, VideoSamplingOptions
 from stages.models.profile import ModelProfile
 
@@ -31,8 +33,12 @@ def default_full_chunk(profile: ModelProfile) -> int:
 
 def requested_sampling(profile: ModelProfile, config: OptionGroup) -> Sampling:
     """Return the requested sampling, before the context limits it."""
+    return replace(_sampling(profile, config), deinterlace=_options(config).deinterlace != OFF)
+
+
+def _sampling(profile: ModelProfile, config: OptionGroup) -> Sampling:
     if profile.route == "dual":  # one vector per frame, so no frame is left out
-        rate = _frame_rate(config) or FPS
+        rate = _options(config).fps or FPS
         return Sampling(chunk_seconds=VECTORS_A_CHUNK / rate, fps=rate, max_frames=VECTORS_A_CHUNK)
     video = VideoSamplingOptions.of(config)
     chunk = _chunk_seconds(profile, video)
@@ -61,10 +67,10 @@ def requested_sampling(profile: ModelProfile, config: OptionGroup) -> Sampling:
     )
 
 
-def _frame_rate(config: OptionGroup) -> float | None:
+def _options(config: OptionGroup) -> VectorSamplingOptions | VideoSamplingOptions:
     if isinstance(config, VectorSamplingOptions):
-        return config.fps
-    return VideoSamplingOptions.of(config).fps
+        return config
+    return VideoSamplingOptions.of(config)
 
 
 def _chunk_seconds(profile: ModelProfile, video: VideoSamplingOptions) -> float:

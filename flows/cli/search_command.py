@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from artifacts.errors import MediaError, Unanswered
 from artifacts.files import whole_file, write_text
+from artifacts.names import file_name
 from artifacts.paths import folder_named
 from artifacts.regular_files import open_regular
 from artifacts.remote.media_cache import open_local
@@ -71,7 +72,7 @@ def _copied(folder: Path, hits: Sequence["Hit"]) -> int:
     write_text(folder / "search.jsonl", lines_of(hits))  # first: it lists the originals
     for hit in (hit for hit in hits if hit.path not in seen):
         seen.add(hit.path)
-        name = f"{hit.rank:03d}-{Path(hit.path).name}"
+        name = file_name(f"{hit.rank:03d}-{Path(hit.path).name}", folder)
         try:
             with (
                 open_local(hit.path) as path,

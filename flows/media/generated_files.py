@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
+from artifacts.disk_names import one_name
 from artifacts.files import HALF, write_text
 from artifacts.jsonl_log import Opener, append_line, read_lines
 from artifacts.keys import digest_of, hash_file
@@ -39,7 +40,7 @@ ANY: About = ("",)
 def about(content: str, path: Path, place: str) -> About:
     """Return what a text at a path is about: a medium with this content, or the one that was at the
     same place before, which this one replaced."""
-    return content, f"{os.path.abspath(path)} {place}"
+    return content, f"{one_name(path)} {place}"
 
 
 class GeneratedFiles:
@@ -98,7 +99,7 @@ class GeneratedFiles:
         is_users = is_users and not (form in BESIDE and is_blank(path))
         if path.is_dir() or (is_users and not replace):
             return False
-        self.add(form, sha256, (*about, os.path.abspath(path)))
+        self.add(form, sha256, (*about, one_name(path)))
         if not is_unchanged:
             write_text(path, [content.decode()])
         return True

@@ -6,10 +6,11 @@ have. If the number of lines differs, the whole text applies to every chunk.
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from artifacts.disk_names import one_name, rules_in
+from artifacts.names import Naming
 from artifacts.plurals import counted
 from artifacts.regular_files import link_out, read_bytes, user_text
 from artifacts.store import Store
@@ -43,7 +44,7 @@ class HandwrittenTexts:
                 continue
             sha256, of = hashlib.sha256(content).hexdigest(), about(digest, path, place)
             # What a run wrote there about another medium is no text of a user, either.
-            anyone = (*of, os.path.abspath(path))
+            anyone = (*of, one_name(path))
             if any(self._generated.has(of_kind, sha256, anyone) for of_kind in GENERATED):
                 continue
             root = self._out if path.is_relative_to(self._out) else path.parent
@@ -74,6 +75,24 @@ class HandwrittenTexts:
         if self.unread:
             path, why = next(iter(self.unread.items()))
             yield f"not read: {counted(len(self.unread), 'text')} of users ({path}: {why})"
+
+
+class TextsIn:
+    """The texts in a folder of outputs, by names that its disk takes."""
+
+    def __init__(self, out: Path) -> None:
+        rules = rules_in(out)
+        self._out = out
+        self._fitting = Naming(lambda folder: rules).fitting
+        self._spelled: dict[str, Path] = {}
+        """Text → its path as the first medium spells it, whose text it is."""
+
+    def of(self, media_path: Path, name: str) -> Iterator[Path]:
+        """Yield the possible paths of a medium's text that are not another's."""
+        for place in text_paths(media_path, name):
+            path = self._out / f"{self._fitting(str(place.with_suffix('')))}{place.suffix}"
+            if self._spelled.setdefault(one_name(path), path) == path:
+                yield path
 
 
 def split_by_chunk(text: str, chunks: int) -> list[str] | None:

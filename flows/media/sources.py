@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from artifacts.captions import Failure
+from artifacts.disk_names import one_name
 from artifacts.errors import Unanswered, UsageError
 from artifacts.files import SERVER_FOLDERS
 from artifacts.paths import RealPaths
@@ -56,7 +57,7 @@ def texts_among(
     found = set()
     for source in texts:
         path = os.path.abspath(os.path.expanduser(source))
-        folder, stem = os.path.dirname(path), path[: -len(FORM) - 1]
+        folder, stem = os.path.dirname(path), one_name(path)[: -len(FORM) - 1]
         if folder not in stems_by_folder and _is_named(folder, paths, recursive):
             stems_by_folder[folder] = _stems_in(folder, names)
         if stem in stems or stem in stems_by_folder.get(folder, ()):
@@ -91,7 +92,7 @@ def _stems_in(folder: str, names: Sequence[str]) -> set[str]:
 def _stems_of(media: Iterable[str], names: Sequence[str]) -> set[str]:
     """Return the possible text paths of these media, without their last suffix."""
     places = [each for path in media for n in ("", *names) for each in text_paths(Path(path), n)]
-    return {str(place)[: -len(FORM) - 1] for place in places}
+    return {one_name(place)[: -len(FORM) - 1] for place in places}
 
 
 AT_ONCE = 32

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from artifacts.disk_names import one_name
 from artifacts.files import write_text
 from artifacts.regular_files import user_text
 from flows.media.generated_files import ANY, About, GeneratedFiles
@@ -86,14 +87,14 @@ class JoinedTexts:
         """Return whether a text without a known caption holds an edited one."""
         if self._knows("theirs", about, body.strip()):
             return False  # the user removed the caption, or the run was killed before it wrote it
-        if self._knows("at", about, str(path)):
+        if self._knows("at", about, one_name(path)):
             return True
         parts = ((body[:at], body[at + 1 :]) for at in _boundaries(body))
         return any(self._knows("theirs", about, part.strip()) for pair in parts for part in pair)
 
     def _remember(self, path: Path, about: About, user_part: str, head: str, tail: str) -> None:
         """Store the digests of the parts before the text is written."""
-        parts = {"head": head, "tail": tail, "theirs": user_part.strip(), "at": str(path)}
+        parts = {"head": head, "tail": tail, "theirs": user_part.strip(), "at": one_name(path)}
         self._own.add(f"{self._form} any", _digest(""))
         for name, part in parts.items():
             if part:

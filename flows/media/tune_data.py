@@ -19,14 +19,14 @@ from artifacts.corrections import StoredEdits
 from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText, keys_of, read_edits
 from artifacts.errors import UsageError
 from artifacts.json_shapes import BYTES, parse
-from artifacts.keys import ContentDigests, content_key
+from artifacts.keys import DIGESTS, ContentDigests, content_key
 from artifacts.plurals import counted
 from artifacts.regular_files import link_out, read_bytes, read_text, user_text
 from artifacts.signing import proof_by
 from artifacts.store import Store
 from flows.media.example import Example
 from flows.media.generated_files import is_blank
-from flows.media.handwritten import HandwrittenTexts, split_by_chunk, text_paths
+from flows.media.handwritten import HandwrittenTexts, TextsIn, split_by_chunk, text_paths
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, kind_of
 from flows.media.source_lists import LIST_SUFFIXES
 from stages.models.hub.transfer import Announce
@@ -93,14 +93,14 @@ class _Texts:
     """The hand-written texts of one run's media."""
 
     def __init__(self, out: Path, rows: Mapping[int, Row], store: Store) -> None:
-        self._out = out
         self._rows = rows
         self.handwritten = HandwrittenTexts(store, out)
-        self._digests = ContentDigests(store.local / "digests.jsonl")
+        self._digests = ContentDigests(store.local / DIGESTS)
         self._lines: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
         """(medium, prompt) → its lines in the data."""
         self._first: dict[str, str] = {}
         """Medium → name of its first prompt."""
+        self._in_out = TextsIn(out)
         for at, row in rows.items():
             self._lines[_item(row)].append(at)
             self._first.setdefault(_item(row)[0], str(row.get("name") or ""))
@@ -130,7 +130,7 @@ class _Texts:
         inside = PurePosixPath(str(row.get("media_path") or ""))
         names = [name, *([""] if name and self._first[item] == name else [])]
         if inside.name and not inside.is_absolute() and ".." not in inside.parts:
-            yield from text_paths(self._out / inside, name)
+            yield from self._in_out.of(Path(inside), name)
         for each in names:
             yield from text_paths(path, each)
 
@@ -246,7 +246,7 @@ def _media_with_texts(folder: Path) -> Iterator[Example]:
 def _contents(path: Path) -> dict[tuple[Any, Any], str]:
     """Return the name of each medium of a run → the identity of the content that it read."""
     try:
-        rows = [json.loads(line) for line in read_text(path, BYTES).splitlines()]
+        rows = [json.loads(line) for line in read_text(path, BYTES).split("\n") if line]
         return {(row["source"], row["media_path"]): str(row.get("content", "")) for row in rows}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}  # no run wrote the data

@@ -9,6 +9,8 @@ from typing import Annotated
 
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
+from artifacts.paths import is_utf8
+from artifacts.trainers import TRAINERS
 from flows.options.endpoint import EndpointOptions, check_served
 from flows.options.formats import COCO
 from flows.options.headings import FILES
@@ -95,6 +97,10 @@ class CaptionConfig(
                 "--format coco is for labels only", hint="Run `penstock label`, or leave it out"
             )
         super().__post_init__()
+        toml = [n for n in self.format if n in TRAINERS and "dataset.toml" in TRAINERS[n].names]
+        if toml and not is_utf8(self.out):
+            text = f"--format {','.join(toml)} states --out in TOML, and its path is not UTF-8"
+            raise UsageError(text, hint="Give another --out")
         check_served(self)
         _ = self.speakers
         if self.schema:

@@ -1,17 +1,23 @@
 """Options that select media files, frames and images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
-from artifacts.tiles import OFF, check_tiles
+from artifacts.tiles import AUTO, OFF, check_tiles
 from flows.options.headings import FILES, SAMPLING, TEXT, VECTORS
 
 MIN_CHUNK_SECONDS = 0.1
 """Each chunk takes memory while a run is planned: shorter ones would fill it."""
 MOST_FPS = 1000
 """More would repeat frames, and each time takes memory while a run is planned."""
+DEINTERLACE_OPTION = Option(
+    "auto, or off: keep the combs of interlaced frames [%(default)s]",
+    SAMPLING,
+    "HOW",
+    values=(AUTO, OFF),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +97,8 @@ class VideoSamplingOptions(OptionGroup):
     ] = None
     """Maximum pixels of all frames of a chunk together; None: the value of the checkpoint's
     processor."""
+    deinterlace: Annotated[str, DEINTERLACE_OPTION] = AUTO
+    """`auto` removes the combs of interlaced frames; `off` keeps them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,6 +135,8 @@ class VectorSamplingOptions(OptionGroup):
     ] = OFF
     """Square tiles that images are cut into before embedding: `off`, `auto`, or their number along
     the short side."""
+    deinterlace: Annotated[str, replace(DEINTERLACE_OPTION, heading=VECTORS)] = AUTO
+    """`auto` removes the combs of interlaced frames; `off` keeps them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from artifacts.disk_names import rules_in
 from artifacts.files import HALF, OURS, write_json, write_text
 from artifacts.json_shapes import BYTES
 from artifacts.plurals import counted, first_of
@@ -78,14 +79,14 @@ class Clips:
         """Return an unchanged clip that an earlier run made."""
         entry = self._index.get(key, {})
         path = self._clip_path(key) if "file" in entry else None
-        if path is None or not self.made(path):
+        if path is None or not self.made(path, key):
             return None
         suffix, start = media_suffix(path.name), float(entry.get("media_start", 0.0))
         return Media(path=path, suffix=suffix, start=start, clip=key)
 
-    def made(self, path: Path) -> bool:
-        """Return whether a file, in any folder, is an unchanged clip of this index."""
-        entry = self._index.get(path.stem, {})
+    def made(self, path: Path, key: str) -> bool:
+        """Return whether a file, in any folder, is the unchanged clip of a key."""
+        entry = self._index.get(key, {})
         with contextlib.suppress(OSError):
             stamp = stamp_of(path)
             return [stamp.size, stamp.modified] == entry.get("state")
@@ -105,10 +106,12 @@ class Clips:
             )
 
     def _present(self) -> dict[str, str]:
+        """Return the stem of each file, as the disk tells stems apart → its name."""
         selected = Selection(recursive=False, extensions=())  # and no text or latents beside a clip
+        folded = rules_in(self.folder).folded
         with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
             return {
-                Path(entry.name).stem: entry.name
+                folded(Path(entry.name).stem): entry.name
                 for entry in entries
                 if selected.takes(entry.name) and entry.is_file(follow_symlinks=False)
             }
@@ -125,10 +128,10 @@ class Clips:
             return True
         if entry.get("plain") and "file" not in entry:
             return key not in copied
-        name = present.get(key)
+        name = present.get(rules_in(self.folder).folded(key))
         if name is None:
             return False
-        if self.made(self.folder / name):
+        if self.made(self.folder / name, key):
             return True
         if self._replace:
             return False

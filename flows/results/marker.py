@@ -14,10 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from artifacts.files import whole_file, write_text
-from artifacts.json_shapes import MapOf, check, parse
+from artifacts.json_shapes import MapOf, check, parse, string
 from artifacts.keys import digest_of
 from artifacts.regular_files import open_regular, read_text
 from artifacts.signing import MARKER as PURPOSE
@@ -38,11 +37,6 @@ TRIES = 3
 """Times that marker and files are read: a run may replace both in between."""
 BYTES = 256 << 20
 """Largest marker, in bytes: that of about a million words."""
-
-
-def string(value: Any) -> bool:
-    """Return whether a value is a string. The name of a file need not be UTF-8."""
-    return isinstance(value, str)
 
 
 SHAPE = {

@@ -188,10 +188,11 @@ def write_captions(
             counts.append(len(captions))
             yield from captions
 
-    files, contents = zip(*(group[0] for group in job.by_file), strict=True)
-    lines = {CAPTIONS: json_lines(rows()), MEDIA: media_lines(files, counts, contents)}
+    firsts = [group[0] for group in job.by_file]
+    media = media_lines([file for file, _ in firsts], counts, [medium for _, medium in firsts])
+    lines = {CAPTIONS: json_lines(rows()), MEDIA: media}
     write_proved(job.out, lines, job.store.url)
-    return dict(zip(files, counts, strict=True))
+    return {file: count for (file, _), count in zip(firsts, counts, strict=True)}
 
 
 def write_outputs(job: Job, *, last: bool) -> OutputCounts:

@@ -9,11 +9,13 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path, PurePosixPath
 
+from artifacts.disk_names import rules_in
 from artifacts.errors import UsageError
 from artifacts.index.manifest import BOOK
-from artifacts.names import SUFFIXES
+from artifacts.names import SUFFIXES, Naming
 from artifacts.paths import RealPaths
 from artifacts.plurals import counted
 from artifacts.regular_files import open_regular
@@ -103,7 +105,8 @@ def take(
     outputs, out = refuse_taking(config, command), out_folder(config)
     options = OutputOptions.of(config)
     if WRITERS.keys() & options.format and not options.beside:
-        first = {parent: path for path in media_paths for parent in PurePosixPath(path).parents}
+        fitting = Naming(cache(lambda folder: rules_in(out))).fitting
+        first = {p: path for path in media_paths for p in PurePosixPath(fitting(path)).parents}
         for folder, path in first.items():
             if folder.name and os.path.lexists(out / folder / MARKER):
                 raise UsageError(

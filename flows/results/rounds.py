@@ -14,6 +14,7 @@ from artifacts.json_shapes import (
     number,
     read_json,
     read_jsonl,
+    string,
     text,
 )
 from artifacts.keys import digest_of
@@ -68,7 +69,7 @@ SHAPE = {
     "previous": text,
     "trained": text,
     "settings": SETTINGS,
-    "command": Nullable({"words": [text], "folder": text}),
+    "command": Nullable({"words": [string], "folder": string}),
     "examples": [EXAMPLE],
     "held_out": [EXAMPLE],
     "differing": [text],

@@ -17,6 +17,7 @@ from artifacts.json_shapes import (
     moment,
     number,
     read_json,
+    string,
     text,
 )
 from artifacts.regular_files import guard, refuse_links
@@ -34,11 +35,11 @@ PLANNED = {
     **dict.fromkeys(("kv_bytes", "workspace_bytes", "context_bytes"), OptionalField(number)),
 }
 PLAN = {
-    "model": text,
+    "model": string,
     "device": text,
     "precision": MapOf(text),
     "batch_size": Nullable(count),
-    "store": OptionalField(text),
+    "store": OptionalField(string),
     "chunks": OptionalField(count),
     "halves": OptionalField(MapOf(HALF)),
     "sampling": OptionalField(MapOf(anything)),
@@ -72,11 +73,12 @@ TEXTS = {
     **dict.fromkeys(("written", "kept", "earlier", "others"), count),
 }
 RECORD = {
-    **dict.fromkeys(("state", "host", "out", "error"), text),
+    **dict.fromkeys(("state", "host", "error"), text),
+    "out": string,
     "pid": count,
     "started": moment,
     "updated": moment,
-    "outputs": MapOf(text),
+    "outputs": MapOf(string),
     "prefect": Nullable({"id": text, "name": text}),
     "plan": EmptyOr(PLAN),
     "rungs": [
@@ -91,7 +93,7 @@ RECORD = {
     "earlier": [text],
     "failures": [dict.fromkeys(("media_path", "message", "hint"), text)],
     "versions": OptionalField(MapOf(text)),
-    "command": Nullable({"words": [text], "folder": text}),
+    "command": Nullable({"words": [string], "folder": string}),
 }
 """Shape of the parts of `run.json` that are read."""
 

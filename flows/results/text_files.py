@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.captions import Caption
+from artifacts.disk_names import one_name
 from artifacts.names import SUFFIXES
 from artifacts.plurals import counted, first_of
 from artifacts.shards import DATASET
@@ -129,7 +130,7 @@ def _texts_in(folders: Set[str]) -> set[str]:
     for folder in folders:
         with contextlib.suppress(OSError):
             names = (name for name in os.listdir(folder) if name.endswith(SUFFIXES))
-            found.update(os.path.join(folder, name) for name in names)
+            found.update(one_name(os.path.join(folder, name)) for name in names)
     return found
 
 
@@ -195,7 +196,7 @@ class _Writer:
         """
         job = self._job
         for path, file, medium in zip(self._paths, job.files, job.contents, strict=True):
-            if only is not None and str(path) not in only:
+            if only is not None and one_name(path) not in only:
                 continue
             of = about(medium.digest, path, file.place)
             captions = captions_of(job, file, medium)
@@ -220,8 +221,9 @@ class _Writer:
         return joins and not self._has_own(path, of)
 
     def _count_others(self) -> int:
-        ours = {str(path) for path in self._paths}
-        return sum(path not in ours for path in _texts_below(self._job.out, self.texts.form))
+        ours = {one_name(path) for path in self._paths}
+        below = _texts_below(self._job.out, self.texts.form)
+        return sum(one_name(path) not in ours for path in below)
 
 
 def _texts_below(out: Path, form: str) -> Iterator[str]:
@@ -233,7 +235,7 @@ def _texts_below(out: Path, form: str) -> Iterator[str]:
 
 def _same_stem(job: Job) -> list[str]:
     """Return the names of files that differ only in their suffix, one entry per stem."""
-    found: dict[Path, dict[str, None]] = {}
+    found: dict[str, dict[str, None]] = {}
     for file in job.files:
-        found.setdefault(file.path.with_suffix(".txt"), {})[file.path.name] = None
+        found.setdefault(one_name(file.path.with_suffix(".txt")), {})[file.path.name] = None
     return [" and ".join(names) for names in found.values() if len(names) > 1]

@@ -2,18 +2,22 @@
 
 Names depend on the other media: `a`; `a.mp4` and `a.mkv`; `a.mp4-2`. A hidden file of the folder of
 outputs remembers the name of each text, by the medium's path and by its content. A medium keeps its
-name when others are added, removed or come in another order.
+name when others are added, removed or come in another order. Names that the disk does not
+distinguish count as one.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
+from functools import cache
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from artifacts.disk_names import rules_in
 from artifacts.keys import digest_of
-from artifacts.names import file_stems, fitting
+from artifacts.names import Naming, file_stems
 from flows.job.prepare import Job
 from flows.media.generated_files import ANY, GeneratedFiles
+from flows.options.text import OutputOptions
 
 STEM, NUMBERED, TAKEN = "stem", "numbered", "taken"
 """Kinds of records: that a medium has a stem, that a number distinguishes some of its name, and
@@ -33,12 +37,20 @@ class Entry(NamedTuple):
     bare: str
     """Name of the medium without suffix and prompt."""
 
-    def identities(self, *, alone: bool) -> tuple[str, ...]:
+    def identities(self, naming: Naming, *, alone: bool) -> tuple[str, ...]:
         """Return what the medium is recognized by, the surest first. `alone`: it has no other
         prompt."""
         path, place, digest, prompt, _ = self
+        path = naming.folded(path)
         exact = (digest_of([path, place, prompt]), digest_of([path, digest, prompt]))
         return (*exact, digest_of([path, place]), digest_of([path, digest])) if alone else exact
+
+
+def naming_of(job: Job, beside: bool) -> Naming:
+    """Return how texts are named. Only a disk that gets some is probed, since that writes there."""
+    out, probe = job.out, not beside or OutputOptions.of(job.config).beside
+    rules_of = cache(lambda folder: rules_in(folder if beside else out, probe=probe))
+    return Naming(rules_of, beside)
 
 
 def text_stems(job: Job, beside: bool) -> list[str]:
@@ -58,75 +70,81 @@ def text_stems(job: Job, beside: bool) -> list[str]:
     each = list(dict.fromkeys((e.path, e.prompt) for e in entries)) if beside else []
     first = {(e.path, e.prompt): e for e in reversed(entries)}
     distinct = [first[one] for one in each] or entries
-    stems = _remembered(distinct, GeneratedFiles(None, out=job.out))
+    names = _Names(GeneratedFiles(None, out=job.out), naming_of(job, beside))
+    stems = names.of(distinct)
     if beside:
         of = dict(zip(each, stems, strict=True))
         stems = [of[e.path, e.prompt] for e in entries]
     return [f"{root}{stem}" for stem in stems]
 
 
-def _remembered(entries: Sequence[Entry], memory: GeneratedFiles) -> list[str]:
-    """Return the stem of each medium: the one that it had, else one that is free."""
-    defaults = file_stems([each.path for each in entries])
-    prompts = Counter((each.path, each.place) for each in entries)
-    stems = _known(entries, defaults, memory) if memory else {}
-    taken = {*stems.values()}
-    for at, (entry, default) in enumerate(zip(entries, defaults, strict=True)):
-        name = digest_of(entry.bare)
-        if at not in stems:
-            stems[at] = _free(default, name, taken, memory)
-            taken.add(stems[at])
-        identities = entry.identities(alone=prompts[entry.path, entry.place] == 1)
-        if not memory.has(STEM, stems[at], identities[:1]):
-            memory.add(STEM, stems[at], identities)
-            memory.add(TAKEN, stems[at], (*ANY, name))
-            if stems[at] not in _plain(entry):
-                memory.add(NUMBERED, digest_of(entry.path))
-    return [stems[at] for at in range(len(entries))]
+class _Names:
+    """The names of texts in one folder of outputs, or next to media."""
 
+    def __init__(self, memory: GeneratedFiles, naming: Naming) -> None:
+        self._memory = memory
+        self._naming = naming
 
-def _known(
-    entries: Sequence[Entry], defaults: Sequence[str], memory: GeneratedFiles
-) -> dict[int, str]:
-    """Return the number of each medium that had a stem → that stem."""
-    stems: dict[int, str] = {}
-    taken: set[str] = set()
-    for at, (entry, default) in enumerate(zip(entries, defaults, strict=True)):
-        known = (
-            stem
-            for identity in entry.identities(alone=True)
-            for stem in _candidates(entry, default, len(entries), memory)
-            if stem not in taken and memory.has(STEM, stem, (identity,))
-        )
-        if (stem := next(known, None)) is not None:
-            stems[at] = stem
-            taken.add(stem)
-    return stems
+    def of(self, entries: Sequence[Entry]) -> list[str]:
+        """Return the stem of each medium: the one that it had, else one that is free."""
+        memory, folded = self._memory, self._naming.folded
+        defaults = file_stems([each.path for each in entries], self._naming)
+        prompts = Counter((each.path, each.place) for each in entries)
+        stems = self._known(entries, defaults) if memory else {}
+        taken = {*map(folded, stems.values())}
+        for at, (entry, default) in enumerate(zip(entries, defaults, strict=True)):
+            name = digest_of(entry.bare)
+            if at not in stems:
+                stems[at] = self._free(default, name, taken)
+                taken.add(folded(stems[at]))
+            alone = prompts[entry.path, entry.place] == 1
+            identities = entry.identities(self._naming, alone=alone)
+            if not memory.has(STEM, stem := folded(stems[at]), identities[:1]):
+                memory.add(STEM, stem, identities)
+                memory.add(TAKEN, stem, (*ANY, name))
+                if stems[at] not in self._plain(entry):
+                    memory.add(NUMBERED, digest_of(folded(entry.path)))
+        return [stems[at] for at in range(len(entries))]
 
+    def _known(self, entries: Sequence[Entry], defaults: Sequence[str]) -> dict[int, str]:
+        """Return the number of each medium that had a stem → that stem."""
+        folded, stems, taken = self._naming.folded, dict[int, str](), set[str]()
+        for at, (entry, default) in enumerate(zip(entries, defaults, strict=True)):
+            known = (
+                stem
+                for identity in entry.identities(self._naming, alone=True)
+                for stem in self._candidates(entry, default, len(entries))
+                if (key := folded(stem)) not in taken and self._memory.has(STEM, key, (identity,))
+            )
+            if (stem := next(known, None)) is not None:
+                stems[at] = stem
+                taken.add(folded(stem))
+        return stems
 
-def _free(default: str, name: str, taken: Set[str], memory: GeneratedFiles) -> str:
-    """Return a stem that no medium has. The text of a prompt, `a.short`, is not that of a medium
-    `a.short`. `name`: digest of the medium's name without suffix."""
-    number, stem = 1, default
-    while stem in taken or (memory.has(TAKEN, stem) and not memory.has(TAKEN, stem, (name,))):
-        number += 1
-        stem = fitting(f"{default}-{number}")
-    return stem
+    def _free(self, default: str, name: str, taken: Set[str]) -> str:
+        """Return a stem that no medium has. The text of a prompt, `a.short`, is not that of
+        a medium `a.short`. `name`: digest of the medium's name without suffix."""
+        number, stem, has = 1, default, self._memory.has
+        while (key := self._naming.folded(stem)) in taken or (
+            has(TAKEN, key) and not has(TAKEN, key, (name,))
+        ):
+            number += 1
+            stem = self._naming.fitting(f"{default}-{number}")
+        return stem
 
+    def _plain(self, entry: Entry) -> tuple[str, str]:
+        """Return the stems without a number."""
+        return self._naming.fitting(_bare(entry.path)), self._naming.fitting(entry.path)
 
-def _plain(entry: Entry) -> tuple[str, str]:
-    """Return the stems without a number."""
-    return fitting(_bare(entry.path)), fitting(entry.path)
-
-
-def _candidates(entry: Entry, default: str, count: int, memory: GeneratedFiles) -> Iterator[str]:
-    """Yield the stems that a medium may have had among `count` media, the likeliest first."""
-    yield default
-    plain = _plain(entry)
-    yield from plain
-    if memory.has(NUMBERED, digest_of(entry.path)):
-        numbers = range(2, min(count, MORE_NUMBERS) + MORE_NUMBERS)
-        yield from (fitting(f"{stem}-{number}") for stem in plain for number in numbers)
+    def _candidates(self, entry: Entry, default: str, count: int) -> Iterator[str]:
+        """Yield the stems that a medium may have had among `count` media, the likeliest first."""
+        yield default
+        plain = self._plain(entry)
+        yield from plain
+        if self._memory.has(NUMBERED, digest_of(self._naming.folded(entry.path))):
+            numbers = range(2, min(count, MORE_NUMBERS) + MORE_NUMBERS)
+            fitting = self._naming.fitting
+            yield from (fitting(f"{stem}-{number}") for stem in plain for number in numbers)
 
 
 def _bare(path: str) -> str:

@@ -88,6 +88,7 @@ def _sought(path: Path, time: float) -> tuple[Any, Any] | None:
     may state wrong times, and where that fails."""
     import av
 
+    from stages.frames.interlacing import deinterlaced
     from stages.frames.opening import decoder_of, open_video, time_zero
 
     container, stream = open_video(path, threads=1)
@@ -96,9 +97,13 @@ def _sought(path: Path, time: float) -> tuple[Any, Any] | None:
             zero, decode = float(time_zero(container)), decoder_of(stream).decode
             container.seek(int((zero + time) * 1_000_000))
             frames = chain.from_iterable(map(decode, container.demux(stream)))
-            for tried, frame in enumerate(frames):
+            before = None
+            for frame in frames:
                 late = frame.time - zero - time  # TypeError without a time
                 if late >= -NEAR_SECONDS:
-                    behind = not tried and late > NEAR_SECONDS
-                    return None if behind else (frame, stream.sample_aspect_ratio)
+                    if before is None and late > NEAR_SECONDS:
+                        return None
+                    after = next(frames, None) if frame.interlaced_frame else None
+                    return deinterlaced(frame, before, after), stream.sample_aspect_ratio
+                before = frame
     return None

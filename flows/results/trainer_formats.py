@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from artifacts.disk_names import one_name, rules_in
 from artifacts.errors import MediaError
 from artifacts.files import HALF, OURS, write_text
 from artifacts.linking import is_linked, is_spare, link
@@ -103,6 +104,7 @@ class _TrainerFolder:
         self._form: TrainerForm = TRAINERS[name]
         self._folder = job.out / name
         self._exact = media_mode(job.out, job.config) == EXACT
+        self._folded = rules_in(job.out).folded
         self._replace = OutputOptions.of(job.config).replaces
         self._clips = clips
         self._kept: list[str] = []
@@ -157,7 +159,8 @@ class _TrainerFolder:
 
     def _entries(self, usable: Sequence[tuple[Chunk, Path]]) -> list[TrainerEntry]:
         """Return the entries; link media that the trainer needs in its folder or would confuse."""
-        apart = [self._form.apart(PurePosixPath(path)) for _, path in usable]
+        fold = self._folded  # what a trainer caches may lie there
+        apart = [fold(self._form.apart(PurePosixPath(one_name(path)))) for _, path in usable]
         seen, names = Counter(apart), Counter[str]()
         entries: list[TrainerEntry] = []
         for (chunk, path), key in zip(usable, apart, strict=True):
@@ -175,13 +178,14 @@ class _TrainerFolder:
 
     def _linked(self, item: SampleSource, path: Path, names: Counter[str]) -> str:
         """Link media into the folder, and return the relative path. Raises EnvironmentFault."""
-        stem = item.sample.clip
+        key = item.sample.clip
+        stem = self._folded(key)  # a disk may list it so, and a trainer looks for what is listed
         names[stem] += 1
         stem += f"-{names[stem]}" if names[stem] > 1 else ""
         inside = f"{self._form.folders[item.kind]}/{stem}.{media_suffix(path.name)}"
         target = self._folder / inside
         if not (is_linked(path, target) or self._has_copy(path, target)):
-            is_own = self._clips.made(target) or is_spare(target) or _are_equal(path, target)
+            is_own = self._clips.made(target, key) or is_spare(target) or _are_equal(path, target)
             if not (self._replace or is_own):
                 self._kept.append(inside)
                 return inside
@@ -215,11 +219,12 @@ class _TrainerFolder:
             media_path = self._folder / folder
             refuse_links(media_path)
             names = sorted(os.listdir(media_path)) if media_path.is_dir() else []
-            needed = {Path(path).name for path in media if Path(path).parent.name == folder}
+            paths = (Path(path) for path in media)
+            needed = {self._folded(path.name) for path in paths if path.parent.name == folder}
             for name in names:
                 if name.startswith(HALF) and name != OURS:  # left by a killed run
                     (media_path / name).unlink()
-                elif folder and name not in needed and LINKED.fullmatch(name):
+                elif folder and self._folded(name) not in needed and LINKED.fullmatch(name):
                     if is_spare(media_path / name):
                         (media_path / name).unlink()
                     else:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from artifacts.captions import Caption
+from artifacts.disk_names import one_name
 from artifacts.edits import REJECTED
 from artifacts.plurals import counted, first_of
 from artifacts.subtitles import one_line
@@ -27,7 +28,7 @@ class UserTexts:
         self._job = job
         self._texts = HandwrittenTexts(job.store, job.out)
         pairs = zip(job.files, job.contents, text_stems(job, beside=False), strict=True)
-        self._media_of: defaultdict[Path, dict[str, None]] = defaultdict(dict)
+        self._media_of: defaultdict[str, dict[str, None]] = defaultdict(dict)
         """Path of each text that was used → names of the media that it describes."""
         self._without_trigger: dict[Path, None] = {}
         """Paths of texts without the run's trigger."""
@@ -36,7 +37,7 @@ class UserTexts:
         self._rejected = 0
         """Number of captions that are left out because users rejected them."""
         self._out = {_key(f, m): Path(f"{stem}.{FORM}") for f, m, stem in pairs}
-        self._taken = {*self._out.values()}
+        self._taken = {*map(one_name, self._out.values())}
 
     def apply(
         self, file: MediaFile, medium: Medium, captions: Sequence[Caption], *, first: bool
@@ -54,7 +55,7 @@ class UserTexts:
         if found is None:
             return kept
         place, text = found
-        self._media_of[place][file.path.name] = None
+        self._media_of[one_name(place)][file.path.name] = None
         if (lines := split_by_chunk(text, len(captions))) is not None:  # the rejected ones, too
             pairs = [*zip(captions, lines, strict=True)]
         else:
@@ -106,7 +107,7 @@ class UserTexts:
         if first and file.name:
             stem = str(place).removesuffix(f".{FORM}").removesuffix(f".{file.name}")
             bare = Path(f"{stem}.{FORM}")
-            out += [bare] if bare not in self._taken else []
+            out += [bare] if one_name(bare) not in self._taken else []
         yield from [*beside, *out] if OutputOptions.of(self._job.config).beside else [*out, *beside]
 
 

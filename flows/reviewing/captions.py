@@ -69,11 +69,11 @@ class ReviewedCaptions:
         self, out: Path, store: str = "", *, trust: bool = False, shows_all: bool = False
     ) -> None:
         """Read a run's folder and open its journal. `store` and `trust` are as in `belief_in`. With
-        `shows_all`, edits of others that are not trusted are shown, but enter no store. Raises
-        UsageError, EnvironmentFault."""
+        `shows_all`, edits of others that are not trusted are shown, but enter no store, and so is a
+        folder that this user may only read. Raises UsageError, EnvironmentFault."""
         self.out = out
         self._named, self._trust, self._shows_all = store, trust, shows_all
-        self._is_released = self._may_reopen = False
+        self._is_released = self._may_reopen = self._is_stored = False
         self._former: dict[str, tuple[tuple[str, str, str], str]] = {}
         """Caption key before learning → its chunk and the words of then."""
         self.load()
@@ -91,8 +91,8 @@ class ReviewedCaptions:
 
     def _opened_journal(self) -> EditJournal:
         # Signed, an edit of a stranger's captions would count in a folder that it is copied to.
-        belief = self.belief
-        return EditJournal(self.out, belief.store, belief.proof(), signs=belief.is_own)
+        store, proof, signs = self.belief.store, self.belief.proof(), self.belief.is_own
+        return EditJournal(self.out, store, proof, signs=signs, may_view=self._shows_all)
 
     @property
     def _own(self) -> Edits:
@@ -101,13 +101,17 @@ class ReviewedCaptions:
 
     def _stored_edits(self) -> StoredEdits | None:
         """Return the edits in the run's store, after adding the proved ones of this journal. Return
-        None if the store is not believed, not on this machine, or not writable."""
+        None if the store is not believed, not on this machine, or cannot be used."""
         url = self.belief.store
         try:
             if not url or (local := local_folder(url)) is None:
                 return None
             stored = StoredEdits(local)
-            stored.take_in(self.journal.proved)
+            if stored.is_writable():
+                stored.take_in(self.journal.proved)
+                self._is_stored = True
+            elif not self.journal.refusal:
+                log.warning("edits are kept in this folder only: %s is not writable", stored.path)
             return stored
         except (EnvironmentFault, UsageError) as error:
             log.warning("edits are kept in this folder only: %s", error)
@@ -210,6 +214,8 @@ class ReviewedCaptions:
         EnvironmentFault."""
         if self._may_reopen:
             self._reopen()
+        if self.journal.refusal:
+            raise EditRefused(self.journal.refusal)
         if self._is_released:
             raise EnvironmentFault("a model is learning", hint="Edits are saved when it is done")
         try:
@@ -234,7 +240,7 @@ class ReviewedCaptions:
         is_repeated = deed["id"] in self.journal.edits.ids
         event = event_of(self.journal.edits, deed)
         changed = self.journal.add(deed)
-        if self._stored is not None and event is not None and not is_repeated:
+        if self._stored is not None and self._is_stored and event is not None and not is_repeated:
             self._stored.add([event])
         return changed
 

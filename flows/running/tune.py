@@ -17,6 +17,7 @@ from artifacts.owned_folders import refuse_foreign
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
 from artifacts.store import open_store
+from artifacts.tiles import AUTO, OFF
 from flows.checkpoint.adapters import as_published_fields, as_published_notes
 from flows.console.display import Display
 from flows.job.media_digests import check_placeholders
@@ -149,6 +150,7 @@ def _recorded_sampling(data: Path, model: str) -> dict[str, Any]:
         found["whole"] = bool(sampling.get("whole"))
         if model in (plan["model"], plan["folder"]):
             found |= {name: sampling[name] for name in ("fps", "frames", "max_frames")}
+            found["deinterlace"] = AUTO if sampling["deinterlace"] else OFF
             found |= {name: plan.get(name) for name in ("max_pixels", "max_video_pixels")}
             found["sampling_as_card"] = bool(plan.get("sampling_as_card"))
         TuneRun(sources=(), model=model, **found)  # refuses what no run has had

@@ -5,8 +5,10 @@ through the text half alone.
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.errors import MediaError, UsageError
+from artifacts.errors import EnvironmentFault, MediaError, UsageError
 from artifacts.index.manifest import Manifest
 from artifacts.index.moments import Moment, moments, single
 from artifacts.index.rows import CONTENT, PixelBox
@@ -22,6 +24,9 @@ from artifacts.index.search import Query, Searcher
 from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import refuse_other
+from artifacts.keys import DIGESTS
+from artifacts.regular_files import is_denied
+from artifacts.store import open_store
 from artifacts.vectors import Vectors, vectors_in
 from flows.console.display import Display
 from flows.job.prepare import Job
@@ -81,7 +86,17 @@ def search_index(
         )
     config = config_for(place, manifest)
     texts = (request.what, *request.without)
-    vectors, are_images = _vectors(config, manifest, folder, texts, display)
+    try:
+        vectors, are_images = _vectors(config, manifest, folder, texts, display)
+    except EnvironmentFault as error:
+        if not is_denied(error.__cause__):
+            raise
+        # The store may only be read: its digests save reading the model, the rest is made again.
+        with tempfile.TemporaryDirectory(prefix="penstock-search-") as store:
+            with suppress(OSError):
+                shutil.copy(open_store(config.store_url).local / DIGESTS, store)
+            config = replace(config, store=store)
+            vectors, are_images = _vectors(config, manifest, folder, texts, display)
     if not all(are_images) and (warning := unrecorded(folder, manifest.maker)):
         warn(warning)
     query = Query(

@@ -13,6 +13,7 @@ from starlette.routing import Match, Route
 
 from flows.serving.caption_routes import CaptionRoutes
 from flows.serving.chat import ChatRoutes
+from flows.serving.described import CHAT_BODY, MEDIUM_BODY, DescribedApp
 from flows.serving.guard import extra_headers
 from flows.serving.json_answers import json_answer
 from flows.serving.page.page import PLOTLY, Page, page_of
@@ -20,55 +21,13 @@ from flows.serving.refusals import OPENAI, HttpRefusal
 from flows.serving.routes import Routes
 from flows.serving.service import Service
 
-MEDIA_TYPES = (
-    "application/octet-stream",
-    "image/jpeg",
-    "image/png",
-    "image/webp",
-    "video/mp4",
-    "video/webm",
-)
-"""Types listed in /openapi.json, without wildcards for client generators. Others work, too."""
-NUMBER, TEXT, TRUTH = {"type": "number"}, {"type": "string"}, {"type": "boolean"}
-COUNT = {"type": "integer", "minimum": 1}
-PROPERTIES: Mapping[str, Any] = {
-    "messages": {"type": "array", "items": {"type": "object"}},
-    "model": TEXT,
-    "max_tokens": COUNT,
-    "max_completion_tokens": COUNT,
-    "temperature": {**NUMBER, "minimum": 0, "maximum": 2},
-    "top_p": {**NUMBER, "minimum": 0, "maximum": 1},
-    "seed": {"type": "integer", "minimum": 0},
-    "presence_penalty": {**NUMBER, "minimum": -2, "maximum": 2},
-    "stop": {"anyOf": [TEXT, {"type": "array", "items": TEXT, "maxItems": 4}]},
-    "response_format": {"type": "object", "required": ["type"], "properties": {"type": TEXT}},
-    "stream": TRUTH,
-    "stream_options": {"type": "object", "properties": {"include_usage": TRUTH}},
-}
-"""The chat parameters that take effect."""
-
-
-def _body(description: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "description": description, "content": content}}
-
-
-MEDIUM = _body(
-    "the bytes of an image or a clip",
-    {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES},
-)
-CHAT = _body(
-    "a chat completion request in OpenAI's form, with one image or clip in it",
-    {
-        "application/json": {
-            "schema": {"type": "object", "required": ["messages"], "properties": PROPERTIES}
-        }
-    },
-)
+PARAMETER_ERRORS = {"missing": "it is missing", "string_pattern_mismatch": "the text is empty"}
+"""Kind of pydantic's error → message, where its own would not help."""
 
 
 def app_of(service: Service, token: str) -> FastAPI:
     """Return the ASGI application of a service."""
-    app = FastAPI(
+    app = DescribedApp(
         title="Penstock",
         version=version("penstock"),
         docs_url=None,
@@ -78,16 +37,16 @@ def app_of(service: Service, token: str) -> FastAPI:
     page = page_of()
     routes = Routes(service, token, plots=page.plotly is not None)
     add = app.add_api_route
-    add("/v1/label", routes.label, methods=["POST"], openapi_extra=MEDIUM)
-    add("/v1/embed", routes.embed, methods=["POST"], openapi_extra=MEDIUM)
+    add("/v1/label", routes.label, methods=["POST"], openapi_extra=MEDIUM_BODY)
+    add("/v1/embed", routes.embed, methods=["POST"], openapi_extra=MEDIUM_BODY)
     captions = CaptionRoutes(service)
     chat = ChatRoutes(service, captions)
-    add("/v1/caption", captions.caption, methods=["POST"], openapi_extra=MEDIUM)
-    add("/v1/chat/completions", chat.complete, methods=["POST"], openapi_extra=CHAT)
+    add("/v1/caption", captions.caption, methods=["POST"], openapi_extra=MEDIUM_BODY)
+    add("/v1/chat/completions", chat.complete, methods=["POST"], openapi_extra=CHAT_BODY)
     add("/v1/models", chat.models, methods=["GET"])
     add("/v1/models/{name:path}", chat.model, methods=["GET"])
     add("/v1/search", routes.search, methods=["GET"])
-    add("/v1/search", routes.search, methods=["POST"], openapi_extra=MEDIUM, name="search_picture")
+    add("/v1/search", routes.search_picture, methods=["POST"], openapi_extra=MEDIUM_BODY)
     add("/v1/media/{hit}", routes.media, methods=["GET"])
     add("/v1/media/{hit}", routes.media, methods=["HEAD"], name="media_head")
     add("/v1/thumbnail/{hit}", routes.thumbnail, methods=["GET"])
@@ -144,8 +103,9 @@ def _methods_at(request: Request) -> list[str]:
 async def _invalid_parameter(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: Mapping[str, Any] = error.errors()[0]
-    name = first["loc"][-1] if first["loc"] else ""
-    error = HttpRefusal(422, f"{name}: {first['msg']}", "The parameters are in /openapi.json")
+    name = next(iter(first["loc"][1:]), "")  # after where it was
+    why = PARAMETER_ERRORS.get(first["type"], first["msg"])
+    error = HttpRefusal(422, f"invalid {name}: {why}", "The parameters are in /openapi.json")
     return await _refused(request, error)
 
 

@@ -26,7 +26,7 @@ from flows.serving.frame_source import FrameSource
 from flows.serving.half_worker import HalfWorker
 from flows.serving.metrics import Metrics
 from flows.serving.record_cache import RecordCacheFlusher
-from flows.serving.refusals import bad_request, exceeded, refusal_of
+from flows.serving.refusals import bad_request, exceeded
 from flows.serving.shown_names import shown_name
 from flows.serving.single_flight import SingleFlight
 from flows.serving.uploads import Upload
@@ -152,14 +152,13 @@ class Captioning:
         )
         try:
             if len(prompt) > MAX_PROMPT_LETTERS:
-                raise bad_request(
-                    "the prompt is too long", f"Send at most {MAX_PROMPT_LETTERS:,} characters"
-                )
+                hint = f"Send at most {MAX_PROMPT_LETTERS:,} characters"
+                raise bad_request("the prompt is too long", hint, "invalid_prompt")
             await self._check_context(medium.prompt, params)
             try:
                 check_placeholders([medium], self._job.model)
             except UsageError as error:
-                raise refusal_of(error) from error
+                raise bad_request(error.message, error.hint, "invalid_prompt") from error
             index = await self._frames.known(medium)
             found = await self._from_store(medium, index, params) if index else None
         except BaseException:

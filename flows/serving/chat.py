@@ -24,9 +24,16 @@ from flows.serving.answers import warnings_of
 from flows.serving.caption_params import CaptionParams, StreamedText, joined_text
 from flows.serving.caption_routes import EVENTS, CaptionRoutes, event
 from flows.serving.captioning import Captioned
-from flows.serving.chat_params import check_known, no_model, params_in, streaming_in
+from flows.serving.chat_params import (
+    RESPONSE_FORMAT,
+    Message,
+    caption_params,
+    checked,
+    forced_function,
+    no_model,
+)
 from flows.serving.json_answers import json_answer
-from flows.serving.refusals import OPENAI, HttpRefusal, bad_request, invalid, unsupported
+from flows.serving.refusals import OPENAI, HttpRefusal, invalid, invalid_message, unsupported
 from flows.serving.service import Service
 from flows.serving.uploads import Upload, body_of, stored
 
@@ -89,6 +96,27 @@ class ChatRequest:
     streamed: bool
     usage: bool
     """Whether a stream ends with its token usage."""
+    function: str = ""
+    """Name of the function that the answer calls; empty: the answer is a text."""
+    request_id: str = ""
+    """The client's name of the request; empty: none."""
+
+    def content(self, text: str, **call: Any) -> dict[str, Any]:
+        """Return a text of the answer as fields of a message: its content, or the arguments of the
+        call of the function, with the fields of that `call`."""
+        if not self.function:
+            return {"content": text}
+        function = {**({"name": self.function} if "id" in call else {}), "arguments": text}
+        return {"tool_calls": [{**call, "function": function}]}
+
+    def refusal(self, why: HttpRefusal) -> HttpRefusal:
+        """Return a refusal as OpenAI's clients know it: 400 for every invalid request, with a code,
+        and with the parameter that this request has."""
+        if why.status in (415, 422):
+            return invalid_message(why.code or "invalid_image", why.error, why.hint)
+        if why.param == RESPONSE_FORMAT and self.function:
+            return unsupported("tools", why.error, why.hint)
+        return why
 
 
 class ChatRoutes:
@@ -117,26 +145,35 @@ class ChatRoutes:
         body = await body_of(request, max_bytes)
         parse = partial(parse_chat_request, body, served, captions.limit)
         chat = await asyncio.get_running_loop().run_in_executor(self._readers, parse)
-        upload = await asyncio.to_thread(
-            stored, chat.medium, self._service.config.body_bytes, self._service.temp_store
-        )
+        try:
+            return await self._answer(request, chat)
+        except HttpRefusal as why:
+            raise chat.refusal(why) from why
+
+    async def _answer(self, request: Request, chat: ChatRequest) -> Response:
+        config, temp_store = self._service.config, self._service.temp_store
+        upload = await asyncio.to_thread(stored, chat.medium, config.body_bytes, temp_store)
         head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": round(time.time()),
-            "model": captions.model,
+            "model": self._captions.captions().model,
         }
+        named = {"x-request-id": chat.request_id} if chat.request_id else {}
         if chat.streamed:
-            return StreamingResponse(self._events(upload, chat, head), media_type=EVENTS)
+            events = self._events(upload, chat, head)
+            return StreamingResponse(events, media_type=EVENTS, headers=named)
         found = await self._captions.captions_of(request, upload, chat.prompt, chat.params)
         text = joined_text((output.caption for output in found.outputs), chat.params.stop)
+        content = chat.content(text, id=_call_id(), type="function")
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "message": {"role": "assistant", "content": None, "refusal": None, **content},
             "finish_reason": finish_reason(found),
             "logprobs": None,
         }
         answer = {**head, "object": "chat.completion", "choices": [choice]}
-        return json_answer({**answer, "usage": usage_of(found), **warnings_of(found.index)})
+        fields = {**answer, "usage": usage_of(found), **warnings_of(found.index)}
+        return json_answer(fields, headers=named)
 
     async def _events(
         self, upload: Upload, chat: ChatRequest, head: Mapping[str, Any]
@@ -151,20 +188,21 @@ class ChatRoutes:
             choice = {"index": 0, "delta": content, "finish_reason": finished, "logprobs": None}
             return chunk([choice], **more)
 
-        yield delta({"role": "assistant", "content": ""})
+        opening = chat.content("", index=0, id=_call_id(), type="function")
+        yield delta({"role": "assistant", "content": None, **opening})
         text = StreamedText(chat.params.stop)
         try:
             async for each in self._captions.pieces(upload, chat.prompt, chat.params):
                 if isinstance(each, Captioned):
                     if new := text.rest(output.caption for output in each.outputs):
-                        yield delta({"content": new})
+                        yield delta(chat.content(new, index=0))
                     yield delta({}, finish_reason(each), **warnings_of(each.index))
                     if chat.usage:
                         yield chunk([], usage_of(each))
                 elif new := text.add(each.chunk, each.text, ended=each.ended):
-                    yield delta({"content": new})
+                    yield delta(chat.content(new, index=0))
         except HttpRefusal as why:
-            yield event(why.to_json(OPENAI[0]))
+            yield event(chat.refusal(why).to_json(OPENAI[0]))
         yield event("[DONE]")
 
     def _model(self) -> dict[str, Any]:
@@ -192,40 +230,46 @@ def usage_of(found: Captioned) -> dict[str, int]:
     }
 
 
+def _call_id() -> str:
+    return f"call_{uuid.uuid4().hex}"
+
+
 def parse_chat_request(body: bytes, models: Collection[str], limit: int) -> ChatRequest:
     """Parse the body of a chat request. `models` are the accepted names of the model; `limit` is
     the server's token limit of one caption. Raises HttpRefusal."""
-    chat = json_in(body)
-    if not isinstance(chat, dict):
+    fields = json_in(body)
+    if not isinstance(fields, dict):
         raise HttpRefusal(
             400, "the body is not a chat completion request", "Send a JSON object in OpenAI's form"
         )
-    check_known(chat, models)
-    streamed, usage = streaming_in(chat)
-    params = params_in(chat, limit)
+    chat = checked(fields, models)
+    function = forced_function(chat)
+    params = caption_params(chat, function, limit)
     try:
-        messages = [(f"messages[{at}]", each) for at, each in enumerate(chat["messages"])]
+        messages = [(f"messages[{at}]", each) for at, each in enumerate(chat.messages)]
         parts = [part for name, message in messages for part in _parts(name, message)]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        hint = "Send a list of messages with role and content, in OpenAI's form"
+    except (ValueError, TypeError, KeyError) as error:
+        hint = "Send messages with role and content, in OpenAI's form"
         raise invalid("messages", "messages cannot be read", hint) from error
     media = [part for kind, part in parts if kind in MEDIA]
     if len(media) != 1:
-        raise bad_request(
-            f"the request has {len(media)} images and clips; exactly one is accepted",
-            "Send one part of type image_url or video_url",
-        )
-    texts = [part for kind, part in parts if kind == TEXT]
-    prompt = "\n".join(filter(None, texts))
+        found = f"the request has {len(media)} images and clips; exactly one is accepted"
+        raise invalid("messages", found, "Send one part of type image_url or video_url")
     return ChatRequest(
-        prompt=prompt, medium=_data(media[0]), params=params, streamed=streamed, usage=usage
+        prompt="\n".join(part for kind, part in parts if kind == TEXT and part),
+        medium=_data(media[0]),
+        params=params,
+        streamed=bool(chat.stream),
+        usage=bool(chat.stream_options and chat.stream_options.include_usage),
+        function=function.name if function else "",
+        request_id=chat.request_id or "",
     )
 
 
-def _parts(name: str, message: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+def _parts(name: str, message: Message) -> Sequence[tuple[str, str]]:
     """Return the type and content of each part of a message. Raises HttpRefusal for an
     unsupported role; `name` is the message's path in the request."""
-    role, content = message["role"], message.get("content") or ""
+    role, content = message.role, message.content or ""
     if role in HISTORY_ROLES:
         hint = "Send one question, in messages of the roles system, developer and user"
         raise unsupported(f"{name}.role", f"messages of the role {role!r} are not supported", hint)
@@ -249,11 +293,10 @@ def _parts(name: str, message: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
 def _data(address: str) -> bytes:
     head, comma, data = address.partition(",")
     if not (DATA_URL.match(head) and comma):
-        raise bad_request(
-            "only data: URLs are accepted",
-            "Send the file itself: data:image/jpeg;base64,…",
-        )
+        hint = "Send the file itself: data:image/jpeg;base64,…"
+        raise invalid_message("invalid_image_url", "only data: URLs are accepted", hint)
     try:
         return base64.b64decode("".join(data.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise bad_request("the data: URL is damaged", "Encode the file in base64 again") from error
+        hint = "Encode the file in base64 again"
+        raise invalid_message("invalid_base64_image", "the data: URL is damaged", hint) from error

@@ -1,70 +1,195 @@
-"""Parses the parameters of a chat request. Some take effect. Some are accepted only with the value
-that changes nothing. All others are refused.
+"""The parameters of a chat request. Some take effect. Some are accepted only with the value that
+changes nothing, which is their own default in OpenAI's API or in vLLM's. All others are refused.
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from artifacts.errors import UsageError
 from flows.serving.caption_params import CaptionParams
 from flows.serving.refusals import HttpRefusal, invalid, unsupported
 from stages.decode.generation import SamplingParams
-from stages.decode.json_schema import canonical, rest_of
+from stages.decode.json_schema import ANY_OBJECT, EMPTY_OBJECT, canonical, rest_of
+from stages.decode.schema_bounds import plain
 
 MAX_STOPS, STOP_LETTERS = 4, 1000
 SCHEMA_LETTERS = 64 << 10
 LARGEST_SEED = (1 << 63) - 1
-MAX_TEMPERATURE = 2.0
-MAX_PRESENCE = 2.0
-"""Largest absolute value of `presence_penalty`."""
 MIN_TEMPERATURE = 1e-3
 """Temperatures below this decode greedily, as 0 does; the logits would overflow."""
 MIN_TOP_P = 1e-6
 """Values of `top_p` below this decode greedily, as 0 does."""
-SUPPORTED = frozenset(
-    {
-        "messages", "model", "stream", "stream_options", "max_tokens", "max_completion_tokens",
-        "temperature", "top_p", "seed", "presence_penalty", "stop", "response_format",
-    }
-)  # fmt: skip
-IGNORED = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
-"""Parameters about the client. They do not affect the answer."""
-NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "frequency_penalty": (0,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "tools": ([],),
-    "functions": ([],),
-    "tool_choice": ("none", "auto"),
-    "function_call": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
-    "store": (False,),
-    "modalities": (["text"],),
-    "service_tier": ("auto", "default"),
-    "reasoning_effort": ("none",),
-    "verbosity": ("medium",),
+RESPONSE_FORMAT = "response_format"
+FORMATS = '{"type": "text"} or {"type": "json_schema", "json_schema": {"schema": {…}}}'
+FUNCTION = '{"type": "function", "function": {"name": "…"}}'
+
+
+class _Part(BaseModel):
+    """A part of a request. Descriptions complete "Give …", the hint of a refused value."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class _Closed(_Part):
+    """A part whose unknown fields are refused, unless they are null."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": {"type": "null"}})
+
+    @classmethod
+    def check_known(cls, given: Any, path: str = "") -> None:
+        """Raise HttpRefusal for the first unknown field. pydantic would describe all of them,
+        which may be millions."""
+        for name, value in given.items() if isinstance(given, dict) else ():
+            if value is not None and name not in cls.model_fields:
+                error = f"the parameter {(path and path + '.') + name[:80]!r} is not supported"
+                raise unsupported(path or name, error)
+
+
+Stop = Annotated[str, Field(min_length=1, max_length=STOP_LETTERS)]
+
+
+class StreamOptions(_Closed):
+    """What a stream holds besides the answer."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+    continuous_usage_stats: Literal[False] | None = None
+
+
+class GivenSchema(_Part):
+    """A schema with its name."""
+
+    given: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(_Part):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: GivenSchema | None = None
+    given: dict[str, Any] | None = Field(None, alias="schema")
+    """The schema of a json_object, as llama.cpp and others have it."""
+
+
+class Function(_Part):
+    """A function; in `tool_choice` it has only its name."""
+
+    name: str = Field(pattern="^[A-Za-z0-9_-]{1,64}$")
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(_Part):
+    """A function as a tool."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class Message(_Part):
+    """A message; its parts are read by `chat.py`."""
+
+    role: str
+    content: str | Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
+
+
+class ChatParams(_Closed):
+    """The parameters that take effect."""
+
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(
+        description="a list of messages with role and content, in OpenAI's form"
+    )
+    model: str | None = Field(None, description="the name from GET /v1/models")
+    max_tokens: int | None = Field(None, ge=1, description="a whole number from 1")
+    max_completion_tokens: int | None = Field(None, ge=1, description="a whole number from 1")
+    temperature: float | None = Field(None, ge=0, le=2, description="a number from 0 to 2")
+    top_p: float | None = Field(None, ge=0, le=1, description="a number from 0 to 1")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="a number from -2 to 2")
+    seed: int | None = Field(
+        None, ge=0, le=LARGEST_SEED, description="a whole number from 0 to 2^63 - 1"
+    )
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = Field(
+        None,
+        description=f"1 to {STOP_LETTERS} characters, or a list of up to {MAX_STOPS} such texts",
+    )
+    stream: bool | None = Field(None, description="true or false")
+    stream_options: StreamOptions | None = Field(None, description='{"include_usage": true}')
+    response_format: ResponseFormat | None = Field(None, description=FORMATS)
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = Field(
+        None, description=f'[{FUNCTION[:-2]}, "parameters": {{…}}}}}}]'
+    )
+    tool_choice: Literal["none", "auto", "required"] | Tool | None = Field(
+        None, description=FUNCTION
+    )
+    request_id: str | None = Field(
+        None,
+        pattern="^[A-Za-z0-9._-]{1,128}$",
+        description="1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'",
+    )
+
+
+_Zero, _One = Annotated[float, Field(ge=0, le=0)], Annotated[float, Field(ge=1, le=1)]
+_NoList = Annotated[list[Any], Field(max_length=0)]
+_NoObject = Annotated[dict[str, Any], Field(max_length=0)]
+NEUTRAL: tuple[tuple[Any, str], ...] = (
+    (_Zero, "frequency_penalty top_logprobs min_p min_tokens priority routed_experts_prompt_start"),
+    (_One, "n repetition_penalty length_penalty"),
+    (Literal[-1, 0], "top_k"),
+    (Literal[False], "logprobs store use_beam_search include_stop_str_in_output ignore_eos echo"),
+    (Literal[False], "continue_final_message add_special_tokens return_token_offsets"),
+    (Literal[True], "include_reasoning skip_special_tokens spaces_between_special_tokens"),
+    (Literal[True], "add_generation_prompt return_mm_kwargs"),
+    (_NoList, "functions stop_token_ids bad_words"),
+    (_NoObject, "logit_bias chat_template_kwargs media_io_kwargs mm_processor_kwargs"),
+    (bool, "parallel_tool_calls"),
+    (Literal["none", "auto"], "function_call"),
+    (Annotated[list[Literal["text"]], Field(min_length=1, fail_fast=True)], "modalities"),
+    (Literal["auto", "default"], "service_tier"),
+    (Literal["none"], "reasoning_effort"),
+    (Literal["medium"], "verbosity"),
+    (Any, "user metadata safety_identifier prompt_cache_key"),  # about the client
+)
+"""Types of the values that change nothing, each with the names of its parameters. Null changes
+nothing in any parameter."""
+_NEUTRAL_FIELDS: Any = {
+    name: (kind | None, None) for kind, names in NEUTRAL for name in names.split()
 }
-"""Parameter → accepted values, which change nothing; `null` is also accepted."""
+ChatCompletionRequest: type[ChatParams] = create_model(
+    "ChatCompletionRequest", __base__=ChatParams, **_NEUTRAL_FIELDS
+)
 
 
-def check_known(request: Mapping[str, Any], models: Collection[str]) -> None:
-    """Raise HttpRefusal for an unsupported parameter, and for an unknown model."""
-    for name, value in request.items():
-        if value is None or name in SUPPORTED | IGNORED:
-            continue
-        if name not in NEUTRAL:
-            raise unsupported(name, f"the parameter {name[:80]!r} is not supported")
-        if not any(type(value) is type(each) and value == each for each in _as(NEUTRAL[name])):
-            raise unsupported(name, f"{name} {_shown(value)} is not supported")
-    model = request.get("model")
-    if model is not None and not isinstance(model, str):
-        raise invalid("model", "model is not a string", "Give the name from GET /v1/models")
-    if model is not None and model not in models:
-        raise no_model(model)
+def checked(request: Mapping[str, Any], models: Collection[str]) -> ChatParams:
+    """Return the parameters of a request. Raises HttpRefusal for an unsupported or invalid one, and
+    for an unknown model."""
+    ChatCompletionRequest.check_known(request)
+    StreamOptions.check_known(request.get("stream_options"), "stream_options")
+    try:
+        params = ChatCompletionRequest.model_validate(request)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        name = str(found[0]["loc"][0])
+        kinds = {each["type"] for each in found if each["loc"][0] == name}
+        raise _refusal(request, name, kinds) from error
+    if params.model is not None and params.model not in models:
+        raise no_model(params.model)
+    if params.stream_options and not params.stream:
+        raise invalid("stream_options", "stream_options require a stream", "Add stream: true")
+    return params
+
+
+def _refusal(request: Mapping[str, Any], name: str, kinds: set[str]) -> HttpRefusal:
+    """Return the refusal of a parameter for the kinds of pydantic's errors."""
+    field = ChatParams.model_fields.get(name)
+    if field is None or kinds == {"literal_error"}:
+        return unsupported(name, f"{name} {_shown(request.get(name))} is not supported")
+    hint = f"Give {field.description}"
+    if name == "messages":  # may be large
+        return invalid(name, "messages cannot be read", hint)
+    return invalid(name, f"{name} is {_shown(request.get(name))}", hint)
 
 
 def no_model(name: str) -> HttpRefusal:
@@ -74,157 +199,92 @@ def no_model(name: str) -> HttpRefusal:
     return HttpRefusal(404, error, hint, code="model_not_found", param="model")
 
 
-def params_in(request: Mapping[str, Any], limit: int) -> CaptionParams:
-    """Parse the caption parameters of a chat request. `limit` is the server's token limit of one
-    caption. Compiling a schema takes a moment. Raises HttpRefusal."""
-    max_tokens = _limit(request)
-    schema = _schema(request.get("response_format"))
+def forced_function(params: ChatParams) -> Function | None:
+    """Return the function that the answer has to call; None: it is a text. Raises HttpRefusal."""
+    tools, choice = params.tools or [], params.tool_choice
+    if choice == "none" or (choice in (None, "auto") and not tools):
+        return None
+    if choice in (None, "auto"):
+        error = "the model does not choose whether it calls a function"
+        raise unsupported("tools", error, "Name the function in tool_choice, or leave tools out")
+    wanted = choice.function.name if isinstance(choice, Tool) else None
+    found = [each.function for each in tools if wanted in (None, each.function.name)]
+    if len(found) != 1:
+        error = f"{len(found)} of {len(tools)} functions in tools fit tool_choice"
+        raise unsupported("tool_choice", error, "Name one function of tools")
+    if params.response_format and params.response_format.type != "text":
+        error = "an answer that calls a function has the form of its parameters"
+        raise unsupported(RESPONSE_FORMAT, error)
+    return found[0]
+
+
+def caption_params(params: ChatParams, function: Function | None, limit: int) -> CaptionParams:
+    """Return the caption parameters of a chat request whose answer calls this function, if any.
+    `limit` is the server's token limit of one caption. Compiling a schema takes a moment. Raises
+    HttpRefusal."""
+    limits = (params.max_tokens, params.max_completion_tokens)
+    max_tokens = min((each for each in limits if each is not None), default=None)
+    source = "tools" if function else RESPONSE_FORMAT
+    if function:
+        schema = _canonical(function.parameters or {}, source)
+    else:
+        schema = _format_schema(params.response_format)
     if schema and min(max_tokens or limit, limit) < (needed := rest_of(schema).tokens):
         if needed <= limit:
             hint = f"Set max_tokens to at least {needed}"
             raise invalid("max_tokens", f"the schema needs up to {needed} tokens", hint)
         error = f"its answers need up to {needed} tokens; this server's limit is {limit}"
-        raise unsupported("response_format", error, "Request a smaller schema")
+        raise unsupported(source, error, "Request a smaller schema")
+    stop = [params.stop] if isinstance(params.stop, str) else params.stop or []
     return CaptionParams(
-        generation=_generation(request, schema),
+        generation=_generation(params, schema),
         max_tokens=max_tokens,
-        stop=_stop(request.get("stop")),
+        stop=tuple(sorted(set(stop))),
         counts_prompt=True,
     )
 
 
-def streaming_in(request: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Return whether the answer is streamed, and whether the stream reports its usage. Raises
-    HttpRefusal."""
-    streamed, options = request.get("stream"), request.get("stream_options")
-    if not isinstance(streamed, bool | None):
-        raise invalid("stream", f"stream is {_shown(streamed)}", "Give true or false")
-    if options is None:
-        return bool(streamed), False
-    if not streamed:
-        raise invalid("stream_options", "stream_options require a stream", "Add stream: true")
-    if not isinstance(options, dict):
-        raise invalid("stream_options", "stream_options is not an object", "Give include_usage")
-    for name, value in options.items():
-        if name not in ("include_usage", "include_obfuscation") or not isinstance(
-            value, bool | None
-        ):
-            raise unsupported("stream_options", f"stream_options.{name[:80]} is not supported")
-    if options.get("include_obfuscation"):
-        raise unsupported("stream_options", "obfuscation of chunks is not supported")
-    return True, bool(options.get("include_usage"))
-
-
-def _limit(request: Mapping[str, Any]) -> int | None:
-    """Return the token limit of the answer: the smaller value of both names."""
-    found = []
-    for name in ("max_tokens", "max_completion_tokens"):
-        value = request.get(name)
-        if value is None:
-            continue
-        if type(value) is not int or value < 1:
-            raise invalid(name, f"{name} is {_shown(value)}", "Give a whole number from 1")
-        found.append(value)
-    return min(found, default=None)
-
-
-def _generation(request: Mapping[str, Any], schema: str) -> SamplingParams:
-    temperature = _number(request, "temperature", MAX_TEMPERATURE)
-    top_p = _number(request, "top_p", 1.0)
-    presence = _number(request, "presence_penalty", MAX_PRESENCE, low=-MAX_PRESENCE) or None
-    seed = request.get("seed")
-    if seed is not None and (type(seed) is not int or not 0 <= seed <= LARGEST_SEED):
-        raise invalid("seed", f"seed is {_shown(seed)}", "Give a whole number from 0 to 2^63 - 1")
-    share = None if top_p == 1.0 else top_p
-    is_default = temperature is None and share is None
+def _generation(params: ChatParams, schema: str) -> SamplingParams:
+    temperature = params.temperature
+    share = None if params.top_p == 1.0 else params.top_p
+    greedy = SamplingParams(presence_penalty=params.presence_penalty or None, schema=schema)
     cold = temperature is not None and temperature < MIN_TEMPERATURE
     narrow = share is not None and share < MIN_TOP_P
-    greedy = SamplingParams(presence_penalty=presence, schema=schema)
-    if is_default or cold or narrow:
+    if (temperature is None and share is None) or cold or narrow:
         return greedy
-    try:
-        return replace(greedy, temperature=temperature, top_p=share, seed=seed or 0)
-    except UsageError as error:
-        options = {f"--{name.replace('_', '-')}": name for name in ("temperature", "top_p", "seed")}
-        param = next((options[each] for each in options if each in error.message), "messages")
-        message = error.message.replace(f"--{param.replace('_', '-')}", param)
-        raise invalid(param, message, error.hint) from error
+    return replace(greedy, temperature=temperature, top_p=share, seed=params.seed or 0)
 
 
-def _number(request: Mapping[str, Any], name: str, high: float, low: float = 0) -> float | None:
-    value = request.get(name)
-    if value is None:
-        return None
-    if type(value) not in (int, float) or not low <= value <= high:
-        hint = f"Give a number from {low:g} to {high:g}"
-        raise invalid(name, f"{name} is {_shown(value)}", hint)
-    return float(value)
-
-
-def _stop(value: Any) -> tuple[str, ...]:
-    given = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
-        raise invalid(
-            "stop", "stop is neither a string nor a list of strings", 'Give "." or [".", ";"]'
-        )
-    if len(given) > MAX_STOPS:
-        raise invalid("stop", f"stop has {len(given)} strings", f"Give at most {MAX_STOPS}")
-    if any(not 0 < len(each) <= STOP_LETTERS for each in given):
-        raise invalid(
-            "stop",
-            "a stop string is empty or too long",
-            f"Give 1 to {STOP_LETTERS} characters",
-        )
-    return tuple(sorted(set(given)))
-
-
-def _schema(form: Any) -> str:
+def _format_schema(form: ResponseFormat | None) -> str:
     """Return the canonical text of the requested schema; empty: no schema. Raises HttpRefusal."""
-    if form is None:
+    if form is None or form.type == "text":
         return ""
-    if not isinstance(form, dict) or not isinstance(form.get("type"), str):
-        raise invalid("response_format", "response_format has no type", 'Give {"type": "text"}')
-    if (kind := form["type"]) not in _FORMS:
-        raise unsupported(
-            "response_format",
-            f"response_format {kind[:80]!r} is not supported",
-            "Use text, or json_schema",
-        )
-    return _FORMS[kind](form)
+    if form.type == "json_object":
+        return _canonical(form.given or {}, RESPONSE_FORMAT)
+    if form.json_schema is None:
+        hint = f"Give {ChatParams.model_fields[RESPONSE_FORMAT].description}"
+        raise invalid(RESPONSE_FORMAT, "json_schema has no schema", hint)
+    return _canonical(form.json_schema.given, RESPONSE_FORMAT)
 
 
-def _of_schema(form: Mapping[str, Any]) -> str:
-    given = form.get("json_schema")
-    schema = given.get("schema") if isinstance(given, dict) else None
-    if not isinstance(schema, dict):
-        raise invalid(
-            "response_format",
-            "json_schema has no schema",
-            'Give {"type": "json_schema", "json_schema": {"name": "…", "schema": {…}}}',
-        )
+def _canonical(schema: Mapping[str, Any], param: str) -> str:
+    """Return the canonical text of a schema. Raises HttpRefusal."""
+    rest = plain(schema)
+    kind, more = rest.pop("type", "object"), rest.pop("additionalProperties", None)
+    names_none = not any(rest.values()) and rest.keys() <= {"properties", "required"}
+    if kind == "object" and names_none and more in (None, True, False):
+        # A function without parameters gets none; elsewhere an object is open unless closed.
+        is_open = param == RESPONSE_FORMAT if more is None else more
+        return ANY_OBJECT if is_open else EMPTY_OBJECT
     text = json.dumps(schema, ensure_ascii=False)
     if len(text) > SCHEMA_LETTERS:
-        raise unsupported(
-            "response_format",
-            f"its schema has {len(text):,} characters",
-            f"Send at most {SCHEMA_LETTERS:,}",
-        )
+        error, hint = f"its schema has {len(text):,} characters", f"Send at most {SCHEMA_LETTERS:,}"
+        raise unsupported(param, error, hint)
     try:
         return canonical(text)
     except UsageError as error:
         message = error.message.replace("--schema", "the schema")
-        raise unsupported("response_format", message, error.hint) from error
-
-
-_FORMS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
-    "text": lambda form: "",
-    "json_schema": _of_schema,
-}
-
-
-def _as(values: tuple[Any, ...]) -> list[Any]:
-    """Return the values with a float twin of each integer, since JSON may write 0 as 0.0."""
-    return [*values, *(float(each) for each in values if type(each) is int)]
+        raise unsupported(param, message, error.hint) from error
 
 
 def _shown(value: Any) -> str:

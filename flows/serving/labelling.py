@@ -40,10 +40,6 @@ class Labeller:
     ) -> LabelContext:
         """Return the labeling settings for these names, or for the server's labels. Raises
         HttpRefusal."""
-        if threshold is not None and not -1 <= threshold <= 1:
-            raise HttpRefusal(422, f"invalid threshold {threshold}", "Give a number from -1 to 1")
-        if not 1 <= top <= 1000:
-            raise HttpRefusal(422, f"invalid top {top}", "Give 1 to 1000")
         try:
             labels = labels_named(names) if names else self._labels
         except UsageError as error:

@@ -47,9 +47,9 @@ class HttpRefusal(Exception):
         return {"error": error, "hint": hint}
 
 
-def bad_request(error: str, hint: str = "") -> HttpRefusal:
+def bad_request(error: str, hint: str = "", code: str | None = None) -> HttpRefusal:
     """Return the refusal of an invalid request."""
-    return HttpRefusal(422, error, hint)
+    return HttpRefusal(422, error, hint, code=code)
 
 
 def unavailable(error: str, hint: str = "", retry: float = RETRY_SECONDS) -> HttpRefusal:
@@ -72,9 +72,14 @@ def invalid(param: str, error: str, hint: str = "") -> HttpRefusal:
     return HttpRefusal(400, error, hint, code="invalid_value", param=param)
 
 
+def invalid_message(code: str, error: str, hint: str) -> HttpRefusal:
+    """Return the refusal of the messages of a chat request."""
+    return HttpRefusal(400, error, hint, code=code, param="messages")
+
+
 def exceeded(error: str, hint: str) -> HttpRefusal:
     """Return the refusal of a prompt longer than the model's context."""
-    return HttpRefusal(400, error, hint, code="context_length_exceeded", param="messages")
+    return invalid_message("context_length_exceeded", error, hint)
 
 
 def refusal_of_failure(event: Failed) -> HttpRefusal:

@@ -6,12 +6,13 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import Query, Request
 from fastapi.responses import FileResponse, Response
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from flows.options.search import SearchQuery
 from flows.results.thumbnails import thumbnail
@@ -26,7 +27,29 @@ from flows.serving.shown_names import shown_name
 from flows.serving.uploads import upload_of
 
 THUMBNAILS_AT_ONCE = 2
-MAX_HITS = 1000
+MAX_WHERE = 4000
+"""Largest number of characters of a condition: with %-escapes they fit the head of a request."""
+MAX_TOP = 1000
+"""Largest number of labels or hits of an answer."""
+
+
+Words = Annotated[str, Field(pattern=r"\S", max_length=2000)]
+"""A text to search for."""
+
+
+class SearchParams(BaseModel):
+    """The parameters of a search besides what is searched for."""
+
+    top: int = Field(10, ge=1, le=MAX_TOP)
+    without: list[Words] = Field([], alias="not")
+    where: str = Field("", max_length=MAX_WHERE)
+    moments: bool = False
+
+
+class TextSearchParams(SearchParams):
+    """The parameters of a search for a text."""
+
+    q: Words
 
 
 class Routes:
@@ -43,8 +66,8 @@ class Routes:
         self,
         request: Request,
         labels: Annotated[str, Query(description="a,b: replaces the server's labels")] = "",
-        top: Annotated[int, Query(description="number of labels per image")] = 5,
-        threshold: float | None = None,
+        top: Annotated[int, Query(description="labels per image", ge=1, le=MAX_TOP)] = 5,
+        threshold: Annotated[float | None, Query(ge=-1, le=1)] = None,
     ) -> Response:
         """Label an image, or the frames of a clip."""
         began, service = time.monotonic(), self._service
@@ -59,7 +82,7 @@ class Routes:
     async def embed(
         self,
         request: Request,
-        encoding: Annotated[str, Query(pattern="^(base64|json)$")] = "base64",
+        encoding: Literal["base64", "json"] = "base64",
         tiles: Annotated[bool, Query(description="also return one vector per tile")] = False,
     ) -> Response:
         """Compute the vector of an image, or of each frame of a clip."""
@@ -80,26 +103,28 @@ class Routes:
     async def search(
         self,
         request: Request,
-        q: Annotated[str, Query(description="text to search for", max_length=2000)] = "",
-        top: int = 10,
-        without: Annotated[list[str] | None, Query(alias="not")] = None,
-        where: Annotated[str, Query(max_length=10_000)] = "",
-        moments: bool = False,
+        params: Annotated[TextSearchParams, Query()],
     ) -> Response:
-        """Search the index by text, or by an uploaded image."""
+        """Search the index by text."""
+        return await self._search(request, params, [params.q])
+
+    async def search_picture(
+        self, request: Request, params: Annotated[SearchParams, Query()]
+    ) -> Response:
+        """Search the index by an uploaded image."""
+        return await self._search(request, params, [])
+
+    async def _search(
+        self, request: Request, params: SearchParams, wanted: Sequence[str]
+    ) -> Response:
         began, service = time.monotonic(), self._service
         if service.index is None or service.texts is None:
             raise HttpRefusal(404, "this server has no index", "Start it with --index DIR")
-        by_image = request.method == "POST"
-        texts = [*([] if by_image else [q]), *(without or [])]
-        if any(not text.strip() for text in texts):
-            raise HttpRefusal(422, "the search text is empty", "Ask with ?q=words")
-        if not 1 <= top <= MAX_HITS:
-            raise HttpRefusal(422, f"invalid top {top}", f"Give 1 to {MAX_HITS}")
-        filters = SearchQuery(what="-", top=top, where=where, moments=moments)
+        texts = [*wanted, *params.without]
+        filters = SearchQuery(what="-", top=params.top, where=params.where, moments=params.moments)
         await service.index.check()  # refuse before any computation
         damage: tuple[str, ...] = ()
-        if not by_image:
+        if wanted:
             vector, *excluded = await self._timed(request, self._text_vectors(texts))
             hits = await service.index.search(vector, "texts", excluded, filters)
         else:
@@ -155,7 +180,7 @@ class Routes:
             }
         )
 
-    async def stats(self, since: float = 0.0) -> Response:
+    async def stats(self, since: Annotated[float, Query(allow_inf_nan=False)] = 0.0) -> Response:
         """Return the counts of the last ten minutes, one point per second."""
         halves = [
             {

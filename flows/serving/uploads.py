@@ -155,7 +155,8 @@ class BodyFile:
 def _named(path: Path, start: bytes, digest: str) -> Upload:
     """Rename a file to the suffix of its type, and return it as an upload."""
     if not start:
-        raise bad_request("the body is empty", "Send an image or a clip as the body of the request")
+        hint = "Send an image or a clip as the body of the request"
+        raise bad_request("the body is empty", hint, "empty_image_file")
     kind, suffix = kind_of(start)
     named = path.with_suffix(suffix)
     os.rename(path, named)
@@ -214,4 +215,5 @@ def kind_of(start: bytes) -> tuple[MediaKind, str]:
             return "video", suffix
     if start[:1] == b"\x47" and len(start) >= START_BYTES:
         return "video", ".ts"
-    raise HttpRefusal(415, "unknown image or video format", SEND_HINT)
+    error, code = "unknown image or video format", "unsupported_image_media_type"
+    raise HttpRefusal(415, error, SEND_HINT, code=code)

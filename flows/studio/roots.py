@@ -12,6 +12,8 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import HALF, is_hidden
+from artifacts.names import file_name
+from artifacts.placing import rename_noreplace
 from artifacts.regular_files import refuse_links
 from artifacts.store import fault_of, read_fault
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, writable
@@ -213,7 +215,7 @@ class _HalfFile:
     def remove(self) -> None:
         """Remove the temporary name."""
         self._file.close()
-        os.unlink(self._path)
+        Path(self._path).unlink(missing_ok=True)
 
 
 def _check_name(name: str) -> None:
@@ -228,11 +230,8 @@ def _placed(half: str, folder: Path, name: str) -> Path:
     """Give an uploaded file its name. A file of the same name stays; one of the same content is the
     same file."""
     for number in range(1, 1000):
-        place = folder / (name if number == 1 else f"{Path(name).stem}-{number}{Path(name).suffix}")
-        try:
-            os.link(half, place)
+        numbered = name if number == 1 else f"{Path(name).stem}-{number}{Path(name).suffix}"
+        place = folder / file_name(numbered, folder)
+        if rename_noreplace(Path(half), place) or filecmp.cmp(half, place, shallow=False):
             return place
-        except FileExistsError:
-            if filecmp.cmp(half, place, shallow=False):
-                return place
     raise Refused(f"too many files are named {name}", hint="Rename it")

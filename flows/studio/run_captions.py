@@ -19,6 +19,7 @@ from artifacts.json_shapes import (
     check,
     count,
     read_jsonl,
+    string,
     text,
 )
 from artifacts.stamps import Stamp, stamp_of
@@ -29,7 +30,7 @@ from flows.reviewing.captions import EditRefused, ReviewedCaptions, edit_json
 from flows.reviewing.teaching import PooledFeatures, teach_ranking
 from flows.serving.json_answers import json_bytes
 
-MARKS = {"path": text, "group": OptionalField(Nullable(count))}
+MARKS = {"path": string, "group": OptionalField(Nullable(count))}
 FILES = ("media.jsonl", "captions.jsonl", "failures.jsonl")
 TOGETHER = 500
 """Media that are sent as one piece."""

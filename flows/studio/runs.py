@@ -25,7 +25,7 @@ from typing import Any
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.files import try_lock, write_json
 from artifacts.keys import digest_of
-from artifacts.regular_files import guard, open_below
+from artifacts.regular_files import guard, is_denied, open_below
 from artifacts.store import fault_of
 from artifacts.user_folders import user_state
 from flows.machine.leases import start_of
@@ -83,32 +83,50 @@ class RunQueue:
         self._lock = threading.RLock()
         self._child: subprocess.Popen[bytes] | None = None
         self._end = threading.Event()
-        self._own = self._try_lock("server.lock")
-        if self._own is None:
+        self._own: int | None = None
+        self.refusal = ""
+        """Why nothing runs, of a folder that may only be read; empty: runs do."""
+        try:
+            self._own = self._try_lock("server.lock")
+        except EnvironmentFault as error:
+            if not is_denied(error.__cause__):
+                raise
+            self.refusal = error.message
+        if self._own is None and not self.refusal:
             raise EnvironmentFault(
                 f"{out} is open in another studio", hint="Continue in that one, or end it first"
             )
         try:
             self.runs = read_runs(self._state / QUEUE)
         except BaseException:
-            os.close(self._own)
+            self._unlock()
             raise
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def start(self) -> None:
         """Start to work on the queue."""
-        self._thread.start()
+        if not self.refusal:
+            self._thread.start()
 
     def close(self) -> None:
         """Stop working on the queue. A run that was started goes on."""
         self._end.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._unlock()
+
+    def _unlock(self) -> None:
         if self._own is not None:
             os.close(self._own)
 
+    def _refuse(self) -> None:
+        """Raise UsageError if the folder may only be read."""
+        if self.refusal:
+            raise UsageError(self.refusal, hint="Its owner may let you write there")
+
     def add(self, run: QueuedRun) -> QueuedRun:
         """Put a command at the end of the queue. Raises UsageError, EnvironmentFault."""
+        self._refuse()
         with self._lock:
             if any(each.out == run.out and each.state not in ENDED for each in self.runs):
                 raise UsageError(
@@ -132,6 +150,7 @@ class RunQueue:
 
     def change(self, name: str, do: str) -> None:
         """Stop, continue or remove a run. Raises UsageError, EnvironmentFault."""
+        self._refuse()
         with self._lock:
             run = self.of(name)
             before = list(self.runs), run.state, run.error
@@ -317,7 +336,7 @@ class RunQueue:
         try:
             guard(self._out)
             (self._out / FOLDER).mkdir(parents=True, exist_ok=True)
-            file = open_below(self._out / FOLDER / name, os.O_RDWR | os.O_CREAT, 0o600)
+            file = open_below(self._out / FOLDER / name, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise fault_of(error, self._out) from error
         if try_lock(file):

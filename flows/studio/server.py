@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.plurals import counted
 from artifacts.store_folders import local_folder
 from flows.console.lines import print_lines
@@ -69,6 +70,8 @@ def studio(
             trust=trust or is_trusted(out, store),
         )
         with contextlib.closing(opened):
+            if refusal := opened.queue.refusal:
+                raise EnvironmentFault(refusal, hint="Give an --out that you may write to")
             _serve(opened, listener, "studio", "")
 
 
@@ -93,13 +96,17 @@ def review(out: Path, port: int, order: str, config_of: ConfigOf, *, trust: bool
         with contextlib.closing(opened):
             captions = opened.of(run_id(out))
             reviewed = captions.reviewed
+            refusal = reviewed.journal.refusal or opened.queue.refusal
+            if refusal:
+                print_lines(f"note: {refusal}", to=sys.stderr)
             _serve(opened, listener, "review", f"run/{run_id(out)}/")
             counts = reviewed.counts()
     changes = [f"{counts[name]:,} {name}" for name in ("corrected", "accepted", "rejected")]
     of_all = counted(len(reviewed.rows), "caption")
     print_lines(f"{', '.join(changes)} of {of_all} in {reviewed.journal.path}")
     with contextlib.suppress(UsageError):
-        if counts and not any(run.kind in ("write", "learn") for run in opened.queue.runs):
+        written = any(run.kind in ("write", "learn") for run in opened.queue.runs)
+        if counts and not written and not refusal:
             words = opened.command(out).words
             print_lines(f"to write these edits into the outputs, run: {line_of(words)}")
 

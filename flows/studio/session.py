@@ -67,7 +67,7 @@ class Studio:
         self.thumbnails = Thumbnails(open_store(url) if self.keeps_thumbnails else None)
         self.token = token_of(self.out)
         self.queue = RunQueue(self.out, self._before)
-        if not (self.out / UPLOADS).is_symlink():
+        if not self.queue.refusal and not (self.out / UPLOADS).is_symlink():
             sweep(self.out / UPLOADS)  # of a killed server
 
     @property

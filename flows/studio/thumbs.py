@@ -13,7 +13,7 @@ from artifacts.store import Store
 from flows.results.thumbnails import QUALITY, SIDE, thumbnail
 from flows.upkeep.cache import THUMBNAILS
 
-VERSION = 3
+VERSION = 4
 TOGETHER = 32
 """Thumbnails that are stored as one pack. Fewer are stored when the page asks for no more."""
 IDLE_SECONDS = 2.0

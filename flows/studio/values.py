@@ -25,7 +25,7 @@ ALLOWED = frozenset((
     "precision", "vision_backend", "vision_precision", "language_precision",
     "memory", "batch_size", "prepare_workers", "encode_way", "retry_failed", "keep_frames",
     "chunk", "shots", "whole", "fps", "frames", "max_frames", "max_pixels", "max_video_pixels",
-    "sampling_as_card", "prompt", "prompts", "length", "summary", "summary_prompt",
+    "deinterlace", "sampling_as_card", "prompt", "prompts", "length", "summary", "summary_prompt",
     "engine", "slots", "max_new_tokens",
     "sampling", "temperature", "top_p", "top_k", "seed", "beams", "repetition_penalty",
     "presence_penalty", "no_repeat_ngram", "avoid", "system", "start_with", "retry_loops",

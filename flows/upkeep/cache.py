@@ -90,9 +90,10 @@ def sampling_text(sampling: Mapping[str, Any]) -> str:
     longest = "whole files" if sampling.get("whole") else f"{sampling['chunk_seconds']:g} s"
     last_frame = ", with the last one" if sampling.get("last_frame") else ""
     pieces = f"shots up to {longest}" if sampling["shots"] else longest
+    ending = last_frame + ("" if sampling.get("deinterlace", True) else ", with combs")
     if sampling["frames"] is not None:
-        return f"{pieces}, {sampling['frames']} frames{last_frame}"
-    return f"{pieces}, {sampling['fps']:g} fps, {sampling['max_frames']} frames at most{last_frame}"
+        return f"{pieces}, {sampling['frames']} frames{ending}"
+    return f"{pieces}, {sampling['fps']:g} fps, {sampling['max_frames']} frames at most{ending}"
 
 
 THUMBNAILS = "thumbnails"

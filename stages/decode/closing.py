@@ -28,7 +28,8 @@ def ranks(first: bytes) -> list[int]:
 
 
 class RemainingBytes:
-    """The maximum size of each property in bytes, its name included, in order."""
+    """The maximum size of each property in bytes, its name included, in order; no properties: the
+    answer is not closed."""
 
     def __init__(self, properties: Mapping[str, Bounded]) -> None:
         self.values = [each.max_bytes for each in properties.values()]
@@ -40,8 +41,9 @@ class RemainingBytes:
 
     @property
     def tokens(self) -> int:
-        """Return the number of tokens that always suffice for an answer, end token included."""
-        return self.bytes_from[0] + 2
+        """Return the number of tokens that always suffice for an answer, end token included; 0 if
+        it is not closed."""
+        return self.bytes_from[0] + 2 if self.indexes else 0
 
 
 class JsonPosition:
@@ -87,7 +89,8 @@ class JsonPosition:
         return not self.fixed and tokens - 1 <= self.remaining
 
     def _feed(self, byte: int) -> None:
-        outermost = self._depth == 1 and not self.in_text
+        # Without known properties nothing is closed, and only the end of the answer matters.
+        outermost = bool(self._rest.indexes) and self._depth == 1 and not self.in_text
         if outermost and byte == ord(":"):
             self._index = self._rest.indexes[json.loads(self._name)]
             self._begin(in_value=True)

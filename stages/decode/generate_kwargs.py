@@ -159,11 +159,16 @@ class GenerateKwargs:
         if not self.stop:
             return found
         texts = _decoded(processor, rows, self.generation)
-        # Strip only after the cut: a stop string may begin or end with blanks.
         return [
-            (cut_at(text, self.stop).strip(), shortened)
+            (self._until_stop(text), shortened)
             for text, (_, shortened) in zip(texts, found, strict=True)
         ]
+
+    def _until_stop(self, text: str) -> str:
+        """Return a text up to a stop string, with the blanks before that; another is stripped."""
+        # Cut first: a stop string may begin or end with blanks.
+        cut = cut_at(text, self.stop)
+        return text.strip() if cut == text else cut.lstrip()
 
     def offset_of(self, processor: Any, row: Sequence[int], text: str, index: int) -> int | None:
         """Return where in the caption `text` of these new tokens the token at `index` begins."""

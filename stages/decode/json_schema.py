@@ -15,6 +15,10 @@ COMPACT = (",", ":")
 WHOLE_NUMBERS = 2**63
 """Integers of this size or more do not fit a column of counts."""
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+ANY_OBJECT = '{"type":"object"}'
+EMPTY_OBJECT = '{"additionalProperties":false,"type":"object"}'
+UNCLOSED = frozenset({ANY_OBJECT, EMPTY_OBJECT})
+"""Schemas, of requests only, whose answers are cut at the limit instead of closed before it."""
 KINDS = {"string": "text", "integer": "count", "number": "number", "boolean": "truth"}
 """Type of a property → column type; every other type becomes JSON text."""
 
@@ -38,8 +42,9 @@ def canonical(text: str) -> str:
 
 @lru_cache(maxsize=8)
 def rest_of(text: str) -> RemainingBytes:
-    """Return the maximum sizes of an answer's parts in bytes."""
-    return RemainingBytes(bounded(json.loads(text)))
+    """Return the maximum sizes of an answer's parts in bytes; none of an answer that is not
+    closed."""
+    return RemainingBytes({} if text in UNCLOSED else bounded(json.loads(text)))
 
 
 @lru_cache(maxsize=8)
@@ -104,7 +109,9 @@ def grammar_of(text: str) -> str:
     """Return the grammar of answers for llguidance: one line, without spaces."""
     from llguidance import LLMatcher
 
-    schema = json.dumps(closed(json.loads(text)), ensure_ascii=False, separators=COMPACT)
+    given = json.loads(text)
+    given = given if text in UNCLOSED else closed(given)
+    schema = json.dumps(given, ensure_ascii=False, separators=COMPACT)
     try:
         return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
     except ValueError as error:  # such as a number that is too large

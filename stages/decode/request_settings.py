@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from stages.decode.generation import SamplingParams
 
+STOP_VERSION = 2
+"""Raised when a stop string cuts captions elsewhere, so that older ones are not reused."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RequestSettings:
@@ -24,6 +27,7 @@ class RequestSettings:
             "generation": self.generation.non_defaults,
             "max_new_tokens": self.max_new_tokens,
             "stop": sorted(set(self.stop)),
+            **({"stop_version": STOP_VERSION} if self.stop else {}),
         }
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 

@@ -236,7 +236,7 @@ def _quantize(source: Path, path: Path, kind: str) -> None:
     parameters = api.llama_model_quantize_default_params()
     parameters.ftype, parameters.nthread = FILE_TYPES[kind], torch.get_num_threads()
     last_words()
-    paths = (str(source).encode(), str(path).encode())
+    paths = (os.fsencode(source), os.fsencode(path))
     if api.llama_model_quantize(*paths, ctypes.byref(parameters)):
         raise EnvironmentFault(
             f"llama.cpp could not quantize to {kind}: {last_words()}", hint=GO_ON

@@ -8,6 +8,7 @@
 
 import ctypes
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,7 +116,7 @@ def tokenized(
     parameters = api.llama_model_default_params()
     parameters.vocab_only = True
     last_words()
-    model = api.llama_model_load_from_file(str(path).encode(), parameters)
+    model = api.llama_model_load_from_file(os.fsencode(path), parameters)
     path.unlink()
     if not model:
         return f"llama.cpp cannot load it: {last_words()}"

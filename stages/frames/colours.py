@@ -1,5 +1,5 @@
-"""Converts colours to those of a usual screen, which shows sRGB: high dynamic range of videos and
-pictures, and pictures with a colour profile, by lcms.
+"""Converts colours to those of a usual screen, which shows sRGB: high dynamic range, and by lcms
+those of a colour profile or of named primaries that are wider.
 
 swscale maps high dynamic range where both transfer curves and primaries are named. It builds a
 table for that, in seconds, and builds it anew for another size. The mapped value of a pixel depends
@@ -28,6 +28,18 @@ BT2020 = 9
 """The primaries of BT.2020, by their number there."""
 UNSTATED = frozenset((0, 2))
 """Transfer curves, and primaries, that say nothing."""
+WIDE = {
+    BT2020: (
+        (0.67348, 0.27904, -0.00193),
+        (0.16567, 0.67534, 0.02998),
+        (0.12505, 0.04561, 0.79685),
+    ),
+    11: ((0.48616, 0.22668, -0.0008), (0.32385, 0.71033, 0.04324), (0.15419, 0.06298, 0.78247)),
+    12: ((0.51512, 0.24119, -0.00105), (0.29198, 0.69224, 0.04188), (0.1571, 0.06657, 0.78407)),
+}
+"""Primaries of BT.2020, of P3 with the white of cinemas, and of Display P3 → X, Y and Z of red,
+green and blue, adapted to D50 by Bradford's matrix. Source: ITU-T H.273, table 2."""
+UNSTATED_BT2020 = "it states the colours of BT.2020 and no transfer curve: shown as they are"
 STRIP = (64, 1024)
 """Height and width of a strip."""
 HEAD_BYTES = 1 << 16
@@ -110,12 +122,27 @@ def _of_png(file: IO[bytes]) -> tuple[int, int]:
     return 0, 0
 
 
-def in_srgb(image: Image.Image) -> tuple[Image.Image, str]:
-    """Return a picture of an 8-bit mode in sRGB, and a warning if its profile is damaged; the
-    picture itself if it has no profile, or one that differs from sRGB by at most one level."""
-    profile = image.info.get("icc_profile")
-    if not profile or image.mode == "1":
+def wide_in_srgb(pixels: NDArray[np.uint8], curve: int, primaries: int) -> NDArray[np.uint8]:
+    """Return RGB pixels [height, width, 3] in sRGB, if the primaries are wider and the curve is
+    none of high dynamic range."""
+    if primaries not in WIDE:
+        return pixels
+    return np.asarray(in_srgb(Image.fromarray(pixels), curve, primaries)[0])
+
+
+def in_srgb(image: Image.Image, curve: int, primaries: int) -> tuple[Image.Image, str]:
+    """Return a picture of an 8-bit mode in sRGB, and a warning if its profile is damaged. A profile
+    counts before the curve and primaries, and none of high dynamic range. Return the picture itself
+    if it has neither, or what differs from sRGB by at most one level."""
+    if curve in HIGH_DYNAMIC_RANGE or image.mode == "1":
         return image, ""
+    profile = image.info.get("icc_profile")
+    if not profile:
+        if curve in UNSTATED and primaries == BT2020:
+            return image, UNSTATED_BT2020
+        if primaries not in WIDE or image.mode in ("L", "LA"):
+            return image, ""
+        profile = _wide_profile(primaries)
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     mode = ALPHA.get(image.mode, "RGB" if image.mode == "P" else image.mode)
     try:
@@ -131,6 +158,19 @@ def in_srgb(image: Image.Image) -> tuple[Image.Image, str]:
     if alpha is not None:
         converted.putalpha(alpha)
     return converted, ""
+
+
+@cache
+def _wide_profile(primaries: int) -> bytes:
+    """Return the profile of sRGB with other primaries."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    colours = dict(zip((b"rXYZ", b"gXYZ", b"bXYZ"), WIDE[primaries], strict=True))
+    for number in range(*struct.unpack_from(">I", profile, 128)):
+        name, at = struct.unpack_from(">4sI", profile, 132 + 12 * number)
+        if name in colours:
+            values = (round(value * 65536) for value in colours[name])
+            struct.pack_into(">3i", profile, at + 8, *values)
+    return bytes(profile)
 
 
 @lru_cache(maxsize=KEPT)

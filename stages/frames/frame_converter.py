@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from artifacts.errors import MediaError
-from stages.frames.colours import HIGH_DYNAMIC_RANGE, toned
+from stages.frames.colours import HIGH_DYNAMIC_RANGE, toned, wide_in_srgb
 from stages.frames.shown_pixels import TURNS, turn, turned_size, upright_rgb
 
 FILTER = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
@@ -74,6 +74,8 @@ class FrameConverter:
             pixels: NDArray[Any] = image.to_ndarray()
             if hdr:
                 pixels = toned(pixels, image.color_trc, image.color_primaries)
+            elif self._form == PLANAR:
+                pixels = wide_in_srgb(pixels, frame.color_trc, frame.color_primaries)
         except av.error.FFmpegError as error:
             # Some of these errors are subclasses of OSError.
             raise MediaError(

@@ -15,15 +15,19 @@ from PIL.TiffImagePlugin import TiffImageFile
 from artifacts.errors import MediaError
 from artifacts.regular_files import open_regular
 from artifacts.schema import MAX_PIXELS, ChunkIndex, FrameFit, MediaIndex, stored_size
+from stages.frames import READING_BYTES
 from stages.frames.chunk import Chunk
-from stages.frames.colours import BT2020, HIGH_DYNAMIC_RANGE, UNSTATED, curve_of, in_srgb, toned
+from stages.frames.colours import HIGH_DYNAMIC_RANGE, curve_of, in_srgb, toned
 from stages.frames.formats import check_file, image_formats, is_heic
+from stages.frames.medium import NO_ROOM
 from stages.frames.shown_pixels import TURNS, on_white, turned_size, upright_rgb
+from stages.process.cgroup import host_free_bytes
+from stages.process.memory_limit import room
 
-MAX_JPEG_PIXELS = 1 << 28
-"""A JPEG of more than MAX_PIXELS, such as a phone's 200 million, is decoded at half its size with
-a quarter of the memory. No other format supports that."""
-Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS // 2  # Pillow warns above it and refuses above twice it
+MAX_HALVED_PIXELS = 1 << 28
+"""Most pixels of a JPEG or HEIC, such as a phone's 200 million. Above MAX_PIXELS they are stored at
+half their size. libjpeg decodes at that size, with a quarter of the memory; libheif cannot."""
+Image.MAX_IMAGE_PIXELS = MAX_HALVED_PIXELS // 2  # Pillow warns above it and refuses above twice it
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 DARK = 16
@@ -31,6 +35,8 @@ DARK = 16
 JPEGS = frozenset(("JPEG", "MPO"))
 """Formats of phone files in which all images show the same view: a preview, a depth map, a gain
 map."""
+HEIC = "HEIF"
+"""Pillow's name of the format."""
 TRUNCATED = "truncated: the missing part of the image is grey"
 BROKEN = (
     OSError,
@@ -58,14 +64,14 @@ def read_image(
         try:
             # Given a name, Pillow maps a TIFF into memory and then turns it wrongly.
             with open_regular(path) as file:
-                height, width, pixels, found = _decode(file, formats, fit, max_pixels)
+                height, width, pixels, found = _decode(path, file, formats, fit, max_pixels)
         except OSError as error:
             whole = path.read_bytes()
             if error.errno is not None or not whole.startswith(JPEG_START):
                 raise
             # With an end marker appended, libjpeg fills the missing part with grey.
             repaired = io.BytesIO(whole + JPEG_END)
-            height, width, pixels, _ = _decode(repaired, formats, fit, max_pixels)
+            height, width, pixels, _ = _decode(path, repaired, formats, fit, max_pixels)
             found = (TRUNCATED,)
     except Image.DecompressionBombError as error:
         raise MediaError(
@@ -97,7 +103,7 @@ def read_image(
 
 
 def _decode(
-    source: IO[bytes], formats: tuple[str, ...], fit: FrameFit, max_pixels: int
+    path: Path, source: IO[bytes], formats: tuple[str, ...], fit: FrameFit, max_pixels: int
 ) -> tuple[int, int, NDArray[np.uint8], tuple[str, ...]]:
     """Return (height, width) as shown, pixels [height, width, 3] at the stored size, and
     warnings."""
@@ -108,12 +114,15 @@ def _decode(
         bits = _bits(image)
         curve, primaries = curve_of(image, source)
         # A JPEG is decoded at a fraction of its size, which is several times as fast.
-        if image.format in JPEGS and isinstance(image, ImageFile.ImageFile):
+        is_large, divisor = stored_size(*size) != size, 1
+        if image.format in JPEGS or (is_large and image.format == HEIC):
             width, height = turned_size(size, _orientation(image))
-            divisor = max(fit.divisor(height, width), 2 if stored_size(*size) != size else 1)
-            if divisor > 1:
-                image.draft("RGB", (size[0] // divisor, size[1] // divisor))
-        if image.width * image.height > MAX_PIXELS:
+            divisor = max(fit.divisor(height, width), 2 if is_large else 1)
+        if is_large and image.format == HEIC:
+            _check_room(path, size)
+        elif divisor > 1 and isinstance(image, ImageFile.ImageFile):
+            image.draft("RGB", (size[0] // divisor, size[1] // divisor))
+        if image.format != HEIC and image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height}")
         count = 1 if image.format in JPEGS else getattr(image, "n_frames", 1)
         image.load()
@@ -125,15 +134,15 @@ def _decode(
         if bits != 8 and image.mode in ("L", "RGB") and (key := image.info.get("transparency")):
             image.info["transparency"] = _key_in_8_bits(key, bits)
         flat = _in_8_bits(image) if image.mode.startswith(("I", "F")) else image
-        flat, warning = (flat, "") if curve in HIGH_DYNAMIC_RANGE else in_srgb(flat)
+        if image.format == HEIC and divisor > 1:
+            flat = flat.reduce(divisor)
+        flat, warning = in_srgb(flat, curve, primaries)
         by = fit.divisor(height, width)
         pixels = upright_rgb(_divided(on_white(flat), size, by) if by > 1 else flat, turn)
     found = [f"only the first of its {count} images is used"] if count > 1 else []
     found += [warning] if warning else []
     if curve in HIGH_DYNAMIC_RANGE:
         pixels = toned(pixels.astype(np.uint16) * 257, curve, primaries)
-    elif curve in UNSTATED and primaries == BT2020:
-        found.append("it states the colours of BT.2020 and no transfer curve: shown as they are")
     if bits > 8 and pixels.max(initial=0) < DARK:
         found.append(f"almost black: it uses less than a sixteenth of its {bits}-bit range")
     return height, width, pixels, tuple(found)
@@ -145,15 +154,15 @@ def differs(path: Path) -> str:
     try:
         formats = image_formats(path)
         with open_regular(path) as file, Image.open(file, formats=formats) as image:
-            curve, _ = curve_of(image, file)
+            colours = curve_of(image, file)
             is_moving = image.format not in JPEGS and getattr(image, "n_frames", 1) > 1
             checks = {
                 "turned": _orientation(image) != 1,
                 "transparent": image.has_transparency_data,
-                "other colours": curve in HIGH_DYNAMIC_RANGE or _has_other_colours(image),
+                "other colours": _has_other_colours(image, *colours),
                 f"{_bits(image)} bits": _bits(image) > 8,
                 "several images": is_moving,
-                "too large": image.width * image.height > MAX_JPEG_PIXELS // 2,
+                "too large": image.width * image.height > MAX_HALVED_PIXELS // 2,
             }
     except (*BROKEN, UnidentifiedImageError, Image.DecompressionBombError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -162,13 +171,23 @@ def differs(path: Path) -> str:
     return next((why for why, holds in checks.items() if holds), "")
 
 
-def _has_other_colours(image: Image.Image) -> bool:
-    if not image.info.get("icc_profile"):
-        return False
+def _has_other_colours(image: Image.Image, curve: int, primaries: int) -> bool:
     sample = Image.new(image.mode, (1, 1))
-    sample.info["icc_profile"] = image.info["icc_profile"]
-    converted, _ = in_srgb(sample)
-    return converted is not sample
+    if profile := image.info.get("icc_profile"):
+        sample.info["icc_profile"] = profile
+    return curve in HIGH_DYNAMIC_RANGE or in_srgb(sample, curve, primaries)[0] is not sample
+
+
+def _check_room(path: Path, size: tuple[int, int]) -> None:
+    """Raise MediaError if there is no memory to decode an image of this width and height."""
+    needed, free = READING_BYTES * size[0] * size[1], min(room(), host_free_bytes())
+    if needed > free:
+        raise MediaError(
+            f"{path} has {size[0]} x {size[1]} pixels, which need {needed / 2**30:.1f} GiB to be "
+            f"decoded; {free / 2**30:.1f} GiB are free",
+            kind=NO_ROOM,
+            hint="Free some, give more by --memory, or scale it down first",
+        )
 
 
 def _divided(image: Image.Image, size: tuple[int, int], by: int) -> Image.Image:

@@ -77,7 +77,7 @@ class FileCutter:
 
     def _video(self, medium: MediumToCut) -> MediaIndex:
         job = self._job
-        with Video(Path(medium.path), threads=1) as video:
+        with Video(Path(medium.path), threads=1, deinterlace=job.sampling.deinterlace) as video:
             plans = video.plan(job.sampling)
             limit = job.max_chunks
             if limit and len(plans) > limit:

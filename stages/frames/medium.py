@@ -54,5 +54,7 @@ CRASHED = {
 TRANSIENT_KINDS = frozenset(("missing", "unreadable"))
 """Kinds of failure that a disk that goes away causes, and not the file. They are not stored."""
 
-UNSTORED_KINDS = frozenset((CHANGED, UNREACHABLE))
+NO_ROOM = "no-memory"
+"""Kind of failure of an image that is too large for the memory."""
+UNSTORED_KINDS = frozenset((CHANGED, UNREACHABLE, NO_ROOM))
 """Kinds of failure that do not depend on the content; the next run retries the file."""

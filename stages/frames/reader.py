@@ -8,15 +8,19 @@ Where data is missing, FFmpeg conceals it, and differently for other seeks and n
 So the decoder reports damage. A frame behind it is decoded again by one thread, from its own
 keyframe on and without skipping, and then depends on the file alone. FFmpeg does not notice every
 bit error, mostly in VP8 and HEVC; such frames may still differ.
+
+Where the first frame is interlaced, both neighbours of each requested frame are decoded, too.
 """
 
 from array import array
 from bisect import bisect_left, bisect_right
 from pathlib import Path
 
+import numpy as np
 from av.video.frame import VideoFrame
 
 from stages.frames.decoder import Decoder
+from stages.frames.interlacing import deinterlaced
 from stages.frames.opening import no_frames
 from stages.frames.seek_plan import SeekPlan
 from stages.frames.survey import survey, watch
@@ -29,9 +33,17 @@ MAX_RETURNS = 16
 class Reader:
     """One open video with known frame times."""
 
-    def __init__(self, path: Path, *, threads: int = 0, timeline: Timeline | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int = 0,
+        timeline: Timeline | None = None,
+        deinterlace: bool = True,
+    ) -> None:
         """Open a video and read its frame times, unless `timeline` is that of another reader of it;
-        `threads` 0 uses all cores. Raises MediaError."""
+        `threads` 0 uses all cores. With `deinterlace`, `at` returns interlaced frames without
+        combs. Raises MediaError."""
         self.path = path
         self.decoder = Decoder(path, threads=threads)
         self.passed_over = False
@@ -42,8 +54,13 @@ class Reader:
         self._returns = 0
         self._next: tuple[int, VideoFrame] | None = None
         self._before: tuple[int, VideoFrame] | None = None
+        self._deinterlaces = deinterlace
+        self._around: dict[int, VideoFrame | None] = {}
+        """Ticks → frame: the last requested one and the one after it, which is needed again if
+        every frame is requested."""
         try:
             self.timeline, self.first_frame = self._learn(timeline)
+            self._needs_neighbours = deinterlace and self.first_frame.interlaced_frame
         except BaseException:
             self.close()
             raise
@@ -51,11 +68,17 @@ class Reader:
     def close(self) -> None:
         """Close the file and release the decoder's memory."""
         self._next = self._before = None
+        self._around = {}
         self.decoder.close()
 
     def request(self, ticks: "array[int]") -> None:
         """Announce the frames that `at` will be called for, ascending, so that others can be
         skipped."""
+        if self._needs_neighbours:
+            pts, self._around = self.timeline.pts, {}
+            next_to = np.searchsorted(pts, ticks)[:, None] + np.arange(-1, 2)
+            known = pts[next_to.clip(0, len(pts) - 1)]
+            ticks = array("q", np.union1d(known, ticks).tolist())
         if self._requested:
             self._forget()
             self._group = None
@@ -75,7 +98,34 @@ class Reader:
 
     def at(self, ticks: int, first: int, beyond: int) -> tuple[int, VideoFrame] | None:
         """Return the frame of `ticks`. If it cannot be decoded, return the last frame before it
-        from `first` on, or the next one before `beyond`; else None."""
+        from `first` on, or the next one before `beyond`; else None. No time may be before the one
+        of the last call."""
+        if not self._needs_neighbours:
+            found = self._at(ticks, first, beyond)
+            if found is None or not self._deinterlaces:
+                return found
+            return found[0], deinterlaced(found[1])
+        pts = self.timeline.pts
+        at = int(np.searchsorted(pts, ticks))
+        before = self._exactly(int(pts[at - 1])) if at else None
+        found = self._at(ticks, first, beyond)
+        if found is None or found[0] != ticks:
+            return found and (found[0], deinterlaced(found[1]))
+        self._around[ticks] = found[1]
+        after = self._exactly(int(pts[at + 1])) if at + 1 < len(pts) else None
+        self._around = {t: frame for t, frame in self._around.items() if t >= ticks}
+        return ticks, deinterlaced(found[1], before, after)
+
+    def _exactly(self, ticks: int) -> VideoFrame | None:
+        """Return the frame of `ticks`, which may be one that `at` has passed; None if it cannot be
+        decoded."""
+        if ticks not in self._around:
+            found = self._at(ticks, ticks, ticks + 1)
+            self._around[ticks] = found and found[1]
+        return self._around[ticks]
+
+    def _at(self, ticks: int, first: int, beyond: int) -> tuple[int, VideoFrame] | None:
+        """Do the same with frames as they are decoded."""
         if self._group is not None and self._group != self._group_of(ticks):
             self._leave_damage(ticks)
         following = self._find(ticks)

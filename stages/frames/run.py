@@ -132,7 +132,7 @@ class Cutting:
                 return
             with (
                 self.record_sets.failing(medium) as path,
-                Video(path, threads=self._threads) as video,
+                Video(path, threads=self._threads, deinterlace=self.sampling.deinterlace) as video,
             ):
                 medium.check()
                 if self.sampling.shots and medium.digest not in self.record_sets.media:

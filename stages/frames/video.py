@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from artifacts.plurals import counted
 from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
 from stages.frames.chunk import Chunk, Damage
+from stages.frames.colours import BT2020, UNSTATED, UNSTATED_BT2020
 from stages.frames.frame_converter import FrameConverter, shown_size
 from stages.frames.opening import no_frames
 from stages.frames.plan import ChunkPlan, plan_chunks, plan_stored
@@ -31,9 +32,9 @@ from stages.frames.shot_cutter import ShotCutter
 class Video:
     """An open video file: its size, its length and its chunks."""
 
-    def __init__(self, path: Path, *, threads: int = 0) -> None:
+    def __init__(self, path: Path, *, threads: int = 0, deinterlace: bool = True) -> None:
         """Open a video; `threads` 0 lets the decoder use all cores. Raises MediaError."""
-        self._reader = Reader(path, threads=threads)
+        self._reader = Reader(path, threads=threads, deinterlace=deinterlace)
         self._damage: dict[int, Damage] = {}
         self._lost: dict[int, float] = {}
         self._last_taken = 0.0
@@ -108,6 +109,9 @@ class Video:
         """Return the damage found so far, one sentence each."""
         timeline = self._reader.timeline
         found = list(timeline.all_warnings())
+        first = self._reader.first_frame
+        if first.color_primaries == BT2020 and first.color_trc in UNSTATED:
+            found.append(UNSTATED_BT2020)
         met = [self._damage[at] for at in sorted(self._damage)]
         if any(damage.passed_over for damage in met):
             found.append("packets could not be decoded and were skipped")

@@ -11,7 +11,7 @@ from flows.planning.remaining_work import RemainingWork
 from flows.planning.rungs import Rung, sizes
 from flows.planning.seconds import WorkEstimate
 from flows.planning.workloads import Workload
-from stages.frames import PACK_BYTES
+from stages.frames import PACK_BYTES, READING_BYTES
 from stages.process.cgroup import cores
 
 DECODER_FRAMES = 20
@@ -20,9 +20,6 @@ YUV_BYTES = 1.5
 """Bytes per pixel of a decoded video frame."""
 FILE_BYTES = 8 << 20
 """Bytes of reading a video besides its frames: index, timestamps and container buffers."""
-READING_BYTES = 12
-"""Bytes per pixel while an image is read: Pillow's 4, twice if Pillow itself turns it as it does a
-TIFF, and the 3 stored."""
 
 
 def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:

@@ -73,7 +73,7 @@ def add_file(
 ) -> None:
     """Add a file with the marks that depend on it alone."""
     names = {"media_path": utf8(file.media_path), "source": utf8(file.source)}
-    own = {"path": utf8(file.place), "kind": medium.kind, "digest": medium.digest}
+    own = {"path": file.place, "kind": medium.kind, "digest": medium.digest}
     row: Values = dict.fromkeys(columns_of(found.heads))
     found.rows.append(row | names | own | medium_marks(marked))
     found.chunks += [{**names, **chunk_values} for chunk_values in chunk_marks(marked, chunk)]

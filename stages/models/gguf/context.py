@@ -9,6 +9,7 @@
 """
 
 import ctypes
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,7 +85,7 @@ class GgufContext:
         overrides = without_tokenizer(api, self.header)
         parameters.kv_overrides = overrides
         last_words()
-        self._model = api.llama_model_load_from_file(str(path).encode(), parameters)
+        self._model = api.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._model:
             raise UsageError(
                 f"{path}: llama.cpp cannot load it: {last_words()}",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.paths import is_utf8
 from artifacts.regular_files import odd_thing
 from stages.models.hub.checkpoint import (
     INDEX,
@@ -207,6 +208,9 @@ def find_model(
     check_name(name)
     folder = Path(name).expanduser()
     if folder.is_dir():
+        if not is_utf8(folder):
+            text = f"{folder}: no model can be loaded from a folder whose path is not UTF-8"
+            raise UsageError(text, hint="Rename the folder, or give a link to it")
         refuse_odd_things(folder)
         if not (folder / "config.json").is_file():
             raise UsageError(
