@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from artifacts.regular_files import read_text, refuse_links
 from artifacts.samples import Media, media_suffix
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
+from flows.console.units import gib
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
 from flows.media.media_files import Selection
@@ -91,6 +93,22 @@ class Clips:
             stamp = stamp_of(path)
             return [stamp.size, stamp.modified] == entry.get("state")
         return False
+
+    def note_on_files(self, items: Iterable[SampleSource]) -> Iterator[str]:
+        """Yield a note for the user: how many whole files stand as they are in data sets, and how
+        many as exact copies, and why."""
+        entries = [self._index.get(key, {}) for key in {item.sample.clip for item in items}]
+        why = Counter(
+            e.get("why") or "a format that a trainer does not read" for e in entries if "file" in e
+        )
+        if not why:
+            return
+        size = sum(e.get("state", [0])[0] for e in entries if "file" in e)
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in why.most_common())
+        yield (
+            f"{counted(sum('file' not in e for e in entries), 'file')} of data sets as they are, "
+            f"{sum(why.values()):,} as exact copies ({gib(size)}): {reasons}"
+        )
 
     def notes(self) -> Iterator[str]:
         """Yield notes for the user about the clips."""

@@ -62,6 +62,7 @@ class Cutter:
         """Key of each sample that could not be cut → why."""
         self._kills = 0
         """Consecutive times that a process was killed before it cut anything."""
+        self._deinterlace = job.sampling.deinterlace
         self._exact = media_mode(job.out, job.config) == EXACT
         fitting = host_free_bytes() // PROCESS_BYTES
         self._processes = max(1, min(cores() - 1, fitting)) if self._exact else 1
@@ -144,7 +145,9 @@ class Cutter:
             )
             for item in items
         ]
-        job = CutJob(folder=str(self._folder), cuts=cuts, exact=self._exact)
+        job = CutJob(
+            folder=str(self._folder), cuts=cuts, exact=self._exact, deinterlace=self._deinterlace
+        )
         return StageCall(name="cut", job=job, device="cpu", log=self._log)
 
     def _results_of(self, items: Sequence[SampleSource], process: StageHandle) -> dict[str, Any]:

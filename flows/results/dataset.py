@@ -82,11 +82,14 @@ def _samples(
                         cutter.refused.append(f"{item.file.name}: {error.message}")
                         yield item.sample, None
                     else:
-                        suffix, start = media_suffix(item.file.name), item.sample.row.start
-                        yield (
-                            item.sample,
-                            Media(path=path, suffix=suffix, start=start, stamp=item.stamp),
+                        whole = Media(
+                            path=path,
+                            suffix=media_suffix(item.file.name),
+                            start=item.sample.row.start,
+                            stamp=item.stamp,
+                            clip=item.sample.clip if exact else "",
                         )
+                        yield item.sample, whole
             else:
                 media = cut.get(item.sample.key)
                 yield item.sample, media

@@ -44,7 +44,8 @@ def sample_sources(job: Job, user_texts: UserTexts | None = None) -> Iterator[li
     copies: Counter[tuple[str, str, str]] = Counter()
     user_texts = user_texts or UserTexts(job)
     mode = media_mode(job.out, job.config)
-    made = f"{mode} {VERSIONS[mode]}"
+    combs = "" if job.sampling.deinterlace or mode == ORIGINAL else " with combs"
+    made = f"{mode} {VERSIONS[mode]}{combs}"
     for group in job.by_file:
         items: list[SampleSource] = []
         for file, medium in group:

@@ -84,6 +84,7 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
         keep_media(job.out, name)
         found.notes += trainer.notes()
         found.user_texts[name] = trainer.user_texts
+    found.notes += clips.note_on_files(i for i in firsts if exact and i.whole)
     found.notes += clips.notes()
     found.notes += user_texts.notes()
     return found

@@ -29,7 +29,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
         try:
             with (
                 open_local(path),
-                contextlib.closing(_Source(path, cuts, exact=job.exact)) as source,
+                contextlib.closing(_Source(path, cuts, job)) as source,
             ):
                 for at, cut in enumerate(cuts):
                     try:
@@ -47,14 +47,18 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
 class _Source:
     """One file that clips are made of."""
 
-    def __init__(self, path: str, cuts: Sequence[CutItem], *, exact: bool) -> None:
+    def __init__(self, path: str, cuts: Sequence[CutItem], job: CutJob) -> None:
         """Open a file. Raises the errors of opening it."""
         self.path, self._cuts = Path(path), cuts
         check_unchanged(self.path, cuts[0].stamp)
         spans = [(cut.start, cut.end) for cut in cuts]
         is_video = cuts[0].kind == "video"
-        self._exact = ExactCutter(self.path, spans) if exact and is_video else None
-        self._copier = None if exact else ClipCutter(self.path)
+        self._exact = (
+            ExactCutter(self.path, spans, deinterlace=job.deinterlace)
+            if job.exact and is_video
+            else None
+        )
+        self._copier = None if job.exact else ClipCutter(self.path)
 
     def make(self, at: int, to: Path) -> dict[str, Any]:
         """Make a clip, or say that the whole file is one. Raises MediaError, OSError."""

@@ -98,9 +98,15 @@ class ExactCutter:
     """A source video with known frame times. Clips that follow each other are decoded in one
     pass."""
 
-    def __init__(self, path: Path, spans: Sequence[tuple[float, float]]) -> None:
-        """Open a video, of which clips of these spans are wanted, in seconds. Raises MediaError."""
-        self._reader = Reader(path, threads=1)
+    def __init__(
+        self, path: Path, spans: Sequence[tuple[float, float]], *, deinterlace: bool = True
+    ) -> None:
+        """Open a video, of which clips of these spans are wanted, in seconds. With `deinterlace`,
+        they have no combs. Raises MediaError."""
+        self._reader, self._deinterlaces = (
+            Reader(path, threads=1, deinterlace=deinterlace),
+            deinterlace,
+        )
         self._path, self._timeline = path, self._reader.timeline
         frame, stream = self._reader.first_frame, self._reader.decoder.stream
         self._stream_rates = (stream.average_rate, stream.base_rate, stream.guessed_rate)
@@ -108,7 +114,7 @@ class ExactCutter:
         aspect = stream.sample_aspect_ratio
         self._stated = stream.frames
         """Number of frames that the header states; 0: none."""
-        self._unlike = _unlike(frame, aspect)
+        self._unlike = _unlike(frame, aspect, deinterlace=deinterlace)
         self._is_plain = not self._unlike
         height, width = shown_size(frame, aspect)
         self._converter = FrameConverter(frame, (height, width))
@@ -248,7 +254,11 @@ class ExactCutter:
     def _planes(self, frame: VideoFrame) -> VideoFrame:
         """Return a frame in 4:2:0, of the clip's size, with its matrix and range."""
         height, width = self._height, self._width
-        is_alike = self._is_plain and not _unlike(frame, None) and _tags(frame) == self._tags
+        is_alike = (
+            self._is_plain
+            and not _unlike(frame, None, deinterlace=self._deinterlaces)
+            and _tags(frame) == self._tags
+        )
         if is_alike and (frame.height // 2 * 2, frame.width // 2 * 2) == (height, width):
             return _cropped(frame, height, width)
         pixels: NDArray[np.uint8] = self._converter.convert(frame)[:height, :width]
@@ -315,7 +325,7 @@ def _is_constant(times: Sequence[Fraction], rate: Fraction, tick: Fraction) -> b
     return all(abs(time - at / rate) <= most for at, time in enumerate(times))
 
 
-def _unlike(frame: VideoFrame, aspect: Fraction | None) -> str:
+def _unlike(frame: VideoFrame, aspect: Fraction | None, *, deinterlace: bool) -> str:
     """Return why readers may show a frame otherwise than the model saw it; empty if they do not."""
     if orientation_of(frame) != 1:
         return "turned"
@@ -323,7 +333,7 @@ def _unlike(frame: VideoFrame, aspect: Fraction | None) -> str:
         return "pixels that are not square"
     if frame.color_trc in HIGH_DYNAMIC_RANGE or frame.color_primaries in WIDE:
         return "other colours"
-    if frame.interlaced_frame:
+    if frame.interlaced_frame and deinterlace:
         return "interlaced"
     is_kept = frame.format.name in KEPT_FORMATS and min(frame.height, frame.width) > 1
     return "" if is_kept else f"format {frame.format.name}"

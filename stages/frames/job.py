@@ -75,5 +75,7 @@ class CutJob:
     """Folder for the clips."""
     cuts: list[CutItem]
     """The clips; those of one video follow each other."""
+    deinterlace: bool = True
+    """Whether interlaced frames lose their combs, as for the model."""
     exact: bool = True
     """Whether they hold the shown frames alone; else packets are copied from a keyframe on."""
