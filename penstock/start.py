@@ -35,7 +35,11 @@ def main() -> int:
 
 
 def _run() -> int:
-    leave_current_folder()
+    try:
+        leave_current_folder()
+    except FileNotFoundError:
+        print("penstock: the current folder was deleted. Go to another one", file=sys.stderr)
+        return ENVIRONMENT
     if any(_origin(name) != HERE / name / "__init__.py" for name in PACKAGES):
         sys.path.insert(0, str(HERE))
     error = intruder()

@@ -529,3 +529,11 @@ def test_a_path_that_is_not_utf8_keeps_its_bytes_in_every_record(tmp_path: Path)
     in_shell(["report", "out"], {}, folder)
     shown = in_shell(["caption", "média", "--model", "demo", "--format", "musubi"], {}, folder, 2)
     assert b"--format musubi states --out in TOML, and its path is not UTF-8" in shown.stderr
+
+
+def test_a_deleted_current_folder_is_named_in_one_line(tmp_path: Path) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    words = ["sh", "-c", 'rmdir ../gone; exec "$@"', "sh", *PENSTOCK, "status", str(tmp_path)]
+    done = subprocess.run(words, cwd=gone, capture_output=True, text=True)
+    assert done.returncode == 5
+    assert done.stderr == "penstock: the current folder was deleted. Go to another one\n"

@@ -13,6 +13,9 @@ import pytest
 from PIL import Image
 
 from artifacts.errors import UsageError
+from artifacts.keys import content_key, hash_file
+from artifacts.store import open_store
+from flows.media.generated_files import OF_LABELS, GeneratedFiles, about
 from flows.media.tune_data import examples_in
 from flows.options.commands import CaptionConfig
 from tests.support.media import write_video
@@ -325,3 +328,39 @@ def test_a_text_of_a_user_is_that_of_the_first_prompt_once_prompts_have_names(
     assert learned(config, prompts={"x": "What?", "y": "How?"}) == "mine"
     (Path(config.out) / "a.x.txt").write_text("mine of x")
     assert learned(config, prompts={"x": "What?", "y": "How?"}) == "mine of x"
+
+
+def test_labels_of_what_a_file_held_before_are_neither_kept_nor_told_to_the_model(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    medium, text = tmp_path / "clips" / "a.png", tmp_path / "clips" / "a.txt"
+    labels = GeneratedFiles(open_store(config.store_url), OF_LABELS)
+
+    def label() -> None:
+        of = about(content_key(hash_file(medium), "image"), text, str(medium))
+        assert labels.update(text, b"red\n", "txt", of, replace=True)
+
+    label()
+    joined = learned(config, prompt="Tags: {tags}.", beside=True, existing="append")
+    assert "Tags: red." in joined and text.read_text().startswith("red")  # of this picture
+    text.unlink()
+    label()
+    picture(medium, 200)
+    now = learned(config, prompt="Tags: {tags}.", beside=True, existing="append")
+    assert "red" not in now and "red" not in text.read_text()
+
+
+def test_a_training_leaves_out_texts_that_runs_wrote_about_other_content(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    folder, told, store = tmp_path / "clips", list[str](), open_store(config.store_url)
+    picture(folder / "b.png", 200)
+    run(replace(config, beside=True, format=("txt",)))
+    assert len(examples_in(str(folder), told.append, store)) == 2 and not told
+    (folder / "a.png").rename(folder / "c.png")
+    (folder / "b.png").rename(folder / "a.png")  # beside the text of another picture
+    with pytest.raises(UsageError, match="holds no captions"):
+        examples_in(str(folder), told.append, store)
+    assert "left out: 1 text that a run wrote about what the file held before (a.txt)" in told[0]
+    (folder / "a.txt").write_text("by hand")
+    assert [each.caption for each in examples_in(str(folder), told.append, store)] == ["by hand"]

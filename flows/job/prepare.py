@@ -70,6 +70,7 @@ PLACEHOLDERS = re.compile("|".join(map(re.escape, (NAME, FOLDER, TAGS, PREVIOUS)
 """Placeholders that are replaced; other braces stay."""
 FORM = "txt"
 """Format of a text with tags, next to the medium."""
+OLD_LABELS = "it holds labels of what the file held before; run `penstock label` again"
 NO_TAGS = f"no .{FORM} next to it that a user wrote or that holds labels"
 MAX_BYTES = 1 << 16
 """Size above which a text holds no tags, in bytes."""
@@ -122,7 +123,9 @@ class Tags:
             text = ""
         elif (part := self._joined.user_part(of, text)) is not None:
             text = part
-        if self._generated.has(OF_LABELS + FORM, sha256, of):
+        if self._generated.is_of_another(OF_LABELS + FORM, sha256, of):
+            text, why = "", OLD_LABELS
+        elif self._generated.has(OF_LABELS + FORM, sha256, of):
             labels = (label.strip() for line in text.split("\n") for label in line.split(","))
             text = ", ".join(dict.fromkeys(filter(None, labels)))
         if not text.strip():

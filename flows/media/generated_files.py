@@ -72,6 +72,11 @@ class GeneratedFiles:
         keys = {_key(self._of + form, each, sha256) for each in about}
         return bool(sha256) and any(keys & known for known in self._each.values())
 
+    def is_of_another(self, form: str, sha256: str, about: About) -> bool:
+        """Return whether a run wrote a text with this digest at this place about another content
+        than there is now, the first of `about`."""
+        return self.has(form, sha256, about) and not self.has(form, sha256, about[:1])
+
     def add(self, form: str, sha256: str, about: About = ANY) -> None:
         """Record a text that is written, or about to be. Raises EnvironmentFault: what is not
         recorded would count as a user's."""

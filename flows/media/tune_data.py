@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from artifacts.corrections import StoredEdits
+from artifacts.disk_names import one_name
 from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText, keys_of, read_edits
 from artifacts.errors import UsageError
 from artifacts.json_shapes import BYTES, parse
@@ -25,8 +26,8 @@ from artifacts.regular_files import link_out, read_bytes, read_text, user_text
 from artifacts.signing import proof_by
 from artifacts.store import Store
 from flows.media.example import Example
-from flows.media.generated_files import is_blank
-from flows.media.handwritten import HandwrittenTexts, TextsIn, split_by_chunk, text_paths
+from flows.media.generated_files import GeneratedFiles, digest_at, is_blank
+from flows.media.handwritten import GENERATED, HandwrittenTexts, TextsIn, split_by_chunk, text_paths
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, kind_of
 from flows.media.source_lists import LIST_SUFFIXES
 from stages.models.hub.transfer import Announce
@@ -157,7 +158,7 @@ def examples_in(
     replace captions. Raises UsageError."""
     path = Path(data).expanduser()
     if path.is_dir():
-        found = list(_media_with_texts(path))
+        found = list(_media_with_texts(path, store, announce))
     elif path.suffix.lower() in SUFFIXES and path.is_file():
         rows = [*enumerate(ROWS[path.suffix.lower()](path), 1)]
         if store is not None:
@@ -232,15 +233,31 @@ def _place(example: Example) -> str:
     return f"line {example.line}" if example.line else example.path.name
 
 
-def _media_with_texts(folder: Path) -> Iterator[Example]:
-    """Yield the media of a folder that have a text file."""
+def _media_with_texts(folder: Path, store: Store | None, announce: Announce) -> Iterator[Example]:
+    """Yield the media of a folder that have a text file, except for texts that a run wrote about
+    other content."""
+    generated = None if store is None else GeneratedFiles(store)
+    digests = None if store is None else ContentDigests(store.local / "digests.jsonl")
+    others: list[str] = []
     for path in sorted(folder.rglob("*")):
         text = path.with_suffix(".txt")
         known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
         if known and text.is_file() and not is_blank(text):
             if why := link_out(text, folder):
                 raise UsageError(f"{text}: {why}", hint="Put a copy there if it is yours")
+            if generated is not None and digests is not None:
+                sha256, place = digest_at(text), (one_name(text),)
+                if any(generated.has(form, sha256, place) for form in GENERATED):
+                    of = (content_key(digests.of(path), kind_of(path.name)),)
+                    if not any(generated.has(form, sha256, of) for form in GENERATED):
+                        others.append(text.name)
+                        continue
             yield Example(path=_absolute(path), caption=_text(text).strip())
+    if others:
+        announce(
+            f"left out: {counted(len(others), 'text')} that a run wrote about what the file held "
+            f"before ({others[0]}); caption again, or label"
+        )
 
 
 def _contents(path: Path) -> dict[tuple[Any, Any], str]:
