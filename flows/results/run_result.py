@@ -122,5 +122,6 @@ class RunResult(RunEnd):
         if self.written.earlier:
             yield (
                 f"from an earlier run: {', '.join(self.written.earlier)} in {self.out}; "
-                f"--format {','.join(self.written.earlier)} rewrites what no user edited"
+                f"--format {','.join(self.written.earlier)} rewrites what no user edited, with "
+                "--existing replace all of it"
             )

@@ -244,9 +244,7 @@ class PipelineRunner:
         trainers = write_trainers(self._job, launcher, on_start)
         result.warnings += [note for note in trainers.notes if note not in result.warnings]
         result.written.user_texts |= trainers.user_texts
-        # Of a requested one, the note on files that users edited says what to do.
-        done = {*trainers.forms, *OutputOptions.of(self._job.config).format}
-        result.written.earlier = [n for n in result.written.earlier if n not in done]
+        result.written.earlier = [n for n in result.written.earlier if n not in trainers.forms]
         self._record_outputs(result, stale=stale)
 
     def compute_records(self, write_out: Callable[[], RunEnd] | None = None) -> None:
