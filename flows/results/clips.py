@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.disk_names import rules_in
+from artifacts.errors import EnvironmentFault
 from artifacts.files import HALF, OURS, write_json, write_text
 from artifacts.json_shapes import BYTES
 from artifacts.plurals import counted, first_of
 from artifacts.regular_files import read_text, refuse_links
 from artifacts.samples import Media, media_suffix
+from artifacts.shards import DATASET
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
+from artifacts.trainers import TRAINERS
 from flows.console.units import gib
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
@@ -32,6 +35,8 @@ from flows.results.cutting import Cutter, OnProgress, batches
 from flows.results.sample_sources import SampleSource
 
 CLIPS, INDEX = "clips", "index.json"
+UNREAD = "a format that a trainer does not read"
+ENCODER = "libx264"
 LEAD_SECONDS = 0.5
 """Lead of a clip before its chunk above which a note is printed."""
 
@@ -42,6 +47,23 @@ def kept_note(names: Sequence[str], folder: Path) -> str:
         f"kept {counted(len(names), 'file')} in {folder} that users wrote or edited "
         f"({first_of(names)}); --existing replace replaces them"
     )
+
+
+def check_encoder(formats: Collection[str]) -> None:
+    """Raise EnvironmentFault if these formats may need exact clips that FFmpeg cannot encode."""
+    videos = (name for name, form in TRAINERS.items() if "video" in form.folders)
+    if not {DATASET, *videos} & {*formats}:
+        return
+    from av.codec import Codec
+    from av.codec.codec import UnknownCodecError
+
+    try:
+        Codec(ENCODER, "w")
+    except UnknownCodecError as error:
+        raise EnvironmentFault(
+            f"the FFmpeg of this PyAV has no {ENCODER}, which exact clips are encoded with",
+            hint="Install the wheel of PyAV from PyPI, or give --media original",
+        ) from error
 
 
 class Clips:
@@ -98,16 +120,15 @@ class Clips:
         """Yield a note for the user: how many whole files stand as they are in data sets, and how
         many as exact copies, and why."""
         entries = [self._index.get(key, {}) for key in {item.sample.clip for item in items}]
-        why = Counter(
-            e.get("why") or "a format that a trainer does not read" for e in entries if "file" in e
-        )
-        if not why:
+        copies = [entry for entry in entries if "file" in entry]
+        if not copies:
             return
-        size = sum(e.get("state", [0])[0] for e in entries if "file" in e)
+        why = Counter(entry.get("why") or UNREAD for entry in copies)
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in why.most_common())
+        size = sum(entry.get("state", [0])[0] for entry in copies)
         yield (
-            f"{counted(sum('file' not in e for e in entries), 'file')} of data sets as they are, "
-            f"{sum(why.values()):,} as exact copies ({gib(size)}): {reasons}"
+            f"data sets: {counted(len(entries) - len(copies), 'file')} as they are, "
+            f"{len(copies):,} as exact copies ({gib(size)}): {reasons}"
         )
 
     def notes(self) -> Iterator[str]:

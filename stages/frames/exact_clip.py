@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -103,10 +104,8 @@ class ExactCutter:
     ) -> None:
         """Open a video, of which clips of these spans are wanted, in seconds. With `deinterlace`,
         they have no combs. Raises MediaError."""
-        self._reader, self._deinterlaces = (
-            Reader(path, threads=1, deinterlace=deinterlace),
-            deinterlace,
-        )
+        self._reader = Reader(path, threads=1, deinterlace=deinterlace)
+        self._unlike_now = partial(_unlike, deinterlace=deinterlace)
         self._path, self._timeline = path, self._reader.timeline
         frame, stream = self._reader.first_frame, self._reader.decoder.stream
         self._stream_rates = (stream.average_rate, stream.base_rate, stream.guessed_rate)
@@ -114,7 +113,7 @@ class ExactCutter:
         aspect = stream.sample_aspect_ratio
         self._stated = stream.frames
         """Number of frames that the header states; 0: none."""
-        self._unlike = _unlike(frame, aspect, deinterlace=deinterlace)
+        self._unlike = self._unlike_now(frame, aspect)
         self._is_plain = not self._unlike
         height, width = shown_size(frame, aspect)
         self._converter = FrameConverter(frame, (height, width))
@@ -254,11 +253,8 @@ class ExactCutter:
     def _planes(self, frame: VideoFrame) -> VideoFrame:
         """Return a frame in 4:2:0, of the clip's size, with its matrix and range."""
         height, width = self._height, self._width
-        is_alike = (
-            self._is_plain
-            and not _unlike(frame, None, deinterlace=self._deinterlaces)
-            and _tags(frame) == self._tags
-        )
+        is_alike = not (self._unlike or self._unlike_now(frame, None))
+        is_alike = is_alike and _tags(frame) == self._tags
         if is_alike and (frame.height // 2 * 2, frame.width // 2 * 2) == (height, width):
             return _cropped(frame, height, width)
         pixels: NDArray[np.uint8] = self._converter.convert(frame)[:height, :width]
