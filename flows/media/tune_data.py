@@ -239,8 +239,7 @@ def _place(example: Example) -> str:
 
 
 def _media_with_texts(folder: Path, store: Store | None, announce: Announce) -> Iterator[Example]:
-    """Yield the media of a folder that have a text file, except for texts that a run wrote about
-    other content."""
+    """Yield the media of a folder that have a text file; none that a run wrote of other content."""
     records = None if store is None else TextRecords(store)
     others: list[str] = []
     for path in sorted(folder.rglob("*")):
