@@ -1,8 +1,13 @@
-"""One caption as a training example."""
+"""One caption as a training example, and the content that it is about."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from artifacts.json_shapes import BYTES
+from artifacts.regular_files import read_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,3 +33,12 @@ class Example:
     def item(self) -> tuple[Any, ...]:
         """Return the identity of the item that has one caption."""
         return self.path, self.start, self.end, self.prompt
+
+
+def contents_in(path: Path) -> Mapping[str, str]:
+    """Return the name of each medium of a run → the identity of the content that it read."""
+    try:
+        rows = [json.loads(line) for line in read_text(path, BYTES).split("\n") if line]
+        return {f"{r['source']}\n{r['media_path']}": str(r.get("content", "")) for r in rows}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return {}  # no run wrote the data

@@ -10,11 +10,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from artifacts.disk_names import one_name, rules_in
+from artifacts.keys import ContentDigests, content_key
 from artifacts.names import Naming
 from artifacts.plurals import counted
 from artifacts.regular_files import link_out, read_bytes, user_text
 from artifacts.store import Store
-from flows.media.generated_files import OF_LABELS, GeneratedFiles, about
+from flows.media.generated_files import OF_LABELS, GeneratedFiles, about, digest_at
+from flows.media.media_files import kind_of
 from flows.media.text_merging import MAX_BYTES, JoinedTexts, has_words, joined
 from flows.options.formats import JOINED
 
@@ -75,6 +77,23 @@ class HandwrittenTexts:
         if self.unread:
             path, why = next(iter(self.unread.items()))
             yield f"not read: {counted(len(self.unread), 'text')} of users ({path}: {why})"
+
+
+class TextRecords:
+    """What runs of a store wrote beside media."""
+
+    def __init__(self, store: Store) -> None:
+        self._generated = GeneratedFiles(store)
+        self._digests = ContentDigests(store.local / "digests.jsonl")
+
+    def are_other(self, text: Path, medium: Path) -> bool:
+        """Return whether a run wrote a text, and not about what its medium holds now. Raises
+        OSError."""
+        sha256, place = digest_at(text, MAX_BYTES), (one_name(text),)
+        if not any(self._generated.has(form, sha256, place) for form in GENERATED):
+            return False
+        of = (content_key(self._digests.of(medium), kind_of(medium.name)),)
+        return not any(self._generated.has(form, sha256, of) for form in GENERATED)
 
 
 class TextsIn:

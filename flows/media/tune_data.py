@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from artifacts.corrections import StoredEdits
-from artifacts.disk_names import one_name
 from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText, keys_of, read_edits
 from artifacts.errors import UsageError
 from artifacts.json_shapes import BYTES, parse
@@ -25,9 +24,15 @@ from artifacts.plurals import counted
 from artifacts.regular_files import link_out, read_bytes, read_text, user_text
 from artifacts.signing import proof_by
 from artifacts.store import Store
-from flows.media.example import Example
-from flows.media.generated_files import GeneratedFiles, digest_at, is_blank
-from flows.media.handwritten import GENERATED, HandwrittenTexts, TextsIn, split_by_chunk, text_paths
+from flows.media.example import Example, contents_in
+from flows.media.generated_files import is_blank
+from flows.media.handwritten import (
+    HandwrittenTexts,
+    TextRecords,
+    TextsIn,
+    split_by_chunk,
+    text_paths,
+)
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, kind_of
 from flows.media.source_lists import LIST_SUFFIXES
 from stages.models.hub.transfer import Announce
@@ -191,7 +196,7 @@ def _reviewed(
     left = [(at, row) for at, row in rows if row.get("review") != REJECTED]
     if rows and not left:
         raise UsageError(f"{path}: every caption was rejected", hint="Accept or correct some")
-    contents = _contents(path.with_name("media.jsonl"))
+    contents = contents_in(path.with_name("media.jsonl"))
     found = made = [_example(row, at, path, contents) for at, row in left]
     if store is not None:
         found = with_handwritten_texts(made, rows, path, store, announce)
@@ -234,10 +239,8 @@ def _place(example: Example) -> str:
 
 
 def _media_with_texts(folder: Path, store: Store | None, announce: Announce) -> Iterator[Example]:
-    """Yield the media of a folder that have a text file, except for texts that a run wrote about
-    other content."""
-    generated = None if store is None else GeneratedFiles(store)
-    digests = None if store is None else ContentDigests(store.local / "digests.jsonl")
+    """Yield the media of a folder that have a text file; none that a run wrote of other content."""
+    records = None if store is None else TextRecords(store)
     others: list[str] = []
     for path in sorted(folder.rglob("*")):
         text = path.with_suffix(".txt")
@@ -245,33 +248,17 @@ def _media_with_texts(folder: Path, store: Store | None, announce: Announce) -> 
         if known and text.is_file() and not is_blank(text):
             if why := link_out(text, folder):
                 raise UsageError(f"{text}: {why}", hint="Put a copy there if it is yours")
-            if generated is not None and digests is not None:
-                sha256, place = digest_at(text), (one_name(text),)
-                if any(generated.has(form, sha256, place) for form in GENERATED):
-                    of = (content_key(digests.of(path), kind_of(path.name)),)
-                    if not any(generated.has(form, sha256, of) for form in GENERATED):
-                        others.append(text.name)
-                        continue
+            if records is not None and records.are_other(text, path):
+                others.append(text.name)
+                continue
             yield Example(path=_absolute(path), caption=_text(text).strip())
     if others:
         announce(
-            f"left out: {counted(len(others), 'text')} that a run wrote about what the file held "
-            f"before ({others[0]}); caption again, or label"
+            f"left out: {counted(len(others), 'text')} of runs about other content ({others[0]})"
         )
 
 
-def _contents(path: Path) -> dict[tuple[Any, Any], str]:
-    """Return the name of each medium of a run → the identity of the content that it read."""
-    try:
-        rows = [json.loads(line) for line in read_text(path, BYTES).split("\n") if line]
-        return {(row["source"], row["media_path"]): str(row.get("content", "")) for row in rows}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return {}  # no run wrote the data
-
-
-def _example(
-    row: Mapping[str, Any], at: int, data: Path, contents: Mapping[tuple[Any, Any], str]
-) -> Example:
+def _example(row: Row, at: int, data: Path, contents: Mapping[str, str]) -> Example:
     caption = next((row[name] for name in TEXTS if isinstance(row.get(name), str)), None)
     own = _own_file(row, data)
     path = own or _path(row, data)
@@ -298,9 +285,7 @@ def _example(
         end=end,
         prompt=str(row.get("prompt") or ""),
         features=str(row.get("features") or ""),
-        content=contents.get((row.get("source"), row.get("media_path")), "")
-        if isinstance(row.get("media_path"), str)
-        else "",
+        content=contents.get(_item(row)[0], ""),
         line=at,
     )
 
