@@ -201,16 +201,16 @@ class Clips:
         why = dict.fromkeys((i.sample.key for i in keyed), "") | self._cutter.why
         try:
             for key in (i.sample.key for i in keyed):
-                told: dict[str, Any] = {}
+                about: dict[str, Any] = {}
                 if key in self._cutter.plain:
-                    told = {"plain": self._cutter.plain[key], "why": self._cutter.why_copied[key]}
+                    about = {"plain": self._cutter.plain[key], "why": self._cutter.why_copied[key]}
                 if key not in made:
-                    self._index[key] = {"plain": True} if told else {"error": why[key]}
+                    self._index[key] = {"plain": True} if about else {"error": why[key]}
                     continue
                 media = made[key]
                 stamp = stamp_of(media.path)
                 self._index[key] = {
-                    **told,
+                    **about,
                     "file": media.path.name,
                     "media_start": media.start,
                     "state": [stamp.size, stamp.modified],

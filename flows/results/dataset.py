@@ -35,8 +35,9 @@ def write_dataset(
         exact = media_mode(job.out, job.config) == EXACT
         stored = clips_in(folder, before) if exact or not all(i.whole for i in rest) else {}
         clips = Clips(job, launcher, on_progress)
+        plain = {i.sample.key: not exact or clips.stands(i) for i in rest if i.whole}
         cut = {key: clips.find(key) or stored.get(key) for key in {i.sample.clip for i in rest}}
-        shards = write_shards(folder, shards, _samples(rest, cutter, cut, exact=exact))
+        shards = write_shards(folder, shards, _samples(rest, cutter, cut, plain))
     keep_media(job.out, DATASET)
     user_texts[DATASET] = sum(has_user_text(item.sample.rows) for item in items)
     bare = sum(shard.without_media for shard in shards)
@@ -63,18 +64,22 @@ def is_stale(job: Job) -> bool:
 
 
 def _samples(
-    items: Sequence[SampleSource], cutter: Cutter, known: Mapping[str, Media | None], *, exact: bool
+    items: Sequence[SampleSource],
+    cutter: Cutter,
+    known: Mapping[str, Media | None],
+    plain: Mapping[str, bool],
 ) -> Iterator[tuple[Sample, Media | None]]:
-    """Yield each sample with its media: clips that are `known` by their key, and those that are cut
-    for it. Such a file is deleted when the next sample is requested."""
+    """Yield each sample with its media: clips that are `known` by their key, files that are samples
+    as they are (`plain`, by sample), and clips that are cut for it. Such a file is deleted when the
+    next sample is requested."""
     for batch in batches(items):
-        missing = [i for i in batch if exact or not i.whole]
-        missing = [i for i in missing if known.get(i.sample.clip) is None]
-        cut = cutter(missing)
+        cut = cutter(
+            [i for i in batch if not (known.get(i.sample.clip) or plain.get(i.sample.key))]
+        )
         for item in batch:
             if stored := known.get(item.sample.clip):
                 yield item.sample, stored
-            elif item.whole and (not exact or cutter.plain.get(item.sample.key)):
+            elif plain.get(item.sample.key) or cutter.plain.get(item.sample.key):
                 with contextlib.ExitStack() as stack:
                     try:
                         path = stack.enter_context(open_local(item.file))
@@ -87,7 +92,7 @@ def _samples(
                             suffix=media_suffix(item.file.name),
                             start=item.sample.row.start,
                             stamp=item.stamp,
-                            clip=item.sample.clip if exact else "",
+                            clip=item.sample.clip,
                         )
                         yield item.sample, whole
             else:

@@ -67,7 +67,7 @@ class _Source:
             return self._copier.copy(cut.start, cut.end, to)
         if self._exact is None:
             return copy_picture(self.path, to, cut.damaged, always=cut.copied)
-        why = (DAMAGED * cut.damaged or self._exact.differs()) if cut.whole else ""
+        why = (self._exact.differs() or DAMAGED * cut.damaged) if cut.whole else ""
         if cut.whole and not why and not cut.copied:
             return {"plain": True}
         made = self._exact.cut(at, to)

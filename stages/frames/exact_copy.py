@@ -19,7 +19,7 @@ WEBP_HEAD, LOSSLESS_WEBP = 64, b"VP8L"
 def copy_picture(path: Path, to: Path, damaged: bool, *, always: bool) -> dict[str, Any]:
     """Write an exact copy of a picture to `to` plus a suffix, if readers would show another one, if
     it is `damaged`, or `always`. Return what became of it. Raises MediaError, OSError."""
-    why = DAMAGED if damaged else differs(path)
+    why = differs(path) or DAMAGED * damaged
     found: dict[str, Any] = {"why": why, "plain": not why}
     if not why and not always:
         return found
