@@ -74,7 +74,8 @@ OTHERS: dict[str, tuple[str, Callable[[Path], None], str]] = {
 
 def seen(path: Path) -> NDArray[np.int64]:
     """The picture that the model sees."""
-    return read_image(path)[1].pixels[0].astype(int)
+    found: NDArray[np.int64] = read_image(path)[1].pixels[0].astype(np.int64)
+    return found
 
 
 def opened(path: Path) -> NDArray[np.int64]:
