@@ -116,9 +116,12 @@ def one_name(path: str | os.PathLike[str]) -> str:
     disk that was not probed is judged by this file, without writing."""
     folder, name = os.path.split(whole := os.path.abspath(path))
     with contextlib.suppress(OSError):
-        if (place := _place_of(folder)) in _known:
+        there = folder  # a folder may not be made yet
+        while not os.path.isdir(there):
+            there = os.path.dirname(there)
+        if (place := _place_of(there)) in _known:
             rules = _known[place][1]
-            return os.path.join(folder, rules.folded(name)) if rules.folds else whole
+            return _folded(whole, place, rules) if rules.folds else whole
         found = os.lstat(path)
         for _, fold in FOLDS.values():
             with contextlib.suppress(OSError):
@@ -126,6 +129,17 @@ def one_name(path: str | os.PathLike[str]) -> str:
                 if other != name and os.path.samestat(found, os.lstat(f"{folder}/{other}")):
                     name = other
     return os.path.join(folder, name)
+
+
+def _folded(path: str, place: tuple[int, int], rules: "NameRules") -> str:
+    """Return a path with its parts folded up to the root of the disk."""
+    parts: list[str] = []
+    while (folder := os.path.dirname(path)) != path:
+        if os.path.isdir(folder) and _place_of(folder) != place:
+            break
+        parts.append(rules.folded(os.path.basename(path)))
+        path = folder
+    return os.path.join(path, *reversed(parts))
 
 
 def _place_of(folder: str) -> tuple[int, int]:

@@ -25,10 +25,10 @@ raised as PenstockError, whose `hint` names the next step. Heavy packages are im
 of one of these functions.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # and not from typing, which a file of the current folder may be
 if TYPE_CHECKING:
+    from typing import Any
+
     __version__: str
     from artifacts.captions import Caption as Caption
     from artifacts.captions import Failure as Failure
@@ -98,16 +98,18 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name == "__version__":
         from importlib.metadata import version
 
         return version("penstock")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from penstock.start import intruder, open_closed_streams
+    from penstock.checked_start import intruder, open_closed_streams
 
     open_closed_streams()
     if error := intruder():
         raise ImportError(error)
+    from importlib import import_module
+
     return getattr(import_module(_HOMES[name]), name)

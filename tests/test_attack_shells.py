@@ -56,7 +56,9 @@ def test_every_python_process_of_the_program_searches_no_current_folder() -> Non
         name = path.relative_to(ROOT).as_posix()
         for line, word in words_after_python(path):
             seen.add(name)
-            own = name == "penstock/start.py"  # itself once more, with the options that it had
+            own = (
+                name == "penstock/checked_start.py"
+            )  # itself once more, with the options that it had
             if word != "'-P'" and not own:
                 without.append(f"{name}:{line} {word}")
     assert without == [] and seen >= STARTS
@@ -537,3 +539,22 @@ def test_a_deleted_current_folder_is_named_in_one_line(tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=gone, capture_output=True, text=True)
     assert done.returncode == 5
     assert done.stderr == "penstock: the current folder was deleted. Go to another one\n"
+
+
+@pytest.mark.parametrize("name", ["typing", "signal", "functools", "pathlib", "re", "types"])
+def test_no_file_of_the_current_folder_is_imported_before_that_is_left(
+    tmp_path: Path, name: str
+) -> None:
+    """With an empty entry in PYTHONPATH, as `PYTHONPATH=$PYTHONPATH:/x` gives where it is unset.
+    Python is started without `site`, whose `.pth` files import what they like."""
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the folder ran')")
+    code = f"import sys; sys.path.append({str(ROOT)!r}); import penstock.start as s; "
+    code += "s.leave_current_folder(); import typing, signal, functools, pathlib, re, types"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env={**os.environ, "PYTHONPATH": ":/x"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

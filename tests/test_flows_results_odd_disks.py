@@ -251,3 +251,23 @@ def test_an_uploaded_file_gets_a_name_that_the_disk_takes(tmp_path: Path) -> Non
             half.write_bytes(content)
             assert _placed(str(half), disk, name) == disk / wanted
             assert (disk / wanted).read_bytes() == content
+
+
+def test_the_text_of_a_picture_in_a_subfolder_is_written_anew_when_that_is_replaced(
+    tmp_path: Path,
+) -> None:
+    write_pictures(folder := tmp_path / "media" / "Photos", ("Cat.png", "dog.png"))
+    with odd_disk(tmp_path / "odd", CASELESS) as disk:
+        config = config_in(tmp_path, tmp_path / "media", format=("txt", "kohya"))
+        config = replace(config, out=str(disk / "out"), recursive=True)
+        notes = run(config).warnings
+        for at, path in enumerate(sorted(folder.iterdir())):
+            Image.new("RGB", (64, 48), (20 * at, 200, 90)).save(path)
+        result = run(config, prompt="Now?")
+        for note in (*notes, *result.warnings):
+            assert "kept" not in note and "not from this run" not in note
+        captions = [row["caption"] for row in lines(config)]
+        assert sorted(READERS["kohya"](disk / "out").values()) == sorted(
+            " ".join(each.split()) for each in captions
+        )
+        assert all("Now?" in path.read_text() for path in (disk / "out").rglob("*.txt"))

@@ -1,5 +1,6 @@
 """Builds the job of the ask stage."""
 
+import os
 from collections.abc import Mapping, Sequence
 
 from flows.job.prepare import Job
@@ -21,7 +22,7 @@ def ask_job(
     """Return the job for these items. `seen` is what the servers have stated in this run."""
     served, config = job.model.served, job.config
     assert served is not None
-    params = SamplingParams.of(config)
+    params, keys = SamplingParams.of(config), EndpointOptions.of(config).endpoint_keys
     sampling = {"temperature": params.temperature} if params.temperature is not None else {}
     if not params.is_sampled and params.sampling != CHECKPOINT:
         sampling = {"temperature": 0.0}
@@ -35,7 +36,7 @@ def ask_job(
         items=list(items),
         model=served.model,
         endpoints=[each.url for each in served.endpoints],
-        keys_file=EndpointOptions.of(config).endpoint_keys,
+        keys_file=os.path.abspath(os.path.expanduser(keys)) if keys else "",
         fit=job.model.fit("image"),
         video=namespaces.sends_video,
         at_once=rung.batch,
