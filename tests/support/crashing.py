@@ -20,12 +20,12 @@ CRASH, HANG = b"crash", b"hang"
 class CrashingVideo(Video):
     """As FFmpeg would be with a bug in it."""
 
-    def __init__(self, path: Path, *, threads: int = 0) -> None:
+    def __init__(self, path: Path, *, threads: int = 0, deinterlace: bool = True) -> None:
         if path.read_bytes().startswith(CRASH):
             ctypes.string_at(0)
         if path.read_bytes().startswith(HANG):
             hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
-        super().__init__(path, threads=threads)
+        super().__init__(path, threads=threads, deinterlace=deinterlace)
 
 
 def frames(job: dict[str, Any], report: EventReporter) -> None:
