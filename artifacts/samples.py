@@ -12,7 +12,7 @@ from artifacts.stamps import Stamp
 OWN_MEMBERS = ("txt", "json")
 SLUG_LETTERS = 40
 """Number of characters of a medium's name in a key."""
-OUTPUT_VERSION = 2
+OUTPUT_VERSION = 3
 """Raised when samples are written differently for the same captions."""
 
 
@@ -26,6 +26,12 @@ class Media:
     """Seconds of the media file at which the chunk starts."""
     stamp: Stamp | None = None
     """Stamp that the file must still have; None: any."""
+    clip: str = ""
+    """Key of the clip that these are; empty: a file of its own."""
+    at: int = 0
+    """Place of the bytes in the file."""
+    size: int | None = None
+    """Number of bytes; None: all of the file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +43,10 @@ class Sample:
     """The caption of the chunk."""
     content: str
     """Content digest of its medium."""
+    made: str = ""
+    """How its media are made: mode and version."""
+    chunk: int = 0
+    """Index of the chunk in its medium."""
     others: tuple[Caption, ...] = ()
     """Captions of other prompts for the chunk."""
 
@@ -47,7 +57,13 @@ class Sample:
 
     def digest(self) -> str:
         rows = [fields_of_row(row) for row in self.rows]
-        return digest_of([OUTPUT_VERSION, self.key, *rows, self.content])
+        return digest_of([OUTPUT_VERSION, self.key, *rows, self.content, self.made])
+
+    @property
+    def clip(self) -> str:
+        """Return the key of its clip: of these characters, and the same for each prompt."""
+        row = self.row
+        return _named(row.media_path, [self.made, self.content, row.start, row.end], self.chunk)
 
 
 Samples = Iterator[tuple[Sample, Media | None]]
@@ -57,11 +73,6 @@ def sample_key(media_path: str, content: str, prompt: str, copy: int, chunk: int
     """Return a key of characters that no tool treats as a folder or suffix. It is the same in every
     run. `copy` numbers samples that are equal otherwise."""
     return _named(media_path, [media_path, content, prompt, copy], chunk)
-
-
-def clip_key(media_path: str, content: str, start: float, end: float, chunk: int) -> str:
-    """Return a key of the same form for a time span of a medium, whatever its caption."""
-    return _named(media_path, [content, start, end], chunk)
 
 
 def _named(media_path: str, identity: Sequence[object], chunk: int) -> str:

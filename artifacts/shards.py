@@ -20,7 +20,7 @@ from artifacts.files import HALF, whole_file, write_json
 from artifacts.json_shapes import BYTES
 from artifacts.keys import digest_of
 from artifacts.regular_files import open_regular, read_text, refuse_links
-from artifacts.samples import Media, Sample, Samples
+from artifacts.samples import Media, Sample, Samples, media_suffix
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
 
@@ -70,6 +70,36 @@ def read_index(folder: Path) -> list[Shard]:
         return [Shard(**shard) for shard in index["shards"]]
     except (OSError, ValueError, TypeError, KeyError):
         return []
+
+
+def clips_in(folder: Path, shards: Sequence[Shard]) -> dict[str, Media]:
+    """Return the key of each clip in these shards → its bytes there."""
+    found: dict[str, Media] = {}
+    for path in (folder / shard.name for shard in shards if _is_there(folder, shard)):
+        members: dict[str, tarfile.TarInfo] = {}
+        with (
+            contextlib.suppress(OSError, ValueError, tarfile.TarError, LookupError, TypeError),
+            open_regular(path) as file,
+            tarfile.open(fileobj=file, mode="r:") as tar,
+        ):
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                if suffix != "json":
+                    members.setdefault(key, member)  # the media come first
+                    continue
+                file.seek(member.offset_data)
+                line = json.loads(file.read(member.size))
+                if clip := line.get("clip"):
+                    of = members[key]
+                    found[str(clip)] = Media(
+                        path=path,
+                        suffix=media_suffix(of.name),
+                        start=float(line["media_start"]),
+                        clip=str(clip),
+                        at=of.offset_data,
+                        size=of.size,
+                    )
+    return found
 
 
 def write_shards(folder: Path, kept: Sequence[Shard], samples: Samples) -> list[Shard]:
@@ -122,7 +152,7 @@ def _fill(
     with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         while pending is not None:
             sample, media = pending
-            size = _size(media.path) if media is not None else 0
+            size = _size(media) if media is not None else 0
             if digests and (len(digests) >= SHARD_SAMPLES or tar.offset + size > SHARD_BYTES):
                 break
             bare += not _add(tar, file, sample, media, size)
@@ -144,6 +174,8 @@ def _add(
     """Add a sample. Return whether its media were added."""
     has = media is not None and _add_media(tar, file, sample.key, media, size)
     line = {**fields_of_row(sample.row), "media_start": media.start if media and has else None}
+    if has and media is not None and media.clip:
+        line["clip"] = media.clip
     if sample.others:
         line["captions"] = {row.name: fields_of_row(row) for row in sample.rows}
     texts = {f"{row.name}.txt" if row.name else "txt": row.caption for row in sample.rows}
@@ -164,6 +196,7 @@ def _add_media(tar: tarfile.TarFile, file: IO[bytes], key: str, media: Media, si
             return media.stamp is None or stamp_of(source.fileno()) == media.stamp
 
         if same():
+            source.seek(media.at)
             try:
                 tar.addfile(_tar_entry(f"{key}.{media.suffix}", size), source)
             except OSError:
@@ -196,8 +229,10 @@ def _reading(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _size(path: Path) -> int:
-    with _reading(path) as file:
+def _size(media: Media) -> int:
+    if media.size is not None:
+        return media.size
+    with _reading(media.path) as file:
         return file.seek(0, 2)
 
 

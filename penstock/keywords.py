@@ -85,6 +85,7 @@ class CaptionOptions(FeatureOptions, total=False):
     beside: bool
     overwrite: bool
     existing: str | None
+    media: str | None
     trust_folder: bool
     confidence: bool
     sift: str

@@ -9,7 +9,7 @@ import pytest
 from artifacts.errors import EnvironmentFault, MediaError
 from stages.frames import clip_copy
 from stages.frames.clip_copy import ClipCutter
-from stages.frames.clip_copy import run as run_cut
+from stages.frames.cut import run as run_cut
 from tests.support.media import decode_plainly, write_video
 from tests.support.waves import told_by
 

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from artifacts.captions import Caption
 from artifacts.files import json_text
+from artifacts.samples import media_suffix
 from artifacts.subtitles import one_line
 
 IMAGES, VIDEOS = "images", "videos"
@@ -71,6 +72,10 @@ class TrainerForm:
     def takes(self, kind: str, suffix: str) -> bool:
         """Return whether the trainer reads media of this kind and suffix."""
         return kind in self.folders and suffix in self.suffixes.get(kind, {suffix})
+
+    def reads(self, kind: str, name: str) -> bool:
+        """Return whether the trainer reads a file of this name, if it takes its kind at all."""
+        return kind not in self.folders or self.takes(kind, media_suffix(name))
 
 
 def of_kind(entries: Sequence[TrainerEntry], kind: str) -> list[TrainerEntry]:

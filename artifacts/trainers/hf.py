@@ -87,7 +87,8 @@ configs:
 
 `media_path`, `start` and `end` (seconds) say what of which file a row is about.
 
-    datasets.load_dataset("{kind}folder", data_dir=".")
+    datasets.load_dataset("FOLDER")     # this folder, from outside it
+    datasets.load_dataset("USER/NAME")  # once it is on the hub
 """
 
 

@@ -27,7 +27,7 @@ ENTRIES: Mapping[str, str] = {
     "convert": "stages.convert.run:run",
     "merge": "stages.export.merge:run",
     "time_graphs": "stages.export.graphs.timing:run",
-    "cut": "stages.frames.clip_copy:run",
+    "cut": "stages.frames.cut:run",
     "cut_live": "stages.frames.live:run",
     "measure": "stages.memory.measure:run",
     "try_forks": "stages.process.fork_trial:run",

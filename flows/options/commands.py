@@ -26,6 +26,7 @@ from flows.options.model import (
 )
 from flows.options.text import (
     ConfidenceOptions,
+    DataSetOptions,
     EngineOptions,
     FolderOptions,
     OutputOptions,
@@ -69,6 +70,7 @@ class CaptionConfig(
     SiftFirstOptions,
     ConfidenceOptions,
     TrustOptions,
+    DataSetOptions,
     OutputOptions,
     TextOptions,
     EngineOptions,

@@ -13,6 +13,8 @@ COCO = "coco"
 COCO_FILE = "labels.coco.json"
 BESIDE = ("txt", "vtt", "srt")
 """Formats with one file per medium, which `--beside` puts next to it."""
+EXACT, ORIGINAL = MEDIA_MODES = ("exact", "original")
+"""The values of `--media`."""
 KEEP, REPLACE, APPEND, PREPEND = RULES = ("keep", "replace", "append", "prepend")
 """The values of `--existing`."""
 JOINED = (APPEND, PREPEND)

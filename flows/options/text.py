@@ -8,7 +8,15 @@ from typing import Annotated
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from artifacts.paths import text_named
-from flows.options.formats import FORMATS, KEEP, REPLACE, RULES, check_existing, check_formats
+from flows.options.formats import (
+    FORMATS,
+    KEEP,
+    MEDIA_MODES,
+    REPLACE,
+    RULES,
+    check_existing,
+    check_formats,
+)
 from flows.options.headings import FILES, MEMORY, MODEL, TEXT
 from stages.decode.engines import AUTO, ENGINE_CHOICES, choice_for
 from stages.decode.generation import SamplingParams
@@ -210,6 +218,24 @@ class OwnerOptions(OptionGroup):
     ] = False
     """Take over the output folder of another command, and drop rows of media that exist but are not
     among the sources."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSetOptions(OptionGroup):
+    """The media of data sets for trainers."""
+
+    media: Annotated[
+        str | None,
+        Option(
+            "media of data sets: exact copies where trainers would see others, or original files",
+            FILES,
+            "MODE",
+            values=MEDIA_MODES,
+        ),
+    ] = None
+    """`exact`: where a reader would show other frames than the model saw, the data set has an exact
+    copy; `original`: files as they are, and clips copied from a keyframe on. None: as the folder's
+    last run, or `exact`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,30 +9,36 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from artifacts.disk_names import rules_in
+from artifacts.errors import EnvironmentFault
 from artifacts.files import HALF, OURS, write_json, write_text
 from artifacts.json_shapes import BYTES
 from artifacts.plurals import counted, first_of
 from artifacts.regular_files import read_text, refuse_links
-from artifacts.samples import clip_key
+from artifacts.samples import Media, media_suffix
+from artifacts.shards import DATASET
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
+from artifacts.trainers import TRAINERS
+from flows.console.units import gib
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
+from flows.media.media_files import Selection
 from flows.options.text import OutputOptions
 from flows.results.cutting import Cutter, OnProgress, batches
 from flows.results.sample_sources import SampleSource
 
 CLIPS, INDEX = "clips", "index.json"
+UNREAD = "a format that a trainer does not read"
+ENCODER = "libx264"
 LEAD_SECONDS = 0.5
 """Lead of a clip before its chunk above which a note is printed."""
-CUT_VERSION = 3
-"""Raised when clips are cut differently; clips of another version are cut again."""
 
 
 def kept_note(names: Sequence[str], folder: Path) -> str:
@@ -41,6 +47,23 @@ def kept_note(names: Sequence[str], folder: Path) -> str:
         f"kept {counted(len(names), 'file')} in {folder} that users wrote or edited "
         f"({first_of(names)}); --existing replace replaces them"
     )
+
+
+def check_encoder(formats: Collection[str]) -> None:
+    """Raise EnvironmentFault if these formats may need exact clips that FFmpeg cannot encode."""
+    videos = (name for name, form in TRAINERS.items() if "video" in form.folders)
+    if not {DATASET, *videos} & {*formats}:
+        return
+    from av.codec import Codec
+    from av.codec.codec import UnknownCodecError
+
+    try:
+        Codec(ENCODER, "w")
+    except UnknownCodecError as error:
+        raise EnvironmentFault(
+            f"the FFmpeg of this PyAV has no {ENCODER}, which exact clips are encoded with",
+            hint="Install the wheel of PyAV from PyPI, or give --media original",
+        ) from error
 
 
 class Clips:
@@ -60,15 +83,30 @@ class Clips:
         self.longest_lead = 0.0
         """Maximum seconds from the start of a clip to the start of its chunk."""
 
-    def clips_for(self, items: Sequence[SampleSource]) -> dict[str, Path]:
-        """Return the key of each sample → its clip. Cuts missing clips. Raises PenstockError."""
-        keys = {item.sample.key: key_of(item) for item in items}
+    def clips_for(
+        self, items: Sequence[SampleSource], copied: Collection[str] = ()
+    ) -> dict[str, Path]:
+        """Return the key of each sample → its clip. Cuts missing clips. A whole file has none if
+        every reader shows it as the model saw it (`stands`), unless it is `copied`, by the clip.
+        Raises PenstockError."""
+        keys = {item.sample.key: item.sample.clip for item in items}
         by_key = {keys[item.sample.key]: item for item in reversed(items)}
         present = self._present()
-        missing = [item for key, item in by_key.items() if not self._is_right(key, present)][::-1]
-        self._cut(missing)
+        missing = [
+            item for key, item in by_key.items() if not self._is_right(key, present, copied)
+        ][::-1]
+        self._cut(missing, copied)
         found = {key: path for key in by_key if (path := self._clip_path(key)) is not None}
         return {name: found[key] for name, key in keys.items() if key in found}
+
+    def find(self, key: str) -> Media | None:
+        """Return an unchanged clip that an earlier run made."""
+        entry = self._index.get(key, {})
+        path = self._clip_path(key) if "file" in entry else None
+        if path is None or not self.made(path, key):
+            return None
+        suffix, start = media_suffix(path.name), float(entry.get("media_start", 0.0))
+        return Media(path=path, suffix=suffix, start=start, clip=key)
 
     def made(self, path: Path, key: str) -> bool:
         """Return whether a file, in any folder, is the unchanged clip of a key."""
@@ -77,6 +115,21 @@ class Clips:
             stamp = stamp_of(path)
             return [stamp.size, stamp.modified] == entry.get("state")
         return False
+
+    def note_on_files(self, items: Iterable[SampleSource]) -> Iterator[str]:
+        """Yield a note for the user: how many whole files stand as they are in data sets, and how
+        many as exact copies, and why."""
+        entries = [self._index.get(key, {}) for key in {item.sample.clip for item in items}]
+        copies = [entry for entry in entries if "file" in entry]
+        if not copies:
+            return
+        why = Counter(entry.get("why") or UNREAD for entry in copies)
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in why.most_common())
+        size = sum(entry.get("state", [0])[0] for entry in copies)
+        yield (
+            f"data sets: {counted(len(entries) - len(copies), 'file')} as they are, "
+            f"{len(copies):,} as exact copies ({gib(size)}): {reasons}"
+        )
 
     def notes(self) -> Iterator[str]:
         """Yield notes for the user about the clips."""
@@ -93,25 +146,32 @@ class Clips:
 
     def _present(self) -> dict[str, str]:
         """Return the stem of each file, as the disk tells stems apart → its name."""
+        selected = Selection(recursive=False, extensions=())  # and no text or latents beside a clip
         folded = rules_in(self.folder).folded
         with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
             return {
                 folded(Path(entry.name).stem): entry.name
                 for entry in entries
-                if entry.is_file(follow_symlinks=False)
+                if selected.takes(entry.name) and entry.is_file(follow_symlinks=False)
             }
         return {}
 
-    def _is_right(self, key: str, present: dict[str, str]) -> bool:
+    def stands(self, item: SampleSource) -> bool:
+        """Return whether every reader shows a whole file as the model saw it."""
+        return bool(self._index.get(item.sample.clip, {}).get("plain"))
+
+    def _is_right(self, key: str, present: dict[str, str], copied: Collection[str]) -> bool:
         """Return whether a clip need not be cut: it exists, is a user's, or failed before."""
         entry = self._index.get(key, {})
         if "error" in entry and not self._retry_failed:
             return True
+        if entry.get("plain") and "file" not in entry:
+            return key not in copied
         name = present.get(rules_in(self.folder).folded(key))
         if name is None:
             return False
         if self.made(self.folder / name, key):
-            return entry.get("version") == CUT_VERSION
+            return True
         if self._replace:
             return False
         self.kept.append(name)
@@ -128,31 +188,31 @@ class Clips:
         # The index is a file that anybody may have written: it names nothing outside.
         return self.folder / Path(entry["file"]).name if "file" in entry else None
 
-    def _cut(self, items: Sequence[SampleSource]) -> None:
+    def _cut(self, items: Sequence[SampleSource], copied: Collection[str]) -> None:
         refuse_links(self.folder)
-        shutil.rmtree(self._temporary, ignore_errors=True)  # left by a killed run
-        try:
-            for batch in batches(items):
-                self._cut_batch(batch)
-        finally:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        for batch in batches(items):
+            self._cut_batch(batch, copied)
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
-    def _cut_batch(self, batch: Iterable[SampleSource]) -> None:
+    def _cut_batch(self, batch: Iterable[SampleSource], copied: Collection[str]) -> None:
         """Cut a batch of clips and give them their final names. Raises PenstockError."""
-        keyed = [replace(i, sample=replace(i.sample, key=key_of(i))) for i in batch]
-        made = self._cutter(keyed)
+        keyed = [replace(i, sample=replace(i.sample, key=i.sample.clip)) for i in batch]
+        made = self._cutter(keyed, copied)
         why = dict.fromkeys((i.sample.key for i in keyed), "") | self._cutter.why
         try:
             for key in (i.sample.key for i in keyed):
+                about: dict[str, Any] = {}
+                if key in self._cutter.plain:
+                    about = {"plain": self._cutter.plain[key], "why": self._cutter.why_copied[key]}
                 if key not in made:
-                    self._index[key] = {"error": why[key]}
+                    self._index[key] = {"plain": True} if about else {"error": why[key]}
                     continue
                 media = made[key]
                 stamp = stamp_of(media.path)
                 self._index[key] = {
+                    **about,
                     "file": media.path.name,
                     "media_start": media.start,
-                    "version": CUT_VERSION,
                     "state": [stamp.size, stamp.modified],
                 }
             write_json(self.folder / INDEX, {"clips": self._index})
@@ -161,12 +221,6 @@ class Clips:
                 os.replace(media.path, self.folder / media.path.name)
         except OSError as error:
             raise fault_of(error, self.folder) from error
-
-
-def key_of(item: SampleSource) -> str:
-    """Return the file name, without suffix, of the clip of this chunk."""
-    row = item.sample.row
-    return clip_key(row.media_path, item.sample.content, row.start, row.end, item.chunk)
 
 
 def _read_index(path: Path) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""Cuts chunks out of videos in a separate process. Runs no model."""
+"""Cuts chunks out of videos in separate processes. Runs no model."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,16 @@ from artifacts.samples import Media, media_suffix
 from artifacts.shards import SHARD_BYTES
 from artifacts.store import fault_of
 from flows.job.prepare import Job
-from flows.machine.launch import MAX_RESTARTS, Launcher, StageCall
+from flows.machine.launch import MAX_RESTARTS, Launcher, StageCall, StageHandle
+from flows.options.formats import EXACT
+from flows.results.marker import media_mode
 from flows.results.sample_sources import SampleSource
 from stages.frames.job import CutItem, CutJob
+from stages.process.cgroup import cores, host_free_bytes
 from stages.process.exit_diagnosis import is_crash
 
+PROCESS_BYTES = 1 << 30
+"""Memory of a process that encodes 4K video."""
 OnProgress = Callable[[str, int, int], None]
 """Callback with the name of a step, its total, and how many are done."""
 
@@ -37,7 +42,7 @@ def batches(items: Sequence[SampleSource]) -> Iterator[list[SampleSource]]:
 
 
 class Cutter:
-    """Cuts chunks of videos in a separate process, because a damaged file may crash it."""
+    """Cuts chunks of videos in separate processes, because a damaged file may crash one."""
 
     def __init__(
         self, job: Job, launcher: Launcher, on_progress: OnProgress, temporary: Path
@@ -48,39 +53,84 @@ class Cutter:
         self._folder = temporary / "cuts"
         self.refused: list[str] = []
         """Names of files that could not be cut, each with the reason."""
+        self.plain: dict[str, bool] = {}
+        """Key of each whole file → whether every reader shows it as the model saw it."""
+        self.why_copied: dict[str, str] = {}
+        """Key of each whole file → why not; empty if so."""
+        self._copied: Collection[str] = ()
         self.why: dict[str, str] = {}
         """Key of each sample that could not be cut → why."""
         self._kills = 0
-        """Consecutive times that the process was killed before it cut anything."""
+        """Consecutive times that a process was killed before it cut anything."""
+        self._deinterlace = job.sampling.deinterlace
+        self._exact = media_mode(job.out, job.config) == EXACT
+        fitting = host_free_bytes() // PROCESS_BYTES
+        self._processes = max(1, min(cores() - 1, fitting)) if self._exact else 1
 
-    def __call__(self, items: Sequence[SampleSource]) -> dict[str, Media]:
-        """Cut the items and return the key of each sample → its media."""
-        found: dict[str, Media] = {}
-        remaining = list(items)
-        while remaining:
+    def __call__(
+        self, items: Sequence[SampleSource], copied: Collection[str] = ()
+    ) -> dict[str, Media]:
+        """Cut the items and return the key of each sample → its media. Whole files that every
+        reader shows as the model saw them are not cut, except those `copied`, by their clips."""
+        self._copied = copied
+        results = self._finished(items)
+        while remaining := [item for item in items if item.sample.key not in results]:
             self._on_progress("cut", len(items), len(items) - len(remaining))
-            results = self._run(remaining)
-            for item in remaining:
-                result = results.get(item.sample.key, {})
-                if "file" in result:
-                    path = self._folder / result["file"]
-                    found[item.sample.key] = Media(
-                        path=path, suffix=media_suffix(path.name), start=result["start"]
-                    )
-                elif "error" in result:
-                    self.refused.append(f"{item.file.name}: {result['error']}")
-                    self.why[item.sample.key] = result["error"]
-            remaining = [item for item in remaining if item.sample.key not in results]
+            results |= self._run(remaining)
+        found: dict[str, Media] = {}
+        for item in items:
+            result = results[item.sample.key]
+            if "plain" in result:
+                self.plain[item.sample.key], self.why_copied[item.sample.key] = (
+                    result["plain"],
+                    result.get("why", ""),
+                )
+            if "file" in result:
+                path = self._folder / result["file"]
+                found[item.sample.key] = Media(
+                    path=path,
+                    suffix=media_suffix(path.name),
+                    start=result["start"],
+                    clip=item.sample.clip,
+                )
+            elif "error" in result:
+                self.refused.append(f"{item.file.name}: {result['error']}")
+                self.why[item.sample.key] = result["error"]
         return found
 
+    def _finished(self, items: Sequence[SampleSource]) -> dict[str, Any]:
+        """Return the results of exact clips that a killed run has finished."""
+        names = (
+            (i.sample.key, f"{i.sample.key}.{s}") for i in items for s in ("mp4", "jpg", "png")
+        )
+        return {
+            key: {"file": name, "start": 0.0, "plain": False}
+            for key, name in names
+            if self._exact and (self._folder / name).is_file()
+        }
+
     def _run(self, items: Sequence[SampleSource]) -> dict[str, Any]:
-        """Return the result of each item. If the process died, that includes an error for the file
-        that it was cutting."""
+        """Cut items in several processes, and return the results that they have. If a process died,
+        that includes an error for the file that it was cutting."""
         try:
             refuse_links(self._folder)
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise fault_of(error, self._folder) from error
+        parts = _parts(items, self._processes)
+        running: list[StageHandle] = []
+        results: dict[str, Any] = {}
+        try:
+            running += [self._launcher.start(self._call(part)) for part in parts]
+            for part, process in zip(parts, running, strict=True):
+                results |= self._results_of(part, process)
+        except BaseException:
+            for process in running:
+                process.stop()
+            raise
+        return results
+
+    def _call(self, items: Sequence[SampleSource]) -> StageCall:
         cuts = [
             CutItem(
                 str(item.file),
@@ -88,35 +138,42 @@ class Cutter:
                 item.sample.row.start,
                 item.sample.row.end,
                 item.stamp,
+                item.kind,
+                item.whole,
+                item.sample.clip in self._copied,
+                item.damaged,
             )
             for item in items
         ]
-        call = StageCall(
-            name="cut",
-            job=CutJob(folder=str(self._folder), cuts=cuts),
-            device="cpu",
-            log=self._log,
+        job = CutJob(
+            folder=str(self._folder), cuts=cuts, exact=self._exact, deinterlace=self._deinterlace
         )
-        running = self._launcher.start(call)
+        return StageCall(name="cut", job=job, device="cpu", log=self._log)
+
+    def _results_of(self, items: Sequence[SampleSource], process: StageHandle) -> dict[str, Any]:
+        """Wait for a process, and return what became of its items. Raises PenstockError."""
         try:
-            results = running.wait().notes
+            results = process.wait().notes
             return {i.sample.key: results[i.sample.key] for i in items}
         except (StageDied, CannotFit) as error:
-            results = dict(running.outcome.notes)
+            results = dict(process.outcome.notes)
             first = next((item for item in items if item.sample.key not in results), None)
             if first is None or not (isinstance(error, CannotFit) or is_crash(error)):
                 raise
             for item in items:
                 if item.file == first.file:
                     results.setdefault(item.sample.key, {"error": error.message})
-            return results
         except Killed:
-            results = dict(running.outcome.notes)
+            results = dict(process.outcome.notes)
             made = any(item.sample.key in results for item in items)
             self._kills = 0 if made else self._kills + 1
             if self._kills > MAX_RESTARTS:
                 raise
-            return results
-        except BaseException:
-            running.stop()
-            raise
+        return {i.sample.key: results[i.sample.key] for i in items if i.sample.key in results}
+
+
+def _parts(items: Sequence[SampleSource], count: int) -> list[list[SampleSource]]:
+    """Return at most so many parts of equal size, in order: neighbouring chunks of a video are
+    decoded in one pass."""
+    size = -(-len(items) // count)
+    return [[*items[at : at + size]] for at in range(0, len(items), size)]

@@ -1,17 +1,19 @@
 """Writes WebDataset shards: selects the samples and their media. Runs no model."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from artifacts.errors import MediaError
 from artifacts.files import HALF
 from artifacts.remote.media_cache import open_local
 from artifacts.samples import Media, Sample, media_suffix
-from artifacts.shards import DATASET, kept_shards, read_index, write_shards
+from artifacts.shards import DATASET, clips_in, kept_shards, read_index, write_shards
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
+from flows.options.formats import EXACT
+from flows.results.clips import Clips
 from flows.results.cutting import Cutter, OnProgress, batches
-from flows.results.marker import keep_media
+from flows.results.marker import keep_media, media_mode
 from flows.results.sample_sources import SampleSource, one_per_chunk, sample_sources
 from flows.results.user_texts import UserTexts, has_user_text
 
@@ -30,7 +32,12 @@ def write_dataset(
     cutter = Cutter(job, launcher, on_progress, folder / f"{HALF}new")
     if rest or shards != before:
         on_progress("webdataset", len(items), len(items) - len(rest))
-        shards = write_shards(folder, shards, _samples(rest, cutter))
+        exact = media_mode(job.out, job.config) == EXACT
+        stored = clips_in(folder, before) if exact or not all(i.whole for i in rest) else {}
+        clips = Clips(job, launcher, on_progress)
+        plain = {i.sample.key: not exact or clips.stands(i) for i in rest if i.whole}
+        cut = {key: clips.find(key) or stored.get(key) for key in {i.sample.clip for i in rest}}
+        shards = write_shards(folder, shards, _samples(rest, cutter, cut, plain))
     keep_media(job.out, DATASET)
     user_texts[DATASET] = sum(has_user_text(item.sample.rows) for item in items)
     bare = sum(shard.without_media for shard in shards)
@@ -57,14 +64,22 @@ def is_stale(job: Job) -> bool:
 
 
 def _samples(
-    items: Sequence[SampleSource], cutter: Cutter
+    items: Sequence[SampleSource],
+    cutter: Cutter,
+    known: Mapping[str, Media | None],
+    plain: Mapping[str, bool],
 ) -> Iterator[tuple[Sample, Media | None]]:
-    """Yield each sample with its media. A cut file is deleted when the next sample is requested."""
+    """Yield each sample with its media: clips that are `known` by their key, files that are samples
+    as they are (`plain`, by sample), and clips that are cut for it. Such a file is deleted when the
+    next sample is requested."""
     for batch in batches(items):
-        cut = cutter([item for item in batch if not item.whole])
+        cut = cutter(
+            [i for i in batch if not (known.get(i.sample.clip) or plain.get(i.sample.key))]
+        )
         for item in batch:
-            if item.whole:
-                suffix = media_suffix(item.file.name)
+            if stored := known.get(item.sample.clip):
+                yield item.sample, stored
+            elif plain.get(item.sample.key) or cutter.plain.get(item.sample.key):
                 with contextlib.ExitStack() as stack:
                     try:
                         path = stack.enter_context(open_local(item.file))
@@ -72,11 +87,16 @@ def _samples(
                         cutter.refused.append(f"{item.file.name}: {error.message}")
                         yield item.sample, None
                     else:
-                        start, stamp = item.sample.row.start, item.stamp
-                        whole = Media(path=path, suffix=suffix, start=start, stamp=stamp)
+                        whole = Media(
+                            path=path,
+                            suffix=media_suffix(item.file.name),
+                            start=item.sample.row.start,
+                            stamp=item.stamp,
+                            clip=item.sample.clip,
+                        )
                         yield item.sample, whole
-                continue
-            media = cut.get(item.sample.key)
-            yield item.sample, media
-            if media is not None:
-                media.path.unlink(missing_ok=True)
+            else:
+                media = cut.get(item.sample.key)
+                yield item.sample, media
+                if media is not None:
+                    media.path.unlink(missing_ok=True)

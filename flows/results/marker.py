@@ -22,6 +22,9 @@ from artifacts.regular_files import open_regular, read_text
 from artifacts.signing import MARKER as PURPOSE
 from artifacts.signing import SIGNATURES, Proof, anybody, is_by_member, proof_by, signed
 from flows.media.generated_files import digest_at
+from flows.options.commands import RunOptions
+from flows.options.formats import EXACT
+from flows.options.text import DataSetOptions
 
 MARKER = ".penstock.json"
 """File of the marker, in an output folder."""
@@ -37,7 +40,7 @@ BYTES = 256 << 20
 
 
 SHAPE = {
-    **dict.fromkeys(("command", "folder", "store"), string),
+    **dict.fromkeys(("command", "folder", "store", "media"), string),
     **{key: [string] for key in ("words", "outputs", "inputs", "digests")},
     SIGNATURES: MapOf(string),
 }
@@ -55,6 +58,8 @@ class Marker:
     """Working directory of that command."""
     store: str = ""
     """URL of its store."""
+    media: str = EXACT
+    """Mode of the media of its data sets."""
     outputs: tuple[str, ...] = ()
     """Files and folders in the folder that its runs wrote or will write, and formats of texts."""
     inputs: tuple[str, ...] = ()
@@ -156,3 +161,10 @@ def keep_media(out: Path, data_set: str) -> None:
     if digest and digest != digest_at(kept):
         with open_regular(out / MEDIA) as media, whole_file(kept) as file:
             shutil.copyfileobj(media, file)
+
+
+def media_mode(out: Path, config: RunOptions) -> str:
+    """Return the mode of the media of a run's data sets: the requested one, or that of its
+    folder."""
+    marker = read_marker(out)
+    return DataSetOptions.of(config).media or (EXACT if marker is None else marker.media)

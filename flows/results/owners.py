@@ -29,7 +29,9 @@ from flows.media.generated_files import GeneratedFiles
 from flows.media.media_files import Selection
 from flows.media.sources import find_media
 from flows.options.commands import RunOptions
+from flows.options.formats import EXACT
 from flows.options.text import OutputOptions, OwnerOptions, TrustOptions
+from flows.results.clips import check_encoder
 from flows.results.foreign_files import refuse_replacing, set_edited_aside
 from flows.results.marker import (
     DATA_SET_MEDIA,
@@ -37,6 +39,7 @@ from flows.results.marker import (
     MEDIA,
     Marker,
     inputs_in,
+    media_mode,
     own_marker,
     proved_digests,
     read_marker,
@@ -80,6 +83,8 @@ def refuse_taking(config: RunOptions, command: str) -> frozenset[str]:
     else:
         _refuse_inside(out)
     outputs = refuse_replacing(out, config, command, owner.outputs if owner is not None else ())
+    if command == "caption" and media_mode(out, config) == EXACT:
+        check_encoder(OutputOptions.of(config).format)
     if not replaces and (lost := _lost(config, out)):
         raise UsageError(
             f"{out} has rows of {counted(len(lost), 'file')} that these sources do not name, and "
@@ -127,6 +132,7 @@ def take(
         words=tuple(recorded["words"]),
         folder=recorded["folder"],
         store=store,
+        media=media_mode(out, config),
         outputs=tuple(sorted(outputs)),
         inputs=tuple(inputs_in(out, recorded["words"], recorded["folder"]).values()),
         digests=() if before is None else proved_digests(out, before),

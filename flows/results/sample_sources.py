@@ -11,9 +11,13 @@ from artifacts.stamps import Stamp
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium
 from flows.media.media_files import MediaFile
+from flows.options.formats import EXACT, ORIGINAL
 from flows.results.captions import captions_of
+from flows.results.marker import media_mode
 from flows.results.user_texts import UserTexts
 
+VERSIONS = {EXACT: 1, ORIGINAL: 4}
+"""Mode of media → its version, raised when clips are made differently."""
 SAME_SECONDS = 0.001
 """A chunk that ends this close to the end of a medium, in seconds, reaches its end."""
 
@@ -26,10 +30,10 @@ class SampleSource:
     file: Path
     kind: str
     """`image` or `video`."""
-    chunk: int
-    """Index of the chunk in its medium."""
     whole: bool
     """Whether the sample uses the whole file."""
+    damaged: bool
+    """Whether the file was read with warnings."""
     stamp: Stamp | None
     """Stamp of the file when it was captioned."""
 
@@ -39,6 +43,9 @@ def sample_sources(job: Job, user_texts: UserTexts | None = None) -> Iterator[li
     replace captions."""
     copies: Counter[tuple[str, str, str]] = Counter()
     user_texts = user_texts or UserTexts(job)
+    mode = media_mode(job.out, job.config)
+    combs = "" if job.sampling.deinterlace or mode == ORIGINAL else " with combs"
+    made = f"{mode} {VERSIONS[mode]}{combs}"
     for group in job.by_file:
         items: list[SampleSource] = []
         for file, medium in group:
@@ -47,12 +54,12 @@ def sample_sources(job: Job, user_texts: UserTexts | None = None) -> Iterator[li
             if captions:
                 alike = (file.media_path, medium.digest, medium.prompt)
                 copies[alike] += 1
-                items += _items_of(job, file, medium, captions, copies[alike])
+                items += _items_of(job, file, medium, captions, copies[alike], made)
         yield items
 
 
 def _items_of(
-    job: Job, file: MediaFile, medium: Medium, captions: Sequence[Caption], copy: int
+    job: Job, file: MediaFile, medium: Medium, captions: Sequence[Caption], copy: int, made: str
 ) -> list[SampleSource]:
     index = job.ledger.media_index(medium)
     assert index is not None
@@ -64,11 +71,13 @@ def _items_of(
                 key=sample_key(row.media_path, medium.digest, row.prompt, copy, numbers[row.start]),
                 row=row,
                 content=medium.digest,
+                made=made,
+                chunk=numbers[row.start],
             ),
             file=file.path,
             kind=medium.kind,
-            chunk=numbers[row.start],
             whole=whole,
+            damaged=bool(index.warnings),
             stamp=medium.stamp,
         )
         for row in captions
@@ -79,7 +88,7 @@ def by_chunk(items: Sequence[SampleSource]) -> list[list[SampleSource]]:
     """Return the samples of a file grouped by chunk, the first prompt's sample first."""
     found: dict[int, list[SampleSource]] = {}
     for item in items:
-        found.setdefault(item.chunk, []).append(item)
+        found.setdefault(item.sample.chunk, []).append(item)
     return [found[number] for number in sorted(found)]
 
 

@@ -27,10 +27,11 @@ from artifacts.trainers import TRAINERS, TrainerEntry, TrainerForm
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
 from flows.media.generated_files import GeneratedFiles, digest_at
+from flows.options.formats import EXACT
 from flows.options.text import OutputOptions
-from flows.results.clips import Clips, kept_note, key_of
+from flows.results.clips import Clips, kept_note
 from flows.results.cutting import OnProgress
-from flows.results.marker import keep_media
+from flows.results.marker import keep_media, media_mode
 from flows.results.sample_sources import SampleSource, by_chunk, sample_sources
 from flows.results.user_texts import UserTexts, has_user_text
 
@@ -66,8 +67,15 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
     user_texts = UserTexts(job)
     items = [chunk for group in sample_sources(job, user_texts) for chunk in by_chunk(group)]
     clips = Clips(job, launcher, on_progress)
-    videos = any("video" in TRAINERS[name].folders for name in forms)
-    cut = clips.clips_for([chunk[0] for chunk in items if not chunk[0].whole]) if videos else {}
+    exact = media_mode(job.out, job.config) == EXACT
+    taken = [TRAINERS[name] for name in forms]
+    firsts = [c[0] for c in items if any(c[0].kind in form.folders for form in taken)]
+    unread = {
+        item.sample.clip
+        for item in firsts
+        if any(not form.reads(item.kind, item.file.name) for form in taken)
+    }
+    cut = clips.clips_for([i for i in firsts if exact or not i.whole], unread if exact else ())
     found = TrainersWritten()
     for name in forms:
         trainer = _TrainerFolder(job, own, name, clips)
@@ -76,6 +84,7 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
         keep_media(job.out, name)
         found.notes += trainer.notes()
         found.user_texts[name] = trainer.user_texts
+    found.notes += clips.note_on_files(i for i in firsts if exact and i.whole)
     found.notes += clips.notes()
     found.notes += user_texts.notes()
     return found
@@ -95,6 +104,7 @@ class _TrainerFolder:
         self._name = name
         self._form: TrainerForm = TRAINERS[name]
         self._folder = job.out / name
+        self._exact = media_mode(job.out, job.config) == EXACT
         self._folded = rules_in(job.out).folded
         self._replace = OutputOptions.of(job.config).replaces
         self._clips = clips
@@ -131,14 +141,18 @@ class _TrainerFolder:
 
     def _media(self, item: SampleSource, cut: Mapping[str, Path]) -> Path | None:
         """Return the file of one chunk, if the trainer can read it."""
-        path = item.file if item.whole else cut.get(item.sample.key)
+        is_file = item.whole and (
+            not self._exact
+            or (self._clips.stands(item) and self._form.reads(item.kind, item.file.name))
+        )
+        path = item.file if is_file else cut.get(item.sample.key)
         if item.kind not in self._form.folders:
             self._left_out[item.kind, f"it reads no {item.kind}s"] += 1
         elif path is None:
             pass  # reported once for all trainers
         elif not self._form.takes(item.kind, suffix := media_suffix(path.name)):
             self._left_out[item.kind, f"it does not read .{suffix}"] += 1
-        elif item.whole and _changed(item):
+        elif is_file and _changed(item):
             self._left_out["file", "changed since it was captioned"] += 1
         else:
             return path
@@ -165,7 +179,7 @@ class _TrainerFolder:
 
     def _linked(self, item: SampleSource, path: Path, names: Counter[str]) -> str:
         """Link media into the folder, and return the relative path. Raises EnvironmentFault."""
-        key = key_of(item)
+        key = item.sample.clip
         stem = self._folded(key)  # a disk may list it so, and a trainer looks for what is listed
         names[stem] += 1
         stem += f"-{names[stem]}" if names[stem] > 1 else ""

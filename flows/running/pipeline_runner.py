@@ -237,12 +237,13 @@ class PipelineRunner:
         """Write the outputs that are made from all captions together, and the clips."""
         launcher, on_start = self.stages.launcher, self.stages.on_start
         stale = DATASET in result.written.earlier
-        if DATASET in OutputOptions.of(self._job.config).format:
-            user_texts = result.written.user_texts
-            result.warnings += write_dataset(self._job, launcher, on_start, user_texts)
-            stale = False
         trainers = write_trainers(self._job, launcher, on_start)
-        result.warnings += [note for note in trainers.notes if note not in result.warnings]
+        result.warnings += trainers.notes
+        if DATASET in OutputOptions.of(self._job.config).format:  # of the same clips
+            user_texts = result.written.user_texts
+            notes = write_dataset(self._job, launcher, on_start, user_texts)
+            result.warnings += [note for note in notes if note not in result.warnings]
+            stale = False
         result.written.user_texts |= trainers.user_texts
         result.written.earlier = [n for n in result.written.earlier if n not in trainers.forms]
         self._record_outputs(result, stale=stale)

@@ -23,8 +23,8 @@ FOLDER = ".again"
 MOST = 500
 """Largest number of captions that get a second question at once."""
 NOT_AGAIN = (
-    *("sources", "out", "format", "beside", "existing", "recursive", "extensions", "limit"),
-    *("sift", "summary", "summary_prompt", "trigger", "prefix", "suffix", "retry_failed"),
+    *("sources", "out", "format", "beside", "existing", "media", "recursive", "extensions"),
+    *("limit", "sift", "summary", "summary_prompt", "trigger", "prefix", "suffix", "retry_failed"),
 )
 """Options that a second question does not take from its run."""
 CHANGED = (

@@ -11,7 +11,7 @@ them. Sound is left out.
 import contextlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import chain, dropwhile, groupby, islice
+from itertools import chain, dropwhile, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,20 +21,15 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from artifacts.containers import open_media
-from artifacts.errors import EnvironmentFault, MediaError
-from artifacts.remote.media_cache import open_local
-from artifacts.store import fault_of
+from artifacts.errors import MediaError
 from stages.frames.edit_list import shorten
 from stages.frames.formats import OPTIONS
-from stages.frames.job import CutItem, CutJob
-from stages.frames.medium import TRANSIENT_KINDS, check_unchanged
+from stages.frames.medium import TRANSIENT_KINDS
 from stages.frames.opening import has_alpha_track, open_video
 from stages.frames.plan import tick_at, tick_from
 from stages.frames.reader import Reader
 from stages.frames.survey import packets
 from stages.frames.timeline import Timeline, VideoPacket
-from stages.process.job import parse_job
-from stages.process.report import EventReporter
 
 CONTAINERS = (("mp4", "mp4"), ("matroska", "mkv"))
 """Containers and their suffixes. A clip is put into the first one that accepts it, or else into the
@@ -46,46 +41,12 @@ LEAD_SECONDS = 60.0
 video with one keyframe would be copied repeatedly."""
 
 
-def run(job_fields: dict[str, Any], report: EventReporter) -> None:
-    """Copy each of the job's clips into its folder. A note under its name holds the file and the
-    start of the clip in it in seconds, or the `error`. Raises EnvironmentFault."""
-    job = parse_job(CutJob, job_fields)
-    folder = Path(job.folder)
-    for path, group in groupby(job.cuts, key=lambda cut: cut.path):
-        cuts = list(group)
-        try:
-            with open_local(path):
-                _copy_clips(Path(path), cuts, folder, report)
-        except Exception as error:  # PyAV lets an IndexError or UnicodeDecodeError through as well
-            failure = _failure(error, path, folder)
-            report.note(**{cut.name: failure for cut in cuts})
+class Keyframe(NamedTuple):
+    """A keyframe: its times in the file's ticks, and the number of its packet."""
 
-
-def _copy_clips(path: Path, cuts: Sequence[CutItem], folder: Path, report: EventReporter) -> None:
-    """Copy the clips of one file. Raises the errors of opening it."""
-    stamp = cuts[0].stamp
-    check_unchanged(path, stamp)
-    video = ClipCutter(path)
-    for cut in cuts:
-        try:
-            made = video.copy(cut.start, cut.end, folder / cut.name)
-            check_unchanged(path, stamp)
-        except Exception as error:
-            made = _failure(error, str(path), folder)
-        report.note(**{cut.name: made})
-        report.item(cut.name, label=path.name)
-
-
-def _failure(error: Exception, path: str, folder: Path) -> dict[str, str]:
-    """Return the reason why a file cannot be copied from. Raises EnvironmentFault if the file is
-    not at fault."""
-    if isinstance(error, OSError):
-        raise fault_of(error, folder) from error
-    if isinstance(error, EnvironmentFault):
-        raise error
-    if isinstance(error, MediaError) and error.kind in TRANSIENT_KINDS:
-        raise EnvironmentFault(error.message, hint=error.hint) from error
-    return {"error": getattr(error, "message", str(error)).replace(path, "the file")}
+    pts: int
+    dts: int
+    ordinal: int
 
 
 class ClipCutter:
@@ -138,16 +99,16 @@ class ClipCutter:
         at = int(np.searchsorted(pts, ticks))
         return int(pts[at]) if at < len(pts) else None
 
-    def _keyframe(self, ticks: int) -> "_Keyframe":
+    def _keyframe(self, ticks: int) -> Keyframe:
         keyframes = self._timeline.keyframes
         if keyframes is None or not self._timeline.demuxed:
             raise _clip_error("its packets have no presentation times")
         found = bisect_right(keyframes.pts, ticks) - 1
         if found < 0:
             raise _clip_error("it does not begin with a keyframe")
-        return _Keyframe(keyframes.pts[found], keyframes.dts[found], keyframes.ordinals[found])
+        return Keyframe(keyframes.pts[found], keyframes.dts[found], keyframes.ordinals[found])
 
-    def _write(self, key: "_Keyframe", zero: int, beyond: int, path: Path, form: str) -> None:
+    def _write(self, key: Keyframe, zero: int, beyond: int, path: Path, form: str) -> None:
         """Copy the packets from a keyframe on to a file whose time 0 is at the ticks `zero`."""
         source, stream = open_video(self.path, threads=1)
         with source, open_media(path, "w", format=form) as made:
@@ -162,11 +123,11 @@ class ClipCutter:
                 made.mux_one(packet)
 
     def _packets(
-        self, container: InputContainer, stream: VideoStream, key: "_Keyframe", beyond: int
+        self, container: InputContainer, stream: VideoStream, key: Keyframe, beyond: int
     ) -> Iterator[VideoPacket]:
         """Yield the packets from a keyframe on, in decoding order, until all later ones are shown
         at `beyond` or after."""
-        for ordinal, packet in self._from(container, stream, key):
+        for ordinal, packet in packets_from(self.path, container, stream, key):
             if ordinal in self._timeline.disbelieved:
                 packet.pts = packet.dts
             if packet.pts is None:
@@ -175,24 +136,6 @@ class ClipCutter:
                 return
             if packet.pts >= key.pts:  # earlier ones refer to frames before the keyframe
                 yield packet
-
-    def _from(
-        self, container: InputContainer, stream: VideoStream, key: "_Keyframe"
-    ) -> Iterator[tuple[int, VideoPacket]]:
-        """Yield the packets from a keyframe on, each with its number in the whole file."""
-        container.seek(key.dts, stream=stream)
-        sought = dropwhile(
-            lambda p: not (p.is_keyframe and p.pts == key.pts), packets(container, stream)
-        )
-        found = next(sought, None)
-        if found is not None:
-            yield from enumerate(chain([found], sought), key.ordinal)
-            return
-        # Not every format supports seeking to a packet.
-        reopened, stream = open_video(self.path, threads=1)
-        with reopened:
-            numbered = enumerate(packets(reopened, stream))
-            yield from dropwhile(lambda each: each[0] < key.ordinal, numbered)
 
 
 def _check_decodable(path: Path) -> None:
@@ -212,10 +155,23 @@ def _check_decodable(path: Path) -> None:
             raise ValueError("the copied clip cannot be decoded")
 
 
-class _Keyframe(NamedTuple):
-    pts: int
-    dts: int
-    ordinal: int
+def packets_from(
+    path: Path, container: InputContainer, stream: VideoStream, key: Keyframe
+) -> Iterator[tuple[int, VideoPacket]]:
+    """Yield the packets of a file from a keyframe on, each with its number in the whole file."""
+    container.seek(key.dts, stream=stream)
+    sought = dropwhile(
+        lambda p: not (p.is_keyframe and p.pts == key.pts), packets(container, stream)
+    )
+    found = next(sought, None)
+    if found is not None:
+        yield from enumerate(chain([found], sought), key.ordinal)
+        return
+    # Not every format supports seeking to a packet.
+    reopened, stream = open_video(path, threads=1)
+    with reopened:
+        numbered = enumerate(packets(reopened, stream))
+        yield from dropwhile(lambda each: each[0] < key.ordinal, numbered)
 
 
 def _clip_error(reason: str) -> MediaError:

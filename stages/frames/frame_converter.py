@@ -58,7 +58,7 @@ class FrameConverter:
         hdr = frame.color_trc in HIGH_DYNAMIC_RANGE and self._form == PLANAR
         try:
             frame = opaque(frame)
-            matrix = _matrix(frame)
+            matrix = matrix_of(frame)
             image = self._reformatter.reformat(
                 frame,
                 width=width,
@@ -93,7 +93,7 @@ def opaque(frame: VideoFrame) -> VideoFrame:
     form = frame.format
     if not form.has_palette and not any(each.is_alpha for each in form.components):
         return frame
-    matrix = _matrix(frame)
+    matrix = matrix_of(frame)
     planar = frame.reformat(
         format=PLANAR_ALPHA, src_colorspace=matrix, dst_colorspace=matrix, interpolation=FILTER
     )
@@ -105,7 +105,7 @@ def opaque(frame: VideoFrame) -> VideoFrame:
     return image
 
 
-def _matrix(frame: VideoFrame) -> Colorspace | None:
+def matrix_of(frame: VideoFrame) -> Colorspace | None:
     """Return the matrix with which a frame is converted; None: the one that it states."""
     if frame.colorspace in MATRICES:
         return None

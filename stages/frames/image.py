@@ -148,6 +148,36 @@ def _decode(
     return height, width, pixels, tuple(found)
 
 
+def differs(path: Path) -> str:
+    """Return why a reader that only opens a picture with Pillow, and converts it to RGB, shows it
+    otherwise than the model saw it; empty if it does not. Decodes nothing. Raises MediaError."""
+    try:
+        formats = image_formats(path)
+        with open_regular(path) as file, Image.open(file, formats=formats) as image:
+            colours = curve_of(image, file)
+            is_moving = image.format not in JPEGS and getattr(image, "n_frames", 1) > 1
+            checks = {
+                "turned": _orientation(image) != 1,
+                "transparent": image.has_transparency_data,
+                "other colours": _has_other_colours(image, *colours),
+                f"{_bits(image)} bits": _bits(image) > 8,
+                "several images": is_moving,
+                "too large": image.width * image.height > MAX_HALVED_PIXELS // 2,
+            }
+    except (*BROKEN, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        return "damaged"
+    return next((why for why, holds in checks.items() if holds), "")
+
+
+def _has_other_colours(image: Image.Image, curve: int, primaries: int) -> bool:
+    sample = Image.new(image.mode, (1, 1))
+    if profile := image.info.get("icc_profile"):
+        sample.info["icc_profile"] = profile
+    return curve in HIGH_DYNAMIC_RANGE or in_srgb(sample, curve, primaries)[0] is not sample
+
+
 def _check_room(path: Path, size: tuple[int, int]) -> None:
     """Raise MediaError if there is no memory to decode an image of this width and height."""
     needed, free = READING_BYTES * size[0] * size[1], min(room(), host_free_bytes())

@@ -56,6 +56,15 @@ class CutItem(NamedTuple):
     """End of the clip in the video, in seconds."""
     stamp: Stamp | None = None
     """Stamp of the file when its content was digested; None: not checked."""
+    kind: str = "video"
+    """`video` or `image`."""
+    whole: bool = False
+    """Whether it is all of the file: then it is not made where readers show the file itself as the
+    model saw it."""
+    copied: bool = False
+    """Whether it is made nevertheless."""
+    damaged: bool = False
+    """Whether the file was captioned with warnings: a reader may stop at what is wrong with it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,3 +75,7 @@ class CutJob:
     """Folder for the clips."""
     cuts: list[CutItem]
     """The clips; those of one video follow each other."""
+    deinterlace: bool = True
+    """Whether interlaced frames lose their combs, as for the model."""
+    exact: bool = True
+    """Whether they hold the shown frames alone; else packets are copied from a keyframe on."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from stages.frames import run as stage
 from stages.frames import video, watchdog
-from stages.frames.clip_copy import run as cut
+from stages.frames.cut import run as cut
 from stages.frames.video import Video
 from stages.process.report import EventReporter
 

@@ -88,6 +88,10 @@ class Stages:
 
             heard = Heard(outcome)
             stages.frames.run.run(job_fields(call.job), heard)  # type: ignore[arg-type]
+        elif call.name == "cut":
+            import stages.frames.cut
+
+            stages.frames.cut.run(job_fields(call.job), Heard(outcome))  # type: ignore[arg-type]
         else:
             self._make(call, outcome)
         return outcome
@@ -152,6 +156,9 @@ class Heard:
 
     def item(self, key: str, **_: Any) -> None:
         self._outcome.items += 1
+
+    def note(self, **values: Any) -> None:
+        self._outcome.notes.update(values)
 
     def failure(self, media: str, kind: str, message: str, hint: str) -> None:
         told = Failed(media=media, kind=kind, message=message, hint=hint)

@@ -1,0 +1,148 @@
+"""A file stands in a data set only where a reader that knows little shows what the model saw;
+otherwise a copy does, which such a reader shows so."""
+
+import io
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from stages.frames.cut import run
+from stages.frames.image import read_image
+from tests.support.media import write_video
+from tests.support.named_colours import write
+from tests.support.waves import told_by
+
+
+def shades() -> Image.Image:
+    y, x = np.mgrid[0:60, 0:80]
+    return Image.fromarray(np.stack([x * 3, y * 4, x + y], -1).astype(np.uint8))
+
+
+def made(path: Path, kind: str, **more: Any) -> dict[str, Any]:
+    """What the stage says of a whole file."""
+    cut = {"path": str(path), "name": "made", "start": 0.0, "end": more.pop("end", 0.0)}
+    cuts = [{**cut, "kind": kind, "whole": True, **more}]
+    told = told_by(run, {"folder": str(path.parent), "cuts": cuts})
+    return next(event["made"] for event in told if "made" in event)
+
+
+def _turned(number: int) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        exif = Image.Exif()
+        exif[274] = number
+        shades().save(path, exif=exif, quality=95)
+
+    return write
+
+
+def _alpha(path: Path) -> None:
+    image = shades().convert("RGBA")
+    image.putalpha(Image.fromarray(np.full((60, 80), 120, np.uint8)))
+    image.save(path, lossless=True)
+
+
+def _moving(path: Path) -> None:
+    shades().save(path, save_all=True, append_images=[shades().rotate(90)])
+
+
+def _wide(path: Path) -> None:
+    write(path, np.asarray(shades()), 13, 12)
+
+
+def _deep(path: Path) -> None:
+    Image.fromarray(np.linspace(0, 65535, 4800).astype(np.uint16).reshape(60, 80)).save(path)
+
+
+OTHERS: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    **{f"turned {n}": (f"a{n}.jpg", _turned(n), "turned") for n in range(2, 9)},
+    **{f"turned png {n}": (f"a{n}.png", _turned(n), "turned") for n in (3, 6)},
+    **{f"turned tiff {n}": (f"a{n}.tif", _turned(n), "turned") for n in (3, 6)},
+    **{f"turned webp {n}": (f"a{n}.webp", _turned(n), "turned") for n in (3, 6)},
+    "alpha": ("a.png", _alpha, "transparent"),
+    "alpha webp": ("a.webp", _alpha, "transparent"),
+    "moving": ("a.webp", _moving, "several images"),
+    "deep": ("a.png", _deep, "16 bits"),
+    "Display P3": ("a.png", _wide, "other colours"),
+}
+
+
+def seen(path: Path) -> NDArray[np.int64]:
+    """The picture that the model sees."""
+    found: NDArray[np.int64] = read_image(path)[1].pixels[0].astype(np.int64)
+    return found
+
+
+def opened(path: Path) -> NDArray[np.int64]:
+    """The picture as kohya's and musubi's readers open it: `Image.open(path).convert("RGB")`."""
+    return np.array(Image.open(path).convert("RGB"), dtype=np.int64)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_picture_that_readers_show_otherwise_is_copied_as_the_model_saw_it(
+    tmp_path: Path, kind: str
+) -> None:
+    name, save, why = OTHERS[kind]
+    save(path := tmp_path / name)
+    found = made(path, "image")
+    assert (found["why"], found["plain"]) == (why, False)
+    lossless = path.suffix in (".png", ".tif") or kind == "alpha webp"
+    assert Path(found["file"]).suffix == (".png" if lossless else ".jpg")
+    differing = np.abs(opened(tmp_path / found["file"]) - seen(path))
+    assert differing.mean() <= (0 if lossless else 3)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", "a.bmp", "a.ppm"])
+def test_a_plain_picture_stands_as_it_is_unless_a_reader_needs_a_copy(
+    tmp_path: Path, name: str
+) -> None:
+    shades().save(path := tmp_path / name)
+    assert made(path, "image") == {"why": "", "plain": True}
+    assert np.abs(opened(path) - seen(path)).max() == 0
+    copy = made(path, "image", copied=True)
+    assert copy["plain"] and np.abs(opened(tmp_path / copy["file"]) - seen(path)).mean() < 3
+
+
+def test_a_damaged_picture_enters_as_what_could_be_decoded(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    shades().resize((400, 300)).save(buffer, "JPEG")
+    path = tmp_path / "a.jpg"
+    path.write_bytes(buffer.getvalue()[:-900])
+    found = made(path, "image", damaged=True)
+    assert (found["why"], found["file"]) == ("damaged", "made.jpg")
+    assert np.abs(opened(tmp_path / "made.jpg") - seen(path)).mean() < 3
+    gone = tmp_path / "none.jpg"
+    gone.write_bytes(b"no picture")
+    assert "error" in made(gone, "image")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("a.mp4", {}, ""),
+        ("a.avi", {"codec": "mpeg4"}, ""),
+        ("a.mp4", {"rotation": 90}, "turned"),
+        ("a.mp4", {"pixel_aspect": Fraction(4, 3)}, "pixels that are not square"),
+        ("a.mp4", {"pixel_format": "yuv420p10le"}, "format yuv420p10le"),
+        ("a.mkv", {}, "a frame count that is not what is shown"),
+        ("a.ts", {}, "a frame count that is not what is shown"),
+        ("a.webm", {"codec": "libvpx-vp9"}, "a frame count that is not what is shown"),
+        ("a.mp4", {"container_options": {"movflags": "frag_keyframe+empty_moov"}},
+         "a frame count that is not what is shown"),
+    ],
+)  # fmt: skip
+def test_a_whole_video_stands_where_its_header_and_frames_are_what_is_shown(
+    tmp_path: Path, name: str, options: dict[str, Any], why: str
+) -> None:
+    path = write_video(tmp_path / name, ticks=range(30), size=(64, 64), **options)
+    found = made(path, "video", end=1.0)
+    if not why:
+        assert found == {"plain": True}
+        return
+    assert (found["why"], found["plain"], found["file"]) == (why, False, "made.mp4")
+    assert made(tmp_path / "made.mp4", "video", end=1.0) == {"plain": True}, "a copy is plain"
