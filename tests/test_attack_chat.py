@@ -247,7 +247,8 @@ def test_blanks_before_a_stop_string_are_of_the_answer(
 
 def test_any_object_is_an_answer_that_a_limit_cuts(client: OpenAI, picture: bytes) -> None:
     any_object: Any = {"type": "json_object"}
-    for asked in ({}, {"temperature": 2, "seed": 1}, {"max_tokens": 1}):
+    every: Any = ({}, {"temperature": 2, "seed": 1}, {"max_tokens": 1})
+    for asked in every:
         found = create(client, picture, response_format=any_object, **asked)
         text, why = text_of(found), found.choices[0].finish_reason
         assert text.startswith("{") and why in ("stop", "length")
@@ -268,7 +269,8 @@ def test_a_function_that_must_be_called_is_called(
     asked: Any = {"tools": [tool("see", parameters)], "tool_choice": choice}
     found = create(client, picture, **asked).choices[0]
     assert (found.message.content, found.finish_reason) == (None, "stop")
-    (call,) = found.message.tool_calls
+    calls: Any = found.message.tool_calls
+    (call,) = calls
     assert call.id and (call.type, call.function.name) == ("function", "see")
     arguments = json.loads(call.function.arguments)
     assert arguments == {} if not (parameters or {}).get("properties") else "ring" in arguments
@@ -284,10 +286,12 @@ def test_a_function_that_must_be_called_is_called(
 def test_functions_are_called_as_helpers_of_the_client_ask(client: OpenAI, picture: bytes) -> None:
     shown: Any = {"model": "demo", "messages": messages(picture)}
     asked: Any = {"tools": [openai.pydantic_function_tool(Shape)], "tool_choice": "required"}
-    (call,) = client.chat.completions.parse(**shown, **asked).choices[0].message.tool_calls or ()
+    calls: Any = client.chat.completions.parse(**shown, **asked).choices[0].message.tool_calls
+    (call,) = calls
     assert isinstance(call.function.parsed_arguments, Shape)
     with client.chat.completions.stream(**shown, **asked) as stream:
-        (call,) = stream.get_final_completion().choices[0].message.tool_calls or ()
+        calls = stream.get_final_completion().choices[0].message.tool_calls
+    (call,) = calls
     assert isinstance(call.function.parsed_arguments, Shape)
 
 

@@ -362,9 +362,9 @@ def test_every_answer_is_one_that_the_description_has(client: TestClient) -> Non
     for body in (asked, {**asked, **called}, {**asked, "stream": True}, {**asked, "n": 2}, {}):
         follows(described, chat, "post", client.post(chat, json=body))
     follows(described, chat, "post", client.post(chat, content=b"{"))
-    for body in (picture, b"", b"a text that is no medium"):
+    for content in (picture, b"", b"a text that is no medium"):
         for query in ("", "?stream=1", "?stream=maybe"):
-            answer = client.post(f"/v1/caption{query}", content=body)
+            answer = client.post(f"/v1/caption{query}", content=content)
             follows(described, "/v1/caption", "post", answer)
     for path in set(described["paths"]) - {"/readyz"}:  # which needs a device
         for method in described["paths"][path]:
