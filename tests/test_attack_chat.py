@@ -275,7 +275,8 @@ def test_a_function_that_must_be_called_is_called(
     arguments = json.loads(call.function.arguments)
     assert arguments == {} if not (parameters or {}).get("properties") else "ring" in arguments
     chunks = [c.choices[0] for c in streamed(client, picture, **asked, stop=NEVER)]
-    (first,), *others = (c.delta.tool_calls or () for c in chunks)
+    deltas: Any = [c.delta.tool_calls or () for c in chunks]
+    (first,), *others = deltas
     assert first.id and (first.index, first.function.name) == (0, "see")
     assert not any(each.id or each.function.name for later in others for each in later)
     pieces = "".join(each.function.arguments for later in others for each in later)
