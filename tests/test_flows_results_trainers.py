@@ -4,6 +4,7 @@ import json
 import os
 import tomllib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -377,3 +378,39 @@ def test_an_index_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "index.json")
     assert _read_index(tmp_path / "index.json") == {}
     assert read_index(tmp_path) == []
+
+
+def test_clips_that_a_stopped_run_finished_are_taken_over(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, sources=(str(Path(config.sources[0], LONG)),))
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setitem(flows.machine.launch.ENTRIES, "cut", "tests.support.crashing:stop")
+        write(config, format=("musubi",))
+    assert not list(Path(config.out, "clips").glob("*.mp4"))
+    stages = Saying()
+    write(config, stages, format=("musubi",))
+    (call,) = (call for call in stages.calls if call.name == "cut")
+    assert len(job_fields(call.job)["cuts"]) == 2 and len(said(config, "musubi")) == 3
+    made = {path.name: path.read_bytes() for path in Path(config.out, "clips").glob("*.mp4")}
+    other = replace(config, out=f"{config.out}-2")
+    write(other, format=("musubi",))  # never stopped
+    clips = Path(other.out, "clips").glob("*.mp4")
+    assert {path.name: path.read_bytes() for path in clips} == made
+
+
+def test_a_run_that_does_not_name_the_mode_of_media_keeps_that_of_its_folder(
+    config: CaptionConfig,
+) -> None:
+    write(config, media="original")
+    before = stats(config)
+    write(config, prompt="Other?")
+    media = [name for name in before if Path(name).suffix in (".mp4", ".mkv", ".png", ".webp")]
+    assert {name: stats(config)[name] for name in media} == {name: before[name] for name in media}
+    write(config, media="exact")
+    assert not any("before their chunk" in note for note in write(config).warnings)
+    videos = [path for path in READERS["musubi"](Path(config.out)) if path.endswith(".mp4")]
+    for path in videos:
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            assert stream.frames == len([*container.decode(stream)])

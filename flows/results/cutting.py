@@ -100,13 +100,12 @@ class Cutter:
 
     def _finished(self, items: Sequence[SampleSource]) -> dict[str, Any]:
         """Return the results of exact clips that a killed run has finished."""
-        names = (
-            (i.sample.key, f"{i.sample.key}.{s}") for i in items for s in ("mp4", "jpg", "png")
-        )
+        keys = [item.sample.key for item in items if self._exact and not item.whole]
+        names = {key: f"{key}.mp4" for key in keys}
         return {
-            key: {"file": name, "start": 0.0, "plain": False}
-            for key, name in names
-            if self._exact and (self._folder / name).is_file()
+            key: {"file": name, "start": 0.0}
+            for key, name in names.items()
+            if (self._folder / name).is_file()
         }
 
     def _run(self, items: Sequence[SampleSource]) -> dict[str, Any]:

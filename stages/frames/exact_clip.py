@@ -94,6 +94,12 @@ class _Clock:
     ticks: tuple[int, ...]
     """Ticks of each frame, from 0, and of the end of the last."""
 
+    @property
+    def rate(self) -> Fraction:
+        """Return the mean number of frames a second, by which the encoder states a level."""
+        mean = (len(self.ticks) - 1) / (self.ticks[-1] * self.base)
+        return mean.limit_denominator(LARGEST_CLOCK)
+
 
 class ExactCutter:
     """A source video with known frame times. Clips that follow each other are decoded in one
@@ -226,7 +232,7 @@ class ExactCutter:
         pts = self._timeline.pts[span.low : span.high].tolist()
         numbers = dict(zip(pts, clock.ticks, strict=False))
         with _clip(path, delayed=False) as container:
-            stream = container.add_stream(ENCODER, rate=1 / clock.base)
+            stream = container.add_stream(ENCODER, rate=clock.rate)
             assert isinstance(stream, VideoStream)
             self._configure(stream.codec_context, clock)
             stream.time_base = clock.base
