@@ -421,6 +421,7 @@ def named_media(folder: Path) -> None:
             write_video(path, size=(96, 128), ticks=range(20))
         else:
             Image.new("RGB", (128, 96), (60 * level, 40, 90)).save(path)
+        os.utime(path, (0, 1))  # media.jsonl has the time
     (folder / "labels.txt").write_text("größer\n猫\n", encoding="utf-8")
     (folder / "liste é.txt").write_text("média/日本.png\n", encoding="utf-8")
 

@@ -16,6 +16,7 @@ from artifacts.errors import UsageError
 from artifacts.keys import content_key, hash_file
 from artifacts.store import open_store
 from flows.media.generated_files import OF_LABELS, GeneratedFiles, about
+from flows.media.text_merging import JoinedTexts
 from flows.media.tune_data import examples_in
 from flows.options.commands import CaptionConfig
 from tests.support.media import write_video
@@ -348,6 +349,25 @@ def test_labels_of_what_a_file_held_before_are_neither_kept_nor_told_to_the_mode
     picture(medium, 200)
     now = learned(config, prompt="Tags: {tags}.", beside=True, existing="append")
     assert "red" not in now and "red" not in text.read_text()
+
+
+def test_a_text_about_what_a_file_held_before_is_joined_with_nothing(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    medium, text = tmp_path / "clips" / "a.png", tmp_path / "clips" / "a.txt"
+    out = Path(config.out)
+    labels = GeneratedFiles(open_store(config.store_url), OF_LABELS, out)
+    of_captions = learned(config, beside=True)
+    assert of_captions in text.read_text()
+    picture(medium, 200)
+    of = about(content_key(hash_file(medium), "image"), text, str(medium))
+    assert JoinedTexts(labels, "txt").update(text, of, "blue square\n", "append")
+    assert text.read_text() == "blue square\n"  # a caption of the picture before
+    learned(config, beside=True, existing="append")
+    assert text.read_text().startswith("blue square, ")
+    picture(medium, 30)
+    assert "Tags: ." in learned(config, prompt="Tags: {tags}.", beside=True, existing="append")
+    assert "blue" not in text.read_text()
 
 
 def test_a_training_leaves_out_texts_that_runs_wrote_about_other_content(

@@ -2,11 +2,14 @@
 otherwise a copy does, which such a reader shows so."""
 
 import io
+import shutil
+import subprocess
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -14,6 +17,7 @@ from PIL import Image
 
 from stages.frames.cut import run
 from stages.frames.image import read_image
+from stages.frames.video import Video
 from tests.support.media import write_video
 from tests.support.named_colours import write
 from tests.support.waves import told_by
@@ -146,3 +150,42 @@ def test_a_whole_video_stands_where_its_header_and_frames_are_what_is_shown(
         return
     assert (found["why"], found["plain"], found["file"]) == (why, False, "made.mp4")
     assert made(tmp_path / "made.mp4", "video", end=1.0) == {"plain": True}, "a copy is plain"
+
+
+def test_heic_stands_under_no_suffix(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    path = tmp_path / "IMG_1.JPG"
+    pillow_heif.from_pillow(shades()).save(tmp_path / "a.heic", quality=90)
+    (tmp_path / "a.heic").rename(path)
+    found = made(path, "image")
+    assert (found["why"], found["file"]) == ("HEIC", "made.jpg")
+    assert np.abs(opened(tmp_path / "made.jpg") - seen(path)).mean() < 3
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs the ffmpeg program")
+def test_a_file_of_two_videos_is_copied_as_the_one_that_was_seen(tmp_path: Path) -> None:
+    red = ["-f", "lavfi", "-t", "1", "-i", "color=red:s=64x48:r=25"]
+    blue = ["-f", "lavfi", "-t", "1", "-i", "color=blue:s=128x96:r=25"]
+    path = tmp_path / "two.mp4"
+    wanted = ["-map", "0:v", "-map", "1:v", "-c:v", "libx264", "-pix_fmt", "yuv420p", str(path)]
+    subprocess.run(["ffmpeg", "-v", "error", *red, *blue, *wanted], check=True)
+    found = made(path, "video", end=1.0)
+    assert found["why"] == "several video streams"
+    with Video(path) as video, av.open(str(tmp_path / found["file"])) as copy:
+        assert (copy.streams.video[0].height, copy.streams.video[0].width) == (
+            video.height,
+            video.width,
+        )
+
+
+def test_packets_of_a_damaged_video_are_not_copied(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", ticks=range(60), size=(96, 128), gop=60)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"mdat") + 4 + len(content) // 3
+    content[at : at + 600] = bytes(600)
+    path.write_bytes(content)
+    found = made(path, "video", end=2.0, damaged=True)
+    assert found["why"] in ("damaged", "a frame count that is not what is shown")
+    with av.open(str(tmp_path / found["file"])) as copy:
+        stream = copy.streams.video[0]
+        assert len([*copy.decode(stream)]) == stream.frames > 0

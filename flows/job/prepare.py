@@ -123,7 +123,7 @@ class Tags:
             text = ""
         elif (part := self._joined.user_part(of, text)) is not None:
             text = part
-        if self._generated.is_of_another(OF_LABELS + FORM, sha256, of):
+        if text.strip() and self._generated.is_of_another(FORM, text, of):
             text, why = "", OLD_LABELS
         elif self._generated.has(OF_LABELS + FORM, sha256, of):
             labels = (label.strip() for line in text.split("\n") for label in line.split(","))

@@ -69,13 +69,22 @@ class GeneratedFiles:
     def has(self, form: str, sha256: str, about: About = ANY) -> bool:
         """Return whether a run wrote a text with this digest, in this format, about any of
         these."""
-        keys = {_key(self._of + form, each, sha256) for each in about}
+        return self._has(self._of + form, sha256, about)
+
+    def _has(self, form: str, sha256: str, about: About) -> bool:
+        keys = {_key(form, each, sha256) for each in about}
         return bool(sha256) and any(keys & known for known in self._each.values())
 
-    def is_of_another(self, form: str, sha256: str, about: About) -> bool:
-        """Return whether a run wrote a text with this digest at this place about another content
-        than there is now, the first of `about`."""
-        return self.has(form, sha256, about) and not self.has(form, sha256, about[:1])
+    def is_of_another(self, form: str, text: str, about: About) -> bool:
+        """Return whether a run wrote a text, of captions or of labels, at this place about another
+        content than there is now, the first of `about`. A part of a joined text has no line end."""
+        digests = {
+            hashlib.sha256(each.encode()).hexdigest() for each in (text, f"{text.rstrip()}\n")
+        }
+        kinds = [(f"{kind}{form}", digest) for kind in ("", OF_LABELS) for digest in digests]
+        return any(self._has(*each, about) for each in kinds) and not any(
+            self._has(*each, about[:1]) for each in kinds
+        )
 
     def add(self, form: str, sha256: str, about: About = ANY) -> None:
         """Record a text that is written, or about to be. Raises EnvironmentFault: what is not

@@ -61,7 +61,7 @@ class HandwrittenTexts:
             if self._joined.user_part((digest,), text) is None:  # or the caption is of this medium
                 user_part = self._joined.user_part(of, text)
                 text = text if user_part is None else user_part
-            if text.strip():
+            if text.strip() and not self._generated.is_of_another(FORM, text, of):
                 return path, text
         return None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from artifacts.disk_names import one_name
 from artifacts.files import write_text
 from artifacts.regular_files import user_text
-from flows.media.generated_files import ANY, OF_LABELS, About, GeneratedFiles
+from flows.media.generated_files import ANY, About, GeneratedFiles
 from flows.options.formats import APPEND
 
 MAX_BYTES = 1 << 16
@@ -45,10 +45,11 @@ class JoinedTexts:
             return False
         caption, body = caption_text.rstrip(), text.removeprefix(MARK)
         user_part = self.user_part(about, body)
-        digest = _digest(text)
-        is_own = self._own.has(self._form, digest, about)
-        # Labels of this content are kept as a user's text is; those of an earlier one are wrong.
-        is_own |= self._own.is_of_another(OF_LABELS + self._form, digest, about)
+        if user_part is not None and self._own.is_of_another(self._form, user_part, about):
+            user_part = ""
+        is_own = self._own.has(self._form, _digest(text), about)
+        # Labels of this content are kept as a user's text is; texts of an earlier one are wrong.
+        is_own |= self._own.is_of_another(self._form, text, about)
         if is_own or not (body if user_part is None else user_part).strip():
             return self._own.update(path, caption_text.encode(), self._form, about, replace=True)
         if user_part is None:

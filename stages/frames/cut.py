@@ -54,7 +54,12 @@ class _Source:
         spans = [(cut.start, cut.end) for cut in cuts]
         is_video = cuts[0].kind == "video"
         self._exact = (
-            ExactCutter(self.path, spans, deinterlace=job.deinterlace)
+            ExactCutter(
+                self.path,
+                spans,
+                deinterlace=job.deinterlace,
+                copies=not cuts[0].damaged,
+            )
             if job.exact and is_video
             else None
         )

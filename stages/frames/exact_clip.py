@@ -30,6 +30,7 @@ from typing import Any, cast
 
 import numpy as np
 from av.container import OutputContainer
+from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
@@ -106,16 +107,23 @@ class ExactCutter:
     pass."""
 
     def __init__(
-        self, path: Path, spans: Sequence[tuple[float, float]], *, deinterlace: bool = True
+        self,
+        path: Path,
+        spans: Sequence[tuple[float, float]],
+        *,
+        deinterlace: bool = True,
+        copies: bool = True,
     ) -> None:
         """Open a video, of which clips of these spans are wanted, in seconds. With `deinterlace`,
-        they have no combs. Raises MediaError."""
+        they have no combs. Packets are copied where that is exact, if `copies`: those of a damaged
+        video would keep the damage. Raises MediaError."""
         self._reader = Reader(path, threads=1, deinterlace=deinterlace)
         self._unlike_now = partial(_unlike, deinterlace=deinterlace)
         self._path, self._timeline = path, self._reader.timeline
         frame, stream = self._reader.first_frame, self._reader.decoder.stream
         self._stream_rates = (stream.average_rate, stream.base_rate, stream.guessed_rate)
-        self._codec = stream.codec_context.name
+        self._codec, self._copies = stream.codec_context.name, copies
+        self._is_alone = sum(map(_is_shown, self._reader.decoder.container.streams.video)) == 1
         aspect = stream.sample_aspect_ratio
         self._stated = stream.frames
         """Number of frames that the header states; 0: none."""
@@ -137,6 +145,8 @@ class ExactCutter:
         timeline = self._timeline
         if timeline.warnings or timeline.counted or not timeline.demuxed:
             return "damaged"
+        if not self._is_alone:
+            return "several video streams"
         if self._stated != len(timeline.pts):
             return "a frame count that is not what is shown"
         return self._unlike
@@ -180,7 +190,7 @@ class ExactCutter:
 
     def _copy(self, span: _Span, clock: _Clock, path: Path) -> bool:
         """Copy the packets of a span, if they are one run of the source. Return whether."""
-        run = self._run(span)
+        run = self._run(span) if self._copies else None
         if run is None:
             return False
         key, count = run
@@ -319,6 +329,11 @@ def _lasting(packet: VideoPacket, shown: Sequence[int]) -> VideoPacket:
     assert packet.pts is not None
     packet.duration = shown[bisect_right(shown, packet.pts)] - packet.pts
     return packet
+
+
+def _is_shown(stream: VideoStream) -> bool:
+    """Return whether a stream is no cover."""
+    return not stream.disposition & Disposition.attached_pic
 
 
 def _is_constant(times: Sequence[Fraction], rate: Fraction, tick: Fraction) -> bool:

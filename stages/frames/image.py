@@ -157,6 +157,7 @@ def differs(path: Path) -> str:
             colours = curve_of(image, file)
             is_moving = image.format not in JPEGS and getattr(image, "n_frames", 1) > 1
             checks = {
+                "HEIC": image.format == "HEIF",
                 "turned": _orientation(image) != 1,
                 "transparent": image.has_transparency_data,
                 "other colours": _has_other_colours(image, *colours),
