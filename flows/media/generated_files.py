@@ -75,15 +75,19 @@ class GeneratedFiles:
         keys = {_key(form, each, sha256) for each in about}
         return bool(sha256) and any(keys & known for known in self._each.values())
 
+    def has_of_any_kind(self, form: str, sha256: str, about: About) -> bool:
+        """Return the same of texts of captions and of labels, whatever `of` is."""
+        return any(self._has(f"{kind}{form}", sha256, about) for kind in ("", OF_LABELS))
+
     def is_of_another(self, form: str, text: str, about: About) -> bool:
         """Return whether a run wrote a text, of captions or of labels, at this place about another
         content than there is now, the first of `about`. A part of a joined text has no line end."""
         digests = {
             hashlib.sha256(each.encode()).hexdigest() for each in (text, f"{text.rstrip()}\n")
         }
-        kinds = [(f"{kind}{form}", digest) for kind in ("", OF_LABELS) for digest in digests]
-        return any(self._has(*each, about) for each in kinds) and not any(
-            self._has(*each, about[:1]) for each in kinds
+        has = self.has_of_any_kind
+        return any(has(form, each, about) for each in digests) and not any(
+            has(form, each, about[:1]) for each in digests
         )
 
     def add(self, form: str, sha256: str, about: About = ANY) -> None:

@@ -10,19 +10,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from artifacts.disk_names import one_name, rules_in
-from artifacts.keys import ContentDigests, content_key
+from artifacts.keys import DIGESTS, ContentDigests, content_key
 from artifacts.names import Naming
 from artifacts.plurals import counted
 from artifacts.regular_files import link_out, read_bytes, user_text
 from artifacts.store import Store
-from flows.media.generated_files import OF_LABELS, GeneratedFiles, about, digest_at
+from flows.media.generated_files import GeneratedFiles, about, digest_at
 from flows.media.media_files import kind_of
 from flows.media.text_merging import MAX_BYTES, JoinedTexts, has_words, joined
 from flows.options.formats import JOINED
 
 FORM = "txt"
-GENERATED = (FORM, OF_LABELS + FORM)
-"""Texts of captions and of labels, as the record of generated files names them."""
 
 
 class HandwrittenTexts:
@@ -47,7 +45,7 @@ class HandwrittenTexts:
             sha256, of = hashlib.sha256(content).hexdigest(), about(digest, path, place)
             # What a run wrote there about another medium is no text of a user, either.
             anyone = (*of, one_name(path))
-            if any(self._generated.has(of_kind, sha256, anyone) for of_kind in GENERATED):
+            if self._generated.has_of_any_kind(FORM, sha256, anyone):
                 continue
             root = self._out if path.is_relative_to(self._out) else path.parent
             if why := link_out(path, root):
@@ -84,16 +82,16 @@ class TextRecords:
 
     def __init__(self, store: Store) -> None:
         self._generated = GeneratedFiles(store)
-        self._digests = ContentDigests(store.local / "digests.jsonl")
+        self._digests = ContentDigests(store.local / DIGESTS)
 
     def are_other(self, text: Path, medium: Path) -> bool:
         """Return whether a run wrote a text, and not about what its medium holds now. Raises
         OSError."""
         sha256, place = digest_at(text, MAX_BYTES), (one_name(text),)
-        if not any(self._generated.has(form, sha256, place) for form in GENERATED):
+        if not self._generated.has_of_any_kind(FORM, sha256, place):
             return False
         of = (content_key(self._digests.of(medium), kind_of(medium.name)),)
-        return not any(self._generated.has(form, sha256, of) for form in GENERATED)
+        return not self._generated.has_of_any_kind(FORM, sha256, of)
 
 
 class TextsIn:

@@ -36,7 +36,6 @@ from flows.results.sample_sources import SampleSource
 
 CLIPS, INDEX = "clips", "index.json"
 UNREAD = "a format that a trainer does not read"
-ENCODER = "libx264"
 LEAD_SECONDS = 0.5
 """Lead of a clip before its chunk above which a note is printed."""
 
@@ -57,6 +56,8 @@ def check_encoder(formats: Collection[str]) -> None:
     from av.codec import Codec
     from av.codec.codec import UnknownCodecError
 
+    from stages.frames.job import ENCODER
+
     try:
         Codec(ENCODER, "w")
     except UnknownCodecError as error:
@@ -76,6 +77,7 @@ class Clips:
         self._index = _read_index(self.folder / INDEX)
         self._temporary = self.folder / f"{HALF}new"
         self._cutter = Cutter(job, launcher, on_progress, self._temporary)
+        self.exact = self._cutter.exact
         self.kept: list[str] = []
         """Names of clips that users edited or added."""
         self.refused: dict[str, str] = {}
@@ -202,8 +204,8 @@ class Clips:
         try:
             for key in (i.sample.key for i in keyed):
                 about: dict[str, Any] = {}
-                if key in self._cutter.plain:
-                    about = {"plain": self._cutter.plain[key], "why": self._cutter.why_copied[key]}
+                if (differs := self._cutter.differs.get(key)) is not None:
+                    about = {"plain": not differs, "why": differs}
                 if key not in made:
                     self._index[key] = {"plain": True} if about else {"error": why[key]}
                     continue

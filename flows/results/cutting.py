@@ -53,19 +53,19 @@ class Cutter:
         self._folder = temporary / "cuts"
         self.refused: list[str] = []
         """Names of files that could not be cut, each with the reason."""
-        self.plain: dict[str, bool] = {}
-        """Key of each whole file → whether every reader shows it as the model saw it."""
-        self.why_copied: dict[str, str] = {}
-        """Key of each whole file → why not; empty if so."""
+        self.differs: dict[str, str] = {}
+        """Key of each whole file → why a reader may show it otherwise than the model saw it; empty
+        if none does."""
         self._copied: Collection[str] = ()
         self.why: dict[str, str] = {}
         """Key of each sample that could not be cut → why."""
         self._kills = 0
         """Consecutive times that a process was killed before it cut anything."""
         self._deinterlace = job.sampling.deinterlace
-        self._exact = media_mode(job.out, job.config) == EXACT
+        self.exact = media_mode(job.out, job.config) == EXACT
+        """Whether clips are exact, and whole files copied where readers show them otherwise."""
         fitting = host_free_bytes() // PROCESS_BYTES
-        self._processes = max(1, min(cores() - 1, fitting)) if self._exact else 1
+        self._processes = max(1, min(cores() - 1, fitting)) if self.exact else 1
 
     def __call__(
         self, items: Sequence[SampleSource], copied: Collection[str] = ()
@@ -81,10 +81,7 @@ class Cutter:
         for item in items:
             result = results[item.sample.key]
             if "plain" in result:
-                self.plain[item.sample.key], self.why_copied[item.sample.key] = (
-                    result["plain"],
-                    result.get("why", ""),
-                )
+                self.differs[item.sample.key] = result.get("why", "")
             if "file" in result:
                 path = self._folder / result["file"]
                 found[item.sample.key] = Media(
@@ -100,7 +97,7 @@ class Cutter:
 
     def _finished(self, items: Sequence[SampleSource]) -> dict[str, Any]:
         """Return the results of exact clips that a killed run has finished."""
-        keys = [item.sample.key for item in items if self._exact and not item.whole]
+        keys = [item.sample.key for item in items if self.exact and not item.whole]
         names = {key: f"{key}.mp4" for key in keys}
         return {
             key: {"file": name, "start": 0.0}
@@ -145,7 +142,7 @@ class Cutter:
             for item in items
         ]
         job = CutJob(
-            folder=str(self._folder), cuts=cuts, exact=self._exact, deinterlace=self._deinterlace
+            folder=str(self._folder), cuts=cuts, exact=self.exact, deinterlace=self._deinterlace
         )
         return StageCall(name="cut", job=job, device="cpu", log=self._log)
 

@@ -10,10 +10,9 @@ from artifacts.samples import Media, Sample, media_suffix
 from artifacts.shards import DATASET, clips_in, kept_shards, read_index, write_shards
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
-from flows.options.formats import EXACT
 from flows.results.clips import Clips
 from flows.results.cutting import Cutter, OnProgress, batches
-from flows.results.marker import keep_media, media_mode
+from flows.results.marker import keep_media
 from flows.results.sample_sources import SampleSource, one_per_chunk, sample_sources
 from flows.results.user_texts import UserTexts, has_user_text
 
@@ -32,7 +31,7 @@ def write_dataset(
     cutter = Cutter(job, launcher, on_progress, folder / f"{HALF}new")
     if rest or shards != before:
         on_progress("webdataset", len(items), len(items) - len(rest))
-        exact = media_mode(job.out, job.config) == EXACT
+        exact = cutter.exact
         stored = clips_in(folder, before) if exact or not all(i.whole for i in rest) else {}
         clips = Clips(job, launcher, on_progress)
         plain = {i.sample.key: not exact or clips.stands(i) for i in rest if i.whole}
@@ -79,7 +78,7 @@ def _samples(
         for item in batch:
             if stored := known.get(item.sample.clip):
                 yield item.sample, stored
-            elif plain.get(item.sample.key) or cutter.plain.get(item.sample.key):
+            elif plain.get(item.sample.key) or cutter.differs.get(item.sample.key) == "":
                 with contextlib.ExitStack() as stack:
                     try:
                         path = stack.enter_context(open_local(item.file))

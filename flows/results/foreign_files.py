@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 from collections.abc import Collection, Iterator
+from itertools import chain, count
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, UsageError
@@ -49,8 +50,6 @@ NAMES = {
 
 NOT_ROWS = (RUN_RECORD, FAILURES, MEDIA, "label_report.json", ARRAY, ROWS)
 """Files that nobody edits, and that a run replaces."""
-KEPT = 10_000
-"""Most edited files of one name that are kept."""
 
 
 def refuse_replacing(
@@ -97,7 +96,7 @@ def set_edited_aside(
             continue
         if not own.is_edited(path) or (name == CAPTIONS and digest_at(path) in digests):
             continue
-        numbers = ("", *(f"-{number}" for number in range(2, KEPT)))
+        numbers = chain([""], (f"-{number}" for number in count(2)))
         names = (path.with_name(f"{path.stem}.edited{each}{path.suffix}") for each in numbers)
         kept = next(each for each in names if not os.path.lexists(each))
         try:

@@ -27,11 +27,10 @@ from artifacts.trainers import TRAINERS, TrainerEntry, TrainerForm
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
 from flows.media.generated_files import GeneratedFiles, digest_at
-from flows.options.formats import EXACT
 from flows.options.text import OutputOptions
 from flows.results.clips import Clips, kept_note
 from flows.results.cutting import OnProgress
-from flows.results.marker import keep_media, media_mode
+from flows.results.marker import keep_media
 from flows.results.sample_sources import SampleSource, by_chunk, sample_sources
 from flows.results.user_texts import UserTexts, has_user_text
 
@@ -67,7 +66,6 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
     user_texts = UserTexts(job)
     items = [chunk for group in sample_sources(job, user_texts) for chunk in by_chunk(group)]
     clips = Clips(job, launcher, on_progress)
-    exact = media_mode(job.out, job.config) == EXACT
     taken = [TRAINERS[name] for name in forms]
     firsts = [c[0] for c in items if any(c[0].kind in form.folders for form in taken)]
     unread = {
@@ -75,7 +73,9 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
         for item in firsts
         if any(not form.reads(item.kind, item.file.name) for form in taken)
     }
-    cut = clips.clips_for([i for i in firsts if exact or not i.whole], unread if exact else ())
+    cut = clips.clips_for(
+        [i for i in firsts if clips.exact or not i.whole], unread if clips.exact else ()
+    )
     found = TrainersWritten()
     for name in forms:
         trainer = _TrainerFolder(job, own, name, clips)
@@ -84,7 +84,7 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
         keep_media(job.out, name)
         found.notes += trainer.notes()
         found.user_texts[name] = trainer.user_texts
-    found.notes += clips.note_on_files(i for i in firsts if exact and i.whole)
+    found.notes += clips.note_on_files(i for i in firsts if clips.exact and i.whole)
     found.notes += clips.notes()
     found.notes += user_texts.notes()
     return found
@@ -104,7 +104,6 @@ class _TrainerFolder:
         self._name = name
         self._form: TrainerForm = TRAINERS[name]
         self._folder = job.out / name
-        self._exact = media_mode(job.out, job.config) == EXACT
         self._folded = rules_in(job.out).folded
         self._replace = OutputOptions.of(job.config).replaces
         self._clips = clips
@@ -142,7 +141,7 @@ class _TrainerFolder:
     def _media(self, item: SampleSource, cut: Mapping[str, Path]) -> Path | None:
         """Return the file of one chunk, if the trainer can read it."""
         is_file = item.whole and (
-            not self._exact
+            not self._clips.exact
             or (self._clips.stands(item) and self._form.reads(item.kind, item.file.name))
         )
         path = item.file if is_file else cut.get(item.sample.key)

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from artifacts.containers import open_media
 from artifacts.errors import MediaError
 from stages.frames.clip_copy import Keyframe, packets_from
-from stages.frames.colours import HIGH_DYNAMIC_RANGE
+from stages.frames.colours import HIGH_DYNAMIC_RANGE, WIDE
 from stages.frames.frame_converter import (
     FILTER,
     SQUARE_ENOUGH,
@@ -49,12 +49,12 @@ from stages.frames.frame_converter import (
     orientation_of,
     shown_size,
 )
+from stages.frames.job import ENCODER
 from stages.frames.opening import open_video
 from stages.frames.plan import positions
 from stages.frames.reader import Reader
 from stages.frames.timeline import VideoPacket
 
-ENCODER = "libx264"
 OPTIONS = {"crf": "16", "preset": "veryfast", "bf": "0", "g": "48"}
 """Options of the encoder; `g` is the most frames from one keyframe to the next."""
 X264 = "cpu-independent=1:threads=1"
@@ -68,10 +68,8 @@ KEPT_FORMATS = frozenset(("yuv420p", "yuvj420p"))
 COPIED_CODECS = frozenset(("h264", "hevc"))
 CENTRED = frozenset(("mjpeg", "mpeg1video", "h261", "h263", "flv1", "theora", "vp3"))
 """Codecs whose chroma lies between four brightness samples; that of others lies left."""
-WIDE = frozenset((9, 11, 12))
-"""The primaries of BT.2020 and P3, by their numbers in ITU-T H.273. Readers do not convert them."""
 UNSTATED, BT601, BT709 = 2, 6, 1
-"""Matrices by their numbers there."""
+"""Matrices by their numbers in ITU-T H.273."""
 H264_IDR, HEVC_RANDOM = (5, 5), (16, 21)
 """First and last type of the units with which decoding may begin."""
 
@@ -114,9 +112,9 @@ class ExactCutter:
         deinterlace: bool = True,
         copies: bool = True,
     ) -> None:
-        """Open a video, of which clips of these spans are wanted, in seconds. With `deinterlace`,
-        they have no combs. Packets are copied where that is exact, if `copies`: those of a damaged
-        video would keep the damage. Raises MediaError."""
+        """Open a video to make clips of these spans, in seconds. With `deinterlace`, frames of the
+        clips have no combs. With `copies`, a clip gets the packets of the video where these are
+        exactly its frames; packets of a damaged video would keep the damage. Raises MediaError."""
         self._reader = Reader(path, threads=1, deinterlace=deinterlace)
         self._unlike_now = partial(_unlike, deinterlace=deinterlace)
         self._path, self._timeline = path, self._reader.timeline

@@ -6,6 +6,9 @@ from typing import NamedTuple
 from artifacts.schema import FrameFit, Sampling
 from artifacts.stamps import Stamp
 
+ENCODER = "libx264"
+"""Encoder of exact clips, as FFmpeg names it."""
+
 
 class FramesItem(NamedTuple):
     """A media file to cut."""

@@ -99,7 +99,7 @@ def _unlisted(source: str, media_path: str) -> dict[str, Any]:
     return {"media_path": media_path, "source": source, "kind": kind_of(media_path), "url": ""}
 
 
-def path_of(entry: dict[str, Any]) -> str:
+def path_of(entry: Mapping[str, Any]) -> str:
     """Return the path of a medium; empty if unknown."""
     return os.fsdecode(unquote_to_bytes(entry["url"].removeprefix(FILE)))
 
@@ -107,7 +107,7 @@ def path_of(entry: dict[str, Any]) -> str:
 def is_other(entry: Mapping[str, Any], *, reads: bool = True) -> bool:
     """Return whether the place of a medium holds other content than the command read there. A file
     of the same size that was written since is read, if `reads`."""
-    path, size = Path(path_of(dict(entry))), entry.get("bytes")
+    path, size = Path(path_of(entry)), entry.get("bytes")
     try:
         stamp = stamp_of(path)
         if size is None or (stamp.size, stamp.modified) == (size, entry.get("modified")):
