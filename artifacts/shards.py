@@ -1,7 +1,8 @@
 """Writes WebDataset shards: numbered tar files of samples, whose files share a key.
 
 `index.json` lists the contents of each shard. A shard whose contents would stay the same is left
-alone. New shards are written under temporary names and renamed when all are complete.
+alone. New shards are written in a folder of their own and renamed when all are complete. If a run
+is stopped before that, the next one takes the clips of those that it finished.
 """
 
 import contextlib
@@ -31,6 +32,9 @@ SHARD_SAMPLES = 10_000
 DATASET = "webdataset"
 """The format, and its folder in `OUT`."""
 INDEX = "index.json"
+UNFINISHED, LEFT = f"{HALF}new", f"{HALF}left"
+"""Folders of the new shards, and of those that stopped runs finished."""
+NUMBERED = "[0-9]" * 6 + ".tar"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,10 +76,12 @@ def read_index(folder: Path) -> list[Shard]:
         return []
 
 
-def clips_in(folder: Path, shards: Sequence[Shard]) -> dict[str, Media]:
-    """Return the key of each clip in these shards → its bytes there."""
+def clips_in(folder: Path) -> dict[str, Media]:
+    """Return the key of each clip in the shards of a folder, and in those that stopped runs left →
+    its bytes there. Raises EnvironmentFault."""
     found: dict[str, Media] = {}
-    for path in (folder / shard.name for shard in shards if _is_there(folder, shard)):
+    there = (folder / shard.name for shard in read_index(folder) if _is_there(folder, shard))
+    for path in (*there, *_left(folder)):
         members: dict[str, tarfile.TarInfo] = {}
         with (
             contextlib.suppress(OSError, ValueError, tarfile.TarError, LookupError, TypeError),
@@ -102,30 +108,45 @@ def clips_in(folder: Path, shards: Sequence[Shard]) -> dict[str, Media]:
     return found
 
 
+def _left(folder: Path) -> list[Path]:
+    """Return the shards that stopped runs finished. They lie aside until `write_shards` has written
+    all. Raises EnvironmentFault."""
+    unfinished, left = folder / UNFINISHED, folder / LEFT
+    refuse_links(left)
+    refuse_links(unfinished)
+    try:
+        for path in unfinished.glob(NUMBERED):
+            left.mkdir(exist_ok=True)
+            path.replace(left / path.name)
+    except OSError as error:
+        raise fault_of(error, left) from error
+    return sorted(left.glob(NUMBERED))
+
+
 def write_shards(folder: Path, kept: Sequence[Shard], samples: Samples) -> list[Shard]:
     """Write the samples after the kept shards, and return all shards. A sample's media are read
-    before the next sample is taken. If it raises EnvironmentFault, the old shards stay."""
-    unfinished = folder / f"{HALF}new"
+    before the next sample is taken. If it raises EnvironmentFault, the old shards stay, and those
+    that it finished wait for the next run."""
+    unfinished = folder / UNFINISHED
     shards = list(kept)
     refuse_links(folder)
     try:
-        try:
-            shutil.rmtree(unfinished, ignore_errors=True)  # from a killed run
-            unfinished.mkdir(parents=True)
-        except OSError as error:
-            raise fault_of(error, folder) from error
-        pending = next(samples, None)
-        while pending is not None:
-            name = _name(len(shards))
-            with whole_file(unfinished / name) as file:
-                shard, pending = _fill(file, name, pending, samples)
-            shards.append(shard)
-        try:
-            _place(folder, unfinished, shards, len(kept))
-        except OSError as error:
-            raise fault_of(error, folder) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)  # from a killed run
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise fault_of(error, folder) from error
+    pending = next(samples, None)
+    while pending is not None:
+        name = _name(len(shards))
+        with whole_file(unfinished / name) as file:
+            shard, pending = _fill(file, name, pending, samples)
+        shards.append(shard)
+    try:
+        _place(folder, unfinished, shards, len(kept))
+    except OSError as error:
+        raise fault_of(error, folder) from error
+    for finished in (unfinished, folder / LEFT):
+        shutil.rmtree(finished, ignore_errors=True)
     return shards
 
 
@@ -135,7 +156,7 @@ def _place(folder: Path, unfinished: Path, shards: Sequence[Shard], kept: int) -
     for shard in shards[kept:]:
         (unfinished / shard.name).replace(folder / shard.name)
     names = {shard.name for shard in shards}
-    for path in folder.glob("[0-9]" * 6 + ".tar"):
+    for path in folder.glob(NUMBERED):
         if path.name not in names:
             path.unlink()
     write_json(folder / INDEX, {"shards": [asdict(shard) for shard in shards]})

@@ -15,7 +15,7 @@ from artifacts import shards
 from artifacts.captions import fields_of_row
 from artifacts.errors import EnvironmentFault
 from artifacts.samples import Media, Sample, media_suffix, sample_key
-from artifacts.shards import kept_shards, read_index, write_shards
+from artifacts.shards import clips_in, kept_shards, read_index, write_shards
 from tests.support.rows import caption as said
 
 
@@ -42,7 +42,7 @@ def members(folder: Path) -> dict[str, list[str]]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 @pytest.fixture
@@ -174,6 +174,31 @@ def test_who_dies_leaves_the_old(
     with pytest.raises(EnvironmentFault, match=r"gone\.mp4 cannot be read any more"):
         write_shards(folder, [], iter([(sample(1), media), (sample(2), gone)]))
     assert files(folder) == before
+
+
+def test_clips_of_the_shards_that_a_stopped_run_finished_are_taken_by_the_next(
+    tmp_path: Path, media: Media, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_SAMPLES", 2)
+    folder = tmp_path / "out"
+
+    def stopped(beyond: int) -> Iterator[tuple[Sample, Media | None]]:
+        yield from ((sample(n), replace(media, clip=f"clip-{n}")) for n in range(beyond))
+        raise KeyboardInterrupt
+
+    assert not clips_in(folder)
+    for beyond in (6, 3):  # the second gets less far
+        with pytest.raises(KeyboardInterrupt):
+            write_shards(folder, [], stopped(beyond))
+        found = clips_in(folder)
+        assert sorted(found) == [f"clip-{n}" for n in range(4)]
+    again = [(sample(n), found[f"clip-{n}"]) for n in range(4)]
+    write_shards(folder, [], iter(again))
+    assert {path.name for path in folder.iterdir()} == {"000000.tar", "000001.tar", "index.json"}
+    with tarfile.open(folder / "000001.tar") as tar:
+        first = tar.extractfile(tar.getmembers()[0])
+        assert first is not None
+        assert first.read() == media.path.read_bytes()
 
 
 def test_killed_while_shards_take_their_places_the_next_run_mends_it(

@@ -295,6 +295,47 @@ def test_pictures_that_differ_only_in_their_suffix_are_named(pictures: CaptionCo
     assert "one .txt describes b.jpg and b.png" in note
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_the_text_of_a_trainer_s_name_is_that_of_the_only_medium_of_the_name(
+    pictures: CaptionConfig, together: bool
+) -> None:
+    """sd-scripts reads `b.txt` for `b.jpg`. It held the caption of the `b.png` of before, which was
+    renamed as the note above asks for."""
+    folder = Path(pictures.sources[0])
+    if not together:
+        write(pictures, "txt", beside=True, prefix="old ")
+    picture(folder / "b.jpg", 200)
+    write(pictures, "txt", beside=True, prefix="old ")
+    (folder / "b.png").rename(folder / "c.png")
+    notes = write(pictures, "txt", beside=True, prefix="new ").warnings
+    assert not any("differ only" in note for note in notes)
+    assert (folder / "b.txt").read_text().startswith("new ")
+    assert (folder / "c.txt").read_text().startswith("new ")
+    assert not (folder / "b.jpg.txt").exists()
+
+
+def test_a_text_by_hand_keeps_the_name_that_its_medium_needed(pictures: CaptionConfig) -> None:
+    folder = Path(pictures.sources[0])
+    picture(folder / "b.jpg", 200)
+    write(pictures, "txt", beside=True)
+    (folder / "b.jpg.txt").write_text("by hand, b")
+    (folder / "b.png").unlink()
+    write(pictures, "txt", "kohya", beside=True)
+    assert (folder / "b.jpg.txt").read_text() == "by hand, b"
+    assert said(pictures, "kohya")["b"] == "by hand, b"
+
+
+def test_a_medium_of_the_name_of_another_s_prompt_has_the_text_of_its_name(
+    pictures: CaptionConfig,
+) -> None:
+    folder = Path(pictures.sources[0])
+    prompts = {"short": "One.", "long": "Many words."}
+    write(pictures, "txt", beside=True, prompts=prompts, prefix="old ")
+    picture(folder / "b.long.png", 200)
+    write(pictures, "txt", beside=True, prefix="new ")
+    assert (folder / "b.long.txt").read_text().startswith("new ")
+
+
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [

@@ -8,10 +8,8 @@ get their final names, so a clip that the index does not list was not made by a 
 import contextlib
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +73,7 @@ class Clips:
         self._replace = OutputOptions.of(job.config).replaces
         self._retry_failed = job.config.retry_failed
         self._index = _read_index(self.folder / INDEX)
-        self._temporary = self.folder / f"{HALF}new"
-        self._cutter = Cutter(job, launcher, on_progress, self._temporary)
+        self._cutter = Cutter(job, launcher, on_progress, self.folder / f"{HALF}new")
         self.exact = self._cutter.exact
         self.kept: list[str] = []
         """Names of clips that users edited or added."""
@@ -194,20 +191,19 @@ class Clips:
         refuse_links(self.folder)
         for batch in batches(items):
             self._cut_batch(batch, copied)
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._cutter.clear()
 
-    def _cut_batch(self, batch: Iterable[SampleSource], copied: Collection[str]) -> None:
+    def _cut_batch(self, batch: Sequence[SampleSource], copied: Collection[str]) -> None:
         """Cut a batch of clips and give them their final names. Raises PenstockError."""
-        keyed = [replace(i, sample=replace(i.sample, key=i.sample.clip)) for i in batch]
-        made = self._cutter(keyed, copied)
-        why = dict.fromkeys((i.sample.key for i in keyed), "") | self._cutter.why
+        made = self._cutter(batch, copied)
         try:
-            for key in (i.sample.key for i in keyed):
+            for key in (item.sample.clip for item in batch):
                 about: dict[str, Any] = {}
                 if (differs := self._cutter.differs.get(key)) is not None:
                     about = {"plain": not differs, "why": differs}
                 if key not in made:
-                    self._index[key] = {"plain": True} if about else {"error": why[key]}
+                    why = self._cutter.why.get(key, "")
+                    self._index[key] = {"plain": True} if about else {"error": why}
                     continue
                 media = made[key]
                 stamp = stamp_of(media.path)

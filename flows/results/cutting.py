@@ -1,6 +1,7 @@
 """Cuts chunks out of videos in separate processes. Runs no model."""
 
 import os
+import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,11 @@ class Cutter:
         self.refused: list[str] = []
         """Names of files that could not be cut, each with the reason."""
         self.differs: dict[str, str] = {}
-        """Key of each whole file → why a reader may show it otherwise than the model saw it; empty
-        if none does."""
+        """Key of each whole file's clip → why a reader may show it otherwise than the model saw it;
+        empty if none does."""
         self._copied: Collection[str] = ()
         self.why: dict[str, str] = {}
-        """Key of each sample that could not be cut → why."""
+        """Key of each clip that could not be cut → why."""
         self._kills = 0
         """Consecutive times that a process was killed before it cut anything."""
         self._deinterlace = job.sampling.deinterlace
@@ -70,34 +71,39 @@ class Cutter:
     def __call__(
         self, items: Sequence[SampleSource], copied: Collection[str] = ()
     ) -> dict[str, Media]:
-        """Cut the items and return the key of each sample → its media. Whole files that every
+        """Cut the items and return the key of each clip → its media. Whole files that every
         reader shows as the model saw them are not cut, except those `copied`, by their clips."""
         self._copied = copied
         results = self._finished(items)
-        while remaining := [item for item in items if item.sample.key not in results]:
+        while remaining := [item for item in items if item.sample.clip not in results]:
             self._on_progress("cut", len(items), len(items) - len(remaining))
             results |= self._run(remaining)
         found: dict[str, Media] = {}
         for item in items:
-            result = results[item.sample.key]
+            key = item.sample.clip
+            result = results[key]
             if "plain" in result:
-                self.differs[item.sample.key] = result.get("why", "")
+                self.differs[key] = result.get("why", "")
             if "file" in result:
                 path = self._folder / result["file"]
-                found[item.sample.key] = Media(
+                found[key] = Media(
                     path=path,
                     suffix=media_suffix(path.name),
                     start=result["start"],
-                    clip=item.sample.clip,
+                    clip=key,
                 )
             elif "error" in result:
                 self.refused.append(f"{item.file.name}: {result['error']}")
-                self.why[item.sample.key] = result["error"]
+                self.why[key] = result["error"]
         return found
+
+    def clear(self) -> None:
+        """Delete what is left of the cuts, when all of them are where they belong."""
+        shutil.rmtree(self._folder.parent, ignore_errors=True)
 
     def _finished(self, items: Sequence[SampleSource]) -> dict[str, Any]:
         """Return the results of exact clips that a killed run has finished."""
-        keys = [item.sample.key for item in items if self.exact and not item.whole]
+        keys = [item.sample.clip for item in items if self.exact and not item.whole]
         names = {key: f"{key}.mp4" for key in keys}
         return {
             key: {"file": name, "start": 0.0}
@@ -130,7 +136,7 @@ class Cutter:
         cuts = [
             CutItem(
                 str(item.file),
-                item.sample.key,
+                item.sample.clip,
                 item.sample.row.start,
                 item.sample.row.end,
                 item.stamp,
@@ -150,22 +156,22 @@ class Cutter:
         """Wait for a process, and return what became of its items. Raises PenstockError."""
         try:
             results = process.wait().notes
-            return {i.sample.key: results[i.sample.key] for i in items}
+            return {i.sample.clip: results[i.sample.clip] for i in items}
         except (StageDied, CannotFit) as error:
             results = dict(process.outcome.notes)
-            first = next((item for item in items if item.sample.key not in results), None)
+            first = next((item for item in items if item.sample.clip not in results), None)
             if first is None or not (isinstance(error, CannotFit) or is_crash(error)):
                 raise
             for item in items:
                 if item.file == first.file:
-                    results.setdefault(item.sample.key, {"error": error.message})
+                    results.setdefault(item.sample.clip, {"error": error.message})
         except Killed:
             results = dict(process.outcome.notes)
-            made = any(item.sample.key in results for item in items)
+            made = any(item.sample.clip in results for item in items)
             self._kills = 0 if made else self._kills + 1
             if self._kills > MAX_RESTARTS:
                 raise
-        return {i.sample.key: results[i.sample.key] for i in items if i.sample.key in results}
+        return {i.sample.clip: results[i.sample.clip] for i in items if i.sample.clip in results}
 
 
 def _parts(items: Sequence[SampleSource], count: int) -> list[list[SampleSource]]:

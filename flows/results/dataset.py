@@ -28,15 +28,16 @@ def write_dataset(
     before = read_index(folder)
     shards = kept_shards(folder, [item.sample.digest() for item in items])
     rest = items[sum(shard.samples for shard in shards) :]
-    cutter = Cutter(job, launcher, on_progress, folder / f"{HALF}new")
+    cutter = Cutter(job, launcher, on_progress, folder / f"{HALF}cut")
     if rest or shards != before:
         on_progress("webdataset", len(items), len(items) - len(rest))
         exact = cutter.exact
-        stored = clips_in(folder, before) if exact or not all(i.whole for i in rest) else {}
+        stored = clips_in(folder) if exact or not all(i.whole for i in rest) else {}
         clips = Clips(job, launcher, on_progress)
-        plain = {i.sample.key: not exact or clips.stands(i) for i in rest if i.whole}
+        plain = {i.sample.clip: not exact or clips.stands(i) for i in rest if i.whole}
         cut = {key: clips.find(key) or stored.get(key) for key in {i.sample.clip for i in rest}}
         shards = write_shards(folder, shards, _samples(rest, cutter, cut, plain))
+        cutter.clear()
     keep_media(job.out, DATASET)
     user_texts[DATASET] = sum(has_user_text(item.sample.rows) for item in items)
     bare = sum(shard.without_media for shard in shards)
@@ -68,17 +69,17 @@ def _samples(
     known: Mapping[str, Media | None],
     plain: Mapping[str, bool],
 ) -> Iterator[tuple[Sample, Media | None]]:
-    """Yield each sample with its media: clips that are `known` by their key, files that are samples
-    as they are (`plain`, by sample), and clips that are cut for it. Such a file is deleted when the
-    next sample is requested."""
+    """Yield each sample with its media, by the clip's key: clips that are `known`, files that are
+    samples as they are (`plain`), and clips that are cut for it. These are deleted after their
+    batch."""
     for batch in batches(items):
-        cut = cutter(
-            [i for i in batch if not (known.get(i.sample.clip) or plain.get(i.sample.key))]
-        )
+        keys = {i.sample.clip: i for i in batch}
+        cut = cutter([i for key, i in keys.items() if not (known.get(key) or plain.get(key))])
         for item in batch:
-            if stored := known.get(item.sample.clip):
+            key = item.sample.clip
+            if stored := known.get(key):
                 yield item.sample, stored
-            elif plain.get(item.sample.key) or cutter.differs.get(item.sample.key) == "":
+            elif plain.get(key) or cutter.differs.get(key) == "":
                 with contextlib.ExitStack() as stack:
                     try:
                         path = stack.enter_context(open_local(item.file))
@@ -91,11 +92,10 @@ def _samples(
                             suffix=media_suffix(item.file.name),
                             start=item.sample.row.start,
                             stamp=item.stamp,
-                            clip=item.sample.clip,
+                            clip=key,
                         )
                         yield item.sample, whole
             else:
-                media = cut.get(item.sample.key)
-                yield item.sample, media
-                if media is not None:
-                    media.path.unlink(missing_ok=True)
+                yield item.sample, cut.get(key)
+        for media in cut.values():
+            media.path.unlink(missing_ok=True)

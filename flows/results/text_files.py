@@ -5,7 +5,7 @@ current captions, and keeps files that a user wrote or edited. Runs no model.
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from flows.options.formats import JOINABLE, JOINED
 from flows.options.text import OutputOptions
 from flows.results.captions import unrejected
 from flows.results.marker import read_marker
-from flows.results.text_stems import text_stems
+from flows.results.text_stems import SoleMedia, naming_of, text_stems
 
 
 @dataclass(kw_only=True, slots=True)
@@ -113,9 +113,10 @@ def write_texts(job: Job, own: GeneratedFiles, captions_of: CaptionsOf) -> list[
         if not own and not set(formats) & set(WRITERS):
             continue
         stems = text_stems(job, beside)
+        sole = SoleMedia(naming_of(job, beside))
         present = _texts_in({os.path.dirname(stem) for stem in stems}) if beside else set[str]()
         for form in WRITERS:
-            writer = _Writer(job, own, TextFileCounts(form=form, beside=beside), stems)
+            writer = _Writer(job, own, TextFileCounts(form=form, beside=beside), stems, sole)
             if form in formats or (not beside and form in earlier):
                 found.append(writer.write(captions_of))
             elif beside and writer.count_outdated(captions_of, present):
@@ -138,13 +139,19 @@ class _Writer:
     """Writes the files of one format in one place."""
 
     def __init__(
-        self, job: Job, own: GeneratedFiles, texts: TextFileCounts, stems: list[str]
+        self,
+        job: Job,
+        own: GeneratedFiles,
+        texts: TextFileCounts,
+        stems: Sequence[str],
+        sole: SoleMedia,
     ) -> None:
         self._job = job
         self._own = own
         self.texts = texts
         self._joined = JoinedTexts(own, texts.form)
         self._paths = [Path(f"{stem}.{texts.form}") for stem in stems]
+        self._sole = sole
 
     def write(self, captions_of: CaptionsOf) -> TextFileCounts:
         """Update the files to the current captions, and return their counts."""
@@ -160,6 +167,7 @@ class _Writer:
             else:
                 self.texts.kept.append(path.name)
                 self.texts.user_texts += 1
+        self._remove_distinguished()
         self.texts.edited = self._joined.edited
         if not self.texts.beside:
             self.texts.others = self._count_others()
@@ -199,6 +207,8 @@ class _Writer:
             if only is not None and one_name(path) not in only:
                 continue
             of = about(medium.digest, path, file.place)
+            if self._is_plain(path, file):  # any text that a run wrote there is to be about it
+                of = (*of, one_name(path))
             captions = captions_of(job, file, medium)
             if captions is None:
                 yield path, of, None, False
@@ -206,6 +216,25 @@ class _Writer:
             kept = [*unrejected(captions)]
             text = "".join(WRITERS[self.texts.form](kept)).encode("utf-8", errors="replace")
             yield path, of, text, any(caption.original for caption in kept)
+
+    def _is_plain(self, path: Path, file: MediaFile) -> bool:
+        """Return whether a text next to media has the name that trainers expect, and its medium is
+        the only one of that name."""
+        is_plain = self.texts.beside and path == file.path.with_suffix(path.suffix)
+        return is_plain and self._sole.has(str(file.path))
+
+    def _remove_distinguished(self) -> None:
+        """Remove the texts, as runs wrote them, of media that have a plain name now."""
+        ours = {one_name(path) for path in self._paths}
+        for path, file, medium in zip(
+            self._paths, self._job.files, self._job.contents, strict=True
+        ):
+            before = Path(f"{file.path}.{self.texts.form}")
+            if not self._is_plain(path, file) or one_name(before) in ours:
+                continue
+            of = about(medium.digest, before, file.place)
+            if before.exists() and self._has_own(path, of[:1]) and self._has_own(before, of):
+                before.unlink(missing_ok=True)
 
     def _is_own(self, path: Path, of: About) -> bool:
         """Return whether the file, or a part of it, was generated."""
