@@ -30,3 +30,4 @@ def leave_current_folder() -> None:
     sys.path[:] = [folder for folder in sys.path if folder not in gone]
     if "PYTHONPATH" in os.environ:
         os.environ["PYTHONPATH"] = os.pathsep.join(absolute)
+    os.environ["PYTHONSAFEPATH"] = "1"  # as -P, for what libraries start

@@ -187,6 +187,37 @@ def test_whoever_listens_where_a_folder_or_the_user_says_gets_no_login(
     assert sent == {}
 
 
+@pytest.mark.parametrize("url", ["", " "])
+def test_an_empty_address_of_a_server_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect would start a server in the current folder, for everybody, and run its code."""
+    monkeypatch.setattr("flows.deployments.server.start_server", lambda: ("own", "login"))
+    with temporary_settings({PREFECT_API_URL: url}):
+        assert list(client_settings().values()) == ["own", "login"]
+
+
+def test_what_libraries_start_searches_no_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "types.py").write_text("raise SystemExit('a file of the folder ran')")
+    code = "import penstock.start as s, subprocess, sys; s.leave_current_folder(); "
+    code += "sys.exit(subprocess.run([sys.executable, '-m', 'timeit', '-n', '1']).returncode)"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
+    words = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_wrong_setting_of_prefect_is_named(tmp_path: Path) -> None:
+    words = ["caption", str(tmp_path), "--prefect", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [*PENSTOCK, *words],
+        env={**os.environ, "PREFECT_LOGGING_LEVEL": "bogus"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 5
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("penstock: Prefect refuses its settings: ") and "LoggingSettings" in last
+
+
 ASKED = """
 import flows.deployments, http.server, os, threading
 from flows.deployments.server import answers

@@ -125,6 +125,21 @@ def test_who_may_only_read_the_store_is_told_before_any_stage(shared: Path) -> N
     as_user(TWO, 0o022, shared, refused)
 
 
+def test_folders_that_another_user_s_umask_closed_are_named(shared: Path) -> None:
+    config = made(shared, 0, 0o2775)
+    as_user(ONE, 0o022, shared, lambda: captioned(config, " ONE"))
+    elsewhere = replace(config, out=str(shared / f"home of {TWO}" / "out"))
+
+    def refused() -> None:
+        with pytest.raises(
+            EnvironmentFault, match=r"store/\w+.*, a part of .*store that"
+        ) as caught:
+            run(elsewhere)
+        assert "umask 002" in caught.value.hint
+
+    as_user(TWO, 0o002, shared, refused)
+
+
 def test_only_members_of_the_named_store_are_believed(shared: Path) -> None:
     config = made(shared, 0, 0o2775)
     as_user(ONE, 0o002, shared, lambda: captioned(config, " ONE"))

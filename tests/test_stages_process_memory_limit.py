@@ -7,6 +7,8 @@ import mmap
 import os
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -27,7 +29,7 @@ from artifacts.errors import (
 )
 from stages.process import deadlock_watchdog
 from stages.process.events import StageError
-from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, oom_message
+from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, log_tail, oom_message
 from stages.process.memory import Sampler, process_memory
 from stages.process.report import EventReporter
 from tests.support.started import hold, started
@@ -283,6 +285,23 @@ def test_words_of_a_death_of_memory_are_known_wherever_they_stand(words: str) ->
 )
 def test_a_silent_death_is_diagnosed(ending: dict[str, Any], expected: type[PenstockError]) -> None:
     assert type(fault_of_stage("decode", ProcessExit(log=Path("log"), **ending))) is expected
+
+
+def test_a_library_that_dies_of_a_setting_names_its_reason_and_the_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stack that C++ prints after its message has any length."""
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "foo")
+    log = tmp_path / "stage.log"
+    code = "import os; print('  what():  Index out of bounds', *['frame #1: x'] * 60, sep='\\n',"
+    code += " flush=True); os.abort()"
+    with log.open("wb") as output:
+        subprocess.run([sys.executable, "-c", code], stdout=output)
+    assert log_tail(log, 0)[-1] == "Index out of bounds"
+    ending = ProcessExit(code=-6, log=log, last_lines=log_tail(log, 0))
+    error = fault_of_stage("describe", ending)
+    assert error.message == "the describe stage failed: Index out of bounds"
+    assert "PYTORCH_CUDA_ALLOC_CONF" in error.hint
 
 
 def test_memory_is_found_behind_what_was_made_of_it() -> None:

@@ -178,13 +178,20 @@ def fault_of(error: OSError, where: Path) -> EnvironmentFault:
         return EnvironmentFault(f"{error.filename}: {error.strerror}", hint="Move it away")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return EnvironmentFault(
-            f"the disk of {where} is full",
+            f"the disk of {where} is full, or your quota on it",
             hint="Free some space or give another --store or --out; the same command then goes on",
         )
-    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+    if error.errno in (errno.EEXIST, errno.ENOTDIR) and not where.is_dir():
         return EnvironmentFault(
             f"{where} cannot be made: a file is in its place, or in that of a folder above it",
             hint="Give a folder with --store and --out",
+        )
+    if error.errno in DENIED and (closed := _closed_part(error, where)) is not None:
+        return EnvironmentFault(
+            f"{closed}, a part of {where} that another user made, cannot be written "
+            f"({error.strerror})",
+            hint=f"Have its owner run `chmod -R g+w {where}` and use umask 002, or give your own "
+            "folder with --store and --out",
         )
     if error.errno in (*DENIED, errno.ENOENT):
         return EnvironmentFault(
@@ -194,3 +201,18 @@ def fault_of(error: OSError, where: Path) -> EnvironmentFault:
     return EnvironmentFault(
         f"{where}: {error.strerror or error}", hint="Check the disk; the same command then goes on"
     )
+
+
+def _closed_part(error: OSError, where: Path) -> Path | None:
+    """Return the folder of another user that a failed write met below `where`, which itself can be
+    written; None if there is none."""
+    if not isinstance(error.filename, str | bytes) or not os.access(where, os.W_OK):
+        return None
+    folder = Path(os.fsdecode(error.filename)).parent
+    with contextlib.suppress(OSError):
+        while where in folder.parents:
+            if folder.exists():
+                is_closed = folder.stat().st_uid != os.geteuid() and not os.access(folder, os.W_OK)
+                return folder if is_closed else None
+            folder = folder.parent
+    return None

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from artifacts.edits import REJECTED
-from artifacts.errors import PenstockError, redacted
+from artifacts.errors import EnvironmentFault, PenstockError, redacted
 from artifacts.paths import folder_named
 from artifacts.remote.addresses import signed
 from flows.cli.exit_report import CRASHED, print_result
@@ -69,10 +69,9 @@ def caption_command(given: argparse.Namespace) -> int:
     trust = config.trust_folder or is_trusted(out, config.store, uses, notes=False)
     config = replace(config, trust_folder=trust)
     with closing(display):
-        if given.prefect or os.environ.get("PREFECT_API_URL"):
+        if given.prefect or os.environ.get("PREFECT_API_URL", "").strip():
             display.doing("starting Prefect")
-            from flows.deployments.caption import run_with_prefect
-
+            run_with_prefect = _flow()
             result = leave_after(partial(run_with_prefect, config, display))
         else:
             display.doing(READING)
@@ -85,6 +84,20 @@ def caption_command(given: argparse.Namespace) -> int:
         report = f"penstock report {shlex.quote(str(result.out))}"
         print_lines(f"{result.line()}; view them with `{report}`")
     return result.exit_code
+
+
+def _flow() -> "Callable[[CaptionConfig, Display], RunResult]":
+    """Import the flow. Raises EnvironmentFault if Prefect, which reads its settings meanwhile,
+    refuses one."""
+    try:
+        from flows.deployments.caption import run_with_prefect
+    except ValueError as error:
+        said = shortened(" ".join(str(error).split()), 200)
+        raise EnvironmentFault(
+            f"Prefect refuses its settings: {said}",
+            hint="Correct or unset the PREFECT_ variable of that name, or the profile",
+        ) from error
+    return run_with_prefect
 
 
 def remember(words: list[str], job: "Job", record: "RunRecord") -> None:

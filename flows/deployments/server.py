@@ -30,8 +30,8 @@ def client_settings() -> dict[Any, str]:
     started if the user has none. Raises EnvironmentFault."""
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
-    url = PREFECT_API_URL.value()
-    if url is None:
+    url = (PREFECT_API_URL.value() or "").strip()
+    if not url:  # an empty one is none, too; Prefect would start a server that asks for no login
         url, login = start_server()
         return {PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: login}
     own = None if PREFECT_API_AUTH_STRING.value() else login_for(url)

@@ -233,7 +233,11 @@ class _Writer:
             if not self._is_plain(path, file) or one_name(before) in ours:
                 continue
             of = about(medium.digest, before, file.place)
-            if before.exists() and self._has_own(path, of[:1]) and self._has_own(before, of):
+            if (
+                os.path.lexists(before)
+                and self._has_own(path, of[:1])
+                and self._has_own(before, of)
+            ):
                 before.unlink(missing_ok=True)
 
     def _is_own(self, path: Path, of: About) -> bool:

@@ -1,6 +1,7 @@
 """Finds out why a stage's process failed, from its exit status, its last output and the kernel's
 count of kills."""
 
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,6 +41,19 @@ ADVICE = {
     "CUDA error: unknown error": LOST,
 }
 """Text in an error message of the CUDA runtime, as torch reports it → what to do."""
+
+
+def log_tail(log: Path, start: int) -> tuple[str, ...]:
+    """Return the last lines of a log from a place on. Of a C++ exception the message, behind which
+    its stack stands, comes last."""
+    try:
+        with log.open("rb") as file:
+            file.seek(start)
+            lines = file.read().decode("utf-8", errors="replace").strip("\n").splitlines()
+    except OSError:
+        return ()
+    thrown = [line for line in lines if line.startswith(THROWN)][-1:]
+    return (*lines[-LAST_LINES:], *(line.removeprefix(THROWN).strip() for line in thrown))
 
 
 def device_advice(message: str) -> str:
@@ -111,6 +125,10 @@ KILLED_EXIT_STATUS = 128 + signal.SIGKILL
 """Exit status by which a shell or a container reports that its process was killed."""
 LAST_LINES = 5
 """Lines at the end of a log that hold the reason if a library ended the process."""
+THROWN = "  what():"
+"""What stands before the message of an exception that ends a C++ program."""
+LIBRARY_SETTINGS = ("PYTORCH_", "TORCH", "HF_HUB_", "TRANSFORMERS_", "BNB_", "CUDA_", "CUBLAS_")
+"""Beginnings of the names of environment variables that libraries read while they are imported."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -225,6 +243,12 @@ def fault_of_stage(name: str, process_exit: ProcessExit) -> errors.PenstockError
         else f"exit status {process_exit.code}"
     )
     advice = device_advice("\n".join([last_message, *process_exit.last_lines]))
+    settings = [name for name in sorted(os.environ) if name.startswith(LIBRARY_SETTINGS)]
+    if settings and not process_exit.items:
+        advice = advice or (
+            f"See its log {process_exit.log}. Its libraries read {', '.join(settings)}: unset what "
+            "you do not need"
+        )
     return errors.StageDied(
         f"the {name} stage failed: {last_message or ended}",
         hint=advice or f"See its log {process_exit.log}; finished work is kept",

@@ -47,7 +47,7 @@ from stages.process.events import (
     Warned,
     event_of,
 )
-from stages.process.exit_diagnosis import LAST_LINES, ProcessExit, fault_of_stage
+from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, log_tail
 from stages.process.fork_client import ForkServer, Process
 from stages.process.job import job_descriptor, job_fields
 from stages.process.memory import add_point
@@ -215,7 +215,7 @@ class StageProcess:
             files=self._files,
             error_event=outcome.error,
             log=self.log,
-            last_lines=self._log_tail(),
+            last_lines=log_tail(self.log, self._log_start),
             items=outcome.items,
             peak_bytes=max(0, above) if outcome.notes else 0,
             budget=self._budget,
@@ -283,15 +283,6 @@ class StageProcess:
     def _warn(self, text: str) -> None:
         self.outcome.warnings.append(text)
         self._listen(self.name, Warned(text=text))
-
-    def _log_tail(self) -> tuple[str, ...]:
-        try:
-            with self.log.open("rb") as file:
-                file.seek(self._log_start)
-                lines = file.read().decode("utf-8", errors="replace").strip().splitlines()
-        except OSError:
-            return ()
-        return tuple(lines[-LAST_LINES:])
 
 
 def _appending(log: Path) -> IO[bytes]:
