@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from artifacts.edits import key_of
 from artifacts.errors import EnvironmentFault, UsageError
@@ -293,6 +293,20 @@ def test_pictures_that_differ_only_in_their_suffix_are_named(pictures: CaptionCo
     (folder / "b.txt").write_text("both")
     (note,) = [n for n in write(pictures, "kohya").warnings if "suffix" in n]
     assert "one .txt describes b.jpg and b.png" in note
+
+
+def test_pictures_that_trainers_see_otherwise_beside_their_texts_are_counted(
+    pictures: CaptionConfig,
+) -> None:
+    folder = Path(pictures.sources[0])
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (64, 48), "red").save(folder / "c.jpg", exif=turned)
+    Image.new("RGBA", (64, 48), (255, 0, 0, 9)).save(folder / "d.png")
+    (note,) = [n for n in write(pictures, "txt", beside=True).warnings if "trainer" in n]
+    assert note.startswith("2 pictures beside new texts may be shown to a trainer otherwise")
+    assert "(turned 1, transparent 1); --format kohya" in note
+    assert not any("otherwise" in n for n in write(pictures, "txt", beside=True).warnings)
 
 
 @pytest.mark.parametrize("together", [True, False])

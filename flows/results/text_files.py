@@ -5,13 +5,16 @@ current captions, and keeps files that a user wrote or edited. Runs no model.
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from artifacts.captions import Caption
 from artifacts.disk_names import one_name
+from artifacts.errors import MediaError
 from artifacts.names import SUFFIXES
 from artifacts.plurals import counted, first_of
 from artifacts.shards import DATASET
@@ -26,6 +29,7 @@ from flows.options.text import OutputOptions
 from flows.results.captions import unrejected
 from flows.results.marker import read_marker
 from flows.results.text_stems import SoleMedia, naming_of, text_stems
+from stages.process.cgroup import cores
 
 
 @dataclass(kw_only=True, slots=True)
@@ -47,6 +51,8 @@ class TextFileCounts:
     """Generated files of an earlier run whose media are not completely captioned now."""
     same_stem: list[str] = field(default_factory=list)
     """Names of media that differ only in their suffix, one entry per stem."""
+    unlike: Counter[str] = field(default_factory=Counter)
+    """Why trainers show pictures beside new texts otherwise than the model saw them → count."""
     requested: bool = True
     """Whether this run writes the format; otherwise it only counts outdated files."""
     others: int = 0
@@ -80,6 +86,13 @@ class TextFileCounts:
             yield (
                 f"{first_of(self.same_stem)} differ only in their suffix: trainers that expect "
                 "one .txt per stem, such as sd-scripts, do not find their texts; rename them"
+            )
+        if self.unlike:
+            reasons = ", ".join(f"{why} {count:,}" for why, count in self.unlike.most_common())
+            yield (
+                f"{counted(self.unlike.total(), 'picture')} beside new texts may be shown to a "
+                f"trainer otherwise than to the model ({reasons}); --format kohya writes a data "
+                "set with exact copies"
             )
         if self.earlier and not self.requested:
             yield (
@@ -152,6 +165,8 @@ class _Writer:
         self._joined = JoinedTexts(own, texts.form)
         self._paths = [Path(f"{stem}.{texts.form}") for stem in stems]
         self._sole = sole
+        self._described: dict[Path, None] = {}
+        """Pictures whose text is new."""
 
     def write(self, captions_of: CaptionsOf) -> TextFileCounts:
         """Update the files to the current captions, and return their counts."""
@@ -173,6 +188,7 @@ class _Writer:
             self.texts.others = self._count_others()
         elif self.texts.form in JOINABLE:
             self.texts.same_stem = _same_stem(self._job)
+            self.texts.unlike = _unlike(self._described)
         return self.texts
 
     def _update(self, path: Path, of: About, text: bytes) -> bool:
@@ -215,6 +231,9 @@ class _Writer:
                 continue
             kept = [*unrejected(captions)]
             text = "".join(WRITERS[self.texts.form](kept)).encode("utf-8", errors="replace")
+            sha256 = hashlib.sha256(text).hexdigest()
+            if medium.kind == "image" and not self._own.has(self.texts.form, sha256, of):
+                self._described[file.path] = None
             yield path, of, text, any(caption.original for caption in kept)
 
     def _is_plain(self, path: Path, file: MediaFile) -> bool:
@@ -264,6 +283,20 @@ def _texts_below(out: Path, form: str) -> Iterator[str]:
     for folder, names, files in os.walk(out):
         names[:] = [name for name in names if name not in NOT_TEXTS]
         yield from (os.path.join(folder, name) for name in files if name.endswith(f".{form}"))
+
+
+def _unlike(pictures: Iterable[Path]) -> Counter[str]:
+    """Return why a trainer may show pictures otherwise than the model saw them → count. Reads a PNG
+    whole, and of others the header."""
+    from stages.frames.image import differs
+
+    def why(path: Path) -> str:
+        with contextlib.suppress(OSError, MediaError):
+            return differs(path)
+        return ""
+
+    with ThreadPoolExecutor(cores()) as pool:
+        return Counter(filter(None, pool.map(why, pictures)))
 
 
 def _same_stem(job: Job) -> list[str]:
