@@ -309,6 +309,17 @@ def test_pictures_that_trainers_see_otherwise_beside_their_texts_are_counted(
     assert not any("otherwise" in n for n in write(pictures, "txt", beside=True).warnings)
 
 
+@pytest.mark.parametrize("form", ["webdataset", "musubi"])
+def test_files_that_are_copied_into_data_sets_are_counted(
+    form: str, pictures: CaptionConfig
+) -> None:
+    folder = Path(pictures.sources[0])
+    Image.new("RGBA", (64, 48), (255, 0, 0, 9)).save(folder / "d.png")
+    (note,) = [n for n in write(pictures, form).warnings if "exact" in n]
+    assert note.startswith("data sets: 2 files as they are, 1 as exact copies (")
+    assert note.endswith(": transparent 1")
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_the_text_of_a_trainer_s_name_is_that_of_the_only_medium_of_the_name(
     pictures: CaptionConfig, together: bool

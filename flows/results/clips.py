@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,19 +115,22 @@ class Clips:
             return [stamp.size, stamp.modified] == entry.get("state")
         return False
 
-    def note_on_files(self, items: Iterable[SampleSource]) -> Iterator[str]:
+    def note_on_files(
+        self, items: Iterable[SampleSource], others: Mapping[str, tuple[str, int]] | None = None
+    ) -> Iterator[str]:
         """Yield a note for the user: how many whole files stand as they are in data sets, and how
-        many as exact copies, and why."""
-        entries = [self._index.get(key, {}) for key in {item.sample.clip for item in items}]
-        copies = [entry for entry in entries if "file" in entry]
+        many as exact copies, and why. `others`: reason and bytes of copies elsewhere, by clip."""
+        keys, copies = {item.sample.clip for item in items}, {**(others or {})}
+        for key in keys:
+            if "file" in (entry := self._index.get(key, {})):
+                copies[key] = (entry.get("why") or UNREAD, entry.get("state", [0])[0])
         if not copies:
             return
-        why = Counter(entry.get("why") or UNREAD for entry in copies)
+        why = Counter(reason for reason, _ in copies.values())
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in why.most_common())
-        size = sum(entry.get("state", [0])[0] for entry in copies)
         yield (
-            f"data sets: {counted(len(entries) - len(copies), 'file')} as they are, "
-            f"{len(copies):,} as exact copies ({gib(size)}): {reasons}"
+            f"data sets: {counted(len(keys) - len(copies), 'file')} as they are, {len(copies):,} "
+            f"as exact copies ({gib(sum(size for _, size in copies.values()))}): {reasons}"
         )
 
     def notes(self) -> Iterator[str]:

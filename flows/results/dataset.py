@@ -29,6 +29,7 @@ def write_dataset(
     shards = kept_shards(folder, [item.sample.digest() for item in items])
     rest = items[sum(shard.samples for shard in shards) :]
     cutter = Cutter(job, launcher, on_progress, folder / f"{HALF}cut")
+    notes: list[str] = []
     if rest or shards != before:
         on_progress("webdataset", len(items), len(items) - len(rest))
         exact = cutter.exact
@@ -36,17 +37,21 @@ def write_dataset(
         clips = Clips(job, launcher, on_progress)
         plain = {i.sample.clip: not exact or clips.stands(i) for i in rest if i.whole}
         cut = {key: clips.find(key) or stored.get(key) for key in {i.sample.clip for i in rest}}
-        shards = write_shards(folder, shards, _samples(rest, cutter, cut, plain))
+        copies: dict[str, tuple[str, int]] = {}
+        shards = write_shards(folder, shards, _samples(rest, cutter, cut, plain, copies))
+        fresh = (i for i in rest if exact and i.whole and i.sample.clip not in stored)
+        notes += clips.note_on_files(fresh, copies)
         cutter.clear()
     keep_media(job.out, DATASET)
     user_texts[DATASET] = sum(has_user_text(item.sample.rows) for item in items)
     bare = sum(shard.without_media for shard in shards)
     if not bare:
-        return [*texts.notes()]
+        return [*notes, *texts.notes()]
     why = f" ({cutter.refused[0]})" if cutter.refused else ""
     return [
         f"{bare} webdataset samples have no media: they could not be cut, or their files "
         f"changed{why}",
+        *notes,
         *texts.notes(),
     ]
 
@@ -68,10 +73,11 @@ def _samples(
     cutter: Cutter,
     known: Mapping[str, Media | None],
     plain: Mapping[str, bool],
+    copies: dict[str, tuple[str, int]],
 ) -> Iterator[tuple[Sample, Media | None]]:
     """Yield each sample with its media, by the clip's key: clips that are `known`, files that are
     samples as they are (`plain`), and clips that are cut for it. These are deleted after their
-    batch."""
+    batch; `copies` gets the reason and the bytes of those of whole files."""
     for batch in batches(items):
         keys = {i.sample.clip: i for i in batch}
         cut = cutter([i for key, i in keys.items() if not (known.get(key) or plain.get(key))])
@@ -97,5 +103,7 @@ def _samples(
                         yield item.sample, whole
             else:
                 yield item.sample, cut.get(key)
-        for media in cut.values():
+        for key, media in cut.items():
+            if why := cutter.differs.get(key):
+                copies[key] = why, media.path.stat().st_size
             media.path.unlink(missing_ok=True)
