@@ -23,6 +23,7 @@ from flows.job.card_sampling import with_card_sampling
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.planning.plan import figures, plan_of
+from flows.planning.sizes import CLIP_BYTES
 from flows.results.run_result import RunResult
 from flows.running.run import caption
 from penstock_demo.clips import write_clips
@@ -332,3 +333,17 @@ def test_plan_run_and_record_name_what_came_from_the_card(tmp_path: Path) -> Non
     again = run_inside(place, **options, presence_penalty=1.5)
     assert again.started == [] and place.captions() == rows
     assert "decode" in run_inside(place, **options, as_published=False).started
+
+
+def test_a_plan_counts_the_clips_of_data_sets(tmp_path: Path) -> None:
+    """A video of 4 s, 64 x 48 at 10 frames a second: 40 frames of 3,072 pixels."""
+    config = config_in(tmp_path, write_video(tmp_path / "a.mp4", ticks=range(40)).parent, chunk=2.0)
+    for formats, media, pixels in (
+        (("musubi",), None, 40 * 64 * 48),
+        (("webdataset",), "exact", 40 * 64 * 48),
+        (("webdataset",), "original", 0),
+        (("kohya", "txt"), None, 0),  # of pictures alone
+    ):
+        planned = replace(config, format=formats, media=media)
+        found = figures(plan_of(planned, InsideLauncher()))
+        assert found["clip_bytes"] == round(pixels * CLIP_BYTES), formats

@@ -34,9 +34,9 @@ from flows.planning.choose import (
     plan_request_of_model,
 )
 from flows.planning.context_check import context_notes, refuse_beyond_context, standard_notes
-from flows.planning.sizes import Estimate, estimates, wave_limit
+from flows.planning.sizes import CLIP_BYTES, Estimate, clip_pixels, estimates, wave_limit
 from flows.planning.start import ladder_of
-from flows.planning.times import Times, times_of
+from flows.planning.times import Times, clip_seconds, times_of
 from stages.process.device import device_name
 
 
@@ -172,7 +172,7 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
     lengths = cut_waves([e.bytes for e in found], wave_limit(job))
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     waves = [found[s : s + n] for s, n in zip(starts, lengths, strict=True)]
-    times = plan.times
+    times, clips = plan.times, clip_pixels(job, found)
     return {
         "notes": [*notes(job), *context_notes(job, found)],
         "seconds": times and times.seconds,
@@ -188,6 +188,8 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "feature_bytes": sum(e.feature_bytes for e in found),
         "waves": len(lengths),
         "free_bytes": job.store.free_bytes(),
+        "clip_bytes": round(clips * CLIP_BYTES),
+        "clip_seconds": clip_seconds(job.device, clips) if clips else 0.0,
         "weights_read": job.model.read,
         "done": {
             stage.writes: len({t[stage.writes] for t in known} & job.ledger[stage.writes].keys())

@@ -186,6 +186,13 @@ def _of_media(values: dict[str, Any]) -> Iterator[str]:
         f"{size(values['free_bytes'])} free, "
         f"{counted(values['waves'], 'wave')}"
     )
+    if values["clip_bytes"]:
+        took = values["clip_seconds"]
+        lasts = "" if took is None else f", {duration(took)} after the captions"
+        yield (
+            f"clips       at most about {size(values['clip_bytes'])} in OUT{lasts}; packets that "
+            "can be copied take less"
+        )
     done = ", ".join(counted(n, kind.removesuffix("s")) for kind, n in values["done"].items())
     # Cache keys contain the digest of the weights.
     done = done if values["weights_read"] else "unknown until a run reads the weights"

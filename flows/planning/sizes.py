@@ -10,10 +10,14 @@ from typing import Any
 
 from artifacts.remote.media_cache import is_here
 from artifacts.schema import Sampling
+from artifacts.shards import DATASET
 from artifacts.tiles import boxes_of
+from artifacts.trainers import TRAINERS
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
+from flows.options.formats import ORIGINAL
 from flows.options.media import VectorSamplingOptions
+from flows.options.text import DataSetOptions, OutputOptions
 from stages.process.cgroup import cores
 
 SHARE_OF_FREE = 4
@@ -28,6 +32,8 @@ SHOT_SECONDS = 5.0
 """Assumed length of a shot: the number of shots is known only after decoding all frames."""
 UNKNOWN_RATE = 30.0
 """Assumed frames per second of a video whose header has none."""
+CLIP_BYTES = 0.3 / 8
+"""Bytes of an exact clip per pixel of its frames (`python -m benchmarks.clips`)."""
 UNKNOWN_SIZE = (1080, 1920)
 """Assumed height and width of a medium whose header cannot be read."""
 
@@ -62,6 +68,22 @@ class Estimate:
     def bytes(self) -> int:
         """Return its disk space in bytes until it is encoded."""
         return self.frame_bytes + self.feature_bytes
+
+
+def clip_pixels(job: Job, found: Sequence[Estimate]) -> float:
+    """Return the pixels of the clips that the data sets of a run may need, at most: those of videos
+    of several chunks. `found`: estimate of each medium."""
+    formats = {*OutputOptions.of(job.config).format}
+    videos = (name for name, form in TRAINERS.items() if "video" in form.folders)
+    if not formats & {DATASET, *videos} or DataSetOptions.of(job.config).media == ORIGINAL:
+        return 0.0
+    pairs = zip(job.media, found, strict=True)
+    cut = [e for medium, e in pairs if medium.kind == "video" and e.chunks > 1]
+    return sum(
+        (e.shown_frames or e.seconds * UNKNOWN_RATE) * math.prod(e.shown)
+        for e in cut
+        if not e.reuses_features
+    )
 
 
 def wave_limit(job: Job) -> int:

@@ -32,6 +32,20 @@ def stage_seconds(
     return {stage: seconds(machine, each) for stage, each in work.items()}
 
 
+CLIP_DECODES = 8
+"""Time of an exact clip in decodes of its frames (`python -m benchmarks.clips`)."""
+
+
+def clip_seconds(device: str, pixels: float) -> float | None:
+    """Return the seconds of making exact clips with so many pixels, if this machine was measured.
+    One core is left free."""
+    machine = find_machine(device).machine
+    if machine is None or not machine.video_pixels:
+        return None
+    share = max(1, machine.cores - 1) / machine.cores
+    return CLIP_DECODES * pixels / (machine.video_pixels * share)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Times:
     """The times of a plan."""
