@@ -20,10 +20,11 @@ from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from flows.console.display import Display
 from flows.job.card_sampling import with_card_sampling
+from flows.job.prepare import prepare
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.planning.plan import figures, plan_of
-from flows.planning.sizes import CLIP_BYTES
+from flows.planning.sizes import clip_pixels, estimates
 from flows.results.run_result import RunResult
 from flows.running.run import caption
 from penstock_demo.clips import write_clips
@@ -336,8 +337,8 @@ def test_plan_run_and_record_name_what_came_from_the_card(tmp_path: Path) -> Non
 
 
 def test_a_plan_counts_the_clips_of_data_sets(tmp_path: Path) -> None:
-    """A video of 4 s, 64 x 48 at 10 frames a second: 40 frames of 3,072 pixels."""
-    config = config_in(tmp_path, write_video(tmp_path / "a.mp4", ticks=range(40)).parent, chunk=2.0)
+    """A video of 40 frames of 3,072 pixels, at 30 a second."""
+    config = config_in(tmp_path, write_video(tmp_path / "a.mp4", ticks=range(40)).parent, chunk=0.5)
     for formats, media, pixels in (
         (("musubi",), None, 40 * 64 * 48),
         (("webdataset",), "exact", 40 * 64 * 48),
@@ -345,5 +346,5 @@ def test_a_plan_counts_the_clips_of_data_sets(tmp_path: Path) -> None:
         (("kohya", "txt"), None, 0),  # of pictures alone
     ):
         planned = replace(config, format=formats, media=media)
-        found = figures(plan_of(planned, InsideLauncher()))
-        assert found["clip_bytes"] == round(pixels * CLIP_BYTES), formats
+        job = prepare(planned, Stages())
+        assert clip_pixels(job, estimates(job)) == pixels, formats
