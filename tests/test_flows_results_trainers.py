@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import flows.machine.launch
@@ -348,6 +349,19 @@ def test_a_card_says_how_many_rows_there_are(count: int, size: str) -> None:
     entry = TrainerEntry(kind="image", path="a.png", rows=(caption("a red circle"),))
     card = TRAINERS["hf"].write([entry] * count, Path("/out"))["images/README.md"]
     assert f"size_categories:\n- {size}\n" in card
+
+
+def test_a_library_that_keeps_what_it_loaded_does_not_take_other_rows_for_it() -> None:
+    """`LocalDatasetModuleFactory` in huggingface/datasets src/datasets/load.py keeps rows by the
+    last name of the folder and the configuration in the card, and by nothing else."""
+
+    def kept_as(text: str) -> object:
+        entry = TrainerEntry(kind="video", path="videos/clip.mp4", rows=(caption(text),))
+        card = TRAINERS["hf"].write([entry], Path("/out"))["videos/README.md"]
+        return yaml.safe_load(card.split("---")[1])["configs"]
+
+    assert kept_as("a dog") != kept_as("a cat")
+    assert kept_as("a dog") == kept_as("a dog")
 
 
 def test_a_control_character_in_a_folder_s_name_is_escaped() -> None:

@@ -5,6 +5,7 @@ Source: `FolderBasedBuilder` in huggingface/datasets `src/datasets/packaged_modu
 and videos are separate data sets.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -35,8 +36,10 @@ def hf_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
         if rows:
             # The reader wants the same columns in every line.
             named = sorted({each.name for row in rows for each in row.rows if each.name})
-            files[f"{name}/{METADATA}"] = "".join(json_line(_line(row, named)) for row in rows)
-            files[f"{name}/{CARD}"] = _card(kind, rows)
+            lines = "".join(json_line(_line(row, named)) for row in rows)
+            content = hashlib.sha256(lines.encode("utf-8", errors="replace")).hexdigest()
+            files[f"{name}/{METADATA}"] = lines
+            files[f"{name}/{CARD}"] = _card(kind, rows, content[:16])
     return files
 
 
@@ -60,7 +63,9 @@ def _name(model: str) -> str:
     return PurePosixPath(model).name if model.startswith("/") else model
 
 
-def _card(kind: str, rows: Sequence[TrainerEntry]) -> str:
+def _card(kind: str, rows: Sequence[TrainerEntry], content: str) -> str:
+    """Return the card of some rows. `datasets` keeps what it loaded by the name of the folder and
+    the configuration, so that says what the rows are: else it would load those of another run."""
     size = next((word for below, word in SIZES if len(rows) < below), "n>1M")
     models = "\n".join(f"- `{model}`" for model in sorted({_name(row.row.model) for row in rows}))
     return f"""\
@@ -74,6 +79,7 @@ size_categories:
 - {size}
 configs:
 - config_name: default
+  description: rows {content}
   data_files:
   - split: train
     path: "*"
