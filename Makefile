@@ -10,7 +10,7 @@ GPU_TESTS := tests/test_flows_on_gpu.py tests/test_flows_gpu_modes.py tests/test
 GPU_SAMPLE := a_run_on_a_gpu or first_rows or (old_driver and named)
 GPU_CHECK ?= $(if $(MODEL),--model '$(MODEL)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(OUT),--out '$(OUT)')
 
-.PHONY: help setup demo server worker lint test test-slow test-slow-sample test-gpu test-gpu-sample check test-install gguf docs docs-check models pictures gpu-check bench wheel image lock clean distclean
+.PHONY: help setup demo server worker lint test test-slow test-slow-sample test-gpu test-gpu-sample check test-install readers gguf docs docs-check models pictures gpu-check bench wheel image lock clean distclean
 
 help:
 	@echo "Start"
@@ -30,6 +30,7 @@ help:
 	@echo "  make test-gpu          runs every command on simulated GPUs and drivers"
 	@echo "  make test-gpu-sample   runs a few of those"
 	@echo "  make test-install      runs the wheel without the lock on each Python (9 GB)"
+	@echo "  make readers           has others read data sets, and ask the server (1.2 GB)"
 	@echo "  make gguf              compiles llama.cpp into .venv, and runs its tests"
 	@echo "  make image             builds docs/deploy/Dockerfile and tries it (30 GB)"
 	@echo "Figures and pictures"
@@ -72,6 +73,9 @@ test-gpu-sample: setup
 
 test-install: setup
 	@scripts/test_install
+
+readers: setup
+	@.venv/bin/python -m scripts.readers
 
 gguf: setup
 	@scripts/gguf

@@ -3,6 +3,9 @@ asserts what those would refuse or silently do wrong. Each returns path → capt
 
 import json
 import tomllib
+from collections.abc import Callable
+from fractions import Fraction
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +122,68 @@ READERS = {
     "ltx": ltx,
     "hf": hf,
 }
+
+
+STILLS = frozenset((".png", ".jpg", ".jpeg"))
+"""Suffixes of which LTX reads a picture."""
+BUCKETS = {"diffusion-pipe": (1, 33, 65, 81), "ltx": (25, 49, 97)}
+"""Numbers of frames that a trainer cuts its clips to."""
+RATE = 16
+"""Frames a second that diffusion-pipe makes of videos, for Wan."""
+
+
+def _frames(path: Path) -> tuple[int, int, Fraction]:
+    """The frames that the header of a video counts, those that PyAV decodes, and their rate."""
+    import av
+
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        rate = Fraction(stream.average_rate or stream.base_rate or 24)
+        return stream.frames, sum(1 for _ in container.decode(video=0)), rate
+
+
+def diffusion_pipe_frames(path: Path) -> str:
+    """What `_metadata_map_fn` and `PreprocessMediaFile` of diffusion-pipe 8f83dbf, by `get_frame_
+    count` of ComfyUI 04dfab9, do wrong about a video; empty if nothing."""
+    extensions: Any = import_module("imageio.config.extensions")
+    if path.suffix.lower() not in {each.extension for each in extensions.video_extensions}:
+        return "taken for a picture"
+    header, shown, rate = _frames(path)
+    counted = shown if path.suffix.lower() == ".mkv" else max(1, header)
+    buckets = BUCKETS["diffusion-pipe"]
+
+    def bucket(frames: int) -> int:
+        return max((each for each in buckets if each <= frames), default=0)
+
+    taken, fitting = (bucket(int(each * RATE / rate)) for each in (counted, shown))
+    if taken > int(shown * RATE / rate):
+        return f"asked for {taken} frames, shows {shown}"
+    return f"{counted} frames counted, shows {shown}" if taken < fitting else ""
+
+
+def ltx_frames(path: Path) -> str:
+    """What `MediaDataset` of LTX-2 400fd31 does wrong about a video, with one bucket at a time;
+    empty if nothing."""
+    import av
+
+    if path.suffix.lower() in STILLS:
+        return ""
+    header, shown, rate = _frames(path)
+    if header <= 0:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            seconds = (stream.duration or 0) * Fraction(stream.time_base or 0)
+        header = round(seconds * rate) or shown
+    for bucket in BUCKETS["ltx"]:
+        if header >= bucket > shown:
+            return f"asked for {bucket} frames, shows {shown}"
+        if header < bucket <= shown:
+            return f"dropped by its header of {header} frames, shows {shown}"
+    return ""
+
+
+RULES: dict[str, Callable[[Path], str]] = {
+    "diffusion-pipe": diffusion_pipe_frames,
+    "ltx": ltx_frames,
+}
+"""Trainer → what it does wrong about the number of frames of a video."""
