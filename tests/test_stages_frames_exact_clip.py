@@ -1,9 +1,10 @@
 """An exact clip shows the frames of its span, and nothing else, to every reader."""
 
+import contextlib
 import json
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.container import OutputContainer
 from numpy.typing import NDArray
 
+from stages.frames import exact_clip
 from stages.frames.exact_clip import ExactCutter
 from stages.frames.frame_converter import FrameConverter, shown_size
 from tests.support.media import decode_plainly, write_video
@@ -132,6 +135,60 @@ def test_packets_of_exactly_the_span_are_copied(
     cut(path, tmp_path, [(0.5, 1.5)])
     cut(opened, tmp_path, [(1.0, 2.0)])  # frames of its first group lean on the one before
     assert encoded == ["a.mp4", "b.mkv"]
+
+
+def noise(index: int, height: int, width: int) -> NDArray[np.uint8]:
+    """Grain over a picture that moves: the encoder has much to decide."""
+    grain = np.random.default_rng(index).integers(-25, 25, (height, width, 3))
+    return (shades(index, height, width) + grain).clip(0, 255).astype(np.uint8)
+
+
+def test_bytes_do_not_depend_on_what_the_processor_can_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(
+        tmp_path / "a.mkv", ticks=range(40), codec="ffv1", size=(180, 320), draw=noise
+    )
+    (tmp_path / "sse2").mkdir()
+    (made,) = cut(path, tmp_path, [(0.2, 1.2)])
+    monkeypatch.setattr(exact_clip, "X264", f"{exact_clip.X264}:asm=sse2")
+    (plain,) = cut(path, tmp_path / "sse2", [(0.2, 1.2)])
+    assert plain.read_bytes() == made.read_bytes()
+
+
+Packets = list[tuple[bytes, int | None, int | None]]
+
+
+def packets(path: Path) -> Packets:
+    """Bytes, time and length of each packet of the pictures."""
+    with av.open(str(path)) as container:
+        found = container.demux(container.streams.video[0])
+        return [(bytes(packet), packet.pts, packet.duration) for packet in found if packet.size]
+
+
+@pytest.mark.parametrize("span", [(0.0, 1.0), (0.2, 1.3)], ids=["copied", "encoded"])
+def test_pictures_are_packets_that_a_track_beside_them_does_not_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, span: tuple[float, float]
+) -> None:
+    path = write_video(tmp_path / "a.mp4", ticks=range(60), gop=30, options=CLOSED)
+    (alone,) = cut(path, tmp_path, [span])
+    opened = exact_clip._clip
+
+    @contextlib.contextmanager
+    def with_sound(path: Path, *, delayed: bool) -> Iterator[OutputContainer]:
+        with opened(path, delayed=delayed) as container:
+            sound = container.add_stream("alac", rate=48_000)  # without a lead
+            yield container
+            silence = av.AudioFrame.from_ndarray(np.zeros((2, 48_000), np.int16), "s16p")
+            silence.sample_rate, silence.pts = 48_000, 0
+            container.mux([*sound.encode(silence), *sound.encode(None)])
+
+    monkeypatch.setattr(exact_clip, "_clip", with_sound)
+    (tmp_path / "beside").mkdir()
+    (beside,) = cut(path, tmp_path / "beside", [span])
+    with av.open(str(beside)) as container:
+        assert [stream.type for stream in container.streams] == ["audio", "video"]
+    assert packets(beside) == packets(alone) and packets(alone)
 
 
 @pytest.mark.parametrize(
