@@ -111,8 +111,10 @@ class Trial:
         for name, options in RUNS.items():
             out = caption(folder / "media", folder / name, folder / "store", options)
             self._take(name, out)
-            if clips is not None and "rules" in parts:
-                out = caption(clips, folder / f"real {name}", folder / "store", options)
+            if clips is not None and "rules" in parts and name != "shots":
+                out = folder / f"real {name}"
+                with contextlib.suppress(RuntimeError):  # some are damaged, and fail
+                    caption(clips, out, folder / "store", ("--recursive", *options))
                 self._take_sets(out)
 
     def _take(self, name: str, out: Path) -> None:

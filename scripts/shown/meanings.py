@@ -29,7 +29,7 @@ DEMO_FOR = (
 NOT_RUN = (
     (r"make (docs|docs-check|check|lint|test|test-slow|test-gpu)\b", "CI itself, or a part of it"),
     (
-        r"make (bench|models)\b|python (-m )?(benchmarks|scripts\.mutation)\b",
+        r"make (bench|models|readers)\b|python (-m )?(benchmarks|scripts\.mutation)\b",
         "takes minutes to hours, prints figures",
     ),
     (r".*\b(penstock_demo(\.dual)?\.(train|evaluate))\b", "takes minutes to an hour"),
