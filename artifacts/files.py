@@ -1,7 +1,6 @@
 """Atomic file writes: a reader sees the old file or the new one, never a partial one."""
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -110,18 +109,6 @@ def _umask() -> int:
 UMASK = _umask()
 """The user's umask. It is read once, because reading it sets it for a moment, and other threads'
 files would get wrong permissions."""
-
-
-def try_lock(file: int) -> bool:
-    """Return True if this process has the lock of an open file, or if the file system has no locks,
-    so that work can go on. Return False if another process has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # a file system without locks
-    return True
 
 
 def delete_folders_of_dead(place: Path, prefix: str) -> None:

@@ -1,7 +1,10 @@
 """The index on disk: what is added, removed, merged, refused, and survives a killed writer."""
 
 import json
+import os
 import shutil
+import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -137,14 +140,39 @@ def test_many_small_shards_are_merged(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(read_manifest(tmp_path).shards) == 1 and len(paths(tmp_path)) == 8
 
 
-def test_one_writer_at_a_time(tmp_path: Path) -> None:
-    write(tmp_path, 3)
-    with (
-        writing.writing(tmp_path),
-        pytest.raises(UsageError, match="another process is writing"),
-        writing.writing(tmp_path),
-    ):
-        pass
+@pytest.mark.parametrize(
+    "user",
+    [
+        None,
+        pytest.param(65534, marks=pytest.mark.skipif(os.geteuid() != 0, reason="takes two users")),
+    ],
+)
+def test_a_second_writer_waits_for_the_first_and_loses_nothing(user: int | None) -> None:
+    """The second one is another user, who may write the folder, but not the lock's file."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    write(folder, 3)
+    began = os.pipe()
+    with writing.writing(folder) as writer:
+        child = os.fork()
+        if child == 0:
+            try:
+                if user is not None:
+                    os.setuid(user)
+                os.write(began[1], b".")
+                with writing.writing(folder) as second:
+                    second.remove(np.array([0]))
+                os._exit(0)
+            finally:
+                os._exit(1)
+        os.read(began[0], 1)
+        time.sleep(0.5)
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it wrote beside the first writer"
+        writer.add([(rows(5), drawn(5))])
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert paths(folder) == [f"/in/{number}.jpg" for number in (1, 2, 3, 4)]
+    assert [damage.line() for damage in verify_index(folder)] == []
+    shutil.rmtree(folder)
 
 
 def test_vectors_of_another_model_or_precision_are_refused(tmp_path: Path) -> None:

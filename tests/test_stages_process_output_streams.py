@@ -14,7 +14,7 @@ from PIL import Image
 from flows.cli.main import main
 from flows.console.display import Display
 from stages.process.fork_client import ForkServer
-from stages.process.output_streams import failed_writes, lasting
+from stages.process.output_streams import LastingStream, failed_writes
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS
 from tests.support.started import started
 
@@ -88,9 +88,9 @@ def test_a_display_of_a_program_that_imports_penstock_raises_nothing() -> None:
     with os.fdopen(unread(), "w") as stream:
         Display(to=stream).print_line("a note")
     with open("/dev/full", "w") as full:
-        kept = lasting(full)
-        print("a note", file=kept, flush=True)
-        kept.end()  # type: ignore[attr-defined]
+        kept = LastingStream(full)
+        Display(to=kept).print_line("a note")  # type: ignore[arg-type]
+        kept.end()
     assert failed_writes() >= before + 2
 
 

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from artifacts.errors import CannotFit, PenstockError
+from artifacts.errors import CannotFit, EnvironmentFault, PenstockError
 from flows.planning.rungs import Rung
 from flows.serving.batching import Batcher, QueuedRequest
 from flows.serving.device_scheduler import DeviceScheduler
@@ -314,7 +314,15 @@ class HalfWorker:
         return 0
 
     async def _start(self) -> None:
-        await self._scheduler.acquire(self)
+        try:
+            await self._scheduler.acquire(self)
+        except (PenstockError, OSError) as error:
+            self.state = AWAY
+            fault = f"the device's lock cannot be taken: {error}"
+            log.warning("%s: %s", self.name, fault)
+            self._not_started(EnvironmentFault(fault, hint="Ask again; see the server's log"))
+            self._changed.set()
+            return
         self.state, self._leaving = LOADING, False
         rung, room = self._rung, self._scheduler.granted_bytes(self)
         self._process = WorkerProcess(
@@ -385,6 +393,10 @@ class HalfWorker:
                 error, hopeless = fault, True
             self._resize()
         if error is not None and not ready:
-            self._backoff.failed(error, hopeless=hopeless)
+            self._not_started(error, hopeless=hopeless)
+
+    def _not_started(self, error: PenstockError, *, hopeless: bool = False) -> None:
+        """Count a failed start, and refuse what waits after several in a row."""
+        self._backoff.failed(error, hopeless=hopeless)
         if (why := self._backoff.refusal) is not None:
             self._requests.refuse_waiting(why)
