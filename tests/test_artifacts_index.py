@@ -1,5 +1,6 @@
 """The index on disk: what is added, removed, merged, refused, and survives a killed writer."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from artifacts.gone_files import GoneFiles
 from artifacts.index import compacting, manifest, writing
 from artifacts.index.compacting import compact, merge_small
 from artifacts.index.manifest import SearchWay, read_manifest
 from artifacts.index.measuring import measure, note_texts
+from artifacts.index.naming import rows_gone
 from artifacts.index.rows import MEDIUM, medium_of
 from artifacts.index.search import Query
 from artifacts.index.snapshot import open_snapshot
@@ -173,6 +176,33 @@ def test_a_second_writer_waits_for_the_first_and_loses_nothing(user: int | None)
     assert paths(folder) == [f"/in/{number}.jpg" for number in (1, 2, 3, 4)]
     assert [damage.line() for damage in verify_index(folder)] == []
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.EACCES, errno.ENOTCONN])
+def test_rows_of_files_on_a_disk_that_is_away_stay(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [tmp_path / "media" / name for name in ("there.png", "deleted.png", "hidden.png")]
+    places += [tmp_path / "unmounted" / "far.png", tmp_path / "media" / "there.png" / "inside.png"]
+    (tmp_path / "media").mkdir()
+    places[0].touch()
+    given = [row(n, path=str(path)) for n, path in enumerate(places)]
+    with writing.writing(tmp_path / "index", MAKER) as writer:
+        writer.add([(given, drawn(len(given)))])
+    seen = os.lstat
+
+    def lstat(path: str) -> os.stat_result:
+        if os.path.basename(path) == "hidden.png":
+            raise OSError(code, os.strerror(code), path)
+        return seen(path)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    gone = GoneFiles()
+    positions = rows_gone(open_snapshot(tmp_path / "index"), gone)
+    assert [Path(places[at]).name for at in positions] == ["deleted.png"]
+    said = "\n".join(gone.notes())
+    assert os.strerror(code) in said and str(tmp_path / "unmounted") in said
+    assert said.count("1 file of") == 3, "there.png is no folder any more, either"
 
 
 def test_vectors_of_another_model_or_precision_are_refused(tmp_path: Path) -> None:
