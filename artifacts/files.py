@@ -1,6 +1,7 @@
 """Atomic file writes: a reader sees the old file or the new one, never a partial one."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from artifacts.errors import EnvironmentFault
+from artifacts.locks import lock, try_lock
 from artifacts.regular_files import refuse_links
 from artifacts.store import fault_of
 
@@ -100,6 +102,9 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -111,9 +116,38 @@ UMASK = _umask()
 files would get wrong permissions."""
 
 
-def delete_folders_of_dead(place: Path, prefix: str) -> None:
-    """Delete the folders `prefix`, process id, `-…` of processes that are gone."""
+@contextlib.contextmanager
+def own_folder(place: Path, prefix: str) -> Iterator[Path]:
+    """Yield a new folder, which is deleted after the block. Raises OSError."""
+    folder, lock_file = make_own_folder(place, prefix)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock_file)
+
+
+def make_own_folder(place: Path, prefix: str) -> tuple[Path, int]:
+    """Make a folder of this process, after deleting those of ended processes. Return it with the
+    descriptor that locks it for the life of the process: process ids mean nothing between
+    containers. Raises OSError."""
+    _delete_unlocked(place, prefix)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+        # Another process may take it for one of an ended process before it is locked.
+        with contextlib.suppress(FileNotFoundError):
+            lock_file = os.open(folder, FOLDER_FLAGS)
+            if try_lock(lock_file) and folder.exists():
+                return folder, lock_file
+            os.close(lock_file)
+
+
+def _delete_unlocked(place: Path, prefix: str) -> None:
     for left in place.glob(f"{prefix}*"):
-        process = left.name.removeprefix(prefix).partition("-")[0]
-        if process.isdecimal() and not Path("/proc", process).exists():
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another user's
+            lock_file = os.open(left, FOLDER_FLAGS)
+            try:
+                if lock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(lock_file)

@@ -14,7 +14,6 @@ How it works:
 """
 
 import contextlib
-import os
 import shutil
 import tempfile
 import weakref
@@ -26,7 +25,7 @@ import torch
 from torch import nn
 
 from artifacts.errors import CannotFit
-from artifacts.files import delete_folders_of_dead
+from artifacts.files import make_own_folder
 from artifacts.schema import Part
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import dispatching, placement, waiting
@@ -168,5 +167,4 @@ def load_streamed(
 
 def new_folder() -> str:
     """Make a temporary folder for weights, and delete those of killed processes."""
-    delete_folders_of_dead(Path(tempfile.gettempdir()), FOLDER)
-    return tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-")
+    return str(make_own_folder(Path(tempfile.gettempdir()), FOLDER)[0])
