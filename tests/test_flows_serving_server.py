@@ -2,23 +2,33 @@
 what a client sends."""
 
 import asyncio
+import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import uvicorn
 
+from artifacts.index.measuring import measure
+from artifacts.index.snapshot import open_snapshot
+from artifacts.index.writing import writing
+from flows.options.search import SearchQuery
 from flows.serving import uploads
 from flows.serving.guard import refuse
 from flows.serving.head_limit import limited_protocol
 from flows.serving.refusals import HttpRefusal
+from flows.serving.searching import ServedIndex
 from flows.serving.temp_store import TempStore
+from tests.support.indexes import MAKER, write
 from tests.support.pipeline import ROOT
 
 STARTING = """
@@ -73,6 +83,39 @@ def test_a_server_is_ready_while_a_mebibyte_can_be_written(
     monkeypatch.setattr(os, "posix_fallocate", full)
     assert not scratch.has_room()
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
+
+
+@pytest.mark.parametrize("sort", ["embeddings", "identities", "bits"])
+def test_an_index_that_is_copied_over_is_opened_again(sort: str, tmp_path: Path) -> None:
+    """As `cp new/* served/` does: each file is cut, and then written."""
+    served, new = tmp_path / "served", tmp_path / "new"
+    for folder, seed in ((served, 0), (new, 1)):
+        write(folder, 3000, seed)
+        with writing(folder) as writer:
+            measure(writer)
+    vector = open_snapshot(new).vectors(np.array([7]))[0]
+    child = os.fork()
+    if child == 0:  # a mapped file would end this process
+        try:
+            index = ServedIndex(served, MAKER)
+            settings = SearchQuery(what="a query")
+            asyncio.run(index.search(vector, "pictures", (), settings))
+            for path in served.glob(f"{sort}-*"):
+                os.truncate(path, 0)
+            try:
+                asyncio.run(index.search(vector, "pictures", (), settings))
+                refused = sort == "bits"  # they are in memory
+            except HttpRefusal as why:
+                refused = why.status == 503
+            for path in new.iterdir():
+                if path.is_file():
+                    shutil.copyfile(path, served / path.name)
+            (hit, *_) = asyncio.run(index.search(vector, "pictures", (), settings))
+            os._exit(0 if refused and hit["score"] > 0.99 else 3)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 BODY = 24 << 20
