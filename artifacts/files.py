@@ -131,7 +131,7 @@ def make_own_folder(place: Path, prefix: str) -> tuple[Path, int]:
     """Make a folder of this process, after deleting those of ended processes. Return it with the
     descriptor that locks it for the life of the process: process ids mean nothing between
     containers. Raises OSError."""
-    _delete_unlocked(place, prefix)
+    delete_unlocked(place, prefix)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
         # Another process may take it for one of an ended process before it is locked.
@@ -142,7 +142,8 @@ def make_own_folder(place: Path, prefix: str) -> tuple[Path, int]:
             os.close(lock_file)
 
 
-def _delete_unlocked(place: Path, prefix: str) -> None:
+def delete_unlocked(place: Path, prefix: str) -> None:
+    """Delete the folders of this prefix whose process has ended, so that nobody has their lock."""
     for left in place.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):  # another user's
             lock_file = os.open(left, FOLDER_FLAGS)

@@ -317,11 +317,8 @@ class HalfWorker:
         try:
             await self._scheduler.acquire(self)
         except (PenstockError, OSError) as error:
-            self.state = AWAY
             fault = f"the device's lock cannot be taken: {error}"
-            log.warning("%s: %s", self.name, fault)
-            self._not_started(EnvironmentFault(fault, hint="Ask again; see the server's log"))
-            self._changed.set()
+            self._ended(None, EnvironmentFault(fault, hint="Ask again; see the server's log"))
             return
         self.state, self._leaving = LOADING, False
         rung, room = self._rung, self._scheduler.granted_bytes(self)
@@ -369,7 +366,7 @@ class HalfWorker:
         self.batches.max_size = min(found, self._rung.batch, max_size or found)
         self.batches.max_weight = self.batches.max_size * self._spec.item_weight
 
-    def _ended(self, live: WorkerProcess, error: PenstockError | None) -> None:
+    def _ended(self, live: WorkerProcess | None, error: PenstockError | None) -> None:
         """Clean up after the process ended, and plan its restart if it failed."""
         if live is not self._process:
             return
@@ -393,10 +390,6 @@ class HalfWorker:
                 error, hopeless = fault, True
             self._resize()
         if error is not None and not ready:
-            self._not_started(error, hopeless=hopeless)
-
-    def _not_started(self, error: PenstockError, *, hopeless: bool = False) -> None:
-        """Count a failed start, and refuse what waits after several in a row."""
-        self._backoff.failed(error, hopeless=hopeless)
+            self._backoff.failed(error, hopeless=hopeless)
         if (why := self._backoff.refusal) is not None:
             self._requests.refuse_waiting(why)

@@ -142,6 +142,7 @@ class Answering:
         self._app: ASGI | None = None
         self._serving: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self._is_open = False
         self._server = UnsignalledServer(
             uvicorn.Config(
                 self._answer,
@@ -164,24 +165,33 @@ class Answering:
         await self._app(scope, receive, send)
 
     def heed_signals(self) -> None:
-        """Stop at a signal from now on. The first process of a container gets no other."""
+        """Stop at a signal from now on, and leave soon if the service is not open yet: its opening
+        may block this thread and others."""
+        loop = asyncio.get_running_loop()
+
+        def stop(*_: object) -> None:
+            loop.call_soon_threadsafe(self._stopping.set)
+            if not self._is_open:
+                leave = threading.Timer(LEAVE_SECONDS, os._exit, [0])
+                leave.daemon = True
+                leave.start()
+
         for number in STOPPING:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
+                signal.signal(number, stop)
 
     async def unless_stopped(self, work: Coroutine[Any, Any, ResultT]) -> ResultT | None:
-        """Return the result of `work`. If a stop signal comes before, cancel it, and end the
-        process soon although its threads may wait for a model. Then return None."""
+        """Return the result of `work`, which opens the service; None if a stop signal comes before.
+        It is then cancelled."""
+        self._is_open = False
         doing, stop = asyncio.create_task(work), asyncio.create_task(self._stopping.wait())
         await asyncio.wait({doing, stop}, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
         if doing.done():
+            self._is_open = True
             return doing.result()
         doing.cancel()
         await asyncio.wait({doing})
-        leave = threading.Timer(LEAVE_SECONDS, os._exit, [0])
-        leave.daemon = True
-        leave.start()
         return None
 
     async def serve_app(self, app: ASGI) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from artifacts.files import own_folder
+from artifacts.files import delete_unlocked, own_folder
 from artifacts.store import Store, open_store
 
 MEMORY = Path("/dev/shm")
@@ -59,7 +59,6 @@ def temp_folder(fallback: Path) -> Iterator[TempStore]:
     in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MIN_FREE_BYTES
     place = MEMORY if in_memory else fallback
     for other in {MEMORY, fallback} - {place}:
-        with suppress(OSError), own_folder(other, PREFIX):
-            pass  # it deletes what killed servers left there
+        delete_unlocked(other, PREFIX)
     with own_folder(place, PREFIX) as folder:
         yield TempStore(folder)
