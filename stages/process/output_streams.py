@@ -5,7 +5,7 @@ import errno
 import os
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 READER_GONE = (errno.EPIPE, errno.ECONNRESET)
@@ -32,37 +32,30 @@ class LastingStream:
 
     def write(self, text: str) -> int:
         """Write a text, or drop it. Return its length."""
-        with self._noting():
-            self._to.write(text)
+        self._tried(self._to.write, text)
         return len(text)
 
     def flush(self) -> None:
         """Write what is in the buffer, or keep it there."""
-        with self._noting():
-            self._to.flush()
+        self._tried(self._to.flush)
 
     def end(self) -> None:
         """Write what is in the buffer, or drop it, so that the interpreter's own flush succeeds."""
-        try:
-            self._to.flush()
-        except OSError as error:
-            self._note(error)
+        if not (self._to.closed or self._tried(self._to.flush)):
             self._lead_nowhere()
 
-    @contextlib.contextmanager
-    def _noting(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._note(error)
-
-    def _note(self, error: OSError) -> None:
+    def _tried(self, write: Callable[..., object], *text: str) -> bool:
         global _failed_writes
-        _failed_writes += 1
-        if error.errno in READER_GONE or (error.errno == errno.EIO and self._has_hung_up()):
-            self._lead_nowhere()
-        else:
-            self.error = self.error or error
+        try:
+            write(*text)
+        except OSError as error:
+            _failed_writes += 1
+            if error.errno in READER_GONE or (error.errno == errno.EIO and self._has_hung_up()):
+                self._lead_nowhere()
+            else:
+                self.error = self.error or error
+            return False
+        return True
 
     def _has_hung_up(self) -> bool:
         try:
