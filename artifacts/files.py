@@ -118,19 +118,8 @@ files would get wrong permissions."""
 
 @contextlib.contextmanager
 def own_folder(place: Path, prefix: str) -> Iterator[Path]:
-    """Yield a new folder, which is deleted after the block. Raises OSError."""
-    folder, lock_file = make_own_folder(place, prefix)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock_file)
-
-
-def make_own_folder(place: Path, prefix: str) -> tuple[Path, int]:
-    """Make a folder of this process, after deleting those of ended processes. Return it with the
-    descriptor that locks it for the life of the process: process ids mean nothing between
-    containers. Raises OSError."""
+    """Yield a new folder, and delete it after the block; also those of ended processes. A lock says
+    that a process lives: process ids mean nothing between containers. Raises OSError."""
     delete_unlocked(place, prefix)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
@@ -138,8 +127,13 @@ def make_own_folder(place: Path, prefix: str) -> tuple[Path, int]:
         with contextlib.suppress(FileNotFoundError):
             lock_file = os.open(folder, FOLDER_FLAGS)
             if try_lock(lock_file) and folder.exists():
-                return folder, lock_file
+                break
             os.close(lock_file)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock_file)
 
 
 def delete_unlocked(place: Path, prefix: str) -> None:
