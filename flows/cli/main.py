@@ -187,7 +187,9 @@ def _exit_code_of(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt):
         print_error("interrupted; finished items are kept")
         return 4
-    if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
+    if isinstance(error, OSError) and (
+        error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    ):
         from artifacts.store import fault_of
 
         fault = fault_of(error, Path(str(error.filename or "the store or the output folder")))
