@@ -8,10 +8,8 @@ claim is granted: work may then be done twice, and the first published result wi
 """
 
 import contextlib
-import errno
 import fcntl
 import os
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,17 +18,15 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
 
-from artifacts.jsonl_log import warn_of_cache
+from artifacts.locks import lock_byte, open_lock
 from artifacts.packs import RecordSet
 from artifacts.record_union import refresh_together
-from artifacts.store import Store
+from artifacts.store import Store, fault_of
 
 FOLDER = "claims"
 """Folder in a store. Its files hold no results, and may be deleted while no job runs."""
 POLL_SECONDS = 0.2
 """Interval at which claims of other processes are checked."""
-FLOCK = struct.Struct("hhxxxxqqixxxx")
-"""`struct flock` of Linux x86-64: type, whence, start, length, process (0 for these locks)."""
 
 Batch = TypeVar("Batch")
 
@@ -40,26 +36,29 @@ class Claims:
     holder."""
 
     def __init__(self, path: Path) -> None:
-        self._file = -1
+        """Open the lock file of a namespace. Raises EnvironmentFault if it cannot be written."""
+        self._path = path
         self._own = 0
         """Packs published through this object."""
         self._seen = -1
         """Packs published by others, as of the last check."""
-        with contextlib.suppress(OSError):  # then nothing is claimed
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-            self._file = os.open(path, flags, 0o666)
+            self._file = open_lock(path, os.O_APPEND, writes=True)
+        except OSError as error:
+            raise fault_of(error, path) from error
 
     def take(self, keys: Sequence[str]) -> bool:
-        """Claim all of these keys, or none. Return False if another process holds one of them."""
+        """Claim all of these keys, or none. Return False if another process holds one of them.
+        Raises EnvironmentFault."""
         for at, key in enumerate(keys):
             try:
-                self._lock(key, fcntl.F_WRLCK)
-            except (BlockingIOError, PermissionError):
+                granted = self._lock(key, fcntl.F_WRLCK)
+            except OSError as error:
+                raise fault_of(error, self._path) from error
+            if not granted:
                 self.release(keys[:at])
                 return False
-            except OSError:  # no byte locks on this file system
-                return True
         return True
 
     def release(self, keys: Iterable[str]) -> None:
@@ -84,15 +83,11 @@ class Claims:
 
     def close(self) -> None:
         """Release all claims."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        os.close(self._file)
 
-    def _lock(self, key: str, kind: int) -> None:
-        if self._file < 0:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    def _lock(self, key: str, kind: int) -> bool:
         start = int.from_bytes(blake2b(key.encode(), digest_size=7).digest())
-        fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, start, 1, 0))
+        return lock_byte(self._file, kind, start)
 
 
 class WorkClaims:
@@ -163,13 +158,17 @@ class UnsharedWork:
         """Do nothing."""
 
 
+def refuse_unclaimable(store: Store, record_sets: Iterable[RecordSet]) -> None:
+    """Raise EnvironmentFault if the work on one of these record sets cannot be claimed."""
+    for each in record_sets:
+        Claims(store.local / FOLDER / each.folder).close()
+
+
 @contextlib.contextmanager
 def claims_at(store: Store, *record_sets: RecordSet) -> Iterator[WorkClaims]:
     """Yield claims on the work of the first of these record sets. They are released at the end of
-    the block or of the process."""
+    the block or of the process. Raises EnvironmentFault."""
     claims = Claims(store.local / FOLDER / record_sets[0].folder)
-    if claims._file < 0:
-        warn_of_cache(store.local)
     try:
         yield WorkClaims(claims, record_sets)
     finally:

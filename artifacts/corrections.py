@@ -18,9 +18,9 @@ from typing import Any, Final
 
 from artifacts.captions import ENCODER
 from artifacts.edits import DEED, DIGITS, REDO, UNDO, UNTOUCHED, Edit, Edits, EditsOf
-from artifacts.files import try_lock
 from artifacts.json_shapes import check, parse
 from artifacts.keys import digest_of
+from artifacts.locks import try_lock
 from artifacts.regular_files import open_regular
 from artifacts.signing import Proof
 from artifacts.stamps import stamp_of

@@ -14,10 +14,9 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from unicodedata import category, normalize
 
-from artifacts.files import HALF, delete_folders_of_dead
+from artifacts.files import HALF, own_folder
 
 LONGEST_NAME = 255
 """Largest size of a file name in bytes. Disks that count letters or UTF-16 units take as many."""
@@ -156,9 +155,7 @@ def _place_of(folder: str) -> tuple[int, int]:
 
 def _probe(folder: Path) -> NameRules:
     """Probe the disk in a folder of its own. Raises OSError if nothing can be written there."""
-    delete_folders_of_dead(folder, PROBE)
-    prefix = f"{PROBE}{os.getpid()}-"
-    with TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True) as place:
+    with own_folder(folder, PROBE) as place:
         return _tried(os.fsencode(place))
 
 

@@ -17,7 +17,6 @@ from typing import Any, Final, Literal
 
 from artifacts.captions import ENCODER
 from artifacts.errors import EnvironmentFault
-from artifacts.files import try_lock
 from artifacts.json_shapes import (
     BYTES,
     MapOf,
@@ -31,6 +30,7 @@ from artifacts.json_shapes import (
     text,
 )
 from artifacts.keys import digest_of
+from artifacts.locks import try_lock
 from artifacts.regular_files import is_denied, open_below, read_bytes, user_text
 from artifacts.signing import EDIT, SIGNATURES, Proof, anybody, proof_by, signed
 from artifacts.stamps import Stamp, stamp_of

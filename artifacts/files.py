@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from artifacts.errors import EnvironmentFault
+from artifacts.locks import lock, try_lock
 from artifacts.regular_files import refuse_links
 from artifacts.store import fault_of
 
@@ -101,6 +102,9 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -112,21 +116,33 @@ UMASK = _umask()
 files would get wrong permissions."""
 
 
-def try_lock(file: int) -> bool:
-    """Return True if this process has the lock of an open file, or if the file system has no locks,
-    so that work can go on. Return False if another process has it."""
+@contextlib.contextmanager
+def own_folder(place: Path, prefix: str) -> Iterator[Path]:
+    """Yield a new folder, and delete it after the block; also those of ended processes. A lock says
+    that a process lives: process ids mean nothing between containers. Raises OSError."""
+    delete_unlocked(place, prefix)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+        # Another process may take it for one of an ended process before it is locked.
+        with contextlib.suppress(FileNotFoundError):
+            lock_file = os.open(folder, FOLDER_FLAGS)
+            if try_lock(lock_file) and folder.exists():
+                break
+            os.close(lock_file)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # a file system without locks
-    return True
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock_file)
 
 
-def delete_folders_of_dead(place: Path, prefix: str) -> None:
-    """Delete the folders `prefix`, process id, `-…` of processes that are gone."""
+def delete_unlocked(place: Path, prefix: str) -> None:
+    """Delete the folders of this prefix whose process has ended, so that nobody has their lock."""
     for left in place.glob(f"{prefix}*"):
-        process = left.name.removeprefix(prefix).partition("-")[0]
-        if process.isdecimal() and not Path("/proc", process).exists():
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another user's
+            lock_file = os.open(left, FOLDER_FLAGS)
+            try:
+                if lock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(lock_file)

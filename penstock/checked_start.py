@@ -25,6 +25,11 @@ INTERRUPTED = 4
 def main() -> int:
     """Run the command; returns its exit code."""
     open_closed_streams()
+    if (
+        os.getpid() == 1
+    ):  # the kernel drops signals without a handler for a container's first process
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         use_utf8()
         return _run()

@@ -25,6 +25,7 @@ from artifacts.errors import (
 from flows.serving.config import ADDRESS, ServeConfig
 from penstock.arguments import config_with
 from penstock.keywords import ServeOptions
+from stages.process.output_streams import lasting_output
 
 ERROR = "error "
 """Start of the line that the process prints instead of ADDRESS if it cannot start."""
@@ -120,13 +121,14 @@ def main() -> int:
 
     config = ServeConfig(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_input, daemon=True).start()
-    try:
-        run_server(config, Display())
-    except PenstockError as error:
-        found: dict[str, Any] = {"message": error.message, "hint": error.hint}
-        print(ERROR + json.dumps({**found, "exit_code": error.exit_code}), flush=True)
-        return error.exit_code
-    return 0
+    with lasting_output():
+        try:
+            run_server(config, Display())
+        except PenstockError as error:
+            found: dict[str, Any] = {"message": error.message, "hint": error.hint}
+            print(ERROR + json.dumps({**found, "exit_code": error.exit_code}), flush=True)
+            return error.exit_code
+        return 0
 
 
 def _end_with_input() -> None:

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from artifacts.locks import try_hold
 from penstock_demo.clips import write_clips
 from scripts.prefect_stack import Stack, prefect_stack
 from scripts.stage_processes import CheckFailed, children, family, flow_of, stage_of, wait_gone
-from stages.process.lock import try_hold
 
 CLIPS = 24
 DEPLOYMENT = "caption-videos/batch"

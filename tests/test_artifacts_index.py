@@ -1,7 +1,11 @@
 """The index on disk: what is added, removed, merged, refused, and survives a killed writer."""
 
+import errno
 import json
+import os
 import shutil
+import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,10 +15,12 @@ import numpy as np
 import pytest
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from artifacts.gone_files import GoneFiles
 from artifacts.index import compacting, manifest, writing
 from artifacts.index.compacting import compact, merge_small
 from artifacts.index.manifest import SearchWay, read_manifest
 from artifacts.index.measuring import measure, note_texts
+from artifacts.index.naming import rows_gone
 from artifacts.index.rows import MEDIUM, medium_of
 from artifacts.index.search import Query
 from artifacts.index.snapshot import open_snapshot
@@ -137,14 +143,66 @@ def test_many_small_shards_are_merged(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(read_manifest(tmp_path).shards) == 1 and len(paths(tmp_path)) == 8
 
 
-def test_one_writer_at_a_time(tmp_path: Path) -> None:
-    write(tmp_path, 3)
-    with (
-        writing.writing(tmp_path),
-        pytest.raises(UsageError, match="another process is writing"),
-        writing.writing(tmp_path),
-    ):
-        pass
+@pytest.mark.parametrize(
+    "user",
+    [
+        None,
+        pytest.param(65534, marks=pytest.mark.skipif(os.geteuid() != 0, reason="takes two users")),
+    ],
+)
+def test_a_second_writer_waits_for_the_first_and_loses_nothing(user: int | None) -> None:
+    """The second one is another user, who may write the folder, but not the lock's file."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    write(folder, 3)
+    began = os.pipe()
+    with writing.writing(folder) as writer:
+        child = os.fork()
+        if child == 0:
+            try:
+                if user is not None:
+                    os.setuid(user)
+                os.write(began[1], b".")
+                with writing.writing(folder) as second:
+                    second.remove(np.array([0]))
+                os._exit(0)
+            finally:
+                os._exit(1)
+        os.read(began[0], 1)
+        time.sleep(0.5)
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it wrote beside the first writer"
+        writer.add([(rows(5), drawn(5))])
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert paths(folder) == [f"/in/{number}.jpg" for number in (1, 2, 3, 4)]
+    assert [damage.line() for damage in verify_index(folder)] == []
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.EACCES, errno.ENOTCONN])
+def test_rows_of_files_on_a_disk_that_is_away_stay(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [tmp_path / "media" / name for name in ("there.png", "deleted.png", "hidden.png")]
+    places += [tmp_path / "unmounted" / "far.png", tmp_path / "media" / "there.png" / "inside.png"]
+    (tmp_path / "media").mkdir()
+    places[0].touch()
+    given = [row(n, path=str(path)) for n, path in enumerate(places)]
+    with writing.writing(tmp_path / "index", MAKER) as writer:
+        writer.add([(given, drawn(len(given)))])
+    seen = os.lstat
+
+    def lstat(path: str) -> os.stat_result:
+        if os.path.basename(path) == "hidden.png":
+            raise OSError(code, os.strerror(code), path)
+        return seen(path)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    gone = GoneFiles()
+    positions = rows_gone(open_snapshot(tmp_path / "index"), gone)
+    assert [Path(places[at]).name for at in positions] == ["deleted.png"]
+    said = "\n".join(gone.notes())
+    assert os.strerror(code) in said and str(tmp_path / "unmounted") in said
+    assert said.count("1 file of") == 3, "there.png is no folder any more, either"
 
 
 def test_vectors_of_another_model_or_precision_are_refused(tmp_path: Path) -> None:

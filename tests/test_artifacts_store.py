@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -172,7 +173,7 @@ def test_what_another_gave_up_is_made(store: FolderStore, monkeypatch: pytest.Mo
         assert list(mine.claimed_batches([["a"]], lambda batch: batch)) == [["a"]]
 
 
-@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
 def test_without_locks_all_is_granted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
@@ -186,11 +187,36 @@ def test_without_locks_all_is_granted(
     second.close()
 
 
-def test_a_store_that_cannot_be_written_grants_everything(tmp_path: Path) -> None:
+def test_a_claim_that_cannot_be_opened_is_named_and_neither_granted_nor_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_bytes(b"")
-    claim = Claims(tmp_path / "file" / "c")
-    assert claim.take(["a"]) and claim.has_news() and not claim.has_news()
-    claim.published()
+    with pytest.raises(EnvironmentFault, match=f"{tmp_path}/file/c cannot be made"):
+        Claims(tmp_path / "file" / "c")
+    opened = os.open
+
+    def of_another(path: Any, flags: int, *more: Any) -> int:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return opened(path, flags, *more)
+
+    (tmp_path / "c").write_bytes(b"")
+    monkeypatch.setattr(os, "open", of_another)
+    with pytest.raises(EnvironmentFault, match=f"{tmp_path}/c cannot be written"):
+        Claims(tmp_path / "c")
+
+
+def test_a_lock_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim, real = Claims(tmp_path / "c"), fcntl.fcntl
+
+    def refuse(file: int, command: int, *more: Any) -> Any:
+        if command != fcntl.F_OFD_SETLK:
+            return real(file, command, *more)
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    with pytest.raises(EnvironmentFault, match=f"{tmp_path}/c"):
+        claim.take(["a"])
     claim.close()
 
 

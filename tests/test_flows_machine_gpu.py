@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import EnvironmentFault, StageDied
+from artifacts.locks import try_hold
 from flows.machine import device_probe, launch
 from flows.machine.device_probe import check_device, device_memory, try_device
 from flows.machine.fork_trial import try_forks
@@ -18,7 +19,7 @@ from flows.machine.launch import DirectLauncher, ForkingLauncher, StageCall, Sta
 from stages.process import fork_trial
 from stages.process.events import Event, Warned
 from stages.process.fork_client import ForkServer
-from stages.process.lock import lock_path, try_hold
+from stages.process.lock import lock_path
 from tests.support import gpus
 from tests.support.fake_gpu.holding import FORKED
 from tests.support.fake_gpu.state import Machine

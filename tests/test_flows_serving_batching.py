@@ -6,16 +6,19 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import pytest
 
+from artifacts.locks import try_hold
+from flows.console.display import Display
 from flows.serving.batching import Batcher, QueuedRequest
 from flows.serving.device_scheduler import DeviceScheduler
 from flows.serving.single_flight import SingleFlight
 from stages.embed_texts.job import TextsItem
 from stages.process.live import WITHDRAWN, RequestBatches
-from stages.process.lock import CPU_LOCK, try_hold
+from stages.process.lock import CPU_LOCK
+from stages.process.output_streams import LastingStream, failed_writes
 from tests.support.on_a_loop import HANGS_SECONDS, on_a_loop
 
 
@@ -215,6 +218,32 @@ def test_one_at_work_finishes_its_turn_and_gives_way(monkeypatch: pytest.MonkeyP
 def test_one_larger_than_the_budget_comes_alone() -> None:
     place = residence()
     asyncio.run(asyncio.wait_for(place.acquire(Tenant("a", 500, place)), 1))
+
+
+def test_a_full_log_keeps_no_half_from_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lock"
+    monkeypatch.setenv(CPU_LOCK, str(path))
+    monkeypatch.setattr("flows.serving.device_scheduler.POLL_SECONDS", 0.01)
+
+    async def go(full: IO[str]) -> None:
+        place = DeviceScheduler("cpu", 100, Display(to=full).print_line)
+        other = try_hold(path)
+        assert other is not None
+        tenant = Tenant("a", 10, place)
+        coming = asyncio.create_task(place.acquire(tenant))
+        await asyncio.sleep(0.05)
+        other.close()
+        await asyncio.wait_for(coming, 5)
+        assert try_hold(path) is None
+        tenant.leave()
+
+    before = failed_writes()
+    with open("/dev/full", "w") as full:
+        asyncio.run(go(full))
+        LastingStream(full).end()
+    assert failed_writes() > before
 
 
 def test_a_device_is_waited_for_and_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -466,13 +466,12 @@ def test_kinds_are_told_by_how_files_begin() -> None:
 
 def test_folders_of_killed_servers_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.serving.temp_store.MEMORY", tmp_path / "memory")
-    (left := tmp_path / "penstock-serve-999999999-x").mkdir()
-    (ours := tmp_path / "penstock-serve-1-x").mkdir()
-    with temp_folder(tmp_path) as scratch:
+    (left := tmp_path / "penstock-serve-1-x").mkdir()  # of a container, where 1 always exists
+    with temp_folder(tmp_path) as ours, temp_folder(tmp_path) as scratch:
         assert not left.exists()
-        assert ours.exists(), "its process lives"
+        assert ours.folder.exists(), "its process lives"
         assert scratch.path(".a") != scratch.path(".a")
-    assert not scratch.folder.exists()
+    assert not scratch.folder.exists() and not ours.folder.exists()
 
 
 def test_folders_are_known_by_their_own_names() -> None:

@@ -1,34 +1,41 @@
 """Requests that do not fit, that nobody reads yet, or that are taken back."""
 
 import asyncio
+import errno
 import os
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import IO, Any, NamedTuple
 
 import pytest
 import uvicorn
 
-from artifacts.errors import OutOfMemory, StageDied
+from artifacts.errors import EnvironmentFault, OutOfMemory, StageDied
+from artifacts.locks import try_hold
+from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from flows.machine.launch import StageCall
 from flows.planning.ladder import Ladder, Remembered
 from flows.planning.rungs import Rung, sizes
+from flows.serving import record_cache, startup
 from flows.serving.device_scheduler import DeviceScheduler
 from flows.serving.half_spec import HalfWorkerSpec
 from flows.serving.half_worker import HalfWorker
 from flows.serving.head_limit import limited_protocol
 from flows.serving.metrics import Metrics
+from flows.serving.record_cache import RecordCache, RecordCacheFlusher
 from flows.serving.refusals import HttpRefusal
 from flows.serving.temp_store import TempStore
 from flows.serving.worker_process import WorkerProcess
 from stages.process.events import BatchShrunk, Published, StageNotes, TooLarge
 from stages.process.job import job_fields
 from stages.process.live import read_requests
+from stages.process.lock import CPU_LOCK
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener
 from tests.support.on_a_loop import on_a_loop
@@ -133,6 +140,71 @@ def test_what_does_not_fit_is_made_alone_or_refused_and_the_others_are_answered(
     assert found == ["422", "made a", "made b"]
     assert batches.count([GIANT]) == 2
     assert asked(tmp_path, [GIANT])[0] == ["422"]
+
+
+def test_a_lock_that_fails_once_keeps_no_request_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CPU_LOCK, str(tmp_path / "lock"))
+    faults = iter([OSError(errno.EIO, "a fault"), EnvironmentFault("no lock")])
+
+    def faulty(path: Path) -> IO[str] | None:
+        if (fault := next(faults, None)) is not None:
+            raise fault
+        return try_hold(path)
+
+    monkeypatch.setattr("flows.serving.device_scheduler.try_hold", faulty)
+    assert asked(tmp_path, "ab")[0] == ["made a", "made b"]
+
+
+@pytest.mark.logs_errors
+def test_tasks_of_the_server_go_on_after_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_cache, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(record_cache, "REFRESH_SECONDS", 0.0)
+    faults = {name: iter([OSError(errno.EIO, "a fault")]) for name in ("save", "refresh", "_step")}
+    for kind in (RecordCache, HalfWorker):
+        for name in faults:
+            if (real := getattr(kind, name, None)) is not None:
+                monkeypatch.setattr(kind, name, failing_once(real, faults[name]))
+    store, said = open_store(str(tmp_path / "store")), list[str]()
+    keeper = RecordCacheFlusher(said.append)
+    kept = keeper.of(store, "captions", "a" * 64)
+    half = half_of(tmp_path, lambda listen: CrowdedHalf(listen=listen, batches=[]))
+    service = SimpleNamespace(
+        halves=[half],
+        decoders=[],
+        metrics=Metrics(),
+        queued=0,
+        budget_bytes=1,
+        drain=lambda seconds: None,
+        seconds_left=5.0,
+    )
+
+    async def go() -> None:
+        async with startup._running(service, keeper):  # type: ignore[arg-type]
+            kept.keep([Record(key="lost")])
+            assert await asyncio.wait_for(half.submit("a", Work("a"), 1), 20) == "made a"
+            while "lost" in kept.unsaved:
+                await asyncio.sleep(0.1)
+            kept.keep([Record(key="stored")])
+            await asyncio.sleep(4.0)
+            assert not kept.unsaved, "nothing stores results any more"
+
+    asyncio.run(asyncio.wait_for(go(), 60))
+    assert len(said) == 1 and "a fault" in said[0]
+    stored = RecordSet(store, "captions", "a" * 64)
+    assert "stored" in stored and not [*faults["refresh"], *faults["_step"]]
+
+
+def failing_once(real: Callable[..., Any], faults: Iterator[Exception]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        if (fault := next(faults, None)) is not None:
+            raise fault
+        return real(*arguments)
+
+    return call
 
 
 class TightHalf(CrowdedHalf):

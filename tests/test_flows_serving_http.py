@@ -137,6 +137,34 @@ def answered(service: Service, scope: dict[str, Any], *messages: dict[str, Any])
     return start
 
 
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_client_of_http_1_0_gets_no_chunks(tmp_path: Path, version: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for piece in (b"data: one", b"data: two"):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body"})
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {**bare_request("/v1/caption", {}), "http_version": version}
+    asyncio.run(Guard(app, service_in(tmp_path), "")(scope, cast(Any, None), send))
+    lengths = [value for name, value in sent[0]["headers"] if name == b"content-length"]
+    assert lengths == ([b"18"] if version == "1.0" else [])
+    assert b"".join(each.get("body", b"") for each in sent) == b"data: onedata: two"
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Basic"])
+def test_the_scheme_of_a_token_has_any_case(tmp_path: Path, scheme: str) -> None:
+    service, token = service_in(tmp_path), "a secret of some length"
+    client = TestClient(Guard(app_of(service, token), service, token), base_url=BASE)
+    found = client.get("/v1/models", headers={"Authorization": f"{scheme} {token}"})
+    assert (found.status_code == 401) == (scheme == "Basic")
+
+
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("length", ["99999999999", "9" * 5000])
 def test_a_body_too_large_is_refused_unread(tmp_path: Path, path: str, length: str) -> None:

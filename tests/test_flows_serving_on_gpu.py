@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import penstock_demo
-from stages.process.lock import try_hold
+from artifacts.locks import try_hold
 from tests.support import gpus
 from tests.support.fake_gpu import state
 from tests.support.fake_gpu.state import Machine

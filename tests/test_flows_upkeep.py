@@ -16,6 +16,7 @@ import pytest
 
 from artifacts.claims import claims_at
 from artifacts.errors import Interrupted, UsageError
+from artifacts.locks import try_hold
 from artifacts.pack_object import verify
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
@@ -29,7 +30,6 @@ from flows.running.run import caption
 from flows.upkeep.cache import collect, holdings
 from flows.upkeep.rebuild import RebuildOptions, RebuildResult, rebuild
 from penstock_demo.clips import write_clips
-from stages.process.lock import try_hold
 from tests.support.holders import held_elsewhere
 from tests.support.media import write_video, write_videos
 from tests.support.pipeline import PENSTOCK, ROOT, Place, wait_gone

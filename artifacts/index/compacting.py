@@ -95,5 +95,6 @@ def _kept_of(shards: Sequence[OpenShard], kept: Kept) -> Iterator[RowBatch]:
             if len(inside):
                 rows = [row_of(values) for values in table.take(inside).to_pylist()]
                 places = inside + at
-                yield RowBatch(rows, shard.identities[:, places], shard.vectors[places])
+                identities = np.stack([plane[places] for plane in shard.identities])
+                yield RowBatch(rows, identities, shard.vectors[places])
             at += len(table)

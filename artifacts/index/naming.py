@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
 from artifacts.errors import UsageError
+from artifacts.gone_files import GoneFiles
 from artifacts.index.nearest import Positions
 from artifacts.index.snapshot import Kept, Snapshot
-from artifacts.remote.addresses import is_address
 
 NAMED = ("key", "path", "media_path")
 """Columns by which a row is named."""
@@ -32,15 +33,14 @@ def rows_named(snapshot: Snapshot, names: Sequence[str]) -> Positions:
     return np.flatnonzero(kept)
 
 
-def rows_gone(snapshot: Snapshot) -> Positions:
-    """Return the live rows whose files are no longer there; those far away are not asked for."""
-    kept, there = np.zeros(snapshot.rows, np.bool_), dict[str, bool]()
+def rows_gone(snapshot: Snapshot, gone: GoneFiles) -> Positions:
+    """Return the live rows whose files are no longer there."""
+    kept, live = np.zeros(snapshot.rows, np.bool_), snapshot.live()
+    is_gone = cache(gone.has)
     for start, batch in snapshot.batches(["path"]):
-        for at, path in enumerate(batch.column("path").to_pylist()):
-            if path not in there:
-                there[path] = is_address(path) or os.path.lexists(path)
-            kept[start + at] = not there[path]
-    return np.flatnonzero(kept & snapshot.live())
+        for at, path in enumerate(batch.column("path").to_pylist(), start):
+            kept[at] = live[at] and is_gone(path)
+    return np.flatnonzero(kept)
 
 
 def _of_files_and_keys(snapshot: Snapshot, names: Sequence[str]) -> tuple[Kept, set[str]]:

@@ -20,8 +20,9 @@ from artifacts.index.bits import bits_of, differences
 from artifacts.index.manifest import SearchWay
 from artifacts.index.nearest import Nearest, Positions
 from artifacts.index.rows import CONTENT, PICTURE
-from artifacts.index.shard import BATCH_ROWS, Halves, damaged_file, unit
+from artifacts.index.shard import BATCH_ROWS, Halves, unit
 from artifacts.index.snapshot import Kept, Snapshot, of_all
+from artifacts.index.stored_rows import damaged_file
 from artifacts.vectors import Vectors
 
 Sort = Literal["pictures", "texts"]
@@ -33,6 +34,8 @@ CANDIDATES_A_HIT = 20
 """At least so many rows are compared exactly for each that is asked for."""
 WIDER = 4
 """So many times more rows are looked at when too few are left of them."""
+SCAN_ROWS = 256
+"""Rows that are read and compared at once: they stay in a core's own cache."""
 FEW = 20
 """Up to one row in so many is compared alone: that costs as much as the bits of all."""
 
@@ -173,8 +176,13 @@ class Searcher:
         """Return the exact scores of every row for each of these, shape (vectors, rows)."""
         wanted = _halves(vectors)
         scores = np.empty((len(vectors), self.snapshot.rows), np.float32)
+        block = np.empty((SCAN_ROWS, self.snapshot.manifest.maker.width), np.float16)
         for shard in self.snapshot.shards:
-            scores[:, shard.start : shard.start + shard.rows] = _cosines(wanted, shard.vectors)
+            for first in range(0, shard.rows, SCAN_ROWS):
+                rows = block[: shard.rows - first]
+                shard.vectors.read(first, rows)
+                start = shard.start + first
+                scores[:, start : start + len(rows)] = _cosines(wanted, rows)
         return scores
 
 

@@ -1,8 +1,7 @@
 """Writes and opens the files of one shard."""
 
 import contextlib
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +9,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.errors import EnvironmentFault
 from artifacts.files import whole_file
 from artifacts.index.bits import Words, bits_of, words_of
 from artifacts.index.manifest import SHARD_FILES, IndexFile, IndexShard, described, file_name
 from artifacts.index.rows import IDENTITIES, Identities, IndexRow, RowsFile, open_rows
+from artifacts.index.stored_rows import (
+    StoredRows,
+    damaged_file,
+    read_whole,
+    stored,
+    stored_planes,
+)
 from artifacts.vectors import Vectors
 
 SHARD_ROWS = 1 << 16
@@ -35,16 +40,16 @@ class RowBatch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenShard:
-    """The memory-mapped files of one shard. Pages are read on demand, and the files stay readable
-    after another process deletes them."""
+    """The open files of one shard. Rows are read on demand, bits once."""
 
     start: int
     """Position of its first row among all of the index."""
     rows: int
-    vectors: Halves
+    vectors: StoredRows
     bits: Words | None
     """Shape (words, rows); None where they were not asked for."""
-    identities: Identities
+    identities: Sequence[StoredRows]
+    """One of each sort."""
     parquet: Any
     """Its rows."""
 
@@ -60,7 +65,7 @@ def unit(vectors: Vectors) -> Halves:
     return found
 
 
-def blocks_of(vectors: Halves) -> Iterator[tuple[int, Vectors]]:
+def blocks_of(vectors: StoredRows) -> Iterator[tuple[int, Vectors]]:
     """Yield the first row and the vectors of each block of a shard, in 32 bit."""
     for start in range(0, len(vectors), BATCH_ROWS):
         yield start, vectors[start : start + BATCH_ROWS].astype(np.float32)
@@ -85,16 +90,16 @@ def write_shard(
         file.write(np.concatenate(identities, axis=1).astype("<u8").tobytes())
     count = sum(found.shape[1] for found in identities)
     width = names["embeddings"].stat().st_size // 2 // count
-    written = _mapped(names["embeddings"], "<f2", (count, width))
+    written = stored(names["embeddings"], "<f2", count, width)
     centre = mean_of([written]) if mean is None else mean
     files = {sort: described(path) for sort, path in names.items() if sort != "bits"}
     files["bits"] = write_bits(names["bits"], written, centre)
     return IndexShard(rows=count, files=files), centre
 
 
-def write_bits(path: Path, vectors: Halves, mean: Vectors) -> IndexFile:
+def write_bits(path: Path, vectors: StoredRows, mean: Vectors) -> IndexFile:
     """Write the bits of a shard's vectors. Raises EnvironmentFault."""
-    count, width = vectors.shape
+    count, width = len(vectors), vectors.width
     bits = np.empty((words_of(width), count), np.uint64)
     for start, block in blocks_of(vectors):
         bits[:, start : start + len(block)] = bits_of(block - mean)
@@ -103,7 +108,7 @@ def write_bits(path: Path, vectors: Halves, mean: Vectors) -> IndexFile:
     return described(path)
 
 
-def mean_of(parts: Iterable[Halves]) -> Vectors:
+def mean_of(parts: Iterable[StoredRows]) -> Vectors:
     """Return the mean of all vectors of these shards, a block in memory at a time."""
     total, count = np.float64(0), 0
     for vectors in parts:
@@ -135,24 +140,8 @@ def open_shard(folder: Path, shard: IndexShard, start: int, width: int, *, bits:
     return OpenShard(
         start=start,
         rows=shard.rows,
-        vectors=_mapped(paths["embeddings"], "<f2", (shard.rows, width)),
-        bits=_mapped(paths["bits"], "<u8", (words_of(width), shard.rows)) if bits else None,
-        identities=_mapped(paths["identities"], "<u8", (IDENTITIES, shard.rows)),
+        vectors=stored(paths["embeddings"], "<f2", shard.rows, width),
+        bits=read_whole(paths["bits"], "<u8", (words_of(width), shard.rows)) if bits else None,
+        identities=stored_planes(paths["identities"], "<u8", IDENTITIES, shard.rows),
         parquet=parquet,
     )
-
-
-def damaged_file(path: Path, what: str) -> EnvironmentFault:
-    """Return the error of a file that is not as it was written."""
-    return EnvironmentFault(
-        f"{path} {what}",
-        hint=f"`penstock index verify --index {path.parent}` tells all that is damaged, and what "
-        "to do",
-    )
-
-
-def _mapped(path: Path, kind: str, shape: tuple[int, int]) -> NDArray[Any]:
-    """Return a file as an array. A plain one: those of `memmap` take longer to cut."""
-    if path.stat().st_size != math.prod(shape) * np.dtype(kind).itemsize:
-        raise damaged_file(path, "has not the size of its rows")
-    return np.asarray(np.memmap(path, kind, "r", shape=shape))

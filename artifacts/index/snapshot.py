@@ -15,7 +15,8 @@ from artifacts.errors import EnvironmentFault
 from artifacts.index.manifest import IndexFile, Manifest, read_manifest
 from artifacts.index.nearest import Positions
 from artifacts.index.rows import IndexRow, rows_at, times_at
-from artifacts.index.shard import BATCH_ROWS, Halves, OpenShard, damaged_file, open_shard
+from artifacts.index.shard import BATCH_ROWS, Halves, OpenShard, open_shard
+from artifacts.index.stored_rows import damaged_file
 from artifacts.vectors import Vectors
 
 TRIES = 5
@@ -52,13 +53,13 @@ class Snapshot:
     def identities(self, plane: int) -> Iterator[tuple[OpenShard, NDArray[np.uint64]]]:
         """Yield each shard with the identities of its rows: ROW, CONTENT, PICTURE or MEDIUM."""
         for shard in self.shards:
-            yield shard, shard.identities[plane]
+            yield shard, shard.identities[plane][:]
 
     def identities_at(self, plane: int, positions: Positions) -> NDArray[np.uint64]:
         """Return the identities of the rows at these positions."""
         found = np.empty(len(positions), np.uint64)
         for shard, inside, places in self._by_shard(positions):
-            found[places] = shard.identities[plane, inside]
+            found[places] = shard.identities[plane][inside]
         return found
 
     def positions_of(self, plane: int, identity: int) -> Positions:

@@ -3,6 +3,7 @@ moment without loss.
 """
 
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -11,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.claims import Claims
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import HALF, whole_file
 from artifacts.index.manifest import (
@@ -28,8 +28,11 @@ from artifacts.index.nearest import Positions
 from artifacts.index.rows import ROW, IndexRow, identities_of
 from artifacts.index.shard import BATCH_ROWS, SHARD_ROWS, RowBatch, unit, write_shard
 from artifacts.index.snapshot import Snapshot, of_all, open_snapshot
+from artifacts.locks import lock, open_lock, try_lock, unlock
 from artifacts.store import fault_of
 from artifacts.vectors import Vectors
+
+log = logging.getLogger(__name__)
 
 LOCK = ".writer"
 """File of an index by which its writer keeps others out; it is empty."""
@@ -124,28 +127,38 @@ class IndexWriter:
 
 @contextlib.contextmanager
 def writing(folder: Path, maker: Maker | None = None, made_by: str = "") -> Iterator[IndexWriter]:
-    """Yield the writer of an index; `maker` begins one where there is none. Raises UsageError where
-    another process writes, where vectors of another maker lie, and without `maker` where there is
-    no index."""
+    """Wait until no other process writes an index, and yield its writer; `maker` begins one where
+    there is none. Raises UsageError where vectors of another maker lie, and without `maker` where
+    there is no index."""
     if maker is None:
         read_manifest(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise fault_of(error, folder) from error
-    claims = Claims(folder / LOCK)
-    try:
-        if not claims.take([LOCK]):
-            raise UsageError(
-                f"another process is writing {folder}", hint="Wait for it, then run this again"
-            )
+    with _locked(folder):
         manifest = _manifest(folder, maker, made_by)
         try:
             yield IndexWriter(folder, manifest)
         except OSError as error:
             raise fault_of(error, folder) from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make a folder and hold its lock. Its file may belong to another user, who may write the
+    folder, too."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open_lock(folder / LOCK)
+    except OSError as error:
+        raise fault_of(error, folder / LOCK) from error
+    try:
+        try:
+            if not try_lock(file):
+                log.warning("another process is writing %s: waiting for it", folder)
+                lock(file)
+        except OSError as error:
+            raise fault_of(error, folder / LOCK) from error
+        yield
     finally:
-        claims.close()
+        unlock(file)
 
 
 def _manifest(folder: Path, maker: Maker | None, made_by: str) -> Manifest:

@@ -24,6 +24,7 @@ from typing import IO
 
 from artifacts.errors import MediaError, Unanswered
 from artifacts.files import HALF, whole_file, write_text
+from artifacts.locks import lock, try_lock
 from artifacts.remote.addresses import FarFile, is_address, is_web
 from artifacts.remote.ahead import OnProgress
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, FileChanged
@@ -160,7 +161,7 @@ def _held(path: Path, on_progress: OnProgress = lambda _: None) -> Iterator[Buff
             _fetch(path, on_progress)
             continue
         with os.fdopen(descriptor, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
+            lock(file.fileno(), fcntl.LOCK_SH)
             if not _is_at(file, path):  # deleted before it was held
                 continue
             found = os.fstat(file.fileno())
@@ -184,7 +185,7 @@ def _fetch(path: Path, on_progress: OnProgress) -> None:
     except OSError as error:
         raise fault_of(error, path.parent) from error
     with open(half, "a+b") as part:
-        fcntl.flock(part, fcntl.LOCK_EX)
+        lock(part.fileno())
         # Somebody else fetched it meanwhile, or took this for what nobody wants any more.
         if path.exists() or not _is_at(part, half):
             return
@@ -223,8 +224,7 @@ def _remove(path: Path) -> None:
     """Delete a copy, unless somebody reads or fetches it; of what will not be asked for again, its
     notes too. Raises OSError."""
     with open(path, "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _is_at(file, path):
+        if not try_lock(file.fileno()) or not _is_at(file, path):
             raise BlockingIOError
         path.unlink()
     if (far := _noted(path)) is not None and not far.lasts:

@@ -9,7 +9,6 @@ from artifacts.plurals import counted
 from flows.checkpoint.conversion import convert
 from flows.console.display import Display
 from flows.console.lines import print_lines
-from flows.console.terminal import silence_closed_terminal
 from flows.console.units import size
 from stages.convert.job import ConvertJob
 
@@ -19,7 +18,6 @@ def convert_command(given: argparse.Namespace) -> int:
     source, folder = folder_named(given.source, "source"), folder_named(given.folder, "folder")
     job = ConvertJob(source=str(source), folder=str(folder), dtype=given.dtype)
     result = convert(job, Display())
-    silence_closed_terminal()
     there = f", {result.there} of them from before" if result.there else ""
     print_lines(
         f"{folder}: {counted(result.tensors, 'tensor')}, {size(result.data_bytes)}, "

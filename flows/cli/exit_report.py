@@ -19,7 +19,6 @@ from artifacts.errors import UsageError, redacted
 from artifacts.user_folders import user_cache
 from flows.console.display import Display, failed_line
 from flows.console.lines import print_lines
-from flows.console.terminal import ignoring_closed_terminal, silence_closed_terminal
 
 CRASHED = 5
 """Exit code of an unexpected error. 1 would mean that some items failed."""
@@ -30,9 +29,8 @@ SHOWN = 300
 
 
 def print_error(text: str) -> None:
-    """Print one line to stderr, even if the terminal was closed."""
-    with ignoring_closed_terminal():
-        print_lines(f"penstock: {text}", to=sys.stderr)
+    """Print one line to stderr."""
+    print_lines(f"penstock: {text}", to=sys.stderr)
 
 
 def print_failed(failure: Failure) -> None:
@@ -55,7 +53,6 @@ class CommandEnd(Protocol):
 def print_result(given: argparse.Namespace, result: CommandEnd, display: Display) -> bool:
     """Print the result: every failure as JSON, or the failures not printed yet as text. Return
     whether the command should print more for a person."""
-    silence_closed_terminal()  # a command may outlive its terminal
     if given.json:
         for failure in result.failures:
             print(json.dumps({"event": "failed", **asdict(failure)}))

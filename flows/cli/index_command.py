@@ -55,6 +55,7 @@ def _fill(given: argparse.Namespace, config: IndexConfig, folder: Path, *, whole
 
         result = fill_index(config, folder, display, look_for_vanished=whole)
     if print_result(given, result, display):
+        print_lines(*result.unseen[:NAMED], to=sys.stderr)
         for path in result.vanished[:NAMED]:
             print_lines(f"gone: {path}", to=sys.stderr)
         if result.vanished:
@@ -70,6 +71,7 @@ def _fill(given: argparse.Namespace, config: IndexConfig, folder: Path, *, whole
 
 def remove(given: argparse.Namespace) -> int:
     """Remove the rows of the named files, all or none."""
+    from artifacts.gone_files import GoneFiles
     from artifacts.index.naming import rows_gone, rows_named
     from artifacts.index.writing import writing
 
@@ -78,11 +80,13 @@ def remove(given: argparse.Namespace) -> int:
             "nothing to remove" if given.names == [] else "NAMES and --gone exclude each other",
             hint="Name files, folders or keys, or give --gone",
         )
+    gone = GoneFiles()
     with writing(_folder(given)) as writer:
         snapshot = writer.snapshot()
-        found = rows_gone(snapshot) if given.gone else rows_named(snapshot, given.names)
+        found = rows_gone(snapshot, gone) if given.gone else rows_named(snapshot, given.names)
         count = writer.remove(found)
         left = writer.manifest.live_rows
+    print_lines(*gone.notes(), to=sys.stderr)
     print_lines(
         f"{counted(count, 'row')} removed, {left:,} left; `penstock index compact` frees space"
     )

@@ -3,7 +3,7 @@ line and an exit code.
 """
 
 import argparse
-import os
+import errno
 import platform
 import re
 import sys
@@ -16,6 +16,7 @@ from artifacts.errors import EnvironmentFault, PenstockError
 from artifacts.plurals import meant
 from flows.console.interrupts import repeating_dropped_interrupts
 from flows.console.lines import print_lines, wrapped
+from stages.process.output_streams import lasting_output
 
 CHOICE = re.compile(r"argument (.*): invalid choice: '(.*)' \(choose from (.*)\)")
 """argparse's message about a value that is not one of the choices."""
@@ -148,14 +149,17 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command, and return its exit code."""
-    try:
-        with repeating_dropped_interrupts():
-            return _main(arguments)
-    except Exception as error:
-        return _exit_code_of(error)
-    except KeyboardInterrupt as stop:
-        return _exit_code_of(stop)
+    """Run one command, and return its exit code. Output that nobody reads changes neither."""
+    with lasting_output() as output:
+        try:
+            with repeating_dropped_interrupts():
+                code = _main(arguments)
+        except (Exception, KeyboardInterrupt) as error:
+            code = _exit_code_of(error)
+        output.flush()
+        if output.error is not None:  # a full disk, not a reader that has ended
+            code = code or _exit_code_of(_incomplete(output.error))
+        return code
 
 
 def _main(arguments: Sequence[str] | None) -> int:
@@ -183,19 +187,23 @@ def _exit_code_of(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt):
         print_error("interrupted; finished items are kept")
         return 4
-    if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and (
+        error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    ):
         from artifacts.store import fault_of
-        from flows.console.terminal import silence_closed_terminal
 
-        silence_closed_terminal()
-        fault = fault_of(error, Path(str(error.filename or "standard output")))
+        fault = fault_of(error, Path(str(error.filename or "the store or the output folder")))
         print_error(str(fault))
         return fault.exit_code
     assert isinstance(error, Exception)
     return report_crash(error)
+
+
+def _incomplete(error: OSError) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"the output is incomplete, because standard output cannot be written ({error.strerror})",
+        hint="All else is done; send the output elsewhere",
+    )
 
 
 def run(given: argparse.Namespace) -> int:

@@ -17,7 +17,6 @@ from artifacts.remote.media_cache import open_local
 from flows.cli.derived import config_from
 from flows.console.display import Display
 from flows.console.lines import json_line, print_lines
-from flows.console.terminal import silence_closed_terminal
 from flows.options.search import SearchPlace, SearchQuery
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ def search_command(given: argparse.Namespace) -> int:
         refuse_replacing_found(page, copies)
         query, place = config_from(given, SearchQuery), config_from(given, SearchPlace)
         hits = search_index(folder, query, place, display, warnings.append)
-    silence_closed_terminal()
     for warning in warnings:
         print_lines(f"warning: {warning}", to=sys.stderr)
     if page:

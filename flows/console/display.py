@@ -9,12 +9,18 @@ from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
 from artifacts.errors import redacted, with_hint
-from flows.console.lines import fitted, is_terminal, obeys_control_codes, terminal_width
+from flows.console.lines import (
+    fitted,
+    is_terminal,
+    obeys_control_codes,
+    print_lines,
+    terminal_width,
+)
 from flows.console.pace import Pace
-from flows.console.terminal import ignoring_closed_terminal
 from flows.console.units import duration, pace, size
 from flows.pipelines import STAGES
 from stages.process.events import Event, Item, StageNotes, Total, Warned
+from stages.process.output_streams import lasting
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -26,7 +32,7 @@ class ProgressLine:
     """A progress line at the bottom of a terminal, above which other lines scroll."""
 
     def __init__(self, to: IO[str]) -> None:
-        self._to = ClosableTerminal(to)
+        self._to = to
         self._progress: Progress | None = None
         self._task: Any = None
 
@@ -48,7 +54,7 @@ class ProgressLine:
 
     def line(self, text: str) -> None:
         """Write a permanent line above the progress line."""
-        lines = fitted(text, self._to.terminal)
+        lines = fitted(text, self._to)
         if self._progress is None:
             self._to.write("\n".join(lines) + "\n")
             self._to.flush()
@@ -66,26 +72,7 @@ class ProgressLine:
             self._task = None
 
 
-class ClosableTerminal:
-    """A terminal stream that may be closed while it is written to."""
-
-    def __init__(self, to: IO[str]) -> None:
-        self.terminal = to
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.terminal, name)
-
-    def write(self, text: str) -> int:
-        with ignoring_closed_terminal():
-            self.terminal.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with ignoring_closed_terminal():
-            self.terminal.flush()
-
-
-def progress_on(to: ClosableTerminal) -> "Progress":
+def progress_on(to: IO[str]) -> "Progress":
     """Return a rich progress line on a terminal."""
     from rich.console import Console, ConsoleDimensions
     from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
@@ -101,7 +88,7 @@ def progress_on(to: ClosableTerminal) -> "Progress":
         @property  # type: ignore[misc]
         def size(self) -> ConsoleDimensions:
             # rich reads the size from the standard streams, which may be redirected.
-            return ConsoleDimensions(terminal_width(to.terminal), super().size.height)
+            return ConsoleDimensions(terminal_width(to), super().size.height)
 
     class ComputedColumn(ProgressColumn):
         """A column whose text is computed at each redraw."""
@@ -110,7 +97,7 @@ def progress_on(to: ClosableTerminal) -> "Progress":
             return Text(task.fields["status"](), no_wrap=True)
 
     console = OneTerminal(
-        file=to,  # type: ignore[arg-type]
+        file=to,
         force_terminal=True,
         highlight=False,
         markup=False,
@@ -160,7 +147,8 @@ class Display:
     ) -> None:
         """Show a run on the standard error, or on `to`. `quiet`: show nothing, except a progress
         line if `fleeting`."""
-        self._to = to or sys.stderr or io.StringIO()  # stderr is None if it was closed
+        # stderr is None if it was closed
+        self._to = lasting(to or sys.stderr or io.StringIO())
         self._json = as_json
         self._lasting = not quiet and not as_json
         """Whether permanent lines are written."""
@@ -350,16 +338,11 @@ class Display:
         if self._moving:
             self._moving.line(text)
         else:
-            self._put("\n".join(fitted(text, self._to)) + "\n")
+            print_lines(text, to=self._to)
 
     def _emit(self, value: dict[str, Any]) -> None:
         if self._json:
-            self._put(json.dumps(value) + "\n", sys.stdout)
-
-    def _put(self, text: str, to: IO[str] | None = None) -> None:
-        with ignoring_closed_terminal():
-            (to or self._to).write(text)
-            (to or self._to).flush()
+            print(json.dumps(value), file=lasting(sys.stdout), flush=True)
 
 
 def failed_line(media_path: str, message: str, hint: str) -> str:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from typing import IO, Any
 
+from stages.process.output_streams import lasting
+
 UNBOUNDED = 1000
 """Width without a terminal: lines of a log are never wrapped."""
 LONGEST_LINE = 10_000
@@ -30,8 +32,8 @@ COLOURS = (
 
 
 def print_lines(*lines: str, to: IO[str] | None = None) -> None:
-    """Write lines to the standard output or to `to`, formatted for it."""
-    to = to or sys.stdout
+    """Write lines to the standard output or to `to`, formatted for it. Raises no OSError."""
+    to = lasting(to or sys.stdout)
     for line in lines:
         print("\n".join(fitted(line, to)), file=to, flush=True)
 

@@ -15,6 +15,7 @@ from typing import Any
 from artifacts.errors import CannotFit, EnvironmentFault, StageDied
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
+from artifacts.locks import try_hold
 from artifacts.user_folders import machine_cache
 from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from flows.machine.versions import versions
@@ -28,7 +29,7 @@ from stages.process.device import (
 from stages.process.environment import ALLOCATOR, ALLOCATOR_OLD, NOT_EXPANDABLE
 from stages.process.exit_diagnosis import device_advice
 from stages.process.gpu_probe import ProbeJob
-from stages.process.lock import lock_path, try_hold
+from stages.process.lock import lock_path
 from stages.process.nvml import USE_CPU_HINT
 
 FORMAT = 2

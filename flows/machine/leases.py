@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import EnvironmentFault
+from artifacts.locks import lock
 from artifacts.stamps import stamp_of
 from artifacts.store import Store, fault_of
 from artifacts.stores.local import TEMPORARY, clock_of
@@ -119,9 +120,8 @@ def hold_note_in(
     with file:
         # The lock is taken before the note gets its final name. Otherwise a sweep could delete it
         # as that of a dead process. On a file system without locks, the note's age decides.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
+            lock(file.fileno())
             file.writelines(f"{each}\n" for each in (line, *digests))
             file.flush()
             os.fsync(file.fileno())  # other machines see an open file only then
@@ -180,14 +180,15 @@ def _opened(path: Path) -> Iterator[int]:
 
 def _is_dead(descriptor: int, note: Mapping[str, Any], folder: Path) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if note["host"] == socket.gethostname():
-            return True
-    except BlockingIOError:
+        has_lock = lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        has_lock = None
+    if has_lock is False:
         return False
-    except OSError:  # this file system has no locks
-        if note["system"] and note["system"] == system():
-            return not os.path.exists(f"/proc/{note['pid']}")
+    if has_lock and note["host"] == socket.gethostname():
+        return True
+    if has_lock is None and note["system"] and note["system"] == system():
+        return not os.path.exists(f"/proc/{note['pid']}")
     return clock_of(folder) - os.fstat(descriptor).st_mtime > LEASE_SECONDS
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from artifacts.files import OURS, SERVER_FOLDERS, is_hidden
 from artifacts.plurals import counted
+from artifacts.remote.addresses import is_address
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Selection, writable
 
 LEADS_NOWHERE = "the link leads nowhere: its disk may be away"
@@ -33,7 +34,7 @@ def unread_in(sources: Iterable[str]) -> list[str]:
     for root in map(os.path.expanduser, sources):
         while glob.has_magic(root) and not os.path.isdir(root):
             root = os.path.dirname(root) or os.curdir
-        if os.path.isdir(root):
+        if not is_address(root) and not os.path.isfile(root):
             deque(_folders(Path(root), found.append), 0)
     return [f"{writable(error.filename)} ({error.strerror})" for error in found]
 

@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+from artifacts.claims import refuse_unclaimable
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.locks import holder, try_hold
 from artifacts.regular_files import guard, refuse_links
 from artifacts.schema import Half
 from artifacts.store import fault_of
@@ -39,14 +41,16 @@ from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stage_runner import StageRunner
 from stages import decode, tune
 from stages.process.events import Event, Failed, Item, MemorySample, StageNotes
-from stages.process.lock import holder, try_hold
 from stages.process.outcome import StageOutcome
 
 
 @contextlib.contextmanager
 def hold_lease(job: Job) -> Iterator[Lease]:
     """Hold a lease on the namespaces that the job needs, and store notes about them. Other
-    processes then delete none of these records."""
+    processes then delete none of these records. Raises EnvironmentFault, also if the work of a
+    stage cannot be claimed."""
+    made = [job.ledger[stage.writes].record_sets[0] for stage in job.pipeline[1:]]
+    refuse_unclaimable(job.store, [job.ledger.media, *made])
     namespaces = [namespace for variant in job.ledger.variants for namespace in variant.of.values()]
     namespaces += one_shot_namespaces(job)
     media = (medium.digest for medium in job.media)

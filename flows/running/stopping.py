@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from artifacts.errors import Interrupted
 from flows.console.interrupts import repeating_dropped_interrupts
-from flows.console.terminal import silence_closed_terminal
 
 STOPPING = (signal.SIGTERM, signal.SIGHUP)
 """Signals handled like Ctrl-C: a request to end, and the end of the terminal or connection."""
@@ -31,7 +30,6 @@ def stopped_in_order() -> Iterator[None]:
             # SIGHUP comes twice, from the kernel and from the shell. The outputs must still be
             # written.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
-            silence_closed_terminal()
         raise KeyboardInterrupt
 
     for number in handled:

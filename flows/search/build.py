@@ -4,7 +4,6 @@ Images go through the stages of `penstock embed`, and the stored vectors are app
 can therefore be rebuilt without a model.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from artifacts.captions import write_jsonl
 from artifacts.errors import CannotFit, EnvironmentFault, UsageError
+from artifacts.gone_files import GoneFiles
 from artifacts.index.compacting import merge_small
 from artifacts.index.manifest import has_manifest, is_of_index, read_manifest
 from artifacts.index.measuring import is_due, measure, note_texts
@@ -26,7 +26,6 @@ from artifacts.index.snapshot import of_all, paths_of
 from artifacts.index.writing import LOCK, Added, IndexWriter, refuse_other, within, writing
 from artifacts.owned_folders import refuse_foreign
 from artifacts.plurals import counted
-from artifacts.remote.addresses import is_address
 from artifacts.tables import utf8
 from artifacts.vectors import vectors_in
 from flows.console.display import Display
@@ -58,6 +57,8 @@ class IndexWritten(VectorsWritten):
     """Number of removed rows, of earlier contents of the files."""
     vanished: tuple[str, ...] = field(default=())
     """Files with rows in the index that no longer exist."""
+    unseen: tuple[str, ...] = field(default=())
+    """Notes on files with rows in the index of which this is not known."""
 
     def to_json(self) -> dict[str, Any]:
         fields = {"index": str(self.folder), "added": self.added, "replaced": self.replaced}
@@ -156,7 +157,9 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
     if has_manifest(folder):
         found.vectors = read_manifest(folder).live_rows
         if look_for_vanished:
-            found.vanished = _vanished(folder, job)
+            gone = GoneFiles()
+            found.vanished = _vanished(folder, job, gone)
+            found.unseen = tuple(gone.notes())
     return found
 
 
@@ -210,11 +213,10 @@ def _remove_replaced(
     return writer.remove(np.flatnonzero(old))
 
 
-def _vanished(folder: Path, job: Job) -> tuple[str, ...]:
-    """Return the files of the index that are not among those of the job and do not exist."""
+def _vanished(folder: Path, job: Job, gone: GoneFiles) -> tuple[str, ...]:
+    """Return the files of the index that are not among those of the job and were deleted."""
     named = {utf8(file.place) for file in job.files}
-    found = (path for path in paths_of(folder) if path not in named)
-    return tuple(path for path in found if not (is_address(path) or os.path.lexists(path)))
+    return tuple(path for path in paths_of(folder) if path not in named and gone.has(path))
 
 
 def _measure(config: VectorConfig, folder: Path, display: Display) -> None:

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable
 from typing import IO, Protocol
 
+from artifacts.locks import holder, try_hold
 from flows.serving.refusals import HttpRefusal, unavailable
-from stages.process.lock import holder, lock_of, try_hold
+from stages.process.lock import lock_of
 
 TURN_SECONDS = 5.0
 """Time that a working half keeps the device while another waits for it. Loading a half takes

@@ -71,9 +71,11 @@ class Guard:
                     *message["headers"],
                     *((name, value) for name, value in SAFE.items() if name not in given),
                 ]
-            await send(message)
+            for each in whole(message):
+                await send(each)
             complete = message["type"] == "http.response.body" and not message.get("more_body")
 
+        whole = _Whole() if scope.get("http_version") == "1.0" else lambda message: [message]
         limited = (path in ALSO_LIMITED or scope["method"] == "POST") and path.startswith(LIMITED)
         try:
             self._admit(scope, limited=limited)
@@ -127,12 +129,39 @@ class Guard:
             raise HttpRefusal(429, "too many waiting requests", "Ask again later", min(wait, 60.0))
 
     def _knows(self, headers: dict[str, str]) -> bool:
-        given = headers.get("authorization", "").encode("latin-1")
-        if hmac.compare_digest(given, b"Bearer " + self._token.encode()):
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        is_bearer = scheme.lower() == "bearer"
+        if is_bearer and hmac.compare_digest(given.encode("latin-1"), self._token.encode()):
             return True
         expected = f"{COOKIE}={session_of(self._token)}".encode()
         cookies = headers.get("cookie", "").encode("latin-1").split(b";")
         return any(hmac.compare_digest(cookie.strip(), expected) for cookie in cookies)
+
+
+class _Whole:
+    """Holds the answer of a client of HTTP/1.0 until its length is known. Otherwise uvicorn would
+    send it in chunks, which such a client takes for content."""
+
+    def __init__(self) -> None:
+        self._start: Message = {}
+        self._body = bytearray()
+
+    def __call__(self, message: Message) -> list[Message]:
+        """Return what may be sent now."""
+        if message["type"] == "http.response.start":
+            if any(name.lower() == b"content-length" for name, _ in message["headers"]):
+                return [message]
+            self._start = message
+            return []
+        if not self._start:
+            return [message]
+        self._body += message.get("body", b"")
+        if message.get("more_body"):
+            return []
+        start, body = self._start, bytes(self._body)
+        length = (b"content-length", str(len(body)).encode())
+        start["headers"] = [*start["headers"], length]
+        return [start, {"type": "http.response.body", "body": body}]
 
 
 def session_of(token: str) -> str:

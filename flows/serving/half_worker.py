@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from artifacts.errors import CannotFit, PenstockError
+from artifacts.errors import CannotFit, EnvironmentFault, PenstockError
 from flows.planning.rungs import Rung
 from flows.serving.batching import Batcher, QueuedRequest
 from flows.serving.device_scheduler import DeviceScheduler
@@ -314,7 +314,12 @@ class HalfWorker:
         return 0
 
     async def _start(self) -> None:
-        await self._scheduler.acquire(self)
+        try:
+            await self._scheduler.acquire(self)
+        except (PenstockError, OSError) as error:
+            fault = f"the device's lock cannot be taken: {error}"
+            self._ended(None, EnvironmentFault(fault, hint="Ask again; see the server's log"))
+            return
         self.state, self._leaving = LOADING, False
         rung, room = self._rung, self._scheduler.granted_bytes(self)
         self._process = WorkerProcess(
@@ -361,7 +366,7 @@ class HalfWorker:
         self.batches.max_size = min(found, self._rung.batch, max_size or found)
         self.batches.max_weight = self.batches.max_size * self._spec.item_weight
 
-    def _ended(self, live: WorkerProcess, error: PenstockError | None) -> None:
+    def _ended(self, live: WorkerProcess | None, error: PenstockError | None) -> None:
         """Clean up after the process ended, and plan its restart if it failed."""
         if live is not self._process:
             return

@@ -21,6 +21,10 @@ PIECE_BYTES = 1 << 12
 """Bytes that are parsed at once. A head that begins within a piece may exceed the limit by them."""
 LINGER_SECONDS = 2.0
 """Time in which a refused client may read why. What it sends meanwhile is discarded."""
+DROP_SECONDS = 10.0
+"""Time in which a client that was answered before it had sent its body may go on sending."""
+DROPPED_BYTES = 256 << 20
+"""Bytes that it may send meanwhile. They are not kept."""
 READ_SECONDS = 20.0
 """Time in which a client must read some of its response. A slower client is disconnected."""
 HEAD_SECONDS = 10.0
@@ -54,10 +58,17 @@ class HeadLimited(BaseProtocol):
         self._h11: h11.Connection | None = getattr(self, "conn", None)
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self.flow = _Flow(transport, self._parse_rest_soon)
+        self._draining = _Draining(transport, self._is_receiving)
+        super().connection_made(self._draining)  # type: ignore[arg-type]
+        self.flow = _Flow(self.transport, self._parse_rest_soon)
+
+    def _is_receiving(self) -> bool:
+        """Return whether the client may still be sending the body of its request."""
+        return self.cycle is not None and bool(self.cycle.more_body)
 
     def data_received(self, data: bytes) -> None:
+        if self._draining.drops(data):
+            return
         data, self._rest = self._rest + data, b""
         at = 0
         while at < len(data) and not (self._is_refused or self.transport.is_closing()):
@@ -118,6 +129,41 @@ class HeadLimited(BaseProtocol):
         self.transport.write(REFUSAL)
         self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+
+class _Draining:
+    """A transport whose `close`, while the client still sends, ends its own side alone. What comes
+    is dropped, within limits of time and size. Otherwise the kernel would reset the connection, and
+    the client would not get its answer."""
+
+    def __init__(self, transport: Any, is_receiving: Callable[[], bool]) -> None:
+        self._transport, self._is_receiving = transport, is_receiving
+        self._left = 0
+        """Bytes that are dropped before the connection is cut."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def drops(self, data: bytes) -> bool:
+        """Return whether the answer was sent, and this is to be dropped."""
+        if not self._left:
+            return False
+        self._left = max(1, self._left - len(data))
+        if self._left == 1:
+            self._transport.abort()
+        return True
+
+    def is_closing(self) -> bool:
+        return bool(self._left or self._transport.is_closing())
+
+    def close(self) -> None:
+        if self._left or not self._is_receiving() or self._transport.is_closing():
+            self._transport.close()
+            return
+        self._left = DROPPED_BYTES
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        asyncio.get_running_loop().call_later(DROP_SECONDS, self._transport.abort)
 
 
 def limited_protocol(max_connections: int) -> type[asyncio.Protocol]:

@@ -10,6 +10,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from stages.process.events import MemorySample, StageNotes
+from stages.process.output_streams import failed_writes
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -105,6 +106,8 @@ class Metrics:
         what = "memory that a half is planned to take"
         self.budget_bytes = gauge("penstock_budget_bytes", what, ["half"])
         self._depth = gauge("penstock_queue_depth", "works that wait", ["half"])
+        what = "writes of the log that failed"
+        gauge("penstock_log_errors", what).set_function(failed_writes)
         self.second = Second()
         """Counts since the last point."""
         self._points: deque[dict[str, Any]] = deque(maxlen=MAX_POINTS)

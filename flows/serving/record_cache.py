@@ -129,8 +129,8 @@ class RecordCacheFlusher:
             try:
                 await asyncio.to_thread(kept.save)
                 self._last_error = ""
-            except PenstockError as error:
+            except (PenstockError, OSError) as error:
                 kept.unsaved.clear()
-                if error.message != self._last_error:
+                if str(error) != self._last_error:
                     self._log(f"results are not stored: {error}")
-                self._last_error = error.message
+                self._last_error = str(error)

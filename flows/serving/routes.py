@@ -206,6 +206,8 @@ class Routes:
     async def ready(self) -> Response:
         """Report whether requests are processed without waiting."""
         why = self._service.why_not_ready()
+        if not why and not await asyncio.to_thread(self._service.temp_store.has_room):
+            why = "the disk is full"
         return json_answer({"ready": not why, "why": why}, 503 if why else 200)
 
     async def session(self) -> Response:

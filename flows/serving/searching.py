@@ -67,6 +67,7 @@ class ServedIndex:
         except UsageError as error:
             raise refusal_of(error) from error
         except PenstockError as error:
+            self._stamp = ()  # its files may have been overwritten: open them again
             raise refusal_of(error, 503) from error
 
     async def check(self) -> None:

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Any
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import uvicorn
 
@@ -42,6 +44,10 @@ FILES = 1 << 16
 """Limit of open files, if the system allows it. Each connection is one."""
 GARBAGE = 20_000
 """Allocated objects that trigger a garbage collection. A request leaves few."""
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LEAVE_SECONDS = 2.0
+"""Seconds in which a server that was stopped before its models were open may end by itself."""
+ResultT = TypeVar("ResultT")
 SWITCH_SECONDS = 0.0005
 """Longest time that a server thread blocks the others, which read the events of halves."""
 
@@ -87,12 +93,18 @@ async def _serve(
     """Serve until a signal arrives. Reopen the service when its model files have changed.
     Raises ModelChanged if they change again before any half was loaded."""
     answering = Answering(config, listener)
+    answering.heed_signals()
     changes = 0
     try:
         while True:
             model = ModelWatch()
             try:
-                async with open_service(config, display, make_launcher) as service:
+                async with contextlib.AsyncExitStack() as opened:
+                    opening = opened.enter_async_context(
+                        open_service(config, display, make_launcher)
+                    )
+                    if (service := await answering.unless_stopped(opening)) is None:
+                        return
                     model = service.model
                     await answering.serve_app(Guard(app_of(service, token), service, token))
                     if await answering.wait_for_stop(model.changed):
@@ -130,6 +142,7 @@ class Answering:
         self._app: ASGI | None = None
         self._serving: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self._is_open = False
         self._server = UnsignalledServer(
             uvicorn.Config(
                 self._answer,
@@ -151,14 +164,42 @@ class Answering:
         assert self._app is not None
         await self._app(scope, receive, send)
 
+    def heed_signals(self) -> None:
+        """Stop at a signal from now on, and leave soon if the service is not open yet: its opening
+        may block this thread and others."""
+        loop = asyncio.get_running_loop()
+
+        def stop(*_: object) -> None:
+            loop.call_soon_threadsafe(self._stopping.set)
+            if not self._is_open:
+                leave = threading.Timer(LEAVE_SECONDS, os._exit, [0])
+                leave.daemon = True
+                leave.start()
+
+        for number in STOPPING:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, stop)
+
+    async def unless_stopped(self, work: Coroutine[Any, Any, ResultT]) -> ResultT | None:
+        """Return the result of `work`, which opens the service; None if a stop signal comes before.
+        It is then cancelled."""
+        self._is_open = False
+        doing, stop = asyncio.create_task(work), asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({doing, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if doing.done():
+            self._is_open = True
+            return doing.result()
+        doing.cancel()
+        await asyncio.wait({doing})
+        return None
+
     async def serve_app(self, app: ASGI) -> None:
         """Handle requests with this application from now on. Until then, the previous one refuses
         them."""
         self._app = app
         if self._serving is not None:
             return
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
         # Freeze the objects that exist now: scanning them took a sixth of the time.
         gc.collect()
         gc.freeze()

@@ -1,10 +1,11 @@
 """Builds a server from its configuration, and shuts it down in order."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,11 @@ def read_and_drop(records: RecordSet) -> Callable[[Iterable[str]], dict[str, Any
     return answers
 
 
+log = logging.getLogger(__name__)
+
 POINT_SECONDS = 1.0
+RESTART_SECONDS = 1.0
+"""Seconds until a task that failed is started again."""
 DRAIN_SECONDS = 30.0
 MOST_DECODERS = 8
 
@@ -188,8 +193,11 @@ async def open_service(
 @asynccontextmanager
 async def _running(service: Service, keeper: RecordCacheFlusher) -> AsyncIterator[None]:
     """Run all halves until the block ends, then let them finish their requests."""
-    tasks = [asyncio.create_task(half.run()) for half in service.halves]
-    background = [asyncio.create_task(each) for each in (keeper.run(), _points(service))]
+    tasks = [asyncio.create_task(_restarted(half.name, half.run)) for half in service.halves]
+    background = [
+        asyncio.create_task(_restarted("storing results", keeper.run)),
+        asyncio.create_task(_restarted("the plots", partial(_points, service))),
+    ]
     for decoders in service.decoders:
         decoders.begin()
     try:
@@ -204,6 +212,17 @@ async def _running(service: Service, keeper: RecordCacheFlusher) -> AsyncIterato
         for decoders in service.decoders:
             decoders.stop()
         await keeper.save()
+
+
+async def _restarted(name: str, run: Callable[[], Awaitable[None]]) -> None:
+    """Run a task of the server to its end. An error is logged, and the task goes on after it: no
+    request would be answered without it, and nobody would notice."""
+    while True:
+        try:
+            return await run()
+        except Exception:
+            log.exception("%s failed, and is started again", name)
+            await asyncio.sleep(RESTART_SECONDS)
 
 
 async def _points(service: Service) -> None:

@@ -5,21 +5,25 @@ A killed server leaves its folder behind. A starting server removes the folders 
 longer exist.
 """
 
+import errno
 import itertools
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import mkdtemp
 
-from artifacts.files import delete_folders_of_dead
+from artifacts.files import delete_unlocked, own_folder
 from artifacts.store import Store, open_store
 
 MEMORY = Path("/dev/shm")
 MIN_FREE_BYTES = 1 << 30
 """Bytes that must be free in memory. Containers may have only 64 MB there."""
 PREFIX = "penstock-serve-"
+ROOM_BYTES = 1 << 20
+"""Bytes that a server must be able to write to be ready."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a full disk."""
 
 
 class TempStore:
@@ -34,17 +38,27 @@ class TempStore:
         """Return an unused path."""
         return self.folder / f"{next(self._numbers)}{suffix}"
 
+    def has_room(self) -> bool:
+        """Return whether ROOM_BYTES can be written."""
+        path = self.path(".room")
+        try:
+            with open(path, "xb") as file:
+                os.posix_fallocate(file.fileno(), 0, ROOM_BYTES)
+        except OSError as error:
+            return error.errno not in FULL
+        finally:
+            path.unlink(missing_ok=True)
+        return True
+
 
 @contextmanager
 def temp_folder(fallback: Path) -> Iterator[TempStore]:
     """Yield a folder that is deleted after the block. It lies in memory, or in `fallback`."""
     with suppress(OSError):
         fallback.mkdir(parents=True, exist_ok=True)
-    for place in (MEMORY, fallback):
-        delete_folders_of_dead(place, PREFIX)
     in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MIN_FREE_BYTES
-    folder = Path(mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=MEMORY if in_memory else fallback))
-    try:
+    place = MEMORY if in_memory else fallback
+    for other in {MEMORY, fallback} - {place}:
+        delete_unlocked(other, PREFIX)
+    with own_folder(place, PREFIX) as folder:
         yield TempStore(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

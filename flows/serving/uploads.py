@@ -7,6 +7,7 @@ writing, because a disk may block.
 
 import asyncio
 import hashlib
+import logging
 import os
 import threading
 from collections.abc import AsyncIterator
@@ -20,8 +21,10 @@ from starlette.requests import ClientDisconnect
 from artifacts.keys import content_key
 from artifacts.schema import MediaKind
 from flows.serving.refusals import HttpRefusal, bad_request
-from flows.serving.temp_store import TempStore
+from flows.serving.temp_store import FULL, TempStore
 from stages.frames.formats import AVIF_BRANDS, HEIC_BRANDS
+
+LOG = logging.getLogger(__name__)
 
 PIECE_SECONDS = 10.0
 """Longest wait for the next part of a body."""
@@ -131,12 +134,19 @@ class BodyFile:
         self._lock = threading.Lock()
 
     def add(self, data: bytes | bytearray) -> None:
-        """Append bytes."""
+        """Append bytes. Raises HttpRefusal if they do not fit on the disk."""
         with self._lock:
             self._start = (self._start + data[:START_BYTES])[:START_BYTES]
             self._digest.update(data)
-            with open(self._path, "ab", buffering=0) as file:
-                file.write(data)
+            try:
+                with open(self._path, "ab") as file:
+                    file.write(data)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                LOG.warning("an upload does not fit on the disk of %s", self._path.parent)
+                why = "the server has no room for the upload"
+                raise HttpRefusal(507, why, "Ask again later, or send less", 5.0) from error
 
     def end(self, data: bytes | bytearray) -> Upload:
         """Append the last bytes, and return the upload. Raises HttpRefusal."""

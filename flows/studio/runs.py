@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
-from artifacts.files import try_lock, write_json
+from artifacts.files import write_json
 from artifacts.keys import digest_of
+from artifacts.locks import try_lock
 from artifacts.regular_files import guard, is_denied, open_below
 from artifacts.store import fault_of
 from artifacts.user_folders import user_state

@@ -43,6 +43,7 @@ from stages.process.gc_freeze import gc_frozen
 from stages.process.job import read_job, value_in
 from stages.process.lock import hold_device
 from stages.process.memory import ProcessMemory, Sampler, anonymous_bytes
+from stages.process.output_streams import lasting_output
 from stages.process.report import EventReporter
 
 PR_SET_PDEATHSIG = 1
@@ -87,7 +88,8 @@ class ParentInfo(NamedTuple):
 
 def main(job: str, parent: str, events: str) -> int:
     """Run the stage whose job is read from a descriptor, and return its exit status."""
-    return run_job(read_job(int(job)), ParentInfo(int(parent)), int(events))
+    with lasting_output():
+        return run_job(read_job(int(job)), ParentInfo(int(parent)), int(events))
 
 
 def run_job(job: dict[str, Any], origin: ParentInfo, events: int) -> int:
@@ -187,7 +189,4 @@ def describe(error: BaseException) -> StageError:
 
 if __name__ == "__main__":
     # Skip the interpreter's shutdown: the driver frees the memory faster than finalizers do.
-    exit_code = main(*sys.argv[1:4])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
+    os._exit(main(*sys.argv[1:4]))

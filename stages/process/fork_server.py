@@ -37,6 +37,7 @@ from stages.process.child import ParentInfo, load_entry, run_job
 from stages.process.fork_imports import has_used_cuda, importing_for_forks
 from stages.process.gc_freeze import gc_frozen
 from stages.process.job import read_job, value_in
+from stages.process.output_streams import lasting_output
 
 MESSAGE_BYTES = 1 << 16
 DESCRIPTORS = 4
@@ -134,12 +135,11 @@ class Server:
                 os.close(handle)
             if drawn := sys.modules.get("numpy.random"):  # otherwise it is seeded on import
                 drawn.seed()
-            code = run_job(job, origin, events)
+            with lasting_output():
+                code = run_job(job, origin, events)
         except BaseException:
             traceback.print_exc()
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
             os._exit(code)
 
     def _report_exit(self, handle: int) -> None:

@@ -245,9 +245,7 @@ class StageProcess:
                 if event is None:
                     continue
                 self._apply(event)
-                with contextlib.suppress(
-                    OSError
-                ):  # the reader of the output may be gone, as in `| head`
+                with contextlib.suppress(OSError):  # the run record, which is written again
                     self._listen(self.name, event)
 
     def _apply(self, event: Event) -> None:

@@ -1,7 +1,6 @@
 """Downloads one large file: resumes it, waits out a broken connection, verifies the checksum."""
 
 import errno
-import fcntl
 import hashlib
 import os
 import threading
@@ -11,6 +10,7 @@ from io import FileIO
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault
+from artifacts.locks import try_lock
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before each retry while nothing arrives; arriving data restarts the sequence."""
@@ -100,17 +100,13 @@ def _open_locked(name: str, part: Path, watch: TransferWatch) -> FileIO:
     waiting = False
     while True:
         file = part.open("a+b", buffering=0)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        # On a file system without locks, the checksum reveals conflicts.
+        if not try_lock(file.fileno()):
             if not waiting:
                 watch.announce(f"{name} is being downloaded by another process: waiting for it")
             waiting = True
-        except OSError:  # a file system without locks: the checksum reveals conflicts
+        elif _is_same_file(part, file):
             return file
-        else:
-            if _is_same_file(part, file):
-                return file
         file.close()
         if watch.stop.wait(LOCK_SECONDS if waiting else 0):
             raise Stopped

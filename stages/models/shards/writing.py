@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from artifacts.errors import EnvironmentFault, ModelChanged, UsageError
-from artifacts.files import read_kept, sweep, try_lock, whole_file, write_json
+from artifacts.files import read_kept, sweep, whole_file, write_json
+from artifacts.locks import try_lock
 from artifacts.owned_folders import refuse_foreign
 from artifacts.regular_files import open_regular
 from artifacts.store import fault_of

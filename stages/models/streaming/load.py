@@ -14,8 +14,6 @@ How it works:
 """
 
 import contextlib
-import os
-import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +24,7 @@ import torch
 from torch import nn
 
 from artifacts.errors import CannotFit
-from artifacts.files import delete_folders_of_dead
+from artifacts.files import own_folder
 from artifacts.schema import Part
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import dispatching, placement, waiting
@@ -148,8 +146,7 @@ def load_streamed(
 
     with contextlib.ExitStack() as undo:
         # Weights whose stored form differs from the computed one are written there once.
-        folder = new_folder()
-        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder = str(undo.enter_context(own_folder(Path(tempfile.gettempdir()), FOLDER)))
         # Leave out the hooks that would fetch a layer at each call.
         with dispatching(receive):
             given = {**options, "device_map": places, "offload_folder": folder}
@@ -164,9 +161,3 @@ def load_streamed(
         weakref.finalize(layers, undo.pop_all().close)
     half.__dict__[ATTRIBUTE] = layers
     return half
-
-
-def new_folder() -> str:
-    """Make a temporary folder for weights, and delete those of killed processes."""
-    delete_folders_of_dead(Path(tempfile.gettempdir()), FOLDER)
-    return tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-")
