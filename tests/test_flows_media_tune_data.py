@@ -8,13 +8,18 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 from pyarrow.parquet import write_table
 
 from artifacts.errors import UsageError
+from artifacts.store import open_store
 from flows.media.example import Example
 from flows.media.tune_data import examples_in, split
+from flows.options.commands import CaptionConfig
 from flows.options.tune import TuneConfig
 from flows.running.tune import resolve_run
+from tests.support.saying import lines, run
+from tests.support.stand_ins import config_in
 
 ROWS: list[dict[str, Any]] = [
     {"media_path": "a.mp4", "source": "", "start": 0.0, "end": 4.0, "caption": "one"},
@@ -231,3 +236,66 @@ def test_an_adapter_replaces_no_settings_of_somebody_else(tmp_path: Path) -> Non
     config = TuneConfig(data=data, model="demo", out=str(tmp_path / "theirs"))
     with pytest.raises(UsageError, match=r"holds other files \(adapter_config.json\)"):
         resolve_run(config)
+
+
+AFFIXES = {"trigger": "ohwx", "prefix": "In short:\n", "suffix": " (end)"}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> CaptionConfig:
+    """A run over three pictures, with something around every caption."""
+    (folder := tmp_path / "pictures").mkdir()
+    for level, name in enumerate("abc"):
+        Image.new("L", (16, 16), 80 * level).save(folder / f"{name}.png")
+    return config_in(tmp_path, folder, **AFFIXES)
+
+
+def learned(data: Path, store: str) -> list[str]:
+    return [each.caption for each in examples_in(str(data), store=open_store(store))]
+
+
+def test_what_a_run_puts_around_captions_is_not_trained(pictures: CaptionConfig) -> None:
+    out, folder = Path(pictures.out), Path(pictures.sources[0])
+    run(pictures, format=("csv", "parquet", "hf"))
+    own = [line["caption"] for line in lines(pictures)]
+    assert all(text.startswith("ohwx, In short:\n") and text.endswith(" (end)") for text in own)
+    wanted = [text[len("ohwx, In short:\n") : -len(" (end)")] for text in own]
+    for file in ("captions.jsonl", "captions.csv", "captions.parquet", "hf/images/metadata.jsonl"):
+        found = learned(out / file, pictures.store)
+        assert [text.split() for text in found] == [text.split() for text in wanted], file
+    run(pictures, format=("txt",), beside=True)
+    flat = [" ".join(text.split()) for text in wanted]
+    assert learned(folder, pictures.store) == flat
+    (folder / "a.txt").write_text("ohwx, In short: by a person (end)\n")
+    (folder / "b.txt").write_text("by a person, ohwx, \n")
+    by_person = ["by a person", "by a person, ohwx,", flat[2]]
+    assert learned(folder, pictures.store) == by_person
+    assert learned(out / "captions.jsonl", pictures.store) == [*by_person[:2], wanted[2]]
+
+
+def test_a_run_without_the_words_takes_them_from_texts_beside_media(
+    pictures: CaptionConfig,
+) -> None:
+    folder = Path(pictures.sources[0])
+    run(pictures, format=("txt",), beside=True)
+    run(pictures, format=("txt",), beside=True, trigger="", prefix="ohwx, ", suffix="")
+    once = [(folder / f"{name}.txt").read_text().strip().removeprefix("ohwx, ") for name in "abc"]
+    assert learned(folder, pictures.store) == once
+    run(pictures, format=("txt",), beside=True, trigger="", prefix="", suffix="")
+    (folder / "a.txt").write_text("ohwx, by a person")
+    assert learned(folder, pictures.store)[0] == "ohwx, by a person", "no run adds it now"
+
+
+def test_a_list_whose_captions_begin_or_end_alike_is_noted(tmp_path: Path) -> None:
+    def notes(*texts: str) -> list[str]:
+        told = list[str]()
+        rows = [{"path": f"{at}.png", "caption": text} for at, text in enumerate(texts)]
+        examples_in(jsonl(tmp_path, *rows), told.append)
+        return told
+
+    alike = [f"ohwx, picture {at}" for at in range(20)]
+    (note,) = notes(*alike)
+    assert note.startswith("20 of 20 captions begin with 'ohwx,', which is trained, too")
+    (note,) = notes(*[f"{at} as seen in a film" for at in range(20)])
+    assert "captions end with ' seen in a film'" in note
+    assert notes(*alike[:19]) == notes(*alike[:18], "a dog", "a cat") == []

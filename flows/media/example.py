@@ -35,6 +35,14 @@ class Example:
         return self.path, self.start, self.end, self.prompt
 
 
+def item_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the medium of a row, by source and path, and its prompt."""
+    return (
+        f"{row.get('source')}\n{row.get('media_path')}",
+        f"{row.get('name')}\n{row.get('prompt')}",
+    )
+
+
 def contents_in(path: Path) -> Mapping[str, str]:
     """Return the name of each medium of a run → the identity of the content that it read."""
     try:
