@@ -18,6 +18,7 @@ from flows.media.tune_data import examples_in, split
 from flows.options.commands import CaptionConfig
 from flows.options.tune import TuneConfig
 from flows.running.tune import resolve_run
+from tests.support.media import write_video
 from tests.support.saying import lines, run
 from tests.support.stand_ins import config_in
 
@@ -220,13 +221,43 @@ def test_chunks_of_one_medium_are_held_out_together() -> None:
         for name in "abcdefgh"
         for at in range(3)
     ]
-    trained, held = split(examples, 0.25, 0)
+    trained, held = split(examples, 0.25, 0, {})
     assert len(held) == 6 and len(trained) == 18
     assert not {each.path for each in trained} & {each.path for each in held}
-    assert split(examples, 0.25, 0) == (trained, held)
-    assert split(examples, 0.25, 1) != (trained, held)
-    assert split(examples, 0.0, 0) == (examples, [])
-    assert split(examples[:3], 0.5, 0) == (examples[:3], [])
+    assert split(examples, 0.25, 0, {}) == (trained, held)
+    assert split(examples, 0.25, 1, {}) != (trained, held)
+    assert split(examples, 0.0, 0, {}) == (examples, [])
+    assert split(examples[:3], 0.5, 0, {}) == (examples[:3], [])
+
+
+def test_one_content_under_two_names_is_held_out_whole() -> None:
+    examples = [Example(path=Path(f"/{copy}/{at}"), caption="a") for copy in "ab" for at in "01234"]
+    contents = {str(each.path): each.path.name for each in examples}
+    parts = split(examples, 0.2, 0, contents)
+    sides = [{each.path.name for each in part} for part in parts]
+    assert len(sides[1]) == 1 and sides[0] & sides[1] == set()
+    alone = [each for each in examples if each.path.parent.name == "a"]
+    assert split(alone, 0.2, 0, contents) == split(alone, 0.2, 0, {}), "without doubles as before"
+
+
+def test_clips_of_one_video_in_a_data_set_are_held_out_together(tmp_path: Path) -> None:
+    (folder := tmp_path / "videos").mkdir()
+    for number in range(4):
+        write_video(folder / f"{number}.mp4", ticks=range(number, number + 75), gop=25)
+    config = config_in(tmp_path, folder, chunk=1.0, format=("hf",))
+    run(config)
+    data = Path(config.out) / "hf" / "videos" / "metadata.jsonl"
+    video_of = {}
+    for line in data.read_text().splitlines():
+        row = json.loads(line)
+        video_of[row["file_name"]] = row["media_path"]
+    parts = split(examples_in(str(data), store=open_store(config.store)), 0.25, 0, {})
+    sides = [{video_of[str(e.path.relative_to(data.parent))] for e in part} for part in parts]
+    assert len(video_of) == 12 and sides[0] & sides[1] == set() and len(sides[1]) == 1
+    (Path(config.out) / "media.jsonl").unlink()  # a data set that was moved
+    parts = split(examples_in(str(data)), 0.25, 0, {})
+    sides = [{video_of[str(e.path.relative_to(data.parent))] for e in part} for part in parts]
+    assert sides[0] & sides[1] == set() and len(sides[1]) == 1
 
 
 def test_an_adapter_replaces_no_settings_of_somebody_else(tmp_path: Path) -> None:

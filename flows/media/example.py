@@ -26,6 +26,8 @@ class Example:
     """Key of the features that it was made from; empty if unknown."""
     content: str = ""
     """Identity of the content that was captioned; empty if unknown."""
+    medium: str = ""
+    """Identity of the medium that its file was cut from, as far as the data state it."""
     line: int = 0
     """Line in the data; 0 if the caption is a file of its own."""
 
@@ -47,6 +49,8 @@ def contents_in(path: Path) -> Mapping[str, str]:
     """Return the name of each medium of a run → the identity of the content that it read."""
     try:
         rows = [json.loads(line) for line in read_text(path, BYTES).split("\n") if line]
-        return {f"{r['source']}\n{r['media_path']}": str(r.get("content", "")) for r in rows}
+        # Data sets do not state the source.
+        by_path = {f"{None}\n{r['media_path']}": str(r.get("content", "")) for r in rows}
+        return by_path | {item_of(row)[0]: str(row.get("content", "")) for row in rows}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}  # no run wrote the data

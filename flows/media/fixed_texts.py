@@ -18,14 +18,17 @@ FEWEST, SHARE, TAIL = 20, 0.9, 15
 has the words, and the number of characters of an end."""
 
 
-def fixed_text_of(folder: Path) -> FixedText:
-    """Return the text that a run put around the captions in a folder, as its record states: one in
-    the folder, or above the data set that the folder is."""
+def run_folder(folder: Path) -> Path:
+    """Return the folder of the run that wrote captions into a folder: the one above it if the
+    folder is a data set of a run."""
     sets = [each for each in (folder, folder.parent) if each.name in TRAINERS]
-    if sets and not os.path.lexists(folder / RECORD):
-        return fixed_text_of(sets[0].parent)
+    return sets[0].parent if sets and not os.path.lexists(folder / RECORD) else folder
+
+
+def fixed_text_of(folder: Path) -> FixedText:
+    """Return the text that a run put around the captions in a folder, as its record states."""
     try:
-        words = parse(read_text(folder / RECORD, BYTES))["plan"]["words"]
+        words = parse(read_text(run_folder(folder) / RECORD, BYTES))["plan"]["words"]
         check(words, SHAPE)
         return FixedText.of(words)
     except (OSError, ValueError, LookupError, TypeError):

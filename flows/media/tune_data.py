@@ -20,7 +20,7 @@ from artifacts.store import Store
 from flows.media.caption_tables import ROWS, TEXTS, Row, text_of
 from flows.media.corrected_texts import with_corrections, with_handwritten_texts
 from flows.media.example import Example, contents_in, item_of
-from flows.media.fixed_texts import alike_note, fixed_text_of
+from flows.media.fixed_texts import alike_note, fixed_text_of, run_folder
 from flows.media.generated_files import is_blank
 from flows.media.handwritten import TextRecords
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -78,7 +78,7 @@ def _reviewed(
     left = [(at, row) for at, row in rows if row.get("review") != REJECTED]
     if rows and not left:
         raise UsageError(f"{path}: every caption was rejected", hint="Accept or correct some")
-    contents = contents_in(path.with_name("media.jsonl"))
+    contents = contents_in(run_folder(path.parent) / "media.jsonl")
     found = made = [_example(row, at, path, contents) for at, row in left]
     if store is not None:
         found = with_handwritten_texts(made, rows, path, store, announce)
@@ -148,7 +148,7 @@ def _media_with_texts(
 
 def _example(row: Row, at: int, data: Path, contents: Mapping[str, str]) -> Example:
     caption = next((row[name] for name in TEXTS if isinstance(row.get(name), str)), None)
-    own = _own_file(row, data)
+    own, medium = _own_file(row, data), item_of(row)[0]
     path = own or _path(row, data)
     if caption is None or path is None:
         what = "no caption" if caption is None else "no file"
@@ -173,7 +173,8 @@ def _example(row: Row, at: int, data: Path, contents: Mapping[str, str]) -> Exam
         end=end,
         prompt=str(row.get("prompt") or ""),
         features=str(row.get("features") or ""),
-        content=contents.get(item_of(row)[0], ""),
+        content="" if own else contents.get(medium, ""),
+        medium=contents.get(medium) or (medium if own and row.get("media_path") else ""),
         line=at,
     )
 
@@ -209,22 +210,27 @@ def _absolute(path: Path) -> Path:
 
 
 def split(
-    examples: Sequence[Example], share: float, seed: int
+    examples: Sequence[Example], share: float, seed: int, contents: Mapping[str, str]
 ) -> tuple[list[Example], list[Example]]:
-    """Return the training examples and the held-out examples. Chunks of one medium stay
-    together."""
+    """Return the training examples and the held-out examples. All that is of one medium stays
+    together, under whatever names it lies and in whatever clips. `contents`: path → identity of the
+    content."""
     import random
 
-    paths = sorted({str(example.path) for example in examples})
-    random.Random(f"{seed} held out").shuffle(paths)
-    count = round(share * len(paths))
-    if share and len(paths) > 1:
-        count = min(max(1, count), len(paths) - 1)
-    held = set(paths[:count])
-    kept = [example for example in examples if str(example.path) not in held]
+    first: dict[str, str] = {}
+    media = [e.medium or contents.get(str(e.path)) or str(e.path) for e in examples]
+    for medium, example in zip(media, examples, strict=True):
+        first[medium] = min(str(example.path), first.get(medium, str(example.path)))
+    order = sorted(first, key=first.__getitem__)
+    random.Random(f"{seed} held out").shuffle(order)
+    count = round(share * len(order))
+    if share and len(order) > 1:
+        count = min(max(1, count), len(order) - 1)
+    held = set(order[:count])
+    kept = [example for example, medium in zip(examples, media, strict=True) if medium not in held]
     if not kept:
         raise UsageError(
             f"too few captions ({len(examples)}): none is left to train on",
             hint="Give more captions, or --validate 0",
         )
-    return kept, [example for example in examples if str(example.path) in held]
+    return kept, [e for e, medium in zip(examples, media, strict=True) if medium in held]

@@ -89,6 +89,24 @@ def samples_of(
     ]
 
 
+def halves_of(
+    samples: Sequence[ExportSample],
+) -> tuple[list[ExportSample], list[ExportSample], str]:
+    """Return the samples to calibrate on, those to evaluate on, and a note, empty for none. No
+    medium is on both sides; a single one is divided by time."""
+    media: dict[str, list[ExportSample]] = {}
+    for sample in samples:
+        media.setdefault(sample.task.medium.digest, []).append(sample)
+    seen, others = list[ExportSample](), list[ExportSample]()
+    if len(media) > 1:
+        for of in media.values():
+            (seen if len(seen) <= len(others) else others).extend(of)
+        return seen, others, ""
+    half = (len(samples) + 1) // 2
+    note = "one file: its first half calibrates, and its second, much alike, evaluates"
+    return [*samples[:half]], [*samples[half:]], note
+
+
 def captioned_of(
     samples: Sequence[ExportSample], tasks: Mapping[tuple[str, int], Task]
 ) -> Captioned:

@@ -169,22 +169,28 @@ def _check(config: TrainingOptions, job: Job, examples: Sequence[Example], out: 
         )
     if not config.validate_only:
         refuse_other_recipe(
-            out, _recipe(config, job, _training_fields(config, examples)), resume=config.resume
+            out, _recipe(config, job, _training_fields(config, job, examples)), resume=config.resume
         )
         if config.resume:
             layout_in(out, config.lora_rank)
 
 
 def _parts(
-    config: TrainingOptions, examples: Sequence[Example]
+    config: TrainingOptions, job: Job, examples: Sequence[Example]
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     """Return the training examples and the held-out examples."""
-    return ([], examples) if config.validate_only else split(examples, config.validate, config.seed)
+    if config.validate_only:
+        return [], examples
+    pairs = zip(job.files, job.contents, strict=True)
+    contents = {str(file.path): medium.digest for file, medium in pairs}
+    return split(examples, config.validate, config.seed, contents)
 
 
-def _training_fields(config: TrainingOptions, examples: Sequence[Example]) -> dict[str, Any]:
+def _training_fields(
+    config: TrainingOptions, job: Job, examples: Sequence[Example]
+) -> dict[str, Any]:
     """Return the training settings of the job, without its examples."""
-    trained, _ = _parts(config, examples)
+    trained, _ = _parts(config, job, examples)
     batch = min(config.batch_size, max(1, len(trained)))
     epoch_steps = math.ceil(len(trained) / batch)
     steps = config.steps or max(1, math.ceil((config.epochs or EPOCHS) * epoch_steps))
@@ -215,8 +221,8 @@ def _job(
 ) -> tuple[Callable[..., TuneJob], int]:
     """Return the function that builds the stage's job on a rung, and its number of steps. Raises
     UsageError."""
-    fields = _training_fields(config, examples)
-    trained, held_out = (_items(job, part) for part in _parts(config, examples))
+    fields = _training_fields(config, job, examples)
+    trained, held_out = (_items(job, part) for part in _parts(config, job, examples))
     data = [[each._asdict() for each in part] for part in (trained, held_out)]
     recipe = {**_recipe(config, job, fields), "data": digest_of(data)}
     if not config.validate_only:
