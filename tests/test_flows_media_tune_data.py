@@ -269,6 +269,28 @@ def test_an_adapter_replaces_no_settings_of_somebody_else(tmp_path: Path) -> Non
         resolve_run(config)
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_captions_that_the_token_limit_cut_have_no_end(tmp_path: Path, suffix: str) -> None:
+    row = {"media_path": "a.png", "source": "", "caption": "cut in", "ended": "length"}
+    person = {"original": "", "review": ""}
+    rows = [
+        {**row, "start": float(at), "end": at + 1.0, **person, **more}
+        for at, more in enumerate(({}, {"ended": "stop"}, {"original": "x", "caption": "whole"}))
+    ]
+    told = list[str]()
+    data = written(tmp_path / f"captions.{suffix}", rows[:2])
+    assert [each.is_cut for each in examples_in(data, told.append)] == [True, False]
+    assert told == [
+        "1 caption of 2 reached the token limit: trained as far as they go, without an end"
+    ]
+    data = written(tmp_path / f"captions.{suffix}", [*rows, {**rows[0], "review": "accepted"}][2:])
+    assert not any(each.is_cut for each in examples_in(data))
+    named = {"short": "cut in", "short_prompt": "What?", "short_ended": "length"}
+    if suffix != "jsonl":
+        data = written(tmp_path / f"captions.{suffix}", [{"media_path": "a.png", **named}])
+        assert [each.is_cut for each in examples_in(data)] == [True]
+
+
 AFFIXES = {"trigger": "ohwx", "prefix": "In short:\n", "suffix": " (end)"}
 
 

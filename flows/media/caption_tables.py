@@ -69,7 +69,8 @@ def _of_prompts(row: Row) -> Iterator[Row]:
     for name in names:
         caption, prompt = row.get(f"caption_{name}", row.get(name)), row[f"{name}{ending}"]
         if prompt:  # empty where this chunk has no such prompt
-            yield {**row, "name": name, "prompt": prompt, "caption": caption}
+            ended = row.get(f"{name}_ended")
+            yield {**row, "name": name, "prompt": prompt, "caption": caption, "ended": ended}
 
 
 ROWS = {".jsonl": _of_jsonl, ".csv": _of_csv, ".parquet": _of_parquet}

@@ -98,7 +98,9 @@ class _Texts:
         captions = split_by_chunk(text, len(lines)) or [text.strip()] * len(lines)
         caption = captions[lines.index(example.line)]
         return (
-            replace(example, caption=caption) if caption not in ("", example.caption) else example
+            example
+            if caption in ("", example.caption)
+            else replace(example, caption=caption, is_cut=False)
         )
 
     def _places(self, path: Path, row: Row) -> Iterator[Path]:

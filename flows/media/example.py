@@ -28,6 +28,8 @@ class Example:
     """Identity of the content that was captioned; empty if unknown."""
     medium: str = ""
     """Identity of the medium that its file was cut from, as far as the data state it."""
+    is_cut: bool = False
+    """Whether the token limit ended it, and no person wrote or accepted it."""
     line: int = 0
     """Line in the data; 0 if the caption is a file of its own."""
 

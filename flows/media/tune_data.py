@@ -27,6 +27,8 @@ from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from flows.media.source_lists import LIST_SUFFIXES
 from stages.models.hub.transfer import Announce
 
+LENGTH = "length"
+"""What `ended` is of a caption that the token limit cut."""
 PATHS = ("path", "file_name", "image", "video")
 """Fields that name a file, relative to the data's folder."""
 
@@ -59,7 +61,13 @@ def examples_in(
     unknown = [each.caption for each, fixed in pairs if fixed == FixedText()]
     if note := alike_note(unknown):
         announce(note)
-    return list({example.item: example for example in reversed(found)}.values())[::-1]
+    found = list({example.item: example for example in reversed(found)}.values())[::-1]
+    if cut := sum(each.is_cut for each in found):
+        announce(
+            f"{counted(cut, 'caption')} of {len(found):,} reached the token limit: trained as far "
+            "as they go, without an end"
+        )
+    return found
 
 
 def _reviewed(
@@ -175,6 +183,7 @@ def _example(row: Row, at: int, data: Path, contents: Mapping[str, str]) -> Exam
         features=str(row.get("features") or ""),
         content="" if own else contents.get(medium, ""),
         medium=contents.get(medium) or (medium if own and row.get("media_path") else ""),
+        is_cut=row.get("ended") == LENGTH and not (row.get("review") or row.get("original")),
         line=at,
     )
 

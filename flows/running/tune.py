@@ -223,7 +223,7 @@ def _job(
     UsageError."""
     fields = _training_fields(config, job, examples)
     trained, held_out = (_items(job, part) for part in _parts(config, job, examples))
-    data = [[each._asdict() for each in part] for part in (trained, held_out)]
+    data = [[each.to_recipe() for each in part] for part in (trained, held_out)]
     recipe = {**_recipe(config, job, fields), "data": digest_of(data)}
     if not config.validate_only:
         refuse_other_recipe(out, recipe, resume=config.resume)
@@ -257,7 +257,7 @@ def _items(job: Job, examples: Sequence[Example]) -> list[TuneItem]:
         check_placeholders(
             [Medium(digest="", path=str(each.path), kind=kind, prompt=prompt)], job.model
         )
-        found.append(TuneItem(key, prompt, each.caption.strip()))
+        found.append(TuneItem(key, prompt, each.caption.strip(), each.is_cut))
     return found
 
 
