@@ -76,7 +76,11 @@ def test_a_caption_that_the_token_limit_cut_is_trained_without_an_end_token(
 ) -> None:
     (place / "cut").mkdir()
     rows = [
-        {"path": f"../clips/clip-0{at + 1}.mp4", "caption": f"a caption of film {at}", "ended": ended}
+        {
+            "path": f"../clips/clip-0{at + 1}.mp4",
+            "caption": f"a caption of film {at}",
+            "ended": ended,
+        }
         for at, ended in enumerate(("length", "stop"))
     ]
     data = place / "cut" / "data.jsonl"
@@ -169,7 +173,12 @@ def _killed(command: list[str], checkpoint: Path, after: float | None) -> None:
                 ({"path": CLIP, "start": 3.0, "end": 4.0}, "matches the caption's start and end"),
                 ({"features": "f" * 64}, "none.mp4: no stored features of demo"),
                 ({"path": CLIP, "prompt": "<|video_pad|>?"}, "an image placeholder of demo"),
+                ({"path": CLIP, "caption": "a <|video_pad|>"}, "data.jsonl: line 1 holds <|video"),
             )
+        ),
+        (
+            {"path": CLIP, "caption": "a cat <|im_end|> on a sofa"},
+            "data.jsonl: line 1 holds <|im_end|>, a control token of demo, which no caption keeps",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.edits import DIGITS, changes_of
-from artifacts.errors import NoFeatures, UsageError
+from artifacts.errors import ControlWord, NoFeatures, UsageError
 from artifacts.files import whole_file
 from artifacts.json_shapes import read_json
 from artifacts.keys import digest_of
@@ -252,7 +252,7 @@ class _Work:
         training = self.run.training(self.config, len(examples), resume=bool(previous))
         try:
             self._tune(training, examples, folder, tokens=caption_tokens(self.round))
-        except NoFeatures:
+        except (ControlWord, NoFeatures):
             (self.folder / ROUND_RECORD).unlink()  # the next call chooses other examples
             raise
         self._end(TRAINED, trained=adapter_digest(folder))

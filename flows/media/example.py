@@ -38,6 +38,11 @@ class Example:
         """Return the identity of the item that has one caption."""
         return self.path, self.start, self.end, self.prompt
 
+    @property
+    def place(self) -> str:
+        """Return where its caption stands, in the data."""
+        return f"line {self.line}" if self.line else self.path.name
+
 
 def item_of(row: Mapping[str, Any]) -> tuple[str, str]:
     """Return the medium of a row, by source and path, and its prompt."""

@@ -110,7 +110,7 @@ def _check(found: Sequence[Example], path: Path) -> None:
     empty = [each for each in found if not each.caption.strip()]
     if empty:
         raise UsageError(
-            f"{path}: {_place(empty[0])} has no caption ({len(empty)} of {len(found)} have none)",
+            f"{path}: {empty[0].place} has no caption ({len(empty)} of {len(found)} have none)",
             hint="Write one, or remove the line",
         )
     seen: dict[tuple[Any, ...], Example] = {}
@@ -118,14 +118,10 @@ def _check(found: Sequence[Example], path: Path) -> None:
         other = seen.setdefault(each.item, each)
         if other.caption != each.caption:
             raise UsageError(
-                f"{path}: {_place(other)} and {_place(each)} are two captions of one item, "
+                f"{path}: {other.place} and {each.place} are two captions of one item, "
                 f"{each.path.name}",
                 hint="Keep one, or give them different prompts",
             )
-
-
-def _place(example: Example) -> str:
-    return f"line {example.line}" if example.line else example.path.name
 
 
 def _media_with_texts(

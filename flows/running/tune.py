@@ -20,10 +20,10 @@ from artifacts.store import open_store
 from artifacts.tiles import AUTO, OFF
 from flows.checkpoint.adapters import as_published_fields, as_published_notes
 from flows.console.display import Display
-from flows.job.media_digests import check_placeholders
+from flows.job.media_digests import refuse_control_words
 from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
-from flows.ledger.tasks import Medium, Task
+from flows.ledger.tasks import Task
 from flows.ledger.waves import most_tokens
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.media.example import Example
@@ -167,6 +167,10 @@ def _check(config: TrainingOptions, job: Job, examples: Sequence[Example], out: 
             f"{job.model.name}: no features to train on (the model cannot be split, route: joint)",
             hint="Choose a model that can be split: docs/models.md",
         )
+    data = f"{config.data}: " if isinstance(config, TuneConfig) else ""
+    for each in examples:
+        refuse_control_words(f"{data}{each.place}", each.caption, job.model, answers=True)
+        refuse_control_words(f"the prompt of {data}{each.place}", each.prompt, job.model)
     if not config.validate_only:
         refuse_other_recipe(
             out, _recipe(config, job, _training_fields(config, job, examples)), resume=config.resume
@@ -254,9 +258,6 @@ def _items(job: Job, examples: Sequence[Example]) -> list[TuneItem]:
         key = each.features if each.features in stored else _key(job, each, tasks)
         kind = next((t.medium.kind for t in tasks.get(str(each.path), ())), "video")
         prompt = each.prompt or job.model.prompt_for(job.config, kind)
-        check_placeholders(
-            [Medium(digest="", path=str(each.path), kind=kind, prompt=prompt)], job.model
-        )
         found.append(TuneItem(key, prompt, each.caption.strip(), each.is_cut))
     return found
 
