@@ -279,6 +279,7 @@ class _Export:
             "group": request.group if request.packed else 0,
             "calibrated": request.packed and request.calibrated,
             "samples": request.samples,
+            **({"answer_blank": blank} if (blank := job.model.profile.answer_blank) else {}),
         }
 
     def _write_checkpoint(self, job: Job, runner: PipelineRunner) -> None:

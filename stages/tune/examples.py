@@ -24,6 +24,7 @@ from stages.decode.teacher_forcing import (
 from stages.models.halves.features import Features
 from stages.models.halves.inject_features import forward
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
+from stages.models.processors.answers import answer_ids
 from stages.models.processors.calling import text_ids
 from stages.models.processors.prepare import drop_end_token, rebuild
 
@@ -64,13 +65,13 @@ def make_example(
 ) -> TrainingExample:
     """Return a tokenized example, without the end token."""
     row = read()
-    ids = processor.tokenizer(caption, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    ids = torch.tensor(answer_ids(processor, caption), dtype=torch.long)
     inputs = drop_end_token(half, rebuild(processor, [row], [prompt]))
     return TrainingExample(
         read=read,
         prompt=prompt,
         caption=caption,
-        ids=ids[0].long(),
+        ids=ids,
         joins_with=(row.joins_with(), text_ids(inputs).shape[1]),
         is_cut=is_cut,
     )
