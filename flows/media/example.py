@@ -9,6 +9,8 @@ from typing import Any
 from artifacts.json_shapes import BYTES
 from artifacts.regular_files import read_text
 
+Row = Mapping[str, Any]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
@@ -44,7 +46,7 @@ class Example:
         return f"line {self.line}" if self.line else self.path.name
 
 
-def item_of(row: Mapping[str, Any]) -> tuple[str, str]:
+def item_of(row: Row) -> tuple[str, str]:
     """Return the medium of a row, by source and path, and its prompt."""
     return (
         f"{row.get('source')}\n{row.get('media_path')}",

@@ -5,6 +5,9 @@ Face datasets (`file_name` and `text`), and media files with `.txt` files next t
 in other folders and hand-written texts replace captions.
 """
 
+import csv
+import io
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,11 +18,10 @@ from typing import Any
 from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText
 from artifacts.errors import UsageError
 from artifacts.plurals import counted
-from artifacts.regular_files import link_out
+from artifacts.regular_files import link_out, read_bytes, user_text
 from artifacts.store import Store
-from flows.media.caption_tables import ROWS, TEXTS, Row, text_of
 from flows.media.corrected_texts import with_corrections, with_handwritten_texts
-from flows.media.example import Example, contents_in, item_of
+from flows.media.example import Example, Row, contents_in, item_of
 from flows.media.fixed_texts import alike_note, fixed_text_of, run_folder
 from flows.media.generated_files import is_blank
 from flows.media.handwritten import TextRecords
@@ -27,8 +29,10 @@ from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from flows.media.source_lists import LIST_SUFFIXES
 from stages.models.hub.transfer import Announce
 
-LENGTH = "length"
-"""What `ended` is of a caption that the token limit cut."""
+MAX_BYTES = 1 << 30
+"""Largest caption file, in bytes."""
+TEXTS = ("caption", "text")
+"""Fields that hold the caption."""
 PATHS = ("path", "file_name", "image", "video")
 """Fields that name a file, relative to the data's folder."""
 
@@ -143,7 +147,7 @@ def _media_with_texts(
             fixed = FixedText() if records is None else records.around(text, path)
             if fixed == FixedText():
                 fixed = of_folder(text.parent)
-            yield Example(path=_absolute(path), caption=text_of(text).strip()), fixed
+            yield Example(path=_absolute(path), caption=_text(text).strip()), fixed
     if others:
         announce(
             f"left out: {counted(len(others), 'text')} of runs about other content ({others[0]})"
@@ -179,7 +183,7 @@ def _example(row: Row, at: int, data: Path, contents: Mapping[str, str]) -> Exam
         features=str(row.get("features") or ""),
         content="" if own else contents.get(medium, ""),
         medium=contents.get(medium) or (medium if own and row.get("media_path") else ""),
-        is_cut=row.get("ended") == LENGTH and not (row.get("review") or row.get("original")),
+        is_cut=row.get("ended") == "length" and not (row.get("review") or row.get("original")),
         line=at,
     )
 
@@ -212,6 +216,65 @@ def _path(row: Mapping[str, Any], data: Path) -> Path | None:
 def _absolute(path: Path) -> Path:
     """Return a path as the search for media names it, without `..`."""
     return Path(os.path.abspath(path))
+
+
+def _text(path: Path) -> str:
+    try:
+        return user_text(read_bytes(path, MAX_BYTES), path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"{path} cannot be read ({reason})", hint="Check the file") from error
+
+
+def _of_jsonl(path: Path) -> Iterator[Row]:
+    for at, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise UsageError(
+                f"{path}: line {at} is no JSON object", hint="Write one object per line"
+            )
+        yield row
+
+
+def _of_csv(path: Path) -> Iterator[Row]:
+    # splitlines would also split at unusual line separators inside a caption.
+    for row in csv.DictReader(io.StringIO(_text(path), newline="")):
+        yield from _of_prompts(row)
+
+
+def _of_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    from pyarrow.parquet import read_table
+
+    try:
+        for row in read_table(path).to_pylist():
+            yield from _of_prompts(row)
+    except (OSError, pa.ArrowException) as error:
+        message = " ".join(str(error).split())[:160]
+        raise UsageError(f"{path} cannot be read ({message})", hint="Write it again") from error
+
+
+def _of_prompts(row: Row) -> Iterator[Row]:
+    """Yield a row for each caption of a chunk: tables have the named prompts side by side."""
+    ending = "_prompt"
+    names = [column.removesuffix(ending) for column in row if str(column).endswith(ending)]
+    if not names or ("caption" not in names and any(name in row for name in TEXTS)):
+        yield row
+        return
+    for name in names:
+        caption, prompt = row.get(f"caption_{name}", row.get(name)), row[f"{name}{ending}"]
+        if prompt:  # empty where this chunk has no such prompt
+            ended = row.get(f"{name}_ended")
+            yield {**row, "name": name, "prompt": prompt, "caption": caption, "ended": ended}
+
+
+ROWS = {".jsonl": _of_jsonl, ".csv": _of_csv, ".parquet": _of_parquet}
+"""Suffix → function that reads the rows of a file."""
 
 
 def split(

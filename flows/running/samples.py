@@ -97,14 +97,15 @@ def halves_of(
     media: dict[str, list[ExportSample]] = {}
     for sample in samples:
         media.setdefault(sample.task.medium.digest, []).append(sample)
-    seen, others = list[ExportSample](), list[ExportSample]()
-    if len(media) > 1:
-        for of in media.values():
-            (seen if len(seen) <= len(others) else others).extend(of)
-        return seen, others, ""
-    half = (len(samples) + 1) // 2
-    note = "one file: its first half calibrates, and its second, much alike, evaluates"
-    return [*samples[:half]], [*samples[half:]], note
+    groups, note = [*media.values()], ""
+    if len(groups) == 1:
+        half = (len(samples) + 1) // 2
+        groups = [[*samples[:half]], [*samples[half:]]]
+        note = "one file: its first half calibrates, and its second, much alike, evaluates"
+    sides: tuple[list[ExportSample], list[ExportSample]] = ([], [])
+    for group in groups:
+        min(sides, key=len).extend(group)
+    return (*sides, note)
 
 
 def captioned_of(

@@ -228,7 +228,7 @@ def _job(
     UsageError."""
     fields = _training_fields(config, job, examples)
     trained, held_out = (_items(job, part) for part in _parts(config, job, examples))
-    data = [[each.to_recipe() for each in part] for part in (trained, held_out)]
+    data = [[_fields(each) for each in part] for part in (trained, held_out)]
     recipe = {**_recipe(config, job, fields), "data": digest_of(data)}
     if not config.validate_only:
         refuse_other_recipe(out, recipe, resume=config.resume)
@@ -245,6 +245,10 @@ def _job(
         recipe=recipe,
     )
     return partial(make, examples=trained, held_out=held_out), steps
+
+
+def _fields(item: TuneItem) -> dict[str, Any]:
+    return {name: value for name, value in item._asdict().items() if value is not False}
 
 
 def _items(job: Job, examples: Sequence[Example]) -> list[TuneItem]:

@@ -28,8 +28,6 @@ from stages.models.processors.answers import answer_ids
 from stages.models.processors.calling import text_ids
 from stages.models.processors.prepare import drop_end_token, rebuild
 
-FOR_END = 4
-"""Examples that choose the end token."""
 IGNORED = -100
 """Target at positions that do not count."""
 
@@ -160,7 +158,7 @@ def end_token_of(half: Any, processor: Any, examples: Sequence[TrainingExample])
     if len(ends) == 1:
         return ends[0]
     likely = torch.zeros(len(ends))
-    for example in (whole or examples)[:FOR_END]:
+    for example in (whole or examples)[:4]:
         with torch.no_grad():
             last = logits_of(half, processor, [example], example.ids[None], 1)[0, -1]
         likely += last.float().log_softmax(-1)[ends].cpu()

@@ -28,13 +28,6 @@ class TuneItem(NamedTuple):
     is_cut: bool = False
     """Whether its end is not the end of a caption, and so is not trained."""
 
-    def to_recipe(self) -> dict[str, Any]:
-        """Return what decides an adapter."""
-        fields = self._asdict()
-        return (
-            fields if self.is_cut else {name: fields[name] for name in fields if name != "is_cut"}
-        )
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TuneJob:

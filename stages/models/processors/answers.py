@@ -26,28 +26,26 @@ def answer_ids(processor: Any, text: str) -> list[int]:
 
 def answer_blank(processor: Any) -> str:
     """Return the blank before answers; empty if answers have the same tokens without it."""
-    _, blank = known(processor, "blank before answers", lambda: _before_answer(processor))
-    return blank if answer_ids(processor, ANSWER) != _ids(processor, ANSWER) else ""
+    same = answer_ids(processor, ANSWER) == _ids(processor, ANSWER)
+    return "" if same else _before_answer(processor)[1]
 
 
 def _before_answer(processor: Any) -> tuple[str, str]:
-    """Return a generation prompt, and the blank between it and the answer in the template's own
-    conversation."""
-    writer = processor if getattr(processor, "chat_template", None) else processor.tokenizer
-    for written in (lambda text: [{"type": "text", "text": text}], lambda text: text):
+    """Return a generation prompt, and the blank between it and the answer in a conversation."""
+    writer = processor if processor.chat_template else processor.tokenizer
+    for parts in (True, False):
         turns = [
-            {"role": role, "content": written(text)}
+            {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
             for role, text in (("user", QUESTION), ("assistant", ANSWER))
         ]
+        given = {"tokenize": False}
         try:
-            prompt = writer.apply_chat_template(
-                turns[:1], tokenize=False, add_generation_prompt=True
-            )
-            before, answer, _ = writer.apply_chat_template(turns, tokenize=False).partition(ANSWER)
+            prompt = writer.apply_chat_template(turns[:1], add_generation_prompt=True, **given)
+            before, answer, _ = writer.apply_chat_template(turns, **given).partition(ANSWER)
         except Exception:  # no template, or one that refuses this form in any way
             continue
-        blank = before.removeprefix(prompt)
         if answer and before.startswith(prompt):
+            blank = before.removeprefix(prompt)
             return prompt, "" if blank.strip() else blank
     return "", ""
 
