@@ -120,13 +120,11 @@ class GeneratedFiles:
     def put_around(self, about: About, fixed: FixedText) -> None:
         """Record in the store what a run put around the captions in a text. Raises
         EnvironmentFault."""
-        for place in about:
-            if self.around((place,)) != fixed:
-                self._around[place] = fixed
-                line = [AROUND, place, [*fixed.prefixes], fixed.suffix]
-                for path, opener in self._memories.items():
-                    if opener is os.open:
-                        self._append(path, line)
+        stores = [path for path, opener in self._memories.items() if opener is os.open]
+        for place in (each for each in about if self.around((each,)) != fixed):
+            self._around[place] = fixed
+            for path in stores:
+                self._append(path, [AROUND, place, [*fixed.prefixes], fixed.suffix])
 
     def around(self, about: About) -> FixedText:
         """Return what the last run put around the captions in a text, the first of `about` that is

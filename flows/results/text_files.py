@@ -164,10 +164,7 @@ class _Writer:
         self._own = own
         self.texts = texts
         self._joined = JoinedTexts(own, texts.form)
-        options = TextOptions.of(job.config)
-        self._fixed = FixedText.of(
-            {"trigger": options.trigger, "prefix": options.prefix, "suffix": options.suffix}
-        )
+        self._fixed = FixedText.of(vars(TextOptions.of(job.config)))
         self._paths = [Path(f"{stem}.{texts.form}") for stem in stems]
         self._sole = sole
         self._described: dict[Path, None] = {}
