@@ -21,8 +21,6 @@ SHARE, HELD_LEAST = 0.2, 8
 SAMPLES, LOWER = 20, 19
 """Bootstrap samples of the media of held-out corrections, and in how many of them the loss must be
 lower."""
-KINDS = (False, True, None)
-"""Chunks that are held out in proportion: corrected ones, accepted ones, all."""
 Examples = list[dict[str, Any]]
 
 
@@ -54,7 +52,7 @@ def divide(
     found = sum((sizes[name] for name in inside), Counter())
     # Of few chunks, half are left to train on.
     wanted = min(max(HELD_LEAST, math.ceil(SHARE * every.total())), every.total() // 2)
-    for kind in KINDS:
+    for kind in (False, True, None):  # corrected chunks, accepted ones, all
         share = 1.0 if kind is None else every[kind] / max(1, every.total())
         for name in ranked:
             of, is_known = sizes[name], name in held or name in seen
