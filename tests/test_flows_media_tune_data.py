@@ -352,3 +352,5 @@ def test_a_list_whose_captions_begin_or_end_alike_is_noted(tmp_path: Path) -> No
     (note,) = notes(*[f"{at} as seen in a film" for at in range(20)])
     assert "captions end with ' seen in a film'" in note
     assert notes(*alike[:19]) == notes(*alike[:18], "a dog", "a cat") == []
+    (tmp_path / "run.json").write_text('{"plan": {}}')
+    assert notes(*alike) == [], "the run says that it put nothing there"

@@ -35,13 +35,16 @@ def fixed_text_of(folder: Path) -> FixedText:
         return FixedText()  # no record, or one without such texts
 
 
-def alike_note(captions: Sequence[str]) -> str:
-    """Return a note if nearly all captions begin or end alike; empty: they do not."""
+def alike_note(folder: Path, captions: Sequence[str]) -> str:
+    """Return a note if nearly all captions begin or end alike, and no run in their folder states
+    what it put there; else an empty text."""
+    if len(captions) < FEWEST or os.path.lexists(run_folder(folder) / RECORD):
+        return ""
     heads = Counter(each[: each.index(",") + 1] for each in captions if "," in each)
     tails = Counter(each[-TAIL:] for each in captions if len(each) > TAIL)
     for does, found in (("begin", heads), ("end", tails)):
         for words, count in found.most_common(1):
-            if len(captions) >= FEWEST and count > SHARE * len(captions):
+            if count > SHARE * len(captions):
                 return (
                     f"{count:,} of {len(captions):,} captions {does} with {words!r}, which is "
                     "trained, too: leave it out of them if a run adds it (--trigger, --prefix, "

@@ -63,7 +63,7 @@ def examples_in(
     found = [replace(each, caption=fixed.parts(each.caption)[1]) for each, fixed in pairs]
     _check(found, path)
     unknown = [each.caption for each, fixed in pairs if fixed == FixedText()]
-    if note := alike_note(unknown):
+    if note := alike_note(path if path.is_dir() else path.parent, unknown):
         announce(note)
     found = list({example.item: example for example in reversed(found)}.values())[::-1]
     if cut := sum(each.is_cut for each in found):
