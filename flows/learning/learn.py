@@ -151,8 +151,7 @@ def choose(
         raise UsageError(
             f"the corrected or accepted captions in {out} leave {counted(media, 'file')} for a "
             f"test: {LEAST_MEDIA} are needed, and at most half of the captions are held out",
-            hint="Correct or accept captions of other media in `penstock review`; --anyway trains "
-            "without accepting",
+            hint="Decide on other files in `penstock review`; --anyway trains without accepting",
         )
     if not trained or not held_out:
         raise UsageError(

@@ -59,7 +59,6 @@ def examples_in(
         )
     if not pairs:
         raise UsageError(f"{path} holds no captions", hint="Add captions, or check the path")
-    # Whoever uses the adapter has the run put the same text there again.
     found = [replace(each, caption=fixed.parts(each.caption)[1]) for each, fixed in pairs]
     _check(found, path)
     unknown = [each.caption for each, fixed in pairs if fixed == FixedText()]

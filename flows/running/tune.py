@@ -228,7 +228,8 @@ def _job(
     UsageError."""
     fields = _training_fields(config, job, examples)
     trained, held_out = (_items(job, part) for part in _parts(config, job, examples))
-    data = [[_fields(each) for each in part] for part in (trained, held_out)]
+    parts = [[each._asdict() for each in part] for part in (trained, held_out)]
+    data = [[{n: f[n] for n in f if f[n] is not False} for f in part] for part in parts]
     recipe = {**_recipe(config, job, fields), "data": digest_of(data)}
     if not config.validate_only:
         refuse_other_recipe(out, recipe, resume=config.resume)
@@ -245,10 +246,6 @@ def _job(
         recipe=recipe,
     )
     return partial(make, examples=trained, held_out=held_out), steps
-
-
-def _fields(item: TuneItem) -> dict[str, Any]:
-    return {name: value for name, value in item._asdict().items() if value is not False}
 
 
 def _items(job: Job, examples: Sequence[Example]) -> list[TuneItem]:
