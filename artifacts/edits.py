@@ -10,6 +10,7 @@ Only lines that are proved to be this user's enter a store, an output or a train
 """
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,7 @@ REJECTED: Final = "rejected"
 REVIEWS: Final[tuple[Review, ...]] = ("", ACCEPTED, REJECTED)
 WORDS: Final = "said"
 """Field with the model's own words of a caption, in a change and in a row of a review."""
+SPACES = re.compile(r"\s+")
 DIGITS: Final = 24
 """Hex digits of a caption's identity."""
 
@@ -249,15 +251,16 @@ class FixedText:
         """Return the text that the record of a run states."""
         trigger = f"{words['trigger']}, " if words.get("trigger") else ""
         prefixes = (trigger, words.get("prefix", ""))
-        return cls(prefixes=prefixes, suffix=words.get("suffix", ""))
+        return cls(prefixes=tuple(filter(None, prefixes)), suffix=words.get("suffix", ""))
 
     def parts(self, caption: str) -> tuple[str, str, str]:
         """Return the text before the model's caption, the caption, and the text after it."""
         text = caption
-        for head in self.prefixes:
-            text = text.removeprefix(head)
+        for head in self.prefixes:  # files with one line per caption have other spaces
+            text = text.removeprefix(head if text.startswith(head) else SPACES.sub(" ", head))
         before = caption[: len(caption) - len(text)]
-        text = text.removesuffix(self.suffix)
+        tail = self.suffix if text.endswith(self.suffix) else SPACES.sub(" ", self.suffix).rstrip()
+        text = text.removesuffix(tail)
         return before, text, caption[len(before) + len(text) :]
 
 

@@ -2,6 +2,7 @@
 
 PenstockError
 ├── UsageError        bad option, no source at all, no such model        exit 2
+│   ├── ControlWord   a text holds a word that a model reads as something else
 │   └── NoFeatures    features of a training example are neither stored nor can be made
 ├── CannotFit         the model does not fit the memory budget           exit 3
 │   └── OutOfMemory   a stage process exceeded its memory limit
@@ -67,6 +68,10 @@ class UsageError(PenstockError):
     other."""
 
     exit_code = 2
+
+
+class ControlWord(UsageError):
+    """A text holds a word that a model reads as something else than text."""
 
 
 class NoFeatures(UsageError):

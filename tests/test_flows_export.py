@@ -28,7 +28,7 @@ from flows.pipelines import EXPORTED_VECTORS
 from flows.results.export_result import Exported
 from flows.running.export import export
 from flows.running.run import caption
-from flows.running.samples import features_job
+from flows.running.samples import features_job, halves_of
 from penstock_demo.clips import write_clips
 from penstock_demo.dual.pictures import write_images
 from stages.export import jobs
@@ -64,6 +64,24 @@ def config(store: Path, *sources: Path, model: str = "demo", **changes: Any) -> 
 def exported(folder: Path, kind: str, told: CaptionConfig, **changes: Any) -> Exported:
     asked = ExportRequest(kind=kind, folder=folder, **{"samples": SAMPLES, **changes})
     return export(told, asked, Display(quiet=True))
+
+
+def test_a_checkpoint_is_not_evaluated_on_media_that_calibrated_it() -> None:
+    def samples(*counts: int) -> list[Any]:
+        media = [SimpleNamespace(digest=f"{at}") for at in range(len(counts))]
+        return [
+            SimpleNamespace(task=SimpleNamespace(medium=medium), chunk=chunk)
+            for medium, count in zip(media, counts, strict=True)
+            for chunk in range(count)
+        ]
+
+    for counts, sizes in (((10, 10, 10, 10), (20, 20)), ((1, 7, 6), (7, 7)), ((1,) * 8, (4, 4))):
+        seen, others, note = halves_of(samples(*counts))
+        media = [{each.task.medium.digest for each in part} for part in (seen, others)]
+        assert not media[0] & media[1] and (len(seen), len(others)) == sizes and not note
+    seen, others, note = halves_of(samples(5))
+    assert [each.chunk for each in seen] == [0, 1, 2] and [e.chunk for e in others] == [3, 4]
+    assert note.startswith("one file: its first half calibrates")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 of a person stand under its words in every format."""
 
 import json
+import random
 import shutil
 from contextlib import closing
 from dataclasses import replace
@@ -147,7 +148,8 @@ def test_a_dry_run_tells_the_examples_and_status_and_report_show_the_rounds(
     school.decide(mixed)
     before = sorted(school.out.rglob("*"))
     lines, run = preview(LearnConfig(out=str(school.out)), RecordedRun(config=school.config))
-    assert lines[0] == "round 1 is new: 32 captions to train on, 8 held out, 6 of them corrected"
+    held = "8 held out, 6 of them corrected; weak test: 8 files"
+    assert lines[0] == f"round 1 is new: 32 captions to train on, {held}"
     assert run is not None and sorted(school.out.rglob("*")) == before
     with pytest.raises(UsageError, match="is empty"):
         LearnConfig(out="")
@@ -383,7 +385,7 @@ def test_journals_of_copies_are_added_and_differences_left_out(
 
 def example(number: int, *, corrected: bool) -> dict[str, Any]:
     key = f"{number:024x}"
-    return {"key": key, "features": key, "corrected": corrected}
+    return {"key": key, "features": key, "corrected": corrected, "media_path": key}
 
 
 def test_the_held_out_share_grows_by_stratum() -> None:
@@ -409,6 +411,77 @@ def test_a_chunk_is_held_out_under_all_its_prompts() -> None:
         assert not chunks[0] & chunks[1] and len(chunks[1]) in (8, 9)
         assert all({each["features"] for each in r["held_out"]} <= chunks[1] for r in rounds)
         rounds.append({"examples": trained, "held_out": held})
+
+
+def of_films(films: int, chunks: int, first: int = 0) -> list[dict[str, Any]]:
+    """Corrected chunks of films, with hashes in no order of theirs."""
+    order = random.Random(films).sample(range(films * chunks), films * chunks)
+    return [
+        {**example(first + at, corrected=True), "medium": f"film {number % films + first}"}
+        for number, at in enumerate(order)
+    ]
+
+
+@pytest.mark.parametrize(("films", "held_films"), [(4, 2), (6, 3), (10, 4), (20, 4), (30, 6)])
+def test_no_film_is_on_both_sides_and_at_most_half_of_the_chunks_are_held_out(
+    films: int, held_films: int
+) -> None:
+    trained, held = divide(of_films(films, 10), [])
+    sides = [{each["medium"] for each in part} for part in (trained, held)]
+    assert len(sides[0] & sides[1]) == 0, f"{len(sides[0] & sides[1])} films on both sides"
+    assert len(sides[1]) == held_films and len(held) == 10 * held_films
+    rounds = [{"examples": trained, "held_out": held}]
+    more = [*of_films(films, 10), *of_films(films, 10, first=1000)]
+    trained, held = divide(more, rounds)
+    later = [{each["medium"] for each in part} for part in (trained, held)]
+    assert sides[0] <= later[0] and sides[1] <= later[1] and not later[0] & later[1]
+
+
+def test_a_film_that_was_on_both_sides_is_trained_on_and_no_test() -> None:
+    chunks = of_films(6, 10)
+    before = {"examples": chunks[:30], "held_out": chunks[30:]}
+    trained, held = divide(chunks, [before])
+    assert (len(trained), len(held)) == (60, 0)
+    former = [{name: of[name] for name in of if name != "medium"} for of in chunks]
+    before = {"examples": former[:30], "held_out": former[30:]}
+    fresh = of_films(6, 10, first=1000)
+    trained, held = divide([*chunks, *fresh], [before])
+    assert {each["medium"] for each in held} <= {each["medium"] for each in fresh}
+
+
+def test_a_bootstrap_sample_draws_films() -> None:
+    chunks = of_films(5, 10)
+    score = {"tokens": 1, "exact": False}
+    # Four films gain a little, and one loses twice as much: whoever draws chunks sees a gain.
+    found: dict[str, Any] = {
+        "held_out": chunks,
+        "before": [{**score, "loss": 5.0}] * 50,
+        "after": [{**score, "loss": 7.0 if e["medium"] == "film 0" else 4.0} for e in chunks],
+    }
+    assert times_lower(found, 0) < 19
+
+
+def test_films_that_are_too_few_for_a_test_are_named_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    school = School(tmp_path, monkeypatch, films=6)
+    school.decide(lambda at, text: (style(text), ""))
+    with pytest.raises(UsageError, match=r"leave 3 files for a test: 4 are needed"):
+        school.learn()
+    assert not school.trained
+    result = school.learn(anyway=True)
+    assert not result.round["accepted"] and "too few corrections or media" in result.line()
+    sides = [{e["media_path"] for e in result.round[part]} for part in ("examples", "held_out")]
+    assert [len(side) for side in sides] == [3, 3] and not sides[0] & sides[1]
+
+
+def test_a_test_on_few_films_is_called_weak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    school = School(tmp_path, monkeypatch, films=9)
+    school.decide(lambda at, text: (style(text), ""))
+    result = school.learn()
+    assert result.round["accepted"] and "; weak test on 4 files, accepted" in result.line()
 
 
 def test_an_adapter_has_to_be_better_in_19_of_20_samples() -> None:

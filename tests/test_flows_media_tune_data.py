@@ -8,13 +8,19 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 from pyarrow.parquet import write_table
 
 from artifacts.errors import UsageError
+from artifacts.store import open_store
 from flows.media.example import Example
 from flows.media.tune_data import examples_in, split
+from flows.options.commands import CaptionConfig
 from flows.options.tune import TuneConfig
 from flows.running.tune import resolve_run
+from tests.support.media import write_video
+from tests.support.saying import lines, run
+from tests.support.stand_ins import config_in
 
 ROWS: list[dict[str, Any]] = [
     {"media_path": "a.mp4", "source": "", "start": 0.0, "end": 4.0, "caption": "one"},
@@ -215,13 +221,43 @@ def test_chunks_of_one_medium_are_held_out_together() -> None:
         for name in "abcdefgh"
         for at in range(3)
     ]
-    trained, held = split(examples, 0.25, 0)
+    trained, held = split(examples, 0.25, 0, {})
     assert len(held) == 6 and len(trained) == 18
     assert not {each.path for each in trained} & {each.path for each in held}
-    assert split(examples, 0.25, 0) == (trained, held)
-    assert split(examples, 0.25, 1) != (trained, held)
-    assert split(examples, 0.0, 0) == (examples, [])
-    assert split(examples[:3], 0.5, 0) == (examples[:3], [])
+    assert split(examples, 0.25, 0, {}) == (trained, held)
+    assert split(examples, 0.25, 1, {}) != (trained, held)
+    assert split(examples, 0.0, 0, {}) == (examples, [])
+    assert split(examples[:3], 0.5, 0, {}) == (examples[:3], [])
+
+
+def test_one_content_under_two_names_is_held_out_whole() -> None:
+    examples = [Example(path=Path(f"/{copy}/{at}"), caption="a") for copy in "ab" for at in "01234"]
+    contents = {str(each.path): each.path.name for each in examples}
+    parts = split(examples, 0.2, 0, contents)
+    sides = [{each.path.name for each in part} for part in parts]
+    assert len(sides[1]) == 1 and sides[0] & sides[1] == set()
+    alone = [each for each in examples if each.path.parent.name == "a"]
+    assert split(alone, 0.2, 0, contents) == split(alone, 0.2, 0, {}), "without doubles as before"
+
+
+def test_clips_of_one_video_in_a_data_set_are_held_out_together(tmp_path: Path) -> None:
+    (folder := tmp_path / "videos").mkdir()
+    for number in range(4):
+        write_video(folder / f"{number}.mp4", ticks=range(number, number + 75), gop=25)
+    config = config_in(tmp_path, folder, chunk=1.0, format=("hf",))
+    run(config)
+    data = Path(config.out) / "hf" / "videos" / "metadata.jsonl"
+    video_of = {}
+    for line in data.read_text().splitlines():
+        row = json.loads(line)
+        video_of[row["file_name"]] = row["media_path"]
+    parts = split(examples_in(str(data), store=open_store(config.store)), 0.25, 0, {})
+    sides = [{video_of[str(e.path.relative_to(data.parent))] for e in part} for part in parts]
+    assert len(video_of) == 12 and sides[0] & sides[1] == set() and len(sides[1]) == 1
+    (Path(config.out) / "media.jsonl").unlink()  # a data set that was moved
+    parts = split(examples_in(str(data)), 0.25, 0, {})
+    sides = [{video_of[str(e.path.relative_to(data.parent))] for e in part} for part in parts]
+    assert sides[0] & sides[1] == set() and len(sides[1]) == 1
 
 
 def test_an_adapter_replaces_no_settings_of_somebody_else(tmp_path: Path) -> None:
@@ -231,3 +267,90 @@ def test_an_adapter_replaces_no_settings_of_somebody_else(tmp_path: Path) -> Non
     config = TuneConfig(data=data, model="demo", out=str(tmp_path / "theirs"))
     with pytest.raises(UsageError, match=r"holds other files \(adapter_config.json\)"):
         resolve_run(config)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_captions_that_the_token_limit_cut_have_no_end(tmp_path: Path, suffix: str) -> None:
+    row = {"media_path": "a.png", "source": "", "caption": "cut in", "ended": "length"}
+    person = {"original": "", "review": ""}
+    rows = [
+        {**row, "start": float(at), "end": at + 1.0, **person, **more}
+        for at, more in enumerate(({}, {"ended": "stop"}, {"original": "x", "caption": "whole"}))
+    ]
+    told = list[str]()
+    data = written(tmp_path / f"captions.{suffix}", rows[:2])
+    assert [each.is_cut for each in examples_in(data, told.append)] == [True, False]
+    assert told == [
+        "1 caption of 2 reached the token limit: trained as far as they go, without an end"
+    ]
+    data = written(tmp_path / f"captions.{suffix}", [*rows, {**rows[0], "review": "accepted"}][2:])
+    assert not any(each.is_cut for each in examples_in(data))
+    named = {"short": "cut in", "short_prompt": "What?", "short_ended": "length"}
+    if suffix != "jsonl":
+        data = written(tmp_path / f"captions.{suffix}", [{"media_path": "a.png", **named}])
+        assert [each.is_cut for each in examples_in(data)] == [True]
+
+
+AFFIXES = {"trigger": "ohwx", "prefix": "In short:\n", "suffix": " (end)"}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> CaptionConfig:
+    """A run over three pictures, with something around every caption."""
+    (folder := tmp_path / "pictures").mkdir()
+    for level, name in enumerate("abc"):
+        Image.new("L", (16, 16), 80 * level).save(folder / f"{name}.png")
+    return config_in(tmp_path, folder, **AFFIXES)
+
+
+def learned(data: Path, store: str) -> list[str]:
+    return [each.caption for each in examples_in(str(data), store=open_store(store))]
+
+
+def test_what_a_run_puts_around_captions_is_not_trained(pictures: CaptionConfig) -> None:
+    out, folder = Path(pictures.out), Path(pictures.sources[0])
+    run(pictures, format=("csv", "parquet", "hf"))
+    own = [line["caption"] for line in lines(pictures)]
+    assert all(text.startswith("ohwx, In short:\n") and text.endswith(" (end)") for text in own)
+    wanted = [text[len("ohwx, In short:\n") : -len(" (end)")] for text in own]
+    for file in ("captions.jsonl", "captions.csv", "captions.parquet", "hf/images/metadata.jsonl"):
+        found = learned(out / file, pictures.store)
+        assert [text.split() for text in found] == [text.split() for text in wanted], file
+    run(pictures, format=("txt",), beside=True)
+    flat = [" ".join(text.split()) for text in wanted]
+    assert learned(folder, pictures.store) == flat
+    (folder / "a.txt").write_text("ohwx, In short: by a person (end)\n")
+    (folder / "b.txt").write_text("by a person, ohwx, \n")
+    by_person = ["by a person", "by a person, ohwx,", flat[2]]
+    assert learned(folder, pictures.store) == by_person
+    assert learned(out / "captions.jsonl", pictures.store) == [*by_person[:2], wanted[2]]
+
+
+def test_a_run_without_the_words_takes_them_from_texts_beside_media(
+    pictures: CaptionConfig,
+) -> None:
+    folder = Path(pictures.sources[0])
+    run(pictures, format=("txt",), beside=True)
+    run(pictures, format=("txt",), beside=True, trigger="", prefix="ohwx, ", suffix="")
+    once = [(folder / f"{name}.txt").read_text().strip().removeprefix("ohwx, ") for name in "abc"]
+    assert learned(folder, pictures.store) == once
+    run(pictures, format=("txt",), beside=True, trigger="", prefix="", suffix="")
+    (folder / "a.txt").write_text("ohwx, by a person")
+    assert learned(folder, pictures.store)[0] == "ohwx, by a person", "no run adds it now"
+
+
+def test_a_list_whose_captions_begin_or_end_alike_is_noted(tmp_path: Path) -> None:
+    def notes(*texts: str) -> list[str]:
+        told = list[str]()
+        rows = [{"path": f"{at}.png", "caption": text} for at, text in enumerate(texts)]
+        examples_in(jsonl(tmp_path, *rows), told.append)
+        return told
+
+    alike = [f"ohwx, picture {at}" for at in range(20)]
+    (note,) = notes(*alike)
+    assert note.startswith("20 of 20 captions begin with 'ohwx,', which is trained, too")
+    (note,) = notes(*[f"{at} as seen in a film" for at in range(20)])
+    assert "captions end with ' seen in a film'" in note
+    assert notes(*alike[:19]) == notes(*alike[:18], "a dog", "a cat") == []
+    (tmp_path / "run.json").write_text('{"plan": {}}')
+    assert notes(*alike) == [], "the run says that it put nothing there"

@@ -395,7 +395,9 @@ def test_a_trigger_stands_before_every_caption_and_before_no_json(pictures: Capt
     assert said(pictures, "musubi")["b"] == "sks, words"
 
 
-def test_tune_learns_what_trainers_do(pictures: CaptionConfig, tmp_path: Path) -> None:
+def test_tune_learns_what_trainers_do_without_the_trigger(
+    pictures: CaptionConfig, tmp_path: Path
+) -> None:
     write(pictures, "txt", trigger="ohwx")
     data, store = str(Path(pictures.out) / "captions.jsonl"), open_store(pictures.store)
     other = str(tmp_path / "other")
@@ -403,7 +405,7 @@ def test_tune_learns_what_trainers_do(pictures: CaptionConfig, tmp_path: Path) -
     review(replace(pictures, out=other), ("b.png", 0.0, "corrected b", ""))
     told: list[str] = []
     learned = [each.caption for each in examples_in(data, told.append, store)]
-    assert learned == ["by hand, a", "ohwx, corrected b"]
+    assert learned == ["by hand, a", "corrected b"]
     assert told == ["1 caption of 2 are hand-written texts (.txt)"]
     review(replace(pictures, out=other), ("b.png", 0.0, None, "rejected"))
     assert [each.caption for each in examples_in(data, store=store)] == ["by hand, a"]

@@ -35,7 +35,9 @@ from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.tune import STAGE
+from stages.tune.examples import TrainingExample
 from stages.tune.job import RECORD
+from stages.tune.training import Trainer
 from tests.support.browser import Browser
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import profile_of
@@ -67,6 +69,41 @@ def asked(place: Path, out: str, *more: str) -> list[str]:
 def record(place: Path, out: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((place / out / "tune.json").read_text())
     return found
+
+
+def test_a_caption_that_the_token_limit_cut_is_trained_without_an_end_token(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "cut").mkdir()
+    rows = [
+        {
+            "path": f"../clips/clip-0{at + 1}.mp4",
+            "caption": f"a caption of film {at}",
+            "ended": ended,
+        }
+        for at, ended in enumerate(("length", "stop"))
+    ]
+    data = place / "cut" / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    taught: dict[str, list[int]] = {}
+
+    def step(_: Trainer, examples: list[TrainingExample], __: float) -> float:
+        taught.update({each.caption: each.ids.tolist() for each in examples})
+        return 1.0
+
+    monkeypatch.setattr(Trainer, "step", step)
+    config = TuneConfig(
+        data=str(data),
+        model="demo",
+        out=str(place / "cut" / "adapter"),
+        store=str(place / "store"),
+        steps=1,
+        validate=0,
+    )
+    tune(config, Display(quiet=True), lambda listen: InsideLauncher(listen=listen))
+    end = record(place, "cut/adapter")["end_token"]
+    ends = [taught[row["caption"]][-1] == end for row in rows]
+    assert ends == [False, True], "which captions are trained with an end"
 
 
 @pytest.mark.slow
@@ -136,7 +173,12 @@ def _killed(command: list[str], checkpoint: Path, after: float | None) -> None:
                 ({"path": CLIP, "start": 3.0, "end": 4.0}, "matches the caption's start and end"),
                 ({"features": "f" * 64}, "none.mp4: no stored features of demo"),
                 ({"path": CLIP, "prompt": "<|video_pad|>?"}, "an image placeholder of demo"),
+                ({"path": CLIP, "caption": "a <|video_pad|>"}, "data.jsonl: line 1 holds <|video"),
             )
+        ),
+        (
+            {"path": CLIP, "caption": "a cat <|im_end|> on a sofa"},
+            "data.jsonl: line 1 holds <|im_end|>, a control token of demo, which no caption keeps",
         ),
     ],
 )

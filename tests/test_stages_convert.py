@@ -44,8 +44,9 @@ ODD = {
     "none": torch.empty(0, 4),
     "short": torch.ones(3, 5, dtype=torch.bfloat16),
     "mask": torch.tensor([True, False, True]),
+    "negative": torch.complex(torch.zeros(5), torch.arange(5.0)).conj().imag,
 }
-"""Tensors of many types, some of which are no stretch of memory."""
+"""Tensors of many types, some of which are no stretch of memory, or have torch's negative bit."""
 
 
 def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:

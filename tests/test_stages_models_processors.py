@@ -4,7 +4,10 @@ two stages caption with them as the whole models do."""
 import functools
 import json
 import math
+import re
+from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,20 +16,27 @@ import torch
 
 from artifacts.errors import UsageError
 from artifacts.schema import FrameFit
+from stages.decode.generation import SamplingParams
+from stages.decode.prompts import start_ids
+from stages.decode.teacher_forcing import caption_of
 from stages.models import describe
 from stages.models.halves.inject_features import new_tokens
+from stages.models.processors.answers import answer_blank, answer_ids
 from stages.models.processors.chat_template import system_form, write
 from stages.models.processors.fit import ASPECTS, COMMON, black, probe, resized
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.loading import token
 from stages.models.processors.prepare import Clip, load_processor, prepare, rebuild
+from stages.tune.examples import make_example
 from tests.support.checkpoints import OMNI, whole_checkpoint
 from tests.support.clips import PROMPTS, clips, joint_model, profile_of
 from tests.support.families import BUILDERS, checkpoint
 from tests.support.keys_before import (
     CHECKPOINTS,
+    COMMANDS,
     RECORDED,
     keys_of,
+    namespaces,
 )
 from tests.support.processors import KINDS, plain_call, processor_folder
 from tests.support.templates import AS_JSON, STYLES, Style
@@ -148,6 +158,84 @@ def test_a_word_for_a_picture_in_the_system_s_text_is_refused() -> None:
 )
 def test_all_other_keys_are_those_of_an_earlier_version(family: str) -> None:
     assert keys_of(family) == json.loads(RECORDED.read_text())[family]
+
+
+SPACED = (
+    "<|im_start|>{% for m in messages %}{{ m['role'] | capitalize }}"
+    "{{ ':' if m['content'][0]['type'] == 'image' else ': ' }}{% for c in m['content'] %}"
+    "{{ c['text'] if c['type'] == 'text' else '<image>' }}{% endfor %}<end_of_utterance>\n"
+    "{% endfor %}{{ 'Assistant:' if add_generation_prompt }}"
+)
+"""As SmolVLM's and Idefics' templates: a space stands between role and answer, not after the
+generation prompt."""
+
+
+def test_answers_begin_with_the_blank_of_the_template_s_own_conversation() -> None:
+    folder = checkpoint("smolvlm")
+    processor, text = load_processor(folder), "A red fox"
+    assert start_ids(processor, SamplingParams(start_with=text))[0].tolist() == own_ids(
+        processor, text
+    ), "the template of the tests has no blank"
+    assert answer_blank(processor) == ""
+    processor.chat_template = SPACED
+    turns = [
+        {"role": role, "content": [{"type": "text", "text": said}]}
+        for role, said in (("user", "What?"), ("assistant", text))
+    ]
+    whole = processor.apply_chat_template(turns, tokenize=True)[0]
+    before = processor.apply_chat_template(turns[:1], add_generation_prompt=True, tokenize=True)[0]
+    end = processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")
+    expected = whole[len(before) : len(whole) - whole[::-1].index(end) - 1]
+    assert whole[: len(before)] == before and processor.tokenizer.decode(expected) == f" {text}"
+    assert start_ids(processor, SamplingParams(start_with=text))[0].tolist() == expected
+    prepared = prepare(processor, black(processor, "image", 1.0, 32, 1))
+    row: Any = SimpleNamespace(
+        **{each.name: getattr(prepared, each.name) for each in fields(prepared)}, joins_with=tuple
+    )
+    half = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=True))
+    assert make_example(half, processor, lambda: row, "What?", text).ids.tolist() == expected
+    assert caption_of(processor, row, "What?", text).ids[0].tolist() == expected
+    forced = SamplingParams(start_with="A")
+    rest = caption_of(processor, row, "What?", " red fox", forced).ids[0].tolist()
+    assert [*start_ids(processor, forced)[0].tolist(), *rest] == expected
+    assert answer_blank(processor) == " "
+
+
+def test_only_forced_beginnings_of_a_model_with_that_blank_have_other_keys() -> None:
+    found = [
+        {name: namespaces(replace(profile, answer_blank=blank), name) for name in COMMANDS}
+        for profile in [describe(checkpoint("smolvlm"))]
+        for blank in ("", " ")
+    ]
+    assert [name for name in COMMANDS if found[0][name] != found[1][name]] == ["start"]
+    assert found[0]["start"]["features"] == found[1]["start"]["features"]
+
+
+def own_ids(processor: Any, text: str) -> list[int]:
+    found: list[int] = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return found
+
+
+class Merging:
+    """A processor whose tokenizer makes one token of a colon and the blank after it."""
+
+    chat_template = SPACED
+
+    def __init__(self) -> None:
+        self.tokenizer = self
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [*map(len, re.findall(r": |.", text))]}
+
+    def apply_chat_template(
+        self, turns: list[Any], add_generation_prompt: bool = False, **_: Any
+    ) -> str:
+        written = "".join(f"{t['role']}: {t['content'][0]['text']}\n" for t in turns)
+        return written + "assistant:" * add_generation_prompt
+
+
+def test_an_answer_is_tokenized_alone_where_the_prompt_s_tokens_would_change() -> None:
+    assert answer_ids(Merging(), "two") == [1, 1, 1] and answer_blank(Merging()) == ""
 
 
 def test_a_limit_of_pixels_makes_frames_smaller_where_the_processor_brings_its_own() -> None:

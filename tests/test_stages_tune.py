@@ -237,7 +237,12 @@ def test_a_training_that_goes_on_sweeps_what_a_killed_one_left_half_written(tmp_
         "features_namespace": "",
         "held_out": [],
     }
-    job |= {"folder": str(tmp_path), "recipe": RECIPE, "examples": [["k", "p", "c"]], "rate": 0.1}
+    job |= {
+        "folder": str(tmp_path),
+        "recipe": RECIPE,
+        "examples": [["k", "p", "c", False]],
+        "rate": 0.1,
+    }
     told_by(run, job | dict.fromkeys(("steps", "batch", "rows"), 1))
     assert list(tmp_path.glob(f"{HALF}*")) == []
     assert (tmp_path / ADAPTER_WEIGHTS).exists()

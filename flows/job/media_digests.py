@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from artifacts.captions import Failure
-from artifacts.errors import Unanswered, UsageError
+from artifacts.errors import ControlWord, Unanswered, UsageError
 from artifacts.keys import ContentDigests, content_key
 from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.stamps import CHANGED, CHANGED_HINT, FileChanged
@@ -113,16 +113,24 @@ def check_beside(files: Sequence[MediaFile], config: RunOptions) -> None:
         )
 
 
+def refuse_control_words(where: str, text: str, model: Model, *, answers: bool = False) -> None:
+    """Raise ControlWord if a text holds the model's own image placeholder; if the model `answers`
+    it, also for any other control token."""
+    kinds = {"an image placeholder of {}": model.profile.placeholders}
+    if answers:
+        kinds["a control token of {}, which no caption keeps"] = model.profile.control_tokens
+    for kind, words in kinds.items():
+        if found := next((word for word in words if word in text), None):
+            raise ControlWord(
+                f"{where} holds {found}, {kind.format(model.name)}",
+                hint="Leave it out; each image is placed before the prompt",
+            )
+
+
 def check_placeholders(contents: Sequence[Medium], model: Model) -> None:
     """Check that no prompt contains the model's own image placeholder. Raises UsageError."""
     for prompt, medium in {medium.prompt: medium for medium in reversed(contents)}.items():
-        found = next((word for word in model.profile.placeholders if word in prompt), None)
-        if found is not None:
-            raise UsageError(
-                f"the prompt of {Path(medium.path).name} holds {found}, an image placeholder of "
-                f"{model.name}",
-                hint="Leave it out; the image is placed before the prompt",
-            )
+        refuse_control_words(f"the prompt of {Path(medium.path).name}", prompt, model)
 
 
 def without_placeholders(
@@ -163,23 +171,9 @@ def check_fixed_texts(config: RunOptions, model: Model) -> None:
             f"--system: not supported by the chat template of {model.name}",
             hint="Put that text at the beginning of --prompt",
         )
-    given = {
-        "--system": params.system,
-        "--start-with": params.start_with,
-        "--summary-prompt": PromptOptions.of(config).summary_prompt,
-    }
-    for option, text in given.items():
-        found = next((word for word in model.profile.placeholders if word in text), None)
-        if found is not None:
-            raise UsageError(
-                f"{option} holds {found}, an image placeholder of {model.name}",
-                hint=f"Leave it out of {option}; the image is placed before the prompt",
-            )
-    if found := next((t for t in model.profile.control_tokens if t in params.start_with), None):
-        raise UsageError(
-            f"--start-with holds {found}, a control token of {model.name}, which no caption keeps",
-            hint="Leave it out of --start-with",
-        )
+    refuse_control_words("--system", params.system, model)
+    refuse_control_words("--start-with", params.start_with, model, answers=True)
+    refuse_control_words("--summary-prompt", PromptOptions.of(config).summary_prompt, model)
 
 
 def check_previous(contents: Sequence[Medium], model: Model) -> None:

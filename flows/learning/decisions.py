@@ -75,6 +75,7 @@ def decisions_of(
             continue
         text = every[0].caption or words
         example = _example(captions.chunks[key], row, text)
+        example["medium"] = captions.medium_of[key]
         example["corrected"] = (
             every[0].caption is not None or (example["key"], example["caption"]) in corrected
         )

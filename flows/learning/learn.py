@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.edits import DIGITS, changes_of
-from artifacts.errors import NoFeatures, UsageError
+from artifacts.errors import ControlWord, NoFeatures, UsageError
 from artifacts.files import whole_file
 from artifacts.json_shapes import read_json
 from artifacts.keys import digest_of
@@ -48,6 +48,7 @@ from flows.results.rounds import (
     CHOSEN,
     DONE,
     LEARN,
+    LEAST_MEDIA,
     RECAPTIONED,
     ROUND_RECORD,
     SCORED,
@@ -56,6 +57,7 @@ from flows.results.rounds import (
     TRAINED,
     Round,
     adapter_digest,
+    media_held,
     round_folder,
     rounds_in,
     write_round,
@@ -144,6 +146,13 @@ def choose(
             hint="Correct or accept them in `penstock review`; --anyway trains without accepting",
         )
     trained, held_out = divide(examples, rounds)
+    media = media_held({"held_out": held_out})
+    if media < LEAST_MEDIA and not config.anyway:
+        raise UsageError(
+            f"the corrected or accepted captions in {out} leave {counted(media, 'file')} for a "
+            f"test: {LEAST_MEDIA} are needed, and at most half of the captions are held out",
+            hint="Decide on other files in `penstock review`; --anyway trains without accepting",
+        )
     if not trained or not held_out:
         raise UsageError(
             f"{counted(len(examples), 'caption')} in {out} corrected or accepted: none is left to "
@@ -163,7 +172,7 @@ def choose(
         "examples": trained,
         "held_out": held_out,
         "differing": found.differing,
-        "enough": len(examples) >= LEAST,
+        "enough": len(examples) >= LEAST and media >= LEAST_MEDIA,
         "before": [],
         "after": [],
         "lower": 0,
@@ -242,7 +251,7 @@ class _Work:
         training = self.run.training(self.config, len(examples), resume=bool(previous))
         try:
             self._tune(training, examples, folder, tokens=caption_tokens(self.round))
-        except NoFeatures:
+        except (ControlWord, NoFeatures):
             (self.folder / ROUND_RECORD).unlink()  # the next call chooses other examples
             raise
         self._end(TRAINED, trained=adapter_digest(folder))

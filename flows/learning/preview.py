@@ -5,7 +5,7 @@ from artifacts.plurals import counted
 from flows.learning.inputs import left_round, own_rounds
 from flows.learning.learn import caption_tokens, choose, differing_lines
 from flows.options.learn import LearnConfig, LearnRun, RecordedRun
-from flows.results.rounds import ADAPTER, Round, round_folder
+from flows.results.rounds import ADAPTER, Round, is_weak, media_held, round_folder
 from flows.results.tuned import RUN
 
 
@@ -26,6 +26,8 @@ def preview(config: LearnConfig, run: RecordedRun) -> tuple[list[str], LearnRun 
 def _lines(round_: Round, *, is_begun: bool) -> list[str]:
     corrected = sum(each["corrected"] for each in round_["held_out"])
     held = f"{len(round_['held_out'])} held out, {corrected} of them corrected"
+    if is_weak(round_):
+        held += f"; weak test: {counted(media_held(round_), 'file')}"
     state = f"continues from {round_['phase']!r}" if is_begun else "is new"
     lines = [
         f"round {round_['round']} {state}: {counted(len(round_['examples']), 'caption')} to train "

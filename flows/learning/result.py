@@ -12,7 +12,9 @@ from flows.results.rounds import (
     Round,
     corrections_of,
     exact,
+    is_weak,
     loss_of,
+    media_held,
     round_folder,
     summary_json,
     verdict,
@@ -65,13 +67,14 @@ class Learned:
             return f"nothing new to learn since round {number}: correct or accept more captions"
         before, after = (corrections_of(self.round, name) for name in ("before", "after"))
         every = [exact(self.round[name]) for name in ("before", "after")]
-        held = len(self.round["held_out"])
+        held, media = len(self.round["held_out"]), counted(media_held(self.round), "file")
+        weak = f"weak test on {media}, " if is_weak(self.round) else ""
         line = (
             f"round {number}: learned from {counted(len(self.round['examples']), 'caption')}; on "
             f"{counted(len(after), 'held-out correction')} the loss per token went from "
             f"{loss_of(before):.4f} to {loss_of(after):.4f}, lower in {self.round['lower']} of "
             f"{SAMPLES} samples, and exact captions from {exact(before)} to {exact(after)}; of all "
-            f"{held} held out, from {every[0]} to {every[1]}; {verdict(self.round)}"
+            f"{held} held out, from {every[0]} to {every[1]}; {weak}{verdict(self.round)}"
         )
         inexact = (
             ""

@@ -102,7 +102,7 @@ def namespaces_of(
     each stage's bytes. A stage's OUTPUT_VERSION rises when its output changes."""
     vectors = VectorSamplingOptions.of(config)
     engine_options = EngineOptions.of(config)
-    text_fields = [engine_options.max_new_tokens, *SamplingParams.of(config).key_fields]
+    text_fields = [engine_options.max_new_tokens, *_text_fields(SamplingParams.of(config), model)]
     fits = [fields_of(model.fit(kind)) for kind in ("video", "image")]
     of: dict[str, str] = {}
     for stage in pipeline:
@@ -127,6 +127,12 @@ def namespaces_of(
         way=way,
         sends_video=model.served is not None and bool(model.served.video),
     )
+
+
+def _text_fields(params: SamplingParams, model: Model) -> list[Any]:
+    """Return what decides a caption besides its limit."""
+    blank = model.profile.answer_blank if params.start_with else ""
+    return [*params.key_fields, *([blank] if blank else [])]
 
 
 def one_shot_namespace(stage: StageSpec, model: Model, settings: PartSettings) -> str:
@@ -165,7 +171,7 @@ def _other_limits(
     by = [namespaces[stage.reads], *_part_fields(stage, model, settings)]
     before = [stage.writes, stage.output_version, *by]
     limits = range(1, LARGEST_LIMIT + 1)
-    for limit, digest in digests_by_number(before, limits, params.key_fields):
+    for limit, digest in digests_by_number(before, limits, _text_fields(params, model)):
         if limit != namespaces.limit and digest in stored:
             yield replace(namespaces, of={**namespaces.of, stage.writes: digest}, limit=limit)
 

@@ -32,7 +32,8 @@ class TextScores:
     def item(self, features: str, prompt: str, text: str, *, ended: bool = True) -> ScoreItem:
         """Return a text to score. `features` is the key of its chunk's features, and `ended` says
         whether the text is complete."""
-        key = digest_of([features, prompt, text, ended, *self.params.key_fields])
+        blank = [self._model.profile.answer_blank] if self._model.profile.answer_blank else []
+        key = digest_of([features, prompt, text, ended, *self.params.key_fields, *blank])
         return ScoreItem(key, features, prompt, text, ended)
 
     def find(self, item: ScoreItem) -> Mapping[str, Any] | None:

@@ -11,8 +11,10 @@ import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from artifacts.disk_names import one_name
+from artifacts.edits import FixedText
 from artifacts.files import HALF, write_text
 from artifacts.jsonl_log import Opener, append_line, read_lines
 from artifacts.keys import digest_of, hash_file
@@ -35,6 +37,8 @@ About = tuple[str, ...]
 """Digest of the medium that a text is about, and the path of the text."""
 ANY: About = ("",)
 """The same of a file that is about no medium."""
+AROUND = "around"
+"""First value of a line with the text that a run put around the captions in a file."""
 
 
 def about(content: str, path: Path, place: str) -> About:
@@ -56,12 +60,19 @@ class GeneratedFiles:
         if out is not None:
             self._memories[out / f".{WRITTEN}"] = open_below
         self._of = of
+        self._around: dict[str, FixedText] = {}
+        """Path of a text, or content of its medium → what the last run put around captions."""
 
     @cached_property
     def _each(self) -> dict[Path, set[str]]:
-        return {
-            path: {str(key) for line in read_lines(path) for key in line} for path in self._memories
-        }
+        found: dict[Path, set[str]] = {path: set() for path in self._memories}
+        for path, keys in found.items():
+            for line in read_lines(path):
+                keys.update(map(str, line))
+                if line[:1] == [AROUND] and self._memories[path] is os.open:
+                    _, place, before, after = line
+                    self._around[place] = FixedText(prefixes=tuple(before), suffix=after)
+        return found
 
     def __bool__(self) -> bool:
         return any(self._each.values())
@@ -96,12 +107,35 @@ class GeneratedFiles:
         for path, known in self._each.items():
             new = {_key(self._of + form, each, sha256) for each in about} - known
             known |= new
-            try:
-                if new:
-                    append_line(path, sorted(new), self._memories[path])
-            except OSError as error:
-                if self._memories[path] is os.open:  # and not the copy in OUT, maybe a link
-                    raise fault_of(error, path) from error
+            if new:
+                self._append(path, sorted(new))
+
+    def _append(self, path: Path, line: list[Any]) -> None:
+        try:
+            append_line(path, line, self._memories[path])
+        except OSError as error:
+            if self._memories[path] is os.open:  # and not the copy in OUT, maybe a link
+                raise fault_of(error, path) from error
+
+    def put_around(self, about: About, fixed: FixedText) -> None:
+        """Record in the store what a run put around the captions in a text. Raises
+        EnvironmentFault."""
+        stores = [path for path, opener in self._memories.items() if opener is os.open]
+        for place in (each for each in about if self.around((each,)) != fixed):
+            self._around[place] = fixed
+            for path in stores:
+                self._append(path, [AROUND, place, [*fixed.prefixes], fixed.suffix])
+
+    def around(self, about: About) -> FixedText:
+        """Return what the last run put around the captions in a text, the first of `about` that is
+        known."""
+        known = (self._around[of] for of in about if self and of in self._around)
+        return next(known, FixedText())
+
+    @property
+    def puts_around(self) -> bool:
+        """Return whether any run put something around captions."""
+        return bool(self) and bool(self._around)
 
     def update(
         self, path: Path, content: bytes, form: str, about: About = ANY, *, replace: bool

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from artifacts.disk_names import one_name, rules_in
+from artifacts.edits import FixedText
 from artifacts.keys import DIGESTS, ContentDigests, content_key
 from artifacts.names import Naming
 from artifacts.plurals import counted
@@ -90,8 +91,16 @@ class TextRecords:
         sha256, place = digest_at(text, MAX_BYTES), (one_name(text),)
         if not self._generated.has_of_any_kind(FORM, sha256, place):
             return False
-        of = (content_key(self._digests.of(medium), kind_of(medium.name)),)
-        return not self._generated.has_of_any_kind(FORM, sha256, of)
+        return not self._generated.has_of_any_kind(FORM, sha256, (self._content(medium),))
+
+    def around(self, text: Path, medium: Path) -> FixedText:
+        """Return what a run put around the caption in the text of a medium. Raises OSError."""
+        if not self._generated.puts_around:
+            return FixedText()
+        return self._generated.around((one_name(text), self._content(medium)))
+
+    def _content(self, medium: Path) -> str:
+        return content_key(self._digests.of(medium), kind_of(medium.name))
 
 
 class TextsIn:

@@ -9,150 +9,32 @@ import csv
 import io
 import json
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from artifacts.corrections import StoredEdits
-from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText, keys_of, read_edits
+from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText
 from artifacts.errors import UsageError
-from artifacts.json_shapes import BYTES, parse
-from artifacts.keys import DIGESTS, ContentDigests, content_key
 from artifacts.plurals import counted
-from artifacts.regular_files import link_out, read_bytes, read_text, user_text
-from artifacts.signing import proof_by
+from artifacts.regular_files import link_out, read_bytes, user_text
 from artifacts.store import Store
-from flows.media.example import Example, contents_in
+from flows.media.corrected_texts import with_corrections, with_handwritten_texts
+from flows.media.example import Example, Row, contents_in, item_of
+from flows.media.fixed_texts import alike_note, fixed_text_of, run_folder
 from flows.media.generated_files import is_blank
-from flows.media.handwritten import (
-    HandwrittenTexts,
-    TextRecords,
-    TextsIn,
-    split_by_chunk,
-    text_paths,
-)
-from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, kind_of
+from flows.media.handwritten import TextRecords
+from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from flows.media.source_lists import LIST_SUFFIXES
 from stages.models.hub.transfer import Announce
 
-Row = Mapping[str, Any]
-
-
-def with_corrections(
-    rows: Sequence[tuple[int, Row]], path: Path, store: Store
-) -> Iterator[tuple[int, Row]]:
-    """Yield the rows of a run with corrections that users made in other folders. Corrections in the
-    same folder are already in the rows. Raises EnvironmentFault."""
-    stored = StoredEdits(store.local)()
-    own = read_edits(path.parent, proof_by(store.url)).now if stored else {}
-    fixed = _fixed_text(path.parent) if stored else FixedText()
-    for at, row in rows:
-        given = row.get("original") or row.get("caption")
-        if not (stored and isinstance(given, str) and isinstance(row.get("features"), str)):
-            yield at, row
-            continue
-        before, caption, after = fixed.parts(given)
-        prompt, name = str(row.get("prompt") or ""), str(row.get("name") or "")
-        keys = keys_of(row["features"], name, prompt, caption)
-        key = next((key for key in keys if key in own or key in stored), "")
-        edit = None if key in own else stored.get(key)
-        if edit is None:
-            yield at, row
-            continue
-        text = caption if edit.caption is None else edit.caption
-        original = "" if edit.caption is None else given
-        person = {"original": original, "review": edit.review}
-        yield at, {**row, "caption": before + text + after, **person}
-
-
-def _fixed_text(folder: Path) -> FixedText:
-    """Return the text that a run put around its captions, as its record states."""
-    try:
-        record = parse(read_text(folder / "run.json", BYTES))
-        return FixedText.of(record["plan"]["words"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return FixedText()  # no record, or one without such texts
-
-
-def with_handwritten_texts(
-    examples: Sequence[Example],
-    rows: Sequence[tuple[int, Row]],
-    path: Path,
-    store: Store,
-    announce: Announce,
-) -> list[Example]:
-    """Return examples of a run with the texts that users wrote for their media. `announce` is
-    called with their number."""
-    texts = _Texts(path.parent, dict(rows), store)
-    found = [texts.of(each) if each.features else each for each in examples]
-    replaced = sum(one is not other for one, other in zip(found, examples, strict=True))
-    if replaced:
-        announce(f"{counted(replaced, 'caption')} of {len(found):,} are hand-written texts (.txt)")
-    for note in texts.handwritten.notes():
-        announce(note)
-    return found
-
-
-class _Texts:
-    """The hand-written texts of one run's media."""
-
-    def __init__(self, out: Path, rows: Mapping[int, Row], store: Store) -> None:
-        self._rows = rows
-        self.handwritten = HandwrittenTexts(store, out)
-        self._digests = ContentDigests(store.local / DIGESTS)
-        self._lines: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
-        """(medium, prompt) → its lines in the data."""
-        self._first: dict[str, str] = {}
-        """Medium → name of its first prompt."""
-        self._in_out = TextsIn(out)
-        for at, row in rows.items():
-            self._lines[_item(row)].append(at)
-            self._first.setdefault(_item(row)[0], str(row.get("name") or ""))
-
-    def of(self, example: Example) -> Example:
-        """Return an example with the hand-written text of its medium, if there is one."""
-        row = self._rows[example.line]
-        places = [place for place in self._places(example.path, row) if place.is_file()]
-        try:
-            digest = self._digests.of(example.path) if places else ""
-        except OSError:
-            return example
-        about = content_key(digest, kind_of(example.path.name))
-        if (found := self.handwritten.of(places, about, str(example.path))) is None:
-            return example
-        text, lines = found[1], self._lines[_item(row)]
-        if " ".join(text.split()) in example.prompt:
-            return example  # the text was part of the prompt, by `{tags}`
-        captions = split_by_chunk(text, len(lines)) or [text.strip()] * len(lines)
-        caption = captions[lines.index(example.line)]
-        return (
-            replace(example, caption=caption) if caption not in ("", example.caption) else example
-        )
-
-    def _places(self, path: Path, row: Row) -> Iterator[Path]:
-        item, name = _item(row)[0], str(row.get("name") or "")
-        inside = PurePosixPath(str(row.get("media_path") or ""))
-        names = [name, *([""] if name and self._first[item] == name else [])]
-        if inside.name and not inside.is_absolute() and ".." not in inside.parts:
-            yield from self._in_out.of(Path(inside), name)
-        for each in names:
-            yield from text_paths(path, each)
-
-
-def _item(row: Row) -> tuple[str, str]:
-    medium = f"{row.get('source')}\n{row.get('media_path')}"
-    return medium, f"{row.get('name')}\n{row.get('prompt')}"
-
-
 MAX_BYTES = 1 << 30
 """Largest caption file, in bytes."""
-PATHS = ("path", "file_name", "image", "video")
-"""Fields that name a file, relative to the data's folder."""
 TEXTS = ("caption", "text")
 """Fields that hold the caption."""
-SUFFIXES = (".jsonl", ".csv", ".parquet")
+PATHS = ("path", "file_name", "image", "video")
+"""Fields that name a file, relative to the data's folder."""
 
 
 def examples_in(
@@ -163,21 +45,32 @@ def examples_in(
     replace captions. Raises UsageError."""
     path = Path(data).expanduser()
     if path.is_dir():
-        found = list(_media_with_texts(path, store, announce))
-    elif path.suffix.lower() in SUFFIXES and path.is_file():
+        pairs = [*_media_with_texts(path, store, announce)]
+    elif path.suffix.lower() in ROWS and path.is_file():
         rows = [*enumerate(ROWS[path.suffix.lower()](path), 1)]
         if store is not None:
             rows = [*with_corrections(rows, path, store)]
-        found = _reviewed(rows, path, store, announce)
+        fixed = fixed_text_of(path.parent)
+        pairs = [(each, fixed) for each in _reviewed(rows, path, store, announce)]
     else:
         raise UsageError(
             f"{path}: no captions found",
             hint="Give a captions.jsonl, .csv or .parquet, or a folder of media with .txt files",
         )
-    if not found:
+    if not pairs:
         raise UsageError(f"{path} holds no captions", hint="Add captions, or check the path")
+    found = [replace(each, caption=fixed.parts(each.caption)[1]) for each, fixed in pairs]
     _check(found, path)
-    return list({example.item: example for example in reversed(found)}.values())[::-1]
+    unknown = [each.caption for each, fixed in pairs if fixed == FixedText()]
+    if note := alike_note(path if path.is_dir() else path.parent, unknown):
+        announce(note)
+    found = list({example.item: example for example in reversed(found)}.values())[::-1]
+    if cut := sum(each.is_cut for each in found):
+        announce(
+            f"{counted(cut, 'caption')} of {len(found):,} reached the token limit: trained as far "
+            "as they go, without an end"
+        )
+    return found
 
 
 def _reviewed(
@@ -196,7 +89,7 @@ def _reviewed(
     left = [(at, row) for at, row in rows if row.get("review") != REJECTED]
     if rows and not left:
         raise UsageError(f"{path}: every caption was rejected", hint="Accept or correct some")
-    contents = contents_in(path.with_name("media.jsonl"))
+    contents = contents_in(run_folder(path.parent) / "media.jsonl")
     found = made = [_example(row, at, path, contents) for at, row in left]
     if store is not None:
         found = with_handwritten_texts(made, rows, path, store, announce)
@@ -220,7 +113,7 @@ def _check(found: Sequence[Example], path: Path) -> None:
     empty = [each for each in found if not each.caption.strip()]
     if empty:
         raise UsageError(
-            f"{path}: {_place(empty[0])} has no caption ({len(empty)} of {len(found)} have none)",
+            f"{path}: {empty[0].place} has no caption ({len(empty)} of {len(found)} have none)",
             hint="Write one, or remove the line",
         )
     seen: dict[tuple[Any, ...], Example] = {}
@@ -228,19 +121,18 @@ def _check(found: Sequence[Example], path: Path) -> None:
         other = seen.setdefault(each.item, each)
         if other.caption != each.caption:
             raise UsageError(
-                f"{path}: {_place(other)} and {_place(each)} are two captions of one item, "
+                f"{path}: {other.place} and {each.place} are two captions of one item, "
                 f"{each.path.name}",
                 hint="Keep one, or give them different prompts",
             )
 
 
-def _place(example: Example) -> str:
-    return f"line {example.line}" if example.line else example.path.name
-
-
-def _media_with_texts(folder: Path, store: Store | None, announce: Announce) -> Iterator[Example]:
-    """Yield the media of a folder that have a text file; none that a run wrote of other content."""
-    records = None if store is None else TextRecords(store)
+def _media_with_texts(
+    folder: Path, store: Store | None, announce: Announce
+) -> Iterator[tuple[Example, FixedText]]:
+    """Yield the media of a folder that have a text file, with what a run put around its caption;
+    none that a run wrote of other content."""
+    records, of_folder = None if store is None else TextRecords(store), cache(fixed_text_of)
     others: list[str] = []
     for path in sorted(folder.rglob("*")):
         text = path.with_suffix(".txt")
@@ -251,7 +143,10 @@ def _media_with_texts(folder: Path, store: Store | None, announce: Announce) -> 
             if records is not None and records.are_other(text, path):
                 others.append(text.name)
                 continue
-            yield Example(path=_absolute(path), caption=_text(text).strip())
+            fixed = FixedText() if records is None else records.around(text, path)
+            if fixed == FixedText():
+                fixed = of_folder(text.parent)
+            yield Example(path=_absolute(path), caption=_text(text).strip()), fixed
     if others:
         announce(
             f"left out: {counted(len(others), 'text')} of runs about other content ({others[0]})"
@@ -260,7 +155,7 @@ def _media_with_texts(folder: Path, store: Store | None, announce: Announce) -> 
 
 def _example(row: Row, at: int, data: Path, contents: Mapping[str, str]) -> Example:
     caption = next((row[name] for name in TEXTS if isinstance(row.get(name), str)), None)
-    own = _own_file(row, data)
+    own, medium = _own_file(row, data), item_of(row)[0]
     path = own or _path(row, data)
     if caption is None or path is None:
         what = "no caption" if caption is None else "no file"
@@ -285,7 +180,9 @@ def _example(row: Row, at: int, data: Path, contents: Mapping[str, str]) -> Exam
         end=end,
         prompt=str(row.get("prompt") or ""),
         features=str(row.get("features") or ""),
-        content=contents.get(_item(row)[0], ""),
+        content="" if own else contents.get(medium, ""),
+        medium=contents.get(medium) or (medium if own and row.get("media_path") else ""),
+        is_cut=row.get("ended") == "length" and not (row.get("review") or row.get("original")),
         line=at,
     )
 
@@ -328,7 +225,7 @@ def _text(path: Path) -> str:
         raise UsageError(f"{path} cannot be read ({reason})", hint="Check the file") from error
 
 
-def _of_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
+def _of_jsonl(path: Path) -> Iterator[Row]:
     for at, line in enumerate(_text(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -343,13 +240,13 @@ def _of_jsonl(path: Path) -> Iterator[Mapping[str, Any]]:
         yield row
 
 
-def _of_csv(path: Path) -> Iterator[Mapping[str, Any]]:
+def _of_csv(path: Path) -> Iterator[Row]:
     # splitlines would also split at unusual line separators inside a caption.
     for row in csv.DictReader(io.StringIO(_text(path), newline="")):
         yield from _of_prompts(row)
 
 
-def _of_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
+def _of_parquet(path: Path) -> Iterator[Row]:
     import pyarrow as pa
     from pyarrow.parquet import read_table
 
@@ -361,7 +258,7 @@ def _of_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
         raise UsageError(f"{path} cannot be read ({message})", hint="Write it again") from error
 
 
-def _of_prompts(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _of_prompts(row: Row) -> Iterator[Row]:
     """Yield a row for each caption of a chunk: tables have the named prompts side by side."""
     ending = "_prompt"
     names = [column.removesuffix(ending) for column in row if str(column).endswith(ending)]
@@ -371,7 +268,8 @@ def _of_prompts(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for name in names:
         caption, prompt = row.get(f"caption_{name}", row.get(name)), row[f"{name}{ending}"]
         if prompt:  # empty where this chunk has no such prompt
-            yield {**row, "name": name, "prompt": prompt, "caption": caption}
+            ended = row.get(f"{name}_ended")
+            yield {**row, "name": name, "prompt": prompt, "caption": caption, "ended": ended}
 
 
 ROWS = {".jsonl": _of_jsonl, ".csv": _of_csv, ".parquet": _of_parquet}
@@ -379,22 +277,27 @@ ROWS = {".jsonl": _of_jsonl, ".csv": _of_csv, ".parquet": _of_parquet}
 
 
 def split(
-    examples: Sequence[Example], share: float, seed: int
+    examples: Sequence[Example], share: float, seed: int, contents: Mapping[str, str]
 ) -> tuple[list[Example], list[Example]]:
-    """Return the training examples and the held-out examples. Chunks of one medium stay
-    together."""
+    """Return the training examples and the held-out examples. All that is of one medium stays
+    together, under whatever names it lies and in whatever clips. `contents`: path → identity of the
+    content."""
     import random
 
-    paths = sorted({str(example.path) for example in examples})
-    random.Random(f"{seed} held out").shuffle(paths)
-    count = round(share * len(paths))
-    if share and len(paths) > 1:
-        count = min(max(1, count), len(paths) - 1)
-    held = set(paths[:count])
-    kept = [example for example in examples if str(example.path) not in held]
+    first: dict[str, str] = {}
+    media = [e.medium or contents.get(str(e.path)) or str(e.path) for e in examples]
+    for medium, example in zip(media, examples, strict=True):
+        first[medium] = min(str(example.path), first.get(medium, str(example.path)))
+    order = sorted(first, key=first.__getitem__)
+    random.Random(f"{seed} held out").shuffle(order)
+    count = round(share * len(order))
+    if share and len(order) > 1:
+        count = min(max(1, count), len(order) - 1)
+    held = set(order[:count])
+    kept = [example for example, medium in zip(examples, media, strict=True) if medium not in held]
     if not kept:
         raise UsageError(
             f"too few captions ({len(examples)}): none is left to train on",
             hint="Give more captions, or --validate 0",
         )
-    return kept, [example for example in examples if str(example.path) in held]
+    return kept, [e for e, medium in zip(examples, media, strict=True) if medium in held]

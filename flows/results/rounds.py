@@ -40,6 +40,9 @@ CHOSEN, TRAINED, SCORED, RECAPTIONED, CARRIED, DONE = PHASES = (
 """What of a round is done: examples chosen, adapter trained, adapter scored, captions made in the
 store, decisions kept under the new words, outputs written. A refused adapter ends after its
 score."""
+LEAST_MEDIA, FEW_MEDIA = 4, 10
+"""Media without which no adapter is accepted, since three are all better by chance once in eight
+times, and below which the test is weak."""
 CAPTION_AGAIN = "Run the same `penstock caption` again, which rewrites it"
 RUN_AGAIN = "Restore the file, or delete the folder of the round to leave the round out"
 
@@ -59,6 +62,7 @@ EXAMPLE = {
     **dict.fromkeys(("key", "features", "name", "prompt", "caption", "media_path"), text),
     "start": number,
     "corrected": flag,
+    "medium": OptionalField(text),
 }
 SCORED_EXAMPLE = {"loss": number, "tokens": count, "exact": flag}
 SHAPE = {
@@ -151,6 +155,26 @@ def corrections_of(round_: Round, name: str) -> list[Mapping[str, Any]]:
     return [score for example, score in pairs if example["corrected"]] or round_[name]
 
 
+def corrections_in(examples: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Return the corrected ones of some examples; all if none was corrected."""
+    return [each for each in examples if each["corrected"]] or examples
+
+
+def medium_of(example: Mapping[str, Any]) -> str:
+    """Return the identity of an example's medium."""
+    return str(example.get("medium") or example["media_path"])
+
+
+def media_held(round_: Round) -> int:
+    """Return the number of media that a round tests its adapter on."""
+    return len({medium_of(each) for each in round_["held_out"]})
+
+
+def is_weak(round_: Round) -> bool:
+    """Return whether a round tests its adapter on few media."""
+    return media_held(round_) < FEW_MEDIA
+
+
 def exact(scores: Sequence[Mapping[str, Any]]) -> int:
     """Return the number of captions that were generated exactly."""
     return sum(each["exact"] for each in scores)
@@ -180,7 +204,7 @@ def verdict(round_: Round) -> str:
     if round_["phase"] != DONE:
         return f"unfinished ({round_['phase']})"
     if not round_["enough"]:
-        return "not accepted: too few corrections"
+        return "not accepted: too few corrections or media"
     return "accepted" if round_["accepted"] else "not accepted: not better"
 
 
@@ -194,4 +218,5 @@ def summary_json(rounds: Sequence[Round]) -> Iterator[dict[str, Any]]:
             if each[name]
         }
         counts = {"examples": len(each["examples"]), "held_out": len(each["held_out"])}
+        counts |= {"held_out_media": media_held(each), "weak_test": is_weak(each)}
         yield {**{name: each[name] for name in kept}, **counts, **scores}

@@ -14,6 +14,7 @@ from typing import Any
 
 from artifacts.captions import Caption
 from artifacts.disk_names import one_name
+from artifacts.edits import FixedText
 from artifacts.errors import MediaError
 from artifacts.names import SUFFIXES
 from artifacts.plurals import counted, first_of
@@ -25,7 +26,7 @@ from flows.media.generated_files import LARGEST_TEXT, About, GeneratedFiles, abo
 from flows.media.media_files import MediaFile
 from flows.media.text_merging import JoinedTexts
 from flows.options.formats import JOINABLE, JOINED
-from flows.options.text import OutputOptions
+from flows.options.text import OutputOptions, TextOptions
 from flows.results.captions import unrejected
 from flows.results.marker import read_marker
 from flows.results.text_stems import SoleMedia, naming_of, text_stems
@@ -163,6 +164,7 @@ class _Writer:
         self._own = own
         self.texts = texts
         self._joined = JoinedTexts(own, texts.form)
+        self._fixed = FixedText.of(vars(TextOptions.of(job.config)))
         self._paths = [Path(f"{stem}.{texts.form}") for stem in stems]
         self._sole = sole
         self._described: dict[Path, None] = {}
@@ -178,6 +180,7 @@ class _Writer:
                     path.unlink(missing_ok=True)
             elif self._update(path, of, text):
                 self.texts.written += 1
+                self._own.put_around((one_name(path), of[0]), self._fixed)
                 self.texts.user_texts += has_edits or self._is_joined(path, of)
             else:
                 self.texts.kept.append(path.name)

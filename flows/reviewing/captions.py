@@ -150,6 +150,8 @@ class ReviewedCaptions:
         self.rows: dict[str, dict[str, Any]] = {}
         self.chunks: dict[str, tuple[str, str, str]] = {}
         """Caption key → its features, its prompt's name and its prompt."""
+        self.medium_of: dict[str, str] = {}
+        """Caption key → identity of its medium: the content; unknown: source and path."""
         self._unnamed: dict[str, str] = {}
         """Key of a caption whose prompt has a name → its key of the time without one."""
         self.media = [self._medium(place, rows) for place, rows in media_with_lines(places, lines)]
@@ -293,7 +295,9 @@ class ReviewedCaptions:
         self.places.append(where if self.belief.is_own or is_shown else "")
         medium["number"] = len(self.places) - 1
         self._entries.append(place)
-        medium["captions"] = [self._row(line) for line in lines]
+        medium["captions"] = rows = [self._row(line) for line in lines]
+        content = place.get("content") or f"{place['source']}\n{place['media_path']}"
+        self.medium_of |= {row["key"]: content for row in rows}
         return medium
 
     def _row(self, line: dict[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from flows.running.samples import (
     ExportSample,
     captioned_of,
     features_job,
+    halves_of,
     media_in,
     samples_of,
     tasks_by_identity,
@@ -278,6 +279,7 @@ class _Export:
             "group": request.group if request.packed else 0,
             "calibrated": request.packed and request.calibrated,
             "samples": request.samples,
+            **({"answer_blank": blank} if (blank := job.model.profile.answer_blank) else {}),
         }
 
     def _write_checkpoint(self, job: Job, runner: PipelineRunner) -> None:
@@ -286,10 +288,9 @@ class _Export:
         recipe, rounded = self._recipe(job), ""
         samples = samples_of(job, media, request.samples, min_count=1 + recipe["calibrated"])
         if recipe["calibrated"]:
-            seen, samples = (
-                samples[::2],
-                samples[1::2],
-            )  # evaluate on other samples than calibration
+            seen, samples, note = halves_of(samples)
+            if note:
+                self._display.print_line(note)
             recipe["samples"] = digest_of([sample.task["captions"] for sample in seen])
             rounded = str(request.runs / f"rounded-{digest_of(recipe)[:12]}")
             make = calibrate_job(job, request, self._parts, captioned_of(seen, {}), rounded)

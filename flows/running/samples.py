@@ -89,6 +89,25 @@ def samples_of(
     ]
 
 
+def halves_of(
+    samples: Sequence[ExportSample],
+) -> tuple[list[ExportSample], list[ExportSample], str]:
+    """Return the samples to calibrate on, those to evaluate on, and a note, empty for none. No
+    medium is on both sides; a single one is divided by time."""
+    media: dict[str, list[ExportSample]] = {}
+    for sample in samples:
+        media.setdefault(sample.task.medium.digest, []).append(sample)
+    groups, note = [*media.values()], ""
+    if len(groups) == 1:
+        half = (len(samples) + 1) // 2
+        groups = [[*samples[:half]], [*samples[half:]]]
+        note = "one file: its first half calibrates, and its second, much alike, evaluates"
+    sides: tuple[list[ExportSample], list[ExportSample]] = ([], [])
+    for group in groups:
+        min(sides, key=len).extend(group)
+    return (*sides, note)
+
+
 def captioned_of(
     samples: Sequence[ExportSample], tasks: Mapping[tuple[str, int], Task]
 ) -> Captioned:

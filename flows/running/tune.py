@@ -20,10 +20,10 @@ from artifacts.store import open_store
 from artifacts.tiles import AUTO, OFF
 from flows.checkpoint.adapters import as_published_fields, as_published_notes
 from flows.console.display import Display
-from flows.job.media_digests import check_placeholders
+from flows.job.media_digests import refuse_control_words
 from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
-from flows.ledger.tasks import Medium, Task
+from flows.ledger.tasks import Task
 from flows.ledger.waves import most_tokens
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.media.example import Example
@@ -167,24 +167,34 @@ def _check(config: TrainingOptions, job: Job, examples: Sequence[Example], out: 
             f"{job.model.name}: no features to train on (the model cannot be split, route: joint)",
             hint="Choose a model that can be split: docs/models.md",
         )
+    data = f"{config.data}: " if isinstance(config, TuneConfig) else ""
+    for each in examples:
+        refuse_control_words(f"{data}{each.place}", each.caption, job.model, answers=True)
+        refuse_control_words(f"the prompt of {data}{each.place}", each.prompt, job.model)
     if not config.validate_only:
         refuse_other_recipe(
-            out, _recipe(config, job, _training_fields(config, examples)), resume=config.resume
+            out, _recipe(config, job, _training_fields(config, job, examples)), resume=config.resume
         )
         if config.resume:
             layout_in(out, config.lora_rank)
 
 
 def _parts(
-    config: TrainingOptions, examples: Sequence[Example]
+    config: TrainingOptions, job: Job, examples: Sequence[Example]
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     """Return the training examples and the held-out examples."""
-    return ([], examples) if config.validate_only else split(examples, config.validate, config.seed)
+    if config.validate_only:
+        return [], examples
+    pairs = zip(job.files, job.contents, strict=True)
+    contents = {str(file.path): medium.digest for file, medium in pairs}
+    return split(examples, config.validate, config.seed, contents)
 
 
-def _training_fields(config: TrainingOptions, examples: Sequence[Example]) -> dict[str, Any]:
+def _training_fields(
+    config: TrainingOptions, job: Job, examples: Sequence[Example]
+) -> dict[str, Any]:
     """Return the training settings of the job, without its examples."""
-    trained, _ = _parts(config, examples)
+    trained, _ = _parts(config, job, examples)
     batch = min(config.batch_size, max(1, len(trained)))
     epoch_steps = math.ceil(len(trained) / batch)
     steps = config.steps or max(1, math.ceil((config.epochs or EPOCHS) * epoch_steps))
@@ -206,6 +216,7 @@ def _recipe(config: TrainingOptions, job: Job, fields: Mapping[str, Any]) -> dic
     model = {
         "model": job.model.digests["language"],
         **as_published_fields(job.model.profile.as_published),
+        **({"answer_blank": blank} if (blank := job.model.profile.answer_blank) else {}),
     }
     return {"version": OUTPUT_VERSION, **model, **requested, **fields}
 
@@ -215,9 +226,10 @@ def _job(
 ) -> tuple[Callable[..., TuneJob], int]:
     """Return the function that builds the stage's job on a rung, and its number of steps. Raises
     UsageError."""
-    fields = _training_fields(config, examples)
-    trained, held_out = (_items(job, part) for part in _parts(config, examples))
-    data = [[each._asdict() for each in part] for part in (trained, held_out)]
+    fields = _training_fields(config, job, examples)
+    trained, held_out = (_items(job, part) for part in _parts(config, job, examples))
+    parts = [[each._asdict() for each in part] for part in (trained, held_out)]
+    data = [[{n: f[n] for n in f if f[n] is not False} for f in part] for part in parts]
     recipe = {**_recipe(config, job, fields), "data": digest_of(data)}
     if not config.validate_only:
         refuse_other_recipe(out, recipe, resume=config.resume)
@@ -248,10 +260,7 @@ def _items(job: Job, examples: Sequence[Example]) -> list[TuneItem]:
         key = each.features if each.features in stored else _key(job, each, tasks)
         kind = next((t.medium.kind for t in tasks.get(str(each.path), ())), "video")
         prompt = each.prompt or job.model.prompt_for(job.config, kind)
-        check_placeholders(
-            [Medium(digest="", path=str(each.path), kind=kind, prompt=prompt)], job.model
-        )
-        found.append(TuneItem(key, prompt, each.caption.strip()))
+        found.append(TuneItem(key, prompt, each.caption.strip(), each.is_cut))
     return found
 
 

@@ -64,7 +64,9 @@ class Pickle:
                 count=storage.nbytes(),
                 offset=storage._checkpoint_offset,
             )
-        return raw.view(meta.dtype).as_strided(meta.shape, meta.stride(), meta.storage_offset())
+        found = raw.view(meta.dtype).as_strided(meta.shape, meta.stride(), meta.storage_offset())
+        found = found.conj() if meta.is_conj() else found
+        return (found.neg() if meta.is_neg() else found).resolve_conj()
 
 
 class ArchiveEntry(NamedTuple):

@@ -8,6 +8,7 @@ import torch
 from artifacts.errors import UsageError
 from stages.decode.generation import SamplingParams
 from stages.models.context import context_tokens
+from stages.models.processors.answers import answer_ids
 from stages.models.processors.prepare import DECODED, Row, drop_end_token, rebuild
 
 
@@ -58,8 +59,7 @@ def start_ids(processor: Any, params: SamplingParams) -> torch.Tensor:
     """Return the tokens that every caption begins with, of shape [1, tokens]."""
     if not params.start_with:
         return torch.zeros((1, 0), dtype=torch.long)
-    ids = processor.tokenizer(params.start_with, add_special_tokens=False)["input_ids"]
-    return torch.tensor([ids], dtype=torch.long)
+    return torch.tensor([answer_ids(processor, params.start_with)], dtype=torch.long)
 
 
 def append_ids(half: Any, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class Scorer:
             if not item.text.startswith(start):
                 params, start = replace(params, start_with=""), ""
             rest = item.text.removeprefix(start)
-            yield item, caption_of(self._processor, row, item.prompt, rest)._replace(params=params)
+            yield item, caption_of(self._processor, row, item.prompt, rest, params)
 
     def _record(self, half: Any, item: ScoreItem, caption: ForcedCaption) -> Record:
         ids = caption.ids[0].tolist()

@@ -23,6 +23,7 @@ from stages.decode.prompts import append_ids, prompts_for
 from stages.models.halves.features import Features
 from stages.models.halves.inject_features import generate
 from stages.models.halves.records import FeatureRecord
+from stages.models.processors.answers import answer_ids
 
 KEEP = "logits_to_keep"
 """Name of the argument that limits the computed logits, in most model classes."""
@@ -46,10 +47,18 @@ class ForcedCaption(NamedTuple):
         return prompts_for(half, processor, [self.row], [self.prompt], self.params)
 
 
-def caption_of(processor: Any, row: FeatureRecord, prompt: str, text: str) -> ForcedCaption:
-    """Return a caption with its tokens."""
-    ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    return ForcedCaption(row, prompt, ids.long())
+def caption_of(
+    processor: Any,
+    row: FeatureRecord,
+    prompt: str,
+    text: str,
+    params: SamplingParams | None = None,
+) -> ForcedCaption:
+    """Return a caption with its tokens; `text` follows the forced beginning, if there is one."""
+    params = params or SamplingParams()
+    rest = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = rest if params.start_with else answer_ids(processor, text)
+    return ForcedCaption(row, prompt, torch.tensor([ids], dtype=torch.long), params)
 
 
 def forced_logits(half: Any, processor: Any, caption: ForcedCaption) -> torch.Tensor:

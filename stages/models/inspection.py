@@ -27,6 +27,7 @@ from stages.models.hub.resolve import find_model
 from stages.models.precision.attention import attention_of, supports_flash
 from stages.models.precision.quantize import check_stored, linears_of, quantizable
 from stages.models.precision.weights import Weight, packed, weights_of
+from stages.models.processors.answers import answer_blank
 from stages.models.processors.chat_template import system_form
 from stages.models.processors.fit import LONG_EDGES, Probe, black, pixels_a_video, probe
 from stages.models.processors.images import prepare_images
@@ -328,6 +329,7 @@ def _profile(
         takes_system=all(system_form(processor, each.form) for each in layouts),
         placeholders=tuple(sorted(placeholder_tokens(processor))),
         control_tokens=tuple(sorted(control_tokens(processor))),
+        answer_blank=answer_blank(processor),
         feature_width=int(config.get_text_config().hidden_size),
         pixels_a_video=pixels_a_video(processor),
         least_pixels=min_pixels_of(processor),

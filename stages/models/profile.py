@@ -11,7 +11,7 @@ from stages.models.pixel_bounds import PixelBounds
 
 LISTS = ("modalities", "placeholders", "control_tokens")
 """Names of the profile fields that are lists of strings."""
-OUTPUT_VERSION = 34
+OUTPUT_VERSION = 35
 """Output version of a profile, part of its cache key: raised when the content changes."""
 
 
@@ -144,6 +144,8 @@ class ModelProfile:
     """Strings that a prompt must not contain: the model reads them as image placeholders."""
     control_tokens: tuple[str, ...] = ()
     """The tokenizer's special tokens, which are removed from every caption."""
+    answer_blank: str = ""
+    """Blank between generation prompt and answer that changes the answer's tokens."""
     feature_width: int
     """Width of a placeholder's feature, or of an image vector."""
     image_tokens: int

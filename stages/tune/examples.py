@@ -24,6 +24,7 @@ from stages.decode.teacher_forcing import (
 from stages.models.halves.features import Features
 from stages.models.halves.inject_features import forward
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
+from stages.models.processors.answers import answer_ids
 from stages.models.processors.calling import text_ids
 from stages.models.processors.prepare import drop_end_token, rebuild
 
@@ -44,6 +45,8 @@ class TrainingExample:
     """Tokens of the caption and its end token, [tokens]."""
     joins_with: Hashable
     """Equal for examples that can share a batch."""
+    is_cut: bool = False
+    """Whether it has no end."""
 
     @property
     def row(self) -> FeatureRecord:
@@ -51,23 +54,31 @@ class TrainingExample:
 
 
 def make_example(
-    half: Any, processor: Any, read: Callable[[], FeatureRecord], prompt: str, caption: str
+    half: Any,
+    processor: Any,
+    read: Callable[[], FeatureRecord],
+    prompt: str,
+    caption: str,
+    is_cut: bool = False,
 ) -> TrainingExample:
     """Return a tokenized example, without the end token."""
     row = read()
-    ids = processor.tokenizer(caption, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    ids = torch.tensor(answer_ids(processor, caption), dtype=torch.long)
     inputs = drop_end_token(half, rebuild(processor, [row], [prompt]))
     return TrainingExample(
         read=read,
         prompt=prompt,
         caption=caption,
-        ids=ids[0].long(),
+        ids=ids,
         joins_with=(row.joins_with(), text_ids(inputs).shape[1]),
+        is_cut=is_cut,
     )
 
 
 def with_end_token(example: TrainingExample, token: int) -> TrainingExample:
-    """Return the example with an end token after its caption."""
+    """Return the example with an end token after its caption. A cut one gets none."""
+    if example.is_cut:
+        return example
     return replace(example, ids=torch.cat([example.ids, torch.tensor([token])]))
 
 
@@ -143,11 +154,11 @@ def check_trainable(half: Any, processor: Any, example: TrainingExample) -> None
 def end_token_of(half: Any, processor: Any, examples: Sequence[TrainingExample]) -> int:
     """Return the end token of captions. If the half stops at several tokens, return the one that is
     most likely after these captions."""
-    ends = end_ids_of(half)
+    ends, whole = end_ids_of(half), [each for each in examples if not each.is_cut]
     if len(ends) == 1:
         return ends[0]
     likely = torch.zeros(len(ends))
-    for example in examples:
+    for example in (whole or examples)[:4]:
         with torch.no_grad():
             last = logits_of(half, processor, [example], example.ids[None], 1)[0, -1]
         likely += last.float().log_softmax(-1)[ends].cpu()

@@ -25,6 +25,8 @@ class TuneItem(NamedTuple):
     """Cache key of the features."""
     prompt: str
     caption: str
+    is_cut: bool = False
+    """Whether its end is not the end of a caption, and so is not trained."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

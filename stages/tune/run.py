@@ -253,7 +253,7 @@ def _score(
 ) -> None:
     """Score the half on the held-out examples, without training."""
     examples = _examples(job, processor, half, job.held_out)
-    end = end_token_of(half, processor, examples[:4])
+    end = end_token_of(half, processor, examples)
     examples = [with_end_token(example, end) for example in examples]
     arguments = (half, processor, examples, job.rows, job.max_new_tokens)
     found = without_gradients(half, lambda: score(*arguments))
@@ -270,7 +270,7 @@ def _tune(
     examples = _examples(job, processor, half, job.examples)
     held_out = _examples(job, processor, half, job.held_out)
     check_trainable(half, processor, examples[0])
-    end = end_token_of(half, processor, examples[:4])
+    end = end_token_of(half, processor, examples)
     examples = [with_end_token(example, end) for example in examples]
     held_out = [with_end_token(example, end) for example in held_out]
     layout = layout_in(folder, job.rank) if job.resume else None
@@ -368,6 +368,7 @@ def _examples(
             partial(read_features, features, each.features),
             each.prompt,
             each.caption,
+            each.is_cut,
         )
         for each in items
     ]

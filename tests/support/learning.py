@@ -25,10 +25,11 @@ from flows.reviewing.captions import ReviewedCaptions
 from flows.running import sift_first
 from flows.running.run import caption
 from stages.decode.job import DecodeItem
+from tests.support.media import write_video
 from tests.support.saying import ALL, Saying
 from tests.support.stand_ins import config_in
 
-PICTURES = 44
+PICTURES, FILM_CHUNKS = 44, 8
 Change = tuple[str | None, str]
 """Text and review of a decision."""
 Decider = Callable[[int, str], Change | None]
@@ -82,13 +83,18 @@ def said(config: CaptionConfig) -> RunResult:
 class School:
     """A folder of captions, and the rounds that learn from its corrections."""
 
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, films: int = 0) -> None:
+        """With `films`, the media are so many films of FILM_CHUNKS chunks."""
         folder = root / "pictures"
         folder.mkdir()
-        for shade in range(PICTURES):
+        for shade in range(0 if films else PICTURES):
             picture = Image.fromarray(np.full((8, 8, 3), 5 * shade, np.uint8))
             picture.save(folder / f"{shade:02}.png")
-        self.config = config_in(root, folder, format=ALL, temperature=0.5)
+        for number in range(films):
+            ticks = range(number, number + 25 * FILM_CHUNKS)
+            write_video(folder / f"{number}.mp4", ticks=ticks, gop=25)
+        form = ("txt",) if films else ALL
+        self.config = config_in(root, folder, format=form, temperature=0.5, chunk=1.0)
         self.out = Path(self.config.out)
         self.trained: list[dict[str, str]] = []
         """Features → caption of each training."""

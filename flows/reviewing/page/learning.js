@@ -30,10 +30,10 @@ class Learning {
 
   // The last round, in one line.
   result() {
-    const {round, phase, before, after, accepted, enough, changed, captions, examples, held_out: held} = this.round || {};
+    const {round, phase, before, after, accepted, enough, changed, captions, examples, held_out: held, weak_test: weak} = this.round || {};
     if (!after || (accepted && !["carried", "done"].includes(phase))) return "";
-    const loss = `loss per token ${before.loss.toFixed(4)} → ${after.loss.toFixed(4)}, exact ${before.exact} → ${after.exact} of ${held} held out`;
-    const end = accepted ? `${changed.toLocaleString("en")} of ${counted(captions, "caption")} changed` : enough ? "not accepted: not better" : "not accepted: too few corrections";
+    const loss = `loss per token ${before.loss.toFixed(4)} → ${after.loss.toFixed(4)}, exact ${before.exact} → ${after.exact} of ${held} held out${weak ? "; weak test" : ""}`;
+    const end = accepted ? `${changed.toLocaleString("en")} of ${counted(captions, "caption")} changed` : enough ? "not accepted: not better" : "not accepted: too few corrections or media";
     return `round ${round}, learned from ${counted(examples, "caption")}: ${loss}; ${end}`;
   }
 }
