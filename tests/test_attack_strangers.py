@@ -108,7 +108,7 @@ CORRECTIONS: dict[str, tuple[str, dict[str, Any], str]] = {
     "nested stars": ("^(a*)*$", {}, "a" * 4000 + "b"),
     "two ways": ("^(a|aa)+$", {}, "a" * 4000 + "b"),
     "anything twice": ("^(.*)(.*)(.*)(.*)(.*)x$", {}, "a" * 4000),
-    "a pattern beside enum": ("^(a+)+$", {"enum": ["a" * 45 + "!"]}, "a" * 45 + "!"),
+    "a pattern beside enum": ("^(a+)+$", {"enum": ["a" * 45 + "!", "aa"]}, "a" * 45 + "!"),
     "a long text": ("^(\\w+ ?)+$", {"maxLength": 10**6}, "word " * 40_000 + "!"),
 }
 

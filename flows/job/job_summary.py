@@ -17,6 +17,7 @@ from flows.media.media_files import Selection
 from flows.options.media import VideoSamplingOptions
 from flows.options.text import QuestionOptions, TextOptions
 from stages.decode.generation import SamplingParams
+from stages.decode.json_schema import ignored_note
 from stages.process.device import device_model, hidden
 from stages.process.other_gpus import unused_gpu
 
@@ -100,9 +101,15 @@ def notes(job: Job) -> list[str]:
             _chained(job),
             _context(job),
             _as_published(job),
+            _schema(job),
         ],
     )
     return [*found, *job.notes]
+
+
+def _schema(job: Job) -> str:
+    schema = SamplingParams.of(job.config).schema
+    return ignored_note(schema) if schema else ""
 
 
 def _whole(job: Job) -> str:
