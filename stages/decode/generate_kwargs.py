@@ -25,6 +25,7 @@ from stages.decode.job import DecodeItem
 from stages.decode.prompts import check_context, context_left, end_ids_of, start_ids
 from stages.decode.repetition import retry_params
 from stages.decode.request_settings import RequestSettings, cut_at
+from stages.models.processors.loading import known, tag_ids
 
 
 class PresencePenalty(LogitsProcessor):
@@ -174,6 +175,15 @@ class GenerateKwargs:
         """Return where in the caption `text` of these new tokens the token at `index` begins."""
         before, whole = _decoded(processor, [row[:index], row], self.generation)
         return offset_in(text, before, whole)
+
+    def reasoning(self, processor: Any, row: Sequence[int], text: str) -> dict[str, Any]:
+        """Return the fields of a record for tags of reasoning among these new tokens that their
+        `text` does not show: where the answer begins, or that it never does."""
+        opening, closing = known(processor, "ids of tags", lambda: tag_ids(processor))
+        if end := max((at for at, token in enumerate(row, 1) if token in closing), default=0):
+            answer = processor.decode(row[end:], skip_special_tokens=True).strip()
+            return {"answer_at": len(text) - len(answer)}
+        return {"opened": True} if opening.intersection(row) else {}
 
     def _warpers(self, settings: Mapping[str, Any]) -> list[LogitsProcessor] | None:
         """Return the logits warpers of transformers, in its order; None for greedy decoding."""
