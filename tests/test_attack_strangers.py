@@ -143,7 +143,6 @@ LABELS: dict[str, tuple[str, str]] = {
     "an alias within itself": ("a: &a [*a]\n", "contains itself"),
     "an alias of nothing": ("a: *b\n", "undefined alias"),
     "nested 3,000 times": ("[" * 3000, "cannot be parsed"),
-    "a number of 6,000 digits": ("? 0x" + "f" * 900 + "\n: x\n", "neither a list of labels"),
     "prompts within prompts": ("a: [[[x]]]\n", "is no text"),
     "a parent that is a list": ("a: {parent: [b]}\n", "is no text"),
 }
