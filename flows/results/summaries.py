@@ -97,7 +97,7 @@ def _summary_settings(job: Job) -> dict[str, Any]:
     return {
         "asked": PromptOptions.of(config).summary_prompt or SUMMARY,
         "max_new_tokens": EngineOptions.of(config).max_new_tokens,
-        "generation": text_sampling_params(job).non_defaults,
+        "generation": dict(*text_sampling_params(job).key_fields),
         "strip_think": TextOptions.of(config).strip_think and 2,
     }
 
