@@ -4,6 +4,7 @@ is reasoning alone is a failure, derived from what is stored and never made agai
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from artifacts.edits import Edit, EditJournal, changes_of, key_of
 from artifacts.reasoning import TAGS, answer_in, ends_inside
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
+from flows.results.captions import MAYBE_THINKING, _text_and_warnings
 from penstock_demo import CHECKPOINT
 from stages.decode.generate_kwargs import GenerateKwargs
 from stages.decode.generation import SamplingParams
@@ -186,3 +188,13 @@ def test_the_last_closing_tag_of_each_pair_ends_the_reasoning() -> None:
         assert answer_in(f" {opening}a") is None and answer_in("a", opened=True) is None
         assert answer_in(" a ") == "a"
         assert ends_inside(f"{closing}{opening}\n") and not ends_inside(f"{opening}\n{closing}")
+
+
+def test_a_cut_answer_of_a_server_stays_with_a_warning(config: CaptionConfig) -> None:
+    job: Any = SimpleNamespace(config=config)
+    job.model = SimpleNamespace(served=object(), profile=PROFILE)
+    for text, ended, warns in (("It has", "length", True), ("It has", "stop", False)):
+        stored = {"caption": text, "ended": ended}
+        assert _text_and_warnings(job, stored) == (text, [MAYBE_THINKING] * warns)
+    cut = {"caption": "<think>It has", "ended": "length"}
+    assert _text_and_warnings(job, cut) == (None, [])

@@ -101,15 +101,10 @@ def notes(job: Job) -> list[str]:
             _chained(job),
             _context(job),
             _as_published(job),
-            _schema(job),
+            ignored_note(SamplingParams.of(job.config).schema),
         ],
     )
     return [*found, *job.notes]
-
-
-def _schema(job: Job) -> str:
-    schema = SamplingParams.of(job.config).schema
-    return ignored_note(schema) if schema else ""
 
 
 def _whole(job: Job) -> str:

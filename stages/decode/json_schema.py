@@ -76,7 +76,7 @@ def _validator(text: str) -> Any:
 @lru_cache(maxsize=8)
 def ignored_note(text: str) -> str:
     """Return a note on words of a schema that are no keywords; empty: there are none."""
-    found = unknown_words(json.loads(text))
+    found = unknown_words(json.loads(text)) if text else []
     listed = ", ".join(found[:5]) + (" …" if len(found) > 5 else "")
     return f"--schema: not a keyword of JSON Schema, so without effect: {listed}" if found else ""
 

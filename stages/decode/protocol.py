@@ -85,10 +85,6 @@ class DecodeEngine(Protocol):
         each other.
         """
 
-    def opens_reasoning(self, request: DecodeRequest) -> bool | None:
-        """Return whether the rendered prompt ends inside of a tag of reasoning; None for a chat
-        template without such tags."""
-
     def generate_batch(self, requests: Sequence[DecodeRequest]) -> Sequence[CaptionOutput]:
         """Return the captions of these requests, generated at once. Raises out-of-memory errors."""
 

@@ -98,7 +98,7 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
         more = {"prompt_tokens": output.prompt_tokens, "stopped": output.stopped}
         record = Record(
             key=one.item.instead if is_other else one.item.key,
-            meta=_opened(engine, one) | output.meta | more | origin,
+            meta=output.meta | more | origin,
         )
         answers[0].publish([record])
         answers[0].forget([record.key])
@@ -262,33 +262,21 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
                 elif retries and _is_repetitive(output):
                     to_retry.append(one.item._replace(again=True))
                 else:
-                    records.append(_record(_opened(engine, one), extra_fields, one, output))
+                    records.append(_record(extra_fields, one, output))
             later(records)
         for requests in (read([item]) for item in to_retry if item.key in missing):
             for some, outputs in oom_retry.run_batch(
                 requests, lambda one: one.item.key, engine.generate_batch
             ):
-                pairs = zip(some, outputs, strict=True)
-                later([_record(_opened(engine, p[0]), extra_fields, *p) for p in pairs])
+                later([_record(extra_fields, *pair) for pair in zip(some, outputs, strict=True)])
         faults.items.close()
     report.note(**engine.run_stats())
 
 
-def _opened(engine: DecodeEngine, request: DecodeRequest) -> dict[str, Any]:
-    """Return the field of a record that says whether its prompt ended inside of reasoning."""
-    opened = engine.opens_reasoning(request)
-    return {} if opened is None else {"opened": opened}
-
-
-def _record(
-    opened: dict[str, Any],
-    extra_fields: dict[str, Any],
-    request: DecodeRequest,
-    output: CaptionOutput,
-) -> Record:
+def _record(extra_fields: dict[str, Any], request: DecodeRequest, output: CaptionOutput) -> Record:
     """Return the record of a caption. A retried caption notes the retry, and whether it repeats
     itself again."""
-    meta = opened | output.meta | extra_fields
+    meta = output.meta | extra_fields
     if request.item.again:
         meta |= {"retried": "loop", "loops": _is_repetitive(output)}
     return Record(key=request.item.key, meta=meta)

@@ -81,10 +81,13 @@ class TransformersEngine:
             return generate_kwargs
         return generate_kwargs.bounded(half, inputs, items, whole=whole)
 
-    def opens_reasoning(self, request: DecodeRequest) -> bool | None:
+    def opened(self, request: DecodeRequest) -> dict[str, Any]:
+        """Return the field of a record that says whether its prompt ends inside of reasoning; none
+        for a chat template without such tags."""
         system = self.generate_kwargs.of(request.item).generation.system
         layout = layout_of(self.processor, request.features.channel)
-        return opens_reasoning(self.processor, layout, request.item.prompt, system)
+        found = opens_reasoning(self.processor, layout, request.item.prompt, system)
+        return {} if found is None else {"opened": found}
 
     def caption_fields(self) -> dict[str, int]:
         return {}
@@ -143,7 +146,11 @@ class TransformersEngine:
         )
         generate_kwargs = self.bounded(half, inputs, generate_kwargs, items, whole=is_live)
         features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
-        return [*run_generate(half, self.processor, inputs, features, generate_kwargs, **options)]
+        made = run_generate(half, self.processor, inputs, features, generate_kwargs, **options)
+        return [
+            output._replace(fields=self.opened(one) | dict(output.fields))
+            for one, output in zip(requests, made, strict=True)
+        ]
 
 
 class EndsAtStopString(StoppingCriteria):

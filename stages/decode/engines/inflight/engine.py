@@ -136,9 +136,6 @@ class InflightEngine:
             found |= {"shared_prefix_reason": self._no_prefix_reason}
         return found | {"engine": self._engine.name}
 
-    def opens_reasoning(self, request: DecodeRequest) -> bool | None:
-        return self._transformers.opens_reasoning(request)
-
     def caption_fields(self) -> dict[str, int]:
         """Return the rows of a step for a caption's record. On a CPU its bytes do not depend on
         them, so nothing is recorded."""
@@ -337,7 +334,8 @@ class InflightEngine:
         output = CaptionOutput(text, tokens, state.finish_reason, shortened, read, stopped)
         generate_kwargs, processor = self._settings(state), self._transformers.processor
         place = partial(generate_kwargs.offset_of, processor, state.output_ids, text)
-        fields = generate_kwargs.reasoning(processor, state.output_ids, text)
+        fields = self._transformers.opened(state.request)
+        fields |= generate_kwargs.reasoning(processor, state.output_ids, text)
         return output._replace(fields=fields | state.confidence.fields(place))
 
     def _text(self, state: SequenceState) -> tuple[str, bool]:
