@@ -28,7 +28,7 @@ from stages.decode.score_job import ScoreItem
 ALL_REASONING = {
     "kind": "thinking",
     "message": "the model did not end its reasoning, so there is no answer",
-    "hint": "Raise --max-new-tokens; without --strip-think the reasoning is the caption",
+    "hint": "If it was cut, raise --max-new-tokens; without --strip-think it is the caption",
 }
 """The failure of a text that is all reasoning."""
 MAYBE_THINKING = "cut at the token limit, maybe in the model's reasoning: raise --max-new-tokens"
