@@ -11,9 +11,10 @@ import pytest
 
 from artifacts.edits import Edit, EditJournal, changes_of, key_of
 from artifacts.reasoning import TAGS, answer_in, ends_inside
+from flows.job.prepare import prepare
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
-from flows.results.captions import MAYBE_THINKING, _text_and_warnings
+from flows.results.captions import MAYBE_THINKING, _text_and_warnings, caption_of
 from penstock_demo import CHECKPOINT
 from stages.decode.generate_kwargs import GenerateKwargs
 from stages.decode.generation import SamplingParams
@@ -126,6 +127,18 @@ def test_captions_that_were_stored_before_are_read_so_too(
     assert shown == ([] if caption is None else [caption] * 5)
     assert len(failed) == (5 if caption is None else 0)
     assert all(each["stage"] == "decode" and "--max-new-tokens" in each["hint"] for each in failed)
+
+
+def test_captions_are_handed_to_python_as_they_are_written(
+    config: CaptionConfig,
+) -> None:
+    run(config, Reasoning(WORDS["cut"]))
+    job = prepare(config, Reasoning(""))
+    (task, *_), file = job.ledger.tasks(job.media[:1]), job.files[0]
+    stored = dict(job.ledger["captions"].meta(task["captions"]))
+    assert caption_of(job, file, task, stored) is None
+    row = caption_of(job, file, task, {**stored, "caption": WORDS["long"]})
+    assert row is not None and row.caption == "A dog."
 
 
 def test_the_next_prompt_gets_the_answer_alone(config: CaptionConfig) -> None:

@@ -50,6 +50,13 @@ def captions_of(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
     ]
 
 
+def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> Caption | None:
+    """Return the caption of one chunk of a file from its stored record; None if it is all
+    reasoning."""
+    shown = _shown(job, file, task, stored)
+    return None if shown is None else _caption(job, file, task, stored, shown)
+
+
 def unanswered(job: Job, file: MediaFile, medium: Medium) -> Iterator[Task]:
     """Yield the chunks of a file whose stored caption is all reasoning. They have no row."""
     if _strips(job):
