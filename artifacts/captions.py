@@ -1,7 +1,6 @@
 """Values and JSON lines of captions and of failures."""
 
 import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any, ClassVar, Literal
 from artifacts.files import write_text
 
 ENCODER = json.JSONEncoder(ensure_ascii=False)
-THINKING = re.compile(r"(<think>.*?)?</think>\s*", re.DOTALL)
-"""A model's reasoning before its answer; some templates open the tag for the model."""
 Ended = Literal["stop", "length"]
 """How a caption ended: by itself, or cut at its token limit."""
 
@@ -78,12 +75,6 @@ class Failure:
 
 CONFIDENCE = ("logprob", "margin", "margin_at")
 """Fields that say how sure the model was."""
-
-
-def answer_in(text: str) -> str:
-    """Return a model's answer without its reasoning; empty if the reasoning never ended."""
-    answer = THINKING.sub("", text).strip()
-    return "" if answer.startswith("<think>") else answer
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:

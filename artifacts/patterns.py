@@ -4,7 +4,7 @@ llguidance matches without backtracking and limits its steps.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -56,6 +56,25 @@ def string_follows(schema: Mapping[str, Any], text: str) -> bool:
     # As llguidance writes strings: it escapes the last ASCII control character.
     value = json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
     return accepts(LLMatcher.grammar_from_json_schema(json.dumps(schema, sort_keys=True)), value)
+
+
+def validator_of(schema: Mapping[str, Any]) -> Any:
+    """Return jsonschema's validator of a schema. It matches strings by llguidance: Python's `re`
+    may never finish. Raises ValueError for an invalid schema, and while it validates, for an
+    unsupported one."""
+    from jsonschema import Draft202012Validator, SchemaError, ValidationError
+    from jsonschema.validators import extend
+
+    def by_engine(_: Any, __: Any, value: Any, schema: Mapping[str, Any]) -> Iterator[Any]:
+        constraints = {name: schema[name] for name in ("pattern", "format") if name in schema}
+        if isinstance(value, str) and not string_follows({"type": "string", **constraints}, value):
+            yield ValidationError("the text is not of that form")
+
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        raise ValueError(error.message) from error
+    return extend(Draft202012Validator, {"pattern": by_engine, "format": by_engine})(schema)
 
 
 @lru_cache(maxsize=8192)

@@ -179,7 +179,7 @@ class Lab:
             made = generate_rows(self.half, self.processor, shown, prompts, MOST_TOKENS)
             found |= {id(each): one for each, one in zip(some, made, strict=True)}
         every = [found[id(each)] for each in examples]
-        return [one.caption for one in every], [one.confidence["margin"] for one in every]
+        return [one.caption for one in every], [one.fields["margin"] for one in every]
 
     def loss(self, examples: Sequence[TrainingExample]) -> float:
         """Return the mean loss per token."""

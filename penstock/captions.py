@@ -148,7 +148,9 @@ class _Feed:
             if key not in record_set:
                 record_set.refresh()
             if key in record_set:
-                yield place, caption_of(self.job, file, task, record_set.meta(key))
+                row = caption_of(self.job, file, task, record_set.meta(key))
+                if row is not None:
+                    yield place, row
 
     def _look_again(self) -> None:
         self._known.clear()

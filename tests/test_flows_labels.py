@@ -60,6 +60,34 @@ def test_a_file_may_say_more_of_a_label(tmp_path: Path, form: str) -> None:
     assert animal.prompts == ("a photo of animal",)
 
 
+NUMBERS = ["007", "010", "0555567", "12:30", "3.10", "1_000", "0x1F", "2020-01-02", "no", "on"]
+
+
+@pytest.mark.parametrize("form", ["list", "mapping", "prompts"])
+def test_what_looks_like_a_number_is_kept_as_it_is_written(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "labels.yaml"
+    lines = {"list": "- {0}\n", "mapping": "{0}:\n", "prompts": "x{0}: [{0}]\n"}[form]
+    path.write_text("".join(lines.format(each) for each in NUMBERS))
+    found = label_set(str(path))
+    shown = [each.prompts[0] for each in found.labels] if form == "prompts" else found.names
+    assert shown == NUMBERS
+    (tmp_path / "labels.json").write_text("[3.10, 1e3, -0]")
+    assert label_set(str(tmp_path / "labels.json")).names == ["3.10", "1e3", "-0"]
+
+
+def test_a_table_is_read_by_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(
+        'threshold,label,prompts,parent\r\n0.3,"red, green",two colours,\r\n,cat,,x\r\n,x,,\n'
+    )
+    first, cat, _ = label_set(str(path)).labels
+    assert (first.name, first.threshold, first.prompts) == ("red, green", 0.3, ("two colours",))
+    assert (cat.parent, cat.threshold, cat.prompts) == ("x", None, ("a photo of cat",))
+    for text in ('cat\n# none\n"a, b"\n', 'label\ncat\n"a, b"\n'):
+        path.write_text(text)
+        assert label_set(str(path)).names == ["cat", "a, b"]
+
+
 def test_the_digest_is_of_all_that_decides(tmp_path: Path) -> None:
     path = tmp_path / "labels.yaml"
     digests = set()
@@ -77,11 +105,24 @@ def test_the_digest_is_of_all_that_decides(tmp_path: Path) -> None:
         ("labels.yaml", "cat: {colour: red}", "unknown settings: colour"),
         ("labels.yaml", "cat: {parent: animal}", "ancestor 'animal', which is no label"),
         ("labels.yaml", "a: {parent: b}\nb: {parent: a}", "its own ancestor"),
-        ("labels.yaml", "cat: {threshold: 7}", "invalid threshold 7"),
+        ("labels.yaml", "cat: {threshold: 7}", "invalid threshold '7'"),
         ("labels.yaml", "cat: {threshold: high}", "invalid threshold 'high'"),
         ("labels.yaml", "cat: {prompts: ['']}", "empty prompt"),
         ("labels.yaml", "cat: [", "cannot be parsed"),
         ("labels.yaml", "!!python/object/apply:os.getcwd []", "cannot be parsed"),
+        ("labels.yaml", "cat: {group: a}\ndog:\ncat: {group: b}", "'cat' is listed twice"),
+        ("labels.yaml", "cat: {threshold: 0.1, threshold: 0.2}", "'threshold' is listed twice"),
+        ("labels.yaml", "1:\n'1':", "'1' is listed twice"),
+        ("labels.yaml", "[cat, dog, cat]", "'cat' is listed twice"),
+        ("labels.yaml", "- !!int 007", "neither a list of labels"),
+        ("labels.json", '{"cat": null, "cat": {"group": "a"}}', "'cat' is listed twice"),
+        ("labels.json", '["cat", true]', "neither a list of labels"),
+        ("labels.csv", "label,group\ncat,a\ncat,b\n", "'cat' is listed twice"),
+        ("labels.csv", "id,title\n1,cat\n", "first line names no column label"),
+        ("labels.csv", "label;group\ncat;a\n", "first line names no column label"),
+        ("labels.csv", "cat\nred, green\n", "more cells than columns"),
+        ("labels.csv", "label,threshold\ncat,high\n", "invalid threshold 'high'"),
+        ("labels.csv", "\n", "cannot be read as CSV"),
         ("labels.json", "7", "neither a list of labels"),
         ("labels.json", "{", "cannot be parsed"),
     ],

@@ -19,7 +19,6 @@ from transformers import LogitsProcessorList
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
 from stages.decode import run
-from stages.decode.closing import BETWEEN, IN_TEXT, JsonPosition, ranks
 from stages.decode.constraint import SchemaLogitsProcessor, Vocabulary, answer_text, vocabulary_of
 from stages.decode.generate_kwargs import GenerateKwargs, SeededSampler
 from stages.decode.generation import SamplingParams
@@ -30,7 +29,17 @@ from stages.decode.schema_bounds import longest
 from stages.models.processors.prepare import load_processor
 from tests.support.clips import clips, half_model, joint_inputs, joint_model
 from tests.support.families import BUILDERS, checkpoint
-from tests.support.forms import NAMES, SHORT, SIX, TAGS, VALUES, random_form, text_of
+from tests.support.forms import (
+    NAMES,
+    SHORT,
+    SIX,
+    TAGS,
+    VALUES,
+    Bytes,
+    babbled,
+    random_form,
+    text_of,
+)
 from tests.support.waves import OTHER, Wave, encoded_wave, folder_of
 
 FORM = canonical(text_of(SIX))
@@ -186,20 +195,8 @@ def test_circles_are_found_in_what_was_closed_early() -> None:
     )
 
 
-END = 256
 FORMS = 250
 """Random forms that answers are closed of."""
-
-
-class Bytes:
-    """A tokenizer of bytes, as llguidance takes one."""
-
-    eos_token_id, bos_token_id = END, None
-    special_token_ids = (END,)
-    tokens = (*(bytes([byte]) for byte in range(END)), b"<end>")
-
-    def __call__(self, text: str | bytes) -> list[int]:
-        return list(text.encode() if isinstance(text, str) else text)
 
 
 def test_answers_closed_at_any_place_end_in_time_and_are_valid() -> None:
@@ -211,27 +208,6 @@ def test_answers_closed_at_any_place_end_in_time_and_are_valid() -> None:
         for more in (0, 1, rng.randint(2, 60)):
             said = babbled(matcher, text, rest_of(text).tokens + more, rng)
             jsonschema.Draft202012Validator(form).validate(json.loads(said))
-
-
-def babbled(matcher: LLMatcher, text: str, limit: int, rng: random.Random) -> bytes:
-    """An answer of bytes at random, with the end within so many tokens. It closes only where it
-    has to, so that a bound that is too small would show."""
-    matcher.reset()
-    position, said = JsonPosition(rest_of(text)), b""
-    first, between, avoided = ranks(IN_TEXT), ranks(BETWEEN), rng.choice([b"", b'"}]'])
-    while not position.done:
-        assert len(said) + 1 < limit, (text, said)
-        mask = matcher.compute_bitmask()
-        allowed = [byte for byte in range(END) if mask[byte // 8] >> byte % 8 & 1]
-        if position.must_close(limit - len(said)):
-            rank = first if position.in_text else between
-            byte = min(allowed, key=lambda each: rank[each])
-        else:
-            byte = rng.choice([b for b in allowed if b not in avoided] or allowed)
-        assert matcher.consume_token(byte)
-        position.feed(bytes([byte]))
-        said += bytes([byte])
-    return said
 
 
 def test_a_canonical_text_sorts_all_but_the_order_in_which_fields_are_said() -> None:

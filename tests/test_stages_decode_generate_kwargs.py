@@ -3,6 +3,7 @@ and bytes hang on the row alone."""
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from itertools import product
@@ -17,7 +18,7 @@ from artifacts.errors import UsageError
 from flows.results.summaries import TEXT_SETTINGS
 from penstock_demo import CHECKPOINT
 from stages.decode import run
-from stages.decode.generate_kwargs import PresencePenalty, bad_words_ids, seed_of
+from stages.decode.generate_kwargs import PresencePenalty, seed_of
 from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem
 from stages.decode.repetition import NGRAM, PENALTY, is_repetitive
@@ -148,12 +149,13 @@ def test_words_that_are_avoided_are_not_said(tmp_path: Path) -> None:
     clip = wave.batches[0][0][1]
     plain = stock(CHECKPOINT, clip, 0, {})
     word = plain.split()[1]
-    processor: Any = load_processor(CHECKPOINT, trusted=False)
-    expected = stock(CHECKPOINT, clip, 0, {"bad_words_ids": bad_words_ids(processor, [word])})
-    assert expected != plain
+    made = []
     for engine, namespace in (("transformers", OTHER), ("inflight", THIRD)):
         found = said(wave, engine, namespace, {"avoid": (word,)})
-        assert found[0] == expected and not any(word in one.split() for one in found)
+        assert not any(re.search(rf"(?i)\b{word}\b", one) for one in found), found
+        assert found[0] not in ("", plain)
+        made.append(found)
+    assert made[0] == made[1]
 
 
 def test_a_checkpoint_s_own_sampling_is_done_when_asked_for_and_else_not(tmp_path: Path) -> None:

@@ -53,6 +53,18 @@ def test_a_half_makes_the_vectors_and_the_logits_of_the_whole_model(
     assert torch.allclose(line.scale * cosines + line.bias, told, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("lowers", [True, False])
+def test_texts_are_lowered_where_the_tokenizers_settings_say_so(
+    lowers: bool, tmp_path: Path
+) -> None:
+    folder = saved("siglip", tmp_path)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_lower_case": lowers}))
+    reader = TextReader(load_processor(folder, generates=False), load_half(folder, "language"))
+    capital, lower = (reader.inputs([text])["input_ids"] for text in ("A Cat ÄB", "a cat äb"))
+    assert torch.equal(capital, lower) is lowers
+
+
 def test_who_reads_its_last_place_is_filled_up_as_it_was_trained(tmp_path: Path) -> None:
     folder = saved("siglip", tmp_path)
     reader = TextReader(load_processor(folder, generates=False), load_half(folder, "language"))

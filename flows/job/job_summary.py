@@ -17,6 +17,7 @@ from flows.media.media_files import Selection
 from flows.options.media import VideoSamplingOptions
 from flows.options.text import QuestionOptions, TextOptions
 from stages.decode.generation import SamplingParams
+from stages.decode.json_schema import ignored_note
 from stages.process.device import device_model, hidden
 from stages.process.other_gpus import unused_gpu
 
@@ -100,6 +101,7 @@ def notes(job: Job) -> list[str]:
             _chained(job),
             _context(job),
             _as_published(job),
+            ignored_note(SamplingParams.of(job.config).schema),
         ],
     )
     return [*found, *job.notes]

@@ -349,6 +349,8 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
     sampling, last, device = sampling_as_card(config, model), over_media[-1], device_name()
     stored = stored_namespaces(store, last.writes) if last.uses_token_limit else set()
     scores = TextScores(store, model, SamplingParams.of(config)) if SCORE in pipeline else None
+    ledger = Ledger(store, over_media, *variants_of(config, model, sampling, over_media, stored))
+    ledger.opens_reasoning = model.profile.opens_reasoning
     return Job(
         config=config,
         pipeline=over_media,
@@ -368,7 +370,7 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
         ),
         notes=tuple(notes),
         scores=scores,
-        ledger=Ledger(store, over_media, *variants_of(config, model, sampling, over_media, stored)),
+        ledger=ledger,
     )
 
 

@@ -26,8 +26,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from artifacts.captions import answer_in
 from artifacts.packs import RecordSet
+from artifacts.reasoning import answer_of
 from artifacts.record_union import RecordUnion, refresh_together
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import Store
@@ -66,6 +66,8 @@ class Ledger:
             if stage.can_reject_items
         }
         """Stage name → reasons why the model rejects an item, by the key of the item's record."""
+        self.opens_reasoning = False
+        """Whether the model's prompts end inside of its reasoning."""
         self.wave_records = closed("waves", self.namespaces[last])
         """Division of the work into waves and batches, as first computed."""
         self._refresh_records(self.wave_records)
@@ -212,7 +214,7 @@ class Ledger:
         made = self[self.pipeline[-1].writes]
         key = task[self.pipeline[-1].writes]
         if not task.awaits_previous and key in made:
-            return answer_in(str(made.meta(key)["caption"]))
+            return answer_of(made.meta(key), opened=self.opens_reasoning) or ""
         return "" if not task.awaits_previous and self.has_failed(task) else None
 
     def _task(self, medium: Medium, chunk: ChunkIndex, previous: str | None) -> Task:

@@ -1,9 +1,13 @@
 """Reads the label list of a command, with the texts that stand for each label."""
 
+import csv
+import io
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from os.path import isfile
 from pathlib import Path
 from typing import Any
@@ -68,8 +72,11 @@ TEMPLATES = ("a photo of {}",)
 """Default texts for a label."""
 SETTINGS = ("prompts", "parent", "threshold", "group")
 """Settings of a label that a file may contain."""
-WORD_BITS = 64
-"""Largest size of an integer that is a label or a text, in bits."""
+COLUMN = "label"
+"""Column of the names in a CSV file; the others are settings."""
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+AS_WRITTEN = frozenset({"tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"})
+"""Plain scalars of YAML that mean something else than their text."""
 HINT = "Give a file with one label per line, a YAML or JSON file (docs/labels.md), or a,b,c"
 
 
@@ -161,16 +168,47 @@ def _lines(text: str) -> list[str]:
 
 def _entries(text: str, path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     """Return the name and the settings of each label in a file."""
-    if path.suffix.lower() not in {".yaml", ".yml", ".json"}:
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        return list(_rows(text, path))
+    if suffix not in {".yaml", ".yml", ".json"}:
         return [(line, {}) for line in _lines(text)]
     found = _parsed(text, path)
-    if isinstance(found, list):
-        found = dict.fromkeys(map(_word, found)) if all(map(_is_word, found)) else None
-    if not isinstance(found, dict) or not all(map(_is_word, found)):
+    if isinstance(found, list) and all(isinstance(name, str) for name in found):
+        return [(name.strip(), {}) for name in found]
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise UsageError(
             f"--labels {path} is neither a list of labels nor a mapping with settings", hint=HINT
         )
-    return [(_word(name), _settings(name, given, path)) for name, given in found.items()]
+    return [(name.strip(), _settings(name, given, path)) for name, given in found.items()]
+
+
+def _rows(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the labels of a CSV file: by its header, or one per line if it has one column."""
+    try:
+        header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if any(row)]
+    except (ValueError, csv.Error) as error:  # no row, or a damaged one
+        message = f"--labels {path} cannot be read as CSV ({error})"
+        raise UsageError(message, hint=HINT) from error
+    names = [cell.strip() for cell in header]
+    if len(names) == 1 and names[0] != COLUMN and not re.search("[;\t]", names[0]):
+        names, rows = [COLUMN], [header, *rows]
+    if {*names} - {COLUMN, *SETTINGS} or names.count(COLUMN) != 1 or len({*names}) < len(names):
+        raise UsageError(
+            f"--labels {path}: its first line names no column {COLUMN}, or unknown ones: "
+            f"{','.join(names)[:80]}",
+            hint=f"Columns, with commas between them, are {COLUMN}, {', '.join(SETTINGS)}",
+        )
+    for row in rows:
+        if any(cell.strip() for cell in row[len(names) :]):
+            raise UsageError(
+                f"--labels {path}: {','.join(row)[:80]!r} has more cells than columns",
+                hint='Quote a label that holds a comma: "red, green"',
+            )
+        cells = {name: cell.strip() for name, cell in zip(names, row, strict=False)}
+        name = cells.pop(COLUMN, "")
+        if name[:1] != "#" or len(names) > 1:
+            yield name, {each: cell for each, cell in cells.items() if cell}
 
 
 def _parsed(text: str, path: Path) -> Any:
@@ -178,29 +216,50 @@ def _parsed(text: str, path: Path) -> Any:
 
     try:
         if path.suffix.lower() == ".json":
-            return json.loads(text)
+            return json.loads(text, parse_int=str, parse_float=str, object_pairs_hook=_once)
         check_aliases(text)
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_as_written())
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         message = " ".join(str(error).split())[:160]
         raise UsageError(f"--labels {path} cannot be parsed ({message})", hint=HINT) from error
 
 
-def _is_word(value: Any) -> bool:
-    if isinstance(value, int):  # Python refuses to format an int of thousands of digits
-        return not isinstance(value, bool) and value.bit_length() <= WORD_BITS
-    return isinstance(value, str | float)
+def _once(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Return a mapping. Raises ValueError for a key that occurs twice."""
+    found: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{str(key)[:80]!r} is listed twice")
+        found[key] = value
+    return found
 
 
-def _word(value: Any) -> str:
-    return str(value).strip()
+@cache
+def _as_written() -> Any:
+    """Return the loader of YAML that keeps plain scalars as they are written, since 007, 3.10 and
+    12:30 are labels, and that refuses a key that occurs twice."""
+    import yaml
+
+    class AsWritten(yaml.SafeLoader):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+            if isinstance(node, yaml.MappingNode):
+                names = (key for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+                _once((key.value.strip(), None) for key in names if key.value != "<<")
+            mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
+            return mapping
+
+    AsWritten.yaml_implicit_resolvers = {
+        first: [each for each in resolvers if each[0] in AS_WRITTEN]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    return AsWritten
 
 
 def _settings(name: Any, given: Any, path: Path) -> Mapping[str, Any]:
     """Return the settings of one label. A text, or a list of texts, is its prompts."""
     if given is None:
         return {}
-    if _is_word(given) or isinstance(given, list):
+    if isinstance(given, str | list):
         given = {"prompts": given}
     if not isinstance(given, dict) or set(given) - set(SETTINGS):
         unknown = ", ".join(sorted(map(str, set(given) - set(SETTINGS)))) if given else given
@@ -215,14 +274,14 @@ def _label(name: str, given: Mapping[str, Any], forms: Sequence[str]) -> Label:
     prompts, threshold = given.get("prompts"), given.get("threshold")
     every = prompts if isinstance(prompts, list) else [prompts] if prompts is not None else []
     named = [given[each] for each in ("parent", "group") if given.get(each)]
-    if not all(map(_is_word, (*every, *named))):
+    if not all(isinstance(text, str) for text in (*every, *named)):
         raise UsageError(
             f"label {name!r}: a prompt, parent or group is no text",
             hint='Write texts: prompts: ["a dog", "a puppy"]',
         )
-    texts = [_word(text) for text in every] or [form.replace("{}", name) for form in forms]
-    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-    if threshold is not None and not (number and -1 <= threshold <= 1):
+    texts = [text.strip() for text in every] or [form.replace("{}", name) for form in forms]
+    number = isinstance(threshold, str) and NUMBER.fullmatch(threshold)
+    if threshold is not None and not (number and -1 <= float(threshold) <= 1):
         raise UsageError(
             f"label {name!r}: invalid threshold {threshold!r}", hint="Give a number from -1 to 1"
         )
@@ -231,8 +290,8 @@ def _label(name: str, given: Mapping[str, Any], forms: Sequence[str]) -> Label:
     return Label(
         name=name,
         prompts=tuple(texts),
-        parent=_word(given.get("parent") or ""),
-        group=_word(given.get("group") or ""),
+        parent=(given.get("parent") or "").strip(),
+        group=(given.get("group") or "").strip(),
         threshold=None if threshold is None else float(threshold),
     )
 

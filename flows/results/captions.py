@@ -2,16 +2,19 @@
 writes nothing.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from heapq import merge
+from itertools import product
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from artifacts.captions import CONFIDENCE, Caption, answer_in
+from artifacts.captions import CONFIDENCE, Caption
 from artifacts.edits import REJECTED, UNTOUCHED, Edit
 from artifacts.json_shapes import parse
+from artifacts.reasoning import answer_of, has_tags
 from flows.job.context_note import beyond_context
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
@@ -22,7 +25,15 @@ from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import fields_of, follows, plain_text_of
 from stages.decode.score_job import ScoreItem
 
-STILL_THINKING = "cut while the model was still thinking: raise --max-new-tokens"
+ALL_REASONING = {
+    "kind": "thinking",
+    "message": "the model did not end its reasoning, so there is no answer",
+    "hint": "If it was cut, raise --max-new-tokens; without --strip-think it is the caption",
+}
+"""The failure of a text that is all reasoning."""
+MAYBE_THINKING = "cut at the token limit, maybe in the model's reasoning: raise --max-new-tokens"
+OLD_REASONING = re.compile(r"(<think>.*?)?</think>\s*", re.DOTALL)
+"""What was once taken for reasoning. Edits of that time belong to the text without it."""
 REPEATED = "regenerated without repetition, because the first caption repeated itself"
 STILL_REPEATED = "repeats itself, even after it was regenerated"
 SHORTENED = "closed early, because it reached the token limit"
@@ -32,22 +43,49 @@ ONE_FRAME = ("only the chunk's middle frame was used: the model takes one image 
 
 def captions_of(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
     """Return the stored captions of one file, one per chunk, in time order."""
-    made = job.ledger["captions"]
     return [
-        caption_of(job, file, task, made.meta(task["captions"]))
-        for task in job.ledger.tasks([medium])
-        if task["captions"] in made
+        _caption(job, file, task, stored, shown)
+        for task, stored, shown in _shown_of(job, file, medium)
+        if shown is not None
     ]
 
 
-def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> Caption:
+def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> Caption | None:
+    """Return the caption of one chunk of a file from its stored record; None if it is all
+    reasoning."""
+    shown = _shown(job, file, task, stored)
+    return None if shown is None else _caption(job, file, task, stored, shown)
+
+
+def unanswered(job: Job, file: MediaFile, medium: Medium) -> Iterator[Task]:
+    """Yield the chunks of a file whose stored caption is all reasoning. They have no row."""
+    if _strips(job):
+        yield from (task for task, _, shown in _shown_of(job, file, medium) if shown is None)
+
+
+def _shown_of(
+    job: Job, file: MediaFile, medium: Medium
+) -> Iterator[tuple[Task, Mapping[str, Any], "_Shown | None"]]:
+    made = job.ledger["captions"]
+    for task in job.ledger.tasks([medium]):
+        if task["captions"] in made:
+            stored = made.meta(task["captions"])
+            yield task, stored, _shown(job, file, task, stored)
+
+
+def _strips(job: Job) -> bool:
+    return TextOptions.of(job.config).strip_think and not SamplingParams.of(job.config).schema
+
+
+def _caption(
+    job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any], shown: "_Shown"
+) -> Caption:
     """Build the caption of one chunk of a file from its stored record."""
     index = job.ledger.media_index(task.medium)
     assert index is not None
     one_frame = task.medium.kind == "video" and job.model.one_frame
     config = job.config
     schema = SamplingParams.of(config).schema
-    shown = _shown(job, file, task, stored)
     warnings = shown.warnings
     if beyond := beyond_context(job.model, config, task, stored["tokens"]):
         warnings = [beyond, *warnings]
@@ -84,12 +122,15 @@ class _Shown(NamedTuple):
     warnings: list[str]
 
 
-def _shown(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> _Shown:
+def _shown(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> _Shown | None:
+    """Return what is shown of a stored caption; None if it is all reasoning, and no user wrote
+    another text."""
     schema = SamplingParams.of(job.config).schema
-    original, warnings = _text_and_warnings(
-        stored, strip_think=TextOptions.of(job.config).strip_think and not schema
-    )
-    edit = _edit_of(job, file, task, original)
+    original, warnings = _text_and_warnings(job, stored)
+    edit = _edit_of(job, file, task, stored, original or "")
+    if original is None and edit.caption is None:
+        return None
+    original = original or ""
     text = original if edit.caption is None else edit.caption
     if schema and text != original and not follows(schema, text):
         text, warnings = original, [*warnings, INVALID_CORRECTION]
@@ -98,14 +139,11 @@ def _shown(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> 
 
 def texts_to_score(job: Job) -> Iterator[ScoreItem]:
     """Yield the texts that `--confidence` scores: corrections, and captions without scores."""
-    made = job.ledger["captions"]
     for file, medium in (pair for group in job.by_file for pair in group):
-        for task in job.ledger.tasks([medium]):
-            if task["captions"] in made:
-                stored = made.meta(task["captions"])
-                item = _item_to_score(job, task, stored, _shown(job, file, task, stored))
-                if item is not None:
-                    yield item
+        for task, stored, shown in _shown_of(job, file, medium):
+            item = None if shown is None else _item_to_score(job, task, stored, shown)
+            if item is not None:
+                yield item
 
 
 def _item_to_score(
@@ -137,14 +175,19 @@ def _confidence(job: Job, task: Task, stored: Mapping[str, Any], shown: _Shown) 
     return found
 
 
-def _edit_of(job: Job, file: MediaFile, task: Task, original: str) -> Edit:
+def _edit_of(
+    job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any], original: str
+) -> Edit:
     """Return the user's edit of a caption, also one of a time when its features were encoded in
-    another way."""
+    another way, or when other parts of the model's text were taken for reasoning."""
     edits, own = job.edits(), task.namespaces
     same = {v.way: v for v in job.ledger.variants if v.precision == own.precision} if edits else {}
-    tasks = (job.ledger.in_variant(task, v) for way, v in same.items() if way != own.way)
-    for each in (task, *tasks):
-        edit = edits.of(each.seen, file.name, task.prompt, original)
+    tasks = [job.ledger.in_variant(task, v) for way, v in same.items() if way != own.way]
+    texts = [original]
+    if edits and _strips(job):
+        texts.append(OLD_REASONING.sub("", str(stored["caption"])).strip())
+    for each, text in product((task, *tasks), texts):
+        edit = edits.of(each.seen, file.name, task.prompt, text)
         if edit != UNTOUCHED:
             break
     return edit
@@ -191,24 +234,26 @@ def readable_captions(job: Job, file: MediaFile, medium: Medium) -> list[Caption
 def complete_captions(job: Job, file: MediaFile, medium: Medium) -> list[Caption] | None:
     """Return the captions of one file for human readers; None if some are missing."""
     captions = readable_captions(job, file, medium)
-    return captions if captions and len(captions) >= job.ledger.expected(medium) else None
+    lost = sum(1 for _ in unanswered(job, file, medium))
+    return captions if captions and len(captions) >= job.ledger.expected(medium) - lost else None
 
 
-def _text_and_warnings(stored: Mapping[str, Any], *, strip_think: bool) -> tuple[str, list[str]]:
-    """Return the text of a stored caption, and the warnings about how it was generated."""
+def _text_and_warnings(job: Job, stored: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+    """Return the text of a stored caption, and the warnings about how it was generated. The text is
+    None if all of it is reasoning."""
     text, warnings = str(stored["caption"]), []
     if stored.get("retried"):
         warnings.append(STILL_REPEATED if stored.get("loops") else REPEATED)
     if stored.get("shortened"):
         warnings.append(SHORTENED)
-    if strip_think:
-        answer = answer_in(text)
-        if text and not answer and not text.rstrip().endswith("</think>"):
-            warnings.append(STILL_THINKING)
-        elif answer != text:
-            warnings.append("thinking is left out")
-        text = answer
-    return text, warnings
+    if not _strips(job):
+        return text, warnings
+    answer = answer_of(stored, opened=job.model.profile.opens_reasoning)
+    if job.model.served and stored["ended"] == "length" and not has_tags(text):
+        warnings.append(MAYBE_THINKING)  # by a template that only the server knows
+    elif answer is not None and answer != text:
+        warnings.append("thinking is left out")
+    return answer, warnings
 
 
 def captions_by_file(job: Job) -> Iterator[list[Caption]]:

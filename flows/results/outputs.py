@@ -25,7 +25,13 @@ from flows.media.generated_files import GeneratedFiles, digest_at
 from flows.media.media_files import MediaFile
 from flows.options.text import OutputOptions, PromptOptions
 from flows.pipelines import STAGES
-from flows.results.captions import SHORTENED, captions_by_file, complete_captions
+from flows.results.captions import (
+    ALL_REASONING,
+    SHORTENED,
+    captions_by_file,
+    complete_captions,
+    unanswered,
+)
 from flows.results.marker import CAPTIONS, MEDIA, write_proved
 from flows.results.table_rows import kinds_of, properties_of, table_rows
 from flows.results.text_files import TextFileCounts, write_texts
@@ -37,20 +43,25 @@ def failures_of(job: Job) -> list[Failure]:
     found = list(job.failures)
     for file, medium in zip(job.files, job.contents, strict=True):
         known = job.ledger.failure(medium) or job.ledger.refusal(medium)
-        if known is None:
-            continue
-        at = f" (at {known['start']:.1f} s)" if known.get("start") else ""
-        found.append(
-            Failure(
-                media_path=file.media_path,
-                source=file.source,
-                stage=known.get("stage", job.pipeline[0].name),
-                error=known["kind"],
-                message=known["message"] + at,
-                hint=known["hint"],
-            )
-        )
+        if known is not None:
+            found.append(_failure(job, file, known, known.get("start", 0.0)))
+        of_prompt = f" (prompt {file.name})" if file.name else ""
+        why = {**ALL_REASONING, "stage": job.pipeline[-1].name}
+        why["message"] += of_prompt
+        found += [_failure(job, file, why, t.chunk.start) for t in unanswered(job, file, medium)]
     return list(dict.fromkeys(found))  # a medium with several prompts fails once
+
+
+def _failure(job: Job, file: MediaFile, why: Mapping[str, Any], start: float) -> Failure:
+    at = f" (at {start:.1f} s)" if start else ""
+    return Failure(
+        media_path=file.media_path,
+        source=file.source,
+        stage=why.get("stage", job.pipeline[0].name),
+        error=why["kind"],
+        message=why["message"] + at,
+        hint=why["hint"],
+    )
 
 
 NAMED = 10
@@ -72,6 +83,8 @@ def missing_rows(job: Job, chunks: Mapping[MediaFile, int] | None) -> dict[str, 
             chunks is None if task[job.pipeline[-1].writes] in made else ledger.has_failed(task)
             for task in ledger.tasks([medium for _, medium in group])
         )
+        if chunks is not None:
+            lacking -= sum(1 for pair in group for _ in unanswered(job, *pair))
         if lacking > 0:
             found[group[0][0].media_path] += lacking
     return found

@@ -17,7 +17,7 @@ from flows.media.generated_files import GeneratedFiles
 from flows.media.media_files import MediaFile
 from flows.options.commands import CaptionConfig
 from flows.options.text import EngineOptions, PromptOptions, TextOptions
-from flows.results.captions import readable_captions, unrejected
+from flows.results.captions import ALL_REASONING, readable_captions, unanswered, unrejected
 from stages.decode.generation import SamplingParams
 from stages.process.stage import StageSpec
 from stages.summarize.job import SUMMARY
@@ -76,6 +76,7 @@ def summary_inputs(job: Job) -> Iterator[SummaryInput]:
         captions = readable_captions(bare, file, medium) if medium.kind == "video" else []
         tasks = job.ledger.tasks([medium])
         lost = sum(job.ledger.has_failed(task) for task in tasks)
+        lost += sum(1 for _ in unanswered(job, file, medium))
         kept = [*unrejected(captions)]
         if kept and len(captions) >= len(tasks) - lost:
             texts = [(each.start, each.end, each.caption) for each in kept]
@@ -96,8 +97,8 @@ def _summary_settings(job: Job) -> dict[str, Any]:
     return {
         "asked": PromptOptions.of(config).summary_prompt or SUMMARY,
         "max_new_tokens": EngineOptions.of(config).max_new_tokens,
-        "generation": text_sampling_params(job).non_defaults,
-        "strip_think": TextOptions.of(config).strip_think,
+        "generation": dict(*text_sampling_params(job).key_fields),
+        "strip_think": TextOptions.of(config).strip_think and 2,
     }
 
 
@@ -139,10 +140,12 @@ class Summaries:
         return None
 
     def failures(self) -> Iterator[Failure]:
-        """Yield the failures of videos without a summary."""
+        """Yield the failures of videos without a summary, or of which a part is all reasoning."""
         for video in summary_inputs(self._job):
-            why = self._failure(video)
-            if why is not None and self.find(video) is None:
+            why, found = self._failure(video), self.find(video)
+            if found is not None:
+                why = ALL_REASONING if found[1].get("reasons") else None
+            if why is not None:
                 yield Failure(
                     media_path=video.file.media_path,
                     source=video.file.source,
@@ -167,7 +170,7 @@ class Summaries:
     def rows(self) -> Iterator[SummaryRow]:
         """Yield the rows of the stored summaries."""
         for video in summary_inputs(self._job):
-            if (found := self.find(video)) is not None:
+            if (found := self.find(video)) is not None and not found[1].get("reasons"):
                 settings, meta = found
                 yield SummaryRow(
                     media_path=video.file.media_path,

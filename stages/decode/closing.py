@@ -99,7 +99,7 @@ class JsonPosition:
             self._begin(in_value=False)
             return
         self._mark(byte)
-        if self._depth == 1 and not self._in_value and byte == ord("{"):
+        if self._index < 0 and not self._name and byte == ord("{"):
             return
         self._written += 1
         if not self._in_value:

@@ -25,6 +25,7 @@ from stages.decode.job import DecodeItem
 from stages.decode.prompts import check_context, context_left, end_ids_of, start_ids
 from stages.decode.repetition import retry_params
 from stages.decode.request_settings import RequestSettings, cut_at
+from stages.models.processors.loading import known, tag_ids
 
 
 class PresencePenalty(LogitsProcessor):
@@ -124,9 +125,7 @@ class GenerateKwargs:
             options["repetition_penalty"] = params.repetition_penalty
         if params.no_repeat_ngram:
             options["no_repeat_ngram_size"] = params.no_repeat_ngram
-        if params.avoid:
-            options["bad_words_ids"] = bad_words_ids(processor, params.avoid)
-        processors: list[LogitsProcessor] = []
+        processors = self._avoiding(processor)
         if params.presence_penalty:
             processors.append(PresencePenalty(params.presence_penalty))
         processors += self._schema_processors(half, processor)
@@ -137,6 +136,15 @@ class GenerateKwargs:
         if processors:
             options["logits_processor"] = LogitsProcessorList(processors)
         return options
+
+    def _avoiding(self, processor: Any) -> list[LogitsProcessor]:
+        """Return the logits processor that refuses phrases; empty without any."""
+        if not (phrases := self.generation.avoid):
+            return []
+        from stages.decode.avoided import AvoidedLogitsProcessor, avoided
+
+        start = self.generation.start_with
+        return [AvoidedLogitsProcessor(avoided(processor.tokenizer, phrases), start)]
 
     def _schema_processors(self, half: Any, processor: Any) -> list[LogitsProcessor]:
         """Return the logits processor that enforces the schema; empty without a schema."""
@@ -174,6 +182,15 @@ class GenerateKwargs:
         """Return where in the caption `text` of these new tokens the token at `index` begins."""
         before, whole = _decoded(processor, [row[:index], row], self.generation)
         return offset_in(text, before, whole)
+
+    def reasoning(self, processor: Any, row: Sequence[int], text: str) -> dict[str, Any]:
+        """Return the fields of a record for tags of reasoning among these new tokens that their
+        `text` does not show: where the answer begins, or that it never does."""
+        opening, closing = known(processor, "ids of tags", lambda: tag_ids(processor))
+        if end := max((at for at, token in enumerate(row, 1) if token in closing), default=0):
+            answer = processor.decode(row[end:], skip_special_tokens=True).strip()
+            return {"answer_at": len(text) - len(answer)}
+        return {"opened": True} if opening.intersection(row) else {}
 
     def _warpers(self, settings: Mapping[str, Any]) -> list[LogitsProcessor] | None:
         """Return the logits warpers of transformers, in its order; None for greedy decoding."""
@@ -249,14 +266,6 @@ def _decoded(processor: Any, rows: Sequence[Sequence[int]], params: SamplingPara
 def seed_of(seed: int, item: DecodeItem) -> int:
     """Return the seed of one row. It depends only on the chunk and the prompt, not on the batch."""
     return int(digest_of([seed, item.features, item.prompt])[:SEED_DIGITS], 16)
-
-
-def bad_words_ids(processor: Any, phrases: Sequence[str]) -> list[list[int]]:
-    """Return the token sequences of these phrases, at the beginning of a text and within one."""
-    variants = {form for phrase in phrases for form in (phrase, phrase[:1].upper() + phrase[1:])}
-    texts = [before + text for text in sorted(variants) for before in ("", " ")]
-    found = (processor.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts)
-    return [list(ids) for ids in dict.fromkeys(map(tuple, found)) if ids]
 
 
 def make_greedy(half: Any, processor: Any) -> None:

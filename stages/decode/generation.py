@@ -15,6 +15,8 @@ SAMPLING_FIELDS = ("temperature", "top_p", "top_k")
 """Settings that turn sampling on."""
 
 
+AVOIDED_BY = "bytes"
+"""How phrases to avoid are found; part of the key of captions that avoid some."""
 WORDS = "decoding, greedy by default"
 """Heading of the sampling options."""
 
@@ -123,6 +125,8 @@ class SamplingParams(OptionGroup):
     def key_fields(self) -> list[Any]:
         """Return what enters the cache key of a caption: nothing if all settings are defaults."""
         non_defaults = self.non_defaults
+        if self.avoid:
+            non_defaults["avoided_by"] = AVOIDED_BY
         return [sorted(non_defaults.items())] if non_defaults else []
 
     @property

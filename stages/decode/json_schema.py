@@ -7,9 +7,9 @@ from functools import lru_cache
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.patterns import string_follows
+from artifacts.patterns import validator_of
 from stages.decode.closing import RemainingBytes
-from stages.decode.schema_bounds import bounded, closed
+from stages.decode.schema_bounds import bounded, closed, unknown_words
 
 COMPACT = (",", ":")
 WHOLE_NUMBERS = 2**63
@@ -60,22 +60,25 @@ def fields_of(answer: str) -> dict[str, Any]:
 
 
 def follows(text: str, answer: str) -> bool:
-    """Return whether an edited answer follows a schema. llguidance matches the strings, as it does
-    for captions: Python's `re` may never finish."""
-    from jsonschema import Draft202012Validator, ValidationError
-    from jsonschema.validators import extend
-
-    def by_engine(_: Any, __: Any, value: Any, schema: Mapping[str, Any]) -> Iterator[Any]:
-        constraints = {name: schema[name] for name in ("pattern", "format") if name in schema}
-        if isinstance(value, str) and not string_follows({"type": "string", **constraints}, value):
-            yield ValidationError("the text is not of that form")
-
-    validator = extend(Draft202012Validator, {"pattern": by_engine, "format": by_engine})
+    """Return whether an edited answer follows a schema."""
     try:
         value = json.loads(answer, parse_constant=_no_number)
-        return bool(validator(closed(json.loads(text))).is_valid(value))
+        return bool(_validator(text).is_valid(value))
     except (ValueError, RecursionError, OverflowError):
         return False
+
+
+@lru_cache(maxsize=8)
+def _validator(text: str) -> Any:
+    return validator_of(closed(json.loads(text)))
+
+
+@lru_cache(maxsize=8)
+def ignored_note(text: str) -> str:
+    """Return a note on words of a schema that are no keywords; empty: there are none."""
+    found = unknown_words(json.loads(text)) if text else []
+    listed = ", ".join(found[:5]) + (" …" if len(found) > 5 else "")
+    return f"--schema: not a keyword of JSON Schema, so without effect: {listed}" if found else ""
 
 
 def texts_within(answer: str) -> list[str]:

@@ -45,14 +45,14 @@ class CaptionOutput(NamedTuple):
     """Whether the caption ended at a stop string."""
     fault: UsageError | None = None
     """Error in place of a caption: the settings cannot be applied, or the prompt is too long."""
-    confidence: Mapping[str, Any] = MappingProxyType({})
-    """Fields of the record that say how sure the model was; empty: unknown."""
+    fields: Mapping[str, Any] = MappingProxyType({})
+    """Further fields of the record: how sure the model was, where its answer begins."""
 
     @property
     def meta(self) -> dict[str, Any]:
         """Return the fields of the caption's record."""
         meta = {"caption": self.caption, "tokens": self.tokens, "ended": self.finish_reason}
-        return {**meta, **({"shortened": True} if self.closed_early else {}), **self.confidence}
+        return {**meta, **({"shortened": True} if self.closed_early else {}), **self.fields}
 
 
 OnPartial = Callable[[DecodeRequest, str, int], None]

@@ -11,14 +11,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
+from urllib.parse import unquote
 
 from artifacts.errors import UsageError
+from artifacts.patterns import validator_of
 
 ANNOTATIONS = frozenset(
     {"$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default"}
-    | {"examples", "deprecated", "readOnly", "writeOnly"}
+    | {"examples", "deprecated", "readOnly", "writeOnly", "minContains", "maxContains"}
+    | {"$anchor", "$dynamicAnchor", "$recursiveAnchor", "$vocabulary"}
+    | {"contentEncoding", "contentMediaType", "contentSchema"}
 )
-"""Keywords that do not restrict an answer."""
+"""Keywords that do not restrict an answer by themselves."""
+_LENGTHS = frozenset({"minLength", "maxLength", "pattern", "format"})
+_BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})
+OBEYED: Mapping[str, frozenset[str]] = {
+    "object": frozenset({"properties", "required", "additionalProperties"}),
+    "array": frozenset({"items", "minItems", "maxItems"}),
+    "string": _LENGTHS,
+    "number": _BOUNDS,
+    "integer": _BOUNDS,
+    "boolean": frozenset(),
+    "null": frozenset(),
+}
+"""Type → keywords that restrict a value of that type. A value of another type ignores them."""
 WITHIN = frozenset({"properties", "items", "anyOf", "oneOf"})
 """Keywords that hold nested schemas."""
 UNBOUNDED = frozenset(
@@ -28,6 +44,9 @@ UNBOUNDED = frozenset(
     | {"$dynamicRef", "$recursiveRef"}
 )
 """Rejected keywords: an answer under them cannot be closed with certainty."""
+KEYWORDS = UNBOUNDED.union({"$ref", "type", "enum", "const", "anyOf", "oneOf"}, *OBEYED.values())
+"""Keywords that restrict an answer. Words that are neither these nor annotations belong to other
+programs, and restrict nothing."""
 
 
 MAX_LETTERS = 1 << 20
@@ -42,10 +61,13 @@ class SchemaRoom:
     """The number of characters that a schema may still grow while its references are expanded."""
 
     left: int = MAX_LETTERS
+    unknown: dict[str, None] = field(default_factory=dict)
+    """Words that are no keywords of JSON Schema, in the order of the schema."""
 
     def take(self, node: Mapping[str, Any]) -> None:
         """Count a node of the schema without its nested nodes. Raises UsageError above the
         limit."""
+        self.unknown |= dict.fromkeys(word for word in node if word not in KEYWORDS | ANNOTATIONS)
         own = {name: value for name, value in plain(node).items() if name not in WITHIN}
         names = node.get("properties")
         self.left -= len(json.dumps([own, [*names] if isinstance(names, Mapping) else 0]))
@@ -77,17 +99,18 @@ class SchemaPlace:
 
 
 def resolve_ref(node: Any, place: SchemaPlace) -> tuple[Mapping[str, Any], SchemaPlace]:
-    """Follow references, and return the node with its location."""
+    """Follow references, and return the node with its location. Raises UsageError for a keyword
+    that cannot be obeyed anywhere."""
     while isinstance(node, Mapping) and "$ref" in node:
         reference = node["$ref"]
-        if more := sorted(node.keys() - ANNOTATIONS - {"$ref"}):
-            raise place.error(
-                f"{more[0]} is not allowed next to $ref", "Move it to the referenced schema"
-            )
+        _check_base(node, place)
+        _alone("$ref", node, place, "Move it to the referenced schema")
         if reference in place.references:
             raise place.error(f"{reference} refers to itself", "Write out the levels that you need")
-        if not isinstance(reference, str) or not reference.startswith("#"):
-            raise place.error(f"$ref {reference} is outside of the file", "Refer to #/$defs/NAME")
+        if not isinstance(reference, str) or not f"{reference}/".startswith("#/"):
+            raise place.error(
+                f"$ref {reference} is a name, or outside of the file", "Refer to #/$defs/NAME"
+            )
         if len(place.references) == MAX_REFERENCES:
             raise place.error(
                 f"more than {MAX_REFERENCES} references follow each other",
@@ -101,6 +124,7 @@ def resolve_ref(node: Any, place: SchemaPlace) -> tuple[Mapping[str, Any], Schem
         raise place.error(
             f"{refused[0]} is not supported", "Remove it, or describe it in the prompt"
         )
+    _check_base(node, place)
     place.room.take(node)
     return node, place
 
@@ -108,16 +132,30 @@ def resolve_ref(node: Any, place: SchemaPlace) -> tuple[Mapping[str, Any], Schem
 def _pointed(reference: str, place: SchemaPlace) -> Any:
     node: Any = place.root
     for part in reference[1:].split("/")[1:]:
-        part = part.replace("~1", "/").replace("~0", "~")
+        part = unquote(part).replace("~1", "/").replace("~0", "~")
         if not isinstance(node, Mapping) or part not in node:
             raise place.error(f"$ref {reference} does not exist", "Use a name from $defs")
         node = node[part]
+        _check_base(node, place)
     return node
+
+
+def _check_base(node: Any, place: SchemaPlace) -> None:
+    """Raise UsageError for a nested schema with a base of its own: references in it would lead to
+    other places."""
+    if isinstance(node, Mapping) and isinstance(node.get("$id"), str) and node is not place.root:
+        raise place.error("$id is not supported inside of a schema", "Remove it")
+
+
+def _alone(word: str, node: Mapping[str, Any], place: SchemaPlace, hint: str) -> None:
+    """Raise UsageError for a keyword that restricts the answer, next to one that stands alone."""
+    if more := sorted(plain(node).keys() - {word}):
+        raise place.error(f"{more[0]} is not allowed next to {word}", hint)
 
 
 def plain(node: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keywords of a schema that restrict an answer."""
-    return {name: value for name, value in node.items() if name not in ANNOTATIONS}
+    return {name: value for name, value in node.items() if name in KEYWORDS}
 
 
 EXACT = 2**53 - 1
@@ -126,6 +164,7 @@ CHARACTER = 6
 """Maximum size of one character in bytes: `\\u000a`."""
 ROUGH = ("minimum", "maximum")
 """Keywords that bound numbers with a decimal point."""
+CHOICES = ("anyOf", "oneOf")
 FORMATS = {"date": 12, "time": 40, "date-time": 60, "uuid": 38}
 """Format of a string → maximum size of its rest in bytes."""
 
@@ -144,10 +183,7 @@ class Bounded:
 
 def bounded(root: Mapping[str, Any]) -> dict[str, Bounded]:
     """Return the bounded schemas of an object's properties by name, in order. Raises UsageError."""
-    place = SchemaPlace(root, "")
-    node = resolve_ref(root, place)[0]
-    if node.get("type") != "object" or not node.get("properties"):
-        raise place.error("not an object schema with properties", 'Begin with {"type": "object", …')
+    node, place = _whole(root)
     _object(node, place)
     place = replace(place, room=SchemaRoom())  # the same references are expanded once more
     return {name: _value(each, place.at(name)) for name, each in node["properties"].items()}
@@ -155,8 +191,26 @@ def bounded(root: Mapping[str, Any]) -> dict[str, Bounded]:
 
 def closed(root: Mapping[str, Any]) -> dict[str, Any]:
     """Return the whole schema as input for the grammar. Raises UsageError."""
-    place = SchemaPlace(root, "")
-    return _object(resolve_ref(root, place)[0], place).schema
+    return _object(*_whole(root)).schema
+
+
+def unknown_words(root: Mapping[str, Any]) -> list[str]:
+    """Return the words of a schema that are no keywords of JSON Schema. Raises UsageError."""
+    node, place = _whole(root)
+    _object(node, place)
+    return [*place.room.unknown]
+
+
+def _whole(root: Mapping[str, Any]) -> tuple[Mapping[str, Any], SchemaPlace]:
+    """Return the schema of the whole answer, an object with properties. Raises UsageError."""
+    node, place = resolve_ref(root, SchemaPlace(root, ""))
+    if other := sorted({"enum", "const", *CHOICES} & node.keys()):
+        raise place.error(
+            f"{other[0]} is not supported for the whole answer", "Use it for a property"
+        )
+    if node.get("type") != "object" or not node.get("properties"):
+        raise place.error("not an object schema with properties", 'Begin with {"type": "object", …')
+    return node, place
 
 
 def longest(value: Any) -> int:
@@ -176,19 +230,11 @@ def longest(value: Any) -> int:
 
 def _value(given: Any, place: SchemaPlace) -> Bounded:
     node, place = resolve_ref(given, place)
-    for word in ("const", "enum"):
+    if "const" in node or "enum" in node:
+        return _enumerated(node, place)
+    for word in CHOICES:
         if word in node:
-            values = node["enum"] if word == "enum" else [node["const"]]
-            if not isinstance(values, list) or not values:
-                raise place.error("enum has no values", 'Write ["one", "two"]')
-            return Bounded(schema=plain(node), max_bytes=max(map(longest, values)), fixed=True)
-    for word in ("anyOf", "oneOf"):
-        if word in node:
-            if more := sorted(node.keys() - ANNOTATIONS - {word}):
-                raise place.error(
-                    f"{more[0]} is not allowed next to {word}",
-                    f"Move it into each schema of {word}",
-                )
+            _alone(word, node, place, f"Move it into each schema of {word}")
             return _choice(word, node[word], place)
     kind = node.get("type")
     if isinstance(kind, list):
@@ -197,6 +243,26 @@ def _value(given: Any, place: SchemaPlace) -> Bounded:
         problem = "it has no type" if kind is None else f"unknown type {kind}"
         raise place.error(problem, f"Use one of {', '.join(_TYPES)}, or an enum")
     return _TYPES[kind](node, place)
+
+
+def _enumerated(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
+    """Return the schema of a value of `enum` or `const`: those that the keywords next to it
+    accept."""
+    if more := sorted((WITHIN | {"additionalProperties"}) & node.keys()):
+        raise place.error(
+            f"{more[0]} is not allowed next to enum and const", "Leave out values, or move it"
+        )
+    values = node.get("enum", [node["const"]] if "const" in node else [])
+    if not isinstance(values, list) or not values:
+        raise place.error("enum has no values", 'Write ["one", "two"]')
+    beside = {name: value for name, value in plain(node).items() if name != "enum"}
+    try:
+        values = [*filter(validator_of(beside).is_valid, values)] if beside else values
+    except (ValueError, ArithmeticError) as error:
+        raise place.error(str(error)[:200], "Leave out what stands next to enum") from error
+    if not values:
+        raise place.error("no value of enum is valid", f"Check {', '.join(sorted(beside))}")
+    return Bounded(schema={"enum": values}, max_bytes=max(map(longest, values)), fixed=True)
 
 
 def _choice(word: str, options: Any, place: SchemaPlace) -> Bounded:
@@ -239,7 +305,7 @@ def _array(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
     item = _value(node["items"], place.at("[]"))
     minimum = _count(node, "minItems", place)
     max_bytes = 2 + max(minimum, 1) * (item.max_bytes + 1)
-    return Bounded(schema=plain(node) | {"items": item.schema}, max_bytes=max_bytes)
+    return Bounded(schema=_own(node) | {"items": item.schema}, max_bytes=max_bytes)
 
 
 def _string(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
@@ -254,7 +320,7 @@ def _string(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
         if "maxLength" not in node:
             raise place.error("a pattern without maxLength is unbounded", "Add a maxLength")
         max_bytes += CHARACTER * _count(node, "maxLength", place)
-    return Bounded(schema=plain(node), max_bytes=max_bytes)
+    return Bounded(schema=_own(node), max_bytes=max_bytes)
 
 
 def _number(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
@@ -275,12 +341,12 @@ def _number(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
     longest_bound = max((_digits(value) for value in (*values, *steps)), default=0)
     # An unbounded number is closed by one digit, after a sign and a point.
     return Bounded(
-        schema=plain(node) | bounds, max_bytes=4 + longest_bound + len(steps) * longest_bound
+        schema=_own(node) | bounds, max_bytes=4 + longest_bound + len(steps) * longest_bound
     )
 
 
 def _literal(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
-    return Bounded(schema=plain(node), max_bytes=len("false"), fixed=True)
+    return Bounded(schema=_own(node), max_bytes=len("false"), fixed=True)
 
 
 _TYPES: Mapping[str, Callable[[Mapping[str, Any], SchemaPlace], Bounded]] = {
@@ -292,6 +358,11 @@ _TYPES: Mapping[str, Callable[[Mapping[str, Any], SchemaPlace], Bounded]] = {
     "boolean": _literal,
     "null": _literal,
 }
+
+
+def _own(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the type of a value, and the keywords that restrict values of that type."""
+    return {n: value for n, value in node.items() if n == "type" or n in OBEYED[node["type"]]}
 
 
 def _digits(value: float) -> int:

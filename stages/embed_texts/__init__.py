@@ -3,7 +3,7 @@
 from stages.embed_texts.job import TextsJob
 from stages.process.stage import StageSpec
 
-OUTPUT_VERSION = 1
+OUTPUT_VERSION = 2
 """Increased when this stage's output changes for the same inputs; part of every later cache key."""
 STAGE = StageSpec(
     name="embed_texts",

@@ -37,6 +37,7 @@ from stages.models.processors.pixel_limit import bounds_of, min_pixels_of
 from stages.models.processors.prepare import (
     continues_prompt,
     load_processor,
+    opens_reasoning,
     placeholder_tokens,
     prepare,
     takes_videos,
@@ -326,6 +327,7 @@ def _profile(
         prompted=prompted,
         parts=halves,
         sampling=default_sampling(processor),
+        opens_reasoning=any(bool(opens_reasoning(processor, each, "?")) for each in layouts),
         takes_system=all(system_form(processor, each.form) for each in layouts),
         placeholders=tuple(sorted(placeholder_tokens(processor))),
         control_tokens=tuple(sorted(control_tokens(processor))),

@@ -138,6 +138,8 @@ class ModelProfile:
     """The frame size at which it is worth storing a video's frames."""
     fit_image: FrameFit
     """The size at which an image is seen; the image is stored at its own size."""
+    opens_reasoning: bool = False
+    """Whether its prompts end inside of a tag that the model's reasoning closes."""
     takes_system: bool = True
     """Whether its prompts can contain a system text."""
     placeholders: tuple[str, ...] = ()

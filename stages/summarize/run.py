@@ -46,10 +46,16 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
             raise MemoryError(message)
         if fault is None:
             faults.note_success()
-            records.publish([Record(key=medium.key, meta=results.pop()._asdict())])
+            records.publish([Record(key=medium.key, meta=_meta(results.pop()))])
         else:
             faults.add(medium, fault)
     faults.close()
+
+
+def _meta(made: Summary | SummaryNode) -> dict[str, Any]:
+    """Return the fields of a record; those about reasoning only where there is some."""
+    reasoning = ("reasoning", "reasons")
+    return {n: value for n, value in made._asdict().items() if value or n not in reasoning}
 
 
 def _summarize(
@@ -67,7 +73,7 @@ def _summarize(
             return SummaryNode(**records.meta(place))
         node = make()
         confirm()
-        records.publish([Record(key=place, meta=node._asdict())])
+        records.publish([Record(key=place, meta=_meta(node))])
         report.item(place, tokens=node.tokens)
         return node
 

@@ -5,19 +5,22 @@ those belongs to exactly one node. Prompt, texts and answer together never excee
 node is generated alone, not in a batch, so its bytes depend only on its own texts.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from artifacts.captions import Ended, answer_in
+from artifacts.captions import Ended
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
+from artifacts.reasoning import answer_of
 from stages.decode.engines.transformers import generate_captions
 from stages.decode.generate_kwargs import GenerateKwargs
 from stages.decode.job import DecodeItem
 from stages.models.halves.features import Features
 from stages.models.processors.calling import text_ids
+from stages.models.processors.input_layout import layout_of
 from stages.models.processors.loading import placeholder_tokens
-from stages.models.processors.prepare import text_inputs
+from stages.models.processors.prepare import channel_of, opens_reasoning, text_inputs
 from stages.summarize.job import ANSWERS, CHAPTER, MAX_TEXTS, STEP, SummaryJob
 from stages.summarize.packing import TimedText, pack_groups
 
@@ -34,6 +37,8 @@ class SummaryNode(NamedTuple):
     read: int
     """Number of prompt tokens."""
     ended: Ended
+    reasoning: Mapping[str, Any] = MappingProxyType({})
+    """Fields that say where the answer begins, as in the record of a caption."""
 
 
 GetNode = Callable[[str, Callable[[], SummaryNode]], SummaryNode]
@@ -56,6 +61,8 @@ class Summary(NamedTuple):
     """Number of texts that were truncated."""
     ended: Ended
     """Finish reason of the summary."""
+    reasons: bool = False
+    """Whether a node is all reasoning, which is left out."""
 
 
 class Summarizer:
@@ -67,6 +74,9 @@ class Summarizer:
         self._half = half
         self._generation = job.generation
         self._generate_kwargs = GenerateKwargs(self._generation, job.max_new_tokens)
+        layout = layout_of(processor, channel_of(processor, "image"))
+        system = self._generation.system
+        self._opened = bool(opens_reasoning(processor, layout, CHAPTER, system, media=0))
         self._places = sorted(placeholder_tokens(processor), key=len, reverse=True)
         self._longest = max((CHAPTER, job.asked), key=lambda each: self._read(f"{each}\n\n"))
         prompt_tokens = self._read(f"{self._longest}\n\n")
@@ -83,7 +93,7 @@ class Summarizer:
     def summarize(self, texts: Sequence[TimedText], get_node: GetNode) -> Summary:
         """Return the summary of one medium from its captions, in order."""
         timed, chapters = list(texts), list[TimedText]()
-        levels, tokens, cut = list[list[int]](), 0, 0
+        levels, tokens, cut, unfinished = list[list[int]](), 0, 0, False
         while True:
             timed, shortened = self._fit_texts(timed)
             cut += shortened
@@ -94,8 +104,9 @@ class Summarizer:
                 group_texts = timed[group.start : group.stop]
                 node = get_node(*self._node_of(group_texts, last=last))
                 nodes.append(node)
-                text = answer_in(node.text) if self._job.strip_think else node.text
-                made.append(TimedText(group_texts[0].start, group_texts[-1].end, text))
+                text = self._text_of(node)
+                unfinished = unfinished or text is None
+                made.append(TimedText(group_texts[0].start, group_texts[-1].end, text or ""))
             tokens += sum(node.tokens for node in nodes)
             levels.append([len(group) for group in groups])
             chapters, timed = chapters or made, made
@@ -109,7 +120,14 @@ class Summarizer:
             context=self._job.context,
             cut=cut,
             ended=nodes[0].ended,
+            reasons=unfinished,
         )
+
+    def _text_of(self, node: SummaryNode) -> str | None:
+        """Return a node's text as it is shown; None if it is all reasoning."""
+        if not self._job.strip_think:
+            return node.text
+        return answer_of({"caption": node.text, **node.reasoning}, opened=self._opened)
 
     def _node_of(
         self, group_texts: Sequence[TimedText], *, last: bool
@@ -129,7 +147,8 @@ class Summarizer:
             (output,) = generate_captions(
                 self._half, self._processor, inputs, nothing, *how, **options
             )
-            return SummaryNode(output.caption, output.tokens, read, output.finish_reason)
+            fields = {n: v for n, v in output.fields.items() if n in ("answer_at", "opened")}
+            return SummaryNode(output.caption, output.tokens, read, output.finish_reason, fields)
 
         return key, make
 

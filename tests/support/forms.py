@@ -4,6 +4,13 @@ import json
 import random
 from typing import Any
 
+from llguidance import LLMatcher
+
+from stages.decode.closing import BETWEEN, IN_TEXT, JsonPosition, ranks
+from stages.decode.json_schema import rest_of
+
+END = 256
+
 SIX: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -87,3 +94,35 @@ def _number(rng: random.Random) -> dict[str, Any]:
     least = rng.choice([0, 0.5, -3, -0.551, 1e-6, 1500, 0.55])
     low, high = {"minimum": least}, {"maximum": least + rng.choice([0.001, 0.5, 3, 1e-5, 1e6])}
     return rng.choice([{}, low, high, low | high])
+
+
+class Bytes:
+    """A tokenizer of bytes, as llguidance takes one."""
+
+    eos_token_id, bos_token_id = END, None
+    special_token_ids = (END,)
+    tokens = (*(bytes([byte]) for byte in range(END)), b"<end>")
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return list(text.encode() if isinstance(text, str) else text)
+
+
+def babbled(matcher: LLMatcher, text: str, limit: int, rng: random.Random) -> bytes:
+    """An answer of bytes at random, with the end within so many tokens. It closes only where it
+    has to, so that a bound that is too small would show."""
+    matcher.reset()
+    position, said = JsonPosition(rest_of(text)), b""
+    first, between, avoided = ranks(IN_TEXT), ranks(BETWEEN), rng.choice([b"", b'"}]'])
+    while not position.done:
+        assert len(said) + 1 < limit, (text, said)
+        mask = matcher.compute_bitmask()
+        allowed = [byte for byte in range(END) if mask[byte // 8] >> byte % 8 & 1]
+        if position.must_close(limit - len(said)):
+            rank = first if position.in_text else between
+            byte = min(allowed, key=lambda each: rank[each])
+        else:
+            byte = rng.choice([b for b in allowed if b not in avoided] or allowed)
+        assert matcher.consume_token(byte)
+        position.feed(bytes([byte]))
+        said += bytes([byte])
+    return said

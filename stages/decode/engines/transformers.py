@@ -27,6 +27,8 @@ from stages.models.halves.features import Features
 from stages.models.halves.inject_features import generate, new_tokens, prompt_in
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.loading import ModelJob, facts
+from stages.models.processors.input_layout import layout_of
+from stages.models.processors.prepare import opens_reasoning
 
 
 class TransformersEngine:
@@ -78,6 +80,14 @@ class TransformersEngine:
         if self._beyond_context:
             return generate_kwargs
         return generate_kwargs.bounded(half, inputs, items, whole=whole)
+
+    def opened(self, request: DecodeRequest) -> dict[str, Any]:
+        """Return the field of a record that says whether its prompt ends inside of reasoning; none
+        for a chat template without such tags."""
+        system = self.generate_kwargs.of(request.item).generation.system
+        layout = layout_of(self.processor, request.features.channel)
+        found = opens_reasoning(self.processor, layout, request.item.prompt, system)
+        return {} if found is None else {"opened": found}
 
     def caption_fields(self) -> dict[str, int]:
         return {}
@@ -136,7 +146,11 @@ class TransformersEngine:
         )
         generate_kwargs = self.bounded(half, inputs, generate_kwargs, items, whole=is_live)
         features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
-        return [*run_generate(half, self.processor, inputs, features, generate_kwargs, **options)]
+        made = run_generate(half, self.processor, inputs, features, generate_kwargs, **options)
+        return [
+            output._replace(fields=self.opened(one) | dict(output.fields))
+            for one, output in zip(requests, made, strict=True)
+        ]
 
 
 class EndsAtStopString(StoppingCriteria):
@@ -233,10 +247,11 @@ def run_generate(
     every = zip(texts, lengths, read, stopped, confidences, rows, strict=True)
     for (text, shortened), (tokens, ended), count, was_stopped, confidence, row in every:
         output = CaptionOutput(text, tokens, ended, shortened, int(count), was_stopped)
+        fields = generate_kwargs.reasoning(processor, row[:tokens], text)
         if confidence is not None:
             place = partial(generate_kwargs.offset_of, processor, row[:tokens], text)
-            output = output._replace(confidence=confidence.fields(place))
-        yield output
+            fields |= confidence.fields(place)
+        yield output._replace(fields=fields)
 
 
 def _generate_watched(

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.reasoning import TAGS
 from stages.models.halves.classes import asks_for_trust, needs_trust
 from stages.models.halves.features import is_pixels
 from stages.models.in_tree.registry import native_of
@@ -72,6 +73,8 @@ def load_processor(
         )
     if generates:
         processor.tokenizer.padding_side = "left"
+    else:
+        _lower_texts(processor.tokenizer)
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     own_sizes(processor)
@@ -81,6 +84,20 @@ def load_processor(
     if change_of(folder) is OUTER_PAIR and is_published_way(folder, as_published):
         UNPAIRED.add(processor)
     return processor
+
+
+def _lower_texts(tokenizer: Any) -> None:
+    """Lower the letters of texts if the tokenizer's settings say so, as its model was trained.
+    Backends of tokenizers that have no such step ignore the setting: SigLIP 2's Gemma tokenizer."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not tokenizer.init_kwargs.get("do_lower_case"):
+        return
+    from tokenizers.normalizers import Lowercase, Normalizer, Sequence
+
+    if tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]:
+        steps: list[Normalizer] = [Lowercase()]
+        steps += [backend.normalizer] if backend.normalizer is not None else []
+        backend.normalizer = Sequence(steps)
 
 
 def needs_package(what: object, error: ImportError) -> EnvironmentFault:
@@ -128,6 +145,16 @@ def control_tokens(processor: Any) -> set[str]:
     tokenizer = processor.tokenizer
     added = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
     return {*added, *map(str, tokenizer.all_special_tokens)} - {""}
+
+
+def tag_ids(processor: Any) -> tuple[set[int], set[int]]:
+    """Return the ids of the tags that open and close reasoning and that decoding removes."""
+    special = control_tokens(processor)
+    opening, closing = (
+        {int(processor.tokenizer.convert_tokens_to_ids(tag)) for tag in tags if tag in special}
+        for tags in (TAGS, TAGS.values())
+    )
+    return opening, closing
 
 
 def declared_ids(processor: Any) -> set[int]:

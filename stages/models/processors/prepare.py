@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from artifacts.errors import UsageError
+from artifacts.reasoning import ends_inside, has_tags
 from artifacts.schema import MediaKind
 from stages.models.halves.routes import overrides_generate
 from stages.models.processors.calling import Layout, begins_itself, run, text_ids
@@ -49,6 +50,7 @@ __all__ = [
     "drop_end_token",
     "joined",
     "load_processor",
+    "opens_reasoning",
     "placeholder_tokens",
     "prepare",
     "rebuild",
@@ -102,6 +104,19 @@ def continues_prompt(processor: Any, encodes: bool) -> bool:
         return False
     outputs = run(processor, layout, [noise(layout.channel)], [""])
     return DECODED in outputs if encodes else text_ids(outputs).shape[1] > 0
+
+
+def opens_reasoning(
+    processor: Any, layout: Layout, prompt: str, system: str = "", *, media: int = 1
+) -> bool | None:
+    """Return whether what the chat template writes after a prompt ends inside of a tag of
+    reasoning; None for a template without such tags."""
+    writer = processor if processor.chat_template else processor.tokenizer
+    if not has_tags(str(writer.chat_template)):
+        return None
+    text = write(processor, layout.form, layout.channel, media, prompt, system)
+    # Tags in the user's own text open nothing.
+    return ends_inside(text.rpartition(prompt.strip())[2] if prompt.strip() else text)
 
 
 def drop_end_token(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -334,7 +334,9 @@ class InflightEngine:
         output = CaptionOutput(text, tokens, state.finish_reason, shortened, read, stopped)
         generate_kwargs, processor = self._settings(state), self._transformers.processor
         place = partial(generate_kwargs.offset_of, processor, state.output_ids, text)
-        return output._replace(confidence=state.confidence.fields(place))
+        fields = self._transformers.opened(state.request)
+        fields |= generate_kwargs.reasoning(processor, state.output_ids, text)
+        return output._replace(fields=fields | state.confidence.fields(place))
 
     def _text(self, state: SequenceState) -> tuple[str, bool]:
         found = self._settings(state).texts_of(self._transformers.processor, [state.output_ids])
