@@ -100,7 +100,7 @@ def look_of(grey: Grey, sharp: Grey, coloured: Image.Image | None) -> Look:
     and of the coloured one, which a picture of 1 bit has not."""
     colours = np.zeros((COLOUR_SIDE, COLOUR_SIDE, 3), np.uint8)
     if coloured is not None:
-        small = coloured.resize(colours.shape[:2], Image.Resampling.BOX)
+        small = coloured.resize(colours.shape[:2], Image.Resampling.BOX, reducing_gap=2.0)
         colours = np.asarray(small.convert("YCbCr"), np.uint8)
     detail = np.rint(_means(sharp, DETAIL_SIDE)).astype(np.uint8) if is_plain(grey) else None
     return Look(

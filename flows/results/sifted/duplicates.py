@@ -153,11 +153,11 @@ def hashes(thumbs: Thumbs, share: float = 1.0) -> NDArray[np.uint64]:
 
 def _confirmed(looks: Stored, pairs: Pairs, mirrored: bool) -> NDArray[np.bool_]:
     """Return which pairs show the same."""
-    found = np.zeros(len(pairs), np.bool_)
+    found, plain = np.zeros(len(pairs), np.bool_), np.array([bool(look.packed) for look in looks])
     for start in range(0, len(pairs), BATCH):
         part = pairs[start : start + BATCH]
         one, other = _Planes.of(looks, part[:, 0]), _Planes.of(looks, part[:, 1])
-        is_plain = np.array([bool(looks[a].packed and looks[b].packed) for a, b in part])
+        is_plain = plain[part].all(axis=1)
         same = _same(one, other)
         turned = _same(one, other.mirrored()) & mirrored
         parts = np.zeros_like(same)
@@ -178,20 +178,25 @@ def _confirmed(looks: Stored, pairs: Pairs, mirrored: bool) -> NDArray[np.bool_]
 class _Planes:
     """What is compared of some looks."""
 
+    looks: Stored
     grey: Thumbs
-    colours: NDArray[np.float32]
-    """[n, 2, COLOUR_SIDE, COLOUR_SIDE]."""
+    turn: int = 1
+    """-1: mirrored."""
 
     @classmethod
     def of(cls, looks: Stored, numbers: Iterable[int]) -> "_Planes":
-        colours = np.array([looks[at].colours for at in numbers], np.float32)
-        return cls(grey=_some(looks, numbers), colours=colours)
+        return cls(looks=[looks[at] for at in numbers], grey=_some(looks, numbers))
 
     def at(self, numbers: NDArray[np.int64]) -> "_Planes":
-        return _Planes(grey=self.grey[numbers], colours=self.colours[numbers])
+        return _Planes(looks=[self.looks[at] for at in numbers], grey=self.grey[numbers])
 
     def mirrored(self) -> "_Planes":
-        return _Planes(grey=self.grey[..., ::-1], colours=self.colours[..., ::-1])
+        return _Planes(looks=self.looks, grey=self.grey[..., ::-1], turn=-1)
+
+    def colours(self, numbers: Iterable[int]) -> NDArray[np.float32]:
+        """Return the planes of some of them [n, 2, COLOUR_SIDE, COLOUR_SIDE]."""
+        planes = np.array([self.looks[at].colours for at in numbers], np.float32)
+        return planes[..., :: self.turn]
 
 
 def _agreed(
@@ -216,12 +221,16 @@ def _same(one: _Planes, other: _Planes) -> NDArray[np.bool_]:
     side = FINE // COARSE
     blocks = np.abs(differing).reshape(-1, COARSE, side, COARSE, side).mean(axis=(2, 4))
     limit = np.minimum(SAME, small.std(axis=(1, 2)) / 2)
-    areas = area_weights(COLOUR_SIDE, COARSE)
-    return _agreed(
-        [blocks[:, rows].max(axis=(1, 2)) <= limit for rows in ROWS],
-        areas @ (one.colours - other.colours) @ areas.T,
-        colour_limit(one.colours, other.colours),
-    )
+    most = blocks.max(axis=2)
+    grey = [most[:, rows].max(axis=1) <= limit for rows in ROWS]
+    found = np.zeros(len(small), np.bool_)
+    near = np.flatnonzero(np.any(grey, axis=0))
+    if len(near):
+        own, others = one.colours(near), other.colours(near)
+        areas = area_weights(COLOUR_SIDE, COARSE)
+        colours = areas @ (own - others) @ areas.T
+        found[near] = _agreed([each[near] for each in grey], colours, colour_limit(own, others))
+    return found
 
 
 def _is_part(cropped: _Planes, whole: _Planes) -> NDArray[np.bool_]:
@@ -240,10 +249,10 @@ def _is_part(cropped: _Planes, whole: _Planes) -> NDArray[np.bool_]:
             continue
         grey = [_near(differing[near], small[near], ROWS[0]), upper[near], lower[near]]
         areas = area_weights(COLOUR_SIDE, COARSE)
-        own = areas @ cropped.colours[near] @ areas.T
-        seen = [_parts(whole.colours[near, plane], starts, share) for plane in range(2)]
-        limit = CROP_COLOUR * own.std(axis=(2, 3)).max(axis=1)
-        limit += colour_limit(cropped.colours[near], whole.colours[near])
+        planes, others = cropped.colours(near), whole.colours(near)
+        own = areas @ planes @ areas.T
+        seen = [_parts(others[:, plane], starts, share) for plane in range(2)]
+        limit = CROP_COLOUR * own.std(axis=(2, 3)).max(axis=1) + colour_limit(planes, others)
         colours = np.stack(seen, axis=3) - own[:, None, None]
         found[near] |= _agreed(grey, colours, limit[:, None, None]).any(axis=(1, 2))
     return found
