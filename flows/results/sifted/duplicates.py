@@ -204,11 +204,11 @@ def _agreed(
 ) -> NDArray[np.bool_]:
     """Return which pairs agree in grey and in colour. `grey`: whether they do in each of ROWS;
     `colours`: how their blocks differ [..., 2, COARSE, COARSE], by `limit` at most."""
-    fits = [
-        agrees & (np.abs(colours[..., rows, :]).max(axis=(-3, -2, -1)) <= limit)
-        for agrees, rows in zip(grey, ROWS, strict=True)
-    ]
-    found: NDArray[np.bool_] = np.where(grey[0], fits[0], fits[1] | fits[2])
+    most = [np.abs(colours[..., rows, :]).max(axis=(-3, -2, -1)) for rows in ROWS]
+    upper, lower = (part <= limit for part in most[1:])
+    # Pale subtitles may differ in colour alone.
+    whole = (upper | lower) & (most[0] <= 2 * limit)
+    found: NDArray[np.bool_] = np.where(grey[0], whole, (grey[1] & upper) | (grey[2] & lower))
     return found
 
 
