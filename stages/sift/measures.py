@@ -100,8 +100,12 @@ def look_of(grey: Grey, sharp: Grey, coloured: Image.Image | None) -> Look:
     and of the coloured one, which a picture of 1 bit has not."""
     colours = np.zeros((COLOUR_SIDE, COLOUR_SIDE, 3), np.uint8)
     if coloured is not None:
-        small = coloured.resize(colours.shape[:2], Image.Resampling.BOX, reducing_gap=2.0)
-        colours = np.asarray(small.convert("YCbCr"), np.uint8)
+        wide_high = grey.shape[1], grey.shape[0]
+        small = np.asarray(coloured.resize(wide_high, Image.Resampling.BOX, reducing_gap=1.0))
+        # Pillow's box has whole pixels, which in a small picture would move its colours.
+        planes = [_means(small[..., plane], COLOUR_SIDE) for plane in range(3)]
+        means = Image.fromarray(np.rint(np.stack(planes, axis=2)).astype(np.uint8))
+        colours = np.asarray(means.convert("YCbCr"), np.uint8)
     detail = np.rint(_means(sharp, DETAIL_SIDE)).astype(np.uint8) if is_plain(grey) else None
     return Look(
         thumb=thumb_of(grey),
