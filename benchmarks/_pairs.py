@@ -55,7 +55,7 @@ class Pair:
     """Their paths in the folder."""
 
 
-def said(rng: Draw, words: int) -> str:
+def sentence(rng: Draw, words: int) -> str:
     return " ".join(str(word) for word in rng.choice(WORDS, words)).capitalize()
 
 
@@ -118,8 +118,11 @@ PLAIN = {"slide": (slide, 5), "title slide": (slide, 1), "chat": (chat, 10), "pa
 def plain_texts(rng: Draw, kind: str) -> list[str]:
     number = PLAIN[kind][1]
     if kind == "page":
-        return [said(rng, 2), *(said(rng, int(rng.integers(4, 7))) for _ in range(number - 1))]
-    return [said(rng, 2), *(said(rng, int(rng.integers(2, 5))) for _ in range(number - 1))]
+        return [
+            sentence(rng, 2),
+            *(sentence(rng, int(rng.integers(4, 7))) for _ in range(number - 1)),
+        ]
+    return [sentence(rng, 2), *(sentence(rng, int(rng.integers(2, 5))) for _ in range(number - 1))]
 
 
 def plain(rng: Draw, kind: str) -> Picture:
@@ -225,7 +228,7 @@ def watermarked(picture: Picture, rng: Draw) -> Picture:
     colour = (*(int(v) for v in rng.integers(150, 256, 3)), 150)
     font = font_of(max(12, made.height // 14))
     side = int(rng.choice([0.2, 0.8]) * made.width)
-    ImageDraw.Draw(sheet).text((side, high), said(rng, 1), colour, font, anchor="mm")
+    ImageDraw.Draw(sheet).text((side, high), sentence(rng, 1), colour, font, anchor="mm")
     return Image.alpha_composite(made, sheet).convert("RGB")
 
 

@@ -27,7 +27,7 @@ picture lengths per second. NaN: unknown."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-    """How a picture, or a frame of a video, looks: what copies are told by."""
+    """How a picture, or a frame of a video, looks: what copies are found by."""
 
     thumb: NDArray[np.uint8]
     """Grey thumbnail [SIDE, SIDE]."""
