@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
 from artifacts.errors import EnvironmentFault, UsageError
+from benchmarks._pairs import coloured, fields, other_words, shoe, slide, still
 from benchmarks._planted import (
     CLIP_SIZE,
     KINDS,
@@ -39,6 +41,7 @@ from flows.results.sifted.marks import MARKS
 from flows.results.sifted.table import MarkedFiles, kept_of, parse_keep
 from flows.results.sifted.writing import Sifted
 from flows.running.sift import sift
+from stages.sift.record import NO_LOOK, SIDE
 from tests.support.pipeline import read_lines
 
 SMALL = Plan(copied=12, blurred=4, letterboxed=4, black=2, single=8)
@@ -363,8 +366,73 @@ def test_a_head_named_as_a_mark_fails(tmp_path: Path, here: Path, name: str) -> 
 
 def test_a_video_that_turns_black_is_no_copy_of_one_that_does_not() -> None:
     draw = np.random.default_rng(3)
-    whole = draw.integers(0, 255, (5, 64, 64), dtype=np.uint8)
-    black = whole.copy()
-    black[3:] = 0
-    items = [Fingerprint(thumbs=thumbs, seconds=10.0) for thumbs in (whole, black, whole.copy())]
+    whole = [
+        replace(NO_LOOK, thumb=draw.integers(0, 255, (SIDE, SIDE), dtype=np.uint8))
+        for _ in range(5)
+    ]
+    black = [*whole[:3], NO_LOOK, NO_LOOK]
+    items = [Fingerprint(looks=looks, seconds=10.0) for looks in (whole, black, [*whole])]
     assert groups_of(items, mirrored=False).tolist() == [0, 1, 0]
+
+
+def pictures(rng: np.random.Generator) -> dict[str, tuple[Image.Image, Image.Image]]:
+    """Pairs that differ in what a caption would say."""
+    white, shoes = Image.new("RGB", (1000, 700), "white"), []
+    for colour in ("#e05040", "#3a9a3a"):  # both have a brightness of 120
+        shoes.append(white.copy())
+        shoe(ImageDraw.Draw(shoes[-1]), (120, 150), 500, colour)
+    slides = [
+        slide(np.random.default_rng(1), [f"{title} surgery", "Bring your report", "Come early"])
+        for title in ("Heart", "Liver")
+    ]
+    return {
+        "shoe": (shoes[0], shoes[1]),
+        "field": fields(rng),
+        "slide": (slides[0], slides[1]),
+        "chat": other_words(rng, "chat", "all words"),
+        "line": other_words(rng, "chat", "a line"),
+    }
+
+
+def test_pictures_that_differ_in_colour_or_words_are_no_copies_and_their_copies_are(
+    tmp_path: Path,
+) -> None:
+    folder, rng = tmp_path / "media", np.random.default_rng(4)
+    folder.mkdir()
+    for name, pair in pictures(rng).items():
+        for which, picture in zip("ab", pair, strict=True):
+            picture.save(folder / f"{name}-{which}.png")
+            small = picture.resize((picture.width // 2, picture.height // 2))
+            small.save(folder / f"{name}-{which}-small.jpg", quality=70)
+    _, marks = run(folder, tmp_path / "out")
+    members: dict[int, set[str]] = {}
+    for path, row in marks.items():
+        members.setdefault(row["group"], set()).add(path.split(".")[0].removesuffix("-small"))
+    assert sorted(map(sorted, members.values())) == [
+        [f"{name}-{which}"] for name in sorted(pictures(rng)) for which in "ab"
+    ]
+
+
+def test_clips_that_differ_in_the_colour_of_a_thing_are_no_copies(tmp_path: Path) -> None:
+    folder, rng = tmp_path / "clips", np.random.default_rng(6)
+    folder.mkdir()
+    for name, picture in zip("ab", coloured(rng, next(drawn(rng))), strict=True):
+        write_clip(folder / f"{name}.mp4", still(picture, rng, 1.5))
+        write_clip(folder / f"{name}-copy.mp4", still(picture, rng, 1.5), quality=32)
+    _, marks = run(folder, tmp_path / "out")
+    groups = {path: row["group"] for path, row in marks.items()}
+    assert groups["a.mp4"] == groups["a-copy.mp4"] != groups["b.mp4"] == groups["b-copy.mp4"]
+    assert None not in groups.values()
+
+
+def test_mirrored_and_cropped_slides_are_copies_on_their_words(tmp_path: Path) -> None:
+    folder, rng = tmp_path / "media", np.random.default_rng(5)
+    folder.mkdir()
+    one, other = other_words(rng, "chat", "a line")
+    one.save(folder / "one.png")
+    one.crop((10, 16, 706, 1250)).save(folder / "cropped.png")
+    for name, picture in (("mirrored", one), ("other", other)):
+        picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / f"{name}.png")
+    _, marks = run(folder, tmp_path / "out", mirrored=True)
+    groups = {path: row["group"] for path, row in marks.items()}
+    assert groups == {"cropped.png": 1, "mirrored.png": 1, "one.png": 1, "other.png": None}

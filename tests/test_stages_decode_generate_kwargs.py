@@ -171,6 +171,36 @@ def test_a_checkpoint_s_own_sampling_is_done_when_asked_for_and_else_not(tmp_pat
     assert said(wave, "transformers", OTHER, {}) == greedy != sampled
 
 
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"use_cache": False},
+        {"return_dict_in_generate": True},
+        {"num_return_sequences": 2, "num_beams": 2},
+        {"output_scores": True, "output_hidden_states": True},
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"num_beam_groups": 2, "num_beams": 2, "diversity_penalty": 0.5},
+        {"prompt_lookup_num_tokens": 3},
+        {"force_words_ids": [[5]], "num_beams": 2},
+        {"cache_implementation": "quantized"},
+        {"max_time": 1e-9},
+        {"token_healing": True},
+    ],
+    ids=lambda stated: next(iter(stated)),
+)
+def test_settings_of_a_checkpoint_that_decide_no_words_change_nothing(
+    stated: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(CHECKPOINT, folder)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **stated}))
+    wave = wave_of(folder, tmp_path / "store")
+    expected = [stock(CHECKPOINT, c, n, {}) for n, c in wave.batches[0]]
+    for engine, namespace in (("transformers", CAPTIONS), ("inflight", OTHER)):
+        assert said(wave, engine, namespace, {}) == expected, engine
+
+
 @pytest.mark.slow
 def test_a_system_text_stands_before_the_question(tmp_path: Path) -> None:
     folder = checkpoint("qwen2_5_vl")

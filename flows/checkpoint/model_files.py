@@ -102,11 +102,15 @@ def digests_of_parts(
     small: Mapping[str, str],
     weights: Mapping[str, str],
     code: Sequence[str],
+    today: str = "",
 ) -> dict[Part, str]:
-    """Return part → digest of all files that affect its results: the `small` files, its weights,
-    and its own `code`."""
+    """Return part → digest of all that affects its results: the `small` files, its weights, its own
+    `code`, and the date of its prompts if its templates ask for one."""
     text = () if profile.prompted else TEXT_ONLY
     seen = {n: d for n, d in small.items() if not n.lower().startswith(text)}
+    if today:
+        small = {**small, "today": today}
+        seen = small if profile.prompted else seen
     return {
         part: digest_of(
             [seen if part == "vision" else small, {s: weights[s] for s in held.shards}, *code]

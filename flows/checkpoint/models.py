@@ -40,6 +40,7 @@ from flows.checkpoint.served import (
     served_checkpoint,
     served_profile,
 )
+from flows.checkpoint.template_date import template_date
 from flows.checkpoint.user_gguf import user_gguf_for
 from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions
@@ -116,6 +117,8 @@ class Model:
     """Largest number of images of an input that shares a pass with others in the way `auto`."""
     files: ModelFiles = field(default_factory=ModelFiles)
     """Stamps of the files when their digests were computed."""
+    today: str = ""
+    """Date for templates that ask for one, as YYYY-MM-DD; empty: none does."""
     served: ServedModel | None = None
     """The model on its servers; None: this machine loads it."""
 
@@ -286,6 +289,7 @@ def open_model(
     names = sorted({shard for part in profile.parts.values() for shard in part.shards})
     with io_errors_as_fault(config.model):
         weights = {s: checkpoint.digest(s) or digest(folder / s) for s in names}
+        today = template_date(store, folder, small)
         code = custom_code_fields(folder, trusted=config.trust_remote_code)
         graphs = graphs_for(config, folder, profile, digest, weights, device)
         gguf = gguf_for(config, folder, digest, *pipelines) if profile.route != "dual" else None
@@ -301,7 +305,7 @@ def open_model(
         name=config.model,
         checkpoint=checkpoint,
         profile=profile,
-        digests=digests_of_parts(profile, small, weights, code),
+        digests=digests_of_parts(profile, small, weights, code, today),
         settings=settings,
         weights=weights,
         notes=(
@@ -310,4 +314,5 @@ def open_model(
         ),
         read=all(weights.values()),
         files=files.files,
+        today=today,
     )

@@ -302,9 +302,8 @@ def _collected(job: Sifting) -> MarkedFiles:
         for (file, medium), record in zip(group, records, strict=True):
             marked = Marked.of(record)
             add_file(found, file, medium, marked, job.options.chunk)
-            # A copy, so that the rest of a video's record can be freed.
             seconds = marked.meta["seconds"]
-            items[medium.digest] = Fingerprint(thumbs=marked.thumbs.copy(), seconds=seconds)
+            items[medium.digest] = Fingerprint(looks=marked.looks, seconds=seconds)
     mark_copies(found, list(items.values()), mirrored=job.options.mirrored)
     return found
 

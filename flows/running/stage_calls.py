@@ -271,6 +271,7 @@ class StageCallBuilder:
             trust_remote_code=self._job.config.trust_remote_code,
             route=model.profile.route,
             pieces=model.profile.parts[stage.part].pieces,
+            today=model.today,
             max_pixels=model.profile.max_pixels,
             max_video_pixels=model.profile.max_video_pixels,
             mlp_chunk=rung.prefill,

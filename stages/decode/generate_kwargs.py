@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     TemperatureLogitsWarper,
@@ -48,8 +48,16 @@ class PresencePenalty(LogitsProcessor):
 
 CHECKPOINT_FIELDS = ("do_sample", *SAMPLING_FIELDS, "min_p")
 """Settings that `--sampling checkpoint` takes from the checkpoint."""
-SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff")
-"""Settings of a checkpoint that greedy decoding ignores with a warning."""
+DECIDING = frozenset((
+    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id",
+    "forced_eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens",
+    "sequence_bias", "repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens", "length_penalty",
+    "early_stopping", "exponential_decay_length_penalty", "remove_invalid_values",
+    "renormalize_logits", "guidance_scale", "watermarking_config", "stop_strings",
+))  # fmt: skip
+"""Settings of a checkpoint that decide the words of greedy decoding and of beam search. All others
+say how `generate` runs, such as `use_cache`, and what it returns, or need sampling."""
 Items = Sequence[DecodeItem]
 """Items of one call of `generate`."""
 TOP_K = 50
@@ -269,14 +277,15 @@ def seed_of(seed: int, item: DecodeItem) -> int:
 
 
 def make_greedy(half: Any, processor: Any) -> None:
-    """Make the half decode greedily by default. End and padding tokens come from the checkpoint,
-    else from the tokenizer."""
+    """Make the half decode greedily by default, with those settings of the checkpoint alone that
+    decide words. End and padding tokens come from the checkpoint, else from the tokenizer."""
     settings = half.generation_config
     if not end_ids_of(half):
         # Without an end token every batch would run to its token limit.
         settings.eos_token_id = processor.tokenizer.eos_token_id
+    for name, value in vars(GenerationConfig()).items():
+        if name not in DECIDING and not name.startswith("_") and hasattr(settings, name):
+            setattr(settings, name, value)
     settings.do_sample, settings.num_beams = False, 1
-    for name in SAMPLING_ONLY:
-        setattr(settings, name, None)
     if settings.pad_token_id is None:
         settings.pad_token_id = processor.tokenizer.pad_token_id

@@ -57,6 +57,8 @@ class HalfJob:
     """Folder of the adapter to inject into the half; empty: none."""
     adapted: Mapping[str, str] = field(default_factory=dict)
     """Path of each module that the adapter changes: its name in the adapter → in the model."""
+    today: str = ""
+    """Date for chat templates that ask for one, as YYYY-MM-DD; empty: none does."""
     max_pixels: int = 0
     """Maximum pixels per image or frame; 0: the processor's own limit."""
     max_video_pixels: int = 0

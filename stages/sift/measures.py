@@ -1,12 +1,14 @@
 """Measures one small grey picture: sharpness, exposure, darkness, and its change to the next."""
 
+import zlib
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from stages.sift.record import SERIES, SIDE
+from stages.sift.record import COLOUR_SIDE, DETAIL_SIDE, SERIES, SIDE, Look
 
 Grey = NDArray[np.uint8]
 Points = NDArray[np.float32]
@@ -33,6 +35,11 @@ TILES, SHARP_TILES = 8, 0.9
 blurred background is sharp."""
 LEAST_DETAIL = 1.0
 """Mean difference of neighbours, of 255, below which a tile is flat."""
+LIKE, PLAIN_LEVELS, PLAIN_SHARE, DARK_PLAIN_SHARE = 2, 4, 0.5, 0.85
+"""A picture is plain where more than this share of its points differ from their neighbours by so
+many levels at most, and have one of its four most frequent levels. Of 440 slides, screens and pages
+all have a share of 0.61 or more; of 360 photos 99 % have one of 0.49 at most. Others, such as a
+planet in the sky, are mostly black; dark slides have 0.87 or more."""
 BLOCKS = 16
 """Blocks along each side that are compared between two samples."""
 FLOW_SIZES, FLOW_BLOCKS = (16, 32), 8
@@ -86,6 +93,40 @@ def _means(values: NDArray[Any], count: int) -> Points:
 def thumb_of(grey: Grey) -> Grey:
     """Return the thumbnail of a measured picture: means of areas, in SIDE rows and columns."""
     return np.rint(_means(grey, SIDE)).astype(np.uint8)
+
+
+def look_of(grey: Grey, sharp: Grey, coloured: Image.Image | None) -> Look:
+    """Return how a picture looks: of the measured picture, of the one whose sharpness is measured,
+    and of the coloured one, which a picture of 1 bit has not."""
+    colours = np.zeros((COLOUR_SIDE, COLOUR_SIDE, 3), np.uint8)
+    if coloured is not None:
+        wide_high = grey.shape[1], grey.shape[0]
+        small = np.asarray(coloured.resize(wide_high, Image.Resampling.BOX, reducing_gap=1.0))
+        # Pillow's box has whole pixels, which in a small picture would move its colours.
+        planes = [_means(small[..., plane], COLOUR_SIDE) for plane in range(3)]
+        means = Image.fromarray(np.rint(np.stack(planes, axis=2)).astype(np.uint8))
+        colours = np.asarray(means.convert("YCbCr"), np.uint8)
+    detail = np.rint(_means(sharp, DETAIL_SIDE)).astype(np.uint8) if is_plain(grey) else None
+    return Look(
+        thumb=thumb_of(grey),
+        colours=colours[..., 1:].transpose(2, 0, 1),
+        packed=b"" if detail is None else zlib.compress(detail.tobytes(), 1),
+        shape=(sharp.shape[0], sharp.shape[1]),
+    )
+
+
+def is_plain(grey: Grey) -> bool:
+    """Return whether most of a measured picture between its bars has few levels, as slides,
+    screens and pages."""
+    high, wide = grey.shape
+    top, bottom, left, right = bars_of(grey)
+    inner = grey[round(top * high) : high - round(bottom * high)]
+    values = inner[:, round(left * wide) : wide - round(right * wide)].astype(np.int16)
+    across = np.abs(np.diff(values, axis=1))[1:] <= LIKE
+    down = np.abs(np.diff(values, axis=0))[:, 1:] <= LIKE
+    counts = np.bincount(values[1:, 1:][across & down], minlength=256)
+    least = DARK_PLAIN_SHARE if counts.argmax() < DARK else PLAIN_SHARE
+    return bool(np.sort(counts)[-PLAIN_LEVELS:].sum() > least * across.size)
 
 
 @cache

@@ -28,10 +28,10 @@ from stages.sift.job import SiftJob
 from stages.sift.measures import (
     SHARP_EDGE,
     bars_of,
+    look_of,
     row_of,
     sharpness,
     small_size,
-    thumb_of,
 )
 from stages.sift.record import NO_POINTS, SERIES, Marked
 
@@ -137,19 +137,22 @@ class Marking:
 def image_marks(path: Path) -> Marked:
     """Return the measurements of an image file. Raises MediaError."""
     index, chunk = read_image(path, FIT)
-    whole = Image.fromarray(chunk.pixels[0]).convert("L")
+    coloured = Image.fromarray(chunk.pixels[0])
+    whole = coloured.convert("L")
     sharp = whole.resize(small_size(*whole.size, SHARP_EDGE), Image.Resampling.BOX)
     small = sharp.resize(small_size(*sharp.size), Image.Resampling.BOX)
     grey = np.asarray(small, np.uint8)
-    thumb = thumb_of(grey)
-    row = row_of(0.0, grey, thumb, None)
-    row[SERIES.index("sharpness")] = sharpness(np.asarray(sharp, np.uint8))
+    points = np.asarray(sharp, np.uint8)
     with Image.open(path, formats=image_formats(path)) as image:
-        meta: dict[str, Any] = {"kind": "image", "bilevel": image.mode == "1", "seconds": 0.0}
+        bilevel = image.mode == "1"
+    look = look_of(grey, points, None if bilevel else coloured)
+    row = row_of(0.0, grey, look.thumb, None)
+    row[SERIES.index("sharpness")] = sharpness(points)
+    meta: dict[str, Any] = {"kind": "image", "bilevel": bilevel, "seconds": 0.0}
     meta |= {"width": index.width, "height": index.height, "bars": bars_of(grey)}
     return Marked(
         meta={**meta, "faults": index.warnings.count(TRUNCATED)},
-        thumbs=thumb[None],
+        looks=(look,),
         brightest=NO_POINTS,
         series=np.array([row], np.float32),
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from stages.frames.frame_converter import FrameConverter, shown_size
 from stages.frames.opening import no_frames
@@ -17,12 +18,13 @@ from stages.sift.measures import (
     SHARP_EDGE,
     Grey,
     bars_of,
+    look_of,
     row_of,
     sharpness,
     small_size,
     thumb_of,
 )
-from stages.sift.record import FRACTIONS, NO_POINTS, SERIES, SIDE, STEP_SECONDS, Marked
+from stages.sift.record import FRACTIONS, NO_POINTS, SERIES, STEP_SECONDS, Look, Marked
 
 SHARP_EVERY = 8
 """Sharpness is measured on one of so many samples: it takes longer than all other marks."""
@@ -43,12 +45,13 @@ class SampledVideo:
         frame, (height, width) = self._reader.first_frame, self._shown
         sizes = (small_size(width, height, edge)[::-1] for edge in (EDGE, SHARP_EDGE))
         self._small, self._sharp = (FrameConverter(frame, size, grey=True) for size in sizes)
+        self._colours = FrameConverter(frame, self._small.size)
         wanted = np.arange(0, max(timeline.duration, 1e-9), STEP_SECONDS)
         ticks = timeline.start + np.rint(wanted / float(timeline.time_base)).astype(np.int64)
         at = np.minimum(np.searchsorted(timeline.pts, ticks), len(timeline.pts) - 1)
         self._ticks = np.unique(timeline.pts[at])
         count = len(self._ticks)
-        self._thumbs = [round(share * (count - 1)) for share in FRACTIONS]
+        self._looks_at = [round(share * (count - 1)) for share in FRACTIONS]
         self.parts = -(-count // PART)
         """Number of its parts."""
 
@@ -104,9 +107,14 @@ class SampledVideo:
         thumb = thumb_of(grey)
         if own:
             row = row_of(time, grey, thumb, None if before is None else before[1:])
-            if number % SHARP_EVERY == 0:
-                row[SERIES.index("sharpness")] = sharpness(self._sharp.convert(found[1]))
-            part.add(row, grey, [thumb] * self._thumbs.count(number))
+            looks = self._looks_at.count(number)
+            sharp = self._sharp.convert(found[1]) if looks or number % SHARP_EVERY == 0 else None
+            if sharp is not None and number % SHARP_EVERY == 0:
+                row[SERIES.index("sharpness")] = sharpness(sharp)
+            look = []
+            if sharp is not None and looks:
+                look = [look_of(grey, sharp, Image.fromarray(self._colours.convert(found[1])))]
+            part.add(row, grey, look * looks)
         return number, time, thumb
 
 
@@ -116,19 +124,19 @@ class _Part:
     def __init__(self, size: tuple[int, int]) -> None:
         self.faults = 0
         self._rows: list[list[float]] = []
-        self._thumbs: list[Grey] = []
+        self._looks: list[Look] = []
         self._brightest: NDArray[np.uint8] = np.zeros(size, np.uint8)
 
-    def add(self, row: list[float], grey: Grey, thumbs: list[Grey]) -> None:
+    def add(self, row: list[float], grey: Grey, looks: list[Look]) -> None:
         self._rows.append(row)
-        self._thumbs += thumbs
+        self._looks += looks
         if row[SERIES.index("dark")] < BLACK_SHARE:
             np.maximum(self._brightest, grey, out=self._brightest)
 
     def marked(self) -> Marked:
         return Marked(
             meta={"faults": self.faults},
-            thumbs=np.array(self._thumbs, np.uint8).reshape(-1, SIDE, SIDE),
+            looks=tuple(self._looks),
             brightest=self._brightest,
             series=np.array(self._rows, np.float32).reshape(-1, len(SERIES)),
         )
@@ -142,7 +150,7 @@ def joined(parts: Sequence[Marked], meta: dict[str, Any], path: Path) -> Marked:
     brightest = np.max([part.brightest for part in parts], axis=0)
     return Marked(
         meta={**meta, "faults": faults, "bars": bars_of(brightest)},
-        thumbs=np.concatenate([part.thumbs for part in parts]),
+        looks=tuple(look for part in parts for look in part.looks),
         brightest=NO_POINTS,
         series=np.concatenate([part.series for part in parts]),
     )

@@ -1,4 +1,4 @@
-"""Groups pictures and videos that are copies of each other, by their thumbnails.
+"""Groups pictures and videos that are copies of each other, by how they look.
 
 How it works:
 
@@ -6,9 +6,11 @@ How it works:
 2. Pairs with similar hashes are candidates. A crop moves every frequency, so the hash
    of each thumbnail is also compared with those of the central parts of the others.
 3. A candidate is confirmed by its pixels: of one framing, no block differs. Otherwise one must be
-   a part of the other. A quarter at the lower or upper edge is left out, where subtitles stand.
-4. A video is compared at fixed fractions of its length.
-5. Confirmed pairs are joined to groups.
+   a part of the other. A quarter at the lower or upper edge is left out if it differs, since
+   subtitles stand there. Colours must agree, too.
+4. Two plain pictures, such as slides, differ by their words: their detail is compared as a whole.
+5. A video is compared at fixed fractions of its length.
+6. Confirmed pairs are joined to groups.
 
 Of 25 % of frames that are 2 s apart the hashes are equal, and the pixels differ.
 """
@@ -22,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flows.results.sifted.hamming import near_pairs
+from flows.results.sifted.plain import colour_limit, same_detail
 from stages.sift.measures import area_weights
-from stages.sift.record import FRACTIONS, SIDE
+from stages.sift.record import COLOUR_SIDE, FRACTIONS, NO_LOOK, SIDE, Look
 
-Stored = Sequence[NDArray[np.uint8]]
-"""Grey thumbnails, one per item."""
+Stored = Sequence[Look]
+"""One per item."""
 Thumbs = NDArray[np.float32]
 """Some of them [n, SIDE, SIDE]. A million would take 16 GB."""
 Pairs = NDArray[np.int64]
@@ -47,6 +50,10 @@ SAME_CROP = 0.12
 0.112, and frames of a slow pan 2 s apart 0.128."""
 FINE, COARSE = 32, 8
 """Points along each side that are compared, of one framing and of a crop."""
+ROWS = (slice(None), slice(0, -COARSE // 4), slice(COARSE // 4, None))
+"""Blocks that are compared: all, or all but those of an outer quarter."""
+CROP_COLOUR = 0.5
+"""Colours of a crop may differ by so many standard deviations more, since its place is a guess."""
 BATCH = 256
 """Pairs that are compared at once."""
 LEAST_ALIKE = 4 / 5
@@ -59,8 +66,8 @@ LENGTHS = 0.05
 class Fingerprint:
     """One content to be compared."""
 
-    thumbs: NDArray[np.uint8]
-    """Of an image one, of a video one per fraction [n, SIDE, SIDE]."""
+    looks: Sequence[Look]
+    """Of an image one, of a video one per fraction."""
     seconds: float
     """Length of a video; 0 for an image."""
 
@@ -84,53 +91,51 @@ def groups_of(items: Sequence[Fingerprint], *, mirrored: bool) -> NDArray[np.int
 
 
 def _images(items: Sequence[Fingerprint], mirrored: bool) -> Pairs:
-    thumbs = [item.thumbs[0] for item in items]
-    pairs = _candidates(thumbs, mirrored)
-    found: Pairs = pairs[_confirmed(thumbs, pairs, mirrored)]
+    looks = [item.looks[0] for item in items]
+    pairs = _candidates(looks, mirrored)
+    found: Pairs = pairs[_confirmed(looks, pairs, mirrored)]
     return found
 
 
 def _videos(items: Sequence[Fingerprint], mirrored: bool) -> Pairs:
-    # A video that lost thumbnails to damage gets flat ones, which are equal to nothing.
-    lost = np.zeros((len(FRACTIONS), SIDE, SIDE), np.uint8)
-    thumbs_of = [item.thumbs if len(item.thumbs) == len(lost) else lost for item in items]
-    slots = [[thumbs[at] for thumbs in thumbs_of] for at in range(len(lost))]
-    found = [_candidates(thumbs, mirrored) for thumbs in slots]
+    # A video that lost frames to damage gets flat ones, which are equal to nothing.
+    lost = [NO_LOOK] * len(FRACTIONS)
+    looks_of = [item.looks if len(item.looks) == len(lost) else lost for item in items]
+    slots = [[looks[at] for looks in looks_of] for at in range(len(lost))]
+    found = [_candidates(looks, mirrored) for looks in slots]
     pairs = np.unique(np.concatenate(found), axis=0)
     seconds = np.array([item.seconds for item in items])[pairs]
     apart = np.abs(seconds[:, 0] - seconds[:, 1])
     pairs = pairs[apart <= np.maximum(LENGTHS * seconds.max(axis=1, initial=0), 0.5)]
     # Where one video is flat and the other is not, they differ; where both are, nothing is known.
-    known = [~_flat(thumbs)[pairs].all(axis=1) for thumbs in slots]
-    alike = [
-        _confirmed(thumbs, pairs, mirrored) & k for thumbs, k in zip(slots, known, strict=True)
-    ]
+    known = [~_flat(looks)[pairs].all(axis=1) for looks in slots]
+    alike = [_confirmed(looks, pairs, mirrored) & k for looks, k in zip(slots, known, strict=True)]
     count, total = np.sum(alike, axis=0), np.sum(known, axis=0)
     same: Pairs = pairs[(count > 0) & (count >= LEAST_ALIKE * total)]
     return same
 
 
-def _some(thumbs: Stored, numbers: Iterable[int]) -> Thumbs:
-    return np.array([thumbs[at] for at in numbers], np.float32).reshape(-1, SIDE, SIDE)
+def _some(looks: Stored, numbers: Iterable[int]) -> Thumbs:
+    return np.array([looks[at].thumb for at in numbers], np.float32).reshape(-1, SIDE, SIDE)
 
 
-def _of_all(thumbs: Stored, measure: Callable[[Thumbs], NDArray[Any]]) -> NDArray[Any]:
+def _of_all(looks: Stored, measure: Callable[[Thumbs], NDArray[Any]]) -> NDArray[Any]:
     """Return a measure of all thumbnails, with a batch of them in memory at a time."""
-    parts = [range(at, min(at + BATCH, len(thumbs))) for at in range(0, len(thumbs), BATCH)]
-    return np.concatenate([measure(_some(thumbs, part)) for part in parts or [range(0)]])
+    parts = [range(at, min(at + BATCH, len(looks))) for at in range(0, len(looks), BATCH)]
+    return np.concatenate([measure(_some(looks, part)) for part in parts or [range(0)]])
 
 
-def _flat(thumbs: Stored) -> NDArray[np.bool_]:
-    return _of_all(thumbs, lambda some: some.std(axis=(1, 2)) < FLAT)
+def _flat(looks: Stored) -> NDArray[np.bool_]:
+    return _of_all(looks, lambda some: some.std(axis=(1, 2)) < FLAT)
 
 
-def _candidates(thumbs: Stored, mirrored: bool) -> Pairs:
-    """Return the pairs of thumbnails with similar hashes, each once."""
-    at = np.flatnonzero(~_flat(thumbs))
-    whole = _of_all(thumbs, hashes)[at]
+def _candidates(looks: Stored, mirrored: bool) -> Pairs:
+    """Return the pairs of looks with similar hashes, each once."""
+    at = np.flatnonzero(~_flat(looks))
+    whole = _of_all(looks, hashes)[at]
     others = [whole]
-    others += [_of_all(thumbs, partial(hashes, share=share))[at] for share, _ in CROPS]
-    others += [_of_all(thumbs, lambda some: hashes(some[:, :, ::-1]))[at]] if mirrored else []
+    others += [_of_all(looks, partial(hashes, share=share))[at] for share, _ in CROPS]
+    others += [_of_all(looks, lambda some: hashes(some[:, :, ::-1]))[at]] if mirrored else []
     found = [near_pairs(whole, other, DISTANCE) for other in others]
     pairs = np.sort(at[np.concatenate(found)].reshape(-1, 2), axis=1)
     return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
@@ -146,54 +151,127 @@ def hashes(thumbs: Thumbs, share: float = 1.0) -> NDArray[np.uint64]:
     return packed
 
 
-def _confirmed(thumbs: Stored, pairs: Pairs, mirrored: bool) -> NDArray[np.bool_]:
+def _confirmed(looks: Stored, pairs: Pairs, mirrored: bool) -> NDArray[np.bool_]:
     """Return which pairs show the same."""
-    found = np.zeros(len(pairs), np.bool_)
+    found, plain = np.zeros(len(pairs), np.bool_), np.array([bool(look.packed) for look in looks])
     for start in range(0, len(pairs), BATCH):
-        part = slice(start, start + BATCH)
-        one, other = _some(thumbs, pairs[part, 0]), _some(thumbs, pairs[part, 1])
+        part = pairs[start : start + BATCH]
+        one, other = _Planes.of(looks, part[:, 0]), _Planes.of(looks, part[:, 1])
+        is_plain = plain[part].all(axis=1)
         same = _same(one, other)
-        if mirrored:
-            same |= _same(one, other[:, :, ::-1])
-        left = np.flatnonzero(~same)
+        turned = _same(one, other.mirrored()) & mirrored
+        parts = np.zeros_like(same)
+        left = np.flatnonzero(~(same | turned) | is_plain)
         for whole, cropped in ((one, other), (other, one)):
-            same[left] |= _is_part(cropped[left], whole[left])
-        found[part] = same
+            parts[left] |= _is_part(cropped.at(left), whole.at(left))
+        here = same | turned | parts
+        for at in np.flatnonzero(is_plain & here):
+            a, b = (looks[number] for number in part[at])
+            here[at] = same_detail(a, b, cropped=bool(parts[at])) or bool(
+                turned[at] and same_detail(a, b, mirrored=True)
+            )
+        found[start : start + BATCH] = here
     return found
 
 
-def _same(one: Thumbs, other: Thumbs) -> NDArray[np.bool_]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Planes:
+    """What is compared of some looks."""
+
+    looks: Stored
+    grey: Thumbs
+    turn: int = 1
+    """-1: mirrored."""
+
+    @classmethod
+    def of(cls, looks: Stored, numbers: Iterable[int]) -> "_Planes":
+        return cls(looks=[looks[at] for at in numbers], grey=_some(looks, numbers))
+
+    def at(self, numbers: NDArray[np.int64]) -> "_Planes":
+        return _Planes(looks=[self.looks[at] for at in numbers], grey=self.grey[numbers])
+
+    def mirrored(self) -> "_Planes":
+        return _Planes(looks=self.looks, grey=self.grey[..., ::-1], turn=-1)
+
+    def colours(self, numbers: Iterable[int]) -> NDArray[np.float32]:
+        """Return the planes of some of them [n, 2, COLOUR_SIDE, COLOUR_SIDE]."""
+        planes = np.array([self.looks[at].colours for at in numbers], np.float32)
+        return planes[..., :: self.turn]
+
+
+def _agreed(
+    grey: Sequence[NDArray[np.bool_]], colours: NDArray[Any], limit: NDArray[Any]
+) -> NDArray[np.bool_]:
+    """Return which pairs agree in grey and in colour. `grey`: whether they do in each of ROWS;
+    `colours`: how their blocks differ [..., 2, COARSE, COARSE], by `limit` at most."""
+    most = [np.abs(colours[..., rows, :]).max(axis=(-3, -2, -1)) for rows in ROWS]
+    upper, lower = (part <= limit for part in most[1:])
+    # Pale subtitles may differ in colour alone.
+    whole = (upper | lower) & (most[0] <= 2 * limit)
+    found: NDArray[np.bool_] = np.where(grey[0], whole, (grey[1] & upper) | (grey[2] & lower))
+    return found
+
+
+def _same(one: _Planes, other: _Planes) -> NDArray[np.bool_]:
     """Return which pairs have one framing, and no block that differs."""
     areas = area_weights(SIDE, FINE)
-    small = areas @ one @ areas.T
-    differing = small - areas @ other @ areas.T
+    small = areas @ one.grey @ areas.T
+    differing = small - areas @ other.grey @ areas.T
     differing -= np.median(differing, axis=(1, 2), keepdims=True)
     side = FINE // COARSE
     blocks = np.abs(differing).reshape(-1, COARSE, side, COARSE, side).mean(axis=(2, 4))
     limit = np.minimum(SAME, small.std(axis=(1, 2)) / 2)
-    edge = COARSE // 4
-    found: NDArray[np.bool_] = np.zeros(len(one), np.bool_)
-    for rows in (slice(0, -edge), slice(edge, None)):
-        found |= blocks[:, rows].max(axis=(1, 2)) <= limit
+    most = blocks.max(axis=2)
+    grey = [most[:, rows].max(axis=1) <= limit for rows in ROWS]
+    found = np.zeros(len(small), np.bool_)
+    near = np.flatnonzero(np.any(grey, axis=0))
+    if len(near):
+        own, others = one.colours(near), other.colours(near)
+        areas = area_weights(COLOUR_SIDE, COARSE)
+        colours = areas @ (own - others) @ areas.T
+        found[near] = _agreed([each[near] for each in grey], colours, colour_limit(own, others))
     return found
 
 
-def _is_part(cropped: Thumbs, whole: Thumbs) -> NDArray[np.bool_]:
-    """Return which thumbnails are a crop of the other of their pair."""
-    areas, edge = area_weights(SIDE, COARSE), COARSE // 4
-    if not len(cropped):
-        return np.zeros(0, np.bool_)
-    small = areas @ cropped @ areas.T
-    found = np.zeros(len(cropped), np.bool_)
+def _is_part(cropped: _Planes, whole: _Planes) -> NDArray[np.bool_]:
+    """Return which looks are a crop of the other of their pair."""
+    areas = area_weights(SIDE, COARSE)
+    small = areas @ cropped.grey @ areas.T
+    found = np.zeros(len(small), np.bool_)
+    if not len(small):
+        return found
     for share, step in CROPS:
         starts = np.arange(0, 1 - share + step / 2, step)
-        ways = np.concatenate([area_weights(SIDE, COARSE, float(start), share) for start in starts])
-        shape = (len(whole), len(starts), COARSE, len(starts), COARSE)
-        seen = (ways @ whole @ ways.T).reshape(shape)
-        differing = seen.transpose(0, 1, 3, 2, 4) - small[:, None, None]
-        for rows in (slice(0, -edge), slice(edge, None)):
-            here = differing[..., rows, :]
-            here = np.abs(here - np.median(here, axis=(3, 4), keepdims=True))
-            limit = SAME_CROP * (small[:, rows].std(axis=(1, 2)) + FLAT)
-            found |= here.max(axis=(3, 4)).min(axis=(1, 2)) <= limit
+        differing = _parts(whole.grey, starts, share) - small[:, None, None]
+        upper, lower = (_near(differing, small, rows) for rows in ROWS[1:])
+        near = np.flatnonzero((upper | lower).any(axis=(1, 2)))
+        if not len(near):
+            continue
+        grey = [_near(differing[near], small[near], ROWS[0]), upper[near], lower[near]]
+        areas = area_weights(COLOUR_SIDE, COARSE)
+        planes, others = cropped.colours(near), whole.colours(near)
+        own = areas @ planes @ areas.T
+        seen = [_parts(others[:, plane], starts, share) for plane in range(2)]
+        limit = CROP_COLOUR * own.std(axis=(2, 3)).max(axis=1) + colour_limit(planes, others)
+        colours = np.stack(seen, axis=3) - own[:, None, None]
+        found[near] |= _agreed(grey, colours, limit[:, None, None]).any(axis=(1, 2))
+    return found
+
+
+def _near(differing: NDArray[Any], small: NDArray[Any], rows: slice) -> NDArray[np.bool_]:
+    """Return at which places of a crop no block of these rows differs [n, starts, starts]."""
+    here = differing[..., rows, :]
+    here = np.abs(here - np.median(here, axis=(3, 4), keepdims=True))
+    limit = SAME_CROP * (small[:, rows].std(axis=(1, 2)) + FLAT)
+    found: NDArray[np.bool_] = here.max(axis=(3, 4)) <= limit[:, None, None]
+    return found
+
+
+def _parts(planes: Thumbs, starts: NDArray[np.float64], share: float) -> NDArray[np.float32]:
+    """Return the blocks of the parts of planes that begin at `starts`, down and to the right
+    [n, starts, starts, COARSE, COARSE]."""
+    length = planes.shape[-1]
+    ways = np.concatenate([area_weights(length, COARSE, float(at), share) for at in starts])
+    shape = (len(planes), len(starts), COARSE, len(starts), COARSE)
+    found: NDArray[np.float32] = (ways @ planes @ ways.T).reshape(shape).transpose(0, 1, 3, 2, 4)
     return found
