@@ -219,7 +219,7 @@ MESSAGES = {
     *("flows/cli/demo_command.py", "flows/deployments/server.py", "flows/deployments/view.py"),
     *("flows/deployments/pictures.py", "flows/studio/plans.py", "flows/studio/runs.py"),
     *("stages/memory/measure.py", "stages/models/gguf/library.py", "stages/process/cgroup.py"),
-    *("stages/process/exit_diagnosis.py", "stages/process/stage_process.py"),
+    "stages/process/exit_diagnosis.py",
 }
 """Files that split messages, logs, files of the kernel, or bytes."""
 

@@ -72,7 +72,7 @@ def person_sees(path: Path) -> NDArray[np.uint8]:
 def fingerprint(path: Path) -> NDArray[Any]:
     with SampledVideo(path, threads=1) as video:
         parts = [part for _, part in video.sampled(range(video.parts))]
-        middle: NDArray[Any] = joined(parts, video.meta(), path).thumbs[2].astype(int)
+        middle: NDArray[Any] = joined(parts, video.meta(), path).looks[2].thumb.astype(int)
         return middle
 
 

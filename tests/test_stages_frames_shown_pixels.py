@@ -155,7 +155,7 @@ def test_every_orientation_comes_out_upright_everywhere(tmp_path: Path, form: st
     register_heif_opener(thumbnails=False)
     suffix, options, loss = TURNED[form]
     upright = colours()
-    fingerprint = image_marks(saved(tmp_path / "plain.png", upright)).thumbs[0].astype(int)
+    fingerprint = image_marks(saved(tmp_path / "plain.png", upright)).looks[0].thumb.astype(int)
     for orientation, flip in FLIPS.items():
         path = tmp_path / f"{form}-{orientation}.{suffix}"
         saved(path, flip(upright), orientation=orientation, **options)
@@ -165,7 +165,7 @@ def test_every_orientation_comes_out_upright_everywhere(tmp_path: Path, form: st
         small = np.asarray(Image.open(io.BytesIO(jpeg)), int)
         assert small.shape == upright.shape, f"thumbnail of {path.name} is {small.shape}"
         assert np.abs(small - upright).mean() < 12, f"thumbnail of {path.name}"
-        difference = np.abs(image_marks(path).thumbs[0] - fingerprint).mean()
+        difference = np.abs(image_marks(path).looks[0].thumb - fingerprint).mean()
         assert difference < 4, f"fingerprint of {path.name}: {difference:.1f} levels"
 
 

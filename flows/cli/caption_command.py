@@ -92,9 +92,9 @@ def _flow() -> "Callable[[CaptionConfig, Display], RunResult]":
     try:
         from flows.deployments.caption import run_with_prefect
     except ValueError as error:
-        said = shortened(" ".join(str(error).split()), 200)
+        text = shortened(" ".join(str(error).split()), 200)
         raise EnvironmentFault(
-            f"Prefect refuses its settings: {said}",
+            f"Prefect refuses its settings: {text}",
             hint="Correct or unset the PREFECT_ variable of that name, or the profile",
         ) from error
     return run_with_prefect
