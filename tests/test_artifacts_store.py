@@ -33,7 +33,7 @@ def test_a_full_disk_is_told_with_advice(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(EnvironmentFault, match=r"is full\. Free some space"):
+    with pytest.raises(EnvironmentFault, match=r"is full, or your quota on it\. Free"):
         store.put_if_absent("one", [b"x"])
     assert not any((store.local / "tmp").iterdir())
 

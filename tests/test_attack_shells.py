@@ -17,8 +17,9 @@ from PIL import Image
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from artifacts.errors import UsageError
+from flows.console.lines import shortened
 from flows.deployments.login import own_login
-from flows.deployments.server import client_settings
+from flows.deployments.server import client_settings, databases
 from flows.planning.machine import find_machine
 from stages.process.environment import child_environment
 from tests.support.commands import completed
@@ -203,6 +204,67 @@ def test_what_libraries_start_searches_no_current_folder(tmp_path: Path) -> None
     words = [sys.executable, "-P", "-c", code]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_no_module_of_the_current_folder_is_imported_by_the_server_of_a_run(tmp_path: Path) -> None:
+    """Alembic put `.` before all else, where SQLAlchemy then found its drivers."""
+    (folder := tmp_path / "films").mkdir()
+    write_video(folder / "a.mp4", ticks=range(30))
+    ran = tmp_path / "ran"
+    for name in ("aiosqlite", "burner_redis", "asyncpg", "sqlite3", "alembic", "prefect", "types"):
+        code = (
+            f"open({str(ran)!r}, 'a').write({name!r})\nraise SystemExit('a file of the folder ran')"
+        )
+        (folder / f"{name}.py").write_text(code)
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"},
+        "PREFECT_HOME": "../prefect",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///../runs.db",
+    }
+    words = ["caption", ".", "--model", "demo", "--prefect", "--max-new-tokens", "4"]
+    where = ["--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")]
+    done = subprocess.run(
+        [*PENSTOCK, *words, *where], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not ran.exists(), ran.read_text()
+    assert (tmp_path / "runs.db").exists() and (tmp_path / "prefect").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("sqlite+aiosqlite:///runs.db", "sqlite+aiosqlite:///{here}/runs.db"),
+        ("sqlite+aiosqlite:////runs.db", None),
+        ("sqlite+aiosqlite:///:memory:", None),
+        ("sqlite+aiosqlite:///file::memory:?cache=shared&uri=true", None),
+        ("postgresql+asyncpg://user@host/runs", None),
+    ],
+)
+def test_the_file_of_a_database_is_that_of_the_user_s_folder(
+    given: str, found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", given)
+    wanted = (
+        {}
+        if found is None
+        else {"PREFECT_API_DATABASE_CONNECTION_URL": found.format(here=os.getcwd())}
+    )
+    assert databases() == wanted
+
+
+@pytest.mark.parametrize("script", ["server", "setup", "lock", "bench"])
+def test_a_script_works_in_its_clone_whatever_cdpath_is(script: str) -> None:
+    lines = (ROOT / "scripts" / script).read_text().splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith('cd "$(dirname'))
+    assert "unset CDPATH" in lines[:at]
+
+
+@pytest.mark.parametrize("width", range(-1, 6))
+def test_a_text_is_shortened_to_any_width(width: int) -> None:
+    assert len(shortened("a long name", width)) <= max(0, width)
 
 
 def test_a_wrong_setting_of_prefect_is_named(tmp_path: Path) -> None:

@@ -339,6 +339,35 @@ def test_the_text_of_a_trainer_s_name_is_that_of_the_only_medium_of_the_name(
     assert not (folder / "b.jpg.txt").exists()
 
 
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("moves", ["media", "out", "all"])
+def test_a_text_of_a_run_is_nobody_s_after_folders_were_moved_and_media_renamed(
+    pictures: CaptionConfig, tmp_path: Path, beside: bool, moves: str
+) -> None:
+    """Data sets took the caption of the picture that had the name before the move."""
+    (before := tmp_path / "before" / "clips").mkdir(parents=True)
+    (Path(pictures.sources[0]) / "a.txt").unlink()
+    for name, of in (("b.png", "a.png"), ("c.png", "b.png")):
+        (Path(pictures.sources[0]) / of).rename(before / name)
+    first = replace(pictures, sources=(str(before),), out=str(tmp_path / "before" / "out"))
+    write(first, "txt", "musubi", beside=beside, prefix="old ")
+    after = tmp_path / "after"
+    if moves == "all":
+        (tmp_path / "before").rename(after)
+    else:
+        after.mkdir()
+        name = "clips" if moves == "media" else "out"
+        (tmp_path / "before" / name).rename(after / name)
+    clips, out = (next(tmp_path.glob(f"*/{name}")) for name in ("clips", "out"))
+    (clips / "b.png").rename(clips / "a.png")
+    (clips / "c.png").rename(clips / "b.png")
+    second = replace(first, sources=(str(clips),), out=str(out))
+    result = write(second, "txt", "musubi", beside=beside, prefix="new ", replace=True)
+    assert "by hand" not in result.line() and "edited by users" not in result.line()
+    assert all(text.startswith("new ") for text in READERS["musubi"](out).values())
+    assert ((clips if beside else out) / "b.txt").read_text().startswith("new ")
+
+
 def test_a_text_by_hand_keeps_the_name_that_its_medium_needed(pictures: CaptionConfig) -> None:
     folder = Path(pictures.sources[0])
     picture(folder / "b.jpg", 200)

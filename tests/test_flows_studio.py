@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -474,6 +475,29 @@ def test_a_moved_folder_is_written_where_it_is_from_the_store_of_its_captions(
         config = read(written)
         assert (config.out, config.store) == (str(moved), store)
     assert read(command.writing(("srt",), tmp_path / "new")).out == str(tmp_path / "new")
+
+
+def test_an_adapter_in_a_moved_folder_is_that_of_the_folder(tmp_path: Path) -> None:
+    """Another run may have an adapter of its own at the place of before."""
+
+    def read(words: Sequence[str]) -> CaptionConfig:
+        return config_of(parse(words), CaptionConfig)
+
+    for adapter, found in (
+        ("out/learn/round-001/adapter", "moved/learn/round-001/adapter"),
+        ("other/adapter", "other/adapter"),
+    ):
+        out, folder = tmp_path / "out", str(tmp_path / adapter)
+        words = ["caption", "--out", str(out), "--adapter", folder, "--", "clips"]
+        job = SimpleNamespace(config=read(words), store=open_store(str(tmp_path / "store")))
+        record = write_run(out, [])
+        remember(words, cast(Any, job), record)
+        own_folder(out, record.value["command"])
+        moved = out.rename(tmp_path / "moved")
+        command = RecordedCommand(moved, read)
+        for written in (command.writing((), moved), command.again({}, ["a.png"], moved)):
+            assert read(written).adapter == str(tmp_path / found)
+        shutil.rmtree(moved)
 
 
 def test_second_answers_to_two_prompts_are_told_apart(tmp_path: Path) -> None:

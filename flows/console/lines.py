@@ -124,9 +124,9 @@ def shortened(text: str, width: int) -> str:
     if columns_of(text) <= width:
         return text
     text = text[:width]  # bounds the loop: a long text may have characters without columns
-    while columns_of(text) >= width:
+    while text and columns_of(text) >= width:
         text = text[:-1]
-    return f"{text.rstrip()}…"
+    return f"{text.rstrip()}…"[:width]
 
 
 def _hanging(text: str, width: int) -> int:

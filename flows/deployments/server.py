@@ -6,6 +6,7 @@ the flow has reported its final state, and the flow would retry for minutes.
 
 import atexit
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,12 +18,15 @@ from artifacts.errors import EnvironmentFault
 from flows.deployments.login import login_for, new_login
 from flows.machine.loopback import answers
 from stages.process.child import die_with
-from stages.process.environment import child_environment
+from stages.process.environment import ROOT, child_environment
 
 START_SECONDS = 180.0
 """Seconds that a server may take to start. 8 to 15 are usual; the first time, and on a busy
 machine, it takes much longer."""
 STOP_SECONDS = 5.0
+DATABASES = ("PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL")
+RELATIVE_FILE = re.compile(r"sqlite[^/]*:///(?=[^/:?]+)(?!file:)")
+"""What stands before the path of a database that is relative to the working folder."""
 
 
 def client_settings() -> dict[Any, str]:
@@ -52,7 +56,8 @@ def start_server() -> tuple[str, str]:
             stdout=log,
             stderr=subprocess.STDOUT,
             process_group=0,
-            env={**child_environment(), **guarded(port, login)},
+            cwd=ROOT,  # Alembic, which makes the tables, searches the working folder for code
+            env={**child_environment(), **databases(), **guarded(port, login)},
         )
         # After the last words of Prefect's threads, which end before this is called.
         atexit.register(stop, process)
@@ -66,6 +71,15 @@ def start_server() -> tuple[str, str]:
                 )
             time.sleep(0.1)
         return url, login
+
+
+def databases() -> dict[str, str]:
+    """Return the addresses of databases in relative files as absolute ones."""
+    return {
+        name: value[: found.end()] + os.path.abspath(value[found.end() :])
+        for name in DATABASES
+        if (found := RELATIVE_FILE.match(value := os.environ.get(name, "")))
+    }
 
 
 def guarded(port: int, login: str) -> dict[str, str]:

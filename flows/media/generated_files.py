@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from artifacts.disk_names import one_name
@@ -34,17 +34,20 @@ LARGEST, LARGEST_TEXT = 1 << 32, 1 << 26
 """Most bytes of a generated file, and of the text of a medium. An archive may hold a sparse file of
 terabytes."""
 About = tuple[str, ...]
-"""Digest of the medium that a text is about, and the path of the text."""
+"""Digest of the medium that a text is about, and where the text lies."""
 ANY: About = ("",)
 """The same of a file that is about no medium."""
 AROUND = "around"
 """First value of a line with the text that a run put around the captions in a file."""
 
 
-def about(content: str, path: Path, place: str) -> About:
+def about(content: str, path: Path, place: str, out: Path | None = None) -> About:
     """Return what a text at a path is about: a medium with this content, or the one that was at the
-    same place before, which this one replaced."""
-    return content, f"{one_name(path)} {place}"
+    same place before, which this one replaced, or of the same name, in a folder that was moved.
+    `out`: folder of outputs, in which the text may lie."""
+    inside = out is not None and path.is_relative_to(out)
+    name = path.relative_to(out) if inside and out is not None else Path(*path.parts[-2:])
+    return content, f"{one_name(path)} {place}", f"{name} of {PurePosixPath(place).name}"
 
 
 class GeneratedFiles:

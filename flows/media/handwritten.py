@@ -43,7 +43,7 @@ class HandwrittenTexts:
                 content = read_bytes(path, MAX_BYTES)
             except (OSError, ValueError):
                 continue
-            sha256, of = hashlib.sha256(content).hexdigest(), about(digest, path, place)
+            sha256, of = hashlib.sha256(content).hexdigest(), about(digest, path, place, self._out)
             # What a run wrote there about another medium is no text of a user, either.
             anyone = (*of, one_name(path))
             if self._generated.has_of_any_kind(FORM, sha256, anyone):
@@ -88,7 +88,8 @@ class TextRecords:
     def are_other(self, text: Path, medium: Path) -> bool:
         """Return whether a run wrote a text, and not about what its medium holds now. Raises
         OSError."""
-        sha256, place = digest_at(text, MAX_BYTES), (one_name(text),)
+        sha256 = digest_at(text, MAX_BYTES)
+        place = (one_name(text), *about("", text, str(medium))[1:])
         if not self._generated.has_of_any_kind(FORM, sha256, place):
             return False
         return not self._generated.has_of_any_kind(FORM, sha256, (self._content(medium),))

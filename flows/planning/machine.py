@@ -2,6 +2,7 @@
 library.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -108,7 +109,9 @@ def find_machine(device: str) -> MachineLookup:
     identity = machine_identity(device)
     machine = _read(_path(identity))
     if machine is None:
-        others = [m for path in sorted(_folder().glob("*.json")) if (m := _read(path))]
+        others: list[Machine] = []
+        with contextlib.suppress(OSError):  # a home that cannot be entered
+            others += [m for path in sorted(_folder().glob("*.json")) if (m := _read(path))]
         if others:
             which = f"{others[-1].cpu}, {others[-1].device}"
             return MachineLookup(machine=None, why=f"only another machine was measured ({which})")

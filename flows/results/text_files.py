@@ -225,7 +225,7 @@ class _Writer:
         for path, file, medium in zip(self._paths, job.files, job.contents, strict=True):
             if only is not None and one_name(path) not in only:
                 continue
-            of = about(medium.digest, path, file.place)
+            of = about(medium.digest, path, file.place, job.out)
             if self._is_plain(path, file):  # any text that a run wrote there is to be about it
                 of = (*of, one_name(path))
             captions = captions_of(job, file, medium)

@@ -45,10 +45,21 @@ class RecordedCommand:
         """Read it. `store` and `trust` are as in `belief_in`. Raises UsageError,
         EnvironmentFault."""
         self._out, command = out, command_in(out, store, trust=trust)
-        self.words, self.folder = repeated(command["words"]), Path(command["folder"])
+        self._recorded, self.folder = repeated(command["words"]), Path(command["folder"])
         self.trusted = ["--trust-folder"] if trust else []
         """Words of a command into the folder, if a person trusts it in this session."""
         self._config_of = config_of
+
+    @cached_property
+    def words(self) -> list[str]:
+        """Words that repeat the command. An adapter in the folder is found where that is now."""
+        config = self._config_of(self._recorded)
+        named = getattr(config, "adapter", None)
+        before, adapter = self.folder / str(getattr(config, "out", "")), self.folder / str(named)
+        if not named or before == self._out or not adapter.is_relative_to(before):
+            return self._recorded
+        here = self._out / adapter.relative_to(before)
+        return with_values(self._recorded, {"--adapter": str(here)})
 
     @cached_property
     def _config(self) -> Any:

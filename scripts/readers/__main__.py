@@ -60,7 +60,7 @@ def install() -> Path:
         return python
     print(f"installing the readers into {VENV}", flush=True)
     shutil.rmtree(VENV, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
+    subprocess.run([sys.executable, "-P", "-m", "venv", VENV], check=True)
     pip = (python, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes")
     subprocess.run([*pip, "--requirement", LOCK], check=True)
     (site,) = VENV.glob("lib/python*/site-packages")

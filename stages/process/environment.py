@@ -24,6 +24,7 @@ load: its RUNPATH has an empty entry."""
 FOLDERS = (
     *("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "XDG_STATE_HOME", "TMPDIR"),
     *("PENSTOCK_CPU_LOCK", "PENSTOCK_LOCKS", "PENSTOCK_NEARBY", "PENSTOCK_STORE"),
+    *("PREFECT_HOME", "PREFECT_PROFILES_PATH", "PREFECT_LOGGING_SETTINGS_PATH"),
 )
 """Environment variables that may be relative to the user's working folder."""
 BUSY = 1.5
