@@ -1,5 +1,5 @@
 """Corrects captions in place of a person: `python -m scripts.shown.corrected OUT` puts the next 40
-undecided captions of a run into another style."""
+undecided captions of a run into another style, of each file as many."""
 
 import sys
 from contextlib import closing
@@ -15,7 +15,8 @@ def main(out: Path) -> None:
     """Decide on the captions of a run's folder."""
     with closing(ReviewedCaptions(out)) as captions:
         edits = captions.edits()
-        rows = [row for key, row in captions.rows.items() if key not in edits][:COUNT]
+        undecided = [row for key, row in captions.rows.items() if key not in edits]
+        rows = sorted(undecided, key=lambda row: float(row["start"]))[:COUNT]
         changes = [
             {"of": row["key"], "caption": f"clip: {row[WORDS].lower()}", "review": "accepted"}
             for row in rows

@@ -6,10 +6,10 @@ import re
 from scripts.shown.commands import Shown
 
 DEMO_FOR = (
-    # Enough chunks to learn from, a person who corrects them, and a short training.
+    # Enough files to learn from, a person who corrects them, and a short training.
     (
-        re.compile(r"(penstock caption .*--out my-captions)$"),
-        r"\1 --chunk 0.3 --frames 2 --max-new-tokens 24",
+        re.compile(r"penstock caption VIDEOS/ (.*--out my-captions)$"),
+        r"penstock caption MANY/ \1 --chunk 0.7 --frames 2 --max-new-tokens 24",
     ),
     (re.compile(r"penstock review my-captions"), "python -m scripts.shown.corrected my-captions"),
     (re.compile(r"penstock learn my-captions$"), "penstock learn my-captions --steps 4"),

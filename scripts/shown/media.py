@@ -43,6 +43,7 @@ def furnish(folder: Path) -> None:
     for name in CLIPS:
         shutil.copy(samples / name, folder / "VIDEOS")
     (folder / "videos").symlink_to("VIDEOS")
+    shutil.copytree(samples, folder / "MANY")
     shutil.copy(samples / CLIPS[0], folder / "two_hours.mp4")
     drawn = pictures(folder / "drawn")
     for name in PICTURES:
