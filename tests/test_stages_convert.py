@@ -46,7 +46,7 @@ ODD = {
     "mask": torch.tensor([True, False, True]),
     "negative": torch.complex(torch.zeros(5), torch.arange(5.0)).conj().imag,
 }
-"""Tensors of many types, some of which are no stretch of memory, or have torch's negative bit."""
+"""Tensors of many types. Some are no stretch of memory, or have torch's negative bit."""
 
 
 def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:

@@ -1,5 +1,6 @@
 """The data set formats of trainers, by their `--format` names."""
 
+from artifacts.shards import DATASET
 from artifacts.trainers.diffusion_pipe import DIFFUSION_PIPE
 from artifacts.trainers.form import TrainerEntry, TrainerForm
 from artifacts.trainers.hf import HF
@@ -7,7 +8,7 @@ from artifacts.trainers.kohya import KOHYA
 from artifacts.trainers.ltx import LTX
 from artifacts.trainers.musubi import MUSUBI
 
-__all__ = ["TRAINERS", "TrainerEntry", "TrainerForm"]
+__all__ = ["TRAINERS", "WITH_CLIPS", "TrainerEntry", "TrainerForm"]
 
 TRAINERS: dict[str, TrainerForm] = {
     "kohya": KOHYA,
@@ -16,3 +17,7 @@ TRAINERS: dict[str, TrainerForm] = {
     "ltx": LTX,
     "hf": HF,
 }
+WITH_CLIPS = frozenset(
+    {DATASET, *(name for name, form in TRAINERS.items() if "video" in form.folders)}
+)
+"""Formats of data sets that may hold clips of videos."""

@@ -16,6 +16,7 @@ from flows.media.example import Example
 from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
 from flows.options.learn import LearnConfig, RecordedRun
+from flows.results.recorded_command import moved_with
 from flows.results.rounds import (
     ADAPTER,
     CHOSEN,
@@ -47,10 +48,8 @@ def previous_adapter(run: RecordedRun, out: Path) -> str:
     if not run.config.adapter:
         return ""
     adapter = folder_named(run.config.adapter, "adapter")
-    for folder in (folder_named(run.config.out, "out"), out):
-        if adapter.is_relative_to(folder):
-            adapter = adapter.relative_to(folder)
-    return _found(out, str(adapter))
+    adapter = moved_with(adapter, folder_named(run.config.out, "out"), out)
+    return _found(out, str(adapter.relative_to(out) if adapter.is_relative_to(out) else adapter))
 
 
 def refuse_missing_media(run: RecordedRun, captions: ReviewedCaptions) -> None:

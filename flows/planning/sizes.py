@@ -10,9 +10,8 @@ from typing import Any
 
 from artifacts.remote.media_cache import is_here
 from artifacts.schema import Sampling
-from artifacts.shards import DATASET
 from artifacts.tiles import boxes_of
-from artifacts.trainers import TRAINERS
+from artifacts.trainers import WITH_CLIPS
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
 from flows.options.formats import ORIGINAL
@@ -73,9 +72,8 @@ class Estimate:
 def clip_pixels(job: Job, found: Sequence[Estimate]) -> float:
     """Return the pixels of the clips that the data sets of a run may need, at most: those of videos
     of several chunks. `found`: estimate of each medium."""
-    formats = {*OutputOptions.of(job.config).format}
-    videos = (name for name, form in TRAINERS.items() if "video" in form.folders)
-    if not formats & {DATASET, *videos} or DataSetOptions.of(job.config).media == ORIGINAL:
+    formats = WITH_CLIPS & {*OutputOptions.of(job.config).format}
+    if not formats or DataSetOptions.of(job.config).media == ORIGINAL:
         return 0.0
     pairs = zip(job.media, found, strict=True)
     cut = [e for medium, e in pairs if medium.kind == "video" and e.chunks > 1]

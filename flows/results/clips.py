@@ -20,10 +20,9 @@ from artifacts.json_shapes import BYTES
 from artifacts.plurals import counted, first_of
 from artifacts.regular_files import read_text, refuse_links
 from artifacts.samples import Media, media_suffix
-from artifacts.shards import DATASET
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
-from artifacts.trainers import TRAINERS
+from artifacts.trainers import WITH_CLIPS
 from flows.console.units import gib
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
@@ -48,8 +47,7 @@ def kept_note(names: Sequence[str], folder: Path) -> str:
 
 def check_encoder(formats: Collection[str]) -> None:
     """Raise EnvironmentFault if these formats may need exact clips that FFmpeg cannot encode."""
-    videos = (name for name, form in TRAINERS.items() if "video" in form.folders)
-    if not {DATASET, *videos} & {*formats}:
+    if not WITH_CLIPS & {*formats}:
         return
     from av.codec import Codec
     from av.codec.codec import UnknownCodecError

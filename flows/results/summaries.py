@@ -140,7 +140,7 @@ class Summaries:
         return None
 
     def failures(self) -> Iterator[Failure]:
-        """Yield the failures of videos without a summary, or of which a part is all reasoning."""
+        """Yield the failures of videos that have no summary, or a part that is all reasoning."""
         for video in summary_inputs(self._job):
             why, found = self._failure(video), self.find(video)
             if found is not None:

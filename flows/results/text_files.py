@@ -126,8 +126,8 @@ def write_texts(job: Job, own: GeneratedFiles, captions_of: CaptionsOf) -> list[
         formats = outputs.format if outputs.beside == beside else ()
         if not own and not set(formats) & set(WRITERS):
             continue
-        stems = text_stems(job, beside)
         sole = SoleMedia(naming_of(job, beside))
+        stems = text_stems(job, beside, sole)
         present = _texts_in({os.path.dirname(stem) for stem in stems}) if beside else set[str]()
         for form in WRITERS:
             writer = _Writer(job, own, TextFileCounts(form=form, beside=beside), stems, sole)
@@ -234,9 +234,10 @@ class _Writer:
                 continue
             kept = [*unrejected(captions)]
             text = "".join(WRITERS[self.texts.form](kept)).encode("utf-8", errors="replace")
-            sha256 = hashlib.sha256(text).hexdigest()
-            if medium.kind == "image" and not self._own.has(self.texts.form, sha256, of):
-                self._described[file.path] = None
+            if medium.kind == "image" and self.texts.beside and self.texts.form in JOINABLE:
+                sha256 = hashlib.sha256(text).hexdigest()
+                if not self._own.has(self.texts.form, sha256, of):
+                    self._described[file.path] = None
             yield path, of, text, any(caption.original for caption in kept)
 
     def _is_plain(self, path: Path, file: MediaFile) -> bool:

@@ -63,10 +63,11 @@ def naming_of(job: Job, beside: bool) -> Naming:
     return Naming(rules_of, beside)
 
 
-def text_stems(job: Job, beside: bool) -> list[str]:
-    """Return the path without suffix of each file's text, absolute."""
+def text_stems(job: Job, beside: bool, sole: "SoleMedia | None" = None) -> list[str]:
+    """Return the path without suffix of each file's text, absolute. `sole`: what is known of the
+    folders."""
     root, naming = "" if beside else f"{job.out}/", naming_of(job, beside)
-    sole, written = SoleMedia(naming), GeneratedFiles(job.store, out=job.out)
+    sole, written = sole or SoleMedia(naming), GeneratedFiles(job.store, out=job.out)
     entries = [
         Entry(
             _named(str(file.path) if beside else file.media_path, file.name),

@@ -58,7 +58,7 @@ class IndexWritten(VectorsWritten):
     vanished: tuple[str, ...] = field(default=())
     """Files with rows in the index that no longer exist."""
     unseen: tuple[str, ...] = field(default=())
-    """Notes on files with rows in the index of which this is not known."""
+    """Notes on files that have rows in the index and may be gone or not."""
 
     def to_json(self) -> dict[str, Any]:
         fields = {"index": str(self.folder), "added": self.added, "replaced": self.replaced}

@@ -11,7 +11,7 @@ from artifacts.json_shapes import read_jsonl
 from artifacts.options import OptionGroup, declared
 from flows.options.model import StoreOptions
 from flows.options.text import OutputOptions
-from flows.results.recorded_command import repeated, with_values
+from flows.results.recorded_command import moved_with, repeated, with_values
 from flows.results.report.media import CAPTION, MEDIA_ENTRY, RUN_AGAIN, media_with_lines, path_of
 from flows.results.trust import command_in
 from flows.studio.queued_run import QueuedRun
@@ -56,9 +56,9 @@ class RecordedCommand:
         config = self._config_of(self._recorded)
         named = getattr(config, "adapter", None)
         before, adapter = self.folder / str(getattr(config, "out", "")), self.folder / str(named)
-        if not named or before == self._out or not adapter.is_relative_to(before):
+        here = moved_with(adapter, before, self._out)
+        if not named or here == adapter:
             return self._recorded
-        here = self._out / adapter.relative_to(before)
         return with_values(self._recorded, {"--adapter": str(here)})
 
     @cached_property

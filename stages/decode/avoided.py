@@ -79,7 +79,7 @@ class AvoidedPhrases:
         self._refused: dict[tuple[tuple[bytes, bool], ...], torch.Tensor] = {}
 
     def refused(self, text: bytes) -> torch.Tensor:
-        """Return the tokens that must not follow a text, of which the last bytes suffice."""
+        """Return the tokens that must not follow a text. Its last bytes suffice."""
         text = text[-self.longest - CHARACTER :]
         state = []
         for at in range(len(text) + 1):
@@ -94,8 +94,8 @@ class AvoidedPhrases:
         return self._refused[key]
 
     def _completing(self, beginning: bytes, alone: bool) -> Iterator[int]:
-        """Yield the tokens that complete a phrase of which this much is written. `alone`: no letter
-        stands before it."""
+        """Yield the tokens that complete a phrase with this `beginning`. `alone`: no letter stands
+        before it."""
         for phrase, (begins, ends) in self._phrases.items():
             if phrase.startswith(beginning) and phrase != beginning and (alone or not begins):
                 rest = phrase[len(beginning) :]

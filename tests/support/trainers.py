@@ -125,7 +125,7 @@ READERS = {
 
 
 STILLS = frozenset((".png", ".jpg", ".jpeg"))
-"""Suffixes of which LTX reads a picture."""
+"""Suffixes that LTX reads as pictures."""
 BUCKETS = {"diffusion-pipe": (1, 33, 65, 81), "ltx": (25, 49, 97)}
 """Numbers of frames that a trainer cuts its clips to."""
 RATE = 16
