@@ -16,16 +16,6 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from artifacts.errors import UsageError
 
-# fmt: off
-PATHS = frozenset((
-    "adapter", "calibrate_store", "caption_model", "data", "examples", "folder", "index", "labels",
-    "language_gguf", "model", "out", "schema", "source", "store", "templates", "token_file",
-))
-# fmt: on
-"""Names of texts that name a file or a folder."""
-MORE_PATHS = PATHS | {"calibrate", "endpoint_keys", "journal", "sources"}
-"""The same, with lists of them, and those for which no Path may be given."""
-TEXT_OR_PATH = frozenset({"labels", "schema", "sources"})
 NAME_BYTES, PATH_BYTES = 255, 4000
 """Longest name of a file or folder, and longest path."""
 
@@ -54,6 +44,11 @@ class Option:
     """Options with the same name here are mutually exclusive on the command line."""
     parse: Callable[[Any], Any] | None = None
     """Parses the text of the command line; None: the type does."""
+    path: bool = False
+    """Whether its texts name files or folders: Python also takes a Path, and the bytes of a name
+    need not be UTF-8."""
+    or_text: bool = False
+    """Whether such a text may instead be the content itself."""
     repeated: bool = False
     """Whether the option is given once per member."""
     positional: bool = False
@@ -118,7 +113,7 @@ def check(config: Any) -> None:
         if value is None:
             continue
         shown = option.metavar or each.name if option.positional else each.flag
-        check_text(each.name, value, shown)
+        check_text(option, value, shown)
         if option.above is not None and not option.above < value < float("inf"):
             raise UsageError(
                 f"invalid {each.flag} {value}", hint=f"Give a number above {option.above:g}"
@@ -136,15 +131,14 @@ def check(config: Any) -> None:
             raise UsageError(f"{each.flag} is empty", hint=option.not_empty)
 
 
-def check_text(name: str, value: Any, shown: str) -> None:
+def check_text(option: Option, value: Any, shown: str) -> None:
     """Raise UsageError for a text, also in a list or dict, that cannot be written: of a path as the
     bytes of a name, of others as UTF-8. It is named as `shown`."""
     if isinstance(value, dict):
         value = (*value, *value.values())
-    is_path = name in MORE_PATHS
     for text in value if isinstance(value, list | tuple) else (value,):
         try:
-            written = text.encode(errors="surrogateescape" if is_path else "strict")
+            written = text.encode(errors="surrogateescape" if option.path else "strict")
         except AttributeError:  # no text
             continue
         except UnicodeEncodeError as error:
@@ -152,7 +146,7 @@ def check_text(name: str, value: Any, shown: str) -> None:
                 f"{shown}: not valid UTF-8",
                 hint="Set the terminal to UTF-8 (LANG=C.UTF-8), or save the script in UTF-8",
             ) from error
-        if is_path and name not in TEXT_OR_PATH and "://" not in text:
+        if option.path and not option.or_text and "://" not in text:
             parts = written.split(b"/")
             if max(map(len, parts)) > NAME_BYTES or len(written) > PATH_BYTES:
                 raise UsageError(f"{shown}: the path is too long", hint="Check the path")

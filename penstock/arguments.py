@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from artifacts.errors import UsageError
-from artifacts.options import PATHS, declared
+from artifacts.options import declared
 from artifacts.plurals import meant
 from flows.console.units import parse_size
 from flows.options.media import SourceOptions
@@ -44,7 +44,8 @@ def checked(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of keywords as the fields of a configuration hold them. Raises UsageError
     for one of another type."""
     types = get_type_hints(kind)
-    return {name: _checked(name, value, types[name]) for name, value in given.items()}
+    paths = {each.name for each in declared(kind) if each.option.path}
+    return {n: _checked(n, value, types[n], n in paths) for n, value in given.items()}
 
 
 def known_only(options: Mapping[str, Any], names: Iterable[str]) -> None:
@@ -75,8 +76,8 @@ def path_of(name: str, given: Any, hint: str = "Give a path") -> str:
     return path
 
 
-def _checked(name: str, given: Any, wanted: Any) -> Any:
-    value = _taken(name, given, wanted)
+def _checked(name: str, given: Any, wanted: Any, is_path: bool) -> Any:
+    value = _taken(name, given, wanted, is_path)
     if not _is_of(value, wanted):
         kinds = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
         words = [ACCEPTED[get_origin(each) or each] for each in kinds]
@@ -84,14 +85,14 @@ def _checked(name: str, given: Any, wanted: Any) -> Any:
     return value
 
 
-def _taken(name: str, given: Any, wanted: Any) -> Any:
+def _taken(name: str, given: Any, wanted: Any, is_path: bool) -> Any:
     """Return a value in the form of its field, where it has another that is accepted."""
     given = _plain_number(given)
     if name == "memory" and isinstance(given, str):
         return parse_size(given, name)
     if name == "schema" and isinstance(given, dict):
         return _json(given)
-    if name in PATHS and isinstance(given, PathLike):
+    if is_path and wanted is str and isinstance(given, PathLike):
         return path_of(name, given)
     if name == "labels" and isinstance(given, list | tuple):
         return _joined(given)

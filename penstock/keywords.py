@@ -51,7 +51,7 @@ class CaptionOptions(FeatureOptions, total=False):
 
     out: str | PathLike[str]
     endpoint: Words
-    endpoint_keys: str
+    endpoint_keys: str | PathLike[str]
     insecure_endpoint: bool
     adapter: str | PathLike[str]
     language_gguf: str | PathLike[str]

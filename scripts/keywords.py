@@ -4,7 +4,7 @@ commands: `python -m scripts.keywords` writes `penstock/keywords.py`. A test say
 from collections.abc import Iterable
 from pathlib import Path
 
-from artifacts.options import PATHS, Declared, declared
+from artifacts.options import Declared, declared
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
 from flows.options.learn import LearnConfig
@@ -39,7 +39,7 @@ def type_of(option: Declared) -> str:
     """Return the type of a keyword, as source text."""
     if option.name in WIDER:
         return WIDER[option.name]
-    if option.name in PATHS:
+    if option.option.path and option.type is str:
         return "str | PathLike[str]"
     if option.kind is tuple:
         return "Words"

@@ -13,7 +13,7 @@ import pytest
 from artifacts.edits import read_journal
 from artifacts.endpoints import endpoint_of, keys_from
 from artifacts.errors import PenstockError
-from artifacts.options import MORE_PATHS
+from artifacts.options import declared
 from artifacts.store import FolderStore
 from flows.cli.main import parser
 from flows.cli.options import config_of
@@ -27,8 +27,12 @@ from flows.media.sources import find_media
 from flows.media.text_merging import JoinedTexts
 from flows.media.tune_data import examples_in
 from flows.options.commands import CaptionConfig
+from flows.options.export_config import ExportConfig
 from flows.options.formats import APPEND
+from flows.options.learn import LearnConfig
 from flows.options.text import read_schema
+from flows.options.tune import TuneConfig
+from flows.options.vectors import LabelConfig
 from flows.results.labels.rules import read_examples
 from flows.serving.config import ServeConfig
 from flows.serving.server import token_of
@@ -192,6 +196,15 @@ REFUSED: dict[str, Callable[[str], bytes]] = {
 }
 
 
+PATHS = {
+    each.name
+    for kind in (CaptionConfig, LabelConfig, ExportConfig, TuneConfig, LearnConfig, ServeConfig)
+    for each in declared(kind)
+    if each.option.path
+} | {"folder", "source"}
+"""Options that name files or folders."""
+
+
 def file_options(parser: argparse.ArgumentParser) -> Iterator[str]:
     """The options of all commands that are declared as paths, or whose help speaks of a file."""
     for action in parser._actions:
@@ -199,7 +212,7 @@ def file_options(parser: argparse.ArgumentParser) -> Iterator[str]:
             for each in action.choices.values():
                 yield from file_options(each)
         elif (
-            action.dest in MORE_PATHS
+            action.dest in PATHS
             or "FILE" in str(action.metavar)
             or ("file " in (action.help or "") and action.nargs != 0)
         ):

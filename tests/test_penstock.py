@@ -411,6 +411,12 @@ def test_values_are_taken_as_the_command_line_or_python_writes_them() -> None:
     assert (config.out, config.memory, config.chunk) == ("out", 2 << 30, 2)
     as_text: CaptionOptions = {"schema": json.dumps(schema)}
     assert config.schema == captioning("a", as_text).schema
+    remote: CaptionOptions = {
+        "model": "openai:x",
+        "endpoint": "http://127.0.0.1:1/v1",
+        "endpoint_keys": Path("keys"),
+    }
+    assert captioning("a", remote).endpoint_keys == "keys"
 
 
 def captioning(sources: Any, options: CaptionOptions) -> CaptionConfig:

@@ -52,7 +52,7 @@ class EndpointOptions(OptionGroup):
     """Addresses of servers that speak OpenAI's protocol, for a model `openai:NAME`. A deployment
     may use those that PENSTOCK_ENDPOINTS lists on its machine."""
     endpoint_keys: Annotated[
-        str, Option("file of lines `host = key`, readable by you alone", MODEL, "FILE")
+        str, Option("file of lines `host = key`, readable by you alone", MODEL, "FILE", path=True)
     ] = ""
     """File of lines `host = key` with mode 0600; empty: PENSTOCK_ENDPOINT_KEY, or no key."""
     insecure_endpoint: Annotated[bool, Option("allow http to other machines", MODEL)] = False

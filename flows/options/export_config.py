@@ -190,7 +190,12 @@ class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
     """Kind of the checkpoint."""
     out: Annotated[
         str,
-        Option("new output folder, or one to resume", metavar="DIR", not_empty="Give a new folder"),
+        Option(
+            "new output folder, or one to resume",
+            metavar="DIR",
+            not_empty="Give a new folder",
+            path=True,
+        ),
     ]
     """New output folder, or one to resume."""
     half: Annotated[
@@ -204,7 +209,7 @@ class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
     """Half whose linear layers are quantized, or `both`; empty: the language half, for a dual
     encoder the vision half."""
     adapter: Annotated[
-        str, Option("folder of a LoRA adapter (PEFT) to merge first", metavar="A")
+        str, Option("folder of a LoRA adapter (PEFT) to merge first", metavar="A", path=True)
     ] = ""
     """Folder of a LoRA adapter that is merged into the model first."""
     calibrate: Annotated[
@@ -215,11 +220,14 @@ class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
             "S",
             nargs="+",
             excludes="media",
+            path=True,
+            or_text=True,
         ),
     ] = ()
     """Media for calibration and evaluation; empty: clips of the demo world."""
     calibrate_store: Annotated[
-        str, Option("store with captions of the model", JUDGEMENT, "DIR", excludes="media")
+        str,
+        Option("store with captions of the model", JUDGEMENT, "DIR", excludes="media", path=True),
     ] = ""
     """A store with captions of the model, used instead of media."""
     samples: Annotated[

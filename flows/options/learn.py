@@ -36,6 +36,7 @@ class LearnConfig(TrustOptions, StepOptions, MemoryOptions):
             positional=True,
             nargs="?",
             not_empty="Name a folder, or leave it out: penstock-out",
+            path=True,
         ),
     ] = "penstock-out"
     """Output folder of a caption run whose captions were reviewed."""
@@ -46,6 +47,7 @@ class LearnConfig(TrustOptions, StepOptions, MemoryOptions):
             TRAINING,
             "FILE",
             repeated=True,
+            path=True,
         ),
     ] = ()
     """Journals (`edits.jsonl`) of copies of the folder, whose edits are added to it."""

@@ -26,7 +26,13 @@ class SourceOptions(OptionGroup):
 
     sources: Annotated[
         tuple[str, ...],
-        Option("files, folders, globs, URLs, or lists (@list.txt)", positional=True, nargs="*"),
+        Option(
+            "files, folders, globs, URLs, or lists (@list.txt)",
+            positional=True,
+            nargs="*",
+            path=True,
+            or_text=True,
+        ),
     ]
     """Files, folders, globs, or lists of them (`.txt`, `.json`, `.csv`, `@list`). A plan for a
     model alone has none."""

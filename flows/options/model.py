@@ -24,7 +24,8 @@ VISION_BACKENDS = (TORCH, *BACKENDS, AUTO)
 STORE_HELP = "folder, or s3://BUCKET/FOLDER [$PENSTOCK_STORE, else the user's cache folder]"
 TRUST_HELP = "run code that comes with the checkpoint"
 GIVE_MODEL = "Give a folder, a hub id, or demo"
-MODEL_OPTION = Option("hub id, folder, or `demo`", MODEL, "M", not_empty=GIVE_MODEL)
+MODEL_OPTION = Option("hub id, folder, or `demo`", MODEL, "M", not_empty=GIVE_MODEL, path=True)
+STORE_OPTION = Option(STORE_HELP, MODEL, "DIR", path=True)
 DEFAULT_MODEL_OPTION = replace(MODEL_OPTION, help=f"{MODEL_OPTION.help} [%(default)s]")
 AS_PUBLISHED_OPTION = Option(
     "run the model as its authors published it",
@@ -132,7 +133,7 @@ class HalfPrecisionOptions(OptionGroup):
 class AdapterOptions(OptionGroup):
     """The adapter of the language half."""
 
-    adapter: Annotated[str, Option("folder of a LoRA adapter (PEFT)", MODEL, "A")] = ""
+    adapter: Annotated[str, Option("folder of a LoRA adapter (PEFT)", MODEL, "A", path=True)] = ""
     """Folder of a LoRA adapter (PEFT) for the language half; empty: none."""
 
 
@@ -141,7 +142,7 @@ class GgufOptions(OptionGroup):
     """The GGUF file of the language half."""
 
     language_gguf: Annotated[
-        str, Option("GGUF file of the language half, for --engine gguf", MODEL, "FILE")
+        str, Option("GGUF file of the language half, for --engine gguf", MODEL, "FILE", path=True)
     ] = ""
     """GGUF file of the checkpoint's language half, made by another program; empty: none."""
 
@@ -150,7 +151,7 @@ class GgufOptions(OptionGroup):
 class StoreOptions(OptionGroup):
     """The location of the store."""
 
-    store: Annotated[str, Option(STORE_HELP, MODEL, "DIR")] = ""
+    store: Annotated[str, STORE_OPTION] = ""
     """Folder or bucket of the store; empty: `$PENSTOCK_STORE` or the user's cache."""
 
     @property

@@ -15,7 +15,12 @@ WHERE = "\"path like '%%.mp4' and time < 60\""
 class SearchQuery(OptionGroup):
     """The query of a search."""
 
-    what: Annotated[str, Option("text, or an image file", metavar="TEXT|IMAGE", positional=True)]
+    what: Annotated[
+        str,
+        Option(
+            "text, or an image file", metavar="TEXT|IMAGE", positional=True, path=True, or_text=True
+        ),
+    ]
     """A text, or an image file."""
     top: Annotated[int, Option("number of hits [%(default)s]", metavar="K", least=1)] = 10
     """Maximum number of hits."""
@@ -45,7 +50,9 @@ class SearchQuery(OptionGroup):
 class SearchPlace(MemoryOptions, StoreOptions):
     """Model and store locations, and the memory limits of a half."""
 
-    model: Annotated[str, Option("hub id or folder [the index's model]", MODEL, "M")] = ""
+    model: Annotated[str, Option("hub id or folder [the index's model]", MODEL, "M", path=True)] = (
+        ""
+    )
     """Hub id or folder; empty: the model of the index."""
     trust_remote_code: Annotated[bool, Option(TRUST_HELP, MODEL)] = False
     """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""

@@ -37,6 +37,7 @@ FOLDER_OPTION = Option(
     MODEL,
     "DIR",
     not_empty="Give a folder, or leave it out: penstock-out",
+    path=True,
 )
 NAME = re.compile(r"[a-z0-9-]+")
 """The form of a prompt name."""

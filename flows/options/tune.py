@@ -120,10 +120,13 @@ class TuneConfig(TrainingOptions, MemoryOptions, StoreOptions, ModelOptions):
             "captions.jsonl, .csv, .parquet; or media with .txt files",
             positional=True,
             not_empty="Give a path",
+            path=True,
         ),
     ]
     """Captions: a `.jsonl`, `.csv` or `.parquet` file, or a folder of media with `.txt` files."""
-    out: Annotated[str, Option("folder of the adapter", metavar="ADAPTER", not_empty="Give a path")]
+    out: Annotated[
+        str, Option("folder of the adapter", metavar="ADAPTER", not_empty="Give a path", path=True)
+    ]
     """Folder of the adapter."""
     as_published: Annotated[bool | None, AS_PUBLISHED_OPTION] = None
     """Train the model as its authors published it, or (False) as the installed transformers runs

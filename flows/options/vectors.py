@@ -9,7 +9,7 @@ from flows.options.commands import RunOptions
 from flows.options.formats import COCO
 from flows.options.headings import LABELS, MEMORY, MODEL, OUTPUTS, VECTORS
 from flows.options.media import VectorSamplingOptions
-from flows.options.model import MODEL_OPTION, PRECISION_OPTION, STORE_HELP, TRUST_HELP
+from flows.options.model import MODEL_OPTION, PRECISION_OPTION, STORE_OPTION, TRUST_HELP
 from flows.options.text import FOLDER_OPTION, OutputOptions, OwnerOptions
 
 PARENT = "penstock-out"
@@ -22,9 +22,11 @@ LABEL_FORMATS = ("jsonl", "csv", "parquet", COCO, "txt", "vtt", "srt")
 """The values of `--format` for labels; jsonl is always written."""
 TOP = 5
 """Default number of labels per image."""
-LABELS_OPTION = Option("label file: one per line, YAML, JSON; or a,b", LABELS, "F", text=r"\S")
+LABELS_OPTION = Option(
+    "label file: one per line, YAML, JSON; or a,b", LABELS, "F", text=r"\S", path=True, or_text=True
+)
 TEMPLATES_OPTION = Option(
-    'file of prompt templates, {} is the label ["a photo of {}"]', LABELS, "F"
+    'file of prompt templates, {} is the label ["a photo of {}"]', LABELS, "F", path=True
 )
 VECTOR_MODEL_OPTION = replace(MODEL_OPTION, help="dual encoder (CLIP): hub id, folder, or `demo`")
 VECTOR_FOLDER_OPTION = replace(FOLDER_OPTION, help="output folder [%(default)s]")
@@ -58,7 +60,7 @@ class VectorConfig(VectorSamplingOptions, RunOptions):
     """As recorded by a deployment; the commands have no such option."""
     trust_remote_code: Annotated[bool, Option(TRUST_HELP, VECTORS)] = False
     """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""
-    store: Annotated[str, Option(STORE_HELP, VECTORS, "DIR")] = ""
+    store: Annotated[str, replace(STORE_OPTION, heading=VECTORS)] = ""
     """Folder or bucket of the store; empty: `$PENSTOCK_STORE` or the user's cache."""
     precision: Annotated[str, replace(PRECISION_OPTION, heading=MODEL)] = "native"
     """Precision of both halves. `native` is the checkpoint's own; `auto` is native if it fits, or
@@ -106,7 +108,7 @@ class LabelOptions(OptionGroup):
     ] = None
     """Minimum score of labels without their own; None: set by the model's rule."""
     examples: Annotated[
-        str, Option("CSV of media_path,label, to learn thresholds", LABELS, "F")
+        str, Option("CSV of media_path,label, to learn thresholds", LABELS, "F", path=True)
     ] = ""
     """CSV of images with their correct labels, from which thresholds are learned."""
     top: Annotated[int, Option("labels per image [5]", LABELS, "K", least=1)] = TOP

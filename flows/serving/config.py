@@ -61,16 +61,16 @@ SHARED_MEMORY_OPTION = replace(
 class ServedOptions(StoreOptions):
     """The models of a server and their default prompts."""
 
-    index: Annotated[str, Option("folder of an index to search", SERVED, "DIR")] = ""
+    index: Annotated[str, Option("folder of an index to search", SERVED, "DIR", path=True)] = ""
     """Folder of an index to search."""
     labels: Annotated[str, replace(LABELS_OPTION, heading=SERVED)] = ""
     """File with one label per line, or YAML or JSON; or `a,b,c`."""
     templates: Annotated[str, replace(TEMPLATES_OPTION, heading=SERVED)] = ""
     """File of prompt templates with {} for a label."""
-    model: Annotated[str, Option("dual encoder (CLIP) [the index's]", SERVED, "M")] = ""
+    model: Annotated[str, Option("dual encoder (CLIP) [the index's]", SERVED, "M", path=True)] = ""
     """Hub id, folder or `demo` of a dual encoder; empty: that of the index, or none."""
     caption_model: Annotated[
-        str, Option("captioning model: hub id, folder [none]", SERVED, "M")
+        str, Option("captioning model: hub id, folder [none]", SERVED, "M", path=True)
     ] = ""
     """Hub id, folder or `demo` of a captioning model; empty: none."""
     tiles: Annotated[str, Option("image tiles: off, auto, N [%(default)s]", SERVED, "T")] = AUTO
@@ -139,7 +139,9 @@ class NetworkOptions(OptionGroup):
         int, Option("port; 0: any free port [%(default)s]", NETWORK, "P", least=0, most=65535)
     ] = 8000
     """Port to listen on; 0: any free port."""
-    token_file: Annotated[str, Option("token that every request must send", NETWORK, "F")] = ""
+    token_file: Annotated[
+        str, Option("token that every request must send", NETWORK, "F", path=True)
+    ] = ""
     """File with a token that every request must send."""
 
     def __post_init__(self) -> None:

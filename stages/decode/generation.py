@@ -81,7 +81,9 @@ class SamplingParams(OptionGroup):
     """Forced beginning of every caption."""
     retry_loops: Annotated[bool, Option("regenerate captions that repeat themselves", TEXT)] = False
     """Regenerate captions that repeat themselves, without repetition."""
-    schema: Annotated[str, Option("JSON Schema that every caption follows", TEXT, "F")] = ""
+    schema: Annotated[
+        str, Option("JSON Schema that every caption follows", TEXT, "F", path=True, or_text=True)
+    ] = ""
     """JSON Schema that every caption follows, as a file or as text; empty: none. A file is read at
     once, so the field then holds the text."""
 
