@@ -220,6 +220,19 @@ def test_a_page_and_copies_hold_what_was_found_and_are_written_again(
     assert {path.name for path in (tmp_path / "copy").iterdir()} == {*copied, "001-p1.png"}
 
 
+def test_a_copy_that_was_edited_is_not_replaced(built: Path, tmp_path: Path) -> None:
+    options = ["--copy", str(tmp_path), "--top", "1"]
+    original = built / "media" / "p3.png"
+    assert search(built, str(original), *options) == 0
+    (tmp_path / "001-p3.png").write_bytes(b"cropped")
+    for _ in range(2):
+        assert search(built, str(original), *options) == 0
+        assert (tmp_path / "001-p3.png").read_bytes() == b"cropped"
+        assert (tmp_path / "001-p3-2.png").read_bytes() == original.read_bytes()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"001-p3.png", "001-p3-2.png", "search.jsonl"}
+
+
 @pytest.mark.parametrize("option", ["--html", "--copy"])
 def test_searches_replace_no_files(place: Path, tmp_path: Path, capsys: Said, option: str) -> None:
     mine = tmp_path / "mine" / "001-p3.png"

@@ -1,10 +1,13 @@
 """Implements `penstock search`, and prints the hits."""
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from filecmp import cmp
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,15 +73,24 @@ def _copied(folder: Path, hits: Sequence["Hit"]) -> int:
     write_text(folder / "search.jsonl", lines_of(hits))  # first: it lists the originals
     for hit in (hit for hit in hits if hit.path not in seen):
         seen.add(hit.path)
-        name = file_name(f"{hit.rank:03d}-{Path(hit.path).name}", folder)
         try:
-            with (
-                open_local(hit.path) as path,
-                open_regular(path) as source,
-                whole_file(folder / name) as target,
-            ):
-                shutil.copyfileobj(source, target)
+            with open_local(hit.path) as path:
+                _copy(path, folder, f"{hit.rank:03d}-{Path(hit.path).name}")
         except (OSError, MediaError, Unanswered) as error:
             code, why = 1, getattr(error, "strerror", error)
             print_lines(f"failed: {hit.path}: cannot be copied ({why})", to=sys.stderr)
     return code
+
+
+def _copy(source: Path, folder: Path, name: str) -> None:
+    """Copy a file to `name`, or to the next free name if another file, such as a copy that was
+    edited, has it."""
+    stem, suffix = os.path.splitext(name)
+    for number in count(1):
+        target = folder / file_name(f"{stem}-{number}{suffix}" if number > 1 else name, folder)
+        if not os.path.lexists(target):
+            break
+        if target.is_file() and cmp(source, target, shallow=False):
+            return
+    with open_regular(source) as reader, whole_file(target) as writer:
+        shutil.copyfileobj(reader, writer)
