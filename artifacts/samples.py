@@ -63,21 +63,31 @@ class Sample:
     def clip(self) -> str:
         """Return the key of its clip: of these characters, and the same for each prompt."""
         row = self.row
-        return _named(row.media_path, [self.made, self.content, row.start, row.end], self.chunk)
+        digits = clip_id(self.made, self.content, row.start, row.end)
+        return _named(row.media_path, digits, self.chunk)
 
 
 Samples = Iterator[tuple[Sample, Media | None]]
 
 
+def clip_id(made: str, content: str, start: float, end: float) -> str:
+    """Return the digits of a clip's key: they say what it shows, and how it is made."""
+    return _digits([made, content, start, end])
+
+
 def sample_key(media_path: str, content: str, prompt: str, copy: int, chunk: int) -> str:
     """Return a key of characters that no tool treats as a folder or suffix. It is the same in every
     run. `copy` numbers samples that are equal otherwise."""
-    return _named(media_path, [media_path, content, prompt, copy], chunk)
+    return _named(media_path, _digits([media_path, content, prompt, copy]), chunk)
 
 
-def _named(media_path: str, identity: Sequence[object], chunk: int) -> str:
+def _digits(identity: Sequence[object]) -> str:
+    return digest_of(identity)[:12]
+
+
+def _named(media_path: str, digits: str, chunk: int) -> str:
     slug = re.sub("[^A-Za-z0-9_-]+", "_", PurePosixPath(media_path).stem)[:SLUG_LETTERS].strip("_")
-    return f"{slug or 'media'}-{digest_of(identity)[:12]}-{chunk:05d}"
+    return f"{slug or 'media'}-{digits}-{chunk:05d}"
 
 
 def media_suffix(name: str) -> str:

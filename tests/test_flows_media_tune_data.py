@@ -3,6 +3,7 @@ wrong with them is told in one line."""
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,98 @@ def test_clips_of_one_video_in_a_data_set_are_held_out_together(tmp_path: Path) 
     parts = split(examples_in(str(data)), 0.25, 0, {})
     sides = [{video_of[str(e.path.relative_to(data.parent))] for e in part} for part in parts]
     assert sides[0] & sides[1] == set() and len(sides[1]) == 1
+
+
+def clips_beside(out: Path, folder: str, captions: dict[str, str]) -> Path:
+    """A data set folder with a text beside each clip of a film, by the clip's number."""
+    clips = [path for path in sorted((out / folder).iterdir()) if path.suffix == ".mp4"]
+    for clip in clips:
+        film, number = clip.name.split("-")[0], clip.stem.split("-")[2]
+        clip.with_suffix(".txt").write_text(captions[f"{film} {int(number)}"])
+    return out / folder
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> CaptionConfig:
+    """A run with two prompts over four films of three chunks and a picture, in all data sets."""
+    (folder := (root := tmp_path_factory.mktemp("films")) / "videos").mkdir()
+    for number in range(4):
+        write_video(folder / f"{number}.mp4", ticks=range(number, number + 75), gop=25)
+    Image.new("L", (64, 48), 80).save(folder / "photo.png")
+    config = config_in(root, folder, chunk=1.0, prompts=ASKED, prefix="In short: ")
+    run(config, format=("hf", "ltx", "musubi", "diffusion-pipe", "kohya"))
+    return config
+
+
+ASKED = {"short": "What is it?", "long": "What happens?"}
+SETS = [
+    "hf/videos/metadata.jsonl", "ltx/dataset.jsonl", "musubi/videos.jsonl", "clips",
+    "diffusion-pipe/videos", "hf/videos", "ltx/videos",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", SETS)
+def test_data_sets_of_a_run_train_its_prompt_and_hold_out_whole_films(
+    films: CaptionConfig, data: str
+) -> None:
+    out, rows = Path(films.out), lines(films)
+    films_of = {row["caption"].split(":", 1)[1].strip(): row["media_path"] for row in rows}
+    texts = {
+        f"{Path(row['media_path']).stem} {int(row['start'])}": row["caption"]
+        for row in rows
+        if row["name"] == "long"
+    }
+    place = out / data if data.endswith(".jsonl") else clips_beside(out, data, texts)
+    notes = list[str]()
+    found = [
+        each
+        for each in examples_in(str(place), notes.append, open_store(films.store))
+        if each.path.suffix == ".mp4"
+    ]
+    wanted = "What happens?" if place.is_dir() else "What is it?"
+    assert (len(found), {each.prompt for each in found}, notes) == (12, {wanted}, [])
+    assert not [each for each in found if each.caption.startswith("In short")]
+    film = {" ".join(text.split()): name for text, name in films_of.items()}
+    sides = [
+        {film[" ".join(each.caption.split())] for each in side}
+        for side in split(found, 0.25, 0, {})
+    ]
+    assert sides[0] & sides[1] == set() and len(sides[1]) == 1, "films on both sides"
+    for path in out.rglob("*.txt"):
+        path.unlink()
+
+
+def test_a_corrected_text_of_a_data_set_has_the_prompt_of_its_clip(films: CaptionConfig) -> None:
+    data = Path(films.out) / "musubi" / "images.jsonl"
+    row = json.loads(data.read_text())
+    assert row["image_path"] == str(Path(films.sources[0]) / "photo.png"), "a whole file"
+    (again := data.with_name("corrected.jsonl")).write_text(json.dumps({**row, "caption": "mine"}))
+    (found,) = examples_in(str(again))
+    assert (found.caption, found.prompt) == ("mine", "What is it?")
+
+
+def test_a_data_set_without_its_run_says_that_the_default_prompt_is_trained(
+    films: CaptionConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(Path(films.out) / "ltx", tmp_path / "moved")
+    told = list[str]()
+    found = examples_in(str(tmp_path / "moved" / "dataset.jsonl"), told.append)
+    assert {each.prompt for each in found} == {""}
+    assert [note for note in told if "the default prompt is trained for 13 captions of 13" in note]
+    shutil.copytree(Path(films.out) / "hf", tmp_path / "hub")
+    metadata = tmp_path / "hub" / "videos" / "metadata.jsonl"
+    assert {each.prompt for each in examples_in(str(metadata), told.append)} == {"What is it?"}
+
+
+def test_a_data_set_trains_captions_that_were_cut_without_an_end(tmp_path: Path) -> None:
+    (folder := tmp_path / "pictures").mkdir()
+    Image.new("L", (64, 48), 80).save(folder / "a.png")
+    config = config_in(tmp_path, folder, format=("ltx", "hf"))
+    run(config)
+    rows = [json.dumps({**row, "ended": "length"}) for row in lines(config)]
+    (Path(config.out) / "captions.jsonl").write_text("\n".join(rows) + "\n")
+    for data in ("ltx/dataset.jsonl", "hf/images/metadata.jsonl"):
+        assert [each.is_cut for each in examples_in(str(Path(config.out) / data))] == [True], data
 
 
 def test_an_adapter_replaces_no_settings_of_somebody_else(tmp_path: Path) -> None:

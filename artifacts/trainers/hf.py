@@ -50,6 +50,7 @@ def _line(entry: TrainerEntry, named: Sequence[str]) -> dict[str, object]:
         "text": utf8(entry.caption),
         "media_path": utf8(row.media_path),
         "model": _name(row.model),
+        "prompt": utf8(row.prompt),
         "start": float(row.start),
         "end": float(row.end),
     }
@@ -91,7 +92,8 @@ configs:
 
 {models}
 
-`media_path`, `start` and `end` (seconds) say what of which file a row is about.
+`media_path`, `start` and `end` (seconds) say what of which file a row is about, and `prompt` what
+the model was asked.
 
     datasets.load_dataset("FOLDER")     # this folder, from outside it
     datasets.load_dataset("USER/NAME")  # once it is on the hub

@@ -1,6 +1,7 @@
 """One caption as a training example, and the content that it is about."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,11 @@ from typing import Any
 
 from artifacts.json_shapes import BYTES
 from artifacts.regular_files import read_text
+from flows.media.source_lists import LIST_SUFFIXES
 
 Row = Mapping[str, Any]
+PATHS = ("path", "file_name", "image", "video", "image_path", "video_path")
+"""Fields that name a file, relative to the data's folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +48,34 @@ class Example:
     def place(self) -> str:
         """Return where its caption stands, in the data."""
         return f"line {self.line}" if self.line else self.path.name
+
+
+def file_of(row: Row, folder: Path) -> Path | None:
+    """Return the file of a row: by source and path below it, as runs write it, or relative to the
+    `folder` of the data."""
+    if isinstance(row.get("media_path"), str):
+        source = Path(str(row.get("source") or folder)).expanduser()
+        if source.is_file() and source.suffix.lower() not in LIST_SUFFIXES:
+            return absolute(source)
+        # For a pattern, a list or an address, the name at least distinguishes the files.
+        next_to_source, in_source = (
+            folder / str(row["media_path"]) for folder in (source.parent, source)
+        )
+        return absolute(
+            next_to_source if next_to_source.is_file() and not in_source.exists() else in_source
+        )
+    named = next((row[name] for name in PATHS if isinstance(row.get(name), str)), None)
+    return None if named is None else absolute(folder / named)
+
+
+def absolute(path: Path) -> Path:
+    """Return a path as the search for media names it, without `..`."""
+    return Path(os.path.abspath(path))
+
+
+def is_cut(row: Row) -> bool:
+    """Return whether the token limit ended a caption, and no person wrote or accepted it."""
+    return row.get("ended") == "length" and not (row.get("review") or row.get("original"))
 
 
 def item_of(row: Row) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts.edits import FixedText
+from artifacts.files import OURS
 from artifacts.json_shapes import BYTES, OptionalField, check, parse, text
 from artifacts.regular_files import read_text
 from artifacts.trainers import TRAINERS
@@ -20,8 +21,12 @@ has the words, and the number of characters of an end."""
 
 def run_folder(folder: Path) -> Path:
     """Return the folder of the run that wrote captions into a folder: the one above it if the
-    folder is a data set of a run."""
-    sets = [each for each in (folder, folder.parent) if each.name in TRAINERS]
+    folder is a data set of a run, or holds its clips."""
+    sets = [
+        each
+        for each in (folder, folder.parent)
+        if each.name in TRAINERS or os.path.lexists(each / OURS)
+    ]
     return sets[0].parent if sets and not os.path.lexists(folder / RECORD) else folder
 
 

@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,19 @@ from artifacts.errors import UsageError
 from artifacts.plurals import counted
 from artifacts.regular_files import link_out, read_bytes, user_text
 from artifacts.store import Store
+from flows.media.clip_origins import Origins, is_of_set
 from flows.media.corrected_texts import with_corrections, with_handwritten_texts
-from flows.media.example import Example, Row, contents_in, item_of
+from flows.media.example import Example, Row, absolute, contents_in, file_of, is_cut, item_of
 from flows.media.fixed_texts import alike_note, fixed_text_of, run_folder
 from flows.media.generated_files import is_blank
 from flows.media.handwritten import TextRecords
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from flows.media.source_lists import LIST_SUFFIXES
 from stages.models.hub.transfer import Announce
 
 MAX_BYTES = 1 << 30
 """Largest caption file, in bytes."""
 TEXTS = ("caption", "text")
 """Fields that hold the caption."""
-PATHS = ("path", "file_name", "image", "video")
-"""Fields that name a file, relative to the data's folder."""
 
 
 def examples_in(
@@ -65,6 +63,14 @@ def examples_in(
     if note := alike_note(path if path.is_dir() else path.parent, unknown):
         announce(note)
     found = list({example.item: example for example in reversed(found)}.values())[::-1]
+    if bare := sum(
+        not e.prompt and (is_of_set(e.path.parent) or is_of_set(path.parent)) for e in found
+    ):
+        announce(
+            f"the default prompt is trained for {counted(bare, 'caption')} of {len(found):,}: they "
+            "state none, and captions.jsonl and media.jsonl of their run are not above their "
+            "folder (clips of one video are not held out together, either)"
+        )
     if cut := sum(each.is_cut for each in found):
         announce(
             f"{counted(cut, 'caption')} of {len(found):,} reached the token limit: trained as far "
@@ -90,7 +96,8 @@ def _reviewed(
     if rows and not left:
         raise UsageError(f"{path}: every caption was rejected", hint="Accept or correct some")
     contents = contents_in(run_folder(path.parent) / "media.jsonl")
-    found = made = [_example(row, at, path, contents) for at, row in left]
+    origins = Origins()
+    found = made = [_example(row, at, path, contents, origins) for at, row in left]
     if store is not None:
         found = with_handwritten_texts(made, rows, path, store, announce)
     # A corrected caption has the model's as `original`.
@@ -133,7 +140,7 @@ def _media_with_texts(
     """Yield the media of a folder that have a text file, with what a run put around its caption;
     none that a run wrote of other content."""
     records, of_folder = None if store is None else TextRecords(store), cache(fixed_text_of)
-    others: list[str] = []
+    origins, others = Origins(), list[str]()
     for path in sorted(folder.rglob("*")):
         text = path.with_suffix(".txt")
         known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
@@ -146,17 +153,21 @@ def _media_with_texts(
             fixed = FixedText() if records is None else records.around(text, path)
             if fixed == FixedText():
                 fixed = of_folder(text.parent)
-            yield Example(path=_absolute(path), caption=_text(text).strip()), fixed
+            caption, file = _text(text).strip(), absolute(path)
+            about = asdict(origins.of(file, text.parent, caption))
+            yield Example(path=file, caption=caption, **about), fixed
     if others:
         announce(
             f"left out: {counted(len(others), 'text')} of runs about other content ({others[0]})"
         )
 
 
-def _example(row: Row, at: int, data: Path, contents: Mapping[str, str]) -> Example:
+def _example(
+    row: Row, at: int, data: Path, contents: Mapping[str, str], origins: Origins
+) -> Example:
     caption = next((row[name] for name in TEXTS if isinstance(row.get(name), str)), None)
     own, medium = _own_file(row, data), item_of(row)[0]
-    path = own or _path(row, data)
+    path = own or file_of(row, data.parent)
     if caption is None or path is None:
         what = "no caption" if caption is None else "no file"
         raise UsageError(
@@ -173,16 +184,17 @@ def _example(row: Row, at: int, data: Path, contents: Mapping[str, str]) -> Exam
             f"{data}: line {at} has a start or an end that is no number",
             hint="Give seconds, or leave both out",
         ) from error
+    origin, named = origins.of(path, data.parent, caption), own and row.get("media_path")
     return Example(
         path=path,
         caption=caption,
         start=start,
         end=end,
-        prompt=str(row.get("prompt") or ""),
+        prompt=str(row.get("prompt") or origin.prompt),
         features=str(row.get("features") or ""),
         content="" if own else contents.get(medium, ""),
-        medium=contents.get(medium) or (medium if own and row.get("media_path") else ""),
-        is_cut=row.get("ended") == "length" and not (row.get("review") or row.get("original")),
+        medium=origin.medium or contents.get(medium) or (medium if named else ""),
+        is_cut=is_cut(row) or origin.is_cut,
         line=at,
     )
 
@@ -190,31 +202,8 @@ def _example(row: Row, at: int, data: Path, contents: Mapping[str, str]) -> Exam
 def _own_file(row: Mapping[str, Any], data: Path) -> Path | None:
     """Return the file next to the data that a row of a Hugging Face dataset names, or None."""
     named = row.get("file_name")
-    path = _absolute(data.parent / named) if isinstance(named, str) else None
+    path = absolute(data.parent / named) if isinstance(named, str) else None
     return path if path is not None and os.path.isfile(path) else None
-
-
-def _path(row: Mapping[str, Any], data: Path) -> Path | None:
-    """Return the file of a row: by source and path below it, as runs write it, or relative to the
-    data's folder."""
-    if isinstance(row.get("media_path"), str):
-        source = Path(str(row.get("source") or data.parent)).expanduser()
-        if source.is_file() and source.suffix.lower() not in LIST_SUFFIXES:
-            return _absolute(source)
-        # For a pattern, a list or an address, the name at least distinguishes the files.
-        next_to_source, in_source = (
-            folder / str(row["media_path"]) for folder in (source.parent, source)
-        )
-        return _absolute(
-            next_to_source if next_to_source.is_file() and not in_source.exists() else in_source
-        )
-    named = next((row[name] for name in PATHS if isinstance(row.get(name), str)), None)
-    return None if named is None else _absolute(data.parent / named)
-
-
-def _absolute(path: Path) -> Path:
-    """Return a path as the search for media names it, without `..`."""
-    return Path(os.path.abspath(path))
 
 
 def _text(path: Path) -> str:

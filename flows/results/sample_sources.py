@@ -11,13 +11,11 @@ from artifacts.stamps import Stamp
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium
 from flows.media.media_files import MediaFile
-from flows.options.formats import EXACT, ORIGINAL
+from flows.options.formats import MADE
 from flows.results.captions import captions_of
 from flows.results.marker import media_mode
 from flows.results.user_texts import UserTexts
 
-VERSIONS = {EXACT: 1, ORIGINAL: 4}
-"""Mode of media → its version, raised when clips are made differently."""
 SAME_SECONDS = 0.001
 """A chunk that ends this close to the end of a medium, in seconds, reaches its end."""
 
@@ -43,9 +41,7 @@ def sample_sources(job: Job, user_texts: UserTexts | None = None) -> Iterator[li
     replace captions."""
     copies: Counter[tuple[str, str, str]] = Counter()
     user_texts = user_texts or UserTexts(job)
-    mode = media_mode(job.out, job.config)
-    combs = "" if job.sampling.deinterlace or mode == ORIGINAL else " with combs"
-    made = f"{mode} {VERSIONS[mode]}{combs}"
+    made = MADE[media_mode(job.out, job.config)][not job.sampling.deinterlace]
     for group in job.by_file:
         items: list[SampleSource] = []
         for file, medium in group:

@@ -1,0 +1,80 @@
+"""Finds the captions of a run that a file of its data sets is about. Opens no media."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from artifacts.json_shapes import BYTES
+from artifacts.regular_files import read_text
+from artifacts.samples import clip_id
+from flows.media.example import Row, contents_in, file_of, is_cut, item_of
+from flows.media.fixed_texts import run_folder
+from flows.options.formats import MADE
+
+CUT = re.compile(r"-([0-9a-f]{12})-\d{5,}(?:-\d+)?")
+"""End of a clip's name, and of a link's to a whole file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """What a run recorded about a file of its data sets."""
+
+    medium: str = ""
+    """Identity of the content that the file was cut from; empty if unknown."""
+    prompt: str = ""
+    """Prompt of its caption; empty if unknown."""
+    is_cut: bool = False
+    """Whether the token limit ended that caption."""
+
+
+class Origins:
+    """What runs recorded about the files of their data sets."""
+
+    def __init__(self) -> None:
+        self._captions = cache(_captions_in)
+
+    def of(self, file: Path, data: Path, text: str) -> Origin:
+        """Return what the run above the folder of a file, or of the `data` that name it, recorded
+        about it and its text. A text that is none of the captions, as after a correction, has the
+        first one's prompt."""
+        names = (*CUT.findall(file.stem)[-1:], str(file))
+        for folder in dict.fromkeys((file.parent, data)):
+            captions = self._captions(run_folder(folder)) if is_of_set(folder) else {}
+            for name in names:
+                if found := captions.get(name):
+                    same = [each for each in found if _words(each[0]["caption"]) == _words(text)]
+                    row, medium = (*same, *found)[0]
+                    cut = bool(same) and is_cut(row)
+                    return Origin(medium=medium, prompt=str(row.get("prompt") or ""), is_cut=cut)
+        return Origin()
+
+
+def is_of_set(folder: Path) -> bool:
+    """Return whether a folder is a data set of a run, or holds its clips."""
+    return run_folder(folder) != folder
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+def _captions_in(run: Path) -> Mapping[str, list[tuple[Row, str]]]:
+    """Return the captions of a run with the contents of their media, by the digits in the names of
+    clips, and by the files of the media."""
+    contents = contents_in(run / "media.jsonl")
+    ways = {way for pair in MADE.values() for way in pair}
+    found: defaultdict[str, list[tuple[Row, str]]] = defaultdict(list)
+    try:
+        for line in filter(None, read_text(run / "captions.jsonl", BYTES).split("\n")):
+            row = json.loads(line)
+            content = contents.get(item_of(row)[0], "")
+            names = [clip_id(way, content, row["start"], row["end"]) for way in ways if content]
+            for name in (*names, str(file_of(row, run))):
+                found[name].append((row, content))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}  # no captions of a run
+    return found
