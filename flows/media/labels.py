@@ -174,12 +174,18 @@ def _entries(text: str, path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     if suffix not in {".yaml", ".yml", ".json"}:
         return [(line, {}) for line in _lines(text)]
     found = _parsed(text, path)
-    if isinstance(found, list) and all(isinstance(name, str) for name in found):
-        return [(name.strip(), {}) for name in found]
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+    if not isinstance(found, list | dict):
         raise UsageError(
             f"--labels {path} is neither a list of labels nor a mapping with settings", hint=HINT
         )
+    for at, name in enumerate(found, 1):
+        if not isinstance(name, str):
+            raise UsageError(
+                f"--labels {path}: entry {at} is {json.dumps(name, default=str)[:80]}, no text",
+                hint='Quote it if it is a label: "null", "~"',
+            )
+    if isinstance(found, list):
+        return [(name.strip(), {}) for name in found]
     return [(name.strip(), _settings(name, given, path)) for name, given in found.items()]
 
 
@@ -277,7 +283,7 @@ def _label(name: str, given: Mapping[str, Any], forms: Sequence[str]) -> Label:
     if not all(isinstance(text, str) for text in (*every, *named)):
         raise UsageError(
             f"label {name!r}: a prompt, parent or group is no text",
-            hint='Write texts: prompts: ["a dog", "a puppy"]',
+            hint='Quote each text: prompts: ["a dog", "null"]',
         )
     texts = [text.strip() for text in every] or [form.replace("{}", name) for form in forms]
     number = isinstance(threshold, str) and NUMBER.fullmatch(threshold)
