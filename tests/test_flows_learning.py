@@ -147,7 +147,9 @@ def test_a_dry_run_tells_the_examples_and_status_and_report_show_the_rounds(
     assert "rounds" not in run_status(school.out) and rounds_facts([]) is None
     school.decide(mixed)
     before = sorted(school.out.rglob("*"))
-    lines, run = preview(LearnConfig(out=str(school.out)), RecordedRun(config=school.config))
+    recorded = RecordedRun(config=school.config)
+    lines, run, examples = preview(LearnConfig(out=str(school.out)), recorded)
+    assert len(examples) == 32
     held = "8 held out, 6 of them corrected; weak test: 8 files"
     assert lines[0] == f"round 1 is new: 32 captions to train on, {held}"
     assert run is not None and sorted(school.out.rglob("*")) == before

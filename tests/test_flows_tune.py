@@ -194,6 +194,20 @@ def test_what_cannot_be_learned_from_is_told_in_one_line(
     assert says in told[-1] and not any("Traceback" in line for line in told)
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_dry_run_refuses_captions_that_the_command_refuses(
+    place: Path, capsys: pytest.CaptureFixture[str], stored: bool
+) -> None:
+    data = place / "clips" / "dry.jsonl"
+    known = {"path": "gone.mp4", "features": "f" * 64} if stored else {"path": CLIP}
+    data.write_text(json.dumps({**known, "caption": "a cat <|im_end|> on a sofa"}))
+    command = asked(place, "dry", "--validate", "0", "--quiet")
+    command[1] = str(data)
+    for more in ([], ["--dry-run"]):
+        assert main([*command, *more]) == 2, more
+        assert "dry.jsonl: line 1 holds <|im_end|>, a control token" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_what_runs_out_of_memory_goes_on_a_rung_lower(
     place: Path, monkeypatch: pytest.MonkeyPatch

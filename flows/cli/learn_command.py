@@ -5,6 +5,7 @@ import shlex
 import sys
 from contextlib import chdir, closing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from artifacts.paths import folder_named
@@ -50,11 +51,13 @@ def learn_command(given: argparse.Namespace) -> int:
 def _show(config: LearnConfig, run: RecordedRun, *, as_json: bool) -> int:
     """Print the examples of the next round and what its training needs."""
     from flows.learning.preview import preview
+    from flows.running.tune import refuse_untrainable_texts
 
-    lines, tuning = preview(config, run)
+    lines, tuning, examples = preview(config, run)
     if not as_json:
         print_lines(*lines)
-    return 0 if tuning is None else show(tuning, TUNE, as_json=as_json)
+    check = partial(refuse_untrainable_texts, examples)
+    return 0 if tuning is None else show(tuning, TUNE, as_json=as_json, check=check)
 
 
 def _next_steps(result: "Learned", run: RecordedRun) -> list[str]:

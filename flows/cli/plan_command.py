@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from itertools import chain
@@ -16,6 +17,7 @@ from flows.pipelines import CAPTION, PURPOSES, Pipeline
 from stages.models.encoding.ways import BATCHES
 
 if TYPE_CHECKING:
+    from flows.job.prepare import Job
     from flows.planning.plan import Plan
 
 
@@ -46,10 +48,11 @@ def show(
     explain: bool = False,
     table: bool = False,
     dry_run: str = "",
+    check: Callable[["Job"], None] | None = None,
 ) -> int:
     """Print the plan of a command. Its pipeline is the first of `pipelines` that suits the model;
     without any, it captions. With `dry_run`, the name of the command, it is refused as the command
-    refuses it. The exit code says whether the run fits."""
+    refuses it, and by `check` for its job. The exit code says whether the run fits."""
     display = Display(quiet=as_json)
     with closing(display):
         display.doing(READING)
@@ -61,9 +64,12 @@ def show(
             from flows.results.owners import refuse_taking
 
             refuse_taking(config, dry_run)
-        plan = plan_of(
-            config, DirectLauncher(display.on_event), display.print_line, *(pipelines or (CAPTION,))
-        )
+        launcher, pipelines = DirectLauncher(display.on_event), pipelines or (CAPTION,)
+        plan = plan_of(config, launcher, display.print_line, *pipelines)
+        if check is not None:
+            from flows.job.prepare import prepare_without_media
+
+            check(plan.job or prepare_without_media(config, launcher, *pipelines))
     if as_json:
         print(json.dumps({**figures(plan), **_table(plan)}, indent=1))
     else:

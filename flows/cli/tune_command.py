@@ -2,7 +2,10 @@
 
 import argparse
 import shlex
+import sys
 from contextlib import closing
+from functools import partial
+from pathlib import Path
 
 from flows.cli.derived import config_from
 from flows.cli.plan_command import show
@@ -16,9 +19,11 @@ def tune_command(given: argparse.Namespace) -> int:
     """Run the command, and return its exit code. Raises PenstockError."""
     config = config_from(given, TuneConfig)
     if given.dry_run:
-        from flows.running.tune import resolve_run
+        from flows.running.tune import refuse_untrainable, resolve_run
 
-        return show(resolve_run(config)[1], TUNE, as_json=given.json)
+        examples, run = resolve_run(config, partial(print_lines, to=sys.stderr))
+        check = partial(refuse_untrainable, config, examples, Path(run.out).parent)
+        return show(run, TUNE, as_json=given.json, check=check)
     with closing(Display(quiet=given.quiet, as_json=given.json)) as display:
         display.doing(READING)
         from flows.running.tune import tune

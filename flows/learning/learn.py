@@ -78,6 +78,20 @@ CAPTIONS = "captions"
 """Folder of a round in which its adapter captions the media first."""
 
 
+def examples_of(round_: Round, name: str = "examples") -> list[Example]:
+    """Return the examples that a round trains on, or those that it has `held_out`."""
+    return [
+        Example(
+            path=Path(each["media_path"]),
+            caption=each["caption"],
+            start=each["start"],
+            prompt=each["prompt"],
+            features=each["features"],
+        )
+        for each in round_[name]
+    ]
+
+
 def learn(
     config: LearnConfig,
     run: RecordedRun,
@@ -240,7 +254,7 @@ class _Work:
 
     def train(self) -> None:
         """Train the adapter, from the previous one if there is one."""
-        folder, previous, examples = Path(self.adapter), self.previous, self._examples()
+        folder, previous, examples = Path(self.adapter), self.previous, examples_of(self.round)
         if previous:
             self.config = replace(self.config, lora_rank=layout_of(Path(previous)).rank)
             for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -262,7 +276,7 @@ class _Work:
         scoring = replace(scoring, validate_only=True)
         for name, adapter in (("before", self.previous), ("after", self.adapter)):
             folder = self.folder / name
-            self._tune(scoring, self._examples("held_out"), folder, adapter=adapter)
+            self._tune(scoring, examples_of(self.round, "held_out"), folder, adapter=adapter)
             found = read_json(folder / RUN / SCORE, {EACH: [SCORED_EXAMPLE]}, AGAIN)
             self.round[name] = found[EACH]
         lower = times_lower(self.round, self.config.seed)
@@ -307,18 +321,6 @@ class _Work:
 
     def _caption(self, config: RunOptions, on_begin: OnBegin | None) -> RunResult:
         return sift_first.caption(config, self.display, self.make_launcher, on_begin)
-
-    def _examples(self, name: str = "examples") -> list[Example]:
-        return [
-            Example(
-                path=Path(each["media_path"]),
-                caption=each["caption"],
-                start=each["start"],
-                prompt=each["prompt"],
-                features=each["features"],
-            )
-            for each in self.round[name]
-        ]
 
     def _tune(
         self,

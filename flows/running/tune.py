@@ -90,7 +90,7 @@ def train(
     PenstockError."""
     out = Path(run.out).parent
     with prepared(run, observer, make_launcher, TUNE) as (job, launcher):
-        _check(config, job, examples, out)
+        refuse_untrainable(config, examples, out, job)
         if (out / ADAPTER_WEIGHTS).is_file():
             for note in as_published_notes(as_published, read_adapter(out), job.model.folder):
                 observer.display.print_line(note)
@@ -159,24 +159,32 @@ def _recorded_sampling(data: Path, model: str) -> dict[str, Any]:
     return found
 
 
-def _check(config: TrainingOptions, job: Job, examples: Sequence[Example], out: Path) -> None:
-    """Check that the model can be trained, and that no other adapter is overwritten. This runs
-    before anything is encoded. Raises UsageError."""
+def refuse_untrainable(
+    config: TrainingOptions, examples: Sequence[Example], out: Path, job: Job
+) -> None:
+    """Check that the model can be trained on these captions, and that no other adapter is
+    overwritten. This runs before anything is encoded, and in a dry run. Raises UsageError."""
     if job.model.profile.route == "joint":
         raise UsageError(
             f"{job.model.name}: no features to train on (the model cannot be split, route: joint)",
             hint="Choose a model that can be split: docs/models.md",
         )
     data = f"{config.data}: " if isinstance(config, TuneConfig) else ""
-    for each in examples:
-        refuse_control_words(f"{data}{each.place}", each.caption, job.model, answers=True)
-        refuse_control_words(f"the prompt of {data}{each.place}", each.prompt, job.model)
+    refuse_untrainable_texts(examples, job, data)
     if not config.validate_only:
         refuse_other_recipe(
             out, _recipe(config, job, _training_fields(config, job, examples)), resume=config.resume
         )
         if config.resume:
             layout_in(out, config.lora_rank)
+
+
+def refuse_untrainable_texts(examples: Sequence[Example], job: Job, data: str = "") -> None:
+    """Raise ControlWord for control words of the model in captions, with their place in the
+    `data`, or its image placeholders in prompts."""
+    for each in examples:
+        refuse_control_words(f"{data}{each.place}", each.caption, job.model, answers=True)
+        refuse_control_words(f"the prompt of {data}{each.place}", each.prompt, job.model)
 
 
 def _parts(
