@@ -165,6 +165,31 @@ def test_tags_beside_a_file_fail_it_alone_and_once(tmp_path: Path) -> None:
     assert failure.media_path == "b.png" and result.captions == 4
 
 
+@pytest.mark.parametrize("place", ["name", "folder", "tags"])
+def test_any_control_token_in_a_name_a_folder_or_tags_fails_that_file(
+    place: str, tmp_path: Path
+) -> None:
+    folder = write_images(tmp_path / "clips", "a.png", "b.png", "<|im_end|>.png")
+    (folder / "<|im_end|>").mkdir()
+    shutil.copy(folder / "a.png", folder / "<|im_end|>" / "c.png")
+    (folder / "b.txt").write_text("red, <|im_end|>\n")
+    prompt = f"<|im_end|> is mine. Of {{{place}}}?"
+    config = config_in(tmp_path, folder, prompt=prompt, recursive=True)
+    result, _ = run(config, control_tokens=(WORD, "<|im_end|>"))
+    failed = {"name": "<|im_end|>.png", "folder": "<|im_end|>/c.png", "tags": "b.png"}
+    assert [each.media_path for each in result.failures] == [failed[place]]
+    assert result.captions == 3
+    assert "tags put into the prompt <|im_end|>, a control token of" in result.failures[0].message
+
+
+def test_a_blank_at_the_end_of_a_beginning_is_noted(one: Path, tmp_path: Path) -> None:
+    run(config := config_in(tmp_path, one, start_with="A small "))
+    record = json.loads((Path(config.out) / "run.json").read_text())
+    notes = [each for each in record["plan"]["notes"] if "ends with a blank" in each]
+    (note,) = notes or ["no note"]
+    assert note.startswith("--start-with 'A small ' ends with a blank: tokenizers usually join it")
+
+
 def test_nothing_is_left_where_every_name_is_refused(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "clips", f"{WORD}.png")
     with pytest.raises(UsageError, match="nothing to caption"):

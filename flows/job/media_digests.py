@@ -116,15 +116,29 @@ def check_beside(files: Sequence[MediaFile], config: RunOptions) -> None:
 def refuse_control_words(where: str, text: str, model: Model, *, answers: bool = False) -> None:
     """Raise ControlWord if a text holds the model's own image placeholder; if the model `answers`
     it, also for any other control token."""
+    if found := _control_word(text, model, of_every_kind=answers):
+        raise ControlWord(
+            f"{where} holds {found}", hint="Leave it out; each image is placed before the prompt"
+        )
+
+
+def _control_word(
+    text: str, model: Model, *, of_every_kind: bool, template: str = ""
+) -> str | None:
+    """Return the first image placeholder of the model in a text, or `of_every_kind` any control
+    token, and what it is. What stands in the `template` of the text, too, does not count."""
     kinds = {"an image placeholder of {}": model.profile.placeholders}
-    if answers:
+    if of_every_kind:
         kinds["a control token of {}, which no caption keeps"] = model.profile.control_tokens
-    for kind, words in kinds.items():
-        if found := next((word for word in words if word in text), None):
-            raise ControlWord(
-                f"{where} holds {found}, {kind.format(model.name)}",
-                hint="Leave it out; each image is placed before the prompt",
-            )
+    return next(
+        (
+            f"{word}, {kind.format(model.name)}"
+            for kind, words in kinds.items()
+            for word in words
+            if text.count(word) > template.count(word)
+        ),
+        None,
+    )
 
 
 def check_placeholders(contents: Sequence[Medium], model: Model) -> None:
@@ -139,14 +153,14 @@ def without_placeholders(
     requested: Sequence[Medium],
     model: Model,
 ) -> tuple[list[MediaFile], list[Medium], list[Failure]]:
-    """Return files and contents without those whose name, folder or tags put the model's own image
-    placeholder into the prompt; those become failures. `requested` holds the prompts as the user
-    wrote them. Raises UsageError if the user wrote a placeholder."""
+    """Return files and contents without those whose name, folder or tags put a control token of the
+    model, such as its image placeholder, into the prompt; those become failures. `requested` holds
+    the prompts as the user wrote them. Raises UsageError if the user wrote a placeholder."""
     check_placeholders(requested, model)
     kept: list[tuple[MediaFile, Medium]] = []
     failures: dict[Path, Failure] = {}
-    for file, medium in zip(files, contents, strict=True):
-        found = next((word for word in model.profile.placeholders if word in medium.prompt), None)
+    for file, medium, written in zip(files, contents, requested, strict=True):
+        found = _control_word(medium.prompt, model, of_every_kind=True, template=written.prompt)
         if found is None:
             kept.append((file, medium))
             continue
@@ -154,8 +168,7 @@ def without_placeholders(
             file.source,
             file.media_path,
             "placeholder",
-            f"its name, folder or tags put {found} into the prompt, an image placeholder of "
-            f"{model.name}",
+            f"its name, folder or tags put into the prompt {found}",
             "Rename it, or leave {name}, {folder} and {tags} out of the prompt",
         )
     return [file for file, _ in kept], [medium for _, medium in kept], [*failures.values()]

@@ -345,6 +345,12 @@ def _model_for(
 def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) -> Job:
     """Return the job without its media."""
     config, notes = with_card_sampling(as_card(config, model), model.folder)
+    start = SamplingParams.of(config).start_with
+    if start != start.rstrip():
+        notes += [
+            f"--start-with {start!r} ends with a blank: tokenizers usually join it with the "
+            "next word, so captions may go on oddly; leave it out"
+        ]
     over_media = tuple(stage for stage in pipeline if stage.of_media)
     sampling, last, device = sampling_as_card(config, model), over_media[-1], device_name()
     stored = stored_namespaces(store, last.writes) if last.uses_token_limit else set()
