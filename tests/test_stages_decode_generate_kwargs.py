@@ -201,6 +201,27 @@ def test_settings_of_a_checkpoint_that_decide_no_words_change_nothing(
         assert said(wave, engine, namespace, {}) == expected, engine
 
 
+@pytest.mark.parametrize("as_list", [True, False])
+def test_stop_strings_of_a_checkpoint_end_captions_before_them(
+    as_list: bool, tmp_path: Path
+) -> None:
+    clip = wave_of(CHECKPOINT, tmp_path / "plain").batches[0][0][1]
+    word = stock(CHECKPOINT, clip, 0, {}).split()[2]
+    folder = tmp_path / "model"
+    shutil.copytree(CHECKPOINT, folder)
+    path = folder / "generation_config.json"
+    strings = [word, "never said"] if as_list else word
+    path.write_text(json.dumps({**json.loads(path.read_text()), "stop_strings": strings}))
+    wave = wave_of(folder, tmp_path / "store")
+    tokenizer = load_processor(folder, trusted=False).tokenizer
+    by_stock = [stock(folder, c, n, {"tokenizer": tokenizer}) for n, c in wave.batches[0]]
+    assert by_stock[0].count(" ") == 2 and by_stock[0].endswith(word)
+    expected = [text.split(word)[0].rstrip() for text in by_stock]
+    for engine, namespace in (("transformers", CAPTIONS), ("inflight", OTHER)):
+        assert [text.rstrip() for text in said(wave, engine, namespace, {})] == expected, engine
+        assert wave.captions(namespace)[0]["ended"] == "stop"
+
+
 @pytest.mark.slow
 def test_a_system_text_stands_before_the_question(tmp_path: Path) -> None:
     folder = checkpoint("qwen2_5_vl")

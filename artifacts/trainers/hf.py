@@ -92,8 +92,8 @@ configs:
 
 {models}
 
-`media_path`, `start` and `end` (seconds) say what of which file a row is about, and `prompt` what
-the model was asked.
+`media_path`, `start` and `end` (seconds) say what of which file a row is about, and `prompt` is
+the question that `text` answers.
 
     datasets.load_dataset("FOLDER")     # this folder, from outside it
     datasets.load_dataset("USER/NAME")  # once it is on the hub

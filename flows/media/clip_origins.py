@@ -46,7 +46,7 @@ class Origins:
             captions = self._captions(run_folder(folder)) if is_of_set(folder) else {}
             for name in names:
                 if found := captions.get(name):
-                    same = [each for each in found if _words(each[0]["caption"]) == _words(text)]
+                    same = [each for each in found if each[0]["caption"].split() == text.split()]
                     row, medium = (*same, *found)[0]
                     cut = bool(same) and is_cut(row)
                     return Origin(medium=medium, prompt=str(row.get("prompt") or ""), is_cut=cut)
@@ -56,10 +56,6 @@ class Origins:
 def is_of_set(folder: Path) -> bool:
     """Return whether a folder is a data set of a run, or holds its clips."""
     return run_folder(folder) != folder
-
-
-def _words(text: str) -> list[str]:
-    return text.split()
 
 
 def _captions_in(run: Path) -> Mapping[str, list[tuple[Row, str]]]:
@@ -73,6 +69,7 @@ def _captions_in(run: Path) -> Mapping[str, list[tuple[Row, str]]]:
             row = json.loads(line)
             content = contents.get(item_of(row)[0], "")
             names = [clip_id(way, content, row["start"], row["end"]) for way in ways if content]
+            row["caption"].split()  # a text, or the file is none of a run
             for name in (*names, str(file_of(row, run))):
                 found[name].append((row, content))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):

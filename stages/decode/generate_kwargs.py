@@ -48,13 +48,16 @@ class PresencePenalty(LogitsProcessor):
 
 CHECKPOINT_FIELDS = ("do_sample", *SAMPLING_FIELDS, "min_p")
 """Settings that `--sampling checkpoint` takes from the checkpoint."""
+STOP_STRINGS = "stop_strings"
+"""Setting that ends captions as `stop` of a request does, in slots, too. `generate` would need a
+tokenizer for it."""
 DECIDING = frozenset((
     "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id",
     "forced_eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens",
     "sequence_bias", "repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size",
     "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens", "length_penalty",
     "early_stopping", "exponential_decay_length_penalty", "remove_invalid_values",
-    "renormalize_logits", "guidance_scale", "watermarking_config", "stop_strings",
+    "renormalize_logits", "guidance_scale", "watermarking_config",
 ))  # fmt: skip
 """Settings of a checkpoint that decide the words of greedy decoding and of beam search. All others
 say how `generate` runs, such as `use_cache`, and what it returns, or need sampling."""
@@ -67,7 +70,8 @@ SEED_DIGITS = 15
 
 
 class CheckpointSettings:
-    """The checkpoint's own sampling settings, read before the half is made greedy."""
+    """The checkpoint's own sampling settings and stop strings, read before the half is made
+    greedy."""
 
     def __init__(self) -> None:
         self._half: Any = None
@@ -77,10 +81,15 @@ class CheckpointSettings:
         """Return the settings of a half, read once per loaded half."""
         if half is not self._half:
             self._half = half
-            self._settings = {
-                n: getattr(half.generation_config, n, None) for n in CHECKPOINT_FIELDS
-            }
+            names = (*CHECKPOINT_FIELDS, STOP_STRINGS)
+            self._settings = {n: getattr(half.generation_config, n, None) for n in names}
         return self._settings
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Return the stop strings of the half whose settings were read."""
+        found = self._settings.get(STOP_STRINGS) or ()
+        return (found,) if isinstance(found, str) else tuple(found)
 
 
 class GenerateKwargs:
@@ -93,11 +102,18 @@ class GenerateKwargs:
         stop: Sequence[str] = (),
         settings: CheckpointSettings | None = None,
     ) -> None:
-        """Limit captions to `limit` tokens and end them before any string of `stop`."""
+        """Limit captions to `limit` tokens and end them before any string of `stop`, or of the
+        checkpoint's own."""
         self.generation = generation
         self.limit = limit
-        self.stop = stop
+        self._stop = stop
         self._settings = settings or CheckpointSettings()
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Return the strings before which captions end; those of the checkpoint are known after
+        `options`, and do not end an answer that follows a schema."""
+        return (*self._stop, *(() if self.generation.schema else self._settings.stop))
 
     def of(self, item: DecodeItem) -> "GenerateKwargs":
         """Return the kwargs for an item: those of its own settings, if it has any."""
@@ -117,7 +133,7 @@ class GenerateKwargs:
         left = context_left(half, inputs) if free else None
         if left is None or left >= self.limit:
             return self
-        return GenerateKwargs(self.generation, left, self.stop, self._settings)
+        return GenerateKwargs(self.generation, left, self._stop, self._settings)
 
     def options(self, half: Any, processor: Any, items: Items) -> dict[str, Any]:
         """Return the keyword arguments of `generate` for these items, in order."""

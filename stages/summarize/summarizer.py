@@ -13,7 +13,7 @@ from artifacts.captions import Ended
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from artifacts.reasoning import answer_of
-from stages.decode.engines.transformers import generate_captions
+from stages.decode.engines.transformers import run_generate
 from stages.decode.generate_kwargs import GenerateKwargs
 from stages.decode.job import DecodeItem
 from stages.models.halves.features import Features
@@ -73,7 +73,6 @@ class Summarizer:
         self._processor = processor
         self._half = half
         self._generation = job.generation
-        self._generate_kwargs = GenerateKwargs(self._generation, job.max_new_tokens)
         layout = layout_of(processor, channel_of(processor, "image"))
         system = self._generation.system
         self._opened = bool(opens_reasoning(processor, layout, CHAPTER, system, media=0))
@@ -82,6 +81,7 @@ class Summarizer:
         prompt_tokens = self._read(f"{self._longest}\n\n")
         room = job.context - prompt_tokens
         self._answer = min(job.max_new_tokens, room // ANSWERS)
+        self._generate_kwargs = GenerateKwargs(self._generation, self._answer)
         self._room = room - self._answer
         if self._answer < min(MIN_TOKENS, job.max_new_tokens):
             raise UsageError(
@@ -142,10 +142,8 @@ class Summarizer:
             inputs = self._inputs(prompt, self._padded_length(read))
             item = DecodeItem(key=key, features=key, prompt=prompt)
             options = self._generate_kwargs.options(self._half, self._processor, [item])
-            how = (self._answer, self._generation)
-            nothing = Features({})
-            (output,) = generate_captions(
-                self._half, self._processor, inputs, nothing, *how, **options
+            (output,) = run_generate(
+                self._half, self._processor, inputs, Features({}), self._generate_kwargs, **options
             )
             fields = {n: v for n, v in output.fields.items() if n in ("answer_at", "opened")}
             return SummaryNode(output.caption, output.tokens, read, output.finish_reason, fields)

@@ -136,11 +136,8 @@ class TransformersEngine:
         options = self.prefill_options.options(half, self.processor, rows[0])
         options |= generate_kwargs.options(half, self.processor, items)
         is_live = requests[0].work is not None
-        endings: list[Any] = [EndsWhenWithdrawn(requests)] if is_live else []
-        if generate_kwargs.stop:
-            endings.insert(0, EndsAtStopString(generate_kwargs, self.processor))
-        if endings:
-            options["stopping_criteria"] = StoppingCriteriaList(endings)
+        if is_live:
+            options["stopping_criteria"] = StoppingCriteriaList([EndsWhenWithdrawn(requests)])
         inputs = prompts_for(
             half, self.processor, rows, [item.prompt for item in items], generate_kwargs.generation
         )
@@ -201,21 +198,6 @@ def generate_rows(
     params = params or SamplingParams()
     inputs = prompts_for(half, processor, rows, prompts, params)
     features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
-    yield from generate_captions(
-        half, processor, inputs, features, max_new_tokens, params, **options
-    )
-
-
-def generate_captions(
-    half: Any,
-    processor: Any,
-    inputs: Mapping[str, Any],
-    features: Mapping[str, Any],
-    max_new_tokens: int,
-    params: SamplingParams,
-    **options: Any,
-) -> Iterator[CaptionOutput]:
-    """Yield the captions of prepared inputs, each at most `max_new_tokens` tokens long."""
     generate_kwargs = GenerateKwargs(params, max_new_tokens)
     yield from run_generate(half, processor, inputs, features, generate_kwargs, **options)
 
@@ -230,6 +212,10 @@ def run_generate(
 ) -> Iterator[CaptionOutput]:
     """Yield the captions of prepared inputs, up to the limit and the stop strings of
     `generate_kwargs`."""
+    if generate_kwargs.stop:
+        endings = [EndsAtStopString(generate_kwargs, processor)]
+        endings += options.get("stopping_criteria", ())
+        options["stopping_criteria"] = StoppingCriteriaList(endings)
     options["max_new_tokens"], watch = generate_kwargs.limit, LogitsWatch()
     made = _generate_watched(half, inputs, features, options, watch)
     new = new_tokens(made, prompt_in(half, inputs)).cpu()
