@@ -15,10 +15,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import ControlWord, EnvironmentFault, UsageError
+from flows.cli.learn_command import _show
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.machine.launch import DirectLauncher
+from flows.media.example import Example
+from flows.options.commands import CaptionConfig
+from flows.options.learn import LearnConfig, RecordedRun
 from flows.options.tune import TuneConfig
 from flows.results.report.sections import MAX_POINTS, training_facts
 from flows.results.tuned import (
@@ -206,6 +210,22 @@ def test_a_dry_run_refuses_captions_that_the_command_refuses(
     for more in ([], ["--dry-run"]):
         assert main([*command, *more]) == 2, more
         assert "dry.jsonl: line 1 holds <|im_end|>, a control token" in capsys.readouterr().err
+
+
+def test_a_dry_run_of_learn_refuses_captions_that_the_round_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = RecordedRun(
+        config=CaptionConfig(
+            sources=("videos",), model="demo", out=str(tmp_path), store=str(tmp_path / "store")
+        )
+    )
+    config = LearnConfig(out=str(tmp_path))
+    run = recorded.tuning(config, tmp_path / "run", 8)
+    wrong = Example(path=Path(CLIP), caption="a cat <|im_end|>", line=3)
+    monkeypatch.setattr("flows.learning.preview.preview", lambda *_: ([], run, [wrong]))
+    with pytest.raises(ControlWord, match=r"line 3 holds <\|im_end\|>, a control token of demo"):
+        _show(config, recorded, as_json=False)
 
 
 @pytest.mark.slow
