@@ -34,7 +34,7 @@ from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import profile_of
 from tests.support.families import checkpoint
 from tests.support.inside import InsideLauncher, run_inside
-from tests.support.keys_before import config_of, model_of
+from tests.support.keys import config_of, model_of
 from tests.support.media import picture, rgb, write_numbered, write_video
 from tests.support.pipeline import Place
 
