@@ -205,7 +205,7 @@ def test_without_features_it_is_doubt_and_says_so(tmp_path: Path) -> None:
     assert found.keys == ["3", "0", "1", "2"] and "no longer in the store" in found.note
     given = captions([None, None, None], [0], "gs://elsewhere/store")
     found = teach_ranking(given, PooledFeatures())
-    assert found.keys == ["1", "2", "0"] and "earlier version" in found.note
+    assert found.keys == ["1", "2", "0"] and "no margins" in found.note
 
 
 def test_features_are_read_in_a_bounded_time_and_then_kept(

@@ -177,6 +177,5 @@ def _other_limits(
 
 
 def notes(store: Store) -> RecordSet:
-    """Return the notes of a store: namespace → its model and settings. Stored notes call namespaces
-    scopes, and output versions recipes."""
-    return RecordSet(store, "scopes", digest_of(["scopes", 1]))
+    """Return the notes of a store: namespace → its model and settings."""
+    return RecordSet(store, "namespaces", digest_of(["namespaces", 1]))

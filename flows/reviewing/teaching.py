@@ -179,7 +179,7 @@ def teach_ranking(captions: "ReviewedCaptions", features: PooledFeatures) -> Tea
     known = np.array([math.inf if one is None else float(one) for one in margins])
     by_doubt = [left[at] for at in np.argsort(known, kind="stable")]
     if not np.isfinite(known).any():
-        note = "the captions have no doubt: they were made by an earlier version"
+        note = "the captions have no doubt: no margins were recorded with them"
         return TeachRanking([*left, *decided], note)
     some, taught = by_doubt[:CANDIDATES], decided[-DECIDED:]
     feature_of = {key: captions.chunks[key][0] for key in (*some, *taught)}

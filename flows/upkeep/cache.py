@@ -88,9 +88,9 @@ def holdings(store: Store) -> list[Holding]:
 def sampling_text(sampling: Mapping[str, Any]) -> str:
     """Return a text such as `30 s, 1 fps, 32 frames at most`."""
     longest = "whole files" if sampling.get("whole") else f"{sampling['chunk_seconds']:g} s"
-    last_frame = ", with the last one" if sampling.get("last_frame") else ""
+    last_frame = ", with the last one" if sampling["last_frame"] else ""
     pieces = f"shots up to {longest}" if sampling["shots"] else longest
-    ending = last_frame + ("" if sampling.get("deinterlace", True) else ", with combs")
+    ending = last_frame + ("" if sampling["deinterlace"] else ", with combs")
     if sampling["frames"] is not None:
         return f"{pieces}, {sampling['frames']} frames{ending}"
     return f"{pieces}, {sampling['fps']:g} fps, {sampling['max_frames']} frames at most{ending}"
@@ -100,7 +100,7 @@ THUMBNAILS = "thumbnails"
 """Kind of the thumbnails that the studio keeps."""
 LARGE = frozenset((THUMBNAILS, *(s.writes for pipeline in KEPT_PIPELINES for s in pipeline)))
 """Kinds that take nearly all the space; the small others are deleted only after these."""
-KEPT = ("rebuilds", "scopes", "rungs", "rows", "precisions", "ways")
+KEPT = ("rebuilds", "namespaces", "rungs", "rows", "precisions", "ways")
 """Kinds that are never deleted: a few kB of settings, rebuild records, and results of trials."""
 
 
