@@ -19,6 +19,7 @@ from artifacts.captions import CONFIDENCE
 from artifacts.edits import Edit
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
+from artifacts.store_format import prepare_store
 from artifacts.tensors import pack_tree
 from flows.results.report.media import captioned_media
 from flows.reviewing import teaching
@@ -184,6 +185,7 @@ def stored(folder: Path, vectors: np.ndarray, pack: int = 100) -> str:
         features = {"image": {"pooler_output": (tokens,)}}
         meta, payload = pack_tree({"features": features, "side": {"grid": torch.ones(9, 9)}})
         records.append(Record(key=f"features {at}", meta={"tree": meta}, payload=payload))
+    prepare_store(FolderStore(folder))
     kept = RecordSet(FolderStore(folder), "features", "ab" * 32)
     for at in range(0, len(records), pack):
         kept.publish(records[at : at + pack])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, UsageError, redacted
 from artifacts.store import Store, open_store
+from artifacts.store_format import prepare_store
 from flows.checkpoint.graphs import INSTALL_HINT, GraphSpeed, missing_libraries, tensorrt_version
 from flows.checkpoint.precision import FLASH_CAPABILITY, flash_installed, no_bfloat16
 from flows.console.display import Display
@@ -88,7 +89,7 @@ def _print_measured(device: str) -> None:
 def _check_store(store: Store) -> None:
     """Check that the default store can be written. Raises EnvironmentFault."""
     try:
-        store.check_writable()
+        prepare_store(store)
     except EnvironmentFault as error:
         hint = "Set PENSTOCK_STORE, or XDG_CACHE_HOME for all cached files, to another folder"
         raise EnvironmentFault(error.message, hint=hint) from error

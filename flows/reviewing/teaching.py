@@ -26,6 +26,7 @@ from artifacts.packs import Record, RecordSet, stored_namespaces
 from artifacts.plurals import counted
 from artifacts.store import open_store
 from artifacts.store_folders import local_folder
+from artifacts.store_format import check_format
 from artifacts.tensors import float_tensors
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ def _opened(url: str, keys: set[str]) -> list[RecordSet]:
     if "://" in url.removeprefix("file://") or not url or local_folder(url) is None:
         return []
     store, found = open_store(url), list[RecordSet]()
+    check_format(store)
     for namespace in sorted(stored_namespaces(store, "features")):
         one = RecordSet(store, "features", namespace)
         if held := keys & one.keys():
