@@ -19,8 +19,6 @@ from flows.console.lines import print_lines
 from flows.console.units import size
 from flows.machine.cpu import cpu_has_bfloat16
 from flows.machine.device_probe import check_device, device_memory
-from flows.machine.fork_trial import try_forks
-from flows.machine.fork_verdict import start_line
 from flows.machine.launch import DirectLauncher
 from flows.machine.loopback import answers
 from flows.machine.versions import versions
@@ -69,9 +67,6 @@ def doctor_command(given: argparse.Namespace) -> int:
         display = Display()
         display.print_line("measuring this machine …")
         measure(device, store.local, DirectLauncher(display.on_event))
-        if device != "cpu":
-            display.print_line("trying to fork processes that use the GPU …")
-            try_forks(device, display.on_event)
         if given.model:
             display.print_line(f"measuring the graphs of {given.model} …")
             speed = time_graphs(given.model, device, store, DirectLauncher(display.on_event))
@@ -82,8 +77,6 @@ def doctor_command(given: argparse.Namespace) -> int:
 
 def _print_measured(device: str) -> None:
     print_lines(*measured_lines(find_machine(device)))
-    if device != "cpu":
-        print_lines(ROW.format("stages", start_line()))
 
 
 def _check_store(store: Store) -> None:
