@@ -92,8 +92,8 @@ def test_a_correction_outlives_another_way(clips: Path, tmp_path: Path) -> None:
     first = place.captions()[0]
     key = key_of(first["features"], first.get("name", ""), first["prompt"], first["caption"])
     journal = EditJournal(place.out)
-    change = {"of": key, "name": "", "prompt": first["prompt"], "said": first["caption"]}
-    change |= {"caption": "a red kite", "review": "accepted"}
+    change = {"of": key, "media_path": first["media_path"], "start": first["start"]}
+    change |= {"said": first["caption"], "caption": "a red kite", "review": "accepted"}
     action = {"id": "1", "time": "2026-01-01T00:00:00+00:00", "does": "correct"}
     journal.add({**action, "changes": [change]})
     journal.close()
