@@ -1,6 +1,7 @@
 """What every store must do, in a folder, without one, and in a bucket."""
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -346,3 +347,15 @@ def test_clear_stops_where_a_job_runs(store: Store) -> None:
     with leased(store, [NAMESPACE], Path("out")), pytest.raises(UsageError, match="is in use by"):
         clear(store)
     assert store.get(NAME) == b"99\n"
+
+
+def test_only_prepare_store_begins_to_write_a_store() -> None:
+    """So no command writes records into a store before its number."""
+    root = Path(__file__).parents[1]
+    found = {
+        path.relative_to(root).as_posix()
+        for package in ("artifacts", "flows", "penstock", "stages")
+        for path in (root / package).rglob("*.py")
+        if re.search(r"\.check_writable\(\)", path.read_text(encoding="utf-8"))
+    }
+    assert found == {"artifacts/store_format.py", "artifacts/stores/bucket_store.py"}
