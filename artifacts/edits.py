@@ -62,9 +62,9 @@ def review(value: Any) -> bool:
 
 CHANGE = {
     "of": text,
-    "media_path": OptionalField(text),
-    "start": OptionalField(number),
-    WORDS: OptionalField(text),
+    "media_path": text,
+    "start": number,
+    WORDS: text,
     "caption": Nullable(text),
     "review": review,
 }

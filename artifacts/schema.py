@@ -63,14 +63,6 @@ class Sampling:
         return self.chunk_seconds >= WHOLE_SECONDS and not self.shots
 
     @property
-    def key_fields(self) -> dict[str, Any]:
-        """Return the fields of a cache key."""
-        fields = fields_of(self)
-        if self.deinterlace:
-            del fields["deinterlace"]
-        return fields
-
-    @property
     def settings(self) -> dict[str, Any]:
         """Return the fields by name, for display and JSON."""
         whole = {"chunk_seconds": None, "whole": True} if self.whole else {}

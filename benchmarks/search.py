@@ -31,7 +31,13 @@ ADDED = 1000
 TEXT_SIGNAL = 0.35
 """Part of a text's direction that pictures share."""
 MAKER = Maker(
-    model="drawn", revision=None, half="drawn", recipe="drawn", precision="fp32", width=WIDTH
+    model="drawn",
+    revision=None,
+    half="drawn",
+    text_half="drawn",
+    recipe="drawn",
+    precision="fp32",
+    width=WIDTH,
 )
 Drawn = NDArray[np.float32]
 

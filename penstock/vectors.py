@@ -70,11 +70,6 @@ class Labels(FinishedRecords[Labelled, LabelsWritten]):
 class Hits(list[Hit]):
     """The results of a search, best first."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.warnings: list[str] = []
-        """Warnings of the search, which the command prints."""
-
     def table(self) -> Any:
         """Return the hits as a pyarrow table."""
         kinds = {
@@ -147,10 +142,7 @@ def search(
     build = partial(config_with, options=options, known=SearchOptions.__annotations__)
     query, place = build(SearchQuery, what=path_of("what", what)), build(SearchPlace)
     folder = folder_named(path_of("index", index), "index")
-    hits = Hits()
-    display = Display(quiet=True)
-    hits += search_index(folder, query, place, display, hits.warnings.append)
-    return hits
+    return Hits(search_index(folder, query, place, Display(quiet=True)))
 
 
 def _labelled(result: LabelsWritten) -> Iterator[Labelled]:

@@ -18,11 +18,13 @@ from artifacts.errors import EnvironmentFault
 from artifacts.signing import anybody, proof_by
 from artifacts.store_folders import local_folder
 
+PLACE = {"media_path": "a.mp4", "start": 0.0, "said": "x"}
+
 
 def deed(name: str, second: int = 0, /, **words: str | None) -> dict[str, Any]:
     """A deed that gives captions these words; None rejects one."""
     changes = [
-        {"of": key, "caption": text, "review": "accepted" if text else "rejected"}
+        {"of": key, **PLACE, "caption": text, "review": "accepted" if text else "rejected"}
         for key, text in words.items()
     ]
     return {**step(name, "correct", second), "changes": changes}
@@ -228,6 +230,7 @@ name, local = sys.argv[1:]
 for number in range(20):
     text = f"{name} {number} " + "x" * 20_000
     change = {"of": f"{name} {number}", "caption": text, "review": ""}
+    change |= {"media_path": "a.mp4", "start": 0.0, "said": "x"}
     StoredEdits(Path(local)).add([
         {"id": f"{name} {number}", "time": "2026-01-01", "does": "x", "changes": [change]}
     ])

@@ -41,7 +41,12 @@ from flows.studio import choices
 SECRET = "0123456789abcdef" * 4
 EDIT = {
     "id": "1", "time": "2026-01-01T00:00:00+00:00", "does": "correct",
-    "changes": [{"of": "key", "caption": "a red ball", "review": "accepted"}],
+    "changes": [
+        {
+            "of": "key", "media_path": "a.mp4", "start": 0.0, "said": "x",
+            "caption": "a red ball", "review": "accepted",
+        }
+    ],
 }  # fmt: skip
 Reader = Callable[[Path], Any]
 """Returns what a file says, and raises its error; or returns the notes of a run that goes on."""

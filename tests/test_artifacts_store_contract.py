@@ -1,6 +1,7 @@
 """What every store must do, in a folder, without one, and in a bucket."""
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,14 +11,16 @@ from typing import Any
 import pytest
 
 from artifacts.claims import claims_at
+from artifacts.errors import UsageError
 from artifacts.pack_object import DamagedRecord, verify
 from artifacts.packs import Record, RecordSet, stored_namespaces
 from artifacts.store import SCHEMES, Store, open_store
+from artifacts.store_format import FORMAT, NAME, check_format, prepare_store
 from flows.console.display import Display
 from flows.job.prepare import prepare
 from flows.machine.leases import leased, running_jobs
 from flows.options.commands import CaptionConfig
-from flows.upkeep.cache import collect, holdings
+from flows.upkeep.cache import clear, collect, holdings
 from flows.upkeep.rebuild import RebuildOptions, rebuild
 from penstock_demo.clips import write_clips
 from tests.support.inside import InsideLauncher, Ran, run_inside
@@ -297,3 +300,62 @@ def test_a_rebuild_encodes_what_lacks_and_removes_the_rest(store: Store, tmp_pat
     assert answered(prune=True) == (0, 0)
     (namespace,) = stored_namespaces(store, "features")
     assert len(RecordSet(store, "features", namespace)) == 2
+
+
+def test_a_store_gets_the_number_of_its_format_before_its_first_record(store: Store) -> None:
+    check_format(store)
+    assert store.stat(NAME) is None, "reading an empty store writes nothing"
+    prepare_store(store)
+    prepare_store(open_store(store.url))
+    assert store.get(NAME) == f"{FORMAT}\n".encode()
+    assert [*store.list()] == [NAME]
+
+
+@pytest.mark.parametrize("number", [b"2\n", b"", b"\xff" * 99, None])
+def test_a_store_of_another_format_is_refused(store: Store, number: bytes | None) -> None:
+    if number is None:
+        RecordSet(store, "captions", NAMESPACE).publish([Record(key="a" * 64)])
+    else:
+        store.put_if_absent(NAME, [number])
+    for ask in (check_format, prepare_store):
+        with pytest.raises(UsageError, match="another format") as refused:
+            ask(open_store(store.url))
+        assert f"penstock cache clear --store {store.url}" in refused.value.hint
+    assert (store.stat(NAME) is None) == (number is None)
+
+
+def test_clear_deletes_the_records_of_any_format_and_keeps_what_people_wrote(store: Store) -> None:
+    store.put_if_absent(NAME, [b"99\n"])
+    for kind in ("captions", "namespaces", "frames"):
+        RecordSet(store, kind, NAMESPACE).publish([Record(key="a" * 64, payload=b"x" * 100)])
+    store.put_if_absent("quarantine/captions/aa/one.pack", [b"bad"])
+    store.local.mkdir(parents=True, exist_ok=True)
+    kept = {"corrections.jsonl": b"{}\n", "written.jsonl": b"{}\n", "signing-key-1": b"secret"}
+    for name, content in kept.items():
+        (store.local / name).write_bytes(content)
+    cleared = clear(open_store(store.url))
+    assert cleared.objects == 4 and cleared.bytes > 300
+    again = open_store(store.url)
+    assert not [name for name in again.list() if name.endswith(".pack")]
+    assert {name: (store.local / name).read_bytes() for name in kept} == kept
+    check_format(again)
+    assert again.get(NAME) == f"{FORMAT}\n".encode()
+
+
+def test_clear_stops_where_a_job_runs(store: Store) -> None:
+    store.put_if_absent(NAME, [b"99\n"])
+    with leased(store, [NAMESPACE], Path("out")), pytest.raises(UsageError, match="is in use by"):
+        clear(store)
+    assert store.get(NAME) == b"99\n"
+
+
+def test_only_prepare_store_begins_to_write_a_store() -> None:
+    """So no command writes records into a store before its number."""
+    root = Path(__file__).parents[1]
+    found = {
+        path.relative_to(root).as_posix()
+        for package in ("artifacts", "flows", "penstock", "stages")
+        for path in (root / package).rglob("*.py")
+        if re.search(r"\.check_writable\(\)", path.read_text(encoding="utf-8"))
+    }
+    assert found == {"artifacts/store_format.py", "artifacts/stores/bucket_store.py"}

@@ -431,7 +431,7 @@ def test_who_died_here_has_no_lease(store: Store, tmp_path: Path) -> None:
     assert running_jobs(open_store(store.url)) == []
 
 
-@pytest.mark.parametrize("text", [b"\xff\xfe", b"[1]", b'{"scopes": 5}', b""])
+@pytest.mark.parametrize("text", [b"\xff\xfe", b"[1]", b'{"namespaces": 5}', b""])
 def test_a_note_that_is_none_stops_nobody(store: Store, text: bytes) -> None:
     store.put_if_absent("jobs/odd", [text])
     assert running_jobs(store) == []

@@ -15,7 +15,7 @@ from flows.cli.main import main
 from tests.support.pickled import drawn, write_folder
 
 pytestmark = pytest.mark.slow
-PICTURE = Path(__file__).parent / "data" / "before" / "clips" / "small.png"
+PICTURE = Path(__file__).parent / "data" / "clips" / "small.png"
 OWNERS = ("export", "tune", "index")
 ADDERS = {"caption": "captions.jsonl", "label": "labels.jsonl", "embed": "embeddings.parquet"}
 """Command → one of the files that it writes."""

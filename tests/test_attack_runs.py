@@ -17,6 +17,7 @@ import pytest
 
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
+from artifacts.store_format import prepare_store
 from penstock_demo.clips import write_clips
 from tests.support.attacks import Outcome, attacked, seeded
 from tests.support.pipeline import ROOT, SECONDS, Place, read_lines
@@ -84,6 +85,7 @@ def scene(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Scene:
         )
         for name in RUNS
     }
+    prepare_store(FolderStore(store))
     old = RecordSet(FolderStore(store), "features", "0d" * 32)
     for number in range(OLD_PACKS):
         old.publish([Record(key=f"{number}", payload=bytes(OLD_BYTES))])
@@ -186,6 +188,7 @@ def test_what_is_stored_is_stored_once_and_whole(scene: Scene, kind: str) -> Non
 
 
 def test_nothing_is_left_over_and_nothing_was_set_aside(scene: Scene) -> None:
+    prepare_store(FolderStore(scene.store))
     old = RecordSet(FolderStore(scene.store), "features", "0d" * 32)
     assert len(old) < OLD_PACKS, "what nobody wants was deleted meanwhile"
     assert not [path for path in (scene.store / "quarantine").rglob("*") if path.is_file()]

@@ -30,7 +30,7 @@ STARTERS = ("flows", "stages", "artifacts", "penstock", "penstock_demo", "script
 STARTS = {"stages/process/fork_client.py", "flows/deployments/server.py", "scripts/run_worker.py"}
 """Some of the files that start Python, so that a search that finds none fails."""
 OF_DEVELOPERS = frozenset(
-    ("page_pictures", "resume_picture", "gallery", "store_before", "follow_deploy", "fault_check",
+    ("page_pictures", "resume_picture", "gallery", "follow_deploy", "fault_check",
      "prefect_stack")
 )  # fmt: skip
 """Scripts that run in the clone and prepare or check a release: no user starts them."""

@@ -208,7 +208,13 @@ def test_a_book_that_is_no_file_is_done_without(
 def test_a_changed_claim_of_a_job_stops_nobody(tmp_path: Path, number: int) -> None:
     store = FolderStore(tmp_path)
     draw = seeded("jobs", number)
-    claim = {"pid": 1, "host": "elsewhere", "system": "x", "out": "o", "scopes": ["ab" * 32] * 9}
+    claim = {
+        "pid": 1,
+        "host": "elsewhere",
+        "system": "x",
+        "out": "o",
+        "namespaces": ["ab" * 32] * 9,
+    }
     data = bytearray(json.dumps(claim).encode())
     for _ in range(draw.randrange(1, 4)):
         draw.choice(CHANGES)(data, draw)

@@ -106,7 +106,8 @@ def plant(out: Path, store: Path, ran: Path, port: int) -> None:
     words.append("--trust-remote-code")
     (row, *_) = jsonl(out / "captions.jsonl")
     of = key_of(row["features"], row.get("name", ""), row["prompt"], row["caption"])
-    change = {"of": of, "caption": PLANTED, "review": "accepted"}
+    change = {"of": of, "caption": PLANTED, "review": "accepted", "said": row["caption"]}
+    change |= {name: row[name] for name in ("media_path", "start")}
     now = datetime.now(UTC).isoformat(timespec="seconds")
     write(out / "edits.jsonl", [{"id": "a", "time": now, "does": "x", "changes": [change]}])
     record = json.loads((out / "run.json").read_text())

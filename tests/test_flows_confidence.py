@@ -19,6 +19,7 @@ from artifacts.captions import CONFIDENCE
 from artifacts.edits import Edit
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
+from artifacts.store_format import prepare_store
 from artifacts.tensors import pack_tree
 from flows.results.report.media import captioned_media
 from flows.reviewing import teaching
@@ -184,6 +185,7 @@ def stored(folder: Path, vectors: np.ndarray, pack: int = 100) -> str:
         features = {"image": {"pooler_output": (tokens,)}}
         meta, payload = pack_tree({"features": features, "side": {"grid": torch.ones(9, 9)}})
         records.append(Record(key=f"features {at}", meta={"tree": meta}, payload=payload))
+    prepare_store(FolderStore(folder))
     kept = RecordSet(FolderStore(folder), "features", "ab" * 32)
     for at in range(0, len(records), pack):
         kept.publish(records[at : at + pack])
@@ -205,7 +207,7 @@ def test_without_features_it_is_doubt_and_says_so(tmp_path: Path) -> None:
     assert found.keys == ["3", "0", "1", "2"] and "no longer in the store" in found.note
     given = captions([None, None, None], [0], "gs://elsewhere/store")
     found = teach_ranking(given, PooledFeatures())
-    assert found.keys == ["1", "2", "0"] and "earlier version" in found.note
+    assert found.keys == ["1", "2", "0"] and "no margins" in found.note
 
 
 def test_features_are_read_in_a_bounded_time_and_then_kept(

@@ -1,5 +1,4 @@
-"""Features and captions of a clip are those of the clip alone, whatever is encoded with it; what an
-earlier version stored (scripts/store_before.py) still answers, and says the same."""
+"""Features and captions of a clip are those of the clip alone, whatever is encoded with it."""
 
 import json
 import random
@@ -15,13 +14,11 @@ from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from flows.cli.main import main
 from flows.console.display import Display
-from flows.options.commands import CaptionConfig
 from flows.running.run import caption
-from scripts.store_before import BEFORE, FORMATS, PROMPTS
 from stages.process.job import job_fields
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import embed, vectors, write_images
-from tests.support.inside import InsideLauncher, run_inside
+from tests.support.inside import run_inside
 from tests.support.media import write_video
 from tests.support.pipeline import Place
 from tests.support.stand_ins import Stages, config_in
@@ -95,8 +92,8 @@ def test_a_correction_outlives_another_way(clips: Path, tmp_path: Path) -> None:
     first = place.captions()[0]
     key = key_of(first["features"], first.get("name", ""), first["prompt"], first["caption"])
     journal = EditJournal(place.out)
-    change = {"of": key, "name": "", "prompt": first["prompt"], "said": first["caption"]}
-    change |= {"caption": "a red kite", "review": "accepted"}
+    change = {"of": key, "media_path": first["media_path"], "start": first["start"]}
+    change |= {"said": first["caption"], "caption": "a red kite", "review": "accepted"}
     action = {"id": "1", "time": "2026-01-01T00:00:00+00:00", "does": "correct"}
     journal.add({**action, "changes": [change]})
     journal.close()
@@ -136,33 +133,3 @@ def test_a_finished_chunk_is_computed_again_only_where_its_batch_matters(
     caption(config, Display(quiet=True), stages.launcher)
     assert len(whole[0]) > 1
     assert stages.batches("encode") == ([whole[0][:1]] if way == "auto" else whole[:1])
-
-
-CHANGED = "if finished work is meant to be done again, run scripts/store_before.py"
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow][:at]) for at, n in enumerate(PROMPTS)]
-)
-def test_what_an_earlier_version_stored_answers_now(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for part in ("clips", "store"):
-        shutil.copytree(BEFORE / part, tmp_path / part)
-    monkeypatch.chdir(tmp_path)
-    launcher = InsideLauncher()
-    config = CaptionConfig(
-        sources=("clips",),
-        model="demo",
-        precision="fp32",
-        chunk=2.0,
-        store="store",
-        out=name,
-        prompt=dict(zip(PROMPTS[name][::2], PROMPTS[name][1::2], strict=True)).get("--prompt"),
-        format=tuple(FORMATS[1].split(",")),
-    )
-    result = caption(config, Display(quiet=True), lambda _: launcher)
-    assert set(launcher.started) <= {"describe"}, CHANGED
-    assert (result.captions, result.failures) == (5, [])
-    written = {p.name: p.read_bytes() for p in (BEFORE / name).iterdir()}
-    assert {n: (tmp_path / name / n).read_bytes() for n in written} == written, CHANGED

@@ -235,7 +235,7 @@ def test_another_machine_s_claim_is_a_lease(
 ) -> None:
     path = store.local / "jobs" / "one.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"host": "elsewhere", "scopes": [HELD]}))
+    path.write_text(json.dumps({"host": "elsewhere", "namespaces": [HELD]}))
     when = clock_of(store.local) - age
     os.utime(path, (when, when))
     clock = time.time
@@ -264,7 +264,8 @@ def test_a_lock_is_asked_for_on_a_file_that_may_be_written(
 
 
 @pytest.mark.parametrize(
-    "text", [b"\xff\xfe", b"[1]", b"5", b'{"scopes": 5}', b'{"scopes": [[]]}', b"[" * 100_000, b""]
+    "text",
+    [b"\xff\xfe", b"[1]", b"5", b'{"namespaces": 5}', b'{"namespaces": [[]]}', b"[" * 100_000, b""],
 )
 def test_a_claim_that_is_none_stops_nobody(store: FolderStore, text: bytes) -> None:
     path = store.local / "jobs" / "odd.json"

@@ -1,7 +1,6 @@
-"""A GPU is tried before any work begins, and stages are forked on it only where a trial has shown
-that forks compute. The card is stood in for."""
+"""A GPU is tried before any work begins, and stages are forked on it until a fork cannot use it.
+The card is stood in for."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +10,10 @@ import pytest
 
 from artifacts.errors import EnvironmentFault, StageDied
 from artifacts.locks import try_hold
-from flows.machine import device_probe, launch
+from flows.machine import device_probe
 from flows.machine.device_probe import check_device, device_memory, try_device
-from flows.machine.fork_trial import try_forks
-from flows.machine.fork_verdict import UNTRIED, refusal_to_fork, remember, start_line
 from flows.machine.launch import DirectLauncher, ForkingLauncher, StageCall, StageHandle
-from stages.process import fork_trial
+from scripts.gpu_check import forks as gpu_forks
 from stages.process.events import Event, Warned
 from stages.process.fork_client import ForkServer
 from stages.process.lock import lock_path
@@ -172,40 +169,20 @@ class Launched:
         return bool(self.start().wait().notes["parent"] != os.getpid())
 
 
-@pytest.mark.slow
-def test_what_a_trial_finds_is_remembered_for_this_card_driver_and_torch(
-    cards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert refusal_to_fork() == UNTRIED and "doctor --measure" in start_line()
-    assert try_forks(CARD, lambda *_: None) == ""
-    made = gpus.contexts(cards)
-    assert len(set(made)) == len(made) == 5 and os.getpid() not in made
-    assert refusal_to_fork() == "" and "forked" in start_line()
-    (kept,) = (tmp_path / "cache").glob("penstock/forks/*.json")
-    value = json.loads(kept.read_text())
-    assert (value["card"], value["uuid"]) == (gpus.gpu().name, gpus.gpu().uuid)
-    see(tmp_path, monkeypatch, driver_version="999.1")
-    assert refusal_to_fork() == UNTRIED
-
-
 @pytest.mark.parametrize(
     ("entry", "why"),
     [("told_if_fresh", "forked subprocess"), ("told_with_other_bits", "computes other bits")],
 )
-def test_a_card_on_which_forks_fail_is_not_forked_for(
-    entry: str, why: str, cards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_check_of_forks_says_why_a_card_cannot_be_forked_for(
+    entry: str, why: str, cards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(launch.ENTRIES, "try_forks", f"light_stages:{entry}")
-    assert why in try_forks(CARD, lambda *_: None)
-    assert why in refusal_to_fork()
-    with ForkServer() as forks:
-        assert not Launched("light_stages:told", forks, tmp_path).is_forked()
+    monkeypatch.setitem(gpu_forks.ENTRIES, "try_forks", f"light_stages:{entry}")
+    assert why in gpu_forks.try_forks(CARD)
 
 
 def test_a_fork_that_cannot_use_cuda_is_started_anew_and_is_the_last(
     cards: Path, tmp_path: Path
 ) -> None:
-    remember(CARD, "")
     with ForkServer() as forks:
         stages = Launched("light_stages:told_if_fresh", forks, tmp_path)
         outcome = stages.start().wait()
@@ -213,14 +190,11 @@ def test_a_fork_that_cannot_use_cuda_is_started_anew_and_is_the_last(
         said = [event.text for event in stages.heard if isinstance(event, Warned)]
         assert len(said) == 1 and "no longer forked" in said[0] and said[0] in outcome.warnings
         assert not stages.is_forked()
-        assert refusal_to_fork() == UNTRIED
-        assert not Launched("light_stages:told", forks, tmp_path).is_forked()
 
 
 def test_a_worker_whose_requests_are_gone_is_left_to_its_server(
     cards: Path, tmp_path: Path
 ) -> None:
-    remember(CARD, "")
     with ForkServer() as forks:
         stages = Launched("light_stages:told_if_fresh", forks, tmp_path)
         worker = stages.start(persistent=True)
@@ -232,7 +206,6 @@ def test_a_worker_whose_requests_are_gone_is_left_to_its_server(
 def test_a_server_that_has_used_cuda_forks_nothing(cards: Path, tmp_path: Path) -> None:
     code = "import torch; torch.zeros(1, device='cuda:0')\nfrom light_stages import told as run\n"
     (tmp_path / "uses_cuda.py").write_text(code)
-    remember(CARD, "")
     with ForkServer() as forks:
         assert not Launched("uses_cuda:run", forks, tmp_path).is_forked()
         assert not Launched("light_stages:told", forks, tmp_path).is_forked()
@@ -245,15 +218,6 @@ def test_libraries_that_ask_cuda_are_imported_after_the_fork(cards: Path, tmp_pa
     code += "def run(job, report):\n    import asks_cuda\n"
     code += "    report.note(parent=os.getppid(), own=asks_cuda.IMPORTED_BY == os.getpid())\n"
     (tmp_path / "warms.py").write_text(code)
-    remember(CARD, "")
     with ForkServer() as forks:
         notes = Launched("warms:run", forks, tmp_path).start().wait().notes
         assert notes["parent"] != os.getpid() and notes["own"]
-
-
-def test_a_process_that_waits_alone_gives_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fork_trial, "MEETING_SECONDS", 0.1)
-    with pytest.raises(TimeoutError):
-        fork_trial.meet(tmp_path)

@@ -30,7 +30,7 @@ from tests.support.by_hand import model
 from tests.support.clips import clips, profile_of
 from tests.support.families import checkpoint
 from tests.support.inside import InsideLauncher, run_inside
-from tests.support.keys_before import namespaces
+from tests.support.keys import namespaces
 from tests.support.media import write_video
 from tests.support.pipeline import Place
 from tests.support.plan_cases import kept_folder, plan_case

@@ -257,15 +257,6 @@ def test_a_report_shows_each_figure_beside_its_bound_and_the_captions_of_the_ori
     assert [line[1] for line in cosine["lines"]] == [0.993, 0.99]
 
 
-def test_a_verdict_of_an_earlier_version_has_no_plots_and_keeps_its_bounds(tmp_path: Path) -> None:
-    runs(tmp_path)
-    text = {name: value for name, value in TEXT.items() if name != "by_caption"}
-    verdict(tmp_path, {"text": text}, gates={"text.divergence": 0.001})
-    parity = facts(tmp_path, tmp_path)["parity"]
-    assert parity["plots"] == []
-    assert parity["rows"][0][1:] == ("0.002", "≤ 0.001", "✕")
-
-
 def test_the_report_lies_in_the_folder_of_the_export_and_its_words_stay_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -311,23 +311,3 @@ def test_a_wrong_index_is_one_line(
         assert rows.name in error and "index verify" in error and error.count("\n") == 1
     assert index("verify", place) == 1
     assert rows.name in capsys.readouterr().out
-
-
-BEFORE = Path(__file__).parent / "data" / "index_before"
-"""Pictures, an index that the version before this comparison built of them by
-`penstock index build media --model demo --precision fp32`, and what it found for WORDS."""
-WORDS = ("a photo of a red square", "green circle")
-
-
-@pytest.mark.slow
-def test_an_index_without_digest_finds_the_same_and_warns(tmp_path: Path, capsys: Said) -> None:
-    shutil.copytree(BEFORE, tmp_path, dirs_exist_ok=True)
-    index = tmp_path / "index"
-    where = ["--index", str(index), "--store", str(tmp_path / "store")]
-    assert main(["search", WORDS[0], "--not", WORDS[1], *where, "--json"]) == 0
-    out, err = capsys.readouterr()
-    of_red = {hit["media_path"]: hit for hit in read_lines(BEFORE / "hits.jsonl")[:5]}
-    hits = [json.loads(line) for line in out.splitlines()]
-    near = pytest.approx(of_red["red.png"]["score"], abs=1e-4)
-    assert hits and hits[0] == {**of_red["red.png"], "score": near}
-    assert err.count("\n") == 1 and f"penstock index add SOURCES --index {index}" in err

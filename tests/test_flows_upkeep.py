@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from artifacts.claims import claims_at
 from artifacts.errors import Interrupted, UsageError
@@ -20,7 +21,9 @@ from artifacts.locks import try_hold
 from artifacts.pack_object import verify
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
+from artifacts.store_format import prepare_store
 from flows.checkpoint.user_gguf import COPIES
+from flows.cli import cache_command
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.machine.leases import leased, running_jobs
@@ -36,6 +39,7 @@ from tests.support.pipeline import PENSTOCK, ROOT, Place, wait_gone
 from tests.support.rebuilds import rebuilding
 from tests.support.stand_ins import PROFILE, Stages, config_in
 
+Said = pytest.CaptureFixture[str]
 HELD, FREE = "aa" * 32, "bb" * 32
 
 
@@ -108,6 +112,7 @@ def test_a_dry_run_says_the_same_and_deletes_nothing(store: FolderStore) -> None
 def test_what_another_process_needs_stays_until_that_process_is_dead(
     store: FolderStore, holder: "subprocess.Popen[str]", capsys: pytest.CaptureFixture[str]
 ) -> None:
+    prepare_store(store)
     held = put(store, "features", HELD, "a", used=1)
     free = put(store, "features", FREE, "b", used=2)
     (job,) = running_jobs(store)
@@ -126,6 +131,7 @@ def test_what_another_process_needs_stays_until_that_process_is_dead(
 
 
 def test_ls_tells_all_namespaces(store: FolderStore, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare_store(store)
     put(store, "features", FREE, "a", used=1)
     (holding_,) = holdings(store)
     assert (holding_.kind, holding_.namespace, holding_.packs) == ("features", FREE, 1)
@@ -136,6 +142,7 @@ def test_ls_tells_all_namespaces(store: FolderStore, capsys: pytest.CaptureFixtu
 
 
 def test_verify_is_exit_1_once(store: FolderStore, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare_store(store)
     pack = put(store, "features", FREE, "a", used=1)
     pack.write_bytes(pack.read_bytes()[:-1] + b"?")
     command = ["cache", "verify", "--store", store.url]
@@ -430,3 +437,46 @@ def test_the_flow_makes_the_bytes_of_the_plain_command(tmp_path: Path) -> None:
         assert rebuild_features(nothing, return_state=True).is_failed()
     assert flow.stored("features") == plain.stored("features")
     assert len(flow.stored("features")) == 2
+
+
+OTHER_FORMAT: dict[str, list[str]] = {
+    "ls": ["cache", "ls"],
+    "verify": ["cache", "verify"],
+    "gc": ["cache", "gc", "--max", "1GB"],
+    "rebuild": ["cache", "rebuild", "clips", "--model", "demo"],
+    "caption": ["caption", "clips", "--model", "demo"],
+    "plan": ["plan", "--model", "demo"],
+    "sift": ["sift", "clips"],
+}
+
+
+@pytest.mark.parametrize("command", OTHER_FORMAT)
+def test_every_command_refuses_a_store_of_another_format(
+    command: str, store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips").mkdir()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "clips" / "a.png")
+    store.put_if_absent("format", [b"99\n"])
+    put(store, "captions", FREE, "c", used=1)
+    before = {name: stat.size for name, stat in store.stats()}
+    assert main([*OTHER_FORMAT[command], "--store", store.url]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"penstock cache clear --store {store.url}" in error
+    assert {name: stat.size for name, stat in store.stats()} == before
+
+
+def test_a_store_is_cleared_only_after_a_yes(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
+    command = ["cache", "clear", "--store", store.url]
+    pack = put(store, "captions", FREE, "c", used=1)
+    monkeypatch.setattr(cache_command, "is_terminal", lambda _: False)
+    assert main(command) == 2 and "--yes" in capsys.readouterr().err
+    monkeypatch.setattr(cache_command, "is_terminal", lambda _: True)
+    for answer, code in (("", 1), ("n", 1), ("y", 0)):
+        monkeypatch.setattr("builtins.input", lambda _, answer=answer: answer)
+        assert pack.exists()
+        assert main(command) == code
+    assert not pack.exists() and "deleted 1 object" in capsys.readouterr().out
+    assert main([*command, "--yes"]) == 0 and main(["cache", "ls", "--store", store.url]) == 0

@@ -74,8 +74,9 @@ def test_captions_through_the_store_are_those_of_the_whole_model(
     tokens = [event["tokens"] for event in told if event["event"] == "item"]
     assert tokens == [caption["tokens"] for caption in found]
     assert all(0 < count <= 8 for count in tokens)
-    assert found[0].keys() == {"caption", "tokens", "ended", "engine", *CONFIDENCE}
-    assert found[0]["engine"] == "transformers"
+    stated = {"caption", "tokens", "ended", "engine", "engine_version"}
+    assert found[0].keys() == {*stated, *CONFIDENCE}
+    assert (found[0]["engine"], found[0]["engine_version"]) == ("transformers", 1)
 
     wave.settings["prefill"] = 5
     assert noted(wave.decode(PROMPTS, OTHER))["prefill_way"] == "generate"

@@ -2,7 +2,6 @@
 two stages caption with them as the whole models do."""
 
 import functools
-import json
 import math
 import re
 from dataclasses import fields, replace
@@ -31,11 +30,8 @@ from stages.tune.examples import make_example
 from tests.support.checkpoints import OMNI, whole_checkpoint
 from tests.support.clips import PROMPTS, clips, joint_model, profile_of
 from tests.support.families import BUILDERS, checkpoint
-from tests.support.keys_before import (
-    CHECKPOINTS,
+from tests.support.keys import (
     COMMANDS,
-    RECORDED,
-    keys_of,
     namespaces,
 )
 from tests.support.processors import KINDS, plain_call, processor_folder
@@ -150,14 +146,6 @@ def test_a_word_for_a_picture_in_the_system_s_text_is_refused() -> None:
     row = prepare(processor, clips("image", 1)[0])
     with pytest.raises(UsageError, match="<image>"):
         rebuild(processor, [row], ["What?"], "You see <image>.")
-
-
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(f, marks=[] if f == "demo" else slow) for f in CHECKPOINTS],
-)
-def test_all_other_keys_are_those_of_an_earlier_version(family: str) -> None:
-    assert keys_of(family) == json.loads(RECORDED.read_text())[family]
 
 
 SPACED = (

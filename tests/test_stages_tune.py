@@ -41,8 +41,8 @@ from tests.support.adapters import loaded, matrices, source_of
 from tests.support.adapters import write_adapter as write_foreign
 from tests.support.waves import events, told_by
 
-BEFORE = Path(__file__).parent / "data" / "adapter_before"
-"""An adapter that an earlier version trained of the demo model, and what it said of a picture."""
+TRAINED = Path(__file__).parent / "data" / "adapter"
+"""An adapter trained on the demo model, and its caption of a picture."""
 
 
 def trained(source: Path, folder: Path, rank: int = 3) -> Path:
@@ -76,9 +76,9 @@ def test_peft_loads_exactly_its_tensors(tmp_path: Path, name: str) -> None:
     assert all(torch.equal(found[key].float(), numbers[key]) for key in numbers)
 
 
-def test_an_adapter_of_before_is_read_under_its_key(tmp_path: Path) -> None:
-    adapter = read_adapter(BEFORE)
-    (line,) = (BEFORE / "captions.jsonl").read_text().splitlines()
+def test_an_adapter_has_its_key(tmp_path: Path) -> None:
+    adapter = read_adapter(TRAINED)
+    (line,) = (TRAINED / "captions.jsonl").read_text().splitlines()
     known = json.loads(line)["precision"]["language"]
     digest = adapter_digest(adapter, ModelDigests(ContentDigests(tmp_path / "digests.jsonl")))
     assert known == f"fp32 with adapter {digest[:12]}"
@@ -86,13 +86,13 @@ def test_an_adapter_of_before_is_read_under_its_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_adapter_of_before_says_what_it_said(tmp_path: Path) -> None:
+def test_an_adapter_captions_as_recorded(tmp_path: Path) -> None:
     where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--quiet"]
-    model = ["--model", "demo", "--adapter", str(BEFORE), "--precision", "fp32"]
+    model = ["--model", "demo", "--adapter", str(TRAINED), "--precision", "fp32"]
     model += ["--encode-way", "batches"]
-    assert main(["caption", str(BEFORE / "red.png"), *model, *where]) == 0
+    assert main(["caption", str(TRAINED / "red.png"), *model, *where]) == 0
     said = json.loads((tmp_path / "out" / "captions.jsonl").read_text())
-    known = json.loads((BEFORE / "captions.jsonl").read_text())
+    known = json.loads((TRAINED / "captions.jsonl").read_text())
     for name in ("caption", "precision"):
         assert said[name] == known[name]
 
@@ -145,7 +145,7 @@ def test_a_training_goes_on_from_an_adapter_with_its_rank_and_alpha(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "red.png").write_bytes((BEFORE / "red.png").read_bytes())
+    (tmp_path / "data" / "red.png").write_bytes((TRAINED / "red.png").read_bytes())
     (tmp_path / "data" / "red.txt").write_text("red")
     folder = write_foreign(tmp_path / "adapter", matrices(demo_layers()), lora_alpha=1)
     ask = ["tune", str(tmp_path / "data"), "--model", "demo", "--out", str(folder), "--steps", "1"]

@@ -2,8 +2,8 @@
 search quality.
 
 `index.json` is the only list of files. A file that it does not name does not belong to the index: a
-writer ended before publishing it, or readers of an earlier version still have it open. The manifest
-is replaced as a whole, so a reader sees one version or the next.
+writer ended before publishing it, or readers of an earlier generation still have it open. The
+manifest is replaced as a whole, so a reader sees one generation or the next.
 """
 
 import json
@@ -49,9 +49,8 @@ class Maker:
     precision: str
     width: int
     """Numbers of a vector."""
-    text_half: str | None = None
-    """Digest of the half that reads texts, with its tokenizer; None in an index of a version that
-    did not record it."""
+    text_half: str
+    """Digest of the half that reads texts, with its tokenizer."""
 
     def makes_as(self, other: "Maker") -> bool:
         """Return whether vectors of both can stand in one index. A name may be another's."""
@@ -59,9 +58,8 @@ class Maker:
         return mine == theirs and self.has_halves_of(other)
 
     def has_halves_of(self, other: "Maker") -> bool:
-        """Return whether both halves are the same, as far as both makers record them."""
-        texts = {m.text_half for m in (self, other)} - {None}
-        return self.half == other.half and len(texts) < 2
+        """Return whether both halves are the same."""
+        return (self.half, self.text_half) == (other.half, other.text_half)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -164,25 +164,15 @@ def _locked(folder: Path) -> Iterator[None]:
 def _manifest(folder: Path, maker: Maker | None, made_by: str) -> Manifest:
     if maker is None or has_manifest(folder):
         manifest = read_manifest(folder)
-        return manifest if maker is None else _with_text_half(folder, manifest, maker)
+        if maker is not None:
+            refuse_other(folder, manifest.maker, maker)
+        return manifest
     if any(is_of_index(path.name) for path in folder.iterdir()):
         raise EnvironmentFault(
             f"{folder} holds files of an index, and no index.json",
             hint="Bring it back, or build the index in another folder",
         )
     manifest = Manifest(maker=maker, made_by=made_by)
-    write_manifest(folder, manifest)
-    return manifest
-
-
-def _with_text_half(folder: Path, manifest: Manifest, maker: Maker) -> Manifest:
-    """Return the manifest with the digest of the text half, published if it was not recorded yet.
-    Raises UsageError for another maker."""
-    refuse_other(folder, manifest.maker, maker)
-    if manifest.maker.text_half is not None or maker.text_half is None:
-        return manifest
-    known = replace(manifest.maker, text_half=maker.text_half)
-    manifest = replace(manifest, maker=known, generation=manifest.generation + 1)
     write_manifest(folder, manifest)
     return manifest
 

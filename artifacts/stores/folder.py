@@ -52,6 +52,8 @@ class FolderStore:
                     want -= len(piece)
         except FileNotFoundError:
             raise
+        except NotADirectoryError as error:
+            raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
         except OSError as error:
             raise read_fault(error, path) from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -1,28 +1,40 @@
-"""Implements `penstock cache ls|verify|gc|rebuild`, which maintain the store."""
+"""Implements `penstock cache ls|verify|gc|clear|rebuild`, which maintain the store."""
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from itertools import groupby
 
+from artifacts.errors import UsageError
 from artifacts.pack_object import verify
 from artifacts.plurals import counted
-from artifacts.store import open_store
+from artifacts.store import Store, open_store
+from artifacts.store_format import check_format
 from flows.cli.exit_report import print_failed
 from flows.cli.options import config_of
 from flows.console.display import Display
-from flows.console.lines import print_lines
+from flows.console.lines import is_terminal, print_lines
 from flows.console.tables import table_lines
 from flows.console.units import duration, parse_size, size
 from flows.options.model import default_store
 from flows.options.rebuild import RebuildConfig
 from flows.pipelines import STAGES
-from flows.upkeep.cache import Collection, Holding, collect, holdings, sampling_text
+from flows.upkeep.cache import (
+    Collection,
+    Holding,
+    clear,
+    collect,
+    holdings,
+    refuse_clearing,
+    sampling_text,
+)
 from flows.upkeep.rebuild import RebuildOptions, rebuild
 
 OF_MODELS = frozenset(stage.writes for stage in STAGES.values() if stage.part)
 """Record kinds made by a model part, in some precision."""
+KEPT_NOTE = "Corrections stay, and so do the outputs and rounds of learning in folders of runs"
 COLUMNS = ("kind", "in", "packs", "size", "last used", "cut as")
 
 
@@ -31,9 +43,16 @@ def cache_command(given: argparse.Namespace) -> int:
     return ACTIONS[given.action](given)
 
 
+def _opened(given: argparse.Namespace) -> Store:
+    """Open the store. Raises UsageError for one of another format."""
+    store = open_store(given.store or default_store())
+    check_format(store)
+    return store
+
+
 def list_store(given: argparse.Namespace) -> int:
     """Print the contents of the store by model, most recently used first."""
-    store = open_store(given.store or default_store())
+    store = _opened(given)
     found = holdings(store)
     if given.json:
         print(json.dumps([holding.to_json() for holding in found], indent=1))
@@ -68,7 +87,7 @@ def row_of(holding: Holding) -> tuple[str, ...]:
 
 def verify_store(given: argparse.Namespace) -> int:
     """Check every byte. Exit with 1 if a pack was quarantined, so that nightly checks notice."""
-    store = open_store(given.store or default_store())
+    store = _opened(given)
     good = bad = 0
     for name, fine in verify(store):
         good, bad = good + fine, bad + (not fine)
@@ -83,9 +102,30 @@ def verify_store(given: argparse.Namespace) -> int:
 def collect_store(given: argparse.Namespace) -> int:
     """Shrink the store to a size. Exit with 1 if running jobs need more."""
     limit = parse_size(given.max, "--max")
-    result = collect(open_store(given.store or default_store()), limit, dry_run=given.dry_run)
+    result = collect(_opened(given), limit, dry_run=given.dry_run)
     print_lines(*lines_of(result, dry_run=given.dry_run))
     return 0 if result.after <= limit else 1
+
+
+def clear_store(given: argparse.Namespace) -> int:
+    """Delete all records of a store of any format, after asking once. Exit with 1 if declined."""
+    store = open_store(given.store or default_store())
+    refuse_clearing(store)
+    if not given.yes:
+        if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
+            raise UsageError("`penstock cache clear` asks at a terminal", hint="Add --yes")
+        print_lines(f"All records in {store.url} will be deleted. {KEPT_NOTE}.")
+        try:
+            answer = input("Delete them? [y/N] ")
+        except EOFError:
+            answer = ""
+        if answer.strip().lower() not in ("y", "yes"):
+            print_lines("nothing was deleted")
+            return 1
+    cleared = clear(store)
+    what = f"{counted(cleared.objects, 'object')}, {size(cleared.bytes)}"
+    print_lines(f"deleted {what} in {store.url}")
+    return 0
 
 
 def lines_of(result: Collection, *, dry_run: bool) -> list[str]:
@@ -127,5 +167,6 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
     "ls": list_store,
     "verify": verify_store,
     "gc": collect_store,
+    "clear": clear_store,
     "rebuild": rebuild_features,
 }

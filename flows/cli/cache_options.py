@@ -16,7 +16,9 @@ def add_cache_commands(cache: argparse.ArgumentParser) -> None:
     gc = actions.add_parser("gc", help="delete the least recently used packs")
     gc.add_argument("--max", required=True, metavar="SIZE", help="target size: 200GB, 1.5TiB")
     gc.add_argument("--dry-run", action="store_true", help="print what would be deleted")
-    for action in (ls, verify, gc):
+    clear = actions.add_parser("clear", help="delete all records, of any format")
+    clear.add_argument("--yes", action="store_true", help="do not ask")
+    for action in (ls, verify, gc, clear):
         action.add_argument("--store", default="", metavar="DIR", help=STORE_HELP)
     rebuild = actions.add_parser("rebuild", help="encode SOURCES without stored features")
     add_caption_options(rebuild, RebuildConfig)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, UsageError, redacted
 from artifacts.store import Store, open_store
+from artifacts.store_format import prepare_store
 from flows.checkpoint.graphs import INSTALL_HINT, GraphSpeed, missing_libraries, tensorrt_version
 from flows.checkpoint.precision import FLASH_CAPABILITY, flash_installed, no_bfloat16
 from flows.console.display import Display
@@ -18,8 +19,6 @@ from flows.console.lines import print_lines
 from flows.console.units import size
 from flows.machine.cpu import cpu_has_bfloat16
 from flows.machine.device_probe import check_device, device_memory
-from flows.machine.fork_trial import try_forks
-from flows.machine.fork_verdict import start_line
 from flows.machine.launch import DirectLauncher
 from flows.machine.loopback import answers
 from flows.machine.versions import versions
@@ -68,9 +67,6 @@ def doctor_command(given: argparse.Namespace) -> int:
         display = Display()
         display.print_line("measuring this machine …")
         measure(device, store.local, DirectLauncher(display.on_event))
-        if device != "cpu":
-            display.print_line("trying to fork processes that use the GPU …")
-            try_forks(device, display.on_event)
         if given.model:
             display.print_line(f"measuring the graphs of {given.model} …")
             speed = time_graphs(given.model, device, store, DirectLauncher(display.on_event))
@@ -81,14 +77,12 @@ def doctor_command(given: argparse.Namespace) -> int:
 
 def _print_measured(device: str) -> None:
     print_lines(*measured_lines(find_machine(device)))
-    if device != "cpu":
-        print_lines(ROW.format("stages", start_line()))
 
 
 def _check_store(store: Store) -> None:
     """Check that the default store can be written. Raises EnvironmentFault."""
     try:
-        store.check_writable()
+        prepare_store(store)
     except EnvironmentFault as error:
         hint = "Set PENSTOCK_STORE, or XDG_CACHE_HOME for all cached files, to another folder"
         raise EnvironmentFault(error.message, hint=hint) from error

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def search_command(given: argparse.Namespace) -> int:
     """Run the search, and return its exit code: 1 if a file to be copied is gone. Raises
     PenstockError."""
-    folder, warnings = folder_named(given.index, "index"), list[str]()
+    folder = folder_named(given.index, "index")
     page = folder_named(given.html, "html") if given.html else None
     copies = folder_named(given.copy, "copy") if given.copy else None
     with closing(Display(quiet=True, fleeting=True)) as display:
@@ -39,9 +39,7 @@ def search_command(given: argparse.Namespace) -> int:
 
         refuse_replacing_found(page, copies)
         query, place = config_from(given, SearchQuery), config_from(given, SearchPlace)
-        hits = search_index(folder, query, place, display, warnings.append)
-    for warning in warnings:
-        print_lines(f"warning: {warning}", to=sys.stderr)
+        hits = search_index(folder, query, place, display)
     if page:
         from flows.search.page import page_of
 

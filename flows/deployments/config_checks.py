@@ -85,18 +85,8 @@ def form_of(kind: type[Any]) -> ConfigDict:
             properties["sources"]["minItems"] = 1
         if "validate" in properties:
             properties["validate"]["exclusiveMaximum"] = 1
-        if issubclass(kind, MediaOptions):
-            refuse_others(schema, COMMANDS[kind])
 
     return ConfigDict(extra="forbid", json_schema_extra=change)
-
-
-def refuse_others(schema: dict[str, Any], command: str) -> None:
-    """Make the schema refuse fields that a command does not have. The server's error repeats the
-    text under `not`; no other keyword can add text to it."""
-    refused = {"not": {"description": f"{command} does not have this field"}}
-    schema["patternProperties"] = {f"^(?!({'|'.join(schema['properties'])})$)": refused}
-    del schema["additionalProperties"]  # its error would list the pattern
 
 
 def known_fields(kind: type[Any]) -> Callable[[Any], Any]:

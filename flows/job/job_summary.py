@@ -11,7 +11,6 @@ from flows.job.card_frames import card_note, card_source
 from flows.job.context_note import context_note
 from flows.job.prepare import Job
 from flows.ledger.tasks import PREVIOUS
-from flows.machine.fork_verdict import refusal_to_fork, start_line
 from flows.media.folders import left_out_note
 from flows.media.media_files import Selection
 from flows.options.media import VideoSamplingOptions
@@ -37,7 +36,6 @@ def summary(job: Job) -> dict[str, Any]:
         "folder": str(job.model.folder),
         "device": job.device,
         **({"card": name} if (name := device_model(job.device)) else {}),
-        **({"start": start_line()} if job.device != "cpu" else {}),
         "precision": job.model.precision(),
         "as_published": job.model.profile.as_published,
         "sampling": job.sampling.settings,
@@ -67,8 +65,6 @@ def notes(job: Job) -> list[str]:
     found.extend(filter(None, [left_out_note(job.config.sources, selection)]))
     if job.device == "cpu" and not hidden() and (unused := unused_gpu()):
         found.append(f"{unused}; models run on the CPU")
-    if job.device != "cpu" and refusal_to_fork():
-        found.append(start_line())
     if profile.route == "joint":
         found.append(
             f"{job.model.name} cannot be run in halves ({profile.why}): the second stage loads all "

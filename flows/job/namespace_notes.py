@@ -36,7 +36,7 @@ def settings_of(job: Job) -> dict[str, Any]:
         **computed,
         "sampling": job.sampling.settings,
         "sizes": digest_of({kind: model.fit(kind).long_edges for kind in ("video", "image")}),
-        "recipes": [stage.output_version for stage in job.pipeline[:2]],
+        "output_versions": [stage.output_version for stage in job.pipeline[:2]],
     }
 
 
@@ -51,12 +51,12 @@ def note_namespaces(job: Job) -> None:
             if stage.part:
                 meta = {**meta, **_settings_in(job, variant, later[: at + 1])}
             versions = [stage.output_version for stage in job.pipeline[: at + 2]]
-            metas[variant[stage.writes]] = {**meta, "recipes": versions}
+            metas[variant[stage.writes]] = {**meta, "output_versions": versions}
     for namespace, part, settings in _one_shot_stages(job):
         meta = {"precision": settings.label, "computing": settings.key_fields}
         about = {
             "weights": job.model.digests[part],
-            "recipes": [s.output_version for s in job.one_shot_stages],
+            "output_versions": [s.output_version for s in job.one_shot_stages],
         }
         metas[namespace] = {**seen, **meta, **about}
     notes(job.store).publish([Record(key=key, meta=meta) for key, meta in metas.items()])

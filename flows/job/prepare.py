@@ -20,6 +20,7 @@ from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.schema import Sampling
 from artifacts.signing import anybody, proof_by
 from artifacts.store import Store, open_store
+from artifacts.store_format import prepare_store
 from artifacts.tiles import OFF
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.job.card_frames import as_card, sampling_as_card
@@ -316,7 +317,7 @@ def _model_for(
     alone: bool = False,
 ) -> tuple[Model, Pipeline, ContentDigests]:
     """Return the model of a run, the pipeline that suits it, and the known digests."""
-    store.check_writable()
+    prepare_store(store)
     device = device_name()
     check_device(device)  # before any download or decoding
     digests = digests_in(store)

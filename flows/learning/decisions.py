@@ -127,11 +127,11 @@ def _edits_in(captions: ReviewedCaptions, path: Path) -> dict[str, Edit]:
         keys[row["media_path"], row["start"]].append(key)
     found: dict[str, Edit] = {}
     for change in (each for deed in journal.done for each in deed.get("changes", ())):
-        place = (change.get("media_path", ""), change.get("start", -1.0))
+        place = (change["media_path"], change["start"])
         edit = Edit(caption=change["caption"], review=change["review"])
         for key in {change["of"], *keys[place]} & captions.rows.keys():
             now = captions.rows[key][WORDS]
-            then = now if key == change["of"] else change.get(WORDS, "")
+            then = now if key == change["of"] else change[WORDS]
             if key_of(*captions.chunks[key], then) == change["of"]:
                 found[key] = carried(edit, then, now)
     return found

@@ -111,7 +111,7 @@ def namespaces_of(
         cut: list[Any] = [vectors.tiles, model.fit("image").edge] if stage.supports_tiles else []
         cut += [way] if stage.part == "vision" else []
         of[stage.writes] = _namespace(
-            stage, [*by, *limit, *cut] if by else [sampling.key_fields, fits]
+            stage, [*by, *limit, *cut] if by else [fields_of(sampling), fits]
         )
     of_prompts = {s.writes for s in pipeline if s.prompted or (model.profile.prompted and s.part)}
     return Variant(
@@ -177,6 +177,5 @@ def _other_limits(
 
 
 def notes(store: Store) -> RecordSet:
-    """Return the notes of a store: namespace → its model and settings. Stored notes call namespaces
-    scopes, and output versions recipes."""
-    return RecordSet(store, "scopes", digest_of(["scopes", 1]))
+    """Return the notes of a store: namespace → its model and settings."""
+    return RecordSet(store, "namespaces", digest_of(["namespaces", 1]))

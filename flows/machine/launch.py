@@ -1,16 +1,14 @@
 """Starts stages as plain child processes. Callers depend only on `Launcher`, so that Prefect can
 replace it."""
 
-import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from artifacts.errors import Killed, StageDied
+from artifacts.errors import Killed, PenstockError, StageDied
 from artifacts.pack_object import DamagedRecord
-from flows.machine.fork_verdict import UNTRIED, forget, is_fork_fault, refusal_to_fork
 from flows.pipelines import STAGES
 from stages.process.events import Warned
 from stages.process.fork_client import ForkServer
@@ -30,13 +28,14 @@ ENTRIES: Mapping[str, str] = {
     "cut": "stages.frames.cut:run",
     "cut_live": "stages.frames.live:run",
     "measure": "stages.memory.measure:run",
-    "try_forks": "stages.process.fork_trial:run",
     "probe": "stages.process.gpu_probe:run",
 }
 """Stage name → function that its process calls."""
 IMPORTING = {name for name, stage in STAGES.items() if stage.part}
 IMPORTING |= {"describe", "describe_gguf", "time_graphs"}
 """Stages that import model libraries."""
+FORK_SIGNS = ("forked subprocess", "initialization error")
+"""Texts in the errors of torch and of CUDA if a process cannot use CUDA because it was forked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,35 +131,36 @@ class DirectLauncher:
 
 
 class ForkingLauncher:
-    """A launcher that forks stages with model imports from one process that has done these imports.
-    On a GPU it forks only if a trial has shown that this works."""
+    """A launcher that forks stages with model imports from one process that has done these imports,
+    until a forked stage cannot use the GPU."""
 
     def __init__(self, launcher: Launcher, fork_server: ForkServer, on_event: Listener) -> None:
         self._launcher = launcher
         self._fork_server = fork_server
         self._on_event = on_event
+        self._forks = True
 
     def start(self, call: StageCall) -> StageHandle:
-        if call.name not in IMPORTING or self._refusal:
+        if call.name not in IMPORTING or not self._forks:
             return self._launcher.start(call)
         forked = self._launcher.start(replace(call, fork_server=self._fork_server))
         return forked if call.device == "cpu" else ForkedOnGpu(forked, call, self._start_fresh)
 
-    @functools.cached_property
-    def _refusal(self) -> str:
-        return refusal_to_fork()
-
     def _start_fresh(self, call: StageCall) -> StageHandle | None:
-        """Fork no more stages on this card. Start the stage again, or return None if its requests
-        are gone with the process."""
-        self._refusal = UNTRIED
-        forget(call.device)
+        """Fork no more stages. Start the stage again, or return None if its requests are gone with
+        the process."""
+        self._forks = False
         text = f"a forked {call.name} stage could not use the GPU; stages are no longer forked"
         self._on_event(call.name, Warned(text=text))
         fresh = None if call.persistent else self._launcher.start(call)
         if fresh is not None:
             fresh.outcome.warnings.append(text)
         return fresh
+
+
+def is_fork_fault(error: PenstockError) -> bool:
+    """Return whether a stage failed because a forked process could not use CUDA."""
+    return any(sign in error.message for sign in FORK_SIGNS)
 
 
 @dataclass(slots=True)

@@ -42,17 +42,19 @@ def note_of(namespaces: Sequence[str], out: Path) -> dict[str, Any]:
         "host": socket.gethostname(),
         "system": system(),
         "out": str(out),
-        "scopes": list(namespaces),
+        "namespaces": list(namespaces),
     }
 
 
 def read_note(text: bytes) -> dict[str, Any]:
     """Return the parsed note, which is the first line. An invalid text yields the note of a job
     that needs nothing."""
-    blank = {"pid": 0, "host": socket.gethostname(), "system": "", "out": "?", "scopes": []}
+    blank = {"pid": 0, "host": socket.gethostname(), "system": "", "out": "?", "namespaces": []}
     try:
         note = {**blank, **json.loads(text.partition(b"\n")[0])}
-        fits = isinstance(note["scopes"], list) and all(type(s) is str for s in note["scopes"])
+        fits = isinstance(note["namespaces"], list) and all(
+            type(s) is str for s in note["namespaces"]
+        )
     except (ValueError, TypeError, RecursionError):
         return blank
     return note if fits else blank
@@ -220,7 +222,7 @@ class Lease:
         Raises EnvironmentFault."""
         needed: set[str] = set()
         for note, descriptor in live_notes_in(self.store.near, self.file) if media else ():
-            if namespace in note["scopes"]:
+            if namespace in note["namespaces"]:
                 needed |= _needed(note, descriptor, media)
         return needed
 
@@ -253,7 +255,7 @@ def running_jobs(store: Store, but: str = "") -> list[RunningJob]:
     )
     return [
         RunningJob(
-            namespaces=frozenset(note["scopes"]),
+            namespaces=frozenset(note["namespaces"]),
             description=f"process {note['pid']} on {note['host']}, into {note['out']}",
         )
         for note in notes
@@ -278,5 +280,5 @@ def _live_notes_on(board: "BucketLeases", but: str) -> Iterator[Mapping[str, Any
         here = note["system"] and note["system"] == system()
         if age > LEASE_SECONDS or (here and not os.path.exists(f"/proc/{note['pid']}")):
             board.expire(name)
-        elif note["scopes"]:
+        elif note["namespaces"]:
             yield note

@@ -7,6 +7,7 @@ from typing import Any
 
 from artifacts.errors import CannotFit
 from artifacts.store import open_store
+from artifacts.store_format import prepare_store
 from flows.checkpoint.models import digests_in, open_model, pipeline_for
 from flows.checkpoint.precision import precision_note
 from flows.job.card_frames import as_card, card_note
@@ -99,7 +100,7 @@ def _plan_of(
         refuse_beyond_context(request)
         return _make_plan(request, job.budget, job, expected)
     store = open_store(config.store_url)
-    store.check_writable()
+    prepare_store(store)
     model = open_model(
         config,
         *pipelines,

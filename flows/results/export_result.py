@@ -190,8 +190,8 @@ EXPORT_AGAIN = "Export into a new folder: penstock export MODEL --to KIND --out 
 VECTOR_FIGURES = {
     "rows": count,
     **dict.fromkeys(("cosine", "centred_mean", "centred_least", "neighbours"), number),
-    "by_chunk": OptionalField(MapOf(number)),
-    "chunks": OptionalField(count),
+    "by_chunk": MapOf(number),
+    "chunks": count,
 }
 READ_FIGURES: dict[str, dict[str, Any]] = {
     "features": VECTOR_FIGURES,
@@ -199,7 +199,7 @@ READ_FIGURES: dict[str, dict[str, Any]] = {
     "text": {
         **dict.fromkeys(("captions", "tokens"), count),
         **dict.fromkeys(("token_agreement", "divergence", "captions_as_native"), number),
-        "by_caption": OptionalField(MapOf(number)),
+        "by_caption": MapOf(number),
     },
 }
 SHAPE = {

@@ -1,4 +1,4 @@
-"""Reads a run record, which a user or another version may have changed. Writes none."""
+"""Reads a run record, which a user may have changed. Writes none."""
 
 import os
 import socket
@@ -29,21 +29,20 @@ POINT = (number, number, number)
 HALF = {"bytes": count, "parameters": count, "precision": text, "attention": text}
 PLANNED = {
     "rung": {"stage": text},
-    "name": OptionalField(text),
-    "peak_bytes": number,
-    **dict.fromkeys(("host_bytes", "weight_bytes", "activation_bytes"), OptionalField(number)),
-    **dict.fromkeys(("kv_bytes", "workspace_bytes", "context_bytes"), OptionalField(number)),
+    "name": text,
+    **dict.fromkeys(("peak_bytes", "host_bytes", "weight_bytes", "activation_bytes"), number),
+    **dict.fromkeys(("kv_bytes", "workspace_bytes", "context_bytes"), number),
 }
 PLAN = {
     "model": string,
     "device": text,
     "precision": MapOf(text),
     "batch_size": Nullable(count),
-    "store": OptionalField(string),
+    "store": string,
     "chunks": OptionalField(count),
-    "halves": OptionalField(MapOf(HALF)),
-    "sampling": OptionalField(MapOf(anything)),
-    "notes": OptionalField([text]),
+    "halves": MapOf(HALF),
+    "sampling": MapOf(anything),
+    "notes": [text],
     "words": OptionalField(
         {"prefix": text, "suffix": text, "schema": text, "trigger": OptionalField(text)}
     ),
@@ -81,9 +80,7 @@ RECORD = {
     "outputs": MapOf(string),
     "prefect": Nullable({"id": text, "name": text}),
     "plan": EmptyOr(PLAN),
-    "rungs": [
-        {"stage": text, "name": text, "reason": text, "error": text, "time": OptionalField(moment)}
-    ],
+    "rungs": [{"stage": text, "name": text, "reason": text, "error": text, "time": moment}],
     "stages": [STAGE],
     "media": dict.fromkeys(("total", "failed", "open"), count),
     "captions": count,
@@ -92,7 +89,7 @@ RECORD = {
     "texts": [TEXTS],
     "earlier": [text],
     "failures": [dict.fromkeys(("media_path", "message", "hint"), text)],
-    "versions": OptionalField(MapOf(text)),
+    "versions": MapOf(text),
     "command": Nullable({"words": [string], "folder": string}),
 }
 """Shape of the parts of `run.json` that are read."""

@@ -171,11 +171,11 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name} half: {size(half['bytes'])} of weights, {computed_by(half)}"
     if encoded := ways_line(record):
         yield f"features: {encoded}"
-    of_all = [taken for taken in record["rungs"] if taken.get("reason") != "item alone"]
+    of_all = [taken for taken in record["rungs"] if taken["reason"] != "item alone"]
     yield from map(rung_line, {taken["stage"]: taken for taken in of_all}.values())
     if record["prefect"]:
         yield f"flow run {record['prefect']['name']} ({record['prefect']['id']})"
-    still = f", {media['open']} not read yet" if media.get("open") else ""
+    still = f", {media['open']} not read yet" if media["open"] else ""
     cut = f", {record['cut']} cut at the token limit" if record["cut"] else ""
     texts = "".join(f", {texts_line(texts)}" for texts in record["texts"])
     count, kind = written(record)

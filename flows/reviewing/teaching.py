@@ -26,6 +26,7 @@ from artifacts.packs import Record, RecordSet, stored_namespaces
 from artifacts.plurals import counted
 from artifacts.store import open_store
 from artifacts.store_folders import local_folder
+from artifacts.store_format import check_format
 from artifacts.tensors import float_tensors
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ def _opened(url: str, keys: set[str]) -> list[RecordSet]:
     if "://" in url.removeprefix("file://") or not url or local_folder(url) is None:
         return []
     store, found = open_store(url), list[RecordSet]()
+    check_format(store)
     for namespace in sorted(stored_namespaces(store, "features")):
         one = RecordSet(store, "features", namespace)
         if held := keys & one.keys():
@@ -179,7 +181,7 @@ def teach_ranking(captions: "ReviewedCaptions", features: PooledFeatures) -> Tea
     known = np.array([math.inf if one is None else float(one) for one in margins])
     by_doubt = [left[at] for at in np.argsort(known, kind="stable")]
     if not np.isfinite(known).any():
-        note = "the captions have no doubt: they were made by an earlier version"
+        note = "the captions have no doubt: no margins were recorded with them"
         return TeachRanking([*left, *decided], note)
     some, taught = by_doubt[:CANDIDATES], decided[-DECIDED:]
     feature_of = {key: captions.chunks[key][0] for key in (*some, *taught)}

@@ -17,6 +17,7 @@ from artifacts.plurals import counted
 from artifacts.record_union import RecordUnion, record_sets_of
 from artifacts.regular_files import open_regular
 from artifacts.store import Store, open_store
+from artifacts.store_format import prepare_store
 from flows.checkpoint.models import digests_in
 from flows.console.display import Display
 from flows.job.media_digests import read_contents
@@ -168,7 +169,7 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
     display.doing("reading the sources")
     config.check_sources()
     store = open_store(config.store_url)
-    store.check_writable()
+    prepare_store(store)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     if note := left_out_note(config.sources, selection):
         display.print_line(note)

@@ -2,7 +2,6 @@
 them. Runs nothing."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 from artifacts.index.manifest import Maker
@@ -26,19 +25,7 @@ def maker_of(job: Job, width: int) -> Maker:
         recipe=digest_of([versions_of, settings.key_fields]),
         precision=settings.label,
         width=width,
-        text_half=job.model.digests.get("language"),
-    )
-
-
-def unrecorded(folder: Path, maker: Maker) -> str:
-    """Return a warning if the index does not record the text half of its model, else an empty
-    string."""
-    if maker.text_half is not None:
-        return ""
-    return (
-        f"{folder} does not record the text half of its model, so a different one would go "
-        f"unnoticed. `penstock index add SOURCES --index {folder}` with the sources and options of "
-        "the index records it"
+        text_half=job.model.digests["language"],
     )
 
 

@@ -7,7 +7,7 @@ through the text half alone.
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +36,7 @@ from flows.options.vectors import EmbedConfig, VectorConfig
 from flows.results.outputs import failures_of
 from flows.results.vectors import VectorsWritten, vector_tasks
 from flows.running.run import make_vectors
-from flows.search.maker import as_made, maker_of, unrecorded
+from flows.search.maker import as_made, maker_of
 from flows.search.texts import read_texts
 
 MAX_COPY_PATHS = 4
@@ -73,9 +73,8 @@ def search_index(
     request: SearchQuery,
     place: SearchPlace,
     display: Display,
-    warn: Callable[[str], None],
 ) -> list[Hit]:
-    """Return the hits, nearest first. `warn` is called at most once. Raises PenstockError."""
+    """Return the hits, nearest first. Raises PenstockError."""
     condition = Condition(request.where) if request.where else None
     snapshot = open_snapshot(folder)  # finds damage before a model is loaded
     manifest = snapshot.manifest
@@ -97,8 +96,6 @@ def search_index(
                 shutil.copy(open_store(config.store_url).local / DIGESTS, store)
             config = replace(config, store=store)
             vectors, are_images = _vectors(config, manifest, folder, texts, display)
-    if not all(are_images) and (warning := unrecorded(folder, manifest.maker)):
-        warn(warning)
     query = Query(
         vector=vectors[0],
         sort="pictures" if are_images[0] else "texts",

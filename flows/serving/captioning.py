@@ -45,7 +45,7 @@ def _output_of(record: Record) -> CaptionProgress:
         key=record.key,
         caption=meta["caption"],
         tokens=meta["tokens"],
-        ended=meta.get("ended") or "stop",
+        ended=meta["ended"],
         prompt_tokens=meta.get("prompt_tokens", 0),
         stopped=meta.get("stopped", False),
     )

@@ -133,8 +133,7 @@ class Routes:
             damage = tuple(medium.index.warnings)
         fields = {"index": service.index.folder.name, "rows": service.index.rows}
         seconds = round(time.monotonic() - began, 4)
-        warnings = [w for w in (service.index.unrecorded if texts else "", *damage) if w]
-        also = {"warnings": warnings} if warnings else {}
+        also = {"warnings": damage} if damage else {}
         return json_answer({"hits": hits, **fields, "seconds": seconds, **also})
 
     async def media(self, hit: str) -> Response:

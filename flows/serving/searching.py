@@ -22,7 +22,6 @@ from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import refuse_other
 from flows.options.search import SearchQuery
-from flows.search.maker import unrecorded
 from flows.search.query import run_query, to_hit
 from flows.serving.refusals import HttpRefusal, refusal_of
 
@@ -46,11 +45,6 @@ class ServedIndex:
     @property
     def rows(self) -> int:
         return self._opened[-1][1].snapshot.manifest.live_rows
-
-    @property
-    def unrecorded(self) -> str:
-        """Return a warning about the text encoder; empty: no warning."""
-        return unrecorded(Path(self.folder.name), self._opened[-1][1].snapshot.manifest.maker)
 
     async def search(
         self,

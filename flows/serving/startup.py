@@ -34,7 +34,7 @@ from flows.planning.sizes import UNKNOWN_SIZE
 from flows.planning.start import choose, ladder_of
 from flows.planning.workloads import STANDARD_CHUNKS, Workload, workload_of
 from flows.running.stage_calls import StageCallBuilder, WorkerStores
-from flows.search.maker import as_made, maker_of, unrecorded
+from flows.search.maker import as_made, maker_of
 from flows.serving.captioning import Captioning
 from flows.serving.config import BatchOptions, RequestLimits, ServeConfig
 from flows.serving.decoders import Decoders
@@ -318,8 +318,6 @@ class _Building:
             folder = Path(folder_named(config.index, "index"))
             maker = read_manifest(folder).maker
             service.index = ServedIndex(folder, maker_of(job, maker.width))
-            if warning := unrecorded(folder, maker):
-                self._say(f"warning: {warning}")
         self._add(vision, language)
 
     def add_captions(self, job: Job) -> None:

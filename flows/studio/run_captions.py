@@ -231,7 +231,7 @@ class RunCaptions:
                     "time": deed["time"],
                     "does": deed["does"],
                     "count": len(deed.get("changes", ())),
-                    "of": next((c.get("media_path", "") for c in deed.get("changes", ())), ""),
+                    "of": next((c["media_path"] for c in deed.get("changes", ())), ""),
                 }
                 for deed in reversed(done[-HISTORY:])
             ]

@@ -10,6 +10,7 @@ from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
 from artifacts.stamps import stamp_of
 from artifacts.store import Store
+from artifacts.store_format import prepare_store
 from flows.results.thumbnails import QUALITY, SIDE, thumbnail
 from flows.upkeep.cache import THUMBNAILS
 
@@ -71,6 +72,7 @@ class Thumbnails:
         if not made or records is None:
             return
         with contextlib.suppress(PenstockError, OSError):  # a full disk: they are made again
+            prepare_store(records.store)
             records.publish([Record(key=key, payload=jpeg) for key, jpeg in made.items()])
         with self._lock:
             for key in made:

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.claims import FOLDER as CLAIMS
+from artifacts.errors import UsageError
 from artifacts.pack_object import QUARANTINE
+from artifacts.plurals import first_of
 from artifacts.store import ObjectStat, Store
+from artifacts.store_format import NAME, prepare_store
 from artifacts.stores.heads import CATALOGS
 from artifacts.stores.local import TEMPORARY, left_behind
 from flows.checkpoint.user_gguf import COPIES
@@ -88,9 +91,9 @@ def holdings(store: Store) -> list[Holding]:
 def sampling_text(sampling: Mapping[str, Any]) -> str:
     """Return a text such as `30 s, 1 fps, 32 frames at most`."""
     longest = "whole files" if sampling.get("whole") else f"{sampling['chunk_seconds']:g} s"
-    last_frame = ", with the last one" if sampling.get("last_frame") else ""
+    last_frame = ", with the last one" if sampling["last_frame"] else ""
     pieces = f"shots up to {longest}" if sampling["shots"] else longest
-    ending = last_frame + ("" if sampling.get("deinterlace", True) else ", with combs")
+    ending = last_frame + ("" if sampling["deinterlace"] else ", with combs")
     if sampling["frames"] is not None:
         return f"{pieces}, {sampling['frames']} frames{ending}"
     return f"{pieces}, {sampling['fps']:g} fps, {sampling['max_frames']} frames at most{ending}"
@@ -100,7 +103,7 @@ THUMBNAILS = "thumbnails"
 """Kind of the thumbnails that the studio keeps."""
 LARGE = frozenset((THUMBNAILS, *(s.writes for pipeline in KEPT_PIPELINES for s in pipeline)))
 """Kinds that take nearly all the space; the small others are deleted only after these."""
-KEPT = ("rebuilds", "scopes", "rungs", "rows", "precisions", "ways")
+KEPT = ("rebuilds", "namespaces", "rungs", "rows", "precisions", "ways")
 """Kinds that are never deleted: a few kB of settings, rebuild records, and results of trials."""
 
 
@@ -132,6 +135,7 @@ def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
     jobs, stored = running_jobs(store), dict(store.stats())
     # In a folder store, objects are files, too: merging by name counts each once.
     sizes = _files(store.local) | {name: stat.size for name, stat in stored.items()}
+    sizes.pop(NAME, None)  # a store always has its number
     made = Collection(
         before=sum(sizes.values()), limit=limit, jobs=[job.description for job in jobs]
     )
@@ -139,12 +143,8 @@ def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
     for name in _rubbish(store, sizes, in_use):
         made.bytes += sizes[name]
         made.packs["rubbish"] += 1
-        if dry_run:
-            continue
-        if name in stored:
-            store.delete(name)
-        else:
-            (store.local / name).unlink(missing_ok=True)
+        if not dry_run:
+            _remove(store, name, is_object=name in stored)
     for pack in sorted(
         packs(stored), key=lambda pack: (pack.kind not in LARGE, pack.stat.modified, pack.name)
     ):
@@ -153,6 +153,45 @@ def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
         elif pack.kind not in KEPT and made.after > limit:
             _delete(store, pack, made, dry_run)
     return made
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cleared:
+    """What `clear` deleted."""
+
+    objects: int
+    bytes: int
+
+
+def refuse_clearing(store: Store) -> None:
+    """Raise UsageError if running jobs use a store."""
+    if jobs := [job.description for job in running_jobs(store)]:
+        raise UsageError(
+            f"{store.url} is in use by {first_of(jobs)}",
+            hint="Run it again when those jobs are done",
+        )
+
+
+def clear(store: Store) -> Cleared:
+    """Delete all records of a store, whatever its format, and give it the format of today. The
+    number goes last, so that a store that was cleared in part is still refused. Corrections and
+    what is noted of users' files stay. Raises UsageError if jobs use the store."""
+    refuse_clearing(store)
+    stored = dict(store.stats())
+    sizes = _files(store.local) | {name: stat.size for name, stat in stored.items()}
+    names = [*(pack.name for pack in packs(stored)), *_rubbish(store, sizes, ())]
+    for name in names:
+        _remove(store, name, is_object=name in stored)
+    store.delete(NAME)
+    prepare_store(store)
+    return Cleared(objects=len(names), bytes=sum(sizes[name] for name in names))
+
+
+def _remove(store: Store, name: str, *, is_object: bool) -> None:
+    if is_object:
+        store.delete(name)
+    else:
+        (store.local / name).unlink(missing_ok=True)
 
 
 def _delete(store: Store, pack: Pack, made: Collection, dry_run: bool) -> None:

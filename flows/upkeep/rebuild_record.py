@@ -206,6 +206,6 @@ def reasons(last: RebuildRecord, record: RebuildRecord) -> list[str]:
         old = before["sampling"].get(name)
         if old != value:
             found.append(f"sampling changed ({name.replace('_', ' ')} {old} → {value})")
-    if before["recipes"] != now["recipes"]:
+    if before["output_versions"] != now["output_versions"]:
         found.append("output version changed: this version of Penstock encodes differently")
     return found or ["the processor's settings changed"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scripts.gpu_check import driver, halves, kernels, model, serve, whole
+from scripts.gpu_check import driver, forks, halves, kernels, model, serve, whole
 from scripts.gpu_check.rows import ROOT, Row, Setting, failed, one_line, skipped
 from stages.memory.oom_retry import release_memory
 from stages.process.environment import child_environment
@@ -52,7 +52,7 @@ CHECKS = (
     Check("model, streamed", model.streamed, 200, ("device",)),
     Check("model, fp16", model.decoding["fp16"], 300),
     Check("model, nf4", model.decoding["nf4"], 300, BNB),
-    Check("forks", driver.forks, 120, (), "runs"),
+    Check("forks", forks.forks, 120, (), "runs"),
     Check("slots, trial", whole.trial, 400, (), "runs"),
     Check("slots, bits", whole.slot_bits, 400, (), "runs"),
     Check("bits", whole.bits, 400, (), "runs"),

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.checkpoint.precision import native_dtype, no_bfloat16
-from flows.machine.fork_trial import try_forks
 from flows.planning.terms import GPU_WORKSPACE_BYTES
-from scripts.gpu_check.rows import MIB, Row, Setting, mib, one_line, row, skipped
+from scripts.gpu_check.rows import MIB, Row, Setting, mib, row, skipped
 from stages.process.cgroup import cores, host_total_bytes
 from stages.process.device import (
     device_capability,
@@ -228,10 +227,3 @@ def _attention_bytes(device: str, dtype: Any, how: str) -> int:
     torch.nn.functional.scaled_dot_product_attention(query, query, query, **options)
     torch.cuda.synchronize()
     return int(torch.cuda.max_memory_allocated(device) - before)
-
-
-def forks(setting: Setting) -> Iterator[Row]:
-    """Whether stages can be forked here, as `penstock doctor --measure` tries; the runs of later
-    checks then fork theirs."""
-    why, expected = try_forks(setting.device, lambda *_: None), "as in a fresh process"
-    yield row("forked stages compute on the card", expected, one_line(why) or expected, not why)

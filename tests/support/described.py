@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.store import FolderStore
+from artifacts.store_format import prepare_store
 from flows.checkpoint.models import digests_in, open_model
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
@@ -21,7 +22,7 @@ def _described() -> tuple[Path, ModelProfile]:
     folder = Path(tempfile.mkdtemp(prefix="penstock-described-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     store = FolderStore(folder)
-    store.check_writable()
+    prepare_store(store)
     config, launcher = CaptionConfig(sources=(), model="demo"), InsideLauncher()
     found = open_model(
         config,

@@ -30,7 +30,7 @@ def _caption(*options: str, **more: Any) -> Cell:
 SCHEMA = '{"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}'
 CHUNKS = ("--chunk", "2")
 PROMPTS = ("--prompts", "short=Say it short.", "--prompts", "long=Say it long.")
-ADAPTER = ("--adapter", "{data}/adapter_before")
+ADAPTER = ("--adapter", "{data}/adapter")
 LABELS = ("--labels", "red,blue")
 SINGLE: dict[str, tuple[str, ...]] = {
     "prompt": ("--prompt", "What is this?"),

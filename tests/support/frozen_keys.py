@@ -40,7 +40,7 @@ RECORDED = DATA / "frozen_keys.json"
 RECORDED_JOBS = DATA / "frozen_job_keys.json"
 PROFILES = DATA / "frozen_profiles.json"
 """What `describe` told of tiny checkpoints: name → profile."""
-CLIPS = DATA / "before" / "clips"
+CLIPS = DATA / "clips"
 BASE = "caption"
 """The cell whose stage arguments stand in full; other cells hold what differs from them."""
 KINDS = ("media", "frames", "features", "captions", "embeddings", "texts", "summaries", "failures")
@@ -306,7 +306,7 @@ def _stored(folder: Path) -> Iterator[tuple[str, Any]]:
 
 def _noted(folder: Path) -> Iterator[tuple[str, Any]]:
     """Yield each namespace that the store has a note of, with the note."""
-    notes = RecordSet(FolderStore(folder), "scopes", digest_of(["scopes", 1]))
+    notes = RecordSet(FolderStore(folder), "namespaces", digest_of(["namespaces", 1]))
     for namespace in sorted(notes.keys()):
         yield namespace, notes.meta(namespace)
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 
 from artifacts.store import FolderStore
+from artifacts.store_format import prepare_store
 from tests.support.pipeline import ROOT
 
 HOLDER = """
@@ -22,7 +23,7 @@ with leased(FolderStore(Path(sys.argv[1])), [sys.argv[2]], Path("out")):
 @contextlib.contextmanager
 def held_elsewhere(store: FolderStore, namespace: str) -> Iterator["subprocess.Popen[str]"]:
     """A process that holds a namespace until it is killed or the block ends."""
-    store.check_writable()
+    prepare_store(store)
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, store.url, namespace],
         cwd=ROOT,

@@ -18,7 +18,13 @@ from artifacts.index.writing import IndexWriter, writing
 
 WIDTH = 240
 MAKER = Maker(
-    model="drawn", revision=None, half="half", recipe="recipe", precision="fp32", width=WIDTH
+    model="drawn",
+    revision=None,
+    half="half",
+    text_half="texts",
+    recipe="recipe",
+    precision="fp32",
+    width=WIDTH,
 )
 Vectors = NDArray[np.float32]
 

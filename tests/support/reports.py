@@ -25,6 +25,8 @@ PLAN: dict[str, Any] = {
     "batch_size": 8,
     "sampling": {"chunk_seconds": 30.0, "fps": 1.0},
     "store": "/store",
+    "halves": {},
+    "notes": [],
 }
 
 

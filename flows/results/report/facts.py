@@ -164,7 +164,7 @@ def _about(record: Mapping[str, Any], prompts: list[str]) -> Rows:
     if record["prefect"]:
         yield "flow run", f"{record['prefect']['name']} ({record['prefect']['id']})"
     yield from output_paths(record).items()
-    yield "versions", ", ".join(f"{k} {v}" for k, v in record.get("versions", {}).items())
+    yield "versions", ", ".join(f"{k} {v}" for k, v in record["versions"].items())
 
 
 def _moment(stamp: str) -> str:

@@ -38,7 +38,7 @@ function memory() {
   if (rungs.length) section("rungs", "Rungs",
     el("p", {class: "quiet"}, "How each stage was run, and why it was changed."),
     table(["at", "stage", "rung", "because", "error"],
-      rungs.map(rung => [rung.at === null ? "-" : clock(rung.at), rung.stage, rung.name, rung.reason, rung.error]), "rungs"));
+      rungs.map(rung => [clock(rung.at), rung.stage, rung.name, rung.reason, rung.error]), "rungs"));
 }
 
 function trouble() {

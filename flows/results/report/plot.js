@@ -56,7 +56,7 @@ class Plot {
     const some = kind => this.line.stages.some(stage => stage[kind].host || stage[kind].device);
     return el("span", {class: "keys"}, this.line.stages.map(stage => legendKey(stage.name, `curve ${stage.name}`)),
       some("planned") ? legendKey("planned", "planned") : null, some("budget") ? legendKey("budget", "budget") : null,
-      this.line.rungs.some(rung => rung.at !== null) ? legendKey("change of rung", "rung") : null);
+      this.line.rungs.length ? legendKey("change of rung", "rung") : null);
   }
 
   x(seconds) { return LEFT + (seconds - this.view[0]) / (this.view[1] - this.view[0]) * (this.width - LEFT - RIGHT); }
@@ -148,7 +148,7 @@ class Plot {
   }
 
   rungs() {
-    return this.line.rungs.filter(rung => rung.at !== null).map(rung => {
+    return this.line.rungs.map(rung => {
       const x = this.x(rung.at);
       return draw("g", {"clip-path": "url(#inside)"}, draw("line", {class: "rung", x1: x, x2: x, y1: 0, y2: this.height - 24}),
         draw("path", {class: "rung-head", d: `M${x - 5} 0h10l-5 8z`}, draw("title", {}, `${rung.stage}: ${rung.name} (${rung.reason})`)));

@@ -8,7 +8,6 @@ from typing import Any
 
 from artifacts.json_shapes import (
     Nullable,
-    OptionalField,
     count,
     number,
     read_json,
@@ -49,13 +48,13 @@ COUNT = {
     "deviation": Nullable(number),
     "threshold": Nullable(number),
     "from": text,
-    "bins": OptionalField([count]),
+    "bins": [count],
 }
 COUNTS = {
     "pictures": count,
     "labelled": count,
-    "low": OptionalField(number),
-    "high": OptionalField(number),
+    "low": number,
+    "high": number,
     "labels": [COUNT],
 }
 Lines = list[dict[str, Any]]
@@ -67,7 +66,7 @@ def label_counts(out: Path) -> dict[str, Any] | None:
     if not (out / REPORT).exists():
         return None
     found: dict[str, Any] = read_json(out / REPORT, COUNTS, RUN_AGAIN)
-    found = {name: found.get(name) for name in COUNTS}
+    found = {name: found[name] for name in COUNTS}
     found["labels"] = sorted(found["labels"], key=lambda one: -one["passed"])
     return found
 
@@ -164,12 +163,12 @@ def _plots(parity: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         ("text", "caption", "divergence", divergence, 0.0, None, "at most"),
         ("features", "chunk", "centred_mean", cosine, None, 1.0, "at least"),
     ):
-        found = parity.get(part, {})
-        if values := found.get(f"by_{noun}"):
+        if found := parity.get(part):
+            values = found[f"by_{noun}"]
             yield {
                 "title": title,
                 "values": sorted(values.items(), key=lambda one: one[1]),
-                "of": counted(found.get(f"{noun}s", len(values)), noun),
+                "of": counted(found[f"{noun}s"], noun),
                 "low": low,
                 "high": high,
                 "lines": _lines(found[name], parity["gates"].get(f"{part}.{name}"), bound_text),

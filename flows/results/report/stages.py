@@ -109,9 +109,8 @@ def _curves(
 
 
 def _rung(rung: Mapping[str, Any], began: float) -> dict[str, Any]:
-    stamp = rung.get("time")
-    texts = {name: str(rung.get(name) or "") for name in ("stage", "name", "reason", "error")}
-    return {**texts, "at": max(0.0, seconds_of(stamp) - began) if stamp else None}
+    texts = {name: rung[name] for name in ("stage", "name", "reason", "error")}
+    return {**texts, "at": max(0.0, seconds_of(rung["time"]) - began)}
 
 
 def stage_table(record: Mapping[str, Any], stages: Sequence[StageStatus]) -> dict[str, Any]:

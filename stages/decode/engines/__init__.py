@@ -29,8 +29,7 @@ class EngineSpec:
     entry: str
     """Its `DecodeEngine` class: `package.module:name`."""
     output_version: int
-    """Increased when the engine's output changes for the same inputs; 0: the key has no engine
-    fields."""
+    """Increased when the engine's output changes for the same inputs."""
     depends_on_batch: bool
     """Whether the bytes of a caption depend on the other captions of its batch."""
     offered: bool = True
@@ -72,21 +71,19 @@ class EngineSpec:
 
     @property
     def key_fields(self) -> tuple[str | int, ...]:
-        """Return its fields of a cache key; none for output version 0."""
-        return (self.name, self.output_version) if self.output_version else ()
+        """Return its fields of a cache key."""
+        return self.name, self.output_version
 
     @property
     def meta(self) -> dict[str, str | int]:
         """Return what each stored caption records about the engine."""
-        return {"engine": self.name} | (
-            {"engine_version": self.output_version} if self.output_version else {}
-        )
+        return {"engine": self.name, "engine_version": self.output_version}
 
 
 _TRANSFORMERS = EngineSpec(
     name="transformers",
     entry="stages.decode.engines.transformers:TransformersEngine",
-    output_version=0,
+    output_version=1,
     depends_on_batch=True,
     beams=True,
     kv=True,

@@ -14,7 +14,7 @@ from stages.models.graphs import FOLDER
 FILE = "graphs.json"
 """Name of the manifest file in the folder of the graphs."""
 FORMAT = 1
-"""Format version, raised when an older version would misread the file."""
+"""Format version, raised when a program that knows another would misread the file."""
 EXPORT_HINT = "Export it again: penstock export MODEL --to onnx --out DIR"
 
 
