@@ -11,7 +11,7 @@ from artifacts.schema import FrameFit, Part, Sampling
 from artifacts.store import Store
 from flows.checkpoint.adapters import (
     adapter_for,
-    as_published_notes,
+    adapter_notes,
     parse_adapter,
     resolve_as_published,
 )
@@ -310,7 +310,7 @@ def open_model(
         weights=weights,
         notes=(
             *filter(None, [graphs.note]),
-            *as_published_notes(config.as_published, adapter, folder),
+            *adapter_notes(config.as_published, adapter, checkpoint, weights),
         ),
         read=all(weights.values()),
         files=files.files,
