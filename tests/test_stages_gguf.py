@@ -1,6 +1,7 @@
 """The mapping of language halves to GGUF, headers of GGUF files, and what is said without
 llama.cpp."""
 
+import json
 import random
 import struct
 import sys
@@ -379,3 +380,38 @@ def test_damage_drawn_at_random_is_found_or_changes_nothing_that_places_depend_o
             tracemalloc.stop()
         assert peak < MOST_BYTES, (seed, way)
     assert found["refused"] > 0.7 * MUTATIONS, found
+
+
+@pytest.mark.parametrize(
+    ("stated", "ends"),
+    [
+        ([2, 5, 6], {"eos": 2, "eot": 5, "eom": 6}),
+        (5, {"eos": 2, "eot": 5}),
+        ([6, 9, True], {"eos": 2, "eot": 6}),
+        (None, {"eos": 2}),
+    ],
+)
+def test_a_file_states_the_end_tokens_of_generation_config(
+    tmp_path: Path, stated: Any, ends: dict[str, int]
+) -> None:
+    package = pytest.importorskip("gguf", reason="needs the package gguf (make gguf)")
+    from stages.export.gguf_tokenizer import special_vocab
+
+    names = ["<s>", "a", "</s>", "b", "c", "<end of turn>", "<end of message>", "d"]
+    added = [{"id": at, "content": name, "special": True} for at, name in enumerate(names)]
+    tokenizer = {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": added}
+    files = {
+        "tokenizer.json": tokenizer,
+        "tokenizer_config.json": {"eos_token": "</s>"},
+        "generation_config.json": {"eos_token_id": stated},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    writer = package.GGUFWriter(tmp_path / "made.gguf", "llama")
+    special_vocab(tmp_path, len(names)).add_to_gguf(writer, quiet=True)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    fields = package.GGUFReader(tmp_path / "made.gguf").fields
+    found = {kind: fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")}
+    assert {kind: field.contents() for kind, field in found.items() if field} == ends
