@@ -23,6 +23,10 @@ from artifacts.stamps import ModelFileStamp, link_stamp_of, model_stamp_of
 SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "tokenizer*", "*.ttf", "*.otf")
 """Patterns of the small files that loading a model reads. Processors use the fonts to write times
 on frames."""
+ALONG = (
+    "LICEN[CS]E*", "[Ll]icen[cs]e*", "NOTICE*", "Notice*", "README*", "[Rr]eadme*", "USE_POLICY*",
+)  # fmt: skip
+"""Patterns of files that no loader reads, and that go along with a model wherever it goes."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 HINT = "Run the same command again, once nothing writes the model's files any more"
 MAPS = Path("/proc/self/maps")

@@ -9,7 +9,6 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numkong
@@ -41,17 +40,16 @@ Halves = NDArray[np.float16]
 AnyVectors = NDArray[np.floating[Any]]
 
 
-def groups(vectors: Path | AnyVectors, threshold: float) -> Numbers:
+def groups(vectors: AnyVectors, threshold: float) -> Numbers:
     """Return for each row the first row of its group, itself where it is alone.
 
     Two rows whose cosine is at least `threshold` are of one group, and so are those that a chain of
-    such pairs connects. `vectors` has shape (rows, width) in 16 or 32 bit, of any length: an array,
-    mapped or not, or an `.npy` file. A vector of zeros, or not of numbers, is alone. Raises
-    EnvironmentFault where the extra `sift` is not installed.
+    such pairs connects. `vectors` has shape (rows, width) in 16 or 32 bit, with rows of any length.
+    A vector of zeros, or not of numbers, is alone. Raises EnvironmentFault where the extra `sift`
+    is not installed.
     """
     require_extra()
-    rows = np.load(vectors, mmap_mode="r") if isinstance(vectors, Path) else vectors
-    return _Grouping(np.asarray(rows), threshold).joined()
+    return _Grouping(np.asarray(vectors), threshold).joined()
 
 
 def require_extra() -> None:

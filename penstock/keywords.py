@@ -43,6 +43,7 @@ class FeatureOptions(MediaRunOptions, total=False):
     max_video_pixels: int | None
     vision_precision: str | None
     language_precision: str | None
+    today: str
     prompt: str | None
 
 
@@ -155,6 +156,7 @@ class TuneOptions(TypedDict, total=False):
     revision: str | None
     as_published: bool | None
     trust_remote_code: bool
+    today: str
     store: str | PathLike[str]
     memory: str | int | None
     lora_rank: int
@@ -215,6 +217,7 @@ class ExportOptions(TypedDict, total=False):
 class ServeOptions(TypedDict, total=False):
     """The options of `serve`."""
 
+    today: str
     store: str | PathLike[str]
     index: str | PathLike[str]
     labels: str | PathLike[str] | Sequence[str]

@@ -308,11 +308,9 @@ def lists(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32])
-def test_groups_are_found_exactly_among_few_rows(kind: type, tmp_path: Path) -> None:
+def test_groups_are_found_exactly_among_few_rows(kind: type) -> None:
     vectors, truth = planted(2000, 0.0)
-    np.save(tmp_path / "embeddings.npy", (7 * vectors).astype(kind))
-    found = groups(tmp_path / "embeddings.npy", THRESHOLD)
-    assert found.tolist() == truth.tolist()
+    assert groups((7 * vectors).astype(kind), THRESHOLD).tolist() == truth.tolist()
     assert groups((7 * vectors).astype(kind), 0.93).tolist() == list(range(2000))
 
 

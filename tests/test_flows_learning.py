@@ -297,7 +297,7 @@ def test_a_round_does_not_begin_without_the_media(school: School) -> None:
     folder.rename(away)
     run = RecordedRun(config=school.config)
     for call in (school.learn, lambda: preview(LearnConfig(out=str(school.out)), run)):
-        with pytest.raises(EnvironmentFault, match=r"^41 files with .* cannot be read: 00.png, 01"):
+        with pytest.raises(EnvironmentFault, match=r"^40 files with .* cannot be read: 00.png, 01"):
             call()
     away.rename(folder)
     undecided, decided = folder / "43.png", folder / "05.png"
@@ -307,7 +307,16 @@ def test_a_round_does_not_begin_without_the_media(school: School) -> None:
     decided.unlink()
     with pytest.raises(EnvironmentFault, match=r"^1 file with .* cannot be read: renamed.png\. "):
         school.learn(lr=1e-3)
+    (folder / "new.png").write_bytes((folder / "00.png").read_bytes() + b"another")
+    with pytest.raises(EnvironmentFault, match=r"^1 file with .* cannot be read: renamed.png\. "):
+        school.learn(lr=1e-3)  # a new file is no renamed one
     assert len(rounds_in(school.out)) == 1
+
+
+def test_a_round_begins_without_a_rejected_medium(school: School) -> None:
+    school.decide(mixed)
+    (Path(school.config.sources[0]) / "40.png").unlink()
+    assert preview(LearnConfig(out=str(school.out)), RecordedRun(config=school.config))
 
 
 def test_undo_stops_at_a_round(school: School) -> None:

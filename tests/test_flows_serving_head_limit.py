@@ -3,6 +3,7 @@
 import contextlib
 import re
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -110,3 +111,43 @@ def test_requests_sent_at_once_are_answered_in_their_order(server: BareServer) -
     for answer in answers:
         found = [(int(n), int(size)) for n, size in re.findall(rb"/(\d+) (\d+);", answer)]
         assert found == expected
+
+
+SLOW = b"POST /slow HTTP/%b\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\n\r\nhello"
+
+
+@pytest.mark.parametrize(("number", "version"), [(1, b"1.1"), (3, b"1.1"), (1, b"1.0")])
+def test_a_client_that_sends_no_more_gets_its_answers(
+    server: BareServer, number: int, version: bytes
+) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall((SLOW % version) * number)
+        connection.shutdown(socket.SHUT_WR)
+        said = b""
+        while data := connection.recv(1 << 16):
+            said += data
+    assert said.count(b"/slow 5;") == number, said
+    final = [each for each in statuses(said) if each != 100]
+    assert final == [200] * number
+
+
+def test_half_of_a_body_gets_no_answer(server: BareServer) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall((SLOW % b"1.1")[:-1])
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1 << 16) == b""
+
+
+def test_who_closes_both_sides_is_noticed_while_the_answer_is_made(server: BareServer) -> None:
+    def left() -> int:
+        said = asked(server, b"GET /left HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        return int(said.partition(b"/left ")[2].partition(b";")[0])
+
+    before = left()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(b"GET /endless HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        time.sleep(0.3)
+    deadline = time.monotonic() + 5
+    while left() == before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left() == before + 1

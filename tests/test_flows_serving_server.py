@@ -18,15 +18,20 @@ import numpy as np
 import pytest
 import uvicorn
 
+from artifacts.errors import UsageError
 from artifacts.index.measuring import measure
 from artifacts.index.snapshot import open_snapshot
+from artifacts.index.stored_rows import read_whole
 from artifacts.index.writing import writing
+from flows.console.display import Display
 from flows.options.search import SearchQuery
 from flows.serving import uploads
+from flows.serving.config import ServeConfig
 from flows.serving.guard import refuse
 from flows.serving.head_limit import limited_protocol
 from flows.serving.refusals import HttpRefusal
 from flows.serving.searching import ServedIndex
+from flows.serving.startup import open_service
 from flows.serving.temp_store import TempStore
 from tests.support.indexes import MAKER, write
 from tests.support.pipeline import ROOT
@@ -83,6 +88,35 @@ def test_a_server_is_ready_while_a_mebibyte_can_be_written(
     monkeypatch.setattr(os, "posix_fallocate", full)
     assert not scratch.has_room()
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
+
+
+def test_the_bits_of_an_index_are_in_memory_before_the_free_memory_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "index", 3000, 0)
+    read: list[str] = []
+    measured: list[str] = []
+
+    def reading(path: Path, *shape: Any) -> Any:
+        read.append(path.name.partition("-")[0])
+        return read_whole(path, *shape)
+
+    def measuring(*_: Any) -> Any:
+        measured.extend(read)
+        raise UsageError("that is all", hint="")
+
+    monkeypatch.setattr("artifacts.index.shard.read_whole", reading)
+    monkeypatch.setattr("flows.job.prepare.budget_for", measuring)
+    # The index names no model that exists; this one is read before it is compared.
+    config = ServeConfig(index=str(tmp_path / "index"), model="demo", store=str(tmp_path))
+
+    async def opening() -> None:
+        async with open_service(config, Display(quiet=True)):
+            pass
+
+    with pytest.raises(UsageError, match="that is all"):
+        asyncio.run(opening())
+    assert measured == ["bits"]
 
 
 @pytest.mark.parametrize("sort", ["embeddings", "identities", "bits"])

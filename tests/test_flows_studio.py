@@ -88,7 +88,7 @@ REAL: dict[str, Any] = {
     "sources": None, "model": "a/b-c", "memory": "8GiB", "schema": SCHEMA,
     "adapter": "model", "language_gguf": "model", "out": "out", "encode_way": "auto",
     "temperature": 0.5, "top_p": 0.5, "repetition_penalty": 1.1, "presence_penalty": 0.5,
-    "max_new_tokens": 300, "extensions": ["mp4"],
+    "max_new_tokens": 300, "extensions": ["mp4"], "today": "2026-01-31",
 }  # fmt: skip
 
 

@@ -111,6 +111,30 @@ def test_a_caption_that_the_token_limit_cut_is_trained_without_an_end_token(
 
 
 @pytest.mark.slow
+def test_an_adapter_of_another_base_is_used_with_one_warning(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = place / "based"
+    assert main(asked(place, "based", "--steps", "1")) == 0
+    models = {"same": "other README", "other": "other weights"}
+    for name in models:
+        shutil.copytree(CHECKPOINT, tmp_path / name)
+    (tmp_path / "same" / "README.md").write_text("another README")
+    shard = next((tmp_path / "other").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\1")
+    warned = {}
+    for name, what in models.items():
+        words = ["caption", str(place / "clips" / CLIP), "--model", str(tmp_path / name)]
+        words += ["--store", str(tmp_path / "store"), "--adapter", str(adapter)]
+        words += ["--max-new-tokens", "2"]
+        capsys.readouterr()
+        assert main([*words, "--out", str(tmp_path / "out")]) == 0
+        said = " ".join("".join(capsys.readouterr()).split())
+        warned[what] = said.count(f"{adapter} was trained on {CHECKPOINT}, and the weights of ")
+    assert warned == {"other README": 0, "other weights": 1}
+
+
+@pytest.mark.slow
 def test_the_loss_falls_and_the_adapter_is_as_peft_writes_it(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,6 +30,7 @@ from tests.support.pickled import (
     scripted,
     tensors_of,
     torn,
+    write_along,
     write_folder,
     written,
 )
@@ -65,6 +66,15 @@ def test_a_folder_becomes_one_that_holds_the_same(tmp_path: Path) -> None:
     made = bytes_of(tmp_path / "made")
     assert made.keys() == {"config.json", "tokenizer.json", "model.safetensors", NOTE}
     assert json.loads(made["config.json"]) == CONFIG
+
+
+def test_licence_and_templates_go_along(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "source", drawn())
+    along = write_along(source)
+    converted(source, tmp_path / "made")
+    made = tmp_path / "made"
+    assert {name for name in along if (made / name).is_file()} == along.keys()
+    assert {name: (made / name).read_text() for name in along} == along
 
 
 def test_files_of_a_bounded_size_are_what_transformers_reads(tmp_path: Path) -> None:
@@ -166,6 +176,10 @@ DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
     (
         _saved({"a": torch.zeros(2, dtype=torch.complex64)}),
         r"pytorch_model\.bin: tensor a is of torch\.complex64",
+    ),
+    (
+        _saved({"a": torch.ones(2, dtype=torch.complex128).conj()}),
+        r"pytorch_model\.bin: tensor a is of torch\.complex128",
     ),
     (_saved({"epoch": 3}), "has no named tensors"),
     (_saved(HUGE), "needs 17592.2 GB"),

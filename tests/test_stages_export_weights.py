@@ -4,6 +4,7 @@ was given; checkpoints are to the bit what transformers saves, and need no model
 import contextlib
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from stages.models.streaming.load import load_streamed, streamed_layers
 from stages.process.job import job_fields
 from tests.support.adapters import source_of
 from tests.support.families import checkpoint
-from tests.support.pickled import tensors_of
+from tests.support.pickled import tensors_of, write_along
 from tests.support.waves import told_by
 
 SMALL_SHARDS = 1 << 18
@@ -85,6 +86,14 @@ def test_every_tensor_is_as_transformers_saves_it(tmp_path: Path, name: str, kin
             keep_to_dtype(model)
         said, *others = (model(input_ids=ids).logits for model in models)
     assert all(torch.equal(logits, said) for logits in others)
+
+
+def test_licence_and_templates_go_along(tmp_path: Path) -> None:
+    shutil.copytree(source_of("demo"), tmp_path / "source")
+    along = write_along(tmp_path / "source")
+    made = exported(tmp_path / "source", tmp_path / "made", "int8")
+    assert {name for name in along if (made / name).is_file()} == along.keys()
+    assert {name: (made / name).read_text() for name in along} == along
 
 
 @pytest.mark.parametrize("parts", [("vision",), ("vision", "language")])

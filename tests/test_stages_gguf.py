@@ -1,8 +1,10 @@
 """The mapping of language halves to GGUF, headers of GGUF files, and what is said without
 llama.cpp."""
 
+import json
 import random
 import struct
+import subprocess
 import sys
 import tracemalloc
 from collections import Counter
@@ -10,6 +12,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,6 +29,7 @@ from stages.models.gguf.masks import blocks_of, pieces_of
 from stages.models.halves.classes import load_config
 from stages.models.kv_profile import LayerMemory, RowMemory
 from tests.support.gguf_bytes import TENSORS, VALUES, Tensor, gguf_bytes, mutations, text
+from tests.support.pipeline import ROOT
 from tests.support.tiny_families import FAMILIES
 
 
@@ -379,3 +383,79 @@ def test_damage_drawn_at_random_is_found_or_changes_nothing_that_places_depend_o
             tracemalloc.stop()
         assert peak < MOST_BYTES, (seed, way)
     assert found["refused"] > 0.7 * MUTATIONS, found
+
+
+@pytest.mark.parametrize(
+    ("stated", "ends"),
+    [
+        ([2, 5, 6], {"eos": 2, "eot": 5, "eom": 6}),
+        (5, {"eos": 2, "eot": 5}),
+        ([6, 9, True], {"eos": 2, "eot": 6}),
+        (None, {"eos": 2}),
+    ],
+)
+def test_a_file_states_the_end_tokens_of_generation_config(
+    tmp_path: Path, stated: Any, ends: dict[str, int]
+) -> None:
+    package = pytest.importorskip("gguf", reason="needs the package gguf (make gguf)")
+    from stages.export.gguf_tokenizer import special_vocab
+
+    names = ["<s>", "a", "</s>", "b", "c", "<end of turn>", "<end of message>", "d"]
+    added = [{"id": at, "content": name, "special": True} for at, name in enumerate(names)]
+    tokenizer = {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": added}
+    files = {
+        "tokenizer.json": tokenizer,
+        "tokenizer_config.json": {"eos_token": "</s>"},
+        "generation_config.json": {"eos_token_id": stated},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    writer = package.GGUFWriter(tmp_path / "made.gguf", "llama")
+    special_vocab(tmp_path, len(names)).add_to_gguf(writer, quiet=True)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    fields = package.GGUFReader(tmp_path / "made.gguf").fields
+    found = {kind: fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")}
+    assert {kind: field.contents() for kind, field in found.items() if field} == ends
+
+
+OVERWRITTEN = """
+import sys
+from pathlib import Path
+import numpy as np
+from artifacts.errors import EnvironmentFault
+from stages.models.gguf.half import GgufEmbedding
+from stages.models.gguf.header import read_header
+
+path = Path(sys.argv[1])
+embedding = GgufEmbedding(read_header(path), 1.0)
+assert embedding.num_embeddings == 30000
+print(embedding.rows([3, 0, 29999, 3])[:, 0].tolist())
+path.write_bytes(b"another file")
+try:
+    embedding.rows([1, 20000])
+except EnvironmentFault as error:
+    print(error.message, "-", error.hint)
+"""
+
+
+@pytest.mark.slow
+def test_an_embedding_table_that_is_overwritten_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    package = pytest.importorskip("gguf", reason="needs the package gguf (make gguf)")
+    path = tmp_path / "made.gguf"
+    writer = package.GGUFWriter(path, "llama")
+    rows = np.repeat(np.arange(30000, dtype=np.float16)[:, None], 64, axis=1)
+    writer.add_tensor("token_embd.weight", rows)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = subprocess.run(
+        [sys.executable, "-c", OVERWRITTEN, str(path)], cwd=ROOT, capture_output=True, text=True
+    )
+    numbers, *said = found.stdout.splitlines() or [""]
+    assert (found.returncode, numbers) == (0, "[3.0, 0.0, 30000.0, 3.0]"), found.stderr[-300:]
+    assert said == [
+        f"{path} was overwritten while it was open - Download or convert the file again"
+    ]

@@ -17,14 +17,15 @@ class StoredFile:
     """An open file that must stay as it was when it was opened. It stays readable after another
     process deletes it."""
 
-    def __init__(self, path: Path, expected_bytes: int) -> None:
-        """Raises FileNotFoundError, and EnvironmentFault for a file of another size."""
-        self.path = path
+    def __init__(self, path: Path, expected_bytes: int, hint: str = "") -> None:
+        """`hint` is that of its errors; empty: of a file of an index. Raises FileNotFoundError, and
+        EnvironmentFault for a file of another size."""
+        self.path, self._hint = path, hint
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._file)
         self._stamp = self._stamp_now()
         if self._stamp[0] != expected_bytes:
-            raise damaged_file(path, "has not the size of its rows")
+            raise self._damaged("has not the size of its rows")
 
     def _stamp_now(self) -> tuple[int, int]:
         found = os.fstat(self._file)
@@ -36,26 +37,29 @@ class StoredFile:
         try:
             is_whole = os.preadv(self._file, [out.data], at) == out.nbytes
         except OSError as error:
-            raise damaged_file(self.path, f"cannot be read ({error.strerror})") from error
+            raise self._damaged(f"cannot be read ({error.strerror})") from error
         if not is_whole:
             self.check()
-            raise damaged_file(self.path, "cannot be read to its end")
+            raise self._damaged("cannot be read to its end")
 
     def read_each(self, places: NDArray[np.int64], size: int) -> bytes:
         """Return `size` bytes from each of these places, joined. Raises EnvironmentFault."""
         try:
             found = b"".join([os.pread(self._file, size, at) for at in places.tolist()])
         except OSError as error:
-            raise damaged_file(self.path, f"cannot be read ({error.strerror})") from error
+            raise self._damaged(f"cannot be read ({error.strerror})") from error
         self.check()
         if len(found) != size * len(places):
-            raise damaged_file(self.path, "cannot be read to its end")
+            raise self._damaged("cannot be read to its end")
         return found
 
     def check(self) -> None:
         """Raise EnvironmentFault if the file was overwritten since it was opened."""
         if self._stamp_now() != self._stamp:
-            raise damaged_file(self.path, "was overwritten while it was open")
+            raise self._damaged("was overwritten while it was open")
+
+    def _damaged(self, what: str) -> EnvironmentFault:
+        return damaged_file(self.path, what, self._hint)
 
 
 class StoredRows:
@@ -120,10 +124,11 @@ def read_whole(path: Path, kind: str, shape: tuple[int, int]) -> NDArray[Any]:
     return out
 
 
-def damaged_file(path: Path, what: str) -> EnvironmentFault:
+def damaged_file(path: Path, what: str, hint: str = "") -> EnvironmentFault:
     """Return the error of a file that is not as it was written."""
     return EnvironmentFault(
         f"{path} {what}",
-        hint=f"`penstock index verify --index {path.parent}` tells all that is damaged, and what "
+        hint=hint
+        or f"`penstock index verify --index {path.parent}` tells all that is damaged, and what "
         "to do",
     )

@@ -4,7 +4,6 @@ import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
@@ -20,6 +19,7 @@ from stages.models.adapters.reading import (
     LoraAdapter,
     read_adapter,
 )
+from stages.models.hub.checkpoint import Checkpoint
 from stages.models.profile import ModelProfile
 from stages.models.published import is_published_way
 
@@ -104,18 +104,35 @@ def as_published_fields(as_published: bool) -> dict[str, bool]:
     return {"as_published": True} if as_published else {}
 
 
-def as_published_notes(
-    requested: bool | None, adapter: LoraAdapter | None, folder: Path
+def base_digest(weights: Mapping[str, str]) -> str:
+    """Return the digest that identifies a base by its weights (file → digest). It is empty if one
+    is unknown. Files beside them do not count: a changed README makes no other base."""
+    return digest_of(dict(weights)) if weights and all(weights.values()) else ""
+
+
+def adapter_notes(
+    requested: bool | None,
+    adapter: LoraAdapter | None,
+    checkpoint: Checkpoint,
+    weights: Mapping[str, str],
 ) -> list[str]:
     """Return a note if the model runs as stock only because its adapter does not say how it was
-    made."""
-    is_stated = requested is not None or adapter is None or adapter.as_published is not None
-    if is_stated or adapter is None or not is_published_way(folder):
+    made, and one if the adapter was trained on other `weights` than the checkpoint's."""
+    if adapter is None:
         return []
-    return [
-        f"{adapter.folder} does not record whether it was made as published, so it runs as stock; "
-        "--as-published runs it otherwise"
-    ]
+    notes = []
+    if (requested, adapter.as_published) == (None, None) and is_published_way(checkpoint.folder):
+        notes.append(
+            f"{adapter.folder} does not record whether it was made as published, so it runs as "
+            "stock; --as-published runs it otherwise"
+        )
+    base = base_digest(weights)
+    if base and adapter.base_digest not in ("", base):
+        notes.append(
+            f"{adapter.folder} was trained on {adapter.base}, and the weights of {checkpoint.name} "
+            "are others: captions may be worse; train it again, or give that model"
+        )
+    return notes
 
 
 def adapter_digest(adapter: LoraAdapter, digests: ModelDigests) -> str:

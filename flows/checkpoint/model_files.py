@@ -3,19 +3,28 @@
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 
 from artifacts.errors import ModelChanged
 from artifacts.keys import ContentDigests, digest_of, name_in_hub_cache
 from artifacts.model_files import HINT, ModelFiles, is_read, small_names
+from artifacts.packs import Record, RecordSet
 from artifacts.schema import Part
 from artifacts.stamps import FileChanged, ModelFileStamp, link_stamp_of, model_stamp_of
+from artifacts.store import Store
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.profile import ModelProfile
 
 TEXT_ONLY = ("generation_config", "chat_template", "readme", "license", ".gitattributes")
 """Files whose names start like this do not affect the vision half. Changing them keeps its features
 valid."""
+
+
+DATE_CALL = b"strftime_now"
+"""What a chat template calls to get the date."""
+HOLDERS = ("chat_template", "tokenizer_config.", "processor_config.")
+"""How the names of files begin that may hold templates."""
 
 
 class ModelDigests:
@@ -95,6 +104,20 @@ def _report_change(path: Path) -> Iterator[None]:
 
 def _changed(path: Path) -> ModelChanged:
     return ModelChanged(f"{path} was changed or replaced while it was read", hint=HINT)
+
+
+def template_date(store: Store, folder: Path, small: Mapping[str, str], requested: str) -> str:
+    """Return the date, as YYYY-MM-DD, for the templates among the `small` files of a checkpoint
+    (name → digest); empty if none asks for one. It is the `requested` one, or that of their first
+    use with this store: all later runs, on any day and machine, write the same prompts. Raises
+    OSError, EnvironmentFault."""
+    names = [name for name in small if name.lower().startswith(HOLDERS)]
+    asking = sorted(small[n] for n in names if DATE_CALL in (folder / n).read_bytes())
+    if requested or not asking:
+        return requested if asking else ""
+    dates, key = RecordSet(store, "cards", digest_of(["template dates", 1])), digest_of(asking)
+    dates.publish([Record(key=key, meta={"date": date.today().isoformat()})])
+    return str(dates.meta(key)["date"])
 
 
 def digests_of_parts(

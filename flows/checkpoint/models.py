@@ -11,14 +11,14 @@ from artifacts.schema import FrameFit, Part, Sampling
 from artifacts.store import Store
 from flows.checkpoint.adapters import (
     adapter_for,
-    as_published_notes,
+    adapter_notes,
     parse_adapter,
     resolve_as_published,
 )
 from flows.checkpoint.context import sampling_of
 from flows.checkpoint.gguf import gguf_for
 from flows.checkpoint.graphs import graphs_for
-from flows.checkpoint.model_files import ModelDigests, digests_of_parts, with_fetched
+from flows.checkpoint.model_files import ModelDigests, digests_of_parts, template_date, with_fetched
 from flows.checkpoint.precision import (
     BYTES,
     PartSettings,
@@ -40,13 +40,12 @@ from flows.checkpoint.served import (
     served_checkpoint,
     served_profile,
 )
-from flows.checkpoint.template_date import template_date
 from flows.checkpoint.user_gguf import user_gguf_for
 from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions
 from flows.options.endpoint import is_served
 from flows.options.media import VideoSamplingOptions
-from flows.options.model import DEMO_MODEL, GgufOptions
+from flows.options.model import DEMO_MODEL, DateOptions, GgufOptions
 from flows.options.text import QuestionOptions
 from flows.pipelines import ASK, CAPTION, Pipeline, makes_vectors
 from stages.models.encoding.ways import ALONE, AUTO, BATCHES, FIXED_ROWS
@@ -274,6 +273,8 @@ def open_model(
     with io_errors_as_fault(config.model):
         files.note_folder(checkpoint)
         small = {p.name: files.of_small(p) for p in small_files(checkpoint)}
+        requested = DateOptions.of(config).today
+        today = template_date(store, folder, small, requested)
     as_published = resolve_as_published(config.as_published, adapter)
     describer = Describer(
         config=config,
@@ -283,13 +284,12 @@ def open_model(
         launcher=launcher,
         device=device,
     )
-    profile = read_profile(describer, small, as_published)
+    profile = read_profile(describer, small, as_published, today)
     check_pixels(config, profile)
     digest = files.of if read_weights else files.known
     names = sorted({shard for part in profile.parts.values() for shard in part.shards})
     with io_errors_as_fault(config.model):
         weights = {s: checkpoint.digest(s) or digest(folder / s) for s in names}
-        today = template_date(store, folder, small)
         code = custom_code_fields(folder, trusted=config.trust_remote_code)
         graphs = graphs_for(config, folder, profile, digest, weights, device)
         gguf = gguf_for(config, folder, digest, *pipelines) if profile.route != "dual" else None
@@ -301,6 +301,7 @@ def open_model(
         settings = {**settings, "language": (language,)}
     if adapter is not None:
         settings = with_adapter(settings, adapter_for(adapter, config, profile, files))
+    no_date = f"--today has no effect: {config.model} writes no date into prompts"
     return Model(
         name=config.model,
         checkpoint=checkpoint,
@@ -309,8 +310,8 @@ def open_model(
         settings=settings,
         weights=weights,
         notes=(
-            *filter(None, [graphs.note]),
-            *as_published_notes(config.as_published, adapter, folder),
+            *filter(None, [graphs.note, no_date if requested and not today else ""]),
+            *adapter_notes(config.as_published, adapter, checkpoint, weights),
         ),
         read=all(weights.values()),
         files=files.files,

@@ -93,9 +93,10 @@ class Describer:
 
 
 def read_profile(
-    describer: Describer, small: Mapping[str, str], as_published: bool | None
+    describer: Describer, small: Mapping[str, str], as_published: bool | None, today: str
 ) -> ModelProfile:
-    """Return the checkpoint's profile, run `as_published` (None: by the rule). The first time, a
+    """Return the checkpoint's profile, run `as_published` (None: by the rule), with the date
+    `today` for templates that ask for one (empty: none does). The first time, a
     child process with transformers computes it. `small` holds the digests of all files except the
     weights. Weight files are noted before their headers are read. Raises UsageError for
     a model that cannot be run, ModelChanged."""
@@ -110,6 +111,7 @@ def read_profile(
         video = video_options.max_video_pixels
         limit += [f"{video} pixels a video"] if video else []
         way_fields = [] if as_published is None else [f"as published: {as_published}"]
+        way_fields += [f"today: {today}"] if today else []
         stated = _weight_fields(checkpoint)
         key = digest_of([small, stated, config.trust_remote_code, *limit, *way_fields])
     record_set = RecordSet(
@@ -124,6 +126,7 @@ def read_profile(
         max_pixels=video_options.max_pixels or 0,
         max_video_pixels=video or 0,
         as_published=as_published,
+        today=today,
     )
     record_set.publish([Record(key=key, meta=profile)])
     return ModelProfile.from_json(profile)

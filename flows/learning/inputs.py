@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from artifacts.edits import UNTOUCHED
+from artifacts.edits import REJECTED, UNTOUCHED
 from artifacts.errors import EnvironmentFault
+from artifacts.keys import content_key, hash_file
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
 from artifacts.signing import ROUND
@@ -53,18 +54,27 @@ def previous_adapter(run: RecordedRun, out: Path) -> str:
 
 
 def refuse_missing_media(run: RecordedRun, captions: ReviewedCaptions) -> None:
-    """Raise EnvironmentFault if the run's sources lack decided media, which could not be captioned
-    again. A file may have been renamed."""
-    found = {f.media_path for f in media_of(run) if f.far is not None or os.access(f.path, os.R_OK)}
+    """Raise EnvironmentFault if the run's sources lack corrected or accepted media, which could not
+    be captioned again. A file that was renamed counts as there."""
+    media = media_of(run)
+    found = {f.media_path for f in media if f.far is not None or os.access(f.path, os.R_OK)}
     edits, rows = captions.edits(), captions.rows
-    decided = [key for key in rows if edits.get(key, UNTOUCHED) != UNTOUCHED]
-    missing = dict.fromkeys(rows[key]["media_path"] for key in decided).keys() - found
-    renamed = found - {row["media_path"] for row in rows.values()}
-    if len(missing) > len(renamed):
+    missing = {
+        row["media_path"]: captions.medium_of[key]
+        for key, row in rows.items()
+        if row["media_path"] not in found
+        and (edit := edits.get(key, UNTOUCHED)) != UNTOUCHED
+        and edit.review != REJECTED
+    }
+    known = {row["media_path"] for row in rows.values()}
+    new = [f for f in media if missing and f.far is None and f.media_path in found - known]
+    contents = {content_key(hash_file(f.path), f.kind) for f in new}
+    if gone := [name for name, content in missing.items() if content not in contents]:
         raise EnvironmentFault(
-            f"{counted(len(missing), 'file')} with corrected or accepted captions cannot be read: "
-            f"{names(sorted(missing))}",
-            hint="Restore them where `penstock caption` read them",
+            f"{counted(len(gone), 'file')} with corrected or accepted captions cannot be read: "
+            f"{names(sorted(gone))}",
+            hint="Restore them where `penstock caption` read them; or, if they were deleted, run "
+            "the same `penstock caption` again first",
         )
 
 

@@ -14,7 +14,7 @@ REQUESTS = 32
 REFUSED: Mapping[str, tuple[str, ...]] = {
     "the server loads the model": (
         "as_published", "trust_remote_code", "adapter", "language_gguf", "precision",
-        "vision_precision", "language_precision", "vision_backend",
+        "vision_precision", "language_precision", "vision_backend", "today",
     ),
     "the server decides how the model runs": (
         "engine", "memory", "batch_size", "prepare_workers", "encode_way", "max_video_pixels",

@@ -1,10 +1,13 @@
 """Options for the checkpoint, its precision, and resource limits."""
 
+import contextlib
 import os
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import partial
 from typing import Annotated
 
+from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from artifacts.schema import Part
 from artifacts.user_folders import user_cache
@@ -32,6 +35,7 @@ AS_PUBLISHED_OPTION = Option(
     MODEL,
     opposite=("--as-stock", "run it as transformers does [by its release]"),
 )
+TODAY_OPTION = Option("date for chat templates that ask for it [of their first use]", MODEL, "DATE")
 PRECISION_OPTION = Option(f"{'|'.join(PRECISIONS)} [%(default)s]", MEMORY, "P", values=PRECISIONS)
 
 
@@ -127,6 +131,22 @@ class HalfPrecisionOptions(OptionGroup):
     def named(self, part: Part) -> str | None:
         """Return the value of a part's own precision option."""
         return {"vision": self.vision_precision, "language": self.language_precision}.get(part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DateOptions(OptionGroup):
+    """The date that chat templates write as today's."""
+
+    today: Annotated[str, TODAY_OPTION] = ""
+    """Date as YYYY-MM-DD for chat templates that ask for today's; empty: that of their first use
+    with the store. It affects no other model."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        with contextlib.suppress(ValueError):
+            if not self.today or date.fromisoformat(self.today).isoformat() == self.today:
+                return
+        raise UsageError(f"invalid --today {self.today!r}", hint="Give a date such as 2026-01-31")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from flows.options.formats import (
     check_formats,
 )
 from flows.options.headings import FILES, MEMORY, MODEL, TEXT
+from flows.options.model import DateOptions
 from stages.decode.engines import AUTO, ENGINE_CHOICES, choice_for
 from stages.decode.generation import SamplingParams
 
@@ -60,7 +61,7 @@ def parse_prompts(given: Sequence[str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionOptions(OptionGroup):
+class QuestionOptions(DateOptions):
     """A single prompt. Some models' features depend on it."""
 
     prompt: Annotated[

@@ -11,6 +11,7 @@ from flows.options.media import CardOptions, VideoSamplingOptions
 from flows.options.model import (
     AS_PUBLISHED_OPTION,
     AdapterOptions,
+    DateOptions,
     HalfPrecisionOptions,
     MemoryOptions,
     ModelOptions,
@@ -111,7 +112,7 @@ class TrainingOptions(StepOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneConfig(TrainingOptions, MemoryOptions, StoreOptions, ModelOptions):
+class TuneConfig(TrainingOptions, MemoryOptions, StoreOptions, DateOptions, ModelOptions):
     """One training run. Field names equal the option names of the command line."""
 
     data: Annotated[
@@ -162,6 +163,7 @@ class TuneConfig(TrainingOptions, MemoryOptions, StoreOptions, ModelOptions):
             batch_size=self.batch_size,
             max_new_tokens=self.max_new_tokens,
             memory=self.memory,
+            today=self.today,
             as_published=begun if self.as_published is None else self.as_published,
             trust_remote_code=self.trust_remote_code,
         )
@@ -183,6 +185,7 @@ class TuneRun(
     VideoSamplingOptions,
     LearnedOptions,
     EngineOptions,
+    DateOptions,
     AdapterOptions,
     HalfPrecisionOptions,
     RunOptions,

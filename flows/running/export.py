@@ -14,7 +14,7 @@ from typing import Any
 from artifacts.errors import ModelChanged, UsageError
 from artifacts.keys import digest_of
 from artifacts.schema import Half, Part
-from flows.checkpoint.adapters import adapter_digest, as_published_notes
+from flows.checkpoint.adapters import adapter_digest, adapter_notes
 from flows.console.display import Display
 from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
@@ -230,7 +230,9 @@ class _Export:
         with prepared(self._config, observer, self._make_launcher, *self._pipelines) as found:
             job, _ = found
             adapter, files = adapter_of(job, request)
-            for note in as_published_notes(as_published, adapter, job.model.folder):
+            for note in adapter_notes(
+                as_published, adapter, job.model.checkpoint, job.model.weights
+            ):
                 self._display.print_line(note)
             self._source = {**source_of(job), "adapter": adapter_digest(adapter, files)}
             if (done := self._finished_before(job)) is not None:

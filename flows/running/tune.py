@@ -18,7 +18,7 @@ from artifacts.paths import folder_named
 from artifacts.plurals import counted
 from artifacts.store import open_store
 from artifacts.tiles import AUTO, OFF
-from flows.checkpoint.adapters import as_published_fields, as_published_notes
+from flows.checkpoint.adapters import adapter_notes, as_published_fields, base_digest
 from flows.console.display import Display
 from flows.job.media_digests import refuse_control_words
 from flows.job.prepare import Job
@@ -92,7 +92,9 @@ def train(
     with prepared(run, observer, make_launcher, TUNE) as (job, launcher):
         refuse_untrainable(config, examples, out, job)
         if (out / ADAPTER_WEIGHTS).is_file():
-            for note in as_published_notes(as_published, read_adapter(out), job.model.folder):
+            for note in adapter_notes(
+                as_published, read_adapter(out), job.model.checkpoint, job.model.weights
+            ):
                 observer.display.print_line(note)
         doing, outputs = "tuning into", {"adapter": str(out)}
         with observer.pipeline_for_job(job, launcher, doing, outputs=outputs) as runner:
@@ -251,6 +253,7 @@ def _job(
         folder=str(out / RUN if config.validate_only else out),
         checkpoint_steps=max(1, min(MAX_LOST_STEPS, steps // MIN_CHECKPOINTS)),
         tensorboard=str(out / RUN / BOARD) if config.tensorboard else "",
+        base=base_digest(job.model.weights),
         recipe=recipe,
     )
     return partial(make, examples=trained, held_out=held_out), steps

@@ -12,8 +12,10 @@ from flows.options.model import (
     BACKEND_OPTION,
     MEMORY_OPTION,
     PREPARE_WORKERS_OPTION,
+    TODAY_OPTION,
     TORCH,
     TRUST_HELP,
+    DateOptions,
     MemoryOptions,
     StoreOptions,
 )
@@ -58,7 +60,7 @@ SHARED_MEMORY_OPTION = replace(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServedOptions(StoreOptions):
+class ServedOptions(StoreOptions, DateOptions):
     """The models of a server and their default prompts."""
 
     index: Annotated[str, Option("folder of an index to search", SERVED, "DIR", path=True)] = ""
@@ -73,6 +75,8 @@ class ServedOptions(StoreOptions):
         str, Option("captioning model: hub id, folder [none]", SERVED, "M", path=True)
     ] = ""
     """Hub id, folder or `demo` of a captioning model; empty: none."""
+    today: Annotated[str, replace(TODAY_OPTION, heading=SERVED)] = ""
+    """Date as YYYY-MM-DD for chat templates that ask for today's."""
     tiles: Annotated[str, Option("image tiles: off, auto, N [%(default)s]", SERVED, "T")] = AUTO
     """Tiles that images are cut into."""
     trust_remote_code: Annotated[bool, Option(TRUST_HELP, SERVED)] = False
@@ -179,6 +183,7 @@ class ServeConfig(RequestLimits, NetworkOptions, BatchOptions, ServedOptions):
             sources=(),
             model=self.caption_model,
             store=self.store,
+            today=self.today,
             memory=self.memory,
             vision_backend=self.vision_backend,
             batch_size=self.max_batch or LARGEST_CAPTION_BATCH,

@@ -2,6 +2,7 @@
 before any token is checked."""
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,11 @@ READ_SECONDS = 20.0
 HEAD_SECONDS = 10.0
 """Time in which a request's head must arrive, counted from the connection or from its first
 byte."""
+LOOK_SECONDS = 1.0
+"""Time between two looks whether a client that sends no more has left."""
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+CLOSED = 7
+"""The state of a connection that was reset, in the kernel's `tcp_states.h`."""
 _WHY = {
     "error": f"the head of the request is larger than {HEAD_BYTES >> 10} KiB",
     "hint": "Send fewer and shorter header fields, and a shorter address",
@@ -50,6 +56,8 @@ class HeadLimited(BaseProtocol):
     _rest = b""
     """What is not parsed yet; reading is paused meanwhile."""
     _is_refused = False
+    _is_half_closed = False
+    """Whether the client sends no more, and may still read."""
 
     def __init__(self, config: Any, *given: Any, **named: Any) -> None:
         # The limit of h11 is smaller, and its response another.
@@ -86,6 +94,31 @@ class HeadLimited(BaseProtocol):
             if self._h11:
                 self._head = len(self._h11.trailing_data[0])
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Return whether the connection stays open: the client waits for a response. Who closed
+        both sides says the same, but resets the connection if anything is sent. So an interim
+        response is, which every client of HTTP/1.1 must skip, and the work for one that left is
+        dropped."""
+        cycle = self.cycle
+        is_whole = cycle is not None and not (cycle.more_body or cycle.response_complete)
+        if not is_whole or self.transport.is_closing():
+            return False
+        self._is_half_closed = True
+        is_first = self._h11 is not None or not self.pipeline
+        if is_first and not cycle.response_started and cycle.scope["http_version"] != "1.0":
+            self.transport.write(CONTINUE)
+        self._look()
+        return True
+
+    def _look(self) -> None:
+        """End a half-closed connection that was reset: nothing is read of it that would tell."""
+        if self.transport.is_closing():
+            return
+        connection = self.transport.get_extra_info("socket")
+        if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == CLOSED:
+            self.transport.abort()
+        self.loop.call_later(LOOK_SECONDS, self._look)
+
     def _parse_rest_soon(self) -> bool:
         """Return whether there is something to parse before more is read."""
         if self._rest:
@@ -113,6 +146,8 @@ class HeadLimited(BaseProtocol):
         super().on_response_complete()
         if self._is_refused and not self.transport.is_closing():
             self._refuse()
+        elif self._is_half_closed and self.cycle.response_complete:
+            self.transport.close()
 
     def _refuse(self) -> None:
         """Answer 431 and close, after the response in progress if the head is of a later

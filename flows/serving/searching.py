@@ -35,7 +35,7 @@ class ServedIndex:
     def __init__(self, folder: Path, maker: Maker) -> None:
         """Open the index for vectors from `maker`. Raises PenstockError."""
         self.folder = folder
-        self._maker = maker
+        self.maker = maker
         self._stamp: tuple[int, ...] = ()
         self._opened: list[tuple[int, Searcher]] = []
         self._next = 0
@@ -126,7 +126,7 @@ class ServedIndex:
             if stamp == self._stamp:
                 return
             snapshot = open_snapshot(self.folder)
-            refuse_other(self.folder, snapshot.manifest.maker, self._maker)
+            refuse_other(self.folder, snapshot.manifest.maker, self.maker)
             self._opened = [*self._opened, (self._next, Searcher(snapshot))][-OPEN_VERSIONS:]
             self._next += 1
             self._stamp = stamp

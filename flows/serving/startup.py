@@ -182,7 +182,7 @@ async def open_service(
         )
         building = _Building(service, RecordCacheFlusher(display.print_line), forking, display)
         if vectors is not None:
-            building.add_vectors(vectors, labels)
+            building.add_vectors(vectors, labels, jobs.index)
         if captions is not None:
             building.add_captions(captions)
         building.warm()
@@ -241,6 +241,7 @@ class _Jobs:
         self._display = display
         self._launcher = launcher
         self.folder = open_store(config.store or default_store()).local / "serve"
+        self.index: ServedIndex | None = None
 
     def of_vectors(self) -> Job:
         """Return the embedding job. With an index, its settings are those of the index."""
@@ -249,9 +250,12 @@ class _Jobs:
             return self._job(requested, "vectors", LABEL)
         folder = folder_named(config.index, "index")
         there = read_manifest(folder).maker
+        # Before the job measures the free memory: the bits stay in memory.
+        self.index = ServedIndex(Path(folder), there)
         made = as_made(replace(requested, model=there.model), there)
         job = self._job(replace(made, model=config.model or made.model), "vectors", LABEL)
-        refuse_other(folder, there, maker_of(job, there.width))
+        self.index.maker = maker_of(job, there.width)
+        refuse_other(folder, there, self.index.maker)
         return job
 
     def of_captions(self) -> Job:
@@ -295,7 +299,7 @@ class _Building:
             service.metrics,
         )
 
-    def add_vectors(self, job: Job, labels: LabelSet | None) -> None:
+    def add_vectors(self, job: Job, labels: LabelSet | None, index: ServedIndex | None) -> None:
         """Add embedding of media and texts."""
         service, config, keeper = self._service, self._service.config, self.keeper
         ladder = ladder_of(job, lambda entry, text: self._say(text))
@@ -314,10 +318,8 @@ class _Building:
         service.media_embedder = MediumEmbedder(job, vision, frames, keeper, service.metrics)
         service.texts = TextEmbedder(job, language, keeper)
         service.labels = Labeller(job, service.texts, labels)
-        if config.index:
-            folder = Path(folder_named(config.index, "index"))
-            maker = read_manifest(folder).maker
-            service.index = ServedIndex(folder, maker_of(job, maker.width))
+        if index is not None:
+            service.index = index
         self._add(vision, language)
 
     def add_captions(self, job: Job) -> None:

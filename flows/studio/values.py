@@ -21,7 +21,7 @@ from flows.studio.roots import Refused, Roots
 # fmt: off
 ALLOWED = frozenset((
     "sources", "recursive", "extensions", "limit", "sift",
-    "model", "revision", "as_published", "adapter", "language_gguf",
+    "model", "revision", "as_published", "today", "adapter", "language_gguf",
     "precision", "vision_backend", "vision_precision", "language_precision",
     "memory", "batch_size", "prepare_workers", "encode_way", "retry_failed", "keep_frames",
     "chunk", "shots", "whole", "fps", "frames", "max_frames", "max_pixels", "max_video_pixels",

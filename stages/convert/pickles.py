@@ -65,8 +65,7 @@ class Pickle:
                 offset=storage._checkpoint_offset,
             )
         found = raw.view(meta.dtype).as_strided(meta.shape, meta.stride(), meta.storage_offset())
-        found = found.conj() if meta.is_conj() else found
-        return (found.neg() if meta.is_neg() else found).resolve_conj()
+        return found.neg() if meta.is_neg() else found
 
 
 class ArchiveEntry(NamedTuple):

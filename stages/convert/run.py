@@ -19,7 +19,6 @@ from stages.convert.pickles import Pickle, open_pickle
 from stages.models.hub.checkpoint import (
     CONFIG,
     DOWNLOAD_HINT,
-    SMALL,
     json_bytes,
     not_whole,
     small_files,
@@ -59,7 +58,7 @@ class PickledModel:
     def small_files(self, original: bool) -> dict[str, bytes]:
         """Return the files without weights, by name. For an `original` file only those of tokenizer
         and processor. Raises EnvironmentFault for an unreadable file."""
-        found = small_files(self.folder, COMPANION_FILES if original else SMALL)
+        found = small_files(self.folder, *([COMPANION_FILES] if original else []))
         return {n: content for n, content in found.items() if Path(n).suffix not in PICKLES}
 
 

@@ -43,7 +43,7 @@ from stages.models.gguf.header import TABLE
 from stages.models.gguf.library import last_words, library
 from stages.models.gguf.mapping import Change, TextMapping, mapping_of, refused
 from stages.models.halves.classes import config_and_class, skeleton_of
-from stages.models.hub.checkpoint import CONFIG, SMALL, small_files
+from stages.models.hub.checkpoint import CONFIG, small_files
 from stages.models.precision.weights import model_names
 from stages.models.published import with_way
 from stages.models.shards.writing import (
@@ -136,7 +136,7 @@ def export(job: ExportJob, report: EventReporter) -> None:
     """Write a checkpoint with a GGUF file. Raises PenstockError."""
     source, folder = Path(job.model), Path(job.folder)
     plan, form = plan_gguf(source, job.trust_remote_code), form_of(job)
-    small = small_files(source, SMALL)
+    small = small_files(source)
     files = files_of(plan.rest, form, job.shard_bytes)
     with claimed(folder, {**job.recipe, "shard_bytes": job.shard_bytes}):
         left = [file for file in files if not is_made(folder, file, plan.rest, form)]

@@ -18,8 +18,11 @@ from tokenizers import Tokenizer
 
 from artifacts.files import HALF
 from stages.models.gguf.library import last_words, library
+from stages.models.hub.checkpoint import read_config
 
-NAME = "tokenizer.json"
+NAME, GENERATION = "tokenizer.json", "generation_config.json"
+ENDS_STATED = ("eos", "eot", "eom")
+"""Tokens of a file at which llama.cpp ends an answer: of a text, a turn and a message."""
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
 ENDS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = CONTRACTIONS + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + ENDS
@@ -85,9 +88,7 @@ def tokenizer_of(source: Path, rows: int, work: Path) -> GgufTokenizer | str:
     found = _tokenizer(stated, rows)
     if isinstance(found, str):
         return found
-    special = gguf.SpecialVocab(source, n_vocab=rows)
-    special.add_special_token = {"bos": False, "eos": False} | special.add_special_token
-    found = found._replace(special=special)
+    found = found._replace(special=special_vocab(source, rows))
     wanted = Tokenizer.from_file(str(source / NAME))
     wanted.no_padding()
     wanted.no_truncation()
@@ -100,6 +101,21 @@ def tokenizer_of(source: Path, rows: int, work: Path) -> GgufTokenizer | str:
             if made != wanted.encode(line, add_special_tokens=ends).ids:
                 return f"llama.cpp tokenizes {line[:20]!r} otherwise"
     return found
+
+
+def special_vocab(source: Path, rows: int) -> Any:
+    """Return the special tokens and the chat template of a checkpoint. llama.cpp ends an answer at
+    three tokens that a file states, and at some that it knows by name; gguf's own reader takes only
+    the tokenizer's end, and generation_config.json may state more."""
+    special = gguf.SpecialVocab(source, n_vocab=rows)
+    special.add_special_token = {"bos": False, "eos": False} | special.add_special_token
+    stated, places = read_config(source, GENERATION).get("eos_token_id"), special.special_token_ids
+    ends = [end for end in (stated if isinstance(stated, list) else [stated]) if type(end) is int]
+    known = {places.get(place) for place in ENDS_STATED}
+    free = [place for place in ENDS_STATED if place not in places]
+    more = [end for end in dict.fromkeys(ends) if 0 <= end < rows and end not in known]
+    places.update(zip(free, more, strict=False))
+    return special
 
 
 def tokenized(

@@ -42,7 +42,7 @@ from stages.models.adapters.reading import (
 from stages.models.adapters.scales import COPY_HINT
 from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.load import refuse_pickle
-from stages.models.hub.checkpoint import CONFIG, SMALL, Checkpoint, not_whole, small_files
+from stages.models.hub.checkpoint import CONFIG, Checkpoint, not_whole, small_files
 from stages.models.hub.headers import Header, TensorPlace, read_headers, read_places
 from stages.models.precision.weights import model_names
 from stages.models.published import with_way
@@ -197,7 +197,7 @@ def _merge(job: MergeJob, report: EventReporter) -> None:
     shards = lay_out(
         (TensorSpec(h.name, DTYPES[h.dtype], h.shape) for h in headers), job.shard_bytes
     )
-    small = small_files(source, SMALL)
+    small = small_files(source)
     small[CONFIG] = with_way(small[CONFIG], job.as_published)
     with claimed(folder, {**job.recipe, "shard_bytes": job.shard_bytes}):
         contents = _Merged(source, headers, adapter, changes)

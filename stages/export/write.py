@@ -12,7 +12,7 @@ from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
 from stages.export.jobs import PACKED, ExportJob
 from stages.export.quant_formats import Int8, Nf4, Packed, QuantFormat
 from stages.models.halves.classes import config_and_class
-from stages.models.hub.checkpoint import CONFIG, SMALL, json_bytes, small_files
+from stages.models.hub.checkpoint import CONFIG, json_bytes, small_files
 from stages.models.hub.headers import read_places
 from stages.models.published import with_way
 from stages.models.shards import SHARD_BYTES
@@ -106,7 +106,7 @@ def export(job: ExportJob, report: EventReporter) -> None:
     source, folder = Path(job.model), Path(job.folder)
     form = form_of(job)
     plan = plan_export(source, job.parts, job.trust_remote_code, form.takes)
-    small = small_files(source, SMALL)
+    small = small_files(source)
     files = files_of(plan, form, job.shard_bytes)
     with claimed(folder, {**job.recipe, "shard_bytes": job.shard_bytes}):
         left = [file for file in files if not is_made(folder, file, plan, form)]

@@ -32,6 +32,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
                 max_pixels=job.max_pixels,
                 max_video_pixels=job.max_video_pixels,
                 as_published=job.as_published,
+                today=job.today,
             )
     except RecursionError as error:
         raise UsageError(

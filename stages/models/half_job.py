@@ -85,5 +85,7 @@ class DescribeJob:
     """Maximum pixels of all frames of a video together; 0: the processor's own limit."""
     as_published: bool | None = None
     """Whether to describe it as its authors published it; None: by the rule."""
+    today: str = ""
+    """Date for templates that ask for one, as YYYY-MM-DD; empty: none does."""
     files: ModelFiles = field(default_factory=ModelFiles)
     """The model files that it was planned with; empty: they are not compared."""

@@ -4,7 +4,7 @@ encoder is loaded."""
 from stages.process.stage import StageSpec
 from stages.tune.job import TuneJob
 
-OUTPUT_VERSION = 2
+OUTPUT_VERSION = 3
 """Raised when the same examples train another adapter."""
 STAGE = StageSpec(
     name="tune",

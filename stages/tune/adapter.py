@@ -15,7 +15,7 @@ from torch import nn
 
 from artifacts.errors import UsageError
 from artifacts.files import whole_file
-from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX
+from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, PREFIX
 from stages.models.published import way_to_keep
 from stages.tune.layout import AdapterLayout, most_common, new_layout
 
@@ -131,12 +131,16 @@ def numbers_of(half: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def write_adapter(half: Any, folder: Path, model: str, as_published: bool = False) -> None:
-    """Write an adapter into a folder, with `as_published` if its model family changed. Raises
-    EnvironmentFault."""
+def write_adapter(
+    half: Any, folder: Path, model: str, as_published: bool = False, base: str = ""
+) -> None:
+    """Write an adapter into a folder, with `as_published` if its model family changed, and with the
+    digest of its `base` if that is known. Raises EnvironmentFault."""
     from safetensors.torch import save
 
-    way = way_to_keep(Path(model), as_published)
+    metadata = {"format": "pt", **way_to_keep(Path(model), as_published)}
+    if base:
+        metadata[BASE] = base
     config = half.peft_config[NAME].to_dict()
     config["base_model_name_or_path"] = model
     config["inference_mode"] = True
@@ -147,6 +151,6 @@ def write_adapter(half: Any, folder: Path, model: str, as_published: bool = Fals
     config["target_modules"] = paths
     fields = {name: sorted(v) if isinstance(v, set) else v for name, v in sorted(config.items())}
     with whole_file(folder / ADAPTER_WEIGHTS) as file:
-        file.write(save(numbers, metadata={"format": "pt", **way}))
+        file.write(save(numbers, metadata=metadata))
     with whole_file(folder / ADAPTER_CONFIG) as file:
         file.write((json.dumps(fields, indent=2, default=str) + "\n").encode())

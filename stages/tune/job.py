@@ -44,6 +44,8 @@ class TuneJob:
     """Examples that are only used to score the adapter."""
     folder: str
     """Folder of the checkpoints and of the adapter."""
+    base: str = ""
+    """Digest of the weights of the checkpoint, which the adapter states; empty: unknown."""
     recipe: dict[str, Any] = field(default_factory=dict)
     """Everything that decides the adapter; a checkpoint with another recipe is ignored."""
     resume: bool = False

@@ -315,7 +315,7 @@ def _tune(
         parameter.data.copy_(value)
     evaluation.score(progress, report)
     confirm()
-    write_adapter(half, folder, job.half.model, job.half.as_published)
+    write_adapter(half, folder, job.half.model, job.half.as_published, job.base)
     write_json(folder / RECORD, record(finished=True))
 
 

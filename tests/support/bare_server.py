@@ -16,6 +16,10 @@ from tests.support.pipeline import ROOT
 SERVERS = ("serve", "serve without httptools", "studio", "studio without httptools")
 
 
+LEFT: list[object] = []
+"""Clients that left while they waited."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BareServer:
     """A server that is up."""
@@ -45,10 +49,19 @@ def bare_server(name: str) -> Iterator[BareServer]:
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Read the body, then answer."""
+    """Read the body, then answer: of `/slow` a second later, of `/left` with the number of clients
+    that left while `/endless` waited for it."""
     size, more = 0, True
     while more and (message := await receive())["type"] == "http.request":
         size, more = size + len(message["body"]), message["more_body"]
+    if scope["path"] == "/slow":
+        await asyncio.sleep(1)
+    if scope["path"] == "/endless":
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        LEFT.append(scope["client"])
+    if scope["path"] == "/left":
+        size = len(LEFT)
     said = b"%s %d;" % (scope["path"].encode(), size)
     headers = [(b"content-length", b"%d" % len(said))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})

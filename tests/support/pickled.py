@@ -94,3 +94,12 @@ def scripted(source: Path) -> None:
     """An archive that says it is TorchScript."""
     with zipfile.ZipFile(source / "pytorch_model.bin", "a") as archive:
         archive.writestr("pytorch_model/constants.pkl", pickle.dumps(()))
+
+
+def write_along(folder: Path) -> dict[str, str]:
+    """Write what no loader reads beside a model. Return name → text."""
+    names = ("LICENSE", "README.md", "Notice.txt", "additional_chat_templates/rag.jinja")
+    (folder / "additional_chat_templates").mkdir()
+    for name in names:
+        (folder / name).write_text(f"the text of {name}")
+    return {name: f"the text of {name}" for name in names}

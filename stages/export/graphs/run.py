@@ -28,7 +28,7 @@ from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_
 from stages.models.halves.load import load_half
 from stages.models.halves.reloadable import ReloadableHalf
 from stages.models.halves.vectors import text_vectors
-from stages.models.hub.checkpoint import CONFIG, INDEX, SMALL, small_files
+from stages.models.hub.checkpoint import CONFIG, INDEX, small_files
 from stages.models.processors.prepare import load_processor
 from stages.models.published import with_way
 from stages.models.shards.writing import claimed, keeping_files, write_rest
@@ -61,7 +61,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
         if (folder / CONFIG).exists():
             return
         with keeping_files():
-            small = small_files(source, SMALL)
+            small = small_files(source)
             small[CONFIG] = with_way(small[CONFIG], job.as_published)
             job.files.check()  # before linking, which changes the stamp of the linked file
             for path in sorted({*source.glob("*.safetensors"), *source.glob(INDEX)}):

@@ -28,6 +28,8 @@ PREFIX = "base_model.model."
 LOW_RANK = re.compile(r"(?P<path>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
 WRAPPERS = re.compile(r"\.(base_layer|modules_to_save)(?=\.)")
 """Modules that PEFT wraps around one of the model's."""
+BASE = "penstock_base"
+"""Field of the metadata of an adapter's weights: the digest of the weights it was trained on."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Number types that an adapter may use."""
 BEYOND: Mapping[str, str] = {
@@ -80,6 +82,8 @@ class LoraAdapter:
     """Path of a parameter of the model → the tensor that replaces it."""
     as_published: bool | None = None
     """Whether it was trained on the model as published; None: the adapter does not state it."""
+    base_digest: str = ""
+    """Digest of the weights that it was trained on; empty: the adapter does not state it."""
 
     @property
     def weights(self) -> Path:
@@ -99,7 +103,8 @@ def read_adapter(folder: Path) -> LoraAdapter:
             hint="Save it again with PEFT's default format: save_pretrained(folder)",
         )
     places = read_places(path)
-    way = read_metadata(path).get(FIELD)
+    metadata = read_metadata(path)
+    way = metadata.get(FIELD)
     matrices: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}
     for name, place in places.items():
@@ -124,6 +129,7 @@ def read_adapter(folder: Path) -> LoraAdapter:
         low_rank=found,
         whole=whole,
         as_published=None if way is None else way == AS_PUBLISHED,
+        base_digest=metadata.get(BASE, ""),
     )
 
 

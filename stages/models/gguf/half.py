@@ -18,29 +18,34 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from artifacts.errors import UsageError
+from artifacts.index.stored_rows import StoredFile
 from stages.models.gguf import ROWS, self_test
 from stages.models.gguf.context import READER, Floats, GgufContext, Whole
-from stages.models.gguf.header import TABLE, GgufHeader
+from stages.models.gguf.header import HINT, TABLE, GgufHeader
 from stages.models.gguf.mapping import TextMapping, mapping_of
 from stages.models.gguf.masks import blocks_of
 from stages.models.halves.absent import MissingModule
 
 
-def mapped_rows(header: GgufHeader, name: str) -> Any:
-    """Return a tensor's rows as bytes, of shape [rows, bytes], mapped from the file."""
-    tensor = header.tensor(name)
-    start, rows = header.data_start + tensor.offset, math.prod(tensor.shape[:-1])
-    return np.memmap(header.path, np.uint8, "r", start, (rows, tensor.bytes // rows))
+class TensorRows:
+    """The rows of a tensor in a GGUF file. They are read as they are needed: a mapped file that
+    another program overwrites would end the process."""
 
+    def __init__(self, header: GgufHeader, name: str) -> None:
+        """Raises UsageError for a file without that tensor."""
+        tensor = header.tensor(name)
+        self.count = math.prod(tensor.shape[:-1])
+        self._start, self._size = header.data_start + tensor.offset, tensor.bytes // self.count
+        self._kind = gguf.GGMLQuantizationType(tensor.type)
+        self._file = StoredFile(header.path, header.path.stat().st_size, HINT)
 
-def dequantized(
-    header: GgufHeader, name: str, rows: Sequence[int] = (0,), data: Any = None
-) -> Floats:
-    """Return rows of a tensor as numbers; `data`: what `mapped_rows` returned."""
-    data = mapped_rows(header, name) if data is None else data
-    kind = gguf.GGMLQuantizationType(header.tensor(name).type)
-    found = gguf.dequantize(data[np.asarray(rows, np.int64)], kind)
-    return np.ascontiguousarray(found, np.float32)
+    def numbers(self, rows: Sequence[int] = (0,)) -> Floats:
+        """Return these rows as numbers. Raises EnvironmentFault if the file cannot be read, or was
+        overwritten."""
+        places = self._start + self._size * np.asarray(rows, np.int64)
+        read = np.frombuffer(self._file.read_each(places, self._size), np.uint8)
+        found = gguf.dequantize(read.reshape(-1, self._size), self._kind)
+        return np.ascontiguousarray(found, np.float32)
 
 
 class GgufEmbedding(nn.Module):
@@ -49,15 +54,14 @@ class GgufEmbedding(nn.Module):
     def __init__(self, header: GgufHeader, scale: float) -> None:
         super().__init__()
         self._scale = np.float32(scale)
-        self._header = header
-        self._data = mapped_rows(self._header, TABLE)
-        self.num_embeddings = len(self._data)
+        self._table = TensorRows(header, TABLE)
+        self.num_embeddings = self._table.count
         # Models read type and device from their parameters, and may have no others.
         self.anchor = nn.Parameter(torch.empty(0), requires_grad=False)
 
     def rows(self, ids: Sequence[int]) -> Floats:
         """Return the embeddings of tokens, of shape [tokens, width]."""
-        return dequantized(self._header, TABLE, ids, self._data) * self._scale
+        return self._table.numbers(ids) * self._scale
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         found = torch.from_numpy(self.rows(ids.reshape(-1).tolist()))

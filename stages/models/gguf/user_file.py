@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 from artifacts.errors import UsageError
-from stages.models.gguf.half import core_names, dequantized
+from stages.models.gguf.half import TensorRows, core_names
 from stages.models.gguf.header import END, TABLE, TOKENS, TYPES, GgufHeader, in_line, read_header
 from stages.models.gguf.mapping import TextMapping, mapping_of
 
@@ -174,7 +174,7 @@ def _check_weights(header: GgufHeader, skeleton: Any, mapping: TextMapping, stor
             # Without a head of its own, the file's embedding table is the head.
             _check_table(header, name if name in header.tensors else TABLE, file, own)
         elif weight.ndim == 1 and name.endswith("norm.weight"):
-            found, wanted = dequantized(header, name)[0], _rows(file, own, None)
+            found, wanted = TensorRows(header, name).numbers()[0], _rows(file, own, None)
             if not np.allclose(found, wanted, ROUNDING, ROUNDING * np.abs(wanted).max()):
                 raise unfit(header, f"its {name} {ANOTHER}")
 
@@ -187,7 +187,7 @@ def _check_table(header: GgufHeader, name: str, file: Path, own: str) -> None:
         return  # quantized
     rows = min(shape[0], tensor.shape[0])
     ids = np.unique(np.linspace(0, rows - 1, SAMPLES).astype(np.int64)).tolist()
-    found, wanted = dequantized(header, name, ids), _rows(file, own, ids)
+    found, wanted = TensorRows(header, name).numbers(ids), _rows(file, own, ids)
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
     cosines = (found * wanted).sum(1)[lengths > 0] / lengths[lengths > 0]
     _, block, size = TYPES[tensor.type]

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from artifacts.errors import EnvironmentFault
+from artifacts.model_files import ALONG
 from artifacts.model_files import SMALL as SMALL
 from artifacts.regular_files import open_regular, read_text
 
@@ -16,6 +17,8 @@ DOWNLOAD_HINT = "Download it again (with git: git lfs pull)"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 CONFIG = "config.json"
+TEMPLATES = "additional_chat_templates"
+"""Folder of the templates beside the main one."""
 JSON_BYTES = 32 << 20
 """Maximum bytes of a configuration or an index; the index of a thousand files fits."""
 
@@ -83,17 +86,18 @@ def _is_inside(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
-def small_files(folder: Path, patterns: Iterable[str] = SMALL) -> dict[str, bytes]:
-    """Return the files of a model without weights whose names match the patterns. Raises
-    EnvironmentFault for one that cannot be read."""
+def small_files(folder: Path, patterns: Iterable[str] = (*SMALL, *ALONG)) -> dict[str, bytes]:
+    """Return the files of a model without weights whose names match the patterns, those in
+    TEMPLATES, too. Raises EnvironmentFault for one that cannot be read."""
     found = {}
-    for path in sorted(folder.iterdir()):
-        taken = any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns)
-        if not taken or path.name.endswith(".index.json") or not path.is_file():
+    for path in sorted([*folder.iterdir(), *(folder / TEMPLATES).glob("*.jinja")]):
+        name = path.relative_to(folder).as_posix()
+        taken = any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+        if not taken or name.endswith(".index.json") or not path.is_file():
             continue
         try:
             with open_regular(path) as file:
-                found[path.name] = file.read()
+                found[name] = file.read()
         except OSError as error:
             raise EnvironmentFault(
                 f"{path} cannot be read ({error.strerror})", hint="Check the file"

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.model_files import ALONG
 from artifacts.paths import is_utf8
 from artifacts.regular_files import odd_thing
 from stages.models.hub.checkpoint import (
     INDEX,
     SINGLE,
     SMALL,
+    TEMPLATES,
     Checkpoint,
     WeightFile,
     is_complete,
@@ -89,7 +91,7 @@ def bring_small(name: str, revision: str | None, announce: Announce | None) -> C
         # The hub may list the files of a model that may not be downloaded.
         api.get_hf_file_metadata(url=hf_hub_url(name, "config.json", revision=resolved.resolved))
         in_git = [n for n, (_, digest) in listing.items() if _is_weight(n) and not digest]
-        small = [*filter_repo_objects(listing, allow_patterns=[*SMALL, *in_git])]
+        small = [*filter_repo_objects(listing, allow_patterns=[*SMALL, *ALONG, *in_git])]
         repository = cache_folder() / f"{PREFIX}{name.replace('/', '--')}"
         folder = repository / "snapshots" / resolved.resolved
         absent = {file: listing[file] for file in small if not (folder / file).exists()}
@@ -228,7 +230,7 @@ def find_model(
 def refuse_odd_things(folder: Path) -> None:
     """Refuse a model folder with special files such as FIFOs, because opening one might block
     forever. Raises EnvironmentFault."""
-    templates = folder / "additional_chat_templates"
+    templates = folder / TEMPLATES
     try:
         held = sorted([*folder.iterdir(), *(templates.iterdir() if templates.is_dir() else ())])
     except OSError as error:

@@ -159,6 +159,7 @@ def write_rest(folder: Path, shards: Sequence[WeightShard], small: Mapping[str, 
     for name in sorted(small, key=lambda name: (name == CONFIG, name)):
         if name == CONFIG and len(shards) > 1:
             write_json(folder / INDEX, index_of(shards))
+        (folder / name).parent.mkdir(exist_ok=True)
         with whole_file(folder / name) as file:
             file.write(small[name])
 

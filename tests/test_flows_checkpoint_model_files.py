@@ -6,11 +6,13 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from artifacts.store import FolderStore
-from flows.checkpoint import template_date
+from flows.checkpoint import model_files
 from flows.cli.main import main
 from penstock_demo import CHECKPOINT
+from stages.models import describe
 from stages.models.loading import ModelJob
 from tests.support.pipeline import read_lines
 
@@ -29,8 +31,8 @@ def model_of(folder: Path, day: str) -> Path:
     return folder
 
 
-def captions(here: Path, model: Path, out: str, store: str = "store") -> list[str]:
-    words = ["caption", "videos", "--model", str(model), "--quiet", "--out", out]
+def captions(here: Path, model: Path, out: str, store: str = "store", *more: str) -> list[str]:
+    words = ["caption", "videos", "--model", str(model), "--quiet", "--out", out, *more]
     assert main([*words, "--store", str(here / store)]) == 0
     return [row["caption"] for row in read_lines(here / out / "captions.jsonl")]
 
@@ -46,7 +48,7 @@ def on(day: str, monkeypatch: pytest.MonkeyPatch) -> None:
         def today(cls) -> "Day":
             return cls.fromisoformat(day)
 
-    monkeypatch.setattr(template_date, "date", Day)
+    monkeypatch.setattr(model_files, "date", Day)
 
 
 @pytest.mark.slow
@@ -63,6 +65,9 @@ def test_captions_have_the_date_of_the_first_use_of_their_template(
     on(LATER, monkeypatch)
     assert captions(here, asking, "later") == stated[FIRST] and made(here, "later") == 0
     assert captions(here, asking, "elsewhere", "other") == stated[LATER]
+    named = captions(here, asking, "named", "store", "--today", LATER)
+    assert named == stated[LATER] and made(here, "named") > 0
+    assert captions(here, asking, "again") == stated[FIRST] and made(here, "again") == 0
 
 
 def test_a_template_that_asks_for_the_date_gets_that_of_its_first_use(
@@ -72,13 +77,36 @@ def test_a_template_that_asks_for_the_date_gets_that_of_its_first_use(
     small = {"chat_template.jinja": "ab" * 32, "config.json": "cd" * 32}
     stores = [FolderStore(tmp_path / name) for name in ("one", "two")]
     on(FIRST, monkeypatch)
-    assert template_date.template_date(stores[0], folder, small) == FIRST
+    assert model_files.template_date(stores[0], folder, small, "") == FIRST
     on(LATER, monkeypatch)
-    today = [template_date.template_date(store, folder, small) for store in stores]
+    today = [model_files.template_date(store, folder, small, "") for store in stores]
     assert today == [FIRST, LATER]
-    assert template_date.template_date(stores[0], CHECKPOINT, small) == ""
+    assert model_files.template_date(stores[0], folder, small, "1999-12-31") == "1999-12-31"
+    assert model_files.template_date(stores[0], CHECKPOINT, small, LATER) == ""
     for day, shown in zip(today, ("02 January 2020", "30 November 2021"), strict=True):
         processor = ModelJob(model=str(folder), today=day).processor()
         turns = [{"role": "user", "content": "What?"}]
         text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         assert text.endswith(f"assistant\n{shown} ")
+
+
+@pytest.mark.parametrize("today", ["yesterday", "2024-02-30", "20240102", "2024-W01-1", "24-1-2"])
+def test_what_is_no_date_fails(today: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = {
+        "caption": ["caption", "videos", "--model", "demo"],
+        "tune": ["tune", "videos", "--model", "demo", "--out", "adapter"],
+        "serve": ["serve", "--caption-model", "demo"],
+    }
+    for command in words.values():
+        assert main([*command, "--today", today]) == 2
+        said = capsys.readouterr().err
+        assert f"invalid --today '{today}'. Give a date such as 2026-01-31" in said
+        assert len(said.splitlines()) == 1
+
+
+def test_a_model_is_described_with_the_date_of_its_prompts(tmp_path: Path) -> None:
+    model = model_of(tmp_path / "model", "'x ' * (strftime_now('%m') | int)")
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokens = [len(tokenizer.encode(f" {'x ' * month}").ids) for month in (2, 12)]
+    found = [describe(model, today=f"2020-{month:02d}-03").words_a_prompt for month in (2, 12)]
+    assert found[1] - found[0] == tokens[1] - tokens[0] > 0
