@@ -481,7 +481,7 @@ def test_a_text_by_hand_that_goes_before_a_correction_is_named(config: CaptionCo
     run(config)
     (text,) = Path(config.out).glob("photo.txt")
     text.write_text("by hand")
-    assert not any("instead of a correction" in note for note in run(config).warnings)
+    assert not any("move a text away to use" in note for note in run(config).warnings)
     review(config, ("photo.PNG", 0.0, "Better words.", "accepted"))
-    (note,) = (note for note in run(config).warnings if "instead of a correction" in note)
+    (note,) = (note for note in run(config).warnings if "move a text away to use" in note)
     assert str(text) in note

@@ -87,8 +87,8 @@ class UserTexts:
         if self._corrected:
             yield (
                 f"{counted(len(self._corrected), 'text')} by hand "
-                f"({first_of([str(place) for place in self._corrected])}): used instead of a correction "
-                "made in a review; move a text away to use the correction"
+                f"({first_of([str(place) for place in self._corrected])}): used instead of a "
+                "correction made in a review; move a text away to use the correction"
             )
         yield from self._texts.notes()
 
