@@ -78,7 +78,8 @@ def rows(vectors: Drawn, copies: int, name: str = "") -> Iterator[Added]:
 
 def _row(name: str, copy: int) -> IndexRow:
     file = f"{copy:02d}/{name}.jpg"
-    return IndexRow(key=f"{name:>064s}", path=f"/pictures/{file}", media_path=file)
+    key = f"{name:>064s}"
+    return IndexRow(key=key, path=f"/pictures/{file}", media_path=file, digest=key)
 
 
 def compare(searcher: Searcher, queries: Drawn, sort: Sort) -> None:

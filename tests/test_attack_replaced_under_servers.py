@@ -169,7 +169,7 @@ def test_a_server_refuses_with_the_reason_and_goes_on_once_it_is_back(
     assert found(index) == before
 
 
-def test_an_index_that_was_built_anew_is_searched_and_a_hit_of_before_is_shown(
+def test_an_index_that_was_built_anew_is_searched_and_a_hit_of_before_is_known(
     tmp_path: Path,
 ) -> None:
     folder = build(tmp_path / "index")
@@ -181,8 +181,12 @@ def test_an_index_that_was_built_anew_is_searched_and_a_hit_of_before_is_shown(
     assert found(index, seed=1) != first and found(index, seed=1)[0] == "0.jpg"
     wanted = SearchQuery(what="-", top=1)
     (hit,) = asyncio.run(index.search(drawn(1)[0], "pictures", (), wanted))
+    anew(folder, MAKER, seed=2)
+    assert asyncio.run(index.row(hit["id"])).media_path == hit["media_path"]
     anew(folder, replace(MAKER, half="x"))
-    assert index.row(hit["id"]).media_path == hit["media_path"]
+    with pytest.raises(HttpRefusal) as refused:
+        asyncio.run(index.row(hit["id"]))
+    assert refused.value.status == 503
 
 
 def test_an_index_swapped_while_it_is_opened_is_of_one_model(tmp_path: Path) -> None:

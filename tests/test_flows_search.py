@@ -14,13 +14,17 @@ from PIL import Image
 
 from artifacts.errors import EnvironmentFault
 from artifacts.index.manifest import read_manifest
+from artifacts.index.moments import single
+from artifacts.index.search import Query, Searcher
+from artifacts.index.snapshot import open_snapshot
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.search import build as filling
+from flows.search.query import to_hit
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import SIZES, write_images
 from tests.support.families import hf
-from tests.support.indexes import paths
+from tests.support.indexes import paths, write
 from tests.support.inside import Ended, InsideLauncher
 from tests.support.media import write_video
 from tests.support.pipeline import read_lines
@@ -155,6 +159,36 @@ def test_tiles_are_rows_and_a_picture_is_told_once_with_the_nearest_of_them(
     assert len(paths(tmp_path / "index")) == 10
     (hit,) = found(tmp_path, capsys, str(tmp_path / "part.png"))
     assert hit["box"] == [0, 64, 64, 128] and hit["score"] == pytest.approx(1, abs=0.01)
+
+
+def test_rows_of_other_options_are_not_told_to_be_of_changed_files(
+    built: Path, clip: Path, tmp_path: Path, capsys: Said
+) -> None:
+    (tmp_path / "store").symlink_to(built / "store")
+    (tmp_path / "media").mkdir()
+    write_video(tmp_path / "media" / "film.mp4", ticks=range(0, 90, 3))
+    Image.new("RGB", (60, 60), "green").save(tmp_path / "media" / "p.png")
+    assert build(tmp_path, clip) == 0
+    rows = len(paths(tmp_path / "index"))
+    Image.new("RGB", (60, 60), "red").save(tmp_path / "media" / "p.png")
+    capsys.readouterr()
+    where = ["--store", str(tmp_path / "store"), "--index", str(tmp_path / "index")]
+    assert main(["index", "add", str(tmp_path / "media"), *where, "--fps", "2"]) == 0
+    said = capsys.readouterr().out
+    # Every other frame of the film stands at a time of before, in chunks of other options.
+    assert f"1 of files that changed were removed; {rows - 1} made with other options" in said, said
+
+
+def test_scores_are_cosines_of_at_most_one(tmp_path: Path) -> None:
+    """Vectors of 16 bit may be longer than one."""
+    vectors = write(tmp_path, 300)
+    hits = [
+        to_hit(snapshot, 1, moment).score
+        for snapshot in [open_snapshot(tmp_path)]
+        for vector in vectors
+        for moment in single(Searcher(snapshot), Searcher(snapshot).find(Query(vector=vector), 1))
+    ]
+    assert len(hits) == 300 and max(hits) <= 1 and min(hits) > 0.999, max(hits)
 
 
 def test_a_second_build_adds_what_is_new_replaces_what_changed_and_tells_what_is_gone(

@@ -2,6 +2,7 @@
 loops of servers wait for no file, no pipe and no disk."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -137,6 +138,17 @@ def test_answers_tell_that_a_picture_is_cut_short(server: Serving, route: str) -
     for _ in range(2):  # made, and from the store
         (warning,) = told(server.ask("POST", route, cut))["warnings"]
         assert warning.startswith("truncated")
+
+
+def test_refusals_name_no_file_that_the_server_made(server: Serving) -> None:
+    asked = "/v1/caption?prompt=" + quote("Look at <|image_pad|>")
+    for words, path, body in (
+        ("the prompt", asked, a_picture()),
+        ("the file", "/v1/embed", a_picture()[:200]),
+    ):
+        answer = server.ask("POST", path, body)
+        assert answer.status == 422 and not re.search(rb"\d\.\w", answer.body), answer.body
+        assert words in json.loads(answer.body)["error"], answer.body
 
 
 def test_searches_find_alike(

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import socket
 import struct
@@ -99,6 +100,7 @@ NOT_HTTP: dict[str, bytes] = {
     "length and chunks": (
         EMBED + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1"
     ),
+    "coded chunks": EMBED + b"Transfer-Encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
     "huge chunk": EMBED + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 30 + b"\r\nhello",
     "garbage behind a request": (
         b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" + b"\xde\xad\xbe\xef" * 500
@@ -174,6 +176,7 @@ def said_well(answer: Answer) -> None:
             assert told["error"] and set(told) == {"error", "hint"}
     assert answer.status in {200, 405, *REFUSALS}, (answer.status, answer.body[:300])
     assert b"Traceback" not in answer.body and b"/tmp" not in answer.body
+    assert not re.search(rb"\b\d+\.[a-z]", answer.body), answer.body[:300]  # names of uploads
     assert answer.allowed is None
 
 

@@ -486,6 +486,7 @@ def test_folders_are_known_by_their_own_names() -> None:
         ("the index /home/ann/photos is away (gone)", "the index photos is away (gone)"),
         ("/data/a/model.safetensors: damaged", "model.safetensors: damaged"),
         ("'/data/a'", "'a'"),
+        ("/dev/shm/penstock-serve-7-ab/65.jpg is damaged (cut)", "the file is damaged (cut)"),
         *((text, text) for text in ("Ask /v1/models, see /openapi.json", "16/9 or 4/3, and/or")),
         ("see https://example.org/a/b", "see https://example.org/a/b"),
     ],

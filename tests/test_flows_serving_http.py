@@ -135,6 +135,49 @@ def answered(service: Service, scope: dict[str, Any], *messages: dict[str, Any])
     return start
 
 
+@pytest.mark.parametrize(
+    ("coding", "status"), [("gzip, chunked", 501), ("gzip", 501), ("Chunked", 415)]
+)
+def test_a_coding_that_is_not_known_is_refused_by_name(
+    tmp_path: Path, coding: str, status: int
+) -> None:
+    service = service_in(tmp_path)
+    scope = bare_request("/v1/caption", {"transfer-encoding": coding})
+    body = {"type": "http.request", "body": b"hello", "more_body": False}
+    assert answered(service, scope, body)["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("GET /v1/search?q=a&bogus=1", "unknown parameter 'bogus'"),
+        ("HEAD /v1/search?q=a&bogus=1", ""),
+        ("GET /v1/search?q=a&q=b", "q is given more than once"),
+        ("GET /v1/search?q=a&top=1&top=2", "top is given more than once"),
+        ("POST /v1/search?q=a", "unknown parameter 'q'"),
+        ("POST /v1/label?lables=a", "unknown parameter 'lables'"),
+        ("POST /v1/embed?encodings=json", "unknown parameter 'encodings'"),
+        ("POST /v1/caption?promt=a", "unknown parameter 'promt'"),
+        ("POST /v1/caption?prompt=a&prompt=b", "prompt is given more than once"),
+        ("GET /v1/stats?from=1", "unknown parameter 'from'"),
+        ("GET /v1/media/0-0?width=3", "unknown parameter 'width'"),
+    ],
+)
+def test_a_parameter_that_a_route_does_not_have_is_refused_by_name(
+    client: TestClient, asked: str, words: str
+) -> None:
+    answer = client.request(*asked.split(" "), content=b"")
+    assert answer.status_code == 422, (answer.status_code, answer.text)
+    assert words in answer.text
+
+
+def test_parameters_of_others_are_let_pass(client: TestClient) -> None:
+    for path in ("/v1/models?api-version=1", "/healthz?time=1", "/metrics?name=a", "/?a=1"):
+        assert client.get(path).status_code == 200, path
+    # It has no index; parameters that may be there several times are not refused.
+    assert client.get("/v1/search?q=a&not=b&not=c").status_code == 404
+
+
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_a_client_of_http_1_0_gets_no_chunks(tmp_path: Path, version: str) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:

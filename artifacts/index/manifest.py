@@ -19,7 +19,7 @@ from artifacts.placing import sync_folder
 from artifacts.regular_files import open_regular
 from artifacts.store import fault_of, read_fault
 
-FORMAT = 1
+FORMAT = 2
 BOOK = "index.json"
 SUFFIXES = {
     "embeddings": "f16",

@@ -21,7 +21,7 @@ IDENTITIES = 4
 GROUP_ROWS = 1024
 """Rows of a row group: to show one row, that many are read."""
 SIDES = ("x0", "y0", "x1", "y1")
-COLUMNS = ("key", "path", "media_path", "time", *SIDES, "level")
+COLUMNS = ("key", "path", "media_path", "digest", "time", *SIDES, "level")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +34,8 @@ class IndexRow:
     """Absolute path of the file."""
     media_path: str
     """Its name in outputs."""
+    digest: str
+    """`content_key` of the file."""
     time: float | None = None
     """Seconds from the beginning of a video; None for a picture."""
     box: PixelBox | None = None
@@ -134,6 +136,7 @@ def _values(row: IndexRow) -> dict[str, Any]:
         "key": row.key,
         "path": utf8(row.path),
         "media_path": utf8(row.media_path),
+        "digest": row.digest,
         "time": row.time,
         **dict(zip(SIDES, box, strict=True)),
         "level": row.level,
@@ -143,7 +146,7 @@ def _values(row: IndexRow) -> dict[str, Any]:
 def _schema() -> Any:
     import pyarrow as pa
 
-    kinds = {"key": pa.string(), "path": pa.string(), "media_path": pa.string()}
+    kinds = {name: pa.string() for name in ("key", "path", "media_path", "digest")}
     kinds |= {name: pa.float64() for name in ("time", *SIDES)}
     kinds["level"] = pa.int16()
     assert tuple(kinds) == COLUMNS

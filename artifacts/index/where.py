@@ -20,7 +20,7 @@ from artifacts.errors import UsageError
 from artifacts.index.rows import COLUMNS
 from artifacts.index.snapshot import Kept, Snapshot
 
-TEXTS = ("key", "path", "media_path")
+TEXTS = ("key", "path", "media_path", "digest")
 """Columns that hold text; the others hold numbers."""
 WORDS = frozenset(("and", "or", "not", "like", "in", "is", "null"))
 TOKEN = re.compile(

@@ -54,7 +54,9 @@ class IndexWritten(VectorsWritten):
     folder: Path
     added: int = 0
     replaced: int = 0
-    """Number of removed rows, of earlier contents of the files."""
+    """Number of removed rows, of earlier contents of the files or of other options."""
+    remade: int = 0
+    """Number of those among them whose files are as they were: only the options differ."""
     vanished: tuple[str, ...] = field(default=())
     """Files with rows in the index that no longer exist."""
     unseen: tuple[str, ...] = field(default=())
@@ -70,8 +72,10 @@ class IndexWritten(VectorsWritten):
 
     def line(self) -> str:
         line = f"{counted(self.vectors, 'row')} in {self.folder}, {self.added:,} of them new"
-        if self.replaced:
-            line += f"; {self.replaced:,} of files that changed were removed"
+        if changed := self.replaced - self.remade:
+            line += f"; {changed:,} of files that changed were removed"
+        if self.remade:
+            line += f"; {self.remade:,} made with other options were removed"
         if self.failures:
             line += f"; {len(self.failures)} of {counted(self.files, 'file')} failed"
         return line
@@ -148,7 +152,7 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
                     if not all(within(numbers, known))
                 ]
             found.added = writer.add(_vectors(job, missing))
-            found.replaced = _remove_replaced(writer, job, made, rows)
+            found.replaced, found.remade = _remove_replaced(writer, job, made, rows)
             merge_small(writer)
             there = np.split(within(rows, writer.known()), np.cumsum(lengths)[:-1])
             found.chunks = Counter(
@@ -178,6 +182,7 @@ def _rows_of(job: Job, one: FileTask) -> list[IndexRow]:
             key=task["embeddings"],
             path=utf8(file.place),
             media_path=utf8(file.media_path),
+            digest=task.medium.digest,
             time=time,
             box=None if box is None else (box[0], box[1], box[2], box[3]),
             level=level,
@@ -196,9 +201,9 @@ def _vectors(job: Job, made: Sequence[FileTask]) -> Iterator[Added]:
 
 def _remove_replaced(
     writer: IndexWriter, job: Job, made: Sequence[FileTask], rows: NDArray[np.uint64]
-) -> int:
+) -> tuple[int, int]:
     """Remove rows of earlier contents or settings of a file, if all chunks of that file have
-    vectors."""
+    vectors. Return their number, and that of those whose content is the same."""
     chunks: dict[str, int] = {}
     for file, _ in made:
         chunks[file.place] = chunks.get(file.place, 0) + 1
@@ -210,7 +215,10 @@ def _remove_replaced(
     snapshot = writer.snapshot()
     of_these = np.isin(of_all(snapshot, MEDIUM), np.array(sorted(whole), np.uint64))
     old = of_these & ~np.isin(of_all(snapshot, ROW), rows) & snapshot.live()
-    return writer.remove(np.flatnonzero(old))
+    contents = {(utf8(f.place), m.digest) for f, m in zip(job.files, job.contents, strict=True)}
+    removed = np.flatnonzero(old)
+    remade = sum((row.path, row.digest) in contents for row in snapshot.read(removed))
+    return writer.remove(removed), remade
 
 
 def _vanished(folder: Path, job: Job, gone: GoneFiles) -> tuple[str, ...]:

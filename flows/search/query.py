@@ -199,7 +199,7 @@ def to_hit(snapshot: Snapshot, rank: int, moment: Moment) -> Hit:
     span = None if moment.start is None or moment.end is None else (moment.start, moment.end)
     return Hit(
         rank=rank,
-        score=round(moment.score, 6),
+        score=round(min(1.0, max(-1.0, moment.score)), 6),  # vectors of 16 bit may exceed it
         media_path=row.media_path,
         path=row.path,
         time=span,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
@@ -14,15 +14,16 @@ from starlette.routing import Match, Route
 from flows.serving.caption_routes import CaptionRoutes
 from flows.serving.chat import ChatRoutes
 from flows.serving.described import CHAT_BODY, MEDIUM_BODY, DescribedApp
-from flows.serving.guard import extra_headers
+from flows.serving.guard import LIMITED, extra_headers
 from flows.serving.json_answers import json_answer
 from flows.serving.page.page import PLOTLY, Page, page_of
-from flows.serving.refusals import OPENAI, HttpRefusal
+from flows.serving.refusals import OPENAI, HttpRefusal, bad_request
 from flows.serving.routes import Routes
 from flows.serving.service import Service
 
 PARAMETER_ERRORS = {"missing": "it is missing", "string_pattern_mismatch": "the text is empty"}
 """Kind of pydantic's error → message, where its own would not help."""
+IN_SCHEMA = "The parameters are in /openapi.json"
 
 
 def app_of(service: Service, token: str) -> FastAPI:
@@ -33,6 +34,7 @@ def app_of(service: Service, token: str) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         description="Labels, vectors, search and captions of images and clips.",
+        dependencies=[Depends(_refuse_unknown_parameters)],
     )
     page = page_of()
     routes = Routes(service, token, plots=page.plotly is not None)
@@ -72,6 +74,23 @@ def _answer_head(app: FastAPI) -> None:
             app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
 
 
+async def _refuse_unknown_parameters(request: Request) -> None:
+    """Raise HttpRefusal for a parameter of the address that is not among those that /openapi.json
+    lists, or is there twice. OpenAI's clients add their own to its paths."""
+    path, given = request.url.path, request.query_params
+    if not path.startswith(LIMITED) or path.startswith(OPENAI):
+        return
+    method = "get" if request.method == "HEAD" else request.method.lower()
+    operation = request.app.openapi()["paths"][request.scope["route"].path][method]
+    described = [each for each in operation.get("parameters", ()) if each["in"] == "query"]
+    known = {each["name"]: each["schema"].get("type") == "array" for each in described}
+    for name in given:
+        if name not in known:
+            raise bad_request(f"unknown parameter {name[:80]!r}", IN_SCHEMA)
+        if not known[name] and len(given.getlist(name)) > 1:
+            raise bad_request(f"{name} is given more than once", "Give it once")
+
+
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HttpRefusal)
     answer = json_answer(error.to_json(request.url.path), error.status)
@@ -105,7 +124,7 @@ async def _invalid_parameter(request: Request, error: Exception) -> Response:
     first: Mapping[str, Any] = error.errors()[0]
     name = next(iter(first["loc"][1:]), "")  # after where it was
     why = PARAMETER_ERRORS.get(first["type"], first["msg"])
-    error = HttpRefusal(422, f"invalid {name}: {why}", "The parameters are in /openapi.json")
+    error = bad_request(f"invalid {name}: {why}", IN_SCHEMA)
     return await _refused(request, error)
 
 

@@ -15,7 +15,7 @@ from artifacts.keys import digest_of
 from artifacts.packs import Record
 from artifacts.schema import MediaIndex
 from flows.checkpoint.prompt_tokens import PromptTokens, max_prompt_tokens
-from flows.job.media_digests import check_placeholders
+from flows.job.media_digests import refuse_control_words
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task, task_of
@@ -156,7 +156,7 @@ class Captioning:
                 raise bad_request("the prompt is too long", hint, "invalid_prompt")
             await self._check_context(medium.prompt, params)
             try:
-                check_placeholders([medium], self._job.model)
+                refuse_control_words("the prompt", medium.prompt, self._job.model)
             except UsageError as error:
                 raise bad_request(error.message, error.hint, "invalid_prompt") from error
             index = await self._frames.known(medium)

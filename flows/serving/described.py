@@ -81,16 +81,16 @@ ANSWERS: Mapping[str, Any] = {
 OTHER = {"/metrics": "text/plain", "/v1/thumbnail/{hit}": "image/jpeg", "/v1/media/{hit}": "*/*"}
 """Path → type of an answer that is not JSON."""
 STREAMED = ("/v1/caption", "/v1/chat/completions")
-ALWAYS = (401, 403, 421, 431, 500)
+ALWAYS = (401, 403, 421, 431, 500, 501)
 REFUSED = {
     "/v1/chat/completions": (404, 429, 503, 504),
     **{
         f"/v1/{name}": (404, 422, 429, 503, 504) for name in ("label", "embed", "caption", "search")
     },
     **{f"/v1/{name}": (404,) for name in ("models", "models/{name}")},
-    **{f"/v1/{name}/{{hit}}": (404, 503) for name in ("media", "thumbnail")},
-    "/v1/stats": (422,),
-    "/v1/session": (429, 503),
+    **{f"/v1/{name}/{{hit}}": (404, 422, 503) for name in ("media", "thumbnail")},
+    **{f"/v1/{name}": (422,) for name in ("info", "stats")},
+    "/v1/session": (422, 429, 503),
 }
 """Path → statuses of its own refusals, besides those of bodies."""
 

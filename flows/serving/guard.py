@@ -117,6 +117,11 @@ class Guard:
                 "Send the header Authorization: Bearer TOKEN",
                 code="invalid_api_key",
             )
+        given = (v for name, v in scope["headers"] if name == b"transfer-encoding")
+        codings = b", ".join(given).decode("latin-1").strip()
+        if codings.lower() not in ("", "chunked"):
+            why = f"the transfer coding {codings[:80]!r} is not supported"
+            raise HttpRefusal(501, why, "Send the body as it is, or chunked")
         if limited and (change := service.model.error) is not None:
             service.metrics.refused("draining")
             raise unavailable(f"reloading the model: {change.message}", "Ask again in a while")

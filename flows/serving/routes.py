@@ -13,7 +13,9 @@ from fastapi import Query, Request
 from fastapi.responses import FileResponse, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
+from starlette.background import BackgroundTask
 
+from artifacts.index.rows import IndexRow
 from flows.options.search import SearchQuery
 from flows.results.thumbnails import thumbnail
 from flows.serving.answers import vectors_json
@@ -22,8 +24,8 @@ from flows.serving.guard import COOKIE, in_time, session_of
 from flows.serving.json_answers import json_answer
 from flows.serving.refusals import HttpRefusal
 from flows.serving.service import Service
-from flows.serving.shown_media import shown_file
-from flows.serving.shown_names import shown_name
+from flows.serving.shown_media import IndexedMedia, IndexedMedium
+from flows.serving.shown_names import shown_name, without_paths
 from flows.serving.uploads import upload_of
 
 THUMBNAILS_AT_ONCE = 2
@@ -61,6 +63,7 @@ class Routes:
         self._version = version("penstock")
         self._token = token
         self._drawing = asyncio.Semaphore(THUMBNAILS_AT_ONCE)
+        self._media = IndexedMedia(service.config.store)
 
     async def label(
         self,
@@ -138,19 +141,17 @@ class Routes:
 
     async def media(self, hit: str) -> Response:
         """Return the media file of a hit."""
-        path = await shown_file((await self._row(hit)).path)
-        if path is None:
-            raise HttpRefusal(404, "the file of this hit is gone", "Run penstock index build again")
-        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-        return FileResponse(path, media_type=kind, content_disposition_type="inline")
+        row, medium = await self._indexed(hit)
+        kind = mimetypes.guess_type(row.path)[0] or "application/octet-stream"
+        closing = BackgroundTask(lambda: medium.close())  # it stays open until then
+        return FileResponse(medium.path, media_type=kind, background=closing)
 
     async def thumbnail(self, hit: str) -> Response:
         """Return a thumbnail of a hit."""
-        row = await self._row(hit)
-        small, path = None, await shown_file(row.path)
-        if path is not None:
-            async with self._drawing:
-                small = await asyncio.to_thread(thumbnail, path, row.time)
+        row, medium = await self._indexed(hit)
+        async with self._drawing:
+            small = await asyncio.to_thread(thumbnail, medium.path, row.time)
+        medium.close()
         if small is None:
             raise HttpRefusal(404, "the file of this hit cannot be read", "Check that it exists")
         return Response(
@@ -207,6 +208,11 @@ class Routes:
         why = self._service.why_not_ready()
         if not why and not await asyncio.to_thread(self._service.temp_store.has_room):
             why = "the disk is full"
+        if not why and self._service.index is not None:
+            try:
+                await self._service.index.check_searches()
+            except HttpRefusal as refusal:
+                why = without_paths(refusal.error)
         return json_answer({"ready": not why, "why": why}, 503 if why else 200)
 
     async def session(self) -> Response:
@@ -218,10 +224,11 @@ class Routes:
             )
         return answer
 
-    async def _row(self, hit: str) -> Any:
+    async def _indexed(self, hit: str) -> tuple[IndexRow, IndexedMedium]:
         if self._service.index is None:
             raise HttpRefusal(404, "this server has no index", "Start it with --index DIR")
-        return await asyncio.to_thread(self._service.index.row, hit)
+        row = await self._service.index.row(hit)
+        return row, await self._media.opened(row)
 
     async def _text_vectors(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
         assert self._service.texts is not None

@@ -3,10 +3,14 @@
 import re
 from pathlib import Path
 
+from flows.serving.temp_store import PREFIX
+
 LOCAL = ("/", ".", "~")
 """Prefixes of a model's folder, in contrast to hub ids."""
 PATH = re.compile(r"(?<![\w:/.])/(?!v1/|static/)(?:[^\s/'\",;:()]+/)+([^\s/'\",;:()]+)")
 """An absolute path in a text, except the routes of this server."""
+UPLOAD = re.compile(rf"(?:/[^\s/]+)*/{PREFIX}[^\s/]+/\d+\.\w+")
+"""The path of what a request sent: a client knows no such file."""
 
 
 def shown_name(place: str) -> str:
@@ -15,5 +19,5 @@ def shown_name(place: str) -> str:
 
 
 def without_paths(text: str) -> str:
-    """Return a text with absolute paths cut to their last part."""
-    return PATH.sub(r"\1", text)
+    """Return a text with absolute paths cut to their last part, and without those of uploads."""
+    return PATH.sub(r"\1", UPLOAD.sub("the file", text))

@@ -40,7 +40,8 @@ def rows(count: int, first: int = 0, **fields: Any) -> list[IndexRow]:
 
 
 def row(number: int, **fields: Any) -> IndexRow:
-    given = {"key": f"{number:064x}", "path": f"/in/{number}.jpg", "media_path": f"{number}.jpg"}
+    name = f"{number}.jpg"
+    given = {"key": f"{number:064x}", "path": f"/in/{name}", "media_path": name, "digest": "0" * 64}
     return IndexRow(**{**given, **fields})
 
 
