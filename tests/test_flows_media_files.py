@@ -45,9 +45,50 @@ CODECS = {
 """Suffixes of videos → what has the `ffmpeg` program write such a file."""
 WRITERS = {suffix: opts.split() for suffixes, opts in CODECS.items() for suffix in suffixes.split()}
 IMAGEIO = frozenset(
-    ".264 .265 .3g2 .3gp .asf .avi .dv .f4v .flv .gxf .h264 .h265 .hevc .ivf .m1v .m2t .m2ts .m2v "
-    ".m4v .mj2 .mjpeg .mjpg .mk3d .mkv .mov .mp4 .mpeg .mpg .mts .mxf .nut .obu .ogv .rm .ts .vob "
-    ".webm .wmv .wtv .y4m .j2k .mpo".split()
+    [
+        ".264",
+        ".265",
+        ".3g2",
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".dv",
+        ".f4v",
+        ".flv",
+        ".gxf",
+        ".h264",
+        ".h265",
+        ".hevc",
+        ".ivf",
+        ".m1v",
+        ".m2t",
+        ".m2ts",
+        ".m2v",
+        ".m4v",
+        ".mj2",
+        ".mjpeg",
+        ".mjpg",
+        ".mk3d",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".mxf",
+        ".nut",
+        ".obu",
+        ".ogv",
+        ".rm",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+        ".wtv",
+        ".y4m",
+        ".j2k",
+        ".mpo",
+    ]
 )
 """Of our suffixes those in `video_extensions` of imageio 2.38.1, by which diffusion-pipe tells
 videos from pictures."""
@@ -79,7 +120,7 @@ def test_a_picture_of_each_suffix_is_read(tmp_path: Path, suffix: str) -> None:
 def test_a_video_of_each_suffix_is_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     source = ["-f", "lavfi", "-i", "testsrc=s=176x144:r=25:d=0.4"]
-    command = ["ffmpeg", "-v", "error", *source, "-c:v", *WRITERS[suffix], path]
+    command = ["ffmpeg", "-v", "error", *source, "-c:v", *WRITERS[suffix], str(path)]
     subprocess.run(command, check=True)
     with Video(path) as video:
         assert video.width >= 176 and video.duration > 0.3

@@ -189,3 +189,38 @@ def test_packets_of_a_damaged_video_are_not_copied(tmp_path: Path) -> None:
     with av.open(str(tmp_path / found["file"])) as copy:
         stream = copy.streams.video[0]
         assert len([*copy.decode(stream)]) == stream.frames > 0
+
+
+def _profiled(image: Image.Image, path: Path, **more: Any) -> None:
+    """Save a picture whose profile comes before its pixels in the file."""
+    write(path.with_suffix(".png"), np.asarray(image), 13, 12)
+    with Image.open(path.with_suffix(".png")) as wide:
+        profile = wide.info.get("icc_profile") or b"\0" * 500
+    image.save(path, icc_profile=profile, **more)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "copy"),
+    [
+        ("a.webp", {"lossless": True}, "made.png"),
+        ("a.webp", {"quality": 80}, "made.jpg"),
+        ("a.jpg", {"format": "PNG"}, "made.png"),
+        ("a.jpg", {"format": "WEBP", "lossless": True}, "made.png"),
+        ("a.png", {"format": "JPEG"}, "made.jpg"),
+        ("a.jp2", {"format": "JPEG2000"}, "made.png"),
+    ],
+)
+def test_the_content_of_a_picture_decides_whether_its_copy_loses_anything(
+    tmp_path: Path, name: str, more: dict[str, Any], copy: str
+) -> None:
+    _profiled(shades(), tmp_path / name, **more)
+    assert made(tmp_path / name, "image", copied=True)["file"] == copy
+
+
+def test_a_moving_webp_without_loss_is_copied_without_loss(tmp_path: Path) -> None:
+    frames = [shades(), shades().rotate(90)]
+    path = tmp_path / "a.webp"
+    frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True, exif=b"e" * 99)
+    assert made(path, "image")["file"] == "made.png"
+    frames[0].save(path, save_all=True, append_images=frames[1:], quality=80)
+    assert made(path, "image")["file"] == "made.jpg"
