@@ -44,52 +44,12 @@ CODECS = {
 }
 """Suffixes of videos → what has the `ffmpeg` program write such a file."""
 WRITERS = {suffix: opts.split() for suffixes, opts in CODECS.items() for suffix in suffixes.split()}
-IMAGEIO = frozenset(
-    [
-        ".264",
-        ".265",
-        ".3g2",
-        ".3gp",
-        ".asf",
-        ".avi",
-        ".dv",
-        ".f4v",
-        ".flv",
-        ".gxf",
-        ".h264",
-        ".h265",
-        ".hevc",
-        ".ivf",
-        ".m1v",
-        ".m2t",
-        ".m2ts",
-        ".m2v",
-        ".m4v",
-        ".mj2",
-        ".mjpeg",
-        ".mjpg",
-        ".mk3d",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".mxf",
-        ".nut",
-        ".obu",
-        ".ogv",
-        ".rm",
-        ".ts",
-        ".vob",
-        ".webm",
-        ".wmv",
-        ".wtv",
-        ".y4m",
-        ".j2k",
-        ".mpo",
-    ]
-)
+IMAGEIO = frozenset([
+    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".gxf", ".h264",
+    ".h265", ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mjpeg",
+    ".mjpg", ".mk3d", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".obu",
+    ".ogv", ".rm", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m", ".j2k", ".mpo",
+])  # fmt: skip
 """Of our suffixes those in `video_extensions` of imageio 2.38.1, by which diffusion-pipe tells
 videos from pictures."""
 
