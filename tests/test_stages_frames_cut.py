@@ -224,3 +224,17 @@ def test_a_moving_webp_without_loss_is_copied_without_loss(tmp_path: Path) -> No
     assert made(path, "image")["file"] == "made.png"
     frames[0].save(path, save_all=True, append_images=frames[1:], quality=80)
     assert made(path, "image")["file"] == "made.jpg"
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="the ffmpeg program is not installed")
+def test_a_video_whose_left_columns_some_readers_cut_becomes_a_copy(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    source = ["-f", "lavfi", "-i", "testsrc=s=320x192:r=25:d=1"]
+    codec = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-bf", "0"]
+    crop = ["-bsf:v", "h264_metadata=crop_left=8:crop_top=8"]
+    subprocess.run(["ffmpeg", "-v", "error", *source, *codec, *crop, path], check=True)
+    told = made(path, "video", end=1.0)
+    assert told["why"] == "columns that readers cut" and not told["plain"]
+    with av.open(str(tmp_path / told["file"])) as clip:
+        shown = clip.streams.video[0].codec_context.width
+        assert {frame.width for frame in clip.decode(video=0)} == {shown}
