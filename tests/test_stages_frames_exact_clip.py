@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from stages.frames import exact_clip
 from stages.frames.exact_clip import ExactCutter
 from stages.frames.frame_converter import FrameConverter, shown_size
+from stages.frames.timeline import CUT_OFF
 from stages.frames.video import Video
 from tests.support.media import decode_plainly, write_video
 
@@ -247,7 +248,11 @@ def test_a_file_that_ends_within_a_frame_ends_with_the_frame_before(tmp_path: Pa
     path.write_bytes(whole.read_bytes()[: found[at][0] + found[at][1] // 2])
     with Video(path) as video:
         assert video.duration == pytest.approx(at / 30), f"ends at {video.duration}"
-        assert "the file ends within its last frame" in video.warnings()[0]
+        assert [text[:32] for text in video.warnings()] == ["truncated: its frames end at 2.0"]
+    path.write_bytes(whole.read_bytes()[: found[-1][0] + 1])
+    with Video(path) as video:
+        assert video.warnings() == (CUT_OFF,)
+    path.write_bytes(whole.read_bytes()[: found[at][0] + found[at][1] // 2])
     (clip,) = cut(path, tmp_path, [(0.0, at / 30)])
     with av.open(str(clip)) as container:
         assert container.streams.video[0].average_rate == 30

@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 
 from artifacts.plurals import counted
 from stages.frames.opening import is_damage, time_zero
-from stages.frames.timeline import DEFAULT_RATE, SHORT_SECONDS, Keyframes, Timeline, VideoPacket
+from stages.frames.timeline import (
+    CUT_OFF,
+    DEFAULT_RATE,
+    SHORT_SECONDS,
+    Keyframes,
+    Timeline,
+    VideoPacket,
+)
 from stages.frames.watchdog import step
 
 JUMP_BACK_SECONDS = 1.0
@@ -193,7 +200,7 @@ def survey(
         jumps = counted(len(found.jumps), "time")
         warnings.append(f"its clock is reset {jumps}; times continue from there")
     if found.cut:
-        warnings.append("the file ends within its last frame, which is left out")
+        warnings.append(CUT_OFF)
     if odd:
         warnings.append(f"skipped because of a wrong time: {counted(len(odd), 'frame')}")
     return Timeline(
