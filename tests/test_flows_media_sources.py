@@ -105,7 +105,7 @@ def test_media_of_less_common_suffixes_are_taken_and_others_are_counted(tmp_path
 def test_a_source_with_other_media_alone_says_what_they_are(tmp_path: Path, pattern: str) -> None:
     write_all(tmp_path, "a.dng", "b.DNG" if not pattern else "b.dng")
     (failure,) = find_media([f"{tmp_path}{pattern}"], PLAIN)[1]
-    assert "(not taken: 2 .dng; convert them" in failure.message
+    assert failure.message.startswith("not taken: 2 .dng; convert them")
 
 
 @pytest.mark.parametrize("pattern", ["", "/**/*.jpg"])

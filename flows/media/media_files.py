@@ -25,10 +25,9 @@ VIDEO_SUFFIXES = frozenset([
     ".gif", ".apng", ".mjpg", ".mjpeg", ".h264", ".264", ".h265", ".265", ".hevc", ".obu", ".av1",
 ])  # fmt: skip
 UNREAD_SUFFIXES = frozenset([
-    ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".mrw",
-    ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
-    ".ari", ".braw", ".crm", ".r3d", ".lrv", ".jxl", ".jxr", ".exr", ".hdr", ".dpx", ".cin",
-    ".dds", ".psd", ".psb", ".xcf", ".ico", ".icns", ".svg", ".eps",
+    ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".nef", ".nrw", ".orf", ".pef",
+    ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f", ".braw", ".crm", ".r3d", ".lrv",
+    ".jxl", ".jxr", ".exr", ".hdr", ".dpx", ".dds", ".psd", ".psb", ".xcf", ".ico", ".svg", ".eps",
 ])  # fmt: skip
 """Suffixes of media that a folder is not read for, because no reader shows them or nobody captions
 them; a note counts them."""

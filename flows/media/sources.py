@@ -179,7 +179,7 @@ class FarSources:
                 names.append(name)
         if not count:
             hint = WEB_HINT if is_web(address) else BUCKET_HINT
-            message = _with(MISSING, selection.not_taken(names))
+            message = selection.not_taken(names) or MISSING
             yield source_failure(source, unsigned(address), "missing", message, hint)
 
 
@@ -299,7 +299,7 @@ def _named(text: str, source: str, selection: Selection) -> Iterator[MediaFile |
         files = [Path(m) for m in matches if not os.path.isdir(m) and selection.takes(m)]
         files = [file for file in files if unnamed.isdisjoint(file.parts)]
         if not files:
-            message = _with("no media file matches", selection.not_taken(matches))
+            message = selection.not_taken(matches) or "no media file matches"
             yield source_failure(source, text, "no-match", message, "Check the pattern")
         for file in files:
             yield _media_file(file, file.name, source)
@@ -340,12 +340,8 @@ def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFi
         yield source_failure(source, str(error.filename), "unreadable", message, UNREADABLE)
     if not count and not unread:
         hint = "Check the folder, or add --recursive" if not selection.recursive else "Check it"
-        message = _with("no media file in this folder", selection.not_taken(names))
+        message = selection.not_taken(names) or "no media file in this folder"
         yield source_failure(source, str(folder), "no-media", message, hint)
-
-
-def _with(message: str, note: str) -> str:
-    return f"{message} ({note})" if note else message
 
 
 def _listed(

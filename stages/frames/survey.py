@@ -50,9 +50,7 @@ BLOCK = 1 << 14
 class PacketTimes:
     """The times that one pass over the packets collects; 24 bytes per frame."""
 
-    def __init__(
-        self, time_base: Fraction, *, hides: bool, resets: bool, streamed: bool = False
-    ) -> None:
+    def __init__(self, time_base: Fraction, *, hides: bool, resets: bool) -> None:
         self.pts = array("q")
         self.dts = array("q")
         self.ordinals = array("q")
@@ -61,8 +59,7 @@ class PacketTimes:
         self.untimed = 0
         self.count = 0
         self.last = (-(1 << 62), 0)
-        self._hides, self._resets, self._streamed = hides, resets, streamed
-        self.cut = 0
+        self._hides, self._resets = hides, resets
         self._offset = 0
         self._clock: int | None = None
         self._step = 0
@@ -71,9 +68,6 @@ class PacketTimes:
 
     def add(self, packet: VideoPacket) -> None:
         ordinal, self.count = self.count, self.count + 1
-        if packet.is_corrupt and not self._streamed:  # the file ends within it
-            self.cut += 1
-            return
         raw, duration = packet.pts, packet.duration or 0
         dts = raw if packet.dts is None else packet.dts
         if dts is not None and self._resets:
@@ -180,10 +174,13 @@ def survey(
     not have them."""
     assert stream.time_base is not None
     resets, hides = container.format.name in RESET, stream.codec_context.name == "vp8"
-    streamed = container.format.name in STREAMED
-    found = PacketTimes(stream.time_base, hides=hides, resets=resets, streamed=streamed)
+    streamed, cut = container.format.name in STREAMED, 0
+    found = PacketTimes(stream.time_base, hides=hides, resets=resets)
     for packet in stream_packets:
-        found.add(packet)
+        if packet.is_corrupt and not streamed:  # the file ends within it
+            cut, found.count = cut + 1, found.count + 1
+        else:
+            found.add(packet)
     if found.untimed or not found.pts or _only_counts(found.pts, container, stream):
         return None
     odd = found.remove_wrong_times(stream.time_base, to_the_end=streamed)
@@ -199,8 +196,7 @@ def survey(
     if found.jumps:
         jumps = counted(len(found.jumps), "time")
         warnings.append(f"its clock is reset {jumps}; times continue from there")
-    if found.cut:
-        warnings.append(CUT_OFF)
+    warnings += [CUT_OFF] * bool(cut)
     if odd:
         warnings.append(f"skipped because of a wrong time: {counted(len(odd), 'frame')}")
     return Timeline(
