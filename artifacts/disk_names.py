@@ -114,7 +114,7 @@ def one_name(path: str | os.PathLike[str]) -> str:
     """Return the absolute path of a file, the same for all names under which the disk finds it. A
     disk that was not probed is judged by this file, without writing."""
     folder, name = os.path.split(whole := os.path.abspath(path))
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a NUL in the name
         there = folder  # a folder may not be made yet
         while not os.path.isdir(there):
             there = os.path.dirname(there)

@@ -3,6 +3,7 @@ whole runs and exports: one that adds nothing says what the model says, another 
 says that it was merged into."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests
 from flows.checkpoint.adapters import AdapterUse, adapter_for, parse_adapter
 from flows.checkpoint.model_files import ModelDigests
@@ -157,6 +158,17 @@ def test_what_does_not_fit_is_refused(profile: ModelProfile, tmp_path: Path, why
     with pytest.raises(UsageError, match=match) as caught:
         modules_of(read_adapter(folder), profile)
     assert caught.value.hint and "\n" not in str(caught.value)
+
+
+def test_settings_that_are_no_file_or_no_json_are_told_apart(tmp_path: Path) -> None:
+    settings = tmp_path / "adapter_config.json"
+    os.mkfifo(settings)
+    for why in ("it is a FIFO, not a file", "it is not UTF-8 text", "cannot be read as JSON"):
+        with pytest.raises(EnvironmentFault) as caught:
+            read_adapter(tmp_path)
+        assert f"{settings}" in caught.value.message and why in caught.value.message
+        settings.unlink()
+        settings.write_bytes(b"{" if "UTF-8" in why else b"\xff")
 
 
 @pytest.mark.parametrize("family", [pytest.param("llava", marks=pytest.mark.slow), "qwen2_5_vl"])

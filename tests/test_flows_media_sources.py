@@ -88,6 +88,26 @@ def test_a_folder_two_levels_down_that_is_not_read_is_named(
     assert len(found) == 3 and left_out_note(["films"], DEEP) == ""
 
 
+def test_media_of_less_common_suffixes_are_taken_and_others_are_counted(tmp_path: Path) -> None:
+    taken = {"a.MPO": "image", "b.jp2": "image", "c.tga": "image", "d.apng": "video"}
+    taken |= {"e.jpe": "image", "f.hif": "image", "g.qt": "video", "h.m2t": "video"}
+    others = ["x.NEF", "y.nef", "z.jxl", "a.txt", "list.json", "b.srt", "w.safetensors", ".k.nef"]
+    write_all(tmp_path, *taken, *others, "in/i.psd")
+    found, failures = find_media([str(tmp_path)], PLAIN)
+    assert {file.media_path: file.kind for file in found} == taken and failures == []
+    note = left_out_note([str(tmp_path)], PLAIN)
+    assert note == "not taken: 2 .nef, 1 .jxl; convert them, for example to .png or .mp4"
+    assert "not taken: 2 .nef, 1 .jxl, 1 .psd;" in left_out_note([str(tmp_path)], DEEP)
+    assert left_out_note([str(tmp_path)], CHOSEN) == ""
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.dng"])
+def test_a_source_with_other_media_alone_says_what_they_are(tmp_path: Path, pattern: str) -> None:
+    write_all(tmp_path, "a.dng", "b.DNG" if not pattern else "b.dng")
+    (failure,) = find_media([f"{tmp_path}{pattern}"], PLAIN)[1]
+    assert failure.message.startswith("not taken: 2 .dng; convert them")
+
+
 @pytest.mark.parametrize("pattern", ["", "/**/*.jpg"])
 def test_what_a_file_server_keeps_for_itself_is_not_read_and_named(
     tmp_path: Path, pattern: str

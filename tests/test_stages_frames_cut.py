@@ -189,3 +189,52 @@ def test_packets_of_a_damaged_video_are_not_copied(tmp_path: Path) -> None:
     with av.open(str(tmp_path / found["file"])) as copy:
         stream = copy.streams.video[0]
         assert len([*copy.decode(stream)]) == stream.frames > 0
+
+
+def _profiled(image: Image.Image, path: Path, **more: Any) -> None:
+    """Save a picture whose profile comes before its pixels in the file."""
+    write(path.with_suffix(".png"), np.asarray(image), 13, 12)
+    with Image.open(path.with_suffix(".png")) as wide:
+        profile = wide.info.get("icc_profile") or b"\0" * 500
+    image.save(path, icc_profile=profile, **more)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "copy"),
+    [
+        ("a.webp", {"lossless": True}, "made.png"),
+        ("a.webp", {"quality": 80}, "made.jpg"),
+        ("a.jpg", {"format": "PNG"}, "made.png"),
+        ("a.jpg", {"format": "WEBP", "lossless": True}, "made.png"),
+        ("a.png", {"format": "JPEG"}, "made.jpg"),
+        ("a.jp2", {"format": "JPEG2000"}, "made.png"),
+    ],
+)
+def test_the_content_of_a_picture_decides_whether_its_copy_loses_anything(
+    tmp_path: Path, name: str, more: dict[str, Any], copy: str
+) -> None:
+    _profiled(shades(), tmp_path / name, **more)
+    assert made(tmp_path / name, "image", copied=True)["file"] == copy
+
+
+def test_a_moving_webp_without_loss_is_copied_without_loss(tmp_path: Path) -> None:
+    frames = [shades(), shades().rotate(90)]
+    path = tmp_path / "a.webp"
+    frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True, exif=b"e" * 99)
+    assert made(path, "image")["file"] == "made.png"
+    frames[0].save(path, save_all=True, append_images=frames[1:], quality=80)
+    assert made(path, "image")["file"] == "made.jpg"
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="the ffmpeg program is not installed")
+def test_a_video_whose_left_columns_some_readers_cut_becomes_a_copy(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    source = ["-f", "lavfi", "-i", "testsrc=s=320x192:r=25:d=1"]
+    codec = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-bf", "0"]
+    crop = ["-bsf:v", "h264_metadata=crop_left=8:crop_top=8"]
+    subprocess.run(["ffmpeg", "-v", "error", *source, *codec, *crop, path], check=True)
+    told = made(path, "video", end=1.0)
+    assert told["why"] == "columns that readers cut" and not told["plain"]
+    with av.open(str(tmp_path / told["file"])) as clip:
+        shown = clip.streams.video[0].codec_context.width
+        assert {frame.width for frame in clip.decode(video=0)} == {shown}

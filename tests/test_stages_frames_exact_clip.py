@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from stages.frames import exact_clip
 from stages.frames.exact_clip import ExactCutter
 from stages.frames.frame_converter import FrameConverter, shown_size
+from stages.frames.timeline import CUT_OFF
+from stages.frames.video import Video
 from tests.support.media import decode_plainly, write_video
 
 OPEN = {"bf": "3", "x264-params": "open-gop=1:scenecut=0"}
@@ -226,3 +228,32 @@ def test_a_clip_looks_as_the_model_saw_it_to_readers_that_know_less(
 
 def _as_frame(image: NDArray[np.uint8]) -> av.VideoFrame:
     return av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="the ffmpeg program is not installed")
+def test_a_file_that_ends_within_a_frame_ends_with_the_frame_before(tmp_path: Path) -> None:
+    whole, path = tmp_path / "whole.mp4", tmp_path / "a.mp4"
+    source = ["-f", "lavfi", "-i", "testsrc=s=176x144:r=30:d=4"]
+    codec = ["-c:v", "libx264", "-bf", "2", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
+    subprocess.run(["ffmpeg", "-v", "error", *source, *codec, whole], check=True)
+    with av.open(str(whole)) as container:
+        found = [
+            (p.pos or 0, p.size, p.pts * p.time_base)
+            for p in container.demux(video=0)
+            if p.pts is not None and p.time_base is not None
+        ]
+    times = [time for _, _, time in found]
+    # All frames before it have been stored, and it is shown behind them.
+    at = next(n for n in range(60, 90) if max(times[:n]) == Fraction(n - 1, 30) < times[n])
+    path.write_bytes(whole.read_bytes()[: found[at][0] + found[at][1] // 2])
+    with Video(path) as video:
+        assert video.duration == pytest.approx(at / 30), f"ends at {video.duration}"
+        assert [text[:32] for text in video.warnings()] == ["truncated: its frames end at 2.0"]
+    path.write_bytes(whole.read_bytes()[: found[-1][0] + 1])
+    with Video(path) as video:
+        assert video.warnings() == (CUT_OFF,)
+    path.write_bytes(whole.read_bytes()[: found[at][0] + found[at][1] // 2])
+    (clip,) = cut(path, tmp_path, [(0.0, at / 30)])
+    with av.open(str(clip)) as container:
+        assert container.streams.video[0].average_rate == 30
+        assert sum(1 for _ in container.decode(video=0)) == at

@@ -1,5 +1,6 @@
 """Pictures come out upright, in RGB, at their own size; unusable ones say why."""
 
+import io
 import struct
 import zlib
 from fractions import Fraction
@@ -17,7 +18,7 @@ from artifacts.errors import MediaError
 from artifacts.schema import FrameFit, MediaIndex, Sampling, stored_size
 from stages.frames import READING_BYTES
 from stages.frames import image as image_module
-from stages.frames.image import read_image
+from stages.frames.image import WRONG_SUMS, read_image
 from stages.frames.medium import UNSTORED_KINDS
 from stages.frames.shown_pixels import STRIP
 from stages.frames.video import Video
@@ -320,3 +321,22 @@ def test_a_picture_may_be_made_smaller_while_it_is_decoded(
     wanted = np.asarray(picture.resize(stored[::-1], Image.Resampling.BOX), np.float32)
     assert np.abs(chunk.pixels[0] - wanted).mean() < 2
     assert read_image(path)[0].shrunk == 1
+
+
+def _flipped(path: Path, kind: bytes) -> None:
+    """Save a picture as PNG with one wrong bit in the check sum of a chunk."""
+    picture = np.random.default_rng(3).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    written = io.BytesIO()
+    Image.fromarray(picture).save(written, "PNG")
+    data = bytearray(written.getvalue())
+    at = data.index(kind)
+    data[at + 4 + int.from_bytes(data[at - 4 : at])] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_png_whose_check_sum_of_pixels_is_wrong_has_a_warning(tmp_path: Path) -> None:
+    _flipped(path := tmp_path / "a.png", b"IDAT")
+    media, _ = read_image(path)
+    assert media.warnings == (WRONG_SUMS,), f"warnings: {media.warnings}"
+    _flipped(path, b"IEND")  # behind all pixels
+    assert read_image(path)[0].warnings == ()

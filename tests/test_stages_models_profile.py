@@ -236,3 +236,15 @@ def test_a_generation_config_that_is_no_object_is_a_damaged_file(tmp_path: Path,
         describe(folder)
     assert caught.value.message.startswith(f"{folder}/generation_config.json cannot be used: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_with_more_layers_than_tensors_fails(tmp_path: Path) -> None:
+    """Describing a thousand layers takes minutes and gigabytes."""
+    folder = copy_of_demo(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {"num_hidden_layers": 1000, "layer_types": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError) as caught:
+        describe(folder)
+    named = f"{folder}/config.json cannot be used: num_hidden_layers is 1000, and no checkpoint of"
+    assert caught.value.message.startswith(named)

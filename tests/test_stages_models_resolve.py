@@ -259,3 +259,33 @@ def test_an_unknown_name_of_the_package_fails() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = stages.models.nothing
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, and no checkpoint has"),
+        ({"text_config": {"num_experts": 1e12}}, "num_experts is 1000000000000.0, and no"),
+        ({"vision_config": {"depths": [2, 10**8]}}, "depths is 100000000, and no checkpoint"),
+        ({"model_type": ["x"]}, "model_type is ['x'], which is no text"),
+        ({"text_config": {"model_type": {"a": 1}}}, "model_type is {'a': 1}, which is no text"),
+    ],
+)
+def test_a_configuration_with_values_that_no_checkpoint_has_fails(
+    tmp_path: Path, settings: dict[str, object], why: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", **settings}))
+    with pytest.raises(UsageError) as caught:
+        find_model(tmp_path)
+    assert f"{tmp_path}/config.json cannot be used: {why}" in caught.value.message
+
+
+def test_a_configuration_with_large_sizes_is_a_model(tmp_path: Path) -> None:
+    settings = {
+        "vocab_size": 10**6,
+        "rope_theta": 10**9,
+        "max_window_layers": 28,
+        "num_hidden_layers": 1000,
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": None, **settings}))
+    assert find_model(tmp_path).folder == tmp_path

@@ -20,6 +20,13 @@ from artifacts.trainers.form import (
 )
 
 CAPTIONS, CONFIG = "captions.json", "dataset.toml"
+VIDEO_SUFFIXES = frozenset([
+    "264", "265", "3g2", "3gp", "asf", "avi", "dv", "f4v", "flv", "gxf", "h264", "h265", "hevc",
+    "ivf", "m1v", "m2t", "m2ts", "m2v", "m4v", "mj2", "mjpeg", "mjpg", "mk3d", "mkv", "mov",
+    "mp4", "mpeg", "mpg", "mts", "mxf", "nut", "obu", "ogv", "rm", "ts", "vob", "webm", "wmv",
+    "wtv", "y4m",
+])  # fmt: skip
+"""Suffixes of videos by imageio's `video_extensions`; the trainer takes others for pictures."""
 
 
 def diffusion_pipe_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
@@ -50,5 +57,5 @@ DIFFUSION_PIPE = TrainerForm(
     folders=FOLDERS,
     own_media=True,
     several=True,
-    suffixes={"image": PILLOW},
+    suffixes={"image": PILLOW, "video": VIDEO_SUFFIXES},
 )

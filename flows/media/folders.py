@@ -40,9 +40,11 @@ def unread_in(sources: Iterable[str]) -> list[str]:
 
 
 def left_out_note(sources: Iterable[str], selection: Selection) -> str:
-    """Return a note on folders with media in the sources that are not read, or an empty text."""
+    """Return a note on folders, and on media of folders, in the sources that are not read, or an
+    empty text."""
     unread: list[str] = []
     lost: list[OSError] = []
+    names: list[str] = []
     of_servers: set[str] = set()
     for source in sources:
         root = Path(os.path.expanduser(source))
@@ -51,14 +53,16 @@ def left_out_note(sources: Iterable[str], selection: Selection) -> str:
             of_servers |= {e.name for e in entries if e.name in SERVER_FOLDERS and _is_folder(e)}
             if relative and any(map(selection.takes, _file_names(entries))):
                 unread.append(os.path.join(source, relative, ""))
+            names += _file_names(entries) if selection.recursive or not relative else ()
+    not_taken = filter(None, [selection.not_taken(names)])
     if selection.recursive:
-        names = ", ".join(sorted(of_servers))
-        note = f"not read: folders that servers and systems make for themselves ({names})"
-        return note if names else ""
+        listed = ", ".join(sorted(of_servers))
+        note = f"not read: folders that servers and systems make for themselves ({listed})"
+        return "; ".join([*[note] * bool(listed), *not_taken])
     first = "".join(map(writable, unread[:1])) + ", …" * (len(unread) > 1)
     note = f"{counted(len(unread), 'subfolder')} with media not read ({first}); add --recursive"
     away = [f"{writable(e.filename)}: {LEADS_NOWHERE}" for e in lost if e.strerror == LEADS_NOWHERE]
-    return "; ".join([note] * bool(unread) + away[:1])
+    return "; ".join([*[note] * bool(unread), *away[:1], *not_taken])
 
 
 def _file_names(entries: Iterable["os.DirEntry[str]"]) -> Iterator[str]:

@@ -2,7 +2,8 @@
 folder."""
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,13 +13,24 @@ from artifacts.remote.addresses import FarFile, is_address, unsigned
 from artifacts.schema import MediaKind
 
 IMAGE_SUFFIXES = frozenset([
-    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif",
-    ".ppm", ".pgm", ".avif",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff",
+    ".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".sgi", ".qoi",
 ])  # fmt: skip
 VIDEO_SUFFIXES = frozenset([
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg",
-    ".wmv", ".flv", ".3gp", ".3g2", ".asf", ".mxf", ".vob", ".ogv", ".gif", ".y4m",
+    ".mp4", ".m4v", ".mov", ".qt", ".f4v", ".insv", ".mj2", ".3gp", ".3gpp", ".3g2", ".mkv",
+    ".mk3d", ".webm", ".avi", ".divx", ".xvid", ".ts", ".mts", ".m2ts", ".m2t", ".trp", ".tp",
+    ".mpg", ".mpeg", ".mpe", ".m2p", ".vob", ".m1v", ".m2v", ".mpv", ".wmv", ".asf", ".wtv",
+    ".flv", ".rm", ".rmvb", ".mxf", ".gxf", ".dv", ".ogv", ".ogm", ".ivf", ".nut", ".y4m",
+    ".gif", ".apng", ".mjpg", ".mjpeg", ".h264", ".264", ".h265", ".265", ".hevc", ".obu", ".av1",
 ])  # fmt: skip
+UNREAD_SUFFIXES = frozenset([
+    ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".nef", ".nrw", ".orf", ".pef",
+    ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f", ".braw", ".crm", ".r3d", ".lrv",
+    ".jxl", ".jxr", ".exr", ".hdr", ".dpx", ".dds", ".psd", ".psb", ".xcf", ".ico", ".svg", ".eps",
+])  # fmt: skip
+"""Suffixes of media that a folder is not read for, because no reader shows them or nobody captions
+them; a note counts them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +80,14 @@ class Selection:
         if self.extensions:
             return suffix.lstrip(".") in {e.lower().lstrip(".") for e in self.extensions}
         return suffix in IMAGE_SUFFIXES or suffix in VIDEO_SUFFIXES
+
+    def not_taken(self, names: Iterable[str]) -> str:
+        """Return a note on media among these files that no folder is read for; empty if there are
+        none, or if the user chose the suffixes."""
+        suffixes = (os.path.splitext(name)[1].lower() for name in names if not self.extensions)
+        found = Counter(suffix for suffix in suffixes if suffix in UNREAD_SUFFIXES)
+        text = ", ".join(f"{count} {suffix}" for suffix, count in found.most_common())
+        return f"not taken: {text}; convert them, for example to .png or .mp4" if found else ""
 
 
 def kind_of(name: str) -> MediaKind:

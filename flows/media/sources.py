@@ -162,7 +162,7 @@ class FarSources:
             entries = far_files_matching(address)
         elif not is_web(address):
             entries = far_files_below(address, selection.recursive)
-        count = 0
+        count, names = 0, []
         for name, far in entries:
             if far is None and name.endswith("/"):
                 count += 1
@@ -175,9 +175,12 @@ class FarSources:
                     yield source_failure(source, name, "bad-name", BAD_NAME, BAD_NAME_HINT)
                 else:
                     yield _remote_media_file(far, name, source)
+            else:
+                names.append(name)
         if not count:
             hint = WEB_HINT if is_web(address) else BUCKET_HINT
-            yield source_failure(source, unsigned(address), "missing", MISSING, hint)
+            message = selection.not_taken(names) or MISSING
+            yield source_failure(source, unsigned(address), "missing", message, hint)
 
 
 def _look_up(address: str) -> LookedUp:
@@ -296,9 +299,8 @@ def _named(text: str, source: str, selection: Selection) -> Iterator[MediaFile |
         files = [Path(m) for m in matches if not os.path.isdir(m) and selection.takes(m)]
         files = [file for file in files if unnamed.isdisjoint(file.parts)]
         if not files:
-            yield source_failure(
-                source, text, "no-match", "no media file matches", "Check the pattern"
-            )
+            message = selection.not_taken(matches) or "no media file matches"
+            yield source_failure(source, text, "no-match", message, "Check the pattern")
         for file in files:
             yield _media_file(file, file.name, source)
     else:
@@ -323,12 +325,14 @@ def _not_a_file(source: str, name: str, odd_kind: str) -> Failure:
 
 
 def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFile | Failure]:
-    count = 0
+    count, names = 0, []
     unread: list[OSError] = []
     for name in files_in(folder, selection.recursive, unread.append):
         if selection.takes(name):
             count += 1
             yield _media_file(folder / name, name, source)
+        else:
+            names.append(name)
     if not selection.recursive:  # `left_out_note` names the links
         unread = [error for error in unread if error.strerror != LEADS_NOWHERE]
     for error in unread:
@@ -336,7 +340,8 @@ def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFi
         yield source_failure(source, str(error.filename), "unreadable", message, UNREADABLE)
     if not count and not unread:
         hint = "Check the folder, or add --recursive" if not selection.recursive else "Check it"
-        yield source_failure(source, str(folder), "no-media", "no media file in this folder", hint)
+        message = selection.not_taken(names) or "no media file in this folder"
+        yield source_failure(source, str(folder), "no-media", message, hint)
 
 
 def _listed(

@@ -125,7 +125,10 @@ class ExactCutter:
         aspect = stream.sample_aspect_ratio
         self._stated = stream.frames
         """Number of frames that the header states; 0: none."""
-        self._unlike = self._unlike_now(frame, aspect)
+        # FFmpeg keeps columns at the left that it cannot cut without a copy; some readers cut them.
+        stated = stream.codec_context.width, stream.codec_context.height
+        is_cut = stated != (frame.width, frame.height)
+        self._unlike = self._unlike_now(frame, aspect) or "columns that readers cut" * is_cut
         self._is_plain = not self._unlike
         height, width = shown_size(frame, aspect)
         self._converter = FrameConverter(frame, (height, width))

@@ -4,6 +4,7 @@ import io
 import re
 import struct
 import warnings
+import zlib
 from pathlib import Path
 from typing import IO
 
@@ -38,6 +39,9 @@ map."""
 HEIC = "HEIF"
 """Pillow's name of the format."""
 TRUNCATED = "truncated: the missing part of the image is grey"
+WRONG_SUMS = "damaged: its check sums do not fit its data; some of the image may be wrong"
+PNG_START, BLOCK = 8, 1 << 20
+"""Bytes before the first chunk of a PNG, and those of it that are read at a time."""
 BROKEN = (
     OSError,
     RuntimeError,
@@ -141,11 +145,25 @@ def _decode(
         pixels = upright_rgb(_divided(on_white(flat), size, by) if by > 1 else flat, turn)
     found = [f"only the first of its {count} images is used"] if count > 1 else []
     found += [warning] if warning else []
+    found += [WRONG_SUMS] if image.format == "PNG" and not _has_right_sums(source) else []
     if curve in HIGH_DYNAMIC_RANGE:
         pixels = toned(pixels.astype(np.uint16) * 257, curve, primaries)
     if bits > 8 and pixels.max(initial=0) < DARK:
         found.append(f"almost black: it uses less than a sixteenth of its {bits}-bit range")
     return height, width, pixels, tuple(found)
+
+
+def _has_right_sums(source: IO[bytes]) -> bool:
+    """Return whether all chunks of a PNG have their check sums, of which Pillow skips those of
+    pixels."""
+    source.seek(PNG_START)
+    while len(head := source.read(8)) == 8 and head[4:] != b"IEND":
+        left, total = int.from_bytes(head[:4]), zlib.crc32(head[4:])
+        while left and (block := source.read(min(left, BLOCK))):
+            left, total = left - len(block), zlib.crc32(block, total)
+        if source.read(4) != total.to_bytes(4):
+            return False
+    return True
 
 
 def differs(path: Path) -> str:

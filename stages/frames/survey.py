@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 
 from artifacts.plurals import counted
 from stages.frames.opening import is_damage, time_zero
-from stages.frames.timeline import DEFAULT_RATE, SHORT_SECONDS, Keyframes, Timeline, VideoPacket
+from stages.frames.timeline import (
+    CUT_OFF,
+    DEFAULT_RATE,
+    SHORT_SECONDS,
+    Keyframes,
+    Timeline,
+    VideoPacket,
+)
 from stages.frames.watchdog import step
 
 JUMP_BACK_SECONDS = 1.0
@@ -167,12 +174,15 @@ def survey(
     not have them."""
     assert stream.time_base is not None
     resets, hides = container.format.name in RESET, stream.codec_context.name == "vp8"
+    streamed, cut = container.format.name in STREAMED, 0
     found = PacketTimes(stream.time_base, hides=hides, resets=resets)
     for packet in stream_packets:
-        found.add(packet)
+        if packet.is_corrupt and not streamed:  # the file ends within it
+            cut, found.count = cut + 1, found.count + 1
+        else:
+            found.add(packet)
     if found.untimed or not found.pts or _only_counts(found.pts, container, stream):
         return None
-    streamed = container.format.name in STREAMED
     odd = found.remove_wrong_times(stream.time_base, to_the_end=streamed)
     del found.dts, found.ordinals  # megabytes for hours of video
     key_pts, key_dts, ordinals = found.keys
@@ -186,6 +196,7 @@ def survey(
     if found.jumps:
         jumps = counted(len(found.jumps), "time")
         warnings.append(f"its clock is reset {jumps}; times continue from there")
+    warnings += [CUT_OFF] * bool(cut)
     if odd:
         warnings.append(f"skipped because of a wrong time: {counted(len(odd), 'frame')}")
     return Timeline(

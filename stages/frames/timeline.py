@@ -15,6 +15,7 @@ SHORT_SECONDS = 0.5
 """If the frames end this much before the stated end, the file was truncated."""
 DEFAULT_RATE = Fraction(25)
 """Frames per second if a file states neither times nor a rate, as in raw streams."""
+CUT_OFF = "truncated: the file ends within its last frame, which is left out"
 LONGEST_TICK_SECONDS = 3600
 """A longer tick means that the header's clock is wrong. Frames may stand longer."""
 
@@ -128,4 +129,4 @@ class Timeline:
             f"truncated: its frames end at {self.end:.2f} s of the stated "
             f"{self.offset + (self.announced_seconds or 0.0):.2f} s; captioned up to there"
         )
-        return (*self.warnings, missing)
+        return (*(each for each in self.warnings if each != CUT_OFF), missing)

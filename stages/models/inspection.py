@@ -20,7 +20,7 @@ from stages.models.halves.classes import config_and_class, skeleton_of
 from stages.models.halves.dual import makes_vectors
 from stages.models.halves.load import refuse_pickle
 from stages.models.halves.routes import RouteChoice, choose_route, depends_on_prompt
-from stages.models.hub.checkpoint import Checkpoint
+from stages.models.hub.checkpoint import refuse_impossible
 from stages.models.hub.headers import Header, read_headers
 from stages.models.hub.resolve import find_model
 from stages.models.precision.attention import attention_of, supports_flash
@@ -197,23 +197,25 @@ def describe(
             config, cls = config_and_class(folder, trust_remote_code)
         if not checkpoint.weights:
             refuse_pickle(folder, trust_remote_code)
+        headers = read_headers(checkpoint)
+        refuse_impossible(folder, len(headers))
         skeleton = skeleton_of(config, cls)
         if makes_vectors(cls):
-            return _describe_dual(checkpoint, skeleton, load)
-        profile = _describe_captioner(checkpoint, skeleton, probing, load)
+            return _describe_dual(folder, headers, skeleton, load)
+        profile = _describe_captioner(folder, headers, skeleton, probing, load)
         return with_published_facts(replace(profile, **limits), folder, as_published)
 
 
-def _describe_dual(checkpoint: Checkpoint, skeleton: Any, load: Load) -> ModelProfile:
+def _describe_dual(folder: Path, headers: list[Header], skeleton: Any, load: Load) -> ModelProfile:
     """Return the profile of a dual encoder, which processes images one by one."""
     choice = choose_route(skeleton)
-    halves = halves_of(skeleton, read_headers(checkpoint))
+    halves = halves_of(skeleton, headers)
     processor = load()
     width = vector_width(skeleton, processor)
     found = dry_run(skeleton, processor, choice.route)
     seen = probe(load(), "image", prepare_images)
     return ModelProfile(
-        **_common_fields(checkpoint.folder, skeleton, choice, seen, seen),
+        **_common_fields(folder, skeleton, choice, seen, seen),
         modalities=("image",),
         parts=_with_costs(halves, found),
         sampling=SamplingProfile(),
@@ -253,14 +255,13 @@ def _with_costs(parts: Mapping[Part, PartProfile], found: DryRun) -> dict[Part, 
 
 
 def _describe_captioner(
-    checkpoint: Checkpoint,
+    folder: Path,
+    headers: list[Header],
     skeleton: Any,
     probing: Future[tuple[Probe, Probe]] | None,
     load: Load,
 ) -> ModelProfile:
-    folder = checkpoint.folder
     choice = choose_route(skeleton)
-    headers = read_headers(checkpoint)
     halves = (
         undivided(skeleton, headers) if choice.route == "joint" else halves_of(skeleton, headers)
     )

@@ -3,7 +3,7 @@
 from stages.process.stage import StageSpec
 from stages.sift.job import SiftJob
 
-OUTPUT_VERSION = 7
+OUTPUT_VERSION = 8
 """Raised when this stage's output changes for the same inputs; part of its cache namespace."""
 STAGE = StageSpec(
     name="sift",

@@ -18,7 +18,7 @@ from artifacts.schema import FrameFit
 from artifacts.store import open_store
 from stages.frames.formats import image_formats
 from stages.frames.frame_recorder import failing
-from stages.frames.image import TRUNCATED, read_image
+from stages.frames.image import TRUNCATED, WRONG_SUMS, read_image
 from stages.frames.medium import MediumToCut
 from stages.frames.watchdog import Watchdog
 from stages.process.cgroup import cores
@@ -151,7 +151,7 @@ def image_marks(path: Path) -> Marked:
     meta: dict[str, Any] = {"kind": "image", "bilevel": bilevel, "seconds": 0.0}
     meta |= {"width": index.width, "height": index.height, "bars": bars_of(grey)}
     return Marked(
-        meta={**meta, "faults": index.warnings.count(TRUNCATED)},
+        meta={**meta, "faults": len({TRUNCATED, WRONG_SUMS} & {*index.warnings})},
         looks=(look,),
         brightest=NO_POINTS,
         series=np.array([row], np.float32),

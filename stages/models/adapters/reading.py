@@ -141,7 +141,9 @@ def _settings(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder} has no {ADAPTER_CONFIG}: it is not an adapter", hint=hint)
     try:
         found = json.loads(read_text(path, JSON_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: {error.strerror}", hint=COPY_HINT) from error
+    except (ValueError, RecursionError) as error:
         raise EnvironmentFault(f"{path} cannot be read as JSON", hint=COPY_HINT) from error
     if not isinstance(found, dict):
         raise EnvironmentFault(f"{path} is not a JSON object of settings", hint=COPY_HINT)

@@ -3,12 +3,13 @@ weights."""
 
 import fnmatch
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from artifacts.errors import EnvironmentFault
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.model_files import ALONG
 from artifacts.model_files import SMALL as SMALL
 from artifacts.regular_files import open_regular, read_text
@@ -21,6 +22,10 @@ TEMPLATES = "additional_chat_templates"
 """Folder of the templates beside the main one."""
 JSON_BYTES = 32 << 20
 """Maximum bytes of a configuration or an index; the index of a thousand files fits."""
+MOST_LAYERS = 10_000
+"""Most layers or experts of a checkpoint; published ones have up to some thousands."""
+LAYERS, EXPERTS = re.compile(r"(?<!window_)layers?$|depths?$"), re.compile("experts$")
+"""Patterns of settings that state how many there are. A window over layers may be beyond them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +118,28 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def refuse_impossible(folder: Path, tensors: int | None = None) -> None:
+    """Refuse a config.json with a value that no checkpoint has, or more layers than the `tensors`
+    of its weights, because a library would build all of them. Raises UsageError."""
+    most = MOST_LAYERS if tensors is None else min(tensors, MOST_LAYERS)
+    left: list[tuple[str, Any]] = [("", read_config(folder))]
+    while left:
+        name, value = left.pop()
+        limit = most if LAYERS.search(name) else MOST_LAYERS if EXPERTS.search(name) else None
+        most_of = "no checkpoint" if tensors is None else "no checkpoint of its size"
+        why = f", and {most_of} has more than {limit or 0:,}"
+        if name == "model_type" and not isinstance(value, str | None):
+            why = ", which is no text"
+        elif limit is None or not isinstance(value, int | float) or value <= limit:
+            left += value.items() if isinstance(value, dict) else ()
+            left += [(name, each) for each in value] if isinstance(value, list) else ()
+            continue
+        raise UsageError(
+            f"{folder}/{CONFIG} cannot be used: {name} is {str(value)[:40]}{why}",
+            hint="Download the checkpoint again, or choose another",
+        )
 
 
 def class_names(config: Mapping[str, Any]) -> list[str]:

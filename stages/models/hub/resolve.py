@@ -16,6 +16,7 @@ from stages.models.hub.checkpoint import (
     Checkpoint,
     WeightFile,
     is_complete,
+    refuse_impossible,
     weight_names,
 )
 from stages.models.hub.fetching import check_space, fetch
@@ -220,9 +221,11 @@ def find_model(
                 hint="Give the folder that save_pretrained or a download made, or a hub id",
             )
         refuse_revision(f"{folder}, a folder,", revision)
+        refuse_impossible(folder)
         refuse_original(str(folder), folder)
         return Checkpoint(name=str(name), folder=folder.absolute())
     found = cached(str(name), revision) or bring_small(str(name), revision, announce)
+    refuse_impossible(found.folder)
     refuse_original(found.name, found.folder)
     return found
 
