@@ -8,17 +8,20 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, Self, cast
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from prefect import State
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, WorkerStatus
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.states import Crashed, Scheduled
 
 from artifacts.errors import UsageError
-from flows.deployments import crashed, handing
+from flows.deployments import crashed, handing, sweep
 from flows.deployments.crashed import close_earlier_attempts
 from flows.deployments.handing import AHEAD, STARTS, PartitionDispatch, PartitionRun
 from flows.deployments.runs import INTERRUPTED
@@ -179,7 +182,13 @@ def test_the_sweep_leaves_portions_to_who_handed_them_out() -> None:
     hand_out(server, portions(1))
     crashed = [server.seen(run) for run in server.runs.values() if run["state"] == "CRASHED"]
     crashed[0].deployment_id = DEPLOYMENT
-    (verdict,) = verdicts(crashed, now=datetime.now(UTC), max_retries=3, older_than=NOW - NOW)
+    (verdict,) = verdicts(
+        crashed,
+        now=datetime.now(UTC),
+        max_retries=3,
+        older_than=NOW - NOW,
+        starts_of=lambda _: 0,
+    )
     assert "portion" in verdict.why_not
 
 
@@ -237,9 +246,15 @@ def run(name: str, state: str, *, minutes: float = 60, **more: Any) -> FlowRun:
     )
 
 
-def swept(*runs: FlowRun, max_retries: int = 3) -> dict[str, str]:
+def swept(*runs: FlowRun, max_retries: int = 3, starts: int = 0) -> dict[str, str]:
     """Run → why it is left alone."""
-    found = verdicts(runs, now=SWEPT_AT, max_retries=max_retries, older_than=timedelta(seconds=60))
+    found = verdicts(
+        runs,
+        now=SWEPT_AT,
+        max_retries=max_retries,
+        older_than=timedelta(seconds=60),
+        starts_of=lambda _: starts,
+    )
     return {verdict.run.name: verdict.why_not for verdict in found}
 
 
@@ -265,11 +280,55 @@ def test_only_runs_that_have_crashed_are_started_again() -> None:
 
 
 def test_why_a_crashed_run_is_left_alone() -> None:
-    assert swept(run("a", "Crashed", run_count=3)) == {"a": ""}
-    assert "4 times" in swept(run("a", "Crashed", run_count=4))["a"]
+    assert swept(run("a", "Crashed"), starts=2) == {"a": ""}
+    assert "3 times" in swept(run("a", "Crashed"), starts=3)["a"]
     assert "started" in swept(run("a", "Crashed"), max_retries=0)["a"]
     assert "60 s" in swept(run("a", "Crashed", minutes=1.5))["a"]
     assert "by hand" in swept(run("a", "Crashed", deployment_id=None))["a"]
+
+
+def test_a_run_that_dies_before_it_begins_is_started_again_three_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its process ends before the server counts an attempt."""
+
+    class Swept:
+        states: ClassVar[list[State[Any]]] = [Scheduled(message="Flow run scheduled")]
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def read_flow_run(self, _: object) -> FlowRun:
+            found = run("a", "Crashed", run_count=0, id=str(FLOW))
+            return found.model_copy(update={"state": self.states[-1]})
+
+        def read_flow_runs(self, **_: object) -> list[FlowRun]:
+            return [self.read_flow_run(FLOW)]
+
+        def read_flow_run_states(self, _: object) -> list[State[Any]]:
+            return self.states
+
+        def set_flow_run_state(self, _: object, state: State[Any], **__: object) -> Any:
+            self.states.append(state)
+            return SimpleNamespace(status=SetStateStatus.ACCEPT)
+
+    lines: list[str] = []
+    log = SimpleNamespace(info=lambda form, *values: lines.append(form % values))
+    for name, stand_in in (
+        ("get_client", lambda **_: Swept()),
+        ("close_ended", lambda *_: 0),
+        ("drop_late", lambda *_: None),
+        ("get_run_logger", lambda: log),
+    ):
+        monkeypatch.setattr(sweep, name, stand_in)
+    for _ in range(5):
+        Swept.states.append(Crashed(message="Process exited with status code: 1"))
+        sweep.sweep_crashed.fn(older_than_seconds=0.0, younger_than_hours=1e6)
+    again = [f"a (Crashed) is started again, {time} of 3 times" for time in (1, 2, 3)]
+    alone = "a (Crashed) is left alone: it was started again 3 times already; see why it ends"
+    assert lines == [*again, alone, alone]
 
 
 def test_a_server_that_does_not_answer_costs_one_warning(

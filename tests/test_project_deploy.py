@@ -25,6 +25,8 @@ import yaml
 from prefect import Flow, State
 from prefect.settings import Settings
 from prefect.states import Crashed, Running, Scheduled
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import ValidationError, validate
 from prefect.workers.base import BaseWorker
 from prefect.workers.process import ProcessWorker
 
@@ -68,6 +70,49 @@ def test_what_is_deployed_can_be_run_and_is_watched(deployment: dict[str, Any]) 
     # Whatever locale its worker has, a run reads names of files as UTF-8.
     assert env == {BEAT: f"{BEAT_SECONDS}", "PYTHONUTF8": "1", **seldom}
     assert flow.name in FLOWS
+
+
+def sent_schema(deployment: dict[str, Any]) -> dict[str, Any]:
+    """What `prefect deploy` tells the server of a flow's parameters."""
+    return parameter_schema(flow_of(deployment)).model_dump(exclude_unset=True)
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["entrypoint"])
+def test_a_misplaced_or_missing_parameter_is_refused_before_a_run(
+    deployment: dict[str, Any],
+) -> None:
+    schema, good = sent_schema(deployment), deployment.get("parameters", {})
+    validate(good, schema, raise_on_error=True)
+    for more in ({"fps": 2}, {"dryrun": True}, {"sources": ["demo/samples"]}):
+        with pytest.raises(ValidationError, match=f"'{next(iter(more))}' was unexpected"):
+            validate({**good, **more}, schema, raise_on_error=True)
+    assert schema.get("required", []) == [name for name in good if name in ("config", "caption")]
+    for name in schema.get("required", []):
+        with pytest.raises(ValidationError, match=f"'{name}' is a required property"):
+            validate({n: good[n] for n in good if n != name}, schema, raise_on_error=True)
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["entrypoint"])
+def test_the_server_is_given_no_value_that_it_cannot_write_back(deployment: dict[str, Any]) -> None:
+    """It would answer 500 for every list of runs from then on."""
+    schema = sent_schema(deployment)
+    fields = dict(schema["properties"])
+    for kind in schema.get("definitions", {}).values():
+        fields |= kind["properties"]
+    odd = (2**63, 10**30, -(10**30), float("inf"), "a\0b", "\udcff")
+    values = [
+        *odd,
+        *([one] for one in odd),
+        *({"a": one} for one in odd),
+        *({t: "a"} for t in odd[-2:]),
+    ]
+    taken = [
+        (name, value)
+        for name, field in fields.items()
+        for value in values
+        if not validate({"x": value}, {**schema, "properties": {"x": field}, "required": []})
+    ]
+    assert taken == []
 
 
 def test_make_and_systemd_run_the_same_commands() -> None:

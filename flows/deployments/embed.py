@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from prefect import State, flow
+from prefect import State
 
 from flows.deployments.config_checks import EmbedParameters
 from flows.deployments.runs import named_after_out, run_in_flow
+from flows.deployments.schemas import flow
 from flows.pipelines import EMBED, product_of
 from flows.running.run import embed
 

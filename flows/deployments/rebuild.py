@@ -4,13 +4,14 @@ command.
 
 from typing import Any
 
-from prefect import State, flow, get_run_logger
+from prefect import State, get_run_logger
 
 from artifacts.errors import PenstockError
 from flows.console.display import Display
 from flows.deployments.config_checks import RebuildParameters, confine
 from flows.deployments.page import RunPage
 from flows.deployments.runs import ended_by, final_state
+from flows.deployments.schemas import flow
 from flows.deployments.tasks import PrefectLauncher
 from flows.deployments.view import RunLog
 from flows.upkeep.rebuild import RebuildOptions, rebuild

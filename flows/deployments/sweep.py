@@ -6,13 +6,14 @@ restart computes only what is missing.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import count
 from typing import Annotated, Any
 
-from prefect import State, flow, get_run_logger
+from prefect import State, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowFilter,
@@ -31,8 +32,11 @@ from pydantic import Field
 from flows.deployments.crashed import close_ended
 from flows.deployments.handing import TAG
 from flows.deployments.runs import INTERRUPTED
+from flows.deployments.schemas import flow
 
 NAME = "sweep-crashed"
+AGAIN = f"Started again by {NAME}"
+"""First words of the state of a run that a sweep has started again."""
 SWEPT = (
     "caption-videos",
     "embed-media",
@@ -59,6 +63,8 @@ class Verdict:
     run: FlowRun
     why_not: str = ""
     """Reason why it is left alone; empty for one that is started again."""
+    starts: int
+    """How often a sweep has started it again."""
 
 
 @flow(name=NAME, persist_result=False)
@@ -82,6 +88,7 @@ def sweep_crashed(
             now=now,
             max_retries=max_retries,
             older_than=timedelta(seconds=older_than_seconds),
+            starts_of=partial(starts_of, client),
         )
         report = [start_again(client, verdict, max_retries) for verdict in found]
         drop_late(client, now)
@@ -126,11 +133,23 @@ def drop_late(client: SyncPrefectClient, now: datetime) -> None:
             client.delete_flow_run(run.id)
 
 
+def starts_of(client: SyncPrefectClient, run: FlowRun) -> int:
+    """Return how often a sweep has started a run again. The run's own count does not grow where its
+    process ends before it says Running."""
+    messages = [state.message or "" for state in client.read_flow_run_states(run.id)]
+    return sum(message.startswith(AGAIN) for message in messages)
+
+
 def verdicts(
-    runs: Iterable[FlowRun], *, now: datetime, max_retries: int, older_than: timedelta
+    runs: Iterable[FlowRun],
+    *,
+    now: datetime,
+    max_retries: int,
+    older_than: timedelta,
+    starts_of: Callable[[FlowRun], int],
 ) -> list[Verdict]:
-    """Return what becomes of every run that ended unasked. What is due later decides nothing
-    yet."""
+    """Return what becomes of every run that ended unasked. What is due later decides nothing yet.
+    `starts_of` returns how often a sweep has started a run again."""
     jobs: dict[str, list[FlowRun]] = {}
     for run in runs:
         if run.state is not None and due(run) <= now:
@@ -140,15 +159,18 @@ def verdicts(
         of_job.sort(key=due)
         newest = of_job[-1]
         for run in filter(has_crashed, of_job):
+            starts = starts_of(run) if run is newest else 0
             if run is newest:
-                why_not = why_left_alone(run, now, max_retries, older_than)
+                why_not = why_left_alone(run, starts, now, max_retries, older_than)
             else:
                 why_not = f"{newest.name}, {state_name(newest)}, is a newer run of the same job"
-            found.append(Verdict(run=run, why_not=why_not))
+            found.append(Verdict(run=run, why_not=why_not, starts=starts))
     return found
 
 
-def why_left_alone(run: FlowRun, now: datetime, max_retries: int, older_than: timedelta) -> str:
+def why_left_alone(
+    run: FlowRun, starts: int, now: datetime, max_retries: int, older_than: timedelta
+) -> str:
     """Return why the newest run of a job is not started again; empty if nothing speaks against
     it."""
     assert run.state is not None
@@ -156,8 +178,8 @@ def why_left_alone(run: FlowRun, now: datetime, max_retries: int, older_than: ti
         return "it does a portion, and who handed that out sees to it"
     if run.deployment_id is None:
         return "it was started by hand: the same command goes on with it"
-    if run.run_count > max_retries:
-        return f"it was started {run.run_count} times already; see why it ends"
+    if starts >= max_retries:
+        return f"it was started again {starts} times already; see why it ends"
     if now - run.state.timestamp < older_than:
         return f"it ended less than {older_than.total_seconds():.0f} s ago"
     return ""
@@ -173,9 +195,9 @@ def start_again(client: SyncPrefectClient, verdict: Verdict, max_retries: int) -
     now = client.read_flow_run(run.id)
     if now.state is None or now.state.id != run.state.id:
         return f"{name} is left alone: somebody has started it again"
-    times = f"{run.run_count} of {max_retries} times"
+    times = f"{verdict.starts + 1} of {max_retries} times"
     answer: OrchestrationResult[Any] = client.set_flow_run_state(
-        run.id, Scheduled(message=f"Started again by sweep-crashed, {times}"), force=True
+        run.id, Scheduled(message=f"{AGAIN}, {times}"), force=True
     )
     if answer.status != SetStateStatus.ACCEPT:
         return f"{name} could not be started again: {answer.details}"
