@@ -47,7 +47,7 @@ class Machine:
         """An interpreter that claims a version, and has neither venv nor pip."""
         claim = f"import sys; sys.version_info = ({version.replace('.', ', ')}, 0)"
         claim += f"; sys.executable = '{self.bin / name}'\n"
-        run = f'[ "$1" = -c ] || exit 1\nexec "{sys.executable}" -c "{claim}$2"'
+        run = f'[ "$1" = -c ] || exit 1\nexec "{sys.executable}" -c "{claim}$2" "$3"'
         return self.has(name, run)
 
     def has_uv(self, install: str = ":") -> None:
@@ -119,6 +119,35 @@ def test_an_interrupted_installation_is_taken_up_again(machine: Machine) -> None
     machine.has_uv()
     assert machine.setup().returncode == 0
     assert (machine.clone / ".venv" / "installed").exists()
+
+
+def test_a_moved_environment_that_is_first_on_the_path_is_no_interpreter(machine: Machine) -> None:
+    """It is removed before another is made."""
+    venv = machine.clone / ".venv"
+    base = Path(sys._base_executable)  # type: ignore[attr-defined]
+    completed([base, "-m", "venv", "--without-pip", venv], check=True)
+    (venv / "installed").write_text("/elsewhere 1 2\n")
+    machine.has_uv()
+    done = machine.setup(PATH=f"{venv}/bin:{machine.bin}")
+    assert done.returncode == 0, done.stderr
+    python = Path(machine.uv_calls()[0].split("--python ")[1].removesuffix(" .venv"))
+    assert python.exists() and not python.is_relative_to(venv), python
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="flock is not installed")
+def test_two_at_once_install_once(machine: Machine) -> None:
+    machine.has_python("python3", "3.12")
+    machine.has_uv(install="/bin/sleep 0.5")
+    (machine.bin / "flock").symlink_to(str(shutil.which("flock")))
+    command = [machine.clone / "scripts" / "setup"]
+    both = [
+        subprocess.Popen(command, env={"PATH": str(machine.bin)}, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    told = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert [call.split()[1] for call in machine.uv_calls()] == ["venv", "pip", "pip"]
+    assert sum("waiting for another installation" in each for each in told) == 1
 
 
 @pytest.mark.parametrize(("last", "chosen"), [("3.11", "{bin}/python3"), ("3.14", "3.13")])
