@@ -4,15 +4,19 @@ marks runs as Crashed which nobody hears of any more.
     PREFECT_API_URL=http://127.0.0.1:4200/api python -m scripts.prepare_pool
 
 Called by scripts/worker. What is there already stays as it is: a limit set on the pool, an
-automation that somebody has switched off. Of deployments a line each is printed, where Prefect
-prints a box and tells people to start a worker, which is about to start.
+automation that somebody has switched off, a schedule that somebody has paused. Of deployments a
+line each is printed, where Prefect prints a box and tells people to start a worker, which is about
+to start.
 """
 
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
+from itertools import count
+from uuid import UUID
 
 # Before the first import of Prefect, which reads it once.
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -20,6 +24,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
@@ -44,6 +49,8 @@ DEPLOY = (sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all
 DEPLOYED = re.compile(r"Deployment '([^']+)' successfully created")
 WIDTH = 200
 """Columns in which Prefect does not break the line that is looked for."""
+PAGE = 200
+"""Deployments that the server gives at once."""
 BEATS_MISSED = 4
 """Three can be lost to a busy machine and a server that is started anew."""
 
@@ -108,6 +115,37 @@ def put_pool(client: SyncPrefectClient, name: str) -> str:
     return "made"
 
 
+def paused_deployments(client: SyncPrefectClient) -> dict[UUID, DeploymentResponse]:
+    """What somebody has paused, schedules or all of a deployment, by its id."""
+    found: dict[UUID, DeploymentResponse] = {}
+    for offset in count(0, PAGE):
+        page = client.read_deployments(limit=PAGE, offset=offset)
+        for each in page:
+            if each.paused or not all(schedule.active for schedule in each.schedules):
+                found[each.id] = each
+        if len(page) < PAGE:
+            return found
+    raise AssertionError
+
+
+def keep_paused(client: SyncPrefectClient, before: Mapping[UUID, DeploymentResponse]) -> list[str]:
+    """Pause again what was paused: `prefect deploy` makes every schedule anew, and active. Returns
+    a line for each."""
+    lines: list[str] = []
+    for id, deployment in before.items():
+        name = f"{client.read_flow(deployment.flow_id).name}/{deployment.name}"
+        if deployment.paused:
+            client.pause_deployment(id)
+            lines.append(f"penstock: {name} stays paused; resume it in the UI")
+        paused = [each.schedule for each in deployment.schedules if not each.active]
+        for each in client.read_deployment_schedules(id):
+            if each.schedule in paused:
+                client.update_deployment_schedule(id, each.id, active=False)
+                resume = f"prefect deployment schedule resume {name} {each.id}"
+                lines.append(f"penstock: a schedule of {name} stays paused: {resume}")
+    return lines
+
+
 def deploy() -> int:
     """Deploy what prefect.yaml names; returns the exit code."""
     done = subprocess.run(
@@ -143,6 +181,10 @@ def main() -> int:
             print(
                 f"penstock: the heartbeat automation {put_automation(client, wanted)}", flush=True
             )
+            paused = paused_deployments(client)
+            code = deploy()
+            for line in keep_paused(client, paused):
+                print(line, flush=True)
     except PrefectHTTPStatusError as error:
         if not refuses_login(error):
             raise
@@ -151,7 +193,7 @@ def main() -> int:
             "Set PREFECT_API_AUTH_STRING to what that server asks for: "
             f"{FILE} in its PREFECT_HOME; {OWN}"
         ) from None
-    return deploy()
+    return code
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import TaskRun
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Completed, Crashed, Pending, Running
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Pending, Running
 
 import penstock_demo
 from artifacts.errors import UsageError
@@ -281,7 +281,10 @@ ATTEMPT = """
 import sys
 from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
+from flows.deployments import cancelled
 from flows.deployments.caption import caption_videos
+
+cancelled.LOOK_SECONDS = 1.0
 
 with get_client(sync_client=True) as client:
     run = client.read_flow_run(sys.argv[1])
@@ -346,6 +349,25 @@ def test_a_killed_run_that_goes_on_has_one_page(client: SyncPrefectClient, tmp_p
     (page,) = pages_of(client, [run])
     count = len(read_lines(tmp_path / "out" / "captions.jsonl"))
     assert str(page.data).startswith("**done**") and f"{count} captions written" in str(page.data)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("state", [Cancelling(), Cancelled()], ids=lambda state: state.name)
+def test_a_cancelled_run_that_no_worker_ends_ends_itself(
+    client: SyncPrefectClient, tmp_path: Path, state: State[Any]
+) -> None:
+    plenty = {"out": str(tmp_path / "out"), "batch_size": 1, "chunk": 0.5}
+    config = {"sources": [str(penstock_demo.CLIPS)], "model": "demo", **plenty}
+    run = client.create_flow_run(caption_videos, parameters={"config": config}, state=Pending()).id
+    process = attempt(run)
+    await_running(client, run, "encode", process)
+    client.set_flow_run_state(run, state, force=True)
+    assert process.wait(300) == 0
+    assert load_record(tmp_path / "out")["state"] == "stopped"
+    end = client.read_flow_run(run).state
+    assert end is not None and end.name == "Cancelled"
+    (page,) = pages_of(client, [run])
+    assert str(page.data).startswith("**stopped**")
 
 
 @task

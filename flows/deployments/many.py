@@ -11,14 +11,13 @@ from prefect import State, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
-from prefect.states import Failed
 from pydantic import Field
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.keys import digest_of
 from artifacts.options import declared
 from artifacts.plurals import counted
-from flows.console.lines import printable
+from flows.deployments.cancelled import ended_when_cancelled
 from flows.deployments.config_checks import (
     CaptionParameters,
     EmbedParameters,
@@ -27,13 +26,14 @@ from flows.deployments.config_checks import (
 )
 from flows.deployments.handing import PartitionDispatch, PartitionRun
 from flows.deployments.label import label_images
-from flows.deployments.runs import named_after_out
+from flows.deployments.runs import named_after_out, state_after
 from flows.deployments.schemas import flow
 from flows.deployments.view import Progress, plain
 from flows.job.partitions import FILES, PORTIONS, Partition, partitions_of
 from flows.job.prepare import out_folder
 from flows.options.commands import RunOptions
 from flows.results.owners import refuse_taking
+from flows.running.stopping import stopped_in_order
 
 OUTPUTS = "outputs"
 """Name of the run that writes the outputs, among partitions."""
@@ -72,9 +72,10 @@ def hand_out(config: RunOptions, files: int, flow_name: str) -> State[Any]:
         confine(config)
         refuse_taking(config, flow_name.partition("-")[0])
         portions, _ = partitions_of(config, files)
-        return _hand_out(config, portions, f"{flow_name}/{PORTION}")
+        with stopped_in_order(), ended_when_cancelled():
+            return _hand_out(config, portions, f"{flow_name}/{PORTION}")
     except PenstockError as error:
-        return Failed(message=printable(str(error)), data=error)
+        return state_after(error)
 
 
 def _hand_out(config: RunOptions, portions: Sequence[Partition], name: str) -> State[Any]:

@@ -8,6 +8,7 @@ from prefect import State, get_run_logger
 
 from artifacts.errors import PenstockError
 from flows.console.display import Display
+from flows.deployments.cancelled import ended_when_cancelled
 from flows.deployments.config_checks import RebuildParameters, confine
 from flows.deployments.page import RunPage
 from flows.deployments.runs import ended_by, final_state
@@ -36,7 +37,8 @@ def rebuild_features(
     page = RunPage()
     try:
         confine(config, out=False)
-        result = rebuild(config, options, display, PrefectLauncher, page.begin)
+        with ended_when_cancelled():
+            result = rebuild(config, options, display, PrefectLauncher, page.begin)
     except PenstockError as error:
         return ended_by(error, TABLE, page)
     except BaseException:

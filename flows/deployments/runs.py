@@ -17,6 +17,7 @@ from artifacts.captions import Failure
 from artifacts.errors import Interrupted, PenstockError, UsageError
 from flows.console.display import Display
 from flows.console.lines import printable
+from flows.deployments.cancelled import ended_when_cancelled
 from flows.deployments.config_checks import confine
 from flows.deployments.page import RunPage
 from flows.deployments.patience import await_server
@@ -65,6 +66,11 @@ def ended_by(error: PenstockError, key: str, page: RunPage) -> State[Any]:
     page.end()
     if isinstance(error, NothingToDo):
         show(table(error.failures), str(error), key)
+    return state_after(error)
+
+
+def state_after(error: PenstockError) -> State[Any]:
+    """Return the state of a flow that an error ended."""
     message = printable(str(error))
     if isinstance(error.__cause__, KeyboardInterrupt):
         return Cancelled(message=message, data=error)
@@ -125,7 +131,8 @@ def run_in_flow(config: Config, run: Runner[Config], makes: str) -> State[Any]:
     try:
         if caller is None:
             confine(config)
-        result = run(config, display, PrefectLauncher, page.begin)
+        with ended_when_cancelled():
+            result = run(config, display, PrefectLauncher, page.begin)
     except PenstockError as error:
         return ended_by(error, key, page)
     except BaseException:

@@ -1,5 +1,6 @@
 """Starts each stage as a task of the current flow run, and reports its progress."""
 
+import logging
 import os
 import threading
 from concurrent import futures
@@ -18,6 +19,16 @@ from stages.process.events import Event, Item, Total
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import Listener, StageProcess
 
+
+def without_empty_traceback(record: logging.LogRecord) -> bool:
+    """Remove the traceback of no exception, which Prefect logs for a task that returns Failed:
+    `NoneType: None`."""
+    if record.exc_info and record.exc_info[0] is None:
+        record.exc_info = None
+    return True
+
+
+logging.getLogger("prefect.task_runs").addFilter(without_empty_traceback)
 PROGRESS_SECONDS = float(os.environ.get("PENSTOCK_PROGRESS_SECONDS") or 2.0)
 """Interval in seconds of progress reports to the server; with many workers, choose a longer one."""
 
