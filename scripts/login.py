@@ -14,7 +14,7 @@ from typing import Any
 
 from artifacts.errors import PenstockError, redacted
 from flows.deployments.login import is_own_server, login_file, note_server, own_login, stored_login
-from flows.machine.loopback import answers
+from flows.machine.loopback import answers, fault_of_api
 
 SERVER = "PREFECT_SERVER_API_AUTH_STRING"
 CLIENT = "PREFECT_API_AUTH_STRING"
@@ -86,6 +86,9 @@ def await_server() -> int:
     say(f"waiting for the Prefect server at {redacted(url)}; start one with `make server`")
     deadline = time.monotonic() + WAIT_SECONDS
     while not answers(url):
+        if fault := fault_of_api(url):
+            say(f"{API} is {redacted(url)}. Correct it: {fault}")
+            return 2
         if time.monotonic() > deadline:
             why = f"after {WAIT_SECONDS} s. Start one: make server"
             say(f"no Prefect server at {redacted(url)} {why}")

@@ -17,23 +17,28 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import anyio
 import pytest
 import yaml
 from prefect import Flow, State
-from prefect.settings import Settings
+from prefect.client.schemas.objects import DeploymentSchedule
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
 from prefect.states import Crashed, Running, Scheduled
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 from prefect.workers.base import BaseWorker
 from prefect.workers.process import ProcessWorker
 
+from artifacts.errors import UsageError
 from flows.deployments.handing import POOL
 from flows.deployments.login import is_own_server
 from flows.deployments.many import PORTION
+from flows.deployments.server import client_settings
 from flows.machine.loopback import answers
+from scripts import login, prepare_pool
 from scripts.patient_worker import is_retried, make_patient
 from scripts.prefect_stack import free_port
 from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOLS, crash_automation, told
@@ -191,6 +196,52 @@ def test_a_deployment_is_one_line_and_an_error_is_shown_whole() -> None:
     assert told("in words of another version", failed=False) == "in words of another version"
 
 
+class Schedules:
+    """A server with one deployment, whose first schedule somebody has paused."""
+
+    def __init__(self) -> None:
+        crons = [CronSchedule(cron=cron, timezone="UTC") for cron in ("0 3 * * *", "0 5 * * *")]
+        self.schedules = [
+            DeploymentSchedule(schedule=cron, active=cron != crons[0]) for cron in crons
+        ]
+
+    def read_deployments(self, **_: object) -> list[Any]:
+        made = {"id": UUID(int=1), "name": "nightly", "flow_id": UUID(int=2)}
+        return [SimpleNamespace(**made, paused=False, schedules=self.schedules)]
+
+    def read_flow(self, _: object) -> Any:
+        return SimpleNamespace(name="rebuild-features")
+
+    def deploy(self) -> int:
+        """As Prefect does: the schedules are other ones, and active."""
+        self.schedules = [
+            DeploymentSchedule(schedule=each.schedule, active=True) for each in self.schedules
+        ]
+        return 0
+
+    def read_deployment_schedules(self, _: object) -> list[DeploymentSchedule]:
+        return self.schedules
+
+    def update_deployment_schedule(self, _: object, schedule: UUID, active: bool) -> None:
+        (each,) = [each for each in self.schedules if each.id == schedule]
+        each.active = active
+
+
+def test_a_paused_schedule_stays_paused_when_the_worker_starts_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = Schedules()
+    monkeypatch.setattr(prepare_pool, "get_client", lambda **_: contextlib.nullcontext(server))
+    monkeypatch.setattr(prepare_pool, "deploy", server.deploy)
+    for name in ("put_pool", "put_automation"):
+        monkeypatch.setattr(prepare_pool, name, lambda *_: "is there")
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
+        assert prepare_pool.main() == 0
+    assert [each.active for each in server.schedules] == [False, True]
+    resume = f"prefect deployment schedule resume rebuild-features/nightly {server.schedules[0].id}"
+    assert resume in capsys.readouterr().out
+
+
 FIRST_WORD_SECONDS = 3.0
 """Prefect's import alone takes as long; the first word takes a tenth, but machines are busy."""
 START_SECONDS = 240.0
@@ -241,6 +292,36 @@ def test_the_worker_says_at_once_what_it_waits_for_and_then_that_it_is_there(
             server.shutdown()
             answering.join()
             server.server_close()
+
+
+@pytest.mark.parametrize(
+    "asked", ["127.0.0.1:{}/api", "http://127.0.0.1:{}", "http://127.0.0.1:{}/"]
+)
+def test_an_address_that_no_api_can_have_is_refused_at_once(
+    port: int, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = asked.format(port)
+    wanted = "add /api" if "//" in url else "it must begin with http:// or https://"
+    server = HTTPServer(("127.0.0.1", port), Healthy)
+    answering = threading.Thread(target=server.serve_forever)
+    answering.start()
+    monkeypatch.setattr(login, "WAIT_SECONDS", 1)
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    lines: list[str] = []
+    monkeypatch.setattr(login, "say", lines.append)
+    try:
+        assert login.await_server() == 2, lines
+        assert lines[-1].startswith(f"PREFECT_API_URL is {url}") and lines[-1].endswith(wanted)
+        with (
+            temporary_settings({PREFECT_API_URL: url}),
+            pytest.raises(UsageError, match=re.escape(f"PREFECT_API_URL is {url}")) as refused,
+        ):
+            client_settings()
+        assert wanted in str(refused.value)
+    finally:
+        server.shutdown()
+        answering.join()
+        server.server_close()
 
 
 MINE = 'active = "mine"\n\n[profiles.mine]\n'

@@ -20,7 +20,7 @@ from flows.console.units import size
 from flows.machine.cpu import cpu_has_bfloat16
 from flows.machine.device_probe import check_device, device_memory
 from flows.machine.launch import DirectLauncher
-from flows.machine.loopback import answers
+from flows.machine.loopback import answers, fault_of_api
 from flows.machine.versions import versions
 from flows.options.model import default_store
 from flows.planning.graph_timing import time_graphs
@@ -165,7 +165,10 @@ def _prefect() -> str:
         if answers(LOCAL_API):
             return f"{LOCAL_API} responds, but PREFECT_API_URL does not name it"
         return "no server configured; --prefect starts its own"
-    state = "responds" if answers(api) else "does not respond: start it, or unset PREFECT_API_URL"
+    state = "responds"
+    if not answers(api):
+        fault = fault_of_api(api) or "start it, or unset PREFECT_API_URL"
+        state = f"does not respond: {fault}"
     return f"{redacted(api)} {state}"
 
 

@@ -14,9 +14,9 @@ import tempfile
 import time
 from typing import IO, Any
 
-from artifacts.errors import EnvironmentFault
+from artifacts.errors import EnvironmentFault, UsageError, redacted
 from flows.deployments.login import login_for, new_login
-from flows.machine.loopback import answers
+from flows.machine.loopback import answers, fault_of_api
 from stages.process.child import die_with
 from stages.process.environment import ROOT, child_environment
 
@@ -31,13 +31,19 @@ RELATIVE_FILE = re.compile(r"sqlite[^/]*:///(?=[^/:?]+)(?!file:)")
 
 def client_settings() -> dict[Any, str]:
     """Return the settings by which Prefect's client in this process reaches its server. A server is
-    started if the user has none. Raises EnvironmentFault."""
+    started if the user has none. Raises EnvironmentFault, and UsageError for an address that no
+    API can have."""
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
     url = (PREFECT_API_URL.value() or "").strip()
     if not url:  # an empty one is none, too; Prefect would start a server that asks for no login
         url, login = start_server()
         return {PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: login}
+    if not answers(url) and (fault := fault_of_api(url)):
+        raise UsageError(
+            f"PREFECT_API_URL is {redacted(url)}",
+            hint=f"Correct it: {fault}. Or unset it: --prefect starts a server",
+        )
     own = None if PREFECT_API_AUTH_STRING.value() else login_for(url)
     return {PREFECT_API_AUTH_STRING: own} if own else {}
 

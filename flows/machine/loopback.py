@@ -11,6 +11,8 @@ import os
 import urllib.request
 from urllib.parse import urlsplit
 
+from artifacts.errors import redacted
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -33,6 +35,16 @@ def answers(url: str) -> bool:
     ):
         return bool(reply.status == 200)
     return False
+
+
+def fault_of_api(url: str) -> str:
+    """Return why no Prefect API can be at this address, whoever answers there; else empty. Such a
+    server is not worth waiting for."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        return "it must begin with http:// or https://"
+    below = f"{url.rstrip('/')}/api"
+    return f"the API is at {redacted(below)}: add /api" if answers(below) else ""
 
 
 def exempt_loopback() -> None:
