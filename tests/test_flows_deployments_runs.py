@@ -363,11 +363,11 @@ def test_a_cancelled_run_that_no_worker_ends_ends_itself(
     await_running(client, run, "encode", process)
     client.set_flow_run_state(run, state, force=True)
     assert process.wait(300) == 0
-    assert load_record(tmp_path / "out")["state"] == "stopped"
+    assert load_record(tmp_path / "out")["state"] == "interrupted"
     end = client.read_flow_run(run).state
     assert end is not None and end.name == "Cancelled"
     (page,) = pages_of(client, [run])
-    assert str(page.data).startswith("**stopped**")
+    assert str(page.data).startswith("**interrupted**")
 
 
 @task

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from prefect import State
+from prefect import State, flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from artifacts.errors import EnvironmentFault
@@ -14,7 +14,6 @@ from flows.console.display import Display
 from flows.deployments.config_checks import CaptionConfig, CaptionParameters
 from flows.deployments.login import FILE, OWN, refuses_login
 from flows.deployments.runs import CALLER, Caller, named_after_out, run_in_flow
-from flows.deployments.schemas import flow
 from flows.deployments.server import client_settings
 from flows.deployments.view import quiet_console
 from flows.pipelines import CAPTION, product_of

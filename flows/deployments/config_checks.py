@@ -20,6 +20,7 @@ from artifacts.errors import UsageError
 from artifacts.options import Option, declared
 from artifacts.paths import lies_in
 from artifacts.store import open_store
+from flows.deployments import schemas as schemas
 from flows.job.prepare import out_folder
 from flows.options.commands import CaptionConfig, MediaOptions
 from flows.options.endpoint import EndpointOptions

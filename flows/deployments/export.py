@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from prefect import State
+from prefect import State, flow
 
 from artifacts.errors import PenstockError
 from flows.console.display import Display
 from flows.deployments.config_checks import ExportConfig
 from flows.deployments.runs import named_after_out, run_in_flow
-from flows.deployments.schemas import flow
 from flows.deployments.view import show
 from flows.options.commands import RunOptions
 from flows.results.export_result import Exported

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from prefect import State
+from prefect import State, flow
 
 from flows.console.display import Display
 from flows.deployments.config_checks import IndexParameters
 from flows.deployments.runs import named_after_out, run_in_flow
-from flows.deployments.schemas import flow
 from flows.job.prepare import out_folder
 from flows.options.vectors import VectorConfig
 from flows.running.run import LauncherMaker

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from prefect import State
+from prefect import State, flow
 
 from flows.console.display import Display
 from flows.deployments.config_checks import LabelParameters
 from flows.deployments.runs import named_after_out, run_in_flow
-from flows.deployments.schemas import flow
 from flows.deployments.view import TABLE_ROWS, plain, show
 from flows.options.commands import RunOptions
 from flows.options.vectors import LabelOptions

@@ -3,12 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-from prefect import State
+from prefect import State, flow
 
 from flows.console.display import Display
 from flows.deployments.config_checks import CaptionParameters, LearnConfig
 from flows.deployments.runs import PipelineResult, named_after_out, run_in_flow
-from flows.deployments.schemas import flow
 from flows.learning.learn import learn
 from flows.options.commands import RunOptions
 from flows.options.learn import RecordedRun

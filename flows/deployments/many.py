@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from functools import partial
 from typing import Annotated, Any
 
-from prefect import State, get_run_logger
+from prefect import State, flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
@@ -27,7 +27,6 @@ from flows.deployments.config_checks import (
 from flows.deployments.handing import PartitionDispatch, PartitionRun
 from flows.deployments.label import label_images
 from flows.deployments.runs import named_after_out, state_after
-from flows.deployments.schemas import flow
 from flows.deployments.view import Progress, plain
 from flows.job.partitions import FILES, PORTIONS, Partition, partitions_of
 from flows.job.prepare import out_folder

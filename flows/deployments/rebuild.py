@@ -4,7 +4,7 @@ command.
 
 from typing import Any
 
-from prefect import State, get_run_logger
+from prefect import State, flow, get_run_logger
 
 from artifacts.errors import PenstockError
 from flows.console.display import Display
@@ -12,7 +12,6 @@ from flows.deployments.cancelled import ended_when_cancelled
 from flows.deployments.config_checks import RebuildParameters, confine
 from flows.deployments.page import RunPage
 from flows.deployments.runs import ended_by, final_state
-from flows.deployments.schemas import flow
 from flows.deployments.tasks import PrefectLauncher
 from flows.deployments.view import RunLog
 from flows.upkeep.rebuild import RebuildOptions, rebuild

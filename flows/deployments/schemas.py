@@ -1,17 +1,12 @@
-"""Closes the schemas of the flows' parameters. What a schema lets through and the server cannot
-write back makes it answer 500 for every list with that run; what no flow takes makes a run that
-ends before it begins.
-
-Every flow is declared with the `flow` of this module.
+"""Closes the schemas of the flows' parameters in this process, once it is imported. A parameter
+that no flow takes would end the run before it begins; a value that the server cannot write back
+makes it answer 500 for every list with that run.
 """
 
 import inspect
 from typing import Any
 
-from prefect import flow
 from prefect.utilities import callables
-
-__all__ = ["flow"]
 
 LARGEST = 2**63 - 1
 """Largest number that the server's JSON writer takes; the smallest is as far below zero."""
@@ -20,7 +15,7 @@ UNWRITABLE = {
     "type": "string",
     "pattern": "[\\x00\\ud800-\\udfff]",
 }
-"""Schema of the texts that its database or JSON writer refuses; the error repeats it."""
+"""Texts that its database or JSON writer refuses; the error of a request repeats all of this."""
 
 
 class ClosedSchema(callables.ParameterSchema):
@@ -30,21 +25,17 @@ class ClosedSchema(callables.ParameterSchema):
 
 
 def bound(schema: Any) -> None:
-    """Make a schema, and all schemas inside, refuse numbers and texts that the server cannot
-    write."""
+    """Make a schema, and all inside, refuse numbers and texts that the server cannot write."""
     if isinstance(schema, dict):
-        kind, most = schema.get("type"), ("maximum", "exclusiveMaximum")
-        if kind in ("integer", "number") and not schema.keys() & {*most}:
-            schema["maximum"] = LARGEST
-        if kind in ("integer", "number") and not schema.keys() & {"minimum", "exclusiveMinimum"}:
-            schema["minimum"] = -LARGEST
-        if kind == "string":
+        if schema.get("type") in ("integer", "number"):
+            schema |= {"minimum": -LARGEST, "maximum": LARGEST} | schema
+        if schema.get("type") == "string":
             schema["not"] = UNWRITABLE
         if isinstance(schema.get("additionalProperties"), dict):
             schema["propertyNames"] = {"not": UNWRITABLE}
-    for inner in schema.values() if isinstance(schema, dict) else schema:
-        if isinstance(inner, dict | list) and inner is not UNWRITABLE:
-            bound(inner)
+        schema = [inner for inner in schema.values() if inner is not UNWRITABLE]
+    for inner in schema if isinstance(schema, list) else ():
+        bound(inner)
 
 
 _of_signature = callables.generate_parameter_schema
@@ -57,5 +48,5 @@ def closed_schema(signature: inspect.Signature, docstrings: dict[str, str]) -> C
     return ClosedSchema(**schema, additionalProperties=False)
 
 
-# Both the flow itself and `prefect deploy` call it, and neither has a setting for it.
+# Called for the flow itself and by `prefect deploy`. Prefect has no setting for it.
 callables.generate_parameter_schema = closed_schema

@@ -31,8 +31,7 @@ RELATIVE_FILE = re.compile(r"sqlite[^/]*:///(?=[^/:?]+)(?!file:)")
 
 def client_settings() -> dict[Any, str]:
     """Return the settings by which Prefect's client in this process reaches its server. A server is
-    started if the user has none. Raises EnvironmentFault, and UsageError for an address that no
-    API can have."""
+    started if the user has none. Raises EnvironmentFault and UsageError."""
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
     url = (PREFECT_API_URL.value() or "").strip()
@@ -40,10 +39,7 @@ def client_settings() -> dict[Any, str]:
         url, login = start_server()
         return {PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: login}
     if not answers(url) and (fault := fault_of_api(url)):
-        raise UsageError(
-            f"PREFECT_API_URL is {redacted(url)}",
-            hint=f"Correct it: {fault}. Or unset it: --prefect starts a server",
-        )
+        raise UsageError(f"PREFECT_API_URL is {redacted(url)}", hint=f"Correct it: {fault}")
     own = None if PREFECT_API_AUTH_STRING.value() else login_for(url)
     return {PREFECT_API_AUTH_STRING: own} if own else {}
 

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from prefect import State
+from prefect import State, flow
 
 from flows.deployments.config_checks import SiftParameters
 from flows.deployments.runs import named_after_out, run_in_flow
-from flows.deployments.schemas import flow
 from flows.pipelines import SIFT, product_of
 from flows.running.sift import sift
 

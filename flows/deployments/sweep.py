@@ -6,14 +6,13 @@ restart computes only what is missing.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from itertools import count
 from typing import Annotated, Any
 
-from prefect import State, get_run_logger
+from prefect import State, flow, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowFilter,
@@ -29,14 +28,13 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Completed, Scheduled
 from pydantic import Field
 
+from flows.deployments import schemas as schemas
 from flows.deployments.crashed import close_ended
 from flows.deployments.handing import TAG
 from flows.deployments.runs import INTERRUPTED
-from flows.deployments.schemas import flow
 
 NAME = "sweep-crashed"
 AGAIN = f"Started again by {NAME}"
-"""First words of the state of a run that a sweep has started again."""
 SWEPT = (
     "caption-videos",
     "embed-media",
@@ -63,8 +61,6 @@ class Verdict:
     run: FlowRun
     why_not: str = ""
     """Reason why it is left alone; empty for one that is started again."""
-    starts: int
-    """How often a sweep has started it again."""
 
 
 @flow(name=NAME, persist_result=False)
@@ -86,9 +82,7 @@ def sweep_crashed(
         found = verdicts(
             runs_since(client, now - timedelta(hours=younger_than_hours)),
             now=now,
-            max_retries=max_retries,
             older_than=timedelta(seconds=older_than_seconds),
-            starts_of=partial(starts_of, client),
         )
         report = [start_again(client, verdict, max_retries) for verdict in found]
         drop_late(client, now)
@@ -98,7 +92,7 @@ def sweep_crashed(
         get_run_logger().info(
             "task runs of ended runs still marked Running: %d, now Crashed", closed
         )
-    again = sum(not verdict.why_not for verdict in found)
+    again = sum(line.endswith(" times") for line in report)
     return Completed(message=f"{again} of {len(found)} crashed runs started again")
 
 
@@ -133,23 +127,9 @@ def drop_late(client: SyncPrefectClient, now: datetime) -> None:
             client.delete_flow_run(run.id)
 
 
-def starts_of(client: SyncPrefectClient, run: FlowRun) -> int:
-    """Return how often a sweep has started a run again. The run's own count does not grow where its
-    process ends before it says Running."""
-    messages = [state.message or "" for state in client.read_flow_run_states(run.id)]
-    return sum(message.startswith(AGAIN) for message in messages)
-
-
-def verdicts(
-    runs: Iterable[FlowRun],
-    *,
-    now: datetime,
-    max_retries: int,
-    older_than: timedelta,
-    starts_of: Callable[[FlowRun], int],
-) -> list[Verdict]:
-    """Return what becomes of every run that ended unasked. What is due later decides nothing yet.
-    `starts_of` returns how often a sweep has started a run again."""
+def verdicts(runs: Iterable[FlowRun], *, now: datetime, older_than: timedelta) -> list[Verdict]:
+    """Return what becomes of every run that ended unasked. What is due later decides nothing
+    yet."""
     jobs: dict[str, list[FlowRun]] = {}
     for run in runs:
         if run.state is not None and due(run) <= now:
@@ -159,18 +139,15 @@ def verdicts(
         of_job.sort(key=due)
         newest = of_job[-1]
         for run in filter(has_crashed, of_job):
-            starts = starts_of(run) if run is newest else 0
             if run is newest:
-                why_not = why_left_alone(run, starts, now, max_retries, older_than)
+                why_not = why_left_alone(run, now, older_than)
             else:
                 why_not = f"{newest.name}, {state_name(newest)}, is a newer run of the same job"
-            found.append(Verdict(run=run, why_not=why_not, starts=starts))
+            found.append(Verdict(run=run, why_not=why_not))
     return found
 
 
-def why_left_alone(
-    run: FlowRun, starts: int, now: datetime, max_retries: int, older_than: timedelta
-) -> str:
+def why_left_alone(run: FlowRun, now: datetime, older_than: timedelta) -> str:
     """Return why the newest run of a job is not started again; empty if nothing speaks against
     it."""
     assert run.state is not None
@@ -178,8 +155,6 @@ def why_left_alone(
         return "it does a portion, and who handed that out sees to it"
     if run.deployment_id is None:
         return "it was started by hand: the same command goes on with it"
-    if starts >= max_retries:
-        return f"it was started again {starts} times already; see why it ends"
     if now - run.state.timestamp < older_than:
         return f"it ended less than {older_than.total_seconds():.0f} s ago"
     return ""
@@ -195,7 +170,12 @@ def start_again(client: SyncPrefectClient, verdict: Verdict, max_retries: int) -
     now = client.read_flow_run(run.id)
     if now.state is None or now.state.id != run.state.id:
         return f"{name} is left alone: somebody has started it again"
-    times = f"{verdict.starts + 1} of {max_retries} times"
+    # The run's own count stays 0 where its process ends before it says Running.
+    messages = [state.message or "" for state in client.read_flow_run_states(run.id)]
+    starts = sum(message.startswith(AGAIN) for message in messages)
+    if starts >= max_retries:
+        return f"{name} is left alone: it was started again {starts} times already; see why it ends"
+    times = f"{starts + 1} of {max_retries} times"
     answer: OrchestrationResult[Any] = client.set_flow_run_state(
         run.id, Scheduled(message=f"{AGAIN}, {times}"), force=True
     )

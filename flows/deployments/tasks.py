@@ -21,10 +21,8 @@ from stages.process.stage_process import Listener, StageProcess
 
 
 def without_empty_traceback(record: logging.LogRecord) -> bool:
-    """Remove the traceback of no exception, which Prefect logs for a task that returns Failed:
-    `NoneType: None`."""
-    if record.exc_info and record.exc_info[0] is None:
-        record.exc_info = None
+    """Remove `NoneType: None`, which Prefect logs for a task that returns Failed."""
+    record.exc_info = record.exc_info if record.exc_info and record.exc_info[0] else None
     return True
 
 

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from prefect import State
+from prefect import State, flow
 
 from flows.console.display import Display
 from flows.deployments.config_checks import TuneConfig
 from flows.deployments.runs import PipelineResult, named_after_out, run_in_flow
-from flows.deployments.schemas import flow
 from flows.options.commands import RunOptions
 from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin

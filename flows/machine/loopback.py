@@ -38,10 +38,8 @@ def answers(url: str) -> bool:
 
 
 def fault_of_api(url: str) -> str:
-    """Return why no Prefect API can be at this address, whoever answers there; else empty. Such a
-    server is not worth waiting for."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    """Return why no Prefect API will ever answer at this address; empty if one may."""
+    if not url.startswith(("http://", "https://")):
         return "it must begin with http:// or https://"
     below = f"{url.rstrip('/')}/api"
     return f"the API is at {redacted(below)}: add /api" if answers(below) else ""
