@@ -33,7 +33,6 @@ class FeatureOptions(MediaRunOptions, total=False):
     """The options that decide features."""
 
     model: str | PathLike[str]
-    as_published: bool | None
     chunk: float | None
     shots: bool
     whole: bool
@@ -154,7 +153,6 @@ class TuneOptions(TypedDict, total=False):
 
     model: Required[str | PathLike[str]]
     revision: str | None
-    as_published: bool | None
     trust_remote_code: bool
     today: str
     store: str | PathLike[str]
@@ -199,7 +197,6 @@ class ExportOptions(TypedDict, total=False):
     """The options of `export`."""
 
     revision: str | None
-    as_published: bool | None
     trust_remote_code: bool
     adapter: str | PathLike[str]
     store: str | PathLike[str]

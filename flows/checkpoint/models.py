@@ -12,8 +12,9 @@ from artifacts.store import Store
 from flows.checkpoint.adapters import (
     adapter_for,
     adapter_notes,
+    as_published_by,
     parse_adapter,
-    resolve_as_published,
+    recorded_adapter,
 )
 from flows.checkpoint.context import sampling_of
 from flows.checkpoint.gguf import gguf_for
@@ -275,7 +276,7 @@ def open_model(
         small = {p.name: files.of_small(p) for p in small_files(checkpoint)}
         requested = DateOptions.of(config).today
         today = template_date(store, folder, small, requested)
-    as_published = resolve_as_published(config.as_published, adapter)
+    as_published = as_published_by(adapter or recorded_adapter(config), folder)
     describer = Describer(
         config=config,
         checkpoint=checkpoint,
@@ -311,7 +312,7 @@ def open_model(
         weights=weights,
         notes=(
             *filter(None, [graphs.note, no_date if requested and not today else ""]),
-            *adapter_notes(config.as_published, adapter, checkpoint, weights),
+            *adapter_notes(adapter, checkpoint, weights),
         ),
         read=all(weights.values()),
         files=files.files,

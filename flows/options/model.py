@@ -30,11 +30,6 @@ GIVE_MODEL = "Give a folder, a hub id, or demo"
 MODEL_OPTION = Option("hub id, folder, or `demo`", MODEL, "M", not_empty=GIVE_MODEL, path=True)
 STORE_OPTION = Option(STORE_HELP, MODEL, "DIR", path=True)
 DEFAULT_MODEL_OPTION = replace(MODEL_OPTION, help=f"{MODEL_OPTION.help} [%(default)s]")
-AS_PUBLISHED_OPTION = Option(
-    "run the model as its authors published it",
-    MODEL,
-    opposite=("--as-stock", "run it as transformers does [by its release]"),
-)
 TODAY_OPTION = Option("date for chat templates that ask for it [of their first use]", MODEL, "DATE")
 PRECISION_OPTION = Option(f"{'|'.join(PRECISIONS)} [%(default)s]", MEMORY, "P", values=PRECISIONS)
 
@@ -82,10 +77,6 @@ class ModelOptions(OptionGroup):
     """Hub id, folder, or `demo`."""
     revision: Annotated[str | None, Option("branch, tag or commit of a hub id", MODEL, "R")] = None
     """Branch, tag or commit of a hub id; None: its default branch."""
-    as_published: Annotated[bool | None, AS_PUBLISHED_OPTION] = None
-    """Run the model as its authors published it, if that differs. False: as the installed
-    transformers runs it, or an in-tree model as published. None: as its adapter or export was made,
-    else as published if an older transformers wrote its config.json."""
     trust_remote_code: Annotated[bool, Option(TRUST_HELP, MODEL)] = False
     """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""
 
@@ -155,6 +146,14 @@ class AdapterOptions(OptionGroup):
 
     adapter: Annotated[str, Option("folder of a LoRA adapter (PEFT)", MODEL, "A", path=True)] = ""
     """Folder of a LoRA adapter (PEFT) for the language half; empty: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedAdapterOptions(OptionGroup):
+    """The adapter that a run trains further, or merges into the model beforehand."""
+
+    recorded_by: str = ""
+    """Folder of an adapter whose record says how the model runs, without it; empty: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

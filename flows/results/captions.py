@@ -15,7 +15,6 @@ from artifacts.captions import CONFIDENCE, Caption
 from artifacts.edits import REJECTED, UNTOUCHED, Edit
 from artifacts.json_shapes import parse
 from artifacts.reasoning import answer_of, has_tags
-from flows.job.context_note import beyond_context
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
 from flows.media.media_files import MediaFile
@@ -86,9 +85,6 @@ def _caption(
     one_frame = task.medium.kind == "video" and job.model.one_frame
     config = job.config
     schema = SamplingParams.of(config).schema
-    warnings = shown.warnings
-    if beyond := beyond_context(job.model, config, task, stored["tokens"]):
-        warnings = [beyond, *warnings]
     return Caption(
         media_path=file.media_path,
         source=file.source,
@@ -105,7 +101,7 @@ def _caption(
         ended=stored["ended"],
         **_confidence(job, task, stored, shown),
         name=file.name,
-        warnings=(*index.warnings, *(ONE_FRAME if one_frame else ()), *warnings),
+        warnings=(*index.warnings, *(ONE_FRAME if one_frame else ()), *shown.warnings),
         original="" if shown.text == shown.original else with_affixes(config, shown.original),
         review=shown.review,
     )

@@ -228,7 +228,6 @@ class StageCallBuilder:
             kv=rung.kv,
             engine=settings.engine,
             rows_namespace=self._rows_namespace(settings),
-            beyond_context=job.config.as_published is False,
         )
 
     def _compiled_variant(self, namespaces: Variant, rung: Rung, captions: int) -> Variant | None:
