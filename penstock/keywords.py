@@ -22,7 +22,6 @@ class MediaRunOptions(TypedDict, total=False):
     memory: str | int | None
     batch_size: int
     prepare_workers: int | None
-    encode_way: str
     retry_failed: bool
     keep_frames: bool
     fps: float | None

@@ -84,7 +84,7 @@ def test_a_field_of_other_commands_is_refused(kind: type[Any], field: str) -> No
         ({"fps": float("inf")}, "invalid --fps inf"),
         ({"precision": "fp8"}, "unknown --precision fp8. Choose from native"),
         ({"length": "huge"}, "unknown --length huge. Choose from short, medium, long"),
-        ({"encode_way": ""}, "--encode-way is empty. Choose from auto, alone"),
+        ({"engine": ""}, "--engine is empty. Choose from auto, transformers"),
         ({"temperature": -0.5}, "invalid --temperature -0.5. Give a number from 0 to 100"),
         ({"beams": 65}, "invalid --beams 65. Give a number from 1 to 64"),
         ({"sources": ("",)}, "empty source"),

@@ -17,7 +17,7 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
         "vision_precision", "language_precision", "vision_backend", "today",
     ),
     "the server decides how the model runs": (
-        "engine", "memory", "batch_size", "prepare_workers", "encode_way", "max_video_pixels",
+        "engine", "memory", "batch_size", "prepare_workers", "max_video_pixels",
         "sampling_as_card",
     ),
     "OpenAI's protocol has no such parameter": (

@@ -13,7 +13,6 @@ from artifacts.schema import Part
 from artifacts.user_folders import user_cache
 from flows.console.units import parse_size
 from flows.options.headings import FILES, MEMORY, MODEL
-from stages.models.encoding.ways import AUTO, ENCODE_WAYS
 from stages.models.graphs.providers import BACKENDS
 from stages.process.cgroup import cores
 
@@ -22,7 +21,7 @@ PRECISIONS = ("native", "auto", "fp32", "bf16", "fp16", "int8", "nf4")
 quantize the vision half only if requested by its own option."""
 DEMO_MODEL = "demo"
 TORCH = "torch"
-VISION_BACKENDS = (TORCH, *BACKENDS, AUTO)
+VISION_BACKENDS = (TORCH, *BACKENDS, "auto")
 """The values of `--vision-backend`."""
 STORE_HELP = "folder, or s3://BUCKET/FOLDER [$PENSTOCK_STORE, else the user's cache folder]"
 TRUST_HELP = "run code that comes with the checkpoint"
@@ -59,13 +58,6 @@ PREPARE_WORKERS_OPTION = Option(
     MEMORY,
     "N",
     above=0,
-)
-
-ENCODE_WAY_OPTION = Option(
-    f"how inputs pass the vision half: {'|'.join(ENCODE_WAYS)} [%(default)s]",
-    MEMORY,
-    "WAY",
-    values=ENCODE_WAYS,
 )
 
 
@@ -167,6 +159,14 @@ class GgufOptions(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PassOptions(OptionGroup):
+    """How inputs are divided into passes of the vision half."""
+
+    in_batches: bool = False
+    """Whether whole batches pass it, as in a server."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StoreOptions(OptionGroup):
     """The location of the store."""
 
@@ -189,16 +189,14 @@ class MemoryOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceOptions(MemoryOptions, StoreOptions):
-    """Store location and resource limits of a run. Of these, only the batch size and
-    the way of encoding can affect captions."""
+    """Store location and resource limits of a run. Of these, only the batch size can affect
+    captions."""
 
     batch_size: Annotated[int, Option("chunks per batch [8]", MEMORY, "N", above=0)] = 8
     """Chunks per batch. The encode stage takes fewer if they have many frames."""
     prepare_workers: Annotated[int | None, PREPARE_WORKERS_OPTION] = None
     """Threads that read and prepare frames for the encoder. None: 1 for an encoder on a CPU, and as
     many as cores for one on a GPU, up to PREPARE_WORKERS."""
-    encode_way: Annotated[str, ENCODE_WAY_OPTION] = AUTO
-    """Way in which inputs are divided into passes of the vision half."""
     retry_failed: Annotated[bool, Option("retry media that failed before", FILES)] = False
     """Retry media that failed before."""
     keep_frames: Annotated[bool, Option("keep stored frames after encoding", FILES)] = False

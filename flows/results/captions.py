@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from heapq import merge
-from itertools import product
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -174,16 +173,13 @@ def _confidence(job: Job, task: Task, stored: Mapping[str, Any], shown: _Shown) 
 def _edit_of(
     job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any], original: str
 ) -> Edit:
-    """Return the user's edit of a caption, also one of a time when its features were encoded in
-    another way, or when other parts of the model's text were taken for reasoning."""
-    edits, own = job.edits(), task.namespaces
-    same = {v.way: v for v in job.ledger.variants if v.precision == own.precision} if edits else {}
-    tasks = [job.ledger.in_variant(task, v) for way, v in same.items() if way != own.way]
-    texts = [original]
+    """Return the user's edit of a caption, also one of a time when other parts of the model's text
+    were taken for reasoning."""
+    edits, texts = job.edits(), [original]
     if edits and _strips(job):
         texts.append(OLD_REASONING.sub("", str(stored["caption"])).strip())
-    for each, text in product((task, *tasks), texts):
-        edit = edits.of(each.seen, file.name, task.prompt, text)
+    for text in texts:
+        edit = edits.of(task.seen, file.name, task.prompt, text)
         if edit != UNTOUCHED:
             break
     return edit

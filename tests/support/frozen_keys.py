@@ -27,7 +27,6 @@ from artifacts.stamps import ModelFileStamp, Stamp
 from artifacts.store import FolderStore, open_store
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from stages.decode.generation import SamplingParams
-from stages.models.encoding.ways import BATCHES
 from stages.models.published import FIELD, is_published_way
 from stages.process.job import job_fields
 from stages.process.outcome import StageOutcome
@@ -169,7 +168,7 @@ def _by_name(value: Any) -> Any:
 def record(name: str) -> dict[str, Any]:
     """Return what a cell's command does in an empty folder after the commands before it."""
     cell = (CELLS | JOBS)[name]
-    in_batches = mock.patch("flows.job.encode_ways.ENCODE_WAYS", (BATCHES,))
+    in_batches = mock.patch("flows.job.encode_ways._has_ways", return_value=False)
     with tempfile.TemporaryDirectory() as made, in_batches:
         root = Path(made).resolve()
         stages = MadeUpStages(cell)
