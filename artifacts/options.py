@@ -57,8 +57,6 @@ class Option:
     """argparse's `nargs`; empty: one word."""
     flag: str = ""
     """Name on the command line, if not that of the field."""
-    opposite: tuple[str, str] = ("", "")
-    """Flag that sets the option to False, and its help."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

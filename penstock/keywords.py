@@ -22,7 +22,6 @@ class MediaRunOptions(TypedDict, total=False):
     memory: str | int | None
     batch_size: int
     prepare_workers: int | None
-    encode_way: str
     retry_failed: bool
     keep_frames: bool
     fps: float | None
@@ -33,7 +32,6 @@ class FeatureOptions(MediaRunOptions, total=False):
     """The options that decide features."""
 
     model: str | PathLike[str]
-    as_published: bool | None
     chunk: float | None
     shots: bool
     whole: bool
@@ -154,7 +152,6 @@ class TuneOptions(TypedDict, total=False):
 
     model: Required[str | PathLike[str]]
     revision: str | None
-    as_published: bool | None
     trust_remote_code: bool
     today: str
     store: str | PathLike[str]
@@ -199,7 +196,6 @@ class ExportOptions(TypedDict, total=False):
     """The options of `export`."""
 
     revision: str | None
-    as_published: bool | None
     trust_remote_code: bool
     adapter: str | PathLike[str]
     store: str | PathLike[str]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._common import cells
-from stages.models.encoding.ways import ENCODE_WAYS
+from stages.models.encoding.ways import ALONE, BATCHES, FIXED
 from stages.models.hub.originals import NEAREST
 from stages.models.hub.unsupported import UNSUPPORTED
 
@@ -183,7 +183,7 @@ def ways_of(variant: str) -> set[str]:
 
     from tests.support.tiny_families.in_slots import judged_in_passes
 
-    found = {*ENCODE_WAYS}
+    found = {ALONE, FIXED, BATCHES}
     for dtype in (torch.float32, torch.bfloat16):
         with tempfile.TemporaryDirectory() as folder:
             try:

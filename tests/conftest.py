@@ -327,3 +327,9 @@ def missing(promise: str, what: str) -> None:
     if os.environ.get(promise) == "1":
         pytest.fail(f"{promise}=1 and {what}", pytrace=False)
     pytest.skip(what)
+
+
+@pytest.fixture
+def in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let inputs of every vision half pass in batches, as of one whose trial failed."""
+    monkeypatch.setattr("flows.job.encode_ways._has_ways", lambda model: False)

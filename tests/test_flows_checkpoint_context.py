@@ -47,10 +47,9 @@ def test_the_context_less_a_reserve_bounds_the_frames(context: int, most: int) -
     assert frames(replace(LLAVA, context_tokens=context)) == most
 
 
-def test_frames_that_a_user_asks_for_are_bounded_too_but_not_as_stock() -> None:
+def test_frames_that_a_user_asks_for_are_bounded_too() -> None:
     assert frames(LLAVA, frames=20) == 5 and frames(LLAVA, frames=4) == 4
     assert frames(LLAVA, max_frames=20) == 5 and frames(LLAVA, fps=0.1) == 32
-    assert frames(LLAVA, as_published=True) == 5 and frames(LLAVA, as_published=False) == 32
     assert frames(replace(LLAVA, is_encoder_decoder=True)) == 32
     for tokens in (0, 1):  # cross attention: no token in the text, or a mark
         assert frames(replace(LLAVA, frame_tokens=tokens)) == 32
@@ -108,7 +107,6 @@ def test_of_frames_that_are_more_tokens_the_larger_they_are_the_size_bounds_the_
     sizes_of_videos = ((360, 640), (720, 1280), (1080, 1920), (2160, 3840))
     assert [bound.of(size) for size in sizes_of_videos] == [215, 53, 23, 5]
     assert frame_bound(replace(qwen, context_tokens=0), config()) is None
-    assert frame_bound(qwen, config(as_published=False)) is None
     most = replace(qwen, pixels_a_video=25_165_824)
     assert frame_bound(most, config()) is None, "all frames of a video together are fewer tokens"
     capped = replace(qwen, fit_video=FrameFit(long_edges=((1.0, 448),)), frame_tokens=128)
@@ -148,10 +146,6 @@ def test_the_line_says_how_many_and_what_shows_all() -> None:
         "all"
     )
     assert "of 20; shorter chunks" in context_note(llava, config(frames=20))
-    assert context_note(llava, config(as_published=False)) == (
-        "llava: 30 frames of a chunk exceed its context of 4,096 tokens, in which 5 fit; as stock "
-        "all are shown"
-    )
     assert context_note(llava, config(frames=5)) == ""
     assert context_note(model(replace(LLAVA, context_tokens=0)), config()) == (
         "llava does not state its context length, so it limits no frames"
@@ -201,7 +195,6 @@ def test_the_largest_limit_that_fits_is_named() -> None:
     assert refused(LLAVA, "w" * 3600).endswith("Shorten the prompt")
     said = refused(replace(LLAVA, frames_a_video=5), "w" * 1300, max_new_tokens=1400)
     assert said.endswith("Shorten the prompt, and give --max-new-tokens 596")
-    assert refused(LLAVA, prompt, max_new_tokens=9000, as_published=False) == ""
     assert refused(replace(LLAVA, context_tokens=0), prompt, max_new_tokens=9000) == ""
     assert refused(replace(LLAVA, is_encoder_decoder=True), prompt, max_new_tokens=9000) == ""
 
@@ -218,7 +211,8 @@ def test_one_frame_that_does_not_fit_is_refused_with_pixels_that_do() -> None:
     assert "but its context of 512 has room for 384 besides text" in said
     pixels = int(said.partition("--max-pixels ")[2].partition(",")[0])
     assert pixels % 784 == 0 and 0 < pixels < 1080 * 1920
-    assert "--as-stock" in refused(replace(small, least_pixels=0), "w", max_new_tokens=1)
+    said = refused(replace(small, least_pixels=0), "w", max_new_tokens=1)
+    assert said.endswith("Choose a model with a longer context")
 
 
 def test_a_plan_of_a_model_alone_says_how_many_frames_of_full_hd_fit() -> None:
@@ -227,8 +221,6 @@ def test_a_plan_of_a_model_alone_says_how_many_frames_of_full_hd_fit() -> None:
     assert line.startswith("llava: 4 frames of 1920x1080 fit its context of 4,096 tokens, of 30; ")
     question = plan_request_of_model(model(LARGE), config, "cpu", CAPTION)
     assert [workload.frames for workload in question.workloads] == [4]
-    (line,) = standard_notes(model(LARGE), replace(config, as_published=False))
-    assert "30 frames of 1920x1080 in a chunk exceed" in line and "4 fit" in line
     assert standard_notes(model(LLAVA), config) == []
     for few in (1, 4):  # these fit
         assert standard_notes(model(LARGE), replace(config, frames=few)) == []

@@ -9,7 +9,7 @@ import pytest
 from artifacts.errors import CannotFit, UsageError
 from artifacts.keys import ContentDigests
 from artifacts.store import FolderStore
-from flows.checkpoint import profile_loading
+from flows.checkpoint import models, profile_loading
 from flows.checkpoint.models import open_model
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
@@ -118,10 +118,15 @@ def test_every_describing_process_is_told_its_limits(tmp_path: Path) -> None:
     ]
 
 
-def test_the_way_is_described_apart_only_where_the_rule_gives_another(tmp_path: Path) -> None:
+def test_the_way_is_described_apart_only_where_the_rule_gives_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def ways(model: Path) -> list[Any]:
-        calls = [call for way in (None, False, True) for call in calls_for(model, as_published=way)]
-        return [job_fields(call.job)["as_published"] for call in calls]
+        found = []
+        for way in (None, False, True):  # as an adapter records it
+            monkeypatch.setattr(models, "as_published_by", lambda *_, way=way: way)
+            found += [job_fields(call.job)["as_published"] for call in calls_for(model)]
+        return found
 
     model = copy_of_demo(tmp_path / "m")
     assert ways(model) == [None, None, True]

@@ -108,17 +108,6 @@ def test_a_server_decodes_as_many_frames_of_a_clip(place: Place) -> None:
     assert job_fields(call.job)["sampling"]["max_frames"] == 2
 
 
-def test_as_stock_shows_all_and_warns(place: Place, tmp_path: Path) -> None:
-    place = replace(place, out=tmp_path)
-    ran = run_inside(place, **FITTING, as_published=False)
-    assert "32 frames of a chunk exceed its context of 64 tokens, in which 2 fit" in ran.said
-    (caption,) = place.captions()
-    assert len(caption["frames"]) == 14 and caption["caption"]
-    assert caption["warnings"] == [
-        "its 14 frames exceed the model's context of 64 tokens, in which 2 fit"
-    ]
-
-
 def test_one_frame_that_does_not_fit_is_refused(place: Place, tmp_path: Path) -> None:
     less = place_in(tmp_path, with_context(place.model, 20, tmp_path / "llava"))
     with pytest.raises(UsageError, match=r"one frame takes 17 tokens of .* room for 15") as raised:
@@ -129,7 +118,7 @@ def test_one_frame_that_does_not_fit_is_refused(place: Place, tmp_path: Path) ->
 def test_the_advice_to_allow_longer_answers_stays_within_the_context(
     place: Place, tmp_path: Path
 ) -> None:
-    """9 tokens are left for an answer; as stock, 14 frames exceed the context by themselves."""
+    """9 tokens are left for an answer."""
 
     def advice(**options: Any) -> list[str]:
         ran = run_inside(replace(place, out=tmp_path), **{**FITTING, **options})
@@ -141,8 +130,6 @@ def test_the_advice_to_allow_longer_answers_stays_within_the_context(
     assert "--max-new-tokens 9 regenerates only those" in line
     (line,) = advice(max_new_tokens=9)
     assert line.endswith(": the model's context has no room for longer ones")
-    (line,) = advice(max_new_tokens=6, as_published=False)
-    assert line.endswith("no room for longer ones")
 
 
 def test_a_video_that_loses_no_frames_is_not_told_of(
@@ -161,26 +148,6 @@ def test_a_video_that_loses_no_frames_is_not_told_of(
     assert told("--fps", "4")
     assert not told("--fps", "1") and not told("--fps", "4", "--chunk", "3.25")
     assert "fit its context" not in run_inside(where, **{**FITTING, "chunk": 3.25}).said
-
-
-def test_as_stock_warns_of_words_and_answers_that_exceed_the_context(
-    place: Place, tmp_path: Path
-) -> None:
-    """Two frames of 17 tokens, 19 of the template and 2 of the prompt: 9 are left."""
-    where = replace(place, out=tmp_path)
-
-    def warnings(**options: Any) -> list[str]:
-        run_inside(where, **{**FITTING, "max_frames": 2, **options}, as_published=False)
-        (caption,) = where.captions()
-        answers.append(caption["tokens"])
-        return list(caption["warnings"])
-
-    answers: list[int] = []
-    exceeding = "its 2 frames (34), prompt (21) and answer (12) exceed the model's context of 64"
-    assert warnings(max_new_tokens=9) == []
-    assert warnings(max_new_tokens=12) == [f"{exceeding} tokens"]
-    assert warnings(max_new_tokens=4, prompt="w" * 60)[0].startswith("its 2 frames (34), prompt (")
-    assert answers == [9, 12, 4]
 
 
 @pytest.fixture(scope="module")
@@ -224,17 +191,6 @@ def test_large_frames_are_fewer_and_small_ones_keep_their_keys(
     assert main(plan_words) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["frames"] == 10 and BY_SIZE in plan["notes"][-1]
-
-    stock, frames = run(sizes, as_published=False)
-    assert frames == {"large.mp4": 8, "small.mp4": 8}
-    assert stock.started == ["frames", "encode", "decode"]
-    assert sizes.stages()["encode"]["items"] == 1, "the small one is there"
-    assert "8 frames of 160x160 in a chunk exceed its context" in stock.said
-    warnings = {each["media_path"]: each["warnings"] for each in sizes.captions()}
-    assert warnings == {
-        "large.mp4": ["its 8 frames exceed the model's context of 1,024 tokens, in which 2 fit"],
-        "small.mp4": [],
-    }
 
 
 @pytest.mark.slow

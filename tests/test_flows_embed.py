@@ -53,9 +53,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_pictures_get_the_vectors_of_the_whole_model(
-    pictures: Path, clip: Path, tmp_path: Path
+    pictures: Path, clip: Path, tmp_path: Path, in_batches: None
 ) -> None:
-    assert embed(pictures, clip, tmp_path, "--encode-way", "batches") == 0
+    assert embed(pictures, clip, tmp_path) == 0
     place = Place(clips=pictures, out=tmp_path / "out", store=tmp_path / "store")
     assert place.stored("frames") == {}, "what is read is given back"
     found = sorted(path.name for path in pictures.iterdir())
@@ -95,11 +95,11 @@ def test_other_squares_are_other_records_of_pictures_stored_whole(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_classes_give_the_vectors_of_their_own_processor_and_model(
-    name: str, pictures: Path, tmp_path: Path
+    name: str, pictures: Path, tmp_path: Path, in_batches: None
 ) -> None:
     model = save(name, tmp_path / "model")
     # The whole model computes all images at once.
-    assert embed(pictures, model, tmp_path, "--encode-way", "batches") == 0
+    assert embed(pictures, model, tmp_path) == 0
     processor: Any = hf.AutoProcessor.from_pretrained(model)
     images = [Image.open(path) for path in sorted(pictures.iterdir())]
     whole: Any = getattr(hf, names()[name]).from_pretrained(model).eval()

@@ -318,10 +318,7 @@ def test_qwen3_vl_instruct_is_given_the_presence_penalty_of_its_card(tmp_path: P
         ({"do_sample": True, "temperature": 0.9}, {}, {}),
         ({**INSTRUCT, "presence_penalty": 0}, {}, {}),
         ({**INSTRUCT, "presence_penalty": 0.2}, {}, {"presence_penalty": 0.2}),
-        ({**INSTRUCT, "presence_penalty": 0.2}, {"as_published": False}, {}),
-        (None, {"as_published": False}, {}),
         (None, {"sampling": "greedy"}, {}),
-        (None, {"as_published": True}, CARD),
         ({"do_sample": False}, {}, {"presence_penalty": 1.5}),
     ],
 )  # fmt: skip
@@ -358,7 +355,6 @@ def test_plan_run_and_record_name_what_came_from_the_card(tmp_path: Path) -> Non
     rows = place.captions()
     again = run_inside(place, **options, presence_penalty=1.5)
     assert again.started == [] and place.captions() == rows
-    assert "decode" in run_inside(place, **options, as_published=False).started
 
 
 def test_a_plan_counts_the_clips_of_data_sets(tmp_path: Path) -> None:

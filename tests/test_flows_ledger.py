@@ -189,14 +189,14 @@ def test_two_files_of_one_content_are_one_item_and_another_prompt_is_another_cap
 def test_only_rounding_may_differ_between_the_variants_that_answer(tmp_path: Path) -> None:
     own = replace(NAMESPACES, engine="inflight", limit=128, precision={"vision": "bf16"})
     others = [
-        replace(own, way="auto"),
-        replace(own, way="auto", engine="transformers"),
+        replace(own, in_batches=False),
+        replace(own, in_batches=False, engine="transformers"),
         replace(own, engine="transformers"),
     ]
     different = [
         replace(own, precision={"vision": "nf4"}),
         replace(own, limit=64),
-        replace(own, tiles="auto", way="auto"),
+        replace(own, tiles="auto", in_batches=False),
         replace(own, frames_a_video=8),
         replace(own, sends_video=True),
         replace(own, prompted=frozenset()),

@@ -109,25 +109,6 @@ def test_chunks_are_no_longer_than_what_is_seen_of_them_and_of_others_it_is_told
     ) in ran.said
 
 
-def test_what_is_computed_as_published_is_another_caption_of_the_same_features(
-    place: Place,
-) -> None:
-    take(place, 2)
-    run_here(place)
-    exact = place.captions()
-    second = run_here(place, as_published=True)
-    rounded = place.captions()
-    assert "decode" in second.started and "encode" not in second.started
-    assert {row["precision"]["language"] for row in exact} == {"fp32"}
-    assert {row["precision"]["language"] for row in rounded} == {"fp32 as published"}
-    assert {row["precision"]["vision"] for row in rounded} == {"fp32"}
-    assert [row["features"] for row in rounded] == [row["features"] for row in exact]
-    assert "is computed as its published code does: frequencies of its rotary" in second.said
-    for trusting in (False, True):
-        again = run_here(place, trust_remote_code=trusting)
-        assert not {"encode", "decode"} & {*again.started} and place.captions() == exact
-
-
 def test_the_published_sizes_are_planned_from_headers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,11 +106,11 @@ def held_bytes(stage: dict[str, Any]) -> int:
 
 
 def test_many_clips_under_a_budget_that_the_batch_exceeds(
-    place: Place, clips: Path, unplanned: None
+    place: Place, clips: Path, unplanned: None, in_batches: None
 ) -> None:
     place = replace(place, clips=clips)
     budget = 250 * MIB
-    result, record = run(place, memory=budget, encode_way="batches")
+    result, record = run(place, memory=budget)
     assert (result.captions, result.failures) == (CLIPS, [])
     for stage in ("encode", "decode"):
         taken = rungs(record, stage)

@@ -85,8 +85,10 @@ def test_nothing_is_left_of_a_job_that_was_run(config: CaptionConfig) -> None:
     assert set(stage_seconds(job, RUNGS, found, machine()).values()) == {0}
 
 
-def test_seconds_are_those_of_starting_loading_and_computing(config: CaptionConfig) -> None:
-    job, found = job_of(replace(config, encode_way="batches"))
+def test_seconds_are_those_of_starting_loading_and_computing(
+    config: CaptionConfig, in_batches: None
+) -> None:
+    job, found = job_of(config)
     told = stage_seconds(job, RUNGS, found, machine(prepare=1e18, disk_write=1e18))
     # 7.1 of starting, 1 of reading the weights; of two batches 1e9 / (2 x 512) x 128 ns each.
     assert told["encode"] == pytest.approx(7.1 + 1 + 2 * 0.125, rel=1e-3)

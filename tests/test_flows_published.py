@@ -16,12 +16,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from flows.checkpoint.adapters import adapter_notes, as_published_by
 from flows.cli.main import main
 from flows.machine.launch import StageCall
 from flows.results.run_record import RUN_RECORD
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
-from stages.models.adapters.reading import ADAPTER_WEIGHTS
+from stages.models.adapters.reading import ADAPTER_WEIGHTS, LoraAdapter
+from stages.models.hub.checkpoint import Checkpoint
 from stages.models.published import FIELD
 from stages.summarize.job import SUMMARY
 from stages.summarize.packing import TimedText
@@ -62,26 +64,56 @@ def way_of(place: Place) -> bool:
     return bool(json.loads((place.out / RUN_RECORD).read_text())["plan"]["as_published"])
 
 
-def test_the_other_way_encodes_nothing_anew_and_both_stay_stored(
-    place: Place,
-) -> None:
-    def run(**options: Any) -> Ran:
-        return run_inside(place, fps=2.0, max_new_tokens=8, **options)
+def stating(model: Path, folder: Path, way: bool) -> str:
+    """Copy a checkpoint into a folder, and write by hand how it is run."""
+    made: Path = shutil.copytree(model, folder)
+    config = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps({**config, FIELD: way}))
+    return str(made)
 
-    stock = run(as_published=False)
+
+def test_config_json_says_how_a_model_runs_and_its_release_only_where_it_does_not(
+    place: Place, tmp_path: Path
+) -> None:
+    def run(model: str) -> Ran:
+        return run_inside(replace(place, model=model), fps=2.0, max_new_tokens=8)
+
+    ruled = run(place.model)
+    assert way_of(place) and OTHERWISE in ruled.said
+    published = place.captions()
+    stock = run(stating(Path(place.model), tmp_path / "stock", way=False))
     assert not way_of(place) and OTHERWISE not in stock.said
     before = place.captions()
-    ruled = run()
-    assert way_of(place) and OTHERWISE in ruled.said
-    assert "frames" not in ruled.started or "encode" not in ruled.started
-    assert {row["precision"]["language"] for row in place.captions()} == {
+    assert {row["precision"]["language"] for row in published} == {
         before[0]["precision"]["language"] + " as published"
     }
-    repeated = run(as_published=True)
-    assert "decode" not in repeated.started
-    stock = run(as_published=False)
-    assert not {"encode", "decode"} & {*stock.started}
-    assert place.captions() == before
+    run(stating(CHECKPOINT, tmp_path / "merged", way=True))  # of the installed release
+    assert way_of(place)
+    assert [row["caption"] for row in place.captions()] == [row["caption"] for row in published]
+
+
+def test_an_adapter_goes_before_config_json_and_that_before_the_release(
+    place: Place, tmp_path: Path
+) -> None:
+    """An adapter that says nothing counts as stock, unless config.json says how it is."""
+    older, merged = Path(place.model), Path(stating(CHECKPOINT, tmp_path / "merged", way=True))
+    silent, said, denied = (
+        LoraAdapter(
+            folder=tmp_path, base="", turned=False, places={}, low_rank={}, as_published=way
+        )
+        for way in (None, True, False)
+    )
+    assert as_published_by(None, older) is as_published_by(None, merged) is None
+    assert [as_published_by(each, older) for each in (silent, said, denied)] == [False, True, False]
+    assert [as_published_by(each, merged) for each in (silent, said, denied)] == [None, True, False]
+
+    def notes(adapter: LoraAdapter, folder: Path) -> list[str]:
+        return adapter_notes(adapter, Checkpoint(name="m", folder=folder), {})
+
+    (note,) = notes(silent, older)
+    assert SILENT in note and f'"{FIELD}": true in {older / "config.json"}' in note
+    assert not notes(silent, merged) and not notes(denied, older)
+    assert not notes(silent, CHECKPOINT), "it is run as stock anyway"
 
 
 @pytest.mark.slow
@@ -92,10 +124,10 @@ def test_an_adapter_says_which_way_it_was_trained_and_one_that_does_not_is_stock
     for clip, text in zip(sorted(place.clips.glob("*.mp4")), ("one", "two"), strict=True):
         clip.with_suffix(".txt").write_text(text)
     words = ["tune", str(place.clips), "--store", str(place.store), "--steps", "2"]
-    words += ["--model", place.model]
-    for name, more, way in (("a", [], "true"), ("b", ["--as-stock"], "false")):
+    stock = stating(Path(place.model), tmp_path / "stock", way=False)
+    for name, model, way in (("a", place.model, "true"), ("b", stock, "false")):
         out = tmp_path / name
-        assert main([*words, "--out", str(out), *more]) == 0
+        assert main([*words, "--model", model, "--out", str(out)]) == 0
         with safe_open(out / ADAPTER_WEIGHTS, "pt") as file:
             assert file.metadata()[FIELD] == way
         for clip in place.clips.glob("*.txt"):
@@ -109,11 +141,9 @@ def test_an_adapter_says_which_way_it_was_trained_and_one_that_does_not_is_stock
     save_file(load_file(silent / ADAPTER_WEIGHTS), silent / ADAPTER_WEIGHTS)
     ran = run_inside(place, adapter=str(silent))
     assert not way_of(place) and f"{silent} {SILENT}" in ran.said
-    asked = run_inside(place, adapter=str(silent), as_published=True)
-    assert way_of(place) and SILENT not in asked.said
     capsys.readouterr()
     # A training that goes on with such an adapter goes on as stock.
-    assert main([*words, "--out", str(silent), "--resume"]) == 0
+    assert main([*words, "--model", place.model, "--out", str(silent), "--resume"]) == 0
     assert f"{silent} {SILENT}" in re.sub(r"\s+", " ", capsys.readouterr().err)
     with safe_open(silent / ADAPTER_WEIGHTS, "pt") as file:
         assert file.metadata()[FIELD] == "false"
@@ -309,13 +339,14 @@ def test_as_stock_is_what_the_installed_transformers_says(scene: Scene) -> None:
     place = scene.place("transformers")
     run(scene, place, engine="transformers", summary=True)
     published, names = captions(place), [row["media_path"] for row in place.captions()]
-    assert run(scene, place, engine="transformers", as_published=False).started[-1:] == ["decode"]
+    stated = replace(place, model=stating(scene.model, scene.folder / "stock", way=False))
+    run(scene, stated, engine="transformers")
     stock = captions(place)
     assert stock == installed_says(scene, place)
     changed = {name for name, a, b in zip(names, stock, published, strict=True) if a != b}
     assert "c-long.mp4" in changed and "a.png" not in changed
     assert ("b-short.mp4" in changed) == (scene.family == "qwen3_vl")
-    again = run(scene, place, engine="transformers", as_published=True)
+    again = run(scene, place, engine="transformers")
     assert {*again.started} <= {"describe"} and captions(place) == published
 
 

@@ -450,9 +450,11 @@ def test_the_next_wave_is_cut_while_this_one_is_decoded_and_then_encoded_as_it_i
     assert len(sent) == len(set(sent)) == 2 * CHUNKS
 
 
-def test_where_batches_matter_nothing_is_encoded_early(slowly_cut: CaptionConfig) -> None:
+def test_where_batches_matter_nothing_is_encoded_early(
+    slowly_cut: CaptionConfig, in_batches: None
+) -> None:
     stages = Fed()
-    record_of(replace(slowly_cut, encode_way="batches"), stages)
+    record_of(slowly_cut, stages)
     assert stages.names() == ["frames", "encode", "decode"] and not stages.portions
 
 

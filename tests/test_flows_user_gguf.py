@@ -27,6 +27,7 @@ from tests.support.described import described
 from tests.support.hostile import copy_of_demo
 from tests.support.inside import Ended, InsideLauncher
 from tests.support.pipeline import read_lines
+from tests.test_flows_published import stating
 
 FOUND = {
     "kind": "gguf-q4_k_m",
@@ -154,8 +155,11 @@ def test_a_published_file_captions_as_an_export_does(tmp_path: Path) -> None:
         return read_lines(out / "captions.jsonl")
 
     for way in (True, False):
-        theirs = rows(f"user {way}", language_gguf=str(file), as_published=way)
-        ours = rows(f"own {way}", model=str(model), as_published=way)
+        source, exported = (
+            stating(each, tmp_path / f"{each.name} {way}", way) for each in (CHECKPOINT, model)
+        )
+        theirs = rows(f"user {way}", model=source, language_gguf=str(file))
+        ours = rows(f"own {way}", model=exported)
         assert [row["caption"] for row in theirs] == [row["caption"] for row in ours]
         assert {row["precision"]["language"] for row in theirs} <= {kind, f"{kind} as published"}
     (copy,) = (tmp_path / "store").glob("language-files/*")

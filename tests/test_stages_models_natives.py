@@ -24,7 +24,7 @@ from stages.models.streaming.load import run_calls, streamed_layers
 from tests.support import evaclip
 from tests.support.clips import profile_of, without_pixels
 from tests.support.cogvlm2 import DRAWN, GREEDY, Reference, make_folder, published, references
-from tests.support.families import change_config, change_weights, checkpoint
+from tests.support.families import change_config, change_weights
 from tests.support.plan_cases import plan_case
 from tests.support.tiny_families.in_slots import LIMITS, greedy, in_slots, tried_in_slots
 
@@ -263,8 +263,3 @@ def test_only_a_named_class_is_computed_by_our_code(named: Any, tmp_path: Path) 
     assert native_of(tmp_path) is None
     (tmp_path / "config.json").write_text("[" * 100_000)
     assert native_of(tmp_path) is None
-
-
-def test_what_is_computed_in_one_way_alone_fails_as_published() -> None:
-    with pytest.raises(UsageError, match="--as-published is given, but no difference"):
-        load_half(checkpoint("llava"), "vision", as_published=True)

@@ -89,7 +89,6 @@ def test_an_adapter_has_its_key(tmp_path: Path) -> None:
 def test_an_adapter_captions_as_recorded(tmp_path: Path) -> None:
     where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--quiet"]
     model = ["--model", "demo", "--adapter", str(TRAINED), "--precision", "fp32"]
-    model += ["--encode-way", "batches"]
     assert main(["caption", str(TRAINED / "red.png"), *model, *where]) == 0
     said = json.loads((tmp_path / "out" / "captions.jsonl").read_text())
     known = json.loads((TRAINED / "captions.jsonl").read_text())

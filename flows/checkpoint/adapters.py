@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
@@ -11,7 +12,7 @@ from artifacts.paths import folder_named
 from flows.checkpoint.model_files import ModelDigests
 from flows.checkpoint.profile_loading import io_errors_as_fault
 from flows.options.commands import RunOptions
-from flows.options.model import AdapterOptions
+from flows.options.model import AdapterOptions, RecordedAdapterOptions
 from stages.models.adapters.fitting import modules_of
 from stages.models.adapters.reading import (
     ADAPTER_CONFIG,
@@ -19,9 +20,9 @@ from stages.models.adapters.reading import (
     LoraAdapter,
     read_adapter,
 )
-from stages.models.hub.checkpoint import Checkpoint
+from stages.models.hub.checkpoint import CONFIG, Checkpoint
 from stages.models.profile import ModelProfile
-from stages.models.published import is_published_way
+from stages.models.published import FIELD, is_published_way, states_way
 
 NUMBER_BYTES = 4
 """Bytes per parameter of an adapter, which is kept in 32 bit whatever the half's precision."""
@@ -59,6 +60,13 @@ def parse_adapter(config: RunOptions, files: ModelDigests) -> LoraAdapter | None
     return read_noted_adapter(adapters.adapter, files) if adapters.adapter else None
 
 
+def recorded_adapter(config: RunOptions) -> LoraAdapter | None:
+    """Return the adapter that a run trains further or has merged, or None. Raises UsageError or
+    EnvironmentFault."""
+    name = RecordedAdapterOptions.of(config).recorded_by
+    return read_adapter(folder_named(name, "adapter")) if name else None
+
+
 def read_noted_adapter(name: str, files: ModelDigests) -> LoraAdapter:
     """Return the adapter in a folder. Its files are noted before their headers are read. Raises
     UsageError or EnvironmentFault."""
@@ -90,12 +98,12 @@ def adapter_for(
     )
 
 
-def resolve_as_published(requested: bool | None, adapter: LoraAdapter | None) -> bool | None:
-    """Return whether the model is requested to run as published: as the command says, or else as
-    the adapter was trained. An adapter that does not say counts as stock. None: the checkpoint
-    decides."""
-    if requested is not None or adapter is None:
-        return requested
+def as_published_by(adapter: LoraAdapter | None, folder: Path) -> bool | None:
+    """Return whether an adapter makes the model in a folder run as published: as it was trained.
+    One that does not say counts as stock, unless the model's config.json states a way. None: the
+    checkpoint decides."""
+    if adapter is None or (adapter.as_published is None and states_way(folder)):
+        return None
     return bool(adapter.as_published)
 
 
@@ -111,20 +119,18 @@ def base_digest(weights: Mapping[str, str]) -> str:
 
 
 def adapter_notes(
-    requested: bool | None,
-    adapter: LoraAdapter | None,
-    checkpoint: Checkpoint,
-    weights: Mapping[str, str],
+    adapter: LoraAdapter | None, checkpoint: Checkpoint, weights: Mapping[str, str]
 ) -> list[str]:
     """Return a note if the model runs as stock only because its adapter does not say how it was
     made, and one if the adapter was trained on other `weights` than the checkpoint's."""
     if adapter is None:
         return []
-    notes = []
-    if (requested, adapter.as_published) == (None, None) and is_published_way(checkpoint.folder):
+    folder, notes = checkpoint.folder, []
+    is_stated = adapter.as_published is not None or states_way(folder)
+    if not is_stated and is_published_way(folder):
         notes.append(
             f"{adapter.folder} does not record whether it was made as published, so it runs as "
-            "stock; --as-published runs it otherwise"
+            f'stock; "{FIELD}": true in {folder / CONFIG} runs it otherwise'
         )
     base = base_digest(weights)
     if base and adapter.base_digest not in ("", base):

@@ -125,11 +125,10 @@ def bound_by_size(profile: ModelProfile, frames: int) -> FrameBound | None:
 
 
 def sampling_of(profile: ModelProfile, config: RunOptions) -> Sampling:
-    """Return the sampling of frames that the model gets. With `as_published=False`, the context
-    sets no limit."""
+    """Return the sampling of frames that the model gets."""
     sampling = requested_sampling(profile, config)
     max_frames = frames_of_any_size(profile)
-    if config.as_published is False or max_frames is None or full_chunk(sampling) <= max_frames:
+    if max_frames is None or full_chunk(sampling) <= max_frames:
         return sampling
     max_frames = max(1, max_frames)
     return replace(
@@ -141,10 +140,8 @@ def sampling_of(profile: ModelProfile, config: RunOptions) -> Sampling:
 
 
 def frame_bound(profile: ModelProfile, config: RunOptions) -> FrameBound | None:
-    """Return the frame limit of a model if it depends on the frame size. Return None with
-    `as_published=False`, and if a full chunk of the largest frames fits."""
-    if config.as_published is False:
-        return None
+    """Return the frame limit of a model if it depends on the frame size. Return None if a full
+    chunk of the largest frames fits."""
     return bound_by_size(profile, full_chunk(requested_sampling(profile, config)))
 
 

@@ -12,8 +12,9 @@ from artifacts.store import Store
 from flows.checkpoint.adapters import (
     adapter_for,
     adapter_notes,
+    as_published_by,
     parse_adapter,
-    resolve_as_published,
+    recorded_adapter,
 )
 from flows.checkpoint.context import sampling_of
 from flows.checkpoint.gguf import gguf_for
@@ -48,7 +49,7 @@ from flows.options.media import VideoSamplingOptions
 from flows.options.model import DEMO_MODEL, DateOptions, GgufOptions
 from flows.options.text import QuestionOptions
 from flows.pipelines import ASK, CAPTION, Pipeline, makes_vectors
-from stages.models.encoding.ways import ALONE, AUTO, BATCHES, FIXED_ROWS
+from stages.models.encoding.ways import FIXED_ROWS
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.resolve import find_model, refuse_revision
 from stages.models.hub.transfer import Announce
@@ -109,11 +110,11 @@ class Model:
     """Whether the digests of its weights are known. Without them, no stored record is found."""
     trial: str = ""
     """Cache namespace of the result of a trial that the embed stage is to make; empty: none."""
-    ways: tuple[str, ...] = (BATCHES,)
-    """Ways in which the inputs of its vision half may have passed it, first that of new features
-    (stages/models/encoding/ways.py)."""
+    in_batches: bool = True
+    """Whether inputs pass the vision half with the rest of their batch, and not in a fixed number
+    of rows (stages/models/encoding/ways.py)."""
     images_a_row: int = 0
-    """Largest number of images of an input that shares a pass with others in the way `auto`."""
+    """Largest number of images of an input that shares a pass of fixed rows with others."""
     files: ModelFiles = field(default_factory=ModelFiles)
     """Stamps of the files when their digests were computed."""
     today: str = ""
@@ -165,12 +166,11 @@ class Model:
         is_question = question.prompt is not None or not self.profile.goes_on
         return question.prompt_for(kind) if is_question else ""
 
-    def pass_rows(self, way: str, images: int) -> int:
+    def pass_rows(self, images: int) -> int:
         """Return the rows of a pass for an input of so many images; 0: as many as its batch has."""
-        if way == BATCHES:
+        if self.in_batches:
             return 0
-        alone = way == ALONE or (way == AUTO and images > self.images_a_row)
-        return 1 if alone else FIXED_ROWS
+        return 1 if images > self.images_a_row else FIXED_ROWS
 
     def fit(self, kind: str) -> FrameFit:
         """Return the size to which the processor scales video frames or images."""
@@ -275,7 +275,7 @@ def open_model(
         small = {p.name: files.of_small(p) for p in small_files(checkpoint)}
         requested = DateOptions.of(config).today
         today = template_date(store, folder, small, requested)
-    as_published = resolve_as_published(config.as_published, adapter)
+    as_published = as_published_by(adapter or recorded_adapter(config), folder)
     describer = Describer(
         config=config,
         checkpoint=checkpoint,
@@ -311,7 +311,7 @@ def open_model(
         weights=weights,
         notes=(
             *filter(None, [graphs.note, no_date if requested and not today else ""]),
-            *adapter_notes(config.as_published, adapter, checkpoint, weights),
+            *adapter_notes(adapter, checkpoint, weights),
         ),
         read=all(weights.values()),
         files=files.files,

@@ -18,7 +18,6 @@ from flows.options.commands import RunOptions
 from flows.options.model import HalfPrecisionOptions
 from flows.options.text import EngineOptions
 from stages.decode.engines import AUTO, EngineSpec, accepted_by, engines_for, gguf_engine
-from stages.models.in_tree.registry import no_published_difference
 from stages.models.profile import ModelProfile, PartProfile
 from stages.process.device import device_capability
 
@@ -158,8 +157,6 @@ def resolve_settings(
             **parts,
             **{p: (_with_graphs(parts[p][0], use, profile.parts[p]),) for p, use in graphs.items()},
         }
-    if config.as_published and not any(part.as_published for part in profile.parts.values()):
-        raise no_published_difference(config.model)
     language = _settings_of_part(config, profile, "language", device, overrides)
     if profile.route != "joint":
         return {

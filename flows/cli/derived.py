@@ -50,12 +50,7 @@ def _group_of_option(parser: argparse.ArgumentParser, groups: Groups, each: Decl
 
 def _add(group: Any, each: Declared) -> None:
     option = each.option
-    if option.opposite[0]:
-        keep: dict[str, Any] = {"dest": each.name, "action": "store_const"}
-        pair = group.add_mutually_exclusive_group()
-        pair.add_argument(each.flag, const=True, help=option.help, **keep)
-        pair.add_argument(option.opposite[0], const=False, help=option.opposite[1], **keep)
-    elif each.kind is bool:
+    if each.kind is bool:
         group.add_argument(each.flag, action="store_true", help=option.help, dest=each.name)
     else:
         group.add_argument(each.name if option.positional else each.flag, **_keywords(each))

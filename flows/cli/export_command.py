@@ -22,7 +22,6 @@ from stages.export.jobs import PACKED
 def export_command(given: argparse.Namespace) -> int:
     """Run the command, and return its exit code. Raises PenstockError."""
     from flows.running.export import export
-    from flows.running.merging import as_adapted
     from flows.running.samples import evaluation_media
 
     config = config_from(given, ExportConfig)
@@ -34,8 +33,6 @@ def export_command(given: argparse.Namespace) -> int:
         captioning: RunOptions = config.captioning(sources)
         if given.dry_run:
             pipelines = GRAPHS if request.graphs else EXPORTS
-            if config.adapter:
-                captioning = as_adapted(captioning, config.adapter)
             return show(captioning, *pipelines, as_json=given.json)
         result = export(captioning, request, display)
     if print_result(given, result, display) or not (given.json or result.accepted):

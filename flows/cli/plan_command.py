@@ -4,7 +4,6 @@ import argparse
 import json
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from flows.console.display import READING, Display
 from flows.console.lines import print_lines
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.pipelines import CAPTION, PURPOSES, Pipeline
-from stages.models.encoding.ways import BATCHES
 
 if TYPE_CHECKING:
     from flows.job.prepare import Job
@@ -31,7 +29,9 @@ def plan_command(given: argparse.Namespace) -> int:
     pipelines = PURPOSES[given.purpose] if given.purpose else chain(*PURPOSES.values())
     config = config_of(given, CaptionConfig, sources=False)
     if given.purpose == "serve":
-        config = replace(config, encode_way=BATCHES)
+        from flows.serving.config import LiveCaptionConfig
+
+        config = LiveCaptionConfig(**vars(config))
     return show(
         config,
         *pipelines,

@@ -17,13 +17,8 @@ PRESENCE = "presence_penalty"
 
 def with_card_sampling(config: C, folder: Path) -> tuple[C, list[str]]:
     """Return the configuration with sampling values from the model card of the checkpoint in a
-    folder, and notes for the user. Options and generation_config.json take precedence. A stock
-    model gets no values."""
-    if (
-        not isinstance(config, CaptionConfig)
-        or config.sampling != CHECKPOINT
-        or config.as_published is False
-    ):
+    folder, and notes for the user. Options and generation_config.json take precedence."""
+    if not isinstance(config, CaptionConfig) or config.sampling != CHECKPOINT:
         return config, []
     facts = facts_of(str(read_config(folder).get("model_type", "")))
     stated = read_config(folder, GENERATION_CONFIG)

@@ -1,8 +1,6 @@
-"""Decides the ways in which a run's inputs pass the vision half, and names what is tried of them.
-
-Under `auto` new features are made in the way `auto` (stages/models/encoding/ways.py), and stored
-features of every way answer. A half that was found to compute one input twice with different
-results runs in batches.
+"""Decides whether a run's inputs pass the vision half in a fixed number of rows or in batches
+(stages/models/encoding/ways.py), and names what is tried of them. A half that was found to compute
+one input twice with different results runs in batches.
 """
 
 from dataclasses import replace
@@ -15,46 +13,45 @@ from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
 from flows.machine.cpu import cpu_line
 from flows.options.commands import RunOptions
-from stages.models.encoding.ways import AUTO, BATCHES, ENCODE_WAYS, KIND
+from flows.options.model import PassOptions
+from stages.models.encoding.ways import KIND
 from stages.models.footprint import at_size
 from stages.models.graphs.providers import TENSORRT
 from stages.process.device import device_capability
 
 CPU_TOKENS, GPU_TOKENS = 256, 1024
-"""Encoder tokens from which an input passes alone under `auto`. On a CPU eight inputs of 257 tokens
+"""Encoder tokens from which an input passes alone. On a CPU eight inputs of 257 tokens
 (ViT-L/14) take as long together as one by one, eight of 50 (ViT-B/32) 0.65 to 0.75 times as long.
 On a GPU the limit is an assumption: none was measured."""
 
 
 def with_encode_ways(config: RunOptions, model: Model, store: Store, device: str) -> Model:
-    """Return the model with its ways, best first, and the inputs that share a pass under `auto`."""
+    """Return the model with how its inputs pass the vision half."""
     model = with_planned_ways(config, model, device)
-    tried = model.settings["vision"] if model.ways[0] != BATCHES else ()
+    tried = () if model.in_batches else model.settings["vision"]
     if not any(_differs(store, model, settings, device) for settings in tried):
         return model
     note = "inputs are encoded in batches: the vision half computes one input twice differently"
-    others = [way for way in model.ways if way != BATCHES]
-    return replace(model, ways=(BATCHES, *others), notes=(*model.notes, note))
+    return replace(model, in_batches=True, notes=(*model.notes, note))
 
 
 def with_planned_ways(config: RunOptions, model: Model, device: str) -> Model:
-    """Return the model with the ways that it has unless a trial has shown otherwise."""
-    if not _has_ways(model):
+    """Return the model with how its inputs pass the vision half unless a trial has shown
+    otherwise."""
+    if PassOptions.of(config).in_batches or not _has_ways(model):
         return model
-    ways = ENCODE_WAYS if config.encode_way == AUTO else (config.encode_way,)
-    return replace(model, ways=ways, images_a_row=_images_a_row(model, device))
+    return replace(model, in_batches=False, images_a_row=_images_a_row(model, device))
 
 
-def reading_every_way(model: Model) -> Model:
-    """Return the model with the ways that it lacks, after its own: their stored records answer."""
-    if not _has_ways(model):
-        return model
-    return replace(model, ways=(*model.ways, *(w for w in ENCODE_WAYS if w not in model.ways)))
+def answering(config: RunOptions, model: Model) -> list[Model]:
+    """Return the model in the forms whose stored records answer: of a server also that of runs."""
+    others = PassOptions.of(config).in_batches and _has_ways(model)
+    return [model, replace(model, in_batches=False)] if others else [model]
 
 
 def _has_ways(model: Model) -> bool:
-    """Return whether its inputs can pass the vision half in several ways. Without a place to split,
-    it stores pixels; a TensorRT engine computes batches."""
+    """Return whether its inputs can pass the vision half apart from their batch. Without a place to
+    split, it stores pixels; a TensorRT engine computes batches."""
     if model.served is not None or model.profile.route == "joint":
         return False
     graph = model.best("vision").graph
@@ -75,7 +72,7 @@ def _differs(store: Store, model: Model, settings: PartSettings, device: str) ->
 
 
 def _images_a_row(model: Model, device: str) -> int:
-    """Return the largest number of images of an input that shares a pass under `auto`. It is 0 for
+    """Return the largest number of images of an input that shares a pass with others. It is 0 for
     an encoder of images of any size, whose inputs seldom have the same shape."""
     profile, half = model.profile, model.profile.vision
     seen = {each.pixel_bytes for each in (*profile.image_sizes, *profile.frame_sizes)}

@@ -5,7 +5,7 @@ import hashlib
 import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
 
 from artifacts.captions import Failure
@@ -25,7 +25,7 @@ from artifacts.tiles import OFF
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.job.card_frames import as_card, sampling_as_card
 from flows.job.card_sampling import with_card_sampling
-from flows.job.encode_ways import reading_every_way, with_encode_ways
+from flows.job.encode_ways import answering, with_encode_ways
 from flows.job.media_digests import (
     check_beside,
     check_fixed_texts,
@@ -296,14 +296,12 @@ def prepare(
     )
 
 
-def prepare_without_media(
-    config: RunOptions, launcher: Launcher, *pipelines: Pipeline, every_way: bool = False
-) -> Job:
+def prepare_without_media(config: RunOptions, launcher: Launcher, *pipelines: Pipeline) -> Job:
     """Return the job of a run that reads no media and has only one-shot stages, or of a server.
-    With `every_way`, stored records of every way of encoding answer. Raises PenstockError."""
+    Raises PenstockError."""
     store = open_store(config.store_url)
     model, pipeline, _ = _model_for(config, launcher, store, pipelines)
-    return _job_of(config, store, reading_every_way(model) if every_way else model, pipeline)
+    return _job_of(config, store, model, pipeline)
 
 
 def _model_for(
@@ -356,7 +354,10 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
     sampling, last, device = sampling_as_card(config, model), over_media[-1], device_name()
     stored = stored_namespaces(store, last.writes) if last.uses_token_limit else set()
     scores = TextScores(store, model, SamplingParams.of(config)) if SCORE in pipeline else None
-    ledger = Ledger(store, over_media, *variants_of(config, model, sampling, over_media, stored))
+    variants = (
+        variants_of(config, each, sampling, over_media, stored) for each in answering(config, model)
+    )
+    ledger = Ledger(store, over_media, *chain.from_iterable(variants))
     ledger.opens_reasoning = model.profile.opens_reasoning
     return Job(
         config=config,

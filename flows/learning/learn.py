@@ -336,7 +336,7 @@ class _Work:
 
         def attempt() -> None:
             observer = RunObserver(self.display, self.on_begin)
-            train(training, run.as_published, examples, run, observer, self.make_launcher)
+            train(training, examples, run, observer, self.make_launcher)
 
         try:
             replanned_once(attempt, self.display.print_line)

@@ -11,7 +11,7 @@ How it works:
 3. A task takes the first variant whose stored caption is valid now. A caption made with another
    token limit is valid if it ended by itself within the present limit.
 4. Without a stored caption, the task takes the variant in force, but keeps the precision of earlier
-   stages whose records exist, and their way of encoding. Their work is then not repeated.
+   stages whose records exist. Their work is then not repeated.
 5. `has` returns whether a task needs a stage no more: the stage's own record exists, or that of a
    later stage. Earlier records may have been deleted by then.
 6. `failures` (per medium) and `refused` (per stage and key) store why an item has no caption.
@@ -97,11 +97,9 @@ class Ledger:
         self.namespaces = self.variant(precision)
         self.clear_tasks()
 
-    def variant(self, precision: Mapping[str, str], way: str = "") -> Variant:
-        """Return the first variant whose parts use these precisions, in this way of encoding; by
-        default in that of new features."""
-        found = (v for v in self.variants if v.way == (way or self.variants[0].way))
-        return next(variant for variant in found if variant.precision == precision)
+    def variant(self, precision: Mapping[str, str]) -> Variant:
+        """Return the first variant whose parts use these precisions."""
+        return next(variant for variant in self.variants if variant.precision == precision)
 
     def other_engine_variant(self, namespaces: Variant) -> Variant | None:
         """Return another variant with equivalent captions, or None."""
@@ -115,10 +113,10 @@ class Ledger:
 
     def answering_variants(self) -> list[Variant]:
         """Return the variant of new records, then those that differ from it at most in the engine
-        and the way of encoding. Those of its own way come first."""
+        and in how inputs pass the vision half. Those that differ only in the engine come first."""
         own = self.namespaces
-        found = [v for v in self.variants if v != own and v.same_but_engine_and_way(own)]
-        return [own, *sorted(found, key=lambda variant: variant.way != own.way)]
+        found = [v for v in self.variants if v != own and v.same_but_rounding(own)]
+        return [own, *sorted(found, key=lambda variant: variant.in_batches != own.in_batches)]
 
     def equivalent_tasks(self, task: Task) -> list[Task]:
         """Return the task in every variant with equivalent captions, its own first."""
@@ -219,9 +217,8 @@ class Ledger:
 
     def _task(self, medium: Medium, chunk: ChunkIndex, previous: str | None) -> Task:
         """Return the chunk in the best variant that has its last record. Without one, use the
-        variant in force, but keep the precision and way of intermediate records that exist."""
+        variant in force, but keep the precision of intermediate records that exist."""
         between: dict[str, str] = {}
-        way = ""
         for variant in self.variants if len(self.variants) > 1 else ():
             # Most variants are never used, and computing keys takes time.
             if not any(
@@ -231,9 +228,8 @@ class Ledger:
             task = self.make_task(medium, chunk, variant, previous)
             if self._is_valid(task):
                 return task
-            if not between and (between := self._finished_precision(task)):
-                way = variant.way
-        variant = self.variant({**self.namespaces.precision, **between}, way)
+            between = between or self._finished_precision(task)
+        variant = self.variant({**self.namespaces.precision, **between})
         return self.make_task(medium, chunk, variant, previous)
 
     def _finished_precision(self, task: Task) -> dict[str, str]:

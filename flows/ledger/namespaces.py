@@ -51,8 +51,8 @@ class Variant:
     """Frame limit of a chunk if it depends on the frame size; None: no such limit."""
     engine: str = ""
     """Name of the engine that makes the captions; empty without captions."""
-    way: str = BATCHES
-    """Way in which inputs pass the vision half."""
+    in_batches: bool = True
+    """Whether inputs pass the vision half in batches."""
     sends_video: bool = False
     """Whether the frames of a chunk are sent to a server as one video."""
 
@@ -62,12 +62,12 @@ class Variant:
     def same_but_engine(self, other: "Variant") -> bool:
         """Return whether the two variants differ at most in the engine, and so answer the same
         question."""
-        return self.same_but_engine_and_way(other) and self.way == other.way
+        return self.same_but_rounding(other) and self.in_batches == other.in_batches
 
-    def same_but_engine_and_way(self, other: "Variant") -> bool:
-        """Return whether the two variants differ at most in the engine and in the way in which
-        inputs pass the vision half, and so in rounding."""
-        mine, its = (replace(each, of={}, engine="", way="") for each in (self, other))
+    def same_but_rounding(self, other: "Variant") -> bool:
+        """Return whether the two variants differ at most in the engine and in how inputs pass the
+        vision half, and so in rounding."""
+        mine, its = (replace(each, of={}, engine="", in_batches=False) for each in (self, other))
         return mine == its
 
 
@@ -78,12 +78,11 @@ def variants_of(
     followed by its `stored` variants with another token limit."""
     parts = [stage.part for stage in pipeline if stage.part]
     found, params = [], SamplingParams.of(config)
-    ways = model.ways if "vision" in parts else (BATCHES,)
     for chosen in product(*(model.settings[part] for part in parts)):
-        for *engines, way in product(*(each.engines for each in chosen), ways):
+        for engines in product(*(each.engines for each in chosen)):
             by = [replace(s, engine=e) for s, e in zip(chosen, engines, strict=True)]
             settings = dict(zip(parts, by, strict=True))
-            namespaces = namespaces_of(config, model, sampling, pipeline, settings, way)
+            namespaces = namespaces_of(config, model, sampling, pipeline, settings)
             found.append(namespaces)
             if params.is_prefix_stable:
                 found += _other_limits(namespaces, pipeline[-1], model, settings, stored, params)
@@ -96,7 +95,6 @@ def namespaces_of(
     sampling: Sampling,
     pipeline: Pipeline,
     settings: Mapping[Part, PartSettings],
-    way: str = BATCHES,
 ) -> Variant:
     """Return the variant of one combination of settings: the digest of everything that determines
     each stage's bytes. A stage's OUTPUT_VERSION rises when its output changes."""
@@ -109,7 +107,7 @@ def namespaces_of(
         by = [of[stage.reads], *_part_fields(stage, model, settings)] if stage.reads else []
         limit = text_fields if stage.uses_token_limit else []
         cut: list[Any] = [vectors.tiles, model.fit("image").edge] if stage.supports_tiles else []
-        cut += [way] if stage.part == "vision" else []
+        cut += [BATCHES] if stage.part == "vision" and model.in_batches else []
         of[stage.writes] = _namespace(
             stage, [*by, *limit, *cut] if by else [fields_of(sampling), fits]
         )
@@ -124,7 +122,7 @@ def namespaces_of(
         frames_a_video=model.profile.frames_a_video,
         bound=frame_bound(model.profile, config),
         engine="".join(chosen.engine for chosen in settings.values()),
-        way=way,
+        in_batches=model.in_batches,
         sends_video=model.served is not None and bool(model.served.video),
     )
 

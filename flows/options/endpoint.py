@@ -13,11 +13,11 @@ REQUESTS = 32
 """Default maximum of requests to one address at once."""
 REFUSED: Mapping[str, tuple[str, ...]] = {
     "the server loads the model": (
-        "as_published", "trust_remote_code", "adapter", "language_gguf", "precision",
+        "trust_remote_code", "adapter", "language_gguf", "precision",
         "vision_precision", "language_precision", "vision_backend", "today",
     ),
     "the server decides how the model runs": (
-        "engine", "memory", "batch_size", "prepare_workers", "encode_way", "max_video_pixels",
+        "engine", "memory", "batch_size", "prepare_workers", "max_video_pixels",
         "sampling_as_card",
     ),
     "OpenAI's protocol has no such parameter": (

@@ -11,12 +11,12 @@ from artifacts.schema import Part, Route
 from flows.options.commands import RunOptions
 from flows.options.media import VideoSamplingOptions
 from flows.options.model import (
-    AS_PUBLISHED_OPTION,
     MODEL_OPTION,
     AdapterOptions,
     HalfPrecisionOptions,
     MemoryOptions,
     ModelOptions,
+    RecordedAdapterOptions,
     StoreOptions,
 )
 from stages.export.jobs import BITSANDBYTES, GGUF, GRAPHS, GROUPS, KINDS, PACKED
@@ -176,7 +176,9 @@ AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportRun(AdapterOptions, HalfPrecisionOptions, VideoSamplingOptions, RunOptions):
+class ExportRun(
+    RecordedAdapterOptions, AdapterOptions, HalfPrecisionOptions, VideoSamplingOptions, RunOptions
+):
     """The run over the sample media of an export."""
 
 
@@ -246,9 +248,6 @@ class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
     """Columns per quantization scale, for kinds that other programs load."""
     accept: Annotated[bool, Option("keep the checkpoint whatever its quality", JUDGEMENT)] = False
     """Keep the checkpoint even if it misses the quality limits."""
-    as_published: Annotated[bool | None, AS_PUBLISHED_OPTION] = None
-    """Evaluate and write the model as its authors published it, or (False) as the installed
-    transformers runs it; None: as `caption` runs it."""
 
     def __post_init__(self) -> None:
         if self.out:
@@ -290,7 +289,7 @@ class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
             out=self.out,
             store=self.calibrate_store or self.store,
             memory=self.memory,
-            as_published=self.as_published,
+            recorded_by=self.adapter,
             trust_remote_code=self.trust_remote_code,
             batch_size=AT_ONCE,
         )

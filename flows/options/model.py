@@ -13,7 +13,6 @@ from artifacts.schema import Part
 from artifacts.user_folders import user_cache
 from flows.console.units import parse_size
 from flows.options.headings import FILES, MEMORY, MODEL
-from stages.models.encoding.ways import AUTO, ENCODE_WAYS
 from stages.models.graphs.providers import BACKENDS
 from stages.process.cgroup import cores
 
@@ -22,7 +21,7 @@ PRECISIONS = ("native", "auto", "fp32", "bf16", "fp16", "int8", "nf4")
 quantize the vision half only if requested by its own option."""
 DEMO_MODEL = "demo"
 TORCH = "torch"
-VISION_BACKENDS = (TORCH, *BACKENDS, AUTO)
+VISION_BACKENDS = (TORCH, *BACKENDS, "auto")
 """The values of `--vision-backend`."""
 STORE_HELP = "folder, or s3://BUCKET/FOLDER [$PENSTOCK_STORE, else the user's cache folder]"
 TRUST_HELP = "run code that comes with the checkpoint"
@@ -30,11 +29,6 @@ GIVE_MODEL = "Give a folder, a hub id, or demo"
 MODEL_OPTION = Option("hub id, folder, or `demo`", MODEL, "M", not_empty=GIVE_MODEL, path=True)
 STORE_OPTION = Option(STORE_HELP, MODEL, "DIR", path=True)
 DEFAULT_MODEL_OPTION = replace(MODEL_OPTION, help=f"{MODEL_OPTION.help} [%(default)s]")
-AS_PUBLISHED_OPTION = Option(
-    "run the model as its authors published it",
-    MODEL,
-    opposite=("--as-stock", "run it as transformers does [by its release]"),
-)
 TODAY_OPTION = Option("date for chat templates that ask for it [of their first use]", MODEL, "DATE")
 PRECISION_OPTION = Option(f"{'|'.join(PRECISIONS)} [%(default)s]", MEMORY, "P", values=PRECISIONS)
 
@@ -66,13 +60,6 @@ PREPARE_WORKERS_OPTION = Option(
     above=0,
 )
 
-ENCODE_WAY_OPTION = Option(
-    f"how inputs pass the vision half: {'|'.join(ENCODE_WAYS)} [%(default)s]",
-    MEMORY,
-    "WAY",
-    values=ENCODE_WAYS,
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(OptionGroup):
@@ -82,10 +69,6 @@ class ModelOptions(OptionGroup):
     """Hub id, folder, or `demo`."""
     revision: Annotated[str | None, Option("branch, tag or commit of a hub id", MODEL, "R")] = None
     """Branch, tag or commit of a hub id; None: its default branch."""
-    as_published: Annotated[bool | None, AS_PUBLISHED_OPTION] = None
-    """Run the model as its authors published it, if that differs. False: as the installed
-    transformers runs it, or an in-tree model as published. None: as its adapter or export was made,
-    else as published if an older transformers wrote its config.json."""
     trust_remote_code: Annotated[bool, Option(TRUST_HELP, MODEL)] = False
     """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""
 
@@ -158,6 +141,14 @@ class AdapterOptions(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecordedAdapterOptions(OptionGroup):
+    """The adapter that a run trains further, or merges into the model beforehand."""
+
+    recorded_by: str = ""
+    """Folder of an adapter whose record says how the model runs, without it; empty: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GgufOptions(OptionGroup):
     """The GGUF file of the language half."""
 
@@ -165,6 +156,14 @@ class GgufOptions(OptionGroup):
         str, Option("GGUF file of the language half, for --engine gguf", MODEL, "FILE", path=True)
     ] = ""
     """GGUF file of the checkpoint's language half, made by another program; empty: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassOptions(OptionGroup):
+    """How inputs are divided into passes of the vision half."""
+
+    in_batches: bool = False
+    """Whether whole batches pass it, as in a server."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,16 +189,14 @@ class MemoryOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceOptions(MemoryOptions, StoreOptions):
-    """Store location and resource limits of a run. Of these, only the batch size and
-    the way of encoding can affect captions."""
+    """Store location and resource limits of a run. Of these, only the batch size can affect
+    captions."""
 
     batch_size: Annotated[int, Option("chunks per batch [8]", MEMORY, "N", above=0)] = 8
     """Chunks per batch. The encode stage takes fewer if they have many frames."""
     prepare_workers: Annotated[int | None, PREPARE_WORKERS_OPTION] = None
     """Threads that read and prepare frames for the encoder. None: 1 for an encoder on a CPU, and as
     many as cores for one on a GPU, up to PREPARE_WORKERS."""
-    encode_way: Annotated[str, ENCODE_WAY_OPTION] = AUTO
-    """Way in which inputs are divided into passes of the vision half."""
     retry_failed: Annotated[bool, Option("retry media that failed before", FILES)] = False
     """Retry media that failed before."""
     keep_frames: Annotated[bool, Option("keep stored frames after encoding", FILES)] = False

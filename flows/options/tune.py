@@ -9,12 +9,12 @@ from artifacts.options import Option, OptionGroup
 from flows.options.commands import RunOptions
 from flows.options.media import CardOptions, VideoSamplingOptions
 from flows.options.model import (
-    AS_PUBLISHED_OPTION,
     AdapterOptions,
     DateOptions,
     HalfPrecisionOptions,
     MemoryOptions,
     ModelOptions,
+    RecordedAdapterOptions,
     StoreOptions,
 )
 from flows.options.text import EngineOptions
@@ -129,9 +129,6 @@ class TuneConfig(TrainingOptions, MemoryOptions, StoreOptions, DateOptions, Mode
         str, Option("folder of the adapter", metavar="ADAPTER", not_empty="Give a path", path=True)
     ]
     """Folder of the adapter."""
-    as_published: Annotated[bool | None, AS_PUBLISHED_OPTION] = None
-    """Train the model as its authors published it, or (False) as the installed transformers runs
-    it; None: as the training was begun, or as `caption` runs the model."""
 
     def captioning(
         self,
@@ -139,13 +136,12 @@ class TuneConfig(TrainingOptions, MemoryOptions, StoreOptions, DateOptions, Mode
         out: str,
         caption_tokens: int = 0,
         adapter: str = "",
-        begun: bool | None = None,
+        begun: str = "",
         sampling: Mapping[str, Any] | None = None,
     ) -> "TuneRun":
         """Return the run that encodes the examples' media and loads the trained half, with an
-        `adapter` to start from. Captions have at most `caption_tokens`. `begun`: whether an earlier
-        training ran the model as published (None: there was none). `sampling`: options of frame
-        sampling."""
+        `adapter` to start from. Captions have at most `caption_tokens`. `begun`: folder of
+        an adapter that is trained further. `sampling`: options of frame sampling."""
         return TuneRun(
             **(sampling or {}),
             sources=sources,
@@ -164,7 +160,7 @@ class TuneConfig(TrainingOptions, MemoryOptions, StoreOptions, DateOptions, Mode
             max_new_tokens=self.max_new_tokens,
             memory=self.memory,
             today=self.today,
-            as_published=begun if self.as_published is None else self.as_published,
+            recorded_by=begun,
             trust_remote_code=self.trust_remote_code,
         )
 
@@ -186,6 +182,7 @@ class TuneRun(
     LearnedOptions,
     EngineOptions,
     DateOptions,
+    RecordedAdapterOptions,
     AdapterOptions,
     HalfPrecisionOptions,
     RunOptions,

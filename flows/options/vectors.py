@@ -56,8 +56,6 @@ class VectorConfig(VectorSamplingOptions, RunOptions):
 
     model: Annotated[str, VECTOR_MODEL_OPTION]
     """Hub id or folder of a dual encoder such as CLIP."""
-    as_published: bool | None = None
-    """As recorded by a deployment; the commands have no such option."""
     trust_remote_code: Annotated[bool, Option(TRUST_HELP, VECTORS)] = False
     """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""
     store: Annotated[str, replace(STORE_OPTION, heading=VECTORS)] = ""

@@ -53,7 +53,7 @@ def context_hint(model: Model, config: RunOptions, workload: Workload, room: Ans
         return "Shorten the prompt"
     if spare > 1:
         return f"Shorten the prompt, and give --max-new-tokens {spare // 2}"
-    return "Choose a model with a longer context, or give --as-stock to show it anyway"
+    return "Choose a model with a longer context"
 
 
 def _with_fewer(model: Model, workload: Workload, room: AnswerRoom) -> list[tuple[int, int]]:
@@ -76,12 +76,11 @@ MARGIN = 0.9
 
 def refuse_beyond_context(request: PlanRequest) -> None:
     """Refuse a frame, or a prompt with an answer of `--max-new-tokens`, that does not fit into the
-    context with the frames of the longest chunk. Refuse nothing with an explicit `--as-stock`.
-    Raises UsageError."""
+    context with the frames of the longest chunk. Raises UsageError."""
     model, config = request.model, request.config
     room = frame_room(model.profile)
     limited = any(stage.uses_token_limit for stage in request.stages)
-    if not (room and limited) or config.as_published is False:
+    if not (room and limited):
         return
     prompt = max(request.prompts, key=max_prompt_tokens, default="")
     for workload in request.workloads:
@@ -91,7 +90,7 @@ def refuse_beyond_context(request: PlanRequest) -> None:
 
 
 def context_notes(job: Job, expected: Sequence[Estimate]) -> list[str]:
-    """Return a line if the context holds fewer frames than a chunk has, or is exceeded as stock.
+    """Return a line if the context holds fewer frames than a chunk has.
 
     For models whose token count depends on frame size, it is about the largest frames. `expected`:
     an estimate for each medium.
@@ -151,11 +150,6 @@ def _size_notes(
         return []
     max_frames, count, (height, width) = min(cut)
     context = f"its context of {profile.context_tokens:,} tokens"
-    if config.as_published is False:
-        return [
-            f"{model.name}: {count} frames of {width}x{height} in a chunk exceed {context}, in "
-            f"which {max_frames} fit; as stock all are shown"
-        ]
     hint = "shorter chunks (--chunk) show more"
     left = (
         profile.context_tokens
@@ -185,7 +179,7 @@ def _no_frame(model: Model, room: int, size: tuple[int, int]) -> UsageError:
         math.ceil(frame_size_tokens(profile, profile.fit_video, "video", size)[0])
         + profile.words_a_frame
     )
-    hint = "Choose a model with a longer context, or give --as-stock to show it anyway"
+    hint = "Choose a model with a longer context"
     if pixels := _fitting_pixels(profile, size, room):
         hint = f"Give --max-pixels {pixels}, or choose a model with a longer context"
     return UsageError(

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from heapq import merge
-from itertools import product
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -15,7 +14,6 @@ from artifacts.captions import CONFIDENCE, Caption
 from artifacts.edits import REJECTED, UNTOUCHED, Edit
 from artifacts.json_shapes import parse
 from artifacts.reasoning import answer_of, has_tags
-from flows.job.context_note import beyond_context
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
 from flows.media.media_files import MediaFile
@@ -86,9 +84,6 @@ def _caption(
     one_frame = task.medium.kind == "video" and job.model.one_frame
     config = job.config
     schema = SamplingParams.of(config).schema
-    warnings = shown.warnings
-    if beyond := beyond_context(job.model, config, task, stored["tokens"]):
-        warnings = [beyond, *warnings]
     return Caption(
         media_path=file.media_path,
         source=file.source,
@@ -105,7 +100,7 @@ def _caption(
         ended=stored["ended"],
         **_confidence(job, task, stored, shown),
         name=file.name,
-        warnings=(*index.warnings, *(ONE_FRAME if one_frame else ()), *warnings),
+        warnings=(*index.warnings, *(ONE_FRAME if one_frame else ()), *shown.warnings),
         original="" if shown.text == shown.original else with_affixes(config, shown.original),
         review=shown.review,
     )
@@ -178,16 +173,13 @@ def _confidence(job: Job, task: Task, stored: Mapping[str, Any], shown: _Shown) 
 def _edit_of(
     job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any], original: str
 ) -> Edit:
-    """Return the user's edit of a caption, also one of a time when its features were encoded in
-    another way, or when other parts of the model's text were taken for reasoning."""
-    edits, own = job.edits(), task.namespaces
-    same = {v.way: v for v in job.ledger.variants if v.precision == own.precision} if edits else {}
-    tasks = [job.ledger.in_variant(task, v) for way, v in same.items() if way != own.way]
-    texts = [original]
+    """Return the user's edit of a caption, also one of a time when other parts of the model's text
+    were taken for reasoning."""
+    edits, texts = job.edits(), [original]
     if edits and _strips(job):
         texts.append(OLD_REASONING.sub("", str(stored["caption"])).strip())
-    for each, text in product((task, *tasks), texts):
-        edit = edits.of(each.seen, file.name, task.prompt, text)
+    for text in texts:
+        edit = edits.of(task.seen, file.name, task.prompt, text)
         if edit != UNTOUCHED:
             break
     return edit

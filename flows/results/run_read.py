@@ -85,7 +85,6 @@ RECORD = {
     "media": dict.fromkeys(("total", "failed", "open"), count),
     "captions": count,
     **dict.fromkeys(("rows", "summaries", "cut"), count),
-    "encoded": OptionalField(MapOf(count)),
     "texts": [TEXTS],
     "earlier": [text],
     "failures": [dict.fromkeys(("media_path", "message", "hint"), text)],

@@ -170,7 +170,7 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
     for name, half in plan.get("halves", {}).items():
         yield f"{name} half: {size(half['bytes'])} of weights, {computed_by(half)}"
     if encoded := ways_line(record):
-        yield f"features: {encoded}"
+        yield f"features encoded in this run: {encoded}"
     of_all = [taken for taken in record["rungs"] if taken["reason"] != "item alone"]
     yield from map(rung_line, {taken["stage"]: taken for taken in of_all}.values())
     if record["prefect"]:
@@ -186,14 +186,12 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def ways_line(record: Mapping[str, Any]) -> str:
-    """Return how many chunks have features of each way of encoding, such as `12 auto, 3 batches; in
-    this run 8 alone, 4 fixed`; empty if all were encoded in batches."""
-    of_run = Counter[str]()
+    """Return how many chunks passed the vision half in which way, such as `8 alone, 4 fixed`; empty
+    if all were encoded in batches."""
+    made = Counter[str]()
     for stage in record["stages"]:
-        of_run.update(stage["notes"].get("ways", {}))
-    lists = [record.get("encoded", {}), of_run]
-    stored, made = (", ".join(f"{n:,} {way}" for way, n in sorted(of.items())) for of in lists)
-    return "; in this run ".join(filter(None, [stored, made]))
+        made.update(stage["notes"].get("ways", {}))
+    return ", ".join(f"{n:,} {way}" for way, n in sorted(made.items()))
 
 
 def kind_of(record: Mapping[str, Any]) -> str:

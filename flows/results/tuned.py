@@ -11,10 +11,8 @@ from artifacts.json_shapes import MapOf, anything, count, number, read_json
 from artifacts.plurals import counted
 from flows.results.run_record import RUN_RECORD
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
-from stages.models.hub.headers import read_metadata
-from stages.models.published import AS_PUBLISHED, FIELD
 from stages.tune import STAGE
-from stages.tune.job import CHECKPOINT, EACH, RECORD, SCORE
+from stages.tune.job import EACH, RECORD, SCORE
 
 RUN = "run"
 """Subfolder of an adapter's folder for the record and the logs of the run."""
@@ -136,16 +134,6 @@ def scored_in(out: Path, adapter: str) -> AdapterScore:
     found = read_json(out / RUN / SCORE, shape, TRAIN_AGAIN)
     score = {name: value for name, value in found.items() if name != EACH}
     return AdapterScore(out=out, adapter=adapter, score=score)
-
-
-def trained_as_published(out: Path) -> bool | None:
-    """Return whether the training in a folder uses the published configuration; None: no
-    training was begun."""
-    if (out / RECORD).is_file():
-        return bool(tuned_in(out).record["recipe"].get("as_published", False))
-    if (out / ADAPTER_WEIGHTS).is_file():
-        return read_metadata(out / ADAPTER_WEIGHTS).get(FIELD) == AS_PUBLISHED
-    return False if (out / CHECKPOINT).is_file() else None
 
 
 def refuse_other_recipe(out: Path, recipe: Mapping[str, Any], *, resume: bool) -> None:

@@ -11,7 +11,6 @@ from flows.ledger.waves import lengths_of
 from flows.planning.rungs import Rung
 from stages.memory.oom_retry import split_batch
 from stages.models.encoding import FRAMES_A_BATCH
-from stages.models.encoding.ways import BATCHES
 from stages.process.stage import StageSpec
 
 
@@ -61,7 +60,7 @@ def next_work(job: Job, stage: StageSpec, wave: Sequence[Medium], rung: Rung) ->
         if stage.prompted
         else encode_batches_of(job, stage, together, rung)
     )
-    alone = stage.part == "vision" and first.way != BATCHES
+    alone = stage.part == "vision" and not job.model.in_batches
     return StageWork(
         rung=rung,
         tasks=together,
@@ -84,7 +83,7 @@ def pass_rows(model: Model, stage: StageSpec, task: Task) -> int:
     vector is made of each image by itself."""
     if stage.part != "vision":
         return 0
-    return model.pass_rows(task.namespaces.way, 1 if stage.vectors else task.images)
+    return model.pass_rows(1 if stage.vectors else task.images)
 
 
 def encode_batches_of(

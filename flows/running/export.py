@@ -35,7 +35,7 @@ from flows.results.export_result import (
     refuse_foreign_folder,
     remove_unfinished,
 )
-from flows.running.merging import adapter_of, as_adapted, merge, source_of
+from flows.running.merging import adapter_of, merge, source_of
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.run import LauncherMaker, prepared
 from flows.running.run_observer import OnBegin, RunObserver
@@ -223,16 +223,10 @@ class _Export:
         """Merge the adapter, and continue with the merged model. Return the checkpoint if that
         model was exported before."""
         request, observer = self._request, self._observer()
-        as_published, self._config = (
-            self._config.as_published,
-            as_adapted(self._config, request.adapter),
-        )
         with prepared(self._config, observer, self._make_launcher, *self._pipelines) as found:
             job, _ = found
             adapter, files = adapter_of(job, request)
-            for note in adapter_notes(
-                as_published, adapter, job.model.checkpoint, job.model.weights
-            ):
+            for note in adapter_notes(adapter, job.model.checkpoint, job.model.weights):
                 self._display.print_line(note)
             self._source = {**source_of(job), "adapter": adapter_digest(adapter, files)}
             if (done := self._finished_before(job)) is not None:

@@ -1,26 +1,19 @@
 """Starts a process that merges an adapter into the model of a job. The export then uses the merged
 model."""
 
-from dataclasses import replace
 from typing import Any
 
-from artifacts.paths import folder_named
-from flows.checkpoint.adapters import (
-    as_published_fields,
-    read_noted_adapter,
-    resolve_as_published,
-)
+from flows.checkpoint.adapters import as_published_fields, read_noted_adapter
 from flows.checkpoint.model_files import ModelDigests
 from flows.checkpoint.models import digests_in
 from flows.console.display import Display
 from flows.job.prepare import Job
 from flows.ledger.weights import fetch_parts
 from flows.machine.launch import StageCall, run_with_restarts
-from flows.options.commands import RunOptions
 from flows.options.export_config import ExportRequest
 from flows.running.run import LauncherMaker
 from stages.export.jobs import MergeJob
-from stages.models.adapters.reading import LoraAdapter, read_adapter
+from stages.models.adapters.reading import LoraAdapter
 
 MAX_BYTES = 1 << 30
 """Memory for merging, in bytes above the imports. Parts of tensors take 100 MB, the model without
@@ -31,14 +24,6 @@ def source_of(job: Job) -> dict[str, Any]:
     """Return the key fields of a job's model: its digests, and whether it runs as published."""
     source = [job.model.digests[part] for part in sorted(job.model.digests)]
     return {"source": source, **as_published_fields(job.model.profile.as_published)}
-
-
-def as_adapted(config: RunOptions, name: str) -> RunOptions:
-    """Return the run of a model into which the adapter in a folder is merged. It runs as requested,
-    or else as the adapter was trained. Raises UsageError or EnvironmentFault if the folder holds no
-    valid adapter."""
-    adapter = read_adapter(folder_named(name, "adapter"))
-    return replace(config, as_published=resolve_as_published(config.as_published, adapter))
 
 
 def adapter_of(job: Job, request: ExportRequest) -> tuple[LoraAdapter, ModelDigests]:

@@ -35,7 +35,6 @@ from flows.results.run_record import RunRecord
 from flows.running.batches import encode_batches_of, next_work
 from flows.running.stage_calls import StageCallBuilder, settings_on
 from stages.models.encoding import FEED_NOTE
-from stages.models.encoding.ways import BATCHES
 from stages.process.live import RequestPipe
 from stages.process.stage import StageSpec
 
@@ -55,7 +54,7 @@ def can_overlap(job: Job, stage: StageSpec, rung: Rung) -> bool:
         return False
     if job.model.profile.route == "joint" or job.model.trial:
         return False
-    return job.model.ways[0] != BATCHES
+    return not job.model.in_batches
 
 
 class Overlap:

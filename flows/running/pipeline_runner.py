@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
@@ -40,7 +39,6 @@ from flows.running.scoring import ScoresStep
 from flows.running.stage_calls import StageCallBuilder, settings_on
 from flows.running.stage_runner import OneShotStage, StageRunner
 from stages import embed_texts, summarize
-from stages.models.encoding.ways import BATCHES
 from stages.models.hub.transfer import Announce
 from stages.summarize.job import SUMMARY, SummaryItem, SummaryJob
 from stages.summarize.packing import TimedText
@@ -379,10 +377,6 @@ class PipelineRunner:
             of_stage = [t for t in tasks if stage != last or not ledger.has_failed(t)]
             done = {t[stage.writes] for t in of_stage if stage == first or ledger.has(t, stage)}
             self.record.expect(stage.name, len({t[stage.writes] for t in of_stage}), len(done))
-        made = self._job.pipeline[1]
-        ways = Counter(task.namespaces.way for task in tasks if ledger.has(task, made))
-        if set(ways) - {BATCHES}:
-            self.record.value["encoded"] = dict(sorted(ways.items()))
         self.record.value["media"]["open"] = sum(
             ledger.media_index(m) is None and ledger.failure(m) is None for m in media
         )

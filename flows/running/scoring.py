@@ -64,6 +64,5 @@ class ScoresStep:
             namespace=scores.namespace(settings),
             items=items,
             generation=scores.params,
-            beyond_context=job.config.as_published is False,
         )
         return StageCallBuilder(job).one_shot_call(SCORE, make, rung)

@@ -97,7 +97,7 @@ class SingleItemFallback:
         if stage.part is None or settings is None:
             return task
         precision = {**task.namespaces.precision, stage.part: settings.label}
-        return ledger.in_variant(task, ledger.variant(precision, task.namespaces.way))
+        return ledger.in_variant(task, ledger.variant(precision))
 
     def _is_made(self, stage: StageSpec, task: Task) -> bool:
         ledger = self._job.ledger

@@ -29,7 +29,6 @@ from stages.embed_texts.job import TextsJob
 from stages.encode.job import EncodeJob
 from stages.frames.job import FramesItem, FramesJob
 from stages.models.encoding.job import EncodeItem
-from stages.models.encoding.ways import BATCHES
 from stages.models.graphs.providers import TENSORRT
 from stages.models.half_job import HalfJob
 from stages.process.device import device_capability
@@ -203,7 +202,7 @@ class StageCallBuilder:
             return make()
         readers = self._job.config.readers(self._job.device)
         make = partial(make, half=self.half(stage, rung), block=rung.block, workers=readers)
-        if namespaces.way != BATCHES and (settings := settings_on(self._job.model, rung)):
+        if not self._job.model.in_batches and (settings := settings_on(self._job.model, rung)):
             namespace = trials_namespace(self._job.model, settings, self._job.device)
             make = partial(make, trials_namespace=namespace)
         if stage.job is EncodeJob:
@@ -228,7 +227,6 @@ class StageCallBuilder:
             kv=rung.kv,
             engine=settings.engine,
             rows_namespace=self._rows_namespace(settings),
-            beyond_context=job.config.as_published is False,
         )
 
     def _compiled_variant(self, namespaces: Variant, rung: Rung, captions: int) -> Variant | None:

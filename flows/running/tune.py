@@ -40,7 +40,6 @@ from flows.results.tuned import (
     Tuned,
     refuse_other_recipe,
     scored_in,
-    trained_as_published,
     tuned_in,
 )
 from flows.running.run import LauncherMaker, prepared
@@ -71,7 +70,7 @@ def tune(
 
     def attempt() -> None:
         observer = RunObserver(display, on_begin)
-        train(config, config.as_published, examples, run, observer, make_launcher)
+        train(config, examples, run, observer, make_launcher)
 
     replanned_once(attempt, display.print_line)
     out = Path(run.out).parent
@@ -80,7 +79,6 @@ def tune(
 
 def train(
     config: TrainingOptions,
-    as_published: bool | None,
     examples: Sequence[Example],
     run: RunOptions,
     observer: RunObserver,
@@ -92,9 +90,7 @@ def train(
     with prepared(run, observer, make_launcher, TUNE) as (job, launcher):
         refuse_untrainable(config, examples, out, job)
         if (out / ADAPTER_WEIGHTS).is_file():
-            for note in adapter_notes(
-                as_published, read_adapter(out), job.model.checkpoint, job.model.weights
-            ):
+            for note in adapter_notes(read_adapter(out), job.model.checkpoint, job.model.weights):
                 observer.display.print_line(note)
         doing, outputs = "tuning into", {"adapter": str(out)}
         with observer.pipeline_for_job(job, launcher, doing, outputs=outputs) as runner:
@@ -136,7 +132,7 @@ def resolve_run(
     scored = config.validate_only and (out / ADAPTER_CONFIG).is_file()
     tokens = most_tokens(each.caption for each in examples)
     adapter = str(out) if scored else ""
-    begun = trained_as_published(out)
+    begun = str(out) if (out / ADAPTER_WEIGHTS).is_file() else ""
     sampling = _recorded_sampling(Path(config.data).expanduser(), config.model)
     return examples, config.captioning(sources, str(out / RUN), tokens, adapter, begun, sampling)
 

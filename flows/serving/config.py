@@ -17,11 +17,11 @@ from flows.options.model import (
     TRUST_HELP,
     DateOptions,
     MemoryOptions,
+    PassOptions,
     StoreOptions,
 )
 from flows.options.vectors import LABELS_OPTION, TEMPLATES_OPTION, EmbedConfig
 from flows.serving.hosts import LOOPBACK
-from stages.models.encoding import ways
 
 ADDRESS = "serving on "
 """Start of the line that a server prints when it listens."""
@@ -174,12 +174,26 @@ class RequestLimits(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LiveCaptionConfig(PassOptions, CaptionConfig):
+    """A server's captioning job."""
+
+    in_batches: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveEmbedConfig(PassOptions, EmbedConfig):
+    """A server's embedding job."""
+
+    in_batches: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServeConfig(RequestLimits, NetworkOptions, BatchOptions, ServedOptions):
     """One server. Fields have the names of the command line's options."""
 
-    def caption_config(self) -> CaptionConfig:
+    def caption_config(self) -> LiveCaptionConfig:
         """Return the configuration of the captioning job."""
-        return CaptionConfig(
+        return LiveCaptionConfig(
             sources=(),
             model=self.caption_model,
             store=self.store,
@@ -190,12 +204,11 @@ class ServeConfig(RequestLimits, NetworkOptions, BatchOptions, ServedOptions):
             slots=self.max_batch or LARGEST_CAPTION_BATCH,
             trust_remote_code=self.trust_remote_code,
             prepare_workers=self.prepare_workers,
-            encode_way=ways.BATCHES,
         )
 
-    def vectors_config(self, model: str) -> EmbedConfig:
+    def vectors_config(self, model: str) -> LiveEmbedConfig:
         """Return the configuration of the embedding job."""
-        return EmbedConfig(
+        return LiveEmbedConfig(
             sources=(),
             model=model or "demo",
             store=self.store,
@@ -205,5 +218,4 @@ class ServeConfig(RequestLimits, NetworkOptions, BatchOptions, ServedOptions):
             batch_size=self.max_batch or LARGEST_BATCH,
             trust_remote_code=self.trust_remote_code,
             prepare_workers=self.prepare_workers,
-            encode_way=ways.BATCHES,
         )

@@ -268,7 +268,7 @@ class _Jobs:
     def _job(self, requested: RunOptions, name: str, pipeline: Pipeline) -> Job:
         config = replace(requested, out=str(self.folder / name))
         launcher = self._launcher(lambda stage, event: None)
-        job = prepare_without_media(config, launcher, pipeline, every_way=True)
+        job = prepare_without_media(config, launcher, pipeline)
         fetch_parts(job.model, parts_of(pipeline), self._display)
         note_namespaces(job)
         return job

@@ -82,7 +82,7 @@ class RecordedCommand:
         config = self._config
         options = {each.name for each in declared(CONFIGS[command])}
         values = {"model": config.model, **values}
-        for name in ("revision", "adapter", "as_published", "memory"):
+        for name in ("revision", "adapter", "memory"):
             value = getattr(config, name)
             if name in options and value != _default(OPTIONS[name].field):
                 values[name] = str(value) if name == "memory" else value

@@ -21,9 +21,9 @@ from flows.studio.roots import Refused, Roots
 # fmt: off
 ALLOWED = frozenset((
     "sources", "recursive", "extensions", "limit", "sift",
-    "model", "revision", "as_published", "today", "adapter", "language_gguf",
+    "model", "revision", "today", "adapter", "language_gguf",
     "precision", "vision_backend", "vision_precision", "language_precision",
-    "memory", "batch_size", "prepare_workers", "encode_way", "retry_failed", "keep_frames",
+    "memory", "batch_size", "prepare_workers", "retry_failed", "keep_frames",
     "chunk", "shots", "whole", "fps", "frames", "max_frames", "max_pixels", "max_video_pixels",
     "deinterlace", "sampling_as_card", "prompt", "prompts", "length", "summary", "summary_prompt",
     "engine", "slots", "max_new_tokens",
@@ -135,8 +135,7 @@ def _words(option: Declared, value: Any) -> list[str]:
     if option.option.positional:
         return []
     if option.kind is bool:
-        opposite = option.option.opposite[0]
-        return [option.flag] if value else [opposite] if opposite else []
+        return [option.flag] if value else []
     if isinstance(value, dict):
         return [f"{option.flag}={name}={text}" for name, text in value.items()]
     return [f"{option.flag}={','.join(value) if isinstance(value, tuple) else value}"]

@@ -73,5 +73,3 @@ class DecodeJob:
     """Sampling parameters."""
     said_before: dict[str, int] = field(default_factory=dict)
     """Key of an item → tokens of its chunk's caption under the previous prompt, if known."""
-    beyond_context: bool = False
-    """Whether prompts that exceed the model's context are decoded anyway."""

@@ -33,5 +33,3 @@ class ScoreJob:
     items: list[ScoreItem]
     generation: SamplingParams = field(default_factory=SamplingParams)
     """Holds the system prompt and the forced beginning, which is not scored."""
-    beyond_context: bool = False
-    """Whether prompts that exceed the model's context are read anyway."""

@@ -130,7 +130,7 @@ class Scorer:
     def _record(self, half: Any, item: ScoreItem, caption: ForcedCaption) -> Record:
         ids = caption.ids[0].tolist()
         left = context_left(half, caption.inputs(half, self._processor))
-        if left is not None and len(ids) >= left and not self._job.beyond_context:
+        if left is not None and len(ids) >= left:
             return Record(key=item.key, meta={**dict.fromkeys(CONFIDENCE), "tokens": len(ids)})
         forced = forced_logits if self._stepwise is False else forced_logits_stepwise
         logits = forced(half, self._processor, caption)

@@ -51,7 +51,7 @@ def run_gguf(job_fields: dict[str, Any], report: EventReporter) -> None:
     job = parse_job(DescribeJob, job_fields)
     with job.files.compared():
         folder = find_model(job.model, job.revision).folder
-        config, cls = config_and_class(folder, job.trust_remote_code, job.as_published)
+        config, cls = config_and_class(folder, job.trust_remote_code)
         skeleton = skeleton_of(config, cls)
         stored = stored_weights(folder, skeleton)
         header, mapping = compared(Path(job.gguf), config, skeleton, stored)

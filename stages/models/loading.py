@@ -108,7 +108,7 @@ class ModelJob(HalfJob):
 
         disable_progress_bar()
         folder = resolve_model(Path(self.model), self.revision)
-        config, cls = config_and_class(folder, self.trust_remote_code, self.as_published)
+        config, cls = config_and_class(folder, self.trust_remote_code)
         if self.gguf and keep == "language":
             return self._with_gguf(folder, config, skeleton_of(config, cls), pieces)
         has_attention = self.attention is not None and not any(

@@ -20,18 +20,18 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts.schema import Part
 from stages.models.hub.checkpoint import json_bytes, read_config
 from stages.models.in_tree.registry import native_of
 from stages.models.pixel_bounds import PixelBounds, limits_frames
-from stages.models.profile import ModelProfile, PartProfile
+from stages.models.profile import ModelProfile
 from stages.models.published_facts import FACTS, facts_of
 
 if TYPE_CHECKING:
     import torch
 
 FIELD = "penstock_as_published"
-"""Field of a config.json that Penstock wrote: whether the checkpoint was made as published."""
+"""Field of a config.json, written by Penstock or by hand: whether the checkpoint was made as
+published."""
 AS_PUBLISHED, AS_STOCK = "true", "false"
 """Values of the field in the metadata of an adapter's weights; metadata values are strings."""
 METHOD = "get_rope_index"
@@ -89,6 +89,11 @@ def is_published_way(folder: Path, as_published: bool | None = None) -> bool:
     if isinstance(recorded := config.get(FIELD), bool):
         return recorded
     return _is_older(config)
+
+
+def states_way(folder: Path) -> bool:
+    """Return whether a checkpoint itself states how it is run."""
+    return isinstance(read_config(folder).get(FIELD), bool)
 
 
 def with_way(config: bytes, as_published: bool) -> bytes:
@@ -154,18 +159,12 @@ def with_published_facts(
 ) -> ModelProfile:
     """Return the profile of the checkpoint in a folder with its known differences.
 
-    `as_published` decides how it is run, or the rule if None. An in-tree model runs as published
-    only on request."""
-    native, change = native_of(folder), change_of(folder)
-    if native is not None:
-        other = native.as_published
-        parts = (
-            _with_description(profile, other.part, other.description) if other else profile.parts
-        )
-        return replace(profile, parts=parts, as_published=bool(as_published and other))
-    if change is None or profile.route == "dual":
+    `as_published` decides how it is run, or the rule if None."""
+    change = change_of(folder)
+    if native_of(folder) is not None or change is None or profile.route == "dual":
         return profile
-    parts = _with_description(profile, "language", change.description)
+    language = replace(profile.parts["language"], as_published=change.description)
+    parts = {**profile.parts, "language": language}
     frames, bounds = published_bounds(folder, as_published=True), profile.video_bounds
     if frames is not None and bounds is not None and limits_frames(bounds, frames):
         description = (
@@ -173,12 +172,6 @@ def with_published_facts(
         )
         parts = {**parts, "vision": replace(parts["vision"], as_published=description)}
     return replace(profile, parts=parts, as_published=is_published_way(folder, as_published))
-
-
-def _with_description(
-    profile: ModelProfile, part: Part, description: str
-) -> Mapping[Part, PartProfile]:
-    return {**profile.parts, part: replace(profile.parts[part], as_published=description)}
 
 
 def place_behind(

@@ -19,6 +19,8 @@ class Cell:
     """Stage → the number of its processes that run out of memory."""
     graphs: bool = False
     """Whether graphs of the vision half lie beside the checkpoint."""
+    published: bool = False
+    """Whether the config.json of a copy of the demo says that it is run as published."""
     stop: str = ""
     """Stage whose process is interrupted before it does anything; empty: none."""
 
@@ -61,8 +63,6 @@ SINGLE: dict[str, tuple[str, ...]] = {
     "kept frames": ("--keep-frames",),
     "trusted": ("--trust-remote-code",),
     "formats": ("--format", "txt,vtt,csv"),
-    "published": ("--as-published",),
-    "stock": ("--as-stock",),
     "adapter": ADAPTER,
     "fp32": ("--precision", "fp32"),
     "bf16": ("--precision", "bf16"),
@@ -98,7 +98,8 @@ PAIRS: dict[str, Cell] = {
     "several compiled": _caption(*CHUNKS, *PROMPTS, "--engine", "inflight-compiled"),
     "several of a schema": _caption(*CHUNKS, *PROMPTS, "--schema", SCHEMA, "--summary"),
     "adapter nf4": _caption(*CHUNKS, *ADAPTER, "--language-precision", "nf4"),
-    "adapter published": _caption(*CHUNKS, *ADAPTER, "--as-published", "--summary"),
+    "published": _caption(*CHUNKS, published=True),
+    "adapter summary": _caption(*CHUNKS, *ADAPTER, "--summary"),
     "beams auto": _caption(*CHUNKS, "--beams", "2", "--precision", "auto"),
     "auto inflight": _caption(*CHUNKS, "--precision", "auto", "--engine", "inflight"),
     "auto compiled": _caption(*CHUNKS, "--precision", "auto", "--engine", "inflight-compiled"),
@@ -118,7 +119,6 @@ PAIRS: dict[str, Cell] = {
     ),
     "another engine": _caption(*CHUNKS, before=((*CHUNKS, "--engine", "transformers"),)),
     "another prompt": _caption(*CHUNKS, "--prompt", "Why?", before=(CHUNKS,)),
-    "published after stock": _caption(*CHUNKS, "--as-published", before=((*CHUNKS, "--as-stock"),)),
 }
 VECTORS: dict[str, Cell] = {
     "embed": Cell(command="embed", model="dual"),
@@ -151,7 +151,7 @@ REBUILDS: dict[str, Cell] = {
         command="cache rebuild", model="prompted", options=(*CHUNKS, "--prompt", "Why?")
     ),
     "rebuild int8": Cell(command="cache rebuild", options=(*CHUNKS, "--vision-precision", "int8")),
-    "rebuild published": Cell(command="cache rebuild", options=(*CHUNKS, "--as-published")),
+    "rebuild published": Cell(command="cache rebuild", options=CHUNKS, published=True),
     "rebuild graphs": Cell(
         command="cache rebuild", options=(*CHUNKS, "--vision-backend", "onnx"), graphs=True
     ),
@@ -171,7 +171,6 @@ JOBS: dict[str, Cell] = {
     "caption bounded": Cell(
         options=("--fps", "4", "--max-new-tokens", "40"), model="bounded"
     ),
-    "caption bounded stock": Cell(options=("--fps", "4", "--as-stock"), model="bounded"),
     "rebuild bounded": Cell(command="cache rebuild", options=("--fps", "4"), model="bounded"),
     "caption falls with prompts": _caption(
         *CHUNKS, *PROMPTS, "--precision", "auto", refuse={"decode": 1}
@@ -181,7 +180,7 @@ JOBS: dict[str, Cell] = {
         command="tune",
         options=(
             *TUNE, "--lora-rank", "4", "--steps", "7", "--batch-size", "2", "--lr", "1e-3",
-            "--seed", "3", "--validate", "0.5", "--max-new-tokens", "40", "--as-published",
+            "--seed", "3", "--validate", "0.5", "--max-new-tokens", "40",
         ),
         stop="tune",
     ),
@@ -194,7 +193,7 @@ JOBS: dict[str, Cell] = {
     "export nf4": Cell(command="export demo --to nf4", options=EXPORT, stop="export"),
     "export int8 of both": Cell(
         command="export demo --to int8",
-        options=(*EXPORT, "--half", "both", "--as-published"),
+        options=(*EXPORT, "--half", "both"),
         stop="export",
     ),
     "export few": Cell(
@@ -221,7 +220,7 @@ SLOW = {
         "auto stock of several", "graphs nf4", "decode falls", "another engine", "encode falls",
         "length", "max video pixels", "splice", "one frame", "graphs by themselves",
     )),
-    *("caption bounded stock", "caption falls with prompts", "tune nf4", "tune scored",
+    *("caption falls with prompts", "tune nf4", "tune scored",
       "export few", "export int8 of both", "export an adapter"),
     *(f"caption {name}" for name in (
         "compiled", "several inflight", "decode falls far", "graphs fall", "fp16", "loops",

@@ -27,7 +27,7 @@ from artifacts.stamps import ModelFileStamp, Stamp
 from artifacts.store import FolderStore, open_store
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from stages.decode.generation import SamplingParams
-from stages.models.encoding.ways import BATCHES
+from stages.models.published import FIELD, is_published_way
 from stages.process.job import job_fields
 from stages.process.outcome import StageOutcome
 from stages.summarize.packing import TimedText
@@ -67,7 +67,7 @@ class MadeUpStages(Stages):
     def _answer(self, call: Any, outcome: StageOutcome) -> StageOutcome:
         arguments = job_fields(call.job)
         if call.name == "describe":
-            published = arguments["as_published"] is True
+            published = is_published_way(Path(arguments["model"]), arguments["as_published"])
             limits = {name: arguments[name] for name in ("max_pixels", "max_video_pixels")}
             told = {"folder": arguments["model"], "as_published": published, **limits}
             outcome.notes["profile"] = {**self._told, **told}
@@ -168,7 +168,7 @@ def _by_name(value: Any) -> Any:
 def record(name: str) -> dict[str, Any]:
     """Return what a cell's command does in an empty folder after the commands before it."""
     cell = (CELLS | JOBS)[name]
-    in_batches = mock.patch("flows.job.encode_ways.ENCODE_WAYS", (BATCHES,))
+    in_batches = mock.patch("flows.job.encode_ways._has_ways", return_value=False)
     with tempfile.TemporaryDirectory() as made, in_batches:
         root = Path(made).resolve()
         stages = MadeUpStages(cell)
@@ -208,7 +208,8 @@ def _words(root: Path, cell: Cell, more: tuple[str, ...]) -> list[str]:
     kept = ["--store", str(root / "store"), "--memory", "8GiB", "--quiet"]
     if cell.stop:
         return [*cell.command.split(), "--out", str(root / "out"), *kept, *given]
-    model = "demo" if cell.model in ("demo", "dual") and not cell.graphs else str(root / "model")
+    packaged = cell.model in ("demo", "dual") and not (cell.graphs or cell.published)
+    model = "demo" if packaged else str(root / "model")
     out = [] if cell.command == "cache rebuild" else ["--out", str(root / "out")]
     return [*cell.command.split(), str(CLIPS), "--model", model, *out, *kept, *given]
 
@@ -217,7 +218,8 @@ def _write_model(folder: Path, cell: Cell) -> None:
     """Write files that have the names of a checkpoint's, and graphs where the cell has them."""
     folder.mkdir()
     told = _profiles()[cell.model]
-    (folder / "config.json").write_text("{}")
+    stated = {"model_type": "qwen2_5_vl", FIELD: True} if cell.published else {}
+    (folder / "config.json").write_text(json.dumps(stated))
     for part in ("vision", "language"):
         for shard in told[part]["shards"]:
             (folder / shard).write_text(f"weights of {cell.model}")

@@ -35,7 +35,6 @@ from flows.planning.terms import (
 from flows.planning.workloads import PIXEL_BYTES, Workload
 from stages.memory.oom_retry import next_sizes
 from stages.models.encoding import FRAMES_A_BATCH
-from stages.models.encoding.ways import BATCHES
 
 BLOCK = 256
 """Maximum chunks that pass a streamed half together, if they all fit and have no more images than
@@ -177,13 +176,13 @@ class Passes:
 
 def passes_of(model: Model, workload: Workload, rung: Rung) -> Passes:
     """Return how a batch of a workload passes the half on a rung."""
-    way, images = model.ways[0], workload.frames * workload.parts
-    if way == BATCHES:
+    images = workload.frames * workload.parts
+    if model.in_batches:
         rows = workload.rows(rung.batch, FRAMES_A_BATCH)
         return Passes(rows=rows, input=workload, at_once=rows, count=1)
     each = replace(workload.with_frames(1), parts=1) if STAGES[rung.stage].vectors else workload
     of_chunk = images if each is not workload else 1
-    at_once = model.pass_rows(way, images // of_chunk)
+    at_once = model.pass_rows(images // of_chunk)
     least = max(1, at_once // of_chunk)
     rows = max(min(least, workload.chunks), workload.rows(rung.batch, FRAMES_A_BATCH))
     return Passes(rows=rows, input=each, at_once=at_once, count=max(1, rows * of_chunk / at_once))

@@ -15,7 +15,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
 from stages.decode.confidence import LogitsWatch
-from stages.decode.generate_kwargs import GenerateKwargs, Items
+from stages.decode.generate_kwargs import GenerateKwargs
 from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeJob
 from stages.decode.prefill_options import PrefillOptions
@@ -40,7 +40,6 @@ class TransformersEngine:
         source = ModelJob.of(job.half)
         self.generate_kwargs = GenerateKwargs(job.generation, job.max_new_tokens)
         self.prefill_options = PrefillOptions(job.prefill, job.kv, source.device)
-        self._beyond_context = job.beyond_context
         self.processor = source.processor()
         self.half = source.load_reloadable("language")
         """The half. Other engines use the processor, the settings and the half for prefill, too."""
@@ -59,27 +58,12 @@ class TransformersEngine:
                 half, self.processor, [request.features], prompts, generate_kwargs.generation
             )
             try:
-                self.bounded(half, inputs, generate_kwargs, [request.item], whole=False)
+                generate_kwargs.bounded(half, inputs, [request.item], whole=False)
             except ContextExceeded as error:
                 return error
             return None
 
         return self.half.call(check)
-
-    def bounded(
-        self,
-        half: Any,
-        inputs: Any,
-        generate_kwargs: GenerateKwargs,
-        items: Items,
-        *,
-        whole: bool,
-    ) -> GenerateKwargs:
-        """Return the kwargs limited to the context, as `GenerateKwargs.bounded` does. If prompts
-        may exceed the context, return them unchanged."""
-        if self._beyond_context:
-            return generate_kwargs
-        return generate_kwargs.bounded(half, inputs, items, whole=whole)
 
     def opened(self, request: DecodeRequest) -> dict[str, Any]:
         """Return the field of a record that says whether its prompt ends inside of reasoning; none
@@ -141,7 +125,7 @@ class TransformersEngine:
         inputs = prompts_for(
             half, self.processor, rows, [item.prompt for item in items], generate_kwargs.generation
         )
-        generate_kwargs = self.bounded(half, inputs, generate_kwargs, items, whole=is_live)
+        generate_kwargs = generate_kwargs.bounded(half, inputs, items, whole=is_live)
         features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
         made = run_generate(half, self.processor, inputs, features, generate_kwargs, **options)
         return [

@@ -1,7 +1,7 @@
 """Runs frame chunks through the vision half, in one process for a whole wave.
 
 A batch is computed whole where the bytes of a row depend on it. Otherwise its inputs pass the half
-in one of the other ways (stages/models/encoding/ways.py).
+in a fixed number of rows (stages/models/encoding/ways.py).
 """
 
 from collections import deque

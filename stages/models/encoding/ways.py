@@ -1,24 +1,19 @@
-"""Names the ways in which inputs are divided into passes of a vision half. Imports no model
-library.
+"""Names how inputs are divided into passes of a vision half. Imports no model library.
 
 A row's bytes may depend on how many rows pass the half with it, because products of other sizes
-are rounded differently. They do not depend on it where the number of rows is always the same:
+are rounded differently. They do not depend on it where the number of rows is always the same: each
+input passes alone, or, as small inputs use a processor badly when they are alone, FIXED_ROWS of one
+shape pass together, and copies fill up the last pass.
 
-    alone     each input passes by itself
-    fixed     FIXED_ROWS inputs of one shape pass together; copies fill up the last pass
-    auto      fixed for small inputs, which use a processor badly when they are alone; else alone
-    batches   all inputs of a batch pass together, so the bytes of each depend on the others
-
-Each way has cache namespaces of its own.
+Halves of which this does not hold, and servers, compute batches: all inputs of a batch pass
+together, so the bytes of each depend on the others. These have cache namespaces of their own.
 """
 
 from typing import Final
 
-AUTO: Final = "auto"
 ALONE: Final = "alone"
 FIXED: Final = "fixed"
 BATCHES: Final = "batches"
-ENCODE_WAYS = (AUTO, ALONE, FIXED, BATCHES)
 FIXED_ROWS = 8
 """Rows of a fixed pass."""
 KIND = "ways"

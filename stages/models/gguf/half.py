@@ -25,6 +25,7 @@ from stages.models.gguf.header import HINT, TABLE, GgufHeader
 from stages.models.gguf.mapping import TextMapping, mapping_of
 from stages.models.gguf.masks import blocks_of
 from stages.models.halves.absent import MissingModule
+from stages.models.published import FIELD
 
 
 class TensorRows:
@@ -167,7 +168,7 @@ class GgufDecoder(MissingModule):
         if (np.diff(placed[0]) < 0).any():
             raise UsageError(
                 "this prompt has positions that fall, which are not mapped to llama.cpp",
-                hint="Use --as-published",
+                hint=f'Set "{FIELD}": true in its config.json',
             )
         wide = self._with_deepstack(rows[0], visual_pos_masks, deepstack_visual_embeds)
         before = self.resident()

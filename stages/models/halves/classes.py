@@ -14,22 +14,17 @@ from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.halves.dual import makes_vectors
 from stages.models.hub.originals import is_original
 from stages.models.hub.unsupported import refuse_unsupported
-from stages.models.in_tree.registry import native_of, no_published_difference
-from stages.models.published import change_of
+from stages.models.in_tree.registry import native_of
 
 
 def config_and_class(
     folder: Path, trusted: bool, as_published: bool | None = False
 ) -> tuple[Any, type[Any]]:
-    """Return the checkpoint's configuration and its model class.
-
-    An in-tree model run `as_published` reproduces its published code where that deviates from the
-    formulas. Raises UsageError if `as_published` is requested but no difference is known."""
+    """Return the checkpoint's configuration and its model class. An in-tree model run
+    `as_published` reproduces its published code where that deviates from the formulas."""
     refuse_unsupported(folder, trusted)
     if (native := native_of(folder)) is not None:
         return native.load_config(folder, bool(as_published)), native.model_class()
-    if as_published and change_of(folder) is None:
-        raise no_published_difference(folder)
     config = load_config(folder, trusted)
     return config, model_class(config, folder, trusted)
 

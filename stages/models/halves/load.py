@@ -48,7 +48,7 @@ def present_weights(folder: Path) -> Iterator[Path]:
 OPTIONS = (
     *("dtype", "torch_dtype", "device_map", "max_memory", "attn_implementation", "revision"),
     *("quantization_config", "trust_remote_code", "offload_folder", "low_cpu_mem_usage"),
-    *("use_safetensors", "pieces", "without", "as_published", "stored_quantization"),
+    *("use_safetensors", "pieces", "without", "stored_quantization"),
 )
 """Options that users may give."""
 UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
@@ -70,12 +70,8 @@ def load_half(
     found in the model's classes. `without` are paths of this half to leave out.
 
     `options` are those of `from_pretrained`: dtype, attn_implementation, device_map,
-    trust_remote_code, revision, quantization_config. Two more are accepted:
-
-    - `as_published`: compute as the authors published it, where transformers or an in-tree model's
-      formulas are known to differ. None: decided by the release that wrote config.json.
-    - `stored_quantization`: replaces the quantization settings of a quantized checkpoint's
-      config.json.
+    trust_remote_code, revision, quantization_config; and `stored_quantization`, which replaces the
+    quantization settings of a quantized checkpoint's config.json.
 
     Raises UsageError if the model cannot be cut or is not trusted, EnvironmentFault if weights are
     missing.

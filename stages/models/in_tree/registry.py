@@ -6,13 +6,12 @@ another model, whose missing weights transformers would then initialize at rando
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import UsageError
-from artifacts.schema import Part
 from stages.models.hub.checkpoint import class_names, read_config
 
 if TYPE_CHECKING:
@@ -20,18 +19,6 @@ if TYPE_CHECKING:
 
 CONFIG_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """Errors raised for a configuration with invalid values."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AsPublished:
-    """The published code's deviations from a family's formulas."""
-
-    part: Part
-    """Part of the checkpoint that differs."""
-    description: str
-    """What differs, for people."""
-    settings: Mapping[str, Any]
-    """Field of the configuration → value that makes our code compute the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,14 +31,13 @@ class InTreeFamily:
     """Class of the model, which takes the tensors under their published names."""
     processor: str
     """Function that makes the processor, tokenizer included, from a folder."""
-    as_published: AsPublished | None = None
-    """None if the published code computes what its formulas say."""
+    published: Mapping[str, Any] = field(default_factory=dict)
+    """Field of the configuration → value with which our code repeats deviations of the published
+    code from the formulas."""
 
     def load_config(self, folder: Path, as_published: bool = False) -> Any:
-        """Load the configuration in a folder. Raises UsageError for an invalid one, and for
-        `as_published` if no difference is known."""
-        if as_published and self.as_published is None:
-            raise no_published_difference(folder)
+        """Load the configuration in a folder, `as_published` with the published code's deviations:
+        only the comparison with that code does so. Raises UsageError for an invalid one."""
         from huggingface_hub.errors import StrictDataclassError
 
         try:
@@ -62,8 +48,7 @@ class InTreeFamily:
                 f"{folder}/config.json cannot be used: {message}",
                 hint="Download the checkpoint again, or choose another",
             ) from error
-        settings = self.as_published.settings if as_published and self.as_published else {}
-        for name, value in settings.items():
+        for name, value in (self.published if as_published else {}).items():
             setattr(config, name, value)
         return config
 
@@ -109,23 +94,20 @@ class OriginalLayout:
 
 COGVLM2 = "stages.models.in_tree.cogvlm2"
 EVACLIP = "stages.models.in_tree.evaclip"
-ROPE = AsPublished(
-    part="language",
-    description="frequencies of its rotary positions rounded to bfloat16, as its files hold them",
-    settings={"rope_rounding": "bfloat16"},
-)
+ROPE = {"rope_rounding": "bfloat16"}
+"""Frequencies of the rotary positions are rounded, as the published files hold them."""
 NATIVES: Mapping[str, InTreeFamily] = {
     "CogVLMVideoForCausalLM": InTreeFamily(
         config=f"{COGVLM2}.config:CogVLM2Config",
         model=f"{COGVLM2}.model:CogVLMVideoForCausalLM",
         processor=f"{COGVLM2}.processor:load_video_processor",
-        as_published=ROPE,
+        published=ROPE,
     ),
     "CogVLMForCausalLM": InTreeFamily(
         config=f"{COGVLM2}.config:CogVLM2Config",
         model=f"{COGVLM2}.model:CogVLMForCausalLM",
         processor=f"{COGVLM2}.processor:load_image_processor",
-        as_published=ROPE,
+        published=ROPE,
     ),
     "EvaCLIPModel": InTreeFamily(
         config=f"{EVACLIP}.config:EvaCLIPConfig",
@@ -145,12 +127,3 @@ def native_of(folder: Path) -> InTreeFamily | None:
     """Return the in-tree model family of the checkpoint in a folder; None for all others."""
     classes = class_names(read_config(folder))
     return next((NATIVES[name] for name in classes if name in NATIVES), None)
-
-
-def no_published_difference(model: object) -> UsageError:
-    """Make the error for a checkpoint without known differences from its published code."""
-    return UsageError(
-        f"--as-published is given, but no difference between the published code of {model} and "
-        "this one is known",
-        hint="Leave it out",
-    )

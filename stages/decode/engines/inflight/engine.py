@@ -230,8 +230,7 @@ class InflightEngine:
         generate_kwargs = self._transformers.generate_kwargs.of(request.item)
         if bounded:
             items, is_live = [request.item], bool(self._job.live)
-            limited = self._transformers.bounded
-            generate_kwargs = limited(half, inputs, generate_kwargs, items, whole=is_live)
+            generate_kwargs = generate_kwargs.bounded(half, inputs, items, whole=is_live)
         options["max_new_tokens"] = generate_kwargs.limit
         if self._prefix is not None:
             prefill, chunk_key = self._prefix.prefill_from_prefix, request.item.features
