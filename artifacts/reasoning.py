@@ -18,9 +18,17 @@ def has_tags(text: str) -> bool:
     return any(tag in text for pair in TAGS.items() for tag in pair)
 
 
-def ends_inside(text: str) -> bool:
-    """Return whether a text ends inside of an open tag."""
-    return any(text.rfind(opening) > text.rfind(TAGS[opening]) for opening in TAGS)
+def ends_inside(text: str) -> str:
+    """Return the opening tag inside of which a text ends; empty if it ends inside of none."""
+    inside = (each for each in TAGS if text.rfind(each) > text.rfind(TAGS[each]))
+    return next(inside, "")
+
+
+def behind_reasoning(prompt: str, answer: str) -> str:
+    """Return an answer as it follows a prompt: behind an empty reasoning if the prompt ends inside
+    of an open tag, and the answer does not close it itself."""
+    closing = TAGS.get(ends_inside(prompt), "")
+    return f"\n{closing}\n\n{answer}" if closing and closing not in answer else answer
 
 
 def answer_in(text: str, *, opened: bool = False) -> str | None:

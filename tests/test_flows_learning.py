@@ -13,7 +13,7 @@ import pytest
 
 from artifacts.corrections import StoredEdits
 from artifacts.edits import EDITS, read_edits
-from artifacts.errors import EnvironmentFault, Interrupted, NoFeatures, UsageError
+from artifacts.errors import EnvironmentFault, Interrupted, NoFeatures, PenstockError, UsageError
 from artifacts.signing import anybody
 from flows.cli.learn_command import _next_steps
 from flows.cli.main import main
@@ -23,12 +23,14 @@ from flows.learning.judging import divide, is_better, times_lower
 from flows.learning.learn import learn
 from flows.learning.preview import preview
 from flows.machine.launch import DirectLauncher, StageCall
+from flows.options.commands import CaptionConfig
 from flows.options.learn import LearnConfig, RecordedRun
 from flows.results.marker import MARKER
 from flows.results.report.sections import rounds_facts
 from flows.results.rounds import rounds_in, usable_rounds
 from flows.results.run_status import run_status
 from flows.reviewing.captions import ReviewedCaptions
+from flows.running import sift_first
 from stages.tune.job import TuneJob
 from tests.support.inside import Ended, InsideLauncher
 from tests.support.learning import PICTURES, Change, School, decide_in, said, style
@@ -319,6 +321,34 @@ def test_a_round_begins_without_a_rejected_medium(school: School) -> None:
     assert preview(LearnConfig(out=str(school.out)), RecordedRun(config=school.config))
 
 
+def test_a_round_whose_adapter_fails_on_a_decided_medium_is_not_accepted(
+    school: School, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    school.decide(mixed)
+    before = school.lines()
+    failure = {"stage": "decode", "message": "00.png: the reasoning never ended"}
+    caption = sift_first.caption
+
+    def fails(config: CaptionConfig, *more: Any) -> Any:
+        result = caption(config, *more)
+        path = Path(config.out) / "captions.jsonl"
+        media, failures = (path.with_name(f"{n}.jsonl") for n in ("media", "failures"))
+        rows = [row for row in read_lines(path) if row["media_path"] != "00.png"]
+        entries = [row for row in read_lines(media) if row["media_path"] != "00.png"]
+        missing = {**dict.fromkeys(("source", "error", "hint"), "x"), "media_path": "00.png"}
+        for file, lines in ((path, rows), (media, entries), (failures, [missing | failure])):
+            file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return result
+
+    with monkeypatch.context() as failing, pytest.raises(PenstockError, match="never ended"):
+        failing.setattr(sift_first, "caption", fails)
+        school.learn()
+    (round_,) = rounds_in(school.out)
+    assert (round_["phase"], round_["accepted"]) == ("done", False)
+    assert school.lines() == before
+    assert school.learn().round == round_  # nothing was decided since
+
+
 def test_undo_stops_at_a_round(school: School) -> None:
     school.decide(mixed)
     school.learn()
@@ -350,9 +380,9 @@ def test_a_round_that_nobody_signed_is_not_continued_and_sets_no_option(
     path.write_text(json.dumps(found))
     school.dies_in, trusted = "", list[bool]()
 
-    def train(training: Any, published: Any, examples: Any, run: Any, *rest: Any) -> None:
+    def train(training: Any, examples: Any, run: Any, *rest: Any) -> None:
         trusted.append(run.trust_remote_code)
-        school._train(training, published, examples, run, *rest)
+        school._train(training, examples, run, *rest)
 
     monkeypatch.setattr("flows.learning.learn.train", train)
     result = school.learn()

@@ -601,7 +601,7 @@ def test_every_json_answer_is_of_one_writer() -> None:
 
 
 def test_a_server_has_no_route_of_the_studio() -> None:
-    app = app_of(cast(Any, SimpleNamespace(config=None)), "")
+    app = app_of(cast(Any, SimpleNamespace(config=SimpleNamespace(store=""))), "")
     paths = {route.path for route in app.routes if isinstance(route, Route)}
     assert paths == {
         *(f"/v1/{name}" for name in ("label", "embed", "caption", "search", "info", "stats")),

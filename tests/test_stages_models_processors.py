@@ -20,7 +20,7 @@ from stages.decode.prompts import start_ids
 from stages.decode.teacher_forcing import caption_of
 from stages.models import describe
 from stages.models.halves.inject_features import new_tokens
-from stages.models.processors.answers import answer_blank, answer_ids
+from stages.models.processors.answers import answer_blank, answer_ids, whole_answer_ids
 from stages.models.processors.chat_template import system_form, write
 from stages.models.processors.fit import ASPECTS, COMMON, black, probe, resized
 from stages.models.processors.input_layout import layout_of
@@ -187,6 +187,17 @@ def test_answers_begin_with_the_blank_of_the_template_s_own_conversation() -> No
     rest = caption_of(processor, row, "What?", " red fox", forced).ids[0].tolist()
     assert [*start_ids(processor, forced)[0].tolist(), *rest] == expected
     assert answer_blank(processor) == " "
+
+
+def test_a_caption_is_trained_behind_the_reasoning_that_a_template_opens() -> None:
+    processor, text = load_processor(checkpoint("smolvlm")), "A red fox"
+    assert whole_answer_ids(processor, text) == own_ids(processor, text)
+    processor.chat_template = SPACED.replace("'Assistant:'", "'Assistant:<think>\n'")
+    closed = "\n</think>\n\nA red fox"
+    assert whole_answer_ids(processor, text) == own_ids(processor, closed)
+    own = "It is red.</think> A red fox"
+    assert whole_answer_ids(processor, own) == own_ids(processor, own)
+    assert answer_ids(processor, text) == own_ids(processor, text)  # of a forced beginning
 
 
 def test_only_forced_beginnings_of_a_model_with_that_blank_have_other_keys() -> None:

@@ -4,17 +4,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from artifacts.edits import UNTOUCHED, WORDS, Edit, Edits, changes_of, key_of
-from artifacts.errors import EnvironmentFault
+from artifacts.errors import EnvironmentFault, PenstockError
 from artifacts.plurals import counted
 from flows.learning.decisions import carried, deed_of, names
+from flows.pipelines import CAPTION
 from flows.reviewing.captions import ReviewedCaptions
+
+
+class Uncaptioned(PenstockError):
+    """Raised if the new adapter wrote nothing for a medium whose caption a person decided on."""
 
 
 def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[int, int]:
     """Bind each decision to the new caption of its chunk, in one action of the journal. Return the
     numbers of decisions with new words, and of captions with new words. A second call changes
-    nothing, unless a decision changed between. Raises EnvironmentFault if a decided caption has no
-    new one."""
+    nothing, unless a decision changed between. If a decided caption has no new one, raises
+    Uncaptioned where the model failed, and EnvironmentFault where the medium is missing."""
     words = {new.chunks[key]: row[WORDS] for key, row in new.rows.items()}
     edits, journal = old.edits(), old.journal.proved
     known = {**new.edits(), **journal.now}
@@ -40,9 +45,16 @@ def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[in
             kept[now] = moved
             rows.append({**row, "key": now, WORDS: text})
     if missing:
-        raise EnvironmentFault(
+        message = (
             f"{counted(len(missing), 'corrected or accepted caption')} would be lost, because the "
-            f"new adapter wrote none: {names(missing)}",
+            f"new adapter wrote none: {names(missing)}"
+        )
+        decoding = [each for each in new.failures if each["stage"] == CAPTION[-1].name]
+        failed = {each["media_path"]: each["message"] for each in decoding}
+        if reasons := [failed[name] for name in missing if name in failed]:
+            raise Uncaptioned(message, hint=f"Of one it says: {reasons[0]}")
+        raise EnvironmentFault(
+            message,
             hint="Run the same command again; `penstock caption` leaves out files that are gone",
         )
     if kept:

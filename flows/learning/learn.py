@@ -24,7 +24,7 @@ from artifacts.signing import ROUND
 from flows.console.display import Display
 from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
-from flows.learning.carrying import carry
+from flows.learning.carrying import Uncaptioned, carry
 from flows.learning.decisions import decisions_of, deed_of, names
 from flows.learning.inputs import (
     left_round,
@@ -298,7 +298,11 @@ class _Work:
             closing(self._reviewed(self.out)) as old,
             closing(self._reviewed(self.folder / CAPTIONS)) as new,
         ):
-            kept, changed = carry(old, new, self.round["round"])
+            try:
+                kept, changed = carry(old, new, self.round["round"])
+            except Uncaptioned:  # the same adapter would write none again
+                self._end(DONE, accepted=False)
+                raise
             if self.round["phase"] == RECAPTIONED:
                 self._end(CARRIED, carried=kept, changed=changed, captions=len(new.rows))
             config = self.run.captioning(self.config, self.out, self.adapter)

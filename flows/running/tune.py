@@ -223,6 +223,7 @@ def _recipe(config: TrainingOptions, job: Job, fields: Mapping[str, Any]) -> dic
         "model": job.model.digests["language"],
         **as_published_fields(job.model.profile.as_published),
         **({"answer_blank": blank} if (blank := job.model.profile.answer_blank) else {}),
+        **({"behind_reasoning": True} if job.model.profile.opens_reasoning else {}),
     }
     return {"version": OUTPUT_VERSION, **model, **requested, **fields}
 

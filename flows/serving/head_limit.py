@@ -111,7 +111,7 @@ class HeadLimited(BaseProtocol):
         return True
 
     def _look(self) -> None:
-        """End a half-closed connection that was reset: nothing is read of it that would tell."""
+        """End a half-closed connection that was reset: no read of it would show that."""
         if self.transport.is_closing():
             return
         connection = self.transport.get_extra_info("socket")

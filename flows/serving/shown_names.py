@@ -10,7 +10,7 @@ LOCAL = ("/", ".", "~")
 PATH = re.compile(r"(?<![\w:/.])/(?!v1/|static/)(?:[^\s/'\",;:()]+/)+([^\s/'\",;:()]+)")
 """An absolute path in a text, except the routes of this server."""
 UPLOAD = re.compile(rf"(?:/[^\s/]+)*/{PREFIX}[^\s/]+/\d+\.\w+")
-"""The path of what a request sent: a client knows no such file."""
+"""The path of what a request sent: no client has such a file."""
 
 
 def shown_name(place: str) -> str:

@@ -24,7 +24,7 @@ from stages.decode.teacher_forcing import (
 from stages.models.halves.features import Features
 from stages.models.halves.inject_features import forward
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
-from stages.models.processors.answers import answer_ids
+from stages.models.processors.answers import answer_ids, whole_answer_ids
 from stages.models.processors.calling import text_ids
 from stages.models.processors.prepare import drop_end_token, rebuild
 
@@ -63,7 +63,8 @@ def make_example(
 ) -> TrainingExample:
     """Return a tokenized example, without the end token."""
     row = read()
-    ids = torch.tensor(answer_ids(processor, caption), dtype=torch.long)
+    tokens = answer_ids if is_cut else whole_answer_ids
+    ids = torch.tensor(tokens(processor, caption), dtype=torch.long)
     inputs = drop_end_token(half, rebuild(processor, [row], [prompt]))
     return TrainingExample(
         read=read,

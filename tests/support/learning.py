@@ -115,7 +115,7 @@ class School:
         self._dies("write" if Path(config.out) == self.out else "recaption")
         return said(config)
 
-    def _train(self, training: Any, _: Any, examples: Sequence[Any], run: Any, *__: Any) -> None:
+    def _train(self, training: Any, examples: Sequence[Any], run: Any, *__: Any) -> None:
         out = Path(run.out).parent
         self._dies("score" if training.validate_only else "train")
         if training.validate_only:

@@ -7,6 +7,7 @@ is tokenized alone has another first token than the model ever wrote.
 
 from typing import Any
 
+from artifacts.reasoning import behind_reasoning
 from stages.models.processors.loading import known
 
 QUESTION, ANSWER = "What?", "Answered."
@@ -22,6 +23,13 @@ def answer_ids(processor: Any, text: str) -> list[int]:
         if whole[: len(begins)] == begins:
             return whole[len(begins) :]
     return _ids(processor, text)
+
+
+def whole_answer_ids(processor: Any, text: str) -> list[int]:
+    """Return the tokens of a whole answer, such as a caption to train on. Where the template opens
+    a tag of reasoning, the answer stands behind an empty one."""
+    prompt = known(processor, "generation prompt", lambda: _generation_prompt(processor))
+    return answer_ids(processor, behind_reasoning(prompt, text))
 
 
 def answer_blank(processor: Any) -> str:
@@ -48,6 +56,19 @@ def _before_answer(processor: Any) -> tuple[str, str]:
             blank = before.removeprefix(prompt)
             return prompt, "" if blank.strip() else blank
     return "", ""
+
+
+def _generation_prompt(processor: Any) -> str:
+    """Return what a template writes behind a question; empty without a template."""
+    writer = processor if processor.chat_template else processor.tokenizer
+    for content in ([{"type": "text", "text": QUESTION}], QUESTION):
+        turn = [{"role": "user", "content": content}]
+        try:
+            text = writer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        except Exception:  # no template, or one that refuses this form in any way
+            continue
+        return str(text.rpartition(QUESTION)[2])
+    return ""
 
 
 def _ids(processor: Any, text: str) -> list[int]:
