@@ -116,7 +116,7 @@ def opens_reasoning(
         return None
     text = write(processor, layout.form, layout.channel, media, prompt, system)
     # Tags in the user's own text open nothing.
-    return ends_inside(text.rpartition(prompt.strip())[2] if prompt.strip() else text)
+    return bool(ends_inside(text.rpartition(prompt.strip())[2] if prompt.strip() else text))
 
 
 def drop_end_token(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
