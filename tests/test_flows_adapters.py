@@ -54,7 +54,7 @@ from tests.support.clips import profile_of
 from tests.support.described import demo_profile, spare_processes
 from tests.support.families import checkpoint
 from tests.support.inside import Ran, run_inside
-from tests.support.media import write_numbered
+from tests.support.media import write_numbered, write_video
 from tests.support.pipeline import Place, read_lines
 
 Q_PROJ = "model.language_model.layers.0.self_attn.q_proj"
@@ -368,7 +368,9 @@ def test_what_is_wrong_with_an_adapter_is_said_before_the_model_is_looked_at(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "empty").mkdir()
-    config = CaptionConfig(sources=("nowhere.mp4",), model="demo", store=str(tmp_path / "store"))
+    write_video(tmp_path / "a.mp4", ticks=range(3))
+    source, store = str(tmp_path / "a.mp4"), str(tmp_path / "store")
+    config = CaptionConfig(sources=(source,), model="demo", store=store)
     for name, match in (("empty", "has no adapter_config.json"), ("a\0b", "is not a valid path")):
         with pytest.raises(UsageError, match=match):
             path = str(tmp_path / name)

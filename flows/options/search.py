@@ -17,9 +17,7 @@ class SearchQuery(OptionGroup):
 
     what: Annotated[
         str,
-        Option(
-            "text, or an image file", metavar="TEXT|IMAGE", positional=True, path=True, or_text=True
-        ),
+        Option("text, or an image file", metavar="TEXT|IMAGE", positional=True),
     ]
     """A text, or an image file."""
     top: Annotated[int, Option("number of hits [%(default)s]", metavar="K", least=1)] = 10
