@@ -2,8 +2,9 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path, PurePosixPath
 
 from artifacts.disk_names import ORDINARY, NameRules, rules_in
@@ -63,6 +64,12 @@ def file_stems(media_paths: Sequence[str], naming: Naming | None = None) -> list
         numbers[key] += 1
         stems.append(name)
     return stems
+
+
+def numbered(stem: str, suffix: str) -> Iterator[str]:
+    """Yield a name, then the same with `-2`, `-3` and so on before the suffix."""
+    yield stem + suffix
+    yield from (f"{stem}-{number}{suffix}" for number in count(2))
 
 
 def file_name(name: str, folder: Path) -> str:

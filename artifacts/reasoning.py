@@ -19,7 +19,7 @@ def has_tags(text: str) -> bool:
 
 
 def ends_inside(text: str) -> str:
-    """Return the opening tag inside of which a text ends; empty if it ends inside of none."""
+    """Return the opening tag that a text does not close; empty if it closes all."""
     inside = (each for each in TAGS if text.rfind(each) > text.rfind(TAGS[each]))
     return next(inside, "")
 

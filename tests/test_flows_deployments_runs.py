@@ -281,10 +281,10 @@ ATTEMPT = """
 import sys
 from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
-from flows.deployments import cancelled
+from flows.deployments import runs
 from flows.deployments.caption import caption_videos
 
-cancelled.LOOK_SECONDS = 1.0
+runs.LOOK_SECONDS = 1.0
 
 with get_client(sync_client=True) as client:
     run = client.read_flow_run(sys.argv[1])

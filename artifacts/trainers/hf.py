@@ -92,7 +92,7 @@ configs:
 
 {models}
 
-`media_path`, `start` and `end` (seconds) say what of which file a row is about, and `prompt` is
+A row is about the part from `start` to `end` (seconds) of the file `media_path`. Its `prompt` is
 the question that `text` answers.
 
     datasets.load_dataset("FOLDER")     # this folder, from outside it

@@ -7,13 +7,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from filecmp import cmp
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts.errors import MediaError, Unanswered
 from artifacts.files import whole_file, write_text
-from artifacts.names import file_name
+from artifacts.names import file_name, numbered
 from artifacts.paths import folder_named
 from artifacts.regular_files import open_regular
 from artifacts.remote.media_cache import open_local
@@ -83,9 +82,8 @@ def _copied(folder: Path, hits: Sequence["Hit"]) -> int:
 def _copy(source: Path, folder: Path, name: str) -> None:
     """Copy a file to `name`, or to the next free name if another file, such as a copy that was
     edited, has it."""
-    stem, suffix = os.path.splitext(name)
-    for number in count(1):
-        target = folder / file_name(f"{stem}-{number}{suffix}" if number > 1 else name, folder)
+    for each in numbered(*os.path.splitext(name)):
+        target = folder / file_name(each, folder)
         if not os.path.lexists(target):
             break
         if target.is_file() and cmp(source, target, shallow=False):

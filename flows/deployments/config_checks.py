@@ -1,7 +1,9 @@
 """Derives the parameter schemas of the Prefect flows from the commands' configurations, so that
 Prefect refuses invalid values before a run.
 
-Each flow takes one of the parameter types in this file.
+Each flow takes one of the parameter types in this file. Importing this file also closes the schemas
+of all flows' parameters: a parameter that no flow takes would end the run before it begins, and a
+value that the server cannot write back makes it answer 500 for every list with that run.
 """
 
 import ast
@@ -13,6 +15,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Annotated, Any
 
+from prefect.utilities import callables
 from pydantic import BeforeValidator, ConfigDict, with_config
 
 from artifacts.endpoints import refuse_unlisted
@@ -20,7 +23,6 @@ from artifacts.errors import UsageError
 from artifacts.options import Option, declared
 from artifacts.paths import lies_in
 from artifacts.store import open_store
-from flows.deployments import schemas as schemas
 from flows.job.prepare import out_folder
 from flows.options.commands import CaptionConfig, MediaOptions
 from flows.options.endpoint import EndpointOptions
@@ -178,3 +180,47 @@ def outside(path: Path, roots: list[str]) -> str:
         if not inside and not above:
             return os.path.realpath(step)
     return ""
+
+
+LARGEST = 2**63 - 1
+"""Largest number that the server's JSON writer takes; the smallest is as far below zero."""
+UNWRITABLE = {
+    "description": "text with a NUL character, or that is not UTF-8",
+    "type": "string",
+    "pattern": "[\\x00\\ud800-\\udfff]",
+}
+"""Texts that its database or JSON writer refuses; the error of a request repeats all of this."""
+
+
+class ClosedSchema(callables.ParameterSchema):
+    """Prefect's schema of a flow's parameters, which refuses all other parameters."""
+
+    additionalProperties: bool
+
+
+def bound(schema: Any) -> None:
+    """Make a schema, and all inside, refuse numbers and texts that the server cannot write."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("integer", "number"):
+            schema |= {"minimum": -LARGEST, "maximum": LARGEST} | schema
+        if schema.get("type") == "string":
+            schema["not"] = UNWRITABLE
+        if isinstance(schema.get("additionalProperties"), dict):
+            schema["propertyNames"] = {"not": UNWRITABLE}
+        schema = [inner for inner in schema.values() if inner is not UNWRITABLE]
+    for inner in schema if isinstance(schema, list) else ():
+        bound(inner)
+
+
+_of_signature = callables.generate_parameter_schema
+
+
+def closed_schema(signature: inspect.Signature, docstrings: dict[str, str]) -> ClosedSchema:
+    """Return Prefect's schema of a flow's parameters, closed."""
+    schema = _of_signature(signature, docstrings).model_dump()
+    bound(schema)
+    return ClosedSchema(**schema, additionalProperties=False)
+
+
+# Called for the flow itself and by `prefect deploy`. Prefect has no setting for it.
+callables.generate_parameter_schema = closed_schema

@@ -17,7 +17,6 @@ from artifacts.errors import PenstockError, UsageError
 from artifacts.keys import digest_of
 from artifacts.options import declared
 from artifacts.plurals import counted
-from flows.deployments.cancelled import ended_when_cancelled
 from flows.deployments.config_checks import (
     CaptionParameters,
     EmbedParameters,
@@ -26,7 +25,7 @@ from flows.deployments.config_checks import (
 )
 from flows.deployments.handing import PartitionDispatch, PartitionRun
 from flows.deployments.label import label_images
-from flows.deployments.runs import named_after_out, state_after
+from flows.deployments.runs import ended_when_cancelled, named_after_out, state_after
 from flows.deployments.view import Progress, plain
 from flows.job.partitions import FILES, PORTIONS, Partition, partitions_of
 from flows.job.prepare import out_folder

@@ -8,10 +8,9 @@ from prefect import State, flow, get_run_logger
 
 from artifacts.errors import PenstockError
 from flows.console.display import Display
-from flows.deployments.cancelled import ended_when_cancelled
 from flows.deployments.config_checks import RebuildParameters, confine
 from flows.deployments.page import RunPage
-from flows.deployments.runs import ended_by, final_state
+from flows.deployments.runs import ended_by, ended_when_cancelled, final_state
 from flows.deployments.tasks import PrefectLauncher
 from flows.deployments.view import RunLog
 from flows.upkeep.rebuild import RebuildOptions, rebuild

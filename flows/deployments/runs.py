@@ -2,14 +2,19 @@
 of stages is that of the plain command.
 """
 
+import contextlib
 import re
-from collections.abc import Callable, Sequence
-from contextvars import ContextVar
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from uuid import UUID
 
 from prefect import State, get_run_logger
+from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
@@ -17,10 +22,9 @@ from artifacts.captions import Failure
 from artifacts.errors import Interrupted, PenstockError, UsageError
 from flows.console.display import Display
 from flows.console.lines import printable
-from flows.deployments.cancelled import ended_when_cancelled
 from flows.deployments.config_checks import confine
 from flows.deployments.page import RunPage
-from flows.deployments.patience import await_server
+from flows.deployments.patience import await_server, without_retries
 from flows.deployments.tasks import PrefectLauncher
 from flows.deployments.view import RunLog, plain, show, table
 from flows.job.prepare import NothingToDo
@@ -31,6 +35,8 @@ from flows.running.run_observer import OnBegin
 
 INTERRUPTED = "Interrupted"
 """Name of the state of a run that was ended from outside without being asked."""
+LOOK_SECONDS = 30.0
+"""Interval of looks at the run's state: that of heartbeats. A worker ends a run much sooner."""
 
 
 class Outcome(Protocol):
@@ -120,6 +126,31 @@ def named_after_out() -> str:
         return given
     name = printable(str(out))
     return name if len(name) <= MAX_LETTERS else f"…{name[-MAX_LETTERS:]}"
+
+
+@contextlib.contextmanager
+def ended_when_cancelled() -> Iterator[None]:
+    """Inside the block, interrupt the main thread as Ctrl-C does once the current flow run was
+    cancelled. This ends a run that no worker ends: one of a command, or one whose worker is gone.
+    Prefect calls it Cancelled all the same, while it works on. A run that is Cancelling at two
+    looks has no worker that would end it."""
+    run, main, left = flow_run.id, threading.main_thread().ident, threading.Event()
+
+    def watch() -> None:
+        looks = 0  # at which it was Cancelling
+        while run and main and not left.wait(LOOK_SECONDS):
+            with contextlib.suppress(Exception), without_retries():  # the server may be away
+                with get_client(sync_client=True) as client:
+                    state = client.read_flow_run(UUID(str(run))).state
+                looks += bool(state and state.is_cancelling())
+                if (looks > 1 or (state and state.is_cancelled())) and not left.is_set():
+                    return signal.pthread_kill(main, signal.SIGINT)
+
+    threading.Thread(target=copy_context().run, args=(watch,), daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
 
 
 def run_in_flow(config: Config, run: Runner[Config], makes: str) -> State[Any]:

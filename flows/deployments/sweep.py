@@ -28,7 +28,6 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Completed, Scheduled
 from pydantic import Field
 
-from flows.deployments import schemas as schemas
 from flows.deployments.crashed import close_ended
 from flows.deployments.handing import TAG
 from flows.deployments.runs import INTERRUPTED

@@ -49,10 +49,9 @@ def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[in
             f"{counted(len(missing), 'corrected or accepted caption')} would be lost, because the "
             f"new adapter wrote none: {names(missing)}"
         )
-        decoding = [each for each in new.failures if each["stage"] == CAPTION[-1].name]
-        failed = {each["media_path"]: each["message"] for each in decoding}
-        if reasons := [failed[name] for name in missing if name in failed]:
-            raise Uncaptioned(message, hint=f"Of one it says: {reasons[0]}")
+        for each in new.failures:
+            if each["stage"] == CAPTION[-1].name and each["media_path"] in missing:
+                raise Uncaptioned(message, hint=f"Of one it says: {each['message']}")
         raise EnvironmentFault(
             message,
             hint="Run the same command again; `penstock caption` leaves out files that are gone",

@@ -4,11 +4,11 @@ import contextlib
 import os
 import re
 from collections.abc import Collection, Iterator
-from itertools import chain, count
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import OURS, is_hidden
+from artifacts.names import numbered
 from artifacts.owned_folders import refuse_foreign
 from artifacts.regular_files import open_regular
 from artifacts.shards import DATASET, INDEX
@@ -96,8 +96,7 @@ def set_edited_aside(
             continue
         if not own.is_edited(path) or (name == CAPTIONS and digest_at(path) in digests):
             continue
-        numbers = chain([""], (f"-{number}" for number in count(2)))
-        names = (path.with_name(f"{path.stem}.edited{each}{path.suffix}") for each in numbers)
+        names = map(path.with_name, numbered(f"{path.stem}.edited", path.suffix))
         kept = next(each for each in names if not os.path.lexists(each))
         try:
             os.rename(path, kept)

@@ -154,8 +154,8 @@ def _decode(
 
 
 def _has_right_sums(source: IO[bytes]) -> bool:
-    """Return whether all chunks of a PNG have their check sums, of which Pillow skips those of
-    pixels."""
+    """Return whether the check sums of all chunks of a PNG fit their data. Pillow does not check
+    those of pixels."""
     source.seek(PNG_START)
     while len(head := source.read(8)) == 8 and head[4:] != b"IEND":
         left, total = int.from_bytes(head[:4]), zlib.crc32(head[4:])

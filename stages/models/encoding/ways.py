@@ -5,7 +5,7 @@ are rounded differently. They do not depend on it where the number of rows is al
 input passes alone, or, as small inputs use a processor badly when they are alone, FIXED_ROWS of one
 shape pass together, and copies fill up the last pass.
 
-Halves of which this does not hold, and servers, compute batches: all inputs of a batch pass
+Servers, and halves whose rows do depend on it, compute batches: all inputs of a batch pass
 together, so the bytes of each depend on the others. These have cache namespaces of their own.
 """
 
