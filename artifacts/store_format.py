@@ -19,9 +19,9 @@ RECORDS_LEVELS = 3
 """Levels of a folder of records: kind, start of the namespace, namespace."""
 
 
-def check_format(store: Store) -> None:
-    """Raise UsageError if a store has records of another format, and EnvironmentFault if it cannot
-    be read."""
+def check_format(store: Store) -> bool:
+    """Return whether a store has its number. Raises UsageError if it has records of another format,
+    and EnvironmentFault if it cannot be read."""
     found = _number(store)
     if not found and _has_records(store):
         found = _number(store) or "none"  # another process may have put it since
@@ -31,14 +31,15 @@ def check_format(store: Store) -> None:
             hint="Give another --store, or delete its records: penstock cache clear "
             f"--store {store.url}",
         )
+    return bool(found)
 
 
 def prepare_store(store: Store) -> None:
     """Make a store ready for records: put the number into an empty one. Raises UsageError for
     another format, and EnvironmentFault for a store that cannot be written."""
-    check_format(store)
+    has_number = check_format(store)
     store.check_writable()
-    if _number(store) == "" and not store.put_if_absent(NAME, [f"{FORMAT}\n".encode()]):
+    if not has_number and not store.put_if_absent(NAME, [f"{FORMAT}\n".encode()]):
         check_format(store)
 
 
@@ -55,6 +56,6 @@ def _has_records(store: Store) -> bool:
     for folder in store.list("", levels=RECORDS_LEVELS):
         *_, start, name = ("", *folder.split("/"))
         is_namespace = len(name) == DIGEST and len(start) == 2 and name.startswith(start)
-        if is_namespace and any(True for _ in store.list(folder)):  # an empty folder holds none
+        if is_namespace and any(store.list(folder)):  # an empty folder holds none
             return True
     return False

@@ -21,7 +21,9 @@ IDENTITIES = 4
 GROUP_ROWS = 1024
 """Rows of a row group: to show one row, that many are read."""
 SIDES = ("x0", "y0", "x1", "y1")
-COLUMNS = ("key", "path", "media_path", "digest", "time", *SIDES, "level")
+TEXTS = ("key", "path", "media_path", "digest")
+"""Columns that hold text; the others hold numbers."""
+COLUMNS = (*TEXTS, "time", *SIDES, "level")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +148,7 @@ def _values(row: IndexRow) -> dict[str, Any]:
 def _schema() -> Any:
     import pyarrow as pa
 
-    kinds = {name: pa.string() for name in ("key", "path", "media_path", "digest")}
+    kinds = {name: pa.string() for name in TEXTS}
     kinds |= {name: pa.float64() for name in ("time", *SIDES)}
     kinds["level"] = pa.int16()
     assert tuple(kinds) == COLUMNS

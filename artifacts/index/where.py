@@ -17,11 +17,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from artifacts.errors import UsageError
-from artifacts.index.rows import COLUMNS
+from artifacts.index.rows import COLUMNS, TEXTS
 from artifacts.index.snapshot import Kept, Snapshot
 
-TEXTS = ("key", "path", "media_path", "digest")
-"""Columns that hold text; the others hold numbers."""
 WORDS = frozenset(("and", "or", "not", "like", "in", "is", "null"))
 TOKEN = re.compile(
     r"\s*(?:(?P<text>'(?:[^']|'')*')"

@@ -48,10 +48,7 @@ def user_gguf_for(
     if found and key in records:
         fields = records.meta(key)
     else:
-        published = profile.as_published
-        fields = describer.describe(
-            "describe_gguf", str(path), "file", gguf=str(path), as_published=published
-        )
+        fields = describer.describe("describe_gguf", str(path), "file", gguf=str(path))
         if found:
             records.publish([Record(key=key, meta=fields)])
     copy = store.local / COPIES / f"{found[:32]}-{CHECK_VERSION}.gguf"

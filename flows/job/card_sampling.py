@@ -7,11 +7,10 @@ from typing import Any, TypeVar
 
 from flows.options.commands import CaptionConfig, RunOptions
 from stages.decode.generation import CHECKPOINT, SAMPLING_FIELDS
-from stages.models.hub.checkpoint import read_config
+from stages.models.hub.checkpoint import GENERATION, read_config
 from stages.models.published_facts import facts_of
 
 C = TypeVar("C", bound=RunOptions)
-GENERATION_CONFIG = "generation_config.json"
 PRESENCE = "presence_penalty"
 
 
@@ -21,7 +20,7 @@ def with_card_sampling(config: C, folder: Path) -> tuple[C, list[str]]:
     if not isinstance(config, CaptionConfig) or config.sampling != CHECKPOINT:
         return config, []
     facts = facts_of(str(read_config(folder).get("model_type", "")))
-    stated = read_config(folder, GENERATION_CONFIG)
+    stated = read_config(folder, GENERATION)
     if config.presence_penalty is None and isinstance(stated.get(PRESENCE), int | float):
         config = replace(config, presence_penalty=float(stated[PRESENCE]))  # unknown to `generate`
     added = {
@@ -34,7 +33,7 @@ def with_card_sampling(config: C, folder: Path) -> tuple[C, list[str]]:
     options: Any = added
     named = ", ".join(f"{name} {value:g}" for name, value in added.items())
     note = (
-        f"--sampling checkpoint: {GENERATION_CONFIG} lacks {named}, which the model's authors "
+        f"--sampling checkpoint: {GENERATION} lacks {named}, which the model's authors "
         f"state ({facts.source})"
     )
     return replace(config, **options), [note]

@@ -35,7 +35,11 @@ class Origins:
     """What runs recorded about the files of their data sets."""
 
     def __init__(self) -> None:
-        self._captions = cache(_captions_in)
+        self.run_of = cache(run_folder)
+        """Folder → the run that it is a data set of, or that it holds clips of; else itself."""
+        self.contents = cache(lambda run: contents_in(run / "media.jsonl"))
+        """Run → its media and their contents."""
+        self._captions = cache(lambda run: _captions_in(run, self.contents(run)))
 
     def of(self, file: Path, data: Path, text: str) -> Origin:
         """Return what the run above the folder of a file, or of the `data` that name it, recorded
@@ -43,7 +47,7 @@ class Origins:
         first one's prompt."""
         names = (*CUT.findall(file.stem)[-1:], str(file))
         for folder in dict.fromkeys((file.parent, data)):
-            captions = self._captions(run_folder(folder)) if is_of_set(folder) else {}
+            captions = self._captions(self.run_of(folder)) if self.run_of(folder) != folder else {}
             for name in names:
                 if found := captions.get(name):
                     same = [each for each in found if each[0]["caption"].split() == text.split()]
@@ -58,10 +62,9 @@ def is_of_set(folder: Path) -> bool:
     return run_folder(folder) != folder
 
 
-def _captions_in(run: Path) -> Mapping[str, list[tuple[Row, str]]]:
+def _captions_in(run: Path, contents: Mapping[str, str]) -> Mapping[str, list[tuple[Row, str]]]:
     """Return the captions of a run with the contents of their media, by the digits in the names of
     clips, and by the files of the media."""
-    contents = contents_in(run / "media.jsonl")
     ways = {way for pair in MADE.values() for way in pair}
     found: defaultdict[str, list[tuple[Row, str]]] = defaultdict(list)
     try:

@@ -51,9 +51,10 @@ def left_out_note(sources: Iterable[str], selection: Selection) -> str:
         below = _folders(root, lost.append) if os.path.isdir(root) else iter(())
         for relative, entries in islice(below, 1 + SUBFOLDERS):
             of_servers |= {e.name for e in entries if e.name in SERVER_FOLDERS and _is_folder(e)}
-            if relative and any(map(selection.takes, _file_names(entries))):
+            if selection.recursive or not relative:
+                names += _file_names(entries)
+            elif any(map(selection.takes, _file_names(entries))):
                 unread.append(os.path.join(source, relative, ""))
-            names += _file_names(entries) if selection.recursive or not relative else ()
     not_taken = filter(None, [selection.not_taken(names)])
     if selection.recursive:
         listed = ", ".join(sorted(of_servers))

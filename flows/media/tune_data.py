@@ -22,8 +22,8 @@ from artifacts.regular_files import link_out, read_bytes, user_text
 from artifacts.store import Store
 from flows.media.clip_origins import Origins, is_of_set
 from flows.media.corrected_texts import with_corrections, with_handwritten_texts
-from flows.media.example import Example, Row, absolute, contents_in, file_of, is_cut, item_of
-from flows.media.fixed_texts import alike_note, fixed_text_of, run_folder
+from flows.media.example import Example, Row, absolute, file_of, is_cut, item_of
+from flows.media.fixed_texts import alike_note, fixed_text_of
 from flows.media.generated_files import is_blank
 from flows.media.handwritten import TextRecords
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -63,9 +63,8 @@ def examples_in(
     if note := alike_note(path if path.is_dir() else path.parent, unknown):
         announce(note)
     found = list({example.item: example for example in reversed(found)}.values())[::-1]
-    if bare := sum(
-        not e.prompt and (is_of_set(e.path.parent) or is_of_set(path.parent)) for e in found
-    ):
+    of_set = cache(is_of_set)
+    if bare := sum(not e.prompt and (of_set(e.path.parent) or of_set(path.parent)) for e in found):
         announce(
             f"the default prompt is trained for {counted(bare, 'caption')} of {len(found):,}: they "
             "state none, and captions.jsonl and media.jsonl of their run are not above their "
@@ -95,8 +94,8 @@ def _reviewed(
     left = [(at, row) for at, row in rows if row.get("review") != REJECTED]
     if rows and not left:
         raise UsageError(f"{path}: every caption was rejected", hint="Accept or correct some")
-    contents = contents_in(run_folder(path.parent) / "media.jsonl")
     origins = Origins()
+    contents = origins.contents(origins.run_of(path.parent))
     found = made = [_example(row, at, path, contents, origins) for at, row in left]
     if store is not None:
         found = with_handwritten_texts(made, rows, path, store, announce)
@@ -184,7 +183,7 @@ def _example(
             f"{data}: line {at} has a start or an end that is no number",
             hint="Give seconds, or leave both out",
         ) from error
-    origin, named = origins.of(path, data.parent, caption), own and row.get("media_path")
+    origin = origins.of(path, data.parent, caption)
     return Example(
         path=path,
         caption=caption,
@@ -193,7 +192,7 @@ def _example(
         prompt=str(row.get("prompt") or origin.prompt),
         features=str(row.get("features") or ""),
         content="" if own else contents.get(medium, ""),
-        medium=origin.medium or contents.get(medium) or (medium if named else ""),
+        medium=origin.medium or contents.get(medium) or ("" if timed else medium),
         is_cut=is_cut(row) or origin.is_cut,
         line=at,
     )

@@ -15,10 +15,7 @@ WHERE = "\"path like '%%.mp4' and time < 60\""
 class SearchQuery(OptionGroup):
     """The query of a search."""
 
-    what: Annotated[
-        str,
-        Option("text, or an image file", metavar="TEXT|IMAGE", positional=True),
-    ]
+    what: Annotated[str, Option("text, or an image file", metavar="TEXT|IMAGE", positional=True)]
     """A text, or an image file."""
     top: Annotated[int, Option("number of hits [%(default)s]", metavar="K", least=1)] = 10
     """Maximum number of hits."""

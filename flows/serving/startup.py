@@ -179,10 +179,11 @@ async def open_service(
             temp_store=temp_store,
             scheduler=DeviceScheduler(first.device, first.budget.bytes, display.print_line),
             budget_bytes=first.budget.bytes,
+            index=jobs.index,
         )
         building = _Building(service, RecordCacheFlusher(display.print_line), forking, display)
         if vectors is not None:
-            building.add_vectors(vectors, labels, jobs.index)
+            building.add_vectors(vectors, labels)
         if captions is not None:
             building.add_captions(captions)
         building.warm()
@@ -299,7 +300,7 @@ class _Building:
             service.metrics,
         )
 
-    def add_vectors(self, job: Job, labels: LabelSet | None, index: ServedIndex | None) -> None:
+    def add_vectors(self, job: Job, labels: LabelSet | None) -> None:
         """Add embedding of media and texts."""
         service, config, keeper = self._service, self._service.config, self.keeper
         ladder = ladder_of(job, lambda entry, text: self._say(text))
@@ -318,8 +319,6 @@ class _Building:
         service.media_embedder = MediumEmbedder(job, vision, frames, keeper, service.metrics)
         service.texts = TextEmbedder(job, language, keeper)
         service.labels = Labeller(job, service.texts, labels)
-        if index is not None:
-            service.index = index
         self._add(vision, language)
 
     def add_captions(self, job: Job) -> None:

@@ -133,8 +133,7 @@ def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
     """Delete half-written and damaged files, then least recently used packs, until at most `limit`
     bytes are left."""
     jobs, stored = running_jobs(store), dict(store.stats())
-    # In a folder store, objects are files, too: merging by name counts each once.
-    sizes = _files(store.local) | {name: stat.size for name, stat in stored.items()}
+    sizes = _sizes(store, stored)
     sizes.pop(NAME, None)  # a store always has its number
     made = Collection(
         before=sum(sizes.values()), limit=limit, jobs=[job.description for job in jobs]
@@ -178,13 +177,19 @@ def clear(store: Store) -> Cleared:
     what is noted of users' files stay. Raises UsageError if jobs use the store."""
     refuse_clearing(store)
     stored = dict(store.stats())
-    sizes = _files(store.local) | {name: stat.size for name, stat in stored.items()}
+    sizes = _sizes(store, stored)
     names = [*(pack.name for pack in packs(stored)), *_rubbish(store, sizes, ())]
     for name in names:
         _remove(store, name, is_object=name in stored)
     store.delete(NAME)
     prepare_store(store)
     return Cleared(objects=len(names), bytes=sum(sizes[name] for name in names))
+
+
+def _sizes(store: Store, stored: Mapping[str, ObjectStat]) -> dict[str, int]:
+    """Return the bytes of all files and objects by name. In a folder store, objects are files, too:
+    merging by name counts each once."""
+    return _files(store.local) | {name: stat.size for name, stat in stored.items()}
 
 
 def _remove(store: Store, name: str, *, is_object: bool) -> None:

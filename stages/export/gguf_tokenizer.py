@@ -18,9 +18,9 @@ from tokenizers import Tokenizer
 
 from artifacts.files import HALF
 from stages.models.gguf.library import last_words, library
-from stages.models.hub.checkpoint import read_config
+from stages.models.hub.checkpoint import GENERATION, read_config
 
-NAME, GENERATION = "tokenizer.json", "generation_config.json"
+NAME = "tokenizer.json"
 ENDS_STATED = ("eos", "eot", "eom")
 """Tokens of a file at which llama.cpp ends an answer: of a text, a turn and a message."""
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"

@@ -17,13 +17,13 @@ from artifacts.store import fault_of
 from stages.frames.clip_copy import ClipCutter
 from stages.frames.exact_clip import ExactCutter
 from stages.frames.formats import image_formats
-from stages.frames.image import differs, read_image
+from stages.frames.image import HEIC, JPEGS, differs, read_image
 from stages.frames.job import CutItem, CutJob
 from stages.frames.medium import TRANSIENT_KINDS, check_unchanged
 from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
-LOSSY = frozenset(("JPEG", "MPO", "AVIF", "HEIF"))
+LOSSY = JPEGS | {"AVIF", HEIC}
 """Formats, by Pillow's names, whose copies are JPEG, as are those of lossy WebP; others are PNG."""
 DAMAGED = "damaged"
 QUALITY = 95

@@ -174,11 +174,12 @@ def survey(
     not have them."""
     assert stream.time_base is not None
     resets, hides = container.format.name in RESET, stream.codec_context.name == "vp8"
-    streamed, cut = container.format.name in STREAMED, 0
+    streamed, cut = container.format.name in STREAMED, False
     found = PacketTimes(stream.time_base, hides=hides, resets=resets)
     for packet in stream_packets:
         if packet.is_corrupt and not streamed:  # the file ends within it
-            cut, found.count = cut + 1, found.count + 1
+            cut = True
+            found.count += 1
         else:
             found.add(packet)
     if found.untimed or not found.pts or _only_counts(found.pts, container, stream):
@@ -196,7 +197,7 @@ def survey(
     if found.jumps:
         jumps = counted(len(found.jumps), "time")
         warnings.append(f"its clock is reset {jumps}; times continue from there")
-    warnings += [CUT_OFF] * bool(cut)
+    warnings += [CUT_OFF] * cut
     if odd:
         warnings.append(f"skipped because of a wrong time: {counted(len(odd), 'frame')}")
     return Timeline(

@@ -18,6 +18,7 @@ DOWNLOAD_HINT = "Download it again (with git: git lfs pull)"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 TEMPLATES = "additional_chat_templates"
 """Folder of the templates beside the main one."""
 JSON_BYTES = 32 << 20

@@ -8,7 +8,10 @@ is tokenized alone has another first token than the model ever wrote.
 from typing import Any
 
 from artifacts.reasoning import behind_reasoning
+from stages.models.processors.chat_template import write
+from stages.models.processors.input_layout import layout_of
 from stages.models.processors.loading import known
+from stages.models.processors.prepare import channel_of
 
 QUESTION, ANSWER = "What?", "Answered."
 
@@ -59,16 +62,9 @@ def _before_answer(processor: Any) -> tuple[str, str]:
 
 
 def _generation_prompt(processor: Any) -> str:
-    """Return what a template writes behind a question; empty without a template."""
-    writer = processor if processor.chat_template else processor.tokenizer
-    for content in ([{"type": "text", "text": QUESTION}], QUESTION):
-        turn = [{"role": "user", "content": content}]
-        try:
-            text = writer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        except Exception:  # no template, or one that refuses this form in any way
-            continue
-        return str(text.rpartition(QUESTION)[2])
-    return ""
+    """Return what a template writes behind a question."""
+    layout = layout_of(processor, channel_of(processor, "image"))
+    return write(processor, layout.form, layout.channel, 0, QUESTION).rpartition(QUESTION)[2]
 
 
 def _ids(processor: Any, text: str) -> list[int]:

@@ -9,13 +9,12 @@ from jinja2 import TemplateSyntaxError
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.regular_files import read_text
 from stages.models.halves.classes import one_line
-from stages.models.hub.checkpoint import JSON_BYTES
+from stages.models.hub.checkpoint import GENERATION, JSON_BYTES
 from stages.models.processors.input_layout import channels_of, layout_of
 from stages.process.exit_diagnosis import out_of_memory
 
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 """Files that may hold a chat template; the first one present is used."""
-GENERATION = "generation_config.json"
 
 
 def try_processor(processor: Any, folder: Path) -> None:
