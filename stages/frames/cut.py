@@ -2,7 +2,6 @@
 files: a picture upright, on white, in sRGB of 8 bits. Runs no model."""
 
 import contextlib
-import os
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -11,24 +10,18 @@ from typing import Any
 from PIL import Image
 
 from artifacts.errors import EnvironmentFault, MediaError
-from artifacts.regular_files import open_regular
 from artifacts.remote.media_cache import open_local
 from artifacts.store import fault_of
 from stages.frames.clip_copy import ClipCutter
 from stages.frames.exact_clip import ExactCutter
-from stages.frames.formats import image_formats
-from stages.frames.image import HEIC, JPEGS, differs, read_image
+from stages.frames.image import differs, is_lossless, read_image
 from stages.frames.job import CutItem, CutJob
 from stages.frames.medium import TRANSIENT_KINDS, check_unchanged
 from stages.process.job import parse_job
 from stages.process.report import EventReporter
 
-LOSSY = JPEGS | {"AVIF", HEIC}
-"""Formats, by Pillow's names, whose copies are JPEG, as are those of lossy WebP; others are PNG."""
 DAMAGED = "damaged"
 QUALITY = 95
-WEBP_PIXELS = {b"VP8 ": False, b"VP8L": True}
-"""Chunk of a WebP that holds a picture → whether without loss."""
 
 
 def run(job_fields: dict[str, Any], report: EventReporter) -> None:
@@ -105,28 +98,15 @@ def copy_picture(path: Path, to: Path, damaged: bool, *, always: bool) -> dict[s
     if not why and not always:
         return found
     _, chunk = read_image(path)
-    image, is_lossless = Image.fromarray(chunk.pixels[0]), _is_lossless(path)
-    made = to.with_name(f"{to.name}.{'png' if is_lossless else 'jpg'}")
+    image, lossless = Image.fromarray(chunk.pixels[0]), is_lossless(path)
+    made = to.with_name(f"{to.name}.{'png' if lossless else 'jpg'}")
     half = made.with_suffix(".half")
-    if is_lossless:
+    if lossless:
         image.save(half, "PNG", compress_level=4)
     else:
         image.save(half, "JPEG", quality=QUALITY, subsampling="4:4:4")
     half.replace(made)  # a finished copy of a killed run is taken over
     return {**found, "file": made.name, "start": 0.0}
-
-
-def _is_lossless(path: Path) -> bool:
-    """Return whether a picture is stored without loss, by its content. Raises OSError."""
-    with open_regular(path) as file, Image.open(file, formats=image_formats(path)) as image:
-        if image.format != "WEBP":
-            return image.format not in LOSSY
-        file.seek(12)
-        while len(head := file.read(8)) == 8 and head[:4] not in WEBP_PIXELS:
-            size = int.from_bytes(head[4:], "little")
-            # A frame of an animation has its chunks behind 16 bytes.
-            file.seek(16 if head[:4] == b"ANMF" else size + size % 2, os.SEEK_CUR)
-    return WEBP_PIXELS.get(head[:4], False)
 
 
 def _failure(error: Exception, path: str, folder: Path) -> dict[str, str]:

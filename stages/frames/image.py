@@ -1,6 +1,7 @@
 """Reads an image file as one upright RGB frame in its own size."""
 
 import io
+import os
 import re
 import struct
 import warnings
@@ -38,6 +39,10 @@ JPEGS = frozenset(("JPEG", "MPO"))
 map."""
 HEIC = "HEIF"
 """Pillow's name of the format."""
+LOSSY = JPEGS | {"AVIF", HEIC}
+"""Formats, by Pillow's names, whose copies are JPEG, as are those of lossy WebP; others are PNG."""
+WEBP_PIXELS = {b"VP8 ": False, b"VP8L": True}
+"""Chunk of a WebP that holds a picture → whether without loss."""
 TRUNCATED = "truncated: the missing part of the image is grey"
 WRONG_SUMS = "damaged: its check sums do not fit its data; some of the image may be wrong"
 PNG_START, BLOCK = 8, 1 << 20
@@ -289,3 +294,16 @@ def _unknown(path: Path) -> MediaError:
         kind="not-media",
         hint="Check in a viewer whether it is complete, or leave it out",
     )
+
+
+def is_lossless(path: Path) -> bool:
+    """Return whether a picture is stored without loss, by its content. Raises OSError."""
+    with open_regular(path) as file, Image.open(file, formats=image_formats(path)) as image:
+        if image.format != "WEBP":
+            return image.format not in LOSSY
+        file.seek(12)
+        while len(head := file.read(8)) == 8 and head[:4] not in WEBP_PIXELS:
+            size = int.from_bytes(head[4:], "little")
+            # A frame of an animation has its chunks behind 16 bytes.
+            file.seek(16 if head[:4] == b"ANMF" else size + size % 2, os.SEEK_CUR)
+    return WEBP_PIXELS.get(head[:4], False)
