@@ -24,6 +24,9 @@ from tests.support.reports import (
 
 pytestmark = pytest.mark.browser
 
+PARTS = ("host", "weight", "activation", "kv", "workspace", "context")
+NO_PARTS = dict.fromkeys((f"{part}_bytes" for part in PARTS), 0)
+
 TEXTS = "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)"
 EVIL = "<script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
 ODD = "a #1 50%?&é <script>alert(1)<\u2215script>.mp4"
@@ -231,7 +234,7 @@ return [all.length, ...[Math.min(...all), Math.max(...all)].map(y => area.y + ar
 
 def test_the_time_line_tells_what_is_pointed_at_or_typed(browser: Browser, tmp_path: Path) -> None:
     record = write_run(tmp_path, [])
-    planned = {"rung": {"stage": "decode"}, "peak_bytes": 6 * 10**8, "name": "batch 4"}
+    planned = {"rung": {"stage": "decode"}, "peak_bytes": 6 * 10**8, "name": "batch 4", **NO_PARTS}
     record.value["plan"]["memory"] = {"budget_bytes": 9 * 10**8, "stages": [planned]}
     work(record, "frames", 0.0, 10.0, [[n / 2, 2 * 10**8, 0] for n in range(20)])
     flat = [[n / 20, 3 * 10**8, 0] for n in range(7199)]
@@ -305,7 +308,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     why = dict.fromkeys(("source", "stage", "error", "message", "hint"), "x")
     failures = [Failure(media_path=f"bad {n}.mp4", **why) for n in range(4)]
     record = write_run(folder, captioned, failures)
-    budget = {"rung": {"stage": "decode"}, "peak_bytes": GB, "name": "batch 4"}
+    budget = {"rung": {"stage": "decode"}, "peak_bytes": GB, "name": "batch 4", **NO_PARTS}
     record.value["plan"]["memory"] = {"budget_bytes": 17 * GB, "stages": [budget]}
     work(record, "encode", 1.0, 30.0, curve(30, GB // 10, GB // 2))
     work(record, "decode", 31.0, 30.0, curve(30, GB // 10, GB // 2))
