@@ -53,10 +53,6 @@ class StartRoutes:
         self._page = page_of()
         self._planning = asyncio.Lock()
 
-    async def no_icon(self, _: Request) -> Response:
-        """Return an empty response for the icon that browsers request."""
-        return Response(status_code=204)
-
     async def page(self, _: Request) -> Response:
         """Return the page."""
         headers = {"content-security-policy": self._page.policy}

@@ -17,7 +17,8 @@ function run() {
   const marks = {done: "✓", running: "…", failed: "✕", interrupted: "‖", died: "✕"};
   section("run", "Run",
     el("p", {}, el("span", {class: `badge ${data.failed ? "partly" : data.state}`},
-      `${data.failed ? "!" : marks[data.state] || ""} ${state}`), " ", el("span", {class: "quiet"}, `${data.name} · as of ${data.updated}`)),
+      `${data.failed ? "!" : marks[data.state] || ""} ${state}`), " ",
+    el("span", {class: "quiet"}, `${data.name} · as of ${data.updated}`)),
     data.error ? el("p", {class: "warning"}, data.error) : null,
     data.advice ? el("p", {}, data.advice) : null, definitions(data.totals, {class: "totals"}),
     el("details", {open: true}, el("summary", {}, "What was run, and on what"), definitions(data.about, {class: "about"})));

@@ -99,7 +99,7 @@ const plots = {
     if (!wide || !ages.length) return;
     const lines = plot.lines.filter(line => !line.isFar?.(this.points)).map(line => ({...line, values: this.points.map(line.of)}));
     const [reach, step] = REACHES.find(([far]) => ages[0] <= far) || REACHES.at(-1), values = known(lines.flatMap(line => line.values));
-    const says = `${plot.title}, of the last ten minutes`, format = value => plot.tell(value);
+    const says = `${plot.title}, of the last ten minutes`, format = value => value ? plot.tell(value) : "0";
     plot.place.replaceChildren(chart({says, values: [0, ...values], low: 0, format, wide, tall: 190}, ({x, y, foot, top, bottom}) => {
       const place = age => x(1 - age / reach), far = ages.map(age => Math.abs(place(age) - plot.at));
       const at = plot.at === null ? -1 : far.indexOf(least(far));
