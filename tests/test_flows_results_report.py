@@ -11,8 +11,8 @@ import pytest
 from artifacts.captions import Failure
 from artifacts.errors import EnvironmentFault
 from flows.cli.main import main
-from flows.results.report.facts import facts
-from flows.results.report.page import as_json, page
+from flows.pages.document import as_json
+from flows.results.report.facts import facts, page
 from flows.results.report.sections import SHEET
 from flows.results.report.stages import timeline_of
 from flows.results.run_read import load_record

@@ -46,8 +46,8 @@ def test_a_moved_threshold_counts_what_falls_out(browser: Browser, tmp_path: Pat
 
 
 PLACES = """const img = document.querySelector(arguments[0] + ' img').getBoundingClientRect();
-return [...document.querySelectorAll(arguments[0] + ' .box rect')].map(rect => {
-  const box = rect.getBoundingClientRect();
+return [...document.querySelectorAll(arguments[0] + ' .boxed')].map(each => {
+  const box = each.getBoundingClientRect();
   return [box.left - img.left, box.top - img.top, box.right - img.left, box.bottom - img.top,
     img.width, img.height];
 })"""
@@ -69,11 +69,12 @@ def test_boxes_lie_on_pictures_names_are_text(browser: Browser, tmp_path: Path, 
     shown(browser, (tmp_path / "report.html").as_uri())
     assert browser.console() == []
     browser.run("document.querySelector('#images').scrollIntoView()")
-    browser.wait("return document.querySelectorAll('.frame .box rect').length === 2")
+    browser.wait("return document.querySelectorAll('.frame .boxed').length === 2")
     for place in ("figure:nth-child(1) .frame", "figure:nth-child(2) .frame"):
         ((left, top, right, bottom, width, height),) = browser.run(PLACES, place)
-        # Of 400 by 100 the box is the lower right quarter; the picture fills the width.
-        wanted = [width / 2, height / 2, width, height / 2 + width / 8]
+        # Of 400 by 100 the box is the lower right quarter.
+        wanted = [width / 2, height / 2, width, height]
+        assert width == pytest.approx(4 * height, abs=3)
         assert [left, top, right, bottom] == pytest.approx(wanted, abs=3)
     assert browser.run("return document.querySelector('.chip').textContent") == f"{EVIL} 0.40"
     assert browser.run("return document.querySelector('.called').textContent") == "sky"
@@ -85,7 +86,7 @@ def test_boxes_lie_on_pictures_names_are_text(browser: Browser, tmp_path: Path, 
     over = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert browser.run(over) == 0
     browser.click("figure .frame")
-    named = "return document.querySelector('dialog .box text')?.textContent"
+    named = "return document.querySelector('dialog .boxed span')?.textContent"
     assert browser.wait(named) == EVIL
     ((left, *_, width, _),) = browser.run(PLACES, "dialog")
     assert left == pytest.approx(width / 2, abs=3)

@@ -4,10 +4,8 @@ may load and name; and the description of the routes."""
 import asyncio
 import base64
 import hashlib
-import importlib.util
 import json
 import re
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,13 +16,14 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from artifacts.index.writing import writing
+from flows.pages.document import Document
 from flows.serving.app import app_of
 from flows.serving.captioning import Captioned
 from flows.serving.config import ServeConfig
 from flows.serving.embedding import EmbeddedMedium
 from flows.serving.guard import Guard
 from flows.serving.metrics import Metrics
-from flows.serving.page.page import Page, page_of
+from flows.serving.page import page_of
 from flows.serving.searching import ServedIndex
 from flows.serving.service import Service
 from flows.serving.temp_store import TempStore
@@ -330,11 +329,8 @@ def test_answers_tell_of_damage_that_was_survived(client: TestClient, damaged: b
     assert sum("warnings" in each for each in chunks) == damaged
 
 
-PLOTLY = "plotly.min.js"
-
-
 @pytest.fixture(scope="module")
-def page() -> Page:
+def page() -> Document:
     return page_of()
 
 
@@ -343,16 +339,16 @@ def digest(content: str | bytes) -> str:
     return base64.b64encode(hashlib.sha256(given).digest()).decode()
 
 
-def rules(page: Page) -> dict[str, list[str]]:
+def rules(page: Document) -> dict[str, list[str]]:
     parts = (rule.split() for rule in page.policy.split(";"))
     return {name: allowed for name, *allowed in parts}
 
 
-def inside(page: Page, tag: str) -> list[str]:
-    return re.findall(rf"<{tag}>(.*?)</{tag}>", page.html.decode(), re.DOTALL)
+def inside(page: Document, tag: str) -> list[str]:
+    return re.findall(rf"<{tag}>(.*?)</{tag}>", page.html, re.DOTALL)
 
 
-def test_only_what_the_page_holds_may_run_and_only_its_own_server_is_asked(page: Page) -> None:
+def test_only_what_the_page_holds_may_run_and_only_its_own_server_is_asked(page: Document) -> None:
     (style,), (script,) = inside(page, "style"), inside(page, "script")
     allowed = rules(page)
     assert f"'sha256-{digest(style)}'" in allowed["style-src"]
@@ -365,32 +361,11 @@ def test_only_what_the_page_holds_may_run_and_only_its_own_server_is_asked(page:
     assert "unsafe" not in page.policy and "http" not in page.policy
 
 
-def test_nothing_names_another_host_or_breaks_the_policy(page: Page) -> None:
-    html = page.html.decode()
+def test_nothing_names_another_host_or_breaks_the_policy(page: Document) -> None:
+    html = page.html
     assert set(re.findall(r"\w+://[\w./-]+", html)) == {"http://www.w3.org/2000/svg"}
     assert not re.search(r"\sstyle=|\son\w+=|innerHTML|insertAdjacent|alert\(|eval\(", html)
-    assert re.findall(r'(?:src|href): "([^"]*)"', html) == [f"/static/{PLOTLY}"]
-
-
-def test_plotly_is_let_in_by_what_it_holds(page: Page) -> None:
-    if importlib.util.find_spec("plotly") is None:
-        pytest.skip("plotly is not installed: pip install 'penstock[serve]'")
-    assert page.plotly is not None and len(page.plotly) > 10**6
-    named = f"sha256-{digest(page.plotly)}"
-    assert rules(page)["script-src"][1:] == [f"'{named}'"]
-    assert f'data-plotly="{named}"' in page.html.decode()
-
-
-def test_without_plotly_the_page_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(name: str) -> ModuleSpec | None:
-        assert name == "plotly"
-        return None
-
-    monkeypatch.setattr(importlib.util, "find_spec", none)
-    page = page_of()
-    assert page.plotly is None and len(rules(page)["script-src"]) == 1
-    assert 'data-plotly=""' in page.html.decode()
-    assert "pip install 'penstock[serve]'" in page.html.decode()
+    assert re.findall(r'(?:src|href): "([^"]*)"', html) == []
 
 
 def test_the_description_is_valid_and_names_what_requests_may_hold(tmp_path: Path) -> None:
@@ -456,7 +431,7 @@ return seen"""
 @pytest.mark.browser
 def test_a_threshold_of_the_server_has_one_place_on_cards(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    path.write_bytes(page_of().html)
+    path.write_text(page_of().html)
     browser.open(path.as_uri())
     alone, *both = browser.run(PUT)
     assert alone[0] is not None and alone[1] is None

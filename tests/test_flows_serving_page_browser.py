@@ -228,10 +228,15 @@ def test_a_picture_finds_itself_and_more_like_a_hit(page: Browser, served: Serve
 
 def test_the_plots_are_drawn_and_grow_and_the_halves_are_told(page: Browser) -> None:
     page.run("document.querySelector('#load').scrollIntoView()")
-    page.wait("return document.querySelectorAll('.drawn .main-svg').length >= 4")
-    count = "return document.querySelector('#plot-memory .drawn').data[0].x.length"
-    before = page.wait(count)
-    page.wait(f"{count} > arguments[0]", before)
+    page.wait("return document.querySelectorAll('.drawn svg').length === 4")
+    drawn = (
+        "return document.querySelector('#plot-memory .curve')?.getAttribute('d').split('L').length"
+    )
+    before = page.wait(drawn)
+    page.wait(f"{drawn} > arguments[0]", before)
+    page.hover("#plot-memory .drawn", 100, 0)
+    told = page.wait("return document.querySelector('#plot-memory .tip:not([hidden])')?.innerText")
+    assert re.fullmatch(r"\d+ s ago\ntaken [\d.]+ [kMG]?B(\nbudget [\d.]+ [MG]B)?", told)
     assert page.wait(TEXTS_OF, "#halves tbody tr")
     (budget,) = page.run(TEXTS_OF, "#plot-memory dd:last-child")[-1:]
     assert re.match(r"[\d.]+ [MG]B", budget)
@@ -251,8 +256,7 @@ def test_it_can_be_read_in_every_light_and_on_a_narrow_screen(
     page.wait(ALL_DONE, 3, seconds=120)
     seek(page, "a yellow ring")
     page.run("document.querySelector('#load').scrollIntoView()")
-    page.wait("return document.querySelectorAll('.drawn .main-svg').length >= 4")
-    page.wait("return document.querySelector('#plot-memory .xtick text')")
+    page.wait("return document.querySelectorAll('.drawn svg').length === 4")
     high = page.run("return document.documentElement.scrollHeight")
     page.run("scrollTo(0, 0)")
     page.narrow(wide, high)  # so that all of it is drawn

@@ -607,7 +607,7 @@ def test_a_server_has_no_route_of_the_studio() -> None:
         *(f"/v1/{name}" for name in ("label", "embed", "caption", "search", "info", "stats")),
         *("/v1/chat/completions", "/v1/models", "/v1/models/{name:path}", "/v1/session"),
         *("/v1/media/{hit}", "/v1/thumbnail/{hit}", "/metrics", "/healthz", "/readyz"),
-        *("/", "/static/{name}", "/openapi.json"),
+        *("/", "/openapi.json"),
     }
 
 

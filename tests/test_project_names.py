@@ -165,6 +165,22 @@ def test_no_text_and_no_page_has_a_retired_phrase() -> None:
     assert found == []
 
 
+MOST_COLUMNS = 140
+"""Of the scripts, styles and documents of pages."""
+
+
+def test_lines_of_pages_can_be_read_without_scrolling_sideways() -> None:
+    parts = [path for path in product_files("*.*") if path.suffix in (".js", ".css", ".html")]
+    assert len(parts) > 30
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {len(line)} columns"
+        for path in parts
+        for number, line in enumerate(path.read_text("utf-8").split("\n"), 1)
+        if len(line) > MOST_COLUMNS
+    ]
+    assert found == []
+
+
 def test_prose_seldom_has_a_retired_word() -> None:
     prose = [page.read_text("utf-8") for page in pages()]
     for path in product_files("*.py"):

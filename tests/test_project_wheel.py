@@ -53,7 +53,7 @@ def site(wheel: Path, tmp_path: Path) -> Path:
 def test_the_program_runs_from_the_wheel_alone(site: Path, tmp_path: Path) -> None:
     code = (
         "import sys, flows.cli.main as cli; assert cli.__file__.startswith(sys.argv.pop(1)); "
-        "from flows.results.report.page import page; assert page({}).endswith('</html>\\n'); "
+        "from flows.results.report.facts import page; assert page({}).endswith('</html>\\n'); "
         "sys.argv[0] = 'penstock'; sys.exit(cli.main())"
     )
     done = completed(

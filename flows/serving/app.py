@@ -16,7 +16,7 @@ from flows.serving.chat import ChatRoutes
 from flows.serving.described import CHAT_BODY, MEDIUM_BODY, DescribedApp
 from flows.serving.guard import LIMITED, extra_headers
 from flows.serving.json_answers import json_answer
-from flows.serving.page.page import PLOTLY, Page, page_of
+from flows.serving.page import page_of
 from flows.serving.refusals import OPENAI, HttpRefusal, bad_request
 from flows.serving.routes import Routes
 from flows.serving.service import Service
@@ -36,8 +36,7 @@ def app_of(service: Service, token: str) -> FastAPI:
         description="Labels, vectors, search and captions of images and clips.",
         dependencies=[Depends(_refuse_unknown_parameters)],
     )
-    page = page_of()
-    routes = Routes(service, token, plots=page.plotly is not None)
+    routes = Routes(service, token)
     add = app.add_api_route
     add("/v1/label", routes.label, methods=["POST"], openapi_extra=MEDIUM_BODY)
     add("/v1/embed", routes.embed, methods=["POST"], openapi_extra=MEDIUM_BODY)
@@ -58,7 +57,7 @@ def app_of(service: Service, token: str) -> FastAPI:
     add("/metrics", routes.metrics, methods=["GET"])
     add("/healthz", routes.health, methods=["GET"])
     add("/readyz", routes.ready, methods=["GET"])
-    _add_page(app, page)
+    _add_page(app)
     _answer_head(app)
     app.add_exception_handler(HttpRefusal, _refused)
     app.add_exception_handler(HTTPException, _unknown)
@@ -133,17 +132,11 @@ async def _internal_error(request: Request, error: Exception) -> Response:
     return await _refused(request, HttpRefusal(500, message, "See the server's log"))
 
 
-def _add_page(app: FastAPI, page: Page) -> None:
+def _add_page(app: FastAPI) -> None:
+    page = page_of()
     policy = {"content-security-policy": page.policy, "cache-control": "no-cache"}
 
     async def shown() -> Response:
         return Response(page.html, media_type="text/html; charset=utf-8", headers=policy)
 
-    async def static(name: str) -> Response:
-        if name != PLOTLY or page.plotly is None:
-            raise HttpRefusal(404, "no such file")
-        kept = {"cache-control": "private, max-age=86400"}
-        return Response(page.plotly, media_type="text/javascript", headers=kept)
-
     app.add_api_route("/", shown, methods=["GET"], include_in_schema=False)
-    app.add_api_route("/static/{name}", static, methods=["GET"], include_in_schema=False)

@@ -67,7 +67,7 @@ ANSWERS: Mapping[str, Any] = {
     "/v1/models/{name}": MODEL,
     "/v1/info": {
         "version": str, "model": (str, None), "caption_model": (str, None), "labels": [str],
-        "index": ({"folder": str, "rows": Count}, None), "plots": bool, "token": bool,
+        "index": ({"folder": str, "rows": Count}, None), "token": bool,
         "limits": dict[str, float],
     },
     "/v1/stats": {

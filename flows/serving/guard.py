@@ -23,9 +23,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 OPEN = ("/", "/healthz", "/readyz", "/favicon.ico")
-"""Paths that need no token, in addition to those below STATIC."""
+"""Paths that need no token."""
 SCHEMA = "/openapi.json"
-STATIC = "/static/"
 LIMITED = "/v1/"
 ALSO_LIMITED = ("/v1/search",)
 """Paths that use a half with any method."""
@@ -109,7 +108,7 @@ class Guard:
             raise HttpRefusal(421, f"this server is not {host[:80]!r}", "Address it as localhost")
         if path != "/" and is_of_other_site(headers):
             raise HttpRefusal(403, "request from another site", "Open the page of this server")
-        open_to_all = path in OPEN or path.startswith(STATIC)
+        open_to_all = path in OPEN
         if self._token and not open_to_all and not self._knows(headers):
             raise HttpRefusal(
                 401,

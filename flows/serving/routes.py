@@ -57,9 +57,8 @@ class TextSearchParams(SearchParams):
 class Routes:
     """The route handlers of one service."""
 
-    def __init__(self, service: Service, token: str, *, plots: bool) -> None:
+    def __init__(self, service: Service, token: str) -> None:
         self._service = service
-        self._plots = plots
         self._version = version("penstock")
         self._token = token
         self._drawing = asyncio.Semaphore(THUMBNAILS_AT_ONCE)
@@ -169,7 +168,6 @@ class Routes:
                 "labels": service.labels.names if service.labels else [],
                 "index": {"folder": index.folder.name, "rows": index.rows} if index else None,
                 "caption_model": shown_name(config.caption_model) or None,
-                "plots": self._plots,
                 "token": bool(self._token),
                 "limits": {
                     "body_bytes": config.body_bytes,

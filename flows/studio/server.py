@@ -149,8 +149,7 @@ def studio_app(opened: Studio) -> Starlette:
         for method, handlers in (("GET", get), ("POST", post))
         for path, handler in handlers.items()
     ]
-    icon = Route("/favicon.ico", guarded(start.no_icon, opened.token))
-    return Starlette(routes=[icon, *routes], middleware=[Middleware(ThisMachineOnly)])
+    return Starlette(routes=routes, middleware=[Middleware(ThisMachineOnly)])
 
 
 def _serve(opened: Studio, listener: socket.socket, name: str, path: str) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from string import Template
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -10,7 +9,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from artifacts.endpoints import listed
 from flows.options.sift import PLACE
-from flows.results.report.page import digest, part, server_policy
+from flows.pages.document import SHARED, Document, document, part, parts
 from flows.results.run_record import RUN_RECORD
 from flows.reviewing.captions import EditRefused
 from flows.serving.json_answers import json_answer
@@ -24,29 +23,26 @@ from flows.studio.values import checked, line_of, table, words_of
 from stages.export.jobs import KINDS
 
 PAGE = "flows.studio.page"
-REVIEW = "flows.reviewing.page"
-REPORT = "flows.results.report"
-SCRIPTS = (
-    *((REPORT, name) for name in ("base.js", "windowed.js")),
-    (PAGE, "asking.js"),
-    *((REVIEW, name) for name in ("saving.js", "choosing.js", "rows.js", "cards.js")),
-    *((REVIEW, name) for name in ("replacing.js", "learning.js")),
-    *((PAGE, name) for name in ("files.js", "start.js", "runs.js", "tags.js")),
-    *((PAGE, name) for name in ("again.js", "writing.js", "following.js", "keys.js", "page.js")),
-)
-"""Parts of the page's one program, in their order."""
-STYLES = ((REPORT, "base.css"), (REVIEW, "page.css"), (PAGE, "page.css"))
+SHARED_SCRIPTS = ("base.js", "windowed.js", "asking.js", "choosing.js", "scene.js")
+SCRIPTS = ("asking.js", "saving.js", "cards.js", "panels.js", "start.js", "runs.js", "page.js")
+"""Parts of the page's script, in their order, after those that it shares with other pages."""
 PLAN_SECONDS = 300.0
 SIFTED = ("sources", "recursive", "extensions", "limit")
 """Options of a run that decide which files are marked."""
 
 
-def page_parts() -> tuple[str, str]:
-    """Return the page and its Content-Security-Policy."""
-    style = "".join(part(name, package) for package, name in STYLES)
-    script = "\n".join(["'use strict';", *(part(name, package) for package, name in SCRIPTS)])
-    html = Template(part("page.html", PAGE)).substitute(style=style, script=script)
-    return html, server_policy([digest(script)], [digest(style)]) + "; worker-src blob:"
+def page_of() -> Document:
+    """Return the page."""
+    return document(
+        "Penstock studio",
+        part("page.html", PAGE),
+        part("page.css", PAGE),
+        parts(SHARED, SHARED_SCRIPTS) + "\n" + parts(PAGE, SCRIPTS),
+        served=True,
+        img_src="'self' data:",
+        media_src="'self'",
+        worker_src="blob:",
+    )
 
 
 class StartRoutes:
@@ -54,17 +50,13 @@ class StartRoutes:
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
-        self._page = page_parts()
+        self._page = page_of()
         self._planning = asyncio.Lock()
-
-    async def no_icon(self, _: Request) -> Response:
-        """Return an empty response for the icon that browsers request."""
-        return Response(status_code=204)
 
     async def page(self, _: Request) -> Response:
         """Return the page."""
-        html, policy = self._page
-        return HTMLResponse(html, headers={"content-security-policy": policy})
+        headers = {"content-security-policy": self._page.policy}
+        return HTMLResponse(self._page.html, headers=headers)
 
     async def choices(self, _: Request) -> Response:
         """Return what the form offers."""

@@ -2,9 +2,10 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from string import Template
 from typing import Any
 from urllib.parse import quote
 
@@ -14,11 +15,11 @@ from artifacts.regular_files import odd_thing
 from flows.console.units import duration, size
 from flows.job.job_summary import computed_by
 from flows.media.media_files import writable
+from flows.pages.document import SHARED, as_json, document, part, parts
 from flows.pipelines import LABELS, SIFT
 from flows.results.export_result import ExportFound, export_in
 from flows.results.foreign_files import refuse_replacing_page
 from flows.results.report.media import FILE, captioned_media, failed_media
-from flows.results.report.page import page
 from flows.results.report.sections import (
     export_about,
     label_counts,
@@ -27,7 +28,6 @@ from flows.results.report.sections import (
     rounds_facts,
     training_facts,
 )
-from flows.results.report.sift import SCRIPTS as SIFT_SCRIPTS
 from flows.results.report.sift import sift_facts
 from flows.results.report.stages import plan_table, stage_table, timeline_of
 from flows.results.rounds import rounds_in
@@ -44,6 +44,10 @@ from flows.results.status import (
 from flows.results.tuned import training_in
 
 Rows = Iterator[tuple[str, str]]
+PACKAGE = "flows.results.report"
+SHARED_SCRIPTS = ("base.js", "charts.js", "windowed.js", "choosing.js", "scene.js")
+SCRIPTS = ("timeline.js", "sections.js", "media.js", "page.js")
+"""Parts of the page's script, in their order, after those that it shares with other pages."""
 
 
 def write_report(out: Path, to: Path | None = None) -> Path:
@@ -60,8 +64,23 @@ def write_report(out: Path, to: Path | None = None) -> Path:
 def _page(out: Path, folder: Path) -> str:
     if os.path.lexists(out / RUN_RECORD) and kind_of(record := load_record(out)) == SIFT[0].writes:
         name = writable(out.absolute().name)
-        return page(sift_facts(out, record, name), SIFT_SCRIPTS, "sift.css", thumbnails=True)
+        return page(sift_facts(out, record, name), ("base.js",), ("sift.js",))
     return page(facts(out, folder))
+
+
+def page(data: Any, shared: Sequence[str] = SHARED_SCRIPTS, own: Sequence[str] = SCRIPTS) -> str:
+    """Return the report as HTML. All user content is in `data`, which the page's script shows as
+    text and never as markup. A page of other `shared` and `own` scripts has thumbnails in it."""
+    script = "\n".join([parts(SHARED, shared), part("start.js", PACKAGE), parts(PACKAGE, own)])
+    thumbnails = "" if own is SCRIPTS else " data:"
+    return document(
+        "Penstock report",
+        Template(part("page.html", PACKAGE)).substitute(data=as_json(data)),
+        part("page.css", PACKAGE),
+        script,
+        img_src=f"file: 'self'{thumbnails}",
+        media_src="file: 'self'",
+    ).html
 
 
 def facts(out: Path, folder: Path) -> dict[str, Any]:

@@ -1,21 +1,14 @@
 // Draws the report of a sift run: histograms with movable thresholds, groups of copies, extremes.
 
-const data = JSON.parse(document.getElementById("data").textContent);
-const main = document.getElementById("main");
 const BINS = 60, HIGH = 90, ENDS = 6;
 const thresholds = {}; // name of a mark → its moved threshold
-document.getElementById("find").remove();
-document.getElementById("theme").addEventListener("click", turnTheme);
-
-function section(id, title, ...children) {
-  document.getElementById("nav").append(el("a", {href: `#${id}`}, title));
-  main.append(el("section", {id, "aria-label": title}, el("h2", {}, title), ...children));
-}
+$("find").remove();
 
 const shown = number => Number(number.toPrecision(3));
 const picture = (at, text) => el("figure", {class: "small"},
   data.thumbs[at] ? el("img", {src: data.thumbs[at], alt: "", loading: "lazy"}) : el("div", {class: "none"}),
   el("figcaption", {dir: "auto"}, data.files[at], " ", el("span", {class: "quiet"}, text)));
+const strip = pairs => pairs.map(([value, file]) => picture(file, String(value)));
 
 // What falls out by one threshold; an unknown value stays.
 const falls = (mark, value, at) => value !== null && (mark.high ? value > at : value < at);
@@ -29,57 +22,50 @@ function tell() {
   const out = data.files.filter((_, file) => moved.some(mark => falls(mark, mark.values[file], thresholds[mark.name])));
   expression.textContent = moved.map(mark => `${mark.name} ${mark.high ? "<=" : ">="} ${thresholds[mark.name]}`).join(" and ");
   const share = data.files.length ? (100 * out.length / data.files.length).toFixed(1) : "0";
-  summary.replaceChildren(`${counted(out.length, "file")} of ${data.files.length.toLocaleString("en")} (${share} %) fall out`,
+  summary.replaceChildren(`${counted(out.length, "file")} of ${grouped(data.files.length)} (${share} %) fall out`,
     moved.length ? " with --keep " : ": move a threshold below", expression);
 }
 
-function histogram(mark) {
+function markCard(mark) {
   const order = mark.values.map((value, at) => [value, at]).filter(([value]) => value !== null).sort((a, b) => a[0] - b[0]);
   // The slider goes from one value to the next, so that skewed marks use all of its length.
-  const steps = [...new Set(order.map(([value]) => value))];
-  const low = steps[0], high = steps.at(-1), span = high - low || 1;
+  const steps = [...new Set(order.map(([value]) => value))], low = steps[0], high = steps.at(-1), span = high - low || 1;
   const bins = Array(BINS).fill(0);
   for (const [value] of order) bins[Math.min(BINS - 1, Math.floor((value - low) / span * BINS))] += 1;
-  const most = Math.max(...bins);
-  const bars = bins.map((count, at) => draw("rect", {class: "bar", x: at, width: .9,
-    y: HIGH * (1 - Math.sqrt(count / most)), height: HIGH * Math.sqrt(count / most)}));
-  const line = draw("line", {class: "cut", y1: 0, y2: HIGH});
-  const start = mark.high ? steps.length - 1 : 0;
+  const drawn = bars(bins, HIGH, Math.sqrt), line = draw("line", {class: "cut", y1: 0, y2: HIGH}), start = mark.high ? steps.length - 1 : 0;
   const slider = el("input", {type: "range", min: 0, max: steps.length - 1, value: start, "aria-label": `threshold of ${mark.name}`});
   const text = el("p", {class: "quiet"}), near = el("div", {class: "strip"});
   function moved() {
     const at = steps[slider.value], place = (at - low) / span * BINS;
-    line.setAttribute("x1", place);
-    line.setAttribute("x2", place);
-    bars.forEach((bar, number) => bar.classList.toggle("out", mark.high ? number >= place : number + 1 <= place));
+    set(line, {x1: place, x2: place});
+    drawn.forEach((bar, number) => bar.classList.toggle("out", mark.high ? number >= place : number + 1 <= place));
     const out = order.filter(([value]) => falls(mark, value, at));
     slider.setAttribute("aria-valuetext", at);
     if (Number(slider.value) === start) delete thresholds[mark.name];
     else thresholds[mark.name] = at;
     text.textContent = `${mark.high ? "above" : "below"} ${at}: ${counted(out.length, "file")}`;
     // The last ones to fall out are the ones to look at.
-    const last = mark.high ? out.slice(0, ENDS) : out.slice(-ENDS);
-    near.replaceChildren(...last.map(([value, file]) => picture(file, String(value))));
+    near.replaceChildren(...strip(mark.high ? out.slice(0, ENDS) : out.slice(-ENDS)));
     tell();
   }
   slider.addEventListener("input", moved);
   if (steps.length > 1) moved();
   const ends = [...order.slice(0, ENDS), ...order.slice(Math.max(ENDS, order.length - ENDS))];
-  const [first, second] = mark.high ? ["best", "worst"] : ["worst", "best"];
-  return el("article", {class: "card mark", id: `mark-${mark.name}`}, el("h3", {}, mark.name, el("span", {class: "quiet"}, ` ${mark.text}`)),
-    draw("svg", {viewBox: `0 0 ${BINS} ${HIGH}`, preserveAspectRatio: "none", role: "img", "aria-label": `histogram of ${mark.name}`}, bars, line),
-    steps.length > 1 ? slider : null, el("p", {class: "ends quiet"}, [...new Set([low, high])].map(end => el("span", {}, shown(end)))), text, near,
-    el("details", {}, el("summary", {}, `${first} and ${second}`),
-      el("div", {class: "strip"}, ends.map(([value, file]) => picture(file, String(value))))));
+  return el("article", {class: "card mark", id: `mark-${mark.name}`},
+    el("h3", {}, mark.name, el("span", {class: "quiet"}, ` ${mark.text}`)),
+    draw("svg", {viewBox: `0 0 ${BINS} ${HIGH}`, preserveAspectRatio: "none", role: "img", "aria-label": `histogram of ${mark.name}`},
+      drawn, line),
+    steps.length > 1 ? slider : null,
+    el("p", {class: "ends quiet"}, [...new Set([low, high])].map(end => el("span", {}, shown(end)))), text, near,
+    el("details", {}, el("summary", {}, mark.high ? "best and worst" : "worst and best"), el("div", {class: "strip"}, strip(ends))));
 }
 
-section("run", "Sift", el("p", {class: "quiet"}, `${data.name} · ${data.state}`),
-  el("dl", {class: "totals"}, data.totals.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))),
-  data.marked > data.files.length ? el("p", {class: "quiet"}, `shown: a sample of ${data.files.length.toLocaleString("en")} files`) : null, summary);
-section("marks", "Marks", data.marks.map(histogram));
+section("run", "Sift", el("p", {class: "quiet"}, `${data.name} · ${data.state}`), definitions(data.totals, {class: "totals"}),
+  data.marked > data.files.length ? el("p", {class: "quiet"}, `shown: a sample of ${grouped(data.files.length)} files`) : null, summary);
+section("marks", "Marks", data.marks.map(markCard));
 tell();
-if (data.groups.length) section("copies", "Copies", data.groups.map(group => el("article", {class: "card"},
-  el("h3", {}, counted(group.size, "file"), el("span", {class: "quiet"}, group.kind === "similar" ? " alike by vectors" : " with the same picture")),
-  el("div", {class: "strip"}, group.members.map((file, at) => picture(file, at ? "" : "best"))))));
+if (data.groups.length) section("copies", "Copies", data.groups.map(({size: count, kind, members}) => el("article", {class: "card"},
+  el("h3", {}, counted(count, "file"), el("span", {class: "quiet"}, kind === "similar" ? " alike by vectors" : " with the same picture")),
+  el("div", {class: "strip"}, members.map((file, at) => picture(file, at ? "" : "best"))))));
 if (data.left.length) section("left", "Left out", table(["file", "why"], data.left.slice(0, 1000)));
 if (data.failures.length) section("failures", "Failures", table(["file", "why"], data.failures));

@@ -17,8 +17,6 @@ from flows.results.sifted.names import LEFT_OUT_FILE, MARKS_FILE
 from flows.results.thumbnails import data_address
 from flows.results.trust import belief_in
 
-SCRIPTS = ("base.js", "sift.js")
-"""Scripts of the page, in order."""
 MOST_FILES = 20_000
 """Most files whose values are on the page; of more, a sample evenly over all."""
 GROUPS, MEMBERS = 40, 6

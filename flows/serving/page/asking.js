@@ -1,41 +1,43 @@
-// Requests to the server that this page came from: sent with progress, read as they come, and
-// asked again where the server says when.
+// Requests to this server: asked again where it says when, and after the token was entered, which the browser then keeps as a cookie that
+// no script can read.
 
-const $ = id => document.getElementById(id);
 const TRIES = 6, LONGEST_SECONDS = 60, BUSY = [429, 503];
+const say = text => { $("said").textContent = text; };
+const brief = seconds => seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`;
+const askedAgain = (seconds, why) => `${why.message.replace(/\.$/, "")}: asked again in ${brief(seconds)}`;
 
-const sentence = text => text ? text[0].toUpperCase() + text.slice(1) + (/[.!?…]$/.test(text) ? "" : ".") : "";
+const token = {
+  waiting: null,
 
-// What the server refuses, or that it cannot be reached.
-class Refusal extends Error {
-  constructor(error, hint = "", status = 0) { super(sentence(error)); Object.assign(this, {hint: sentence(hint), status}); }
-}
+  // Done when the server took a token; all requests that were refused wait for the same.
+  entered() {
+    this.waiting ||= new Promise(done => {
+      this.done = done;
+      $("token").hidden = false;
+      $("token-value").focus();
+    });
+    return this.waiting;
+  },
 
-// One request; XMLHttpRequest, because fetch does not tell how much of a body has been sent.
-function once(method, path, {body = null, headers = {}, sent = null, heard = null, signal = null, kind = ""} = {}) {
-  return new Promise((answered, failed) => {
-    const request = new XMLHttpRequest();
-    request.open(method, path);
-    request.responseType = kind;
-    for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
-    if (sent) request.upload.addEventListener("progress", event => sent(event.total ? event.loaded / event.total : 1));
-    if (heard) request.addEventListener("progress", () => { if (request.status === 200) heard(request.responseText); });
-    request.addEventListener("load", () => answered(request));
-    request.addEventListener("error", () => failed(new Refusal("The server does not answer.", "See whether penstock serve still runs where it was started.")));
-    request.addEventListener("abort", () => failed(new Refusal("Stopped.")));
-    signal?.addEventListener("abort", () => request.abort());
-    request.send(body);
-  });
-}
-
-async function refusal(request) {
-  const text = request.responseType === "blob" ? await request.response.text() : request.responseText;
-  try {
-    const {error, hint} = JSON.parse(text);
-    if (error) return new Refusal(error, hint, request.status);
-  } catch { /* something between here and the server answered */ }
-  return new Refusal(`The server answered ${request.status} ${request.statusText}.`, "", request.status);
-}
+  async send() {
+    complain($("token-error"), null);
+    try {
+      const request = await once("POST", "/v1/session", {headers: {Authorization: `Bearer ${$("token-value").value.trim()}`}});
+      if (request.status === 401) throw new Refusal("That is not the token.", "Copy the whole line of the file.");
+      if (request.status >= 300) throw await refusal(request);
+    } catch (error) {
+      complain($("token-error"), error);
+      $("token-value").select();
+      return;
+    }
+    $("token-value").value = "";
+    $("token").hidden = true;
+    say("The token was taken.");
+    this.waiting = null;
+    this.done();
+  },
+};
+$("token").addEventListener("submit", event => { event.preventDefault(); token.send(); });
 
 const pause = (seconds, signal) => new Promise((done, failed) => {
   const timer = setTimeout(done, 1000 * seconds);
@@ -43,22 +45,21 @@ const pause = (seconds, signal) => new Promise((done, failed) => {
 });
 
 // A request that waits for the token where one is asked for, and comes again a few times where the
-// server is busy; `waits` is called with the number of seconds.
-async function ask(method, path, options = {}) {
+// server is busy; `waits` is called with what it waits for.
+async function ask(method, path, settings = {}) {
   for (let tries = 1; ; tries++) {
-    const request = await once(method, path, options);
+    const request = await once(method, path, settings);
     if (request.status < 300) return request;
     if (request.status === 401) { await token.entered(); continue; }
-    const told = await refusal(request);
-    const after = Number(request.getResponseHeader("Retry-After"));
-    if (!BUSY.includes(request.status) || !after || tries === TRIES) throw told;
+    const why = await refusal(request), after = Number(request.getResponseHeader("Retry-After"));
+    if (!BUSY.includes(request.status) || !after || tries === TRIES) throw why;
     const seconds = Math.min(LONGEST_SECONDS, after) * (1 + Math.random() / 4); // or all come back at once
-    options.waits?.(seconds, told);
-    await pause(seconds, options.signal);
+    settings.waits?.(askedAgain(seconds, why));
+    await pause(seconds, settings.signal);
   }
 }
 
-const asked = async (method, path, options) => JSON.parse((await ask(method, path, options)).responseText);
+const asked = async (method, path, settings) => JSON.parse((await ask(method, path, settings)).responseText);
 
 // An address with what is known of its query.
 function address(path, query) {
@@ -78,21 +79,27 @@ function events(pass) {
 }
 
 // At most so many at a time, first come first served.
-function gate(most) {
+function gate(places) {
   const waiting = [];
   let inside = 0;
-  const next = () => { if (inside < most && waiting.length) { inside++; waiting.shift()(); } };
+  const next = () => { if (inside < places && waiting.length) { inside++; waiting.shift()(); } };
   return async work => {
     await new Promise(enter => { waiting.push(enter); next(); });
     try { return await work(); } finally { inside--; next(); }
   };
 }
 
-// What went wrong, beside what it is about.
-function complain(place, error) {
-  place.hidden = !error;
-  place.replaceChildren(...(error ? told(error) : []));
+// The arrows go from one to the next, so that Tab goes past all of them at once.
+function roving(list, selector) {
+  const all = () => [...list.querySelectorAll(selector)];
+  const choose = one => all().forEach(each => { each.tabIndex = each === one ? 0 : -1; });
+  list.addEventListener("keydown", event => {
+    const those = all(), at = those.indexOf(document.activeElement);
+    const to = {ArrowDown: at + 1, ArrowRight: at + 1, ArrowUp: at - 1, ArrowLeft: at - 1, Home: 0, End: those.length - 1}[event.key];
+    if (at < 0 || to === undefined || isModified(event)) return;
+    event.preventDefault();
+    those[to]?.focus();
+  });
+  list.addEventListener("focusin", event => { if (event.target.matches(selector)) choose(event.target); });
+  return {first: () => choose(all()[0])};
 }
-
-const told = error => [error.message, " ", error.hint ? el("span", {class: "hint"}, error.hint) : ""];
-const say = text => { $("said").textContent = text; };

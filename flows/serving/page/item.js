@@ -2,7 +2,6 @@
 
 const PLAYED = /\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|ts|ogv|3gp|wmv|flv)$/i;
 const isClip = file => file.type.startsWith("video/") || (!file.type && PLAYED.test(file.name));
-const brief = seconds => seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`;
 const fileName = file => file.name || (isClip(file) ? "a clip" : "a picture");
 // Of each half one, where there are two.
 const precise = precision => typeof precision === "object" ? [...new Set(Object.values(precision ?? {}))].join(" and ") : precision;
@@ -11,8 +10,8 @@ let made = 0;
 class Item {
   // `changed` is called when it is done with something; `like` is given a picture to seek by.
   constructor(file, {changed, like, remove}) {
-    Object.assign(this, {file, changed, name: fileName(file), clip: isClip(file), state: "waiting", stopper: null, answers: {labels: "", caption: ""}});
-    this.url = URL.createObjectURL(file);
+    Object.assign(this, {file, changed, name: fileName(file), clip: isClip(file), state: "waiting", stopper: null,
+      answers: {labels: "", caption: ""}, url: URL.createObjectURL(file)});
     this.node = this.clip
       ? el("video", {controls: true, muted: true, playsinline: true, preload: "metadata", "aria-label": this.name})
       : el("img", {alt: this.name, decoding: "async"});
@@ -24,12 +23,11 @@ class Item {
     this.captions = new Captions(seconds => this.times.go(seconds));
     this.facts = el("p", {class: "facts quiet"}, size(file.size));
     this.parts = {labels: this.part("Labels", this.bars.box), caption: this.part("Caption", this.captions.box)};
-    const id = `item-${++made}`, button = (text, act, attributes = {}) =>
-      el("button", {type: "button", "aria-label": `${text}: ${this.name}`, click: act, ...attributes}, text);
-    this.alike = button("More like this", () => like(this), {hidden: true});
+    const id = `item-${++made}`, act = (text, run) => button(text, run, {"aria-label": `${text}: ${this.name}`});
+    this.alike = set(act("More like this", () => like(this)), {hidden: true});
     this.box = el("article", {class: "card item", "aria-labelledby": id},
       el("div", {class: "head"}, el("h3", {id, dir: "auto"}, this.name), this.facts,
-        el("span", {class: "acts"}, this.alike, button("Remove", () => remove(this)))),
+        el("span", {class: "acts"}, this.alike, act("Remove", () => remove(this)))),
       el("div", {class: "pair"}, el("div", {class: "side"}, this.scene.box, this.times.box),
         el("div", {class: "side"}, this.parts.labels.box, this.parts.caption.box)));
   }
@@ -49,12 +47,11 @@ class Item {
   // Ask for what is wished; an earlier answer to the same stays until the new one is there.
   async run({labels, caption, own, prompt}) {
     this.stopper?.abort();
-    const stopper = this.stopper = new AbortController();
+    const stopper = this.stopper = new AbortController(), {signal} = stopper, parts = [];
     this.state = "busy";
     this.changed();
-    const parts = [];
-    if (labels) parts.push(this.ask("labels", LABELS_GATE, stopper, part => this.askLabels(part, own, stopper.signal)));
-    if (caption) parts.push(this.ask("caption", CAPTION_GATE, stopper, part => this.askCaption(part, prompt, stopper.signal)));
+    if (labels) parts.push(this.ask("labels", LABELS_GATE, stopper, part => this.askLabels(part, own, signal)));
+    if (caption) parts.push(this.ask("caption", CAPTION_GATE, stopper, part => this.askCaption(part, prompt, signal)));
     this.parts.labels.box.hidden = !labels;
     this.parts.caption.box.hidden = !caption;
     const well = await Promise.all(parts);
@@ -83,16 +80,15 @@ class Item {
   }
 
   // Sends a request and shows its progress.
-  options(part, doing, signal) {
-    const large = this.file.size > 2e6;
-    part.state.textContent = doing;
-    return {body: this.file, signal, headers: this.file.type ? {} : {"Content-Type": "application/octet-stream"},
-      sent: share => { part.state.textContent = large && share < 1 ? `sending, ${Math.round(100 * share)} %` : doing; },
-      waits: (seconds, why) => { part.state.textContent = `${why.message.replace(/\.$/, "")}: asked again in ${brief(seconds)}`; }};
+  settings(part, signal) {
+    const large = this.file.size > 2e6, tell = text => { part.state.textContent = text; };
+    tell("looking");
+    return {body: this.file, signal, headers: this.file.type ? {} : {"Content-Type": "application/octet-stream"}, waits: tell,
+      sent: share => tell(large && share < 1 ? `sending, ${Math.round(100 * share)} %` : "looking")};
   }
 
   async askLabels(part, own, signal) {
-    const answer = await asked("POST", address("/v1/label", {labels: own, top: 8}), this.options(part, "looking", signal));
+    const answer = await asked("POST", address("/v1/label", {labels: own, top: 8}), this.settings(part, signal));
     part.content.hidden = false;
     this.size = [answer.width, answer.height];
     this.scene.shape(...this.size);
@@ -113,17 +109,19 @@ class Item {
   }
 
   async askCaption(part, prompt, signal) {
-    let answer = null, failed = null, begun = false;
+    let answer = null, failed = null;
     const heard = events(event => {
       if (event.error) failed = new Refusal(event.error, event.hint);
       else if (event.done) answer = event;
-      else { if (!begun) part.state.textContent = "writing"; begun = true; this.captions.add(event); }
+      else {
+        if (!this.captions.chunks.size) part.state.textContent = "writing";
+        this.captions.add(event);
+      }
     });
     part.content.hidden = false;
     this.captions.begin();
     try {
-      const options = this.options(part, "looking", signal);
-      const request = await ask("POST", address("/v1/caption", {prompt, stream: 1}), {...options, heard});
+      const request = await ask("POST", address("/v1/caption", {prompt, stream: 1}), {...this.settings(part, signal), heard});
       heard(request.responseText);
       if (failed || !answer) throw failed || new Refusal("The caption ended before its time.", "Ask again.");
     } finally {
@@ -131,13 +129,13 @@ class Item {
     }
     this.captions.done(answer.captions);
     this.tell("caption", answer);
-    say(`${this.name}: ${answer.captions.map(one => one.caption).join(" ")}`);
+    say(`${this.name}: ${joined(answer.captions.map(one => one.caption), " ")}`);
   }
 
   // Who answered, and how fast.
   tell(kind, {model, precision, seconds, cached}) {
-    this.answers[kind] = `${kind} by ${[model, precise(precision)].filter(Boolean).join(" ")}, ${brief(seconds)}${cached ? ", from the store" : ""}`;
-    this.facts.textContent = [this.size?.[0] ? this.size.join(" × ") : size(this.file.size), ...Object.values(this.answers)].filter(Boolean).join(" · ");
+    this.answers[kind] = `${kind} by ${joined([model, precise(precision)], " ")}, ${brief(seconds)}${cached ? ", from the store" : ""}`;
+    this.facts.textContent = joined([this.size?.[0] ? this.size.join(" × ") : size(this.file.size), ...Object.values(this.answers)]);
   }
 
   // What is seen of it now, as a picture to seek by: of a clip the frame that is shown.

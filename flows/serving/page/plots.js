@@ -1,120 +1,127 @@
-// Live plots by plotly, each with its latest figures as text above it; and the halves as a table.
+// Live plots of the last ten minutes, a point a second, asked for while somebody looks at them; and the halves as a table.
 
-const plain = value => value === null ? "–" : value.toLocaleString("en", {maximumFractionDigits: value < 10 ? 1 : 0});
-const bytes = value => value === null ? "–" : size(value);
-const seconds = value => value === null ? "–" : brief(value);
-const answered = ({requests, refused, failed}) => requests - refused - failed;
-const batch = ({batches, pictures}) => batches ? pictures / batches : null;
-
-// A second between two without figures, which a line alone would not show.
-const unknown = value => value === null || value === undefined;
-const lone = (values, at) => unknown(values[at - 1]) && unknown(values[at + 1]);
-
-// A budget far above would press the curve flat; it is named instead.
-const FAR = 4;
-const isFar = points => FAR * points.reduce((most, point) => Math.max(most, point.memory_bytes), 0) < latest(points, "budget_bytes");
-
-// Each line: its name, its colour, its value of a point, its value now, and its text.
-const PLOTS = [
-  {id: "latency", title: "Latency", suffix: "s", lines: [
-    {name: "p50", colour: "--frames", of: point => point.p50, now: points => latest(points, "p50"), tell: seconds},
-    {name: "p99", colour: "--encode", of: point => point.p99, now: points => latest(points, "p99"), tell: seconds}]},
-  {id: "throughput", title: "Requests a second", suffix: "", lines: [
-    {name: "answered", colour: "--frames", of: answered, now: points => mean(points.map(point => ({answered: answered(point)})), "answered"), tell: plain},
-    {name: "refused", colour: "--encode", of: point => point.refused, now: points => mean(points, "refused"), tell: plain},
-    {name: "failed", colour: "--violet", of: point => point.failed, now: points => mean(points, "failed"), tell: plain}]},
-  {id: "batch", title: "Pictures in a batch, and waiting", suffix: "", lines: [
-    {name: "in a batch", colour: "--decode", of: batch, now: points => batch(points.findLast(point => point.batches) || {}), tell: plain},
-    {name: "waiting", colour: "--encode", of: point => point.queued, now: points => latest(points, "queued"), tell: plain}]},
-  {id: "memory", title: "Memory and budget", suffix: "B", lines: [
-    {name: "taken", colour: "--frames", of: point => point.memory_bytes, now: points => latest(points, "memory_bytes"), tell: bytes},
-    {name: "budget", colour: "--quiet", dash: "dash", of: point => isFar(stats.points) ? null : point.budget_bytes,
-      now: points => latest(points, "budget_bytes"), tell: value => bytes(value) + (isFar(stats.points) ? ", far above" : "")}]},
-];
-
+const KEPT_SECONDS = 600, FAR = 4;
 // How far back is drawn, seconds, and how far apart the marks are: no further than something is known.
 const REACHES = [[60, 15], [120, 30], [300, 60], [KEPT_SECONDS, 120]];
 const ago = seconds => !seconds ? "now" : seconds % 60 ? `${seconds} s` : `${seconds / 60} min`;
 
+const or = text => value => value === null || value === undefined ? "–" : text(value);
+const plain = or(value => value.toLocaleString("en", {maximumFractionDigits: value < 10 ? 1 : 0}));
+const bytes = or(size);
+const seconds = or(brief);
+const answered = ({requests, refused, failed}) => requests - refused - failed;
+const batch = ({batches, pictures}) => batches ? pictures / batches : null;
+const known = values => values.filter(value => value !== null && value !== undefined);
+// Now is the last second in which something is known, or a mean over the last ten, so that it can be read.
+const latest = values => known(values).at(-1) ?? null;
+const mean = values => known(values.slice(-10)).reduce((sum, value, _, {length}) => (sum ?? 0) + value / length, null);
+// A budget far above would press the curve flat; it is named instead.
+const isFar = points => FAR * most([0, ...points.map(point => point.memory_bytes)]) < latest(points.map(point => point.budget_bytes));
+
+// Each line: its name, its colour, its value of a point, and its value now of all of those.
+const PLOTS = [
+  {id: "latency", title: "Latency", tell: seconds, lines: [
+    {name: "p50", colour: "frames", of: point => point.p50, now: latest},
+    {name: "p99", colour: "encode", of: point => point.p99, now: latest}]},
+  {id: "throughput", title: "Requests a second", tell: plain, lines: [
+    {name: "answered", colour: "frames", of: answered, now: mean},
+    {name: "refused", colour: "encode", of: point => point.refused, now: mean},
+    {name: "failed", colour: "violet", of: point => point.failed, now: mean}]},
+  {id: "batch", title: "Pictures in a batch, and waiting", tell: plain, lines: [
+    {name: "in a batch", colour: "decode", of: batch, now: latest},
+    {name: "waiting", colour: "encode", of: point => point.queued, now: latest}]},
+  {id: "memory", title: "Memory and budget", tell: bytes, lines: [
+    {name: "taken", colour: "frames", of: point => point.memory_bytes, now: latest},
+    {name: "budget", colour: "quiet", of: point => point.budget_bytes, now: latest, isFar}]},
+];
+
 const plots = {
-  ready: false, width: 0,
+  points: [], halves: [], now: 0, timer: 0, asking: false,
 
   start() {
-    const {plotly} = $("load").dataset;
-    $("plots").replaceChildren(...PLOTS.map(plot => this.figure(plot, plotly)));
-    if (!plotly) $("plots").after(el("p", {class: "quiet", id: "no-plotly"},
-      "The plots are drawn by plotly, which is not installed: ", el("code", {}, "pip install 'penstock[serve]'"), ", then start the server again."));
-    stats.listeners.push(() => this.show());
-    stats.watch($("load"));
-    new ResizeObserver(([{contentRect}]) => { if (contentRect.width !== this.width) { this.width = contentRect.width; this.draw(); } }).observe($("plots"));
+    $("plots").replaceChildren(...PLOTS.map(plot => this.figure(plot)));
+    new IntersectionObserver(([entry]) => { this.shown = entry.isIntersecting; this.turn(); }, {rootMargin: "200px"}).observe($("load"));
+    document.addEventListener("visibilitychange", () => this.turn());
+    new ResizeObserver(() => requestAnimationFrame(() => this.draw())).observe($("plots"));
   },
 
-  figure(plot, plotly) {
-    plot.values = plot.lines.map(line => el("dd", {}, "–"));
-    plot.place = el("div", {class: "drawn", role: "img", "aria-label": `${plot.title}, of the last ten minutes`, hidden: !plotly});
+  turn() {
+    clearInterval(this.timer);
+    if (!this.shown || document.hidden) return;
+    this.timer = setInterval(() => this.read(), 1000);
+    this.read();
+  },
+
+  async read() {
+    if (this.asking) return;
+    this.asking = true;
+    try {
+      const last = this.points.at(-1)?.time ?? null, answer = await asked("GET", address("/v1/stats", {since: last}));
+      if (answer.now < this.now) this.points = []; // another server than before
+      const fresh = answer.points.filter(point => last === null || point.time > last || answer.now < this.now);
+      this.points = [...this.points, ...fresh].filter(point => point.time > answer.now - KEPT_SECONDS - 1);
+      Object.assign(this, {now: answer.now, halves: answer.halves});
+      complain($("stats-error"), null);
+      this.show();
+    } catch (error) {
+      complain($("stats-error"), error);
+    } finally {
+      this.asking = false;
+    }
+  },
+
+  figure(plot) {
+    Object.assign(plot, {at: null, tip: el("div", {class: "tip", hidden: true}), values: plot.lines.map(() => el("dd", {}, "–"))});
+    const point = at => () => { plot.at = at; this.drawOne(plot); };
+    plot.place = el("div", {class: "drawn", pointerleave: point(null), pointermove: event => {
+      const {left} = plot.place.getBoundingClientRect();
+      point(event.clientX - left)();
+    }});
+    const value = ({colour, name}, at) => el("div", {class: `of-${colour}`}, el("dt", {}, name), plot.values[at]);
     return el("figure", {class: "card", id: `plot-${plot.id}`}, el("figcaption", {class: "head"}, el("h3", {}, plot.title),
-      el("dl", {class: "values"}, plot.lines.map((line, at) => el("div", {class: `of${line.colour}`}, el("dt", {}, line.name), plot.values[at])))), plot.place);
-  },
-
-  // Five megabytes, and so only once somebody looks. The policy lets this script run and no other.
-  load() {
-    const {plotly, styled} = $("load").dataset;
-    if (!plotly || this.asked) return;
-    this.asked = true;
-    // Styles of maps, which plotly leaves out where something of their name is.
-    document.head.append(...styled.split(" ").filter(Boolean).map(id => el("template", {id})));
-    document.head.append(el("script", {src: "/static/plotly.min.js", integrity: plotly, load: () => { this.ready = true; this.draw(); },
-      error: () => complain($("stats-error"), new Refusal("The plots could not be loaded.", "Reload the page; the figures are live all the same."))}));
+      el("dl", {class: "values"}, plot.lines.map(value))), el("div", {class: "plot"}, plot.place, plot.tip));
   },
 
   show() {
-    this.load();
-    for (const {lines, values} of PLOTS) lines.forEach((line, at) => { values[at].textContent = line.tell(line.now(stats.points)); });
-    const rows = stats.halves.map(half => [half.name, half.state, bytes(half.memory_bytes), bytes(half.budget_bytes), plain(half.batch)]);
+    for (const {lines, values, tell} of PLOTS) lines.forEach((line, at) => {
+      values[at].textContent = tell(line.now(this.points.map(line.of))) + (line.isFar?.(this.points) ? ", far above" : "");
+    });
+    const rows = this.halves.map(half => [half.name, half.state, bytes(half.memory_bytes), bytes(half.budget_bytes), plain(half.batch)]);
     const made = table(["half", "state", "memory", "budget", "batch"], rows);
     if (made.textContent !== $("halves").textContent) $("halves").replaceChildren(made);
     this.draw();
   },
 
-  draw() {
-    if (!this.ready || document.hidden || !stats.points.length) return;
-    const probe = $("about"), {fontFamily: family} = getComputedStyle(probe), colour = name => this.colour(probe, name);
-    for (const plot of PLOTS) {
-      const lines = plot.lines.map(line => this.line(line, colour));
-      Plotly.react(plot.place, lines, this.layout(plot, colour, family), {displayModeBar: false, showTips: false});
-    }
+  draw() { if (this.points.length && !document.hidden) PLOTS.forEach(plot => this.drawOne(plot)); },
+
+  drawOne(plot) {
+    const wide = plot.place.clientWidth, ages = this.points.map(point => this.now - point.time);
+    if (!wide || !ages.length) return;
+    const lines = plot.lines.filter(line => !line.isFar?.(this.points)).map(line => ({...line, values: this.points.map(line.of)}));
+    const [reach, step] = REACHES.find(([far]) => ages[0] <= far) || REACHES.at(-1), values = known(lines.flatMap(line => line.values));
+    const says = `${plot.title}, of the last ten minutes`, format = value => value ? plot.tell(value) : "0";
+    plot.place.replaceChildren(chart({says, values: [0, ...values], low: 0, format, wide, tall: 190}, ({x, y, foot, top, bottom}) => {
+      const place = age => x(1 - age / reach), far = ages.map(age => Math.abs(place(age) - plot.at));
+      const at = plot.at === null ? -1 : far.indexOf(least(far));
+      this.tell(plot, at, place(ages[at]), ages, lines, wide);
+      return [Array.from({length: reach / step + 1}, (_, n) => note(place(n * step), foot, n ? "middle" : "end", ago(n * step))),
+        at < 0 ? null : upright("cursor", place(ages[at]), top, bottom), lines.map(line => this.line(line, place, y, ages))];
+    }));
   },
 
-  // Plotly reads no light-dark(): it gets the colours that the browser computed.
-  colour(probe, name) {
-    probe.style.color = `var(${name})`;
-    const found = getComputedStyle(probe).color;
-    probe.style.color = "";
-    return found;
+  // What is known on both sides of a second without figures is not joined; a second alone is a point.
+  line({colour, values}, x, y, ages) {
+    const runs = [[]];
+    values.forEach((value, at) => { if (known([value]).length) runs.at(-1).push([x(ages[at]), y(value)]); else runs.push([]); });
+    return runs.filter(run => run.length).map(run => run.length > 1 ? draw("path", {class: `curve of-${colour}`, d: path(run)})
+      : draw("circle", {class: `dot of-${colour}`, cx: run[0][0], cy: run[0][1], r: 2}));
   },
 
-  line({name, colour, dash, of, tell}, found) {
-    const values = stats.points.map(of), color = found(colour);
-    return {
-      name, type: "scatter", mode: "lines+markers", x: stats.points.map(point => stats.now - point.time), y: values, connectgaps: false,
-      line: {color, width: 1.4, dash}, marker: {size: values.map((value, at) => lone(values, at) ? 4 : 0), color, line: {width: 0}},
-      text: values.map(value => tell(value ?? null)), hovertemplate: "%{text}",
-    };
-  },
-
-  layout({suffix}, colour, family) {
-    const none = "rgba(0,0,0,0)", quiet = colour("--quiet"), known = stats.now - stats.points[0].time;
-    const [reach, step] = REACHES.find(([most]) => known <= most) || REACHES[REACHES.length - 1];
-    const marks = Array.from({length: reach / step + 1}, (_, at) => at * step);
-    const axis = {color: quiet, gridcolor: colour("--faint"), linecolor: colour("--line"), zeroline: false, fixedrange: true,
-      ticks: "outside", tickcolor: none};
-    return {
-      height: 190, width: $("plots").querySelector(".drawn").clientWidth, margin: {l: 52, r: 20, t: 8, b: 28},
-      showlegend: false, dragmode: false, hovermode: "x unified", paper_bgcolor: none, plot_bgcolor: none,
-      font: {family, size: 12, color: quiet},
-      hoverlabel: {bgcolor: colour("--card"), bordercolor: colour("--line"), font: {color: colour("--ink"), size: 12}},
-      xaxis: {...axis, ticklen: 5, range: [reach, 0], tickvals: marks, ticktext: marks.map(ago), unifiedhovertitle: {text: "%{x:.0f} s ago"}},
-      yaxis: {...axis, ticklen: 3, rangemode: "tozero", nticks: 5, ticksuffix: suffix, tickformat: suffix ? "~s" : "", exponentformat: "SI"},
-    };
+  tell({tip, tell}, at, x, ages, lines, wide) {
+    tip.hidden = at < 0;
+    if (tip.hidden) return;
+    tip.replaceChildren(el("b", {}, `${ages[at].toFixed(0)} s ago`), ...lines.map(({name, colour, values}) =>
+      el("div", {class: `row of-${colour}`}, `${name} ${tell(values[at])}`)));
+    placeTip(tip, x, wide);
   },
 };

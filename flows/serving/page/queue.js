@@ -9,15 +9,15 @@ const queue = {
   // What the server can do decides what can be wished.
   start(info) {
     this.info = info;
-    const named = info.labels?.length ? info.labels : null;
+    const named = info.labels?.length ? info.labels : null, {body_bytes: bytes, pixels} = info.limits || {};
     $("wants-labels").hidden = !info.model;
     $("wants-caption").hidden = !info.caption_model;
     $("want-labels").checked = Boolean(info.model);
     $("want-caption").checked = Boolean(info.caption_model && !info.model);
     $("kinds").hidden = !(info.model && info.caption_model);
-    $("labels").placeholder = named ? `the server’s: ${named.slice(0, 3).join(", ")}${named.length > 3 ? ", …" : ""}` : "a red circle, a dog, snow";
-    const {body_bytes: bytes, pixels} = info.limits || {};
-    $("limits").textContent = [bytes ? `up to ${size(bytes)} each` : "", pixels ? `${Math.round(pixels / 1e6)} megapixels` : ""].filter(Boolean).join(", ");
+    $("labels").placeholder = !named ? "a red circle, a dog, snow"
+      : `the server’s: ${joined([...named.slice(0, 3), named.length > 3 && "…"], ", ")}`;
+    $("limits").textContent = joined([bytes && `up to ${size(bytes)} each`, pixels && `${Math.round(pixels / 1e6)} megapixels`], ", ");
     this.wish();
     for (const item of this.items) if (item.state === "waiting") this.ask(item);
   },
@@ -28,13 +28,9 @@ const queue = {
     $("prompt-field").hidden = $("wants-caption").hidden || !$("want-caption").checked;
   },
 
-  wishes: () => ({
-    labels: !$("labels-field").hidden, caption: !$("prompt-field").hidden,
-    own: $("labels").value.split(",").map(name => name.trim()).filter(Boolean).join(","), prompt: $("prompt").value.trim(),
-  }),
-
   add(files) {
-    const found = [...files].map(file => new Item(file, {changed: () => this.tell(), like: item => search.like(item), remove: item => this.remove(item)}));
+    const acts = {changed: () => this.tell(), like: item => search.like(item), remove: item => this.remove(item)};
+    const found = [...files].map(file => new Item(file, acts));
     this.items.unshift(...found);
     $("items").prepend(...found.map(item => item.box));
     this.tell();
@@ -42,13 +38,17 @@ const queue = {
   },
 
   ask(item) {
-    const wishes = this.wishes(), most = this.info.limits?.body_bytes, {labels} = item.parts;
-    if (most && item.file.size > most) {
-      labels.box.hidden = false;
-      item.state = "failed";
-      complain(labels.error, new Refusal(`It is ${size(item.file.size)}, and the server takes ${size(most)}.`, "Make it smaller, or label the file with penstock label, which has no such limit."));
-      this.tell();
-    } else item.run(wishes);
+    const allowed = this.info.limits?.body_bytes, {labels} = item.parts;
+    const own = joined($("labels").value.split(",").map(name => name.trim()), ",");
+    if (!allowed || item.file.size <= allowed) {
+      item.run({labels: !$("labels-field").hidden, caption: !$("prompt-field").hidden, own, prompt: $("prompt").value.trim()});
+      return;
+    }
+    labels.box.hidden = false;
+    item.state = "failed";
+    complain(labels.error, new Refusal(`It is ${size(item.file.size)}, and the server takes ${size(allowed)}.`,
+      "Make it smaller, or label the file with penstock label, which has no such limit."));
+    this.tell();
   },
 
   remove(item) {
@@ -65,35 +65,16 @@ const queue = {
     $("line").hidden = !all;
     $("progress").value = all ? (done + failed) / all : 0;
     $("progress").hidden = done + failed === all;
-    $("progress-told").textContent = [`${done} of ${counted(all, "file")} done`, failed ? `${failed} failed` : ""].filter(Boolean).join(", ");
+    $("progress-told").textContent = joined([`${done} of ${counted(all, "file")} done`, failed && `${failed} failed`], ", ");
   },
 };
 
-// Files that are dropped or pasted: over the search they are sought by, elsewhere looked at.
-function take(files, target) {
+// Over the search files are sought by, elsewhere looked at.
+onDrop(document, (files, target) => {
   if (!files.length) return;
   if (search.able && target instanceof Element && target.closest("#search")) search.byPicture(files[0], fileName(files[0]));
   else queue.add(files);
-}
-
-const carries = event => event.dataTransfer?.types.includes("Files");
-let depth = 0;
-const dragging = step => { depth = Math.max(0, depth + step); document.body.classList.toggle("dragging", depth > 0); };
-
-document.addEventListener("dragenter", event => { if (carries(event)) { event.preventDefault(); dragging(1); } });
-document.addEventListener("dragleave", event => { if (carries(event)) dragging(-1); });
-document.addEventListener("dragover", event => { if (carries(event)) { event.preventDefault(); event.dataTransfer.dropEffect = "copy"; } });
-document.addEventListener("drop", event => {
-  if (!carries(event)) return;
-  event.preventDefault();
-  dragging(-depth);
-  take(event.dataTransfer.files, event.target);
-});
-document.addEventListener("paste", event => {
-  if (!event.clipboardData?.files.length) return;
-  event.preventDefault();
-  take(event.clipboardData.files, event.target);
-});
+}, {pasted: true, over: is => document.body.classList.toggle("dragging", is)});
 
 $("choose").addEventListener("click", () => $("files").click());
 $("files").addEventListener("change", event => { queue.add(event.target.files); event.target.value = ""; });

@@ -1,6 +1,10 @@
-// Search of the index by a text or by a picture, and the hits as a sheet of small pictures.
+// Search of the index by a text or by a picture; the hits as a sheet of small pictures, and one of them large.
 
 const FIRST = 24;
+
+// 0:03.0–0:07.5, or one time where it has no length.
+const momentOf = ({time}) => !time ? "" : time.slice(0, time[1] - time[0] > 0.05 ? 2 : 1).map(each => clock(each, 1)).join("–");
+const copiesOf = ({copies}) => copies ? counted(copies, "copy", "copies") : "";
 
 const search = {
   able: false, hits: [], wanted: null, top: FIRST, stopper: null,
@@ -8,7 +12,6 @@ const search = {
   start({index}) {
     this.able = Boolean(index);
     $("search").hidden = $("to-search").hidden = !index;
-    if (index) this.counts = `${counted(index.rows, "vector")}`;
   },
 
   // `wanted` is {text, without, where} or {picture, name, where}.
@@ -20,8 +23,8 @@ const search = {
     this.tell("seeking");
     const query = {q: wanted.text, not: wanted.without, where: wanted.where, top, moments: 1};
     try {
-      const answer = await asked(wanted.picture ? "POST" : "GET", address("/v1/search", query), {body: wanted.picture || null, signal,
-        waits: (seconds, why) => this.tell(`${why.message.replace(/\.$/, "")}: asked again in ${brief(seconds)}`)});
+      const answer = await asked(wanted.picture ? "POST" : "GET", address("/v1/search", query),
+        {body: wanted.picture || null, signal, waits: text => this.tell(text)});
       if (stopper === this.stopper) this.show(answer);
     } catch (error) {
       if (stopper !== this.stopper) return;
@@ -64,16 +67,15 @@ const search = {
   },
 
   tile(hit, at) {
-    const name = hit.media_path.split("/").pop(), when = hit.time ? momentOf(hit) : "";
-    const image = el("img", {alt: "", loading: "lazy", decoding: "async", src: `/v1/thumbnail/${encodeURIComponent(hit.id)}`});
-    image.addEventListener("error", () => image.replaceWith(el("span", {class: "blank quiet"}, "no picture of it")));
+    const name = hit.media_path.split("/").pop(), when = momentOf(hit);
+    const image = el("img", {alt: "", loading: "lazy", decoding: "async", src: `/v1/thumbnail/${encodeURIComponent(hit.id)}`,
+      error: () => image.replaceWith(el("span", {class: "blank quiet"}, "no picture of it"))});
     return el("li", {},
-      el("button", {type: "button", class: "frame", tabindex: "-1", title: hit.media_path, click: () => viewer.open(this.hits, at),
-        "aria-label": `${hit.media_path}${when ? `, ${when}` : ""}, ${score(hit.score)}`},
-        image, when ? el("time", {class: "when"}, when) : null),
+      button([image, when ? el("time", {class: "when"}, when) : null], () => viewer.open(this.hits, at), {class: "frame",
+        title: hit.media_path, "aria-label": joined([hit.media_path, when, score(hit.score)], ", ")}),
       el("div", {class: "under"}, el("span", {class: "name", dir: "auto"}, name), el("span", {class: "number quiet"}, score(hit.score)),
-        el("button", {type: "button", class: "small", tabindex: "-1", "aria-label": `More like ${name}${when ? `, ${when}` : ""}`, click: () => this.likeHit(hit)}, "more like this"),
-        hit.copies ? el("span", {class: "quiet"}, counted(hit.copies, "copy", "copies")) : null));
+        button("more like this", () => this.likeHit(hit), {class: "small link", "aria-label": joined([`More like ${name}`, when], ", ")}),
+        el("span", {class: "quiet"}, copiesOf(hit))));
   },
 
   // What is sought, beside how it went.
@@ -82,10 +84,47 @@ const search = {
     $("sought").hidden = !text && !picture;
     if (this.shown) URL.revokeObjectURL(this.shown);
     this.shown = picture ? URL.createObjectURL(picture) : null;
-    $("sought").replaceChildren(...(picture ? [el("img", {class: "seed", src: this.shown, alt: ""}), el("span", {dir: "auto"}, `like ${name}`)] : []),
-      el("span", {class: "quiet"}, text));
+    const seed = picture ? [el("img", {class: "seed", src: this.shown, alt: ""}), el("span", {dir: "auto"}, `like ${name}`)] : [];
+    $("sought").replaceChildren(...seed, el("span", {class: "quiet"}, text));
   },
 };
+
+// One hit: a picture with its box, or a film at the moment that was found. A moment of the film that is shown needs no other player.
+const film = {node: null, path: null, content: null, moments: []};
+
+function seek({at, time}) {
+  if (film.node.readyState) film.node.currentTime = at ?? time?.[0] ?? 0;
+  else film.node.addEventListener("loadedmetadata", () => seek(viewer.item), {once: true});
+}
+
+// All hits in one film, in its order.
+function momentsIn(path) {
+  const those = viewer.items.map((hit, at) => ({hit, at})).filter(({hit}) => hit.media_path === path && hit.time);
+  return those.sort((a, b) => a.hit.time[0] - b.hit.time[0]).map(({hit, at}) =>
+    button([el("time", {}, momentOf(hit)), el("small", {class: "quiet"}, ` ${score(hit.score)}`)], () => viewer.go(at), {"data-at": at}));
+}
+
+function shownHit(hit) {
+  const isFilm = hit.kind === "video", name = score(hit.score);
+  if (!isFilm || !film.node?.isConnected || film.path !== hit.media_path) {
+    const node = isFilm ? el("video", {controls: true, playsinline: true, preload: "auto", "aria-label": hit.media_path})
+      : el("img", {alt: hit.media_path}), scene = new Scene(node), moments = isFilm ? momentsIn(hit.media_path) : [];
+    node.addEventListener("error", () => {
+      if (node.getAttribute("src")) scene.box.replaceChildren(el("p", {class: "blank quiet"},
+        "It is not where it was when the index was built, or this browser cannot show it."));
+    });
+    if (hit.box && !isFilm) scene.putLater([{label: name, passed: true, box: hit.box}]);
+    node.src = `/v1/media/${encodeURIComponent(hit.id)}`;
+    Object.assign(film, {node: isFilm ? node : null, path: hit.media_path, moments, content: el("div", {}, scene.box,
+      moments.length ? el("div", {class: "moments", role: "group", "aria-label": "Moments in this film"}, moments) : null,
+      el("p", {}, button("More like this", () => { $("viewer").close(); search.likeHit(viewer.item); })))});
+  }
+  if (isFilm) seek(hit);
+  for (const moment of film.moments) moment.setAttribute("aria-current", Number(moment.dataset.at) === viewer.at);
+  return {title: hit.media_path, place: joined([momentOf(hit), name, copiesOf(hit)]), content: film.content};
+}
+
+const viewer = new Viewer($("viewer"), shownHit);
 
 $("find").addEventListener("submit", event => {
   event.preventDefault();

@@ -4,28 +4,40 @@ const TOKEN = location.pathname.split("/")[1];
 const HOME = `/${TOKEN}/`;
 const RUN = (location.pathname.match(/\/run\/([0-9a-f]{16})\/$/) || [])[1] || "";
 
-async function answered(response) {
-  const found = await response.json();
-  if (!response.ok) throw new Error([found.error, found.hint].filter(Boolean).join(". "));
-  return found;
+async function answered(request) {
+  if (request.status >= 300) throw await refusal(request);
+  return JSON.parse(request.responseText);
 }
 
-const ask = async path => answered(await fetch(HOME + path));
-const sent = (path, value) => fetch(HOME + path, {method: "POST", body: JSON.stringify(value),
-  headers: {"Content-Type": "application/json", "X-Penstock-Token": TOKEN}});
-const tell = async (path, value) => answered(await sent(path, value));
+const sent = (path, body, type = "application/json") =>
+  once("POST", HOME + path, {body, headers: {"Content-Type": type, "X-Penstock-Token": TOKEN}});
+const ask = async path => answered(await once("GET", HOME + path));
+const tell = async (path, value) => answered(await sent(path, JSON.stringify(value)));
 
 function problem(error) {
-  const box = document.getElementById("problem");
-  box.hidden = !error;
-  box.textContent = error ? String(error.message || error) : "";
-  if (error) box.scrollIntoView({block: "nearest"});
+  complain($("problem"), error);
+  if (error) $("problem").scrollIntoView({block: "nearest"});
 }
 
 // Runs something that may fail, and shows why.
 const tried = async run => {
-  problem("");
+  problem(null);
   try { return await run(); } catch (error) { problem(error); return null; }
 };
 
-const button = (name, run, attributes = {}) => el("button", {type: "button", click: run, ...attributes}, name);
+// A part of the page that a button opens and closes.
+class Panel {
+  constructor(page, box, opener) {
+    Object.assign(this, {page, box: $(box), opener: $(opener)});
+    this.opener.addEventListener("click", () => this.toggle());
+    this.box.addEventListener("submit", event => { event.preventDefault(); this.send(event); });
+  }
+
+  get isOpen() { return !this.box.hidden; }
+
+  toggle() {
+    this.box.hidden = this.isOpen;
+    this.opener.setAttribute("aria-expanded", this.isOpen);
+    return this.isOpen ? this.opened() : null;
+  }
+}

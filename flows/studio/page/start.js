@@ -1,176 +1,226 @@
-// A new run: its values, the command that they stand for, its plan.
+// A new run: its files and values, the command that they stand for, its plan.
 
 const TEXTS = ["model", "adapter", "memory", "prompt", "schema", "trigger", "sift", "out"];
 const GIVEN = new Set([...TEXTS, "sources", "recursive", "prompts", "trust_remote_code"]);
+const adapterOptions = ({adapters}) => options(adapters.map(value => [value, value.split("/").pop()]));
+
+// Which files are captioned: folders below the roots, single files, and files that were dropped.
+class Files {
+  constructor(changed) {
+    Object.assign(this, {changed, chosen: []});
+    $("dropped").addEventListener("change", () => this.upload([...$("dropped").files]));
+    onDrop($("drop"), files => this.upload(files), {over: is => $("drop").classList.toggle("over", is)});
+  }
+
+  begin({roots, folder}) {
+    $("roots").replaceChildren(...roots.map(root => button(root, () => this.open(root))));
+    return this.open(folder);
+  }
+
+  open(path) {
+    return tried(async () => {
+      const {path: here, count, folders, media, up} = await ask(`files?path=${encodeURIComponent(path)}`);
+      const inside = name => `${here}/${name}`, line = (...buttons) => el("div", {class: "line"}, buttons);
+      const choose = (text, name) => button(text, () => this.add(inside(name)), {"aria-label": `Choose ${name}`});
+      $("where").replaceChildren(el("code", {}, here), ` has ${counted(count, "image or video", "images and videos")}. `,
+        count || folders.length ? button("Choose this folder", () => this.add(here)) : "");
+      $("folders").replaceChildren(...(up ? [line(button("↑ up", () => this.open(up)))] : []),
+        ...folders.map(({name, media: some}) => line(button(`${name}/ (${some})`, () => this.open(inside(name))), choose("+", name))),
+        ...media.map(name => line(choose(name, name))));
+    });
+  }
+
+  add(path) {
+    if (!this.chosen.includes(path)) this.chosen.push(path);
+    this.draw();
+  }
+
+  draw() {
+    const leave = path => () => { this.chosen = this.chosen.filter(one => one !== path); this.draw(); };
+    const rows = this.chosen.map(path =>
+      el("li", {}, el("span", {}, path), button("✕", leave(path), {"aria-label": `Leave out ${path}`})));
+    $("sources").replaceChildren(...(rows.length ? rows : [el("li", {class: "quiet"}, "nothing yet")]));
+    this.changed();
+  }
+
+  async upload(files) {
+    const failed = [];
+    let done = 0, folder = "";
+    for (const file of files) {
+      $("uploading").textContent = `${done + failed.length + 1} of ${files.length}: ${file.name}`;
+      try {
+        const path = `upload?name=${encodeURIComponent(file.name)}`;
+        ({folder} = await answered(await sent(path, file, "application/octet-stream")));
+        done += 1;
+      } catch (error) { failed.push(String(error)); }
+    }
+    $("uploading").textContent = joined([`${counted(done, "file")} uploaded`, ...failed], "; ");
+    $("dropped").value = "";
+    if (folder) this.add(folder);
+  }
+}
 
 class Start {
   constructor(begun, sifted) {
-    Object.assign(this, {begun, sifted});
-    this.files = new Files(() => this.changed());
-    const form = document.getElementById("start");
-    form.addEventListener("input", () => this.changed());
-    form.addEventListener("submit", event => { event.preventDefault(); this.plan(); });
-    document.getElementById("go").addEventListener("click", () => this.go());
-    document.getElementById("which").addEventListener("click", () => this.which());
-    document.getElementById("sift-now").addEventListener("click", () => this.sift());
-    document.getElementById("keep-prompt").addEventListener("click", () => this.keepPrompt());
-    document.getElementById("preset").addEventListener("change", event => {
+    Object.assign(this, {begun, sifted, files: new Files(() => this.changed()), fields: []});
+    $("start").addEventListener("input", () => this.changed());
+    $("start").addEventListener("submit", event => { event.preventDefault(); this.plan(); });
+    const acts = {go: () => this.go(), which: () => this.which(), "sift-now": () => this.sift(), "keep-prompt": () => this.keepPrompt()};
+    for (const [id, act] of Object.entries(acts)) $(id).addEventListener("click", act);
+    $("preset").addEventListener("change", event => {
       const found = this.choices.prompts.find(({name}) => name === event.target.value);
-      if (found) at("prompt").value = found.text;
+      if (found) $("prompt").value = found.text;
       this.changed();
     });
   }
 
   async begin(choices) {
-    this.choices = choices;
-    at("models").replaceChildren(...choices.models.map(value => el("option", {value})));
-    at("model").value = choices.models.length === 1 ? choices.models[0] : "";
-    at("adapter").replaceChildren(...adapterOptions(choices));
-    at("out").value = choices.out;
-    at("server").replaceChildren(el("option", {value: ""}, "this machine"), ...choices.servers.map((url, value) => el("option", {value}, url)));
-    at("server").parentElement.hidden = !choices.servers.length;
-    at("own").hidden = !choices.has_captions;
-    at("own").replaceChildren(el("a", {href: `${HOME}run/${choices.own}/`}, "Open the captions in ", choices.out));
+    const {models, servers, out, own, has_captions: has} = this.choices = choices;
+    $("models").replaceChildren(...models.map(value => el("option", {value})));
+    $("model").value = models.length === 1 ? models[0] : "";
+    $("adapter").replaceChildren(...options([["", "none"]]), ...adapterOptions(choices));
+    $("out").value = out;
+    $("server").replaceChildren(...options([["", "this machine"], ...servers.map((url, value) => [String(value), url])]));
+    $("server").parentElement.hidden = !servers.length;
+    $("own").hidden = !has;
+    $("own").replaceChildren(el("a", {href: `${HOME}run/${own}/`}, "Open the captions in ", out));
     this.presets(choices);
-    this.every(choices.options);
+    this.every(choices.options.filter(({name}) => !GIVEN.has(name)));
     this.files.draw();
     await this.files.begin(choices);
   }
 
   presets({prompts, prompt_folder: folder}) {
     this.choices.prompts = prompts;
-    at("preset").replaceChildren(el("option", {value: ""}, "written here"), ...prompts.map(({name}) => el("option", {value: name}, name)));
-    at("prompts-told").textContent = `Prompts are files in ${folder || this.choices.prompt_folder}.`;
+    $("preset").replaceChildren(...options([["", "written here"], ...prompts.map(({name}) => [name, name])]));
+    $("prompts-told").textContent = `Prompts are files in ${folder || this.choices.prompt_folder}.`;
   }
 
   keepPrompt() {
-    const name = prompt("Name of this prompt", at("preset").value);
-    if (name) tried(async () => this.presets(await tell("presets", {name, text: at("prompt").value})));
+    const name = prompt("Name of this prompt", $("preset").value);
+    if (name) tried(async () => this.presets(await tell("presets", {name, text: $("prompt").value})));
   }
 
   // Every other option, from the same table as the command line.
-  every(options) {
-    const headings = new Map();
-    for (const option of options.filter(({name}) => !GIVEN.has(name))) {
-      if (!headings.has(option.heading)) headings.set(option.heading, []);
-      headings.get(option.heading).push(option);
-    }
-    this.fields = [];
-    at("options").replaceChildren(...[...headings].map(([heading, of]) => el("fieldset", {class: "card"}, el("legend", {}, heading),
-      el("div", {class: "fields"}, of.map(option => this.field(option))))));
+  every(fields) {
+    const headings = [...new Set(fields.map(({heading}) => heading))];
+    $("options").replaceChildren(...headings.map(heading => el("fieldset", {class: "card"}, el("legend", {}, heading),
+      el("div", {class: "fields"}, fields.filter(field => field.heading === heading).map(field => this.field(field))))));
   }
 
   field({name, flag, help, kind, values}) {
-    let input, value;
-    if (kind === "bool" || (kind === "tuple" && values.length)) {
-      const boxes = (kind === "bool" ? [flag] : values).map(one => el("input", {type: "checkbox", value: one}));
-      value = () => kind === "bool" ? (boxes[0].checked ? true : null) : boxes.filter(box => box.checked).map(box => box.value);
-      this.fields.push([name, value]);
-      const labels = boxes.map(box => el("label", {class: "check"}, box, kind === "bool" ? `${flag}: ${help}` : box.value));
-      return kind === "bool" ? labels[0] : el("fieldset", {class: "fields"}, el("legend", {class: "quiet small"}, `${flag}: ${help}`), labels);
+    const label = `${flag}: ${help}`, isNumber = kind === "int" || kind === "float";
+    const check = (value, text) => el("label", {class: "check"}, el("input", {type: "checkbox", value}), text);
+    const read = value => this.fields.push([name, value]);
+    if (kind === "bool") {
+      const box = check(flag, label);
+      read(() => box.firstChild.checked ? true : null);
+      return box;
     }
-    if (values.length) input = el("select", {}, el("option", {value: ""}, "–"), values.filter(Boolean).map(one => el("option", {value: one}, one)));
-    else input = el("input", {type: kind === "int" || kind === "float" ? "number" : "text", step: kind === "float" ? "any" : null, autocomplete: "off"});
-    value = () => kind === "int" || kind === "float" ? (input.value === "" ? null : Number(input.value))
-      : kind === "tuple" ? input.value.split(",").map(one => one.trim()).filter(Boolean) : input.value;
-    this.fields.push([name, value]);
-    return el("label", {class: "field"}, `${flag}: ${help}`, input);
+    if (kind === "tuple" && values.length) {
+      const boxes = values.map(value => check(value, value));
+      read(() => boxes.map(box => box.firstChild).filter(box => box.checked).map(box => box.value));
+      return el("fieldset", {class: "fields"}, el("legend", {}, label), boxes);
+    }
+    const input = values.length ? el("select", {}, options([["", "–"], ...values.filter(Boolean).map(one => [one, one])]))
+      : el("input", {type: isNumber ? "number" : "text", step: kind === "float" ? "any" : null, autocomplete: "off"});
+    read(() => isNumber ? (input.value === "" ? null : Number(input.value))
+      : kind === "tuple" ? input.value.split(",").map(one => one.trim()).filter(Boolean) : input.value);
+    return el("label", {class: "field"}, label, input);
   }
 
   values() {
-    const found = {sources: this.files.chosen, recursive: at("recursive").checked};
-    for (const [name, value] of this.fields || []) found[name] = value();
-    for (const name of TEXTS) found[name] = at(name).value.trim();
-    if (at("server").value) found.server = Number(at("server").value);
-    const lines = at("prompts").value.split("\n").map(line => line.trim()).filter(Boolean);
-    found.prompts = Object.fromEntries(lines.map(line => [line.split("=")[0].trim(), line.split("=").slice(1).join("=").trim()]));
+    const named = $("prompts").value.split("\n").map(line => line.trim()).filter(Boolean).map(line => {
+      const [name, ...text] = line.split("=");
+      return [name.trim(), text.join("=").trim()];
+    });
+    const found = [["sources", this.files.chosen], ["recursive", $("recursive").checked],
+      ...this.fields.map(([name, value]) => [name, value()]), ...TEXTS.map(name => [name, $(name).value.trim()]),
+      ["server", $("server").value && Number($("server").value)], ["prompts", Object.fromEntries(named)]];
     const given = value => value !== null && value !== "" && value !== false && !(typeof value === "object" && !Object.keys(value).length);
-    return Object.fromEntries(Object.entries(found).filter(([, value]) => given(value)));
+    return Object.fromEntries(found.filter(([, value]) => given(value)));
   }
 
   // A plan is of the values that it was made for.
   changed() {
-    at("go").disabled = true;
-    at("planned").replaceChildren();
+    $("go").disabled = true;
+    $("planned").replaceChildren();
     clearTimeout(this.waiting);
     this.waiting = setTimeout(() => this.line(), 300);
   }
 
   async line() {
-    const box = at("line");
-    if (!this.files.chosen.length) { box.textContent = ""; return; }
-    try { box.textContent = (await tell("words", {values: this.values()})).line; } catch (error) { box.textContent = error.message; }
+    if (!this.files.chosen.length) { $("line").textContent = ""; return; }
+    $("line").textContent = await tell("words", {values: this.values()}).then(({line}) => line, String);
   }
 
   async plan() {
     clearTimeout(this.waiting);
     const values = this.values();
-    at("go").disabled = true;
-    at("plan").disabled = true;
-    at("planned").replaceChildren(el("p", {class: "quiet"}, "planning: files and model are read…"));
+    $("go").disabled = $("plan").disabled = true;
+    $("planned").replaceChildren(el("p", {class: "quiet"}, "planning: files and model are read…"));
     try {
       const {plan, line} = await tell("plan", {values});
       if (JSON.stringify(this.values()) !== JSON.stringify(values)) throw Error("the values changed while they were planned: plan again");
-      at("line").textContent = line;
-      at("planned").replaceChildren(...planLines(plan));
+      $("line").textContent = line;
+      $("planned").replaceChildren(...planLines(plan));
       this.planned = values;
-      at("go").disabled = !plan.fits;
-      if (plan.fits) at("go").focus();
+      $("go").disabled = !plan.fits;
+      if (plan.fits) $("go").focus();
     } catch (error) {
-      at("planned").replaceChildren(el("p", {class: "warning"}, error.message));
+      $("planned").replaceChildren(el("p", {class: "warning"}, error.hint ? String(error) : error.message));
     }
-    at("plan").disabled = false;
+    $("plan").disabled = false;
   }
 
   // Plans every model on this machine for these files: which fit, and which of them is the largest.
   async which() {
-    const rows = [], {server: _, ...values} = this.values(), fitting = at("fitting"), draw = more => fitting.replaceChildren(table(["model", "fits", ""], [...rows, ...more]));
-    let most = 0, best = null;
+    const rows = [], {server: _, ...values} = this.values();
+    const show = (...more) => $("fitting").replaceChildren(table(["model", "fits", ""], [...rows, ...more]));
+    let largest = 0, best = null;
     for (const model of this.choices.models) {
-      draw([[model, "planning…", ""]]);
-      const use = () => { at("model").value = model; at("server").value = ""; this.changed(); };
+      show([model, "planning…", ""]);
+      const use = () => { $("model").value = model; $("server").value = ""; this.changed(); };
       try {
         const {plan} = await tell("plan", {values: {...values, model}});
-        const peak = Math.max(0, ...(plan.memory?.stages || []).map(stage => stage.peak_bytes));
+        const peak = most([0, ...(plan.memory?.stages || []).map(one => one.peak_bytes)]);
         const parameters = Object.values(plan.halves || {}).reduce((sum, half) => sum + half.parameters, 0);
-        const row = [model, plan.fits ? `yes, ${size(peak)}${plan.time ? `, ${plan.time}` : ""}` : `no: ${plan.refusal.message}`, plan.fits ? button("Use", use, {"aria-label": `Use ${model}`}) : ""];
+        const row = plan.fits ? [model, joined([`yes, ${size(peak)}`, plan.time], ", "), button("Use", use, {"aria-label": `Use ${model}`})]
+          : [model, `no: ${plan.refusal.message}`, ""];
         rows.push(row);
-        if (plan.fits && parameters > most) [most, best] = [parameters, row];
-      } catch (error) { rows.push([model, error.message, ""]); }
+        if (plan.fits && parameters > largest) [largest, best] = [parameters, row];
+      } catch (error) { rows.push([model, String(error), ""]); }
     }
     if (best) best[1] += "; recommended: the largest that fits";
-    draw([]);
+    show();
   }
 
   sift() {
     return tried(async () => {
-      at("line").textContent = (await tell("sift", {values: this.values()})).line;
+      $("line").textContent = (await tell("sift", {values: this.values()})).line;
       this.sifted();
     });
   }
 
   go() {
     return tried(async () => {
-      at("go").disabled = true;
+      $("go").disabled = true;
       this.begun(await tell("runs", {values: this.planned}));
     });
   }
 }
 
-const adapterOptions = ({adapters}) => [el("option", {value: ""}, "none"), ...adapters.map(value => el("option", {value}, value.split("/").pop()))];
-
-function planLines(plan) {
-  const made = plan.done?.captions || 0;
-  const memory = plan.memory?.stages || [];
+function planLines({fits, refusal: no, model, device, notes, files, chunks, failed, done, time, memory, ...plan}) {
+  const budget = memory?.budget_bytes ? ` of ${size(memory.budget_bytes)}` : "";
   const rows = [
-    ["Files", `${counted(plan.files, "file")}, ${counted(plan.chunks, "chunk")}${plan.failed ? `, ${plan.failed} that cannot be read` : ""}`],
-    ["Done already", `${counted(made, "caption")}`],
-    ["Disk", `${size(plan.feature_bytes)} of features, at most ${size(plan.frame_bytes_at_once)} of frames; ${size(plan.free_bytes)} free${plan.fetch_bytes ? `; ${size(plan.fetch_bytes)} to download` : ""}`],
-    ["Time", plan.time || "unknown: run penstock doctor --measure once"],
-    ...memory.map(stage => [`Memory: ${stage.rung.stage}`, `${size(stage.peak_bytes)}${plan.memory.budget_bytes ? ` of ${size(plan.memory.budget_bytes)}` : ""}`]),
+    ["Files", joined([counted(files, "file"), counted(chunks, "chunk"), failed && `${failed} that cannot be read`], ", ")],
+    ["Done already", counted(done?.captions || 0, "caption")],
+    ["Disk", joined([`${size(plan.feature_bytes)} of features, at most ${size(plan.frame_bytes_at_once)} of frames`,
+      `${size(plan.free_bytes)} free`, plan.fetch_bytes && `${size(plan.fetch_bytes)} to download`], "; ")],
+    ["Time", time || "unknown: run penstock doctor --measure once"],
+    ...(memory?.stages || []).map(({rung, peak_bytes: peak}) => [`Memory: ${rung.stage}`, `${size(peak)}${budget}`]),
   ];
-  return [el("p", {class: "badge " + (plan.fits ? "done" : "failed")}, plan.fits ? "It fits." : "It does not fit."),
-    plan.refusal ? el("p", {class: "warning"}, `${plan.refusal.message}. ${plan.refusal.hint}`) : null,
-    table(["", `${plan.model} on ${plan.device}`], rows),
-    ...(plan.notes || []).map(note => el("p", {class: "quiet small"}, note))].filter(Boolean);
+  return [el("p", {class: "badge " + (fits ? "done" : "failed")}, fits ? "It fits." : "It does not fit."),
+    no ? el("p", {class: "warning"}, `${no.message}. ${no.hint}`) : "",
+    table(["", `${model} on ${device}`], rows), ...(notes || []).map(text => el("p", {class: "quiet tiny"}, text))];
 }

@@ -2,6 +2,7 @@
 
 const KEPT = `penstock review ${location.pathname}`;
 const RETRY_SECONDS = [1, 2, 4, 8];
+const wait = milliseconds => new Promise(then => setTimeout(then, milliseconds));
 
 class Saving {
   // `done` hears an answer, `refused` why something was not taken, `told` how it stands.
@@ -28,8 +29,7 @@ class Saving {
     while (this.waiting.length) {
       const answer = await this.post(this.waiting[0]);
       if (!answer) {
-        const seconds = RETRY_SECONDS[Math.min(this.tries, RETRY_SECONDS.length) - 1];
-        await new Promise(then => setTimeout(then, 1000 * seconds));
+        await wait(1000 * RETRY_SECONDS[Math.min(this.tries, RETRY_SECONDS.length) - 1]);
         continue;
       }
       this.waiting.shift();
@@ -41,18 +41,15 @@ class Saving {
   }
 
   // Ends when all is saved.
-  async all() {
-    while (this.waiting.length) await new Promise(then => setTimeout(then, 50));
-  }
+  async all() { while (this.waiting.length) await wait(50); }
 
   // The answer; nothing where it is to be tried again. The server refuses an edit of a text that was changed meanwhile.
   async post(deed) {
     try {
-      const response = await sent(`run/${RUN}/edits`, deed);
-      const answer = await response.json();
-      if (response.ok || response.status === 422 || response.status === 409) {
+      const {status, responseText} = await sent(`run/${RUN}/edits`, JSON.stringify(deed)), answer = JSON.parse(responseText);
+      if (status < 300 || status === 422 || status === 409) {
         this.tries = 0;
-        if (response.status === 409) this.conflict = {deed, now: answer.now};
+        if (status === 409) this.conflict = {deed, now: answer.now};
         return answer;
       }
       this.why = answer.error;

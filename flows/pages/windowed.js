@@ -9,7 +9,6 @@ function windowed(box, items, {group, height, build, root = null, columns = fals
   box.watch?.disconnect();
   clearTimeout(box.filling);
   clear(box);
-  const parts = [];
   const put = part => {
     if (part.childElementCount) return;
     part.append(...part.items.map(build));
@@ -22,17 +21,14 @@ function windowed(box, items, {group, height, build, root = null, columns = fals
     part.style.height = `${part.getBoundingClientRect().height}px`;
     clear(part);
   };
-  box.watch = new IntersectionObserver(seen => {
-    for (const entry of seen) (entry.isIntersecting ? put : drop)(entry.target);
-  }, {root, rootMargin: "600px 0px"});
-  for (let at = 0; at < items.length; at += group) {
-    const part = el("div", {class: `part${columns ? " sheet" : ""}${all ? " whole" : ""}`});
-    part.items = items.slice(at, at + group);
-    const high = `${height * (columns ? Math.ceil(part.items.length / 4) : part.items.length)}px`;
-    if (all) part.style.containIntrinsicHeight = `auto ${high}`;
-    else part.style.height = high;
-    parts.push(part);
-  }
+  box.watch = new IntersectionObserver(seen => seen.forEach(entry => (entry.isIntersecting ? put : drop)(entry.target)),
+    {root, rootMargin: "600px 0px"});
+  const parts = Array.from({length: Math.ceil(items.length / group)}, (_, at) => {
+    const own = items.slice(at * group, (at + 1) * group), high = `${height * (columns ? Math.ceil(own.length / 4) : own.length)}px`;
+    const part = el("div", {class: `part${columns ? " sheet" : ""}${all ? " whole" : ""}`,
+      style: all ? {"contain-intrinsic-height": `auto ${high}`} : {height: high}});
+    return Object.assign(part, {items: own});
+  });
   box.append(...parts);
   const rest = all || parts.length === 1 ? [...parts] : [];
   const fill = () => {
@@ -40,21 +36,11 @@ function windowed(box, items, {group, height, build, root = null, columns = fals
     if (rest.length) box.filling = setTimeout(fill);
   };
   if (rest.length) fill();
-  else for (const part of parts) box.watch.observe(part);
+  else parts.forEach(part => box.watch.observe(part));
   box.reach = at => {
-    const part = at < 0 ? null : parts[Math.floor(at / group)];
-    if (!part) return null;
-    put(part);
-    return part.children[at % group];
+    const part = parts[Math.floor(at / group)];
+    if (part) put(part);
+    return part ? part.children[at % group] : null;
   };
   box.putAll = () => parts.forEach(put);
-}
-
-// A video that was removed from the page keeps its decoder unless it is unloaded.
-function clear(box) {
-  for (const video of box.querySelectorAll("video")) {
-    video.removeAttribute("src");
-    video.load();
-  }
-  box.replaceChildren();
 }

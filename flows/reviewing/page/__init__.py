@@ -1,1 +1,0 @@
-"""The page of `penstock review`, as a browser receives it."""
