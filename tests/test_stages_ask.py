@@ -438,3 +438,16 @@ def test_a_server_may_answer_or_leave_before_it_has_read_the_request(answers: bo
             assert not serving.done()
         finally:
             done.set()
+
+
+def test_what_arrives_before_a_connection_breaks_is_read() -> None:
+    async def first() -> bytes:
+        reader = stages.ask.servers._Reader()
+        reader.feed_data(b"an answer")
+        reader.set_exception(ConnectionResetError("reset"))
+        data = await reader.read(100)
+        with pytest.raises(ConnectionResetError, match="reset"):
+            await reader.read(100)
+        return data
+
+    assert asyncio.run(first()) == b"an answer"
