@@ -19,7 +19,7 @@ import numpy as np
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
-from stages.ask.job import AskItem, AskJob
+from stages.ask import AskItem, AskJob
 from stages.process.outcome import StageOutcome
 from stages.process.stage_process import StageProcess
 

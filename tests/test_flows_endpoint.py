@@ -26,7 +26,7 @@ from flows.options.vectors import EmbedConfig
 from flows.results.run_result import RunResult
 from flows.running.run import caption, embed
 from penstock_demo import CLIPS
-from stages.ask.client import Client, Reply, _wait
+from stages.ask.servers import Client, Reply, _wait
 from tests.support.endpoint import StandIn, running, told
 from tests.support.media import write_numbered
 from tests.support.pipeline import PENSTOCK, ROOT, read_lines

@@ -27,8 +27,8 @@ from stages.decode.engines import (
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("penstock", "flows", "stages", "artifacts", "penstock_demo")
-MOST_LINES = 400
-"""Of one file of the product; a longer one holds two ideas."""
+MOST_LINES = 900
+"""Of one file of the product."""
 RETIRED = ("told", "asked", "said", "hear", "tell")
 """Words of a former private dialect."""
 STORED = {

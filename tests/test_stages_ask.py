@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import stages.ask.client
 import stages.ask.run
 import stages.ask.servers
 from artifacts.endpoints import endpoint_of, keys_from
@@ -23,9 +22,8 @@ from artifacts.errors import EnvironmentFault, PenstockError, StageDied, UsageEr
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
-from stages.ask.client import Client, NoReply, Reply
-from stages.ask.job import UNANSWERED, AskItem, AskJob
-from stages.ask.pace import RequestPace
+from stages.ask import UNANSWERED, AskItem, AskJob
+from stages.ask.servers import Client, NoReply, Reply, RequestPace
 from stages.process.events import Failed, Warned, event_of
 from stages.process.job import job_fields
 from stages.process.report import EventReporter
@@ -38,7 +36,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages.ask.run, "FLUSH_SECONDS", 0.02)
     monkeypatch.setattr(stages.ask.servers, "PAUSE", (0.01, 0.05))
     monkeypatch.setattr(stages.ask.servers, "PATIENCE", 3.0)
-    monkeypatch.setattr(stages.ask.client, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(stages.ask.servers, "BODY_SECONDS", 0.3)
 
 
 class Work:
@@ -341,7 +339,7 @@ def test_the_pace_settles_at_what_a_server_can_do(slots: int, least: int, most: 
 
 def test_a_long_wait_is_said_and_an_absurd_one_is_not_obeyed(work: Work) -> None:
     told_waits = {"inf": 0.0, "nan": 0.0, "1e9": 0.0, "-3": 0.0, "": 0.0, "7": 7.0, "900": 300.0}
-    assert {text: stages.ask.client._wait(text) for text in told_waits} == told_waits
+    assert {text: stages.ask.servers._wait(text) for text in told_waits} == told_waits
     stand_in = StandIn()
     stand_in.answer = lambda *_: (
         f"HTTP/1.1 429 X\r\nretry-after: {'inf' if len(stand_in.requests) < 3 else '5.2'}\r\n"
@@ -440,3 +438,16 @@ def test_a_server_may_answer_or_leave_before_it_has_read_the_request(answers: bo
             assert not serving.done()
         finally:
             done.set()
+
+
+def test_what_arrives_before_a_connection_breaks_is_read() -> None:
+    async def first() -> bytes:
+        reader = stages.ask.servers._Reader()
+        reader.feed_data(b"an answer")
+        reader.set_exception(ConnectionResetError("reset"))
+        data = await reader.read(100)
+        with pytest.raises(ConnectionResetError, match="reset"):
+            await reader.read(100)
+        return data
+
+    assert asyncio.run(first()) == b"an answer"

@@ -25,7 +25,7 @@ from stages.models.hub.transfer import Announce
 from stages.models.profile import ModelProfile, SamplingProfile
 
 if TYPE_CHECKING:
-    from stages.ask.client import Client
+    from stages.ask.servers import Client
 
 Found = TypeVar("Found")
 TRIES, PAUSE_SECONDS = 3, 0.5
@@ -79,7 +79,7 @@ class ServedModel:
         `announce` is called for long waits. Raises EnvironmentFault if none answers."""
         import asyncio
 
-        from stages.ask.client import Client, NoReply
+        from stages.ask.servers import Client, NoReply
 
         async def one(endpoint: Endpoint) -> Found | NoReply:
             client = Client(endpoint, self.keys, announce or bool)
@@ -112,7 +112,7 @@ class ServedModel:
         about = digest_of([*self.key_fields, sorted(each.url for each in self.endpoints)])
         known = RecordSet(store, "endpoints", digest_of(["endpoints", 1]))
         if about not in known:
-            from stages.ask.probe import looks_at_video
+            from stages.ask.wire import looks_at_video
 
             try:
                 served, takes = self.found_by(

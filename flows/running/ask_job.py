@@ -8,7 +8,7 @@ from flows.ledger.namespaces import Variant
 from flows.options.endpoint import EndpointOptions
 from flows.options.text import EngineOptions
 from flows.planning.rungs import Rung
-from stages.ask.job import AskItem, AskJob
+from stages.ask import AskItem, AskJob
 from stages.decode.generation import CHECKPOINT, SamplingParams
 
 

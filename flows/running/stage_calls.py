@@ -22,7 +22,7 @@ from flows.planning.costs.decode import compiles
 from flows.planning.rungs import Rung
 from flows.running.ask_job import ask_job
 from flows.running.batches import pass_rows
-from stages.ask.job import AskItem, AskJob
+from stages.ask import AskItem, AskJob
 from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem, DecodeJob
 from stages.embed_texts.job import TextsJob

@@ -45,7 +45,7 @@ from flows.running.batches import next_work
 from flows.running.overlap import Overlap
 from flows.running.single_item import SingleItemFallback, too_large
 from flows.running.stage_calls import StageCallBuilder, settings_on
-from stages.ask.job import UNANSWERED
+from stages.ask import UNANSWERED
 from stages.decode.job import DecodeJob
 from stages.frames.medium import CRASHED, UNSTORED_KINDS
 from stages.process.exit_diagnosis import is_crash

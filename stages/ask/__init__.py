@@ -1,12 +1,61 @@
 """Asks a server for captions of frames. Loads no model."""
 
-from stages.ask.job import AskJob
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from artifacts.schema import FrameFit
 from stages.process.stage import StageSpec
 
 OUTPUT_VERSION = 1
 """Raised when what a server is sent changes for the same inputs; part of every caption's key."""
 QUALITY = 90
 """JPEG quality of the frames that are sent; part of every caption's key."""
+UNANSWERED = "unanswered"
+"""Kind of failure of an item that a server did not answer; the next run tries it again."""
+
+
+class AskItem(NamedTuple):
+    """A chunk to caption: keys of its caption and of its frames, `video` or `image`, and prompt."""
+
+    key: str
+    frames: str
+    kind: str
+    prompt: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskJob:
+    """Chunks to caption with the same settings. It holds no key of a server."""
+
+    store: str = ""
+    frames_namespace: str = ""
+    namespace: str = ""
+    """Cache namespace of the captions."""
+    items: list[AskItem] = field(default_factory=list)
+    model: str
+    """Name of the model on the servers."""
+    endpoints: list[str] = field(default_factory=list)
+    """Addresses of the servers."""
+    keys_file: str = ""
+    """File of the servers' keys; empty: the environment has the key, if any."""
+    fit: FrameFit = field(default_factory=FrameFit)
+    """Size of the pictures that are sent."""
+    video: bool = False
+    """Whether several frames are sent as one video."""
+    at_once: int = 1
+    """Maximum requests to one server at once."""
+    max_new_tokens: int
+    system: str = ""
+    schema: str = ""
+    """JSON Schema that every caption follows, as text; empty: none."""
+    sampling: dict[str, float] = field(default_factory=dict)
+    """Sampling parameters by OpenAI's names."""
+    seed: int | None = None
+    """Random seed, from which each item's own is derived; None: nothing is sampled."""
+    seen: dict[str, list[str]] = field(default_factory=dict)
+    """Address → model and fingerprint that it has stated in this run."""
+
+
 STAGE = StageSpec(
     name="ask",
     reads="frames",

@@ -32,11 +32,17 @@ from artifacts.pack_object import DamagedRecord
 from artifacts.packs import Record
 from artifacts.record_union import record_sets_of
 from artifacts.store import open_store
-from stages.ask.client import NoReply, Reply
-from stages.ask.job import UNANSWERED, AskItem, AskJob
-from stages.ask.media import media_of
-from stages.ask.servers import OVERLOADED, ModelServer, ModelServers, refuse_all, refuse_page
-from stages.ask.wire import Answer, BadAnswer, answer_in, error_in, request_body
+from stages.ask import UNANSWERED, AskItem, AskJob
+from stages.ask.servers import (
+    OVERLOADED,
+    ModelServer,
+    ModelServers,
+    NoReply,
+    Reply,
+    refuse_all,
+    refuse_page,
+)
+from stages.ask.wire import Answer, BadAnswer, answer_in, error_in, media_of, request_body
 from stages.memory.item_faults import ItemFault, ItemFaults
 from stages.process.event_loop import loop_factory
 from stages.process.job import parse_job
