@@ -49,6 +49,7 @@ TOO_LATE = 124
 """Exit code of a command that did not end in time, as of `timeout`."""
 COMMAND_SECONDS = 300.0
 CODE = ".shown.py"
+CLEARS = "penstock cache clear"
 DEFAULT_PORT = threading.Lock()
 """Held while a command listens on the default port: pages are followed beside one another."""
 STATE = "set -a; [ ! -f .state ] || . ./.state\n{}\ncode=$?; export -p >.state; exit $code"
@@ -179,7 +180,9 @@ def follow(
     folder = place / page.relative_to(ROOT).as_posix().replace("/", "-").removesuffix(".md")
     folder.mkdir()
     furnish(folder)
-    env = {**environment(folder, place / "store"), **extra}
+    # A store is cleared only while no job runs on it, so such a page has a store of its own.
+    clears = any(CLEARS in one.text for one in shown)
+    env = {**environment(folder, (folder if clears else place) / "store"), **extra}
     Path(env["HOME"]).mkdir()
     for one in shown:
         command = f"python {CODE}" if one.code else typed(one.text)
@@ -215,7 +218,7 @@ def judged(shown: Shown, outcome: Outcome) -> str:
 
 
 def follow_all(wanted: list[Path], workers: int, verbose: bool) -> list[Followed]:
-    """Follow pages beside one another, each in a folder of its own, with one store for all."""
+    """Follow pages beside one another, each in a folder of its own, with one store for all but `CLEARS`."""
     with tempfile.TemporaryDirectory(prefix="penstock-docs-") as name:
         place, seen = Path(name).resolve(), seen_before(wanted)
         # The long ones first, so that nobody waits for one at the end. All are parsed before the

@@ -75,7 +75,7 @@ def pickled(folder: Path) -> None:
 
 
 def environment(folder: Path, store: Path) -> dict[str, str]:
-    """What a command is run with: nothing of the user's, and one store for all pages."""
+    """What a command is run with: nothing of the user's, and a store."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "PENSTOCK_"))}
     for name in ("PYTHONPATH", "COLUMNS", "LINES", "XDG_CACHE_HOME", "NO_COLOR"):
         kept.pop(name, None)
