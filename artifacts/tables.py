@@ -7,6 +7,8 @@ names and nothing else.
 import csv
 import io
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -35,6 +37,9 @@ KINDS = {
 }
 """Column → type, for the captions of one prompt."""
 COLUMNS = tuple(KINDS)
+UNSTORED = re.compile("[\0\udc80-\udcff]")
+"""What a text in a table cannot hold, and the mark that replaces it: see `stored_text`."""
+STORED = re.compile("\0([0-9a-f]{2})")
 GROUP_ROWS = 10_000
 """Rows of a row group, which readers and the writer hold in memory at once."""
 
@@ -100,6 +105,19 @@ def schema_of(kinds: Mapping[str, str]) -> Any:
         "precision": pa.struct([("vision", text), ("language", text)]),
     }
     return pa.schema([(name, types[kind]) for name, kind in kinds.items()])
+
+
+def stored_text(value: Any) -> Any:
+    """Return a text as a table keeps it that is read back: bytes of a path that are no UTF-8 are a
+    NUL, which no path holds, and two hex digits each. `text_stored` undoes it."""
+    if isinstance(value, str):
+        return UNSTORED.sub(lambda found: f"\0{ord(found[0]) & 0xFF:02x}", value)
+    return value
+
+
+def text_stored(value: str) -> str:
+    """Return the text that `stored_text` was given."""
+    return STORED.sub(lambda found: os.fsdecode(bytes.fromhex(found[1])), value)
 
 
 def utf8(value: Any) -> Any:

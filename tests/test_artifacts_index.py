@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
@@ -20,11 +21,12 @@ from artifacts.index import compacting, manifest, writing
 from artifacts.index.compacting import compact, merge_small
 from artifacts.index.manifest import SearchWay, read_manifest
 from artifacts.index.measuring import measure, note_texts
-from artifacts.index.naming import rows_gone
+from artifacts.index.naming import rows_gone, rows_named
 from artifacts.index.rows import MEDIUM, medium_of
 from artifacts.index.search import Query
-from artifacts.index.snapshot import open_snapshot
+from artifacts.index.snapshot import open_snapshot, paths_of
 from artifacts.index.verifying import stats_of, verify_index
+from artifacts.index.where import Condition, matching
 from artifacts.index.writing import IndexWriter
 from tests.support.indexes import MAKER, WIDTH, drawn, killed_at, paths, row, rows, searcher, write
 
@@ -49,7 +51,44 @@ def test_a_name_that_utf8_cannot_hold_is_the_same_row_again(tmp_path: Path) -> N
         assert writer.add([(odd, drawn(1))]) == 1
         assert writer.add([(odd, drawn(1))]) == 0
     (path,) = paths(tmp_path)
+    assert path == "/in/\udcff.jpg"
     assert open_snapshot(tmp_path).positions_of(MEDIUM, medium_of(path)).tolist() == [0]
+
+
+ODD = ("/in/caf\udce8.png", "/in/caf\udce9.png", "/in/caf?.png", "/in/caf\ufffd.png")
+"""Paths that a lossy encoding makes one, two of them no UTF-8."""
+
+
+def test_files_whose_names_are_no_utf8_have_rows_of_their_own(tmp_path: Path) -> None:
+    given = [row(0, path=path, media_path=path[4:]) for path in ODD]
+    with writing.writing(tmp_path, MAKER) as writer:
+        assert writer.add([(given, drawn(len(given)))]) == len(ODD)
+        snapshot = writer.snapshot()
+        assert snapshot.read(np.arange(len(ODD))) == given
+        assert list(paths_of(tmp_path)) == list(ODD)
+        for at, path in enumerate(ODD):
+            for name in (path, path[4:]):
+                assert rows_named(snapshot, [name]).tolist() == [at], ascii(name)
+            assert snapshot.positions_of(MEDIUM, medium_of(path)).tolist() == [at]
+            condition = Condition(f"path = '{path}' or path in ('{path}')")
+            assert np.flatnonzero(matching(snapshot, condition)).tolist() == [at], ascii(path)
+    table = pq.read_table(next(tmp_path.glob("rows-*"))).to_pylist()
+    assert [each["path"] for each in table[2:]] == list(ODD[2:])  # as UTF-8 has them
+
+
+def test_gone_files_whose_names_are_no_utf8_are_told_from_those_that_are_there(
+    tmp_path: Path,
+) -> None:
+    folder, index = tmp_path / "caf\udce8", tmp_path / "index"
+    folder.mkdir()
+    there, gone = folder / "\udce8.png", folder / "\udce9.png"
+    there.touch()
+    given = [row(0, path=str(path), media_path=path.name) for path in (there, gone)]
+    with writing.writing(index, MAKER) as writer:
+        writer.add([(given, drawn(2))])
+        snapshot = writer.snapshot()
+        assert rows_gone(snapshot, GoneFiles()).tolist() == [1]
+        assert rows_named(snapshot, [str(folder)]).tolist() == [0, 1]
 
 
 def test_vectors_without_direction_are_near_to_nothing(tmp_path: Path) -> None:

@@ -129,6 +129,15 @@ def test_a_removed_row_is_shown_neither_by_an_old_nor_by_a_new_server(place: Pat
     assert kept.content == (place / "kept" / "green.png").read_bytes()
 
 
+def test_a_file_whose_name_is_no_utf8_is_shown(place: Path) -> None:
+    odd = place / "media" / "caf\udce8.png"
+    Image.new("RGB", (90, 70), (90, 20, 90)).save(odd)
+    assert index(place, "add", str(odd)) == 0
+    client = serving(place)
+    (hit,) = [client.get(f"/v1/media/{hit}") for name, hit in ids(client).items() if "caf" in name]
+    assert (hit.status_code, hit.content) == (200, odd.read_bytes()), hit.text
+
+
 def test_no_id_of_an_index_shows_a_removed_row(place: Path) -> None:
     assert index(place, "remove", "red.png") == 0
     red, client = (place / "kept" / "red.png").read_bytes(), serving(place)

@@ -10,6 +10,7 @@ from artifacts.errors import UsageError
 from artifacts.gone_files import GoneFiles
 from artifacts.index.nearest import Positions
 from artifacts.index.snapshot import Kept, Snapshot
+from artifacts.tables import stored_text, text_stored
 
 NAMED = ("key", "path", "media_path")
 """Columns by which a row is named."""
@@ -36,7 +37,7 @@ def rows_named(snapshot: Snapshot, names: Sequence[str]) -> Positions:
 def rows_gone(snapshot: Snapshot, gone: GoneFiles) -> Positions:
     """Return the live rows whose files are no longer there."""
     kept, live = np.zeros(snapshot.rows, np.bool_), snapshot.live()
-    is_gone = cache(gone.has)
+    is_gone = cache(lambda path: gone.has(text_stored(path)))
     for start, batch in snapshot.batches(["path"]):
         for at, path in enumerate(batch.column("path").to_pylist(), start):
             kept[at] = live[at] and is_gone(path)
@@ -48,7 +49,7 @@ def _of_files_and_keys(snapshot: Snapshot, names: Sequence[str]) -> tuple[Kept, 
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    spelled = {os.path.abspath(name): name for name in names} | {name: name for name in names}
+    spelled = {stored_text(each): name for name in names for each in (os.path.abspath(name), name)}
     live, kept, known = snapshot.live(), np.zeros(snapshot.rows, np.bool_), set[str]()
     values = pa.array(list(spelled))
     for start, batch in snapshot.batches(NAMED):
@@ -65,7 +66,7 @@ def _of_folder(snapshot: Snapshot, name: str) -> Kept:
     import pyarrow.compute as pc
 
     kept = np.zeros(snapshot.rows, np.bool_)
-    folder = os.path.join(os.path.abspath(name), "")
+    folder = stored_text(os.path.join(os.path.abspath(name), ""))
     for start, batch in snapshot.batches(["path"]):
         found = pc.starts_with(batch.column("path"), folder).to_numpy(zero_copy_only=False)
         kept[start : start + len(batch)] = found

@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.tables import utf8
+from artifacts.tables import stored_text, text_stored
 
 PixelBox = tuple[float, float, float, float]
 Identities = NDArray[np.uint64]
@@ -51,9 +51,14 @@ def identities_of(rows: Sequence[IndexRow]) -> Identities:
     alike by chance once in 37 million such indexes."""
     found = np.empty((IDENTITIES, len(rows)), np.uint64)
     for at, row in enumerate(rows):
-        content, path = [row.key, row.time, row.box], utf8(row.path)
+        content = [row.key, row.time, row.box]
         picture = _number(content[:2])
-        found[:, at] = _number([*content, path]), _number(content), picture, medium_of(path)
+        found[:, at] = (
+            _number([*content, row.path]),
+            _number(content),
+            picture,
+            medium_of(row.path),
+        )
     return found
 
 
@@ -129,16 +134,14 @@ def times_at(parquet: Any, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
 def row_of(values: dict[str, Any]) -> IndexRow:
     """Return the row of one line of the table."""
     box = tuple(values.pop(side) for side in SIDES)
+    values |= {name: text_stored(values[name]) for name in TEXTS}
     return IndexRow(**values, box=None if None in box else box)
 
 
 def _values(row: IndexRow) -> dict[str, Any]:
     box = row.box or (None,) * len(SIDES)
     return {
-        "key": row.key,
-        "path": utf8(row.path),
-        "media_path": utf8(row.media_path),
-        "digest": row.digest,
+        **{name: stored_text(getattr(row, name)) for name in TEXTS},
         "time": row.time,
         **dict(zip(SIDES, box, strict=True)),
         "level": row.level,

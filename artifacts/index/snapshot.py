@@ -17,6 +17,7 @@ from artifacts.index.nearest import Positions
 from artifacts.index.rows import IndexRow, rows_at, times_at
 from artifacts.index.shard import BATCH_ROWS, Halves, OpenShard, open_shard
 from artifacts.index.stored_rows import damaged_file
+from artifacts.tables import text_stored
 from artifacts.vectors import Vectors
 
 TRIES = 5
@@ -220,4 +221,4 @@ def paths_of(folder: Path) -> Iterator[str]:
         for path in batch.column("path").filter(kept).unique().to_pylist():
             if path not in seen:
                 seen.add(path)
-                yield path
+                yield text_stored(path)

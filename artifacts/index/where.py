@@ -19,6 +19,7 @@ import numpy as np
 from artifacts.errors import UsageError
 from artifacts.index.rows import COLUMNS, TEXTS
 from artifacts.index.snapshot import Kept, Snapshot
+from artifacts.tables import stored_text
 
 WORDS = frozenset(("and", "or", "not", "like", "in", "is", "null"))
 TOKEN = re.compile(
@@ -166,7 +167,7 @@ class Condition:
         if kind != wanted:
             self._at -= 1
             self._refuse("text in single quotes" if wanted == "text" else "a number")
-        return token[1:-1].replace("''", "'") if kind == "text" else float(token)
+        return stored_text(token[1:-1].replace("''", "'")) if kind == "text" else float(token)
 
     def _takes(self, word: str) -> bool:
         """Go on if this is the next word."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.captions import write_jsonl
 from artifacts.plurals import counted
-from artifacts.tables import schema_of, utf8, write_parquet
+from artifacts.tables import schema_of, write_parquet
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
 from flows.media.media_files import MediaFile
@@ -122,8 +122,8 @@ def _rows(job: Job, made: list[FileTask]) -> Iterator[dict[str, Any]]:
     for file, task in made:
         for time, box in frames_of(job, task):
             yield {
-                "media_path": utf8(file.media_path),
-                "source": utf8(file.source),
+                "media_path": file.media_path,
+                "source": file.source,
                 "time": time,
                 "box": box,
                 "model": job.model.name,

@@ -26,7 +26,6 @@ from artifacts.index.snapshot import of_all, paths_of
 from artifacts.index.writing import LOCK, Added, IndexWriter, refuse_other, within, writing
 from artifacts.owned_folders import refuse_foreign
 from artifacts.plurals import counted
-from artifacts.tables import utf8
 from artifacts.vectors import vectors_in
 from flows.console.display import Display
 from flows.job.prepare import Job
@@ -180,8 +179,8 @@ def _rows_of(job: Job, one: FileTask) -> list[IndexRow]:
     return [
         IndexRow(
             key=task["embeddings"],
-            path=utf8(file.place),
-            media_path=utf8(file.media_path),
+            path=file.place,
+            media_path=file.media_path,
             digest=task.medium.digest,
             time=time,
             box=None if box is None else (box[0], box[1], box[2], box[3]),
@@ -208,14 +207,14 @@ def _remove_replaced(
     for file, _ in made:
         chunks[file.place] = chunks.get(file.place, 0) + 1
     whole = {
-        medium_of(utf8(file.place))
+        medium_of(file.place)
         for file, medium in zip(job.files, job.contents, strict=True)
         if chunks.get(file.place, 0) >= len(job.ledger.tasks([medium])) > 0
     }
     snapshot = writer.snapshot()
     of_these = np.isin(of_all(snapshot, MEDIUM), np.array(sorted(whole), np.uint64))
     old = of_these & ~np.isin(of_all(snapshot, ROW), rows) & snapshot.live()
-    contents = {(utf8(f.place), m.digest) for f, m in zip(job.files, job.contents, strict=True)}
+    contents = {(f.place, m.digest) for f, m in zip(job.files, job.contents, strict=True)}
     removed = np.flatnonzero(old)
     remade = sum((row.path, row.digest) in contents for row in snapshot.read(removed))
     return writer.remove(removed), remade
@@ -223,7 +222,7 @@ def _remove_replaced(
 
 def _vanished(folder: Path, job: Job, gone: GoneFiles) -> tuple[str, ...]:
     """Return the files of the index that are not among those of the job and were deleted."""
-    named = {utf8(file.place) for file in job.files}
+    named = {file.place for file in job.files}
     return tuple(path for path in paths_of(folder) if path not in named and gone.has(path))
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from artifacts.errors import UsageError
 from artifacts.index.where import WORDS, Condition, Table
-from artifacts.tables import schema_of, table_of, utf8
+from artifacts.tables import schema_of, stored_text, table_of, utf8
 from flows.ledger.tasks import Medium
 from flows.media.media_files import MediaFile
 from flows.options.sift import KEEP
@@ -116,7 +116,8 @@ def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int],
         return list(range(len(found.rows))), {}
     # Numbers of one type, since a condition may compare a count with 0.5.
     kinds = {name: "text" if name in TEXTS else "number" for name in found.rows[0]}
-    (batch,) = table_of(found.rows, schema_of(kinds)).combine_chunks().to_batches()
+    rows = [{n: stored_text(value) for n, value in row.items()} for row in found.rows]
+    (batch,) = table_of(rows, schema_of(kinds)).combine_chunks().to_batches()
     kept = condition.of(batch, unknown=True)
     parts = condition.parts(batch)
     why = {
