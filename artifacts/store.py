@@ -4,10 +4,18 @@ from collections.abc import Callable
 
 from artifacts.errors import UsageError
 from artifacts.paths import folder_named
-from artifacts.stores.folder import FolderStore, fault_of, read_fault
+from artifacts.stores.folder import FolderStore, fault_of, is_full, read_fault
 from artifacts.stores.protocol import ObjectStat, Store
 
-__all__ = ("FolderStore", "ObjectStat", "Store", "fault_of", "open_store", "read_fault")
+__all__ = (
+    "FolderStore",
+    "ObjectStat",
+    "Store",
+    "fault_of",
+    "is_full",
+    "open_store",
+    "read_fault",
+)
 
 
 def _in_bucket(scheme: str) -> Callable[[str], Store]:

@@ -2,6 +2,7 @@
 what a client sends."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -33,8 +34,10 @@ from flows.serving.refusals import HttpRefusal
 from flows.serving.searching import ServedIndex
 from flows.serving.startup import open_service
 from flows.serving.temp_store import TempStore
+from tests.support.disks import small_disk
 from tests.support.indexes import MAKER, write
-from tests.support.pipeline import ROOT
+from tests.support.pipeline import PENSTOCK, ROOT
+from tests.support.serving import a_picture, serving
 
 STARTING = """
 import contextlib, asyncio, sys, time
@@ -88,6 +91,25 @@ def test_a_server_is_ready_while_a_mebibyte_can_be_written(
     monkeypatch.setattr(os, "posix_fallocate", full)
     assert not scratch.has_room()
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
+
+
+@pytest.mark.slow
+def test_captions_are_507_while_the_disk_of_the_store_is_full_and_made_again_after_it(
+    tmp_path: Path,
+) -> None:
+    with small_disk(tmp_path / "disk", "60m") as disk:
+        store = ("--store", str(disk / "store"), "--caption-model", "demo")
+        with serving(tmp_path, *store, command=[*PENSTOCK, "serve"]) as server:
+            assert server.ask("POST", "/v1/caption", a_picture()).status == 200
+            with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(1 << 12))
+            found = [server.ask("POST", "/v1/caption", a_picture(), seconds=30) for _ in range(2)]
+            assert [answer.status for answer in found] == [507, 507], found[0].body[:300]
+            assert server.ask("GET", "/readyz").status == 503
+            (disk / "filler").unlink()
+            assert server.ask("POST", "/v1/caption", a_picture()).status == 200
+            assert server.ask("GET", "/readyz").status == 200
 
 
 def test_the_bits_of_an_index_are_in_memory_before_the_free_memory_is_measured(

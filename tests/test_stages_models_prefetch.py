@@ -79,6 +79,27 @@ def test_what_failed_behind_is_raised_and_nothing_is_written_after_it(more: int)
     assert written == []
 
 
+def test_what_failed_behind_is_refused_at_once_and_writing_goes_on() -> None:
+    written: list[int] = []
+    refused: list[tuple[list[int], str]] = []
+    heard = threading.Event()
+
+    def write(made: list[int]) -> None:
+        if 0 in made:
+            raise OSError("the disk is full")
+        written.extend(made)
+
+    def refuse(made: list[int], error: Exception) -> None:
+        refused.append((made, str(error)))
+        heard.set()
+
+    with write_behind(write, refuse) as later:
+        later(0)
+        assert heard.wait(SECONDS), "nobody heard of it before the next batch"
+        later(1)
+    assert refused == [([0], "the disk is full")] and written == [1]
+
+
 def test_what_was_handed_over_is_written_when_the_caller_fails() -> None:
     written: list[int] = []
     with pytest.raises(ValueError, match="caller"), write_behind(written.extend) as later:

@@ -174,11 +174,17 @@ def read_fault(error: OSError, where: Path) -> EnvironmentFault:
     )
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Return whether an error, or the one that it was raised from, is that of a full disk."""
+    known = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return known or (error is not None and is_full(error.__cause__))
+
+
 def fault_of(error: OSError, where: Path) -> EnvironmentFault:
     """Return a failed write as an error that says what to do about it."""
     if isinstance(error, NotAFile):
         return EnvironmentFault(f"{error.filename}: {error.strerror}", hint="Move it away")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return EnvironmentFault(
             f"the disk of {where} is full, or your quota on it",
             hint="Free some space or give another --store or --out; the same command then goes on",

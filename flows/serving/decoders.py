@@ -20,7 +20,7 @@ from flows.serving.temp_store import TempStore
 from flows.serving.worker_process import LauncherMaker, WorkerProcess
 from stages.frames.job import FramesItem
 from stages.frames.live import NO_MEMORY, TOO_LARGE
-from stages.process.events import Event, Failed, MediumIndexed
+from stages.process.events import NO_ROOM, Event, Failed, MediumIndexed
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ TRIES = 2
 AHEAD = 3
 """Images that a process has at once. With one at a time, each waited 10 ms for a busy server, which
 was most of the time. A video is sent alone, so that no other file waits behind it."""
-STATUS = {TOO_LARGE: 413, NO_MEMORY: 413, "not-media": 415, "playlist": 415}
+STATUS = {TOO_LARGE: 413, NO_MEMORY: 413, "not-media": 415, "playlist": 415, NO_ROOM: 507}
 """Failure kind of a file → HTTP status; 422 for all others."""
 
 

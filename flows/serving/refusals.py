@@ -4,10 +4,12 @@ from typing import Any
 
 from artifacts.errors import PenstockError, with_hint
 from flows.serving.shown_names import without_paths
-from stages.process.events import TOO_LONG, UNSUPPORTED, Failed
+from stages.process.events import NO_ROOM, NOT_STORED, TOO_LONG, UNSUPPORTED, Failed
 
 OPENAI = ("/v1/chat/", "/v1/models")
 """Paths of OpenAI's API."""
+STATUS = {NO_ROOM: 507, NOT_STORED: 503}
+"""Kind of failure of an item that is not its own fault → HTTP status."""
 RETRY_SECONDS = 5
 """Default of the Retry-After header in seconds."""
 
@@ -84,6 +86,8 @@ def exceeded(error: str, hint: str) -> HttpRefusal:
 
 def refusal_of_failure(event: Failed) -> HttpRefusal:
     """Return a refusal for an item that a stage could not process."""
+    if event.kind in STATUS:
+        return HttpRefusal(STATUS[event.kind], event.message, event.hint, RETRY_SECONDS)
     if event.kind == TOO_LONG:
         return exceeded(event.message, event.hint)
     if event.kind != UNSUPPORTED:

@@ -339,6 +339,7 @@ class _Building:
         captions = Captioning(job, encoding, decoding, frames, self.keeper, service.metrics)
         decoding.on_other_event = captions.on_event
         service.captions = captions
+        service.temp_store.others.append(job.store.local)
         self._add(encoding, decoding)
 
     def warm(self) -> None:

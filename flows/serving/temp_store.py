@@ -5,16 +5,16 @@ A killed server leaves its folder behind. A starting server removes the folders 
 longer exist.
 """
 
-import errno
 import itertools
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from artifacts.files import delete_unlocked, own_folder
-from artifacts.store import Store, open_store
+from artifacts.store import Store, is_full, open_store
 
 MEMORY = Path("/dev/shm")
 MIN_FREE_BYTES = 1 << 30
@@ -22,8 +22,6 @@ MIN_FREE_BYTES = 1 << 30
 PREFIX = "penstock-serve-"
 ROOM_BYTES = 1 << 20
 """Bytes that a server must be able to write to be ready."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Errors of a full disk."""
 
 
 class TempStore:
@@ -32,6 +30,8 @@ class TempStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.store: Store = open_store(str(folder / "store"))
+        self.others: list[Path] = []
+        """Other folders that requests need room in."""
         self._numbers = itertools.count()
 
     def path(self, suffix: str = "") -> Path:
@@ -39,15 +39,13 @@ class TempStore:
         return self.folder / f"{next(self._numbers)}{suffix}"
 
     def has_room(self) -> bool:
-        """Return whether ROOM_BYTES can be written."""
-        path = self.path(".room")
+        """Return whether ROOM_BYTES can be written here, and in the other folders."""
         try:
-            with open(path, "xb") as file:
-                os.posix_fallocate(file.fileno(), 0, ROOM_BYTES)
+            for folder in (self.folder, *self.others):
+                with TemporaryFile(dir=folder) as file:
+                    os.posix_fallocate(file.fileno(), 0, ROOM_BYTES)
         except OSError as error:
-            return error.errno not in FULL
-        finally:
-            path.unlink(missing_ok=True)
+            return not is_full(error)
         return True
 
 

@@ -20,8 +20,9 @@ from starlette.requests import ClientDisconnect
 
 from artifacts.keys import content_key
 from artifacts.schema import MediaKind
+from artifacts.store import is_full
 from flows.serving.refusals import HttpRefusal, bad_request
-from flows.serving.temp_store import FULL, TempStore
+from flows.serving.temp_store import TempStore
 from stages.frames.formats import AVIF_BRANDS, HEIC_BRANDS
 
 LOG = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ class BodyFile:
                 with open(self._path, "ab") as file:
                     file.write(data)
             except OSError as error:
-                if error.errno not in FULL:
+                if not is_full(error):
                     raise
                 LOG.warning("an upload does not fit on the disk of %s", self._path.parent)
                 why = "the server has no room for the upload"

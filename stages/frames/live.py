@@ -9,7 +9,7 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault, MediaError
 from artifacts.schema import MediaIndex
-from artifacts.store import open_store
+from artifacts.store import is_full, open_store
 from stages.frames.frame_recorder import FrameRecorder, media_errors
 from stages.frames.image import read_image
 from stages.frames.job import FramesItem, FramesJob
@@ -17,7 +17,7 @@ from stages.frames.medium import MediumToCut
 from stages.frames.video import Video
 from stages.frames.watchdog import Watchdog
 from stages.memory.heap import keep_freed_blocks
-from stages.process.events import MediumIndexed
+from stages.process.events import NO_ROOM, MediumIndexed
 from stages.process.job import items_of, parse_job
 from stages.process.live import read_requests
 from stages.process.report import EventReporter
@@ -46,6 +46,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
             except (MediaError, EnvironmentFault) as error:
                 message = error.message.replace(str(medium.path), "the file")
                 kind = error.kind if isinstance(error, MediaError) else GONE
+                kind = NO_ROOM if is_full(error) else kind
                 report.failure(medium.digest, kind, message, error.hint)
             except MemoryError:
                 report.failure(

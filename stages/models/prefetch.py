@@ -42,13 +42,19 @@ def prefetched(
 
 
 @contextmanager
-def write_behind(write: Callable[[list[Rows]], None]) -> Iterator[Callable[[Rows], None]]:
+def write_behind(
+    write: Callable[[list[Rows]], None],
+    refuse: Callable[[list[Rows], Exception], None] | None = None,
+) -> Iterator[Callable[[Rows], None]]:
     """Yield a function that passes results to `write`, which runs on another thread.
 
     Each call of `write` gets, in order, everything that arrived during the previous call. So one
     disk sync serves many batches. An error of `write` is raised at the next call of the function,
     or at the end, and nothing is written after it. Results that were passed before an error of the
     caller are still written.
+
+    With `refuse`, which gets what an error left unwritten, the error is not raised and writing goes
+    on: the next call may never come.
     """
     waiting: deque[Rows] = deque()
     running: deque[Future[None]] = deque()
@@ -60,7 +66,12 @@ def write_behind(write: Callable[[list[Rows]], None]) -> Iterator[Callable[[Rows
         if not taken or failed:
             return
         failed = True
-        write(taken)
+        try:
+            write(taken)
+        except Exception as error:
+            if refuse is None:
+                raise
+            refuse(taken, error)
         failed = False
 
     def later(made: Rows) -> None:

@@ -16,6 +16,10 @@ UNSUPPORTED = "unsupported"
 """Kind of failure of an item whose own settings are not supported."""
 TOO_LONG = "too-long"
 """Kind of failure of an item whose prompt, images and caption exceed the model's context."""
+NO_ROOM = "no-room"
+"""Kind of failure of a request whose result does not fit on the disk."""
+NOT_STORED = "not-stored"
+"""Kind of failure of a request whose result cannot be stored for another reason."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

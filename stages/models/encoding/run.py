@@ -4,6 +4,7 @@ A batch is computed whole where the bytes of a row depend on it. Otherwise its i
 in a fixed number of rows (stages/models/encoding/ways.py).
 """
 
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -18,7 +19,7 @@ import torch
 from artifacts.claims import UnsharedWork, WorkClaims, claims_at
 from artifacts.packs import Record, RecordSet
 from artifacts.record_union import record_sets_of
-from artifacts.store import open_store
+from artifacts.store import is_full, open_store
 from stages.memory.item_faults import RETRY, ItemFault, ItemFaults
 from stages.memory.oom_retry import OomRetry, blocks
 from stages.models.encoding import FEED_NOTE
@@ -34,7 +35,7 @@ from stages.models.loading import ModelJob, facts
 from stages.models.prefetch import PREFETCH_BATCHES, prefetched, write_behind
 from stages.models.processors.side_inputs import Prepared
 from stages.process.cgroup import cores
-from stages.process.events import Published
+from stages.process.events import NO_ROOM, NOT_STORED, Published
 from stages.process.job import items_of
 from stages.process.live import read_requests
 from stages.process.report import EventReporter
@@ -134,7 +135,8 @@ class EncodeRun:
         depth = 1 if block else PREFETCH_BATCHES
         taking = nullcontext(UnsharedWork()) if job.live else claims_at(self._store, *records)
         to_do = self._requests() if job.live else blocks(self.batches, block, self._image_count)
-        with taking as self._turns, write_behind(self._publish) as later, self._readers:
+        refuse = self._refuse if job.live else None
+        with taking as self._turns, write_behind(self._publish, refuse) as later, self._readers:
             self._later = later
             mine = (
                 self._fed(self._turns)
@@ -244,6 +246,16 @@ class EncodeRun:
             for key in self._records.publish(made_now):
                 self._report.item(key)
         self._turns.done(rows)
+
+    def _refuse(self, made: list[list[Encoded]], error: Exception) -> None:
+        """Answer the requests of a live job whose results cannot be published: the other side waits
+        for each of them."""
+        traceback.print_exception(error)
+        self._report.warning(f"results cannot be stored: {error}")
+        kind = NO_ROOM if is_full(error) else NOT_STORED
+        message = "the server has no room for" if kind == NO_ROOM else "the server cannot store"
+        for key in {item.key for batch in made for item, _ in batch}:
+            self._report.failure(key, kind, f"{message} the result", "Ask again later")
 
     def _publish_live(
         self, rows: Mapping[str, tuple[EncodeItem, object]], made: Sequence[Record]
