@@ -2,7 +2,9 @@
 
 import contextlib
 import re
+import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -151,3 +153,46 @@ def test_who_closes_both_sides_is_noticed_while_the_answer_is_made(server: BareS
     while left() == before and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left() == before + 1
+
+
+UPGRADE = (
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+)
+"""What Java's HttpClient and `curl --http2` send with a first request."""
+BODIES = {
+    "length": (b"Content-Length: 9\r\n", b"123456789"),
+    "chunks": (b"Transfer-Encoding: chunked\r\n", b"4\r\n1234\r\n5\r\n56789\r\n0\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("upgrade", [UPGRADE, b"Connection: upgrade\r\nUpgrade: websocket\r\n"])
+@pytest.mark.parametrize("kind", BODIES)
+@pytest.mark.parametrize("wait", [0.0, 0.2])
+def test_a_body_is_read_whose_head_offers_another_protocol(
+    server: BareServer, upgrade: bytes, kind: str, wait: float
+) -> None:
+    framing, body = BODIES[kind]
+    if b"h2c" not in upgrade and not wait:
+        pytest.skip("as above")
+    head = b"POST /a HTTP/1.1\r\nHost: 127.0.0.1\r\n" + upgrade + framing + b"\r\n"
+    found = b""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        parts = [head, body, START + b"\r\n"] if wait else [head + body + START + b"\r\n"]
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(wait)
+        connection.settimeout(1)
+        with contextlib.suppress(TimeoutError):
+            while data := connection.recv(1 << 16):
+                found += data
+    assert re.findall(rb"(/a?) (\d+);", found) == [(b"/a", b"9"), (b"/", b"0")], found
+    assert statuses(found) == [200, 200]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_may_offer_http2(server: BareServer) -> None:
+    sent = ["curl", "-s", "--http2", "-m", "5", "-w", "%{http_code}", "--data-binary", "0123456789"]
+    done = subprocess.run(
+        [*sent, f"http://127.0.0.1:{server.port}/c"], capture_output=True, check=False
+    )
+    assert done.stdout == b"/c 10;200"

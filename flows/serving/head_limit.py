@@ -3,6 +3,7 @@ before any token is checked."""
 
 import asyncio
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,10 @@ class HeadLimited(BaseProtocol):
     _rest = b""
     """What is not parsed yet; reading is paused meanwhile."""
     _is_refused = False
+    _parsed = 0
+    """Bytes of the last piece that belong to a head whose Upgrade is ignored."""
+    _ignores_upgrade = False
+    """Whether the head that was parsed last is to be parsed again, without Upgrade."""
     _is_half_closed = False
     """Whether the client sends no more, and may still read."""
 
@@ -91,6 +96,9 @@ class HeadLimited(BaseProtocol):
             at += len(piece)
             self._head += len(piece)
             super().data_received(piece)
+            if self._ignores_upgrade:
+                at += self._parsed - len(piece)
+                self._parse_without_upgrade()
             if self._h11:
                 self._head = len(self._h11.trailing_data[0])
 
@@ -132,7 +140,23 @@ class HeadLimited(BaseProtocol):
 
     def on_headers_complete(self) -> None:
         self._head = 0
-        super().on_headers_complete()
+        offered = {value.lower() for name, value in self.headers if name == b"upgrade"}
+        self._ignores_upgrade = bool(offered) and not self._should_upgrade()
+        if not self._ignores_upgrade:
+            super().on_headers_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Note where the head ends: this is called while httptools' HttpParserUpgrade is handled,
+        which says it."""
+        self._parsed = getattr(sys.exception(), "args", (0,))[0]
+
+    def _parse_without_upgrade(self) -> None:
+        """Parse a head again, without the Upgrade that this server ignores (RFC 9110, 7.8): after
+        one httptools skips the body."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % field for field in self.headers if field[0] != b"upgrade"]
+        super().data_received(b"\r\n".join([*lines, b"", b""]))
 
     def on_body(self, body: bytes) -> None:
         self._head = 0
@@ -140,6 +164,8 @@ class HeadLimited(BaseProtocol):
 
     def on_message_complete(self) -> None:
         self._head = 0
+        if self._ignores_upgrade:
+            return
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
