@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from artifacts.index.manifest import read_manifest
+from artifacts.index.rows import ROW
 from artifacts.index.snapshot import open_snapshot
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
@@ -141,12 +143,31 @@ def test_a_file_whose_name_is_no_utf8_is_shown(place: Path) -> None:
 def test_no_id_of_an_index_shows_a_removed_row(place: Path) -> None:
     assert index(place, "remove", "red.png") == 0
     red, client = (place / "kept" / "red.png").read_bytes(), serving(place)
-    shown_ids = [
-        f"0-{number}"
-        for number in range(len(rows_of(place / "index")) + 2)
-        if client.get(f"/v1/media/0-{number}").content == red
-    ]
-    assert shown_ids == []
+    snapshot = open_snapshot(place / "index")
+    every = snapshot.identities_at(ROW, np.arange(snapshot.rows)).tolist()
+    assert [each for each in every if client.get(f"/v1/media/{each:016x}").content == red] == []
+
+
+def test_an_id_names_the_same_file_after_a_restart_or_none(place: Path) -> None:
+    old = ids(serving(place))
+    assert index(place, "remove", "red.png") == 0 and index(place, "compact") == 0
+    client = serving(place)
+    assert_refused(client, old.pop("red.png"), "no such hit")
+    for name, hit in old.items():
+        answer = client.get(f"/v1/media/{hit}")
+        assert answer.content == (place / "kept" / name).read_bytes(), f"{hit} is not {name}"
+
+
+def test_an_id_has_one_spelling(place: Path) -> None:
+    client = serving(place)
+    hits = client.get("/v1/search?q=colour&top=100").json()["hits"]
+    for hit in (hit["id"] for hit in hits):
+        arabic = hit.translate({ord(str(n)): chr(0x660 + n) for n in range(10)})
+        for other in {hit.upper(), f"0{hit}", f"{hit}0", f" {hit}", f"+{hit}", arabic} - {hit}:
+            answer = client.get(f"/v1/media/{quote(other)}")
+            assert answer.status_code == 404, f"{other!r} is taken for {hit}"
+    old = {f"0-{zeros}{at}" for at in range(9) for zeros in ("", "0")}
+    assert {client.get(f"/v1/media/{each}").status_code for each in old} == {404}
 
 
 def test_an_id_means_the_same_row_after_the_index_was_compacted(place: Path) -> None:

@@ -1,11 +1,13 @@
 """Searches the current version of one index. Runs no model.
 
 Another process may write the index at the same time: it is reopened when its manifest changes. An
-index rebuilt with another model is not searched. A hit is identified by index version and row
-position, so that details requested later belong to the row that was found.
+index rebuilt with another model is not searched. The id of a hit is the identity of its row, so
+that details requested later belong to the row that was found, whatever was added, compacted or
+started again meanwhile.
 """
 
 import asyncio
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,8 +28,8 @@ from flows.options.search import SearchQuery
 from flows.search.query import run_query, to_hit
 from flows.serving.refusals import HttpRefusal, refusal_of
 
-OPEN_VERSIONS = 2
-"""Opened versions of an index whose hits can still be requested."""
+HIT = re.compile("[0-9a-f]{16}")
+"""The one spelling of an id."""
 
 
 class ServedIndex:
@@ -38,8 +40,8 @@ class ServedIndex:
         self.folder = folder
         self.maker = maker
         self._stamp: tuple[int | Stamp | None, ...] = ()
-        self._opened: list[tuple[int, Searcher]] = []
-        self._next = 0
+        self._searcher: Searcher | None = None
+        """The version that is searched."""
         self._failed: tuple[Any, ...] | None = None
         """What was searched for when the last search failed; None: it did not."""
         self._opening = threading.Lock()
@@ -47,7 +49,12 @@ class ServedIndex:
 
     @property
     def rows(self) -> int:
-        return self._opened[-1][1].snapshot.manifest.live_rows
+        return self._snapshot.manifest.live_rows
+
+    @property
+    def _snapshot(self) -> Snapshot:
+        assert self._searcher is not None
+        return self._searcher.snapshot
 
     async def search(
         self,
@@ -90,17 +97,20 @@ class ServedIndex:
         without: tuple[NDArray[np.float32], ...],
         settings: SearchQuery,
     ) -> list[dict[str, Any]]:
-        number, searcher = self._opened[-1]
+        searcher = self._searcher
+        assert searcher is not None
         snapshot: Snapshot = searcher.snapshot
         kept = matching(snapshot, Condition(settings.where)) if settings.where else None
         query = Query(vector=vector, sort=sort, without=without, kept=kept)
         found = run_query(searcher, query, settings)
         hits = (to_hit(snapshot, rank, moment) for rank, moment in enumerate(found, 1))
+        positions = np.array([moment.position for moment in found], np.int64)
+        ids = snapshot.identities_at(ROW, positions).tolist()
         return [
             {
                 "rank": hit.rank,
                 "score": hit.score,
-                "id": f"{number}-{moment.position}",
+                "id": f"{identity:016x}",
                 "kind": "image" if hit.at is None else "video",
                 "media_path": hit.media_path,
                 "time": hit.time,
@@ -108,11 +118,11 @@ class ServedIndex:
                 "box": hit.box,
                 "copies": hit.copies,
             }
-            for hit, moment in zip(hits, found, strict=True)
+            for hit, identity in zip(hits, ids, strict=True)
         ]
 
     async def row(self, name: str) -> IndexRow:
-        """Return the row of a hit, which the newest version must still have. Raises HttpRefusal."""
+        """Return the row of a hit, which the index must still have. Raises HttpRefusal."""
         await self.check()
         try:
             return await asyncio.to_thread(self._row, name)
@@ -120,15 +130,11 @@ class ServedIndex:
             raise refusal_of(error, 503) from error
 
     def _row(self, name: str) -> IndexRow:
-        number, _, position = name.partition("-")
-        if number.isdecimal() and position.isdecimal() and len(name) < 32:
-            newest = self._opened[-1][1].snapshot
-            for known, searcher in self._opened:
-                if known == int(number) and int(position) < searcher.snapshot.rows:
-                    at = np.array([int(position)])
-                    (identity,) = searcher.snapshot.identities_at(ROW, at)
-                    if len(newest.positions_of(ROW, int(identity))):
-                        return searcher.snapshot.read(at)[0]
+        snapshot = self._snapshot
+        if HIT.fullmatch(name):
+            found = snapshot.positions_of(ROW, int(name, 16))
+            if len(found):
+                return snapshot.read(found[:1])[0]
         raise HttpRefusal(404, "no such hit", "Search again: the index has changed since")
 
     def _reopen(self) -> None:
@@ -147,15 +153,13 @@ class ServedIndex:
                 return
             snapshot = open_snapshot(self.folder)
             refuse_other(self.folder, snapshot.manifest.maker, self.maker)
-            self._opened = [*self._opened, (self._next, Searcher(snapshot))][-OPEN_VERSIONS:]
-            self._next += 1
+            self._searcher = Searcher(snapshot)
             self._stamp = (*stamp, *self._stamps())
 
     def _stamps(self) -> Iterator[Stamp | None]:
         """Yield the stamp of each file of the newest version; None: it cannot be read."""
-        for _, searcher in self._opened[-1:]:
-            for file in searcher.snapshot.manifest.files():
-                try:
-                    yield stamp_of(self.folder / file.name)
-                except OSError:
-                    yield None
+        for file in () if self._searcher is None else self._snapshot.manifest.files():
+            try:
+                yield stamp_of(self.folder / file.name)
+            except OSError:
+                yield None
