@@ -23,8 +23,8 @@ class GoneFiles:
         """Folder and reason → its files that may be there."""
 
     def has(self, path: str) -> bool:
-        """Return whether a file is not there, while its own folder is there and can be read. Files
-        far away are not asked for."""
+        """Return whether a file is not there, while its own folder is there, can be read and holds
+        something else. Files far away are not asked for."""
         if is_address(path):
             return False
         folder = os.path.dirname(path)
@@ -48,8 +48,8 @@ class GoneFiles:
     def _fault_of(self, folder: str) -> str:
         if folder not in self._faults:
             try:
-                os.scandir(folder).close()
-                self._faults[folder] = ""
+                with os.scandir(folder) as inside:  # an empty one may be where a disk belongs
+                    self._faults[folder] = "" if next(inside, None) else "the folder is empty"
             except OSError as error:
                 self._faults[folder] = os.strerror(error.errno or 0)
         return self._faults[folder]

@@ -244,6 +244,21 @@ def test_rows_of_files_on_a_disk_that_is_away_stay(
     assert said.count("1 file of") == 3, "there.png is no folder any more, either"
 
 
+def test_rows_of_an_empty_folder_stay(tmp_path: Path) -> None:
+    """It is where a disk belongs that is not mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    given = [row(n, path=str(folder / f"{n}.png")) for n in range(3)]
+    with writing.writing(tmp_path / "index", MAKER) as writer:
+        writer.add([(given, drawn(3))])
+    gone, snapshot = GoneFiles(), open_snapshot(tmp_path / "index")
+    assert rows_gone(snapshot, gone).tolist() == []
+    (note,) = gone.notes()
+    assert f"3 files of {folder}" in note and "empty" in note
+    (folder / "another.png").touch()
+    assert rows_gone(snapshot, GoneFiles()).tolist() == [0, 1, 2]
+
+
 def test_vectors_of_another_model_or_precision_are_refused(tmp_path: Path) -> None:
     write(tmp_path, 3)
     same = replace(MAKER, model="other")

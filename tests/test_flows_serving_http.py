@@ -197,6 +197,36 @@ def test_a_client_of_http_1_0_gets_no_chunks(tmp_path: Path, version: str) -> No
     assert b"".join(each.get("body", b"") for each in sent) == b"data: onedata: two"
 
 
+@pytest.mark.parametrize(
+    ("version", "host", "status"),
+    [
+        ("1.0", None, 200),
+        ("1.0", "127.0.0.1:8000", 200),
+        ("1.0", "evil.example", 421),
+        ("1.1", None, 421),
+        ("1.1", "evil.example", 421),
+    ],
+)
+def test_a_client_of_http_1_0_need_not_name_the_server(
+    tmp_path: Path, version: str, host: str | None, status: int
+) -> None:
+    scope = bare_request("/healthz", {} if host is None else {"host": host})
+    if host is None:
+        scope["headers"] = []
+    start = answered(service_in(tmp_path), {**scope, "method": "GET", "http_version": version})
+    assert start["status"] == status
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br, gzip", "identity", ""])
+def test_a_body_with_a_coding_is_refused_before_it_is_read(tmp_path: Path, coding: str) -> None:
+    is_plain = coding in ("", "identity")
+    body = {"type": "http.request", "body": b"", "more_body": False}
+    headers = {"content-encoding": coding, "content-length": "0" if is_plain else "99"}
+    scope = bare_request("/v1/caption", headers)
+    start = answered(service_in(tmp_path), scope, *([body] if is_plain else []))
+    assert start["status"] == (422 if is_plain else 415)
+
+
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Basic"])
 def test_the_scheme_of_a_token_has_any_case(tmp_path: Path, scheme: str) -> None:
     service, token = service_in(tmp_path), "a secret of some length"

@@ -104,7 +104,9 @@ class Guard:
         headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in scope["headers"]}
         service, path = self._service, scope["path"]
         host = headers.get("host", "")
-        if service.config.host in LOOPBACK and not is_loopback(host):
+        # Every browser sends it, and HTTP/1.0 knows none.
+        is_named = "host" in headers or scope.get("http_version") != "1.0"
+        if is_named and service.config.host in LOOPBACK and not is_loopback(host):
             raise HttpRefusal(421, f"this server is not {host[:80]!r}", "Address it as localhost")
         if path != "/" and is_of_other_site(headers):
             raise HttpRefusal(403, "request from another site", "Open the page of this server")
@@ -121,6 +123,13 @@ class Guard:
         if codings.lower() not in ("", "chunked"):
             why = f"the transfer coding {codings[:80]!r} is not supported"
             raise HttpRefusal(501, why, "Send the body as it is, or chunked")
+        coding = headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("", "identity"):
+            raise HttpRefusal(
+                415,
+                f"the body has a coding that is not read ({coding[:80]})",
+                "Send it without Content-Encoding",
+            )
         if limited and (change := service.model.error) is not None:
             service.metrics.refused("draining")
             raise unavailable(f"reloading the model: {change.message}", "Ask again in a while")
