@@ -150,9 +150,9 @@ def test_no_id_of_an_index_shows_a_removed_row(place: Path) -> None:
 
 def test_an_id_names_the_same_file_after_a_restart_or_none(place: Path) -> None:
     old = ids(serving(place))
-    assert index(place, "remove", "red.png") == 0 and index(place, "compact") == 0
+    assert index(place, "remove", "blue.png") == 0 and index(place, "compact") == 0
     client = serving(place)
-    assert_refused(client, old.pop("red.png"), "no such hit")
+    assert_refused(client, old.pop("blue.png"), "no such hit")
     for name, hit in old.items():
         answer = client.get(f"/v1/media/{hit}")
         assert answer.content == (place / "kept" / name).read_bytes(), f"{hit} is not {name}"
