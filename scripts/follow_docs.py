@@ -218,7 +218,7 @@ def judged(shown: Shown, outcome: Outcome) -> str:
 
 
 def follow_all(wanted: list[Path], workers: int, verbose: bool) -> list[Followed]:
-    """Follow pages beside one another, each in a folder of its own, with one store for all but `CLEARS`."""
+    """Follow pages beside one another, each in a folder of its own, most with one store."""
     with tempfile.TemporaryDirectory(prefix="penstock-docs-") as name:
         place, seen = Path(name).resolve(), seen_before(wanted)
         # The long ones first, so that nobody waits for one at the end. All are parsed before the
