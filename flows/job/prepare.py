@@ -353,8 +353,8 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
     variants = (
         variants_of(config, each, sampling, over_media, stored) for each in answering(config, model)
     )
-    ledger = Ledger(store, over_media, *chain.from_iterable(variants))
-    ledger.opens_reasoning = model.profile.opens_reasoning
+    opens = model.profile.opens_reasoning
+    ledger = Ledger(store, over_media, *chain.from_iterable(variants), opens_reasoning=opens)
     return Job(
         config=config,
         pipeline=over_media,
