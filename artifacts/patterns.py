@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-LITERAL = re.compile(r"(?:[\w-]|\\?\.|\\-)+", re.ASCII)
-"""Expressions that are plain names, whose points may match any character."""
+LITERAL = re.compile(r"\^?(?:[\w-]|\\?\.|\\-)+\$?", re.ASCII)
+"""Expressions that are plain names or ends of them, whose points may match any character."""
+_PIECES = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", re.DOTALL)
+"""Parts of an expression: an escape, a class, or another character."""
 MAX_LETTERS = 2000
 """Largest number of characters of an expression."""
 
@@ -37,15 +39,13 @@ def accepts(grammar: str, text: str) -> bool:
 
 
 def ends_with(expression: str, path: str) -> bool:
-    """Return whether an expression matches a module's path, or its end after a point, as in PEFT.
-    Raises ValueError for an unsupported one."""
+    """Return whether an expression matches a module's path, or its end after a point, as in PEFT:
+    with `^` the whole path alone. Raises ValueError for an unsupported one."""
     if len(expression) > MAX_LETTERS:
         raise ValueError(f"{len(expression):,} characters, and at most {MAX_LETTERS:,} are allowed")
     if (name := _name(expression)) is not None:
         return name.fullmatch(path) is not None
-    from llguidance import LLMatcher
-
-    return accepts(LLMatcher.grammar_from_regex(rf"(.*\.)?({expression})"), path)
+    return accepts(_grammar(expression), path)
 
 
 def string_follows(schema: Mapping[str, Any], text: str) -> bool:
@@ -82,6 +82,27 @@ def _name(expression: str) -> re.Pattern[str] | None:
     """Return the compiled pattern of a plain name, on which `re` cannot backtrack; None for other
     expressions."""
     return re.compile(rf"(.*\.)?({expression})") if LITERAL.fullmatch(expression) else None
+
+
+@lru_cache(maxsize=256)
+def _grammar(expression: str) -> str:
+    """Return the grammar of whole paths. llguidance has no `^`, so an alternative that begins with
+    it gets nothing before it; elsewhere `^` stays, and is refused."""
+    from llguidance import LLMatcher
+
+    alternatives, depth = [""], 0
+    for piece in _PIECES.findall(expression):
+        depth += (piece == "(") - (piece == ")")
+        if piece == "|" and not depth:
+            alternatives.append("")
+        else:
+            alternatives[-1] += piece
+    return LLMatcher.grammar_from_regex(
+        "|".join(
+            f"({each.lstrip('^')})" if each.startswith("^") else rf"(.*\.)?({each})"
+            for each in alternatives
+        )
+    )
 
 
 @lru_cache(maxsize=1)

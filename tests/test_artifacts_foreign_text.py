@@ -151,7 +151,33 @@ def test_an_expression_meets_the_end_of_a_path(expression: str, path: str, met: 
     assert ends_with(expression, path) is met
 
 
-@pytest.mark.parametrize("expression", ["(?=q)q_proj", "[a-", "(.)\\1", "a" * (MAX_LETTERS + 1)])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "^q_proj",
+        "^model.layers.1.q_proj",
+        "^layers.1.q_proj",
+        "q_proj$",
+        r"^model\.layers\.1\.q_proj$",
+        r"^model\.layers\.\d+\.[qv]_proj",
+        r"^layers\.\d+\.q_proj|k_proj$",
+        "k_proj|^model.*q_proj",
+        "^(model|vision).layers.1.[^|^]_proj",
+        r"q_proj\$",
+        "[|^]_proj|[]^|]_proj",
+    ],
+)
+def test_an_expression_with_anchors_meets_the_paths_that_it_meets_in_peft(expression: str) -> None:
+    from peft.utils.other import get_pattern_key
+
+    paths = ["q_proj", "layers.1.q_proj", "model.layers.1.q_proj", "model.layers.1.k_proj"]
+    theirs = {path: get_pattern_key([expression], path) == expression for path in paths}
+    assert {path: ends_with(expression, path) for path in paths} == theirs
+
+
+@pytest.mark.parametrize(
+    "expression", ["(?=q)q_proj", "(^q|k)_proj", "a^q", "[a-", "(.)\\1", "a" * (MAX_LETTERS + 1)]
+)
 def test_an_expression_that_cannot_be_matched_in_bounded_time_fails(expression: str) -> None:
     with pytest.raises(ValueError):
         ends_with(expression, "q_proj")

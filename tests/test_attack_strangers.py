@@ -206,10 +206,11 @@ def test_the_settings_of_an_adapter_are_read_or_refused_in_a_line(
 
 
 def test_patterns_of_peft_mean_what_they_mean_there(tmp_path: Path) -> None:
-    """Of PEFT, which of the patterns is the first that meets a module decides."""
+    """Of PEFT, which of the patterns is the first that meets a module decides; one that begins with
+    `^` meets whole paths alone."""
     from peft import LoraConfig, get_peft_model
 
-    patterns = {r"0\.q": 2, "1.q": 3, r".*\.v": 6}
+    patterns = {"^q": 1, r"^v|^\d\.x": 5, r"0\.q": 2, "^1.q": 3, r"^[2]\.v$": 12, r".*\.v": 6}
 
     class Block(torch.nn.Module):
         def __init__(self) -> None:
@@ -226,7 +227,7 @@ def test_patterns_of_peft_mean_what_they_mean_there(tmp_path: Path) -> None:
         if hasattr(module, "scaling")
     }
     ours = {path: found.scale for path, found in read_adapter(tmp_path).low_rank.items()}
-    assert ours == theirs and len({*ours.values()}) == 4
+    assert ours == theirs and len({*ours.values()}) == 5
 
 
 HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{0}\n#EXT-X-ENDLIST\n"

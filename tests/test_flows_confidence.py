@@ -5,6 +5,7 @@ import csv
 import json
 import random
 import re
+import shutil
 import time
 from contextlib import closing
 from pathlib import Path
@@ -25,10 +26,12 @@ from flows.results.report.media import captioned_media
 from flows.reviewing import teaching
 from flows.reviewing.captions import ReviewedCaptions
 from flows.reviewing.teaching import PooledFeatures, pooled, teach_ranking
+from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from penstock_demo.words import COLOURS, DIRECTIONS
 from stages.decode.confidence import Confidence
 from tests.support.inside import run_inside
+from tests.support.media import write_video
 from tests.support.pipeline import Place, kill_at
 
 PLAIN = {"precision": "fp32"}
@@ -114,6 +117,33 @@ def test_captions_of_before_and_corrections_are_scored_on_request(
     assert wrong in (*COLOURS, *DIRECTIONS) and wrong not in one["original"].split()
     assert [numbers(line) for line in rest] == [numbers(line) for line in scored[1:]]
     assert run_inside(place, confidence=True, **PLAIN).started == []
+
+
+ASSISTANT = "<|im_start|>assistant\n"
+
+
+def test_a_correction_is_scored_behind_the_reasoning_that_a_template_opens(tmp_path: Path) -> None:
+    """It has the numbers that it has with a template that ends the reasoning itself."""
+    (tmp_path / "clips").mkdir()
+    write_video(tmp_path / "clips" / "a.mp4", ticks=range(25))
+    options: dict[str, Any] = {"max_new_tokens": 6, "prompt": "What?", "confidence": True, **PLAIN}
+    found: dict[str, list[Any]] = {}
+    for name, opened in {"open": "<think>\n", "closed": "<think>\n\n</think>\n\n"}.items():
+        model = tmp_path / name
+        shutil.copytree(CHECKPOINT, model)
+        path = model / "chat_template.jinja"
+        path.write_text(path.read_text().replace(ASSISTANT, ASSISTANT + opened))
+        place = Place(
+            clips=tmp_path / "clips",
+            out=tmp_path / f"{name}-out",
+            store=tmp_path / f"{name}-store",
+            model=str(model),
+        )
+        run_inside(place, **options)
+        correct(place, **{next(iter(rows_of(place))): "A small red ball rolls left."})
+        assert run_inside(place, **options).started == ["score"]
+        found[name] = numbers(place.captions()[0])
+    assert found["open"] == pytest.approx(found["closed"], abs=2e-3)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What words in braces in a prompt become, which texts are no tags, and in which keys they are."""
 
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,6 +144,37 @@ def test_a_caption_before_that_holds_such_a_word_is_left_as_it_is() -> None:
     medium = Medium(digest="d", path="/a.mp4", kind="video", prompt="{frames}: {previous}")
     asked = task_of(medium, chunk(0.0, 2.0, 0.0), NAMESPACES, "A sign says {times}.")
     assert asked.prompt == "1: A sign says {times}."
+
+
+ITSELF = [
+    "{name}, {folder}, {tags}",
+    "{name} ({seconds} s), {folder}",
+    "{{name}} {seconds{folder}{tags}}",
+    "{previous}; {tags} {{frames}}",
+    "{sec{tags}onds} {\ufdd0}{name}",
+]
+"""Prompts; their files have names and tags with placeholders."""
+
+
+@pytest.mark.parametrize("asked", ITSELF)
+def test_what_fills_a_placeholder_is_not_filled_again(asked: str, tmp_path: Path) -> None:
+    name, tags, before = "{previous}{times}", "{frames} seconds {\ufdd0}{name}", "{tags} {seconds}"
+    folder = tmp_path / "{seconds}"
+    folder.mkdir()
+    (folder / f"{name}.txt").write_text(tags)
+    file = MediaFile(
+        path=folder / f"{name}.mp4", media_path=f"{name}.mp4", source=str(tmp_path), kind="video"
+    )
+    medium = Medium(digest=DIGEST, path=str(file.path), kind="video", prompt=asked)
+    (filled,), _ = fill_templates([file], [medium], FolderStore(tmp_path / "store"))
+    whole = chunk(0.0, 3.0, 0.0, 1.0)
+    words = {"name": name, "folder": "{seconds}", "tags": tags, "previous": before}
+    words |= {"seconds": "3.00", "frames": "2"}
+    # Each word is cut out of the prompt once, from the left.
+    pieces = re.split("{{({})}}".format("|".join(words)), asked)
+    once = "".join(words[each] if at % 2 else each for at, each in enumerate(pieces))
+    assert task_of(filled, whole, NAMESPACES, before).prompt == once
+    assert filled.uses_previous_caption == ("{previous}" in asked)
 
 
 def test_a_plan_counts_a_token_for_each_byte_of_times() -> None:

@@ -29,7 +29,7 @@ def caption_videos(config: CaptionParameters) -> State[Any]:
     Relative paths are looked up in the flow's working directory, which for a deployment is the
     folder it was deployed from.
     """
-    return run_in_flow(config, caption, product_of(CAPTION))
+    return run_in_flow(config, partial(caption, config), product_of(CAPTION))
 
 
 def run_with_prefect(config: CaptionConfig, display: Display) -> RunResult:

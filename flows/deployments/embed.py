@@ -1,5 +1,6 @@
 """The Prefect flow of a run that computes vectors."""
 
+from functools import partial
 from typing import Any
 
 from prefect import State, flow
@@ -16,4 +17,4 @@ def embed_media(config: EmbedParameters) -> State[Any]:
 
     Relative paths are looked up as `caption-videos` does.
     """
-    return run_in_flow(config, embed, product_of(EMBED))
+    return run_in_flow(config, partial(embed, config), product_of(EMBED))

@@ -9,7 +9,6 @@ from flows.console.display import Display
 from flows.deployments.config_checks import ExportConfig
 from flows.deployments.runs import named_after_out, run_in_flow
 from flows.deployments.view import show
-from flows.options.commands import RunOptions
 from flows.results.export_result import Exported
 from flows.running.export import export
 from flows.running.run import LauncherMaker
@@ -29,9 +28,7 @@ def export_model(config: ExportConfig) -> State[Any]:
     run and stays in `rejected` below its folder.
     """
 
-    def run(
-        _: RunOptions, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
-    ) -> Exported:
+    def run(display: Display, make_launcher: LauncherMaker, on_begin: OnBegin) -> Exported:
         with evaluation_media(config, display.print_line) as sources:
             captioning = config.captioning(sources)
             return passed(export(captioning, config.request(), display, make_launcher, on_begin))

@@ -1,5 +1,6 @@
 """The Prefect flow of a run that fills an index, suited to a nightly schedule."""
 
+from functools import partial
 from typing import Any
 
 from prefect import State, flow
@@ -21,7 +22,7 @@ def index_folder(config: IndexParameters) -> State[Any]:
     The fields of `config` are the options of `penstock index build`; relative paths are looked up
     as `caption-videos` does. Rows of files that are gone are counted, and stay.
     """
-    return run_in_flow(config, fill, "index")
+    return run_in_flow(config, partial(fill, config), "index")
 
 
 def fill(

@@ -1,5 +1,6 @@
 """The Prefect flow of a run that labels media."""
 
+from functools import partial
 from typing import Any
 
 from prefect import State, flow
@@ -25,7 +26,7 @@ def label_images(config: LabelParameters) -> State[Any]:
 
     Relative paths, those of labels and templates too, are looked up as `caption-videos` does.
     """
-    return run_in_flow(config, label_and_count, product_of(LABEL))
+    return run_in_flow(config, partial(label_and_count, config), product_of(LABEL))
 
 
 def label_and_count(

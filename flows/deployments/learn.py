@@ -1,18 +1,15 @@
 """The Prefect flow of a round of learning."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from prefect import State, flow
 
-from flows.console.display import Display
 from flows.deployments.config_checks import CaptionParameters, LearnConfig
-from flows.deployments.runs import PipelineResult, named_after_out, run_in_flow
+from flows.deployments.runs import named_after_out, run_in_flow
 from flows.learning.learn import learn
-from flows.options.commands import RunOptions
 from flows.options.learn import RecordedRun
-from flows.running.run import LauncherMaker
-from flows.running.run_observer import OnBegin
 
 
 @flow(name="learn-captions", flow_run_name=named_after_out, persist_result=False)
@@ -24,13 +21,8 @@ def learn_captions(config: LearnConfig, caption: CaptionParameters) -> State[Any
     Relative paths are looked up as `caption-videos` does. A round that died goes on from its last
     step when it is started again.
     """
-
-    def run(
-        _: RunOptions, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
-    ) -> PipelineResult:
-        given, recorded = replace(config, out=caption.out), RecordedRun(config=caption)
-        return learn(given, recorded, display, make_launcher, on_begin)
-
+    learning, recorded = replace(config, out=caption.out), RecordedRun(config=caption)
     # With the round's own consent to code, so that the worker's rule about it holds.
     trusted = config.trust_remote_code or caption.trust_remote_code
-    return run_in_flow(replace(caption, trust_remote_code=trusted), run, "learned")
+    captioning = replace(caption, trust_remote_code=trusted)
+    return run_in_flow(captioning, partial(learn, learning, recorded), "learned")

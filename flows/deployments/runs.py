@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 from uuid import UUID
 
 from prefect import State, get_run_logger
@@ -99,9 +99,8 @@ GENERATED = re.compile(r"[a-z]+-[a-z]+")
 """A name that Prefect gives by itself."""
 MAX_LETTERS = 80
 """Letters of a flow run's name."""
-Config = TypeVar("Config", bound=RunOptions)
-Runner = Callable[[Config, Display, LauncherMaker, OnBegin], PipelineResult]
-"""Function that runs a pipeline, such as those of `flows/running/run.py`."""
+Runner = Callable[[Display, LauncherMaker, OnBegin], PipelineResult]
+"""Function that runs a pipeline, such as those of `flows/running/run.py` with a configuration."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -153,9 +152,10 @@ def ended_when_cancelled() -> Iterator[None]:
         left.set()
 
 
-def run_in_flow(config: Config, run: Runner[Config], makes: str) -> State[Any]:
-    """Run a pipeline in the flow run that is going on, and return the state that it ends in. The
-    table in the UI is called by what it makes."""
+def run_in_flow(config: RunOptions, run: Runner, makes: str) -> State[Any]:
+    """Run a pipeline in the flow run that is going on, and return the state that it ends in.
+    `config` names the folders that it reads and writes. The table in the UI is called by what it
+    makes."""
     caller = CALLER.get()
     display = caller.display if caller else Display(to=RunLog(get_run_logger()))
     page, key = RunPage(), f"penstock-{makes}"
@@ -163,7 +163,7 @@ def run_in_flow(config: Config, run: Runner[Config], makes: str) -> State[Any]:
         if caller is None:
             confine(config)
         with ended_when_cancelled():
-            result = run(config, display, PrefectLauncher, page.begin)
+            result = run(display, PrefectLauncher, page.begin)
     except PenstockError as error:
         return ended_by(error, key, page)
     except BaseException:

@@ -1,5 +1,6 @@
 """The Prefect flow of a run that marks media."""
 
+from functools import partial
 from typing import Any
 
 from prefect import State, flow
@@ -17,4 +18,4 @@ def sift_media(config: SiftParameters) -> State[Any]:
 
     Relative paths are looked up as `caption-videos` does.
     """
-    return run_in_flow(config, sift, product_of(SIFT))
+    return run_in_flow(config, partial(sift, config), product_of(SIFT))

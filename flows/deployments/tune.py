@@ -1,15 +1,12 @@
 """The Prefect flow that trains an adapter."""
 
+from functools import partial
 from typing import Any
 
 from prefect import State, flow
 
-from flows.console.display import Display
 from flows.deployments.config_checks import TuneConfig
-from flows.deployments.runs import PipelineResult, named_after_out, run_in_flow
-from flows.options.commands import RunOptions
-from flows.running.run import LauncherMaker
-from flows.running.run_observer import OnBegin
+from flows.deployments.runs import named_after_out, run_in_flow
 from flows.running.tune import tune
 
 ADAPTER = "adapter"
@@ -23,10 +20,4 @@ def tune_captions(config: TuneConfig) -> State[Any]:
     Relative paths are looked up as `caption-videos` does. A run that died goes on from its last
     checkpoint when it is started again.
     """
-
-    def run(
-        _: RunOptions, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
-    ) -> PipelineResult:
-        return tune(config, display, make_launcher, on_begin)
-
-    return run_in_flow(config.captioning((), config.out), run, ADAPTER)
+    return run_in_flow(config.captioning((), config.out), partial(tune, config), ADAPTER)

@@ -13,7 +13,8 @@ from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.stamps import CHANGED, CHANGED_HINT, FileChanged
 from artifacts.store import Store
 from flows.checkpoint.models import Model
-from flows.ledger.tasks import PREVIOUS, Medium
+from flows.ledger.chunk_placeholders import PREVIOUS
+from flows.ledger.tasks import Medium
 from flows.media.far_digests import Progress, contents_of
 from flows.media.media_files import MediaFile, source_failure
 from flows.options.commands import RunOptions

@@ -2,7 +2,6 @@
 done."""
 
 import hashlib
-import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
@@ -36,9 +35,10 @@ from flows.job.media_digests import (
     without_placeholders,
 )
 from flows.job.vector_precision import with_vector_precision
+from flows.ledger.chunk_placeholders import fill_of_medium
 from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import variants_of
-from flows.ledger.tasks import PREVIOUS, Medium
+from flows.ledger.tasks import Medium
 from flows.ledger.text_scores import TextScores
 from flows.machine.budget import Budget, budget_for
 from flows.machine.device_probe import check_device
@@ -67,8 +67,6 @@ from stages.models.hub.transfer import Announce
 from stages.process.device import device_name
 
 NAME, FOLDER, TAGS = "{name}", "{folder}", "{tags}"
-PLACEHOLDERS = re.compile("|".join(map(re.escape, (NAME, FOLDER, TAGS, PREVIOUS))))
-"""Placeholders that are replaced; other braces stay."""
 FORM = "txt"
 """Format of a text with tags, next to the medium."""
 OLD_LABELS = "it holds labels of what the file held before; run `penstock label` again"
@@ -85,18 +83,16 @@ def fill_templates(
     tags = Tags(store)
     found: list[Medium] = []
     for file, medium in zip(files, contents, strict=True):
-        if not PLACEHOLDERS.search(medium.prompt):
+        if not any(word in medium.prompt for word in (NAME, FOLDER, TAGS)):
             found.append(medium)
             continue
         values = {
             NAME: PurePosixPath(file.media_path).stem,
             FOLDER: writable(PurePosixPath(file.place).parent.name),
         }
-        values[PREVIOUS] = PREVIOUS  # filled when the previous chunk is captioned
         if TAGS in medium.prompt:
             values[TAGS] = tags.of(file, medium)
-        prompt = PLACEHOLDERS.sub(lambda word, values=values: values[word[0]], medium.prompt)  # type: ignore[misc]
-        found.append(replace(medium, prompt=prompt))
+        found.append(replace(medium, prompt=fill_of_medium(medium.prompt, values)))
     return found, tags.notes()
 
 
@@ -357,8 +353,8 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
     variants = (
         variants_of(config, each, sampling, over_media, stored) for each in answering(config, model)
     )
-    ledger = Ledger(store, over_media, *chain.from_iterable(variants))
-    ledger.opens_reasoning = model.profile.opens_reasoning
+    opens = model.profile.opens_reasoning
+    ledger = Ledger(store, over_media, *chain.from_iterable(variants), opens_reasoning=opens)
     return Job(
         config=config,
         pipeline=over_media,

@@ -1,21 +1,38 @@
-"""Inserts the length, the number of frames and the frame times of a chunk into its prompt:
-`{seconds}`, `{frames}`, `{times}`.
+"""Fills the placeholders of prompts, each once: those of a medium, and those of a chunk, which are
+its length, the number and the times of its frames, and the caption before.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from artifacts.schema import ChunkIndex
 from stages.encode.shown_frames import shown_frames
 
-SECONDS, FRAMES, TIMES = "{seconds}", "{frames}", "{times}"
-PLACEHOLDERS = re.compile("|".join(map(re.escape, (SECONDS, FRAMES, TIMES))))
+SECONDS, FRAMES, TIMES, PREVIOUS = "{seconds}", "{frames}", "{times}", "{previous}"
+BRACE = "{\ufdd0}"
+"""Stands for a brace that is text. No user writes it: the character means nothing in Unicode."""
+OF_CHUNK = re.compile("({})".format("|".join((SECONDS, FRAMES, TIMES, PREVIOUS))))
 """Placeholders that are replaced; other braces stay."""
+PLACEHOLDERS = re.compile(f"{OF_CHUNK.pattern}|{BRACE}")
 
 
-def fill_placeholders(prompt: str, chunk: ChunkIndex, frames_a_video: int = 0) -> str:
+def fill_of_medium(prompt: str, values: Mapping[str, str]) -> str:
+    """Return the prompt with a medium's `values`, by placeholder. Of the result, only placeholders
+    of chunks that stood in the prompt are filled later, whatever the values hold."""
+    of_medium = re.compile("|".join(map(re.escape, values)))
+    pieces = OF_CHUNK.split(prompt)
+    for at in range(0, len(pieces), 2):  # each other piece is a placeholder of chunks
+        text = of_medium.sub(lambda word: values[word[0]], pieces[at])
+        pieces[at] = PLACEHOLDERS.sub(lambda word: BRACE + word[0][1:], text)
+    return "".join(pieces)
+
+
+def fill_placeholders(
+    prompt: str, chunk: ChunkIndex, frames_a_video: int = 0, previous: str | None = None
+) -> str:
     """Return the prompt for a chunk of a video, or for an image, which is one frame without length.
-    A model with a fixed `frames_a_video` sees that many frames (0: any number)."""
+    A model with a fixed `frames_a_video` sees that many frames (0: any number). While the caption
+    of the `previous` chunk is unknown (None), its placeholder stays."""
     if not PLACEHOLDERS.search(prompt):
         return prompt
     # The first frame of a chunk may have been on screen before the chunk begins.
@@ -23,7 +40,7 @@ def fill_placeholders(prompt: str, chunk: ChunkIndex, frames_a_video: int = 0) -
     seconds = chunk.end - chunk.start
     if seconds and frames_a_video not in (0, len(times)):
         times = shown_frames(times, seconds, frames_a_video)[1]
-    return _fill(prompt, seconds, times)
+    return _fill(prompt, seconds, times, PREVIOUS if previous is None else previous)
 
 
 def added_bytes(prompt: str, frames: int) -> int:
@@ -34,14 +51,16 @@ def added_bytes(prompt: str, frames: int) -> int:
 
 def example(prompt: str, frames: int) -> str:
     """Return the prompt for a chunk with one frame per second."""
-    return _fill(prompt, float(frames), [float(second) for second in range(frames)])
+    return _fill(prompt, float(frames), [float(second) for second in range(frames)], PREVIOUS)
 
 
-def _fill(prompt: str, seconds: float, times: Sequence[float]) -> str:
+def _fill(prompt: str, seconds: float, times: Sequence[float], previous: str) -> str:
     """Return the prompt with numbers in the format that LLaVA-Video was trained on."""
     values = {
         SECONDS: f"{seconds:.2f}",
         FRAMES: str(len(times)),
         TIMES: ",".join(f"{time:.2f}s" for time in times),
+        PREVIOUS: previous,
+        BRACE: "{",
     }
     return PLACEHOLDERS.sub(lambda word: values[word[0]], prompt)

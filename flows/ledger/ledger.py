@@ -41,10 +41,17 @@ class Ledger:
     """The records of one run, by kind. All state comes from the store, except the items that did
     not fit in this run."""
 
-    def __init__(self, store: Store, pipeline: Pipeline, *variants: Variant) -> None:
+    def __init__(
+        self,
+        store: Store,
+        pipeline: Pipeline,
+        *variants: Variant,
+        opens_reasoning: bool = False,
+    ) -> None:
         """Open the record sets of all `variants`, best first. A record of any variant counts as
-        done."""
+        done. `opens_reasoning`: the model's prompts end inside of its reasoning."""
         self.pipeline = pipeline
+        self._opens_reasoning = opens_reasoning
         self.variants = variants
         self.namespaces = variants[0]
         """Variant in which new records are made."""
@@ -66,8 +73,6 @@ class Ledger:
             if stage.can_reject_items
         }
         """Stage name → reasons why the model rejects an item, by the key of the item's record."""
-        self.opens_reasoning = False
-        """Whether the model's prompts end inside of its reasoning."""
         self.wave_records = closed("waves", self.namespaces[last])
         """Division of the work into waves and batches, as first computed."""
         self._refresh_records(self.wave_records)
@@ -212,7 +217,7 @@ class Ledger:
         made = self[self.pipeline[-1].writes]
         key = task[self.pipeline[-1].writes]
         if not task.awaits_previous and key in made:
-            return answer_of(made.meta(key), opened=self.opens_reasoning) or ""
+            return answer_of(made.meta(key), opened=self._opens_reasoning) or ""
         return "" if not task.awaits_previous and self.has_failed(task) else None
 
     def _task(self, medium: Medium, chunk: ChunkIndex, previous: str | None) -> Task:

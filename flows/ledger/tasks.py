@@ -9,11 +9,8 @@ from artifacts.keys import item_key
 from artifacts.schema import ChunkIndex
 from artifacts.stamps import Stamp
 from artifacts.tiles import OFF, Box, boxes_of
-from flows.ledger.chunk_placeholders import fill_placeholders
+from flows.ledger.chunk_placeholders import PREVIOUS, fill_placeholders
 from flows.ledger.namespaces import Variant
-
-PREVIOUS = "{previous}"
-"""Placeholder in a prompt for the caption of the previous chunk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +21,7 @@ class Medium:
     path: str
     kind: str
     prompt: str
+    """Its prompt, in which only placeholders of chunks are left."""
     stamp: Stamp | None = None
     """State of the file when its content was digested."""
 
@@ -113,8 +111,7 @@ def task_of(
     shown = bound.shown(chunk) if bound else chunk
     # While the previous caption is unknown, the placeholder is part of the key. No record is made
     # by that key.
-    prompt = fill_placeholders(medium.prompt, shown, namespaces.frames_a_video)
-    prompt = prompt if previous is None else prompt.replace(PREVIOUS, previous)
+    prompt = fill_placeholders(medium.prompt, shown, namespaces.frames_a_video, previous)
     fewer = () if shown is chunk else (f"{len(shown.times)} frames",)
     sent = ("as video",) if namespaces.sends_video and medium.kind == "video" else ()
     keys = {

@@ -29,12 +29,17 @@ class TextScores:
         """Return the cache namespace of scores in these settings."""
         return one_shot_namespace(SCORE, self._model, settings)
 
-    def item(self, features: str, prompt: str, text: str, *, ended: bool = True) -> ScoreItem:
-        """Return a text to score. `features` is the key of its chunk's features, and `ended` says
-        whether the text is complete."""
-        blank = [self._model.profile.answer_blank] if self._model.profile.answer_blank else []
-        key = digest_of([features, prompt, text, ended, *self.params.key_fields, *blank])
-        return ScoreItem(key, features, prompt, text, ended)
+    def item(
+        self, features: str, prompt: str, text: str, *, ended: bool = True, corrected: bool = False
+    ) -> ScoreItem:
+        """Return a text to score. `features` is the key of its chunk's features, `ended` says
+        whether the text is complete, and `corrected` whether a user wrote it."""
+        profile = self._model.profile
+        behind = corrected and profile.opens_reasoning
+        more = [profile.answer_blank] if profile.answer_blank else []
+        more += ["behind reasoning"] if behind else []
+        key = digest_of([features, prompt, text, ended, *self.params.key_fields, *more])
+        return ScoreItem(key, features, prompt, text, ended, behind)
 
     def find(self, item: ScoreItem) -> Mapping[str, Any] | None:
         """Return the scores of a text in the best precision; None if there are none."""

@@ -150,7 +150,7 @@ def _item_to_score(
     if item is None or (shown.text == shown.original and "logprob" in stored):
         return None
     if shown.text != shown.original:
-        return item(shown.text)
+        return item(shown.text, corrected=True)
     return item(stored["caption"], ended=stored["ended"] == "stop")
 
 

@@ -66,8 +66,8 @@ def naming_of(job: Job, beside: bool) -> Naming:
 def text_stems(job: Job, beside: bool, sole: "SoleMedia | None" = None) -> list[str]:
     """Return the path without suffix of each file's text, absolute. `sole`: what is known of the
     folders."""
-    root, naming = "" if beside else f"{job.out}/", naming_of(job, beside)
-    sole, written = sole or SoleMedia(naming), GeneratedFiles(job.store, out=job.out)
+    root, written = "" if beside else f"{job.out}/", GeneratedFiles(job.store, out=job.out)
+    sole = sole or SoleMedia(naming_of(job, beside))
     entries = [
         Entry(
             _named(str(file.path) if beside else file.media_path, file.name),
@@ -83,7 +83,7 @@ def text_stems(job: Job, beside: bool, sole: "SoleMedia | None" = None) -> list[
     each = list(dict.fromkeys((e.path, e.prompt) for e in entries)) if beside else []
     first = {(e.path, e.prompt): e for e in reversed(entries)}
     distinct = [first[one] for one in each] or entries
-    names = _Names(GeneratedFiles(None, out=job.out), written, naming)
+    names = _Names(GeneratedFiles(None, out=job.out), written, sole.naming)
     stems = names.of(distinct)
     if beside:
         of = dict(zip(each, stems, strict=True))
@@ -179,7 +179,7 @@ class SoleMedia:
     """Media whose name without suffix is that of no other medium in their folder."""
 
     def __init__(self, naming: Naming) -> None:
-        self._naming = naming
+        self.naming = naming
         self._stems = Counter[str]()
         self._listed: set[str] = set()
         self._media = Selection(recursive=False, extensions=())
@@ -195,7 +195,7 @@ class SoleMedia:
         return self._stems[self._stem(path)] == 1
 
     def _stem(self, path: str) -> str:
-        return self._naming.folded(_bare(path))
+        return self.naming.folded(_bare(path))
 
 
 def _bare(path: str) -> str:

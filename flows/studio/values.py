@@ -178,7 +178,7 @@ def _schema(value: str, roots: Roots) -> str:
 
 
 _CHECKS: dict[str, Callable[[str, Roots], str]] = {
-    **dict.fromkeys(("out", "adapter", "language_gguf"), _path),
+    **{name: _path for name, each in OPTIONS.items() if each.option.path and each.kind is str},
     "model": _model,
     "schema": _schema,
 }

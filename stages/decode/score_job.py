@@ -18,6 +18,9 @@ class ScoreItem(NamedTuple):
     text: str
     ended: bool = True
     """Whether the text is complete, so that its end token is scored, too."""
+    behind_reasoning: bool = False
+    """Whether the text stands behind the reasoning that the template opens, as training places it.
+    What the model wrote stands where it was written."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -31,6 +31,7 @@ from stages.memory.item_faults import ItemFault, ItemFaults
 from stages.memory.oom_retry import OomRetry, split_batch
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
+from stages.models.processors.answers import before_whole
 from stages.models.streaming.load import run_calls
 from stages.process.job import parse_job
 from stages.process.report import EventReporter
@@ -121,11 +122,15 @@ class Scorer:
                 message = getattr(error, "message", str(error))
                 self._report.failure(item.key, "gone", message, "Encode the media again")
                 continue
-            params, start = self._job.generation, self._job.generation.start_with
-            if not item.text.startswith(start):
-                params, start = replace(params, start_with=""), ""
+            start = self._job.generation.start_with
+            start = start if item.text.startswith(start) else ""
+            params = replace(self._job.generation, start_with=f"{self._before(item)}{start}")
             rest = item.text.removeprefix(start)
             yield item, caption_of(self._processor, row, item.prompt, rest, params)
+
+    def _before(self, item: ScoreItem) -> str:
+        """Return what ends the reasoning before a text."""
+        return before_whole(self._processor, item.text) if item.behind_reasoning else ""
 
     def _record(self, half: Any, item: ScoreItem, caption: ForcedCaption) -> Record:
         ids = caption.ids[0].tolist()
@@ -137,14 +142,16 @@ class Scorer:
         if item.ended and (ends := end_ids_of(half)):
             ids.append(max(ends, key=lambda end: float(logits[len(ids), end])))
         scores = token_scores(logits[: len(ids)], torch.tensor(ids)).tolist() if ids else []
-        fields = Confidence.of(scores).fields(partial(self._place, item.text, caption))
+        fields = Confidence.of(scores).fields(partial(self._place, item, caption))
         return Record(
             key=item.key, meta={**dict.fromkeys(CONFIDENCE), **fields, "tokens": len(ids)}
         )
 
-    def _place(self, text: str, caption: ForcedCaption, index: int) -> int | None:
+    def _place(self, item: ScoreItem, caption: ForcedCaption, index: int) -> int | None:
         start = start_ids(self._processor, caption.params)[0].tolist()
         ids = [*start, *caption.ids[0].tolist()]
         rows = [ids[: len(start) + index], ids]
         before, whole = self._processor.batch_decode(rows, skip_special_tokens=True)
-        return offset_in(text, before, whole)
+        ended = self._before(item).lstrip()
+        at = offset_in(f"{ended}{item.text}", before, whole)
+        return None if at is None or not item.text else max(0, at - len(ended))

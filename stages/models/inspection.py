@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,7 +28,7 @@ from stages.models.precision.attention import attention_of, supports_flash
 from stages.models.precision.quantize import check_stored, linears_of, quantizable
 from stages.models.precision.weights import Weight, packed, weights_of
 from stages.models.processors.answers import answer_blank
-from stages.models.processors.chat_template import set_today, system_form
+from stages.models.processors.chat_template import system_form
 from stages.models.processors.fit import LONG_EDGES, Probe, black, pixels_a_video, probe
 from stages.models.processors.images import prepare_images
 from stages.models.processors.input_layout import channels_of, layout_of
@@ -182,13 +183,8 @@ def describe(
     date for templates that ask for one, as YYYY-MM-DD. Raises UsageError or EnvironmentFault."""
     folder = (checkpoint := find_model(path, revision)).folder
     limits: Any = {"max_pixels": max_pixels, "max_video_pixels": max_video_pixels}
-
-    def load() -> Any:
-        options = {"as_published": as_published, **limits}
-        processor = load_processor(folder, trust_remote_code, **options)
-        if today:
-            set_today(processor, today)
-        return processor
+    options = {"as_published": as_published, "today": today, **limits}
+    load = partial(load_processor, folder, trust_remote_code, **options)
 
     # Resizing takes a second or two and a core, and so does importing a model's classes.
     with ThreadPoolExecutor(1) as pool:

@@ -33,7 +33,6 @@ from stages.models.precision.quantize import (
     stored_settings,
 )
 from stages.models.precision.weights import model_names, stored_modules
-from stages.models.processors.chat_template import set_today
 from stages.models.processors.prepare import load_processor
 from stages.models.streaming.load import load_streamed, streamed_layers
 from stages.models.streaming.pinned import load_pinned
@@ -66,17 +65,15 @@ class ModelJob(HalfJob):
         with self.files.compared():
             folder = resolve_model(Path(self.model), self.revision)
             ready = _ready.pop((folder, self.trust_remote_code), None)
-            processor = ready or load_processor(
+            return ready or load_processor(
                 folder,
                 self.trust_remote_code,
                 generates=self.route != "dual",
                 max_pixels=self.max_pixels,
                 max_video_pixels=self.max_video_pixels,
                 as_published=self.as_published,
+                today=self.today,
             )
-        if self.today:
-            set_today(processor, self.today)
-        return processor
 
     def load_reloadable(self, keep: Half) -> ReloadableHalf:
         """Load the half on its device, with the extra modules that it needs. A model without

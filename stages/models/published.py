@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.models.hub.checkpoint import json_bytes, read_config
-from stages.models.in_tree.registry import native_of
 from stages.models.pixel_bounds import PixelBounds, limits_frames
 from stages.models.profile import ModelProfile
 from stages.models.published_facts import FACTS, facts_of
@@ -161,7 +160,7 @@ def with_published_facts(
 
     `as_published` decides how it is run, or the rule if None."""
     change = change_of(folder)
-    if native_of(folder) is not None or change is None or profile.route == "dual":
+    if change is None or profile.route == "dual":
         return profile
     language = replace(profile.parts["language"], as_published=change.description)
     parts = {**profile.parts, "language": language}
@@ -210,7 +209,7 @@ def apply_published_positions(model: Any, folder: Path, as_published: bool | Non
     """Return a loaded model that computes position ids the way its checkpoint is run:
     `as_published`, or by the rule if None. In-tree models are already loaded that way."""
     change = change_of(folder)
-    if native_of(folder) or change is None or not change.positions:
+    if change is None or not change.positions:
         return model
     return with_positions_behind(model) if is_published_way(folder, as_published) else model
 

@@ -129,18 +129,19 @@ def refuse_impossible(folder: Path, tensors: int | None = None) -> None:
     while left:
         name, value = left.pop()
         limit = most if LAYERS.search(name) else MOST_LAYERS if EXPERTS.search(name) else None
-        most_of = "no checkpoint" if tensors is None else "no checkpoint of its size"
-        why = f", and {most_of} has more than {limit or 0:,}"
+        why = ""
         if name == "model_type" and not isinstance(value, str | None):
-            why = ", which is no text"
-        elif limit is None or not isinstance(value, int | float) or value <= limit:
-            left += value.items() if isinstance(value, dict) else ()
-            left += [(name, each) for each in value] if isinstance(value, list) else ()
-            continue
-        raise UsageError(
-            f"{folder}/{CONFIG} cannot be used: {name} is {str(value)[:40]}{why}",
-            hint="Download the checkpoint again, or choose another",
-        )
+            why = "which is no text"
+        elif limit is not None and isinstance(value, int | float) and value > limit:
+            most_of = "no checkpoint" if tensors is None else "no checkpoint of its size"
+            why = f"and {most_of} has more than {limit:,}"
+        if why:
+            raise UsageError(
+                f"{folder}/{CONFIG} cannot be used: {name} is {str(value)[:40]}, {why}",
+                hint="Download the checkpoint again, or choose another",
+            )
+        left += value.items() if isinstance(value, dict) else ()
+        left += [(name, each) for each in value] if isinstance(value, list) else ()
 
 
 def class_names(config: Mapping[str, Any]) -> list[str]:

@@ -31,8 +31,14 @@ def answer_ids(processor: Any, text: str) -> list[int]:
 def whole_answer_ids(processor: Any, text: str) -> list[int]:
     """Return the tokens of a whole answer, such as a caption to train on. Where the template opens
     a tag of reasoning, the answer stands behind an empty one."""
+    return answer_ids(processor, f"{before_whole(processor, text)}{text}")
+
+
+def before_whole(processor: Any, text: str) -> str:
+    """Return what ends the reasoning that a template opens, before a whole answer; empty if it
+    opens none, or the answer ends it itself."""
     prompt = known(processor, "generation prompt", lambda: _generation_prompt(processor))
-    return answer_ids(processor, behind_reasoning(prompt, text))
+    return behind_reasoning(prompt, text).removesuffix(text)
 
 
 def answer_blank(processor: Any) -> str:

@@ -10,7 +10,6 @@ test prompt verbatim: in a printed list the quotation marks differ. The form of 
 found separately in the same way.
 """
 
-from datetime import datetime
 from typing import Any
 
 from artifacts.errors import UsageError
@@ -31,18 +30,6 @@ WITH_PLACEHOLDERS = "{media}{prompt}"
 insert them itself."""
 TRIAL = "Say 'what', and \"how\"."
 """A text with both quotation marks; a printed list escapes one of them."""
-
-
-def set_today(processor: Any, today: str) -> None:
-    """Let the chat templates of a processor write this date, YYYY-MM-DD, as today's."""
-    from transformers.utils.chat_template_utils import _compile_jinja_template
-
-    day = datetime.fromisoformat(today)
-    for template in (processor.chat_template, processor.tokenizer.chat_template):
-        for text in template.values() if isinstance(template, dict) else [template]:
-            if text:
-                # It cannot be an argument: transformers leaves functions out of those.
-                _compile_jinja_template(text).globals["strftime_now"] = day.strftime
 
 
 def forms(processor: Any) -> tuple[str, ...]:

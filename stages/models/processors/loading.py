@@ -1,6 +1,7 @@
 """Loads a checkpoint's processor and lists its components."""
 
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -40,8 +41,9 @@ def load_processor(
     max_pixels: int = 0,
     max_video_pixels: int = 0,
     as_published: bool | None = False,
+    today: str = "",
 ) -> Any:
-    """Load the checkpoint's processor.
+    """Load the checkpoint's processor. Its templates write `today`, YYYY-MM-DD, as today's date.
 
     For a model that `generates` it pads on the left, else as in training. Each image and frame is
     limited to `max_pixels`, and all frames of a video to `max_video_pixels`. With 0, the
@@ -83,7 +85,21 @@ def load_processor(
         limit_pixels(processor, PixelLimits(max_pixels, max_video_pixels, frames))
     if change_of(folder) is OUTER_PAIR and is_published_way(folder, as_published):
         UNPAIRED.add(processor)
+    if today:
+        _set_today(processor, today)
     return processor
+
+
+def _set_today(processor: Any, today: str) -> None:
+    """Let the chat templates of a processor write this date, YYYY-MM-DD, as today's."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    day = datetime.fromisoformat(today)
+    for template in (processor.chat_template, processor.tokenizer.chat_template):
+        for text in template.values() if isinstance(template, dict) else [template]:
+            if text:
+                # It cannot be an argument: transformers leaves functions out of those.
+                _compile_jinja_template(text).globals["strftime_now"] = day.strftime
 
 
 def _lower_texts(tokenizer: Any) -> None:
