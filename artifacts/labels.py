@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from artifacts.files import write_text
+from artifacts.records import read_record
 
 
 class Scored(TypedDict):
@@ -73,8 +74,7 @@ def read_labels(path: Path) -> Iterator[Labelled]:
     """Yield the lines of a `labels.jsonl`."""
     with path.open(encoding="utf-8") as file:
         for row in map(json.loads, file):
-            lists = {name: tuple(row[name]) for name in ("labels", "warnings") if name in row}
-            yield Labelled(**{**row, **lists})
+            yield read_record(Labelled, row)
 
 
 def spans_of(frames: Sequence[tuple[float, Sequence[str]]], end: float) -> Iterator[Span]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from artifacts.errors import UsageError
+from artifacts.records import read_record
 
 MediaKind = Literal["video", "image"]
 Route = Literal["protocol", "replay", "splice", "joint", "dual", "served"]
@@ -151,8 +152,7 @@ class ChunkIndex:
     @classmethod
     def from_frames(cls, meta: Mapping[str, Any]) -> "ChunkIndex":
         """Return the chunk that a record of frames holds, from the record's metadata."""
-        values = {name: value for name, value in meta.items() if name != "damage"}
-        return cls(**{**values, "times": tuple(meta["times"])})
+        return read_record(cls, {name: one for name, one in meta.items() if name != "damage"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,8 +181,3 @@ class MediaIndex:
     def end(self) -> float:
         """Return the end of the last frame in seconds since time 0."""
         return self.start + self.duration
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "MediaIndex":
-        chunks = tuple(ChunkIndex(**{**c, "times": tuple(c["times"])}) for c in value["chunks"])
-        return cls(**{**value, "chunks": chunks, "warnings": tuple(value["warnings"])})

@@ -20,6 +20,7 @@ from artifacts.errors import EnvironmentFault
 from artifacts.files import HALF, whole_file, write_json
 from artifacts.json_shapes import BYTES
 from artifacts.keys import digest_of
+from artifacts.records import read_record
 from artifacts.regular_files import open_regular, read_text, refuse_links
 from artifacts.samples import Media, Sample, Samples, media_suffix
 from artifacts.stamps import stamp_of
@@ -71,7 +72,7 @@ def read_index(folder: Path) -> list[Shard]:
     """Read the index of a folder; empty if it is missing or unreadable."""
     try:
         index = json.loads(read_text(folder / INDEX, BYTES))
-        return [Shard(**shard) for shard in index["shards"]]
+        return read_record(list[Shard], index["shards"])
     except (OSError, ValueError, TypeError, KeyError):
         return []
 

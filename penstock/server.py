@@ -22,6 +22,7 @@ from artifacts.errors import (
     PenstockError,
     UsageError,
 )
+from artifacts.records import read_record
 from flows.serving.config import ADDRESS, ServeConfig
 from penstock.arguments import config_with
 from penstock.keywords import ServeOptions
@@ -119,7 +120,7 @@ def main() -> int:
     from flows.console.display import Display
     from flows.serving.server import serve as run_server
 
-    config = ServeConfig(**json.loads(sys.stdin.readline()))
+    config = read_record(ServeConfig, json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_input, daemon=True).start()
     with lasting_output():
         try:

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from artifacts.errors import UsageError
+from artifacts.records import read_record
 from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
 from artifacts.tiles import boxes_of, check_tiles
 
@@ -15,7 +16,7 @@ def test_an_index_survives_json() -> None:
     index = MediaIndex(
         kind="video", height=480, width=640, duration=3.0, chunks=(chunk,), warnings=("cut short",)
     )
-    assert MediaIndex.from_json(json.loads(json.dumps(index.to_json()))) == index
+    assert read_record(MediaIndex, json.loads(json.dumps(index.to_json()))) == index
 
 
 @pytest.mark.parametrize(

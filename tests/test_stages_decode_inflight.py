@@ -247,9 +247,10 @@ def test_a_caption_of_either_engine_answers_who_leaves_the_choice(
     ours.publish([records.read("caption-5")])
     if speaks == "transformers":
         monkeypatch.setattr(engine_check, "_same", lambda *_: False)
-    for batch in job["batches"]:
-        for member in batch:
-            member["instead"] = member["key"].replace("caption", "old")
+    job["batches"] = [
+        [item._replace(instead=item.key.replace("caption", "old")) for item in batch]
+        for batch in job["batches"]
+    ]
     made = {0, 3, 4, 6, 7, 8, 9}
     name = "caption" if speaks == "inflight" else "old"
     assert set(keys_told(told_by(run, job))) == {f"{name}-{n}" for n in made}

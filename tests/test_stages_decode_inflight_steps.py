@@ -102,8 +102,10 @@ def compiled_on_trial(wave: Wave, made: Sequence[int] = ()) -> list[dict[str, An
     Those of `made` have been captioned by them before."""
     job = {**wave.to_decode(PROMPTS, THIRD, tokens=32), "instead": OTHER, "engine": "auto"}
     job["compiled_namespace"] = COMPILED
-    for item in (item for batch in job["batches"] for item in batch):
-        item["instead"], item["compiled"] = (f"{name}-{item['key']}" for name in ("old", "fast"))
+    job["batches"] = [
+        [item._replace(instead=f"old-{item.key}", compiled=f"fast-{item.key}") for item in batch]
+        for batch in job["batches"]
+    ]
     records = wave.record_set("captions", CAPTIONS)
     for number in made:
         record = records.read(f"caption-{number}")

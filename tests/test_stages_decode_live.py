@@ -25,7 +25,7 @@ from stages.decode.run import run
 from stages.decode.stored import read_features
 from stages.memory.oom_retry import OomRetry
 from stages.process.events import CaptionProgress
-from stages.process.job import items_of, parse_job
+from stages.process.job import parse_job
 from stages.process.live import WITHDRAWN, PipedRequest
 from tests.support.clips import PROMPTS, clips
 from tests.support.waves import (
@@ -62,15 +62,14 @@ class Leaving(PipedRequest[DecodeItem]):
 
 def asked_of(wave: Wave, leaving: Sequence[int]) -> list[DecodeRequest]:
     features = wave.record_set("features", FEATURES)
-    (told,) = wave.to_decode(PROMPTS)["batches"]
-    items = items_of(DecodeItem, told)[:AT_ONCE]
+    (items,) = wave.to_decode(PROMPTS)["batches"]
     return [
         DecodeRequest(
             item,
             read_features(features, item.features),
             (Leaving if n in leaving else PipedRequest)(item),
         )
-        for n, item in enumerate(items)
+        for n, item in enumerate(items[:AT_ONCE])
     ]
 
 
@@ -147,13 +146,13 @@ def test_a_caption_that_was_left_off_is_neither_stored_nor_told(tmp_path: Path) 
         running.start()
         with pipe.open("w", buffering=1) as lines:
             lines.write(json.dumps([first, second]) + "\n")
-            lines.write(json.dumps({WITHDRAWN: [second["key"]]}) + "\n")
+            lines.write(json.dumps({WITHDRAWN: [second.key]}) + "\n")
             assert said.wait(60)
             withdrawn.set()
-            lines.write(json.dumps([first | {"key": "third"}]) + "\n")
+            lines.write(json.dumps([first._replace(key="third")]) + "\n")
         running.join(60)
     ended = [event["key"] for event in told if event["event"] == "words" and event["ended"]]
-    assert sorted(ended) == [first["key"], "third"]
+    assert sorted(ended) == [first.key, "third"]
     assert wave.record_set("captions", OTHER).keys() == set(ended)
 
 
@@ -164,13 +163,13 @@ def test_a_prompt_that_exceeds_the_context_fails_alone(engine: str, tmp_path: Pa
     wave.settings |= {"engine": engine, "slots": 4, "live": str(pipe)}
     job = wave.to_decode(PROMPTS, OTHER, tokens=8)
     (batch,) = job["batches"]
-    long = batch[0] | {"prompt": "Tell me what is there. " * 400}
+    long = batch[0]._replace(prompt="Tell me what is there. " * 400)
     pipe.write_text(json.dumps([long, *batch[1:3]]) + "\n")
     told = told_by(run, {**job, "batches": []})
     ended = [event["key"] for event in told if event["event"] == "words" and event["ended"]]
-    assert sorted(ended) == [member["key"] for member in batch[1:3]]
+    assert sorted(ended) == [item.key for item in batch[1:3]]
     (failed,) = [event for event in told if event.get("kind") == "too-long"]
-    assert failed["media"] == long["key"]
+    assert failed["media"] == long.key
     assert "context is 2,048 tokens" in failed["message"]
 
 
@@ -218,12 +217,7 @@ def answers(
     """What a decode stage that stays tells of one picture, asked for with these settings in one
     batch."""
     batch = [
-        {
-            "key": f"{prefix} {name}",
-            "features": "features-0",
-            "prompt": PROMPT,
-            **({"settings": text} if text else {}),
-        }
+        DecodeItem(f"{prefix} {name}", "features-0", PROMPT, settings=text)
         for name, text in asked.items()
     ]
     pipe = folder / f"{prefix}.lines"
@@ -309,17 +303,17 @@ SHARING = [
 ]
 
 
-def members(wave: Wave, prompts: Sequence[str]) -> list[dict[str, str]]:
+def members(wave: Wave, prompts: Sequence[str]) -> list[DecodeItem]:
     """What is asked of every clip."""
     return [
-        {"key": f"{n}-{p}", "features": f"features-{n}", "prompt": prompt}
+        DecodeItem(f"{n}-{p}", f"features-{n}", prompt)
         for n, _ in wave.batches[0]
         for p, prompt in enumerate(prompts)
     ]
 
 
 def said(
-    wave: Wave, engine: str, namespace: str, asked: list[dict[str, str]], size: int = 4
+    wave: Wave, engine: str, namespace: str, asked: list[DecodeItem], size: int = 4
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the stage says of each key, and what it notes."""
     wave.settings["engine"] = engine
@@ -327,7 +321,7 @@ def said(
     job["batches"] = [asked[at : at + size] for at in range(0, len(asked), size)]
     notes = noted(told_by(run, job))
     found = wave.record_set("captions", namespace)
-    return {each["key"]: found.meta(each["key"]) for each in asked}, notes
+    return {item.key: found.meta(item.key) for item in asked}, notes
 
 
 @pytest.mark.slow
@@ -352,7 +346,7 @@ def test_bytes_hang_on_the_row_alone(tmp_path: Path) -> None:
     assert notes["shared_prefix"] is True
     mixed, _ = said(wave, "inflight-shared", OTHER, asked[::-1], size=5)
     alone, _ = said(wave, "inflight-shared", THIRD, asked[5:6])
-    assert mixed == whole and alone[asked[5]["key"]] == whole[asked[5]["key"]]
+    assert mixed == whole and alone[asked[5].key] == whole[asked[5].key]
 
 
 def test_a_picture_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

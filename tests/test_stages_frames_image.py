@@ -15,6 +15,7 @@ from PIL import Image
 
 import artifacts.schema
 from artifacts.errors import MediaError
+from artifacts.records import read_record
 from artifacts.schema import FrameFit, MediaIndex, Sampling, stored_size
 from stages.frames import READING_BYTES
 from stages.frames import image as image_module
@@ -230,7 +231,7 @@ def test_a_photo_takes_no_more_memory_than_is_planned_for(
         media, chunk = read_image(path)
     assert (media.height, media.width) == size
     assert chunk.pixels.shape == (1, high, wide, 3)
-    assert media == MediaIndex.from_json(media.to_json())
+    assert media == read_record(MediaIndex, media.to_json())
     assert memory.peak_host_bytes - before < READING_BYTES * high * wide
 
 
@@ -317,7 +318,7 @@ def test_a_picture_may_be_made_smaller_while_it_is_decoded(
     stored = fit.stored(high, wide)
     assert chunk.pixels.shape[1:3] == stored == (round(high / by), round(wide / by))
     assert (media.chunks[0].height, media.chunks[0].width) == stored
-    assert MediaIndex.from_json(media.to_json()) == media
+    assert read_record(MediaIndex, media.to_json()) == media
     wanted = np.asarray(picture.resize(stored[::-1], Image.Resampling.BOX), np.float32)
     assert np.abs(chunk.pixels[0] - wanted).mean() < 2
     assert read_image(path)[0].shrunk == 1

@@ -15,6 +15,7 @@ from PIL import Image
 from artifacts.errors import OutOfMemory
 from artifacts.keys import hash_file
 from artifacts.packs import RecordSet
+from artifacts.records import read_record
 from artifacts.schema import MediaIndex
 from artifacts.store import open_store
 from stages.frames.job import FramesItem
@@ -75,7 +76,7 @@ def test_a_large_video_is_cut_whole_or_not_at_all(budget: int, cut: bool, tmp_pa
     if cut:
         stage.wait()
         whole, _ = record_sets(tmp_path)
-        index = MediaIndex.from_json(whole.meta(hash_file(path)))
+        index = read_record(MediaIndex, whole.meta(hash_file(path)))
         assert not index.warnings
         assert sum(len(chunk.times) for chunk in index.chunks) == 12
         return
@@ -110,7 +111,7 @@ def test_of_300_broken_files_each_is_cut_or_named(tmp_path: Path) -> None:
     assert cut.keys() | refused.keys() == digests
     assert not cut.keys() & refused.keys()
     assert opened["MediumOpened"] == opened["MediumClosed"] == len(digests)
-    indexes = [MediaIndex.from_json(cut.meta(digest)) for digest in sorted(cut.keys())]
+    indexes = [read_record(MediaIndex, cut.meta(digest)) for digest in sorted(cut.keys())]
     assert all(index.chunks for index in indexes)
     assert len(indexes) > MUTATIONS / 2
     assert sum(bool(index.warnings) for index in indexes) > MUTATIONS / 10

@@ -13,6 +13,7 @@ from PIL import Image
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import hash_file, item_key
 from artifacts.packs import Record, RecordSet
+from artifacts.records import read_record
 from artifacts.schema import MediaIndex
 from artifacts.stamps import stamp_of
 from artifacts.store import FolderStore, open_store
@@ -86,7 +87,7 @@ def keys(medium: dict[str, Any], count: int) -> list[str]:
 def test_a_video_is_stored_chunk_by_chunk_then_described_and_not_made_again(desk: Desk) -> None:
     one = video(desk)
     assert desk.run(one) == keys(one, 4)
-    index = MediaIndex.from_json(desk.record_set("media").meta(one["digest"]))
+    index = read_record(MediaIndex, desk.record_set("media").meta(one["digest"]))
     assert [(c.start, c.end, c.times) for c in index.chunks] == [
         (0, 2, (0, 1)),
         (2, 4, (2, 3)),
@@ -143,7 +144,7 @@ def test_only_wanted_chunks_are_made_and_made_again_when_their_frames_are_gone(d
     assert one["digest"] not in desk.record_set("media")
     assert desk.run({**one, "chunk_indexes": [1]}) == []
     assert desk.run(one) == [keys(one, 4)[0], keys(one, 4)[2]]
-    index = MediaIndex.from_json(desk.record_set("media").meta(one["digest"]))
+    index = read_record(MediaIndex, desk.record_set("media").meta(one["digest"]))
     assert [c.index for c in index.chunks] == [0, 1, 2, 3]
     desk.record_set("frames").drop(keys(one, 4))
     assert desk.run({**one, "chunk_indexes": [2]}) == [keys(one, 4)[2]]

@@ -19,6 +19,7 @@ from artifacts.keys import digest_of
 from artifacts.tensors import pack_tree
 from benchmarks._models import FRAMES, TINY, Shape, build, publish_clips
 from stages.models.encoding.batch import encode_batches
+from stages.models.encoding.job import EncodeItem
 from stages.models.halves.features import encode
 from stages.models.halves.offload import offloaded_bytes
 from stages.models.halves.routes import choose_route
@@ -186,7 +187,9 @@ def test_a_tower_larger_than_the_budget_is_streamed_within_it(
 ) -> None:
     folder, members = tall
     namespace = digest_of(["namespace", block])
-    chunks = [{**m, "key": digest_of([namespace, m["frames"]])} for m in members]
+    chunks = [
+        EncodeItem(digest_of([namespace, m["frames"]]), m["frames"], m["kind"]) for m in members
+    ]
     job = {
         "store": str(folder / "store"),
         "half": {"model": str(folder / "model"), "dtype": "float32", "offload": block > 0},

@@ -1,16 +1,22 @@
 """A job on its way to a stage's process: what is told is exactly the job, or it is refused."""
 
 import json
+import math
+import re
 import time
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import pytest
 
+from artifacts.errors import UsageError
+from artifacts.index.manifest import Manifest
 from artifacts.model_files import ModelFiles
-from artifacts.schema import FrameFit, Sampling
+from artifacts.records import read_record
+from artifacts.schema import FrameFit, MediaIndex, Sampling
 from artifacts.stamps import ModelFileStamp, Stamp
 from flows.pipelines import STAGES
+from flows.upkeep.rebuild_record import Reach
 from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem, DecodeJob
 from stages.embed_texts.job import TextsItem
@@ -56,37 +62,75 @@ def test_a_field_that_a_job_does_not_have_or_lacks_is_named(kind: type[Any]) -> 
         for field in fields(kind)
         if field.default is MISSING and field.default_factory is MISSING
     )
-    with pytest.raises(TypeError, match=f"^{kind.__name__} needs the field {required}$"):
+    with pytest.raises(
+        TypeError, match=f"^{kind.__name__}: .*missing required field `{required}`$"
+    ):
         parse_job(kind, {})
 
 
 @pytest.mark.parametrize(
-    ("kind", "told", "words"),
+    ("kind", "values", "message"),
     [
-        (FramesJob, {**FRAMES, "workers": "2"}, "FramesJob.workers is str, not int"),
-        (FramesJob, {**FRAMES, "workers": True}, "FramesJob.workers is bool, not int"),
-        (FramesJob, {**FRAMES, "media": {}}, "FramesJob.media is dict, not list"),
-        (FrameFit, {"shrinks": 1}, "FrameFit.shrinks is int, not bool"),
-        (FramesJob, {**FRAMES, "store": None}, "FramesJob.store is NoneType, not str"),
-        (EncodeJob, {**ENCODE, "batches": "k"}, "EncodeJob.batches is str, not list"),
-        (HalfJob, {"model": "m", "route": "odd"}, "HalfJob.route is str, not .*protocol"),
-        (HalfJob, {"model": "m", "adapted": []}, "HalfJob.adapted is list, not .*Mapping"),
-        (HalfJob, {"model": "m", "attention": 3}, r"HalfJob.attention is int, not str \| None"),
-        (Measured, {"rate": "fast"}, "Measured.rate is str, not float"),
-        (Measured, {"count": 1.0}, "Measured.count is float, not int"),
-        (Measured, {"parts": "vision"}, "Measured.parts is str, not tuple"),
-        (EncodeJob, {**ENCODE, "half": {"model": "m", "colour": 1}}, "HalfJob has no field colour"),
-        (EncodeJob, {**ENCODE, "half": {}}, "HalfJob needs the field model"),
-        (EncodeJob, {**ENCODE, "half": None}, "EncodeJob.half is NoneType, not HalfJob"),
-        (EncodeJob, {**ENCODE, "batches": [["k"]]}, "EncodeJob.batches holds 'k', not a Enc"),
-        (EncodeJob, {**ENCODE, "batches": [3]}, "EncodeJob.batches is int, not list"),
+        (FramesJob, {**FRAMES, "workers": "2"}, "Expected `int`, got `str` - at `$.workers`"),
+        (FramesJob, {**FRAMES, "workers": True}, "Expected `int`, got `bool` - at `$.workers`"),
+        (FramesJob, {**FRAMES, "media": {}}, "Expected `array`, got `object` - at `$.media`"),
+        (FrameFit, {"shrinks": 1}, "Expected `bool`, got `int` - at `$.shrinks`"),
+        (FramesJob, {**FRAMES, "store": None}, "Expected `str`, got `null` - at `$.store`"),
+        (EncodeJob, {**ENCODE, "batches": "k"}, "Expected `array`, got `str` - at `$.batches`"),
+        (HalfJob, {"model": "m", "route": "odd"}, "Invalid enum value 'odd' - at `$.route`"),
+        (HalfJob, {"model": "m", "adapted": []}, "Expected `object`, got `array` - at `$.adapted`"),
+        (HalfJob, {"model": "m", "adapted": {"a": 1}}, "Expected `str`, got `int` - at `$.adap"),
+        (HalfJob, {"model": "m", "pieces": [1]}, "Expected `str`, got `int` - at `$.pieces[0]`"),
+        (HalfJob, {"model": "m", "attention": 3}, "Expected `str | null`, got `int` - at `$.att"),
+        (Measured, {"rate": "fast"}, "Expected `float`, got `str` - at `$.rate`"),
+        (Measured, {"rate": True}, "Expected `float`, got `bool` - at `$.rate`"),
+        (Measured, {"count": 1.0}, "Expected `int`, got `float` - at `$.count`"),
+        (Measured, {"parts": "vision"}, "Expected `array`, got `str` - at `$.parts`"),
+        (EncodeJob, {**ENCODE, "half": {}}, "Object missing required field `model` - at `$.half`"),
+        (EncodeJob, {**ENCODE, "half": None}, "Expected `object`, got `null` - at `$.half`"),
+        (EncodeJob, {**ENCODE, "batches": [["k"]]}, "Expected `array`, got `str` - at `$.batches["),
+        (EncodeJob, {**ENCODE, "batches": [3]}, "Expected `array`, got `int` - at `$.batches[0]`"),
     ],
 )
 def test_a_value_of_another_type_is_refused_with_field_and_class_wherever_it_stands(
-    kind: type[Any], told: dict[str, Any], words: str
+    kind: type[Any], values: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(TypeError, match=f"^{words}"):
-        parse_job(kind, told)
+    with pytest.raises(TypeError, match=f"^{kind.__name__}: {re.escape(message)}"):
+        parse_job(kind, values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "place"),
+    [
+        (EncodeJob, {**ENCODE, "half": {"model": "m", "colour": 1}}, "EncodeJob.half"),
+        (EncodeJob, {**ENCODE, "half": {"files": {"colour": 1}}}, "EncodeJob.half.files"),
+        (MediaIndex, {"chunks": [{}, {"colour": 1}]}, "MediaIndex.chunks"),
+        (Manifest, {"measured": {"pictures": {"colour": 1}}}, "Manifest.measured"),
+        (Manifest, {"deleted": {"colour": 1}}, "Manifest.deleted"),
+    ],
+)
+def test_an_unknown_field_is_refused_with_its_place_at_any_depth(
+    kind: type[Any], values: dict[str, Any], place: str
+) -> None:
+    with pytest.raises(TypeError, match=f"^{re.escape(place)} has no field colour$"):
+        read_record(kind, values)
+
+
+def test_numbers_and_texts_are_read_as_they_were_written() -> None:
+    large, path = (1 << 53) + 1, "/media/\udcff.mp4"
+    values = {"rate": 2, "count": large, "name": path}
+    measured = read_record(Measured, json.loads(json.dumps(values)))
+    assert (measured.count, measured.name, type(measured.rate)) == (large, path, float)
+    assert read_record(Measured, {"count": 1 << 70}).count == 1 << 70
+    assert math.isnan(read_record(Measured, json.loads('{"rate": NaN}')).rate)
+    reach = json.loads(json.dumps(["f", "g", [["a", "b"], ["c", "d"]]]))
+    assert read_record(Reach, reach).contents == frozenset({("a", "b"), ("c", "d")})
+
+
+def test_what_a_class_itself_refuses_keeps_its_error_and_hint() -> None:
+    with pytest.raises(UsageError, match="give either --fps or --frames") as refused:
+        read_record(FramesJob, {**FRAMES, "sampling": {"chunk_seconds": 1, "max_frames": 2}})
+    assert refused.value.hint == "Leave one of them out"
 
 
 def test_what_json_makes_of_a_job_is_the_job_again() -> None:
@@ -122,18 +166,11 @@ def test_what_json_makes_of_a_job_is_the_job_again() -> None:
 
 
 @pytest.mark.parametrize("kind", ITEMS, ids=lambda kind: kind.__name__)
-def test_an_item_is_exactly_its_fields_by_name_or_in_order(kind: Any) -> None:
-    named = dict.fromkeys(kind._fields, "x")
-    with pytest.raises(TypeError, match=f"^{kind.__name__} has no field colour$"):
-        items_of(kind, [{**named, "colour": "red"}])
-    with pytest.raises(TypeError, match=f"^{kind.__name__} needs the field {kind._fields[0]}$"):
-        items_of(kind, [{}])
-    for wrong in ([], ["x"] * (len(kind._fields) + 1), "x" * len(kind._fields), 3):
-        with pytest.raises(
-            TypeError, match=f"^the line holds .*not a {kind.__name__} of {kind._fields[0]}, "
-        ):
+def test_an_item_is_the_list_of_its_fields_in_order(kind: Any) -> None:
+    for wrong in ([], ["x"] * (len(kind._fields) + 1), "x" * len(kind._fields), 3, {}):
+        with pytest.raises(TypeError, match=rf"^list.{re.escape(kind.__module__)}.*`\$\[0\]`$"):
             items_of(kind, [wrong])
-    with pytest.raises(TypeError, match=f"^{kind.__name__}.{kind._fields[0]} is int, not str$"):
+    with pytest.raises(TypeError, match=r"Expected `str`, got `int` - at `\$\[0\]\[0\]`$"):
         items_of(kind, [[3] * len(kind._fields)])
 
 

@@ -14,7 +14,7 @@ import pytest
 from artifacts.errors import UsageError
 from artifacts.packs import RecordSet
 from artifacts.store import FolderStore
-from stages.summarize.job import MAX_TEXTS
+from stages.summarize.job import MAX_TEXTS, SummaryItem
 from stages.summarize.packing import TimedText, clock, pack_groups
 from stages.summarize.run import run
 from tests.support.clips import profile_of
@@ -70,10 +70,7 @@ def job_of(family: str, store: Path, *media: Any, **changes: Any) -> dict[str, A
         "half": half(family),
         "store": str(store),
         "namespace": NAMESPACE,
-        "media": [
-            {"digest": "d" * 64, "key": f"{at}" * 64, "texts": each}
-            for at, each in enumerate(media)
-        ],
+        "media": [SummaryItem("d" * 64, f"{at}" * 64, each) for at, each in enumerate(media)],
         "context": CONTEXT,
         "max_new_tokens": ANSWER,
     }
@@ -129,7 +126,7 @@ def test_after_a_death_or_a_change_only_what_was_not_said_is_said(tmp_path: Path
     first = summarize(job, dies_after=2) + summarize(job)
     levels = records(tmp_path)["0" * 64]["levels"]
     again = job_of("qwen2_5_vl", tmp_path, texts(12, changed=11))
-    again["media"][0]["key"] = "1" * 64
+    again["media"][0][1] = "1" * 64
     assert first == sum(map(len, levels)) > len(levels)
     assert summarize(again) <= len(levels)
     assert summarize(again) == 0

@@ -10,12 +10,12 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import write_json
 from artifacts.keys import digest_of, hash_file
 from artifacts.placing import sync_folder
+from artifacts.records import read_record
 from artifacts.regular_files import open_regular
 from artifacts.store import fault_of, read_fault
 
@@ -197,8 +197,8 @@ def read_manifest(folder: Path) -> Manifest:
     if digest != digest_of(value):
         raise damaged_book(path)
     try:
-        return _manifest_of(value)
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        return read_record(Manifest, value)
+    except TypeError as error:
         raise UsageError(
             f"{path} has other fields than this program knows",
             hint="Use the version of Penstock that wrote it, or build the index in another folder",
@@ -210,26 +210,4 @@ def damaged_book(path: Path) -> EnvironmentFault:
     return EnvironmentFault(
         f"{path} is damaged",
         hint="Move the folder away and build the index anew: what the store has is not made again",
-    )
-
-
-def _manifest_of(value: dict[str, Any]) -> Manifest:
-    deleted, texts = value["deleted"], value["texts"]
-    shards = tuple(
-        IndexShard(
-            rows=shard["rows"],
-            files={sort: IndexFile(**file) for sort, file in shard["files"].items()},
-        )
-        for shard in value["shards"]
-    )
-    return Manifest(
-        **{
-            **value,
-            "maker": Maker(**value["maker"]),
-            "shards": shards,
-            "deleted": None if deleted is None else IndexFile(**deleted),
-            "texts": None if texts is None else IndexFile(**texts),
-            "means": {sort: tuple(mean) for sort, mean in value["means"].items()},
-            "measured": {sort: SearchWay(**found) for sort, found in value["measured"].items()},
-        }
     )

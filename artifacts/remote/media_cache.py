@@ -25,6 +25,7 @@ from typing import IO
 from artifacts.errors import MediaError, Unanswered
 from artifacts.files import HALF, whole_file, write_text
 from artifacts.locks import lock, try_lock
+from artifacts.records import read_record
 from artifacts.remote.addresses import FarFile, is_address, is_web
 from artifacts.remote.ahead import OnProgress
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, FileChanged
@@ -234,6 +235,6 @@ def _remove(path: Path) -> None:
 def _noted(path: Path) -> FarFile | None:
     """Return what a path is a copy of; None where nothing is noted."""
     try:
-        return FarFile(**json.loads((path.parent / NOTE).read_text(encoding="utf-8")))
+        return read_record(FarFile, json.loads((path.parent / NOTE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None

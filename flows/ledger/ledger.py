@@ -29,6 +29,7 @@ from typing import Any
 from artifacts.packs import RecordSet
 from artifacts.reasoning import answer_of
 from artifacts.record_union import RecordUnion, refresh_together
+from artifacts.records import read_record
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import Store
 from flows.ledger.namespaces import Variant
@@ -142,7 +143,7 @@ class Ledger:
             return None
         known = self._indexes.get(medium.digest)
         if known is None or known[0] is not meta:
-            known = self._indexes[medium.digest] = (meta, MediaIndex.from_json(meta))
+            known = self._indexes[medium.digest] = (meta, read_record(MediaIndex, meta))
         return known[1]
 
     def failure(self, medium: Medium) -> dict[str, Any] | None:

@@ -32,6 +32,7 @@ from artifacts.errors import CannotFit, EnvironmentFault
 from artifacts.keys import digest_of
 from artifacts.packs import Record
 from artifacts.record_union import record_sets_of
+from artifacts.records import read_record
 from artifacts.store import Store
 from flows.console.units import gib
 from flows.planning.rungs import Rung
@@ -60,7 +61,7 @@ class Remembered:
     def rungs(self, stage: str) -> list[Rung]:
         """Return rungs to which a stage fell back with as much memory as now, or more. It did not
         fit on better rungs."""
-        return [Rung(**meta["rung"]) for meta in self._metas(stage).values()]
+        return [read_record(Rung, meta["rung"]) for meta in self._metas(stage).values()]
 
     def keep(self, rung: Rung) -> None:
         """Store that a stage fits on this rung, but not on better ones."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
+from artifacts.records import read_record
 from artifacts.user_folders import machine_cache
 from flows.checkpoint.precision import no_bfloat16
 from flows.machine.cpu import cpu_has_bfloat16, machine_identity
@@ -143,7 +144,7 @@ def measure(device: str, store: Path, launcher: Launcher) -> Machine:
     )
     found: dict[str, Any] = run_with_restarts(launcher, call).notes["machine"]
     value = {**machine_identity(device), **found, "load": round(load, 2), "measured": now()}
-    machine = _machine(value)
+    machine = read_record(Machine, value)
     write_json(_path(value), {"format": FORMAT, **value})
     return machine
 
@@ -166,14 +167,6 @@ def _path(identity: Mapping[str, Any]) -> Path:
 def _read(path: Path) -> Machine | None:
     value = read_kept(path, FORMAT)
     try:
-        return None if value is None else _machine(value)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return None if value is None else read_record(Machine, value)
+    except TypeError:
         return None  # edited by a user
-
-
-def _machine(value: Mapping[str, Any]) -> Machine:
-    passes = {
-        name: tuple((int(tokens), float(seconds)) for tokens, seconds in points)
-        for name, points in value["passes"].items()
-    }
-    return Machine(**{**value, "passes": passes})

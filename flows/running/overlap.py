@@ -24,6 +24,7 @@ from artifacts.errors import CannotFit, Killed, PenstockError, StageDied
 from artifacts.keys import item_key
 from artifacts.packs import RecordSet
 from artifacts.record_union import refresh_together
+from artifacts.records import read_record
 from artifacts.regular_files import refuse_links
 from artifacts.schema import ChunkIndex, MediaIndex
 from flows.job.prepare import Job
@@ -243,7 +244,7 @@ class ChunkFeed:
         medium, known, ledger = self._left[key], self._found[key], self._ledger
         index = None
         if medium.digest in self._media:
-            index = MediaIndex.from_json(self._media.meta(medium.digest))
+            index = read_record(MediaIndex, self._media.meta(medium.digest))
         for chunk in self._unindexed(medium, known) if index is None else index.chunks:
             task = task_of(medium, chunk, self.variant)
             if chunk.index not in known and task[self._cut] in self._frames:

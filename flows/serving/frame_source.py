@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from artifacts.packs import Record, RecordSet
+from artifacts.records import read_record
 from artifacts.schema import MediaIndex
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant
@@ -34,7 +35,7 @@ class FrameSource:
     async def known(self, medium: Medium) -> MediaIndex | None:
         """Return the index of a medium that was decoded before, or None."""
         record = await self._media.read(medium.digest)
-        return None if record is None else MediaIndex.from_json(record.meta)
+        return None if record is None else read_record(MediaIndex, record.meta)
 
     def keep(self, medium: Medium, index: MediaIndex) -> None:
         """Cache the index of a medium."""

@@ -1,12 +1,13 @@
 """Stores the files and settings of a job's last rebuild, and compares them with current ones."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
+from artifacts.records import read_record
 from artifacts.store import Store
 from flows.job.namespace_notes import settings_of
 from flows.job.prepare import Job
@@ -16,8 +17,7 @@ Content = tuple[str, str]
 """Digest of a medium, and the prompt if features depend on it, else an empty text."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reach:
+class Reach(NamedTuple):
     """The features of some contents in one namespace."""
 
     frames: str
@@ -26,15 +26,10 @@ class Reach:
     contents: frozenset[Content]
 
     def without(self, contents: Iterable[Content]) -> "Reach":
-        return replace(self, contents=self.contents.difference(contents))
+        return self._replace(contents=self.contents.difference(contents))
 
     def to_json(self) -> list[Any]:
         return [self.frames, self.features, sorted(self.contents)]
-
-    @classmethod
-    def from_json(cls, value: Sequence[Any]) -> "Reach":
-        frames, features, contents = value
-        return cls(frames=frames, features=features, contents=frozenset(map(tuple, contents)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,12 +56,6 @@ class RebuildRecord:
     def to_json(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in self.__slots__}
         return {**fields, "past": [reach.to_json() for reach in self.past]}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "RebuildRecord":
-        files = tuple((path, digest, prompt) for path, digest, prompt in value["files"])
-        past = tuple(map(Reach.from_json, value["past"]))
-        return cls(**{**value, "files": files, "past": past})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +84,7 @@ def job_digest(sources: Iterable[str], name: str) -> str:
 def last_record(store: Store, job: str) -> RebuildRecord | None:
     """Return the newest record of a job."""
     record_set = RecordSet(store, KIND, job)
-    found = [RebuildRecord.from_json(record_set.meta(key)) for key in sorted(record_set.keys())]
+    found = [read_record(RebuildRecord, record_set.meta(key)) for key in sorted(record_set.keys())]
     return max(found, key=lambda record: record.number, default=None)
 
 
@@ -152,7 +141,7 @@ def merged(now: Reach, past: Iterable[Reach]) -> tuple[Reach, ...]:
     for reach in past:
         before = found.get(reach.features)
         contents = reach.contents | (before.contents if before else frozenset())
-        found[reach.features] = replace(reach, contents=contents)
+        found[reach.features] = reach._replace(contents=contents)
     if now.features in found:
         found[now.features] = found[now.features].without(now.contents)
     return tuple(reach for reach in found.values() if reach.contents)

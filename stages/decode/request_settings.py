@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from artifacts.records import read_record
 from stages.decode.generation import SamplingParams
 
 STOP_VERSION = 2
@@ -34,11 +35,8 @@ class RequestSettings:
     @classmethod
     def from_text(cls, text: str) -> "RequestSettings":
         fields = json.loads(text)
-        return cls(
-            max_new_tokens=fields["max_new_tokens"],
-            generation=SamplingParams(**fields["generation"]),
-            stop=tuple(fields["stop"]),
-        )
+        fields.pop("stop_version", None)
+        return read_record(cls, fields)
 
 
 def cut_at(text: str, stop: Sequence[str]) -> str:

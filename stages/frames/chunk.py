@@ -1,7 +1,6 @@
 """One chunk of a video, or one image, as it is stored. Imports no PyAV."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +19,6 @@ class Damage:
     """Seconds of frames that the decoder marked as damaged."""
     passed_over: bool = False
     """Whether packets could not be decoded. Their number depends on where decoding began."""
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Damage":
-        lists = {name: tuple(value[name]) for name in ("missed", "damaged")}
-        return cls(passed_over=value["passed_over"], **lists)
 
 
 NO_DAMAGE = Damage()

@@ -10,6 +10,7 @@ from artifacts.errors import EnvironmentFault, MediaError, PenstockError
 from artifacts.keys import item_key
 from artifacts.packs import Record, RecordSet
 from artifacts.record_union import record_sets_of
+from artifacts.records import read_record
 from artifacts.remote.media_cache import open_local
 from artifacts.schema import MediaIndex, fields_of
 from artifacts.store import Store
@@ -86,7 +87,7 @@ class FrameRecorder:
             return True
         indexes = medium.chunk_indexes
         if indexes is None:
-            found = MediaIndex.from_json(self.media.meta(medium.digest))
+            found = read_record(MediaIndex, self.media.meta(medium.digest))
             indexes = frozenset(chunk.index for chunk in found.chunks)
         return any(self.key(medium, at) not in self.frames for at in indexes)
 

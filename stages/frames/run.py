@@ -14,6 +14,7 @@ from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any
 
 from artifacts.claims import POLL_SECONDS, WorkClaims, claims_at
+from artifacts.records import read_record
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import open_store
 from stages.frames import PACK_BYTES
@@ -166,7 +167,7 @@ class Cutting:
     def _plans(self, medium: MediumToCut, video: "Video") -> list["ChunkPlan"]:
         if not self.sampling.shots:
             return video.plan(self.sampling)
-        index = MediaIndex.from_json(self.record_sets.media.meta(medium.digest))
+        index = read_record(MediaIndex, self.record_sets.media.meta(medium.digest))
         return video.plan_stored(index.chunks)
 
     def _cut_shots(self, medium: MediumToCut, video: "Video") -> None:
@@ -233,5 +234,5 @@ class Cutting:
         """Return a stored chunk, and recall it in `video`."""
         meta = self.record_sets.frames.meta(self.record_sets.key(medium, at))
         index = ChunkIndex.from_frames(meta)
-        video.recall(index, Damage.from_json(meta["damage"]))
+        video.recall(index, read_record(Damage, meta["damage"]))
         return index

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, get_args
 
+from artifacts.records import read_record
 from artifacts.schema import FrameFit, Modality, Part, Route
 from stages.models.footprint import BatchCost
-from stages.models.kv_profile import LayerMemory, RowMemory
+from stages.models.kv_profile import RowMemory
 from stages.models.pixel_bounds import PixelBounds
 
-LISTS = ("modalities", "placeholders", "control_tokens")
-"""Names of the profile fields that are lists of strings."""
 OUTPUT_VERSION = 35
 """Output version of a profile, part of its cache key: raised when the content changes."""
 
@@ -209,34 +208,8 @@ class ModelProfile:
         return {**fields, **fields.pop("parts")}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "ModelProfile":
-        value = dict(value)
-        made: dict[str, Any] = {name: tuple(value[name]) for name in LISTS}
-        parts = {}
-        for part in (part for part in get_args(Part) if part in value):
-            fields = value.pop(part)
-            lists: dict[str, Any] = {
-                key: tuple(fields[key]) for key in ("shards", "tensors", "pieces")
-            }
-            batch_costs = tuple(BatchCost(**work) for work in fields["batch_costs"])
-            lists["adaptable"] = tuple(AdaptableLayer(*each) for each in fields["adaptable"])
-            lists |= {"batch_costs": batch_costs, "row_memory": _row_memory(fields["row_memory"])}
-            parts[part] = PartProfile(**{**fields, **lists})
-        made["parts"] = parts
-        if bounds := value.get("video_bounds"):
-            made["video_bounds"] = PixelBounds(**bounds)
-        made["sampling"] = SamplingProfile(**value["sampling"])
-        for name in ("image_sizes", "frame_sizes"):
-            made[name] = tuple(SeenSize(**size) for size in value[name])
-        for name in ("fit_video", "fit_image"):
-            edges = value[name]["long_edges"]
-            made[name] = FrameFit(long_edges=tuple((a, e) for a, e in edges))
-        return cls(**{**value, **made})
-
-
-def _row_memory(fields: dict[str, Any] | None) -> RowMemory | None:
-    if fields is None:
-        return None
-    return RowMemory(
-        kept=tuple(LayerMemory(**kind) for kind in fields["kept"]), words=fields["words"]
-    )
+    def from_json(cls, value: Mapping[str, Any]) -> "ModelProfile":
+        """Return the profile of these JSON values. Raises TypeError."""
+        parts = {part: value[part] for part in get_args(Part) if part in value}
+        rest = {name: one for name, one in value.items() if name not in parts}
+        return read_record(cls, {**rest, "parts": parts})

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from artifacts.records import read_record
 from artifacts.schema import MediaIndex
-from stages.process.job import parse_job
 
 UNSUPPORTED = "unsupported"
 """Kind of failure of an item whose own settings are not supported."""
@@ -216,7 +216,7 @@ def event_of(line: str) -> Event | None:
         word = values.pop("event")
         if word == NOTE:
             return StageNotes(values)
-        event: Event = parse_job(EVENT_CLASSES[word], values)
+        event: Event = read_record(EVENT_CLASSES[word], values)
         return event
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -6,17 +6,19 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import ChunkIndex
 from artifacts.store import open_store
 from penstock_demo import CHECKPOINT
-from stages.decode.job import DecodeJob
+from stages.decode.job import DecodeItem, DecodeJob
 from stages.decode.run import run as decode
 from stages.encode.job import EncodeJob
 from stages.encode.run import run as encode
+from stages.models.encoding.job import EncodeItem
 from stages.models.half_job import HalfJob
 from stages.models.processors.prepare import Clip
 from stages.process.report import EventReporter
@@ -52,7 +54,7 @@ class Wave:
     def encode(self) -> list[dict[str, Any]]:
         """Run the stage; returns the events it told."""
         batches = [
-            [{"key": f"features-{n}", "frames": f"frames-{n}", "kind": c.kind} for n, c in batch]
+            [EncodeItem(f"features-{n}", f"frames-{n}", c.kind) for n, c in batch]
             for batch in self.batches
         ]
         job = self._job(frames_namespace=FRAMES, namespace=FEATURES, batches=batches)
@@ -68,19 +70,15 @@ class Wave:
         self, prompts: Sequence[str], namespace: str = CAPTIONS, tokens: int = 8
     ) -> dict[str, Any]:
         """The job of the decode stage."""
-        batches = [
+        limit = {"max_new_tokens": tokens}
+        job = self._job(features_namespace=FEATURES, namespace=namespace, batches=[], **limit)
+        job["batches"] = [
             [
-                {
-                    "key": f"caption-{n}",
-                    "features": f"features-{n}",
-                    "prompt": prompts[n % len(prompts)],
-                }
-                for n, c in batch
+                DecodeItem(f"caption-{n}", f"features-{n}", prompts[n % len(prompts)])
+                for n, _ in batch
             ]
             for batch in self.batches
         ]
-        limit = {"max_new_tokens": tokens}
-        job = self._job(features_namespace=FEATURES, namespace=namespace, batches=batches, **limit)
         return own_of(DecodeJob, job)
 
     def captions(self, namespace: str = CAPTIONS) -> list[dict[str, Any]]:
@@ -103,10 +101,14 @@ def own_of(kind: type[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**{n: value for n, value in settings.items() if n in names}, "half": half}
 
 
-def items_of_own(kind: type[NamedTuple], batches: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """Items that have what these say and a stage reads."""
-    names = kind._fields
-    return [[{n: each[n] for n in names if n in each} for each in batch] for batch in batches]
+def items_of_own(
+    kind: Callable[..., Any], batches: Sequence[Sequence[Mapping[str, Any]]]
+) -> list[list[Any]]:
+    """Items of a class from what these say and a stage reads."""
+    names = signature(kind).parameters
+    return [
+        [kind(**{n: each[n] for n in names if n in each}) for each in batch] for batch in batches
+    ]
 
 
 def encoded_wave(store: Path, model: Path, *batches: Sequence[Clip], **settings: Any) -> Wave:

@@ -8,6 +8,7 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault
 from artifacts.json_shapes import MapOf, anything, count, number, read_json, text
+from artifacts.records import read_record
 from artifacts.schema import Half
 from stages.models.graphs import FOLDER
 
@@ -126,9 +127,7 @@ def read_manifest(model: Path) -> GraphManifest | None:
     if not path.exists():
         return None
     fields = read_json(path, SHAPE, EXPORT_HINT, _check)
-    halves = {half: _half(value) for half, value in fields["halves"].items()}
-    given = {name: fields[name] for name in ("files", "sizes", "made_by")}
-    return GraphManifest(**given, halves=halves)
+    return read_record(GraphManifest, {n: fields[n] for n in SHAPE if n != "format"})
 
 
 def _check(fields: Any) -> None:
@@ -147,11 +146,3 @@ def _graphs_in(fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for half in fields["halves"].values():
         for encoder in half["towers"]:
             yield from encoder["graphs"]
-
-
-def _half(fields: Mapping[str, Any]) -> HalfGraphs:
-    towers = []
-    for encoder in fields["towers"]:
-        graphs = (Graph(**{**each, "names": tuple(each["names"])}) for each in encoder["graphs"])
-        towers.append(GraphEncoder(**{**encoder, "graphs": tuple(graphs)}))
-    return HalfGraphs(**{**fields, "towers": tuple(towers)})
