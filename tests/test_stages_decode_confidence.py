@@ -17,7 +17,7 @@ from stages.decode.engines.transformers import TransformersEngine
 from stages.decode.generation import SamplingParams
 from stages.decode.job import DecodeItem, DecodeJob
 from stages.decode.prompts import prompts_for
-from stages.decode.score_job import ScoreJob
+from stages.decode.score_job import ScoreItem, ScoreJob
 from stages.decode.scoring import run as score
 from stages.decode.stored import read_features
 from stages.models.halves.features import Features
@@ -115,20 +115,20 @@ def scored(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Score the captions' texts. Return the records, and the keys that the stage reported."""
     items = [
-        {
-            "key": f"score-{n}",
-            "features": f"features-{n}",
-            "prompt": PROMPTS[n % len(PROMPTS)],
-            "text": one["caption"],
-            "ended": one["ended"] == "stop",
-        }
+        ScoreItem(
+            key=f"score-{n}",
+            features=f"features-{n}",
+            prompt=PROMPTS[n % len(PROMPTS)],
+            text=one["caption"],
+            ended=one["ended"] == "stop",
+        )
         for n, one in enumerate(found)
     ]
     values = {"features_namespaces": [OTHER, FEATURES], "namespace": THIRD, "items": items}
     job = own_of(ScoreJob, wave._job(**values, **more))
     told = told_by(score, job)
     record_set = wave.record_set("scores", THIRD)
-    return [record_set.meta(item["key"]) for item in items], keys_told(told)
+    return [record_set.meta(item.key) for item in items], keys_told(told)
 
 
 def test_a_text_that_is_only_read_gets_the_numbers_of_its_generation(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from artifacts.stamps import stamp_of
 from artifacts.store import FolderStore, open_store
 from stages.frames import run as stage
 from stages.frames.frame_recorder import FrameRecorder
+from stages.frames.job import FramesItem
 from tests.support.media import flip_bits, picture, spoil, write_audio, write_video
 from tests.support.waves import events, keys_told
 
@@ -43,7 +44,7 @@ class Desk:
             "sampling": sampling or {"chunk_seconds": 2, "fps": 1, "frames": None, "max_frames": 8},
             "fit_video": {"long_edges": [[1.0, 32]]},
             "fit_image": {"long_edges": [[1.0, 40]]},
-            "media": list(media),
+            "media": [FramesItem(**each) for each in media],
             "workers": workers,
         }
         with events() as (report, self.events):

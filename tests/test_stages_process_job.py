@@ -167,6 +167,7 @@ def test_what_json_makes_of_a_job_is_the_job_again() -> None:
 
 @pytest.mark.parametrize("kind", ITEMS, ids=lambda kind: kind.__name__)
 def test_an_item_is_the_list_of_its_fields_in_order(kind: Any) -> None:
+    wrong: Any
     for wrong in ([], ["x"] * (len(kind._fields) + 1), "x" * len(kind._fields), 3, {}):
         with pytest.raises(TypeError, match=rf"^list.{re.escape(kind.__module__)}.*`\$\[0\]`$"):
             items_of(kind, [wrong])
