@@ -17,6 +17,7 @@ from artifacts.options import declared
 from artifacts.store import FolderStore
 from flows.cli.main import parser
 from flows.cli.options import config_of
+from flows.job.media_digests import JobFile
 from flows.job.prepare import fill_templates
 from flows.ledger.tasks import Medium
 from flows.media.generated_files import GeneratedFiles
@@ -107,18 +108,18 @@ def beside(path: Path) -> list[str]:
     return [example.caption for example in examples_in(str(path.parent))]
 
 
-def medium(path: Path) -> tuple[MediaFile, Medium]:
+def medium(path: Path) -> JobFile:
     video = path.with_name("clip.mp4")
     file = MediaFile(path=video, media_path="clip.mp4", source=str(path.parent), kind="video")
-    return file, Medium(digest="d" * 64, path=str(video), kind="video", prompt="{tags}")
+    medium = Medium(digest="d" * 64, path=str(video), kind="video", prompt="{tags}")
+    return JobFile(file=file, medium=medium)
 
 
 def tags(path: Path) -> str:
-    file, content = medium(path)
-    (filled,), notes = fill_templates([file], [content], FolderStore(path.parent / "store"))
+    (filled,), notes = fill_templates([medium(path)], FolderStore(path.parent / "store"))
     if notes:
         raise PenstockError(*notes, hint="")
-    return filled.prompt
+    return filled.medium.prompt
 
 
 def handwritten(path: Path) -> str:

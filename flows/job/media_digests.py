@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artifacts.captions import Failure
@@ -23,6 +23,15 @@ from stages.decode.generation import SamplingParams
 from stages.process.cgroup import cores
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobFile:
+    """One readable file of a job under one prompt."""
+
+    file: MediaFile
+    medium: Medium
+    """Its content, with that prompt."""
+
+
 def read_contents(
     files: Sequence[MediaFile],
     digests: ContentDigests,
@@ -31,12 +40,11 @@ def read_contents(
     progress: Progress | None = None,
     *,
     fetch: bool = True,
-) -> tuple[list[MediaFile], list[Medium], list[Failure]]:
+) -> tuple[list[JobFile], list[Failure]]:
     """Compute the content digest of every file. An unreadable file becomes a failure and does not
     stop the job. Without `fetch`, a remote file without a known digest counts as unknown content.
     Raises EnvironmentFault if a bucket cannot be read."""
-    readable: list[MediaFile] = []
-    contents: list[Medium] = []
+    readable: list[JobFile] = []
     failures: list[Failure] = []
     far = contents_of([file for file in files if file.far], store, progress, fetch=fetch)
     near = iter(digests.of_many([f.path for f in files if not f.far], workers=cores()))
@@ -47,17 +55,15 @@ def read_contents(
         if isinstance(content, Exception):
             failures.append(_unreadable(file, content))
             continue
-        readable.append(file)
-        contents.append(
-            Medium(
-                digest=content_key(content.digest, file.kind),
-                path=str(file.path),
-                kind=file.kind,
-                prompt=file.prompt or prompt_for(file.kind),
-                stamp=content.stamp,
-            )
+        medium = Medium(
+            digest=content_key(content.digest, file.kind),
+            path=str(file.path),
+            kind=file.kind,
+            prompt=file.prompt or prompt_for(file.kind),
+            stamp=content.stamp,
         )
-    return readable, contents, failures
+        readable.append(JobFile(file=file, medium=medium))
+    return readable, failures
 
 
 def _unreadable(file: MediaFile, error: OSError | Unanswered) -> Failure:
@@ -78,22 +84,21 @@ def _unreadable(file: MediaFile, error: OSError | Unanswered) -> Failure:
     return source_failure(file.source, file.media_path, kind, message, hint)
 
 
-def under_prompts(
-    files: Sequence[MediaFile], contents: Sequence[Medium], config: RunOptions
-) -> tuple[list[MediaFile], list[Medium]]:
-    """Return files and contents once per named prompt, of the file or else of the command."""
+def under_prompts(files: Sequence[JobFile], config: RunOptions) -> list[JobFile]:
+    """Return the files once per named prompt, of the file or else of the command."""
     prompting = PromptOptions.of(config)
-    found: list[tuple[MediaFile, Medium]] = []
-    for file, medium in zip(files, contents, strict=True):
+    found: list[JobFile] = []
+    for each in files:
+        file = each.file
         named = file.prompts or ({} if file.prompt is not None else prompting.prompts)
         found += [
-            (
-                replace(file, name=name, prompt=text),
-                replace(medium, prompt=prompting.in_length(text)),
+            JobFile(
+                file=replace(file, name=name, prompt=text),
+                medium=replace(each.medium, prompt=prompting.in_length(text)),
             )
             for name, text in named.items()
-        ] or [(file, medium)]
-    return [file for file, _ in found], [medium for _, medium in found]
+        ] or [each]
+    return found
 
 
 def check_beside(files: Sequence[MediaFile], config: RunOptions) -> None:
@@ -142,37 +147,35 @@ def _control_word(
     )
 
 
-def check_placeholders(contents: Sequence[Medium], model: Model) -> None:
+def check_placeholders(files: Sequence[JobFile], model: Model) -> None:
     """Check that no prompt contains the model's own image placeholder. Raises UsageError."""
-    for prompt, medium in {medium.prompt: medium for medium in reversed(contents)}.items():
-        refuse_control_words(f"the prompt of {Path(medium.path).name}", prompt, model)
+    for prompt, file in {each.medium.prompt: each.file for each in reversed(files)}.items():
+        refuse_control_words(f"the prompt of {file.path.name}", prompt, model)
 
 
 def without_placeholders(
-    files: Sequence[MediaFile],
-    contents: Sequence[Medium],
-    requested: Sequence[Medium],
-    model: Model,
-) -> tuple[list[MediaFile], list[Medium], list[Failure]]:
-    """Return files and contents without those whose name, folder or tags put a control token of the
+    files: Sequence[JobFile], requested: Sequence[JobFile], model: Model
+) -> tuple[list[JobFile], list[Failure]]:
+    """Return the files without those whose name, folder or tags put a control token of the
     model, such as its image placeholder, into the prompt; those become failures. `requested` holds
     the prompts as the user wrote them. Raises UsageError if the user wrote a placeholder."""
     check_placeholders(requested, model)
-    kept: list[tuple[MediaFile, Medium]] = []
+    kept: list[JobFile] = []
     failures: dict[Path, Failure] = {}
-    for file, medium, written in zip(files, contents, requested, strict=True):
-        found = _control_word(medium.prompt, model, of_every_kind=True, template=written.prompt)
+    for each, written in zip(files, requested, strict=True):
+        template = written.medium.prompt
+        found = _control_word(each.medium.prompt, model, of_every_kind=True, template=template)
         if found is None:
-            kept.append((file, medium))
+            kept.append(each)
             continue
-        failures[file.path] = source_failure(
-            file.source,
-            file.media_path,
+        failures[each.file.path] = source_failure(
+            each.file.source,
+            each.file.media_path,
             "placeholder",
             f"its name, folder or tags put into the prompt {found}",
             "Rename it, or leave {name}, {folder} and {tags} out of the prompt",
         )
-    return [file for file, _ in kept], [medium for _, medium in kept], [*failures.values()]
+    return kept, [*failures.values()]
 
 
 def check_fixed_texts(config: RunOptions, model: Model) -> None:
@@ -190,10 +193,10 @@ def check_fixed_texts(config: RunOptions, model: Model) -> None:
     refuse_control_words("--summary-prompt", PromptOptions.of(config).summary_prompt, model)
 
 
-def check_previous(contents: Sequence[Medium], model: Model) -> None:
+def check_previous(files: Sequence[JobFile], model: Model) -> None:
     """Check that prompts without `{previous}` are used for a model that encodes images together
     with the prompt, since all chunks are encoded first. Raises UsageError."""
-    if model.profile.prompted and any(medium.uses_previous_caption for medium in contents):
+    if model.profile.prompted and any(f.medium.uses_previous_caption for f in files):
         raise UsageError(
             f"{PREVIOUS}: not supported by {model.name} (it encodes images together with the "
             "prompt)",

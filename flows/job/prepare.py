@@ -26,6 +26,7 @@ from flows.job.card_frames import as_card, sampling_as_card
 from flows.job.card_sampling import with_card_sampling
 from flows.job.encode_ways import answering, with_encode_ways
 from flows.job.media_digests import (
+    JobFile,
     check_beside,
     check_fixed_texts,
     check_previous,
@@ -75,16 +76,15 @@ MAX_BYTES = 1 << 16
 """Size above which a text holds no tags, in bytes."""
 
 
-def fill_templates(
-    files: Sequence[MediaFile], contents: Sequence[Medium], store: Store
-) -> tuple[list[Medium], list[str]]:
-    """Return the contents with file names, folders and tags inserted into their prompts, and notes
+def fill_templates(files: Sequence[JobFile], store: Store) -> tuple[list[JobFile], list[str]]:
+    """Return the files with file names, folders and tags inserted into their prompts, and notes
     for the user."""
     tags = Tags(store)
-    found: list[Medium] = []
-    for file, medium in zip(files, contents, strict=True):
+    found: list[JobFile] = []
+    for each in files:
+        file, medium = each.file, each.medium
         if not any(word in medium.prompt for word in (NAME, FOLDER, TAGS)):
-            found.append(medium)
+            found.append(each)
             continue
         values = {
             NAME: PurePosixPath(file.media_path).stem,
@@ -92,7 +92,8 @@ def fill_templates(
         }
         if TAGS in medium.prompt:
             values[TAGS] = tags.of(file, medium)
-        found.append(replace(medium, prompt=fill_of_medium(medium.prompt, values)))
+        prompt = fill_of_medium(medium.prompt, values)
+        found.append(replace(each, medium=replace(medium, prompt=prompt)))
     return found, tags.notes()
 
 
@@ -155,10 +156,8 @@ class Job:
     budget: Budget
     """Memory budget of a stage, as measured when the run began."""
     sampling: Sampling
-    files: tuple[MediaFile, ...]
-    """Files that exist and are readable, in source order."""
-    contents: tuple[Medium, ...]
-    """Content of each file, in the same order."""
+    files: tuple[JobFile, ...]
+    """Files that exist and are readable, in source order, each once per prompt."""
     failures: tuple[Failure, ...]
     """Sources that cannot be read, and why."""
     ledger: Ledger
@@ -179,15 +178,14 @@ class Job:
         return (*self.pipeline, *self.one_shot_stages)
 
     @property
-    def by_file(self) -> list[list[tuple[MediaFile, Medium]]]:
-        """Return files and contents. Entries of one file under several prompts form one group."""
-        pairs = zip(self.files, self.contents, strict=True)
-        return [list(group) for _, group in groupby(pairs, lambda pair: pair[0].identity)]
+    def by_file(self) -> list[list[JobFile]]:
+        """Return the files. Entries of one file under several prompts form one group."""
+        return [list(group) for _, group in groupby(self.files, lambda each: each.file.identity)]
 
     @property
     def media(self) -> list[Medium]:
         """Return each content once, in source order."""
-        return list({(m.digest, m.prompt): m for m in self.contents}.values())
+        return list({(f.medium.digest, f.medium.prompt): f.medium for f in self.files}.values())
 
 
 class NothingToDo(UsageError):
@@ -266,27 +264,23 @@ def prepare(
     if model.served is not None and any(file.kind == "video" for file in files):
         served = model.served.with_video_support(store, announce)
         model = replace(model, served=served, notes=(served.line, *served.notes))
-    readable, contents, unreadable = read_contents(
+    readable, unreadable = read_contents(
         files, digests, lambda kind: model.prompt_for(config, kind), store, progress, fetch=fetch
     )
     if not readable:
         raise _nothing_to_do(pipeline, [*failures, *unreadable])
-    readable, contents = under_prompts(readable, contents, config)
-    unfilled = contents
-    contents, template_notes = fill_templates(readable, contents, store)
-    template_notes += [] if fetch else unfetched_note(readable)
-    readable, contents, with_placeholders = without_placeholders(
-        readable, contents, unfilled, model
-    )
+    unfilled = under_prompts(readable, config)
+    filled, template_notes = fill_templates(unfilled, store)
+    template_notes += [] if fetch else unfetched_note([each.file for each in filled])
+    readable, with_placeholders = without_placeholders(filled, unfilled, model)
     if not readable:
         raise _nothing_to_do(pipeline, [*failures, *unreadable, *with_placeholders])
     check_summary(config, model)
-    check_previous(contents, model)
+    check_previous(readable, model)
     base = _job_of(config, store, model, pipeline)
     return replace(
         base,
         files=tuple(readable),
-        contents=tuple(contents),
         failures=(*failures, *unreadable, *with_placeholders),
         notes=(*base.notes, *template_notes),
     )
@@ -365,7 +359,6 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
         budget=budget_for(config, device),
         sampling=sampling,
         files=(),
-        contents=(),
         failures=(),
         edits=EditsInForce(
             out_folder(config),

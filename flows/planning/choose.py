@@ -130,9 +130,9 @@ def prompts_of(job: Job) -> tuple[str, ...]:
     """Return the shortest prompt of a job under each name. A single file's prompt (from a list or
     its tags) that is too long fails alone when it is decoded."""
     shortest: dict[str, str] = {}
-    for file, medium in zip(job.files, job.contents, strict=True):
-        known = shortest.setdefault(file.name, medium.prompt)
-        shortest[file.name] = min(known, medium.prompt, key=max_prompt_tokens)
+    for each in job.files:
+        name, prompt = each.file.name, each.medium.prompt
+        shortest[name] = min(shortest.get(name, prompt), prompt, key=max_prompt_tokens)
     return (*shortest.values(),)
 
 

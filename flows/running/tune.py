@@ -191,8 +191,7 @@ def _parts(
     """Return the training examples and the held-out examples."""
     if config.validate_only:
         return [], examples
-    pairs = zip(job.files, job.contents, strict=True)
-    contents = {str(file.path): medium.digest for file, medium in pairs}
+    contents = {str(each.file.path): each.medium.digest for each in job.files}
     return split(examples, config.validate, config.seed, contents)
 
 
@@ -260,9 +259,7 @@ def _items(job: Job, examples: Sequence[Example]) -> list[TuneItem]:
     """Return features, prompt and caption of each example. Raises NoFeatures if a chunk is
     missing."""
     stored = job.ledger["features"]
-    tasks: dict[str, list[Task]] = {}
-    for file, medium in zip(job.files, job.contents, strict=True):
-        tasks[str(file.path)] = job.ledger.tasks([medium])
+    tasks = {str(each.file.path): job.ledger.tasks([each.medium]) for each in job.files}
     found = []
     for each in examples:
         key = each.features if each.features in stored else _key(job, each, tasks)
