@@ -17,9 +17,7 @@ from artifacts.options import declared
 from artifacts.store import FolderStore
 from flows.cli.main import parser
 from flows.cli.options import config_of
-from flows.job.media_digests import JobFile
-from flows.job.prepare import fill_templates
-from flows.ledger.tasks import Medium
+from flows.ledger.prompts import FilePlaceholders
 from flows.media.generated_files import GeneratedFiles
 from flows.media.handwritten import HandwrittenTexts
 from flows.media.labels import label_set
@@ -108,18 +106,17 @@ def beside(path: Path) -> list[str]:
     return [example.caption for example in examples_in(str(path.parent))]
 
 
-def medium(path: Path) -> JobFile:
+def medium(path: Path) -> MediaFile:
     video = path.with_name("clip.mp4")
-    file = MediaFile(path=video, media_path="clip.mp4", source=str(path.parent), kind="video")
-    medium = Medium(digest="d" * 64, path=str(video), kind="video", prompt="{tags}")
-    return JobFile(file=file, medium=medium)
+    return MediaFile(path=video, media_path="clip.mp4", source=str(path.parent), kind="video")
 
 
 def tags(path: Path) -> str:
-    (filled,), notes = fill_templates([medium(path)], FolderStore(path.parent / "store"))
-    if notes:
+    placeholders = FilePlaceholders(FolderStore(path.parent / "store"))
+    filled = placeholders.fill("{tags}", medium(path), "d" * 64)
+    if notes := placeholders.notes():
         raise PenstockError(*notes, hint="")
-    return filled.medium.prompt
+    return filled
 
 
 def handwritten(path: Path) -> str:

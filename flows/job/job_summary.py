@@ -10,7 +10,7 @@ from flows.checkpoint.precision import PartSettings, precision_note
 from flows.job.card_frames import card_note, card_source
 from flows.job.context_note import context_note
 from flows.job.prepare import Job
-from flows.ledger.chunk_placeholders import PREVIOUS
+from flows.ledger.prompts import PREVIOUS
 from flows.media.folders import left_out_note
 from flows.media.media_files import Selection
 from flows.options.media import VideoSamplingOptions

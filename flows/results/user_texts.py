@@ -13,7 +13,8 @@ from artifacts.edits import REJECTED
 from artifacts.plurals import counted, first_of
 from artifacts.subtitles import one_line
 from flows.job.media_digests import JobFile
-from flows.job.prepare import TAGS, Job
+from flows.job.prepare import Job
+from flows.ledger.prompts import TAGS
 from flows.ledger.tasks import Medium
 from flows.media.handwritten import FORM, HandwrittenTexts, split_by_chunk, text_paths
 from flows.options.text import OutputOptions, QuestionOptions, TextOptions
