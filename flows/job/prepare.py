@@ -69,9 +69,9 @@ class Job:
     budget: Budget
     """Memory budget of a stage, as measured when the run began."""
     sampling: Sampling
-    files: tuple[JobFile, ...]
+    files: tuple[JobFile, ...] = ()
     """Files that exist and are readable, in source order, each once per prompt."""
-    failures: tuple[Failure, ...]
+    failures: tuple[Failure, ...] = ()
     """Sources that cannot be read, and why."""
     ledger: Ledger
     edits: EditsInForce
@@ -184,7 +184,7 @@ def prepare(
         for each in readable
         for file, prompt in prompts.of(each.file, each.medium.digest)
     )
-    failures = [*failures, *unreadable, *prompts.failures()]
+    failures = [*failures, *unreadable, *prompts.failures.values()]
     if not job_files:
         raise _nothing_to_do(pipeline, failures)
     notes = [] if fetch else unfetched_note([each.file for each in readable])
@@ -270,8 +270,6 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
         device=device,
         budget=budget_for(config, device),
         sampling=sampling,
-        files=(),
-        failures=(),
         edits=EditsInForce(
             out_folder(config),
             store.local,

@@ -1,4 +1,4 @@
-"""Says what a chunk is asked: from options and list lines, by way of placeholders, to text.
+"""Builds the prompt of a chunk: from options and list lines, by way of placeholders, to text.
 
 1. `Prompts` takes the prompts of a file's list line, else the named prompts of the command, else
    its prompt or a description, and adds the sentence of `--length`.
@@ -54,18 +54,15 @@ def command_prompt(config: RunOptions, kind: str) -> str:
     return default if prompt is None else prompt
 
 
-def in_length(config: RunOptions, prompt: str) -> str:
-    """Return a prompt with the sentence that requests its length."""
+def prompt_for(model: Model, config: RunOptions, kind: str, own: str | None = None) -> str:
+    """Return the prompt for a medium of this kind, in the requested length: its `own` of a list
+    line or a name, else the command's. A model that continues its prompt gets none by default."""
+    if own is None:
+        if model.profile.goes_on and QuestionOptions.of(config).prompt is None:
+            return ""
+        own = command_prompt(config, kind)
     length = PromptOptions.of(config).length
-    return f"{prompt} {LENGTHS[length]}" if length else prompt
-
-
-def prompt_for(model: Model, config: RunOptions, kind: str) -> str:
-    """Return the prompt for a medium of this kind, unless its list line has one. A model that
-    continues its prompt gets none by default."""
-    if model.profile.goes_on and QuestionOptions.of(config).prompt is None:
-        return ""
-    return in_length(config, command_prompt(config, kind))
+    return f"{own} {LENGTHS[length]}" if length else own
 
 
 class Prompts:
@@ -75,18 +72,22 @@ class Prompts:
         self._config = config
         self._model = model
         self._placeholders = FilePlaceholders(store)
+        self.notes = self._placeholders.notes
         self._checked: set[str] = set()
         """Prompts without an image placeholder of the model."""
-        self._failures: dict[Path, Failure] = {}
+        self.failures: dict[Path, Failure] = {}
+        """Files that put a control token of the model into their prompt."""
 
     def of(self, file: MediaFile, digest: str) -> Iterator[tuple[MediaFile, str]]:
-        """Yield the file once per prompt, with that prompt. A prompt in which the file's name,
-        folder or tags are a control token of the model becomes a failure instead. Raises UsageError
-        for a prompt that the model cannot be asked."""
-        for entry, template in self._templates(file):
+        """Yield the file once per prompt, with that prompt: the named prompts of its list line or
+        else of the command, or the only one. Where its name, folder or tags put a control token of
+        the model into it, it fails. Raises UsageError for a prompt that the model refuses."""
+        by_command = {} if file.prompt is not None else PromptOptions.of(self._config).prompts
+        named = (file.prompts or by_command).items()
+        for entry in [replace(file, name=name, prompt=text) for name, text in named] or [file]:
+            template = prompt_for(self._model, self._config, file.kind, entry.prompt)
             if template not in self._checked:
-                where = f"the prompt of {file.path.name}"
-                refuse_control_words(where, template, self._model)
+                refuse_control_words(f"the prompt of {file.path.name}", template, self._model)
                 self._checked.add(template)
             prompt = self._placeholders.fill(template, file, digest)
             word = _control_word(prompt, self._model, of_every_kind=True, template=template)
@@ -94,26 +95,13 @@ class Prompts:
                 self._check_previous(prompt)
                 yield entry, prompt
                 continue
-            self._failures[file.path] = source_failure(
+            self.failures[file.path] = source_failure(
                 file.source,
                 file.media_path,
                 "placeholder",
                 f"its name, folder or tags put into the prompt {word}",
                 "Rename it, or leave {name}, {folder} and {tags} out of the prompt",
             )
-
-    def _templates(self, file: MediaFile) -> Iterator[tuple[MediaFile, str]]:
-        """Yield the file once per prompt, with that prompt as the user wrote it, in the requested
-        length."""
-        config = self._config
-        of_command = {} if file.prompt is not None else PromptOptions.of(config).prompts
-        named = file.prompts or of_command
-        for name, text in named.items():
-            yield replace(file, name=name, prompt=text), in_length(config, text)
-        if not named and file.prompt is not None:
-            yield file, in_length(config, file.prompt)
-        elif not named:
-            yield file, prompt_for(self._model, config, file.kind)
 
     def _check_previous(self, prompt: str) -> None:
         """Refuse `{previous}` for a model that encodes images together with the prompt, since all
@@ -124,14 +112,6 @@ class Prompts:
                 "with the prompt)",
                 hint="Leave it out, or choose another model",
             )
-
-    def failures(self) -> list[Failure]:
-        """Return the files that have a control token in a prompt."""
-        return [*self._failures.values()]
-
-    def notes(self) -> list[str]:
-        """Return a note on files without tags, if there are any."""
-        return self._placeholders.notes()
 
 
 class FilePlaceholders:

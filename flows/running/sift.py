@@ -205,15 +205,12 @@ def _complete(
     Raises PenstockError."""
     for _ in range(2):
         found, failures = _marked(job, record, display, make_launcher, out), _failures(job)
-        known = Counter(map(_name, found.files))
+        known = Counter((f.file.media_path, f.file.source) for f in found.files)
         known.update((each.media_path, each.source) for each in failures[len(job.failures) :])
-        if not (missing := Counter(map(_name, job.files)) - known):
+        expected = Counter((f.file.media_path, f.file.source) for f in job.files)
+        if not (missing := expected - known):
             return found, failures
     raise missing_error(out, {name: count for (name, _), count in missing.items()})
-
-
-def _name(each: JobFile) -> tuple[str, str]:
-    return each.file.media_path, each.file.source
 
 
 def _marked(
