@@ -112,8 +112,8 @@ class Captions(BackgroundRun[Caption, RunResult]):
         for group in job.by_file:
             found = [
                 (place, row)
-                for place, (file, medium) in enumerate(group, first)
-                for row in captions_of(job, file, medium)
+                for place, each in enumerate(group, first)
+                for row in captions_of(job, each)
             ]
             for place, row in sorted(found, key=lambda each: each[1].start):  # as in the file
                 self._give(place, row)
@@ -154,8 +154,7 @@ class _Feed:
 
     def _look_again(self) -> None:
         self._known.clear()
-        files = zip(self.job.files, self.job.contents, strict=True)
-        for place, (file, medium) in enumerate(files):
-            for task in self.job.ledger.tasks([medium]):
+        for place, of in enumerate(self.job.files):
+            for task in self.job.ledger.tasks([of.medium]):
                 for each in self.job.ledger.equivalent_tasks(task):
-                    self._known.setdefault(each[self._kind], []).append((place, file, each))
+                    self._known.setdefault(each[self._kind], []).append((place, of.file, each))

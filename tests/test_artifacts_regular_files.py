@@ -17,8 +17,7 @@ from artifacts.options import declared
 from artifacts.store import FolderStore
 from flows.cli.main import parser
 from flows.cli.options import config_of
-from flows.job.prepare import fill_templates
-from flows.ledger.tasks import Medium
+from flows.ledger.prompts import FilePlaceholders
 from flows.media.generated_files import GeneratedFiles
 from flows.media.handwritten import HandwrittenTexts
 from flows.media.labels import label_set
@@ -107,18 +106,17 @@ def beside(path: Path) -> list[str]:
     return [example.caption for example in examples_in(str(path.parent))]
 
 
-def medium(path: Path) -> tuple[MediaFile, Medium]:
+def medium(path: Path) -> MediaFile:
     video = path.with_name("clip.mp4")
-    file = MediaFile(path=video, media_path="clip.mp4", source=str(path.parent), kind="video")
-    return file, Medium(digest="d" * 64, path=str(video), kind="video", prompt="{tags}")
+    return MediaFile(path=video, media_path="clip.mp4", source=str(path.parent), kind="video")
 
 
 def tags(path: Path) -> str:
-    file, content = medium(path)
-    (filled,), notes = fill_templates([file], [content], FolderStore(path.parent / "store"))
-    if notes:
+    placeholders = FilePlaceholders(FolderStore(path.parent / "store"))
+    filled = placeholders.fill("{tags}", medium(path), "d" * 64)
+    if notes := placeholders.notes():
         raise PenstockError(*notes, hint="")
-    return filled.prompt
+    return filled
 
 
 def handwritten(path: Path) -> str:

@@ -16,8 +16,7 @@ from artifacts.stores.bucket_client import Bucket
 from flows.cli.main import main
 from flows.job.media_digests import check_beside, read_contents
 from flows.job.partitions import partitions_of
-from flows.job.prepare import fill_templates as filled_prompts
-from flows.ledger.tasks import Medium
+from flows.ledger.prompts import FilePlaceholders
 from flows.media import far_digests
 from flows.media.far_digests import contents_of
 from flows.media.media_files import MediaFile, Selection
@@ -81,16 +80,15 @@ def test_a_bucket_is_listed_in_one_request(filled: str, tmp_path: Path, way: Bet
     store = open_store(str(tmp_path / "store"))
     found, _ = find_media([filled + "/"], DEEP)
     assert way.counts == {"list": 1}
-    _, contents, failures = read_contents(
-        found, ContentDigests(tmp_path / "d"), lambda _: "", store
-    )
+    files, failures = read_contents(found, ContentDigests(tmp_path / "d"), store)
     local, _ = find_media([str(tmp_path / "videos")], DEEP)
-    _, expected, _ = read_contents(local, ContentDigests(tmp_path / "d"), lambda _: "", store)
-    assert [m.digest for m in contents] == [m.digest for m in expected] and failures == []
-    assert all(m.stamp is None for m in contents)
+    expected, _ = read_contents(local, ContentDigests(tmp_path / "d"), store)
+    digests = [each.medium.digest for each in files]
+    assert digests == [each.medium.digest for each in expected] and failures == []
+    assert all(each.medium.stamp is None for each in files)
     assert way.counts == {"list": 1, "get": len(found)}
     again, _ = find_media([filled + "/"], DEEP)
-    read_contents(again, ContentDigests(tmp_path / "d"), lambda _: "", store)
+    read_contents(again, ContentDigests(tmp_path / "d"), store)
     assert way.counts == {"list": 2, "get": len(found)}
 
 
@@ -140,11 +138,11 @@ def test_what_cannot_be_fetched_fails_alone(web: Web, tmp_path: Path) -> None:
     found, _ = find_media([f"{web.address}/{name}" for name in ("a.mp4", "b.mp4", "c.mp4")], PLAIN)
     web.versions["a.mp4"] = "2"
     web.before = lambda path, _: 500 if "b.mp4" in path else 0
-    readable, contents, failures = read_contents(
-        found, ContentDigests(tmp_path / "d"), lambda _: "?", open_store(str(tmp_path / "store"))
+    readable, failures = read_contents(
+        found, ContentDigests(tmp_path / "d"), open_store(str(tmp_path / "store"))
     )
-    assert names(readable) == ["c.mp4"]
-    assert contents[0].digest == hashlib.sha256(b"c.mp4").hexdigest()
+    assert names([each.file for each in readable]) == ["c.mp4"]
+    assert readable[0].medium.digest == hashlib.sha256(b"c.mp4").hexdigest()
     assert [(f.media_path, f.error) for f in failures] == [
         ("a.mp4", "changed"),
         ("b.mp4", "unreachable"),
@@ -178,9 +176,9 @@ def test_what_one_machine_learnt_another_need_not_fetch(
         found, _ = find_media([filled + "/"], DEEP)
         digests = ContentDigests(tmp_path / f"{machine}.digests")
         way.clear()
-        _, media, failures = read_contents(found, digests, lambda _: "", store)
+        files, failures = read_contents(found, digests, store)
         assert failures == []
-        return [medium.digest for medium in media]
+        return [each.medium.digest for each in files]
 
     first = contents("one")
     assert way.counts == {"list": 1, "get": len(first), "put": len(first)}
@@ -224,9 +222,8 @@ def test_a_prompt_may_name_the_folder_of_what_lies_far_away_but_no_text_goes_the
     filled: str, tmp_path: Path
 ) -> None:
     found, _ = find_media([f"{filled}/deep/c.webm"], PLAIN)
-    media = [Medium(digest="", path=str(found[0].path), kind="video", prompt="{folder}: {name}")]
-    store = open_store(str(tmp_path / "store"))
-    assert filled_prompts(found, media, store)[0][0].prompt == "deep: c"
+    placeholders = FilePlaceholders(open_store(str(tmp_path / "store")))
+    assert placeholders.fill("{folder}: {name}", found[0], "") == "deep: c"
     with pytest.raises(UsageError, match=r"--beside: cannot write next to .*deep/c\.webm"):
         check_beside(found, CaptionConfig(sources=(filled,), format=("txt",), beside=True))
 

@@ -9,9 +9,8 @@ import pytest
 
 from artifacts.schema import ChunkIndex
 from artifacts.store import FolderStore
-from flows.job.prepare import fill_templates
-from flows.ledger.chunk_placeholders import added_bytes, fill_placeholders
 from flows.ledger.namespaces import Variant
+from flows.ledger.prompts import FilePlaceholders, added_bytes, fill_placeholders
 from flows.ledger.tasks import Medium, task_of
 from flows.media.generated_files import OF_LABELS, GeneratedFiles
 from flows.media.media_files import MediaFile
@@ -32,9 +31,8 @@ def prompts(place: Path, prompt: str, *names: str) -> tuple[list[str], list[str]
         MediaFile(path=folder / name, media_path=f"a/{name}", source=str(place), kind="video")
         for name in names or ("ball.one.mp4",)
     ]
-    contents = [Medium(digest=DIGEST, path=str(f.path), kind="video", prompt=prompt) for f in files]
-    found, notes = fill_templates(files, contents, FolderStore(place / "store"))
-    return [medium.prompt for medium in found], notes
+    placeholders = FilePlaceholders(FolderStore(place / "store"))
+    return [placeholders.fill(prompt, file, DIGEST) for file in files], placeholders.notes()
 
 
 @pytest.fixture
@@ -166,7 +164,8 @@ def test_what_fills_a_placeholder_is_not_filled_again(asked: str, tmp_path: Path
         path=folder / f"{name}.mp4", media_path=f"{name}.mp4", source=str(tmp_path), kind="video"
     )
     medium = Medium(digest=DIGEST, path=str(file.path), kind="video", prompt=asked)
-    (filled,), _ = fill_templates([file], [medium], FolderStore(tmp_path / "store"))
+    prompt = FilePlaceholders(FolderStore(tmp_path / "store")).fill(asked, file, DIGEST)
+    filled = replace(medium, prompt=prompt)
     whole = chunk(0.0, 3.0, 0.0, 1.0)
     words = {"name": name, "folder": "{seconds}", "tags": tags, "previous": before}
     words |= {"seconds": "3.00", "frames": "2"}

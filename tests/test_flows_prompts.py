@@ -179,9 +179,21 @@ def test_what_makes_no_sense_is_refused() -> None:
             CaptionConfig(sources=("a.mp4",), prompts=ASKED, **more)
 
 
-def test_a_length_is_asked_for_in_words() -> None:
-    asked = CaptionConfig(sources=("a.mp4",), prompt="What is it?", length="short")
-    assert asked.prompt_for("video") == "What is it? Answer in one short sentence."
+def test_prompt_of_a_list_line_requests_the_length_too(tmp_path: Path) -> None:
+    config, source = make(tmp_path), tmp_path / "list.jsonl"
+    rows = [
+        {"path": f"clips/{ODD}", "prompt": "What is it?"},
+        {"path": "clips/photo.PNG", "prompts": {"a": "What is it?"}},
+        {"path": f"clips/{ODD}", "prompt": "Who is it?"},
+        {"path": f"clips/{ODD}"},
+    ]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    run(config, sources=(str(source),), prompt="Who is it?", length="short")
+    assert [row["prompt"] for row in lines(config)] == [
+        "What is it? Answer in one short sentence.",
+        "What is it? Answer in one short sentence.",
+        "Who is it? Answer in one short sentence.",
+    ]
 
 
 def test_a_sample_holds_all_that_was_said_of_its_chunk(asked: CaptionConfig) -> None:

@@ -134,7 +134,7 @@ def test_captions_are_handed_to_python_as_they_are_written(
 ) -> None:
     run(config, Reasoning(WORDS["cut"]))
     job = prepare(config, Reasoning(""))
-    (task, *_), file = job.ledger.tasks(job.media[:1]), job.files[0]
+    (task, *_), file = job.ledger.tasks(job.media[:1]), job.files[0].file
     stored = dict(job.ledger["captions"].meta(task["captions"]))
     assert caption_of(job, file, task, stored) is None
     row = caption_of(job, file, task, {**stored, "caption": WORDS["long"]})

@@ -47,7 +47,6 @@ from flows.options.commands import RunOptions
 from flows.options.endpoint import is_served
 from flows.options.media import VideoSamplingOptions
 from flows.options.model import DEMO_MODEL, DateOptions, GgufOptions
-from flows.options.text import QuestionOptions
 from flows.pipelines import ASK, CAPTION, Pipeline, makes_vectors
 from stages.models.encoding.ways import FIXED_ROWS
 from stages.models.hub.checkpoint import Checkpoint
@@ -159,12 +158,6 @@ class Model:
     def one_frame(self) -> bool:
         """Return whether the model takes only one frame per video chunk."""
         return self.profile.one_frame
-
-    def prompt_for(self, config: RunOptions, kind: str) -> str:
-        """Return the prompt for a medium of this kind, unless its list line has one."""
-        question = QuestionOptions.of(config)
-        is_question = question.prompt is not None or not self.profile.goes_on
-        return question.prompt_for(kind) if is_question else ""
 
     def pass_rows(self, images: int) -> int:
         """Return the rows of a pass for an input of so many images; 0: as many as its batch has."""

@@ -56,7 +56,7 @@ def samples_of(job: Job) -> Samples:
     name = FILES.get(product_of(job.stages), "")
     if not name or not (job.out / name).exists():
         return Samples()
-    files = {(file.source, file.media_path): file for file in job.files}
+    files = {(f.file.source, f.file.media_path): f.file for f in job.files}
     rows = list(few_of(job.out / name))
     media = [(files.get((row["source"], row["media_path"])), row) for row in rows]
     there = {at: (file.path, _moment(file, row)) for at, (file, row) in enumerate(media) if file}

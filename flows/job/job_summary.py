@@ -10,7 +10,7 @@ from flows.checkpoint.precision import PartSettings, precision_note
 from flows.job.card_frames import card_note, card_source
 from flows.job.context_note import context_note
 from flows.job.prepare import Job
-from flows.ledger.chunk_placeholders import PREVIOUS
+from flows.ledger.prompts import PREVIOUS
 from flows.media.folders import left_out_note
 from flows.media.media_files import Selection
 from flows.options.media import VideoSamplingOptions
@@ -79,7 +79,7 @@ def notes(job: Job) -> list[str]:
             f"{job.model.name} goes on from the prompt instead of answering it, so it is given "
             "none; --prompt gives its captions a beginning"
         )
-    if job.model.one_frame and any(medium.kind == "video" for medium in job.contents):
+    if job.model.one_frame and any(f.medium.kind == "video" for f in job.files):
         found.append(
             f"{job.model.name} takes one picture a prompt: of each chunk of a video it sees the "
             "middle frame only"
@@ -106,7 +106,7 @@ def notes(job: Job) -> list[str]:
 def _whole(job: Job) -> str:
     """Return how many frames represent a video that is captioned as a whole."""
     sampling = job.sampling
-    if not sampling.whole or not any(medium.kind == "video" for medium in job.contents):
+    if not sampling.whole or not any(f.medium.kind == "video" for f in job.files):
         return ""
     each = sampling.frames or sampling.max_frames
     if each == 1:
@@ -116,7 +116,7 @@ def _whole(job: Job) -> str:
 
 
 def _chained(job: Job) -> str:
-    if not any(medium.uses_previous_caption for medium in job.contents):
+    if not any(f.medium.uses_previous_caption for f in job.files):
         return ""
     return (
         f"chunks are captioned one after the other, because {PREVIOUS} stands in their prompt: the "
@@ -132,7 +132,7 @@ def _unseen(job: Job) -> str:
         return ""
     frames = math.ceil(sampling.chunk_seconds * sampling.fps)
     limit = sampling.max_frames
-    if frames <= limit or not any(medium.kind == "video" for medium in job.contents):
+    if frames <= limit or not any(f.medium.kind == "video" for f in job.files):
         return ""
     return (
         f"{job.model.name} sees {counted(limit, 'frame')} of a chunk: of {frames} in "
@@ -144,7 +144,7 @@ def _unseen(job: Job) -> str:
 def _context(job: Job) -> str:
     """Return that the context length is unknown, or else which frames the processor leaves out. The
     effect of a known context depends on the length of the files."""
-    videos = any(medium.kind == "video" for medium in job.contents)
+    videos = any(f.medium.kind == "video" for f in job.files)
     note = context_note(job.model, job.config) if videos else ""
     known = job.model.profile.context_tokens > 0
     return ("" if known else note) if note else _unseen(job)

@@ -9,6 +9,7 @@ partitions.
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from artifacts.captions import Failure
@@ -16,10 +17,11 @@ from artifacts.files import write_text
 from artifacts.keys import digest_of
 from artifacts.remote.addresses import signed
 from flows.job.prepare import out_folder
+from flows.ledger.prompts import command_prompt
 from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
 from flows.options.commands import RunOptions
-from flows.options.text import PromptOptions, QuestionOptions
+from flows.options.text import PromptOptions
 
 PORTIONS = "portions"
 """Folder of the lists, inside the run's folder."""
@@ -58,7 +60,7 @@ def partitions_of(
         config.sources,
         selection,
         config.limit,
-        QuestionOptions.of(config).prompt_for,
+        partial(command_prompt, config),
         PromptOptions.of(config).prompts,
     )
     folder = out_folder(config) / PORTIONS

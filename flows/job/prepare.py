@@ -1,11 +1,11 @@
 """Builds the job of a command: sources, checkpoint, cache keys, and the work that is already
 done."""
 
-import hashlib
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from artifacts.captions import Failure
 from artifacts.corrections import EditsInForce
@@ -13,8 +13,6 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests
 from artifacts.packs import stored_namespaces
 from artifacts.paths import folder_named
-from artifacts.plurals import counted
-from artifacts.regular_files import link_out, read_bytes, user_text
 from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.schema import Sampling
 from artifacts.signing import anybody, proof_by
@@ -25,29 +23,19 @@ from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.job.card_frames import as_card, sampling_as_card
 from flows.job.card_sampling import with_card_sampling
 from flows.job.encode_ways import answering, with_encode_ways
-from flows.job.media_digests import (
-    check_beside,
-    check_fixed_texts,
-    check_previous,
-    check_summary,
-    read_contents,
-    under_prompts,
-    without_placeholders,
-)
+from flows.job.media_digests import JobFile, check_beside, read_contents
 from flows.job.vector_precision import with_vector_precision
-from flows.ledger.chunk_placeholders import fill_of_medium
 from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import variants_of
+from flows.ledger.prompts import Prompts, check_fixed_texts, check_summary, command_prompt
 from flows.ledger.tasks import Medium
 from flows.ledger.text_scores import TextScores
 from flows.machine.budget import Budget, budget_for
 from flows.machine.device_probe import check_device
 from flows.machine.launch import Launcher
 from flows.media.far_digests import Progress, unfetched_note
-from flows.media.generated_files import OF_LABELS, GeneratedFiles, about
-from flows.media.media_files import MediaFile, Selection, writable
+from flows.media.media_files import Selection
 from flows.media.sources import find_media, why_no_media
-from flows.media.text_merging import JoinedTexts
 from flows.options.commands import RunOptions
 from flows.options.endpoint import is_served
 from flows.options.media import VectorSamplingOptions
@@ -56,7 +44,6 @@ from flows.options.text import (
     ConfidenceOptions,
     FolderOptions,
     PromptOptions,
-    QuestionOptions,
     TrustOptions,
 )
 from flows.pipelines import CAPTION, PURPOSES, Pipeline, parts_of, with_extras
@@ -65,79 +52,6 @@ from stages.decode.generation import SamplingParams
 from stages.models.hub.resolve import check_name
 from stages.models.hub.transfer import Announce
 from stages.process.device import device_name
-
-NAME, FOLDER, TAGS = "{name}", "{folder}", "{tags}"
-FORM = "txt"
-"""Format of a text with tags, next to the medium."""
-OLD_LABELS = "it holds labels of what the file held before; run `penstock label` again"
-NO_TAGS = f"no .{FORM} next to it that a user wrote or that holds labels"
-MAX_BYTES = 1 << 16
-"""Size above which a text holds no tags, in bytes."""
-
-
-def fill_templates(
-    files: Sequence[MediaFile], contents: Sequence[Medium], store: Store
-) -> tuple[list[Medium], list[str]]:
-    """Return the contents with file names, folders and tags inserted into their prompts, and notes
-    for the user."""
-    tags = Tags(store)
-    found: list[Medium] = []
-    for file, medium in zip(files, contents, strict=True):
-        if not any(word in medium.prompt for word in (NAME, FOLDER, TAGS)):
-            found.append(medium)
-            continue
-        values = {
-            NAME: PurePosixPath(file.media_path).stem,
-            FOLDER: writable(PurePosixPath(file.place).parent.name),
-        }
-        if TAGS in medium.prompt:
-            values[TAGS] = tags.of(file, medium)
-        found.append(replace(medium, prompt=fill_of_medium(medium.prompt, values)))
-    return found, tags.notes()
-
-
-class Tags:
-    """Text files next to media that users wrote, or that hold labels."""
-
-    def __init__(self, store: Store) -> None:
-        self._generated = GeneratedFiles(store)
-        self._joined = JoinedTexts(self._generated, FORM)
-        self._without_tags: dict[Path, str] = {}
-
-    def of(self, file: MediaFile, medium: Medium) -> str:
-        """Return the tags of a file in one line. Files without tags give an empty string, and are
-        noted."""
-        path = file.path.with_suffix(f".{FORM}")
-        of = about(medium.digest, path, file.place)
-        try:
-            why = link_out(path, path.parent)
-            text = "" if why else user_text(read_bytes(path, MAX_BYTES), path)
-        except OSError as error:
-            text, why = "", "" if isinstance(error, FileNotFoundError) else str(error.strerror)
-        sha256 = hashlib.sha256(text.encode()).hexdigest()
-        # A generated caption is not fed back to a model.
-        if self._generated.has(FORM, sha256, of):
-            text = ""
-        elif (part := self._joined.user_part(of, text)) is not None:
-            text = part
-        if text.strip() and self._generated.is_of_another(FORM, text, of):
-            text, why = "", OLD_LABELS
-        elif self._generated.has(OF_LABELS + FORM, sha256, of):
-            labels = (label.strip() for line in text.split("\n") for label in line.split(","))
-            text = ", ".join(dict.fromkeys(filter(None, labels)))
-        if not text.strip():
-            self._without_tags[file.path] = f"{path.name}: {why}" if why else NO_TAGS
-        return " ".join(text.split())
-
-    def notes(self) -> list[str]:
-        """Return a note on files without tags, if there are any."""
-        if not self._without_tags:
-            return []
-        first, why = next(iter(self._without_tags.items()))
-        return [
-            f"{TAGS} is empty in the prompt of {counted(len(self._without_tags), 'file')}, such as "
-            f"{writable(first.name)}: {writable(why)}"
-        ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,11 +69,9 @@ class Job:
     budget: Budget
     """Memory budget of a stage, as measured when the run began."""
     sampling: Sampling
-    files: tuple[MediaFile, ...]
-    """Files that exist and are readable, in source order."""
-    contents: tuple[Medium, ...]
-    """Content of each file, in the same order."""
-    failures: tuple[Failure, ...]
+    files: tuple[JobFile, ...] = ()
+    """Files that exist and are readable, in source order, each once per prompt."""
+    failures: tuple[Failure, ...] = ()
     """Sources that cannot be read, and why."""
     ledger: Ledger
     edits: EditsInForce
@@ -179,15 +91,14 @@ class Job:
         return (*self.pipeline, *self.one_shot_stages)
 
     @property
-    def by_file(self) -> list[list[tuple[MediaFile, Medium]]]:
-        """Return files and contents. Entries of one file under several prompts form one group."""
-        pairs = zip(self.files, self.contents, strict=True)
-        return [list(group) for _, group in groupby(pairs, lambda pair: pair[0].identity)]
+    def by_file(self) -> list[list[JobFile]]:
+        """Return the files. Entries of one file under several prompts form one group."""
+        return [list(group) for _, group in groupby(self.files, lambda each: each.file.identity)]
 
     @property
     def media(self) -> list[Medium]:
         """Return each content once, in source order."""
-        return list({(m.digest, m.prompt): m for m in self.contents}.values())
+        return list({(f.medium.digest, f.medium.prompt): f.medium for f in self.files}.values())
 
 
 class NothingToDo(UsageError):
@@ -245,14 +156,14 @@ def prepare(
     `announce` is called for slow steps, and `progress` while media are downloaded. `fetch`
     downloads media with unknown digests; `read_weights` is as in `open_model`. Raises
     PenstockError."""
-    question, prompting = QuestionOptions.of(config), PromptOptions.of(config)
+    prompting = PromptOptions.of(config)
     scores = ConfidenceOptions.of(config).confidence
     pipelines = with_extras(pipelines or (CAPTION,), summary=prompting.summary, scores=scores)
     config.check_sources()
     store = open_store(config.store_url)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     files, failures = find_media(
-        config.sources, selection, config.limit, question.prompt_for, prompting.prompts
+        config.sources, selection, config.limit, partial(command_prompt, config), prompting.prompts
     )
     files = [file for file in files if file.place not in left_out]
     if left_out and not files and not failures:
@@ -266,29 +177,24 @@ def prepare(
     if model.served is not None and any(file.kind == "video" for file in files):
         served = model.served.with_video_support(store, announce)
         model = replace(model, served=served, notes=(served.line, *served.notes))
-    readable, contents, unreadable = read_contents(
-        files, digests, lambda kind: model.prompt_for(config, kind), store, progress, fetch=fetch
+    readable, unreadable = read_contents(files, digests, store, progress, fetch=fetch)
+    prompts = Prompts(config, model, store)
+    job_files = tuple(
+        JobFile(file=file, medium=replace(each.medium, prompt=prompt))
+        for each in readable
+        for file, prompt in prompts.of(each.file, each.medium.digest)
     )
-    if not readable:
-        raise _nothing_to_do(pipeline, [*failures, *unreadable])
-    readable, contents = under_prompts(readable, contents, config)
-    unfilled = contents
-    contents, template_notes = fill_templates(readable, contents, store)
-    template_notes += [] if fetch else unfetched_note(readable)
-    readable, contents, with_placeholders = without_placeholders(
-        readable, contents, unfilled, model
-    )
-    if not readable:
-        raise _nothing_to_do(pipeline, [*failures, *unreadable, *with_placeholders])
+    failures = [*failures, *unreadable, *prompts.failures.values()]
+    if not job_files:
+        raise _nothing_to_do(pipeline, failures)
+    notes = [] if fetch else unfetched_note([each.file for each in readable])
     check_summary(config, model)
-    check_previous(contents, model)
     base = _job_of(config, store, model, pipeline)
     return replace(
         base,
-        files=tuple(readable),
-        contents=tuple(contents),
-        failures=(*failures, *unreadable, *with_placeholders),
-        notes=(*base.notes, *template_notes),
+        files=job_files,
+        failures=tuple(failures),
+        notes=(*base.notes, *prompts.notes(), *notes),
     )
 
 
@@ -364,9 +270,6 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
         device=device,
         budget=budget_for(config, device),
         sampling=sampling,
-        files=(),
-        contents=(),
-        failures=(),
         edits=EditsInForce(
             out_folder(config),
             store.local,

@@ -9,8 +9,8 @@ from artifacts.keys import item_key
 from artifacts.schema import ChunkIndex
 from artifacts.stamps import Stamp
 from artifacts.tiles import OFF, Box, boxes_of
-from flows.ledger.chunk_placeholders import PREVIOUS, fill_placeholders
 from flows.ledger.namespaces import Variant
+from flows.ledger.prompts import PREVIOUS, fill_placeholders
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

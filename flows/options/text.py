@@ -81,11 +81,6 @@ class QuestionOptions(DateOptions):
         if self.prompt is not None and not self.prompt.strip():
             raise UsageError("--prompt is empty", hint="Leave it out for a description")
 
-    def prompt_for(self, kind: str) -> str:
-        """Return the prompt for a medium of this kind."""
-        default = IMAGE_PROMPT if kind == "image" else VIDEO_PROMPT
-        return PromptOptions.of(self).in_length(default if self.prompt is None else self.prompt)
-
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions(QuestionOptions):
@@ -122,10 +117,6 @@ class PromptOptions(QuestionOptions):
         check_prompts(self.prompts)
         if self.summary_prompt and not self.summary:
             raise UsageError("--summary-prompt needs --summary", hint="Add --summary")
-
-    def in_length(self, prompt: str) -> str:
-        """Return a prompt with the sentence that requests its length."""
-        return f"{prompt} {LENGTHS[self.length]}" if self.length else prompt
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from flows.checkpoint.context import frame_room
 from flows.checkpoint.models import Model
 from flows.checkpoint.prompt_tokens import PromptTokens, max_prompt_tokens
-from flows.ledger.chunk_placeholders import example
+from flows.ledger.prompts import example
 from flows.options.commands import RunOptions
 from flows.planning.choose import PlanRequest
 from flows.planning.workloads import Workload

@@ -21,6 +21,7 @@ from flows.checkpoint.models import Model
 from flows.checkpoint.prompt_tokens import max_prompt_tokens
 from flows.job.card_frames import sampling_as_card
 from flows.job.prepare import Job
+from flows.ledger.prompts import prompt_for
 from flows.machine.budget import Budget
 from flows.machine.device_probe import probed_context_bytes
 from flows.options.commands import RunOptions
@@ -130,9 +131,9 @@ def prompts_of(job: Job) -> tuple[str, ...]:
     """Return the shortest prompt of a job under each name. A single file's prompt (from a list or
     its tags) that is too long fails alone when it is decoded."""
     shortest: dict[str, str] = {}
-    for file, medium in zip(job.files, job.contents, strict=True):
-        known = shortest.setdefault(file.name, medium.prompt)
-        shortest[file.name] = min(known, medium.prompt, key=max_prompt_tokens)
+    for each in job.files:
+        name, prompt = each.file.name, each.medium.prompt
+        shortest[name] = min(shortest.get(name, prompt), prompt, key=max_prompt_tokens)
     return (*shortest.values(),)
 
 
@@ -140,7 +141,7 @@ def plan_request_of_model(
     model: Model, config: RunOptions, device: str, stages: Pipeline, prompt: str | None = None
 ) -> PlanRequest:
     """Return the plan request of a model without media. `prompt` None: the command's prompt."""
-    prompt_text = model.prompt_for(config, "video") if prompt is None else prompt
+    prompt_text = prompt_for(model, config, "video") if prompt is None else prompt
     sampling, bound = sampling_as_card(config, model), frame_bound(model.profile, config)
     return PlanRequest(
         model=model,

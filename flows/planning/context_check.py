@@ -15,6 +15,7 @@ from flows.checkpoint.prompt_tokens import max_prompt_tokens
 from flows.checkpoint.requested_frames import full_chunk, requested_sampling
 from flows.job.context_note import context_note
 from flows.job.prepare import Job
+from flows.ledger.prompts import prompt_for
 from flows.options.commands import RunOptions
 from flows.options.text import EngineOptions
 from flows.planning.answer_room import (
@@ -127,7 +128,7 @@ def standard_notes(model: Model, config: RunOptions) -> list[str]:
     """Return the notes for a full chunk of a full HD video."""
     frames = full_chunk(requested_sampling(model.profile, config))
     chunks = [(frames, model.fit("video").size(*UNKNOWN_SIZE))]
-    return _size_notes(model, config, chunks, model.prompt_for(config, "video"))
+    return _size_notes(model, config, chunks, prompt_for(model, config, "video"))
 
 
 def _size_notes(

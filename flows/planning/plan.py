@@ -15,9 +15,9 @@ from flows.job.card_sampling import with_card_sampling
 from flows.job.context_note import context_note
 from flows.job.encode_ways import with_encode_ways
 from flows.job.job_summary import halves, notes
-from flows.job.media_digests import check_summary
 from flows.job.prepare import Job, prepare
 from flows.job.replanning import replanned_once
+from flows.ledger.prompts import check_summary
 from flows.ledger.waves import cut_waves
 from flows.ledger.weights import bytes_to_fetch, stages_with_work
 from flows.machine.budget import Budget, budget_for

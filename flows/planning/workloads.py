@@ -11,7 +11,7 @@ from artifacts.tiles import LARGE
 from flows.checkpoint.context import FrameBound
 from flows.checkpoint.frame_tokens import chunk_frame_tokens, encoder_frames
 from flows.checkpoint.models import Model
-from flows.ledger.chunk_placeholders import added_bytes
+from flows.ledger.prompts import added_bytes
 from flows.ledger.tasks import Medium
 from flows.ledger.waves import BYTES_A_TOKEN
 from flows.planning.sizes import UNKNOWN_SIZE, Estimate, frame_counts

@@ -14,8 +14,9 @@ from artifacts.captions import CONFIDENCE, Caption
 from artifacts.edits import REJECTED, UNTOUCHED, Edit
 from artifacts.json_shapes import parse
 from artifacts.reasoning import answer_of, has_tags
+from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
-from flows.ledger.tasks import Medium, Task
+from flows.ledger.tasks import Task
 from flows.media.media_files import MediaFile
 from flows.options.commands import RunOptions
 from flows.options.text import TextOptions
@@ -39,11 +40,11 @@ INVALID_CORRECTION = "correction ignored: it does not follow the schema"
 ONE_FRAME = ("only the chunk's middle frame was used: the model takes one image per prompt",)
 
 
-def captions_of(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
+def captions_of(job: Job, each: JobFile) -> list[Caption]:
     """Return the stored captions of one file, one per chunk, in time order."""
     return [
-        _caption(job, file, task, stored, shown)
-        for task, stored, shown in _shown_of(job, file, medium)
+        _caption(job, each.file, task, stored, shown)
+        for task, stored, shown in _shown_of(job, each)
         if shown is not None
     ]
 
@@ -55,20 +56,18 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
     return None if shown is None else _caption(job, file, task, stored, shown)
 
 
-def unanswered(job: Job, file: MediaFile, medium: Medium) -> Iterator[Task]:
+def unanswered(job: Job, each: JobFile) -> Iterator[Task]:
     """Yield the chunks of a file whose stored caption is all reasoning. They have no row."""
     if _strips(job):
-        yield from (task for task, _, shown in _shown_of(job, file, medium) if shown is None)
+        yield from (task for task, _, shown in _shown_of(job, each) if shown is None)
 
 
-def _shown_of(
-    job: Job, file: MediaFile, medium: Medium
-) -> Iterator[tuple[Task, Mapping[str, Any], "_Shown | None"]]:
+def _shown_of(job: Job, each: JobFile) -> Iterator[tuple[Task, Mapping[str, Any], "_Shown | None"]]:
     made = job.ledger["captions"]
-    for task in job.ledger.tasks([medium]):
+    for task in job.ledger.tasks([each.medium]):
         if task["captions"] in made:
             stored = made.meta(task["captions"])
-            yield task, stored, _shown(job, file, task, stored)
+            yield task, stored, _shown(job, each.file, task, stored)
 
 
 def _strips(job: Job) -> bool:
@@ -134,8 +133,8 @@ def _shown(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> 
 
 def texts_to_score(job: Job) -> Iterator[ScoreItem]:
     """Yield the texts that `--confidence` scores: corrections, and captions without scores."""
-    for file, medium in (pair for group in job.by_file for pair in group):
-        for task, stored, shown in _shown_of(job, file, medium):
+    for each in job.files:
+        for task, stored, shown in _shown_of(job, each):
             item = None if shown is None else _item_to_score(job, task, stored, shown)
             if item is not None:
                 yield item
@@ -209,10 +208,10 @@ def unrejected(captions: Iterable[Caption]) -> Iterator[Caption]:
     return (each for each in captions if each.review != REJECTED)
 
 
-def readable_captions(job: Job, file: MediaFile, medium: Medium) -> list[Caption]:
+def readable_captions(job: Job, each: JobFile) -> list[Caption]:
     """Return the captions of one file for human readers. For a schema of one text or one list of
     texts, return the text without its JSON."""
-    captions, config = captions_of(job, file, medium), job.config
+    captions, config = captions_of(job, each), job.config
     params = SamplingParams.of(config)
     if not params.schema:
         return captions
@@ -223,11 +222,13 @@ def readable_captions(job: Job, file: MediaFile, medium: Medium) -> list[Caption
     ]
 
 
-def complete_captions(job: Job, file: MediaFile, medium: Medium) -> list[Caption] | None:
+def complete_captions(job: Job, each: JobFile) -> list[Caption] | None:
     """Return the captions of one file for human readers; None if some are missing."""
-    captions = readable_captions(job, file, medium)
-    lost = sum(1 for _ in unanswered(job, file, medium))
-    return captions if captions and len(captions) >= job.ledger.expected(medium) - lost else None
+    captions = readable_captions(job, each)
+    lost = sum(1 for _ in unanswered(job, each))
+    return (
+        captions if captions and len(captions) >= job.ledger.expected(each.medium) - lost else None
+    )
 
 
 def _text_and_warnings(job: Job, stored: Mapping[str, Any]) -> tuple[str | None, list[str]]:
@@ -252,5 +253,5 @@ def captions_by_file(job: Job) -> Iterator[list[Caption]]:
     """Yield the stored captions of each file, in source order. Captions of several prompts are
     grouped by chunk."""
     for group in job.by_file:
-        by_prompt = [captions_of(job, file, medium) for file, medium in group]
+        by_prompt = [captions_of(job, each) for each in group]
         yield [*merge(*by_prompt, key=attrgetter("start"))]

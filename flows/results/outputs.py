@@ -3,10 +3,10 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -41,14 +41,15 @@ from stages.process.events import Failed
 def failures_of(job: Job) -> list[Failure]:
     """Return everything that could not be captioned, in source order within each stage."""
     found = list(job.failures)
-    for file, medium in zip(job.files, job.contents, strict=True):
+    for each in job.files:
+        file, medium = each.file, each.medium
         known = job.ledger.failure(medium) or job.ledger.refusal(medium)
         if known is not None:
             found.append(_failure(job, file, known, known.get("start", 0.0)))
         of_prompt = f" (prompt {file.name})" if file.name else ""
         why = {**ALL_REASONING, "stage": job.pipeline[-1].name}
         why["message"] += of_prompt
-        found += [_failure(job, file, why, t.chunk.start) for t in unanswered(job, file, medium)]
+        found += [_failure(job, file, why, t.chunk.start) for t in unanswered(job, each)]
     return list(dict.fromkeys(found))  # a medium with several prompts fails once
 
 
@@ -74,19 +75,19 @@ def missing_rows(job: Job, chunks: Mapping[MediaFile, int] | None) -> dict[str, 
     stored records count."""
     ledger, made, found = job.ledger, job.ledger[job.pipeline[-1].writes], Counter[str]()
     for group in job.by_file:
-        index = ledger.media_index(group[0][1])
+        index = ledger.media_index(group[0].medium)
         lacking = 1 if index is None else len(index.chunks) * len(group)
-        lacking -= sum((chunks or {}).get(file, 0) for file, _ in group)
-        if lacking <= 0 or ledger.failure(group[0][1]) is not None:
+        lacking -= sum((chunks or {}).get(each.file, 0) for each in group)
+        if lacking <= 0 or ledger.failure(group[0].medium) is not None:
             continue
         lacking -= sum(
             chunks is None if task[job.pipeline[-1].writes] in made else ledger.has_failed(task)
-            for task in ledger.tasks([medium for _, medium in group])
+            for task in ledger.tasks([each.medium for each in group])
         )
         if chunks is not None:
-            lacking -= sum(1 for pair in group for _ in unanswered(job, *pair))
+            lacking -= sum(1 for each in group for _ in unanswered(job, each))
         if lacking > 0:
-            found[group[0][0].media_path] += lacking
+            found[group[0].file.media_path] += lacking
     return found
 
 
@@ -102,8 +103,7 @@ def missing_error(out: Path, missing: Mapping[str, int]) -> EnvironmentFault:
 
 def media_paths_of(job: Job) -> dict[str, str]:
     """Return the digest of each medium → the path of the first file with that content."""
-    files = reversed(list(zip(job.files, job.contents, strict=True)))
-    return {medium.digest: file.media_path for file, medium in files}
+    return {each.medium.digest: each.file.media_path for each in reversed(job.files)}
 
 
 def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) -> dict[str, str]:
@@ -202,10 +202,10 @@ def write_captions(
             yield from captions
 
     firsts = [group[0] for group in job.by_file]
-    media = media_lines([file for file, _ in firsts], counts, [medium for _, medium in firsts])
-    lines = {CAPTIONS: json_lines(rows()), MEDIA: media}
-    write_proved(job.out, lines, job.store.url)
-    return {file: count for (file, _), count in zip(firsts, counts, strict=True)}
+    counted_files = zip(firsts, counts, strict=True)  # read once the captions are written
+    media = (media_line(each.file, count, each.medium) for each, count in counted_files)
+    write_proved(job.out, {CAPTIONS: json_lines(rows()), MEDIA: media}, job.store.url)
+    return {each.file: count for each, count in zip(firsts, counts, strict=True)}
 
 
 def write_outputs(job: Job, *, last: bool) -> OutputCounts:
@@ -257,22 +257,19 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
     return found
 
 
-def media_lines(
-    files: Sequence[MediaFile], captions: Sequence[int], contents: Iterable[Medium | None] = ()
-) -> Iterator[str]:
-    """Yield the location of each file, its number of lines in `captions.jsonl`, and what it held,
-    in the order of those lines. The order distinguishes two files with one name and source."""
-    for file, count, content in zip(files, captions, chain(contents, repeat(None)), strict=False):
-        row = {
-            "media_path": file.media_path,
-            "source": file.source,
-            "kind": file.kind,
-            "url": f"file://{quote(os.fsencode(file.path))}",  # a name need not be UTF-8
-            "captions": count,
-            **({"address": file.place} if file.far else {}),
-        }
-        if content is not None:
-            row["content"] = content.digest
-            if content.stamp is not None:
-                row |= {"bytes": content.stamp.size, "modified": content.stamp.modified}
-        yield json.dumps(row) + "\n"
+def media_line(file: MediaFile, captions: int, content: Medium | None = None) -> str:
+    """Return the location of a file, its number of lines in `captions.jsonl`, and what it held.
+    These lines have the order of those, which distinguishes two files with one name and source."""
+    row = {
+        "media_path": file.media_path,
+        "source": file.source,
+        "kind": file.kind,
+        "url": f"file://{quote(os.fsencode(file.path))}",  # a name need not be UTF-8
+        "captions": captions,
+        **({"address": file.place} if file.far else {}),
+    }
+    if content is not None:
+        row["content"] = content.digest
+        if content.stamp is not None:
+            row |= {"bytes": content.stamp.size, "modified": content.stamp.modified}
+    return json.dumps(row) + "\n"

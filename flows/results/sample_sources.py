@@ -8,9 +8,8 @@ from pathlib import Path
 from artifacts.captions import Caption
 from artifacts.samples import Sample, sample_key
 from artifacts.stamps import Stamp
+from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
-from flows.ledger.tasks import Medium
-from flows.media.media_files import MediaFile
 from flows.options.formats import MADE
 from flows.results.captions import captions_of
 from flows.results.marker import media_mode
@@ -44,19 +43,19 @@ def sample_sources(job: Job, user_texts: UserTexts | None = None) -> Iterator[li
     made = MADE[media_mode(job.out, job.config)][not job.sampling.deinterlace]
     for group in job.by_file:
         items: list[SampleSource] = []
-        for file, medium in group:
-            stored = captions_of(job, file, medium)
-            captions = user_texts.apply(file, medium, stored, first=not items)
+        for each in group:
+            captions = user_texts.apply(each, captions_of(job, each), first=not items)
             if captions:
-                alike = (file.media_path, medium.digest, medium.prompt)
+                alike = (each.file.media_path, each.medium.digest, each.medium.prompt)
                 copies[alike] += 1
-                items += _items_of(job, file, medium, captions, copies[alike], made)
+                items += _items_of(job, each, captions, copies[alike], made)
         yield items
 
 
 def _items_of(
-    job: Job, file: MediaFile, medium: Medium, captions: Sequence[Caption], copy: int, made: str
+    job: Job, of: JobFile, captions: Sequence[Caption], copy: int, made: str
 ) -> list[SampleSource]:
+    medium = of.medium
     index = job.ledger.media_index(medium)
     assert index is not None
     numbers = {chunk.start: chunk.index for chunk in index.chunks}
@@ -70,7 +69,7 @@ def _items_of(
                 made=made,
                 chunk=numbers[row.start],
             ),
-            file=file.path,
+            file=of.file.path,
             kind=medium.kind,
             whole=whole,
             damaged=bool(index.warnings),

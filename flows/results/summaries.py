@@ -72,11 +72,11 @@ def summary_inputs(job: Job) -> Iterator[SummaryInput]:
     if isinstance(job.config, CaptionConfig):
         bare = replace(job, config=replace(job.config, trigger="", prefix="", suffix=""))
     for group in job.by_file:
-        file, medium = group[0]
-        captions = readable_captions(bare, file, medium) if medium.kind == "video" else []
+        file, medium = group[0].file, group[0].medium
+        captions = readable_captions(bare, group[0]) if medium.kind == "video" else []
         tasks = job.ledger.tasks([medium])
         lost = sum(job.ledger.has_failed(task) for task in tasks)
-        lost += sum(1 for _ in unanswered(job, file, medium))
+        lost += sum(1 for _ in unanswered(job, group[0]))
         kept = [*unrejected(captions)]
         if kept and len(captions) >= len(tasks) - lost:
             texts = [(each.start, each.end, each.caption) for each in kept]

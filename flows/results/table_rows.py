@@ -100,7 +100,7 @@ def _value(value: Any, kind: str) -> Any:
 
 
 def _names(job: Job) -> list[str]:
-    return [*dict.fromkeys(file.name for file in job.files)]
+    return [*dict.fromkeys(each.file.name for each in job.files)]
 
 
 def _column(name: str, field: str) -> str:

@@ -20,8 +20,8 @@ from artifacts.names import SUFFIXES
 from artifacts.plurals import counted, first_of
 from artifacts.shards import DATASET
 from artifacts.subtitles import WRITERS
+from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
-from flows.ledger.tasks import Medium
 from flows.media.generated_files import LARGEST_TEXT, About, GeneratedFiles, about, digest_at
 from flows.media.media_files import MediaFile
 from flows.media.text_merging import JoinedTexts
@@ -109,7 +109,7 @@ class TextFileCounts:
 NOT_TEXTS = ("logs", DATASET)
 """Folders of `OUT` without text files of media."""
 
-CaptionsOf = Callable[[Job, MediaFile, Medium], list[Caption] | None]
+CaptionsOf = Callable[[Job, JobFile], list[Caption] | None]
 """Returns what the text of a file holds; None if some of it is missing."""
 
 
@@ -222,13 +222,14 @@ class _Writer:
         rejected, and None if some are missing: a partial text would look complete.
         """
         job = self._job
-        for path, file, medium in zip(self._paths, job.files, job.contents, strict=True):
+        for path, each in zip(self._paths, job.files, strict=True):
+            file, medium = each.file, each.medium
             if only is not None and one_name(path) not in only:
                 continue
             of = about(medium.digest, path, file.place, job.out)
             if self._is_plain(path, file):  # any text that a run wrote there is to be about it
                 of = (*of, one_name(path))
-            captions = captions_of(job, file, medium)
+            captions = captions_of(job, each)
             if captions is None:
                 yield path, of, None, False
                 continue
@@ -249,13 +250,12 @@ class _Writer:
     def _remove_distinguished(self) -> None:
         """Remove the texts, as runs wrote them, of media that have a plain name now."""
         ours = {one_name(path) for path in self._paths}
-        for path, file, medium in zip(
-            self._paths, self._job.files, self._job.contents, strict=True
-        ):
+        for path, each in zip(self._paths, self._job.files, strict=True):
+            file = each.file
             before = Path(f"{file.path}.{self.texts.form}")
             if not self._is_plain(path, file) or one_name(before) in ours:
                 continue
-            of = about(medium.digest, before, file.place)
+            of = about(each.medium.digest, before, file.place)
             if (
                 os.path.lexists(before)
                 and self._has_own(path, of[:1])
@@ -306,6 +306,6 @@ def _unlike(pictures: Iterable[Path]) -> Counter[str]:
 def _same_stem(job: Job) -> list[str]:
     """Return the names of files that differ only in their suffix, one entry per stem."""
     found: dict[str, dict[str, None]] = {}
-    for file in job.files:
-        found.setdefault(one_name(file.path.with_suffix(".txt")), {})[file.path.name] = None
+    for path in (each.file.path for each in job.files):
+        found.setdefault(one_name(path.with_suffix(".txt")), {})[path.name] = None
     return [" and ".join(names) for names in found.values() if len(names) > 1]

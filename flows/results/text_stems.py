@@ -77,7 +77,7 @@ def text_stems(job: Job, beside: bool, sole: "SoleMedia | None" = None) -> list[
             _bare(file.media_path),
             beside and not file.name and sole.has(str(file.path)),
         )
-        for file, medium in zip(job.files, job.contents, strict=True)
+        for file, medium in ((each.file, each.medium) for each in job.files)
     ]
     # Beside it, a file that two sources name has one text, but one text per prompt.
     each = list(dict.fromkeys((e.path, e.prompt) for e in entries)) if beside else []

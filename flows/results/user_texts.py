@@ -12,10 +12,11 @@ from artifacts.disk_names import one_name
 from artifacts.edits import REJECTED
 from artifacts.plurals import counted, first_of
 from artifacts.subtitles import one_line
-from flows.job.prepare import TAGS, Job
+from flows.job.media_digests import JobFile
+from flows.job.prepare import Job
+from flows.ledger.prompts import TAGS
 from flows.ledger.tasks import Medium
 from flows.media.handwritten import FORM, HandwrittenTexts, split_by_chunk, text_paths
-from flows.media.media_files import MediaFile
 from flows.options.text import OutputOptions, QuestionOptions, TextOptions
 from flows.results.captions import unrejected
 from flows.results.text_stems import text_stems
@@ -27,7 +28,7 @@ class UserTexts:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._texts = HandwrittenTexts(job.store, job.out)
-        pairs = zip(job.files, job.contents, text_stems(job, beside=False), strict=True)
+        stems = zip(job.files, text_stems(job, beside=False), strict=True)
         self._media_of: defaultdict[str, dict[str, None]] = defaultdict(dict)
         """Path of each text that was used → names of the media that it describes."""
         self._without_trigger: dict[Path, None] = {}
@@ -36,22 +37,20 @@ class UserTexts:
         """Paths of texts that take the place of a correction."""
         self._rejected = 0
         """Number of captions that are left out because users rejected them."""
-        self._out = {_key(f, m): Path(f"{stem}.{FORM}") for f, m, stem in pairs}
+        self._out = {each: Path(f"{stem}.{FORM}") for each, stem in stems}
         self._taken = {*map(one_name, self._out.values())}
 
-    def apply(
-        self, file: MediaFile, medium: Medium, captions: Sequence[Caption], *, first: bool
-    ) -> list[Caption]:
+    def apply(self, each: JobFile, captions: Sequence[Caption], *, first: bool) -> list[Caption]:
         """Return the captions of one file that users did not reject, with user-written text instead
         if there is one. `first`: whether they belong to the file's first prompt. A text file
         without a prompt name belongs to that prompt."""
-        kept, config = [*unrejected(captions)], self._job.config
+        kept, config, file = [*unrejected(captions)], self._job.config, each.file
         self._rejected += len(captions) - len(kept)
         prompt = file.prompt or QuestionOptions.of(config).prompt or ""
         # A text that the prompt includes is part of the question, not an answer.
         if not kept or OutputOptions.of(config).replaces or TAGS in prompt:
             return kept
-        found = self._texts.of(self._places(file, medium, first=first), medium.digest, file.place)
+        found = self._texts.of(self._places(each, first=first), each.medium.digest, file.place)
         if found is None:
             return kept
         place, text = found
@@ -61,10 +60,10 @@ class UserTexts:
         else:
             lines = split_by_chunk(text, len(kept)) or [text.strip()] * len(kept)
             pairs = [*zip(kept, lines, strict=True)]
-        texts = [self._with_text(c, text, medium) for c, text in pairs if c.review != REJECTED]
+        texts = [self._with_text(c, text, each.medium) for c, text in pairs if c.review != REJECTED]
         if any(c.original and c.caption != t.caption for c, t in zip(kept, texts, strict=True)):
             self._corrected[place] = None
-        if any(TextOptions.of(config).trigger not in each.caption for each in texts):
+        if any(TextOptions.of(config).trigger not in c.caption for c in texts):
             self._without_trigger[place] = None
         return texts
 
@@ -100,19 +99,16 @@ class UserTexts:
         model = caption.original or caption.caption
         return replace(caption, caption=text, original=model, fields=None)
 
-    def _places(self, file: MediaFile, medium: Medium, *, first: bool) -> Iterator[Path]:
+    def _places(self, each: JobFile, *, first: bool) -> Iterator[Path]:
+        file = each.file
         names = [file.name, *([""] if first and file.name else [])]
         beside = [] if file.far else [p for n in names for p in text_paths(file.path, n)]
-        out = [place := self._out[_key(file, medium)]]
+        out = [place := self._out[each]]
         if first and file.name:
             stem = str(place).removesuffix(f".{FORM}").removesuffix(f".{file.name}")
             bare = Path(f"{stem}.{FORM}")
             out += [bare] if one_name(bare) not in self._taken else []
         yield from [*beside, *out] if OutputOptions.of(self._job.config).beside else [*out, *beside]
-
-
-def _key(file: MediaFile, medium: Medium) -> tuple[object, ...]:
-    return (*file.identity, file.name, medium.digest, medium.prompt)
 
 
 def has_user_text(rows: Iterable[Caption]) -> bool:

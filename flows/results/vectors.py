@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from artifacts.captions import write_jsonl
 from artifacts.plurals import counted
 from artifacts.tables import schema_of, write_parquet
+from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
-from flows.ledger.tasks import Medium, Task
+from flows.ledger.tasks import Task
 from flows.media.media_files import MediaFile
 from flows.results.marker import MEDIA, write_proved
-from flows.results.outputs import failures_of, media_lines
+from flows.results.outputs import failures_of, media_line
 from flows.results.run_result import RunEnd
 
 if TYPE_CHECKING:  # numpy, which captions need not
@@ -91,23 +92,23 @@ def write_vectors(job: Job) -> VectorsWritten:
     rows = Counter[MediaFile]()
     for (file, _), meta in zip(made, metas, strict=True):
         rows[file] += meta["vectors"]
-    lines = media_lines(job.files, [rows[f] for f in job.files], job.contents)
+    lines = (media_line(each.file, rows[each.file], each.medium) for each in job.files)
     write_proved(job.out, {MEDIA: lines}, job.store.url)
     return found
 
 
 def vector_tasks(job: Job) -> Iterator[FileTask]:
     """Yield each file with each of its chunks that has stored vectors, in source order."""
-    for file, medium in zip(job.files, job.contents, strict=True):
-        yield from file_tasks(job, file, medium)
+    for each in job.files:
+        yield from file_tasks(job, each)
 
 
-def file_tasks(job: Job, file: MediaFile, medium: Medium) -> Iterator[FileTask]:
+def file_tasks(job: Job, each: JobFile) -> Iterator[FileTask]:
     """Yield one file with each of its chunks that has stored vectors."""
     kept = job.ledger["embeddings"]
-    for task in job.ledger.tasks([medium]):
+    for task in job.ledger.tasks([each.medium]):
         if task["embeddings"] in kept:
-            yield file, task
+            yield each.file, task
 
 
 def frames_of(job: Job, task: Task) -> list[tuple[float | None, list[float] | None]]:

@@ -63,7 +63,7 @@ def label(
         observer = RunObserver(display, on_begin, "label")
         with prepared(config, observer, make_launcher, LABEL) as (job, launcher):
             outputs, doing = label_paths(job), "labelling into"
-            refuse_foreign(request.examples, {file.media_path for file in job.files})
+            refuse_foreign(request.examples, {each.file.media_path for each in job.files})
             written: list[LabelsWritten] = []
             with observer.pipeline_for_job(job, launcher, doing, outputs=outputs) as runner:
                 # The labels come first, so that an unreadable label is found before hours of work.

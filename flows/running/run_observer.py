@@ -227,7 +227,7 @@ class RunObserver:
             if self._on_begin is not None:
                 self._on_begin(job, record)
             if self._command:
-                names = [file.media_path for file in job.files]
+                names = [each.file.media_path for each in job.files]
                 own = GeneratedFiles(job.store, out=job.out)
                 for note in take(job.config, self._command, record, job.store.url, own, names):
                     self.display.print_line(note)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from artifacts.errors import PenstockError, UsageError
 from flows.job.prepare import Job
+from flows.ledger.prompts import prompt_for
 from flows.ledger.tasks import Medium, Task
 from flows.options.export_config import ExportConfig
 from stages.export.jobs import CaptionedItem, FeaturesJob
@@ -51,7 +52,7 @@ def media_in(job: Job) -> list[Medium]:
     found = []
     for digest in sorted(job.ledger.media.keys()):
         kind = job.ledger.media.meta(digest)["kind"]
-        prompt = job.model.prompt_for(job.config, kind)
+        prompt = prompt_for(job.model, job.config, kind)
         found.append(Medium(digest=digest, path="", kind=kind, prompt=prompt, stamp=None))
     return found
 

@@ -20,20 +20,20 @@ from artifacts.store import Store, open_store
 from artifacts.store_format import prepare_store
 from flows.checkpoint.models import digests_in
 from flows.console.display import Display
-from flows.job.media_digests import read_contents
+from flows.job.media_digests import JobFile, read_contents
 from flows.job.prepare import NothingToDo, out_folder
 from flows.ledger.tasks import Medium
 from flows.machine.launch import DirectLauncher, Launcher, Retries, StageCall
 from flows.machine.leases import leased
 from flows.media.folders import left_out_note
 from flows.media.generated_files import GeneratedFiles
-from flows.media.media_files import MediaFile, Selection
+from flows.media.media_files import Selection
 from flows.media.sources import find_media
 from flows.options.commands import RunOptions
 from flows.options.sift import PLACE, SiftConfig, SiftOptions
 from flows.pipelines import SIFT
 from flows.results.marker import MEDIA, write_proved
-from flows.results.outputs import media_lines, missing_error
+from flows.results.outputs import media_line, missing_error
 from flows.results.owners import refuse_taking, take
 from flows.results.run_record import RunRecord
 from flows.results.sifted.duplicates import Fingerprint
@@ -66,8 +66,7 @@ class Sifting:
     options: SiftOptions
     retry_failed: bool
     store: Store
-    files: list[MediaFile]
-    contents: list[Medium]
+    files: list[JobFile]
     failures: list[Failure]
     """Sources that cannot be read."""
     passed: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -78,6 +77,11 @@ class Sifting:
     def __post_init__(self) -> None:
         sets = record_sets_of(self.store, ("marks", NAMESPACE), ("failures", NAMESPACE))
         self.marks, self.stored_failures = RecordUnion(sets[:1]), sets[1]
+
+    @property
+    def media(self) -> dict[str, Medium]:
+        """Return each content once, by its digest."""
+        return {each.medium.digest: each.medium for each in self.files}
 
 
 def sift(
@@ -114,7 +118,7 @@ def sift(
                     vectors.mark(found, tuple(config.head), config.similar)
                 kept, why = kept_of(found, condition)
                 write_tables(own, out, found, config.format, kept, why)
-                lines = media_lines(found.files, [1] * len(found.files))
+                lines = (media_line(each.file, 1) for each in found.files)
                 write_proved(out, {MEDIA: lines}, job.store.url)
                 write_jsonl(out / "failures.jsonl", failures)
                 record.value["rows"] = len(found.rows)
@@ -135,9 +139,11 @@ def pending(config: SiftConfig, display: Display) -> dict[str, int]:
     parse_keep(config.keep, tuple(config.head), similar=config.similar is not None)
     refuse_taking(config, "sift")
     job = _prepared(config, display, out_folder(config))
-    media = {m.digest: m for m in job.contents}
-    missing = len(_missing(job, media.values()))
-    return {"files": len(job.files), "contents": len(media), "to_mark": missing}
+    return {
+        "files": len(job.files),
+        "contents": len(job.media),
+        "to_mark": len(_missing(job, job.media.values())),
+    }
 
 
 def sift_before(
@@ -174,22 +180,20 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
     if note := left_out_note(config.sources, selection):
         display.print_line(note)
     files, failures = find_media(config.sources, selection, config.limit)
-    readable, contents, unreadable = read_contents(
-        files, digests_in(store), lambda _: "", store, display.fetched
-    )
+    readable, unreadable = read_contents(files, digests_in(store), store, display.fetched)
     failures += unreadable
     if not readable:
         write_jsonl(out / "failures.jsonl", failures)
         raise NothingToDo(SIFT, failures)
     # A file whose line has several prompts is one file.
-    unique = {file.identity: at for at, file in reversed(list(enumerate(readable)))}
-    order = sorted(unique.values())
+    unique: dict[tuple[object, ...], JobFile] = {}
+    for each in readable:
+        unique.setdefault(each.file.identity, each)
     return Sifting(
         options=SiftOptions.of(config),
         retry_failed=config.retry_failed,
         store=store,
-        files=[readable[at] for at in order],
-        contents=[contents[at] for at in order],
+        files=list(unique.values()),
         failures=failures,
     )
 
@@ -201,9 +205,10 @@ def _complete(
     Raises PenstockError."""
     for _ in range(2):
         found, failures = _marked(job, record, display, make_launcher, out), _failures(job)
-        known = Counter((file.media_path, file.source) for file in found.files)
+        known = Counter((f.file.media_path, f.file.source) for f in found.files)
         known.update((each.media_path, each.source) for each in failures[len(job.failures) :])
-        if not (missing := Counter((f.media_path, f.source) for f in job.files) - known):
+        expected = Counter((f.file.media_path, f.file.source) for f in job.files)
+        if not (missing := expected - known):
             return found, failures
     raise missing_error(out, {name: count for (name, _), count in missing.items()})
 
@@ -212,8 +217,7 @@ def _marked(
     job: Sifting, record: RunRecord, display: Display, make_launcher: LauncherMaker, out: Path
 ) -> MarkedFiles:
     """Mark the media that have no marks yet, and return the marks of all. Raises PenstockError."""
-    media = {m.digest: m for m in job.contents}
-    names = {m.digest: f.media_path for f, m in zip(job.files, job.contents, strict=True)}
+    media, names = job.media, {f.medium.digest: f.file.media_path for f in job.files}
 
     def on_event(name: str, event: Event) -> None:
         display.on_event(name, event)
@@ -296,15 +300,14 @@ def _collected(job: Sifting) -> MarkedFiles:
     """Return the marks of all files, with their copies."""
     found = MarkedFiles(heads=tuple(job.options.head))
     items: dict[str, Fingerprint] = {}
-    pairs = zip(job.files, job.contents, strict=True)
-    left = ((file, medium) for file, medium in pairs if medium.digest in job.marks)
+    left = (each for each in job.files if each.medium.digest in job.marks)
     while group := list(islice(left, RECORDS)):
-        records = job.marks.read_several([medium.digest for _, medium in group])
-        for (file, medium), record in zip(group, records, strict=True):
+        records = job.marks.read_several([each.medium.digest for each in group])
+        for each, record in zip(group, records, strict=True):
             marked = Marked.of(record)
-            add_file(found, file, medium, marked, job.options.chunk)
+            add_file(found, each, marked, job.options.chunk)
             seconds = marked.meta["seconds"]
-            items[medium.digest] = Fingerprint(looks=marked.looks, seconds=seconds)
+            items[each.medium.digest] = Fingerprint(looks=marked.looks, seconds=seconds)
     mark_copies(found, list(items.values()), mirrored=job.options.mirrored)
     return found
 
@@ -312,12 +315,13 @@ def _collected(job: Sifting) -> MarkedFiles:
 def _failures(job: Sifting) -> list[Failure]:
     """Return everything that could not be marked, in source order."""
     found = list(job.failures)
-    for file, medium in zip(job.files, job.contents, strict=True):
-        known = job.passed.get(medium.digest)
-        if medium.digest not in job.marks and medium.digest in job.stored_failures:
-            known = known or job.stored_failures.meta(medium.digest)
+    for each in job.files:
+        digest = each.medium.digest
+        known = job.passed.get(digest)
+        if digest not in job.marks and digest in job.stored_failures:
+            known = known or job.stored_failures.meta(digest)
         if known is not None:
-            names = {"media_path": file.media_path, "source": file.source}
+            names = {"media_path": each.file.media_path, "source": each.file.source}
             texts = {"message": known["message"], "hint": known["hint"]}
             found.append(Failure(**names, **texts, stage=stage.STAGE.name, error=known["kind"]))
     return found

@@ -20,9 +20,9 @@ from artifacts.store import open_store
 from artifacts.tiles import AUTO, OFF
 from flows.checkpoint.adapters import adapter_notes, as_published_fields, base_digest
 from flows.console.display import Display
-from flows.job.media_digests import refuse_control_words
 from flows.job.prepare import Job
 from flows.job.replanning import replanned_once
+from flows.ledger.prompts import prompt_for, refuse_control_words
 from flows.ledger.tasks import Task
 from flows.ledger.waves import most_tokens
 from flows.machine.launch import DirectLauncher, StageCall
@@ -191,8 +191,7 @@ def _parts(
     """Return the training examples and the held-out examples."""
     if config.validate_only:
         return [], examples
-    pairs = zip(job.files, job.contents, strict=True)
-    contents = {str(file.path): medium.digest for file, medium in pairs}
+    contents = {str(each.file.path): each.medium.digest for each in job.files}
     return split(examples, config.validate, config.seed, contents)
 
 
@@ -260,14 +259,12 @@ def _items(job: Job, examples: Sequence[Example]) -> list[TuneItem]:
     """Return features, prompt and caption of each example. Raises NoFeatures if a chunk is
     missing."""
     stored = job.ledger["features"]
-    tasks: dict[str, list[Task]] = {}
-    for file, medium in zip(job.files, job.contents, strict=True):
-        tasks[str(file.path)] = job.ledger.tasks([medium])
+    tasks = {str(each.file.path): job.ledger.tasks([each.medium]) for each in job.files}
     found = []
     for each in examples:
         key = each.features if each.features in stored else _key(job, each, tasks)
         kind = next((t.medium.kind for t in tasks.get(str(each.path), ())), "video")
-        prompt = each.prompt or job.model.prompt_for(job.config, kind)
+        prompt = each.prompt or prompt_for(job.model, job.config, kind)
         found.append(TuneItem(key, prompt, each.caption.strip(), each.is_cut))
     return found
 

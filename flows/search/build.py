@@ -207,14 +207,14 @@ def _remove_replaced(
     for file, _ in made:
         chunks[file.place] = chunks.get(file.place, 0) + 1
     whole = {
-        medium_of(file.place)
-        for file, medium in zip(job.files, job.contents, strict=True)
-        if chunks.get(file.place, 0) >= len(job.ledger.tasks([medium])) > 0
+        medium_of(each.file.place)
+        for each in job.files
+        if chunks.get(each.file.place, 0) >= len(job.ledger.tasks([each.medium])) > 0
     }
     snapshot = writer.snapshot()
     of_these = np.isin(of_all(snapshot, MEDIUM), np.array(sorted(whole), np.uint64))
     old = of_these & ~np.isin(of_all(snapshot, ROW), rows) & snapshot.live()
-    contents = {(f.place, m.digest) for f, m in zip(job.files, job.contents, strict=True)}
+    contents = {(each.file.place, each.medium.digest) for each in job.files}
     removed = np.flatnonzero(old)
     remade = sum((row.path, row.digest) in contents for row in snapshot.read(removed))
     return writer.remove(removed), remade
@@ -222,7 +222,7 @@ def _remove_replaced(
 
 def _vanished(folder: Path, job: Job, gone: GoneFiles) -> tuple[str, ...]:
     """Return the files of the index that are not among those of the job and were deleted."""
-    named = {file.place for file in job.files}
+    named = {each.file.place for each in job.files}
     return tuple(path for path in paths_of(folder) if path not in named and gone.has(path))
 
 

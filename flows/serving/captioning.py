@@ -15,9 +15,9 @@ from artifacts.keys import digest_of
 from artifacts.packs import Record
 from artifacts.schema import MediaIndex
 from flows.checkpoint.prompt_tokens import PromptTokens, max_prompt_tokens
-from flows.job.media_digests import refuse_control_words
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant
+from flows.ledger.prompts import prompt_for, refuse_control_words
 from flows.ledger.tasks import Medium, Task, task_of
 from flows.options.text import EngineOptions
 from flows.running.stage_calls import StageCallBuilder
@@ -148,7 +148,7 @@ class Captioning:
             digest=upload.digest,
             path=str(upload.path),
             kind=upload.kind,
-            prompt=prompt.strip() or self._job.model.prompt_for(self._job.config, upload.kind),
+            prompt=prompt.strip() or prompt_for(self._job.model, self._job.config, upload.kind),
         )
         try:
             if len(prompt) > MAX_PROMPT_LETTERS:

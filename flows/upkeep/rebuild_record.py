@@ -112,8 +112,8 @@ def record_of(job: Job, last: RebuildRecord | None) -> RebuildRecord:
     namespaces = job.ledger.namespaces
     frames, features = (stage.writes for stage in job.pipeline)
     files = tuple(
-        (file.place, medium.digest, medium.prompt if features in namespaces.prompted else "")
-        for file, medium in zip(job.files, job.contents, strict=True)
+        (f.file.place, f.medium.digest, f.medium.prompt if features in namespaces.prompted else "")
+        for f in job.files
     )
     now = RebuildRecord(
         number=last.number + 1 if last else 1,

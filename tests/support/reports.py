@@ -12,7 +12,7 @@ from artifacts.files import write_json, write_text
 from artifacts.labels import Labelled, Scored
 from flows.media.media_files import IMAGE_SUFFIXES, MediaFile
 from flows.pipelines import LABEL
-from flows.results.outputs import media_lines
+from flows.results.outputs import media_line
 from flows.results.run_record import RunRecord, empty
 from stages.process.outcome import StageOutcome
 from tests.support.rows import caption
@@ -59,8 +59,7 @@ def write_run(
     rows = [row for _, captions in captioned for row in captions]
     write_jsonl(out / "captions.jsonl", rows)
     write_jsonl(out / "failures.jsonl", failures)
-    files = [file for file, _ in captioned]
-    write_text(out / "media.jsonl", media_lines(files, [len(c) for _, c in captioned]))
+    write_text(out / "media.jsonl", (media_line(file, len(rows)) for file, rows in captioned))
     record.value.update(plan=dict(plan), captions=len(rows), state="done")
     record.value["media"].update(total=len(captioned) + len(failures), failed=len(failures))
     record.write(force=True)
@@ -94,8 +93,7 @@ def write_labels(out: Path, found: Sequence[tuple[MediaFile, Sequence[Labelled]]
     record.value.update(stages=[empty(stage.name) for stage in LABEL], rows=len(found))
     record.write(force=True)
     write_jsonl(out / "labels.jsonl", [row for _, rows in found for row in rows])
-    lines = media_lines([file for file, _ in found], [len(rows) for _, rows in found])
-    write_text(out / "media.jsonl", lines)
+    write_text(out / "media.jsonl", (media_line(file, len(rows)) for file, rows in found))
     names = {one["label"] for _, rows in found for row in rows for one in row.labels}
     of_each = {"median": 0.2, "deviation": 0.1, "threshold": 0.3, "from": "given"}
     counts = [

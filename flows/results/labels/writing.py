@@ -14,15 +14,15 @@ from artifacts.files import write_json, write_text
 from artifacts.labels import Labelled, Sized, Span, schema, spans_of, write_coco
 from artifacts.plurals import counted
 from artifacts.tables import write_csv, write_parquet
+from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
-from flows.ledger.tasks import Medium
 from flows.media.generated_files import OF_LABELS, GeneratedFiles, digest_at
 from flows.media.media_files import MediaFile
 from flows.options.formats import COCO, COCO_FILE
 from flows.options.text import OutputOptions
 from flows.results.labels.rows import LabelContext, LabelledChunk, label_chunks
 from flows.results.marker import MEDIA, write_proved
-from flows.results.outputs import failures_of, media_lines
+from flows.results.outputs import failures_of, media_line
 from flows.results.run_result import RunEnd
 from flows.results.status import texts_line
 from flows.results.text_files import TextFileCounts, write_texts
@@ -198,13 +198,13 @@ def write_labels(job: Job, context: LabelContext) -> LabelsWritten:
     found.pictures, found.labelled, found.given = counts.pictures, counts.labelled, counts.given
     found.chunks = counts.chunks
     write_jsonl(job.out / "failures.jsonl", found.failures)
-    counted_lines = media_lines(job.files, [counts.lines[f] for f in job.files], job.contents)
-    write_proved(job.out, {MEDIA: counted_lines}, job.store.url)
+    lines = (media_line(each.file, counts.lines[each.file], each.medium) for each in job.files)
+    write_proved(job.out, {MEDIA: lines}, job.store.url)
     report = counts.report()
     write_json(job.out / REPORT, report)
     found.counts = report["labels"]
     found.others = [REPORT, MEDIA, *_write_tables(job, context, own)]
-    if any(medium.kind == "video" for medium in job.contents):
+    if any(each.medium.kind == "video" for each in job.files):
         own.renew(job.out / SPANS, partial(write_text, pieces=_span_lines(job, context)))
         found.others.append(SPANS)
     texts = GeneratedFiles(job.store, OF_LABELS, job.out)
@@ -240,11 +240,11 @@ def _sized(job: Job, context: LabelContext) -> Iterator[Sized]:
             yield each.rows[0], index.height, index.width
 
 
-def _spans(job: Job, context: LabelContext, file: MediaFile, medium: Medium) -> Iterator[Span]:
+def _spans(job: Job, context: LabelContext, of: JobFile) -> Iterator[Span]:
     """Yield the spans of one video; an image is one span of no length."""
-    found = list(label_chunks(job, context, file_tasks(job, file, medium)))
+    found = list(label_chunks(job, context, file_tasks(job, of)))
     rows = [row for each in found for row in each.rows]
-    if medium.kind == "image":
+    if of.medium.kind == "image":
         yield from (Span(start=0.0, end=0.0, labels=tuple(row.given)) for row in rows)
     else:
         frames = [(row.time or 0.0, row.given) for row in rows]
@@ -252,24 +252,22 @@ def _spans(job: Job, context: LabelContext, file: MediaFile, medium: Medium) -> 
 
 
 def _span_lines(job: Job, context: LabelContext) -> Iterator[str]:
-    for file, medium in zip(job.files, job.contents, strict=True):
-        if medium.kind == "video":
-            about = {"media_path": file.media_path, "source": file.source}
-            for span in _spans(job, context, file, medium):
+    for each in job.files:
+        if each.medium.kind == "video":
+            about = {"media_path": each.file.media_path, "source": each.file.source}
+            for span in _spans(job, context, each):
                 yield json.dumps({**about, **asdict(span)}, ensure_ascii=False) + "\n"
 
 
-def _captions(
-    context: LabelContext, job: Job, file: MediaFile, medium: Medium
-) -> list[Caption] | None:
+def _captions(context: LabelContext, job: Job, of: JobFile) -> list[Caption] | None:
     """Return the text file content of one file: its labels, or those of each span of a video. None
     if vectors are missing."""
-    if not 0 < job.ledger.expected(medium) <= len([*file_tasks(job, file, medium)]):
+    if not 0 < job.ledger.expected(of.medium) <= len([*file_tasks(job, of)]):
         return None
     return [
         Caption(
-            media_path=file.media_path,
-            source=file.source,
+            media_path=of.file.media_path,
+            source=of.file.source,
             start=span.start,
             end=span.end,
             caption=", ".join(span.labels),
@@ -281,5 +279,5 @@ def _captions(
             tokens=0,
             ended="stop",
         )
-        for span in _spans(job, context, file, medium)
+        for span in _spans(job, context, of)
     ]

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from artifacts.errors import UsageError
 from artifacts.index.where import WORDS, Condition, Table
 from artifacts.tables import schema_of, stored_text, table_of, utf8
-from flows.ledger.tasks import Medium
-from flows.media.media_files import MediaFile
+from flows.job.media_digests import JobFile
 from flows.options.sift import KEEP
 from flows.results.sifted.duplicates import Fingerprint, groups_of
 from flows.results.sifted.marks import (
@@ -31,8 +30,7 @@ class MarkedFiles:
 
     heads: tuple[str, ...] = ()
     """Marks of heads."""
-    files: list[MediaFile] = field(default_factory=list)
-    media: list[Medium] = field(default_factory=list)
+    files: list[JobFile] = field(default_factory=list)
     rows: list[Values] = field(default_factory=list)
     """Marks of each file."""
     chunks: list[Values] = field(default_factory=list)
@@ -41,8 +39,8 @@ class MarkedFiles:
     def places(self) -> list[int]:
         """Return the numbers of the files that come first with their content."""
         first: dict[str, int] = {}
-        for at, medium in enumerate(self.media):
-            first.setdefault(medium.digest, at)
+        for at, each in enumerate(self.files):
+            first.setdefault(each.medium.digest, at)
         return list(first.values())
 
 
@@ -68,17 +66,15 @@ def parse_keep(
     return condition
 
 
-def add_file(
-    found: MarkedFiles, file: MediaFile, medium: Medium, marked: Marked, chunk: float
-) -> None:
+def add_file(found: MarkedFiles, each: JobFile, marked: Marked, chunk: float) -> None:
     """Add a file with the marks that depend on it alone."""
+    file, medium = each.file, each.medium
     names = {"media_path": utf8(file.media_path), "source": utf8(file.source)}
     own = {"path": file.place, "kind": medium.kind, "digest": medium.digest}
     row: Values = dict.fromkeys(columns_of(found.heads))
     found.rows.append(row | names | own | medium_marks(marked))
     found.chunks += [{**names, **chunk_values} for chunk_values in chunk_marks(marked, chunk)]
-    found.files.append(file)
-    found.media.append(medium)
+    found.files.append(each)
 
 
 def mark_copies(found: MarkedFiles, items: Sequence[Fingerprint], *, mirrored: bool) -> None:
@@ -92,10 +88,11 @@ def mark_copies(found: MarkedFiles, items: Sequence[Fingerprint], *, mirrored: b
 def mark_groups(found: MarkedFiles, groups: NDArray[Any], number: str, flag: str) -> None:
     """Number the groups of several files, and flag all but the best of each. `groups` has a value
     per content of `found.places()`."""
-    of_content = dict(zip((found.media[at].digest for at in found.places()), groups, strict=True))
+    firsts = (found.files[at].medium.digest for at in found.places())
+    of_content = dict(zip(firsts, groups, strict=True))
     members = defaultdict(list)
-    for at, medium in enumerate(found.media):
-        members[int(of_content[medium.digest])].append(at)
+    for at, each in enumerate(found.files):
+        members[int(of_content[each.medium.digest])].append(at)
         found.rows[at][flag] = 0
     for count, several in enumerate((each for each in members.values() if len(each) > 1), 1):
         best = max(several, key=lambda at: (*_quality(found.rows[at]), -at))
@@ -138,7 +135,7 @@ def _seen(row: Mapping[str, Any], text: str) -> str:
 def list_lines(found: MarkedFiles, kept: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Yield the lines of a list of sources, with the prompts that files had in theirs."""
     for at in kept:
-        file = found.files[at]
+        file = found.files[at].file
         line = {n: found.rows[at][n] for n in ("media_path", "source")} | {"path": file.place}
         if file.prompts:
             line["prompts"] = dict(file.prompts)

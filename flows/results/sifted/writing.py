@@ -67,7 +67,8 @@ def write_tables(
 ) -> None:
     """Write all files, each as a whole. Raises EnvironmentFault."""
     left = [
-        {n: found.rows[at][n] for n in LISTED} | {"path": found.files[at].place, "why": why[at]}
+        {n: found.rows[at][n] for n in LISTED}
+        | {"path": found.files[at].file.place, "why": why[at]}
         for at in why
     ]
     listed = dict.fromkeys(LISTED, "text")
