@@ -13,13 +13,14 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageCms
 
 from stages.frames.cut import run
 from stages.frames.image import read_image
 from stages.frames.video import Video
-from tests.support.media import write_video
+from tests.support.media import spoil, write_video
 from tests.support.named_colours import write
+from tests.support.trainers import SHOWN, STILLS
 from tests.support.waves import told_by
 
 
@@ -112,6 +113,45 @@ def test_a_plain_picture_stands_as_it_is_unless_a_reader_needs_a_copy(
     assert copy["plain"] and np.abs(opened(tmp_path / copy["file"]) - seen(path)).mean() < 3
 
 
+def _of_mode(mode: str) -> Callable[[Path], None]:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return lambda path: shades().convert(mode).save(path, icc_profile=profile)
+
+
+def _with_exif(block: bytes) -> Callable[[Path], None]:
+    return lambda path: shades().save(path, exif=block, quality=95)
+
+
+def _of_space(number: int) -> bytes:
+    exif = Image.Exif()
+    exif[ExifTags.Base.ColorSpace] = number
+    return exif.tobytes()
+
+
+ENDED: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "palette with a profile": ("a.png", _of_mode("P"), "other colours"),
+    "bits with a profile": ("a.png", _of_mode("1"), "other colours"),
+    "grey with a profile of colours": ("a.jpg", _of_mode("L"), "other colours"),
+    "no Exif in its place": ("a.jpg", _with_exif(b"Exif\0\0nothing like it"), "damaged"),
+    "no Exif in its place in a WebP": ("a.webp", _with_exif(b"Exif\0\0or this"), "damaged"),
+    "another colour space in the Exif": ("a.jpg", _with_exif(_of_space(0xFFFF)), "other colours"),
+}
+"""What ends a reader, though the model saw a plain picture."""
+
+
+@pytest.mark.parametrize("kind", ENDED)
+def test_a_picture_that_ends_a_trainer_s_reader_is_copied(tmp_path: Path, kind: str) -> None:
+    name, save, why = ENDED[kind]
+    save(path := tmp_path / name)
+    found = made(path, "image")
+    shown = tmp_path / found.get("file", name)
+    for reader, show in SHOWN.items():
+        if reader != "ltx" or shown.suffix in STILLS:
+            (image,) = show(shown, "image")
+            assert np.abs(image.astype(int) - seen(path)).mean() < 3, reader
+    assert found["why"] == why
+
+
 def test_a_damaged_picture_enters_as_what_could_be_decoded(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     shades().resize((400, 300)).save(buffer, "JPEG")
@@ -189,6 +229,16 @@ def test_packets_of_a_damaged_video_are_not_copied(tmp_path: Path) -> None:
     with av.open(str(tmp_path / found["file"])) as copy:
         stream = copy.streams.video[0]
         assert len([*copy.decode(stream)]) == stream.frames > 0
+
+
+def test_damage_that_no_frame_of_the_model_needed_does_not_reach_a_reader(tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "whole.mp4", codec="mpeg4", ticks=range(48), options={})
+    path = spoil(whole, tmp_path / "a.mp4", which=lambda at: 20 <= at < 24)
+    found = made(path, "video", end=1.6)  # captioned without a warning
+    with av.open(str(tmp_path / found.get("file", "a.mp4"))) as copy:
+        stream = copy.streams.video[0]
+        assert sum(1 for _ in copy.decode(stream)) == stream.frames > 40
+    assert (found["why"], found["plain"]) == ("damaged", False)
 
 
 def _profiled(image: Image.Image, path: Path, **more: Any) -> None:

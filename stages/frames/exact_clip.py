@@ -30,6 +30,7 @@ from typing import Any, cast
 
 import numpy as np
 from av.container import OutputContainer
+from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
@@ -148,9 +149,13 @@ class ExactCutter:
             return "damaged"
         if not self._is_alone:
             return "several video streams"
-        if self._stated != len(timeline.pts):
-            return "a frame count that is not what is shown"
-        return self._unlike
+        if self._unlike:
+            return self._unlike
+        if (shown := _count_plainly(self._path)) is None:
+            self._copies = False  # packets that no frame of the model needed are damaged
+            return "damaged"
+        is_right = self._stated == shown == len(timeline.pts)
+        return "" if is_right else "a frame count that is not what is shown"
 
     def cut(self, index: int, to: Path) -> dict[str, Any]:
         """Write the clip of a span to `to` plus a suffix. Raises MediaError or OSError."""
@@ -335,6 +340,16 @@ def _lasting(packet: VideoPacket, shown: Sequence[int]) -> VideoPacket:
 def _is_shown(stream: VideoStream) -> bool:
     """Return whether a stream is no cover."""
     return not stream.disposition & Disposition.attached_pic
+
+
+def _count_plainly(path: Path) -> int | None:
+    """Return how many frames a reader shows that ends at the first fault; None if it ends there."""
+    try:
+        with open_media(path) as container:
+            damaged = [frame.is_corrupt for frame in container.decode(video=0)]
+    except (FFmpegError, IndexError):
+        return None
+    return None if any(damaged) else len(damaged)
 
 
 def _is_constant(times: Sequence[Fraction], rate: Fraction, tick: Fraction) -> bool:

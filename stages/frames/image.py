@@ -32,6 +32,8 @@ half their size. libjpeg decodes at that size, with a quarter of the memory; lib
 Image.MAX_IMAGE_PIXELS = MAX_HALVED_PIXELS // 2  # Pillow warns above it and refuses above twice it
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+SRGB = 1
+"""Number of sRGB in an Exif block."""
 DARK = 16
 """If no value of a deep image reaches this in 8 bits, it uses a sixteenth of its range at most."""
 JPEGS = frozenset(("JPEG", "MPO"))
@@ -172,18 +174,22 @@ def _has_right_sums(source: IO[bytes]) -> bool:
 
 
 def differs(path: Path) -> str:
-    """Return why a reader that only opens a picture with Pillow, and converts it to RGB, shows it
-    otherwise than the model saw it; empty if it does not. Decodes nothing. Raises MediaError."""
+    """Return why a reader that opens a picture with Pillow, and converts it to RGB, shows it
+    otherwise than the model saw it; empty if it does not. LTX's converts it by its profile, in its
+    own mode, and reads the Exif block. Decodes nothing. Raises MediaError."""
     try:
         formats = image_formats(path)
         with open_regular(path) as file, Image.open(file, formats=formats) as image:
+            turn, exif = _orientation(image), Image.Exif()
+            exif.load(image.info.get("exif", b""))  # raises as readers that end at a broken block
             colours = curve_of(image, file)
             is_moving = image.format not in JPEGS and getattr(image, "n_frames", 1) > 1
             checks = {
                 "HEIC": image.format == "HEIF",
-                "turned": _orientation(image) != 1,
+                "turned": turn != 1,
                 "transparent": image.has_transparency_data,
-                "other colours": _has_other_colours(image, *colours),
+                "other colours": exif.get(ExifTags.Base.ColorSpace, SRGB) != SRGB
+                or _has_other_colours(image, *colours),
                 f"{_bits(image)} bits": _bits(image) > 8,
                 "several images": is_moving,
                 "too large": image.width * image.height > MAX_HALVED_PIXELS // 2,
@@ -198,6 +204,8 @@ def differs(path: Path) -> str:
 def _has_other_colours(image: Image.Image, curve: int, primaries: int) -> bool:
     sample = Image.new(image.mode, (1, 1))
     if profile := image.info.get("icc_profile"):
+        if image.mode != "RGB":  # no profile is applied to a palette or to single bits
+            return True
         sample.info["icc_profile"] = profile
     return curve in HIGH_DYNAMIC_RANGE or in_srgb(sample, curve, primaries)[0] is not sample
 

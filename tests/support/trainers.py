@@ -1,16 +1,30 @@
 """Reads the data sets of trainers by the rules of the trainers' own readers, which are named, and
 asserts what those would refuse or silently do wrong. Each returns path → caption."""
 
+import io
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps
+
 IMAGES = "bmp jfif jpeg jpg pgm png ppm tif tiff webp"
 """Of the suffixes that `imagefolder` lists those that can be captioned."""
+IMAGEIO = frozenset([
+    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".gxf", ".h264",
+    ".h265", ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mjpeg",
+    ".mjpg", ".mk3d", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".obu",
+    ".ogv", ".rm", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m", ".j2k", ".mpo",
+])  # fmt: skip
+"""Of our suffixes those in `video_extensions` of imageio 2.38.1, by which diffusion-pipe tells
+videos from pictures."""
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -124,6 +138,83 @@ READERS = {
 }
 
 
+Shown = list[NDArray[Any]]
+"""Frames in RGB, or one picture."""
+SRGB, UNNAMED_SPACE = 1, 0xA001
+"""The value of sRGB, and the number of the Exif tag that has it."""
+
+
+def _in_rgb(image: Image.Image) -> Shown:
+    return [np.asarray(image.convert("RGB"))]
+
+
+def _frames_in(path: Path) -> Shown:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def plainly_shown(path: Path, kind: str) -> Shown:
+    """`load_image` in sd-scripts 48d368f library/train_util.py; `get_image_data` and `load_video`
+    in musubi-tuner 30c658c src/musubi_tuner/dataset. Nothing is turned or put on white."""
+    if kind == "video":
+        return _frames_in(path)
+    with Image.open(path) as image:
+        return _in_rgb(image)
+
+
+def shown_by_diffusion_pipe(path: Path, _: str) -> Shown:
+    """`PreprocessMediaFile` and `convert_crop_and_resize` in diffusion-pipe 8f83dbf models/base.py,
+    and `_metadata_map_fn` in its utils/dataset.py; the suffix tells the kind."""
+    if path.suffix in IMAGEIO:
+        return _frames_in(path)
+    with Image.open(path) as image:
+        assert path.suffix != ".webp" or getattr(image, "n_frames", 1) == 1, "WebP videos"
+        if image.mode not in ("RGB", "RGBA") and "transparency" in image.info:
+            image = image.convert("RGBA")  # type: ignore[assignment]
+        if image.mode != "RGBA":
+            return _in_rgb(image)
+        white = Image.new("RGBA", image.size, (255, 255, 255))
+        white.alpha_composite(image)
+        return _in_rgb(white)
+
+
+def shown_by_ltx(path: Path, _: str) -> Shown:
+    """`MediaDataset`, `open_image_as_srgb` and `read_video` in LTX-2 400fd31 packages/ltx-trainer;
+    the suffix tells the kind."""
+    if path.suffix.lower() not in STILLS:
+        return _frames_in(path)
+    with Image.open(path) as raw:
+        image = ImageOps.exif_transpose(raw)
+    profile = image.info.get("icc_profile")
+    if profile is None:
+        space = image.getexif().get(UNNAMED_SPACE)
+        assert space in (None, SRGB), f"its Exif names colour space {space}"
+        return _in_rgb(image)
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    made = ImageCms.profileToProfile(
+        image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
+    assert made is not None
+    return _in_rgb(made)
+
+
+def shown_by_hf(path: Path, kind: str) -> Shown:
+    """`Image.decode_example` in datasets 5.2 features/image.py; the builder tells the kind."""
+    if kind == "video":
+        return _frames_in(path)
+    with Image.open(path) as image:
+        return _in_rgb(ImageOps.exif_transpose(image))
+
+
+SHOWN: dict[str, Callable[[Path, str], Shown]] = {
+    "kohya": plainly_shown,
+    "musubi": plainly_shown,
+    "diffusion-pipe": shown_by_diffusion_pipe,
+    "ltx": shown_by_ltx,
+    "hf": shown_by_hf,
+    "webdataset": plainly_shown,
+}
+"""Format → what its reader shows of a file that the data set has as this kind of medium."""
 STILLS = frozenset((".png", ".jpg", ".jpeg"))
 """Suffixes that LTX reads as pictures."""
 BUCKETS = {"diffusion-pipe": (1, 33, 65, 81), "ltx": (25, 49, 97)}
@@ -134,19 +225,24 @@ RATE = 16
 
 def _frames(path: Path) -> tuple[int, int, Fraction]:
     """The frames that the header of a video counts, those that PyAV decodes, and their rate."""
-    import av
-
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         rate = Fraction(stream.average_rate or stream.base_rate or 24)
         return stream.frames, sum(1 for _ in container.decode(video=0)), rate
 
 
+def _video_suffixes() -> Set[str]:
+    try:
+        extensions: Any = import_module("imageio.config.extensions")
+    except ModuleNotFoundError:
+        return IMAGEIO
+    return {each.extension for each in extensions.video_extensions}
+
+
 def diffusion_pipe_frames(path: Path) -> str:
     """What `_metadata_map_fn` and `PreprocessMediaFile` of diffusion-pipe 8f83dbf, by `get_frame_
     count` of ComfyUI 04dfab9, do wrong about a video; empty if nothing."""
-    extensions: Any = import_module("imageio.config.extensions")
-    if path.suffix.lower() not in {each.extension for each in extensions.video_extensions}:
+    if path.suffix not in _video_suffixes():
         return "taken for a picture"
     header, shown, rate = _frames(path)
     counted = shown if path.suffix.lower() == ".mkv" else max(1, header)
@@ -164,8 +260,6 @@ def diffusion_pipe_frames(path: Path) -> str:
 def ltx_frames(path: Path) -> str:
     """What `MediaDataset` of LTX-2 400fd31 does wrong about a video, with one bucket at a time;
     empty if nothing."""
-    import av
-
     if path.suffix.lower() in STILLS:
         return ""
     header, shown, rate = _frames(path)
