@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageCms
 
 from stages.frames.cut import run
 from stages.frames.image import read_image
+from stages.frames.job import CutItem
 from stages.frames.video import Video
 from tests.support.media import spoil, write_video
 from tests.support.named_colours import write
@@ -31,8 +32,9 @@ def shades() -> Image.Image:
 
 def made(path: Path, kind: str, **more: Any) -> dict[str, Any]:
     """What the stage says of a whole file."""
-    cut = {"path": str(path), "name": "made", "start": 0.0, "end": more.pop("end", 0.0)}
-    cuts = [{**cut, "kind": kind, "whole": True, **more}]
+    end = more.pop("end", 0.0)
+    cut = CutItem(str(path), "made", 0.0, end, kind=kind, whole=True, **more)
+    cuts = [[*cut]]
     told = told_by(run, {"folder": str(path.parent), "cuts": cuts})
     return next(event["made"] for event in told if "made" in event)
 
