@@ -134,12 +134,7 @@ class TextsStep:
         called while a process computes them. Raises PenstockError."""
         key = digest_of([list(group) for group in groups])
 
-        def call(rung: Rung) -> StageCall:
-            settings = settings_on(self._job.model, rung)
-            assert settings is not None
-            namespace = one_shot_namespace(embed_texts.STAGE, self._job.model, settings)
-            return self._calls.texts_call(groups, namespace, key, rung)
-
+        call = partial(self._calls.texts_call, groups, key)
         while (found := self._known(groups, key)) is None:
             self._one_shot.run(embed_texts.STAGE, call, by_media=False, while_running=while_running)
         return found
