@@ -9,17 +9,15 @@ How it works:
    memory is left to the next run.
 3. A later stage repeats this: compute what the wave lacks, choose the batches for the rung in
    force, and start one process for them. The loop ends when nothing is missing, or when a process
-   made nothing.
-4. After a process that ran out of memory, the ladder moves the stage one rung down. The ledger then
-   switches to the variant of the new rungs, since another precision means other cache keys.
-5. Items that the process reported as too large are given to `SingleItemFallback`, which tries each
+   made nothing. `StageLoop` steps down in between.
+4. Items that the process reported as too large are given to `SingleItemFallback`, which tries each
    alone on every lower rung.
-6. Records that a stage has consumed, such as frames, are deleted. They stay if the user keeps them
+5. Records that a stage has consumed, such as frames, are deleted. They stay if the user keeps them
    or another running job holds a lease on their media; the last of such jobs deletes them.
-7. While later stages work on a wave, `begin_frames` decodes the next one in a second process.
+6. While later stages work on a wave, `begin_frames` decodes the next one in a second process.
    If chunks may be encoded in any batches, `Overlap` encodes those of a wave as they are cut.
-8. A stage without media (texts, summaries, exports) runs in one process for all its items, with the
-   same fallback loop.
+7. A stage without media (texts, summaries, exports) runs in one process for all its items, in the
+   same loop.
 """
 
 from collections.abc import Callable, Sequence
