@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from artifacts.errors import Killed, PenstockError, StageDied
 from artifacts.pack_object import DamagedRecord
@@ -86,6 +86,26 @@ class Retries:
             self._remakes[error.message] += 1
         if self._kills > MAX_RESTARTS or self._remakes[error.message] == REMAKES:
             raise error
+
+
+Result = TypeVar("Result")
+
+
+def with_restarts(
+    attempt: Callable[[], Result],
+    *,
+    after: tuple[type[DamagedRecord | Killed], ...] = (Killed,),
+    prepare: Callable[[DamagedRecord | Killed], object] = lambda error: None,
+) -> Result:
+    """Return what `attempt` returns. It is called again after each of these errors, within the
+    limits above, and `prepare` is called with the error before that. Raises PenstockError."""
+    retries = Retries()
+    while True:
+        try:
+            return attempt()
+        except after as error:
+            retries.count(error)
+            prepare(error)
 
 
 class StageHandle(Protocol):
@@ -197,16 +217,20 @@ class ForkedOnGpu:
         self.running.stop()
 
 
+def wait_or_stop(
+    process: StageHandle, meanwhile: Callable[[], object] = lambda: None
+) -> StageOutcome:
+    """Call a function, and wait for a stage. It does not keep running if that ends with an error.
+    Raises PenstockError."""
+    try:
+        meanwhile()
+        return process.wait()
+    except BaseException:
+        process.stop()
+        raise
+
+
 def run_with_restarts(launcher: Launcher, call: StageCall) -> StageOutcome:
     """Run a stage whose result is its notes. A killed stage is started again. Raises
     PenstockError."""
-    retries = Retries()
-    while True:
-        process = launcher.start(call)
-        try:
-            return process.wait()
-        except Killed as error:
-            retries.count(error)
-        except BaseException:
-            process.stop()
-            raise
+    return with_restarts(lambda: wait_or_stop(launcher.start(call)))

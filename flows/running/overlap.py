@@ -17,7 +17,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 
 from artifacts.errors import CannotFit, Killed, PenstockError, StageDied
@@ -29,12 +29,11 @@ from artifacts.regular_files import refuse_links
 from artifacts.schema import ChunkIndex, MediaIndex
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task, task_of
-from flows.machine.launch import Launcher, StageHandle
-from flows.planning.ladder import Ladder
+from flows.machine.launch import StageHandle
 from flows.planning.rungs import Rung
-from flows.results.run_record import RunRecord
 from flows.running.batches import encode_batches_of, next_work
-from flows.running.stage_calls import StageCallBuilder, settings_on
+from flows.running.stage_calls import StageCallBuilder
+from flows.running.stage_loop import Attempt, StageLoop
 from stages.models.encoding import FEED_NOTE
 from stages.process.live import RequestPipe
 from stages.process.stage import StageSpec
@@ -59,25 +58,15 @@ def can_overlap(job: Job, stage: StageSpec, rung: Rung) -> bool:
 
 
 class Overlap:
-    """Encodes chunks of one wave after the other while they are cut. `finish` waits for a process
-    and records its outcome, its attention and the precision of its parts."""
+    """Encodes chunks of one wave after the other while they are cut."""
 
-    def __init__(
-        self,
-        job: Job,
-        launcher: Launcher,
-        record: RunRecord,
-        ladder: Ladder,
-        calls: StageCallBuilder,
-        finish: Callable[[StageHandle, str, Mapping[str, str]], None],
-    ) -> None:
-        self._job = job
-        self._launcher = launcher
-        self._record = record
-        self._ladder = ladder
+    def __init__(self, loop: StageLoop, calls: StageCallBuilder) -> None:
+        self._loop = loop
+        self._job = loop.job
+        self._record = loop.record
+        self._ladder = loop.ladder
         self._calls = calls
-        self._finish = finish
-        self._stage = job.pipeline[1]
+        self._stage = loop.job.pipeline[1]
         self._feed: ChunkFeed | None = None
 
     def beside(
@@ -97,11 +86,11 @@ class Overlap:
         """Stop the process. What it has published stays."""
         feed, self._feed = self._feed, None
         if feed is not None:
-            feed.process.stop()
-            self._record.add(feed.process.outcome, attention="", precision=feed.variant.precision)
+            feed.attempt.process.stop()
+            self._record.add(feed.attempt.outcome, attention="", precision=feed.variant.precision)
             feed.close()
 
-    def wait(self, wave: list[Medium], on_start: Callable[[str, int, int], None]) -> None:
+    def wait(self, wave: list[Medium]) -> None:
         """Wait until the process has ended. What it did not make is missing afterwards. Raises
         PenstockError if the same would end the stage without overlap."""
         feed, self._feed = self._feed, None
@@ -109,11 +98,9 @@ class Overlap:
             return
         ledger = self._job.ledger
         if (work := next_work(self._job, self._stage, wave, feed.rung)) is not None:
-            on_start(self._stage.name, work.total, work.total - work.missing)
-        settings = settings_on(self._job.model, feed.rung)
-        attention = (settings.attention if settings else "") or ""
+            self._loop.on_start(self._stage.name, work.total, work.total - work.missing)
         try:
-            self._finish(feed.process, attention, feed.variant.precision)
+            self._loop.wait(feed.attempt)
         except (CannotFit, Killed, StageDied) as error:
             # Alone it may fit: a lower rung would change the records.
             log.info("%s: %s", self._stage.name, error)
@@ -135,12 +122,18 @@ class Overlap:
             log.info("%s: %s", stage.name, error)
             return None
 
-    def _begin(self, feed: "ChunkFeed", pipe: str) -> StageHandle:
+    def _begin(self, feed: "ChunkFeed", pipe: str) -> Attempt:
         name = self._stage.name
         self._ladder.begin(name)
         self._record.begin(name)
         call = self._calls.fed_call(self._stage, feed.variant, feed.rung, pipe)
-        return self._launcher.start(call)
+        return Attempt(
+            stage=self._stage,
+            rung=feed.rung,
+            call=call,
+            process=self._loop.launcher.start(call),
+            precision=feed.variant.precision,
+        )
 
 
 class ChunkFeed:
@@ -153,7 +146,7 @@ class ChunkFeed:
         wave: Sequence[Medium],
         rung: Rung,
         calls: StageCallBuilder,
-        begin: "Callable[[ChunkFeed, str], StageHandle]",
+        begin: "Callable[[ChunkFeed, str], Attempt]",
     ) -> None:
         """Create the pipe, and start the process that reads it by `begin`. Raises OSError,
         PenstockError."""
@@ -185,7 +178,7 @@ class ChunkFeed:
         path.unlink(missing_ok=True)  # of a run that was killed
         self._pipe = RequestPipe(path)
         try:
-            self.process = begin(self, str(path))
+            self.attempt = begin(self, str(path))
         except BaseException:
             self._pipe.close()
             raise
@@ -219,7 +212,7 @@ class ChunkFeed:
         while not self._closed.wait(pause):
             with self._lock:
                 items = self._cutting.outcome.items if self._cutting else seen
-                begun = self.process.outcome.notes.get(FEED_NOTE, 0)
+                begun = self.attempt.outcome.notes.get(FEED_NOTE, 0)
                 if items != seen and self._portions <= begun + 1:
                     seen, began = items, time.monotonic()
                     self._send_found()

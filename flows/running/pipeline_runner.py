@@ -7,7 +7,7 @@ from functools import partial
 
 from artifacts.captions import Failure, write_jsonl
 from artifacts.edits import EDITS
-from artifacts.errors import HalfTried, Killed, ModelChanged
+from artifacts.errors import HalfTried, Killed, ModelChanged, PenstockError
 from artifacts.keys import digest_of
 from artifacts.pack_object import DamagedRecord
 from artifacts.packs import RecordSet
@@ -19,7 +19,7 @@ from flows.ledger.namespaces import one_shot_namespace
 from flows.ledger.tasks import Medium
 from flows.ledger.waves import waves_of
 from flows.ledger.weights import stages_with_work
-from flows.machine.launch import Retries, StageCall
+from flows.machine.launch import StageCall, with_restarts
 from flows.media.media_files import MediaFile
 from flows.options.text import EngineOptions, OutputOptions, PromptOptions, TextOptions
 from flows.pipelines import parts_of
@@ -66,19 +66,10 @@ class SummariesStep:
     def make(self) -> int:
         """Make the missing summaries, write all, and return their number. Stored summaries are
         written however the step ends. Raises PenstockError."""
-        retries = Retries()
         if self._job.config.retry_failed:
             self._summaries.forget_failures()
         try:
-            while missing := list(self._some_missing()):
-                min_nodes = sum(nodes_of(len(story.texts)) for story in missing)
-                try:
-                    self._one_shot.run(
-                        summarize.STAGE, partial(self._call, missing), total=min_nodes
-                    )
-                except Killed as error:
-                    retries.count(error)
-                self._summaries.refresh()
+            with_restarts(self._make_missing, prepare=lambda error: self._summaries.refresh())
         finally:
             written = self._summaries.write()
             self._record.value["summaries"] = len(written)
@@ -86,6 +77,12 @@ class SummariesStep:
         texts = sum(sum(row.levels) for row in written)
         self._record.expect(summarize.STAGE.name, texts, texts)
         return len(written)
+
+    def _make_missing(self) -> None:
+        while missing := list(self._some_missing()):
+            nodes = sum(nodes_of(len(story.texts)) for story in missing)
+            self._one_shot.run(summarize.STAGE, partial(self._call, missing), total=nodes)
+            self._summaries.refresh()
 
     def _some_missing(self) -> Iterator[SummaryInput]:
         """Yield videos without a summary, at most as many as one process is given."""
@@ -130,17 +127,14 @@ class TextsStep:
         self._one_shot = one_shot
         self._calls = StageCallBuilder(job)
 
-    def make(self, groups: Groups, while_running: Callable[[], object] = bool) -> TextVectors:
+    def make(
+        self, groups: Groups, while_running: Callable[[], object] = lambda: None
+    ) -> TextVectors:
         """Return the vectors of these groups, computed unless they are stored. `while_running` is
         called while a process computes them. Raises PenstockError."""
         key = digest_of([list(group) for group in groups])
 
-        def call(rung: Rung) -> StageCall:
-            settings = settings_on(self._job.model, rung)
-            assert settings is not None
-            namespace = one_shot_namespace(embed_texts.STAGE, self._job.model, settings)
-            return self._calls.texts_call(groups, namespace, key, rung)
-
+        call = partial(self._calls.texts_call, groups, key)
         while (found := self._known(groups, key)) is None:
             self._one_shot.run(embed_texts.STAGE, call, by_media=False, while_running=while_running)
         return found
@@ -233,7 +227,7 @@ class PipelineRunner:
 
     def _write_data_sets(self, result: RunResult) -> None:
         """Write the outputs that are made from all captions together, and the clips."""
-        launcher, on_start = self.stages.launcher, self.stages.on_start
+        launcher, on_start = self.stages.loop.launcher, self.stages.loop.on_start
         stale = DATASET in result.written.earlier
         trainers = write_trainers(self._job, launcher, on_start)
         result.warnings += trainers.notes
@@ -315,7 +309,7 @@ class PipelineRunner:
         self.stages.plan(stages, expected)
         # All parts that this run needs, so that an unreachable hub is found now and not after hours
         # of work.
-        self.stages.fetch(parts_of(stages))
+        self.stages.loop.fetch(parts_of(stages))
         self.record.value["plan"]["chunks"] = sum(e.chunks for e in expected)
         self._throttle(self._record_progress)
         waves = waves_of(job.ledger, job.media, [e.bytes for e in expected], wave_limit(job))
@@ -326,23 +320,23 @@ class PipelineRunner:
                 self._throttle(partial(write, False))
 
     def _run_wave(self, wave: list[Medium], following: list[Medium]) -> None:
-        retries = Retries()
-        begun = False
-        while True:
-            try:
-                self.stages.frames(wave)
-                if time.monotonic() >= self._write_at:
-                    self._record_progress()
-                if not begun:
-                    begun = True
-                    self.stages.begin_frames(following)
-                for stage in self._job.pipeline[1:]:
-                    self.stages.run_stage(stage, wave)
-                return
-            except (DamagedRecord, Killed) as error:
-                retries.count(error)
+        ahead = [following]
+        """The wave whose frames are cut beside this one, once."""
+
+        def attempt() -> None:
+            self.stages.frames(wave)
+            if time.monotonic() >= self._write_at:
+                self._record_progress()
+            if ahead:
+                self.stages.begin_frames(ahead.pop())
+            for stage in self._job.pipeline[1:]:
+                self.stages.run_stage(stage, wave)
+
+        def look_again(error: PenstockError) -> None:
             self._job.ledger.refresh()
             self._job.ledger.clear_tasks()
+
+        with_restarts(attempt, after=(DamagedRecord, Killed), prepare=look_again)
 
     def _write(self, result: RunResult, last: bool) -> Mapping[MediaFile, int]:
         result.written = write_outputs(self._job, last=last)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from artifacts.store import fault_of
 from flows.console.display import READING, Display
 from flows.job.prepare import Job, NothingToDo, out_folder, prepare, prepare_without_media
 from flows.job.replanning import replanned_once
-from flows.machine.launch import DirectLauncher, ForkingLauncher, Launcher, Retries
+from flows.machine.launch import DirectLauncher, ForkingLauncher, Launcher, with_restarts
 from flows.options.commands import RunOptions
 from flows.pipelines import EMBED, Pipeline
 from flows.results.owners import refuse_taking
@@ -93,13 +94,11 @@ def make_vectors(
                 runner.compute_records(write)
             return written[-1]
 
-    retries = Retries()
-    while True:
-        try:
-            return replanned_once(attempt, display.print_line)
-        except DamagedRecord as error:  # found while the outputs are written
-            retries.count(error)
-            display.print_line(f"{error.message}; it is computed again")
+    return with_restarts(
+        partial(replanned_once, attempt, display.print_line),
+        after=(DamagedRecord,),  # found while the outputs are written
+        prepare=lambda error: display.print_line(f"{error.message}; it is computed again"),
+    )
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ from flows.results.outputs import (
 from flows.results.owners import take
 from flows.results.run_record import REWRITE_SECONDS, RunRecord
 from flows.running.pipeline_runner import PipelineRunner
+from flows.running.stage_loop import StageLoop
 from flows.running.stage_runner import StageRunner
 from stages import decode, tune
 from stages.process.events import Event, Failed, Item, MemorySample, StageNotes
@@ -236,9 +237,8 @@ class RunObserver:
             launcher = WithinBudget(launcher, job.budget, job.config, self.display.print_line)
             if job.pipeline[-1].writes == "captions":
                 launcher = LiveCaptions(launcher, job)
-            steps = StageRunner(
-                job, launcher, record, self._ladder, self.on_stage_start, fetch, lease
-            )
+            loop = StageLoop(job, launcher, record, self._ladder, self.on_stage_start, fetch)
+            steps = StageRunner(loop, lease)
             try:
                 yield PipelineRunner(job, steps, record, self.display.print_line)
             finally:

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from functools import partial
 
-from artifacts.errors import Killed
 from flows.job.prepare import Job
 from flows.ledger.text_scores import TextScores
-from flows.machine.launch import Retries, StageCall
+from flows.machine.launch import StageCall, with_restarts
 from flows.planning.rungs import Rung
 from flows.results.captions import texts_to_score
 from flows.results.run_record import RunRecord
@@ -36,22 +35,22 @@ class ScoresStep:
     def make(self, scores: TextScores, items: Sequence[ScoreItem]) -> int:
         """Score the texts that have no scores in the store yet. Return how many have none after
         that: their features are gone, or they do not fit. Raises PenstockError."""
-        features = self._job.ledger["features"]
-        retries, before = Retries(), len(items) + 1
+        missing = with_restarts(partial(self._score, scores, items))
+        self._record.expect(SCORE.name, len(items), len(items) - missing)
+        return missing
+
+    def _score(self, scores: TextScores, items: Sequence[ScoreItem]) -> int:
+        """Score what can be scored, and return how many texts have no scores."""
+        features, before = self._job.ledger["features"], len(items) + 1
         while True:
             scores.refresh()
             missing = [item for item in items if scores.find(item) is None]
             left = list({item.key: item for item in missing if item.features in features}.values())
             if not left or len(left) >= before:
-                break
-            try:
-                call = partial(self._call, scores, left[:TEXTS_AT_ONCE])
-                self._one_shot.run(SCORE, call, total=len(left))
-                before = len(left)
-            except Killed as error:
-                retries.count(error)
-        self._record.expect(SCORE.name, len(items), len(items) - len(missing))
-        return len(missing)
+                return len(missing)
+            before = len(left)
+            call = partial(self._call, scores, left[:TEXTS_AT_ONCE])
+            self._one_shot.run(SCORE, call, total=before)
 
     def _call(self, scores: TextScores, items: list[ScoreItem], rung: Rung) -> StageCall:
         job = self._job

@@ -23,7 +23,13 @@ from flows.console.display import Display
 from flows.job.media_digests import JobFile, read_contents
 from flows.job.prepare import NothingToDo, out_folder
 from flows.ledger.tasks import Medium
-from flows.machine.launch import DirectLauncher, Launcher, Retries, StageCall
+from flows.machine.launch import (
+    DirectLauncher,
+    Launcher,
+    StageCall,
+    wait_or_stop,
+    with_restarts,
+)
 from flows.machine.leases import leased
 from flows.media.folders import left_out_note
 from flows.media.generated_files import GeneratedFiles
@@ -43,13 +49,13 @@ from flows.results.sifted.writing import Sifted, write_tables
 from flows.running.run import LauncherMaker, refuse_file
 from flows.running.run_observer import OnBegin, only_run_in
 from flows.running.sift_vectors import vector_marks
+from flows.running.stage_loop import crash_suspects
 from flows.running.stopping import stopped_in_order
 from stages import sift as stage
 from stages.frames.job import FramesItem
 from stages.frames.medium import CRASHED, UNSTORED_KINDS
 from stages.process.cgroup import cores
 from stages.process.events import Event, Failed, Item, MemorySample
-from stages.process.exit_diagnosis import is_crash
 from stages.sift.job import SiftJob
 from stages.sift.record import FRACTIONS, STEP_SECONDS, Marked
 
@@ -234,12 +240,13 @@ def _marked(
     if job.retry_failed:
         job.stored_failures.drop([d for d in media if d in job.stored_failures])
     launcher = make_launcher(on_event)
-    retries, before = Retries(), 0
-    while True:
-        missing = _missing(job, media.values())
-        done = len(media) - len(missing)
-        record.expect(stage.STAGE.name, len(media), done)
-        try:
+
+    def attempt() -> MarkedFiles:
+        before = 0
+        while True:
+            missing = _missing(job, media.values())
+            done = len(media) - len(missing)
+            record.expect(stage.STAGE.name, len(media), done)
             if len(missing) in (0, before):  # the rest cannot be marked in this run
                 display.close()
                 return _collected(job)
@@ -247,9 +254,8 @@ def _marked(
             display.stage(stage.STAGE.name, len(media), done)
             _run(job, missing, launcher, record, out)
             before = len(missing)
-        except (DamagedRecord, Killed) as error:
-            retries.count(error)
-            before = 0
+
+    return with_restarts(attempt, after=(DamagedRecord, Killed))
 
 
 def _missing(job: Sifting, media: Iterable[Medium]) -> list[Medium]:
@@ -275,20 +281,16 @@ def _run(
     )
     process = launcher.start(call)
     try:
-        process.wait()
+        wait_or_stop(process)
     except (StageDied, CannotFit) as error:
-        suspects = [m for m in media if m.digest in process.outcome.open_media]
-        crashed = isinstance(error, CannotFit) or is_crash(error)
-        if not crashed or not suspects:
+        suspects = crash_suspects(error, process.outcome, media)
+        if not suspects:
             raise
         if len(media) == 1:
             job.stored_failures.publish([Record(key=media[0].digest, meta=CRASHED)])
             return
         for medium in suspects:
             _run(job, [medium], launcher, record, out)
-    except BaseException:
-        process.stop()
-        raise
     finally:
         for each in process.outcome.failures:
             if each.kind in UNSTORED_KINDS:

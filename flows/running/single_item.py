@@ -11,11 +11,11 @@ from flows.planning.rungs import Rung
 from flows.results.outputs import media_paths_of
 from flows.running.stage_calls import settings_on
 from stages.process.events import TooLarge
-from stages.process.outcome import StageOutcome
 from stages.process.stage import StageSpec
 
-RunBatches = Callable[[StageSpec, list[list[Task]], Rung], tuple[StageOutcome, CannotFit | None]]
-"""Runs one process of a stage over batches, on a rung."""
+RunAlone = Callable[[StageSpec, Sequence[Task], Rung], bool]
+"""Runs one process of a stage on a rung over tasks, each in a batch of its own, and returns whether
+it fitted in memory."""
 
 
 def too_large(stage: str, message: str, requested_bytes: int = 0) -> dict[str, Any]:
@@ -35,12 +35,9 @@ def too_large(stage: str, message: str, requested_bytes: int = 0) -> dict[str, A
 class SingleItemFallback:
     """Retries the items of one run that did not fit."""
 
-    def __init__(
-        self, job: Job, ladder: Ladder, run: RunBatches, on_start: Callable[[str, int, int], None]
-    ) -> None:
-        """Keep the job and the function that runs it. `on_start` is as in `StageRunner`."""
+    def __init__(self, job: Job, ladder: Ladder, run: RunAlone) -> None:
+        """Keep the job and the function that runs it."""
         self._job = job
-        self._on_start = on_start
         self._ladder = ladder
         self._run = run
 
@@ -84,12 +81,9 @@ class SingleItemFallback:
     def _run_each(self, stage: StageSpec, rung: Rung, tasks: Sequence[Task]) -> None:
         """Run all tasks in one process. If it runs out of memory, run each task in its own."""
         one_each = unique([self._on_rung(stage, rung, task) for task in tasks], stage.writes)
-        self._on_start(stage.name, len(one_each), 0)
-        _, error = self._run(stage, [[task] for task in one_each], rung)
-        if error is not None and len(one_each) > 1:
+        if not self._run(stage, one_each, rung) and len(one_each) > 1:
             for task in one_each:
-                self._on_start(stage.name, 1, 0)
-                self._run(stage, [[task]], rung)
+                self._run(stage, [task], rung)
 
     def _on_rung(self, stage: StageSpec, rung: Rung, task: Task) -> Task:
         """Return the task with the cache keys that it has on a rung."""

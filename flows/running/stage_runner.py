@@ -9,42 +9,38 @@ How it works:
    memory is left to the next run.
 3. A later stage repeats this: compute what the wave lacks, choose the batches for the rung in
    force, and start one process for them. The loop ends when nothing is missing, or when a process
-   made nothing.
-4. After a process that ran out of memory, the ladder moves the stage one rung down. The ledger then
-   switches to the variant of the new rungs, since another precision means other cache keys.
-5. Items that the process reported as too large are given to `SingleItemFallback`, which tries each
+   made nothing. `StageLoop` steps down in between.
+4. Items that the process reported as too large are given to `SingleItemFallback`, which tries each
    alone on every lower rung.
-6. Records that a stage has consumed, such as frames, are deleted. They stay if the user keeps them
+5. Records that a stage has consumed, such as frames, are deleted. They stay if the user keeps them
    or another running job holds a lease on their media; the last of such jobs deletes them.
-7. While later stages work on a wave, `begin_frames` decodes the next one in a second process.
+6. While later stages work on a wave, `begin_frames` decodes the next one in a second process.
    If chunks may be encoded in any batches, `Overlap` encodes those of a wave as they are cut.
-8. A stage without media (texts, summaries, exports) runs in one process for all its items, with the
-   same fallback loop.
+7. A stage without media (texts, summaries, exports) runs in one process for all its items, in the
+   same loop.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from artifacts.errors import CannotFit, PenstockError, StageDied, UsageError
 from artifacts.packs import Record
-from artifacts.schema import Part
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
-from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
-from flows.machine.launch import Launcher, StageCall, StageHandle
+from flows.machine.launch import StageCall
 from flows.machine.leases import Lease
 from flows.pipelines import parts_of
 from flows.planning.choose import memory_json, plan_request, plan_request_of_model
-from flows.planning.ladder import Ladder
 from flows.planning.rungs import Rung
 from flows.planning.sizes import Estimate
 from flows.planning.start import choose, plan_start
 from flows.planning.times import times_of
-from flows.results.run_record import RunRecord
-from flows.running.batches import next_work
+from flows.running.batches import StageWork, next_work
 from flows.running.overlap import Overlap
 from flows.running.single_item import SingleItemFallback, too_large
 from flows.running.stage_calls import StageCallBuilder, settings_on
+from flows.running.stage_loop import Attempt, StageLoop, crash_suspects
 from stages.ask import UNANSWERED
 from stages.decode.job import DecodeJob
 from stages.frames.medium import CRASHED, UNSTORED_KINDS
@@ -57,12 +53,7 @@ from stages.process.stage import StageSpec
 class OneShotStage:
     """Runs the stages of one job that read no media."""
 
-    job: Job
-    launcher: Launcher
-    record: RunRecord
-    ladder: Ladder
-    on_start: Callable[[str, int, int], None]
-    fetch: Callable[[Collection[Part]], None]
+    loop: StageLoop
 
     def run(
         self,
@@ -71,91 +62,65 @@ class OneShotStage:
         *,
         total: int = 1,
         by_media: bool = True,
-        while_running: Callable[[], object] = bool,
+        while_running: Callable[[], object] = lambda: None,
     ) -> StageOutcome:
         """Return the outcome of one process that does all the work. `call` builds its arguments for
         a rung, and `total` is the number of items it makes. Its memory is planned for the job's
         media if `by_media` is set. `while_running` is called while it works. Raises
         PenstockError."""
+        loop = self.loop
         self._plan(stage, by_media)
-        self.fetch(parts_of([stage]))
-        while True:
-            self.record.expect(stage.name, total, 0)
-            self.ladder.begin(stage.name)
-            self.on_start(stage.name, total, 0)
-            if (outcome := self._attempt(stage, call, while_running)) is not None:
-                return outcome
+        loop.fetch(parts_of([stage]))
+
+        def start() -> Attempt:
+            loop.record.expect(stage.name, total, 0)
+            rung = loop.ladder.rung(stage.name)
+            settings = settings_on(loop.job.model, rung)
+            return loop.start(
+                stage,
+                rung,
+                partial(call, rung),
+                total=total,
+                precision={str(stage.part): settings.label} if settings else {},
+                meanwhile=while_running,
+            )
+
+        outcome = loop.until_done(start)
+        assert outcome is not None
+        return outcome
 
     def _plan(self, stage: StageSpec, by_media: bool) -> None:
         """Select the first rung that fits. Raises CannotFit."""
-        job = self.job
+        job, ladder, record = self.loop.job, self.loop.ladder, self.loop.record
         if job.files and by_media:
             request = plan_request(job, (stage,))
         else:
             request = plan_request_of_model(job.model, job.config, job.device, (stage,), prompt="")
-        found = choose(request, job.budget, self.ladder.rungs, self.ladder.known())
-        self.ladder.start({name: choice.chosen.rung for name, choice in found.items()})
-        plan = self.record.value["plan"]
+        found = choose(request, job.budget, ladder.rungs, ladder.known())
+        ladder.start({name: choice.chosen.rung for name, choice in found.items()})
+        plan = record.value["plan"]
         earlier = (plan.get("memory") or {}).get("stages", ())
         memory = memory_json(found, job.budget)
         others = [each for each in earlier if each["stage"] != stage.name]
         plan["memory"] = {**memory, "stages": [*others, *memory["stages"]]}
 
-    def _attempt(
-        self,
-        stage: StageSpec,
-        call: Callable[[Rung], StageCall],
-        while_running: Callable[[], object],
-    ) -> StageOutcome | None:
-        """Return the outcome of one process. Return None if it ran out of memory and the ladder
-        moved one rung down."""
-        rung = self.ladder.rung(stage.name)
-        settings = settings_on(self.job.model, rung)
-        process = self.launcher.start(call(rung))
-        try:
-            while_running()
-            return process.wait()
-        except CannotFit as error:
-            ready = bool(process.outcome.notes.get("ready"))
-            self.ladder.step_down(stage.name, error, largest=rung.batch, tokens=0, ready=ready)
-            return None
-        except BaseException:
-            process.stop()
-            raise
-        finally:
-            precision = {str(stage.part): settings.label} if settings else {}
-            attention = settings.attention if settings else ""
-            self.record.add(process.outcome, attention=attention or "", precision=precision)
-
 
 class StageRunner:
-    """Runs the stages of one job. `on_start(stage, total, done)` is called before each start, and
-    `fetch(parts)` before each stage that uses weights."""
+    """Runs the stages of one job."""
 
-    def __init__(
-        self,
-        job: Job,
-        launcher: Launcher,
-        record: RunRecord,
-        ladder: Ladder,
-        on_start: Callable[[str, int, int], None],
-        fetch: Callable[[Collection[Part]], None],
-        lease: Lease,
-    ) -> None:
-        self._job = job
-        self._first = job.pipeline[0]
-        self.launcher = launcher
-        self._record = record
-        self._ladder = ladder
-        self.on_start = on_start
-        self.fetch = fetch
+    def __init__(self, loop: StageLoop, lease: Lease) -> None:
+        self.loop = loop
         self.lease = lease
-        self._calls = StageCallBuilder(job)
-        self._single_items = SingleItemFallback(job, ladder, self._run, on_start)
-        self.one_shot = OneShotStage(job, launcher, record, ladder, on_start, fetch)
-        self._prefetch: StageHandle | None = None
-        self._overlap = Overlap(job, launcher, record, ladder, self._calls, self._finish)
-        self._select_variant()
+        self._job = loop.job
+        self._first = loop.job.pipeline[0]
+        self._record = loop.record
+        self._ladder = loop.ladder
+        self._calls = StageCallBuilder(loop.job)
+        self._single_items = SingleItemFallback(loop.job, loop.ladder, self._run_alone)
+        self.one_shot = OneShotStage(loop)
+        self._prefetch: Attempt | None = None
+        self._overlap = Overlap(loop, self._calls)
+        loop.select_variant()
 
     def plan(self, stages: Sequence[StageSpec], expected: Sequence[Estimate]) -> None:
         """Select a rung that fits for each stage that has work to do. Raises CannotFit when there
@@ -167,41 +132,48 @@ class StageRunner:
         rungs = {stage.name: self._ladder.rung(stage.name) for stage in self._job.pipeline}
         seconds = times_of(self._job, rungs, expected).seconds
         self._record.value["plan"].update(memory=plan, seconds=seconds)
-        self._select_variant()
+        self.loop.select_variant()
 
     def frames(self, wave: list[Medium]) -> None:
-        """Cut the frames that a wave lacks."""
-        process, self._prefetch = self._prefetch, None
+        """Cut the frames that a wave lacks. After a failure there are fewer files at once, or each
+        file that was open is cut alone."""
+
+        def start() -> Attempt | None:
+            begun, self._prefetch = self._prefetch, None
+            return begun or self._start_frames(wave)
+
+        def wait(attempt: Attempt) -> None:
+            try:
+                with self._overlap.beside(attempt.process, wave):
+                    self.loop.wait(attempt)
+            finally:
+                self._job.ledger.refresh()
+                self._skip_changed(attempt.outcome)
+
         try:
-            if process is not None:
-                self._finish_frames(process, wave)
-            while (process := self._start_frames(wave)) and self._finish_frames(process, wave):
-                pass
+            self.loop.until_done(
+                start,
+                wait=wait,
+                is_done=self._note_success,
+                is_solved=partial(self._cut_suspects, wave),
+            )
             self._overlap.end()
         except BaseException:
             self._overlap.stop()
             raise
 
-    def _finish_frames(self, process: StageHandle, wave: list[Medium]) -> bool:
-        """Wait for the frames stage, and return whether it must be started again. After a failure
-        it has fewer files at once, or each file that it had open was cut alone."""
-        at_once = self._ladder.rung(self._first.name).batch
-        try:
-            with self._overlap.beside(process, wave):
-                self._finish(process)
-            if process.outcome.items:
-                self._ladder.note_success(self._first.name)
+    def _note_success(self, attempt: Attempt) -> bool:
+        """Store that the stage fits on its rung, if it has made something. Return True."""
+        if attempt.outcome.items:
+            self._ladder.note_success(attempt.stage.name)
+        return True
+
+    def _cut_suspects(self, wave: list[Medium], attempt: Attempt, error: PenstockError) -> bool:
+        """Cut each file alone that a failed process had open. Return False if it had none, or if
+        it may go on with fewer files at once."""
+        suspects = crash_suspects(error, attempt.outcome, wave)
+        if not suspects or (isinstance(error, CannotFit) and attempt.rung.batch > 1):
             return False
-        except (CannotFit, StageDied) as error:
-            suspects = [m for m in wave if m.digest in process.outcome.open_media]
-            if isinstance(error, CannotFit) and (at_once > 1 or not suspects):
-                self._ladder.step_down(self._first.name, error, largest=at_once, tokens=0)
-                return True
-            if not suspects or not (isinstance(error, CannotFit) or is_crash(error)):
-                raise
-        finally:
-            self._job.ledger.refresh()
-            self._skip_changed(process.outcome)
         for medium in suspects:
             self._cut_single(medium)
         return True
@@ -221,12 +193,11 @@ class StageRunner:
     def _cut_single(self, medium: Medium) -> None:
         """Cut one medium in a process of its own, and record it as failed if that process
         crashes."""
-        process = self._start_frames([medium])
-        if process is None:
+        attempt, ledger = self._start_frames([medium]), self._job.ledger
+        if attempt is None:
             return
-        ledger = self._job.ledger
         try:
-            self._finish(process)
+            self.loop.wait(attempt)
         except CannotFit as error:  # the next run tries it again
             ledger.unfit[medium.digest, -1, ""] = too_large(self._first.name, error.message)
         except StageDied as error:
@@ -234,9 +205,9 @@ class StageRunner:
                 raise
             ledger.failures.publish([Record(key=medium.digest, meta=CRASHED)])
         ledger.refresh()
-        self._skip_changed(process.outcome)
+        self._skip_changed(attempt.outcome)
 
-    def _start_frames(self, wave: list[Medium]) -> StageHandle | None:
+    def _start_frames(self, wave: list[Medium]) -> Attempt | None:
         selected: dict[str, tuple[Medium, list[int] | None]] = {}
         for medium in wave:  # a wave has a medium once per prompt
             chunks, before = self._job.ledger.frames_to_cut(medium), selected.get(medium.digest)
@@ -246,16 +217,14 @@ class StageRunner:
         media = [(m, chunks) for m, chunks in selected.values() if chunks is None or chunks]
         if not media:
             return None
-        self._ladder.begin(self._first.name)
-        self.on_start(self._first.name, len(media), 0)
-        return self.launcher.start(
-            self._calls.frames_call(media, self._ladder.rung(self._first.name))
-        )
+        rung = self._ladder.rung(self._first.name)
+        call = partial(self._calls.frames_call, media, rung)
+        return self.loop.start(self._first, rung, call, total=len(media))
 
     def run_stage(self, stage: StageSpec, wave: list[Medium]) -> None:
         """Make the records of a stage for a wave, then delete the records that it consumed."""
         if stage is self._job.pipeline[1]:
-            self._overlap.wait(wave, self.on_start)
+            self._overlap.wait(wave)
         self._run_until_done(stage, wave)
         if stage.deletes_inputs:
             self._delete_consumed(stage, wave)
@@ -288,28 +257,42 @@ class StageRunner:
         read.remove(t[stage.reads] for t in consumed if t.medium.digest not in needed)
 
     def _run_until_done(self, stage: StageSpec, wave: list[Medium]) -> None:
-        name = stage.name
-        while work := next_work(self._job, stage, wave, self._ladder.rung(name)):
-            self._ladder.begin(name)
-            self.on_start(name, work.total, work.total - work.missing)
-            outcome, error = self._run(stage, work.batches, work.rung, len(work.tasks))
-            if error is not None:
-                self._ladder.step_down(
-                    name,
-                    error,
-                    largest=self._calls.slots(work.rung, sum(map(len, work.batches)))
-                    or max(map(len, work.batches)),
-                    tokens=work.tokens,
-                    ready=bool(outcome.items or outcome.notes.get("ready")),
-                )
-                self._select_variant()
-                continue
-            if outcome.items:
-                self._ladder.note_success(name)
-            self._single_items.retry(stage, work.tasks, outcome.too_large)
-            self._note_unanswered(stage, work.tasks, outcome)
-            if not (outcome.items or outcome.too_large or outcome.failures):
-                break  # the stage does not make what is missing
+        warnings: list[str] = []
+        """What is recorded with the next process."""
+
+        def start() -> Attempt | None:
+            work = next_work(self._job, stage, wave, self._ladder.rung(stage.name))
+            if work is None:
+                return None
+            attempt = self._start(stage, work)
+            attempt.outcome.warnings.extend(warnings)
+            warnings.clear()
+            return attempt
+
+        def is_solved(attempt: Attempt, error: PenstockError) -> bool:
+            is_repeated = self._stop_compiling(attempt.call, error)
+            if is_repeated:
+                warnings.append(f"{stage.name}: steps are no longer compiled: {error.message}")
+            if is_repeated or isinstance(error, CannotFit):
+                self._look_again(attempt.outcome)
+            return is_repeated
+
+        self.loop.until_done(start, is_done=self._is_done, is_solved=is_solved)
+
+    def _is_done(self, attempt: Attempt) -> bool:
+        """Try each item alone that was too large. Return whether the stage does not make what is
+        still missing."""
+        outcome, stage = attempt.outcome, attempt.stage
+        self._look_again(outcome)
+        self._note_success(attempt)
+        self._single_items.retry(stage, attempt.tasks, outcome.too_large)
+        self._note_unanswered(stage, attempt.tasks, outcome)
+        return not (outcome.items or outcome.too_large or outcome.failures)
+
+    def _look_again(self, outcome: StageOutcome) -> None:
+        """Look up what a process has stored, and keep what its servers have stated."""
+        self._job.ledger.refresh()
+        self._calls.seen |= outcome.notes.get("served", {})
 
     def _note_unanswered(
         self, stage: StageSpec, tasks: Sequence[Task], outcome: StageOutcome
@@ -320,58 +303,45 @@ class StageRunner:
             if (failure := failed.get(task[stage.writes])) is not None:
                 self._job.ledger.unfit[task.identity] = {"stage": stage.name, **failure.reason}
 
-    def _run(
-        self,
-        stage: StageSpec,
-        batches: list[list[Task]],
-        rung: Rung,
-        captions: int = 0,
-        warning: str = "",
-    ) -> tuple[StageOutcome, CannotFit | None]:
-        """Run one process over these batches. Return its outcome, and its error if it ran out of
-        memory. `captions` is the number of captions of the wave; `warning` is recorded."""
-        self.fetch(parts_of([stage]))
-        fallback_batch = self._ladder.batch_without_slots(rung)
-        call = self._calls.media_call(stage, batches, rung, fallback_batch, captions)
-        process = self.launcher.start(call)
-        process.outcome.warnings += [warning] if warning else []
-        settings, error = settings_on(self._job.model, rung), None
+    def _start(self, stage: StageSpec, work: StageWork) -> Attempt:
+        """Start one process for this work."""
+        rung, batches = work.rung, work.batches
+        fallback_batch, items = self._ladder.batch_without_slots(rung), sum(map(len, batches))
+        return self.loop.start(
+            stage,
+            rung,
+            lambda: self._calls.media_call(stage, batches, rung, fallback_batch, len(work.tasks)),
+            total=work.total,
+            done=work.total - work.missing,
+            precision=batches[0][0].namespaces.precision,
+            largest=self._calls.slots(rung, items) or max(map(len, batches)),
+            tokens=work.tokens,
+            tasks=work.tasks,
+        )
+
+    def _run_alone(self, stage: StageSpec, tasks: Sequence[Task], rung: Rung) -> bool:
+        """Run one process over these tasks, each in a batch of its own. Return whether it fitted
+        in memory."""
+        batches = [[task] for task in tasks]
+        # Too few for compiled steps, whose captions are counted by the wave.
+        work = StageWork(rung=rung, tasks=[], batches=batches, total=len(tasks), missing=len(tasks))
+        attempt, fits = self._start(stage, work), True
         try:
-            attention = settings.attention if settings else ""
-            self._finish(process, attention, batches[0][0].namespaces.precision)
-        except CannotFit as caught:
-            error = caught
-        except (UsageError, StageDied) as caught:
-            if not self._stop_compiling(call, caught):
-                raise
-            self._job.ledger.refresh()
-            text = f"{stage.name}: steps are no longer compiled: {caught.message}"
-            return self._run(stage, batches, rung, warning=text)
-        self._job.ledger.refresh()
-        self._calls.seen |= process.outcome.notes.get("served", {})
-        return process.outcome, error
+            self.loop.wait(attempt)
+        except CannotFit:
+            fits = False
+        self._look_again(attempt.outcome)
+        return fits
 
     def _stop_compiling(self, call: StageCall, error: PenstockError) -> bool:
         """Return whether a failed process may be repeated without compiled steps, which it compiled
         without a request. Its captions are kept. Steps of this run are then not compiled again."""
         if not (isinstance(call.job, DecodeJob) and call.job.compiled_namespace):
             return False
-        if isinstance(error, StageDied) and not is_crash(error):
+        if not isinstance(error, UsageError) and not is_crash(error):
             return False
         self._calls.may_compile = False
         return True
-
-    def _finish(
-        self, process: StageHandle, attention: str = "", precision: Mapping[str, str] | None = None
-    ) -> None:
-        try:
-            process.wait()
-        except BaseException:
-            process.stop()
-            raise
-        finally:
-            precision = precision or self._job.ledger.namespaces.precision
-            self._record.add(process.outcome, attention=attention, precision=precision)
 
     def begin_frames(self, wave: list[Medium]) -> None:
         """Start to cut the frames of a wave while another wave is processed."""
@@ -381,13 +351,5 @@ class StageRunner:
         """Stop cutting frames of the next wave, and encoding those of this one as they are cut."""
         self._overlap.stop()
         if self._prefetch is not None:
-            self._prefetch.stop()
+            self._prefetch.process.stop()
             self._prefetch = None
-
-    def _select_variant(self) -> None:
-        """Make the following records in the variant of the current rungs."""
-        rungs = {s.part: self._ladder.rung(s.name) for s in self._job.pipeline if s.part}
-        on = {part: settings_on(self._job.model, rung) for part, rung in rungs.items()}
-        self._job.ledger.use_precision(
-            {part: settings.label for part, settings in on.items() if settings}
-        )

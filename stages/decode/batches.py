@@ -1,26 +1,11 @@
 """Groups the missing captions of a job into batches for the engine."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from stages.decode.job import DecodeItem
 from stages.memory.oom_retry import split_batch
 
 Batch = list[DecodeItem]
-
-
-def missing_keys(batch: Batch, answers: Sequence[Container[str]]) -> list[str]:
-    """Return the keys of items that have neither a caption nor a failure of any engine. `answers`:
-    the records of the engine, of the fallback engine, and of compiled steps."""
-    return [
-        item.key
-        for item in batch
-        if not any(key in record_keys for key, record_keys in zip(item.keys, answers, strict=False))
-    ]
-
-
-def for_fallback(batches: Sequence[Batch]) -> list[Batch]:
-    """Return the batches for the fallback engine: its keys come first."""
-    return [[m._replace(key=m.instead, instead=m.key) for m in batch] for batch in batches]
 
 
 def rebatch(batches: Sequence[Batch], size: int) -> list[Batch]:

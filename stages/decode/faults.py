@@ -7,9 +7,8 @@ from functools import partial
 from typing import Any
 
 from artifacts.errors import StageDied, UsageError
-from artifacts.packs import Record
-from artifacts.record_union import RecordUnion
-from stages.decode.batches import Batch, missing_keys
+from stages.decode.answers import Answers
+from stages.decode.batches import Batch
 from stages.decode.protocol import DecodeEngine, DecodeRequest, PromptChecker
 from stages.memory.item_faults import ItemFault, ItemFaults, item_fault
 from stages.memory.oom_retry import try_items
@@ -23,15 +22,13 @@ class DecodeFaults:
     """Stores the failures of one job: chunks on which the model raises. A failure is stored under
     the caption's key in place of the caption, so another model still tries the chunk."""
 
-    def __init__(
-        self, batches: Sequence[Batch], answers: Sequence[RecordUnion], report: EventReporter
-    ) -> None:
-        """Take the batches of the job, and the record sets of its captions and failures."""
+    def __init__(self, batches: Sequence[Batch], answers: Answers, report: EventReporter) -> None:
+        """Take the batches of the job, and their answers."""
         self._answers = answers
         self._report = report
         self.done: Callable[[list[str]], object] = list
         """Callback with keys that no other process needs to wait for any more."""
-        missing = [left for batch in batches if (left := missing_keys(batch, answers))]
+        missing = [left for batch in batches if (left := answers.missing(batch))]
         is_new = sum(map(len, missing)) == sum(map(len, batches))
         self.items = ItemFaults(STAGE, self._fail, len(missing[0]) if missing and is_new else 0)
 
@@ -57,11 +54,9 @@ class DecodeFaults:
                 self.refuse(request, fault)
 
     def _store_failure(self, request: DecodeRequest, meta: dict[str, str]) -> None:
-        keys = [key for key in request.item.keys if key]
-        for union in self._answers:
-            union.record_sets[1].publish([Record(key=key, meta=meta) for key in keys])
+        self._answers.fail(request.item, meta)
         self._report.failure(request.item.key, **meta)
-        self.done(keys[:1])
+        self.done([self._answers.key(request.item)])
 
 
 def resolve_engine(
@@ -90,10 +85,10 @@ def resolve_engine(
     return None, raised
 
 
-def samples_of(batches: Sequence[Batch], answers: Sequence[RecordUnion]) -> Iterator[Batch]:
+def samples_of(batches: Sequence[Batch], answers: Answers) -> Iterator[Batch]:
     """Yield each item without a caption or failure as a batch of one: the last item first, because
     its prompt is short, then the others in order."""
-    items = [item for batch in batches for item in batch if missing_keys([item], answers)]
+    items = [item for batch in batches for item in batch if answers.missing([item])]
     for item in [*items[-1:], *items[:-1]]:
         yield [item]
 

@@ -6,6 +6,9 @@ from typing import NamedTuple
 from stages.decode.generation import SamplingParams
 from stages.models.half_job import HalfJob
 
+OWN, FALLBACK, COMPILED = "own", "fallback", "compiled"
+"""Engines that may answer an item: that of the job, its fallback, and that with compiled steps."""
+
 
 class DecodeItem(NamedTuple):
     """A chunk to caption."""
@@ -29,9 +32,10 @@ class DecodeItem(NamedTuple):
     """Key of the caption by compiled steps, in the job's `compiled_namespace`."""
 
     @property
-    def keys(self) -> tuple[str, str, str]:
-        """Return the keys of the engine, of the fallback engine, and of compiled steps."""
-        return self.key, self.instead, self.compiled
+    def keys(self) -> dict[str, str]:
+        """Return the keys of its answers by these engines."""
+        keys = {OWN: self.key, FALLBACK: self.instead, COMPILED: self.compiled}
+        return {engine: key for engine, key in keys.items() if key}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

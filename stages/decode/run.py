@@ -12,21 +12,15 @@ from itertools import chain
 from pkgutil import resolve_name
 from typing import Any
 
-from artifacts.claims import claims_at
+from artifacts.claims import WorkClaims, claims_at
 from artifacts.errors import PenstockError
 from artifacts.pack_object import QUARANTINE, DamagedRecord, quarantine, read_header
 from artifacts.packs import Record, RecordSet
 from artifacts.record_union import RecordUnion, record_sets_of
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone
-from stages.decode.batches import (
-    Batch,
-    by_chunk,
-    for_fallback,
-    longest_first,
-    missing_keys,
-    rebatch,
-)
+from stages.decode.answers import open_records
+from stages.decode.batches import Batch, by_chunk, longest_first, rebatch
 from stages.decode.engines import EngineSpec, engine_of, engines_for
 from stages.decode.faults import (
     STAGE,
@@ -36,7 +30,7 @@ from stages.decode.faults import (
     samples_of,
     without,
 )
-from stages.decode.job import DecodeItem, DecodeJob
+from stages.decode.job import COMPILED, FALLBACK, OWN, DecodeItem, DecodeJob
 from stages.decode.json_schema import texts_within
 from stages.decode.prompts import ContextExceeded
 from stages.decode.protocol import CaptionOutput, DecodeEngine, DecodeRequest
@@ -56,15 +50,22 @@ CHECK_LETTERS = 500
 """Maximum number of characters of the prompt in the check before use."""
 
 
-def serve_requests(job: DecodeJob, report: EventReporter) -> None:
-    """Caption the requests that arrive over the job's pipe: publish each caption and send it."""
-    first, store = engines_for(job.engine)[0], open_store(job.store)
-    places = [("features", n) for n in (job.features_namespace, *job.other_features)]
-    features = RecordUnion(record_sets_of(store, *places))
-    answers = [RecordSet(store, "captions", n) for n in (job.namespace, job.instead) if n]
-    start: type[DecodeEngine] = resolve_name(first.entry)
+def start_engine(job: DecodeJob, report: EventReporter) -> DecodeEngine:
+    """Load the first engine of a job's choice."""
+    start: type[DecodeEngine] = resolve_name(engines_for(job.engine)[0].entry)
     engine = start(job)
     report.note(ready=True, **engine.load_info())
+    return engine
+
+
+def serve_requests(job: DecodeJob, report: EventReporter) -> None:
+    """Caption the requests that arrive over the job's pipe: publish each caption and send it."""
+    store = open_store(job.store)
+    places = [("features", n) for n in (job.features_namespace, *job.other_features)]
+    features = RecordUnion(record_sets_of(store, *places))
+    namespaces = {OWN: job.namespace, FALLBACK: job.instead}
+    captions = {name: RecordSet(store, "captions", n) for name, n in namespaces.items() if n}
+    engine = start_engine(job, report)
 
     def read(batch: list[PipedRequest[DecodeItem]]) -> list[DecodeRequest]:
         return [request for work in batch for request in _read(features, work, report)]
@@ -81,37 +82,8 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
         return
     spec = engine_of(name)
     report.note(engine=spec.name)
-    if spec is not first and job.instead:
-        answers.reverse()
-    is_other = spec is not first and bool(job.instead)
-
+    maker = FALLBACK if spec is not engines_for(job.engine)[0] and job.instead else OWN
     origin = origin_of(spec, engine, job)
-
-    def publish_output(one: DecodeRequest, output: CaptionOutput) -> None:
-        if one.is_withdrawn:  # its caption may be incomplete
-            return
-        if output.fault is not None:
-            fault = output.fault
-            kind = TOO_LONG if isinstance(fault, ContextExceeded) else UNSUPPORTED
-            report.failure(one.item.key, kind, fault.message, fault.hint)
-            return
-        more = {"prompt_tokens": output.prompt_tokens, "stopped": output.stopped}
-        record = Record(
-            key=one.item.instead if is_other else one.item.key,
-            meta=output.meta | more | origin,
-        )
-        answers[0].publish([record])
-        answers[0].forget([record.key])
-        report.send(
-            CaptionProgress(
-                key=one.item.key,
-                caption=output.caption,
-                tokens=output.tokens,
-                ended=output.finish_reason,
-                prompt_tokens=output.prompt_tokens,
-                stopped=output.stopped,
-            )
-        )
 
     def send_partial(one: DecodeRequest, text: str, tokens: int) -> None:
         report.send(CaptionProgress(key=one.item.key, caption=text, tokens=tokens))
@@ -123,7 +95,30 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
         request_batches = filter(None, chain([requests], later_batches))
         for some, outputs in engine.run(request_batches, oom_retry):
             for one, output in zip(some, outputs, strict=True):
-                publish_output(one, output)
+                if one.is_withdrawn:  # its caption may be incomplete
+                    continue
+                if output.fault is not None:
+                    fault = output.fault
+                    kind = TOO_LONG if isinstance(fault, ContextExceeded) else UNSUPPORTED
+                    report.failure(one.item.key, kind, fault.message, fault.hint)
+                    continue
+                more = {"prompt_tokens": output.prompt_tokens, "stopped": output.stopped}
+                meta = output.meta | more | origin
+                record = Record(key=one.item.keys[maker], meta=meta)
+                captions[maker].publish([record])
+                captions[maker].forget([record.key])
+                report.send(_ended(one, output))
+
+
+def _ended(request: DecodeRequest, output: CaptionOutput) -> CaptionProgress:
+    return CaptionProgress(
+        key=request.item.key,
+        caption=output.caption,
+        tokens=output.tokens,
+        ended=output.finish_reason,
+        prompt_tokens=output.prompt_tokens,
+        stopped=output.stopped,
+    )
 
 
 def origin_of(spec: EngineSpec, engine: DecodeEngine, job: DecodeJob) -> dict[str, Any]:
@@ -176,110 +171,143 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     job = parse_job(DecodeJob, job_fields)
     if job.live:
         serve_requests(job, report)
-        return
-    first = engines_for(job.engine)[0]
-    store = open_store(job.store)
-    names = [name for name in (job.namespace, job.instead, job.compiled_namespace) if name]
-    places = [(kind, name) for name in names for kind in ("captions", "failures")]
-    features, *record_sets = record_sets_of(store, ("features", job.features_namespace), *places)
-    answers = [RecordUnion(record_sets[at : at + 2]) for at in range(0, len(record_sets), 2)]
-    batches = [batch for batch in job.batches if missing_keys(batch, answers)]
-    report.total(sum(len(missing_keys(batch, answers)) for batch in batches))
-    if not batches:
-        return
-    start: type[DecodeEngine] = resolve_name(first.entry)
-    engine = start(job)
-    report.note(ready=True, **engine.load_info())
+    else:
+        BatchRun(job, report).run()
 
-    def read(batch: Batch) -> list[DecodeRequest]:
+
+class BatchRun:
+    """Captions the batches of one job.
+
+    How it works:
+
+    1. The job's first engine is loaded, unless every item has an answer.
+    2. It names the engine that runs, after a check with the first item that it can caption. That
+       decides the keys of the captions, and the batches.
+    3. The batches are read, captioned and stored at the same time. Those that another process has
+       claimed come last.
+    4. Captions that repeat themselves are made once more, if that is wanted.
+    """
+
+    def __init__(self, job: DecodeJob, report: EventReporter) -> None:
+        self._job = job
+        self._report = report
+        self._store = open_store(job.store)
+        self._features, self._answers = open_records(job, self._store)
+        self._faults = DecodeFaults(job.batches, self._answers, report)
+        self._batches = [batch for batch in job.batches if self._answers.missing(batch)]
+        self._missing: set[str] = set()
+        """Keys of the captions that are to be made, once the engine is known."""
+
+    def run(self) -> None:
+        """Publish what is missing. Raises PenstockError."""
+        answers, faults = self._answers, self._faults
+        self._report.total(sum(len(answers.missing(batch)) for batch in self._batches))
+        if not self._batches:
+            return
+        engine, samples = start_engine(self._job, self._report), samples_of(self._batches, answers)
+        requests = (one for sample in samples for one in self._read(sample))
+        name, raised = resolve_engine(engine, faults.within_context(engine, requests), faults.items)
+        if name is None:
+            faults.items.close()
+            return
+        spec = engine_of(name)
+        self._batches = self._batches_for(spec, without(self._batches, raised))
+        self._caption(engine, spec)
+        self._report.note(**engine.run_stats())
+
+    def _read(self, batch: Batch) -> list[DecodeRequest]:
+        """Return the requests of a batch. Raises DamagedRecord."""
         try:
             keys = {item.features for item in batch}  # several prompts may use the same chunk
-            feature_records = {key: read_features(features, key) for key in keys}
-            return [DecodeRequest(item, feature_records[item.features]) for item in batch]
+            records = {key: read_features(self._features, key) for key in keys}
+            return [DecodeRequest(item, records[item.features]) for item in batch]
         except RecordGone as error:
-            keys = {item.features for batch in batches for item in batch}
-            quarantine_packs(store, features, keys)
+            keys = {item.features for batch in self._batches for item in batch}
+            quarantine_packs(self._store, self._features, keys)
             raise DamagedRecord(
-                f"{error.message}; the features were moved to {store.url}/{QUARANTINE}",
+                f"{error.message}; the features were moved to {self._store.url}/{QUARANTINE}",
                 hint="Run the same command again to encode them",
             ) from error
 
-    faults = DecodeFaults(job.batches, answers, report)
-    samples = (request for sample in samples_of(batches, answers) for request in read(sample))
-    name, raised = resolve_engine(engine, faults.within_context(engine, samples), faults.items)
-    if name is None:
-        faults.items.close()
-        return
-    spec, batches = engine_of(name), without(batches, raised)
-    if spec.compiled and not first.compiled:
-        batches = longest_first(batches, job.said_before)  # by their keys before the swap
-        answers[0], answers[2] = answers[2], answers[0]
-        batches = [[m._replace(key=m.compiled, compiled=m.key) for m in batch] for batch in batches]
-    elif spec is not first:
-        batches = rebatch(batches, job.batch_instead)
-        if job.instead:
-            answers[0], answers[1] = answers[1], answers[0]
-            batches = for_fallback(batches)
-    batches = [batch for batch in batches if missing_keys(batch, answers)]
-    missing = {key for batch in batches for key in missing_keys(batch, answers)}
-    if not spec.depends_on_batch:
-        left = [[item for item in batch if item.key in missing] for batch in batches]
+    def _batches_for(self, spec: EngineSpec, batches: list[Batch]) -> list[Batch]:
+        """Return what is missing, grouped for the engine that runs. Its captions are made from now
+        on."""
+        job, answers, first = self._job, self._answers, engines_for(self._job.engine)[0]
+        if spec.compiled and not first.compiled:
+            answers.made_by = COMPILED
+        elif spec is not first:
+            batches = rebatch(batches, job.batch_instead)
+            answers.made_by = FALLBACK if job.instead else OWN
+        batches = [batch for batch in batches if answers.missing(batch)]
+        self._missing = {key for batch in batches for key in answers.missing(batch)}
+        if spec.depends_on_batch:
+            return batches
+        left = [[item for item in batch if self._is_missing(item)] for batch in batches]
         batches = longest_first(left, job.said_before)
-        batches = by_chunk(batches) if spec.by_chunk or spec.gguf else batches
+        return by_chunk(batches) if spec.by_chunk or spec.gguf else batches
 
-    def publish(made: list[list[Record]]) -> None:
-        records = [record for batch in made for record in batch if record.key in missing]
+    def _is_missing(self, item: DecodeItem) -> bool:
+        return self._answers.key(item) in self._missing
+
+    def _caption(self, engine: DecodeEngine, spec: EngineSpec) -> None:
+        """Caption the batches, as far as no other process does. Raises PenstockError."""
+        answers, faults = self._answers, self._faults
+        fields = origin_of(spec, engine, self._job)
+        if generation := self._job.generation.non_defaults:
+            fields["generation"] = generation
+
+        def spare() -> Any:
+            return engine.generate_batch(self._read(self._batches[-1][-1:]))
+
+        oom_retry = OomRetry(self._report, spare, faults.items)
+        to_retry: list[DecodeItem] = []
+        with (
+            claims_at(self._store, *answers.record_sets) as turns,
+            write_behind(partial(self._publish, turns)) as later,
+            contextlib.closing(
+                requests
+                for _, requests in prefetched(
+                    turns.claimed_batches(self._batches, answers.missing), self._read
+                )
+            ) as ready,
+        ):
+            faults.done = turns.done
+            for requests, outputs in engine.run(ready, oom_retry):
+                records = []
+                for one, output in zip(requests, outputs, strict=True):
+                    if output.fault is not None:
+                        if self._is_missing(one.item):
+                            faults.refuse(one, output.fault)
+                    elif self._job.generation.retry_loops and _is_repetitive(output):
+                        to_retry.append(one.item._replace(again=True))
+                    else:
+                        records.append(self._record(fields, one, output))
+                later(records)
+            for item in filter(self._is_missing, to_retry):
+                for some, outputs in oom_retry.run_batch(
+                    self._read([item]), lambda one: one.item.key, engine.generate_batch
+                ):
+                    pairs = zip(some, outputs, strict=True)
+                    later([self._record(fields, *pair) for pair in pairs])
+            faults.items.close()
+
+    def _publish(self, turns: WorkClaims, made: list[list[Record]]) -> None:
+        """Store captions that were missing, report them, and release their claims."""
+        records = [record for batch in made for record in batch if record.key in self._missing]
         tokens = {record.key: record.meta["tokens"] for record in records}
-        for key in answers[0].publish(records):
-            report.item(key, tokens=tokens[key])
+        for key in self._answers.publish(records):
+            self._report.item(key, tokens=tokens[key])
         turns.done(tokens)
 
-    oom_retry = OomRetry(
-        report, lambda: engine.generate_batch(read(batches[-1][-1:])), faults.items
-    )
-    retries = job.generation.retry_loops
-    to_retry: list[DecodeItem] = []
-    extra_fields = origin_of(spec, engine, job)
-    if generation := job.generation.non_defaults:
-        extra_fields["generation"] = generation
-    with (
-        claims_at(store, *(each for union in answers for each in union.record_sets)) as turns,
-        write_behind(publish) as later,
-        contextlib.closing(
-            requests
-            for _, requests in prefetched(
-                turns.claimed_batches(batches, partial(missing_keys, answers=answers)), read
-            )
-        ) as ready,
-    ):
-        faults.done = turns.done
-        for requests, outputs in engine.run(ready, oom_retry):
-            records = []
-            for one, output in zip(requests, outputs, strict=True):
-                if output.fault is not None:
-                    if one.item.key in missing:
-                        faults.refuse(one, output.fault)
-                elif retries and _is_repetitive(output):
-                    to_retry.append(one.item._replace(again=True))
-                else:
-                    records.append(_record(extra_fields, one, output))
-            later(records)
-        for requests in (read([item]) for item in to_retry if item.key in missing):
-            for some, outputs in oom_retry.run_batch(
-                requests, lambda one: one.item.key, engine.generate_batch
-            ):
-                later([_record(extra_fields, *pair) for pair in zip(some, outputs, strict=True)])
-        faults.items.close()
-    report.note(**engine.run_stats())
-
-
-def _record(extra_fields: dict[str, Any], request: DecodeRequest, output: CaptionOutput) -> Record:
-    """Return the record of a caption. A retried caption notes the retry, and whether it repeats
-    itself again."""
-    meta = output.meta | extra_fields
-    if request.item.again:
-        meta |= {"retried": "loop", "loops": _is_repetitive(output)}
-    return Record(key=request.item.key, meta=meta)
+    def _record(
+        self, fields: dict[str, Any], request: DecodeRequest, output: CaptionOutput
+    ) -> Record:
+        """Return the record of a caption. A retried caption notes the retry, and whether it repeats
+        itself again."""
+        meta = output.meta | fields
+        if request.item.again:
+            meta |= {"retried": "loop", "loops": _is_repetitive(output)}
+        return Record(key=self._answers.key(request.item), meta=meta)
 
 
 def _is_repetitive(output: CaptionOutput) -> bool:
