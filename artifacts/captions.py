@@ -1,12 +1,19 @@
-"""Values and JSON lines of captions and of failures."""
+"""Values and JSON lines of captions and of failures.
+
+Finds the answer in what a model generated: the text behind its reasoning.
+
+Writes captions as one file per medium: plain text, WebVTT and SubRip.
+"""
 
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
-
 from artifacts.files import write_text
+from collections.abc import Mapping
+from typing import Any
+from collections.abc import Iterator, Sequence
 
 ENCODER = json.JSONEncoder(ensure_ascii=False)
 Ended = Literal["stop", "length"]
@@ -97,3 +104,105 @@ def values_of(row: Any) -> dict[str, Any]:
     """Return the fields of a row by name, without copying values. `asdict` copies and takes three
     times as long."""
     return {name: getattr(row, name) for name in row.__slots__}
+
+
+TAGS = {
+    "<think>": "</think>",
+    "[THINK]": "[/THINK]",  # Mistral
+    "<|channel>": "<channel|>",  # Gemma 4
+    "◁think▷": "◁/think▷",  # Kimi-VL
+    "<|START_THINKING|>": "<|END_THINKING|>",  # Cohere
+}
+"""Opening tag → closing tag, as chat templates of supported families write them."""
+
+
+def has_tags(text: str) -> bool:
+    """Return whether a text holds a tag of reasoning."""
+    return any(tag in text for pair in TAGS.items() for tag in pair)
+
+
+def ends_inside(text: str) -> str:
+    """Return the opening tag that a text does not close; empty if it closes all."""
+    inside = (each for each in TAGS if text.rfind(each) > text.rfind(TAGS[each]))
+    return next(inside, "")
+
+
+def behind_reasoning(prompt: str, answer: str) -> str:
+    """Return an answer as it follows a prompt: behind an empty reasoning if the prompt ends inside
+    of an open tag, and the answer does not close it itself."""
+    closing = TAGS.get(ends_inside(prompt), "")
+    return f"\n{closing}\n\n{answer}" if closing and closing not in answer else answer
+
+
+def answer_in(text: str, *, opened: bool = False) -> str | None:
+    """Return a model's answer without its reasoning; None if the reasoning never ended. `opened`:
+    the prompt ended inside of an open tag."""
+    ends = [(text.rfind(closing), closing) for closing in TAGS.values()]
+    at, closing = max(ends)
+    if at >= 0:
+        return text[at + len(closing) :].strip()
+    return None if opened or text.lstrip().startswith((*TAGS,)) else text.strip()
+
+
+def answer_of(stored: Mapping[str, Any], *, opened: bool) -> str | None:
+    """Return the answer in the record of a caption; None if the reasoning never ended. `opened`:
+    the model's prompts end inside of an open tag. A record that states this itself counts more."""
+    text, at = str(stored["caption"]), stored.get("answer_at")
+    if at is not None:
+        return answer_in(text[at:])
+    return answer_in(text, opened=stored.get("opened", opened))
+
+
+def text_lines(captions: Sequence[Caption]) -> Iterator[str]:
+    """Yield one line per chunk; line breaks inside a caption become spaces."""
+    yield from (f"{one_line(caption.caption)}\n" for caption in captions)
+
+
+def vtt_lines(captions: Sequence[Caption]) -> Iterator[str]:
+    """Yield a WebVTT track with a cue for each chunk with a caption; nothing without chunks.
+
+    Source: W3C WebVTT, section 4.1: `&`, `<` and so `-->` must be escaped.
+    """
+    if captions:
+        yield "WEBVTT\n"
+    for start, end, text in _cues(captions):
+        text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        yield f"\n{cue_time(start)} --> {cue_time(end)}\n{text}\n"
+
+
+def srt_lines(captions: Sequence[Caption]) -> Iterator[str]:
+    """Yield a SubRip file with a cue for each chunk with a caption.
+
+    The format has no escapes. Only the arrow, which readers parse as a time, is replaced.
+    """
+    for number, (start, end, text) in enumerate(_cues(captions), 1):
+        gap = "\n" if number > 1 else ""
+        text = text.replace("-->", "→")
+        yield f"{gap}{number}\n{cue_time(start, ',')} --> {cue_time(end, ',')}\n{text}\n"
+
+
+def cue_time(milliseconds: int, point: str = ".") -> str:
+    """Return a time as `hh:mm:ss.mmm`; hours grow beyond two digits."""
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    seconds, milliseconds = divmod(milliseconds, 1000)
+    return f"{hours:02d}:{minutes:02d}:{seconds:02d}{point}{milliseconds:03d}"
+
+
+def _cues(captions: Sequence[Caption]) -> Iterator[tuple[int, int, str]]:
+    """Yield start and end in milliseconds, which always differ, and the text, which is never
+    empty."""
+    for caption in captions:
+        text = one_line(caption.caption)
+        if text:
+            start = round(caption.start * 1000)
+            yield start, max(round(caption.end * 1000), start + 1), text
+
+
+def one_line(text: str) -> str:
+    """Return a text on one line: line breaks and runs of spaces become one space."""
+    return " ".join(text.split()).replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+WRITERS = {"txt": text_lines, "vtt": vtt_lines, "srt": srt_lines}
+"""Suffix → writer of a format with one file per medium."""

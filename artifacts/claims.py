@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from artifacts.locks import lock_byte, open_lock
 from artifacts.packs import RecordSet
-from artifacts.record_union import refresh_together
+from artifacts.packs import refresh_together
 from artifacts.store import Store, fault_of
 
 FOLDER = "claims"

@@ -1,4 +1,9 @@
-"""Atomic file writes: a reader sees the old file or the new one, never a partial one."""
+"""Atomic file writes: a reader sees the old file or the new one, never a partial one.
+
+Refuses to write into folders that other programs or people write into.
+
+Gives a file a second name in another folder, so that no large file is stored twice.
+"""
 
 import contextlib
 import fcntl
@@ -9,9 +14,19 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
-
 from artifacts.errors import EnvironmentFault
 from artifacts.locks import lock, try_lock
+from artifacts.regular_files import refuse_links
+from artifacts.store import fault_of
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from artifacts.errors import UsageError
+import contextlib
+import os
+import shutil
+import stat
+from pathlib import Path
 from artifacts.regular_files import refuse_links
 from artifacts.store import fault_of
 
@@ -146,3 +161,77 @@ def delete_unlocked(place: Path, prefix: str) -> None:
                     shutil.rmtree(left, ignore_errors=True)
             finally:
                 os.close(lock_file)
+
+
+def refuse_foreign(folder: Path, own: Collection[str], records: Sequence[str]) -> None:
+    """Raise UsageError for a folder with foreign content. A folder is our own if one of the files
+    `records` is in it, or if it has no entries besides `own`."""
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return
+    except NotADirectoryError as error:
+        raise UsageError(
+            f"{folder} is not a folder, or a file is in the place of a parent folder",
+            hint="Give a new folder",
+        ) from error
+    except OSError:  # the run will report it
+        return
+    others = [name for name in names if name not in own and not name.startswith(HALF)]
+    if others and not any((folder / record).is_file() for record in records):
+        shown = min(others, key=lambda name: (name.startswith("."), name))
+        raise UsageError(f"{folder} holds other files ({shown})", hint="Give a new folder")
+
+
+def link(source: Path, target: Path, *, symbolic: bool = True) -> bool:
+    """Make `target` the same file as `source`, replacing what was there: a hard link, else a
+    `symbolic` one, else a copy. Return whether it is a copy. Raises EnvironmentFault."""
+    # Resolve links: a link to a link breaks when the user moves the first one.
+    real = os.path.realpath(source)
+    half = target.with_name(f"{HALF}{target.name}")
+    try:
+        refuse_links(target.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            half.unlink()  # from a killed run
+        copied = _make(real, half, symbolic=symbolic)
+        os.replace(half, target)
+    except OSError as error:
+        raise fault_of(error, target.parent) from error
+    return copied
+
+
+def _make(real: str, half: Path, *, symbolic: bool) -> bool:
+    # Another disk, another owner or a file system without links fail with different errors.
+    with contextlib.suppress(OSError):
+        os.link(real, half)
+        return False
+    if symbolic:
+        with contextlib.suppress(OSError):
+            os.symlink(real, half)
+            return False
+    shutil.copyfile(real, half)
+    with contextlib.suppress(OSError):  # of a disk without permissions; it sets the time before
+        shutil.copystat(real, half)
+    return True
+
+
+def is_linked(source: Path, target: Path) -> bool:
+    """Return whether `target` is the file at `source`, or an unchanged copy of it."""
+    try:
+        if os.path.samefile(source, target):
+            return True
+        one, other = os.stat(source), os.stat(target)
+    except OSError:
+        return False
+    return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+
+
+def is_spare(target: Path) -> bool:
+    """Return whether deleting `target` loses nothing: it is absent, or the file has another
+    name."""
+    try:
+        found = target.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    return stat.S_ISLNK(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink > 1)

@@ -1,12 +1,24 @@
-"""Resolves paths whose folders may be links, and reads files that options name."""
+"""Resolves paths whose folders may be links, and reads files that options name.
+
+The locations of Penstock's per-user folders on this machine.
+
+Renames a finished file to its final name without replacing an existing file.
+"""
 
 import errno
 import os
 from pathlib import Path
-
 from artifacts.errors import UsageError
 from artifacts.regular_files import read_bytes, user_text
-
+import ctypes
+import errno
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+import os
+from pathlib import Path
+from artifacts.errors import UsageError
 
 def folder_named(text: str, name: str) -> Path:
     """Return the absolute path of a folder given as the option `name`. Raises UsageError for an
@@ -60,3 +72,90 @@ def lies_in(path: str, folder: str) -> bool:
     """Return whether a path is a folder or lies in it, after resolving links."""
     real = os.path.realpath(folder)
     return os.path.commonpath([real, os.path.realpath(path)]) == real
+
+
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
+"""Errors of a file system without hard links, or between file systems."""
+AT_FDCWD = -100
+"""Names are relative to the working folder."""
+RENAME_NOREPLACE = 1
+
+
+def rename_noreplace(half: Path, final: Path) -> bool:
+    """Rename a finished file. Return False if another writer was first."""
+    try:
+        os.link(half, final)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        return _rename(half, final)  # no hard links here
+    return True
+
+
+def _rename(half: Path, final: Path) -> bool:
+    """Do the same by a rename that replaces nothing. Readers rely on the first writer's offsets."""
+    rename = _renameat2()
+    if rename(AT_FDCWD, os.fsencode(half), AT_FDCWD, os.fsencode(final), RENAME_NOREPLACE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code == errno.EEXIST:
+        return False
+    if code not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(code, os.strerror(code), str(final))
+    # No such rename here either: check first, which leaves a short race.
+    if final.exists():
+        return False
+    os.replace(half, final)
+    return True
+
+
+@cache
+def _renameat2() -> Any:
+    return ctypes.CDLL(None, use_errno=True).renameat2
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def cache_home() -> Path:
+    """Return the user's cache folder. Raises UsageError for a user without a home."""
+    return _folder("XDG_CACHE_HOME", "~/.cache")
+
+
+def user_cache() -> Path:
+    """Return the folder for data about this machine, for any store. Raises UsageError."""
+    return cache_home() / "penstock"
+
+
+def machine_cache() -> Path:
+    """Return the folder for what is remembered about this machine. For a user without a home it is
+    none: below it no file exists, and none can be made."""
+    try:
+        return user_cache()
+    except UsageError:
+        return Path(os.devnull) / "penstock"
+
+
+def user_state() -> Path:
+    """Return the folder of Penstock's state for this user. Raises UsageError."""
+    return _folder("XDG_STATE_HOME", "~/.local/state") / "penstock"
+
+
+def _folder(variable: str, usual: str) -> Path:
+    folder = os.path.expanduser(os.environ.get(variable) or usual)
+    if folder.startswith("~"):
+        raise UsageError(
+            f"{folder} cannot be resolved: this user has no home",
+            hint=f"Set HOME, or {variable} to a folder",
+        )
+    return Path(folder).absolute()

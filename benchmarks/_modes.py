@@ -16,7 +16,7 @@ from artifacts.errors import CannotFit, PenstockError
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from stages.process.memory import Sampler, anonymous_bytes
-from stages.process.report import EventReporter
+from stages.process.events import EventReporter
 from stages.process.stage_process import StageProcess
 from tests.support.started import made_job
 
@@ -105,7 +105,7 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from stages.models.encoding.chunks import read_clip
+    from stages.models.encoding.run import read_clip
     from stages.models.encoding.job import EncodeItem
     from stages.models.halves.ranged_reads import ranged_reads
     from stages.models.processors.prepare import load_processor
@@ -141,7 +141,7 @@ def encode(job: dict[str, Any], watch: Watch) -> list[str]:
 
 
 def decode(job: dict[str, Any], watch: Watch) -> list[str]:
-    from stages.decode.job import DecodeItem, DecodeJob
+    from stages.decode.generation import DecodeItem, DecodeJob
     from stages.decode.run import run
     from tests.support.waves import items_of_own, own_of
 

@@ -22,12 +22,12 @@ from artifacts.keys import hash_file
 from artifacts.schema import Half, Route
 from benchmarks._common import Peak, unheard
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
-from stages.export.compare import nearness
+from stages.export.export_plan import nearness
 from stages.export.graphs import run as graphs_run
 from stages.export.jobs import GraphJob
-from stages.memory.meta_tensors import tensors
+from stages.memory.meta_device import tensors
 from stages.models.graphs.manifest import GraphManifest, read_manifest
-from stages.models.halves.classes import config_and_class
+from stages.models.halves.routes import config_and_class
 from stages.models.halves.features import encode
 from stages.models.inspection import describe
 from stages.models.loading import ModelJob, warm_source
@@ -260,7 +260,7 @@ def _begin(subject: Subject, batches: int, ways: Sequence[Way]) -> list[dict[str
 def inputs_of(subject: Subject, count: int) -> list[dict[str, Any]]:
     """Return so many batches of pictures, or clips, as the processor makes them; no two alike, and
     the same in every process."""
-    from stages.models.processors.images import prepare_images
+    from stages.models.processors.prepare import prepare_images
     from stages.models.processors.prepare import joined, prepare
 
     processor, batch = subject.job(WAYS[FIRST]).processor(), subject.batch
@@ -280,7 +280,7 @@ def _pictures(count: int) -> Iterator[Any]:
     from PIL import Image
 
     from penstock_demo.dual.pictures import write_images
-    from stages.models.processors.clip import Clip
+    from stages.models.processors.loading import Clip
 
     with tempfile.TemporaryDirectory() as folder:
         for truth in write_images(Path(folder), "several", count, SEED):
@@ -292,7 +292,7 @@ def _clips(count: int) -> Iterator[Any]:
     """Clips of two frames a second."""
     from penstock_demo.render import render_frames
     from penstock_demo.world import sample_clip
-    from stages.models.processors.clip import Clip
+    from stages.models.processors.loading import Clip
 
     draw, at = random.Random(SEED), [number / FRAMES for number in range(FRAMES)]
     times = tuple(number / 2 for number in range(FRAMES))

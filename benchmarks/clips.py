@@ -30,9 +30,9 @@ import av
 import numpy as np
 
 from benchmarks._common import cells, heads, unheard
-from stages.frames import cut, exact_clip
+from stages.frames import cut, cut
 from stages.frames.job import CutItem, CutJob
-from stages.process.environment import child_environment
+from stages.process.fork_client import child_environment
 from stages.process.job import job_fields
 
 PROCESSES = (1, 4)
@@ -138,8 +138,8 @@ def modes(video: Path, folder: Path, count: int, seconds: float, rounds: int) ->
 def encoded(path: Path, folder: Path, options: dict[str, str]) -> tuple[Path, float]:
     """Encode the start of a clip with other options. Return the clip and the CPU seconds."""
     with (
-        patch.object(exact_clip, "OPTIONS", {**exact_clip.OPTIONS, **options}),
-        closing(exact_clip.ExactCutter(path, [(FROM, FROM + SPAN)], copies=False)) as cutter,
+        patch.object(cut, "OPTIONS", {**cut.OPTIONS, **options}),
+        closing(cut.ExactCutter(path, [(FROM, FROM + SPAN)], copies=False)) as cutter,
     ):
         began = time.process_time()
         made = cutter.cut(0, folder / f"{path.stem}-{'-'.join(options.values())}")
@@ -164,7 +164,7 @@ def psnr(made: Path, reference: Path) -> float:
 
 def qualities(paths: Sequence[Path], folder: Path, rounds: int) -> None:
     """Print time, bytes and PSNR of each preset and CRF; the medians of all clips."""
-    chosen = (exact_clip.OPTIONS["preset"], int(exact_clip.OPTIONS["crf"]))
+    chosen = (cut.OPTIONS["preset"], int(cut.OPTIONS["crf"]))
     settings = [(preset, crf) for preset in PRESETS for crf in CRFS]
     times: dict[tuple[str, int], list[list[float]]] = {each: [] for each in settings}
     sizes: dict[tuple[str, int], list[int]] = {each: [] for each in settings}

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks._common import cells, heads, met
-from stages.frames.colours import HIGH_DYNAMIC_RANGE
+from stages.frames.formats import HIGH_DYNAMIC_RANGE
 from stages.frames.frame_converter import FrameConverter
 
 EVERY, MOST = 20, 5

@@ -20,7 +20,7 @@ from artifacts.packs import Record, RecordSet
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
 from stages.ask import AskItem, AskJob
-from stages.process.outcome import StageOutcome
+from stages.process.events import StageOutcome
 from stages.process.stage_process import StageProcess
 
 PICTURES, AT_ONCE, SECONDS = 1000, 32, 0.05

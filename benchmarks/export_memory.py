@@ -21,7 +21,7 @@ from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from stages.export.jobs import BITSANDBYTES, PACKED, ExportJob
 from stages.models.hub.checkpoint import INDEX
 from stages.models.shards.layout import TensorSpec, index_of, lay_out
-from stages.models.shards.writing import write_shard
+from stages.models.shards.layout import write_shard
 
 MB = 1_000_000
 HIDDEN, WIDE, WORDS, HEADS = 5120, 13_824, 32_064, 40
@@ -74,7 +74,7 @@ def show(folder: Path, specs: Sequence[TensorSpec], given: argparse.Namespace) -
 
 def build(folder: Path, layers: int) -> list[TensorSpec]:
     """Write the model, and return its tensors."""
-    from stages.models.halves.classes import config_and_class, skeleton_of
+    from stages.models.halves.routes import config_and_class, skeleton_of
 
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config(layers)))

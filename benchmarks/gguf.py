@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks._common import MIB, cells, heads, met, run_penstock, unheard
-from flows.results.status import stages_of
+from flows.results.run_status import stages_of
 
 FASTER, READING = 2.0, 1.2
 """Tokens a CPU second of four bits, at least, and CPU seconds for prompts, at most, for each of

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks import _towers
 from benchmarks._common import MIB, Found, cells, heads, in_fresh_process
 from benchmarks._towers import NAMES, checkpoint
-from flows.machine.cpu import cpu_line
+from flows.machine.versions import cpu_line
 from stages.process.device import device_name
 
 HEADS = (

@@ -90,7 +90,7 @@ class Work:
 
 def features_of(model: Path, dtype: str, store: str, frames: list[int]) -> list[Any]:
     """Features of clips with so many frames each, made by the real stage."""
-    from stages.decode.stored import read_features
+    from stages.decode.protocol import read_features
 
     members = publish_clips(store, frames)
     namespace = digest_of("features")
@@ -129,7 +129,7 @@ class Way:
 
 def static(work: Work, order: Sequence[int], slots: int) -> Way:
     """Batches of so many rows in this order, each until its longest caption ends."""
-    from stages.models.halves.inject_features import generate, new_tokens, prompt_in
+    from stages.models.halves.offload import generate, new_tokens, prompt_in
 
     way = Way()
     for first in range(0, len(order), slots):
@@ -155,9 +155,9 @@ def in_slots(work: Work, slots: int, compiled: bool = False) -> Way:
     """Rows in the order of the stage, each in a slot as soon as there is one."""
     from stages.decode.engines.inflight.pool_shape import PoolLayout, rows_for
     from stages.decode.engines.inflight.prefill import PrefilledSequence, prefill_row
-    from stages.decode.engines.inflight.request_prefetch import RequestPrefetcher
+    from stages.decode.engines.inflight.scheduler import RequestPrefetcher
     from stages.decode.engines.inflight.scheduler import InflightScheduler
-    from stages.decode.job import DecodeItem
+    from stages.decode.generation import DecodeItem
     from stages.decode.protocol import DecodeRequest
     from stages.memory.oom_retry import OomRetry
 

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from artifacts.packs import RecordSet, stored_namespaces
 from artifacts.store import open_store
 from benchmarks._common import cells, heads, met, run_penstock, unheard
-from flows.machine.cpu import cpu_line
+from flows.machine.versions import cpu_line
 from flows.reviewing import teaching
 from penstock_demo import CHECKPOINT
 from penstock_demo.render import write_clip
@@ -46,12 +46,12 @@ from penstock_demo.world import sample_clip
 from stages.decode.engines.transformers import generate_rows
 from stages.decode.generate_kwargs import make_greedy
 from stages.decode.protocol import CaptionOutput
-from stages.decode.stored import read_features
+from stages.decode.protocol import read_features
 from stages.models.halves.load import load_half
 from stages.models.processors.prepare import load_processor
-from stages.process.cgroup import cores
+from stages.process.memory import cores
 from stages.tune.adapter import add_adapter
-from stages.tune.examples import (
+from stages.tune.training import (
     TrainingExample,
     end_token_of,
     group_batches,

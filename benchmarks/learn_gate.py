@@ -27,14 +27,14 @@ import numpy as np
 
 from benchmarks._common import cells, heads, run_penstock
 from benchmarks.learn import ROWS, SIDE, Clip, Lab, style
-from flows.learning.judging import divide, is_better, times_lower
-from flows.machine.cpu import cpu_line
+from flows.learning.result import divide, is_better, times_lower
+from flows.machine.versions import cpu_line
 from flows.results.rounds import corrections_of, exact, loss_of
 from penstock_demo.render import write_clip
 from penstock_demo.words import COLOURS
 from penstock_demo.world import sample_clip
-from stages.process.cgroup import cores
-from stages.tune.examples import TrainingExample
+from stages.process.memory import cores
+from stages.tune.training import TrainingExample
 from stages.tune.run import losses_by_example
 
 CHUNKS, FRESH, WORLD = 10, 20, 40

@@ -27,7 +27,7 @@ from benchmarks._llava import SEVEN_B, SMALL, TINY, Llava, build
 from flows.checkpoint.precision import QUANTIZED, resolve_settings
 from flows.console.units import parse_size
 from flows.options.commands import CaptionConfig
-from flows.results.status import stages_of
+from flows.results.run_status import stages_of
 from stages.models.inspection import describe
 from stages.process.device import device_name
 

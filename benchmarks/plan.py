@@ -31,13 +31,13 @@ from flows.options.commands import CaptionConfig
 from flows.pipelines import STAGES
 from flows.planning.costs import estimate
 from flows.planning.estimate import StageEstimate
-from flows.planning.rungs import Rung
+from flows.planning.ladder import Rung
 from flows.planning.workloads import Workload, workload_of
-from stages.decode.job import DecodeItem
+from stages.decode.generation import DecodeItem
 from stages.models.encoding.job import EncodeItem
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe
-from stages.process.outcome import StageOutcome
+from stages.process.events import StageOutcome
 from stages.tune.job import TuneItem
 from tests.support.started import made_job
 from tests.support.waves import items_of_own, own_of

@@ -29,9 +29,9 @@ from flows.running.run import caption
 from penstock_demo.clips import write_clips
 from penstock_demo.scoring import Truth, score_captions
 from stages.decode.generate_kwargs import make_greedy
-from stages.decode.stored import read_features
+from stages.decode.protocol import read_features
 from stages.models.halves.features import Features
-from stages.models.halves.inject_features import generate, new_tokens
+from stages.models.halves.offload import generate, new_tokens
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.loading import ModelJob
 from stages.models.processors.prepare import rebuild

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.index.manifest import Maker
-from artifacts.index.measuring import measure, note_texts
-from artifacts.index.rows import IndexRow
+from artifacts.index.upkeep import measure, note_texts
+from artifacts.index.shard import IndexRow
 from artifacts.index.search import EXACT, Found, Query, Searcher, Sort
 from artifacts.index.snapshot import open_snapshot
 from artifacts.index.where import Condition, matching

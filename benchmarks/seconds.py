@@ -19,12 +19,12 @@ from flows.job.prepare import prepare
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from flows.planning.machine import Machine, find_machine, measure
-from flows.planning.rungs import Rung
+from flows.planning.ladder import Rung
 from flows.planning.sizes import estimates
 from flows.planning.times import stage_seconds
 from flows.running.run import caption
 from penstock_demo.clips import write_clips
-from stages.process.cgroup import cores
+from stages.process.memory import cores
 from stages.process.device import device_name
 
 TOKENS = 32

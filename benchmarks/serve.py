@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 from benchmarks._card_time import PICTURE_SECONDS, SIDE, START_SECONDS
 from benchmarks._common import MIB, cells, heads, in_fresh_process, soft_jpegs
 from benchmarks._load import PLACE, UNANSWERED, Answers, Load, ask
-from flows.machine.cpu import cpu_line
+from flows.machine.versions import cpu_line
 from scripts.stage_processes import family
-from stages.process.environment import child_environment
+from stages.process.fork_client import child_environment
 
 LIGHT = 20.0
 """Requests a second."""

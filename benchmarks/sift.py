@@ -128,7 +128,7 @@ def neighbours(folder: Path, clips: Path, store: Path) -> list[Figure]:
 def costs_of(clip: Path, folder: Path) -> dict[str, float]:
     """CPU seconds of cutting a clip, and of marking it."""
     from stages.frames.video import Video
-    from stages.sift.video import SampledVideo
+    from stages.sift.run import SampledVideo
 
     sampling = Sampling(chunk_seconds=30.0, fps=1.0, max_frames=32)
     numbers, stored = count(), RecordSet(open_store(str(folder)), "frames", "0" * 64)

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks._common import PENSTOCK, heads, met
-from flows.machine.cpu import cpu_line
+from flows.machine.versions import cpu_line
 from penstock_demo.clips import write_clips
-from stages.process.cgroup import cores
+from stages.process.memory import cores
 
 SHORT = "80"
 """Most tokens of a caption: twice what the longest has."""

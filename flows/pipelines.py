@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from artifacts.schema import Part
 from stages import ask, decode, embed, embed_texts, encode, export, frames, sift, summarize, tune
-from stages.process.stage import StageSpec
+from stages.process.job import StageSpec
 
 Pipeline = tuple[StageSpec, ...]
 """Stages in order. The first reads files; each other one reads records that an earlier one made."""

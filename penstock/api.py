@@ -9,18 +9,18 @@ from typing import Any, Unpack
 
 from artifacts.errors import UsageError
 from artifacts.paths import folder_named
-from flows.checkpoint.conversion import Converted
-from flows.checkpoint.conversion import convert as run_convert
-from flows.cli.recorded import recorded_run
+from flows.checkpoint.profile_loading import Converted
+from flows.checkpoint.profile_loading import convert as run_convert
+from flows.cli.options import recorded_run
 from flows.console.display import Display
 from flows.learning.learn import learn as run_learn
 from flows.learning.result import Learned
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
-from flows.options.learn import LearnConfig
-from flows.options.rebuild import RebuildConfig
-from flows.options.tune import TuneConfig
+from flows.options.training import LearnConfig
+from flows.options.commands import RebuildConfig
+from flows.options.training import TuneConfig
 from flows.planning.plan import figures, plan_of
 from flows.results.export_result import Exported, refuse_foreign_folder
 from flows.results.report.facts import write_report

@@ -23,8 +23,8 @@ from flows.pipelines import CAPTION
 from flows.results.captions import caption_of, captions_by_file, captions_of
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
-from flows.results.table_rows import kinds_of, properties_of, table_rows
-from flows.running import sift_first
+from flows.results.captions import kinds_of, properties_of, table_rows
+from flows.running import sift
 from penstock.arguments import Sources, anchored, config_for
 from penstock.background import BackgroundRun
 from penstock.keywords import CaptionOptions
@@ -93,7 +93,7 @@ class Captions(BackgroundRun[Caption, RunResult]):
 
             return self._launch(on_event)
 
-        result = sift_first.caption(self._config, self._display, launch, self._begin)
+        result = sift.caption(self._config, self._display, launch, self._begin)
         self._give_rest()
         return result
 

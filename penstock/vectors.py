@@ -12,12 +12,12 @@ from artifacts.paths import folder_named
 from artifacts.tables import GROUP_ROWS, schema_of, table_of
 from flows.console.display import Display
 from flows.job.prepare import check_names
-from flows.options.search import SearchPlace, SearchQuery
-from flows.options.sift import SiftConfig
+from flows.options.vectors import SearchPlace, SearchQuery
+from flows.options.vectors import SiftConfig
 from flows.options.vectors import INDEX, EmbedConfig, IndexConfig, LabelConfig
 from flows.pipelines import EMBED, LABEL
 from flows.results.labels.writing import LINES, LabelsWritten
-from flows.results.sifted.writing import Sifted
+from flows.results.sifted.marks import Sifted
 from flows.results.vectors import ARRAY, ROWS, VectorsWritten
 from flows.running import run
 from flows.running.label import label as run_label

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from penstock_demo.batches import CELL, Batch, make_batch
+from penstock_demo.losses import CELL, Batch, make_batch
 from penstock_demo.build import SPECIAL, Shape, build
 from penstock_demo.fast_vision import decode, fuse_norms, positions, vision
 from penstock_demo.losses import DenseHeads

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from flows.machine.loopback import answers
+from flows.machine.launch import answers
 from scripts.prefect_stack import ROOT, WORKER_STARTED, Stack, prefect_stack
 from scripts.stage_processes import CheckFailed, checked
 

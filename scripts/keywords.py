@@ -7,11 +7,11 @@ from pathlib import Path
 from artifacts.options import Declared, declared
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
-from flows.options.learn import LearnConfig
-from flows.options.rebuild import RebuildConfig
-from flows.options.search import SearchPlace, SearchQuery
-from flows.options.sift import SiftConfig
-from flows.options.tune import TuneConfig
+from flows.options.training import LearnConfig
+from flows.options.commands import RebuildConfig
+from flows.options.vectors import SearchPlace, SearchQuery
+from flows.options.vectors import SiftConfig
+from flows.options.training import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from flows.serving.config import ServeConfig
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import PenstockError, redacted
-from flows.deployments.login import is_own_server, login_file, note_server, own_login, stored_login
-from flows.machine.loopback import answers, fault_of_api
+from flows.deployments.server import is_own_server, login_file, note_server, own_login, stored_login
+from flows.machine.launch import answers, fault_of_api
 
 SERVER = "PREFECT_SERVER_API_AUTH_STRING"
 CLIENT = "PREFECT_API_AUTH_STRING"

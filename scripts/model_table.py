@@ -13,8 +13,8 @@ from typing import Any
 
 from benchmarks._common import cells
 from stages.models.encoding.ways import ALONE, BATCHES, FIXED
-from stages.models.hub.originals import NEAREST
-from stages.models.hub.unsupported import UNSUPPORTED
+from stages.models.hub.checkpoint import NEAREST
+from stages.models.hub.headers import UNSUPPORTED
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 HEAD = """# Models
@@ -307,8 +307,8 @@ FRAMES: Mapping[str, FrameFacts] = {
 def in_context(family: str) -> str:
     """Return how many frames of a chunk the context holds of those that a run takes by default,
     such as `5 of 30`."""
-    from flows.checkpoint.context import tokens_for_frames
-    from stages.models.published_facts import facts_of
+    from flows.checkpoint.prompt_tokens import tokens_for_frames
+    from stages.models.published import facts_of
 
     known, context = FRAMES.get(family), facts_of(family).context
     if known is None or not context:

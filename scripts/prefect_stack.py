@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
-from flows.deployments.login import FILE
-from flows.machine.loopback import answers
+from flows.deployments.server import FILE
+from flows.machine.launch import answers
 from scripts.stage_processes import MARK, CheckFailed, stop_all
-from stages.process.lock import CPU_LOCK
+from stages.process.live import CPU_LOCK
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER_STARTED = "started!"

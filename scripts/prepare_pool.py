@@ -34,7 +34,7 @@ from prefect.workers.process import ProcessWorker
 
 from artifacts.errors import redacted
 from flows.deployments.handing import POOL
-from flows.deployments.login import FILE, OWN, refuses_login
+from flows.deployments.server import FILE, OWN, refuses_login
 from flows.deployments.sweep import NAME, SWEPT
 
 POOLS = (POOL, "cpu")

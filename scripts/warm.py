@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stages.process.environment import WAIT_POLICY, child_environment
+from stages.process.fork_client import WAIT_POLICY, child_environment
 from stages.process.fork_client import ASK_NVML
 
 PLACE = "WARM_PROCESS"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from artifacts import disk_names
-from artifacts.disk_names import ORDINARY, NameRules, one_name, rules_in
+from artifacts import names as disk_names
+from artifacts.names import ORDINARY, NameRules, one_name, rules_in
 from artifacts.names import Naming, file_name, file_stems
 from tests.support.odd_disk import CASELESS, ENCRYPTED, FAT, MAC, UNFORMED, WINDOWS, Kind, forget
 from tests.support.odd_disk import odd_disk as mounted
@@ -160,6 +160,6 @@ def test_a_folder_that_ignores_case_is_probed_apart(
         is_folded = os.path.samestat(os.fstat(handle), folded.stat())
         return (0x40080000 if is_folded else 0x80000).to_bytes(8, "little")
 
-    monkeypatch.setattr("artifacts.disk_names.fcntl.ioctl", flags)
+    monkeypatch.setattr("artifacts.names.fcntl.ioctl", flags)
     monkeypatch.setattr(disk_names, "_probe", lambda at: CASE if at == folded else ORDINARY)
     assert [rules_in(tmp_path), rules_in(folded), rules_in(tmp_path)] == [ORDINARY, CASE, ORDINARY]

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from artifacts.corrections import CORRECTIONS, EditsInForce, StoredEdits
+from artifacts.edits import CORRECTIONS, EditsInForce, StoredEdits
 from artifacts.edits import EDITS, TORN, UNTOUCHED, Edit, EditJournal, EditsOf, key_of, read_edits
 from artifacts.errors import EnvironmentFault
 from artifacts.signing import anybody, proof_by
-from artifacts.store_folders import local_folder
+from artifacts.store import local_folder
 
 PLACE = {"media_path": "a.mp4", "start": 0.0, "said": "x"}
 
@@ -225,7 +225,7 @@ def test_another_reader_sees_what_is_added_and_what_was_replaced(tmp_path: Path)
 WRITER = """
 import sys
 from pathlib import Path
-from artifacts.corrections import StoredEdits
+from artifacts.edits import StoredEdits
 name, local = sys.argv[1:]
 for number in range(20):
     text = f"{name} {number} " + "x" * 20_000

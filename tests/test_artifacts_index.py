@@ -17,15 +17,15 @@ import pytest
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.gone_files import GoneFiles
-from artifacts.index import compacting, manifest, writing
-from artifacts.index.compacting import compact, merge_small
+from artifacts.index import writing, manifest, writing
+from artifacts.index.writing import compact, merge_small
 from artifacts.index.manifest import SearchWay, read_manifest
-from artifacts.index.measuring import measure, note_texts
-from artifacts.index.naming import rows_gone, rows_named
-from artifacts.index.rows import MEDIUM, medium_of
+from artifacts.index.upkeep import measure, note_texts
+from artifacts.index.upkeep import rows_gone, rows_named
+from artifacts.index.shard import MEDIUM, medium_of
 from artifacts.index.search import Query
 from artifacts.index.snapshot import open_snapshot, paths_of
-from artifacts.index.verifying import stats_of, verify_index
+from artifacts.index.upkeep import stats_of, verify_index
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import IndexWriter
 from tests.support.indexes import MAKER, WIDTH, drawn, killed_at, paths, row, rows, searcher, write
@@ -174,7 +174,7 @@ def test_a_reader_meanwhile_takes_the_new_files(
 
 
 def test_many_small_shards_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compacting, "MOST_SMALL", 3)
+    monkeypatch.setattr(writing, "MOST_SMALL", 3)
     for count in (2, 4, 6, 8):
         write(tmp_path, count)
     with writing.writing(tmp_path) as writer:
@@ -356,7 +356,7 @@ THERE, NEW = 50, 45
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (writing, compacting):
+    for module in (writing, writing):
         monkeypatch.setattr(module, "SHARD_ROWS", FULL)
     monkeypatch.setattr(writing, "BATCH_ROWS", FULL // 2)
 

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from artifacts import near_duplicates
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.index import measuring, search
-from artifacts.index.bits import bits_of, differences
+from artifacts.index import upkeep, search
+from artifacts.index.shard import bits_of, differences
 from artifacts.index.manifest import SearchWay
-from artifacts.index.measuring import is_due, measure, note_texts
-from artifacts.index.moments import moments, single
-from artifacts.index.nearest import Nearest
-from artifacts.index.rows import IndexRow
+from artifacts.index.upkeep import is_due, measure, note_texts
+from artifacts.index.where import moments, single
+from artifacts.index.shard import Nearest
+from artifacts.index.shard import IndexRow
 from artifacts.index.search import EXACT, Query, Searcher
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import writing
@@ -66,13 +66,13 @@ def found_in_short(asked: Searcher, sort: str, signal: float, shift: int) -> flo
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A first pass over as few rows as there are here."""
-    monkeypatch.setattr(measuring, "FEW_ROWS", 10)
-    monkeypatch.setattr(measuring, "WIDTHS", (400,))
+    monkeypatch.setattr(upkeep, "FEW_ROWS", 10)
+    monkeypatch.setattr(upkeep, "WIDTHS", (400,))
     monkeypatch.setattr(search, "CANDIDATES_A_HIT", 1)
 
 
 def test_the_bits_that_differ_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("artifacts.index.bits.BLOCK_ROWS", 16)
+    monkeypatch.setattr("artifacts.index.shard.BLOCK_ROWS", 16)
     for width in (3, 64, 72, 768, 1000):
         signs = np.random.default_rng(width).standard_normal((50, width)).astype(np.float32)
         bits = bits_of(signs)
@@ -108,7 +108,7 @@ def test_the_better_mean_is_measured(
     signal: float, better: str, index: Path, short: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Strong ones find by their own mean; what faint ones share lies in the pictures' alone."""
-    monkeypatch.setattr(measuring, "WIDTHS", (100, 200, 400, 800, 1600, 2400))
+    monkeypatch.setattr(upkeep, "WIDTHS", (100, 200, 400, 800, 1600, 2400))
     with writing(index) as writer:
         note_texts(writer, of_clusters(60, 3, signal, 1))
         assert measure(writer).measured["texts"].centre == better
@@ -118,7 +118,7 @@ def test_the_better_mean_is_measured(
 def test_all_is_scanned_where_needed(
     tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measuring, "WIDTHS", (12,))
+    monkeypatch.setattr(upkeep, "WIDTHS", (12,))
     with writing(tmp_path, MAKER) as writer:
         writer.add([(rows(MANY), drawn(MANY, shift=0))])  # neighbours of none
         found = measure(writer).measured["pictures"]

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.disk_names import LONGEST_NAME
+from artifacts.names import LONGEST_NAME
 from artifacts.errors import UsageError
 from artifacts.files import write_text
 from artifacts.names import SUFFIXES, file_stems
-from artifacts.owned_folders import refuse_foreign
+from artifacts.files import refuse_foreign
 from artifacts.paths import RealPaths, lies_in
-from artifacts.user_folders import user_cache, user_state
+from artifacts.paths import user_cache, user_state
 from flows.options.export_config import ExportRequest
 from flows.results.export_result import move_into_place, refuse_foreign_folder
-from stages.export.parity import PARITY
+from stages.export.export_plan import PARITY
 
 
 def test_files_of_one_stem_get_names_of_their_own() -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from artifacts.errors import EnvironmentFault
-from artifacts.pack_object import LEAD, MAGIC, DamagedRecord, damaged, quarantine, verify
+from artifacts.packs import LEAD, MAGIC, DamagedRecord, damaged, quarantine, verify
 from artifacts.packs import Record, RecordSet
-from artifacts.record_union import RecordUnion
+from artifacts.packs import RecordUnion
 from artifacts.store import FolderStore
-from artifacts.stores.heads import FIRST_READ
+from artifacts.stores.protocol import FIRST_READ
 
 NAMESPACE = "ab" * 32
 KEYS = [f"{number:064x}" for number in range(12)]

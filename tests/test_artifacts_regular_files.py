@@ -19,23 +19,23 @@ from flows.cli.main import parser
 from flows.cli.options import config_of
 from flows.ledger.prompts import FilePlaceholders
 from flows.media.generated_files import GeneratedFiles
-from flows.media.handwritten import HandwrittenTexts
+from flows.media.generated_files import HandwrittenTexts
 from flows.media.labels import label_set
 from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
-from flows.media.text_merging import JoinedTexts
+from flows.media.generated_files import JoinedTexts
 from flows.media.tune_data import examples_in
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
 from flows.options.formats import APPEND
-from flows.options.learn import LearnConfig
+from flows.options.training import LearnConfig
 from flows.options.text import read_schema
-from flows.options.tune import TuneConfig
+from flows.options.training import TuneConfig
 from flows.options.vectors import LabelConfig
-from flows.results.labels.rules import read_examples
+from flows.results.labels.rows import read_examples
 from flows.serving.config import ServeConfig
 from flows.serving.server import token_of
-from flows.studio import choices
+from flows.studio import start_routes
 
 SECRET = "0123456789abcdef" * 4
 EDIT = {
@@ -138,10 +138,10 @@ def joined(path: Path) -> str:
 
 
 def presets(path: Path) -> list[str]:
-    folder = choices.preset_folder()
+    folder = start_routes.preset_folder()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "mine.txt").write_bytes(path.read_bytes())
-    found = [each["text"] for each in choices.presets()]
+    found = [each["text"] for each in start_routes.presets()]
     if not found:
         raise PenstockError("left out: it is no text (UTF-8)", hint="")
     return found

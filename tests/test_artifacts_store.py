@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from artifacts import placing
+from artifacts import paths
 from artifacts.claims import Claims, WorkClaims, claims_at
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore, open_store
-from artifacts.stores.local import clock_of, state_folder
+from artifacts.stores.folder import clock_of, state_folder
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_without_hard_links_the_first_writer_s_object_stays(
 
     monkeypatch.setattr(os, "link", refused)
     if without:
-        monkeypatch.setattr(placing, "_renameat2", lambda: lambda *_: -1)
+        monkeypatch.setattr(paths, "_renameat2", lambda: lambda *_: -1)
         monkeypatch.setattr(ctypes, "get_errno", lambda: errno.EINVAL)
 
     def late() -> Iterator[bytes]:

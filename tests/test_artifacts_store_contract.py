@@ -12,10 +12,10 @@ import pytest
 
 from artifacts.claims import claims_at
 from artifacts.errors import UsageError
-from artifacts.pack_object import DamagedRecord, verify
+from artifacts.packs import DamagedRecord, verify
 from artifacts.packs import Record, RecordSet, stored_namespaces
 from artifacts.store import SCHEMES, Store, open_store
-from artifacts.store_format import FORMAT, NAME, check_format, prepare_store
+from artifacts.store import FORMAT, NAME, check_format, prepare_store
 from flows.console.display import Display
 from flows.job.prepare import prepare
 from flows.machine.leases import leased, running_jobs
@@ -358,4 +358,4 @@ def test_only_prepare_store_begins_to_write_a_store() -> None:
         for path in (root / package).rglob("*.py")
         if re.search(r"\.check_writable\(\)", path.read_text(encoding="utf-8"))
     }
-    assert found == {"artifacts/store_format.py", "artifacts/stores/bucket_store.py"}
+    assert found == {"artifacts/store.py", "artifacts/stores/bucket_store.py"}

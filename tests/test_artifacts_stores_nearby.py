@@ -12,10 +12,10 @@ import pytest
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.store import Store, open_store
-from artifacts.stores import bucket_client, bucket_store, catalogs, retry
+from artifacts.stores import bucket_client, bucket_store, bucket_store, bucket_client
 from artifacts.stores.bucket_client import Bucket
 from artifacts.stores.copies import Copies
-from artifacts.stores.heads import CATALOGS
+from artifacts.stores.protocol import CATALOGS
 from flows.console.display import Display
 from flows.job.prepare import prepare
 from flows.machine import leases
@@ -32,7 +32,7 @@ NAMESPACE = "ab" * 32
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "WAITS", (0.01,) * 6)
+    monkeypatch.setattr(bucket_client, "WAITS", (0.01,) * 6)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def small_catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("catalogs", "bucket_store"):
         for name in ("JOINED", "WORTH"):
             monkeypatch.setattr(f"artifacts.stores.{module}.{name}", 4)
-    monkeypatch.setattr(catalogs, "MERGED", 3)
+    monkeypatch.setattr(bucket_store, "MERGED", 3)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_patience_has_an_end(store: Store, way: Between, monkeypatch: pytest.Mon
     way.answers, way.spoil = (409,), 1.0
     with pytest.raises(EnvironmentFault, match="no response from"):
         store.get("features/one")
-    assert way.total <= (1 + len(retry.WAITS)) * (1 + bucket_client.INNER_TRIES)
+    assert way.total <= (1 + len(bucket_client.WAITS)) * (1 + bucket_client.INNER_TRIES)
 
 
 def test_a_failing_service_is_borne(store: Store, way: Between, elsewhere: Store) -> None:
@@ -227,7 +227,7 @@ def test_without_copies_all_is_read(
 
 
 def test_many_packs_need_few_requests(store: Store, way: Between, elsewhere: Store) -> None:
-    packs = 3 * catalogs.JOINED
+    packs = 3 * bucket_store.JOINED
     filled(store, packs)
     assert len(RecordSet(store, "captions", NAMESPACE)) == packs  # joins what it sees
     way.clear()
@@ -240,7 +240,7 @@ def test_many_packs_need_few_requests(store: Store, way: Between, elsewhere: Sto
 def test_what_is_in_no_catalog_is_read(
     store: Store, way: Between, elsewhere: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    filled(store, catalogs.JOINED)
+    filled(store, bucket_store.JOINED)
     RecordSet(store, "captions", NAMESPACE)
     late = RecordSet(another_machine(store, monkeypatch, "late"), "captions", NAMESPACE)
     late.publish([Record(key="late")])
@@ -248,24 +248,24 @@ def test_what_is_in_no_catalog_is_read(
     store.delete(name)
     way.clear()
     other = RecordSet(elsewhere, "captions", NAMESPACE)
-    assert "late" in other and len(other) == catalogs.JOINED
+    assert "late" in other and len(other) == bucket_store.JOINED
     assert dict(way.counts) == {"list": 2, "get": 2}
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage" * 100])
 def test_a_damaged_catalog_is_no_loss(store: Store, damage: bytes, elsewhere: Store) -> None:
-    filled(store, catalogs.JOINED)
+    filled(store, bucket_store.JOINED)
     RecordSet(store, "captions", NAMESPACE)
     (name,) = store.list(CATALOGS)
     bucket_client.Bucket(store.url).write(name, damage)
     other = RecordSet(elsewhere, "captions", NAMESPACE)
-    assert len(other) == catalogs.JOINED
+    assert len(other) == bucket_store.JOINED
 
 
 def test_a_pack_in_another_one_s_place_is_set_aside_though_a_catalog_has_it(
     store: Store, elsewhere: Store
 ) -> None:
-    keys = filled(store, catalogs.JOINED).keys()
+    keys = filled(store, bucket_store.JOINED).keys()
     name, other, *_ = store.list("captions")
     body = store.get(other)
     store.delete(name)
@@ -311,7 +311,7 @@ def test_a_large_store_is_listed(
 
 
 def test_catalogs_of_what_nobody_needs_are_rubbish(store: Store) -> None:
-    filled(store, catalogs.JOINED)
+    filled(store, bucket_store.JOINED)
     RecordSet(store, "captions", NAMESPACE)
     assert len(list(store.list(CATALOGS))) == 1
     collect(store, 0, dry_run=False)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore, open_store
-from artifacts.subtitles import one_line
+from artifacts.captions import one_line
 from flows.console.display import Display
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
@@ -23,8 +23,8 @@ from flows.options.formats import TRAINER_FORMATS
 from flows.reviewing.captions import ReviewedCaptions
 from flows.upkeep.cache import collect
 from flows.upkeep.rebuild import RebuildOptions, rebuild
-from stages.decode.job import DecodeJob
-from stages.process.outcome import StageOutcome
+from stages.decode.generation import DecodeJob
+from stages.process.events import StageOutcome
 from tests.support.forms import TAGS, text_of
 from tests.support.media import write_video
 from tests.support.rebuilds import rebuilding

@@ -21,7 +21,7 @@ from flows.machine.launch import StageCall
 from flows.media.labels import label_set
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportRequest
-from flows.options.tune import TuneConfig
+from flows.options.training import TuneConfig
 from flows.running.export import export
 from flows.running.label import LabelRequest, label
 from flows.running.run import embed

@@ -24,7 +24,7 @@ from artifacts.index.manifest import Maker, read_manifest, write_manifest
 from artifacts.index.snapshot import open_snapshot
 from artifacts.index.writing import writing
 from flows.cli.main import main
-from flows.options.search import SearchQuery
+from flows.options.vectors import SearchQuery
 from flows.serving.refusals import HttpRefusal
 from flows.serving.searching import ServedIndex
 from penstock_demo import CLIPS

@@ -17,9 +17,9 @@ import pytest
 
 from artifacts.edits import read_edits
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.secret_files import own_secret
+from artifacts.signing import own_secret
 from flows.results.marker import MARKER
-from flows.results.recorded_command import repeated
+from flows.results.trust import repeated
 from flows.results.run_record import RunRecord
 from flows.results.trust import belief_in, command_in, is_trusted, own_belief
 from tests.support.media import write_video

@@ -17,7 +17,7 @@ import pytest
 
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
-from artifacts.store_format import prepare_store
+from artifacts.store import prepare_store
 from penstock_demo.clips import write_clips
 from tests.support.attacks import Outcome, attacked, seeded
 from tests.support.pipeline import ROOT, SECONDS, Place, read_lines

@@ -18,10 +18,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from artifacts.errors import UsageError
 from flows.console.lines import shortened
-from flows.deployments.login import own_login
+from flows.deployments.server import own_login
 from flows.deployments.server import client_settings, databases
 from flows.planning.machine import find_machine
-from stages.process.environment import child_environment
+from stages.process.fork_client import child_environment
 from tests.support.commands import completed
 from tests.support.media import write_video
 from tests.support.pipeline import ROOT

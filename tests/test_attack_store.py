@@ -14,7 +14,7 @@ import pytest
 from artifacts.claims import Claims
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import ContentDigests
-from artifacts.pack_object import DamagedRecord, verify
+from artifacts.packs import DamagedRecord, verify
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
 from flows.cli.main import main

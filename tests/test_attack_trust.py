@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from artifacts.edits import key_of
-from flows.options.tune import StepOptions
+from flows.options.training import StepOptions
 from tests.support.loopback import visited_port
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.strangers import snapshot

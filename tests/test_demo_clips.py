@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from penstock_demo import CLIPS
-from penstock_demo.batches import is_readable, make_batch
+from penstock_demo.losses import is_readable, make_batch
 from penstock_demo.clips import main, write_clips
 from penstock_demo.render import render_frames
 from penstock_demo.scoring import Truth, read_truths, score_captions

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoProcessor
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as stock
 
 from penstock_demo import CHECKPOINT, CLIPS, DUAL_CHECKPOINT
-from penstock_demo.batches import IGNORE, Batch, make_batch
+from penstock_demo.losses import IGNORE, Batch, make_batch
 from penstock_demo.build import Shape, build
 from penstock_demo.dual.batches import SIDE, make_image_batch
 from penstock_demo.dual.build import DualShape, build_dual
@@ -25,7 +25,7 @@ from penstock_demo.dual.losses import (
     comparison_loss,
     composition_loss,
 )
-from penstock_demo.dual.phrases import GROUPS, IGNORED, NOISE, sample_phrases
+from penstock_demo.dual.pictures import GROUPS, IGNORED, NOISE, sample_phrases
 from penstock_demo.dual.pictures import write_images
 from penstock_demo.dual.scenes import FAR, PAIRS, TRAINED, sample_scene, sample_thing, twin
 from penstock_demo.dual.train import DualRecipe, DualTraining, train_dual

@@ -27,15 +27,15 @@ from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportRequest
 from flows.pipelines import CAPTION
 from flows.planning.costs.decode import rungs
-from flows.planning.rungs import Rung
+from flows.planning.ladder import Rung
 from flows.planning.terms import weights
 from flows.running.export import export
 from flows.running.run import caption
 from penstock_demo import CHECKPOINT, CLIPS
 from penstock_demo.clips import write_clips
-from stages.export.parity import PARITY
+from stages.export.export_plan import PARITY
 from stages.models import describe
-from stages.models.adapters.fitting import modules_of
+from stages.models.adapters.reading import modules_of
 from stages.models.adapters.reading import read_adapter
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.profile import ModelProfile

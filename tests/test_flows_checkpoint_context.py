@@ -9,9 +9,9 @@ import pytest
 
 from artifacts.errors import UsageError
 from artifacts.schema import ChunkIndex, FrameFit
-from flows.checkpoint.context import frame_bound, sampling_of
-from flows.checkpoint.requested_frames import requested_sampling
-from flows.job.context_note import context_note
+from flows.checkpoint.prompt_tokens import frame_bound, sampling_of
+from flows.checkpoint.prompt_tokens import requested_sampling
+from flows.job.namespace_notes import context_note
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, task_of
 from flows.options.commands import CaptionConfig

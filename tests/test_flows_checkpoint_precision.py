@@ -22,7 +22,7 @@ from flows.ledger.namespaces import namespaces_of
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
 from flows.planning.costs.part import settings_as_run
-from flows.planning.rungs import Rung
+from flows.planning.ladder import Rung
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.loading import ModelJob
 from stages.models.profile import ModelProfile

@@ -15,7 +15,7 @@ from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.options.commands import CaptionConfig
 from stages.process.job import job_fields
-from stages.process.report import EventReporter
+from stages.process.events import EventReporter
 from tests.support.hostile import copy_of_demo
 
 GIB = 1 << 30

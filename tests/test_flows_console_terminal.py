@@ -15,7 +15,7 @@ import pytest
 import penstock_demo
 from flows.cli.main import main
 from flows.console.display import READING, Display
-from flows.options.tune import TuneRun
+from flows.options.training import TuneRun
 from flows.running.run_observer import RunObserver
 from stages.process.events import Item, StageNotes
 from tests.support.pipeline import PENSTOCK, ROOT
@@ -37,7 +37,7 @@ LOADS = "the vision half, 2.3 GB"
 @pytest.fixture(autouse=True)
 def drawn_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.console.display.REFRESH_PER_SECOND", 40)
-    monkeypatch.setattr("flows.console.pace.GROUP_SECONDS", 0.02)
+    monkeypatch.setattr("flows.console.display.GROUP_SECONDS", 0.02)
     monkeypatch.setenv("TERM", "xterm")
 
 

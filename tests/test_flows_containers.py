@@ -16,7 +16,7 @@ from PIL import Image
 from artifacts.captions import Caption
 from artifacts.errors import MediaError
 from artifacts.schema import ChunkIndex, FrameFit, Sampling
-from artifacts.subtitles import WRITERS
+from artifacts.captions import WRITERS
 from flows.cli.main import main
 from flows.results.thumbnails import thumbnail
 from stages.frames.clip_copy import ClipCutter

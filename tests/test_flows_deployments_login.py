@@ -14,7 +14,7 @@ import pytest
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from artifacts.errors import EnvironmentFault
-from flows.deployments.login import (
+from flows.deployments.server import (
     login_file,
     login_for,
     new_login,
@@ -23,7 +23,7 @@ from flows.deployments.login import (
     stored_login,
 )
 from flows.deployments.server import client_settings
-from flows.machine.loopback import is_local
+from flows.machine.launch import is_local
 from scripts.stage_processes import child_processes
 from tests.support.pipeline import ROOT
 from tests.support.servers import temporary_server
@@ -70,7 +70,7 @@ def test_the_login_is_made_once_and_its_user_alone_can_read_it(home: Path) -> No
 
 
 def test_starts_at_the_same_time_end_with_the_same_login(home: Path) -> None:
-    code = "from flows.deployments.login import own_login; input(); print(own_login())"
+    code = "from flows.deployments.server import own_login; input(); print(own_login())"
     starts = [
         subprocess.Popen(
             [sys.executable, "-c", code],

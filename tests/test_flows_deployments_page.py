@@ -33,7 +33,7 @@ from flows.deployments.page import (
     report_place,
     sample,
 )
-from flows.deployments.pictures import MOST_BYTES, SIDE, pictures_in, pictures_of
+from flows.deployments.page import MOST_BYTES, SIDE, pictures_in, pictures_of
 from flows.deployments.runs import MAX_LETTERS, named_after_out
 from flows.deployments.view import TABLE_ROWS, plain, table
 from flows.results.run_record import RunRecord

@@ -15,17 +15,17 @@ from artifacts.endpoints import LISTED
 from artifacts.errors import UsageError
 from flows.deployments.caption import caption_videos
 from flows.deployments.config_checks import REMOTE_CODE, VARIABLE, confine
-from flows.deployments.embed import embed_media
-from flows.deployments.export import export_model
-from flows.deployments.index import index_folder
-from flows.deployments.label import label_images
-from flows.deployments.rebuild import rebuild_features
+from flows.deployments.commands import embed_media
+from flows.deployments.commands import export_model
+from flows.deployments.commands import index_folder
+from flows.deployments.commands import label_images
+from flows.deployments.commands import rebuild_features
 from flows.deployments.sweep import sweep_crashed
-from flows.deployments.tune import tune_captions
+from flows.deployments.commands import tune_captions
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
-from flows.options.rebuild import RebuildConfig
-from flows.options.tune import TuneConfig
+from flows.options.commands import RebuildConfig
+from flows.options.training import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from tests.support.pipeline import ROOT
 

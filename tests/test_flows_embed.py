@@ -19,15 +19,15 @@ from artifacts.packs import RecordSet, stored_namespaces
 from artifacts.store import open_store
 from flows.cli.main import main
 from flows.job.prepare import prepare_without_media
-from flows.job.vector_precision import with_vector_precision
+from flows.job.prepare import with_vector_precision
 from flows.ledger.namespaces import Variant
 from flows.options.vectors import EmbedConfig
 from flows.pipelines import EMBED
 from penstock_demo import CHECKPOINT
-from stages.embed import precision_trial
+from stages.embed import run
 from stages.embed.job import EmbedJob
 from stages.embed.run import run as embed_stage
-from stages.embed.trials import KIND
+from stages.embed.job import KIND
 from stages.models.encoding.job import EncodeItem
 from stages.models.half_job import HalfJob
 from stages.process.job import job_fields
@@ -316,7 +316,7 @@ def test_a_trial_stores_its_result_which_decides_for_this_kind_of_card(
     taken: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(precision_trial, "MIN_COSINE", least)
+    monkeypatch.setattr(run, "MIN_COSINE", least)
     store, shown = open_store(str(tmp_path)), open_store(str(on_a_cpu / "store"))
     config = EmbedConfig(
         sources=(), model=str(folder / "clip"), precision="auto", store=str(tmp_path)

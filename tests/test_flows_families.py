@@ -15,8 +15,8 @@ from flows.console.display import Display
 from flows.job.prepare import prepare
 from flows.options.commands import CaptionConfig
 from flows.planning.sizes import estimates
-from stages.decode.stored import read_features
-from stages.models.halves.inject_features import UNDIVIDED
+from stages.decode.protocol import read_features
+from stages.models.halves.offload import UNDIVIDED
 from stages.models.processors.prepare import Clip, load_processor
 from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.clips import joint_model, profile_of

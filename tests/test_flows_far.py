@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from artifacts.pack_object import verify
+from artifacts.packs import verify
 from artifacts.packs import RecordSet
 from artifacts.remote.media_cache import NOTE
 from artifacts.store import open_store

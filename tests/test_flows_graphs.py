@@ -24,7 +24,7 @@ from flows.checkpoint.graphs import (
 )
 from flows.cli.main import main
 from stages.models.graphs.manifest import FILE
-from stages.models.graphs.providers import CPU
+from stages.models.graphs.manifest import CPU
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import embed, items, vectors, write_images
 from tests.support.graphs import graph_job, with_graphs
@@ -208,7 +208,7 @@ def test_doctor_measures_graphs_beside_torch(
 ) -> None:
     from artifacts.store import open_store
     from flows.machine.launch import DirectLauncher
-    from flows.planning.graph_timing import time_graphs
+    from flows.planning.sizes import time_graphs
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     store = open_store(str(tmp_path / "store"))

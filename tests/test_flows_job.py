@@ -28,8 +28,8 @@ from flows.planning.sizes import clip_pixels, estimates
 from flows.results.run_result import RunResult
 from flows.running.run import caption
 from penstock_demo.clips import write_clips
-from stages.decode.job import DecodeJob
-from stages.process.outcome import StageOutcome
+from stages.decode.generation import DecodeJob
+from stages.process.events import StageOutcome
 from tests.support.families import checkpoint
 from tests.support.inside import InsideLauncher, run_inside
 from tests.support.media import write_video

@@ -14,7 +14,7 @@ from flows.ledger.prompts import FilePlaceholders, added_bytes, fill_placeholder
 from flows.ledger.tasks import Medium, task_of
 from flows.media.generated_files import OF_LABELS, GeneratedFiles
 from flows.media.media_files import MediaFile
-from flows.media.text_merging import JoinedTexts
+from flows.media.generated_files import JoinedTexts
 from flows.options.formats import APPEND
 from penstock_demo.clips import write_clips
 from tests.support.inside import run_inside

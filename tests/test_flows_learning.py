@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from artifacts.corrections import StoredEdits
+from artifacts.edits import StoredEdits
 from artifacts.edits import EDITS, read_edits
 from artifacts.errors import EnvironmentFault, Interrupted, NoFeatures, PenstockError, UsageError
 from artifacts.signing import anybody
@@ -19,18 +19,18 @@ from flows.cli.learn_command import _next_steps
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.learning.decisions import decisions_of
-from flows.learning.judging import divide, is_better, times_lower
+from flows.learning.result import divide, is_better, times_lower
 from flows.learning.learn import learn
-from flows.learning.preview import preview
+from flows.learning.learn import preview
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.options.commands import CaptionConfig
-from flows.options.learn import LearnConfig, RecordedRun
+from flows.options.training import LearnConfig, RecordedRun
 from flows.results.marker import MARKER
 from flows.results.report.sections import rounds_facts
 from flows.results.rounds import rounds_in, usable_rounds
 from flows.results.run_status import run_status
 from flows.reviewing.captions import ReviewedCaptions
-from flows.running import sift_first
+from flows.running import sift
 from stages.tune.job import TuneJob
 from tests.support.inside import Ended, InsideLauncher
 from tests.support.learning import PICTURES, Change, School, decide_in, said, style
@@ -327,7 +327,7 @@ def test_a_round_whose_adapter_fails_on_a_decided_medium_is_not_accepted(
     school.decide(mixed)
     before = school.lines()
     failure = {"stage": "decode", "message": "00.png: the reasoning never ended"}
-    caption = sift_first.caption
+    caption = sift.caption
 
     def fails(config: CaptionConfig, *more: Any) -> Any:
         result = caption(config, *more)
@@ -341,7 +341,7 @@ def test_a_round_whose_adapter_fails_on_a_decided_medium_is_not_accepted(
         return result
 
     with monkeypatch.context() as failing, pytest.raises(PenstockError, match="never ended"):
-        failing.setattr(sift_first, "caption", fails)
+        failing.setattr(sift, "caption", fails)
         school.learn()
     (round_,) = rounds_in(school.out)
     assert (round_["phase"], round_["accepted"]) == ("done", False)

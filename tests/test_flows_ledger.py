@@ -20,13 +20,13 @@ from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task, task_of
 from flows.ledger.waves import cut_waves, lengths_of, waves_of
-from flows.ledger.weights import stages_with_work
+from flows.ledger.waves import stages_with_work
 from flows.pipelines import CAPTION, EMBED, SUMMARY, parts_of, with_extras
 from flows.running.batches import batches_by_length, batches_by_shape
 from stages.decode import SCORE
 from stages.models import describe, load_half
 from stages.models.hub import transfer
-from stages.models.hub.fetching import fetch
+from stages.models.hub.transfer import fetch
 from stages.models.hub.resolve import find_model
 from tests.support.hub import COMMIT, Hub, client, serve, use_cache
 from tests.support.pipeline import PENSTOCK, ROOT, read_lines

@@ -10,13 +10,13 @@ import pytest
 
 from artifacts.errors import EnvironmentFault, StageDied
 from artifacts.locks import try_hold
-from flows.machine import device_probe
-from flows.machine.device_probe import check_device, device_memory, try_device
+from flows.machine import budget
+from flows.machine.budget import check_device, device_memory, try_device
 from flows.machine.launch import DirectLauncher, ForkingLauncher, StageCall, StageHandle
 from scripts.gpu_check import forks as gpu_forks
 from stages.process.events import Event, Warned
 from stages.process.fork_client import ForkServer
-from stages.process.lock import lock_path
+from stages.process.live import lock_path
 from tests.support import gpus
 from tests.support.fake_gpu.holding import FORKED
 from tests.support.fake_gpu.state import Machine
@@ -56,7 +56,7 @@ def test_what_was_found_is_not_asked_again(seen: Seen, monkeypatch: pytest.Monke
     check_device(CARD)
     assert len(gpus.contexts(folder)) == 1
     seen(gpus.plain(driver_version="999.1"))
-    monkeypatch.setattr(device_probe, "try_device", lambda _: pytest.fail("tried anew"))
+    monkeypatch.setattr(budget, "try_device", lambda _: pytest.fail("tried anew"))
     with pytest.raises(pytest.fail.Exception, match="tried anew"):  # another driver may not do
         check_device(CARD)
 
@@ -89,7 +89,7 @@ def test_memory_that_the_driver_does_not_tell_is_asked_of_torch(seen: Seen) -> N
 
 def test_a_card_that_is_in_use_is_not_tried(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = seen(gpus.plain())
-    monkeypatch.setattr(device_probe, "try_device", lambda _: pytest.fail("tried"))
+    monkeypatch.setattr(budget, "try_device", lambda _: pytest.fail("tried"))
     held = try_hold(lock_path(CARD))
     assert held is not None
     with held:
@@ -103,7 +103,7 @@ def test_what_cannot_be_remembered_ends_no_run(
     seen(gpus.plain())
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(device_probe, "try_device", lambda _: {"expandable": True})
+    monkeypatch.setattr(budget, "try_device", lambda _: {"expandable": True})
     check_device(CARD)
 
 
@@ -213,7 +213,7 @@ def test_a_server_that_has_used_cuda_forks_nothing(cards: Path, tmp_path: Path) 
 
 def test_libraries_that_ask_cuda_are_imported_after_the_fork(cards: Path, tmp_path: Path) -> None:
     (tmp_path / "asks_cuda.py").write_text("import os\nIMPORTED_BY = os.getpid()\n")
-    code = "import os\nfrom stages.process.fork_imports import import_asking_cuda\n"
+    code = "import os\nfrom stages.process.fork_server import import_asking_cuda\n"
     code += "def warm(job):\n    import_asking_cuda('asks_cuda')\n"
     code += "def run(job, report):\n    import asks_cuda\n"
     code += "    report.note(parent=os.getppid(), own=asks_cuda.IMPORTED_BY == os.getpid())\n"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from artifacts.files import OURS
-from flows.media.folders import left_out_note, unread_in
+from flows.media.sources import left_out_note, unread_in
 from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media, texts_among
 

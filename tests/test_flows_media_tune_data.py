@@ -17,7 +17,7 @@ from artifacts.store import open_store
 from flows.media.example import Example
 from flows.media.tune_data import examples_in, split
 from flows.options.commands import CaptionConfig
-from flows.options.tune import TuneConfig
+from flows.options.training import TuneConfig
 from flows.running.tune import resolve_run
 from tests.support.media import write_video
 from tests.support.saying import lines, run

@@ -12,9 +12,9 @@ from artifacts.options import declared
 from flows.cli.main import parser
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
-from flows.options.rebuild import RebuildConfig
-from flows.options.search import SearchPlace, SearchQuery
-from flows.options.tune import TuneConfig
+from flows.options.commands import RebuildConfig
+from flows.options.vectors import SearchPlace, SearchQuery
+from flows.options.training import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from flows.serving.config import RequestLimits, ServeConfig
 from scripts import keywords

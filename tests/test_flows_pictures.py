@@ -27,11 +27,11 @@ from flows.ledger.waves import waves_of
 from flows.planning.sizes import estimates
 from flows.planning.workloads import COPIES, workload_of, workloads_of
 from stages.frames import run as frames_stage
-from stages.models.encoding.chunks import read_clip
+from stages.models.encoding.run import read_clip
 from stages.models.encoding.job import EncodeItem
-from stages.models.halves.inject_features import new_tokens
-from stages.models.processors.clip import Clip, to_images
-from stages.process.report import EventReporter
+from stages.models.halves.offload import new_tokens
+from stages.models.processors.loading import Clip, to_images
+from stages.process.events import EventReporter
 from tests.support.by_hand import PROFILE, model
 from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.clips import joint_model

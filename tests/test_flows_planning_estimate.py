@@ -10,7 +10,7 @@ from flows.options import model as by_option
 from flows.planning import terms as by
 from flows.planning.costs.encode import PROCESSOR_BYTES
 from flows.planning.estimate import StageEstimate, Term, expected
-from flows.planning.rungs import Rung
+from flows.planning.ladder import Rung
 from flows.planning.terms import attention_terms, power_of_two
 from stages.models.half_job import PINNED_LOAD_BYTES
 from stages.models.profile import PartProfile

@@ -19,11 +19,11 @@ from flows.options.commands import CaptionConfig
 from flows.planning.costs import frames as cutting
 from flows.planning.costs.decode import decode_rungs
 from flows.planning.costs.encode import encode_rungs
-from flows.planning.rungs import Rung
-from flows.results.status import description_lines
+from flows.planning.ladder import Rung
+from flows.results.run_status import description_lines
 from flows.running.run import caption
 from stages.process.job import job_fields
-from stages.process.outcome import StageOutcome
+from stages.process.events import StageOutcome
 from tests.support.media import write_videos
 from tests.support.pipeline import read_lines
 from tests.support.stand_ins import config_in, flat

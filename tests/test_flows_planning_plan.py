@@ -23,8 +23,8 @@ from flows.planning.costs.encode import encode_rungs
 from flows.planning.ladder import Remembered, index_of
 from flows.planning.plan import Plan, plan_of
 from flows.planning.plan_view import explain_lines, plan_lines
-from flows.planning.rungs import Rung, sizes
-from flows.planning.what_fits import BUDGETS_GIB, what_fits
+from flows.planning.ladder import Rung, sizes
+from flows.planning.plan_view import BUDGETS_GIB, what_fits
 from flows.running.run import caption
 from tests.support.by_hand import GIB, budget, images, question
 from tests.support.described import described

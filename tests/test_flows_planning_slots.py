@@ -13,15 +13,15 @@ from flows.planning.choose import PlanRequest, choices
 from flows.planning.costs import estimate
 from flows.planning.costs.decode import GRAMMAR_BYTES, compiles, rungs, supports_slots
 from flows.planning.estimate import StageEstimate
-from flows.planning.rungs import Rung
-from flows.planning.start import batch_without_slots
+from flows.planning.ladder import Rung
+from flows.planning.plan import batch_without_slots
 from stages.decode import engines
 from stages.decode.engines import COMPILED_CAPTIONS, ENGINES, EngineSpec
-from stages.decode.engines.inflight.costs import COMPILED_LAYER_BYTES, COMPILER_BYTES, step_bytes
+from stages.decode.engines.inflight.pool_shape import COMPILED_LAYER_BYTES, COMPILER_BYTES, step_bytes
 from stages.decode.engines.inflight.pool_shape import PoolShape
-from stages.decode.engines.inflight.slot_cache import SLOT_LAYERS
+from stages.decode.engines.inflight.pool import SLOT_LAYERS
 from stages.decode.engines.slot_load import SlotLoad, SlotTerm
-from stages.models.kv_profile import LayerMemory, RowMemory
+from stages.models.footprint import LayerMemory, RowMemory
 from tests.support.by_hand import GIB, KV_A_TOKEN, LAYERS, PROFILE, budget, images, model
 
 FULL = LayerMemory(kind="DynamicLayer", layers=LAYERS, token_bytes=KV_A_TOKEN // LAYERS)

@@ -20,9 +20,9 @@ from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
 from flows.planning.machine import Machine, MachineLookup, find_machine, measure
-from flows.planning.remaining_work import remaining_work
-from flows.planning.rungs import Rung
-from flows.planning.seconds import Pass, WorkEstimate, pass_seconds, seconds, seconds_per_parameter
+from flows.planning.workloads import remaining_work
+from flows.planning.ladder import Rung
+from flows.planning.machine import Pass, WorkEstimate, pass_seconds, seconds, seconds_per_parameter
 from flows.planning.sizes import Estimate, estimates
 from flows.planning.times import stage_seconds, times_of
 from flows.planning.workloads import workload_of

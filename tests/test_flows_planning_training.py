@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 from artifacts.errors import UsageError
 from flows.cli.main import main
 from flows.planning.architecture import Architecture, read_architecture
-from flows.planning.stacks import attention_of, mlp_of, stacks_of
+from flows.planning.architecture import attention_of, mlp_of, stacks_of
 from flows.planning.training.estimate import (
     LOGITS,
     adapted_layer_bytes,
@@ -26,8 +26,8 @@ from flows.planning.training.estimate import (
     lora_parameters,
     train_estimate,
 )
-from flows.planning.training.terms import TrainEstimate, Training
-from flows.planning.transformer import Transformer
+from flows.planning.training.estimate import TrainEstimate, Training
+from flows.planning.architecture import Transformer
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header
 from tests.support.families import hf

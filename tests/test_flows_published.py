@@ -26,7 +26,7 @@ from stages.models.adapters.reading import ADAPTER_WEIGHTS, LoraAdapter
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.published import FIELD
 from stages.summarize.job import SUMMARY
-from stages.summarize.packing import TimedText
+from stages.summarize.job import TimedText
 from tests.support.clips import joint_model
 from tests.support.first_releases import RELEASES, Medium, Question, answers, build, release
 from tests.support.inside import Ended, InsideLauncher, Ran, run_inside, run_through

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-import flows.media.text_merging
+import flows.media.generated_files
 from artifacts.captions import Failure, write_jsonl
 from artifacts.errors import EnvironmentFault, Interrupted, UsageError
 from flows.media.generated_files import GeneratedFiles
-from flows.media.text_merging import JoinedTexts
+from flows.media.generated_files import JoinedTexts
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.formats import APPEND, PREPEND
 from flows.options.vectors import LabelConfig
@@ -25,7 +25,7 @@ from flows.results.foreign_files import (
     refuse_replacing_page,
 )
 from flows.results.run_result import RunResult
-from flows.search.page import page_of
+from flows.search.query import page_of
 from tests.support.rows import HARD
 from tests.support.saying import LONG, make, run
 
@@ -276,7 +276,7 @@ def test_a_run_that_was_killed_before_it_wrote_puts_the_caption_once(
 
     for prompt in ("A?", "B?"):
         with monkeypatch.context() as patch:
-            patch.setattr(flows.media.text_merging, "write_text", killed)
+            patch.setattr(flows.media.generated_files, "write_text", killed)
             with pytest.raises(Interrupted):
                 put(config, rule, prompt)
         put(config, rule, prompt)

@@ -9,10 +9,10 @@ import pytest
 
 from artifacts.errors import UsageError
 from artifacts.labels import Labelled, spans_of, write_coco
-from artifacts.text_vectors import TextVectors
+from artifacts.vectors import TextVectors
 from flows.media.labels import Label, LabelSet
 from flows.results.labels.rows import pooled
-from flows.results.labels.rules import (
+from flows.results.labels.rows import (
     above_gap,
     cosines_of,
     label_rules,

@@ -20,7 +20,7 @@ from flows.cli.search_command import _copied
 from flows.media.tune_data import examples_in
 from flows.search.query import Hit
 from flows.studio.roots import _placed
-from stages.decode.job import DecodeItem
+from stages.decode.generation import DecodeItem
 from tests.support.odd_disk import (
     CASELESS,
     ENCRYPTED,

@@ -14,14 +14,14 @@ import pyarrow.parquet
 import pytest
 
 import flows.machine.launch
-import flows.results.cutting
+import flows.results.clips
 from artifacts.errors import Interrupted, Killed
 from flows.cli.status_command import lines as status_lines
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
-from flows.results.run_read import load_record
+from flows.results.run_status import load_record
 from flows.results.run_result import RunResult
-from flows.results.status import stages_of
+from flows.results.run_status import stages_of
 from flows.running.run import caption
 from stages.process.job import job_fields
 from tests.support.media import decode_plainly, write_video
@@ -174,7 +174,7 @@ def test_clips_cut_at_a_time(
 ) -> None:
     for number in range(3):
         write_video(clips / f"more-{number}.mp4", ticks=range(75), gop=20 + number)
-    monkeypatch.setattr(flows.results.cutting, "SHARD_BYTES", (clips / LONG).stat().st_size - 1)
+    monkeypatch.setattr(flows.results.clips, "SHARD_BYTES", (clips / LONG).stat().st_size - 1)
     stages = Saying()
     run(config, stages)
     told = [job_fields(c.job)["cuts"] for c in stages.calls if c.name == "cut"]

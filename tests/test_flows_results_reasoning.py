@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from artifacts.edits import Edit, EditJournal, changes_of, key_of
-from artifacts.reasoning import TAGS, answer_in, ends_inside
+from artifacts.captions import TAGS, answer_in, ends_inside
 from flows.job.prepare import prepare
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
@@ -18,11 +18,11 @@ from flows.results.captions import MAYBE_THINKING, _text_and_warnings, caption_o
 from penstock_demo import CHECKPOINT
 from stages.decode.generate_kwargs import GenerateKwargs
 from stages.decode.generation import SamplingParams
-from stages.decode.job import DecodeItem
+from stages.decode.generation import DecodeItem
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.loading import load_processor, tag_ids
 from stages.models.processors.prepare import opens_reasoning
-from stages.process.outcome import StageOutcome
+from stages.process.events import StageOutcome
 from tests.support.inside import run_inside
 from tests.support.media import write_video
 from tests.support.pipeline import Place, read_lines

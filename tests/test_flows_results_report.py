@@ -14,10 +14,10 @@ from flows.cli.main import main
 from flows.pages.document import as_json
 from flows.results.report.facts import facts, page
 from flows.results.report.sections import SHEET
-from flows.results.report.stages import timeline_of
-from flows.results.run_read import load_record
+from flows.results.report.facts import timeline_of
+from flows.results.run_status import load_record
 from flows.results.run_record import SPANS, RunRecord
-from stages.process.outcome import StageOutcome
+from stages.process.events import StageOutcome
 from tests.support.reports import (
     GIB,
     PLAN,

@@ -17,9 +17,9 @@ from flows.cli.main import main
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from stages.decode.generation import SamplingParams
-from stages.decode.job import DecodeJob
+from stages.decode.generation import DecodeJob
 from stages.decode.json_schema import canonical, rest_of
-from stages.process.outcome import StageOutcome
+from stages.process.events import StageOutcome
 from tests.support.forms import SIX, TAGS, text_of
 from tests.support.saying import ALL, Saying, lines, make, run, samples
 

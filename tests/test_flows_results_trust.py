@@ -15,14 +15,14 @@ from PIL import Image
 from artifacts.edits import EDITS, TORN, read_edits
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import write_text
-from artifacts.linking import link
+from artifacts.files import link
 from artifacts.regular_files import guard, open_below
 from artifacts.signing import anybody, proof_by
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.media.generated_files import digest_at
 from flows.options.commands import CaptionConfig
-from flows.options.sift import SiftConfig
+from flows.options.vectors import SiftConfig
 from flows.results.marker import MARKER
 from flows.results.report.facts import write_report
 from flows.results.trust import belief_in, command_in, is_trusted, own_belief
@@ -322,7 +322,7 @@ def test_a_report_requests_no_address_that_no_folder_of_mine_vouches_for(
         asked.append(source)
         return ""
 
-    monkeypatch.setattr("flows.results.report.sift.data_address", noted)
+    monkeypatch.setattr("flows.results.report.facts.data_address", noted)
     write_report(out)
     assert asked == [rows[1]["path"]]
     entries = [json.loads(line) for line in (out / "media.jsonl").read_text().splitlines()]

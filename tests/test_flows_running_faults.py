@@ -14,8 +14,8 @@ from flows.job import encode_ways
 from flows.machine.launch import StageCall
 from flows.running import stage_calls
 from stages.decode.engines.inflight.compiled import CompiledStep
-from stages.decode.job import DecodeJob
-from stages.process.outcome import StageOutcome
+from stages.decode.generation import DecodeJob
+from stages.process.events import StageOutcome
 from tests.support import gpus
 from tests.support.commands import completed
 from tests.support.dual_encoders import save_clip

@@ -19,15 +19,15 @@ import pytest
 
 import flows.running.pipeline_runner
 from artifacts.errors import EnvironmentFault, Interrupted, Killed, PenstockError
-from artifacts.pack_object import DamagedRecord
+from artifacts.packs import DamagedRecord
 from flows.console.display import Display
-from flows.job.partitions import partitions_of
+from flows.job.job_summary import partitions_of
 from flows.machine.launch import REMAKES, StageCall
 from flows.options.commands import CaptionConfig
 from flows.running.run import caption
 from penstock_demo.clips import write_clips
 from stages.process.job import job_fields
-from stages.process.outcome import StageOutcome
+from stages.process.events import StageOutcome
 from stages.process.stage_process import Listener, StageProcess
 from tests.support.commands import completed
 from tests.support.crashing import CRASH, HANG

@@ -8,11 +8,11 @@ import pytest
 
 from artifacts.errors import CannotFit, Interrupted, Killed, PenstockError, StageDied
 from flows.machine.launch import MAX_RESTARTS, with_restarts
-from flows.planning.rungs import Rung
+from flows.planning.ladder import Rung
 from flows.running.stage_loop import Attempt, StageLoop, crash_suspects
 from stages import encode, frames
-from stages.process.outcome import StageOutcome
-from stages.process.stage import StageSpec
+from stages.process.events import StageOutcome
+from stages.process.job import StageSpec
 
 NO_MEMORY = CannotFit("out of memory", hint="")
 CRASHED = StageDied("crashed", hint="", return_code=-11)

@@ -19,7 +19,7 @@ from artifacts.schema import WHOLE_SECONDS, FrameFit, Sampling
 from artifacts.store import FolderStore
 from flows.checkpoint.models import Model
 from flows.console.display import Display
-from flows.job.card_frames import as_card, card_note, card_source, sampling_as_card
+from flows.job.card_sampling import as_card, card_note, card_source, sampling_as_card
 from flows.ledger.namespaces import variants_of
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
@@ -28,7 +28,7 @@ from flows.running.run import caption
 from flows.upkeep.cache import sampling_text
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
-from stages.frames.decoder import Decoder
+from stages.frames.reader import Decoder
 from stages.frames.video import Video
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import profile_of

@@ -14,7 +14,7 @@ from PIL import Image
 
 from artifacts.errors import EnvironmentFault
 from artifacts.index.manifest import read_manifest
-from artifacts.index.moments import single
+from artifacts.index.where import single
 from artifacts.index.search import Query, Searcher
 from artifacts.index.snapshot import open_snapshot
 from flows.cli.main import main

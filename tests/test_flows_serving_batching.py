@@ -13,11 +13,11 @@ import pytest
 from artifacts.locks import try_hold
 from flows.console.display import Display
 from flows.serving.batching import Batcher, QueuedRequest
-from flows.serving.device_scheduler import DeviceScheduler
-from flows.serving.single_flight import SingleFlight
+from flows.serving.batching import DeviceScheduler
+from flows.serving.uploads import SingleFlight
 from stages.embed_texts.job import TextsItem
 from stages.process.live import WITHDRAWN, RequestBatches
-from stages.process.lock import CPU_LOCK
+from stages.process.live import CPU_LOCK
 from stages.process.output_streams import LastingStream, failed_writes
 from tests.support.on_a_loop import HANGS_SECONDS, on_a_loop
 
@@ -203,7 +203,7 @@ def test_one_at_work_finishes_its_turn_and_gives_way(monkeypatch: pytest.MonkeyP
             await asyncio.sleep(0)
         assert not coming.done()
         assert not place.must_yield(), "its turn is not over"
-        monkeypatch.setattr("flows.serving.device_scheduler.TURN_SECONDS", 0.0)
+        monkeypatch.setattr("flows.serving.batching.TURN_SECONDS", 0.0)
         assert place.must_yield(), "it is to begin nothing more"
         first.idle = True
         place.recheck()
@@ -225,7 +225,7 @@ def test_a_full_log_keeps_no_half_from_the_device(
 ) -> None:
     path = tmp_path / "lock"
     monkeypatch.setenv(CPU_LOCK, str(path))
-    monkeypatch.setattr("flows.serving.device_scheduler.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("flows.serving.batching.POLL_SECONDS", 0.01)
 
     async def go(full: IO[str]) -> None:
         place = DeviceScheduler("cpu", 100, Display(to=full).print_line)
@@ -249,7 +249,7 @@ def test_a_full_log_keeps_no_half_from_the_device(
 def test_a_device_is_waited_for_and_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "lock"
     monkeypatch.setenv(CPU_LOCK, str(path))
-    monkeypatch.setattr("flows.serving.device_scheduler.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("flows.serving.batching.POLL_SECONDS", 0.01)
 
     async def go() -> None:
         said: list[str] = []

@@ -14,12 +14,12 @@ import pytest
 
 from artifacts.keys import content_key
 from flows.serving import uploads
-from flows.serving.caption_params import CaptionParams, StreamedText, in_order, joined_text
+from flows.serving.captioning import CaptionParams, StreamedText, in_order, joined_text
 from flows.serving.chat import ChatRequest, json_in, parse_chat_request
-from flows.serving.chat_params import MIN_TEMPERATURE, MIN_TOP_P
+from flows.serving.chat import MIN_TEMPERATURE, MIN_TOP_P
 from flows.serving.refusals import HttpRefusal
-from flows.serving.shown_names import shown_name, without_paths
-from flows.serving.temp_store import TempStore, temp_folder
+from flows.serving.refusals import shown_name, without_paths
+from flows.serving.record_cache import TempStore, temp_folder
 from flows.serving.uploads import Upload, kind_of, receive, stored
 from stages.decode.generation import SamplingParams
 from stages.process.events import CaptionProgress
@@ -465,7 +465,7 @@ def test_kinds_are_told_by_how_files_begin() -> None:
 
 
 def test_folders_of_killed_servers_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.serving.temp_store.MEMORY", tmp_path / "memory")
+    monkeypatch.setattr("flows.serving.record_cache.MEMORY", tmp_path / "memory")
     (left := tmp_path / "penstock-serve-1-x").mkdir()  # of a container, where 1 always exists
     with temp_folder(tmp_path) as ours, temp_folder(tmp_path) as scratch:
         assert not left.exists()

@@ -21,22 +21,22 @@ from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from flows.machine.launch import StageCall
 from flows.planning.ladder import Ladder, Remembered
-from flows.planning.rungs import Rung, sizes
+from flows.planning.ladder import Rung, sizes
 from flows.serving import record_cache, startup
-from flows.serving.device_scheduler import DeviceScheduler
-from flows.serving.half_spec import HalfWorkerSpec
+from flows.serving.batching import DeviceScheduler
+from flows.serving.half_worker import HalfWorkerSpec
 from flows.serving.half_worker import HalfWorker
-from flows.serving.head_limit import limited_protocol
+from flows.serving.listening import limited_protocol
 from flows.serving.metrics import Metrics
 from flows.serving.record_cache import RecordCache, RecordCacheFlusher
 from flows.serving.refusals import HttpRefusal
-from flows.serving.temp_store import TempStore
+from flows.serving.record_cache import TempStore
 from flows.serving.worker_process import WorkerProcess
 from stages.process.events import BatchShrunk, Published, StageNotes, TooLarge
 from stages.process.job import job_fields
 from stages.process.live import read_requests
-from stages.process.lock import CPU_LOCK
-from stages.process.outcome import StageOutcome
+from stages.process.live import CPU_LOCK
+from stages.process.events import StageOutcome
 from stages.process.stage_process import Listener
 from tests.support.on_a_loop import on_a_loop
 from tests.support.started import made_job
@@ -153,7 +153,7 @@ def test_a_lock_that_fails_once_keeps_no_request_waiting(
             raise fault
         return try_hold(path)
 
-    monkeypatch.setattr("flows.serving.device_scheduler.try_hold", faulty)
+    monkeypatch.setattr("flows.serving.batching.try_hold", faulty)
     assert asked(tmp_path, "ab")[0] == ["made a", "made b"]
 
 
@@ -448,7 +448,7 @@ def answered(seconds: float, client: Callable[[socket.socket], Awaitable[int]]) 
         await serving
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flows.serving.head_limit.READ_SECONDS", seconds)
+        patch.setattr("flows.serving.listening.READ_SECONDS", seconds)
         on_a_loop(work)
     return found[0], found[1]
 

@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from artifacts.index.manifest import read_manifest
-from artifacts.index.rows import ROW
+from artifacts.index.shard import ROW
 from artifacts.index.snapshot import open_snapshot
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
@@ -26,7 +26,7 @@ from flows.serving.guard import Guard
 from flows.serving.metrics import Metrics
 from flows.serving.searching import ServedIndex
 from flows.serving.service import Service
-from flows.serving.temp_store import TempStore
+from flows.serving.record_cache import TempStore
 from tests.support.dual_encoders import save_clip
 from tests.support.inside import Ended, InsideLauncher
 from tests.support.media import write_video

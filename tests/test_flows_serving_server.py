@@ -20,20 +20,20 @@ import pytest
 import uvicorn
 
 from artifacts.errors import UsageError
-from artifacts.index.measuring import measure
+from artifacts.index.upkeep import measure
 from artifacts.index.snapshot import open_snapshot
-from artifacts.index.stored_rows import read_whole
+from artifacts.index.shard import read_whole
 from artifacts.index.writing import writing
 from flows.console.display import Display
-from flows.options.search import SearchQuery
+from flows.options.vectors import SearchQuery
 from flows.serving import uploads
 from flows.serving.config import ServeConfig
 from flows.serving.guard import refuse
-from flows.serving.head_limit import limited_protocol
+from flows.serving.listening import limited_protocol
 from flows.serving.refusals import HttpRefusal
 from flows.serving.searching import ServedIndex
 from flows.serving.startup import open_service
-from flows.serving.temp_store import TempStore
+from flows.serving.record_cache import TempStore
 from tests.support.disks import small_disk
 from tests.support.indexes import MAKER, write
 from tests.support.pipeline import PENSTOCK, ROOT

@@ -32,16 +32,16 @@ from flows.cli.main import main
 from flows.console.display import Display
 from flows.media.media_files import Selection
 from flows.media.sources import find_media
-from flows.options.sift import SiftConfig
-from flows.results.sifted import hamming
+from flows.options.vectors import SiftConfig
+from flows.results.sifted import duplicates
 from flows.results.sifted.duplicates import Fingerprint, groups_of
-from flows.results.sifted.hamming import near_pairs
-from flows.results.sifted.heads import read_head
+from flows.results.sifted.duplicates import near_pairs
+from flows.results.sifted.duplicates import read_head
 from flows.results.sifted.marks import MARKS
-from flows.results.sifted.table import MarkedFiles, kept_of, parse_keep
-from flows.results.sifted.writing import Sifted
+from flows.results.sifted.marks import MarkedFiles, kept_of, parse_keep
+from flows.results.sifted.marks import Sifted
 from flows.running.sift import sift
-from stages.sift.record import NO_LOOK, SIDE
+from stages.sift.measures import NO_LOOK, SIDE
 from tests.support.pipeline import read_lines
 
 SMALL = Plan(copied=12, blurred=4, letterboxed=4, black=2, single=8)
@@ -217,7 +217,7 @@ def test_bands_find_the_pairs_that_a_comparison_of_all_finds(
         for bit in rng.choice(64, int(rng.integers(0, 13)), replace=False):
             others[at] ^= np.uint64(1) << np.uint64(bit)
     every = near_pairs(ones, others, 10)
-    monkeypatch.setattr(hamming, "ALL_PAIRS", 0)
+    monkeypatch.setattr(duplicates, "ALL_PAIRS", 0)
     assert np.array_equal(near_pairs(ones, others, 10), every) and len(every) > 2700
 
 

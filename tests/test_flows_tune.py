@@ -22,8 +22,8 @@ from flows.console.display import Display
 from flows.machine.launch import DirectLauncher
 from flows.media.example import Example
 from flows.options.commands import CaptionConfig
-from flows.options.learn import LearnConfig, RecordedRun
-from flows.options.tune import TuneConfig
+from flows.options.training import LearnConfig, RecordedRun
+from flows.options.training import TuneConfig
 from flows.results.report.sections import MAX_POINTS, training_facts
 from flows.results.tuned import (
     RUN,
@@ -39,7 +39,7 @@ from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.tune import STAGE
-from stages.tune.examples import TrainingExample
+from stages.tune.training import TrainingExample
 from stages.tune.job import RECORD
 from stages.tune.training import Trainer
 from tests.support.browser import Browser
@@ -247,7 +247,7 @@ def test_a_dry_run_of_learn_refuses_captions_that_the_round_refuses(
     config = LearnConfig(out=str(tmp_path))
     run = recorded.tuning(config, tmp_path / "run", 8)
     wrong = Example(path=Path(CLIP), caption="a cat <|im_end|>", line=3)
-    monkeypatch.setattr("flows.learning.preview.preview", lambda *_: ([], run, [wrong]))
+    monkeypatch.setattr("flows.learning.learn.preview", lambda *_: ([], run, [wrong]))
     with pytest.raises(ControlWord, match=r"line 3 holds <\|im_end\|>, a control token of demo"):
         _show(config, recorded, as_json=False)
 

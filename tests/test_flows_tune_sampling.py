@@ -7,7 +7,7 @@ import pytest
 
 from artifacts.store import FolderStore
 from flows.cli.main import main
-from flows.options.tune import TuneConfig
+from flows.options.training import TuneConfig
 from flows.running.tune import resolve_run
 
 WAYS = {

@@ -18,17 +18,17 @@ from PIL import Image
 from artifacts.claims import claims_at
 from artifacts.errors import Interrupted, UsageError
 from artifacts.locks import try_hold
-from artifacts.pack_object import verify
+from artifacts.packs import verify
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore
-from artifacts.store_format import prepare_store
-from flows.checkpoint.user_gguf import COPIES
+from artifacts.store import prepare_store
+from flows.checkpoint.gguf import COPIES
 from flows.cli import cache_command
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.machine.leases import leased, running_jobs
 from flows.options.commands import CaptionConfig
-from flows.options.rebuild import RebuildConfig
+from flows.options.commands import RebuildConfig
 from flows.running.run import caption
 from flows.upkeep.cache import collect, holdings
 from flows.upkeep.rebuild import RebuildOptions, RebuildResult, rebuild
@@ -218,7 +218,7 @@ def other_weights(config: CaptionConfig) -> None:
 def test_the_server_refuses_bad_parameters_before_a_run() -> None:
     from prefect.utilities.schema_tools import ValidationError, validate
 
-    from flows.deployments.rebuild import rebuild_features
+    from flows.deployments.commands import rebuild_features
 
     schema = rebuild_features.parameters.model_dump()
     good: dict[str, Any] = {"config": {"sources": ["a"]}}
@@ -419,7 +419,7 @@ def test_a_rebuild_of_a_deployment_has_a_folder_of_its_own(config: CaptionConfig
 def test_the_flow_makes_the_bytes_of_the_plain_command(tmp_path: Path) -> None:
     from prefect.testing.utilities import prefect_test_harness
 
-    from flows.deployments.rebuild import rebuild_features
+    from flows.deployments.commands import rebuild_features
 
     write_clips(tmp_path / "clips", 2, seed=6)
     plain = Place(clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "plain")

@@ -22,7 +22,7 @@ from penstock_demo.clips import write_clips
 from stages.models import gguf
 from stages.models.gguf import FILE, FORMAT, MANIFEST
 from stages.models.half_job import DescribeJob
-from stages.process.outcome import StageOutcome
+from stages.process.events import StageOutcome
 from tests.support.described import described
 from tests.support.hostile import copy_of_demo
 from tests.support.inside import Ended, InsideLauncher
@@ -59,7 +59,7 @@ class Comparing:
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file on a machine that looks as if the extra were installed."""
     monkeypatch.setattr(gguf, "version", lambda name: "1")
-    monkeypatch.setattr("flows.checkpoint.user_gguf.version", lambda name: "1")
+    monkeypatch.setattr("flows.checkpoint.gguf.version", lambda name: "1")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     return tmp_path / "model.gguf"
 

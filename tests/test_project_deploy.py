@@ -34,10 +34,10 @@ from prefect.workers.process import ProcessWorker
 
 from artifacts.errors import UsageError
 from flows.deployments.handing import POOL
-from flows.deployments.login import is_own_server
+from flows.deployments.server import is_own_server
 from flows.deployments.many import PORTION
 from flows.deployments.server import client_settings
-from flows.machine.loopback import answers
+from flows.machine.launch import answers
 from scripts import login, prepare_pool
 from scripts.patient_worker import is_retried, make_patient
 from scripts.prefect_stack import free_port

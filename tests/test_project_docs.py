@@ -16,11 +16,11 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from docs.conf import NAVIGATION
-from flows.machine.cpu import cpu_has_bfloat16
+from flows.machine.versions import cpu_has_bfloat16
 from scripts.follow_docs import faults, read, run_on_terminal
 from scripts.shown.commands import ROOT, Shown, commands, inline, pages
 from scripts.shown.parsing import wrong, wrong_inline
-from stages.models.halves.classes import config_and_class
+from stages.models.halves.routes import config_and_class
 from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.commands import completed
 from tests.support.families import checkpoint

@@ -19,9 +19,9 @@ import pytest
 from artifacts import options
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
-from flows.options.rebuild import RebuildConfig
-from flows.options.search import SearchPlace, SearchQuery
-from flows.options.tune import TuneConfig
+from flows.options.commands import RebuildConfig
+from flows.options.vectors import SearchPlace, SearchQuery
+from flows.options.training import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from flows.serving.config import ServeConfig
 from tests.support.frozen_cells import CELLS, JOBS, LABELS, SLOW, Cell

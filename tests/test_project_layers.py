@@ -41,7 +41,7 @@ BREACHES = {
         ("stages/new.py", ""),
     ],
     "Inside models: a job over processors and precision over halves over files": [
-        ("stages/models/pixel_bounds.py", "import stages.models.in_tree"),
+        ("stages/models/profile.py", "import stages.models.in_tree"),
     ],
     "Inside decode: the stage over its engines over what both of them speak": [
         ("stages/decode/generation.py", "import stages.decode.json_schema"),

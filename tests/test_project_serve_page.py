@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flows.machine.cpu import cpu_has_bfloat16
+from flows.machine.versions import cpu_has_bfloat16
 from tests.support.commands import completed
 from tests.support.pipeline import ROOT
 from tests.support.serving import serving

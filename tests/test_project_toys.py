@@ -125,7 +125,7 @@ ENGINE = "row-by-row"
 DECODE = """
 import json, sys
 from stages.decode.run import run, warm
-from stages.process.report import EventReporter
+from stages.process.events import EventReporter
 job = json.loads(sys.argv[1])
 warm(job)
 run(job, EventReporter(1))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scripts.warm import PLACE, forked_for
-from stages.process.environment import child_environment
+from stages.process.fork_client import child_environment
 from stages.process.fork_client import ASK_NVML
 from tests.support.started import until
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flows.checkpoint.context import sampling_of
+from flows.checkpoint.prompt_tokens import sampling_of
 from flows.options.commands import CaptionConfig
 from scripts.model_table import FRAMES, UNKNOWN, in_context
 from scripts.published_check import (
@@ -21,8 +21,8 @@ from scripts.published_check import (
     processors,
     record,
 )
-from stages.models.pixel_bounds import PixelBounds
-from stages.models.published_facts import FACTS, FamilyFacts, facts_of
+from stages.models.profile import PixelBounds
+from stages.models.published import FACTS, FamilyFacts, facts_of
 from tests.support.by_hand import PROFILE
 from tests.support.commands import completed
 
@@ -66,7 +66,7 @@ def test_every_entry_names_its_source_and_possible_values() -> None:
 
 def test_the_table_is_read_without_a_model_library() -> None:
     code = (
-        "import sys, stages.models.published_facts;"
+        "import sys, stages.models.published;"
         "sys.exit(any(n in sys.modules for n in ('torch', 'transformers', 'numpy')))"
     )
     assert completed([sys.executable, "-c", code]).returncode == 0

@@ -26,7 +26,7 @@ from stages.ask import UNANSWERED, AskItem, AskJob
 from stages.ask.servers import Client, NoReply, Reply, RequestPace
 from stages.process.events import Failed, Warned, event_of
 from stages.process.job import job_fields
-from stages.process.report import EventReporter
+from stages.process.events import EventReporter
 from tests.support.endpoint import ONCE, TWENTY, StandIn, digest_in, running, told
 
 

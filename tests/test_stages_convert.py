@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
-from stages.convert.pickles import open_pickle
+from stages.convert.run import open_pickle
 from stages.models.hub.checkpoint import INDEX
 from stages.models.shards import NOTE
 from tests.support import evaclip

@@ -11,10 +11,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LogitsProcessorList, PreTrainedTokenizerFast
 
 from penstock_demo import CHECKPOINT
-from stages.decode.avoided import AvoidedLogitsProcessor, avoided, token_bytes
+from stages.decode.constraint import AvoidedLogitsProcessor, avoided, token_bytes
 from stages.decode.generate_kwargs import GenerateKwargs
 from stages.decode.generation import SamplingParams
-from stages.decode.job import DecodeItem
+from stages.decode.generation import DecodeItem
 from stages.models.processors.loading import load_processor
 from tests.support.clips import half_model
 

@@ -15,13 +15,13 @@ from stages.decode.confidence import Confidence, LogitsWatch, likeliest, offset_
 from stages.decode.engines.inflight.scheduler import SequenceState
 from stages.decode.engines.transformers import TransformersEngine
 from stages.decode.generation import SamplingParams
-from stages.decode.job import DecodeItem, DecodeJob
+from stages.decode.generation import DecodeItem, DecodeJob
 from stages.decode.prompts import prompts_for
-from stages.decode.score_job import ScoreItem, ScoreJob
+from stages.decode.generation import ScoreItem, ScoreJob
 from stages.decode.scoring import run as score
-from stages.decode.stored import read_features
+from stages.decode.protocol import read_features
 from stages.models.halves.features import Features
-from stages.models.halves.inject_features import generate, new_tokens, prompt_in
+from stages.models.halves.offload import generate, new_tokens, prompt_in
 from stages.models.halves.records import merge_blank, merge_rows
 from stages.process.job import parse_job
 from tests.support.clips import PROMPTS

@@ -20,9 +20,9 @@ from penstock_demo import CHECKPOINT
 from stages.decode import run
 from stages.decode.generate_kwargs import PresencePenalty, seed_of
 from stages.decode.generation import SamplingParams
-from stages.decode.job import DecodeItem
-from stages.decode.repetition import NGRAM, PENALTY, is_repetitive
-from stages.models.processors.chat_template import PARTS, PLAIN, write
+from stages.decode.generation import DecodeItem
+from stages.decode.prompts import NGRAM, PENALTY, is_repetitive
+from stages.models.processors.calling import PARTS, PLAIN, write
 from stages.models.processors.prepare import Clip, load_processor
 from tests.support.clips import clips, joint_inputs, joint_model
 from tests.support.families import checkpoint

@@ -16,7 +16,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from artifacts.claims import claims_at
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
-from stages.decode.engines.inflight import engine_check
+from stages.decode.engines.inflight import engine
 from stages.decode.engines.inflight.engine import InflightEngine
 from stages.decode.engines.inflight.pool import SlotPool
 from stages.decode.protocol import DecodeRequest
@@ -133,7 +133,7 @@ def test_what_a_checkpoint_does_to_its_logits_is_done_row_by_row(
     assert words(wave.captions(THIRD)) == words(wave.captions(OTHER)) != words(wave.captions())
     assert min(one["tokens"] for one in wave.captions(OTHER)) >= more.get("min_new_tokens", 1)
     if not more:  # a penalty by itself is applied to all rows at once
-        in_check = 3 * (engine_check.STEPS + 1)
+        in_check = 3 * (engine.STEPS + 1)
         assert len(calls) <= in_check + len(keys_told(told)), "once per prompt"
 
 
@@ -153,7 +153,7 @@ def failing(whole: Any, calls: Container[int]) -> Any:
     return method
 
 
-TRIED = 3 * (engine_check.STEPS + engine_check.BEFORE) - engine_check.BEFORE
+TRIED = 3 * (engine.STEPS + engine.BEFORE) - engine.BEFORE
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def test_a_half_that_is_not_for_slots_is_refused_or_served_in_batches_of_its_own
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wave = mixed_wave(tmp_path, 4, "bfloat16")
-    monkeypatch.setattr(engine_check, "_same", lambda *_: False)
+    monkeypatch.setattr(engine, "_same", lambda *_: False)
     with pytest.raises(UsageError, match="depends on neighbouring slots") as caught:
         in_slots(wave)
     assert "transformers" in caught.value.hint
@@ -246,7 +246,7 @@ def test_a_caption_of_either_engine_answers_who_leaves_the_choice(
         theirs.publish([renamed])
     ours.publish([records.read("caption-5")])
     if speaks == "transformers":
-        monkeypatch.setattr(engine_check, "_same", lambda *_: False)
+        monkeypatch.setattr(engine, "_same", lambda *_: False)
     job["batches"] = [
         [item._replace(instead=item.key.replace("caption", "old")) for item in batch]
         for batch in job["batches"]

@@ -10,12 +10,12 @@ from torch import nn
 from artifacts.errors import CannotFit, UsageError
 from artifacts.schema import Half
 from penstock_demo import CHECKPOINT
-from stages.decode.prefill_options import PrefillOptions, chunked_prefill_matches
-from stages.models.halves import inject_features
-from stages.models.halves.chunked_mlp import chunk_position_wise
+from stages.decode.generate_kwargs import PrefillOptions, chunked_prefill_matches
+from stages.models.halves import offload
+from stages.models.halves.absent import chunk_position_wise
 from stages.models.halves.features import Features, encode
-from stages.models.halves.inject_features import generate
-from stages.models.halves.reloadable import ReloadableHalf
+from stages.models.halves.offload import generate
+from stages.models.halves.load import ReloadableHalf
 from stages.models.halves.routes import choose_route
 from stages.models.loading import ModelJob
 from tests.support.clips import PROMPTS, clips
@@ -138,7 +138,7 @@ def test_logits_of_a_long_prompt_are_those_of_its_last_token(
 ) -> None:
     held, inputs, features = halves(variant, tmp_path)
     whole: Any = held.call(lambda half: generate(half, inputs, features, **GREEDY))
-    monkeypatch.setattr(inject_features, "LOGITS_WORTH", 0)
+    monkeypatch.setattr(offload, "LOGITS_WORTH", 0)
     given: list[int] = []
     head = held.model.get_output_embeddings()
     hook = head.register_forward_hook(lambda _, taken, __: given.append(taken[0].shape[1]))

@@ -14,17 +14,17 @@ import torch
 
 from artifacts.captions import CONFIDENCE
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.pack_object import DamagedRecord
+from artifacts.packs import DamagedRecord
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from penstock_demo import CHECKPOINT
 from stages.decode.answers import open_records
-from stages.decode.batches import longest_first, rebatch
+from stages.decode.protocol import longest_first, rebatch
 from stages.decode.engines import transformers
-from stages.decode.job import DecodeItem, DecodeJob
+from stages.decode.generation import DecodeItem, DecodeJob
 from stages.decode.run import run as decode
 from stages.models.half_job import HalfJob
-from stages.models.halves.inject_features import new_tokens
+from stages.models.halves.offload import new_tokens
 from stages.models.processors.prepare import Clip, load_processor
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import PROMPTS, clips, joint_inputs, joint_model

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
-from stages.decode.engines.inflight.engine_check import _same, _teacher_force, reference_of
+from stages.decode.engines.inflight.engine import _same, _teacher_force, reference_of
 from stages.decode.engines.inflight.pool import SlotPool
 from stages.decode.engines.inflight.pool_shape import MIN_STEP_ROWS, PoolLayout, PoolShape
 from stages.decode.engines.inflight.prefill import PrefilledSequence, prefill_row

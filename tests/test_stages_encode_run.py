@@ -18,10 +18,10 @@ from artifacts.tensors import pack_tree
 from penstock_demo import CHECKPOINT
 from stages.encode import run as stage
 from stages.encode.run import read_item
-from stages.encode.shown_frames import shown_frames
-from stages.models.encoding.chunks import Refusal, read_clip
+from stages.encode.job import shown_frames
+from stages.models.encoding.run import Refusal, read_clip
 from stages.models.encoding.job import EncodeItem
-from stages.models.encoding.passes import PassRow, WayTrials, encode_passes
+from stages.models.encoding.batch import PassRow, WayTrials, encode_passes
 from stages.models.encoding.run import _in_range
 from stages.models.encoding.ways import FIXED_ROWS, KIND
 from stages.models.halves.records import FeatureRecord, RowCount

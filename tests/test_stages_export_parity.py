@@ -19,25 +19,25 @@ from flows.running.run import caption
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.decode.generate_kwargs import make_greedy
-from stages.decode.teacher_forcing import (
+from stages.decode.scoring import (
     ForcedCaption,
     forced_logits,
     forced_logits_stepwise,
     is_bidirectional,
 )
-from stages.export.compare import nearness
+from stages.export.export_plan import nearness
 from stages.export.jobs import CaptionedItem, ExportJob, JudgeJob
 from stages.export.logit_agreement import LogitAgreement
 from stages.export.logit_agreement import run as judge
-from stages.export.parity import DIGITS, KEPT, evaluate_parity, of_each
+from stages.export.export_plan import DIGITS, KEPT, evaluate_parity, of_each
 from stages.export.run import run as write
 from stages.models.encoding.batch import encode_batches
 from stages.models.half_job import HalfJob
 from stages.models.halves.features import Features, placeholder_ids
-from stages.models.halves.inject_features import generate, new_tokens, prompt_in
+from stages.models.halves.offload import generate, new_tokens, prompt_in
 from stages.models.halves.load import load_half
 from stages.models.loading import ModelJob
-from stages.models.processors.clip import Clip
+from stages.models.processors.loading import Clip
 from stages.models.processors.loading import load_processor
 from stages.models.processors.prepare import drop_end_token, prepare, rebuild
 from stages.process.job import job_fields

@@ -15,8 +15,8 @@ from compressed_tensors.quantization.lifecycle.forward import dequantize
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from stages.export import gptq as module
-from stages.export.gptq import NoInverse, gptq
+from stages.export import rounding as module
+from stages.export.rounding import NoInverse, gptq
 from stages.export.quant_formats import pack, quantization_config, specs, tensors, unpack
 from stages.export.rounding import (
     BLOCK_NUMBERS,
@@ -27,7 +27,7 @@ from stages.export.rounding import (
     unrounded,
     unsupported_shape,
 )
-from stages.models.halves.classes import config_and_class, skeleton_of
+from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.precision.quantize import quantizable
 from stages.models.precision.weights import model_names
 from tests.support.families import checkpoint

@@ -23,8 +23,8 @@ from stages.export.export_plan import plan_export
 from stages.export.jobs import ExportJob
 from stages.export.quant_formats import Int8, Nf4
 from stages.export.run import run
-from stages.export.write import write_file
-from stages.models.halves.classes import config_and_class, skeleton_of
+from stages.export.quant_formats import write_file
+from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import outermost_layers
 from stages.models.hub.checkpoint import INDEX
@@ -124,7 +124,7 @@ def test_what_was_ended_goes_on_and_becomes_the_same(
         write_file(folder, file, *rest)
         written.append(file.name)
 
-    monkeypatch.setattr("stages.export.write.write_file", failing)
+    monkeypatch.setattr("stages.export.quant_formats.write_file", failing)
     while not (tmp_path / "made" / "config.json").exists():
         with contextlib.suppress(KeyboardInterrupt):
             exported(CHECKPOINT, tmp_path / "made", "nf4")

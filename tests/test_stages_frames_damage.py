@@ -11,8 +11,8 @@ import pytest
 
 from artifacts.errors import MediaError
 from artifacts.schema import FrameFit, Sampling
-from stages.frames.chunk import Chunk
-from stages.frames.decoder import MAX_BAD_PACKETS
+from stages.frames.job import Chunk
+from stages.frames.reader import MAX_BAD_PACKETS
 from stages.frames.video import Video
 from stages.process.memory import Sampler
 from tests.support.media import (

@@ -7,7 +7,7 @@ import av
 import pytest
 
 from artifacts.errors import MediaError
-from stages.frames.dolby_vision import has_no_base_layer
+from stages.frames.mp4_boxes import has_no_base_layer
 from stages.frames.opening import open_video
 from tests.support.media import write_video
 

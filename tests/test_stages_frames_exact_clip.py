@@ -16,8 +16,8 @@ import pytest
 from av.container import OutputContainer
 from numpy.typing import NDArray
 
-from stages.frames import exact_clip
-from stages.frames.exact_clip import ExactCutter
+from stages.frames import cut as exact_clip
+from stages.frames.cut import ExactCutter
 from stages.frames.frame_converter import FrameConverter, shown_size
 from stages.frames.timeline import CUT_OFF
 from stages.frames.video import Video

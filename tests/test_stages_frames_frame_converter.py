@@ -18,7 +18,7 @@ from flows.results.thumbnails import thumbnail
 from stages.frames.clip_copy import ClipCutter
 from stages.frames.video import Video
 from stages.sift.measures import thumb_of
-from stages.sift.video import SampledVideo, joined
+from stages.sift.run import SampledVideo, joined
 from tests.support.media import picture, write_video
 
 HEIGHT, WIDTH = 64, 96

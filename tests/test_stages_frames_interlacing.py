@@ -20,11 +20,11 @@ from PIL import Image
 from artifacts.schema import FrameFit, Sampling
 from flows.results.thumbnails import thumbnail
 from stages.frames.clip_copy import ClipCutter
-from stages.frames.interlacing import deinterlaced
+from stages.frames.reader import deinterlaced
 from stages.frames.reader import Reader
 from stages.frames.video import Video
-from stages.sift.record import SERIES
-from stages.sift.video import SampledVideo
+from stages.sift.measures import SERIES
+from stages.sift.run import SampledVideo
 from tests.support.media import decoded_packets
 
 PROGRAM = shutil.which("ffmpeg")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from artifacts.schema import Sampling
-from stages.frames.plan import ChunkPlan, plan_chunks
-from stages.frames.seek_plan import END, SeekPlan
+from stages.frames.timeline import ChunkPlan, plan_chunks
+from stages.frames.timeline import END, SeekPlan
 from stages.frames.timeline import Keyframes, Timeline
 
 

@@ -26,11 +26,11 @@ READERS = {
     "stages/frames/image.py",
     "stages/frames/frame_converter.py",
     "stages/frames/shots.py",  # compares frames with each other
-    "stages/frames/colours.py",  # maps what both decoded
+    "stages/frames/formats.py",  # maps what both decoded
     "stages/sift/run.py",  # looks at the mode only
     "flows/planning/sizes.py",  # looks at the size only
-    "flows/deployments/pictures.py",  # encodes a thumbnail again
-    "stages/memory/machine_benchmarks.py",
+    "flows/deployments/page.py",  # encodes a thumbnail again
+    "stages/memory/measure.py",
 }
 """Everything of the program that may decode pixels: others ask the first two."""
 HEIGHT, WIDTH = 40, 64

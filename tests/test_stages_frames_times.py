@@ -16,7 +16,7 @@ from artifacts.schema import ChunkIndex, FrameFit, Sampling
 from flows.results.thumbnails import shown_at
 from stages.frames.clip_copy import ClipCutter
 from stages.frames.video import Video
-from stages.sift.video import SampledVideo
+from stages.sift.run import SampledVideo
 from tests.support.container_cells import Feature, read_by_ffmpeg
 from tests.support.media import decode_plainly, digest_of_pixels, picture, rgb, write_video
 

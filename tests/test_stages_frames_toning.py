@@ -15,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from flows.results.thumbnails import thumbnail
-from stages.frames import colours
+from stages.frames import formats
 from stages.frames.image import read_image
 from tests.support.file_classes import hdr_signal
 from tests.support.media import picture
@@ -78,10 +78,10 @@ def test_one_table_serves_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
             return self._real.reformat(frame, **named)
 
     monkeypatch.setattr(reformatter, "VideoReformatter", Noted)
-    colours._toner.cache_clear()
+    formats._toner.cache_clear()
     for height in (40, 60, 300):
         light = np.full((height, 333, 3), 30_000, np.uint16)
-        values = colours.toned(light, CURVES["pq"], 9)
+        values = formats.toned(light, CURVES["pq"], 9)
         assert values.shape == light.shape and len(np.unique(values.reshape(-1, 3), axis=0)) == 1
     assert len(made) == len(shapes) == 1
-    colours._toner.cache_clear()
+    formats._toner.cache_clear()

@@ -15,11 +15,11 @@ from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
 from stages.decode.engines.inflight.pool_shape import PoolShape
 from stages.decode.engines.inflight.prefill import SharedPrefix, prefill_row
-from stages.decode.prefill_options import chunked_prefill_matches
+from stages.decode.generate_kwargs import chunked_prefill_matches
 from stages.models.gguf import FAMILIES as MAPPED
 from stages.models.gguf import FILE, MANIFEST, PIECE_TOKENS, ROWS
 from stages.models.halves.features import encode
-from stages.models.halves.inject_features import generate
+from stages.models.halves.offload import generate
 from tests.support.tiny_families.for_gguf import VARIANTS
 from tests.support.tiny_tokenizers import KINDS, TEKKEN, byte_level, lines, save, split
 
@@ -222,7 +222,7 @@ def test_sequences_that_a_larger_prompt_ended_are_not_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There may be no room to make the cache larger, after the smaller one was freed."""
-    from stages.decode.engines.inflight.gguf_pool import GgufPool
+    from stages.decode.engines.inflight.pool import GgufPool
     from tests.support.tiny_families.in_gguf import exported, loaded
 
     model, inputs = exported("llava", tmp_path)
@@ -248,7 +248,7 @@ def test_sequences_that_a_larger_prompt_ended_are_not_continued(
 
 def found_in(folder: Path, work: Path) -> Any:
     """The tokenizer of a folder as GGUF states it, or why it is not written."""
-    from stages.export.gguf_tokenizer import tokenizer_of
+    from stages.export.gguf import tokenizer_of
 
     rows = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size() + 7
     found = tokenizer_of(folder, rows, work)
@@ -258,7 +258,7 @@ def found_in(folder: Path, work: Path) -> Any:
 
 def differing(folder: Path, found: Any, work: Path) -> list[str]:
     """Of 1,000 lines those that llama.cpp tokenizes otherwise than the checkpoint."""
-    from stages.export.gguf_tokenizer import tokenized
+    from stages.export.gguf import tokenized
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
@@ -303,7 +303,7 @@ def test_added_tokens_that_llama_cpp_finds_otherwise_fail(tmp_path: Path) -> Non
 
 
 def test_a_folder_without_a_tokenizer_fails(tmp_path: Path) -> None:
-    from stages.export.gguf_tokenizer import tokenizer_of
+    from stages.export.gguf import tokenizer_of
 
     assert tokenizer_of(tmp_path, 8, tmp_path) == "there is no tokenizer.json"
 

@@ -12,9 +12,9 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.gguf import FILE
-from stages.models.halves.classes import config_and_class, skeleton_of
+from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.halves.features import encode
-from stages.models.halves.inject_features import generate
+from stages.models.halves.offload import generate
 from stages.models.halves.load import load_half
 from stages.models.loading import stored_weights
 
@@ -39,7 +39,7 @@ def logits_of(folder: Path, file: Path, model: Any, inputs: Any) -> torch.Tensor
 
 def opened(folder: Path, file: Path) -> Path:
     """The file that llama.cpp loads for a user's file, after all checks."""
-    from stages.models.gguf.opening import fitted
+    from stages.models.gguf.user_file import fitted
 
     config, cls = config_and_class(folder, False)
     skeleton = skeleton_of(config, cls)
@@ -246,7 +246,7 @@ def test_types_have_the_sizes_that_the_package_states() -> None:
 
 
 def test_a_library_that_computes_otherwise_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages.models.gguf import self_test
+    from stages.models.gguf import half as self_test
 
     self_test.check()
     monkeypatch.setattr(self_test, "EXPECTED", (*self_test.EXPECTED[:-1], -1.8))

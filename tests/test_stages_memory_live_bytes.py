@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stages.memory import repeated_layers
+from stages.memory import live_bytes
 from stages.memory.live_bytes import MetaMemoryCounter
 from stages.memory.meta_device import give_data, on_meta_device, without_data
 from stages.models.dry_run import dry_run
 from stages.models.footprint import BatchCost
-from stages.models.halves.classes import config_and_class, skeleton_of
+from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.halves.features import encode
-from stages.models.halves.inject_features import generate
+from stages.models.halves.offload import generate
 from stages.models.halves.routes import choose_route
 from stages.models.processors.prepare import load_processor
 from tests.support.checkpoints import whole_checkpoint
@@ -158,13 +158,13 @@ def test_what_is_counted_is_the_same(family: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(MetaMemoryCounter, "repeat", counted)
     short = batch_costs(folder)
     assert skipped
-    monkeypatch.setattr(repeated_layers, "MIN_LAYERS", 1000)
+    monkeypatch.setattr(live_bytes, "MIN_LAYERS", 1000)
     assert batch_costs(folder) == short
 
 
 BLOCKS = """
 import contextlib, ctypes, json, sys
-from stages.memory.heap import trim_freed_blocks
+from stages.memory.oom_retry import trim_freed_blocks
 from stages.process.memory_limit import enforce
 from stages.process.memory import process_memory
 

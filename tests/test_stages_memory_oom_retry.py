@@ -16,11 +16,11 @@ from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from stages.decode.engines.inflight.pool_shape import PLAIN
 from stages.decode.engines.inflight.prefill import PrefilledSequence, prefill_row
-from stages.decode.engines.inflight.request_prefetch import RequestPrefetcher
+from stages.decode.engines.inflight.scheduler import RequestPrefetcher
 from stages.decode.engines.inflight.scheduler import InflightScheduler
-from stages.decode.job import DecodeItem
+from stages.decode.generation import DecodeItem
 from stages.decode.protocol import DecodeRequest
-from stages.memory.item_faults import ItemFault, ItemFaults, item_fault
+from stages.memory.oom_retry import ItemFault, ItemFaults, item_fault
 from stages.memory.oom_retry import (
     MAX_IMAGES,
     OomRetry,
@@ -30,7 +30,7 @@ from stages.memory.oom_retry import (
     smaller,
     split_batch,
 )
-from stages.models.encoding.chunks import Refusal, read_chunk
+from stages.models.encoding.run import Refusal, read_chunk
 from stages.models.encoding.job import EncodeItem
 from tests.support.tiny_families.in_slots import rows_of_variant
 from tests.support.waves import events

@@ -17,7 +17,7 @@ from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.keys import ContentDigests, hash_file
 from stages.models.hub import transfer
 from stages.models.hub.checkpoint import Checkpoint, WeightFile
-from stages.models.hub.fetching import fetch
+from stages.models.hub.transfer import fetch
 from stages.models.hub.resolve import fetch_rest, find_model
 from tests.support.hub import Hub, Repository, client, serve, use_cache
 from tests.support.pipeline import ROOT

@@ -16,8 +16,8 @@ from stages.export.graphs.make import quantize_graph
 from stages.models.graphs.graph_inputs import GraphInputs
 from stages.models.graphs.manifest import FILE, Graph, GraphEncoder, GraphManifest, read_manifest
 from stages.models.graphs.onnx_encoder import OnnxEncoder, fits
-from stages.models.graphs.packed import index_of, pack, packed_attention
-from stages.models.graphs.providers import (
+from stages.models.graphs.graph_inputs import index_of, pack, packed_attention
+from stages.models.graphs.manifest import (
     CPU,
     CUDA,
     TRT,
@@ -27,7 +27,7 @@ from stages.models.graphs.providers import (
     provider_for,
 )
 from stages.models.halves.absent import MissingModule
-from stages.process.exit_diagnosis import out_of_memory
+from stages.process.output_streams import out_of_memory
 from tests.support.dual_encoders import names
 from tests.support.graph_verdict import AGREES, judge_dual_graphs, judge_graphs
 from tests.support.tiny_families import FAMILIES

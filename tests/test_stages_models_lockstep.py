@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from stages.models.streaming.lockstep import LayerLockstep
+from stages.models.streaming.load import LayerLockstep
 
 SETTING = contextvars.ContextVar("SETTING", default="none")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from artifacts.errors import UsageError
-from stages.models.in_tree.cogvlm2.positions import of_experts, positions_of
+from stages.models.in_tree.cogvlm2.model import of_experts, positions_of
 from stages.models.processors.fit import probe
 from stages.models.processors.prepare import Clip, load_processor, prepare, rebuild
 from tests.support.clips import PROMPTS, clips, joint_inputs

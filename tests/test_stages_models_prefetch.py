@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from stages.models.encoding.readers import Readers
+from stages.models.encoding.run import Readers
 from stages.models.prefetch import BEHIND, PREFETCH_BATCHES, prefetched, write_behind
-from stages.models.processors.vision_pair import UNPAIRED
+from stages.models.processors.loading import UNPAIRED
 
 SECONDS = 10.0
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.models.processors import images
+from stages.models.processors import prepare as images
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.loading import is_image_output, takes_images
 from stages.models.processors.prepare import (

@@ -17,16 +17,16 @@ from artifacts.errors import UsageError
 from artifacts.schema import FrameFit
 from stages.decode.generation import SamplingParams
 from stages.decode.prompts import start_ids
-from stages.decode.teacher_forcing import caption_of
+from stages.decode.scoring import caption_of
 from stages.models import describe
-from stages.models.halves.inject_features import new_tokens
-from stages.models.processors.answers import answer_blank, answer_ids, whole_answer_ids
-from stages.models.processors.chat_template import system_form, write
+from stages.models.halves.offload import new_tokens
+from stages.models.processors.prepare import answer_blank, answer_ids, whole_answer_ids
+from stages.models.processors.calling import system_form, write
 from stages.models.processors.fit import ASPECTS, COMMON, black, probe, resized
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.loading import token
 from stages.models.processors.prepare import Clip, load_processor, prepare, rebuild
-from stages.tune.examples import make_example
+from stages.tune.training import make_example
 from tests.support.checkpoints import OMNI, whole_checkpoint
 from tests.support.clips import PROMPTS, clips, joint_model, profile_of
 from tests.support.families import BUILDERS, checkpoint

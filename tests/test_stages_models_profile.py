@@ -20,7 +20,7 @@ from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from penstock_demo import CHECKPOINT
 from stages.models import ModelProfile, describe
-from stages.models.describe_run import run
+from stages.models.inspection import run
 from stages.models.halves.boundary import HALVES
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import read_headers

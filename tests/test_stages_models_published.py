@@ -13,7 +13,7 @@ import torch
 
 from flows.planning.workloads import workload_of
 from stages.models import describe, load_half
-from stages.models.pixel_bounds import PixelBounds
+from stages.models.profile import PixelBounds
 from stages.models.processors.calling import text_ids
 from stages.models.processors.fit import resized
 from stages.models.processors.loading import load_processor

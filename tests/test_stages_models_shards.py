@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.hub.headers import read_places
 from stages.models.shards.layout import TensorSpec, WeightShard, index_of, lay_out
-from stages.models.shards.writing import (
+from stages.models.shards.layout import (
     CHUNK_BYTES,
     claimed,
     is_complete,

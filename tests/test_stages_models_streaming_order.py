@@ -21,8 +21,8 @@ from torch import nn
 
 from artifacts.errors import CannotFit, EnvironmentFault
 from penstock_demo import CHECKPOINT
-from stages.models.halves import pinned_reads
-from stages.models.halves.pinned_reads import PinnedBuffer, PinnedReader
+from stages.models.halves import ranged_reads
+from stages.models.halves.ranged_reads import PinnedBuffer, PinnedReader
 from stages.models.halves.ranged_reads import WholeTensorFile
 from stages.models.hub.headers import TensorPlace
 from stages.models.streaming import layers as streamed
@@ -335,7 +335,7 @@ def test_a_half_on_a_gpu_has_the_weights_of_one_on_the_cpu(how: str, tmp_path: P
         assert on_gpu == on_cpu and not silent
         assert ("OS call failed" in note) == (how == "unpinned")
     pins = [call for call in gpus.calls(cards) if call.name == "pin"]
-    assert len(pins) == (0 if how == "unpinned" else 4 * pinned_reads.BUFFERS)
+    assert len(pins) == (0 if how == "unpinned" else 4 * ranged_reads.BUFFERS)
 
 
 CAPTIONS = """
@@ -377,7 +377,7 @@ def test_captions_from_layers_in_pinned_memory_are_those_of_a_resident_half(
     assert done.returncode == 0, done.stderr
     resident, offloaded, fetched = json.loads(done.stdout.splitlines()[-1])
     assert offloaded == resident and len(resident) == 2 and fetched > 0
-    assert sum(call.name == "pin" for call in gpus.calls(cards)) > 2 * pinned_reads.BUFFERS
+    assert sum(call.name == "pin" for call in gpus.calls(cards)) > 2 * ranged_reads.BUFFERS
 
 
 def test_pieces_hold_a_layer_and_waste_little() -> None:

@@ -22,10 +22,10 @@ import penstock_demo
 from artifacts.errors import EnvironmentFault, Killed, StageDied, UsageError
 from artifacts.locks import hold as hold_lock
 from artifacts.locks import holder, try_hold
-from stages.process.environment import child_environment, compiler_folder
+from stages.process.fork_client import child_environment, compiler_folder
 from stages.process.events import Event, Failed, Item, Warned
-from stages.process.lock import CPU_LOCK
-from stages.process.report import EventReporter
+from stages.process.live import CPU_LOCK
+from stages.process.events import EventReporter
 from stages.process.stage_process import StageProcess
 from tests.support.started import hold, started, until
 
@@ -222,7 +222,7 @@ def test_a_stage_leaves_no_temporary_files(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr("tempfile.tempdir", None)
     folder = str(penstock_demo.CHECKPOINT)
-    started("stages.models.describe_run", "run", tmp_path, model=folder).wait()
+    started("stages.models.inspection", "run", tmp_path, model=folder).wait()
     monkeypatch.undo()
     assert list((tmp_path / "tmp").iterdir()) == []
 

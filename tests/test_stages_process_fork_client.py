@@ -15,10 +15,10 @@ import pytest
 from artifacts.errors import Killed
 from scripts.stage_processes import stage_of
 from stages.process import fork_client
-from stages.process.clock import OVERTIME
+from stages.process.fork_client import OVERTIME
 from stages.process.events import Event, Item
 from stages.process.fork_client import ForkedProcess, ForkServer
-from stages.process.report import EventReporter
+from stages.process.events import EventReporter
 from stages.process.stage_process import StageProcess
 from tests.support.started import started, until
 

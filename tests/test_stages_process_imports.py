@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from artifacts.user_folders import user_cache
+from artifacts.paths import user_cache
 from stages.process.deferred_imports import Structure, with_cached_structure
-from stages.process.gc_freeze import gc_frozen
+from stages.process.job import gc_frozen
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = ("torch._inductor", "torch.distributed.tensor", "scipy.linalg")

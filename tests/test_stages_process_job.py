@@ -16,9 +16,9 @@ from artifacts.records import read_record
 from artifacts.schema import FrameFit, MediaIndex, Sampling
 from artifacts.stamps import ModelFileStamp, Stamp
 from flows.pipelines import STAGES
-from flows.upkeep.rebuild_record import Reach
+from flows.upkeep.rebuild import Reach
 from stages.decode.generation import SamplingParams
-from stages.decode.job import DecodeItem, DecodeJob
+from stages.decode.generation import DecodeItem, DecodeJob
 from stages.embed_texts.job import TextsItem
 from stages.encode.job import EncodeJob
 from stages.export.jobs import CaptionedItem, MergeJob, TimingJob
@@ -27,7 +27,7 @@ from stages.models.encoding.job import EncodeItem
 from stages.models.half_job import HalfJob
 from stages.process.job import items_of, job_fields, parse_job
 from stages.summarize.job import SummaryItem, SummaryJob
-from stages.summarize.packing import TimedText
+from stages.summarize.job import TimedText
 from stages.tune.job import TuneItem
 
 JOBS = sorted({stage.job for stage in STAGES.values()} | {MergeJob, TimingJob}, key=str)

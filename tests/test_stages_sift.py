@@ -21,7 +21,7 @@ from flows.results.sifted.marks import medium_marks
 from stages.frames.job import FramesItem
 from stages.sift.job import SiftJob
 from stages.sift.run import image_marks, run
-from stages.sift.video import SampledVideo, joined
+from stages.sift.run import SampledVideo, joined
 from tests.support.waves import told_by
 
 SIZE = (240, 136)
@@ -115,7 +115,7 @@ def test_a_picture_of_one_bit_is_said_to_be(tmp_path: Path) -> None:
 def test_nothing_is_stored_of_a_video_that_has_changed(
     is_changed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.sift.video.PART", 2)  # so that there are parts to store
+    monkeypatch.setattr("stages.sift.run.PART", 2)  # so that there are parts to store
     video = write(tmp_path / "a.mp4", pan(0.1, 8), "mpeg4", 8)
     stamp, store = stamp_of(video), FolderStore(tmp_path / "store")
     if is_changed:

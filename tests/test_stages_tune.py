@@ -25,9 +25,9 @@ from stages.models import load_half
 from stages.models.adapters.reading import ADAPTER_WEIGHTS, read_adapter
 from stages.tune import training
 from stages.tune.adapter import add_adapter, linear_paths, load_adapter_weights, write_adapter
-from stages.tune.checkpoint import TrainingProgress, resume, save_checkpoint
+from stages.tune.adapter import TrainingProgress, resume, save_checkpoint
 from stages.tune.job import ADAMW, ADAMW8, PAGED_ADAMW8, RECORD
-from stages.tune.layout import layout_in
+from stages.tune.job import layout_in
 from stages.tune.run import EpochBatchOrder, run
 from stages.tune.training import (
     MAX_SKIPPED,

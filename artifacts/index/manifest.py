@@ -14,7 +14,7 @@ from pathlib import Path
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import write_json
 from artifacts.keys import digest_of, hash_file
-from artifacts.placing import sync_folder
+from artifacts.paths import sync_folder
 from artifacts.records import read_record
 from artifacts.regular_files import open_regular
 from artifacts.store import fault_of, read_fault

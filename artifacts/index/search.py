@@ -16,13 +16,13 @@ import numkong
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.index.bits import bits_of, differences
+from artifacts.index.shard import bits_of, differences
 from artifacts.index.manifest import SearchWay
-from artifacts.index.nearest import Nearest, Positions
-from artifacts.index.rows import CONTENT, PICTURE
+from artifacts.index.shard import Nearest, Positions
+from artifacts.index.shard import CONTENT, PICTURE
 from artifacts.index.shard import BATCH_ROWS, Halves, unit
 from artifacts.index.snapshot import Kept, Snapshot, of_all
-from artifacts.index.stored_rows import damaged_file
+from artifacts.index.shard import damaged_file
 from artifacts.vectors import Vectors
 
 Sort = Literal["pictures", "texts"]

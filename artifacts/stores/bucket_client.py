@@ -2,8 +2,26 @@
 
 obstore reads credentials and the service's endpoint from environment variables such as
 `AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT`. An address never contains them.
+
+Checks the environment variables that locate and authorize a bucket service before it is used.
+Never prints their values.
+
+Retries requests to a service until they succeed or a time limit is reached.
 """
 
+import os
+import re
+from artifacts.errors import UsageError
+import errno
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+from obstore import exceptions
+from obstore.exceptions import BaseError
+from artifacts.errors import Unanswered
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,17 +29,105 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import HTTPStore, from_url
-
 from artifacts.errors import UsageError
-from artifacts.stores.credentials import allows_http, check_variables
-from artifacts.stores.retry import HINT, Answer, reason, with_retries
 
-if TYPE_CHECKING:  # obstore has these names for type checkers alone
-    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
+    from obstore.store import ObjectStore
+    from obstore.store import RetryConfig
+
+SERVICES = ("AWS_", "AZURE_", "GOOGLE_")
+"""Begins of the variables that obstore reads."""
+ALLOW_HTTP = tuple(f"{service}ALLOW_HTTP" for service in SERVICES)
+"""Variables that obstore reads too, but not where it is given other options."""
+YES = ("1", "true", "yes", "on")
+PLAIN = re.compile(r"[!-~]*")
+"""What can stand in an address or in a header: obstore dies of anything else."""
+REGION = re.compile(r"[A-Za-z0-9-]*")
+
+
+def variables() -> tuple[tuple[str, str], ...]:
+    """Return the variables that say where services are and who may use them."""
+    return tuple(each for each in os.environ.items() if each[0].startswith(SERVICES))
+
+
+def allows_http() -> bool:
+    """Return whether a service may be used without TLS."""
+    return any(os.environ.get(name, "").lower() in YES for name in ALLOW_HTTP)
+
+
+def check_variables() -> None:
+    """Raise UsageError for a variable that no service can be used with; names it alone."""
+    for name, value in variables():
+        shape = REGION if name.endswith("_REGION") else PLAIN
+        if not shape.fullmatch(value):
+            raise UsageError(
+                f"{name} holds a character that it cannot hold",
+                hint="Copy it anew, without spaces, quotes or signs that are no ASCII",
+            )
+
+
+WAITS = (0.1, 0.4, 1.6, 6.4)
+"""Longest waits in seconds before each retry. obstore itself has retried safe requests before."""
+NOTHING = "status code: 404"
+FINAL = (
+    exceptions.InvalidPathError,
+    exceptions.NotSupportedError,
+    exceptions.PermissionDeniedError,
+    exceptions.UnauthenticatedError,
+    exceptions.UnknownConfigurationKeyError,
+)
+"""Errors that a retry cannot change."""
+ADDRESS = re.compile(r"\w+://\S+")
+HINT = (
+    "See that the bucket is there and the network is up, and that the variables of its service "
+    "say who may use it; the same command then goes on"
+)
+
+Answer = TypeVar("Answer")
+
+
+class InvalidName(Unanswered):
+    """A listing contains a name that obstore rejects."""
+
+
+def with_retries(
+    place: str,
+    ask: Callable[[], Answer],
+    *,
+    may_lack: bool = False,
+    waits: Sequence[float] | None = None,
+    hint: str = HINT,
+) -> Answer:
+    """Call `ask` until it succeeds, with waits in between. Raises EnvironmentFault, and
+    FileNotFoundError if `may_lack`."""
+    for wait in (*(WAITS if waits is None else waits), None):
+        try:
+            return ask()
+        except FileNotFoundError:
+            if may_lack:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place) from None
+            why = "not found"
+            break
+        except BaseError as error:
+            why = reason(error)
+            if isinstance(error, exceptions.InvalidPathError):
+                raise InvalidName(f"no response from {place} ({why})", hint=hint) from None
+            if isinstance(error, FINAL) or NOTHING in why or wait is None:
+                break
+            time.sleep(wait * random.uniform(0.5, 1))
+    # Not chained: messages of the caught error contain URLs, which may contain credentials.
+    raise Unanswered(f"no response from {place} ({why})", hint=hint)
+
+
+def reason(error: Exception) -> str:
+    """Return the cause in an error's message, in one line and without URLs."""
+    words = " ".join(str(error).partition("\n\nDebug source:")[0].split())
+    return ADDRESS.sub("…", words).rpartition(" - ")[2].partition(": <")[0][:200].rstrip(": ")
+
 
 REQUEST_SECONDS = 600.0
 """Longest that one request may take: a pack of some GB goes out in it."""

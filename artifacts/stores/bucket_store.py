@@ -2,8 +2,36 @@
 
 Objects are written to the bucket and to the local cache. An object that was read whole is then
 served from the cache. Frames are stored locally only: they are large and short-lived.
+
+Merges the headers of many objects of a folder into few catalog objects, so that the folder opens
+with few requests.
+
+A catalog is an immutable object named by a digest. It holds headers with the versions of their
+objects; a header for another version is ignored. Catalogs are optional: a header without one is
+read from its object.
+
+Lease objects in a bucket: small notes that their writer renews, with their age by the service's
+clock.
 """
 
+import contextlib
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from artifacts.stores.bucket_client import Bucket, Listed
+from artifacts.stores.copies import Copies
+from artifacts.stores.protocol import CATALOGS
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from artifacts.errors import EnvironmentFault
+from artifacts.stores.bucket_client import Bucket, Listed
+from artifacts.stores.folder import TEMPORARY
 import contextlib
 import threading
 import time
@@ -14,17 +42,218 @@ from heapq import merge
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Protocol
-
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import digest_of
 from artifacts.stores.bucket_client import PAGE, Bucket, Listed
-from artifacts.stores.bucket_leases import BucketLeases
-from artifacts.stores.catalogs import JOINED, WORTH, Catalogs, Head
 from artifacts.stores.copies import Copies, nearby_folder, nearby_limit
 from artifacts.stores.folder import FolderStore
-from artifacts.stores.heads import FIRST_READ, Extent, Readable, head_of
-from artifacts.stores.local import TEMPORARY, state_folder
+from artifacts.stores.protocol import FIRST_READ, Extent, Readable, head_of
+from artifacts.stores.folder import TEMPORARY, state_folder
 from artifacts.stores.protocol import ObjectStat
+
+WORTH = 32
+"""Heads that are to be read before it is looked for catalogs of them."""
+JOINED = 64
+"""Heads in no catalog, at least, that a new one is made of."""
+MERGED = 16
+"""Small catalogs in one folder that become one."""
+SMALL_BYTES = 4 << 20
+"""Catalogs from this size on are left as they are."""
+LARGEST_BYTES = 1 << 30
+"""Most bytes of the heads of one catalog: ours have a hundredth."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """The header of one object."""
+
+    version: str
+    """Version of the object that it is of."""
+    text: bytes
+
+
+class Catalogs:
+    """The catalogs of one bucket."""
+
+    def __init__(self, bucket: Bucket, copies: Copies) -> None:
+        self._bucket = bucket
+        self._copies = copies
+        self._seen: dict[str, dict[str, set[tuple[str, str]]]] = {}
+        """Folder → name of a catalog → names and versions of the objects in it."""
+
+    def heads(self, folder: str, pool: Executor) -> dict[str, Head]:
+        """Return all heads that the catalogs of a folder hold, by the name of their object. Raises
+        EnvironmentFault."""
+        return self._look(folder, pool)[1]
+
+    def _look(self, folder: str, pool: Executor) -> tuple[list[Listed], dict[str, Head]]:
+        listed = list(self._bucket.below(f"{CATALOGS}/{folder}"))
+        heads: dict[str, Head] = {}
+        seen: dict[str, set[tuple[str, str]]] = {}
+        for catalog, held in zip(listed, pool.map(self._read, listed), strict=True):
+            heads.update(held)
+            seen[catalog.name] = {(name, head.version) for name, head in held.items()}
+        self._seen[folder] = seen
+        return listed, heads
+
+    def lacks(self, folder: str, name: str, version: str) -> bool:
+        """Return whether no catalog that was read or written here holds this."""
+        return not any((name, version) in held for held in self._seen.get(folder, {}).values())
+
+    def join(self, folder: str, heads: Mapping[str, Head], pool: Executor) -> None:
+        """Write a catalog of heads, but for those that others joined meanwhile, if there are enough
+        of them; merge catalogs when they are many. Raises EnvironmentFault."""
+        listed, there = self._look(folder, pool)
+        new = {n: h for n, h in heads.items() if self.lacks(folder, n, h.version)}
+        if len(new) < JOINED:
+            return
+        small = [found.name for found in listed if found.size < SMALL_BYTES]
+        merged = small if len(small) >= MERGED else []
+        held = set[tuple[str, str]]().union(*(self._seen[folder][name] for name in merged))
+        new = {n: h for n, h in there.items() if (n, h.version) in held} | new
+        text = _packed(new)
+        name = f"{CATALOGS}/{folder}/{hashlib.sha256(text).hexdigest()}"
+        version = self._bucket.create(name, text)
+        if version:
+            self._copies.add(name, version.strip('"'), text)
+        self._seen[folder][name] = {(n, h.version) for n, h in new.items()}
+        if merged:
+            self._bucket.delete(merged)
+
+    def _read(self, catalog: Listed) -> dict[str, Head]:
+        """Return what a catalog holds: nothing, if it is gone or is none."""
+        version = catalog.version.strip('"')
+        text = self._copies.read(catalog.name, version)
+        if text is None:
+            with contextlib.suppress(FileNotFoundError):
+                text, _ = self._bucket.get(catalog.name)
+                self._copies.add(catalog.name, version, text)
+        with contextlib.suppress(ValueError, TypeError, zlib.error):
+            return dict(_unpacked(text or b""))
+        self._copies.drop(catalog.name, version)
+        return {}
+
+
+def _packed(heads: Mapping[str, Head]) -> bytes:
+    index = [[name, head.version, len(head.text)] for name, head in sorted(heads.items())]
+    texts = (heads[name].text for name in sorted(heads))
+    body = zlib.compress(b"".join([json.dumps(index).encode(), b"\n", *texts]), level=1)
+    return hashlib.sha256(body).digest() + body
+
+
+def _unpacked(text: bytes) -> Iterator[tuple[str, Head]]:
+    """Yield the heads of a catalog. Raises ValueError, TypeError or zlib.error for what is none."""
+    checksum, body = text[:32], text[32:]
+    if hashlib.sha256(body).digest() != checksum:
+        raise ValueError("not what was written")
+    index, _, texts = zlib.decompressobj().decompress(body, LARGEST_BYTES).partition(b"\n")
+    at = 0
+    for name, version, length in json.loads(index):
+        yield name, Head(version=version, text=texts[at : at + length])
+        at += length
+
+
+FOLDER = "jobs"
+DEAD = b"dead\n"
+"""Content of a lease object while it is removed."""
+
+
+class BucketLeases:
+    """The lease objects of one store. Thread-safe."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+        self._own: dict[str, tuple[bytes, str]] = {}
+        """Own lease → its text, and the version written last."""
+        self._texts: dict[str, bytes] = {}
+        """Lease of another process → its text, which never changes."""
+        self._seen: dict[str, Listed] = {}
+        self._ahead: float | None = None
+        """Seconds by which the clock of the service is ahead of this process's monotonic one."""
+        self._lock = threading.Lock()
+
+    def create(self, text: bytes) -> str:
+        """Write a lease object, and return its name. Raises EnvironmentFault."""
+        name = f"{FOLDER}/{uuid.uuid4().hex}"
+        self._own[name] = text, self._written(name, _body(text))
+        return name
+
+    def renew(self, name: str) -> None:
+        """Renew a lease, also if it was taken for a dead process's and removed. Raises
+        EnvironmentFault."""
+        with self._lock:
+            if name in self._own:
+                text, version = self._own[name]
+                body = _body(text)
+                again = self._bucket.replace(name, body, version)
+                self._own[name] = text, again or self._written(name, body)
+
+    def _written(self, name: str, body: bytes) -> str:
+        """Write a missing lease object, and return its version. Other processes only remove it."""
+        for _ in range(2):
+            if version := self._bucket.create(name, body):
+                return version
+            # Just removed by another process, or written by this one although the response was
+            # lost.
+            found = self._bucket.head(name)
+            with contextlib.suppress(FileNotFoundError):
+                if found is not None and self._bucket.get(name)[0] == body:
+                    return found.version
+                self._bucket.delete([name])
+        return ""
+
+    def remove(self, name: str) -> None:
+        """Remove a lease of this process. If that fails, it expires."""
+        with self._lock, contextlib.suppress(EnvironmentFault):
+            del self._own[name]
+            self._bucket.delete([name])
+
+    def ages(self) -> Iterator[tuple[str, float]]:
+        """Yield every lease with the seconds since its renewal, by the service's clock. Raises
+        EnvironmentFault."""
+        found = list(self._bucket.below(FOLDER))
+        others = [one for one in found if one.name not in self._own]
+        now = self._now() if others else 0.0
+        for one in found:
+            self._seen[one.name] = one
+            yield one.name, max(0.0, now - one.modified) if one in others else 0.0
+
+    def read(self, name: str) -> bytes:
+        """Return the text of a lease; empty if it is gone. Raises EnvironmentFault."""
+        if name in self._own:
+            return self._own[name][0]
+        if name not in self._texts:
+            with contextlib.suppress(FileNotFoundError):
+                body, _ = self._bucket.get(name)
+                self._texts[name] = body.partition(b"\n")[2]
+        return self._texts.get(name, b"")
+
+    def expire(self, name: str) -> None:
+        """Remove the lease of a dead process, unless it was renewed since `ages`. Raises
+        EnvironmentFault."""
+        seen = self._seen.pop(name, None)
+        if seen is not None and self._bucket.replace(name, DEAD, seen.version) is not None:
+            self._bucket.delete([name])
+
+    def _now(self) -> float:
+        """Return the time by the clock of the service, in seconds since the epoch."""
+        if self._ahead is None:
+            probe = f"{TEMPORARY}/{uuid.uuid4().hex}"
+            self._bucket.write(probe, b"")
+            requested_at = time.monotonic()
+            found = self._bucket.head(probe)
+            self._bucket.delete([probe])
+            if found is None:
+                return time.time()
+            self._ahead = found.modified - requested_at
+        return self._ahead + time.monotonic()
+
+
+def _body(text: bytes) -> bytes:
+    """Return the content of a lease object, with different bytes each time: many services derive
+    the version from the bytes alone."""
+    return uuid.uuid4().hex.encode() + b"\n" + text
+
 
 AT_ONCE = 32
 """Requests under way at a time."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
-from artifacts.user_folders import cache_home
+from artifacts.paths import cache_home
 
 FOLDER, LIMIT = "PENSTOCK_NEARBY", "PENSTOCK_NEARBY_GB"
 """Environment variables: folder and size limit of the local cache. Defaults: the user's cache

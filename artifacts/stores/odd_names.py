@@ -13,7 +13,7 @@ import obstore
 from obstore.store import S3Store, from_url
 
 from artifacts.stores.bucket_client import Listed, client_of
-from artifacts.stores.credentials import allows_http
+from artifacts.stores.bucket_client import allows_http
 
 SIGNED_SECONDS = timedelta(seconds=600)
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")

@@ -1,12 +1,12 @@
 """The data set formats of trainers, by their `--format` names."""
 
 from artifacts.shards import DATASET
-from artifacts.trainers.diffusion_pipe import DIFFUSION_PIPE
-from artifacts.trainers.form import TrainerEntry, TrainerForm
-from artifacts.trainers.hf import HF
-from artifacts.trainers.kohya import KOHYA
-from artifacts.trainers.ltx import LTX
-from artifacts.trainers.musubi import MUSUBI
+from artifacts.trainers.formats import DIFFUSION_PIPE
+from artifacts.trainers.formats import TrainerEntry, TrainerForm
+from artifacts.trainers.formats import HF
+from artifacts.trainers.formats import KOHYA
+from artifacts.trainers.formats import LTX
+from artifacts.trainers.formats import MUSUBI
 
 __all__ = ["TRAINERS", "WITH_CLIPS", "TrainerEntry", "TrainerForm"]
 

@@ -16,7 +16,7 @@ from flows.checkpoint.adapters import (
     parse_adapter,
     recorded_adapter,
 )
-from flows.checkpoint.context import sampling_of
+from flows.checkpoint.prompt_tokens import sampling_of
 from flows.checkpoint.gguf import gguf_for
 from flows.checkpoint.graphs import graphs_for
 from flows.checkpoint.model_files import ModelDigests, digests_of_parts, template_date, with_fetched
@@ -41,10 +41,10 @@ from flows.checkpoint.served import (
     served_checkpoint,
     served_profile,
 )
-from flows.checkpoint.user_gguf import user_gguf_for
+from flows.checkpoint.gguf import user_gguf_for
 from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions
-from flows.options.endpoint import is_served
+from flows.options.model import is_served
 from flows.options.media import VideoSamplingOptions
 from flows.options.model import DEMO_MODEL, DateOptions, GgufOptions
 from flows.pipelines import ASK, CAPTION, Pipeline, makes_vectors

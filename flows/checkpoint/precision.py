@@ -13,7 +13,7 @@ from artifacts.schema import Part
 from flows.checkpoint.adapters import AdapterUse
 from flows.checkpoint.gguf import GgufUse
 from flows.checkpoint.graphs import GraphUse
-from flows.machine.cpu import cpu_has_bfloat16
+from flows.machine.versions import cpu_has_bfloat16
 from flows.options.commands import RunOptions
 from flows.options.model import HalfPrecisionOptions
 from flows.options.text import EngineOptions

@@ -1,6 +1,20 @@
 """Loads a checkpoint's profile from the store, or from a describing process. That process has
-memory and time limits, because the checkpoint's templates and tokenizer may use any amount."""
+memory and time limits, because the checkpoint's templates and tokenizer may use any amount.
 
+Runs a process that converts a model's pickled weights into safetensors. Reads none of them
+itself.
+
+The process has a memory limit that does not depend on the size of the model, because a pickle may
+request any amount.
+"""
+
+from typing import Any, NamedTuple
+from artifacts.errors import OutOfMemory, UsageError
+from artifacts.paths import user_cache
+from flows.console.display import Display
+from flows.console.units import gib
+from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
+from stages.convert.job import ConvertJob
 import contextlib
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,7 +22,6 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
 from artifacts.errors import CannotFit, EnvironmentFault, OutOfMemory, StageDied, UsageError
 from artifacts.keys import digest_of
 from artifacts.model_files import WEIGHT_SUFFIXES
@@ -25,8 +38,45 @@ from stages.models.hub.checkpoint import SMALL, Checkpoint
 from stages.models.in_tree.registry import native_of
 from stages.models.profile import OUTPUT_VERSION, ModelProfile
 from stages.models.published import is_published_way
-from stages.process.cgroup import host_free_bytes
-from stages.process.clock import OVERTIME
+from stages.process.memory import host_free_bytes
+from stages.process.fork_client import OVERTIME
+
+MAX_BYTES = 1 << 30
+"""Memory for a conversion, in bytes above the imports. Parts of tensors take 30 MB; the headers of
+100,000 tensors take 300 MB."""
+
+
+class Converted(NamedTuple):
+    """The contents of the folder after the conversion."""
+
+    tensors: int
+    data_bytes: int
+    shards: int
+    there: int
+    """Number of shards that existed before."""
+
+
+def convert(job: ConvertJob, display: Display) -> Converted:
+    """Convert a model. Raises PenstockError."""
+
+    call = StageCall(
+        name="convert",
+        job=job,
+        device="cpu",
+        log=user_cache() / "logs" / "convert.log",
+        budget=MAX_BYTES,
+    )
+    try:
+        notes: dict[str, Any] = run_with_restarts(DirectLauncher(display.on_event), call).notes
+    except OutOfMemory as error:
+        raise UsageError(
+            f"{job.source}: reading it takes more than {gib(MAX_BYTES)} of memory",
+            hint="Model weights never need that much; check where the file comes from",
+        ) from error
+    finally:
+        display.close()
+    return Converted(*(int(notes[field]) for field in Converted._fields))
+
 
 MIN_BYTES = 2 << 30
 """Memory for describing, in bytes, even if `--memory` is smaller. The run is then planned or

@@ -8,18 +8,18 @@ from collections.abc import Callable
 from itertools import groupby
 
 from artifacts.errors import UsageError
-from artifacts.pack_object import verify
+from artifacts.packs import verify
 from artifacts.plurals import counted
 from artifacts.store import Store, open_store
-from artifacts.store_format import check_format
+from artifacts.store import check_format
 from flows.cli.exit_report import print_failed
 from flows.cli.options import config_of
 from flows.console.display import Display
 from flows.console.lines import is_terminal, print_lines
-from flows.console.tables import table_lines
+from flows.console.lines import table_lines
 from flows.console.units import duration, parse_size, size
 from flows.options.model import default_store
-from flows.options.rebuild import RebuildConfig
+from flows.options.commands import RebuildConfig
 from flows.pipelines import STAGES
 from flows.upkeep.cache import (
     Collection,

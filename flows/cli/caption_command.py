@@ -19,7 +19,7 @@ from artifacts.paths import folder_named
 from artifacts.remote.addresses import signed
 from flows.cli.exit_report import CRASHED, print_result
 from flows.cli.options import config_of
-from flows.cli.plan_command import show
+from flows.cli.train_plan import show
 from flows.console.display import READING, Display
 from flows.console.lines import escaped, print_lines, shortened, terminal_width
 from flows.options.commands import CaptionConfig
@@ -75,7 +75,7 @@ def caption_command(given: argparse.Namespace) -> int:
             result = leave_after(partial(run_with_prefect, config, display))
         else:
             display.doing(READING)
-            from flows.running.sift_first import caption
+            from flows.running.sift import caption
 
             result = caption(config, display, on_begin=partial(remember, given.words))
     if print_result(given, result, display):
@@ -102,7 +102,7 @@ def _flow() -> "Callable[[CaptionConfig, Display], RunResult]":
 
 def remember(words: list[str], job: "Job", record: "RunRecord") -> None:
     """Store the command in the run record with its store, unless it contains credentials."""
-    from flows.results.recorded_command import with_values
+    from flows.results.trust import with_values
 
     words = words if job.config.store else with_values(words, {"--store": job.store.url})
     if not any(redacted(word) != word or signed(word) for word in words):
@@ -112,7 +112,7 @@ def remember(words: list[str], job: "Job", record: "RunRecord") -> None:
 def leave_after(run: Callable[[], "RunResult"]) -> "RunResult":
     """Run a flow inside this process. Exit soon after it ends, without waiting for Prefect's
     threads."""
-    from flows.deployments.patience import leave_within
+    from flows.deployments.crashed import leave_within
 
     try:
         result = run()

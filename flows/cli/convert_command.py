@@ -6,7 +6,7 @@ import argparse
 
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
-from flows.checkpoint.conversion import convert
+from flows.checkpoint.profile_loading import convert
 from flows.console.display import Display
 from flows.console.lines import print_lines
 from flows.console.units import size

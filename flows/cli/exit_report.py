@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from artifacts.captions import Failure
 from artifacts.errors import UsageError, redacted
-from artifacts.user_folders import user_cache
+from artifacts.paths import user_cache
 from flows.console.display import Display, failed_line
 from flows.console.lines import print_lines
 

@@ -13,7 +13,7 @@ from artifacts.paths import folder_named
 from artifacts.plurals import counted
 from flows.cli.exit_report import print_result
 from flows.cli.options import config_of
-from flows.cli.plan_command import show
+from flows.cli.train_plan import show
 from flows.console.display import READING, Display
 from flows.console.lines import print_lines
 from flows.console.units import size
@@ -38,7 +38,7 @@ def add(given: argparse.Namespace) -> int:
     """Embed and append new media with the model of the index. Do not look for files that are
     gone."""
     from artifacts.index.manifest import read_manifest
-    from flows.search.maker import as_made
+    from flows.search.query import as_made
 
     folder = _folder(given)
     maker = read_manifest(folder).maker
@@ -72,7 +72,7 @@ def _fill(given: argparse.Namespace, config: IndexConfig, folder: Path, *, whole
 def remove(given: argparse.Namespace) -> int:
     """Remove the rows of the named files, all or none."""
     from artifacts.gone_files import GoneFiles
-    from artifacts.index.naming import rows_gone, rows_named
+    from artifacts.index.upkeep import rows_gone, rows_named
     from artifacts.index.writing import writing
 
     if bool(given.names) == given.gone:
@@ -95,8 +95,8 @@ def remove(given: argparse.Namespace) -> int:
 
 def compact(given: argparse.Namespace) -> int:
     """Rewrite the index without removed rows, and measure its recall."""
-    from artifacts.index.compacting import compact as rewrite
-    from artifacts.index.measuring import measure
+    from artifacts.index.writing import compact as rewrite
+    from artifacts.index.upkeep import measure
     from artifacts.index.writing import writing
 
     with writing(_folder(given)) as writer:
@@ -114,7 +114,7 @@ def compact(given: argparse.Namespace) -> int:
 def verify(given: argparse.Namespace) -> int:
     """Check every byte. Exit with 1 if something is damaged, so that nightly checks notice."""
     from artifacts.index.manifest import read_manifest
-    from artifacts.index.verifying import verify_index
+    from artifacts.index.upkeep import verify_index
 
     folder, bad = _folder(given), 0
     for damage in verify_index(folder):
@@ -127,7 +127,7 @@ def verify(given: argparse.Namespace) -> int:
 
 def print_stats(given: argparse.Namespace) -> int:
     """Print the size of the index and its recall."""
-    from artifacts.index.verifying import stats_of
+    from artifacts.index.upkeep import stats_of
 
     stats = stats_of(_folder(given))
     if given.json:

@@ -9,12 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from artifacts.paths import folder_named
-from flows.cli.derived import config_from
+from flows.cli.options import config_from
 from flows.cli.exit_report import print_result
-from flows.cli.plan_command import show
+from flows.cli.train_plan import show
 from flows.console.display import READING, Display
 from flows.console.lines import print_lines
-from flows.options.learn import LearnConfig, RecordedRun
+from flows.options.training import LearnConfig, RecordedRun
 from flows.pipelines import TUNE
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def learn_command(given: argparse.Namespace) -> int:
     display = Display(quiet=given.quiet, as_json=given.json)
     with closing(display):
         display.doing(READING)
-        from flows.cli.recorded import recorded_run
+        from flows.cli.options import recorded_run
         from flows.learning.learn import learn
 
         command = command_in(out, trust=trust)
@@ -50,7 +50,7 @@ def learn_command(given: argparse.Namespace) -> int:
 
 def _show(config: LearnConfig, run: RecordedRun, *, as_json: bool) -> int:
     """Print the examples of the next round and what its training needs."""
-    from flows.learning.preview import preview
+    from flows.learning.learn import preview
     from flows.running.tune import refuse_untrainable_texts
 
     lines, tuning, examples = preview(config, run)
@@ -65,7 +65,7 @@ def _next_steps(result: "Learned", run: RecordedRun) -> list[str]:
     out = shlex.quote(str(result.out))
     if result.round["accepted"] or not result.is_new:
         return [f"review them with `penstock review {out}`"]
-    from flows.results.recorded_command import with_values
+    from flows.results.trust import with_values
 
     words = run.command["words"] if run.command else ["caption", "SOURCES"]
     number = result.round["round"]

@@ -16,10 +16,10 @@ from artifacts.names import file_name, numbered
 from artifacts.paths import folder_named
 from artifacts.regular_files import open_regular
 from artifacts.remote.media_cache import open_local
-from flows.cli.derived import config_from
+from flows.cli.options import config_from
 from flows.console.display import Display
 from flows.console.lines import json_line, print_lines
-from flows.options.search import SearchPlace, SearchQuery
+from flows.options.vectors import SearchPlace, SearchQuery
 
 if TYPE_CHECKING:
     from flows.search.query import Hit
@@ -40,7 +40,7 @@ def search_command(given: argparse.Namespace) -> int:
         query, place = config_from(given, SearchQuery), config_from(given, SearchPlace)
         hits = search_index(folder, query, place, display)
     if page:
-        from flows.search.page import page_of
+        from flows.search.query import page_of
 
         write_text(page, [page_of(given.what, str(folder), hits)])
     code = _copied(copies, hits) if copies else 0
@@ -57,7 +57,7 @@ def lines_of(hits: Sequence["Hit"]) -> list[str]:
 
 
 def _line(hit: "Hit") -> str:
-    from flows.search.page import when
+    from flows.search.query import when
 
     copies = f"  and {hit.copies} more: {', '.join(hit.copy_paths)}" if hit.copies else ""
     return f"{hit.rank:4d}  {hit.score:.4f}  {hit.path}{when(hit)}{copies}"

@@ -2,7 +2,7 @@
 
 import argparse
 
-from flows.cli.derived import config_from
+from flows.cli.options import config_from
 from flows.console.display import Display
 from flows.serving.config import ServeConfig
 

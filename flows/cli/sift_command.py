@@ -12,8 +12,8 @@ from flows.cli.exit_report import print_result
 from flows.cli.options import config_of
 from flows.console.display import Display
 from flows.console.lines import print_lines
-from flows.console.tables import table_lines
-from flows.options.sift import SiftConfig
+from flows.console.lines import table_lines
+from flows.options.vectors import SiftConfig
 
 
 def sift_command(given: argparse.Namespace) -> int:

@@ -11,15 +11,15 @@ from typing import Any
 
 from flows.console.display import failed_line
 from flows.console.lines import print_lines
-from flows.console.tables import table_lines
+from flows.console.lines import table_lines
 from flows.console.units import duration
 from flows.results.rounds import COLUMNS as ROUND_COLUMNS
 from flows.results.rounds import cells as round_cells
 from flows.results.rounds import rounds_in
-from flows.results.run_read import load_record, runs_below
+from flows.results.run_status import load_record, runs_below
 from flows.results.run_record import seconds_of
 from flows.results.run_status import run_folder, run_status
-from flows.results.status import (
+from flows.results.run_status import (
     COLUMNS,
     StageStatus,
     advice,

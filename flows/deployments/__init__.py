@@ -4,7 +4,7 @@ import os
 
 from pydantic_settings.sources import ConfigFileSourceMixin, DotEnvSettingsSource
 
-from flows.machine.loopback import exempt_loopback
+from flows.machine.launch import exempt_loopback
 
 exempt_loopback()
 # The files .env, prefect.toml and pyproject.toml of the current folder, which may be a stranger's,
@@ -22,5 +22,5 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 # scripts/prepare_pool.py relies on this; Prefect's own 180 s is too long to wait four times.
 os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
 # For a command; in a deployment, Prefect was imported earlier. Each retry waits twice as long as
-# the last. flows/deployments/patience.py decides how long the run waits.
+# the last. flows/deployments/crashed.py decides how long the run waits.
 os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "2")

@@ -25,13 +25,13 @@ from artifacts.paths import lies_in
 from artifacts.store import open_store
 from flows.job.prepare import out_folder
 from flows.options.commands import CaptionConfig, MediaOptions
-from flows.options.endpoint import EndpointOptions
+from flows.options.model import EndpointOptions
 from flows.options.export_config import ExportConfig
-from flows.options.learn import LearnConfig
-from flows.options.rebuild import RebuildConfig
-from flows.options.sift import SiftConfig
+from flows.options.training import LearnConfig
+from flows.options.commands import RebuildConfig
+from flows.options.vectors import SiftConfig
 from flows.options.text import FolderOptions
-from flows.options.tune import TuneConfig
+from flows.options.training import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 
 __all__ = [

@@ -24,14 +24,14 @@ from flows.deployments.config_checks import (
     confine,
 )
 from flows.deployments.handing import PartitionDispatch, PartitionRun
-from flows.deployments.label import label_images
+from flows.deployments.commands import label_images
 from flows.deployments.runs import ended_when_cancelled, named_after_out, state_after
 from flows.deployments.view import Progress, plain
-from flows.job.partitions import FILES, PORTIONS, Partition, partitions_of
+from flows.job.job_summary import FILES, PORTIONS, Partition, partitions_of
 from flows.job.prepare import out_folder
 from flows.options.commands import RunOptions
 from flows.results.owners import refuse_taking
-from flows.running.stopping import stopped_in_order
+from flows.running.run import stopped_in_order
 
 OUTPUTS = "outputs"
 """Name of the run that writes the outputs, among partitions."""

@@ -1,7 +1,25 @@
 """Runs one pipeline inside a flow, from its configuration to the flow's final state. The sequence
 of stages is that of the plain command.
+
+Starts each stage as a task of the current flow run, and reports its progress.
 """
 
+import logging
+import os
+import threading
+from concurrent import futures
+from typing import Any
+from prefect import State, task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectConcurrentFuture
+from prefect.states import Failed
+from artifacts.errors import Interrupted, PenstockError
+from flows.deployments.crashed import close_earlier_attempts
+from flows.deployments.view import Progress
+from flows.machine.launch import DirectLauncher, StageCall
+from stages.process.events import Event, Item, Total
+from stages.process.events import StageOutcome
+from stages.process.stage_process import Listener, StageProcess
 import contextlib
 import re
 import signal
@@ -12,26 +30,110 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
-
 from prefect import State, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
-
 from artifacts.captions import Failure
 from artifacts.errors import Interrupted, PenstockError, UsageError
 from flows.console.display import Display
 from flows.console.lines import printable
 from flows.deployments.config_checks import confine
 from flows.deployments.page import RunPage
-from flows.deployments.patience import await_server, without_retries
-from flows.deployments.tasks import PrefectLauncher
+from flows.deployments.crashed import await_server, without_retries
 from flows.deployments.view import RunLog, plain, show, table
 from flows.job.prepare import NothingToDo
 from flows.options.commands import RunOptions
 from flows.results.run_result import RunResult
 from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin
+
+def without_empty_traceback(record: logging.LogRecord) -> bool:
+    """Remove `NoneType: None`, which Prefect logs for a task that returns Failed."""
+    record.exc_info = record.exc_info if record.exc_info and record.exc_info[0] else None
+    return True
+
+
+logging.getLogger("prefect.task_runs").addFilter(without_empty_traceback)
+PROGRESS_SECONDS = float(os.environ.get("PENSTOCK_PROGRESS_SECONDS") or 2.0)
+"""Interval in seconds of progress reports to the server; with many workers, choose a longer one."""
+
+
+class PrefectLauncher:
+    """A launcher that starts each stage inside a task of the current flow run."""
+
+    def __init__(self, listen: Listener) -> None:
+        self._listen = listen
+        close_earlier_attempts()
+
+    def start(self, call: StageCall) -> "PrefectRunning":
+        return PrefectRunning(call, self._listen)
+
+
+class PrefectRunning:
+    """A stage in a task. One thread starts it, waits for it and reports on it, because the child
+    process ends with that thread."""
+
+    def __init__(self, call: StageCall, listen: Listener) -> None:
+        self._call = call
+        self._listen = listen
+        self._done = 0
+        self._total = 0
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._process: StageProcess | None = None
+        stage = task(
+            name=call.name, task_run_name=call.name, cache_policy=NO_CACHE, persist_result=False
+        )(self._run)
+        self._future: PrefectConcurrentFuture[Any] = stage.submit()  # type: ignore[assignment]
+
+    @property
+    def outcome(self) -> StageOutcome:
+        return self._process.outcome if self._process else StageOutcome(name=self._call.name)
+
+    def wait(self) -> StageOutcome:
+        outcome: StageOutcome = self._future.result()
+        return outcome
+
+    def wait_for_exit(self, seconds: float) -> bool:
+        return bool(futures.wait([self._future.wrapped_future], seconds).done)
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+        if self._process is not None:
+            self._process.stop()
+
+    def _run(self) -> StageOutcome | State[Any]:
+        process = self._start()
+        progress = Progress(self._call.name)
+        try:
+            while not process.wait_for_exit(PROGRESS_SECONDS):
+                progress.report(self._done, self._total)
+            outcome = process.wait()
+            progress.report(self._done, self._done)
+            return outcome
+        except PenstockError as error:
+            return Failed(message=str(error), data=error)  # raising would log a traceback
+        finally:
+            process.stop()
+            progress.close()
+
+    def _start(self) -> StageProcess:
+        call = self._call
+        with self._lock:
+            if self._stopped:
+                raise Interrupted(f"the {call.name} stage was stopped before it started")
+            self._process = DirectLauncher(self._count).start(call)
+            return self._process
+
+    def _count(self, stage: str, event: Event) -> None:
+        if isinstance(event, Item):
+            self._done += 1
+        elif isinstance(event, Total):
+            self._total = event.items
+        self._listen(stage, event)
+
 
 INTERRUPTED = "Interrupted"
 """Name of the state of a run that was ended from outside without being asked."""

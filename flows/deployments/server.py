@@ -2,8 +2,25 @@
 
 Prefect would start one itself, but in our process group. Ctrl-C would then end the server before
 the flow has reported its final state, and the flow would retry for minutes.
+
+Stores the login that this machine's own Prefect server requires: one string in a file that only
+its user can read.
+
+Without a login, every page open in the user's browser could start runs: the browser sends a
+cross-site request to 127.0.0.1, and only hides the response from the other page.
 """
 
+import contextlib
+import json
+import os
+import secrets
+from pathlib import Path
+from urllib.parse import urlsplit
+from artifacts.errors import EnvironmentFault
+from artifacts.files import write_json
+from artifacts.signing import own_secret, stored_secret
+from flows.machine.leases import start_of
+from flows.machine.launch import is_local
 import atexit
 import os
 import re
@@ -13,12 +30,121 @@ import sys
 import tempfile
 import time
 from typing import IO, Any
-
 from artifacts.errors import EnvironmentFault, UsageError, redacted
-from flows.deployments.login import login_for, new_login
-from flows.machine.loopback import answers, fault_of_api
+from flows.machine.launch import answers, fault_of_api
 from stages.process.child import die_with
-from stages.process.environment import ROOT, child_environment
+from stages.process.fork_client import ROOT, child_environment
+
+FILE = "penstock-auth"
+"""Name of the file in Prefect's folder, next to the server's database."""
+STARTED = "penstock-server-{}.json"
+"""Name of the record, beside it, of the server that `make server` started on a port."""
+LISTENS = "0A"
+"""State of a listening socket in /proc/net/tcp."""
+USER = "penstock"
+NOUN_AND_HINT = ("login", "Delete it; the next `make server` makes another")
+"""Noun for the file's content, and the hint for an invalid one."""
+OWN = "only the address of your own `make server` gets it unasked"
+"""Follows the hint to set the login."""
+UNAUTHORIZED = 401
+
+
+def login_file() -> Path:
+    """Return the path of the login of this machine's server."""
+    return Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser() / FILE
+
+
+def new_login() -> str:
+    """Return a random login in Prefect's form `user:password`."""
+    return f"{USER}:{secrets.token_urlsafe(24)}"
+
+
+def stored_login() -> str | None:
+    """Return the login of this machine's server, or None. Raises EnvironmentFault."""
+    try:
+        return _text(stored_secret(login_file(), *NOUN_AND_HINT))
+    except OSError as error:
+        raise _unusable(login_file(), error) from error
+
+
+def own_login() -> str:
+    """Return the login of this machine's server, created if missing. Concurrent creators get the
+    same login. Raises EnvironmentFault."""
+    try:
+        found = _text(own_secret(login_file(), *NOUN_AND_HINT, lambda: f"{new_login()}\n".encode()))
+    except OSError as error:
+        raise _unusable(login_file(), error) from error
+    assert found is not None
+    return found
+
+
+def login_for(url: str) -> str | None:
+    """Return the stored login if this user's `make server` runs at the address. No other server
+    gets it: whoever listens on a port may be another user. Raises EnvironmentFault."""
+    return stored_login() if is_own_server(url) else None
+
+
+def note_server(url: str, pid: int) -> None:
+    """Record that a process becomes this user's server at an address, unless one runs there, which
+    will keep its port. Raises EnvironmentFault."""
+    if is_own_server(url):
+        return
+    address = urlsplit(url).netloc
+    write_json(_record_of(url), {"address": address, "pid": pid, "start": start_of(pid)})
+
+
+def is_own_server(url: str) -> bool:
+    """Return whether a recorded server of this user runs at an address, and nobody else listens on
+    its port."""
+    if not is_local(url):
+        return False
+    try:
+        server = json.loads(_record_of(url).read_bytes())
+        runs = server["start"] == start_of(server["pid"]) != ""
+        here = server["address"] == urlsplit(url).netloc
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return runs and here and _listeners(urlsplit(url).port) == {os.geteuid()}
+
+
+def _record_of(url: str) -> Path:
+    return login_file().with_name(STARTED.format(urlsplit(url).port))
+
+
+def _listeners(port: int | None) -> set[int]:
+    """Return the users that listen on a port of this machine: a recorded process may still be
+    starting, or fail to, because another user has its port."""
+    sockets = list[list[str]]()
+    for path in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            sockets += map(str.split, Path(path).read_text(encoding="ascii").split("\n")[1:-1])
+    listening = [entry for entry in sockets if entry[3] == LISTENS]
+    return {int(entry[7]) for entry in listening if int(entry[1][-4:], 16) == port}
+
+
+def refuses_login(error: Exception) -> bool:
+    """Return whether an error of Prefect's client means a wrong login."""
+    return getattr(getattr(error, "response", None), "status_code", None) == UNAUTHORIZED
+
+
+def _text(secret: bytes | None) -> str | None:
+    """Return a login as text. Raises EnvironmentFault for an invalid one."""
+    if secret is None:
+        return None
+    text = secret.decode("ascii", errors="replace").strip()
+    if not (text.isascii() and text.isprintable()):
+        raise EnvironmentFault(
+            f"{login_file()} contains no {NOUN_AND_HINT[0]}", hint=NOUN_AND_HINT[1]
+        )
+    return text
+
+
+def _unusable(path: Path, error: OSError) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"the login of Prefect's server cannot be stored in {path} ({error.strerror})",
+        hint="Give a folder of your own with PREFECT_HOME",
+    )
+
 
 START_SECONDS = 180.0
 """Seconds that a server may take to start. 8 to 15 are usual; the first time, and on a busy

@@ -19,7 +19,7 @@ from prefect.logging.handlers import PrefectConsoleHandler
 
 from artifacts.captions import Failure
 from flows.console.lines import printable
-from flows.deployments.patience import without_retries
+from flows.deployments.crashed import without_retries
 
 logger = logging.getLogger(__name__)
 

@@ -1,23 +1,58 @@
 """Decides whether a run's inputs pass the vision half in a fixed number of rows or in batches
 (stages/models/encoding/ways.py), and names what is tried of them. A half that was found to compute
 one input twice with different results runs in batches.
+
+Plans a command again if a model file changed between planning and loading.
+
+Results of the old files stay in the store under their digests. The second attempt starts from the
+configuration, so nothing of the first one reaches its outputs.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+from artifacts.errors import HalfTried, ModelChanged
 from dataclasses import replace
 from importlib.metadata import version
-
 from artifacts.keys import digest_of
 from artifacts.packs import RecordSet
 from artifacts.store import Store
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
-from flows.machine.cpu import cpu_line
+from flows.machine.versions import cpu_line
 from flows.options.commands import RunOptions
 from flows.options.model import PassOptions
 from stages.models.encoding.ways import KIND
 from stages.models.footprint import at_size
-from stages.models.graphs.providers import TENSORRT
+from stages.models.graphs.manifest import TENSORRT
 from stages.process.device import device_capability
+
+Result = TypeVar("Result")
+
+
+def replanned_once(attempt: Callable[[], Result], announce: Callable[[str], object]) -> Result:
+    """Return the result of `attempt`, which plans and runs a command. It is called once more after
+    each trial of a half, and once more if the model's files change. Raises ModelChanged if they
+    change again."""
+    tried, changed = set[str](), False
+    while True:
+        try:
+            return attempt()
+        except HalfTried as error:
+            if error.message in tried:
+                raise
+            tried.add(error.message)
+            announce(error.message)
+        except ModelChanged as error:
+            if changed:
+                raise second_change(error) from error
+            changed = True
+            announce(f"{error.message}: planning again with the changed model")
+
+
+def second_change(error: ModelChanged) -> ModelChanged:
+    """Return the error of a model that changed again after the second plan."""
+    return ModelChanged(f"the model changed twice: {error.message}", hint=error.hint)
+
 
 CPU_TOKENS, GPU_TOKENS = 256, 1024
 """Encoder tokens from which an input passes alone. On a CPU eight inputs of 257 tokens

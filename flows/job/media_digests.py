@@ -16,7 +16,7 @@ from flows.media.far_digests import Progress, contents_of
 from flows.media.media_files import MediaFile, source_failure
 from flows.options.commands import RunOptions
 from flows.options.text import OutputOptions
-from stages.process.cgroup import cores
+from stages.process.memory import cores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

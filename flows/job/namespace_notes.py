@@ -1,8 +1,15 @@
-"""Stores notes that list the model and the settings of each cache namespace."""
+"""Stores notes that list the model and the settings of each cache namespace.
 
+Describes how the model's context limits the frames of a chunk.
+"""
+
+from artifacts.schema import Sampling
+from flows.checkpoint.prompt_tokens import frames_of_any_size
+from flows.checkpoint.models import Model
+from flows.checkpoint.prompt_tokens import full_chunk, requested_sampling
+from flows.options.commands import RunOptions
 from collections.abc import Iterator, Sequence
 from typing import Any
-
 from artifacts.keys import digest_of
 from artifacts.packs import Record
 from artifacts.schema import Part
@@ -10,7 +17,31 @@ from flows.checkpoint.precision import PartSettings
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant, notes, one_shot_namespace
 from flows.pipelines import parts_of
-from stages.process.stage import StageSpec
+from stages.process.job import StageSpec
+
+def context_note(model: Model, config: RunOptions) -> str:
+    """Return how many frames of a chunk fit the context if not all do, or that the context is
+    unknown; else an empty string."""
+    profile = model.profile
+    if profile.route in ("dual", "served") or profile.is_encoder_decoder:
+        return ""
+    if not profile.context_tokens:
+        return f"{model.name} does not state its context length, so it limits no frames"
+    sampling, max_frames = requested_sampling(profile, config), frames_of_any_size(profile)
+    requested = full_chunk(sampling)
+    if not max_frames or requested <= max_frames:
+        return ""
+    context = f"its context of {profile.context_tokens:,} tokens"
+    fit = "frame of a chunk fits" if max_frames == 1 else "frames of a chunk fit"
+    remedy = _remedy(sampling, max_frames)
+    return f"{model.name}: {max_frames:,} {fit} {context}, of {requested:,}; {remedy}"
+
+
+def _remedy(sampling: Sampling, max_frames: int) -> str:
+    """Return the option that shows more frames."""
+    if sampling.fps and sampling.min_frames <= max_frames:
+        return f"--chunk {max_frames / sampling.fps:g} shows them all"
+    return "shorter chunks (--chunk) show more"
 
 
 def settings_of(job: Job) -> dict[str, Any]:

@@ -1,14 +1,31 @@
 """Builds the job of a command: sources, checkpoint, cache keys, and the work that is already
-done."""
+done.
 
+Chooses fp16 on a GPU, under `auto`, for the vision half of a dual encoder published in fp32.
+
+1. If the store knows the result of a trial for this half and kind of GPU, it decides.
+2. If the store has vectors of this half in fp32, they stay valid: fp32.
+3. Otherwise the embed stage tries fp16 on the job's first images, stores the result, and the run is
+   planned again.
+"""
+
+from dataclasses import replace
+from artifacts.keys import digest_of
+from artifacts.packs import RecordSet, stored_namespaces
+from artifacts.store import Store
+from flows.checkpoint.models import Model
+from flows.checkpoint.precision import PartSettings, attention, weight_bytes
+from flows.ledger.namespaces import notes
+from flows.options.commands import RunOptions
+from stages.embed.job import KIND, MIN_COSINE, VERDICT
+from stages.process.device import device_capability
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
-
 from artifacts.captions import Failure
-from artifacts.corrections import EditsInForce
+from artifacts.edits import EditsInForce
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests
 from artifacts.packs import stored_namespaces
@@ -17,27 +34,26 @@ from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.schema import Sampling
 from artifacts.signing import anybody, proof_by
 from artifacts.store import Store, open_store
-from artifacts.store_format import prepare_store
+from artifacts.store import prepare_store
 from artifacts.tiles import OFF
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
-from flows.job.card_frames import as_card, sampling_as_card
+from flows.job.card_sampling import as_card, sampling_as_card
 from flows.job.card_sampling import with_card_sampling
 from flows.job.encode_ways import answering, with_encode_ways
 from flows.job.media_digests import JobFile, check_beside, read_contents
-from flows.job.vector_precision import with_vector_precision
 from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import variants_of
 from flows.ledger.prompts import Prompts, check_fixed_texts, check_summary, command_prompt
 from flows.ledger.tasks import Medium
-from flows.ledger.text_scores import TextScores
+from flows.ledger.namespaces import TextScores
 from flows.machine.budget import Budget, budget_for
-from flows.machine.device_probe import check_device
+from flows.machine.budget import check_device
 from flows.machine.launch import Launcher
 from flows.media.far_digests import Progress, unfetched_note
 from flows.media.media_files import Selection
 from flows.media.sources import find_media, why_no_media
 from flows.options.commands import RunOptions
-from flows.options.endpoint import is_served
+from flows.options.model import is_served
 from flows.options.media import VectorSamplingOptions
 from flows.options.model import DEMO_MODEL
 from flows.options.text import (
@@ -52,6 +68,53 @@ from stages.decode.generation import SamplingParams
 from stages.models.hub.resolve import check_name
 from stages.models.hub.transfer import Announce
 from stages.process.device import device_name
+
+def with_vector_precision(config: RunOptions, model: Model, store: Store, device: str) -> Model:
+    """Return the model with fp16 first if a trial has shown that it holds, or with the namespace of
+    a trial to make, or with a note on why it runs in fp32."""
+    if model.served is not None:
+        return model
+    best = model.best("vision")
+    concerned = model.profile.route == "dual" and config.precision_of("vision") == "auto"
+    if device == "cpu" or not concerned or best.graph or best.precision != "fp32":
+        return model
+    half = model.profile.vision
+    fp16 = replace(
+        best,
+        precision="fp16",
+        dtype="float16",
+        attention=attention(half, "float16", device),
+        weight_bytes=weight_bytes(half, "fp16", "float16"),
+    )
+    kind = device_capability(device)
+    namespace = digest_of([KIND, model.digests["vision"], fp16.key_fields, kind])
+    tried = RecordSet(store, KIND, namespace)
+    if VERDICT in tried and tried.meta(VERDICT)["holds"]:
+        vision = (fp16, *model.settings["vision"][1:])
+        return replace(model, settings={**model.settings, "vision": vision})
+    if VERDICT in tried:
+        cosine = float(tried.meta(VERDICT)["cosine"])
+        return _in_fp32(model, f"in fp16 the cosine to fp32 is {cosine:.6f}, below {MIN_COSINE}")
+    if _has_vectors(store, model, best):
+        return _in_fp32(model, "the store has vectors of it in fp32; --precision fp16 makes others")
+    return replace(model, trial=namespace)
+
+
+def _in_fp32(model: Model, reason: str) -> Model:
+    note = f"the vision half runs in fp32 ({reason})"
+    return replace(model, notes=(*model.notes, note))
+
+
+def _has_vectors(store: Store, model: Model, settings: PartSettings) -> bool:
+    """Return whether the store has vectors of this half with these settings."""
+    about, key_fields = notes(store), settings.key_fields
+    return any(
+        namespace in about
+        and about.meta(namespace)["weights"] == model.digests["vision"]
+        and about.meta(namespace).get("computing") == key_fields
+        and len(RecordSet(store, "embeddings", namespace)) > 0
+        for namespace in stored_namespaces(store, "embeddings")
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

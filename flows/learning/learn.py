@@ -2,6 +2,8 @@
 
 Each step ends by writing `round.json`. A killed round continues after its last step, with the
 examples that it chose.
+
+Describes the next round of learning without running it.
 """
 
 import shutil
@@ -11,7 +13,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
 from artifacts.edits import DIGITS, changes_of
 from artifacts.errors import ControlWord, NoFeatures, UsageError
 from artifacts.files import whole_file
@@ -23,25 +24,25 @@ from artifacts.regular_files import guard
 from artifacts.signing import ROUND
 from flows.console.display import Display
 from flows.job.prepare import Job
-from flows.job.replanning import replanned_once
-from flows.learning.carrying import Uncaptioned, carry
+from flows.job.encode_ways import replanned_once
+from flows.learning.decisions import Uncaptioned, carry
 from flows.learning.decisions import decisions_of, deed_of, names
-from flows.learning.inputs import (
+from flows.learning.decisions import (
     left_round,
     own_rounds,
     previous_adapter,
     refuse_missing_media,
     with_media,
 )
-from flows.learning.judging import divide, is_better, times_lower
+from flows.learning.result import divide, is_better, times_lower
 from flows.learning.result import Learned
 from flows.ledger.waves import most_tokens
 from flows.machine.launch import DirectLauncher
 from flows.media.example import Example
 from flows.options.commands import RunOptions
-from flows.options.learn import LEAST, LearnConfig, RecordedRun
-from flows.options.tune import TrainingOptions
-from flows.results.recorded_command import with_values
+from flows.options.training import LEAST, LearnConfig, RecordedRun
+from flows.options.training import TrainingOptions
+from flows.results.trust import with_values
 from flows.results.rounds import (
     ADAPTER,
     CARRIED,
@@ -66,13 +67,20 @@ from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
 from flows.results.tuned import RUN
 from flows.reviewing.captions import ReviewedCaptions
-from flows.running import sift_first
+from flows.running import sift
 from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin, RunObserver, only_run_in
 from flows.running.tune import train
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from stages.tune.job import EACH, SCORE
-from stages.tune.layout import layout_of
+from stages.tune.job import layout_of
+from artifacts.paths import folder_named
+from artifacts.plurals import counted
+from flows.learning.decisions import left_round, own_rounds
+from flows.media.example import Example
+from flows.options.training import LearnConfig, LearnRun, RecordedRun
+from flows.results.rounds import ADAPTER, Round, is_weak, media_held, round_folder
+from flows.results.tuned import RUN
 
 CAPTIONS = "captions"
 """Folder of a round in which its adapter captions the media first."""
@@ -324,7 +332,7 @@ class _Work:
             self.on_begin(job, record)
 
     def _caption(self, config: RunOptions, on_begin: OnBegin | None) -> RunResult:
-        return sift_first.caption(config, self.display, self.make_launcher, on_begin)
+        return sift.caption(config, self.display, self.make_launcher, on_begin)
 
     def _tune(
         self,
@@ -361,3 +369,33 @@ STEPS: Mapping[str, Callable[[_Work], None]] = {
 }
 """What is done in a round → the step that follows."""
 AGAIN = "Run the same command again"
+
+
+def preview(
+    config: LearnConfig, run: RecordedRun
+) -> tuple[list[str], LearnRun | None, list[Example]]:
+    """Return lines on the next round, the run that trains its adapter (None if there is nothing to
+    train), and the captions that it trains on. Raises UsageError, EnvironmentFault."""
+    out = folder_named(config.out, "out")
+    run, rounds = own_rounds(config, run, out)
+    left = left_round(out, rounds)
+    round_ = left or choose(config, run, out, rounds, dry=True)
+    if round_ is None:
+        return [f"nothing new to learn since round {rounds[-1]['round']}"], None, []
+    folder = round_folder(out, round_["round"]) / ADAPTER / RUN
+    tuning = run.tuning(config, folder, caption_tokens(round_))
+    return _lines(round_, is_begun=left is not None), tuning, examples_of(round_)
+
+
+def _lines(round_: Round, *, is_begun: bool) -> list[str]:
+    corrected = sum(each["corrected"] for each in round_["held_out"])
+    held = f"{len(round_['held_out'])} held out, {corrected} of them corrected"
+    if is_weak(round_):
+        held += f"; weak test: {counted(media_held(round_), 'file')}"
+    state = f"continues from {round_['phase']!r}" if is_begun else "is new"
+    lines = [
+        f"round {round_['round']} {state}: {counted(len(round_['examples']), 'caption')} to train "
+        f"on, {held}",
+        f"from {round_['previous'] or 'the model without an adapter'}",
+    ]
+    return [*lines, *differing_lines(round_)]

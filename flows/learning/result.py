@@ -1,12 +1,27 @@
-"""Describes how a round of learning ended."""
+"""Describes how a round of learning ended.
 
+Holds examples out of training, and decides whether a new adapter is better on them.
+"""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+from flows.results.rounds import (
+    LEAST_MEDIA,
+    Round,
+    corrections_in,
+    corrections_of,
+    exact,
+    loss_of,
+    medium_of,
+)
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
 from artifacts.captions import Failure
 from artifacts.plurals import counted
-from flows.learning.judging import SAMPLES
 from flows.results.rounds import (
     ADAPTER,
     Round,
@@ -19,6 +34,79 @@ from flows.results.rounds import (
     summary_json,
     verdict,
 )
+
+SHARE, HELD_LEAST = 0.2, 8
+"""Share of the chunks that is held out, and their least number."""
+SAMPLES, LOWER = 20, 19
+"""Bootstrap samples of the media of held-out corrections, and in how many of them the loss must be
+lower."""
+Examples = list[dict[str, Any]]
+
+
+def divide(
+    examples: Sequence[dict[str, Any]], rounds: Sequence[Round]
+) -> tuple[Examples, Examples]:
+    """Return the examples to train on, and those to hold out, at most half of the chunks. A medium
+    is held out whole, because its chunks are alike; only if there is no other one is it divided.
+    What earlier rounds held out is never trained on, and what they trained on is never held out; a
+    medium on both sides is trained on. New ones are held out by the smallest hash in their keys, as
+    many corrected as accepted chunks in proportion, and `LEAST_MEDIA` if there are as many."""
+    by_chunk = len({medium_of(each) for each in examples}) == 1
+    known = {each["features"]: medium_of(each) for each in examples}
+
+    def group_of(each: Mapping[str, Any]) -> str:
+        chunk = str(each["features"])
+        return chunk if by_chunk else known.get(chunk) or medium_of(each)
+
+    held = {group_of(each) for round_ in rounds for each in round_["held_out"]}
+    seen = {group_of(each) for round_ in rounds for each in round_["examples"]}
+    held -= seen
+    groups: dict[str, dict[str, tuple[bool, str]]] = {}
+    for each in examples:
+        rank, group = (not each["corrected"], each["key"]), groups.setdefault(group_of(each), {})
+        group[each["features"]] = min(rank, group.get(each["features"], rank))
+    ranked = sorted(groups, key=lambda name: min(groups[name].values()))
+    sizes = {name: Counter(kind for kind, _ in group.values()) for name, group in groups.items()}
+    every, inside = sum(sizes.values(), Counter()), [name for name in ranked if name in held]
+    found = sum((sizes[name] for name in inside), Counter())
+    # Of few chunks, half are left to train on.
+    wanted = min(max(HELD_LEAST, math.ceil(SHARE * every.total())), every.total() // 2)
+    for kind in (False, True, None):  # corrected chunks, accepted ones, all
+        share = 1.0 if kind is None else every[kind] / max(1, every.total())
+        for name in ranked:
+            of, is_known = sizes[name], name in held or name in seen
+            enough = (found.total() if kind is None else found[kind]) >= math.ceil(wanted * share)
+            enough = enough and (kind is not None or len(inside) >= LEAST_MEDIA)
+            too_large = (found + of).total() > every.total() // 2
+            if not (is_known or enough or too_large or (kind is not None and not of[kind])):
+                held.add(name)
+                inside.append(name)
+                found += of
+    trained = [each for each in examples if group_of(each) not in held]
+    return trained, [each for each in examples if group_of(each) in held]
+
+
+def times_lower(round_: Round, seed: int) -> int:
+    """Return in how many bootstrap samples of the media of held-out corrections the new adapter's
+    mean loss per token is lower."""
+    tested = corrections_in(round_["held_out"])
+    media = [*dict.fromkeys(map(medium_of, tested))]
+    before, after = (corrections_of(round_, name) for name in ("before", "after"))
+    draw, lower = random.Random(f"{seed} bootstrap"), 0
+    places = {name: [at for at, e in enumerate(tested) if medium_of(e) == name] for name in media}
+    for _ in range(SAMPLES):
+        drawn = [at for name in draw.choices(media, k=len(media)) for at in places[name]]
+        losses = [loss_of([scores[at] for at in drawn]) for scores in (before, after)]
+        lower += losses[1] < losses[0]
+    return lower
+
+
+def is_better(round_: Mapping[str, Any]) -> bool:
+    """Return whether the new adapter is better on the held-out corrections, and not worse on all
+    held-out captions, neither in loss nor in exact ones."""
+    before, after = round_["before"], round_["after"]
+    not_worse = loss_of(after) <= loss_of(before) and exact(after) >= exact(before)
+    return not_worse and bool(round_["lower"] >= LOWER)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

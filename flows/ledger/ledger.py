@@ -27,15 +27,15 @@ from functools import partial
 from typing import Any
 
 from artifacts.packs import RecordSet
-from artifacts.reasoning import answer_of
-from artifacts.record_union import RecordUnion, refresh_together
+from artifacts.captions import answer_of
+from artifacts.packs import RecordUnion, refresh_together
 from artifacts.records import read_record
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import Store
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task, task_of
 from flows.pipelines import Pipeline
-from stages.process.stage import StageSpec
+from stages.process.job import StageSpec
 
 
 class Ledger:

@@ -22,11 +22,11 @@ from artifacts.store import Store
 from flows.checkpoint.models import Model
 from flows.media.generated_files import OF_LABELS, GeneratedFiles, about
 from flows.media.media_files import MediaFile, source_failure, writable
-from flows.media.text_merging import JoinedTexts
+from flows.media.generated_files import JoinedTexts
 from flows.options.commands import RunOptions
 from flows.options.text import IMAGE_PROMPT, LENGTHS, VIDEO_PROMPT, PromptOptions, QuestionOptions
 from stages.decode.generation import SamplingParams
-from stages.encode.shown_frames import shown_frames
+from stages.encode.job import shown_frames
 
 NAME, FOLDER, TAGS = "{name}", "{folder}", "{tags}"
 SECONDS, FRAMES, TIMES = "{seconds}", "{frames}", "{times}"

@@ -3,18 +3,28 @@ batching.
 
 Both are stored the first time they are computed. A resumed run may find other free space or missing
 features, and in 16 bit a chunk's output depends on the batch it is computed in.
+
+Finds in the store which weights a run needs, and fetches them before a stage needs them. Loads
+no weights.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
-
 from artifacts.keys import digest_of
 from artifacts.packs import Record
 from flows.ledger.ledger import Ledger
 from flows.ledger.tasks import Medium, Task, unique
-from stages.process.stage import StageSpec
+from stages.process.job import StageSpec
+from collections.abc import Collection, Sequence
+from artifacts.schema import Part
+from flows.checkpoint.models import Model
+from flows.console.display import Display
+from flows.ledger.ledger import Ledger
+from flows.ledger.tasks import Medium
+from stages.models.hub.transfer import fetch
+from stages.process.job import StageSpec
 
 BYTES_A_TOKEN = 4
 """Approximate prompt bytes per token. Precise enough to sort prompts by length without a
@@ -88,3 +98,33 @@ def previous_lengths(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) ->
                 found[task[stage.writes]] = int(made.meta(key)["tokens"])
                 break
     return found
+
+
+def stages_with_work(ledger: Ledger, media: Sequence[Medium]) -> list[StageSpec]:
+    """Return the stages after the first that have missing records, as far as the store shows it
+    before work starts."""
+    later = ledger.pipeline[1:]
+    known = [medium for medium in media if ledger.failure(medium) is None]
+    if any(ledger.media_index(medium) is None for medium in known):
+        return list(later)
+    tasks = [task for task in ledger.tasks(known) if not ledger.has_failed(task)]
+    return [stage for stage in later if not all(ledger.has(task, stage) for task in tasks)]
+
+
+def bytes_to_fetch(model: Model, parts: Collection[Part]) -> int:
+    """Return the bytes to download for these parts; 0 if all files are local."""
+    return sum(file.size for file in model.checkpoint.missing(model.shards(parts)))
+
+
+def fetch_parts(model: Model, parts: Collection[Part], display: Display) -> None:
+    """Download the files of these parts, unless they are local. Raises PenstockError."""
+    if not parts:
+        return
+    whole = model.shards(parts) == model.shards(model.profile.parts)
+    fetch(
+        model.checkpoint,
+        model.shards(parts),
+        what="" if whole else f"the {next(iter(parts))} half of ",
+        announce=display.print_line,
+        progress=display.fetched,
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from artifacts.json_shapes import BYTES
 from artifacts.regular_files import read_text
-from artifacts.samples import clip_id
+from artifacts.shards import clip_id
 from flows.media.example import Row, contents_in, file_of, is_cut, item_of
 from flows.media.fixed_texts import run_folder
 from flows.options.formats import MADE

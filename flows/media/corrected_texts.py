@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from artifacts.corrections import StoredEdits
+from artifacts.edits import StoredEdits
 from artifacts.edits import FixedText, keys_of, read_edits
 from artifacts.keys import DIGESTS, ContentDigests, content_key
 from artifacts.plurals import counted
@@ -13,7 +13,7 @@ from artifacts.signing import proof_by
 from artifacts.store import Store
 from flows.media.example import Example, Row, item_of
 from flows.media.fixed_texts import fixed_text_of
-from flows.media.handwritten import HandwrittenTexts, TextsIn, split_by_chunk, text_paths
+from flows.media.generated_files import HandwrittenTexts, TextsIn, split_by_chunk, text_paths
 from flows.media.media_files import kind_of
 from stages.models.hub.transfer import Announce
 

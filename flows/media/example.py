@@ -9,7 +9,7 @@ from typing import Any
 
 from artifacts.json_shapes import BYTES
 from artifacts.regular_files import read_text
-from flows.media.source_lists import LIST_SUFFIXES
+from flows.media.sources import LIST_SUFFIXES
 
 Row = Mapping[str, Any]
 PATHS = ("path", "file_name", "image", "video", "image_path", "video_path")

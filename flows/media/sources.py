@@ -1,14 +1,42 @@
 """Finds the media files of a command: files, folders, globs, lists and addresses. Opens no media
-file."""
+file.
 
+Parses list files: paths of media and their prompts. Searches no folder.
+
+Lists the files of a folder of media, and what of it is not read. Opens no file.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from artifacts.errors import UsageError
+from artifacts.regular_files import read_bytes, user_text
+from artifacts.remote.addresses import is_address
+from flows.options.text import check_prompts
+import errno
+import glob
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from operator import attrgetter
+from pathlib import Path
+from artifacts.files import OURS, SERVER_FOLDERS, is_hidden
+from artifacts.plurals import counted
+from artifacts.remote.addresses import is_address
+from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Selection, writable
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-
 from artifacts.captions import Failure
-from artifacts.disk_names import one_name
+from artifacts.names import one_name
 from artifacts.errors import Unanswered, UsageError
 from artifacts.files import SERVER_FOLDERS
 from artifacts.paths import RealPaths
@@ -22,10 +50,9 @@ from artifacts.remote.addresses import (
     names_folder,
     unsigned,
 )
-from artifacts.remote.ahead import map_prefetched
+from artifacts.remote.fetching import map_prefetched
 from artifacts.remote.media_cache import UNREACHABLE, copy_path
-from flows.media.folders import LEADS_NOWHERE, files_in
-from flows.media.handwritten import FORM, text_paths
+from flows.media.generated_files import FORM, text_paths
 from flows.media.media_files import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -35,7 +62,223 @@ from flows.media.media_files import (
     source_failure,
     writable,
 )
-from flows.media.source_lists import LIST_SUFFIXES, BadLine, Line, lines_of
+
+LIST_BYTES = 1 << 28
+"""Largest list in bytes; about a million lines."""
+ENTRY_HINT = 'Write {"path": "clip.mp4"}, or {"path": "clip.mp4", "prompt": "What …?"}'
+FILES_ONLY = "Name media files and folders only"
+LIST_FORM_HINT = "A list holds one path per line, or is JSON or a .csv with a column `path`"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """The path and the prompt of one line."""
+
+    name: str
+    """Path relative to the list's folder, or an address."""
+    prompt: str | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Name → prompt, if the line has several."""
+    media_path: str = ""
+    """Its name in the outputs; empty: not stated."""
+    source: str = ""
+    """The argument that named it in an earlier run; empty: not stated."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BadLine:
+    """A line without a path, or a list that cannot be read."""
+
+    name: str
+    message: str
+    hint: str
+
+
+def lines_of(path: Path) -> Iterator[Line | BadLine]:
+    """Yield one source per line of a `.txt`, per object of a `.jsonl` or `.json`, or per row of a
+    `.csv` or `.tsv`: its `path`, with its `prompt` if given. A list inside a list is an error,
+    since it might be the same list."""
+    entries_in = STRUCTURED.get(path.suffix.lower(), _text_lines)
+    try:
+        entries = [*entries_in(user_text(read_bytes(path, LIST_BYTES), path))]
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{error}"
+        message = f"the list cannot be read: {reason}"
+        yield BadLine(name=str(path), message=message, hint=LIST_FORM_HINT)
+        return
+    for place, value in entries:
+        try:
+            parsed = _entry(value) if entries_in is not _text_lines else Line(name=value)
+        except ValueError as error:
+            yield BadLine(name=str(path), message=f"{place} of the list {error}", hint=ENTRY_HINT)
+            continue
+        entry = parsed.name
+        if is_address(entry):
+            yield parsed
+            continue
+        named = path.parent / entry
+        if named.suffix.lower() in LIST_SUFFIXES or (
+            entry.startswith("@") and not os.path.lexists(named)
+        ):
+            yield BadLine(name=entry, message=f"{place} names another list", hint=FILES_ONLY)
+            continue
+        yield replace(parsed, name=str(named))
+
+
+def _text_lines(text: str) -> Iterator[tuple[str, Any]]:
+    """Yield the place of each entry in a list, and the entry."""
+    # splitlines would also split at unusual line separators inside a name or a prompt.
+    for number, line in enumerate(text.split("\n"), 1):
+        entry = line.strip()
+        if entry and not entry.startswith("#"):
+            yield f"line {number}", entry
+
+
+def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
+    for place, line in _text_lines(text):
+        try:
+            yield place, json.loads(line)
+        except (ValueError, RecursionError):
+            yield place, None
+
+
+def _json_array(text: str) -> Iterator[tuple[str, Any]]:
+    found = json.loads(text)
+    for number, value in enumerate(found if isinstance(found, list) else [found], 1):
+        yield f"entry {number}", {"path": value} if isinstance(value, str) else value
+
+
+def _table_rows(text: str) -> Iterator[tuple[str, Any]]:
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    names = [name.strip().lower() for name in next(rows, [])]
+    if "path" not in names:
+        raise ValueError("its first line names no column `path`")
+    for row in filter(None, rows):
+        filled = (pair for pair in zip(names, row, strict=False) if pair[1].strip())
+        yield f"line {rows.line_num}", {**dict(filled), "prompts": None}
+
+
+STRUCTURED = {".jsonl": _json_lines, ".json": _json_array, ".csv": _table_rows, ".tsv": _table_rows}
+"""Suffix of a list → function that yields its entries."""
+LIST_SUFFIXES = frozenset((".txt", *STRUCTURED))
+
+
+def _entry(value: object) -> Line:
+    """Parse the fields of a line. Raises ValueError with the cause."""
+    path = value.get("path") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(path, str) or not path:
+        raise ValueError("names no path")
+    prompt = value.get("prompt")
+    if prompt is not None and not (isinstance(prompt, str) and prompt.strip()):
+        raise ValueError("has a prompt that is empty or no text")
+    prompts = value.get("prompts") or {}
+    if not isinstance(prompts, dict) or (prompts and prompt is not None):
+        raise ValueError("has prompts that are no object, or both prompt and prompts")
+    try:
+        check_prompts(prompts)
+        names = {n: value[n] for n in ("media_path", "source") if isinstance(value.get(n), str)}
+        os.fsencode(path), "".join([prompt or "", *prompts.values(), *names.values()]).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("holds half of a surrogate pair") from error
+    except UsageError as error:
+        raise ValueError(f"is invalid ({error.message})") from error
+    return Line(name=path, prompt=prompt, prompts=prompts, **names)
+
+
+LEADS_NOWHERE = "the link leads nowhere: its disk may be away"
+
+SUBFOLDERS = 1000
+"""Most folders below a source that are looked into for a note."""
+
+
+def files_in(folder: Path, recursive: bool, unread: Callable[[OSError], None]) -> Iterator[str]:
+    """Yield file names in order, relative to the folder. `unread` is called for each folder that
+    cannot be read, and each link that leads nowhere."""
+    for relative, entries in islice(_folders(folder, unread), None if recursive else 1):
+        yield from (os.path.join(relative, name) for name in _file_names(entries))
+
+
+def unread_in(sources: Iterable[str]) -> list[str]:
+    """Return the folders below the sources, or below the first folder of a pattern, that cannot be
+    read, and the links that lead nowhere, with the reasons."""
+    found: list[OSError] = []
+    for root in map(os.path.expanduser, sources):
+        while glob.has_magic(root) and not os.path.isdir(root):
+            root = os.path.dirname(root) or os.curdir
+        if not is_address(root) and not os.path.isfile(root):
+            deque(_folders(Path(root), found.append), 0)
+    return [f"{writable(error.filename)} ({error.strerror})" for error in found]
+
+
+def left_out_note(sources: Iterable[str], selection: Selection) -> str:
+    """Return a note on folders, and on media of folders, in the sources that are not read, or an
+    empty text."""
+    unread: list[str] = []
+    lost: list[OSError] = []
+    names: list[str] = []
+    of_servers: set[str] = set()
+    for source in sources:
+        root = Path(os.path.expanduser(source))
+        below = _folders(root, lost.append) if os.path.isdir(root) else iter(())
+        for relative, entries in islice(below, 1 + SUBFOLDERS):
+            of_servers |= {e.name for e in entries if e.name in SERVER_FOLDERS and _is_folder(e)}
+            if selection.recursive or not relative:
+                names += _file_names(entries)
+            elif any(map(selection.takes, _file_names(entries))):
+                unread.append(os.path.join(source, relative, ""))
+    not_taken = filter(None, [selection.not_taken(names)])
+    if selection.recursive:
+        listed = ", ".join(sorted(of_servers))
+        note = f"not read: folders that servers and systems make for themselves ({listed})"
+        return "; ".join([*[note] * bool(listed), *not_taken])
+    first = "".join(map(writable, unread[:1])) + ", …" * (len(unread) > 1)
+    note = f"{counted(len(unread), 'subfolder')} with media not read ({first}); add --recursive"
+    away = [f"{writable(e.filename)}: {LEADS_NOWHERE}" for e in lost if e.strerror == LEADS_NOWHERE]
+    return "; ".join([*[note] * bool(unread), *away[:1], *not_taken])
+
+
+def _file_names(entries: Iterable["os.DirEntry[str]"]) -> Iterator[str]:
+    return (e.name for e in entries if not is_hidden(e.name) and not _is_folder(e))
+
+
+def _folders(
+    folder: Path, unread: Callable[[OSError], None]
+) -> Iterator[tuple[str, list["os.DirEntry[str]"]]]:
+    """Yield the folder and those below it that are not hidden, in order, each with all that it
+    holds. A folder that a link leads back to is entered once."""
+    entered = set()
+    left = [""]
+    while left:  # not os.walk, which recurses for each subfolder
+        relative = left.pop()
+        place = os.path.join(folder, relative)
+        try:
+            found = os.stat(place)
+            if (found.st_dev, found.st_ino) in entered:
+                continue
+            entered.add((found.st_dev, found.st_ino))
+            with os.scandir(place) as entries:
+                each = sorted(entries, key=attrgetter("name"))
+        except OSError as error:
+            unread(error)
+            continue
+        if relative and any(entry.name == OURS for entry in each):
+            continue  # output of a run: clips, and links to its media
+        for link in (e for e in each if e.is_symlink() and not os.path.exists(e.path)):
+            is_medium = os.path.splitext(link.name)[1].lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+            if not is_medium and not is_hidden(link.name):
+                unread(FileNotFoundError(errno.ENOENT, LEADS_NOWHERE, link.path))
+        yield relative, each
+        folders = [e.name for e in reversed(each) if not is_hidden(e.name) and _is_folder(e)]
+        left += (os.path.join(relative, name) for name in folders)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # for example a link to itself
+        return False
+
 
 MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 

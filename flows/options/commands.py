@@ -2,18 +2,19 @@
 
 The groups of a class are listed in reverse: the last one comes first in `--help`. A field that one
 command requires has no default in its group; the other commands give it a default.
+
+Options of `penstock cache rebuild`.
 """
 
 from dataclasses import dataclass
 from typing import Annotated
-
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from artifacts.paths import is_utf8
 from artifacts.trainers import TRAINERS
-from flows.options.endpoint import EndpointOptions, check_served
+from flows.options.model import EndpointOptions, check_served
 from flows.options.formats import COCO
-from flows.options.headings import FILES
+from flows.options.formats import FILES
 from flows.options.media import CardOptions, SourceOptions, VideoSamplingOptions
 from flows.options.model import (
     DEFAULT_MODEL_OPTION,
@@ -38,6 +39,14 @@ from flows.options.text import (
 )
 from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import canonical, check_room
+from dataclasses import dataclass
+from typing import Annotated
+from flows.options.media import VideoSamplingOptions
+from flows.options.model import (
+    DEFAULT_MODEL_OPTION,
+    HalfPrecisionOptions,
+)
+from flows.options.text import QuestionOptions
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 
@@ -105,3 +114,16 @@ class CaptionConfig(
         _ = self.speakers
         if self.schema:
             check_room(self.schema, self.max_new_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RebuildConfig(QuestionOptions, HalfPrecisionOptions, VideoSamplingOptions, MediaOptions):
+    """One rebuild of stored features."""
+
+    model: Annotated[str, DEFAULT_MODEL_OPTION] = DEFAULT_MODEL
+    """Hub id, folder, or `demo`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RebuildRun(RebuildConfig, RunOptions):
+    """A rebuild with the folder of its logs and its run record."""

@@ -1,8 +1,22 @@
-"""Names of the output formats, and of the rules for files that users wrote or edited."""
+"""Names of the output formats, and of the rules for files that users wrote or edited.
 
+Headings of `--help`, which option declarations refer to.
+"""
+
+from stages.decode.generation import TEXT
 from collections.abc import Sequence
-
 from artifacts.errors import UsageError
+
+__all__ = ["FILES", "LABELS", "MEMORY", "MODEL", "OUTPUTS", "SAMPLING", "TEXT", "VECTORS"]
+
+MODEL = "model and store"
+SAMPLING = "sampling"
+VECTORS = "store and sampling"
+MEMORY = "memory"
+FILES = "files"
+LABELS = "labels"
+OUTPUTS = "outputs"
+
 
 TRAINER_FORMATS = ("kohya", "musubi", "diffusion-pipe", "ltx", "hf")
 """Formats of training data sets."""

@@ -6,7 +6,7 @@ from typing import Annotated
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from artifacts.tiles import AUTO, OFF, check_tiles
-from flows.options.headings import FILES, SAMPLING, TEXT, VECTORS
+from flows.options.formats import FILES, SAMPLING, TEXT, VECTORS
 
 MIN_CHUNK_SECONDS = 0.1
 """Each chunk takes memory while a run is planned: shorter ones would fill it."""

@@ -17,7 +17,7 @@ from flows.options.formats import (
     check_existing,
     check_formats,
 )
-from flows.options.headings import FILES, MEMORY, MODEL, TEXT
+from flows.options.formats import FILES, MEMORY, MODEL, TEXT
 from flows.options.model import DateOptions
 from stages.decode.engines import AUTO, ENGINE_CHOICES, choice_for
 from stages.decode.generation import SamplingParams

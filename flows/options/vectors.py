@@ -1,16 +1,33 @@
-"""Options of the commands that compute vectors: `embed`, `index build` and `label`."""
+"""Options of the commands that compute vectors: `embed`, `index build` and `label`.
+
+Options of `penstock search`.
+
+Options of `penstock sift`, and of `caption --sift`.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Annotated
-
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from flows.options.commands import RunOptions
 from flows.options.formats import COCO
-from flows.options.headings import LABELS, MEMORY, MODEL, OUTPUTS, VECTORS
+from flows.options.formats import LABELS, MEMORY, MODEL, OUTPUTS, VECTORS
 from flows.options.media import VectorSamplingOptions
 from flows.options.model import MODEL_OPTION, PRECISION_OPTION, STORE_OPTION, TRUST_HELP
 from flows.options.text import FOLDER_OPTION, OutputOptions, OwnerOptions
+from dataclasses import dataclass
+from typing import Annotated
+from artifacts.errors import UsageError
+from artifacts.options import Option, OptionGroup
+from flows.options.formats import MODEL
+from flows.options.model import TRUST_HELP, MemoryOptions, StoreOptions
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+from artifacts.errors import UsageError
+from artifacts.options import Option, OptionGroup
+from flows.options.formats import OUTPUTS, VECTORS
+from flows.options.text import OwnerOptions
 
 PARENT = "penstock-out"
 """Default folder of captions; those of labels, vectors and marks are below it."""
@@ -130,3 +147,120 @@ class LabelConfig(OwnerOptions, OutputOptions, LabelOptions, VectorConfig):
         ),
     ] = ()
     """Formats besides jsonl."""
+
+
+WHERE = "\"path like '%%.mp4' and time < 60\""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchQuery(OptionGroup):
+    """The query of a search."""
+
+    what: Annotated[str, Option("text, or an image file", metavar="TEXT|IMAGE", positional=True)]
+    """A text, or an image file."""
+    top: Annotated[int, Option("number of hits [%(default)s]", metavar="K", least=1)] = 10
+    """Maximum number of hits."""
+    without: Annotated[
+        tuple[str, ...],
+        Option(
+            "exclude hits closer to this; repeatable",
+            metavar="TEXT",
+            repeated=True,
+            flag="--not",
+        ),
+    ] = ()
+    """Texts or image files. Hits that are closer to one of them are excluded."""
+    where: Annotated[str, Option(f"filter condition: {WHERE}", metavar="EXPR")] = ""
+    """Filter condition on the rows; empty: all rows."""
+    moments: Annotated[bool, Option("merge adjacent frames of a video")] = False
+    """Whether adjacent matching frames of a video become one hit."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for text in (self.what, *self.without):
+            if not text.strip():
+                raise UsageError("the search text is empty", hint="Give words or an image file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlace(MemoryOptions, StoreOptions):
+    """Model and store locations, and the memory limits of a half."""
+
+    model: Annotated[str, Option("hub id or folder [the index's model]", MODEL, "M", path=True)] = (
+        ""
+    )
+    """Hub id or folder; empty: the model of the index."""
+    trust_remote_code: Annotated[bool, Option(TRUST_HELP, MODEL)] = False
+    """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""
+
+
+TABLE_FORMATS = ("jsonl", "csv", "parquet")
+"""The values of `--format` for marks; jsonl is always written."""
+PLACE = "sift"
+"""Folder of the marks in the output folder of the run whose media they are of."""
+KEEP = '"sharpness > 0.3 and duplicate = 0"'
+
+
+def parse_heads(given: Sequence[str]) -> dict[str, str]:
+    """Parse `--head NAME=FILE` into files by name. Raises UsageError."""
+    found: dict[str, str] = {}
+    for option in given:
+        name, _, path = option.partition("=")
+        if not (name.isidentifier() and name.islower() and path) or name in found:
+            raise UsageError(
+                f"--head {option!r}: not a new name in small letters with a file",
+                hint="Write NAME=FILE: aesthetic=aesthetic.safetensors",
+            )
+        found[name] = path
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiftOptions(OptionGroup):
+    """Which media are kept, and what counts as a copy."""
+
+    keep: Annotated[str, Option(f"what is kept: {KEEP}", metavar="EXPR")] = ""
+    """Condition on the marks that media must meet to be kept; empty: all are."""
+    mirrored: Annotated[bool, Option("mirrored pictures are copies, too")] = False
+    """Whether mirrored pictures and videos count as copies."""
+    head: Annotated[
+        dict[str, str],
+        Option(
+            "score vectors of --model by this head; repeatable",
+            metavar="NAME=FILE",
+            parse=parse_heads,
+            repeated=True,
+        ),
+    ] = field(default_factory=dict)
+    """Name → safetensors file of a head on the vectors of the model; the name becomes a mark."""
+    similar: Annotated[
+        float | None,
+        Option("with --model: cosine from which media are alike", metavar="COS", above=0, most=1),
+    ] = None
+    """Cosine of vectors from which media are near duplicates; None: vectors group nothing."""
+    chunk: Annotated[
+        float,
+        Option("seconds per chunk that is marked [%(default)s]", VECTORS, "SECONDS", least=0.1),
+    ] = 30.0
+    """Seconds per chunk of a video that has a line of marks of its own."""
+    format: Annotated[
+        tuple[str, ...],
+        Option("tables besides jsonl: csv, parquet", OUTPUTS, "F,F", values=TABLE_FORMATS),
+    ] = ()
+    """Tables besides jsonl."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option, value in (("--head", self.head), ("--similar", self.similar)):
+            if value and not getattr(self, "model", ""):
+                raise UsageError(f"{option} needs the vectors of a model", hint="Give --model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiftConfig(OwnerOptions, SiftOptions, VectorConfig):
+    """One run that marks media."""
+
+    model: Annotated[str, replace(VECTOR_MODEL_OPTION, not_empty="")] = ""
+    """Hub id or folder of a dual encoder such as CLIP; empty: no vectors."""
+    out: Annotated[str, own_folder(PLACE)] = f"{PARENT}/{PLACE}"
+    """Output folder. That of the captions is another, so that each has its own record."""

@@ -1,18 +1,314 @@
-"""Reads a checkpoint's dimensions from `config.json` and the headers of its weight files."""
+"""Reads a checkpoint's dimensions from `config.json` and the headers of its weight files.
 
+Finds stacks of identical layers among a checkpoint's tensors, by names and shapes. Their
+matrices identify attention and MLP.
+
+Describes one transformer of a checkpoint from tensor shapes and `config.json`.
+
+Computes the memory that a transformer layer uses while it runs, from its dimensions.
+
+The numbers follow the transformers classes without gradients. Four tensors of an encoder's width
+are live besides a layer's own results: the encoder's input, the residual stream before and after
+attention, and its normalized copy. Within a layer, either the attention results or the MLP results
+are live. Fused attention stores no scores.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from stages.models.hub.headers import Header
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from stages.models.hub.headers import Header
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
-
 from artifacts.errors import UsageError
 from artifacts.regular_files import read_text
-from flows.planning.stacks import Stack, roots_of, stacks_of
-from flows.planning.transformer import POSITIONS, Transformer, read_transformer
 from stages.models.hub.checkpoint import JSON_BYTES, Checkpoint
 from stages.models.hub.headers import Header, read_headers
+
+MIN_LAYERS = 2
+MIN_TENSORS = 4
+"""Minimum tensors per layer; a module list with fewer is not a stack of layers."""
+ATTENTION = ("attn", "attention")
+"""Words in the names of attention modules."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stack:
+    """Identical layers under one path, described by one of them."""
+
+    path: str
+    layers: int
+    parameters: int
+    """Parameters of one layer."""
+    matrices: Mapping[str, tuple[int, int]]
+    """Matrices of one layer: name within the layer → rows and columns."""
+    width: int
+    """Hidden size."""
+    shifts: bool
+    """Whether its norms have a bias: LayerNorm has one, RMSNorm has none."""
+    mixed: bool
+    """Whether it is a mixture of experts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attention:
+    query_width: int
+    """Query size over all heads."""
+    key_width: int
+    """Key size over all heads; values have the same."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mlp:
+    width: int
+    gated: bool
+    """Whether it has a gate matrix."""
+
+
+def stacks_of(headers: Iterable[Header]) -> list[Stack]:
+    """Return all stacks, largest first."""
+    held: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
+    for header in headers:
+        names = header.name.split(".")
+        at = next((i for i, word in enumerate(names) if word.isdigit()), None)
+        if at:
+            layers = held.setdefault(".".join(names[:at]), {})
+            layers.setdefault(int(names[at]), {})[".".join(names[at + 1 :])] = header.shape
+    found = [_stack(path, layers) for path, layers in held.items()]
+    return sorted(
+        (stack for stack in found if stack is not None),
+        key=lambda stack: -stack.layers * stack.parameters,
+    )
+
+
+def _stack(path: str, layers: dict[int, dict[str, tuple[int, ...]]]) -> Stack | None:
+    if sorted(layers) != list(range(len(layers))) or len(layers) < MIN_LAYERS:
+        return None
+    # The most common layer; the first or last layer of some models has more tensors.
+    kinds = Counter(tuple(sorted(layer.items())) for layer in layers.values())
+    layer = dict(kinds.most_common(1)[0][0])
+    matrices = {name: (s[0], s[1]) for name, s in layer.items() if len(s) == 2}
+    if len(layer) < MIN_TENSORS or not matrices:
+        return None
+    scales = [name for name, s in layer.items() if len(s) == 1 and name.endswith("weight")]
+    seen = Counter(side for shape in matrices.values() for side in set(shape))
+    return Stack(
+        path=path,
+        layers=len(layers),
+        parameters=sum(map(math.prod, layer.values())),
+        matrices=matrices,
+        width=max(seen, key=lambda side: (seen[side], -side)),
+        mixed=any("experts." in name for name in layer),
+        shifts=all(f"{name.removesuffix('weight')}bias" in layer for name in scales),
+    )
+
+
+def roots_of(stacks: Sequence[Stack]) -> dict[str, str]:
+    """Return for each stack the outermost path that contains no other stack. If there is none,
+    return the direct parent, because modules next to the layers belong to them."""
+    roots = {}
+    for stack in stacks:
+        names = stack.path.split(".")
+        others = [other.path for other in stacks if other is not stack]
+        above = [".".join(names[:n]) for n in range(1, len(names))]
+        free = [p for p in above if not any(f"{other}.".startswith(f"{p}.") for other in others)]
+        roots[stack.path] = free[0] if free else (above[-1] if above else stack.path)
+    return roots
+
+
+def attention_of(stack: Stack) -> Attention:
+    """Derive attention sizes from the matrices of attention modules. Matrices with the hidden size
+    as columns are query, key and value, fused or separate; the other one is the output."""
+    width = stack.width
+    shapes = [
+        shape
+        for name, shape in stack.matrices.items()
+        if any(word in name.lower() for word in ATTENTION)
+    ]
+    if len(shapes) == 2:  # one for query, key and value, one for the output
+        into = max(shapes, key=lambda shape: shape[0])
+        out = min(shapes, key=lambda shape: shape[0])
+        return Attention(query_width=out[1], key_width=max(1, (into[0] - out[1]) // 2))
+    rows = [rows for rows, columns in shapes if columns == width]
+    if not rows:
+        return Attention(query_width=width, key_width=width)
+    return Attention(query_width=max(rows), key_width=min(rows))
+
+
+def mlp_of(stack: Stack) -> Mlp:
+    """Derive MLP sizes from the other matrices: the widest side is the MLP's own."""
+    others = [
+        shape
+        for name, shape in stack.matrices.items()
+        if not any(word in name.lower() for word in ATTENTION) and stack.width in shape
+    ]
+    if not others:
+        return Mlp(width=4 * stack.width, gated=False)
+    down = [columns for rows, columns in others if rows == stack.width and columns != stack.width]
+    into = [rows for rows, columns in others if columns == stack.width]
+    width = max(down, default=stack.width)
+    gated = sum(rows == width for rows in into) > 1 or 2 * width in into
+    return Mlp(width=width, gated=gated)
+
+
+LAYERS = ("num_hidden_layers", "depth", "num_layers", "n_layer", "n_layers", "layers")
+HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads", "attention_heads")
+POSITIONS = "pos"
+"""Word in the names of position embedding tables."""
+PLAIN = ("gelu", "relu", "silu", "gelu_pytorch_tanh")
+"""Activation functions that are computed in one step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transformer:
+    """A stack of identical layers with the modules around it."""
+
+    path: str
+    """Module path of its layers."""
+    kind: Literal["vision", "text", "other"]
+    layers: int
+    linear_parameters: int
+    """Matrix parameters of one layer, to which int8, nf4 and LoRA apply."""
+    matrices: tuple[tuple[int, int], ...]
+    """Rows and columns of the matrices of one layer."""
+    parameters: int
+    """Parameters of the layers and the modules around them."""
+    attention: Attention
+    mlp: Mlp
+    heads: int
+    width: int
+    shifts: bool
+    """Whether its norms have a bias."""
+    mixed: bool = False
+    """Whether its layers are a mixture of experts."""
+    plain: bool = False
+    """Whether its activation function is computed in one step, by `config.json`."""
+    patch: int = 0
+    """Side of a patch in pixels; 0: no pixel input."""
+    positions: int = 0
+    """Tokens per image in the encoder; 0: depends on the image size."""
+    image_size: int = 0
+    """Side of an image in pixels; 0: any size."""
+    merge: int = 1
+    """Encoder tokens merged into one language token, along one side."""
+    added: int = 0
+    """Tokens added around those of an image."""
+
+    def tokens_of(self, edge: int) -> int:
+        """Return the encoder tokens of a square image with a side of `edge` pixels."""
+        return self.positions or max(1, edge // max(1, self.patch)) ** 2
+
+    def handed_over(self, edge: int) -> int:
+        """Return the prompt tokens of a square image with a side of `edge` pixels."""
+        grid = math.isqrt(self.tokens_of(edge))  # without the class token
+        return (grid // self.merge) ** 2 + self.added
+
+
+def read_transformer(
+    config: dict[str, Any], stack: Stack, own: Sequence[Header], is_text: bool
+) -> Transformer:
+    section, sees = _config_section(config, stack)
+    pixels = next((h for h in own if len(h.shape) in (4, 5) and h.shape[1] in (1, 3)), None)
+    table = next(
+        (h for h in own if POSITIONS in h.name and len(h.shape) == 2 and not is_text), None
+    )
+    attention = attention_of(stack)
+    heads = next((int(section[key]) for key in HEADS if key in section), 0)
+    merges = [h.shape[-1] for h in own if len(h.shape) == 4 and h is not pixels]
+    return Transformer(
+        path=stack.path,
+        kind="text" if is_text else ("vision" if sees or pixels is not None else "other"),
+        layers=stack.layers,
+        linear_parameters=sum(rows * columns for rows, columns in stack.matrices.values()),
+        matrices=tuple(stack.matrices.values()),
+        parameters=sum(math.prod(header.shape) for header in own),
+        attention=attention,
+        mlp=mlp_of(stack),
+        heads=heads or max(1, attention.query_width // 64),
+        width=stack.width,
+        shifts=stack.shifts,
+        mixed=stack.mixed,
+        plain=section.get("hidden_act") in PLAIN,
+        patch=pixels.shape[-1] if pixels is not None else _side(section.get("patch_size")),
+        positions=table.shape[0] if table is not None else 0,
+        image_size=_side(section.get("image_size")),
+        merge=int(section.get("spatial_merge_size", 0) or (merges[0] if merges else 1)),
+        added=sum(len(h.shape) == 3 and h.shape[:2] == (1, 1) for h in own),
+    )
+
+
+def _side(section: Any) -> int:
+    """Return the first side of a size given as one number or two."""
+    first = section[0] if isinstance(section, list) and section else section
+    return first if isinstance(first, int) else 0
+
+
+def _config_section(config: dict[str, Any], stack: Stack) -> tuple[dict[str, Any], bool]:
+    """Return the section of a configuration with the stack's number of layers and width, and
+    whether it is about vision. Of several, prefer one that agrees with the stack's path."""
+    parts = [(config, False)]
+    for part, sees in parts:
+        for name, value in part.items():
+            if isinstance(value, dict):
+                parts.append((value, sees or name.startswith("vis")))
+    fitting = [
+        (part, sees)
+        for part, sees in parts
+        if stack.width in part.values()
+        and next((part[key] for key in LAYERS if key in part), None) == stack.layers
+    ]
+    seen = "vis" in stack.path
+    return max(fitting, key=lambda found: found[1] == seen, default=({}, False))
+
+
+STREAM_ROWS = 4
+"""Values per token, in multiples of the width, besides those of one layer."""
+SCORES_BYTES = 4
+"""Bytes of an attention score: softmax is computed in 32 bit."""
+ROTARY_ROWS = 14
+"""Values per token, in multiples of the width, of a vision encoder with rotary embeddings: queries,
+keys and values, and queries and keys in 32 bit before and after rotation."""
+
+
+def pass_bytes(
+    transformer: Transformer, sequences: int, tokens: int, each: int, *, fused: bool = True
+) -> int:
+    """Return the peak bytes of a forward pass of `sequences` through a transformer. `each`: bytes
+    per number."""
+    rows = sequences * tokens
+    stream = STREAM_ROWS * transformer.width * each
+    attention = attention_bytes(transformer, each)
+    if fused:
+        return rows * (stream + max(attention, mlp_bytes(transformer, each)))
+    scores = tokens * transformer.heads * (each + SCORES_BYTES)
+    return rows * (stream + max(attention + scores, mlp_bytes(transformer, each)))
+
+
+def attention_bytes(transformer: Transformer, each: int) -> int:
+    """Return the bytes of one token's query, key, value and attention output."""
+    if transformer.kind == "vision" and not transformer.positions:
+        return ROTARY_ROWS * transformer.width * each
+    return (2 * transformer.attention.query_width + 2 * transformer.attention.key_width) * each
+
+
+def mlp_bytes(transformer: Transformer, each: int) -> int:
+    """Return the bytes of one token in the MLP.
+
+    They are the values before and after the activation function. A gate adds the product; an
+    activation function of several steps adds an intermediate result.
+    """
+    steps = 2 if transformer.plain and not transformer.mlp.gated else 3
+    return steps * transformer.mlp.width * each
+
 
 EMBEDDING_NAMES = ("embed", "wte", "shared")
 """Words in the names of token embedding tables."""

@@ -8,17 +8,17 @@ from dataclasses import replace
 
 from artifacts.errors import UsageError
 from artifacts.plurals import counted
-from flows.checkpoint.context import bound_by_size, frame_room, frames_of_any_size, frames_of_size
-from flows.checkpoint.frame_tokens import encoder_frames, frame_size_tokens
+from flows.checkpoint.prompt_tokens import bound_by_size, frame_room, frames_of_any_size, frames_of_size
+from flows.checkpoint.prompt_tokens import encoder_frames, frame_size_tokens
 from flows.checkpoint.models import Model
 from flows.checkpoint.prompt_tokens import max_prompt_tokens
-from flows.checkpoint.requested_frames import full_chunk, requested_sampling
-from flows.job.context_note import context_note
+from flows.checkpoint.prompt_tokens import full_chunk, requested_sampling
+from flows.job.namespace_notes import context_note
 from flows.job.prepare import Job
 from flows.ledger.prompts import prompt_for
 from flows.options.commands import RunOptions
 from flows.options.text import EngineOptions
-from flows.planning.answer_room import (
+from flows.planning.choose import (
     AnswerRoom,
     answer_room,
     image_tokens_and_left,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from flows.planning.rungs import Rung
+from flows.planning.ladder import Rung
 from flows.planning.workloads import Workload
 from stages.models.footprint import (
     ITEM_BYTES,

@@ -1,5 +1,21 @@
-"""Estimates the disk space of a job's media from file headers, before any frame is decoded."""
+"""Estimates the disk space of a job's media from file headers, before any frame is decoded.
 
+Measures a model's graphs against torch in a separate process, for `--vision-backend auto`.
+"""
+
+from dataclasses import replace
+from artifacts.schema import Half
+from artifacts.store import Store
+from flows.checkpoint.graphs import GraphSpeed, store_speed
+from flows.checkpoint.models import digests_in, open_model
+from flows.job.encode_ways import replanned_once
+from flows.machine.budget import budget_for
+from flows.machine.launch import Launcher, StageCall, run_with_restarts
+from flows.options.commands import RunOptions
+from flows.options.model import TORCH
+from stages.export.jobs import TimingJob
+from stages.models.graphs.manifest import ONNX
+from stages.models.half_job import HalfJob
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +23,6 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
-
 from artifacts.remote.media_cache import is_here
 from artifacts.schema import Sampling
 from artifacts.tiles import boxes_of
@@ -17,7 +32,55 @@ from flows.ledger.tasks import Medium, Task
 from flows.options.formats import ORIGINAL
 from flows.options.media import VectorSamplingOptions
 from flows.options.text import DataSetOptions, OutputOptions
-from stages.process.cgroup import cores
+from stages.process.memory import cores
+
+PART: Half = "vision"
+
+
+def time_graphs(name: str, device: str, store: Store, launcher: Launcher) -> GraphSpeed:
+    """Measure the vision half of a model with torch and with its ONNX graphs, and store the result.
+    Raises PenstockError."""
+    return replanned_once(lambda: _timed(name, device, store, launcher), bool)
+
+
+def _timed(name: str, device: str, store: Store, launcher: Launcher) -> GraphSpeed:
+    config = RunOptions(sources=(), model=name, vision_backend=ONNX)
+    models = [
+        open_model(
+            replace(config, vision_backend=backend),
+            store=store,
+            digests=digests_in(store),
+            launcher=launcher,
+            device=device,
+        )
+        for backend in (TORCH, ONNX)
+    ]
+    in_torch, by_graphs = models
+    use = by_graphs.best(PART).graph
+    assert use is not None
+    settings = in_torch.best(PART)
+    half = HalfJob(
+        model=str(in_torch.folder),
+        device=device,
+        dtype=settings.dtype,
+        precision=settings.precision,
+        attention=settings.attention,
+        route=in_torch.profile.route,
+        pieces=in_torch.profile.vision.pieces,
+        files=by_graphs.files_of([PART]),
+    )
+    frames = in_torch.profile.frames_a_video
+    job = TimingJob(half=half, graphs=use.backend, frames_a_video=frames)
+    call = StageCall(
+        name="time_graphs",
+        job=job,
+        device=device,
+        log=store.local / "logs" / "time-graphs.log",
+        budget=budget_for(config, device).of_stage(device),
+    )
+    seconds = run_with_restarts(launcher, call).notes["seconds"]
+    return store_speed(device, use.digest, use.provider, seconds)
+
 
 SHARE_OF_FREE = 4
 """Divisor of the store's free space: a wave may take this fraction of it."""

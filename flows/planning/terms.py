@@ -11,7 +11,7 @@ from flows.checkpoint.adapters import NUMBER_BYTES
 from flows.checkpoint.precision import BYTES, QUANTIZED, PartSettings, no_bfloat16
 from flows.console.units import gib
 from flows.planning.estimate import Expected, Purpose, Term
-from flows.planning.rungs import Rung
+from flows.planning.ladder import Rung
 from flows.planning.workloads import COPIES, PIXEL_BYTES, Workload
 from stages.memory.oom_retry import items_per_block
 from stages.models.footprint import at_size

@@ -9,9 +9,9 @@ from flows.options.text import EngineOptions
 from flows.pipelines import STAGES
 from flows.planning.costs import COSTS
 from flows.planning.machine import ADVICE, Machine, find_machine
-from flows.planning.remaining_work import remaining_work
-from flows.planning.rungs import Rung
-from flows.planning.seconds import seconds
+from flows.planning.workloads import remaining_work
+from flows.planning.ladder import Rung
+from flows.planning.machine import seconds
 from flows.planning.sizes import Estimate
 
 

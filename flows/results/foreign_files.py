@@ -9,11 +9,11 @@ from pathlib import Path
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import OURS, is_hidden
 from artifacts.names import numbered
-from artifacts.owned_folders import refuse_foreign
+from artifacts.files import refuse_foreign
 from artifacts.regular_files import open_regular
 from artifacts.shards import DATASET, INDEX
 from artifacts.store import fault_of
-from artifacts.subtitles import WRITERS
+from artifacts.captions import WRITERS
 from artifacts.tables import TABLES
 from artifacts.trainers import TRAINERS
 from flows.media.generated_files import GeneratedFiles, digest_at
@@ -24,7 +24,7 @@ from flows.options.text import OutputOptions, PromptOptions
 from flows.results.clips import CLIPS
 from flows.results.marker import CAPTIONS, MEDIA
 from flows.results.run_record import RUN_RECORD
-from flows.results.sifted.names import output_names
+from flows.results.sifted.marks import output_names
 from flows.results.vectors import ARRAY, ROWS
 
 HEAD_BYTES = 4 << 10

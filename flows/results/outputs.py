@@ -16,7 +16,7 @@ from artifacts.edits import REJECTED
 from artifacts.errors import EnvironmentFault
 from artifacts.plurals import counted
 from artifacts.shards import DATASET
-from artifacts.subtitles import WRITERS
+from artifacts.captions import WRITERS
 from artifacts.tables import TABLES
 from artifacts.trainers import TRAINERS
 from flows.job.prepare import Job
@@ -33,7 +33,7 @@ from flows.results.captions import (
     unanswered,
 )
 from flows.results.marker import CAPTIONS, MEDIA, write_proved
-from flows.results.table_rows import kinds_of, properties_of, table_rows
+from flows.results.captions import kinds_of, properties_of, table_rows
 from flows.results.text_files import TextFileCounts, write_texts
 from stages.process.events import Failed
 

@@ -21,7 +21,7 @@ from artifacts.keys import digest_of
 from artifacts.options import declared
 from artifacts.signing import ROUND, SIGNATURES, Proof, anybody, signed
 from flows.media.generated_files import digest_at
-from flows.options.tune import StepOptions
+from flows.options.training import StepOptions
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 LEARN: Final = "learn"

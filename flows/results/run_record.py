@@ -18,7 +18,7 @@ from artifacts.errors import EnvironmentFault, Interrupted, PenstockError, redac
 from artifacts.files import write_json
 from flows.machine.versions import now, versions
 from flows.pipelines import CAPTION, Pipeline
-from stages.process.outcome import StageOutcome
+from stages.process.events import StageOutcome
 
 RUN_RECORD = "run.json"
 """File of the record, in the folder of a run."""

@@ -10,9 +10,9 @@ from artifacts.edits import EDITS
 from artifacts.plurals import counted
 from flows.media.media_files import MediaFile
 from flows.results.outputs import OutputCounts
-from flows.results.status import texts_line
+from flows.results.run_status import texts_line
 from flows.results.summaries import SUMMARIES
-from flows.results.user_texts import user_texts_note
+from flows.results.text_files import user_texts_note
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,15 +1,373 @@
-"""Collects for programs the state of the run, export or training in a folder. Reads files alone."""
+"""Collects for programs the state of the run, export or training in a folder. Reads files alone.
 
+Reads a run record, which a user may have changed. Writes none.
+
+Computes the status of a run from its record: finished items, rate and remaining time. Starts
+nothing.
+"""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+from artifacts.errors import UsageError
+from artifacts.json_shapes import (
+    EmptyOr,
+    MapOf,
+    Nullable,
+    OptionalField,
+    ShapeError,
+    anything,
+    count,
+    moment,
+    number,
+    read_json,
+    string,
+    text,
+)
+from artifacts.regular_files import guard, refuse_links
+from flows.pipelines import STAGES
+from flows.results.marker import MARKER
+from flows.results.run_record import RUN_RECORD
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from artifacts.plurals import counted
+from flows.console.units import duration, size
+from flows.job.job_summary import computed_by
+from flows.pipelines import LABELS, STAGES, product_of
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
-
 from flows.results.export_result import ExportFound, export_in
 from flows.results.rounds import rounds_in, summary_json
-from flows.results.run_read import load_record
-from flows.results.status import advice, stages_of
 from flows.results.tuned import TrainingFound, training_in
+
+POINT = (number, number, number)
+HALF = {"bytes": count, "parameters": count, "precision": text, "attention": text}
+PLANNED = {
+    "rung": {"stage": text},
+    "name": text,
+    **dict.fromkeys(("peak_bytes", "host_bytes", "weight_bytes", "activation_bytes"), number),
+    **dict.fromkeys(("kv_bytes", "workspace_bytes", "context_bytes"), number),
+}
+PLAN = {
+    "model": string,
+    "device": text,
+    "precision": MapOf(text),
+    "batch_size": Nullable(count),
+    "store": string,
+    "chunks": OptionalField(count),
+    "halves": MapOf(HALF),
+    "sampling": MapOf(anything),
+    "notes": [text],
+    "words": OptionalField(
+        {"prefix": text, "suffix": text, "schema": text, "trigger": OptionalField(text)}
+    ),
+    "memory": OptionalField(
+        Nullable({"budget_bytes": OptionalField(Nullable(number)), "stages": [PLANNED]})
+    ),
+    "seconds": OptionalField(Nullable(MapOf(anything))),
+}
+STAGE = {
+    "name": text,
+    **dict.fromkeys(("items", "total", "before", "running", "failed", "processes"), count),
+    **dict.fromkeys(("tokens", "since", "seconds", "cpu_seconds"), number),
+    **dict.fromkeys(("peak_host_bytes", "peak_device_bytes"), number),
+    **dict.fromkeys(("baseline_before_bytes", "baseline_after_bytes"), number),
+    "recent": [(number, number)],
+    "attention": text,
+    "precision": MapOf(text),
+    "spans": [POINT],
+    "timeline": [POINT],
+    "now": [POINT],
+    "warnings": [text],
+    "notes": {"loaded_bytes": OptionalField(number), "ways": OptionalField(MapOf(count))},
+}
+TEXTS = {
+    "format": text,
+    "beside": anything,
+    **dict.fromkeys(("written", "kept", "earlier", "others"), count),
+}
+RECORD = {
+    **dict.fromkeys(("state", "host", "error"), text),
+    "out": string,
+    "pid": count,
+    "started": moment,
+    "updated": moment,
+    "outputs": MapOf(string),
+    "prefect": Nullable({"id": text, "name": text}),
+    "plan": EmptyOr(PLAN),
+    "rungs": [{"stage": text, "name": text, "reason": text, "error": text, "time": moment}],
+    "stages": [STAGE],
+    "media": dict.fromkeys(("total", "failed", "open"), count),
+    "captions": count,
+    **dict.fromkeys(("rows", "summaries", "cut"), count),
+    "texts": [TEXTS],
+    "earlier": [text],
+    "failures": [dict.fromkeys(("media_path", "message", "hint"), text)],
+    "versions": MapOf(text),
+    "command": Nullable({"words": [string], "folder": string}),
+}
+"""Shape of the parts of `run.json` that are read."""
+
+
+def runs_below(out: Path) -> list[Path]:
+    """Return the output folders of other runs in a folder."""
+    return sorted(marker.parent for marker in out.glob(f"*/{MARKER}"))
+
+
+def load_record(out: Path) -> dict[str, Any]:
+    """Return the record of the last run into a folder. The state is `died` if the record says
+    `running` but its process is gone. Raises UsageError or EnvironmentFault, also for a link among
+    the outputs."""
+    path = out / RUN_RECORD
+    if not os.path.lexists(path):
+        hint = "Name the --out folder of a run"
+        hint += f", such as {below[0]}" if (below := runs_below(out)) else ""
+        raise UsageError(
+            f"no run has written to {out}",
+            hint=f"{hint}; one that has just begun writes there after it has read its sources",
+        )
+
+    guard(out)
+    for each in out.glob("*.json*"):  # an archive may hold links to outputs of other runs
+        refuse_links(each)
+
+    def check_stages(found: dict[str, Any]) -> None:
+        names = {stage["name"] for stage in found["stages"]}
+        if not names or not names <= set(STAGES):
+            raise ShapeError(f"its stages are not {', '.join(STAGES)}")
+
+    record: dict[str, Any] = read_json(path, RECORD, "Run the command again", check_stages)
+    here = record["host"] in ("", socket.gethostname())
+    if record["state"] == "running" and here and not os.path.exists(f"/proc/{record['pid']}"):
+        record["state"] = "died"
+    return record
+
+
+RECENT_SECONDS = 60.0
+"""Window, in seconds, of the latest speed."""
+SHORTEST_SECONDS = 1.0
+"""Minimum seconds of work from which a speed is computed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageStatus:
+    """One stage of a run, in chunks. Failures of the frames stage are counted in files."""
+
+    name: str
+    running: bool
+    done: int
+    """Chunks done in this run and before it."""
+    failed: int
+    pending: int
+    about: bool
+    """Whether `pending` is an estimate from file headers, because some files were not read yet."""
+    rate: float | None
+    """Chunks per second in this run; None if there are none."""
+    rate_last_minute: float | None
+    """Chunks per second in the last minute; None if the stage is not running."""
+    seconds_left: float | None
+    """Estimated seconds left; None: unknown."""
+    seconds: float
+    """Seconds that the stage has worked in this run."""
+    peak_host_bytes: int
+    peak_device_bytes: int
+    taken_bytes: int
+    """Peak bytes on its compute device above the baseline (imports, or other processes of a GPU);
+    0: unknown."""
+    planned_bytes: int
+    """Planned value of `taken_bytes`; 0: unknown."""
+    now_bytes: int
+    """Bytes above that baseline in the last sample; 0: unknown, or the stage is not running."""
+
+
+def stages_of(record: Mapping[str, Any], now: float) -> list[StageStatus]:
+    """Return the stages of a record at the time `now`, in seconds since the epoch."""
+    about = int(record["plan"].get("chunks", 0)) if record["media"].get("open") else 0
+    planned = record["plan"].get("memory") or {"stages": []}
+    peaks = {stage["rung"]["stage"]: stage["peak_bytes"] for stage in planned["stages"]}
+    at = now if record["state"] == "running" else None
+    return [_stage(entry, about, at, peaks.get(entry["name"], 0)) for entry in record["stages"]]
+
+
+def _stage(
+    entry: Mapping[str, Any], about: int, now: float | None, planned_bytes: int
+) -> StageStatus:
+    running = now is not None and bool(entry["since"])
+    made = entry["items"] + entry["running"]
+    total = max(entry["total"], about)
+    done = min(entry["before"] + made, total) if total else entry["before"] + made
+    lost = entry["failed"] if STAGES[entry["name"]].can_reject_items else 0
+    pending = max(0, total - done - lost)
+    seconds = entry["seconds"]
+    if running and now is not None:
+        seconds += max(0.0, now - entry["since"])
+    rate = made / seconds if made and seconds >= SHORTEST_SECONDS else None
+    lately = _lately(entry, made, now) if running and now is not None else None
+    speed = lately or rate
+    on_device = bool(entry["peak_device_bytes"])
+    peak = entry["peak_device_bytes" if on_device else "peak_host_bytes"]
+    last: Sequence[Any] = entry["now"][-1] if entry["now"] else (0, 0, 0)
+    left = 0.0 if not pending else pending / speed if speed and now is not None else None
+    return StageStatus(
+        name=entry["name"],
+        running=running,
+        done=done,
+        failed=entry["failed"],
+        pending=pending,
+        about=about > entry["total"],
+        rate=rate,
+        rate_last_minute=lately,
+        seconds_left=left,
+        seconds=seconds,
+        peak_host_bytes=entry["peak_host_bytes"],
+        peak_device_bytes=entry["peak_device_bytes"],
+        taken_bytes=_above_baseline(entry, peak),
+        planned_bytes=planned_bytes,
+        now_bytes=_above_baseline(entry, last[2 if on_device else 1]) if running else 0,
+    )
+
+
+def _above_baseline(entry: Mapping[str, Any], taken: int) -> int:
+    """Return bytes above what was in use before the stage began; 0: unknown."""
+    if not entry["peak_device_bytes"]:
+        baseline = entry["notes"].get("loaded_bytes", 0)
+        return max(0, int(taken - baseline)) if baseline else 0
+    baseline = entry["baseline_before_bytes"]
+    if not (entry["processes"] or baseline):
+        # It is recorded at the end of a process, whose first sample precedes its use of the GPU.
+        baseline = entry["now"][0][2] if entry["now"] else taken
+    return max(0, int(taken - baseline))
+
+
+def _lately(entry: Mapping[str, Any], made: int, now: float) -> float | None:
+    """Return chunks per second since the oldest sample of the last minute; 0 without a sample."""
+    samples = [s for s in entry["recent"] if now - s[0] <= RECENT_SECONDS]
+    if not samples:
+        return 0.0 if now - entry["since"] > RECENT_SECONDS else None
+    at, then = samples[0]
+    return (made - then) / (now - at) if now - at >= SHORTEST_SECONDS else None
+
+
+def advice(record: Mapping[str, Any]) -> str:
+    """Return advice for a run that ended before its work was done; empty if there is none."""
+    if record["state"] in ("done", "running"):
+        return ""
+    retry = "run the same command again to continue"
+    flow_run = record.get("prefect")
+    if flow_run:
+        retry = f"`prefect flow-run retry {flow_run['id']}` or the same command continues"
+    return f"Finished work is kept: {retry}"
+
+
+COLUMNS = (
+    "stage", "done", "failed", "pending", "last minute", "overall", "time left", "worked",
+    "peak memory",
+)  # fmt: skip
+
+
+def cells(stage: StageStatus) -> tuple[str, ...]:
+    """Return one stage as table cells, one text per column."""
+    lately = "-" if stage.rate_last_minute is None else f"{stage.rate_last_minute:.2f}/s"
+    left = "-"
+    if stage.pending:
+        left = "unknown" if stage.seconds_left is None else duration(stage.seconds_left)
+    peak = f"{size(stage.peak_host_bytes)} host" if stage.peak_host_bytes else "-"
+    if stage.peak_device_bytes:
+        peak += f", {size(stage.peak_device_bytes)} GPU"
+    if stage.planned_bytes:
+        link = ", over the " if stage.taken_bytes > stage.planned_bytes else " of "
+        taken = f"{size(stage.taken_bytes)}{link}" if stage.taken_bytes else ""
+        peak += f" ({taken}{size(stage.planned_bytes)} planned)"
+    return (
+        stage.name,
+        str(stage.done),
+        str(stage.failed),
+        ("~" if stage.about and stage.pending else "") + str(stage.pending),
+        lately,
+        "-" if stage.rate is None else f"{stage.rate:.2f}/s",
+        left,
+        duration(stage.seconds) if stage.seconds else "-",
+        peak,
+    )
+
+
+def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines that describe a run: model, device, rungs, flow run and results so far."""
+    plan, media = record["plan"], record["media"]
+    if plan:
+        precision = ", ".join(f"{half} {kind}" for half, kind in plan["precision"].items())
+        how = f"{plan['device']}, {precision}, batches of {plan['batch_size']}"
+        yield f"{plan['model']} on {how if precision else 'a server'}"
+    for name, half in plan.get("halves", {}).items():
+        yield f"{name} half: {size(half['bytes'])} of weights, {computed_by(half)}"
+    if encoded := ways_line(record):
+        yield f"features encoded in this run: {encoded}"
+    of_all = [taken for taken in record["rungs"] if taken["reason"] != "item alone"]
+    yield from map(rung_line, {taken["stage"]: taken for taken in of_all}.values())
+    if record["prefect"]:
+        yield f"flow run {record['prefect']['name']} ({record['prefect']['id']})"
+    still = f", {media['open']} not read yet" if media["open"] else ""
+    cut = f", {record['cut']} cut at the token limit" if record["cut"] else ""
+    texts = "".join(f", {texts_line(texts)}" for texts in record["texts"])
+    count, kind = written(record)
+    captions = f"{count:,} {kind if count != 1 else kind.removesuffix('s')} written{cut}{texts}"
+    if record["summaries"]:
+        captions += f", {counted(record['summaries'], 'summary')}"
+    yield f"{counted(media['total'], 'file')}, {media['failed']} failed{still}; {captions}"
+
+
+def ways_line(record: Mapping[str, Any]) -> str:
+    """Return how many chunks passed the vision half in which way, such as `8 alone, 4 fixed`; empty
+    if all were encoded in batches."""
+    made = Counter[str]()
+    for stage in record["stages"]:
+        made.update(stage["notes"].get("ways", {}))
+    return ", ".join(f"{n:,} {way}" for way, n in sorted(made.items()))
+
+
+def kind_of(record: Mapping[str, Any]) -> str:
+    """Return the kind of product of a run."""
+    return product_of(STAGES[stage["name"]] for stage in record["stages"])
+
+
+def written(record: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the number of products that a run wrote, and their name."""
+    kind = kind_of(record)
+    named = "labelled images" if kind == LABELS else kind
+    return record["captions" if kind == "captions" else "rows"], named
+
+
+def texts_line(texts: Mapping[str, Any]) -> str:
+    """Return a line such as `.txt: 35 written, 3 edited by users kept`."""
+    labels = {
+        "written": "written",
+        "kept": "edited by users kept",
+        "earlier": "from an earlier run",
+        "others": "not from this run",
+    }
+    parts = [f"{texts[name]} {label}" for name, label in labels.items() if texts[name]]
+    where = " beside the media" if texts["beside"] else ""
+    return f".{texts['format']}{where}: {', '.join(parts) or 'none'}"
+
+
+def rung_line(taken: Mapping[str, Any]) -> str:
+    """Return a line such as `decode runs with batch 2, bf16 (out of memory: CUDA out of memory
+    …)`."""
+    why = ": ".join(filter(None, (taken["reason"], taken["error"])))
+    return f"{taken['stage']} runs with {taken['name']} ({why})"
+
+
+def output_paths(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the name and path of each output of a run, and its store."""
+    found = {**record["outputs"], "store": record["plan"].get("store", "")}
+    for name in record["earlier"]:
+        found[name] = f"{found.get(name, '')} (from an earlier run)"
+    return {name: path for name, path in found.items() if path}
 
 
 class RunFolder(NamedTuple):

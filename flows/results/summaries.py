@@ -9,7 +9,7 @@ from artifacts.captions import Failure, write_jsonl
 from artifacts.keys import digest_of
 from artifacts.packs import RecordSet
 from artifacts.plurals import counted
-from artifacts.record_union import refresh_together
+from artifacts.packs import refresh_together
 from flows.checkpoint.precision import PartSettings
 from flows.job.prepare import Job
 from flows.ledger.namespaces import one_shot_namespace
@@ -19,7 +19,7 @@ from flows.options.commands import CaptionConfig
 from flows.options.text import EngineOptions, PromptOptions, TextOptions
 from flows.results.captions import ALL_REASONING, readable_captions, unanswered, unrejected
 from stages.decode.generation import SamplingParams
-from stages.process.stage import StageSpec
+from stages.process.job import StageSpec
 from stages.summarize.job import SUMMARY
 
 SUMMARIES = "summaries.jsonl"

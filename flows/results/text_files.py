@@ -1,7 +1,52 @@
 """Writes one text file per medium, in `OUT` or next to the media. Updates generated files to the
 current captions, and keeps files that a user wrote or edited. Runs no model.
+
+Names the text of each medium, so that a text that a user wrote stays with its medium.
+
+Names depend on the other media: `a`; `a.mp4` and `a.mkv`; `a.mp4-2`. A hidden file of the folder of
+outputs remembers the name of each text, by the medium's path and by its content. A medium keeps its
+name when others are added, removed or come in another order. Names that the disk does not
+distinguish count as one.
+
+Next to media the name also tells trainers which medium a text is about. So a medium takes the plain
+name back once no other medium of its folder needs that, unless a user wrote or edited the text that
+it has.
+
+Replaces captions in data set samples with user-written texts, and counts such texts per output.
+Runs no model and writes nothing.
 """
 
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence, Set
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+from artifacts.names import rules_in
+from artifacts.keys import digest_of
+from artifacts.names import Naming, file_stems
+from artifacts.captions import WRITERS
+from flows.job.prepare import Job
+from flows.media.generated_files import ANY, GeneratedFiles, about, digest_at
+from flows.media.media_files import Selection
+from flows.options.text import OutputOptions
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from artifacts.captions import Caption
+from artifacts.names import one_name
+from artifacts.edits import REJECTED
+from artifacts.plurals import counted, first_of
+from artifacts.captions import one_line
+from flows.job.media_digests import JobFile
+from flows.job.prepare import Job
+from flows.ledger.prompts import TAGS
+from flows.ledger.tasks import Medium
+from flows.media.generated_files import FORM, HandwrittenTexts, split_by_chunk, text_paths
+from flows.options.text import OutputOptions, QuestionOptions, TextOptions
+from flows.results.captions import unrejected
 import contextlib
 import hashlib
 import os
@@ -11,26 +56,303 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
 from artifacts.captions import Caption
-from artifacts.disk_names import one_name
+from artifacts.names import one_name
 from artifacts.edits import FixedText
 from artifacts.errors import MediaError
 from artifacts.names import SUFFIXES
 from artifacts.plurals import counted, first_of
 from artifacts.shards import DATASET
-from artifacts.subtitles import WRITERS
+from artifacts.captions import WRITERS
 from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
 from flows.media.generated_files import LARGEST_TEXT, About, GeneratedFiles, about, digest_at
 from flows.media.media_files import MediaFile
-from flows.media.text_merging import JoinedTexts
+from flows.media.generated_files import JoinedTexts
 from flows.options.formats import JOINABLE, JOINED
 from flows.options.text import OutputOptions, TextOptions
 from flows.results.captions import unrejected
 from flows.results.marker import read_marker
-from flows.results.text_stems import SoleMedia, naming_of, text_stems
-from stages.process.cgroup import cores
+from stages.process.memory import cores
+
+STEM, NUMBERED, TAKEN = "stem", "numbered", "taken"
+"""Kinds of records: that a medium has a stem, that a number distinguishes some of its name, and
+that a stem is taken, by a medium of this name without suffix."""
+MORE_NUMBERS = 64
+"""Numbers that are tried beyond those that the media of this run need."""
+
+
+class Entry(NamedTuple):
+    """A medium under one prompt."""
+
+    path: str
+    """Path of its text, as far as it depends on the medium alone, with the medium's suffix."""
+    place: str
+    digest: str
+    prompt: str
+    bare: str
+    """Name of the medium without suffix and prompt."""
+    is_sole: bool
+    """Whether a trainer takes `bare` for this medium alone, in the folder where its text lies."""
+
+    def identities(self, naming: Naming, *, alone: bool) -> tuple[str, ...]:
+        """Return what the medium is recognized by, the surest first. `alone`: it has no other
+        prompt."""
+        place, digest, prompt = self.place, self.digest, self.prompt
+        path = naming.folded(self.path)
+        exact = (digest_of([path, place, prompt]), digest_of([path, digest, prompt]))
+        return (*exact, digest_of([path, place]), digest_of([path, digest])) if alone else exact
+
+
+def naming_of(job: Job, beside: bool) -> Naming:
+    """Return how texts are named. Only a disk that gets some is probed, since that writes there."""
+    out, probe = job.out, not beside or OutputOptions.of(job.config).beside
+    rules_of = cache(lambda folder: rules_in(folder if beside else out, probe=probe))
+    return Naming(rules_of, beside)
+
+
+def text_stems(job: Job, beside: bool, sole: "SoleMedia | None" = None) -> list[str]:
+    """Return the path without suffix of each file's text, absolute. `sole`: what is known of the
+    folders."""
+    root, written = "" if beside else f"{job.out}/", GeneratedFiles(job.store, out=job.out)
+    sole = sole or SoleMedia(naming_of(job, beside))
+    entries = [
+        Entry(
+            _named(str(file.path) if beside else file.media_path, file.name),
+            file.place,
+            medium.digest,
+            medium.prompt,
+            _bare(file.media_path),
+            beside and not file.name and sole.has(str(file.path)),
+        )
+        for file, medium in ((each.file, each.medium) for each in job.files)
+    ]
+    # Beside it, a file that two sources name has one text, but one text per prompt.
+    each = list(dict.fromkeys((e.path, e.prompt) for e in entries)) if beside else []
+    first = {(e.path, e.prompt): e for e in reversed(entries)}
+    distinct = [first[one] for one in each] or entries
+    names = _Names(GeneratedFiles(None, out=job.out), written, sole.naming)
+    stems = names.of(distinct)
+    if beside:
+        of = dict(zip(each, stems, strict=True))
+        stems = [of[e.path, e.prompt] for e in entries]
+    return [f"{root}{stem}" for stem in stems]
+
+
+class _Names:
+    """The names of texts in one folder of outputs, or next to media."""
+
+    def __init__(self, memory: GeneratedFiles, written: GeneratedFiles, naming: Naming) -> None:
+        self._memory = memory
+        self._written = written
+        self._naming = naming
+
+    def of(self, entries: Sequence[Entry]) -> list[str]:
+        """Return the stem of each medium: the one that it had, else one that is free."""
+        memory, folded = self._memory, self._naming.folded
+        defaults = file_stems([each.path for each in entries], self._naming)
+        prompts = Counter((each.path, each.place) for each in entries)
+        stems = self._known(entries, defaults) if memory else {}
+        taken = {*map(folded, stems.values())}
+        for at, (entry, default) in enumerate(zip(entries, defaults, strict=True)):
+            name = digest_of(entry.bare)
+            if at not in stems:
+                stems[at] = self._free(default, name, taken, entry.is_sole)
+                taken.add(folded(stems[at]))
+            alone = prompts[entry.path, entry.place] == 1
+            identities = entry.identities(self._naming, alone=alone)
+            if not memory.has(STEM, stem := folded(stems[at]), identities[:1]):
+                memory.add(STEM, stem, identities)
+                memory.add(TAKEN, stem, (*ANY, name))
+                if stems[at] not in self._plain(entry):
+                    memory.add(NUMBERED, digest_of(folded(entry.path)))
+        return [stems[at] for at in range(len(entries))]
+
+    def _known(self, entries: Sequence[Entry], defaults: Sequence[str]) -> dict[int, str]:
+        """Return the number of each medium that keeps the stem that it had → that stem."""
+        folded, stems, taken = self._naming.folded, dict[int, str](), set[str]()
+        for at, (entry, default) in enumerate(zip(entries, defaults, strict=True)):
+            known = (
+                stem
+                for identity in entry.identities(self._naming, alone=True)
+                for stem in self._candidates(entry, default, len(entries))
+                if (key := folded(stem)) not in taken and self._memory.has(STEM, key, (identity,))
+            )
+            stem = next(known, None)
+            is_kept = stem == default or not entry.is_sole
+            if stem is not None and (is_kept or self._has_user_text(entry, stem)):
+                stems[at] = stem
+                taken.add(folded(stem))
+        return stems
+
+    def _has_user_text(self, entry: Entry, stem: str) -> bool:
+        """Return whether a user wrote or edited a text of a medium at a stem."""
+        paths = {form: Path(f"{stem}.{form}") for form in WRITERS}
+        return any(
+            os.path.lexists(path)
+            and not self._written.has_of_any_kind(
+                form, digest_at(path), about(entry.digest, path, entry.place)
+            )
+            for form, path in paths.items()
+        )
+
+    def _free(self, default: str, name: str, taken: Set[str], is_sole: bool) -> str:
+        """Return a stem that no medium has. The text of a prompt, `a.short`, is not that of a
+        medium `a.short`, which gets it back where it `is_sole`. `name`: digest of the medium's name
+        without suffix."""
+        number, stem, has = 1, default, self._memory.has
+        while (key := self._naming.folded(stem)) in taken or (
+            not is_sole and has(TAKEN, key) and not has(TAKEN, key, (name,))
+        ):
+            number += 1
+            stem = self._naming.fitting(f"{default}-{number}")
+        return stem
+
+    def _plain(self, entry: Entry) -> tuple[str, str]:
+        """Return the stems without a number."""
+        return self._naming.fitting(_bare(entry.path)), self._naming.fitting(entry.path)
+
+    def _candidates(self, entry: Entry, default: str, count: int) -> Iterator[str]:
+        """Yield the stems that a medium may have had among `count` media, the likeliest first."""
+        yield default
+        plain = self._plain(entry)
+        yield from plain
+        if self._memory.has(NUMBERED, digest_of(self._naming.folded(entry.path))):
+            numbers = range(2, min(count, MORE_NUMBERS) + MORE_NUMBERS)
+            fitting = self._naming.fitting
+            yield from (fitting(f"{stem}-{number}") for stem in plain for number in numbers)
+
+
+class SoleMedia:
+    """Media whose name without suffix is that of no other medium in their folder."""
+
+    def __init__(self, naming: Naming) -> None:
+        self.naming = naming
+        self._stems = Counter[str]()
+        self._listed: set[str] = set()
+        self._media = Selection(recursive=False, extensions=())
+
+    def has(self, path: str) -> bool:
+        """Return whether a medium on this disk is one. Lists its folder once."""
+        folder, _, _ = path.rpartition("/")
+        if folder not in self._listed:
+            self._listed.add(folder)
+            with contextlib.suppress(OSError):
+                names = filter(self._media.takes, os.listdir(folder))
+                self._stems.update(self._stem(f"{folder}/{name}") for name in names)
+        return self._stems[self._stem(path)] == 1
+
+    def _stem(self, path: str) -> str:
+        return self.naming.folded(_bare(path))
+
+
+def _bare(path: str) -> str:
+    return path.removesuffix(PurePosixPath(path).suffix)
+
+
+def _named(path: str, name: str) -> str:
+    """Return the path of a medium with a prompt name before its suffix: `a.short.mp4`."""
+    return f"{_bare(path)}.{name}{PurePosixPath(path).suffix}" if name else path
+
+
+class UserTexts:
+    """The hand-written texts of one run's media."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._texts = HandwrittenTexts(job.store, job.out)
+        stems = zip(job.files, text_stems(job, beside=False), strict=True)
+        self._media_of: defaultdict[str, dict[str, None]] = defaultdict(dict)
+        """Path of each text that was used → names of the media that it describes."""
+        self._without_trigger: dict[Path, None] = {}
+        """Paths of texts without the run's trigger."""
+        self._corrected: dict[Path, None] = {}
+        """Paths of texts that take the place of a correction."""
+        self._rejected = 0
+        """Number of captions that are left out because users rejected them."""
+        self._out = {each: Path(f"{stem}.{FORM}") for each, stem in stems}
+        self._taken = {*map(one_name, self._out.values())}
+
+    def apply(self, each: JobFile, captions: Sequence[Caption], *, first: bool) -> list[Caption]:
+        """Return the captions of one file that users did not reject, with user-written text instead
+        if there is one. `first`: whether they belong to the file's first prompt. A text file
+        without a prompt name belongs to that prompt."""
+        kept, config, file = [*unrejected(captions)], self._job.config, each.file
+        self._rejected += len(captions) - len(kept)
+        prompt = file.prompt or QuestionOptions.of(config).prompt or ""
+        # A text that the prompt includes is part of the question, not an answer.
+        if not kept or OutputOptions.of(config).replaces or TAGS in prompt:
+            return kept
+        found = self._texts.of(self._places(each, first=first), each.medium.digest, file.place)
+        if found is None:
+            return kept
+        place, text = found
+        self._media_of[one_name(place)][file.path.name] = None
+        if (lines := split_by_chunk(text, len(captions))) is not None:  # the rejected ones, too
+            pairs = [*zip(captions, lines, strict=True)]
+        else:
+            lines = split_by_chunk(text, len(kept)) or [text.strip()] * len(kept)
+            pairs = [*zip(kept, lines, strict=True)]
+        texts = [self._with_text(c, text, each.medium) for c, text in pairs if c.review != REJECTED]
+        if any(c.original and c.caption != t.caption for c, t in zip(kept, texts, strict=True)):
+            self._corrected[place] = None
+        if any(TextOptions.of(config).trigger not in c.caption for c in texts):
+            self._without_trigger[place] = None
+        return texts
+
+    def notes(self) -> Iterator[str]:
+        """Yield notes for the user: shared texts, rejected captions, texts without the trigger."""
+        shared = [" and ".join(names) for names in self._media_of.values() if len(names) > 1]
+        if shared:
+            yield (
+                f"one .txt describes {first_of(shared)}, which differ only in their suffix: "
+                "give each its own, such as a.jpg.txt, or rename them"
+            )
+        if self._rejected:
+            yield f"not in data sets: {counted(self._rejected, 'caption')} (rejected)"
+        if self._without_trigger:
+            yield (
+                f"--trigger is not added to {counted(len(self._without_trigger), 'text')} that "
+                f"users wrote ({first_of([place.name for place in self._without_trigger])}): "
+                "add it there"
+            )
+        if self._corrected:
+            yield (
+                f"{counted(len(self._corrected), 'text')} by hand "
+                f"({first_of([str(place) for place in self._corrected])}): used instead of a "
+                "correction made in a review; move a text away to use the correction"
+            )
+        yield from self._texts.notes()
+
+    def _with_text(self, caption: Caption, text: str, medium: Medium) -> Caption:
+        if not text or text == one_line(caption.caption):
+            return caption
+        rule = OutputOptions.of(self._job.config).rule
+        text = self._texts.with_caption(text, medium.digest, caption.caption, rule)
+        model = caption.original or caption.caption
+        return replace(caption, caption=text, original=model, fields=None)
+
+    def _places(self, each: JobFile, *, first: bool) -> Iterator[Path]:
+        file = each.file
+        names = [file.name, *([""] if first and file.name else [])]
+        beside = [] if file.far else [p for n in names for p in text_paths(file.path, n)]
+        out = [place := self._out[each]]
+        if first and file.name:
+            stem = str(place).removesuffix(f".{FORM}").removesuffix(f".{file.name}")
+            bare = Path(f"{stem}.{FORM}")
+            out += [bare] if one_name(bare) not in self._taken else []
+        yield from [*beside, *out] if OutputOptions.of(self._job.config).beside else [*out, *beside]
+
+
+def has_user_text(rows: Iterable[Caption]) -> bool:
+    """Return whether a user wrote or corrected any of these captions."""
+    return any(row.original for row in rows)
+
+
+def user_texts_note(counts: Mapping[str, int]) -> str:
+    """Return the end of a line with the number of user-written texts per format; empty for none."""
+    parts = [f"{count:,} in {name}" for name, count in counts.items() if count]
+    return f", user-written or corrected texts: {', '.join(parts)}" if parts else ""
 
 
 @dataclass(kw_only=True, slots=True)

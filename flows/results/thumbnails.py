@@ -59,7 +59,7 @@ def _frame(path: Path, time: float, fit: FrameFit) -> Any:
 def shown_at(path: Path, time: float) -> tuple[Any, Any]:
     """Return the frame of a video that begins at a time in seconds, or the next one, and the aspect
     of its pixels. Raises ValueError without a frame."""
-    from stages.frames.plan import tick_from
+    from stages.frames.timeline import tick_from
     from stages.frames.reader import Reader
 
     if (sought := _sought(path, time)) is not None:
@@ -88,7 +88,7 @@ def _sought(path: Path, time: float) -> tuple[Any, Any] | None:
     may state wrong times, and where that fails."""
     import av
 
-    from stages.frames.interlacing import deinterlaced
+    from stages.frames.reader import deinterlaced
     from stages.frames.opening import decoder_of, open_video, time_zero
 
     container, stream = open_video(path, threads=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.captions import CONFIDENCE
-from artifacts.corrections import StoredEdits, event_of
+from artifacts.edits import StoredEdits, event_of
 from artifacts.edits import (
     ACCEPTED,
     REDO,
@@ -27,7 +27,7 @@ from artifacts.json_shapes import Nullable, OptionalField, ShapeError, check, re
 from artifacts.plurals import counted
 from artifacts.remote.addresses import is_address
 from artifacts.remote.media_cache import is_copy
-from artifacts.store_folders import local_folder
+from artifacts.store import local_folder
 from flows.machine.versions import now
 from flows.media.sources import MEDIA_SUFFIXES
 from flows.results.report.media import (
@@ -40,7 +40,7 @@ from flows.results.report.media import (
     path_of,
     shown_medium,
 )
-from flows.results.run_read import load_record
+from flows.results.run_status import load_record
 from flows.results.trust import belief_in
 
 log = logging.getLogger(__name__)

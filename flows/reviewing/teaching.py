@@ -25,8 +25,8 @@ from artifacts.errors import PenstockError
 from artifacts.packs import Record, RecordSet, stored_namespaces
 from artifacts.plurals import counted
 from artifacts.store import open_store
-from artifacts.store_folders import local_folder
-from artifacts.store_format import check_format
+from artifacts.store import local_folder
+from artifacts.store import check_format
 from artifacts.tensors import float_tensors
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from flows.checkpoint.models import Model
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task, unique
 from flows.ledger.waves import lengths_of
-from flows.planning.rungs import Rung
+from flows.planning.ladder import Rung
 from stages.memory.oom_retry import split_batch
 from stages.models.encoding import FRAMES_A_BATCH
-from stages.process.stage import StageSpec
+from stages.process.job import StageSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

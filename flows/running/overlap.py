@@ -23,20 +23,20 @@ from itertools import count
 from artifacts.errors import CannotFit, Killed, PenstockError, StageDied
 from artifacts.keys import item_key
 from artifacts.packs import RecordSet
-from artifacts.record_union import refresh_together
+from artifacts.packs import refresh_together
 from artifacts.records import read_record
 from artifacts.regular_files import refuse_links
 from artifacts.schema import ChunkIndex, MediaIndex
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task, task_of
 from flows.machine.launch import StageHandle
-from flows.planning.rungs import Rung
+from flows.planning.ladder import Rung
 from flows.running.batches import encode_batches_of, next_work
 from flows.running.stage_calls import StageCallBuilder
 from flows.running.stage_loop import Attempt, StageLoop
 from stages.models.encoding import FEED_NOTE
 from stages.process.live import RequestPipe
-from stages.process.stage import StageSpec
+from stages.process.job import StageSpec
 
 log = logging.getLogger(__name__)
 

@@ -1,47 +1,113 @@
-"""Runs the stages of a pipeline one after another, wave by wave, with or without Prefect."""
+"""Runs the stages of a pipeline one after another, wave by wave, with or without Prefect.
 
+Scores texts about chunks: how sure the model is of them. No caption is generated.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from flows.job.prepare import Job
+from flows.ledger.namespaces import TextScores
+from flows.machine.launch import StageCall, with_restarts
+from flows.planning.ladder import Rung
+from flows.results.captions import texts_to_score
+from flows.results.run_record import RunRecord
+from flows.running.stage_calls import StageCallBuilder, settings_on
+from flows.running.stage_runner import OneShotStage
+from stages.decode import SCORE
+from stages.decode.generation import ScoreItem, ScoreJob
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-
 from artifacts.captions import Failure, write_jsonl
 from artifacts.edits import EDITS
 from artifacts.errors import HalfTried, Killed, ModelChanged, PenstockError
 from artifacts.keys import digest_of
-from artifacts.pack_object import DamagedRecord
+from artifacts.packs import DamagedRecord
 from artifacts.packs import RecordSet
 from artifacts.plurals import counted
 from artifacts.shards import DATASET
-from artifacts.text_vectors import Groups, TextVectors, text_vectors_in
+from artifacts.vectors import Groups, TextVectors, text_vectors_in
 from flows.job.prepare import Job
 from flows.ledger.namespaces import one_shot_namespace
 from flows.ledger.tasks import Medium
 from flows.ledger.waves import waves_of
-from flows.ledger.weights import stages_with_work
+from flows.ledger.waves import stages_with_work
 from flows.machine.launch import StageCall, with_restarts
 from flows.media.media_files import MediaFile
 from flows.options.text import EngineOptions, OutputOptions, PromptOptions, TextOptions
 from flows.pipelines import parts_of
-from flows.planning.answer_room import longest_answer
+from flows.planning.choose import longest_answer
 from flows.planning.choose import plan_request
 from flows.planning.context_check import context_notes, loses_frames
 from flows.planning.costs.summarize import nodes_of
-from flows.planning.rungs import Rung
+from flows.planning.ladder import Rung
 from flows.planning.sizes import estimates, wave_limit
-from flows.results.dataset import is_stale, write_dataset
+from flows.results.data_sets import is_stale, write_dataset
 from flows.results.outputs import missing_error, missing_rows, output_paths, write_outputs
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunEnd, RunResult
 from flows.results.summaries import Summaries, SummaryInput, summary_inputs, text_sampling_params
-from flows.results.trainer_formats import write_trainers
-from flows.running.scoring import ScoresStep
+from flows.results.data_sets import write_trainers
 from flows.running.stage_calls import StageCallBuilder, settings_on
 from flows.running.stage_runner import OneShotStage, StageRunner
 from stages import embed_texts, summarize
 from stages.models.hub.transfer import Announce
 from stages.summarize.job import SUMMARY, SummaryItem, SummaryJob
-from stages.summarize.packing import TimedText
+from stages.summarize.job import TimedText
+
+TEXTS_AT_ONCE = 1 << 15
+"""Largest number of texts in one process."""
+
+
+class ScoresStep:
+    """Scores texts with the language half of one job, whose pipeline has the score stage."""
+
+    def __init__(self, job: Job, record: RunRecord, one_shot: OneShotStage) -> None:
+        self._job = job
+        self._record = record
+        self._one_shot = one_shot
+
+    def score_captions(self) -> int:
+        """Score the job's corrected captions, and those without scores. Return how many texts have
+        none after that. Raises PenstockError."""
+        assert self._job.scores is not None
+        return self.make(self._job.scores, list(texts_to_score(self._job)))
+
+    def make(self, scores: TextScores, items: Sequence[ScoreItem]) -> int:
+        """Score the texts that have no scores in the store yet. Return how many have none after
+        that: their features are gone, or they do not fit. Raises PenstockError."""
+        missing = with_restarts(partial(self._score, scores, items))
+        self._record.expect(SCORE.name, len(items), len(items) - missing)
+        return missing
+
+    def _score(self, scores: TextScores, items: Sequence[ScoreItem]) -> int:
+        """Score what can be scored, and return how many texts have no scores."""
+        features, before = self._job.ledger["features"], len(items) + 1
+        while True:
+            scores.refresh()
+            missing = [item for item in items if scores.find(item) is None]
+            left = list({item.key: item for item in missing if item.features in features}.values())
+            if not left or len(left) >= before:
+                return len(missing)
+            before = len(left)
+            call = partial(self._call, scores, left[:TEXTS_AT_ONCE])
+            self._one_shot.run(SCORE, call, total=before)
+
+    def _call(self, scores: TextScores, items: list[ScoreItem], rung: Rung) -> StageCall:
+        job = self._job
+        settings = settings_on(job.model, rung)
+        assert settings is not None
+        make = partial(
+            ScoreJob,
+            store=job.store.url,
+            features_namespaces=sorted({variant["features"] for variant in job.ledger.variants}),
+            namespace=scores.namespace(settings),
+            items=items,
+            generation=scores.params,
+        )
+        return StageCallBuilder(job).one_shot_call(SCORE, make, rung)
+
 
 CAPTIONS_AT_ONCE = 1 << 15
 """Largest number of captions in one process: days of video, and a few megabytes."""

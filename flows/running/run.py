@@ -1,5 +1,14 @@
-"""Runs one job from its configuration to its exit code, with any launcher."""
+"""Runs one job from its configuration to its exit code, with any launcher.
 
+Stops a run on a signal and keeps all finished work.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from artifacts.errors import Interrupted
+from flows.console.interrupts import repeating_dropped_interrupts
 import contextlib
 import errno
 import os
@@ -7,13 +16,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
-
 from artifacts.captions import write_jsonl
-from artifacts.pack_object import DamagedRecord
+from artifacts.packs import DamagedRecord
 from artifacts.store import fault_of
 from flows.console.display import READING, Display
 from flows.job.prepare import Job, NothingToDo, out_folder, prepare, prepare_without_media
-from flows.job.replanning import replanned_once
+from flows.job.encode_ways import replanned_once
 from flows.machine.launch import DirectLauncher, ForkingLauncher, Launcher, with_restarts
 from flows.options.commands import RunOptions
 from flows.pipelines import EMBED, Pipeline
@@ -21,9 +29,47 @@ from flows.results.owners import refuse_taking
 from flows.results.run_result import RunResult
 from flows.results.vectors import VectorsWritten, vector_paths, write_vectors
 from flows.running.run_observer import OnBegin, RunObserver
-from flows.running.stopping import stopped_in_order
 from stages.process.fork_client import ForkServer
 from stages.process.stage_process import Listener
+
+STOPPING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals handled like Ctrl-C: a request to end, and the end of the terminal or connection."""
+
+
+@contextlib.contextmanager
+def stopped_in_order() -> Iterator[None]:
+    """End the run in the same way on Ctrl-C, SIGTERM and SIGHUP: the stage is stopped and the
+    outputs are written. A signal that is already handled or ignored keeps its handler, as with
+    Prefect or `nohup`. Raises Interrupted."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    if threading.current_thread() is not threading.main_thread():
+        before = {}
+    handled = [number for number, handler in before.items() if handler is signal.SIG_DFL]
+    hung_up = False
+
+    def stop(number: int, _: object) -> None:
+        nonlocal hung_up
+        if number == signal.SIGHUP:
+            hung_up = True
+            # SIGHUP comes twice, from the kernel and from the shell. The outputs must still be
+            # written.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in handled:
+        signal.signal(number, stop)
+    try:
+        with repeating_dropped_interrupts(stop):
+            yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            "stopped", hint="Finished work is kept; run the same command again to continue"
+        ) from error
+    finally:
+        for number in handled:
+            if number != signal.SIGHUP or not hung_up:
+                signal.signal(number, signal.SIG_DFL)
+
 
 LauncherMaker = Callable[[Listener], Launcher]
 Filled = TypeVar("Filled", bound=VectorsWritten)

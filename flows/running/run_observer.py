@@ -19,15 +19,15 @@ from flows.console.units import size
 from flows.job.job_summary import summary
 from flows.job.namespace_notes import note_namespaces, one_shot_namespaces
 from flows.job.prepare import Job
-from flows.ledger.weights import fetch_parts
+from flows.ledger.waves import fetch_parts
 from flows.machine.budget import WithinBudget
 from flows.machine.launch import Launcher, StageCall, StageHandle
 from flows.machine.leases import Lease, leased
 from flows.media.generated_files import GeneratedFiles
-from flows.options.tune import LearnedOptions
+from flows.options.training import LearnedOptions
 from flows.pipelines import STAGES
 from flows.planning.ladder import Ladder
-from flows.planning.start import ladder_of
+from flows.planning.plan import ladder_of
 from flows.results.outputs import (
     existing_outputs,
     failure_of,
@@ -42,7 +42,7 @@ from flows.running.stage_loop import StageLoop
 from flows.running.stage_runner import StageRunner
 from stages import decode, tune
 from stages.process.events import Event, Failed, Item, MemorySample, StageNotes
-from stages.process.outcome import StageOutcome
+from stages.process.events import StageOutcome
 
 
 @contextlib.contextmanager

@@ -1,5 +1,31 @@
-"""Runs a sift job: marks media, groups copies, and lists what is kept."""
+"""Runs a sift job: marks media, groups copies, and lists what is kept.
 
+Computes what a sift run takes from vectors: scores of heads, and one vector per medium.
+
+Captions the media that meet `--sift`: marks them, then captions what is left.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from typing import Any
+import numpy as np
+from numpy.typing import NDArray
+from artifacts import near_duplicates
+from artifacts.errors import UsageError
+from artifacts.vectors import vectors_in
+from flows.console.display import Display
+from flows.job.prepare import Job
+from flows.options.vectors import SiftOptions
+from flows.options.vectors import VectorConfig
+from flows.results.outputs import failures_of
+from flows.results.sifted.duplicates import ScoreHead, read_head
+from flows.results.sifted.marks import DIGITS, rounded
+from flows.results.sifted.marks import MarkedFiles, mark_groups
+from flows.results.vectors import VectorsWritten, vector_tasks
+from flows.running.run import LauncherMaker, make_vectors
+from flows.running.run_observer import OnBegin
 import contextlib
 import json
 from collections import Counter
@@ -7,17 +33,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-
 from artifacts.captions import Failure, write_jsonl
 from artifacts.errors import CannotFit, Killed, StageDied
 from artifacts.keys import digest_of
-from artifacts.pack_object import DamagedRecord
+from artifacts.packs import DamagedRecord
 from artifacts.packs import Record, RecordSet
 from artifacts.plurals import counted
-from artifacts.record_union import RecordUnion, record_sets_of
+from artifacts.packs import RecordUnion, record_sets_of
 from artifacts.regular_files import open_regular
 from artifacts.store import Store, open_store
-from artifacts.store_format import prepare_store
+from artifacts.store import prepare_store
 from flows.checkpoint.models import digests_in
 from flows.console.display import Display
 from flows.job.media_digests import JobFile, read_contents
@@ -31,33 +56,144 @@ from flows.machine.launch import (
     with_restarts,
 )
 from flows.machine.leases import leased
-from flows.media.folders import left_out_note
+from flows.media.sources import left_out_note
 from flows.media.generated_files import GeneratedFiles
 from flows.media.media_files import Selection
 from flows.media.sources import find_media
 from flows.options.commands import RunOptions
-from flows.options.sift import PLACE, SiftConfig, SiftOptions
+from flows.options.vectors import PLACE, SiftConfig, SiftOptions
 from flows.pipelines import SIFT
 from flows.results.marker import MEDIA, write_proved
 from flows.results.outputs import media_line, missing_error
 from flows.results.owners import refuse_taking, take
 from flows.results.run_record import RunRecord
 from flows.results.sifted.duplicates import Fingerprint
-from flows.results.sifted.names import LEFT_OUT_FILE, output_names
-from flows.results.sifted.table import MarkedFiles, add_file, kept_of, mark_copies, parse_keep
-from flows.results.sifted.writing import Sifted, write_tables
+from flows.results.sifted.marks import LEFT_OUT_FILE, output_names
+from flows.results.sifted.marks import MarkedFiles, add_file, kept_of, mark_copies, parse_keep
+from flows.results.sifted.marks import Sifted, write_tables
 from flows.running.run import LauncherMaker, refuse_file
 from flows.running.run_observer import OnBegin, only_run_in
-from flows.running.sift_vectors import vector_marks
 from flows.running.stage_loop import crash_suspects
-from flows.running.stopping import stopped_in_order
+from flows.running.run import stopped_in_order
 from stages import sift as stage
 from stages.frames.job import FramesItem
-from stages.frames.medium import CRASHED, UNSTORED_KINDS
-from stages.process.cgroup import cores
+from stages.frames.job import CRASHED, UNSTORED_KINDS
+from stages.process.memory import cores
 from stages.process.events import Event, Failed, Item, MemorySample
 from stages.sift.job import SiftJob
-from stages.sift.record import FRACTIONS, STEP_SECONDS, Marked
+from stages.sift.measures import FRACTIONS, STEP_SECONDS, Marked
+from artifacts.regular_files import guard
+from flows.console.display import Display
+from flows.job.prepare import out_folder
+from flows.machine.launch import DirectLauncher
+from flows.options.commands import RunOptions, SiftFirstOptions
+from flows.results.owners import refuse_taking
+from flows.results.run_result import RunResult
+from flows.running import run
+from flows.running.run_observer import OnBegin
+
+@dataclass(kw_only=True, slots=True)
+class VectorMarks(VectorsWritten):
+    """What the vectors of a run say of its media."""
+
+    vectors_of: dict[str, NDArray[np.float16]] = field(default_factory=dict)
+    """Digest → the mean of its vectors, of length 1."""
+    scores: dict[str, tuple[NDArray[np.float64], NDArray[np.float32]]] = field(default_factory=dict)
+    """Digest → times of its vectors in seconds, and their scores [vectors, heads]."""
+
+    def mark(self, found: MarkedFiles, heads: Sequence[str], similar: float | None) -> None:
+        """Add the scores of heads to files and chunks, and near duplicates by vectors."""
+        for row in found.rows:
+            row |= self._scored(row["digest"], heads, -np.inf, np.inf)
+        by_path = {(row["media_path"], row["source"]): row["digest"] for row in found.rows}
+        for chunk in found.chunks:
+            digest = by_path[chunk["media_path"], chunk["source"]]
+            chunk |= self._scored(digest, heads, chunk["start"], chunk["end"])
+        if similar is not None:
+            mark_groups(found, self._groups(found, similar), "similar_group", "similar")
+
+    def _scored(
+        self, digest: str, heads: Sequence[str], start: float, end: float
+    ) -> Mapping[str, float | None]:
+        times, scores = self.scores.get(digest, (np.zeros(0), np.zeros((0, len(heads)))))
+        at = np.round(times, DIGITS)  # as `start` and `end` are
+        inside = scores[(at >= start) & (at < end)]
+        means = inside.mean(axis=0) if len(inside) else [None] * len(heads)
+        return {
+            n: None if m is None else rounded(float(m)) for n, m in zip(heads, means, strict=True)
+        }
+
+    def _groups(self, found: MarkedFiles, threshold: float) -> NDArray[Any]:
+        """Return the number of the group of each content; one without vectors is alone."""
+        digests = [found.files[at].medium.digest for at in found.places()]
+        known = [at for at, digest in enumerate(digests) if digest in self.vectors_of]
+        groups = np.arange(len(digests)) + len(digests)
+        if known:
+            rows = np.stack([self.vectors_of[digests[at]] for at in known])
+            groups[known] = near_duplicates.groups(rows, threshold)
+        return groups
+
+
+def vector_marks(
+    config: VectorConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin | None
+) -> VectorMarks:
+    """Compute the vectors of all media as `penstock embed` does, and score them. Raises
+    PenstockError; finished records stay."""
+    options = SiftOptions.of(config)
+    heads = [read_head(name, file) for name, file in options.head.items()]
+    if options.similar is not None:
+        near_duplicates.require_extra()
+    return make_vectors(
+        config,
+        display,
+        partial(_places, heads),
+        partial(_marks, heads),
+        make_launcher,
+        on_begin,
+        "sift",
+    )
+
+
+def _places(heads: Sequence[ScoreHead], job: Job) -> dict[str, str]:
+    """Return the output paths. Raises UsageError for a head of another model, before any vector is
+    computed."""
+    width = job.model.profile.feature_width
+    for head in heads:
+        if head.width != width:
+            raise UsageError(
+                f"--head {head.name} is for vectors of {head.width} values; those of "
+                f"{job.model.name} have {width}",
+                hint="Give the --model that the head was trained on",
+            )
+    return {"failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
+
+
+def _marks(heads: Sequence[ScoreHead], job: Job) -> VectorMarks:
+    found = VectorMarks(out=job.out, files=len(job.files) + len(job.failures))
+    found.failures = failures_of(job)
+    kept = job.ledger["embeddings"]
+    for digest, tasks in groupby(vector_tasks(job), key=lambda one: one[1].medium.digest):
+        if digest in found.vectors_of:
+            continue  # another file with this content
+        chunks = [task for _, task in tasks]
+        parts = [
+            vectors_in(record) for record in kept.read_several([t["embeddings"] for t in chunks])
+        ]
+        # The first vector of an image is of all of it; its tiles follow.
+        rows = parts[0][:1] if chunks[0].medium.kind == "image" else np.concatenate(parts)
+        times = [time for task in chunks for time in task.chunk.times]
+        scores = [head.scores(rows) for head in heads]
+        found.scores[digest] = (
+            np.array(times[: len(rows)]),
+            np.array(scores).T.reshape(len(rows), -1),
+        )
+        mean = (rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)).mean(axis=0)
+        found.vectors_of[digest] = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(
+            np.float16
+        )
+        found.vectors += len(rows)
+    return found
+
 
 NAMESPACE = digest_of(["marks", stage.OUTPUT_VERSION, STEP_SECONDS, FRACTIONS])
 """Cache namespace of the marks: they depend on the content alone."""
@@ -327,3 +463,20 @@ def _failures(job: Sifting) -> list[Failure]:
             texts = {"message": known["message"], "hint": known["hint"]}
             found.append(Failure(**names, **texts, stage=stage.STAGE.name, error=known["kind"]))
     return found
+
+
+def caption(
+    config: RunOptions,
+    display: Display,
+    make_launcher: run.LauncherMaker = DirectLauncher,
+    on_begin: OnBegin | None = None,
+) -> RunResult:
+    """Caption as `flows.running.run.caption` does, after leaving out what `--sift` says. Raises
+    PenstockError; finished records stay."""
+    left_out = frozenset[str]()
+    guard(out_folder(config))
+    if condition := SiftFirstOptions.of(config).sift:
+
+        refuse_taking(config, "caption")  # before hours of marking
+        left_out = sift_before(config, condition, display, make_launcher)
+    return run.caption(config, display, make_launcher, on_begin, left_out)

@@ -16,22 +16,22 @@ from flows.ledger.namespaces import Variant, one_shot_namespace
 from flows.ledger.tasks import Medium, Task
 from flows.ledger.waves import previous_lengths
 from flows.machine.launch import StageCall
-from flows.options.endpoint import EndpointOptions
+from flows.options.model import EndpointOptions
 from flows.options.text import EngineOptions
 from flows.pipelines import STAGES
 from flows.planning.costs.decode import compiles
-from flows.planning.rungs import Rung
+from flows.planning.ladder import Rung
 from flows.running.batches import pass_rows
 from stages.ask import AskItem, AskJob
 from stages.decode.generation import CHECKPOINT, SamplingParams
-from stages.decode.job import DecodeItem, DecodeJob
+from stages.decode.generation import DecodeItem, DecodeJob
 from stages.embed_texts.job import TextsJob
 from stages.frames.job import FramesItem, FramesJob
 from stages.models.encoding.job import EncodeItem
-from stages.models.graphs.providers import TENSORRT
+from stages.models.graphs.manifest import TENSORRT
 from stages.models.half_job import HalfJob
 from stages.process.device import device_capability
-from stages.process.stage import StageSpec
+from stages.process.job import StageSpec
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

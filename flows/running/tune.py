@@ -13,7 +13,7 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault, NoFeatures, UsageError
 from artifacts.keys import digest_of
-from artifacts.owned_folders import refuse_foreign
+from artifacts.files import refuse_foreign
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
 from artifacts.store import open_store
@@ -21,7 +21,7 @@ from artifacts.tiles import AUTO, OFF
 from flows.checkpoint.adapters import adapter_notes, as_published_fields, base_digest
 from flows.console.display import Display
 from flows.job.prepare import Job
-from flows.job.replanning import replanned_once
+from flows.job.encode_ways import replanned_once
 from flows.ledger.prompts import prompt_for, refuse_control_words
 from flows.ledger.tasks import Task
 from flows.ledger.waves import most_tokens
@@ -30,10 +30,10 @@ from flows.media.example import Example
 from flows.media.tune_data import examples_in, split
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions, default_store
-from flows.options.tune import EPOCHS, TrainingOptions, TuneConfig, TuneRun
+from flows.options.training import EPOCHS, TrainingOptions, TuneConfig, TuneRun
 from flows.pipelines import TUNE
-from flows.planning.rungs import Rung
-from flows.results.run_read import load_record
+from flows.planning.ladder import Rung
+from flows.results.run_status import load_record
 from flows.results.tuned import (
     RUN,
     AdapterScore,
@@ -49,7 +49,7 @@ from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read
 from stages.models.hub.transfer import Announce
 from stages.tune import OUTPUT_VERSION, STAGE
 from stages.tune.job import CHECKPOINT, RECORD, TuneItem, TuneJob
-from stages.tune.layout import layout_in
+from stages.tune.job import layout_in
 
 BOARD = "tensorboard"
 """Folder of the run for TensorBoard's files."""

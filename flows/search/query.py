@@ -2,8 +2,42 @@
 
 An image goes through the stages of `penstock embed`, with the vision half alone; a text goes
 through the text half alone.
+
+Gets the vectors of query texts, and defines reference texts that show how text vectors are
+distributed. Loads no model itself.
+
+Describes the model and settings of an index's vectors, and configures runs that compute more of
+them. Runs nothing.
+
+Builds one HTML file of search hits with thumbnails. Loads no model, and the page runs no
+script.
 """
 
+from dataclasses import replace
+from typing import TypeVar
+from artifacts.index.manifest import Maker
+from artifacts.keys import digest_of
+from flows.job.prepare import Job
+from flows.options.commands import RunOptions
+from flows.options.model import PRECISIONS, TORCH
+from stages.models.graphs.manifest import BACKENDS
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from artifacts.index.manifest import Maker
+from artifacts.index.writing import refuse_other_halves
+from artifacts.tiles import OFF
+from artifacts.vectors import Vectors
+from flows.console.display import Display
+from flows.job.prepare import prepare_without_media
+from flows.job.encode_ways import replanned_once
+from flows.machine.launch import DirectLauncher
+from flows.options.vectors import VectorConfig
+from flows.pipelines import LABEL
+from flows.running.run_observer import RunObserver
+from flows.running.run import stopped_in_order
 import os
 import shutil
 import tempfile
@@ -12,14 +46,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
-
 from artifacts.errors import EnvironmentFault, MediaError, UsageError
 from artifacts.index.manifest import Manifest
-from artifacts.index.moments import Moment, moments, single
-from artifacts.index.rows import CONTENT, PixelBox
+from artifacts.index.where import Moment, moments, single
+from artifacts.index.shard import CONTENT, PixelBox
 from artifacts.index.search import Query, Searcher
 from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import Condition, matching
@@ -31,13 +63,92 @@ from artifacts.vectors import Vectors, vectors_in
 from flows.console.display import Display
 from flows.job.prepare import Job
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from flows.options.search import SearchPlace, SearchQuery
+from flows.options.vectors import SearchPlace, SearchQuery
 from flows.options.vectors import EmbedConfig, VectorConfig
 from flows.results.outputs import failures_of
 from flows.results.vectors import VectorsWritten, vector_tasks
 from flows.running.run import make_vectors
-from flows.search.maker import as_made, maker_of
-from flows.search.texts import read_texts
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from artifacts.remote.addresses import is_address
+from flows.pages.document import document, part
+from flows.results.thumbnails import data_address
+
+C = TypeVar("C", bound=RunOptions)
+
+
+def maker_of(job: Job, width: int) -> Maker:
+    """Return the model and settings that determine the vectors of a job."""
+    settings = job.model.best("vision")
+    versions_of = [stage.output_version for stage in job.pipeline]
+    return Maker(
+        model=job.model.name,
+        revision=job.config.revision,
+        half=job.model.digests["vision"],
+        recipe=digest_of([versions_of, settings.key_fields]),
+        precision=settings.label,
+        width=width,
+        text_half=job.model.digests["language"],
+    )
+
+
+def as_made(config: C, maker: Maker) -> C:
+    """Return a configuration with the model and settings of an index's vectors."""
+    precision = maker.precision if maker.precision in PRECISIONS else "native"
+    backend = maker.precision.partition("-")[0]  # as in onnx-int8
+    return replace(
+        config,
+        model=maker.model,
+        revision=maker.revision,
+        precision=precision,
+        vision_backend=backend if backend in BACKENDS else TORCH,
+    )
+
+
+SUBJECTS = (
+    "dog",
+    "cat on a sofa",
+    "red car",
+    "bridge over a river",
+    "crowd in a street",
+    "plate of food",
+    "mountain in the snow",
+    "child with a ball",
+    "page of a book",
+    "aeroplane in the sky",
+    "beach at sunset",
+    "man who speaks",
+    "kitchen",
+    "flower",
+    "map",
+    "drawing of a house",
+)
+TEMPLATES = ("a photo of a {}", "{}", "a video of a {} at night", "there is a {} far away")
+REFERENCE_TEXTS = tuple(form.format(thing) for thing, form in product(SUBJECTS, TEMPLATES))
+"""Stand-ins for the texts that users will search for. They measure how well text queries find
+rows."""
+
+
+def read_texts(
+    config: VectorConfig, texts: Sequence[str], display: Display, folder: Path, maker: Maker
+) -> Vectors:
+    """Return the vector of each text, computed by the text half alone or read from the store.
+    Raises PenstockError, also if the text half is not that of `maker`, which made the index in
+    `folder`."""
+
+    def attempt() -> Vectors:
+        observer = RunObserver(display)
+        with tempfile.TemporaryDirectory(prefix="penstock-search-") as out, stopped_in_order():
+            launcher = DirectLauncher(observer.on_event)
+            job = prepare_without_media(replace(config, out=out, tiles=OFF), launcher, LABEL)
+            refuse_other_halves(folder, maker, maker_of(job, maker.width))
+            with observer.pipeline_for_job(job, launcher, "searching in", outputs={}) as runner:
+                return runner.texts.make([[text] for text in texts]).vectors
+
+    return replanned_once(attempt, display.print_line)
+
 
 MAX_COPY_PATHS = 4
 """Number of other files with equal content that a hit names; all are counted."""
@@ -209,3 +320,41 @@ def to_hit(snapshot: Snapshot, rank: int, moment: Moment) -> Hit:
         copies=len(others),
         copy_paths=tuple(other.path for other in snapshot.read(others[:MAX_COPY_PATHS])),
     )
+
+
+PACKAGE = "flows.search"
+
+
+def page_of(query: str, index: str, hits: Sequence[Hit]) -> str:
+    """Return a page of these hits. All text from users is escaped."""
+    figures = "\n".join(map(_figure, hits)) or "<p>Nothing was found.</p>"
+    body = Template(part("page.html", PACKAGE)).substitute(
+        query=_safe(query), index=_safe(index), figures=figures
+    )
+    title = f"Penstock search: {_safe(query)}"
+    return document(title, body, "", img_src="data:").html
+
+
+def _figure(hit: Hit) -> str:
+    shown = '<span class="gone quiet">not readable</span>'
+    if data := data_address(hit.path, hit.at):
+        shown = f'<img src="{data}" alt="" loading="lazy">'
+    copies = f", {hit.copies} copies" if hit.copies else ""
+    address = hit.path if is_address(hit.path) else Path(hit.path).as_uri()
+    return (
+        f'<figure><a class="frame" href="{_safe(address)}">{shown}</a>\n'
+        f"<figcaption>{hit.rank}. {_safe(hit.media_path)}{_safe(when(hit))} "
+        f'<span class="quiet">{hit.score:.3f}{copies}</span></figcaption></figure>'
+    )
+
+
+def when(hit: Hit) -> str:
+    """Return the time of a hit in a video, for display; empty for an image."""
+    if hit.time is None:
+        return ""
+    start, end = hit.time
+    return f" at {start:.1f} s" if start == end else f" from {start:.1f} to {end:.1f} s"
+
+
+def _safe(text: str) -> str:
+    return escape(text.encode("utf-8", errors="replace").decode(), quote=True)

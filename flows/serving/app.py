@@ -1,25 +1,287 @@
-"""The ASGI application of a server: its routes, and the responses for unknown ones."""
+"""The ASGI application of a server: its routes, and the responses for unknown ones.
 
+Handles every route except those for captions.
+"""
+
+import asyncio
+import mimetypes
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+from typing import Annotated, Any, Literal
+import numpy as np
+from fastapi import Query, Request
+from fastapi.responses import FileResponse, Response
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+from starlette.background import BackgroundTask
+from artifacts.index.shard import IndexRow
+from flows.options.vectors import SearchQuery
+from flows.results.thumbnails import thumbnail
+from flows.serving.embedding import vectors_json
+from flows.serving.embedding import EmbeddedMedium
+from flows.serving.guard import COOKIE, in_time, session_of
+from flows.serving.refusals import json_answer
+from flows.serving.refusals import HttpRefusal
+from flows.serving.service import Service
+from flows.serving.refusals import IndexedMedia, IndexedMedium
+from flows.serving.refusals import shown_name, without_paths
+from flows.serving.uploads import upload_of
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
-
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
-
 from flows.serving.caption_routes import CaptionRoutes
 from flows.serving.chat import ChatRoutes
 from flows.serving.described import CHAT_BODY, MEDIUM_BODY, DescribedApp
 from flows.serving.guard import LIMITED, extra_headers
-from flows.serving.json_answers import json_answer
+from flows.serving.refusals import json_answer
 from flows.serving.page import page_of
 from flows.serving.refusals import OPENAI, HttpRefusal, bad_request
-from flows.serving.routes import Routes
 from flows.serving.service import Service
+
+THUMBNAILS_AT_ONCE = 2
+MAX_WHERE = 4000
+"""Largest number of characters of a condition: with %-escapes they fit the head of a request."""
+MAX_TOP = 1000
+"""Largest number of labels or hits of an answer."""
+
+
+Words = Annotated[str, Field(pattern=r"\S", max_length=2000)]
+"""A text to search for."""
+
+
+class SearchParams(BaseModel):
+    """The parameters of a search besides what is searched for."""
+
+    top: int = Field(10, ge=1, le=MAX_TOP)
+    without: list[Words] = Field([], alias="not")
+    where: str = Field("", max_length=MAX_WHERE)
+    moments: bool = False
+
+
+class TextSearchParams(SearchParams):
+    """The parameters of a search for a text."""
+
+    q: Words
+
+
+class Routes:
+    """The route handlers of one service."""
+
+    def __init__(self, service: Service, token: str) -> None:
+        self._service = service
+        self._version = version("penstock")
+        self._token = token
+        self._drawing = asyncio.Semaphore(THUMBNAILS_AT_ONCE)
+        self._media = IndexedMedia(service.config.store)
+
+    async def label(
+        self,
+        request: Request,
+        labels: Annotated[str, Query(description="a,b: replaces the server's labels")] = "",
+        top: Annotated[int, Query(description="labels per image", ge=1, le=MAX_TOP)] = 5,
+        threshold: Annotated[float | None, Query(ge=-1, le=1)] = None,
+    ) -> Response:
+        """Label an image, or the frames of a clip."""
+        began, service = time.monotonic(), self._service
+        if service.labels is None:
+            raise no_vectors()
+        names = [name.strip() for name in labels.split(",")] if labels else []
+        labelling_of = partial(service.labels.labelling, names, threshold, top)
+        medium, labelling = await self._embed(request, labelling_of)
+        answer = service.labels.answer(medium, labelling)
+        return json_answer({**answer, "seconds": round(time.monotonic() - began, 4)})
+
+    async def embed(
+        self,
+        request: Request,
+        encoding: Literal["base64", "json"] = "base64",
+        tiles: Annotated[bool, Query(description="also return one vector per tile")] = False,
+    ) -> Response:
+        """Compute the vector of an image, or of each frame of a clip."""
+        began = time.monotonic()
+        if self._service.media_embedder is None:
+            raise no_vectors()
+        medium, _ = await self._embed(request)
+        answer = vectors_json(medium, encoding, parts=tiles)
+        assert self._service.job is not None
+        fields = {
+            "model": shown_name(self._service.job.model.name),
+            "precision": self._service.media_embedder.namespaces.precision["vision"],
+            "cached": medium.cached,
+            "seconds": round(time.monotonic() - began, 4),
+        }
+        return json_answer({**answer, **fields})
+
+    async def search(
+        self,
+        request: Request,
+        params: Annotated[TextSearchParams, Query()],
+    ) -> Response:
+        """Search the index by text."""
+        return await self._search(request, params, [params.q])
+
+    async def search_picture(
+        self, request: Request, params: Annotated[SearchParams, Query()]
+    ) -> Response:
+        """Search the index by an uploaded image."""
+        return await self._search(request, params, [])
+
+    async def _search(
+        self, request: Request, params: SearchParams, wanted: Sequence[str]
+    ) -> Response:
+        began, service = time.monotonic(), self._service
+        if service.index is None or service.texts is None:
+            raise HttpRefusal(404, "this server has no index", "Start it with --index DIR")
+        texts = [*wanted, *params.without]
+        filters = SearchQuery(what="-", top=params.top, where=params.where, moments=params.moments)
+        await service.index.check()  # refuse before any computation
+        damage: tuple[str, ...] = ()
+        if wanted:
+            vector, *excluded = await self._timed(request, self._text_vectors(texts))
+            hits = await service.index.search(vector, "texts", excluded, filters)
+        else:
+            medium, excluded = await self._embed(request, partial(self._text_vectors, texts))
+            hits = await service.index.search(medium.vectors[0][0], "pictures", excluded, filters)
+            damage = tuple(medium.index.warnings)
+        fields = {"index": service.index.folder.name, "rows": service.index.rows}
+        seconds = round(time.monotonic() - began, 4)
+        also = {"warnings": damage} if damage else {}
+        return json_answer({"hits": hits, **fields, "seconds": seconds, **also})
+
+    async def media(self, hit: str) -> Response:
+        """Return the media file of a hit."""
+        row, medium = await self._indexed(hit)
+        kind = mimetypes.guess_type(row.path)[0] or "application/octet-stream"
+        closing = BackgroundTask(lambda: medium.close())  # it stays open until then
+        return FileResponse(medium.path, media_type=kind, background=closing)
+
+    async def thumbnail(self, hit: str) -> Response:
+        """Return a thumbnail of a hit."""
+        row, medium = await self._indexed(hit)
+        async with self._drawing:
+            small = await asyncio.to_thread(thumbnail, medium.path, row.time)
+        medium.close()
+        if small is None:
+            raise HttpRefusal(404, "the file of this hit cannot be read", "Check that it exists")
+        return Response(
+            small, media_type="image/jpeg", headers={"cache-control": "private, max-age=600"}
+        )
+
+    async def info(self) -> Response:
+        """Describe the server: models, labels, index and limits."""
+        service, config = self._service, self._service.config
+        index = service.index
+        return json_answer(
+            {
+                "version": self._version,
+                "model": shown_name(service.job.model.name) if service.job else None,
+                "labels": service.labels.names if service.labels else [],
+                "index": {"folder": index.folder.name, "rows": index.rows} if index else None,
+                "caption_model": shown_name(config.caption_model) or None,
+                "token": bool(self._token),
+                "limits": {
+                    "body_bytes": config.body_bytes,
+                    "pixels": config.pixels,
+                    "queue": config.max_queue,
+                    "deadline_seconds": config.deadline,
+                },
+            }
+        )
+
+    async def stats(self, since: Annotated[float, Query(allow_inf_nan=False)] = 0.0) -> Response:
+        """Return the counts of the last ten minutes, one point per second."""
+        halves = [
+            {
+                "name": half.name,
+                "state": half.state,
+                "memory_bytes": half.metrics.memory_bytes,
+                "budget_bytes": half.peak_bytes,
+                "batch": half.batches.max_size,
+            }
+            for half in self._service.halves
+        ]
+        points = self._service.metrics.points(since)
+        return json_answer({"now": round(time.time(), 2), "points": points, "halves": halves})
+
+    async def metrics(self) -> Response:
+        """Return all metrics in Prometheus text format."""
+        return Response(self._service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def health(self) -> Response:
+        """Report that the server is alive."""
+        return json_answer({"status": "ok"})
+
+    async def ready(self) -> Response:
+        """Report whether requests are processed without waiting."""
+        why = self._service.why_not_ready()
+        if not why and not await asyncio.to_thread(self._service.temp_store.has_room):
+            why = "the disk is full"
+        if not why and self._service.index is not None:
+            try:
+                await self._service.index.check_searches()
+            except HttpRefusal as refusal:
+                why = without_paths(refusal.error)
+        return json_answer({"ready": not why, "why": why}, 503 if why else 200)
+
+    async def session(self) -> Response:
+        """Set the session cookie, which replaces the token in a browser."""
+        answer = json_answer({"status": "ok"})
+        if self._token:
+            answer.set_cookie(
+                COOKIE, session_of(self._token), httponly=True, samesite="strict", path="/"
+            )
+        return answer
+
+    async def _indexed(self, hit: str) -> tuple[IndexRow, IndexedMedium]:
+        if self._service.index is None:
+            raise HttpRefusal(404, "this server has no index", "Start it with --index DIR")
+        row = await self._service.index.row(hit)
+        return row, await self._media.opened(row)
+
+    async def _text_vectors(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        assert self._service.texts is not None
+        return [(await self._service.texts.vectors([[word]])).vectors[0] for word in texts]
+
+    async def _embed(
+        self, request: Request, while_running: Callable[[], Awaitable[Any]] | None = None
+    ) -> tuple[EmbeddedMedium, Any]:
+        """Embed a request's upload. Return its vectors and the result of `while_running`, which is
+        awaited first. Raises HttpRefusal."""
+        service, media_embedder = self._service, self._service.media_embedder
+        if media_embedder is None:
+            raise no_vectors()
+        upload = await upload_of(request, service.config.body_bytes, service.temp_store)
+
+        async def work() -> tuple[EmbeddedMedium, Any]:
+            try:
+                found = None if while_running is None else await while_running()
+            except BaseException:
+                upload.remove()
+                raise
+            return await media_embedder.embed(upload), found
+
+        # The body must be read first: its messages would be taken for a disconnect.
+        made: tuple[EmbeddedMedium, Any] = await self._timed(request, work())
+        return made
+
+    async def _timed(self, request: Request, work: Awaitable[Any]) -> Any:
+        return await in_time(request.receive, work, self._service.config.deadline)
+
+
+def no_vectors() -> HttpRefusal:
+    """Return the refusal of a server without a dual encoder."""
+    return HttpRefusal(
+        404, "this server has no model for vectors", "Start it with --model or --index"
+    )
+
 
 PARAMETER_ERRORS = {"missing": "it is missing", "string_pattern_mismatch": "the text is empty"}
 """Kind of pydantic's error → message, where its own would not help."""

@@ -2,8 +2,22 @@
 
 A request contains one prompt about one image or clip, which is sent inline. The server fetches no
 URLs and continues no earlier conversation.
+
+The parameters of a chat request. Some take effect. Some are accepted only with the value that
+changes nothing, which is their own default in OpenAI's API or in vLLM's. All others are refused.
 """
 
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from artifacts.errors import UsageError
+from flows.serving.captioning import CaptionParams
+from flows.serving.refusals import HttpRefusal, invalid, unsupported
+from stages.decode.generation import SamplingParams
+from stages.decode.json_schema import ANY_OBJECT, EMPTY_OBJECT, canonical, rest_of
+from stages.decode.schema_bounds import plain
 import asyncio
 import base64
 import binascii
@@ -16,26 +30,293 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
-
-from flows.serving.answers import warnings_of
-from flows.serving.caption_params import CaptionParams, StreamedText, joined_text
+from flows.serving.embedding import warnings_of
+from flows.serving.captioning import CaptionParams, StreamedText, joined_text
 from flows.serving.caption_routes import EVENTS, CaptionRoutes, event
 from flows.serving.captioning import Captioned
-from flows.serving.chat_params import (
-    RESPONSE_FORMAT,
-    Message,
-    caption_params,
-    checked,
-    forced_function,
-    no_model,
-)
-from flows.serving.json_answers import json_answer
+from flows.serving.refusals import json_answer
 from flows.serving.refusals import OPENAI, HttpRefusal, invalid, invalid_message, unsupported
 from flows.serving.service import Service
 from flows.serving.uploads import Upload, body_of, stored
+
+MAX_STOPS, STOP_LETTERS = 4, 1000
+SCHEMA_LETTERS = 64 << 10
+LARGEST_SEED = (1 << 63) - 1
+MIN_TEMPERATURE = 1e-3
+"""Temperatures below this decode greedily, as 0 does; the logits would overflow."""
+MIN_TOP_P = 1e-6
+"""Values of `top_p` below this decode greedily, as 0 does."""
+RESPONSE_FORMAT = "response_format"
+FORMATS = '{"type": "text"} or {"type": "json_schema", "json_schema": {"schema": {…}}}'
+FUNCTION = '{"type": "function", "function": {"name": "…"}}'
+
+
+class _Part(BaseModel):
+    """A part of a request. Descriptions complete "Give …", the hint of a refused value."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class _Closed(_Part):
+    """A part whose unknown fields are refused, unless they are null."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": {"type": "null"}})
+
+    @classmethod
+    def check_known(cls, given: Any, path: str = "") -> None:
+        """Raise HttpRefusal for the first unknown field. pydantic would describe all of them,
+        which may be millions."""
+        for name, value in given.items() if isinstance(given, dict) else ():
+            if value is not None and name not in cls.model_fields:
+                error = f"the parameter {(path and path + '.') + name[:80]!r} is not supported"
+                raise unsupported(path or name, error)
+
+
+Stop = Annotated[str, Field(min_length=1, max_length=STOP_LETTERS)]
+
+
+class StreamOptions(_Closed):
+    """What a stream holds besides the answer."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+    continuous_usage_stats: Literal[False] | None = None
+
+
+class GivenSchema(_Part):
+    """A schema with its name."""
+
+    given: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(_Part):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: GivenSchema | None = None
+    given: dict[str, Any] | None = Field(None, alias="schema")
+    """The schema of a json_object, as llama.cpp and others have it."""
+
+
+class Function(_Part):
+    """A function; in `tool_choice` it has only its name."""
+
+    name: str = Field(pattern="^[A-Za-z0-9_-]{1,64}$")
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(_Part):
+    """A function as a tool."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class Message(_Part):
+    """A message; its parts are read by `chat.py`."""
+
+    role: str
+    content: str | Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
+
+
+class ChatParams(_Closed):
+    """The parameters that take effect."""
+
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(
+        description="a list of messages with role and content, in OpenAI's form"
+    )
+    model: str | None = Field(None, description="the name from GET /v1/models")
+    max_tokens: int | None = Field(None, ge=1, description="a whole number from 1")
+    max_completion_tokens: int | None = Field(None, ge=1, description="a whole number from 1")
+    temperature: float | None = Field(None, ge=0, le=2, description="a number from 0 to 2")
+    top_p: float | None = Field(None, ge=0, le=1, description="a number from 0 to 1")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="a number from -2 to 2")
+    seed: int | None = Field(
+        None, ge=0, le=LARGEST_SEED, description="a whole number from 0 to 2^63 - 1"
+    )
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = Field(
+        None,
+        description=f"1 to {STOP_LETTERS} characters, or a list of up to {MAX_STOPS} such texts",
+    )
+    stream: bool | None = Field(None, description="true or false")
+    stream_options: StreamOptions | None = Field(None, description='{"include_usage": true}')
+    response_format: ResponseFormat | None = Field(None, description=FORMATS)
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = Field(
+        None, description=f'[{FUNCTION[:-2]}, "parameters": {{…}}}}}}]'
+    )
+    tool_choice: Literal["none", "auto", "required"] | Tool | None = Field(
+        None, description=FUNCTION
+    )
+    request_id: str | None = Field(
+        None,
+        pattern="^[A-Za-z0-9._-]{1,128}$",
+        description="1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'",
+    )
+
+
+_Zero, _One = Annotated[float, Field(ge=0, le=0)], Annotated[float, Field(ge=1, le=1)]
+_NoList = Annotated[list[Any], Field(max_length=0)]
+_NoObject = Annotated[dict[str, Any], Field(max_length=0)]
+NEUTRAL: tuple[tuple[Any, str], ...] = (
+    (_Zero, "frequency_penalty top_logprobs min_p min_tokens priority routed_experts_prompt_start"),
+    (_One, "n repetition_penalty length_penalty"),
+    (Literal[-1, 0], "top_k"),
+    (Literal[False], "logprobs store use_beam_search include_stop_str_in_output ignore_eos echo"),
+    (Literal[False], "continue_final_message add_special_tokens return_token_offsets"),
+    (Literal[True], "include_reasoning skip_special_tokens spaces_between_special_tokens"),
+    (Literal[True], "add_generation_prompt return_mm_kwargs"),
+    (_NoList, "functions stop_token_ids bad_words"),
+    (_NoObject, "logit_bias chat_template_kwargs media_io_kwargs mm_processor_kwargs"),
+    (bool, "parallel_tool_calls"),
+    (Literal["none", "auto"], "function_call"),
+    (Annotated[list[Literal["text"]], Field(min_length=1, fail_fast=True)], "modalities"),
+    (Literal["auto", "default"], "service_tier"),
+    (Literal["none"], "reasoning_effort"),
+    (Literal["medium"], "verbosity"),
+    (Any, "user metadata safety_identifier prompt_cache_key"),  # about the client
+)
+"""Types of the values that change nothing, each with the names of its parameters. Null changes
+nothing in any parameter."""
+_NEUTRAL_FIELDS: Any = {
+    name: (kind | None, None) for kind, names in NEUTRAL for name in names.split()
+}
+ChatCompletionRequest: type[ChatParams] = create_model(
+    "ChatCompletionRequest", __base__=ChatParams, **_NEUTRAL_FIELDS
+)
+
+
+def checked(request: Mapping[str, Any], models: Collection[str]) -> ChatParams:
+    """Return the parameters of a request. Raises HttpRefusal for an unsupported or invalid one, and
+    for an unknown model."""
+    ChatCompletionRequest.check_known(request)
+    StreamOptions.check_known(request.get("stream_options"), "stream_options")
+    try:
+        params = ChatCompletionRequest.model_validate(request)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        name = str(found[0]["loc"][0])
+        kinds = {each["type"] for each in found if each["loc"][0] == name}
+        raise _refusal(request, name, kinds) from error
+    if params.model is not None and params.model not in models:
+        raise no_model(params.model)
+    if params.stream_options and not params.stream:
+        raise invalid("stream_options", "stream_options require a stream", "Add stream: true")
+    return params
+
+
+def _refusal(request: Mapping[str, Any], name: str, kinds: set[str]) -> HttpRefusal:
+    """Return the refusal of a parameter for the kinds of pydantic's errors."""
+    field = ChatParams.model_fields.get(name)
+    if field is None or kinds == {"literal_error"}:
+        return unsupported(name, f"{name} {_shown(request.get(name))} is not supported")
+    hint = f"Give {field.description}"
+    if name == "messages":  # may be large
+        return invalid(name, "messages cannot be read", hint)
+    return invalid(name, f"{name} is {_shown(request.get(name))}", hint)
+
+
+def no_model(name: str) -> HttpRefusal:
+    """Return the refusal of an unknown model."""
+    error = f"the model {name[:80]!r} is not served"
+    hint = "GET /v1/models lists the model"
+    return HttpRefusal(404, error, hint, code="model_not_found", param="model")
+
+
+def forced_function(params: ChatParams) -> Function | None:
+    """Return the function that the answer has to call; None: it is a text. Raises HttpRefusal."""
+    tools, choice = params.tools or [], params.tool_choice
+    if choice == "none" or (choice in (None, "auto") and not tools):
+        return None
+    if choice in (None, "auto"):
+        error = "the model does not choose whether it calls a function"
+        raise unsupported("tools", error, "Name the function in tool_choice, or leave tools out")
+    wanted = choice.function.name if isinstance(choice, Tool) else None
+    found = [each.function for each in tools if wanted in (None, each.function.name)]
+    if len(found) != 1:
+        error = f"{len(found)} of {len(tools)} functions in tools fit tool_choice"
+        raise unsupported("tool_choice", error, "Name one function of tools")
+    if params.response_format and params.response_format.type != "text":
+        error = "an answer that calls a function has the form of its parameters"
+        raise unsupported(RESPONSE_FORMAT, error)
+    return found[0]
+
+
+def caption_params(params: ChatParams, function: Function | None, limit: int) -> CaptionParams:
+    """Return the caption parameters of a chat request whose answer calls this function, if any.
+    `limit` is the server's token limit of one caption. Compiling a schema takes a moment. Raises
+    HttpRefusal."""
+    limits = (params.max_tokens, params.max_completion_tokens)
+    max_tokens = min((each for each in limits if each is not None), default=None)
+    source = "tools" if function else RESPONSE_FORMAT
+    if function:
+        schema = _canonical(function.parameters or {}, source)
+    else:
+        schema = _format_schema(params.response_format)
+    if schema and min(max_tokens or limit, limit) < (needed := rest_of(schema).tokens):
+        if needed <= limit:
+            hint = f"Set max_tokens to at least {needed}"
+            raise invalid("max_tokens", f"the schema needs up to {needed} tokens", hint)
+        error = f"its answers need up to {needed} tokens; this server's limit is {limit}"
+        raise unsupported(source, error, "Request a smaller schema")
+    stop = [params.stop] if isinstance(params.stop, str) else params.stop or []
+    return CaptionParams(
+        generation=_generation(params, schema),
+        max_tokens=max_tokens,
+        stop=tuple(sorted(set(stop))),
+        counts_prompt=True,
+    )
+
+
+def _generation(params: ChatParams, schema: str) -> SamplingParams:
+    temperature = params.temperature
+    share = None if params.top_p == 1.0 else params.top_p
+    greedy = SamplingParams(presence_penalty=params.presence_penalty or None, schema=schema)
+    cold = temperature is not None and temperature < MIN_TEMPERATURE
+    narrow = share is not None and share < MIN_TOP_P
+    if (temperature is None and share is None) or cold or narrow:
+        return greedy
+    return replace(greedy, temperature=temperature, top_p=share, seed=params.seed or 0)
+
+
+def _format_schema(form: ResponseFormat | None) -> str:
+    """Return the canonical text of the requested schema; empty: no schema. Raises HttpRefusal."""
+    if form is None or form.type == "text":
+        return ""
+    if form.type == "json_object":
+        return _canonical(form.given or {}, RESPONSE_FORMAT)
+    if form.json_schema is None:
+        hint = f"Give {ChatParams.model_fields[RESPONSE_FORMAT].description}"
+        raise invalid(RESPONSE_FORMAT, "json_schema has no schema", hint)
+    return _canonical(form.json_schema.given, RESPONSE_FORMAT)
+
+
+def _canonical(schema: Mapping[str, Any], param: str) -> str:
+    """Return the canonical text of a schema. Raises HttpRefusal."""
+    rest = plain(schema)
+    kind, more = rest.pop("type", "object"), rest.pop("additionalProperties", None)
+    names_none = not any(rest.values()) and rest.keys() <= {"properties", "required"}
+    if kind == "object" and names_none and more in (None, True, False):
+        # A function without parameters gets none; elsewhere an object is open unless closed.
+        is_open = param == RESPONSE_FORMAT if more is None else more
+        return ANY_OBJECT if is_open else EMPTY_OBJECT
+    text = json.dumps(schema, ensure_ascii=False)
+    if len(text) > SCHEMA_LETTERS:
+        error, hint = f"its schema has {len(text):,} characters", f"Send at most {SCHEMA_LETTERS:,}"
+        raise unsupported(param, error, hint)
+    try:
+        return canonical(text)
+    except UsageError as error:
+        message = error.message.replace("--schema", "the schema")
+        raise unsupported(param, message, error.hint) from error
+
+
+def _shown(value: Any) -> str:
+    """Return a value as JSON for an error message, cut at 80 characters."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
 
 LONE = "a string contains a lone surrogate, which is not valid Unicode"
 

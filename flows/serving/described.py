@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI
 from pydantic import Field, TypeAdapter
 
-from flows.serving.chat_params import ChatCompletionRequest
+from flows.serving.chat import ChatCompletionRequest
 from flows.serving.refusals import OPENAI
 
 MEDIA_TYPES = (

@@ -2,25 +2,60 @@
 
 Requests for the same content share the work. If one client disconnects, the others still get the
 result. If all disconnect, work that has not begun is dropped.
+
+Returns parts of HTTP responses: vectors, and warnings.
+
+Gets the vectors of texts: from memory, from the store, or from the text half. Runs no model.
+
+Computes the labels of images and frames for requests. Runs no model.
 """
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-
 from artifacts.packs import Record
 from artifacts.schema import MediaIndex
 from artifacts.vectors import Vectors, vectors_in
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
 from flows.running.stage_calls import StageCallBuilder
-from flows.serving.frame_source import FrameSource
+from flows.serving.decoders import FrameSource
 from flows.serving.half_worker import HalfWorker
 from flows.serving.metrics import Metrics
 from flows.serving.record_cache import RecordCacheFlusher
-from flows.serving.single_flight import SingleFlight
+from flows.serving.uploads import SingleFlight
 from flows.serving.uploads import Upload
-
+import base64
+from typing import Any
+import numpy as np
+from numpy.typing import NDArray
+from artifacts.schema import MediaIndex
+from flows.results.vectors import shown_boxes
+from collections.abc import Sequence
+from artifacts.keys import digest_of
+from artifacts.packs import Record
+from artifacts.vectors import TextVectors, text_vectors_in
+from flows.job.prepare import Job
+from flows.ledger.namespaces import one_shot_namespace
+from flows.serving.half_worker import HalfWorker
+from flows.serving.record_cache import RecordCacheFlusher
+from flows.serving.refusals import bad_request
+from flows.serving.uploads import SingleFlight
+from stages.embed_texts import STAGE
+from stages.embed_texts.job import TextsItem
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from artifacts.errors import UsageError
+from artifacts.labels import Labelled, spans_of
+from flows.job.prepare import Job
+from flows.media.labels import LabelSet, labels_named
+from flows.media.media_files import MediaFile
+from flows.results.labels.rows import LabelContext, label_vectors
+from flows.results.labels.rows import label_rules
+from flows.serving.refusals import HttpRefusal, refusal_of
+from flows.serving.refusals import shown_name
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddedMedium:
@@ -108,3 +143,156 @@ def _embedded(
         vectors=tuple(map(vectors_in, records)),
         cached=cached,
     )
+
+
+def warnings_of(index: MediaIndex) -> dict[str, Any]:
+    """Return the decode warnings of a medium as a response field; empty for an intact medium."""
+    return {"warnings": list(index.warnings)} if index.warnings else {}
+
+
+def vectors_json(medium: EmbeddedMedium, encoding: str, *, parts: bool) -> dict[str, Any]:
+    """Return the vectors of an embedded medium as JSON."""
+
+    def encode_vector(vector: NDArray[np.float32]) -> Any:
+        if encoding == "json":
+            return [round(float(value), 6) for value in vector]
+        return base64.b64encode(vector.astype("<f2").tobytes()).decode()
+
+    index, first = medium.index, medium.vectors[0]
+    answer = {
+        "kind": index.kind,
+        "width": index.width,
+        "height": index.height,
+        "dimensions": int(first.shape[1]),
+        "encoding": encoding,
+        "embedding": encode_vector(first[0]),
+        "key": medium.tasks[0]["embeddings"],
+        **warnings_of(index),
+    }
+    if index.kind == "video":
+        pairs = zip(medium.tasks, medium.vectors, strict=True)
+        answer["embeddings"] = [
+            {"time": at, "embedding": encode_vector(vector)}
+            for task, vectors in pairs
+            for at, vector in zip(task.chunk.times, vectors, strict=True)
+        ]
+    elif parts:
+        boxes = shown_boxes(medium.tasks[0], index.width)
+        answer["embeddings"] = [
+            {"box": box, "embedding": encode_vector(vector)}
+            for box, vector in zip(boxes, first, strict=True)
+        ]
+    return answer
+
+
+MAX_TEXTS = 1000
+"""Largest number of texts of one request."""
+MAX_LETTERS = 2000
+"""Largest number of characters of one text. No dual encoder reads as many."""
+
+
+class TextEmbedder:
+    """The text half of one job."""
+
+    def __init__(self, job: Job, half: HalfWorker, keeper: RecordCacheFlusher) -> None:
+        settings = job.model.best("language")
+        self._half = half
+        self._precision = settings.label
+        self._kept = keeper.of(
+            job.store, STAGE.writes, one_shot_namespace(STAGE, job.model, settings)
+        )
+        self._shared: SingleFlight[Record] = SingleFlight()
+
+    async def vectors(self, groups: Sequence[Sequence[str]]) -> TextVectors:
+        """Return the vectors of these groups of texts. Raises HttpRefusal."""
+        lists = [list(group) for group in groups]
+        texts = [text for group in lists for text in group]
+        if len(texts) > MAX_TEXTS or max(map(len, texts), default=0) > MAX_LETTERS:
+            raise bad_request(
+                f"a request has at most {MAX_TEXTS:,} texts of {MAX_LETTERS:,} characters",
+                "Ask for fewer, or start the server with --labels",
+            )
+        key = digest_of(lists)
+        record = await self._kept.read(key) if key in self._kept else None
+        if record is None:
+            record = await self._shared.once(key, lambda: self._make(key, lists))
+            self._kept.keep([record])
+        return text_vectors_in(record, lists, self._precision)
+
+    async def _make(self, key: str, groups: list[list[str]]) -> Record:
+        record: Record = await self._half.submit(key, TextsItem(key, groups), len(groups))
+        return record
+
+
+MAX_LABEL_SETS = 64
+"""Label sets from requests that stay in memory."""
+
+
+class Labeller:
+    """The labels of one server, and those that requests contain."""
+
+    def __init__(self, job: Job, texts: TextEmbedder, labels: LabelSet | None) -> None:
+        self._model = shown_name(job.model.name)
+        self._texts = texts
+        self._labels = labels
+        self._known: OrderedDict[tuple[str, float | None, int], LabelContext] = OrderedDict()
+
+    @property
+    def names(self) -> list[str]:
+        return self._labels.names if self._labels else []
+
+    async def labelling(
+        self, names: Sequence[str], threshold: float | None, top: int
+    ) -> LabelContext:
+        """Return the labeling settings for these names, or for the server's labels. Raises
+        HttpRefusal."""
+        try:
+            labels = labels_named(names) if names else self._labels
+        except UsageError as error:
+            raise refusal_of(error) from error
+        if labels is None:
+            raise HttpRefusal(
+                404,
+                "this server has no labels",
+                "Ask with ?labels=a,b, or start it with --labels F",
+            )
+        key = (labels.digest, threshold, top)
+        found = self._known.get(key)
+        if found is None:
+            texts = await self._texts.vectors(labels.texts)
+            try:
+                rules = label_rules(labels, texts, threshold)
+            except UsageError as error:
+                raise refusal_of(error) from error
+            found = LabelContext(labels=labels, texts=texts, rules=rules, top=top)
+            self._known[key] = found
+            if len(self._known) > MAX_LABEL_SETS:
+                self._known.popitem(last=False)
+        return found
+
+    def answer(self, medium: EmbeddedMedium, labelling: LabelContext) -> dict[str, Any]:
+        """Return the labels of an embedded medium as JSON."""
+        index = medium.index
+        file = MediaFile(path=Path("upload"), media_path="", source="", kind=index.kind)
+        block = [(file, task) for task in medium.tasks]
+        widths = [index.width] * len(block)
+        found = list(label_vectors(self._model, labelling, block, medium.vectors, widths))
+        rows: list[Labelled] = [row for each in found for row in each.rows]
+        fields = {
+            "kind": index.kind,
+            "width": index.width,
+            "height": index.height,
+            "model": self._model,
+            "precision": rows[0].precision["vision"],
+            "key": rows[0].features,
+            "cached": medium.cached,
+            **warnings_of(index),
+        }
+        if index.kind == "image":
+            return {**fields, "labels": list(rows[0].labels), "top": rows[0].top}
+        frames = [{"time": row.time, "labels": list(row.labels), "top": row.top} for row in rows]
+        spans = [
+            {"start": span.start, "end": span.end, "labels": list(span.labels)}
+            for span in spans_of([(row.time or 0.0, row.given) for row in rows], index.end)
+        ]
+        return {**fields, "frames": frames, "spans": spans}

@@ -12,8 +12,8 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from flows.serving.hosts import LOOPBACK, is_loopback, is_of_other_site
-from flows.serving.json_answers import json_bytes
+from flows.serving.config import LOOPBACK, is_loopback, is_of_other_site
+from flows.serving.refusals import json_bytes
 from flows.serving.refusals import HttpRefusal, unavailable
 from flows.serving.service import Service
 

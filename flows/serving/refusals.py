@@ -1,10 +1,57 @@
-"""The HTTP error responses, each with its status."""
+"""The HTTP error responses, each with its status.
 
+Display names of models, indexes and files, which hide their paths from clients.
+
+Gives servers access to the media files that they display.
+
+Writes every JSON answer of the servers of `penstock serve`, the studio and the review.
+"""
+
+import re
+from pathlib import Path
+from flows.serving.record_cache import PREFIX
 from typing import Any
-
 from artifacts.errors import PenstockError, with_hint
-from flows.serving.shown_names import without_paths
 from stages.process.events import NO_ROOM, NOT_STORED, TOO_LONG, UNSUPPORTED, Failed
+import asyncio
+import os
+import threading
+import weakref
+from functools import cached_property
+from pathlib import Path
+from artifacts.errors import PenstockError
+from artifacts.index.shard import IndexRow
+from artifacts.keys import ContentDigests, content_key
+from artifacts.regular_files import open_regular
+from artifacts.remote.fetching import run_detached
+from artifacts.remote.media_cache import local_path
+from artifacts.stamps import stamp_of
+from artifacts.store import open_store
+from flows.checkpoint.models import digests_in
+from flows.options.model import default_store
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+from starlette.responses import Response
+
+LOCAL = ("/", ".", "~")
+"""Prefixes of a model's folder, in contrast to hub ids."""
+PATH = re.compile(r"(?<![\w:/.])/(?!v1/|static/)(?:[^\s/'\",;:()]+/)+([^\s/'\",;:()]+)")
+"""An absolute path in a text, except the routes of this server."""
+UPLOAD = re.compile(rf"(?:/[^\s/]+)*/{PREFIX}[^\s/]+/\d+\.\w+")
+"""The path of what a request sent: no client has such a file."""
+
+
+def shown_name(place: str) -> str:
+    """Return the display name of a model or an index: of a folder, its last part."""
+    return Path(place).expanduser().resolve().name if place.startswith(LOCAL) else place
+
+
+def without_paths(text: str) -> str:
+    """Return a text with absolute paths cut to their last part, and without those of uploads."""
+    return PATH.sub(r"\1", UPLOAD.sub("the file", text))
+
 
 OPENAI = ("/v1/chat/", "/v1/models")
 """Paths of OpenAI's API."""
@@ -95,3 +142,76 @@ def refusal_of_failure(event: Failed) -> HttpRefusal:
     # Of the settings, only the schema depends on the model's tokenizer.
     error = event.message.replace("--schema", "the schema")
     return unsupported("response_format", error, "Describe the form in the prompt")
+
+
+async def shown_file(place: str) -> Path | None:
+    """Return the local path of a file, or None. A remote file is fetched on a thread that does not
+    delay the server's shutdown."""
+    try:
+        path = await asyncio.wrap_future(run_detached(local_path, place))
+    except (PenstockError, OSError, ValueError):
+        return None
+    # Opening a FIFO would block.
+    return path if await asyncio.to_thread(path.is_file) else None
+
+
+class IndexedMedium:
+    """An open file with the content that was indexed, whatever happens to its path meanwhile."""
+
+    def __init__(self, file: int) -> None:
+        self.path = Path(f"/proc/self/fd/{file}")
+        self.close = weakref.finalize(self, os.close, file)
+
+
+class IndexedMedia:
+    """Opens the media of an index, unless their content is another one than was indexed: a file may
+    have been replaced, or be a link now."""
+
+    def __init__(self, store: str) -> None:
+        self._store = store
+        self._reading: dict[str, threading.Lock] = {}
+
+    @cached_property
+    def _digests(self) -> ContentDigests:
+        return digests_in(open_store(self._store or default_store()))
+
+    async def opened(self, row: IndexRow) -> IndexedMedium:
+        """Return the file of a row. Raises HttpRefusal. It is read only if its stamp is new; that
+        does not delay the server's shutdown."""
+        return await asyncio.wrap_future(run_detached(self._opened, row))
+
+    def _opened(self, row: IndexRow) -> IndexedMedium:
+        kind, why = "image" if row.time is None else "video", "has changed since it was indexed"
+        try:
+            path = os.path.realpath(local_path(row.path))
+            with self._reading.setdefault(path, threading.Lock()):
+                content = self._digests.content(Path(path))
+            with open_regular(path) as file:
+                is_same = stamp_of(file.fileno()) == content.stamp
+                if is_same and content_key(content.digest, kind) == row.digest:
+                    return IndexedMedium(os.dup(file.fileno()))
+        except (PenstockError, OSError, ValueError):
+            why = "cannot be read"
+        raise HttpRefusal(404, f"the file of this hit {why}", "Run penstock index build again")
+
+
+JSON = "application/json"
+LONE = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair, as in a file's name that is not UTF-8."""
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return a value as JSON in UTF-8. Letters that it cannot hold become replacement
+    characters."""
+    written = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        return written.encode()
+    except UnicodeEncodeError:
+        return LONE.sub("\ufffd", written).encode()
+
+
+def json_answer(
+    value: Any, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return a JSON response."""
+    return Response(json_bytes(value), status, headers, media_type=JSON)

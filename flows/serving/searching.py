@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.index.manifest import BOOK, Maker
-from artifacts.index.rows import ROW, IndexRow
+from artifacts.index.shard import ROW, IndexRow
 from artifacts.index.search import Query, Searcher, Sort
 from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import refuse_other
 from artifacts.stamps import Stamp, stamp_of
-from flows.options.search import SearchQuery
+from flows.options.vectors import SearchQuery
 from flows.search.query import run_query, to_hit
 from flows.serving.refusals import HttpRefusal, refusal_of
 

@@ -20,17 +20,17 @@ import uvicorn
 from artifacts.errors import ModelChanged, UsageError
 from artifacts.paths import text_named
 from flows.console.display import Display
-from flows.job.replanning import second_change
+from flows.job.encode_ways import second_change
 from flows.machine.launch import DirectLauncher, Launcher
 from flows.serving.app import app_of
 from flows.serving.config import ADDRESS, BatchOptions, NetworkOptions, ServeConfig
 from flows.serving.guard import Guard
-from flows.serving.half_spec import ModelWatch
-from flows.serving.head_limit import limited_protocol
+from flows.serving.half_worker import ModelWatch
+from flows.serving.listening import limited_protocol
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.serving.service import Service
 from flows.serving.startup import DRAIN_SECONDS, open_service
-from stages.process.event_loop import loop_factory
+from stages.process.live import loop_factory
 from stages.process.stage_process import Listener
 
 TOKEN_BYTES = 1 << 12

@@ -7,15 +7,15 @@ from flows.job.prepare import Job
 from flows.serving.captioning import Captioning
 from flows.serving.config import ServeConfig
 from flows.serving.decoders import Decoders
-from flows.serving.device_scheduler import DeviceScheduler
+from flows.serving.batching import DeviceScheduler
 from flows.serving.embedding import MediumEmbedder
-from flows.serving.half_spec import ModelWatch
+from flows.serving.half_worker import ModelWatch
 from flows.serving.half_worker import LOADING, WAITING, HalfWorker
-from flows.serving.labelling import Labeller
+from flows.serving.embedding import Labeller
 from flows.serving.metrics import Metrics
 from flows.serving.searching import ServedIndex
-from flows.serving.temp_store import TempStore
-from flows.serving.text_embedding import TextEmbedder
+from flows.serving.record_cache import TempStore
+from flows.serving.embedding import TextEmbedder
 
 
 @dataclass(kw_only=True, slots=True)

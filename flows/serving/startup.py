@@ -16,11 +16,11 @@ from artifacts.paths import folder_named
 from artifacts.store import open_store
 from artifacts.tiles import boxes_of
 from flows.console.display import Display
-from flows.job.context_note import context_note
+from flows.job.namespace_notes import context_note
 from flows.job.namespace_notes import note_namespaces
 from flows.job.prepare import Job, prepare_without_media
 from flows.ledger.namespaces import one_shot_namespace
-from flows.ledger.weights import fetch_parts
+from flows.ledger.waves import fetch_parts
 from flows.machine.launch import DirectLauncher, ForkingLauncher, Launcher, StageCall
 from flows.media.labels import LabelSet, label_set
 from flows.options.commands import RunOptions
@@ -29,32 +29,32 @@ from flows.options.model import default_store
 from flows.pipelines import CAPTION, LABEL, Pipeline, parts_of
 from flows.planning.choose import PlanRequest, plan_request_of_model
 from flows.planning.ladder import Ladder
-from flows.planning.rungs import Rung
+from flows.planning.ladder import Rung
 from flows.planning.sizes import UNKNOWN_SIZE
-from flows.planning.start import choose, ladder_of
+from flows.planning.plan import choose, ladder_of
 from flows.planning.workloads import STANDARD_CHUNKS, Workload, workload_of
 from flows.running.stage_calls import StageCallBuilder, WorkerStores
-from flows.search.maker import as_made, maker_of
+from flows.search.query import as_made, maker_of
 from flows.serving.captioning import Captioning
 from flows.serving.config import BatchOptions, RequestLimits, ServeConfig
 from flows.serving.decoders import Decoders
-from flows.serving.device_scheduler import DeviceScheduler
+from flows.serving.batching import DeviceScheduler
 from flows.serving.embedding import MediumEmbedder
-from flows.serving.frame_source import FrameSource
-from flows.serving.half_spec import HalfWorkerSpec
+from flows.serving.decoders import FrameSource
+from flows.serving.half_worker import HalfWorkerSpec
 from flows.serving.half_worker import HalfWorker
-from flows.serving.labelling import Labeller
+from flows.serving.embedding import Labeller
 from flows.serving.metrics import Metrics
 from flows.serving.record_cache import RecordCacheFlusher
 from flows.serving.searching import ServedIndex
 from flows.serving.service import Service
-from flows.serving.temp_store import temp_folder
-from flows.serving.text_embedding import TextEmbedder
+from flows.serving.record_cache import temp_folder
+from flows.serving.embedding import TextEmbedder
 from flows.serving.worker_process import LauncherMaker
 from stages.embed_texts import STAGE as TEXTS
-from stages.process.cgroup import cores
+from stages.process.memory import cores
 from stages.process.fork_client import ForkServer
-from stages.process.stage import StageSpec
+from stages.process.job import StageSpec
 from stages.process.stage_process import Listener
 
 DECODER_BYTES = 768 << 20

@@ -23,12 +23,12 @@ from artifacts.json_shapes import (
     text,
 )
 from artifacts.stamps import Stamp, stamp_of
-from flows.options.sift import PLACE
+from flows.options.vectors import PLACE
 from flows.results.rounds import rounds_in, summary_json
-from flows.results.sifted.names import MARKS_FILE
+from flows.results.sifted.marks import MARKS_FILE
 from flows.reviewing.captions import EditRefused, ReviewedCaptions, edit_json
 from flows.reviewing.teaching import PooledFeatures, teach_ranking
-from flows.serving.json_answers import json_bytes
+from flows.serving.refusals import json_bytes
 
 MARKS = {"path": string, "group": OptionalField(Nullable(count))}
 FILES = ("media.jsonl", "captions.jsonl", "failures.jsonl")

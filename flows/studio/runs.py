@@ -9,8 +9,31 @@ How it works:
    hands it to the run's process. The kernel keeps it until that process ends. A later server finds
    the lock held and waits.
 3. How a run ended is read from its `run.json`; a run that wrote none has its last line in its log.
+
+One command in the list of runs of a studio, and its file, in which every field has a shape.
+
+Makes plans by the command that makes them, in a process that ends with the request.
 """
 
+import os
+import re
+import secrets
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+from artifacts.json_shapes import MapOf, anything, count, moment, read_json, text
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from artifacts.errors import UsageError
 import functools
 import os
 import shutil
@@ -21,31 +44,123 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.files import write_json
 from artifacts.keys import digest_of
 from artifacts.locks import try_lock
 from artifacts.regular_files import guard, is_denied, open_below
 from artifacts.store import fault_of
-from artifacts.user_folders import user_state
+from artifacts.paths import user_state
 from flows.machine.leases import start_of
 from flows.machine.versions import now
-from flows.results.run_read import load_record
+from flows.results.run_status import load_record
 from flows.results.run_record import seconds_of
 from flows.results.run_status import run_folder, run_status
-from flows.studio.plans import program
-from flows.studio.queued_run import (
-    ENDED,
-    QUEUED,
-    RUNNING,
-    STARTING,
-    SUMMED_UP,
-    QueuedRun,
-    lets_no_code_in,
-    read_runs,
-)
 from flows.studio.values import line_of
+
+AGAIN = "again"
+"""Kind of a run that asks again about some captions of another."""
+SUMMED_UP = ("learn", "sift", "export", "tune")
+"""Kinds of runs whose last line says what came of them."""
+QUEUED, STARTING, RUNNING = "queued", "starting", "running"
+ENDED = ("done", "failed", "interrupted", "died")
+ID = re.compile("[0-9a-f]{16}")
+
+
+def lets_no_code_in(value: Any) -> bool:
+    """Return whether a value has the words of a command that lets no foreign code run: that needs a
+    person's word each time, which no file can give."""
+    is_list = isinstance(value, list) and all(map(text, value))
+    return is_list and not {"--trust-remote-code"} & {*takewhile("--".__ne__, value)}
+
+
+SHAPE = {
+    **dict.fromkeys(("out", "folder", "of", "start", "error"), text),
+    "kind": lambda value: value in ("caption", "write", AGAIN, *SUMMED_UP),
+    "words": lets_no_code_in,
+    "id": lambda value: isinstance(value, str) and bool(ID.fullmatch(value)),
+    "values": MapOf(anything),
+    "about": [text],
+    "state": lambda value: value in (QUEUED, STARTING, RUNNING, *ENDED),
+    "pid": count,
+    "began": lambda value: value == "" or moment(value),
+}
+"""Shape of a run in the file of a queue."""
+
+
+@dataclass(slots=True, kw_only=True)
+class QueuedRun:
+    """One command of the queue."""
+
+    kind: str
+    """`caption`, `write`, `again`, or a command of SUMMED_UP."""
+    out: str
+    words: list[str]
+    folder: str
+    """Folder in which the command runs."""
+    of: str = ""
+    """Folder of the run whose captions it is about; empty: `out`."""
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    values: dict[str, Any] = field(default_factory=dict)
+    """Values of the options that the page sent."""
+    about: list[str] = field(default_factory=list)
+    """Keys of the captions that get a second question."""
+    state: str = QUEUED
+    pid: int = 0
+    start: str = ""
+    """When its process started, as `start_of` returns it."""
+    began: str = ""
+    error: str = ""
+
+    @property
+    def about_out(self) -> Path:
+        """Return the folder of the run whose captions it is about."""
+        return Path(self.of or self.out)
+
+
+def read_runs(path: Path) -> list[QueuedRun]:
+    """Return the runs of a queue; none without its file. Raises EnvironmentFault."""
+    if not os.path.lexists(path):
+        return []
+    hint = "Move it away; what runs have made is kept"
+    found = read_json(path, {"runs": [SHAPE]}, hint)
+    return [QueuedRun(**{name: run[name] for name in QueuedRun.__slots__}) for run in found["runs"]]
+
+
+def program(words: Sequence[str]) -> list[str]:
+    """Return the program and the arguments of a command of Penstock."""
+    return [sys.executable, "-P", "-m", "flows.cli.main", *words]
+
+
+async def plan_of(words: Sequence[str], folder: Path, seconds: float) -> dict[str, Any]:
+    """Return the plan of a `caption` command, made by `penstock plan`. When the caller is
+    cancelled, that command ends. Raises UsageError with what it says of a command that it
+    refuses."""
+    made = await asyncio.create_subprocess_exec(
+        *program(["plan", "--json", *words[1:]]),
+        cwd=folder,
+        env={**os.environ, "NO_COLOR": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        out, errors = await asyncio.wait_for(made.communicate(), seconds)
+        plan: dict[str, Any] = json.loads(out)
+    except TimeoutError as error:
+        raise UsageError(
+            f"no plan within {seconds:.0f} s", hint="Try again: what was read is kept"
+        ) from error
+    except ValueError:
+        lines = errors.decode(errors="replace").strip().splitlines()
+        raise UsageError(lines[-1] if lines else "the plan failed") from None
+    finally:
+        if made.returncode is None:
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
+                os.killpg(made.pid, signal.SIGKILL)
+    return plan
+
 
 FOLDER = ".studio"
 """Folder of the locks, in the output folder."""

@@ -19,15 +19,15 @@ from starlette.routing import Route
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.plurals import counted
-from artifacts.store_folders import local_folder
+from artifacts.store import local_folder
 from flows.console.lines import print_lines
 from flows.media.media_files import writable
-from flows.results.run_read import load_record
+from flows.results.run_status import load_record
 from flows.results.trust import belief_in, is_trusted
-from flows.serving.head_limit import limited_protocol
+from flows.serving.listening import limited_protocol
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.studio.captions_routes import CaptionsRoutes
-from flows.studio.guard import ThisMachineOnly, guarded
+from flows.studio.roots import ThisMachineOnly, guarded
 from flows.studio.roots import is_shown
 from flows.studio.runs import run_id
 from flows.studio.session import Studio

@@ -10,13 +10,13 @@ from typing import Any
 
 from artifacts.claims import FOLDER as CLAIMS
 from artifacts.errors import UsageError
-from artifacts.pack_object import QUARANTINE
+from artifacts.packs import QUARANTINE
 from artifacts.plurals import first_of
 from artifacts.store import ObjectStat, Store
-from artifacts.store_format import NAME, prepare_store
-from artifacts.stores.heads import CATALOGS
-from artifacts.stores.local import TEMPORARY, left_behind
-from flows.checkpoint.user_gguf import COPIES
+from artifacts.store import NAME, prepare_store
+from artifacts.stores.protocol import CATALOGS
+from artifacts.stores.folder import TEMPORARY, left_behind
+from flows.checkpoint.gguf import COPIES
 from flows.ledger.namespaces import notes
 from flows.machine.leases import running_jobs
 from flows.pipelines import KEPT as KEPT_PIPELINES

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from penstock_demo.batches import IGNORE
-from penstock_demo.dual.phrases import GROUPS, IGNORED
+from penstock_demo.losses import IGNORE
+from penstock_demo.dual.pictures import GROUPS, IGNORED
 from penstock_demo.dual.scenes import TRAINED
 from penstock_demo.words import COLOURS, NEVER_TRAINED, SHAPES
 

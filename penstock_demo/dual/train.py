@@ -23,7 +23,7 @@ from transformers import SiglipModel, SiglipProcessor
 from penstock_demo.dual.batches import FEW, MANY, SIDE, Counts, make_image_batch
 from penstock_demo.dual.build import DualShape, build_dual
 from penstock_demo.dual.losses import ImageHeads, comparison_loss, composition_loss
-from penstock_demo.dual.phrases import sample_phrases
+from penstock_demo.dual.pictures import sample_phrases
 from penstock_demo.dual.scenes import (
     PAIRS,
     TRAINED,

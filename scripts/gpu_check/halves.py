@@ -72,7 +72,7 @@ class Bench:
 
 def noise() -> Any:
     """A clip that no two frames of are alike."""
-    from stages.models.processors.clip import Clip
+    from stages.models.processors.loading import Clip
 
     shape = (FRAMES, SIDE, SIDE, 3)
     frames = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)

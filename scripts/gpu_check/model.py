@@ -16,14 +16,14 @@ from benchmarks import _models
 from benchmarks._common import unheard
 from benchmarks._models import Shape, build
 from flows.checkpoint.precision import no_bfloat16
-from flows.results.status import stages_of
+from flows.results.run_status import stages_of
 from scripts.gpu_check.driver import stand_in
 from scripts.gpu_check.halves import Bench, copy_rate, timed
 from scripts.gpu_check.rows import DEMO, TINY, Row, Setting, mib, one_line, row, skipped, told
 from scripts.gpu_check.steps import NO_GRAPH, STEP_ROWS, steps_of, work_of
 from scripts.gpu_check.whole import PLAN_SHARE, Run, good_run, peaks, run
 from stages.models import resolve_model
-from stages.process.cgroup import host_free_bytes
+from stages.process.memory import host_free_bytes
 from stages.process.device import device_free_bytes
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def _decoding(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
     import torch
 
     from stages.decode.engines.inflight.engine import LONGER_SUFFIX
-    from stages.decode.engines.inflight.engine_check import choose_layout, reference_of
+    from stages.decode.engines.inflight.engine import choose_layout, reference_of
     from stages.decode.engines.inflight.pool_shape import GPU_STEP_ROWS
     from stages.decode.engines.inflight.prefill import prefill_row
 
@@ -294,7 +294,7 @@ def fp16_training(setting: Setting, folder: Path) -> Iterator[Row]:
 
     from stages.models.encoding.batch import encode_batches
     from stages.tune.adapter import add_adapter
-    from stages.tune.examples import make_example
+    from stages.tune.training import make_example
     from stages.tune.job import ADAMW
     from stages.tune.training import Trainer, optimizer_of
 

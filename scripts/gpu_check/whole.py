@@ -14,7 +14,7 @@ from typing import Any
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from benchmarks._common import PENSTOCK
-from flows.results.status import stages_of
+from flows.results.run_status import stages_of
 from scripts.gpu_check.rows import DEMO, Row, Setting, mib, one_line, row, skipped
 from stages.process import stage_process
 from stages.process.device import device_holders, device_used_bytes

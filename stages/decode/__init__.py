@@ -1,9 +1,9 @@
 """Generates captions from features and a prompt, and scores given texts. Loads only the language
 half."""
 
-from stages.decode.job import DecodeJob
-from stages.decode.score_job import ScoreJob
-from stages.process.stage import StageSpec
+from stages.decode.generation import DecodeJob
+from stages.decode.generation import ScoreJob
+from stages.process.job import StageSpec
 
 OUTPUT_VERSION = 4
 """Increased when this stage's output changes for the same inputs; part of every later cache key."""

@@ -1,10 +1,27 @@
-"""The user's decoding parameters. Imports no model library: cache keys are made from them."""
+"""The user's decoding parameters. Imports no model library: cache keys are made from them.
+
+The job description of the decode stage. Imports no model library.
+
+The job description of the score stage. Imports no model library.
+
+One server request's sampling, token limit, stop strings and schema. Imports no model library,
+because cache keys are made from them.
+"""
 
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
-
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from stages.models.half_job import HalfJob
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from stages.models.half_job import HalfJob
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from artifacts.records import read_record
 
 GREEDY, CHECKPOINT = "greedy", "checkpoint"
 SAMPLINGS = (GREEDY, CHECKPOINT)
@@ -141,3 +158,150 @@ def _excluded(option: str, why: str) -> UsageError:
     return UsageError(
         f"--schema and {option} exclude each other: {why}", hint="Leave one of them out"
     )
+
+
+OWN, FALLBACK, COMPILED = "own", "fallback", "compiled"
+"""Engines that may answer an item: that of the job, its fallback, and that with compiled steps."""
+
+
+class DecodeItem(NamedTuple):
+    """A chunk to caption."""
+
+    key: str
+    """Key of the caption."""
+    features: str
+    """Key of the features."""
+    prompt: str
+    instead: str = ""
+    """Key of the fallback engine's caption, in the fallback namespace."""
+    settings: str = ""
+    """RequestSettings of a server request as text; empty: the job's settings apply."""
+    to_context: bool = False
+    """Whether the client sets no token limit: the answer may fill the context."""
+    again: bool = False
+    """Whether this is the retry of a caption that repeated itself."""
+    kind: str = ""
+    """`video` or `image`."""
+    compiled: str = ""
+    """Key of the caption by compiled steps, in the job's `compiled_namespace`."""
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Return the keys of its answers by these engines."""
+        keys = {OWN: self.key, FALLBACK: self.instead, COMPILED: self.compiled}
+        return {engine: key for engine, key in keys.items() if key}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeJob:
+    """Chunks to caption with the same settings."""
+
+    half: HalfJob
+    store: str
+    features_namespace: str
+    namespace: str
+    """Cache namespace of the captions."""
+    other_features: list[str] = field(default_factory=list)
+    """Cache namespaces of features that requests of a pipe may name, too."""
+    batches: list[list[DecodeItem]]
+    max_new_tokens: int
+    prefill: int = 0
+    """Tokens of a prompt that the language half prefills per chunk; 0: all."""
+    kv: str = ""
+    """Place of the KV cache: `offloaded`, `quantized`, or empty."""
+    engine: str
+    """Engine, or choice between engines, that generates the captions."""
+    instead: str = ""
+    """Cache namespace of the fallback engine's captions; empty: the same namespace. Items hold the
+    keys in their field `instead`."""
+    compiled_namespace: str = ""
+    """Cache namespace of captions by compiled steps, which are tried if they pass the engine check;
+    empty: they are not tried."""
+    batch_instead: int = 0
+    """Maximum batch size of the fallback engine, which needs other memory; 0: unchanged."""
+    live: str = ""
+    """Pipe with batches to caption as they arrive; empty: caption `batches`."""
+    slots: int = 0
+    """Sequences that are decoded at once; 0: the batch size."""
+    rung_slots: int = 0
+    """Slots that the plan allows, however few items are left; 0: unknown."""
+    rows_namespace: str = ""
+    """Cache namespace of the half's number of rows per step; empty on a CPU."""
+    generation: SamplingParams = field(default_factory=SamplingParams)
+    """Sampling parameters."""
+    said_before: dict[str, int] = field(default_factory=dict)
+    """Key of an item → tokens of its chunk's caption under the previous prompt, if known."""
+
+
+class ScoreItem(NamedTuple):
+    """A text about a chunk."""
+
+    key: str
+    """Key of its scores."""
+    features: str
+    """Key of the chunk's features."""
+    prompt: str
+    text: str
+    ended: bool = True
+    """Whether the text is complete, so that its end token is scored, too."""
+    behind_reasoning: bool = False
+    """Whether the text stands behind the reasoning that the template opens, as training places it.
+    What the model wrote stands where it was written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreJob:
+    """Texts to score with the same half."""
+
+    half: HalfJob
+    store: str
+    features_namespaces: list[str]
+    """Cache namespaces in which the features may be."""
+    namespace: str
+    """Cache namespace of the scores."""
+    items: list[ScoreItem]
+    generation: SamplingParams = field(default_factory=SamplingParams)
+    """Holds the system prompt and the forced beginning, which is not scored."""
+
+
+STOP_VERSION = 2
+"""Raised when a stop string cuts captions elsewhere, so that older ones are not reused."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestSettings:
+    """The settings of one request."""
+
+    max_new_tokens: int
+    generation: SamplingParams = field(default_factory=SamplingParams)
+    stop: tuple[str, ...] = ()
+    """Stop strings; a caption ends before the first one."""
+
+    @property
+    def text(self) -> str:
+        """Return the settings as canonical JSON, for an item and for a cache key."""
+        fields = {
+            "generation": self.generation.non_defaults,
+            "max_new_tokens": self.max_new_tokens,
+            "stop": sorted(set(self.stop)),
+            **({"stop_version": STOP_VERSION} if self.stop else {}),
+        }
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_text(cls, text: str) -> "RequestSettings":
+        fields = json.loads(text)
+        fields.pop("stop_version", None)
+        return read_record(cls, fields)
+
+
+def cut_at(text: str, stop: Sequence[str]) -> str:
+    """Return a text up to the first stop string that occurs in it."""
+    return text[: min((at for each in stop if (at := text.find(each)) >= 0), default=len(text))]
+
+
+def held_back(text: str, stop: Sequence[str]) -> int:
+    """Return how many characters at the end of a text may be the beginning of a stop string."""
+    longest = max(map(len, stop), default=1) - 1
+    tails = range(min(longest, len(text)), 0, -1)
+    return next((n for n in tails if any(each.startswith(text[-n:]) for each in stop)), 0)

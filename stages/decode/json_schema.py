@@ -8,7 +8,7 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.patterns import validator_of
-from stages.decode.closing import RemainingBytes
+from stages.decode.schema_bounds import RemainingBytes
 from stages.decode.schema_bounds import bounded, closed, unknown_words
 
 COMPACT = (",", ":")

@@ -3,19 +3,29 @@
 The stage passes a stream of batches, because some engines admit the next request as soon as a
 sequence ends. It accepts captions in any order. The engine decides how rows are grouped and what
 happens when memory runs out, and reports that to `OomRetry`.
+
+Groups the missing captions of a job into batches for the engine.
+
+Reads the feature record that the encode stage stored for a chunk.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
-
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
-from stages.decode.job import DecodeItem, DecodeJob
+from stages.decode.generation import DecodeItem, DecodeJob
 from stages.memory.oom_retry import OomRetry
 from stages.models.halves.records import FeatureRecord
 from stages.process.live import PipedRequest
-
+from collections.abc import Mapping, Sequence
+from stages.decode.generation import DecodeItem
+from stages.memory.oom_retry import split_batch
+from artifacts.packs import DamagedRecord
+from artifacts.packs import RecordSet
+from artifacts.packs import RecordUnion
+from artifacts.tensors import unpack_tree
+from stages.models.halves.records import FeatureRecord
 
 class DecodeRequest(NamedTuple):
     """A request to caption one chunk."""
@@ -104,3 +114,45 @@ class PromptChecker(Protocol):
 
     def refusal(self, request: DecodeRequest) -> UsageError | None:
         """Return the error of a prompt that is too long for the model, or None."""
+
+
+Batch = list[DecodeItem]
+
+
+def rebatch(batches: Sequence[Batch], size: int) -> list[Batch]:
+    """Split the batches to a maximum size (0: unchanged)."""
+    return [[*piece] for batch in batches for piece in split_batch(batch, size or len(batch))]
+
+
+def by_chunk(batches: Sequence[Batch]) -> list[Batch]:
+    """Return batches of the same size in which requests about the same chunk are adjacent."""
+    by_features: dict[str, Batch] = {}
+    for item in (item for batch in batches for item in batch):
+        by_features.setdefault(item.features, []).append(item)
+    whole = [item for items in by_features.values() for item in items]
+    return rebatch([whole], max(map(len, batches), default=0))
+
+
+def longest_first(batches: Sequence[Batch], previous_lengths: Mapping[str, int]) -> list[Batch]:
+    """Return batches of the same size, sorted by previous caption length, longest first. Items of
+    unknown length count as longest. So the last sequences are short, and few slots stay empty at
+    the end."""
+    items = [item for batch in batches for item in batch]
+    if not any(item.key in previous_lengths for item in items):
+        return [*batches]
+    longest = max(previous_lengths.values())
+    items.sort(key=lambda item: -previous_lengths.get(item.key, longest))
+    return rebatch([items], max(map(len, batches)))
+
+
+def read_features(record_set: RecordSet | RecordUnion, key: str) -> FeatureRecord:
+    """Read the features of one chunk. Raises DamagedRecord if they are gone, and RecordGone if this
+    version of transformers cannot load them."""
+    try:
+        record = record_set.read(key)
+    except KeyError as error:
+        raise DamagedRecord(
+            f"the features {key[:12]}… are no longer in the store",
+            hint="Run the same command again to encode them",
+        ) from error
+    return FeatureRecord.from_tree(unpack_tree(record.meta["tree"], record.payload))

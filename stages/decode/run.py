@@ -3,40 +3,46 @@ wave.
 
 Where a caption's bytes depend on its batch, the engine always gets the whole batch, because some of
 its rows may have been captioned before.
+
+Records chunks on which the language half raises, and finds a fallback engine that can caption
+them.
 """
 
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+from artifacts.errors import StageDied, UsageError
+from stages.decode.answers import Answers
+from stages.decode.protocol import Batch
+from stages.decode.protocol import DecodeEngine, DecodeRequest, PromptChecker
+from stages.memory.oom_retry import ItemFault, ItemFaults, item_fault
+from stages.memory.oom_retry import try_items
+from stages.process.events import TOO_LONG
+from stages.process.events import EventReporter
 import contextlib
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from pkgutil import resolve_name
 from typing import Any
-
 from artifacts.claims import WorkClaims, claims_at
 from artifacts.errors import PenstockError
-from artifacts.pack_object import QUARANTINE, DamagedRecord, quarantine, read_header
+from artifacts.packs import QUARANTINE, DamagedRecord, quarantine, read_header
 from artifacts.packs import Record, RecordSet
-from artifacts.record_union import RecordUnion, record_sets_of
+from artifacts.packs import RecordUnion, record_sets_of
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone
 from stages.decode.answers import open_records
-from stages.decode.batches import Batch, by_chunk, longest_first, rebatch
+from stages.decode.protocol import Batch, by_chunk, longest_first, rebatch
 from stages.decode.engines import EngineSpec, engine_of, engines_for
-from stages.decode.faults import (
-    STAGE,
-    DecodeFaults,
-    refuse_request,
-    resolve_engine,
-    samples_of,
-    without,
-)
-from stages.decode.job import COMPILED, FALLBACK, OWN, DecodeItem, DecodeJob
+from stages.decode.generation import COMPILED, FALLBACK, OWN, DecodeItem, DecodeJob
 from stages.decode.json_schema import texts_within
 from stages.decode.prompts import ContextExceeded
 from stages.decode.protocol import CaptionOutput, DecodeEngine, DecodeRequest
-from stages.decode.repetition import is_repetitive
-from stages.decode.stored import read_features
-from stages.memory.item_faults import ItemFaults
+from stages.decode.prompts import is_repetitive
+from stages.decode.protocol import read_features
+from stages.memory.oom_retry import ItemFaults
 from stages.memory.oom_retry import OomRetry
 from stages.models.loading import warm as warm_model
 from stages.models.prefetch import prefetched, write_behind
@@ -44,7 +50,101 @@ from stages.process.device import device_model
 from stages.process.events import TOO_LONG, UNSUPPORTED, CaptionProgress
 from stages.process.job import parse_job
 from stages.process.live import PipedRequest, RequestBatches
-from stages.process.report import EventReporter
+from stages.process.events import EventReporter
+
+STAGE = "decode"
+
+
+class DecodeFaults:
+    """Stores the failures of one job: chunks on which the model raises. A failure is stored under
+    the caption's key in place of the caption, so another model still tries the chunk."""
+
+    def __init__(self, batches: Sequence[Batch], answers: Answers, report: EventReporter) -> None:
+        """Take the batches of the job, and their answers."""
+        self._answers = answers
+        self._report = report
+        self.done: Callable[[list[str]], object] = list
+        """Callback with keys that no other process needs to wait for any more."""
+        missing = [left for batch in batches if (left := answers.missing(batch))]
+        is_new = sum(map(len, missing)) == sum(map(len, batches))
+        self.items = ItemFaults(STAGE, self._fail, len(missing[0]) if missing and is_new else 0)
+
+    def _fail(self, request: DecodeRequest, fault: ItemFault) -> None:
+        self._store_failure(request, fault.meta(STAGE))
+
+    def refuse(self, request: DecodeRequest, fault: UsageError) -> None:
+        """Store a failure for a chunk whose prompt the model cannot take."""
+        self._store_failure(
+            request, {"kind": TOO_LONG, "message": fault.message, "hint": fault.hint}
+        )
+
+    def within_context(
+        self, engine: DecodeEngine, samples: Iterable[DecodeRequest]
+    ) -> Iterator[DecodeRequest]:
+        """Yield the requests whose prompts fit the model. The others fail before prefill, if the
+        engine can check that."""
+        for request in samples:
+            fault = engine.refusal(request) if isinstance(engine, PromptChecker) else None
+            if fault is None:
+                yield request
+            else:
+                self.refuse(request, fault)
+
+    def _store_failure(self, request: DecodeRequest, meta: dict[str, str]) -> None:
+        self._answers.fail(request.item, meta)
+        self._report.failure(request.item.key, **meta)
+        self.done([self._answers.key(request.item)])
+
+
+def resolve_engine(
+    engine: DecodeEngine, samples: Iterable[DecodeRequest], faults: ItemFaults
+) -> tuple[str | None, set[str]]:
+    """Return the name of the engine that will run, found with the first request on which the model
+    does not raise, and the keys of the requests before it. The name is None if the model raises on
+    all. Raises UsageError if no engine can run, and StageDied if an engine fails on a request that
+    the model itself accepts."""
+    raised: set[str] = set()
+    for request in samples:
+        try:
+            return engine.resolve_engine(request), raised
+        except Exception as error:
+            broken = item_fault(error)
+            if broken is None:
+                raise
+            traceback.print_exc()
+        _, message, fault = try_items(partial(engine.generate_batch, [request]))
+        if message is not None:
+            raise MemoryError(message)
+        if fault is None:
+            raise StageDied(f"the {STAGE} stage failed: {broken}", hint="Choose another --engine")
+        raised.add(request.item.key)
+        faults.add(request, fault)
+    return None, raised
+
+
+def samples_of(batches: Sequence[Batch], answers: Answers) -> Iterator[Batch]:
+    """Yield each item without a caption or failure as a batch of one: the last item first, because
+    its prompt is short, then the others in order."""
+    items = [item for batch in batches for item in batch if answers.missing([item])]
+    for item in [*items[-1:], *items[:-1]]:
+        yield [item]
+
+
+def without(batches: Iterable[Batch], keys: set[str]) -> list[Batch]:
+    """Return the batches without the items of these keys."""
+    left = ([item for item in batch if item.key not in keys] for batch in batches)
+    return [batch for batch in left if batch]
+
+
+def refuse_request(report: EventReporter) -> Callable[[Any, ItemFault], None]:
+    """Return a callback that reports a failure for a request on which the model raises."""
+
+    def fail(request: DecodeRequest, fault: ItemFault) -> None:
+        hint = "Send another image or prompt, or use another model"
+        report.failure(request.item.key, **fault.meta(STAGE, hint))
+
+    return fail
+
 
 CHECK_LETTERS = 500
 """Maximum number of characters of the prompt in the check before use."""

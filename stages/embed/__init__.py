@@ -1,7 +1,7 @@
 """Turns frames into vectors. Loads only the vision half of a dual encoder."""
 
 from stages.embed.job import EmbedJob
-from stages.process.stage import StageSpec
+from stages.process.job import StageSpec
 
 OUTPUT_VERSION = 1
 """Increased when this stage's output changes for the same inputs; part of every later cache key."""

@@ -1,11 +1,12 @@
-"""The job description of the embed stage. Imports no model library."""
+"""The job description of the embed stage. Imports no model library.
+
+Names the stored results of trials of fp16. Imports no model library.
+"""
 
 from dataclasses import dataclass
-
 from artifacts.tiles import OFF
 from stages.models.encoding import FRAMES_A_BATCH
 from stages.models.encoding.job import EncodingJob
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedJob(EncodingJob):
@@ -19,3 +20,13 @@ class EmbedJob(EncodingJob):
     """Cache namespace for the result of a trial of fp16, which is made first; empty: no trial."""
     pictures: int = FRAMES_A_BATCH
     """Maximum number of tiles per pass through the half."""
+
+
+KIND = "precisions"
+"""Kind of the records: one per half, precision and kind of GPU."""
+VERDICT = "fp16"
+"""Key of the record. Its fields: `holds`, the least `cosine`, and how many `images`."""
+TRIED_IMAGES = 16
+"""Images on which fp16 is compared with fp32."""
+MIN_COSINE = 0.9999
+"""Smallest cosine of a vector in fp16 to the one in fp32 with which fp16 is used."""

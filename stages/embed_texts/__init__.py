@@ -1,7 +1,7 @@
 """Turns texts into vectors. Loads only the text half of a dual encoder."""
 
 from stages.embed_texts.job import TextsJob
-from stages.process.stage import StageSpec
+from stages.process.job import StageSpec
 
 OUTPUT_VERSION = 2
 """Increased when this stage's output changes for the same inputs; part of every later cache key."""

@@ -1,7 +1,7 @@
 """Turns frames into features. Loads only the vision half."""
 
 from stages.encode.job import EncodeJob
-from stages.process.stage import StageSpec
+from stages.process.job import StageSpec
 
 OUTPUT_VERSION = 3
 """Increased when this stage's output changes for the same inputs; part of every later cache key."""

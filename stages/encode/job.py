@@ -1,9 +1,11 @@
-"""The job description of the encode stage. Imports no model library."""
+"""The job description of the encode stage. Imports no model library.
+
+Selects a chunk's frames for models that take a fixed number of frames. Imports no library.
+"""
 
 from dataclasses import dataclass
-
 from stages.models.encoding.job import EncodingJob
-
+from collections.abc import Sequence
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodeJob(EncodingJob):
@@ -11,3 +13,19 @@ class EncodeJob(EncodingJob):
 
     frames_a_video: int = 0
     """Number of frames that each chunk must have; 0: any number."""
+
+
+SHORTEST = 0.04
+"""Minimum chunk length in seconds when frames are repeated."""
+
+
+def shown_frames(
+    times: Sequence[float], seconds: float, count: int
+) -> tuple[list[int], tuple[float, ...]]:
+    """Return the indexes and times of `count` frames that represent a chunk of `seconds` seconds.
+    Frames are dropped or repeated evenly."""
+    taken = [index * len(times) // count for index in range(count)]
+    if count <= len(times):
+        return taken, tuple(times[index] for index in taken)
+    first, step = times[0], max(seconds, SHORTEST) / count
+    return taken, tuple(first + index * step for index in range(count))

@@ -2,7 +2,7 @@
 originals."""
 
 from stages.export.jobs import CalibrateJob, ExportJob, FeaturesJob, GraphJob, JudgeJob
-from stages.process.stage import StageSpec
+from stages.process.job import StageSpec
 
 STAGE = StageSpec(
     name="export",
@@ -26,7 +26,7 @@ COMPARE = StageSpec(
     job=FeaturesJob,
     of_media=False,
     output_version=1,
-    entry="stages.export.compare:run",
+    entry="stages.export.export_plan:run",
     verb="comparing features",
 )
 CALIBRATE = StageSpec(

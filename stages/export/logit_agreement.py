@@ -17,8 +17,8 @@ from artifacts.files import whole_file
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from stages.decode.generate_kwargs import make_greedy
-from stages.decode.stored import read_features
-from stages.decode.teacher_forcing import (
+from stages.decode.protocol import read_features
+from stages.decode.scoring import (
     ForcedCaption,
     caption_of,
     forced_logits,
@@ -27,7 +27,7 @@ from stages.decode.teacher_forcing import (
 )
 from stages.export.export_plan import ExportPlan, plan_export
 from stages.export.jobs import CaptionedItem, JudgeJob
-from stages.export.parity import of_each
+from stages.export.export_plan import of_each
 from stages.export.quant_formats import Packed, unpack
 from stages.export.rounding import Rounded, unrounded
 from stages.models.hub.headers import read_places
@@ -35,7 +35,7 @@ from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
 from stages.models.streaming.load import run_calls
 from stages.process.job import parse_job
-from stages.process.report import EventReporter
+from stages.process.events import EventReporter
 
 Read = Callable[[], torch.Tensor]
 

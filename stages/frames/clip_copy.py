@@ -22,13 +22,13 @@ from av.video.stream import VideoStream
 
 from artifacts.containers import open_media
 from artifacts.errors import MediaError
-from stages.frames.edit_list import shorten
+from stages.frames.mp4_boxes import shorten
 from stages.frames.formats import OPTIONS
-from stages.frames.medium import TRANSIENT_KINDS
+from stages.frames.job import TRANSIENT_KINDS
 from stages.frames.opening import has_alpha_track, open_video
-from stages.frames.plan import tick_at, tick_from
+from stages.frames.timeline import tick_at, tick_from
 from stages.frames.reader import Reader
-from stages.frames.survey import packets
+from stages.frames.opening import packets
 from stages.frames.timeline import Timeline, VideoPacket
 
 CONTAINERS = (("mp4", "mp4"), ("matroska", "mkv"))

@@ -1,24 +1,433 @@
 """The stage that makes clips of videos, exact ones or copies of packets, and exact copies of whole
-files: a picture upright, on white, in sRGB of 8 bits. Runs no model."""
+files: a picture upright, on white, in sRGB of 8 bits. Runs no model.
 
+Makes clips that every reader shows alike: the frames of a time span as a player shows them, and
+nothing else.
+
+Readers disagree on edit lists, on frames that B-frames need but nobody sees, on rotation, alpha,
+fields and high dynamic range. A trainer that counts frames by the header, or reads them by number,
+then trains on other pictures than the captioned ones. So a clip is H.264 in MP4 without B-frames
+and edit lists, and its header counts the frames that it shows.
+
+1. `positions` gives the span's own frames by their true times; a span in which none begins has the
+   frame on display.
+2. Where the packets of exactly these frames are one run of the source, and every reader shows those
+   as they are, this run is copied. Nothing is decoded.
+3. Otherwise they are decoded and encoded. Frames that readers show as they are keep their planes;
+   others are converted as for the model, at full size.
+"""
+
+import contextlib
+import os
+import re
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+import numpy as np
+from av.container import OutputContainer
+from av.error import FFmpegError
+from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+from artifacts.containers import open_media
+from artifacts.errors import MediaError
+from stages.frames.clip_copy import Keyframe, packets_from
+from stages.frames.formats import HIGH_DYNAMIC_RANGE, WIDE
+from stages.frames.frame_converter import (
+    FILTER,
+    SQUARE_ENOUGH,
+    FrameConverter,
+    matrix_of,
+    orientation_of,
+    shown_size,
+)
+from stages.frames.job import ENCODER
+from stages.frames.opening import open_video
+from stages.frames.timeline import positions
+from stages.frames.reader import Reader
+from stages.frames.timeline import VideoPacket
 import contextlib
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
-
 from PIL import Image
-
 from artifacts.errors import EnvironmentFault, MediaError
 from artifacts.remote.media_cache import open_local
 from artifacts.store import fault_of
 from stages.frames.clip_copy import ClipCutter
-from stages.frames.exact_clip import ExactCutter
 from stages.frames.image import differs, is_lossless, read_image
 from stages.frames.job import CutItem, CutJob
-from stages.frames.medium import TRANSIENT_KINDS, check_unchanged
+from stages.frames.job import TRANSIENT_KINDS, check_unchanged
 from stages.process.job import parse_job
-from stages.process.report import EventReporter
+from stages.process.events import EventReporter
+
+OPTIONS = {"crf": "16", "preset": "veryfast", "bf": "0", "g": "48"}
+"""Options of the encoder; `g` is the most frames from one keyframe to the next."""
+X264 = "cpu-independent=1:threads=1"
+"""The bytes of a clip depend neither on the processor nor on its cores."""
+CLOCK = 90_000
+"""Ticks a second of clips whose frames have no constant rate."""
+LARGEST_CLOCK = 1_000_000
+"""Largest numerator of a rate that is a clip's clock."""
+KEPT_FORMATS = frozenset(("yuv420p", "yuvj420p"))
+"""Pixel formats whose planes are kept."""
+COPIED_CODECS = frozenset(("h264", "hevc"))
+CENTRED = frozenset(("mjpeg", "mpeg1video", "h261", "h263", "flv1", "theora", "vp3"))
+"""Codecs whose chroma lies between four brightness samples; that of others lies left."""
+UNSTATED, BT601, BT709 = 2, 6, 1
+"""Matrices by their numbers in ITU-T H.273."""
+H264_IDR, HEVC_RANDOM = (5, 5), (16, 21)
+"""First and last type of the units with which decoding may begin."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Span:
+    """The frames of one clip, by their positions in the timeline."""
+
+    low: int
+    high: int
+    held: Fraction | None
+    """Seconds that a frame stands which began before the span; None: the frames begin in it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Clock:
+    """The times of a clip's frames."""
+
+    base: Fraction
+    """Seconds per tick."""
+    ticks: tuple[int, ...]
+    """Ticks of each frame, from 0, and of the end of the last."""
+
+    @property
+    def rate(self) -> Fraction:
+        """Return the mean number of frames a second, by which the encoder states a level."""
+        mean = (len(self.ticks) - 1) / (self.ticks[-1] * self.base)
+        return mean.limit_denominator(LARGEST_CLOCK)
+
+
+class ExactCutter:
+    """A source video with known frame times. Clips that follow each other are decoded in one
+    pass."""
+
+    def __init__(
+        self,
+        path: Path,
+        spans: Sequence[tuple[float, float]],
+        *,
+        deinterlace: bool = True,
+        copies: bool = True,
+    ) -> None:
+        """Open a video to make clips of these spans, in seconds. With `deinterlace`, frames of the
+        clips have no combs. With `copies`, a clip gets the packets of the video where these are
+        exactly its frames; packets of a damaged video would keep the damage. Raises MediaError."""
+        self._reader = Reader(path, threads=1, deinterlace=deinterlace)
+        self._unlike_now = partial(_unlike, deinterlace=deinterlace)
+        self._path, self._timeline = path, self._reader.timeline
+        frame, stream = self._reader.first_frame, self._reader.decoder.stream
+        self._stream_rates = (stream.average_rate, stream.base_rate, stream.guessed_rate)
+        self._codec, self._copies = stream.codec_context.name, copies
+        self._is_alone = sum(map(_is_shown, self._reader.decoder.container.streams.video)) == 1
+        aspect = stream.sample_aspect_ratio
+        self._stated = stream.frames
+        """Number of frames that the header states; 0: none."""
+        # FFmpeg keeps columns at the left that it cannot cut without a copy; some readers cut them.
+        stated = stream.codec_context.width, stream.codec_context.height
+        is_cut = stated != (frame.width, frame.height)
+        self._unlike = self._unlike_now(frame, aspect) or "columns that readers cut" * is_cut
+        self._is_plain = not self._unlike
+        height, width = shown_size(frame, aspect)
+        self._converter = FrameConverter(frame, (height, width))
+        self._height, self._width = max(2, height // 2 * 2), max(2, width // 2 * 2)
+        self._tags = _tags(frame) if self._is_plain else (BT709, int(ColorRange.MPEG))
+        self._spans = [self._span(start, end) for start, end in spans]
+        self._requested_from: int | None = None
+
+    def close(self) -> None:
+        """Close the file and release the decoder's memory."""
+        self._reader.close()
+
+    def differs(self) -> str:
+        """Return why a reader of the whole file may show other frames; empty if none does."""
+        timeline = self._timeline
+        if timeline.warnings or timeline.counted or not timeline.demuxed:
+            return "damaged"
+        if not self._is_alone:
+            return "several video streams"
+        if self._unlike:
+            return self._unlike
+        if (shown := _count_plainly(self._path)) is None:
+            self._copies = False  # packets that no frame of the model needed are damaged
+            return "damaged"
+        is_right = self._stated == shown == len(timeline.pts)
+        return "" if is_right else "a frame count that is not what is shown"
+
+    def cut(self, index: int, to: Path) -> dict[str, Any]:
+        """Write the clip of a span to `to` plus a suffix. Raises MediaError or OSError."""
+        span, path = self._spans[index], to.with_name(f"{to.name}.mp4")
+        clock = self._clock(span)
+        if not self._copy(span, clock, path):
+            self._encode(index, span, clock, path)
+        return {"file": path.name, "start": 0.0}
+
+    def _span(self, start: float, end: float) -> _Span:
+        timeline = self._timeline
+        low, high = positions(timeline, start, end)
+        began = timeline.seconds(int(timeline.pts[low]))
+        is_held = high == low + 1 and began < start - float(timeline.time_base) / 2
+        return _Span(low=low, high=high, held=Fraction(end - start) if is_held else None)
+
+    def _clock(self, span: _Span) -> _Clock:
+        """Return the clock of a span: its constant rate, or 90 kHz."""
+        pts, base = self._timeline.pts, self._timeline.time_base
+        following = int(pts[span.high]) if span.high < len(pts) else None
+        end = int(pts[-1]) + self._timeline.last_ticks if following is None else following
+        times = [(int(t) - int(pts[span.low])) * base for t in (*pts[span.low : span.high], end)]
+        if span.held is not None:
+            times[-1] = span.held
+        for rate in filter(None, self._stream_rates):
+            if rate.numerator <= LARGEST_CLOCK and _is_constant(times[:-1], rate, base):
+                step = rate.denominator
+                last = (len(times) - 2) * step
+                length = max(1, round((times[-1] - times[-2]) * rate)) * step
+                return _Clock(
+                    base=Fraction(1, rate.numerator),
+                    ticks=(*range(0, last + 1, step), last + length),
+                )
+        ticks = [0]
+        for time in times[1:]:
+            ticks.append(max(ticks[-1] + 1, round(time * CLOCK)))
+        return _Clock(base=Fraction(1, CLOCK), ticks=tuple(ticks))
+
+    def _copy(self, span: _Span, clock: _Clock, path: Path) -> bool:
+        """Copy the packets of a span, if they are one run of the source. Return whether."""
+        run = self._run(span) if self._copies else None
+        if run is None:
+            return False
+        key, count = run
+        container, stream = open_video(self._path, threads=1)
+        with container:
+            sought = packets_from(self._path, container, stream, key)
+            taken = [packet for _, packet in islice(sought, count)]
+            pts = self._timeline.pts[span.low : span.high].tolist()
+            if sorted(p.pts or 0 for p in taken) != pts or not _begins(taken[0], self._codec):
+                return False  # such as frames of the group before that are shown in this one
+            numbers = dict(zip(pts, clock.ticks, strict=False))
+            shown = [numbers[p.pts] for p in taken if p.pts is not None]
+            delay = max(at - own for at, own in zip(clock.ticks, shown, strict=False))
+            with _clip(path, delayed=delay > 0) as made:
+                copied = made.add_stream_from_template(stream, opaque=True)
+                copied.time_base = clock.base
+                for packet, own, at in zip(taken, shown, clock.ticks, strict=False):
+                    packet.pts, packet.dts, packet.time_base = own, at - delay, clock.base
+                    _lasting(packet, clock.ticks)
+                    packet.stream = copied
+                    made.mux_one(packet)
+        return True
+
+    def _run(self, span: _Span) -> tuple[Keyframe, int] | None:
+        """Return the keyframe of a span whose packets may be one run, and how many these are."""
+        timeline, keyframes = self._timeline, self._timeline.keyframes
+        frame = self._reader.first_frame
+        is_limited = frame.format.name == "yuv420p" and frame.color_range != ColorRange.JPEG
+        is_even = (frame.height, frame.width) == (self._height, self._width)
+        usable = self._is_plain and is_limited and is_even and self._codec in COPIED_CODECS
+        if not usable or keyframes is None or not timeline.demuxed or timeline.counted:
+            return None
+        if timeline.jumps or timeline.disbelieved or timeline.warnings or span.held is not None:
+            return None
+        first = bisect_left(keyframes.pts, int(timeline.pts[span.low]))
+        if first == len(keyframes.pts) or keyframes.pts[first] != timeline.pts[span.low]:
+            return None
+        ordinal, count = keyframes.ordinals[first], span.high - span.low
+        if span.high < len(timeline.pts):
+            behind = bisect_left(keyframes.pts, int(timeline.pts[span.high]))
+            if behind == len(keyframes.pts) or keyframes.pts[behind] != timeline.pts[span.high]:
+                return None
+            if keyframes.ordinals[behind] - ordinal != count:
+                return None
+        return Keyframe(keyframes.pts[first], keyframes.dts[first], ordinal), count
+
+    def _encode(self, index: int, span: _Span, clock: _Clock, path: Path) -> None:
+        """Decode the frames of a span, and encode them. Raises MediaError."""
+        pts = self._timeline.pts[span.low : span.high].tolist()
+        numbers = dict(zip(pts, clock.ticks, strict=False))
+        with _clip(path, delayed=False) as container:
+            stream = container.add_stream(ENCODER, rate=clock.rate)
+            assert isinstance(stream, VideoStream)
+            self._configure(stream.codec_context, clock)
+            stream.time_base = clock.base
+            frames = (
+                (numbers[ticks], self._planes(frame)) for ticks, frame in self._frames(index, span)
+            )
+            for packet in _encoded(stream.codec_context, frames, clock):
+                packet.stream = stream
+                container.mux_one(packet)
+
+    def _frames(self, index: int, span: _Span) -> Iterator[tuple[int, VideoFrame]]:
+        pts = self._timeline.pts
+        if self._requested_from is None or span.low < self._requested_from:
+            wanted = {at for each in self._spans[index:] for at in range(each.low, each.high)}
+            self._reader.request(array("q", pts[sorted(wanted)].tolist()))
+        self._requested_from = span.high
+        first, beyond, last = int(pts[span.low]), int(pts[span.high - 1]) + 1, None
+        for ticks in pts[span.low : span.high].tolist():
+            found = self._reader.at(ticks, first, beyond)
+            if found is not None and (last is None or found[0] > last):
+                last = found[0]
+                yield found
+
+    def _planes(self, frame: VideoFrame) -> VideoFrame:
+        """Return a frame in 4:2:0, of the clip's size, with its matrix and range."""
+        height, width = self._height, self._width
+        is_alike = not (self._unlike or self._unlike_now(frame, None))
+        is_alike = is_alike and _tags(frame) == self._tags
+        if is_alike and (frame.height // 2 * 2, frame.width // 2 * 2) == (height, width):
+            return _cropped(frame, height, width)
+        pixels: NDArray[np.uint8] = self._converter.convert(frame)[:height, :width]
+        lacks = ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0))
+        image = VideoFrame.from_ndarray(np.pad(pixels, lacks, mode="edge"), format="rgb24")
+        matrix, color_range = self._tags
+        return image.reformat(
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU601 if matrix == BT601 else Colorspace(matrix),
+            dst_color_range=ColorRange(color_range),
+            interpolation=FILTER,
+            threads=1,
+        )
+
+    def _configure(self, codec: VideoCodecContext, clock: _Clock) -> None:
+        codec.width, codec.height, codec.pix_fmt = self._width, self._height, "yuv420p"
+        codec.time_base, codec.thread_count, codec.max_b_frames = clock.base, 1, 0
+        codec.colorspace, codec.color_range = self._tags
+        frame, chroma = self._reader.first_frame, self._is_plain and self._codec in CENTRED
+        named = (frame.color_primaries, frame.color_trc) if self._is_plain else (BT709, BT709)
+        codec.color_primaries, codec.color_trc = named
+        codec.options = {**OPTIONS, "x264-params": f"{X264}:chromaloc={int(chroma)}"}
+
+
+@contextlib.contextmanager
+def _clip(path: Path, *, delayed: bool) -> Iterator[OutputContainer]:
+    """Open a clip for writing. It has an edit list only if its decoding is `delayed`, as that of
+    copied B-frames. Raises OSError."""
+    options, half = {} if delayed else {"use_editlist": "0"}, path.with_suffix(".half")
+    with open_media(half, "w", format="mp4", options=options) as container:
+        yield container
+    os.replace(half, path)  # a finished clip of a killed run is taken over
+
+
+def _encoded(
+    codec: VideoCodecContext, frames: Iterator[tuple[int, VideoFrame]], clock: _Clock
+) -> Iterator[VideoPacket]:
+    """Yield the packets of frames with these ticks. Each lasts until the next one, and the last
+    until the clip's end. Raises MediaError."""
+    waiting: deque[VideoPacket] = deque()
+    shown: list[int] = []
+    for ticks, frame in frames:
+        frame.pts, frame.time_base, frame.pict_type = ticks, clock.base, 0
+        shown.append(ticks)
+        waiting.extend(codec.encode(frame))
+        while len(waiting) > 1 or (waiting and waiting[0].pts != shown[-1]):
+            yield _lasting(waiting.popleft(), shown)
+    if not shown:
+        raise MediaError("none of its frames can be decoded", kind="no-cut")
+    shown.append(clock.ticks[-1])
+    for packet in (*waiting, *codec.encode(None)):
+        yield _lasting(packet, shown)
+
+
+def _lasting(packet: VideoPacket, shown: Sequence[int]) -> VideoPacket:
+    assert packet.pts is not None
+    packet.duration = shown[bisect_right(shown, packet.pts)] - packet.pts
+    return packet
+
+
+def _is_shown(stream: VideoStream) -> bool:
+    """Return whether a stream is no cover."""
+    return not stream.disposition & Disposition.attached_pic
+
+
+def _count_plainly(path: Path) -> int | None:
+    """Return how many frames a reader shows that ends at the first fault; None if it ends there."""
+    try:
+        with open_media(path) as container:
+            damaged = [frame.is_corrupt for frame in container.decode(video=0)]
+    except (FFmpegError, IndexError):
+        return None
+    return None if any(damaged) else len(damaged)
+
+
+def _is_constant(times: Sequence[Fraction], rate: Fraction, tick: Fraction) -> bool:
+    """Return whether frames come at a rate, but for the rounding of their clock."""
+    most = min(tick, 1 / (2 * rate) - Fraction(1, CLOCK**2))
+    return all(abs(time - at / rate) <= most for at, time in enumerate(times))
+
+
+def _unlike(frame: VideoFrame, aspect: Fraction | None, *, deinterlace: bool) -> str:
+    """Return why readers may show a frame otherwise than the model saw it; empty if they do not."""
+    if orientation_of(frame) != 1:
+        return "turned"
+    if abs(float(aspect or 1) - 1) > SQUARE_ENOUGH:
+        return "pixels that are not square"
+    if frame.color_trc in HIGH_DYNAMIC_RANGE or frame.color_primaries in WIDE:
+        return "other colours"
+    if frame.interlaced_frame and deinterlace:
+        return "interlaced"
+    is_kept = frame.format.name in KEPT_FORMATS and min(frame.height, frame.width) > 1
+    return "" if is_kept else f"format {frame.format.name}"
+
+
+def _tags(frame: VideoFrame) -> tuple[int, int]:
+    """Return the matrix and the range with which a frame is converted for the model."""
+    other = matrix_of(frame)
+    matrix = int(frame.colorspace if other is None else other)
+    is_full = frame.format.name.startswith("yuvj") or frame.color_range == ColorRange.JPEG
+    matrix = {0: BT709, UNSTATED: BT601}.get(matrix, matrix)
+    return matrix, int(ColorRange.JPEG if is_full else ColorRange.MPEG)
+
+
+def _cropped(frame: VideoFrame, height: int, width: int) -> VideoFrame:
+    """Return a 4:2:0 frame without its last row or column, where their number is odd."""
+    made = VideoFrame(width, height, "yuv420p")
+    for plane, source in zip(made.planes, frame.planes, strict=True):
+        rows = np.frombuffer(cast(Any, source), np.uint8).reshape(-1, source.line_size)
+        out = np.frombuffer(cast(Any, plane), np.uint8).reshape(-1, plane.line_size)
+        out[: plane.height, : plane.width] = rows[: plane.height, : plane.width]
+    return made
+
+
+def _begins(packet: VideoPacket, codec: str) -> bool:
+    """Return whether decoding may begin with a packet: FFmpeg also calls frames keyframes behind
+    which a picture only becomes whole."""
+    data = bytes(packet)
+    is_stream = data[:3] == b"\0\0\1" or data[:4] == b"\0\0\0\1"
+    heads = [m.end() for m in re.finditer(b"\0\0\1", data)] if is_stream else _lengths(data)
+    for at in heads:
+        kind = data[at] & 31 if codec == "h264" else data[at] >> 1 & 63
+        low, high = H264_IDR if codec == "h264" else HEVC_RANDOM
+        if low <= kind <= high:
+            return True
+    return False
+
+
+def _lengths(data: bytes) -> Iterator[int]:
+    """Yield where each unit of a packet begins, behind its length in four bytes."""
+    at = 0
+    while at + 4 < len(data):
+        yield at + 4
+        at += 4 + int.from_bytes(data[at : at + 4])
+
 
 DAMAGED = "damaged"
 QUALITY = 95

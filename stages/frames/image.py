@@ -18,12 +18,12 @@ from artifacts.errors import MediaError
 from artifacts.regular_files import open_regular
 from artifacts.schema import MAX_PIXELS, ChunkIndex, FrameFit, MediaIndex, stored_size
 from stages.frames import READING_BYTES
-from stages.frames.chunk import Chunk
-from stages.frames.colours import HIGH_DYNAMIC_RANGE, curve_of, in_srgb, toned
+from stages.frames.job import Chunk
+from stages.frames.formats import HIGH_DYNAMIC_RANGE, curve_of, in_srgb, toned
 from stages.frames.formats import check_file, image_formats, is_heic
-from stages.frames.medium import NO_ROOM
-from stages.frames.shown_pixels import TURNS, on_white, turned_size, upright_rgb
-from stages.process.cgroup import host_free_bytes
+from stages.frames.job import NO_ROOM
+from stages.frames.frame_converter import TURNS, on_white, turned_size, upright_rgb
+from stages.process.memory import host_free_bytes
 from stages.process.memory_limit import room
 
 MAX_HALVED_PIXELS = 1 << 28

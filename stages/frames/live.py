@@ -13,14 +13,14 @@ from artifacts.store import is_full, open_store
 from stages.frames.frame_recorder import FrameRecorder, media_errors
 from stages.frames.image import read_image
 from stages.frames.job import FramesItem, FramesJob
-from stages.frames.medium import MediumToCut
+from stages.frames.job import MediumToCut
 from stages.frames.video import Video
-from stages.frames.watchdog import Watchdog
-from stages.memory.heap import keep_freed_blocks
+from stages.frames.frame_recorder import Watchdog
+from stages.memory.oom_retry import keep_freed_blocks
 from stages.process.events import NO_ROOM, MediumIndexed
 from stages.process.job import items_of, parse_job
 from stages.process.live import read_requests
-from stages.process.report import EventReporter
+from stages.process.events import EventReporter
 
 TOO_LARGE = "too-large"
 """Kind of failure of a file that exceeds the limits."""

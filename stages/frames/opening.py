@@ -1,21 +1,44 @@
-"""Opens a media file for its video, and explains why a file cannot be used."""
+"""Opens a media file for its video, and explains why a file cannot be used.
+
+Reads the frame times and keyframes of a video from its packets, or by decoding it once.
+"""
 
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
-
 import av
 from av.container import InputContainer
 from av.stream import Discard, Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
-
 from artifacts.containers import open_media
 from artifacts.errors import MediaError
 from artifacts.regular_files import open_regular
-from stages.frames.dolby_vision import has_no_base_layer
+from stages.frames.mp4_boxes import has_no_base_layer
 from stages.frames.formats import OPTIONS, check_file
 from stages.process.memory_limit import memory_was_short
+from array import array
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+from artifacts.plurals import counted
+from stages.frames.timeline import (
+    CUT_OFF,
+    DEFAULT_RATE,
+    SHORT_SECONDS,
+    Keyframes,
+    Timeline,
+    VideoPacket,
+)
+from stages.frames.frame_recorder import step
 
 ISO_BRANDS_AT = slice(4, 8)
 """Position of `ftyp` in an MP4 or MOV file."""
@@ -193,3 +216,310 @@ def _cannot_open(path: Path, error: av.error.FFmpegError) -> MediaError:
         kind="not-media",
         hint="Check in a player whether it is complete, or leave it out",
     )
+
+
+JUMP_BACK_SECONDS = 1.0
+"""A clock that goes back further than this was reset, as at the joint of two recordings."""
+JUMP_AHEAD_SECONDS = 3600.0
+"""A clock that jumps further than this was reset; shorter gaps are still images."""
+RESET = ("mpegts", "mpeg", "flv")
+"""Formats of recordings whose clock may be reset. In all others an image may stand for hours."""
+REORDER_SECONDS = 10.0
+"""A time further than this from the decoding position is wrong, for example because of a flipped
+bit."""
+REORDER_PACKETS = 32
+"""After so many packets, decoding has reached a frame's time, however long an image stands. No
+codec reorders more than 16 frames, and each may be two fields."""
+DECODING_TIMES = ("avi", "asf")
+"""Formats without presentation times. AVI counts slots, and some may be empty. It begins with slot
+0 even if reordering delays the first frame; the sound cannot be delayed as much."""
+UNORDERED = ("h264", "hevc", "vvc")
+"""Codecs for which FFmpeg does not compute times of display from those of decoding."""
+BLOCK = 1 << 14
+"""Frames that are checked at a time, to bound memory."""
+
+
+class PacketTimes:
+    """The times that one pass over the packets collects; 24 bytes per frame."""
+
+    def __init__(self, time_base: Fraction, *, hides: bool, resets: bool) -> None:
+        self.pts = array("q")
+        self.dts = array("q")
+        self.ordinals = array("q")
+        self.keys: tuple[array[int], array[int], array[int]] = (array("q"), array("q"), array("q"))
+        self.jumps: list[tuple[int, int]] = []
+        self.untimed = 0
+        self.count = 0
+        self.last = (-(1 << 62), 0)
+        self._hides, self._resets = hides, resets
+        self._offset = 0
+        self._clock: int | None = None
+        self._step = 0
+        self._back = int(JUMP_BACK_SECONDS / time_base)
+        self._ahead = max(1, int(JUMP_AHEAD_SECONDS / time_base))
+
+    def add(self, packet: VideoPacket) -> None:
+        ordinal, self.count = self.count, self.count + 1
+        raw, duration = packet.pts, packet.duration or 0
+        dts = raw if packet.dts is None else packet.dts
+        if dts is not None and self._resets:
+            self._follow(dts, ordinal)
+        if raw is None or dts is None:
+            # Packets before the first keyframe cannot be decoded anyway.
+            self.untimed += bool(self.keys[0]) or packet.is_keyframe
+            return
+        pts = raw + self._offset
+        if packet.is_keyframe:
+            for column, value in zip(self.keys, (pts, dts, ordinal), strict=True):
+                column.append(value)
+        if not packet.is_discard and not (self._hides and _is_hidden(packet)):
+            self.pts.append(pts)
+            self.dts.append(dts + self._offset)
+            self.ordinals.append(ordinal)
+            self.last = max(self.last, (pts, duration))
+
+    def remove_wrong_times(self, time_base: Fraction, *, to_the_end: bool) -> frozenset[int]:
+        """Remove the frames whose times are wrong, and return the ordinals of their packets.
+
+        No later packet confirms the last few times. With `to_the_end` they are checked like the
+        others, else only against the largest jump of a clock, if it can jump.
+        """
+        pts, dts, ordinals = (
+            np.frombuffer(column, dtype=np.int64) for column in (self.pts, self.dts, self.ordinals)
+        )
+        step = (int(dts[-1]) - int(dts[0])) // len(dts)
+        # No later packet confirms the last times, so slow slide shows need tolerance there.
+        bound = max(int(REORDER_SECONDS / time_base), REORDER_PACKETS * step)
+        end = int(dts[-1])
+        if not to_the_end:
+            last = int(pts.max())
+            end = max(end, min(last, end + self._ahead) if self._resets else last)
+        odd = np.empty(len(pts), dtype=np.bool_)
+        for first in range(0, len(pts), BLOCK):
+            here = slice(first, first + BLOCK)
+            later = np.full(len(pts[here]), end)
+            reached = dts[first + REORDER_PACKETS : first + REORDER_PACKETS + len(later)]
+            later[: len(reached)] = reached
+            odd[here] = (pts[here] > later + bound) | (pts[here] < dts[here] - bound)
+        # If most are odd, the decoding clock is wrong instead.
+        if not odd.any() or 2 * odd.sum() > len(odd):
+            return frozenset()
+        out = frozenset(ordinals[odd].tolist())
+        self.pts = array("q", pts[~odd].tolist())
+        self.last = (max(self.pts), self.last[1])
+        kept = [key for key in zip(*self.keys, strict=True) if key[2] not in out]
+        pts_, dts_, ordinals_ = zip(*kept, strict=True) if kept else ((), (), ())
+        self.keys = (array("q", pts_), array("q", dts_), array("q", ordinals_))
+        return out
+
+    def _follow(self, dts: int, ordinal: int) -> None:
+        now = dts + self._offset
+        if self._clock is not None:
+            leap = now - self._clock
+            if not -self._back <= leap <= self._ahead:
+                self._offset += self._step - leap
+                self.jumps.append((ordinal, self._offset))
+                now = self._clock + self._step
+            elif leap > 0:
+                self._step = leap
+        self._clock = now
+
+
+def _is_hidden(packet: VideoPacket) -> bool:
+    """Return whether a VP8 packet holds a frame for reference only; its header says so."""
+    return not memoryview(packet)[0] & 0x10
+
+
+STREAMED = ("mpegts", "mpeg")
+"""Broadcast formats, where any bit may flip. In all other formats, a late time at the very end is
+more likely an image that stands for minutes."""
+MAX_TRIES = 1000
+"""How often FFmpeg may ask to be called again for one file."""
+
+
+def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
+    """Yield the non-empty packets of the stream, until the file ends or its structure breaks."""
+    in_order = _lacks_times(container) and not stream.codec_context.has_b_frames
+    for _ in range(MAX_TRIES):
+        try:
+            for packet in container.demux(stream):
+                step()
+                if packet.size:
+                    if in_order:
+                        packet.pts = packet.dts  # FFmpeg guesses the next packet's
+                    yield packet
+            return
+        except IndexError:
+            return  # PyAV at the end of a file in which a further stream appears
+        except av.error.BlockingIOError:
+            continue  # FFmpeg skipped something
+        except av.error.FFmpegError as error:
+            if not is_damage(error, Path(container.name)):
+                raise
+            return
+
+
+def survey(
+    stream_packets: Iterator[VideoPacket], container: InputContainer, stream: VideoStream
+) -> Timeline | None:
+    """Read times and keyframes by demuxing alone, at 5 µs per packet. Return None if the packets do
+    not have them."""
+    assert stream.time_base is not None
+    resets, hides = container.format.name in RESET, stream.codec_context.name == "vp8"
+    streamed, cut = container.format.name in STREAMED, False
+    found = PacketTimes(stream.time_base, hides=hides, resets=resets)
+    for packet in stream_packets:
+        if packet.is_corrupt and not streamed:  # the file ends within it
+            cut = True
+            found.count += 1
+        else:
+            found.add(packet)
+    if found.untimed or not found.pts or _only_counts(found.pts, container, stream):
+        return None
+    odd = found.remove_wrong_times(stream.time_base, to_the_end=streamed)
+    del found.dts, found.ordinals  # megabytes for hours of video
+    key_pts, key_dts, ordinals = found.keys
+    ticks = _ascending(found.pts)
+    # Two packets with one time may be two fields of one frame; a seek must not separate them.
+    ordered = len(ticks) == len(found.pts) and all(a < b for a, b in pairwise(key_pts))
+    keyframes = Keyframes(pts=key_pts, dts=key_dts, ordinals=ordinals)
+    late = key_pts[0] - key_dts[0] if key_pts and container.format.name == "avi" else 0
+    first = (int(ticks[0]) - late) * stream.time_base
+    offset, warnings = _offset(container, first)
+    if found.jumps:
+        jumps = counted(len(found.jumps), "time")
+        warnings.append(f"its clock is reset {jumps}; times continue from there")
+    warnings += [CUT_OFF] * cut
+    if odd:
+        warnings.append(f"skipped because of a wrong time: {counted(len(odd), 'frame')}")
+    return Timeline(
+        pts=ticks,
+        time_base=stream.time_base,
+        last_ticks=_last_ticks(found.pts, found.last[1], stream, resets=resets),
+        offset=offset,
+        keyframes=keyframes if ordered and key_pts and not found.jumps else None,
+        jumps=tuple(found.jumps),
+        disbelieved=odd,
+        # Without a header FFmpeg derives the length from the doubtful times.
+        announced_seconds=(
+            None if odd and streamed else announced_seconds(container, stream, first)
+        ),
+        warnings=tuple(warnings),
+    )
+
+
+def watch(frames: Iterator[VideoFrame], container: InputContainer, stream: VideoStream) -> Timeline:
+    """Read times by decoding everything once, for files whose packets do not have them."""
+    pts, slots, count = array("q"), array("q"), 0
+    for frame in frames:
+        count += 1
+        for column, ticks in ((pts, frame.pts), (slots, frame.dts)):
+            if ticks is not None:
+                column.append(ticks)
+    assert stream.time_base is not None
+    time_base, late, counted = stream.time_base, 0, True
+    if _lacks_times(container) and slots and _ascends(slots):
+        pts, late = _of_slots(slots, count)
+    elif len(pts) == count and _ascends(pts):
+        counted = False
+    else:
+        rate: Any = stream.average_rate or stream.guessed_rate or DEFAULT_RATE
+        pts, time_base = array("q", range(count)), 1 / Fraction(rate)
+    if time_base == stream.time_base:
+        last = _last_ticks(pts, 0, stream)
+        first = (pts[0] - (late if container.format.name == "avi" else 0)) * time_base
+    else:
+        last, first = 1, (stream.start_time or 0) * stream.time_base
+    offset, warnings = _offset(container, first)
+    return Timeline(
+        pts=np.frombuffer(pts, dtype=np.int64),
+        time_base=time_base,
+        last_ticks=last,
+        offset=offset,
+        counted=counted,
+        keyframes=None,
+        demuxed=False,
+        announced_seconds=announced_seconds(container, stream, first),
+        warnings=tuple(warnings),
+    )
+
+
+def _of_slots(slots: "array[int]", count: int) -> "tuple[array[int], int]":
+    """Return the ticks of `count` frames, and the ticks by which reordering delays them. `slots`
+    are the decoding times of the packets with which frames leave the decoder; the last frames leave
+    it after all packets."""
+    step = int(np.median(np.diff(slots))) if len(slots) > 1 else 1
+    waiting = count - len(slots)
+    later = range(slots[-1] + step, slots[-1] + step * (waiting + 1), step)
+    return array("q", [*slots, *later]), step * waiting
+
+
+def _ascends(ticks: "array[int]") -> bool:
+    return all(a < b for a, b in pairwise(ticks))
+
+
+def _offset(container: InputContainer, first: Fraction) -> tuple[float, list[str]]:
+    """Return the seconds from time 0 to the first frame, which is at `first` on the file's clock,
+    and a warning if they cannot be true. They are negative if FFmpeg begins with a later frame."""
+    offset = first - time_zero(container)
+    if container.duration is None or offset <= Fraction(container.duration, av.time_base):
+        return float(offset), []
+    return 0.0, [
+        f"its first frame is stated at {float(offset):.2f} s, behind the end of the file; times "
+        "count from that frame"
+    ]
+
+
+def announced_seconds(
+    container: InputContainer, stream: VideoStream, first: Fraction
+) -> float | None:
+    """Return the length that the file states from its first frame, at `first` on the file's clock,
+    to its last one. Return None if only the length of the whole file is known."""
+    hours, minutes, seconds = ([*stream.metadata.get("DURATION", "").split(":"), "", ""])[:3]
+    try:
+        end = int(hours) * 3600 + int(minutes) * 60 + float(seconds)  # Matroska states the end
+        return end - float(first)
+    except ValueError:
+        pass
+    several = len(container.streams) > 1
+    if stream.duration is not None and stream.time_base is not None:
+        start = (stream.start_time or 0) * stream.time_base
+        # FFmpeg states the file's start and length if it has not found those of the stream.
+        if not several or abs(first - start) <= SHORT_SECONDS:
+            return float(start + stream.duration * stream.time_base - first)
+    if container.duration is None or several:
+        return None
+    return container.duration / av.time_base - max(float(first), 0.0)
+
+
+def _only_counts(ticks: "array[int]", container: InputContainer, stream: VideoStream) -> bool:
+    """Return whether packets have times of decoding alone although frames are shown in another
+    order. FFmpeg corrects that for MPEG-4 but not for H.264."""
+    context = stream.codec_context
+    unknown = container.format.name == "avi" or context.name in UNORDERED
+    return _lacks_times(container) and unknown and context.has_b_frames and _ascends(ticks)
+
+
+def _lacks_times(container: InputContainer) -> bool:
+    return container.format.name in DECODING_TIMES
+
+
+def _ascending(ticks: "array[int]") -> NDArray[np.int64]:
+    view = np.frombuffer(ticks, dtype=np.int64)
+    view.sort()  # in place: times of hours are the largest array of this stage
+    return view if bool((view[1:] > view[:-1]).all()) else np.unique(view)
+
+
+def _last_ticks(
+    ticks: "array[int]", stated: int, stream: VideoStream, *, resets: bool = False
+) -> int:
+    """Return the duration of the last frame: as stated, else as the one before it, else by the
+    frame rate."""
+    assert stream.time_base is not None
+    if stated > 0:
+        return min(stated, int(JUMP_AHEAD_SECONDS / stream.time_base)) if resets else stated
+    last_two = sorted(set(ticks[-16:]))[-2:]
+    if len(last_two) == 2:
+        return last_two[1] - last_two[0]
+    rate: Any = stream.average_rate or DEFAULT_RATE
+    return max(1, round(1 / (Fraction(rate) * stream.time_base)))

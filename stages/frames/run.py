@@ -18,18 +18,18 @@ from artifacts.records import read_record
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import open_store
 from stages.frames import PACK_BYTES
-from stages.frames.chunk import Chunk, Damage
+from stages.frames.job import Chunk, Damage
 from stages.frames.frame_recorder import FrameRecorder
 from stages.frames.image import read_image
 from stages.frames.job import FramesJob
-from stages.frames.medium import MediumToCut
-from stages.frames.watchdog import Watchdog
-from stages.process.cgroup import cores
+from stages.frames.job import MediumToCut
+from stages.frames.frame_recorder import Watchdog
+from stages.process.memory import cores
 from stages.process.job import parse_job
-from stages.process.report import EventReporter
+from stages.process.events import EventReporter
 
 if TYPE_CHECKING:
-    from stages.frames.plan import ChunkPlan
+    from stages.frames.timeline import ChunkPlan
     from stages.frames.video import Video
 with contextlib.suppress(ModuleNotFoundError):  # images need no PyAV
     # Imported before memory is counted.

@@ -21,8 +21,27 @@ by name, and the others continue.
 
 7. `run_block` does the same for a block of several batches. After out of memory, blocks shrink
 before batches do (`next_sizes`), because the batch size affects the output bytes.
+
+Separates an error of the model's code on one item from a fault of the whole stage.
+
+A model's code may raise anything on an unusual item, such as an image of one token. Such an item
+fails by name, and the others go on. If every item of the first batch raises the same type of error
+and nothing else succeeds, the stage is at fault.
+
+Makes the C library return large freed blocks to the system.
+
+A memory limit counts what a process has mapped. By default glibc keeps freed blocks for reuse, and
+keeps more of them after larger ones. After a half was loaded tensor by tensor and quantized, the
+process held four times the memory of the half.
+
+The job description of measuring a machine. Imports no library.
 """
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from artifacts.errors import PenstockError, StageDied
+from stages.process.output_streams import device_advice, first_line, oom_message
+from stages.process.memory_limit import at_the_limit
 import contextlib
 import ctypes
 import gc
@@ -31,11 +50,95 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
-
 from artifacts.errors import CannotFit, PenstockError
-from stages.memory.item_faults import ItemFault, ItemFaults, item_fault
-from stages.process.exit_diagnosis import oom_message
-from stages.process.report import EventReporter
+from stages.process.output_streams import oom_message
+from stages.process.events import EventReporter
+import contextlib
+import ctypes
+from collections.abc import Iterator
+from stages.process.memory_limit import room
+from dataclasses import dataclass
+
+MACHINE_ERRORS = (PenstockError, OSError, ImportError, MemoryError)
+"""Errors that no item causes: intended errors of this program, file errors and import errors."""
+DEVICE_ERROR_SIGNS = ("CUDA error", "CUDA driver", "CUBLAS_STATUS", "CUDNN_STATUS", "HIP error")
+"""Text in the error of a device that no longer computes anything, whatever the next item is."""
+MAX_FAILED_ITEMS = 64
+"""Items that may fail in a row before any succeeds, until the stage fails."""
+MAX_MESSAGE_CHARACTERS = 160
+"""Characters of a library's message that are reported."""
+
+
+RETRY = "Try another model, or retry with --retry-failed; the other items are done"
+
+
+class ItemFault(NamedTuple):
+    """The error that a model raised on one item."""
+
+    type: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+    def meta(self, stage: str, hint: str = RETRY) -> dict[str, str]:
+        """Return the fields of the item's failure record."""
+        message = f"the model's code fails in the {stage} stage on this item ({self})"
+        return {"kind": "model", "message": message, "hint": hint}
+
+
+def item_fault(error: BaseException) -> ItemFault | None:
+    """Return the item's fault; None if memory, the machine or this program is at fault."""
+    if not isinstance(error, Exception) or isinstance(error, MACHINE_ERRORS):
+        return None
+    message = " ".join(first_line(error).split())
+    device = any(sign in message for sign in DEVICE_ERROR_SIGNS) or bool(device_advice(message))
+    if device or oom_message(error) is not None or at_the_limit():
+        return None
+    return ItemFault(type(error).__name__, message[:MAX_MESSAGE_CHARACTERS])
+
+
+class ItemFaults:
+    """The items of one process on which the model raised. They are held back until another item
+    succeeds."""
+
+    def __init__(self, stage: str, fail: Callable[[Any, ItemFault], None], first: int = 0) -> None:
+        """`fail` is called with each failed item. `first` is the size of the first batch; 0 if the
+        stage is known to work."""
+        self._stage = stage
+        self._fail = fail
+        self._first = first
+        self._held: list[tuple[Any, ItemFault]] = []
+        self._confirmed = first < 2
+
+    def add(self, item: Any, fault: ItemFault) -> None:
+        """Record an item that raised alone. Raises StageDied if the stage is at fault."""
+        if self._confirmed:
+            self._fail(item, fault)
+            return
+        self._held.append((item, fault))
+        if len(self._held) >= max(MAX_FAILED_ITEMS, self._first):
+            self.close()
+
+    def note_success(self) -> None:
+        """Record that an item succeeded, so the items that raised are at fault."""
+        self._confirmed = True
+        for item, fault in self._held:
+            self._fail(item, fault)
+        self._held.clear()
+
+    def close(self) -> None:
+        """Report the items that are held back as failed. Raises StageDied if the stage is at
+        fault."""
+        types = {fault.type for _, fault in self._held}
+        if len(types) == 1 and len(self._held) >= self._first:
+            raise StageDied(
+                f"the {self._stage} stage failed: each of {len(self._held)} items, tried alone, "
+                f"raises {self._held[0][1]}",
+                hint="No file is recorded as failed; try another model or other options",
+            )
+        self.note_success()
+
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -263,3 +366,61 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
     with contextlib.suppress(AttributeError, OSError):  # another C library has no malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+SMALL_BYTES = 256 << 10
+"""Blocks of this size or more are mapped separately and unmapped when they are freed."""
+WORKING_BYTES = 1 << 20
+"""The same size while batches are computed. Mapping each block separately costs 7 % of the
+computing time at a width of 1024, and less at larger ones. With glibc's limit of 32 MiB, layers
+with different block sizes hold twice the live memory, by an amount that cannot be predicted."""
+KEPT_BYTES = 16 << 20
+"""Bytes of smaller freed blocks that are kept for reuse."""
+TIGHT_BYTES = 1 << 30
+"""If less room than this is left under the limit, even smaller blocks are still returned after the
+`trim_freed_blocks` block. glibc kept 130 MiB of fragments of a batch that did not fit. The limit
+counted them, so half and a quarter of that batch did not fit either."""
+MAX_THRESHOLD_BYTES = 32 << 20
+"""Largest threshold that glibc accepts."""
+
+
+def keep_freed_blocks() -> None:
+    """Keep freed blocks for reuse, in a process whose blocks have similar sizes. Mapping new pages
+    for a few images took half as long as decoding them."""
+    _set(M_MMAP_THRESHOLD, MAX_THRESHOLD_BYTES)
+    _set(M_TRIM_THRESHOLD, 2 * MAX_THRESHOLD_BYTES)
+
+
+@contextlib.contextmanager
+def trim_freed_blocks() -> Iterator[None]:
+    """Return memory that is freed in this block to the system. Large blocks are returned after the
+    block, too."""
+    _set(M_MMAP_THRESHOLD, SMALL_BYTES)
+    try:
+        yield
+    finally:
+        release_memory()
+        if room() > TIGHT_BYTES:
+            # Explicit thresholds switch off glibc's automatic adjustment.
+            _set(M_MMAP_THRESHOLD, WORKING_BYTES)
+            _set(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def _set(option: int, value: int) -> None:
+    with contextlib.suppress(AttributeError, OSError):  # another C library has no mallopt
+        ctypes.CDLL(None).mallopt(ctypes.c_int(option), ctypes.c_int(value))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasureJob:
+    """What to measure, and for how long."""
+
+    device: str
+    """`cpu` or `cuda:N`."""
+    folder: str
+    """Folder on the disk to measure: the store."""
+    seconds: float
+    """Time limit; later benchmarks are skipped."""
+    companion: str
+    """Computing precision of quantized weights."""

@@ -3,12 +3,20 @@
 A few runs on the meta device give the cost of any size. Memory grows with rows and tokens.
 Attention that is not fused grows with the square of the tokens, and a padded batch has a mask of
 that size.
+
+Computes the KV-cache memory of one row, layer by layer. Imports no model library.
+
+Reads a language half's context length in tokens from the model's configuration.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
+from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from typing import Any
 
 ITEM_BYTES = 2
 """Bytes per number in the dry runs."""
@@ -209,3 +217,99 @@ def _least_squares(table: list[list[float]], values: list[float]) -> list[float]
                 pairs = zip(normal[i], normal[column], strict=True)
                 normal[i] = [a - factor * b for a, b in pairs]
     return [normal[i][width] / normal[i][i] for i in range(width)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerMemory:
+    """The cache of one row in layers of one kind. Bytes are for a half that computes in 16 bit."""
+
+    kind: str
+    """Name of the transformers cache-layer class."""
+    layers: int = 1
+    """Number of such layers."""
+    token_bytes: int = 0
+    """Bytes per cached token in one layer: keys and values."""
+    window: int = 0
+    """Maximum number of cached tokens; 0: all."""
+    state_bytes: int = 0
+    """Bytes per row that do not depend on its length."""
+    state_bytes_32: int = 0
+    """The same if the half computes in 32 bit."""
+
+    def bytes(self, tokens: int, each: int) -> int:
+        """Return the bytes that one layer uses for so many tokens, in numbers of `each` bytes."""
+        seen = min(tokens, self.window) if self.window else tokens
+        return seen * self.token_bytes * each // ITEM_BYTES
+
+    def states(self, each: int) -> int:
+        """Return the bytes of its states, in numbers of `each` bytes."""
+        return self.state_bytes_32 if each > ITEM_BYTES else self.state_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowMemory:
+    """The cache of one row, and the output per token."""
+
+    kept: tuple[LayerMemory, ...]
+    words: int
+    """Vocabulary size: one logit per entry is computed for the next token."""
+
+    def bytes(self, tokens: int, each: int) -> int:
+        """Return the bytes that all layers use for so many tokens, without states."""
+        return sum(kind.layers * kind.bytes(tokens, each) for kind in self.kept)
+
+    def states(self, each: int) -> int:
+        """Return the bytes of all states of a row."""
+        return sum(kind.layers * kind.states(each) for kind in self.kept)
+
+    @property
+    def has_states(self) -> bool:
+        """Return whether each row of a step has states, used or not. Such a model has few rows."""
+        return any(kind.state_bytes or kind.state_bytes_32 for kind in self.kept)
+
+    def largest(self, tokens: int, each: int) -> int:
+        """Return the bytes of the layer that uses most for so many tokens."""
+        return max((kind.bytes(tokens, each) for kind in self.kept), default=0)
+
+    def largest_states(self, each: int) -> int:
+        """Return the state bytes of the layer with the largest states."""
+        return max((kind.states(each) for kind in self.kept), default=0)
+
+
+NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+"""Names under which configurations state the context length in tokens."""
+STRETCHED = ("linear", "dynamic", "yarn", "longrope")
+"""RoPE scaling types whose `factor` multiplies the original context. `llama3` is not one of them:
+there the configuration already states the scaled context."""
+ORIGINAL = "original_max_position_embeddings"
+
+
+def context_of(config: Any) -> dict[str, Any]:
+    """Return the profile fields about the context of a model's language half."""
+    apart = bool(config.is_encoder_decoder)
+    return {"context_tokens": context_tokens(config), "is_encoder_decoder": apart}
+
+
+def context_tokens(config: Any) -> int:
+    """Return how many tokens a language half can hold, prompt and answer together, with its RoPE
+    scaling; 0 if its configuration does not state it."""
+    text = config.get_text_config(decoder=True)
+    found = (getattr(text, name, None) for name in NAMES)
+    stated = next((value for value in found if isinstance(value, int) and value > 0), 0)
+    scaling = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None)
+    if not stated or not isinstance(scaling, Mapping):
+        return stated
+    by_layer = [each for each in scaling.values() if isinstance(each, Mapping)]
+    # If layers have different limits, the smallest limit applies.
+    return min(_scaled(stated, each) for each in by_layer or [scaling])
+
+
+def _scaled(stated: int, scaling: Mapping[str, Any]) -> int:
+    """Return the context of layers with this scaling when the configuration states `stated` tokens:
+    either the value before scaling, or already the scaled one."""
+    kind, factor = scaling.get("rope_type", scaling.get("type")), scaling.get("factor")
+    if kind not in STRETCHED or not isinstance(factor, int | float) or not math.isfinite(factor):
+        return stated
+    original = scaling.get(ORIGINAL)
+    trained = original if isinstance(original, int) and original > 0 else stated
+    return max(stated, math.floor(trained * factor))

@@ -1,4 +1,7 @@
-"""Builds a model's profile from its configuration, processor and headers. Reads no weights."""
+"""Builds a model's profile from its configuration, processor and headers. Reads no weights.
+
+Describes a model in its own process, so that the parent need not import torch.
+"""
 
 import logging
 import re
@@ -9,28 +12,26 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
-
 import torch
 from torch import nn
-
 from artifacts.errors import UsageError
 from artifacts.schema import MediaKind, Modality, Part
 from stages.models.dry_run import DryRun, dry_run, vector_width
 from stages.models.halves.boundary import HALVES, absent_paths, belongs_to, pieces_called
-from stages.models.halves.classes import config_and_class, skeleton_of
-from stages.models.halves.dual import makes_vectors
+from stages.models.halves.routes import config_and_class, skeleton_of
+from stages.models.halves.boundary import makes_vectors
 from stages.models.halves.load import refuse_pickle
 from stages.models.halves.routes import RouteChoice, choose_route, depends_on_prompt
 from stages.models.hub.checkpoint import refuse_impossible
 from stages.models.hub.headers import Header, read_headers
 from stages.models.hub.resolve import find_model
-from stages.models.precision.attention import attention_of, supports_flash
+from stages.models.precision.weights import attention_of, supports_flash
 from stages.models.precision.quantize import check_stored, linears_of, quantizable
 from stages.models.precision.weights import Weight, packed, weights_of
-from stages.models.processors.answers import answer_blank
-from stages.models.processors.chat_template import system_form
+from stages.models.processors.prepare import answer_blank
+from stages.models.processors.calling import system_form
 from stages.models.processors.fit import LONG_EDGES, Probe, black, pixels_a_video, probe
-from stages.models.processors.images import prepare_images
+from stages.models.processors.prepare import prepare_images
 from stages.models.processors.input_layout import channels_of, layout_of
 from stages.models.processors.loading import control_tokens
 from stages.models.processors.pixel_limit import bounds_of, min_pixels_of
@@ -42,12 +43,23 @@ from stages.models.processors.prepare import (
     prepare,
     takes_videos,
 )
-from stages.models.processors.prompt_overhead import prompt_overhead
-from stages.models.processors.trying import refuse_damaged_generation, try_processor
+from stages.models.processors.prepare import prompt_overhead
+from stages.models.processors.input_layout import refuse_damaged_generation, try_processor
 from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile, SamplingProfile
 from stages.models.published import with_published_facts
-from stages.process.exit_diagnosis import out_of_memory
-from stages.process.gc_freeze import gc_frozen
+from stages.process.output_streams import out_of_memory
+from stages.process.job import gc_frozen
+from math import prod
+from pathlib import Path
+from typing import Any
+from artifacts.errors import UsageError
+from stages.models.half_job import DescribeJob
+from stages.models.halves.routes import config_and_class, skeleton_of
+from stages.models.hub.resolve import find_model
+from stages.models.processors.prepare import load_processor, placeholder_tokens
+from stages.process.deferred_imports import import_transformers
+from stages.process.job import parse_job
+from stages.process.events import EventReporter
 
 LAYER = re.compile(r"(?P<stack>[^0-9]*)\.\d+(?=\.)")
 """Pattern of a layer's path in the name of one of its weights."""
@@ -343,3 +355,52 @@ def _profile(
         words_a_prompt=max(overhead.a_prompt for overhead in written.values()),
         words_a_frame=written["video"].a_frame,
     )
+
+
+def warm(job_fields: dict[str, Any]) -> None:
+    """Import what every model needs, so that it does not count as memory of describing."""
+    import_transformers()
+
+
+def run(job_fields: dict[str, Any], report: EventReporter) -> None:
+    """Describe the job's model and send the result as the note `profile`."""
+    job = parse_job(DescribeJob, job_fields)
+    try:
+        with job.files.compared():
+            profile = describe(
+                job.model,
+                trust_remote_code=job.trust_remote_code,
+                revision=job.revision,
+                max_pixels=job.max_pixels,
+                max_video_pixels=job.max_video_pixels,
+                as_published=job.as_published,
+                today=job.today,
+            )
+    except RecursionError as error:
+        raise UsageError(
+            f"model {job.model} cannot be read: one of its files is nested too deeply",
+            hint="Check its source, and its *.json and *.jinja files",
+        ) from error
+    report.note(profile=profile.to_json())
+
+
+def run_gguf(job_fields: dict[str, Any], report: EventReporter) -> None:
+    """Compare a user's GGUF file with the checkpoint, and send what it is as the note `file`."""
+    from stages.models.gguf.context import kind_of
+    from stages.models.gguf.user_file import check_tokens, compared, expected_shapes
+    from stages.models.loading import stored_weights
+
+    job = parse_job(DescribeJob, job_fields)
+    with job.files.compared():
+        folder = find_model(job.model, job.revision).folder
+        config, cls = config_and_class(folder, job.trust_remote_code)
+        skeleton = skeleton_of(config, cls)
+        stored = stored_weights(folder, skeleton)
+        header, mapping = compared(Path(job.gguf), config, skeleton, stored)
+        processor = load_processor(folder, job.trust_remote_code)
+        check_tokens(header, processor.tokenizer, placeholder_tokens(processor))
+    expected = expected_shapes(skeleton, mapping)
+    replaced = sum(prod(shape) for name, shape in expected.items() if name in header.tensors)
+    found = {"bytes": header.path.stat().st_size, "parameters": header.parameters}
+    found |= {"replaced": replaced, **mapping.dimensions}
+    report.note(file={"kind": kind_of(header), **found})

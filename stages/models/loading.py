@@ -13,17 +13,17 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Half, Part
-from stages.memory.heap import trim_freed_blocks
+from stages.memory.oom_retry import trim_freed_blocks
 from stages.models.adapters.injection import adapted, adapted_modules
 from stages.models.half_job import HalfJob
-from stages.models.halves.chunked_mlp import chunk_position_wise
-from stages.models.halves.classes import config_and_class, one_line, skeleton_of
+from stages.models.halves.absent import chunk_position_wise
+from stages.models.halves.routes import config_and_class, one_line, skeleton_of
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import load_in_layers, offloaded_bytes
-from stages.models.halves.pinned_reads import NOTE
-from stages.models.halves.reloadable import ReloadableHalf
+from stages.models.halves.ranged_reads import NOTE
+from stages.models.halves.load import ReloadableHalf
 from stages.models.hub.resolve import resolve_model
-from stages.models.precision.attention import attention_of, for_half
+from stages.models.precision.weights import attention_of, for_half
 from stages.models.precision.quantize import (
     KINDS,
     check,
@@ -37,7 +37,7 @@ from stages.models.processors.prepare import load_processor
 from stages.models.streaming.load import load_streamed, streamed_layers
 from stages.models.streaming.pinned import load_pinned
 from stages.process.deferred_imports import import_transformers
-from stages.process.fork_imports import import_asking_cuda
+from stages.process.fork_server import import_asking_cuda
 from stages.process.job import parse_job
 
 DEFAULT_ATTENTION = ("sdpa", "+")
@@ -162,7 +162,7 @@ class ModelJob(HalfJob):
     ) -> Any:
         """Load the half with graphs in place of its encoders."""
         from stages.models.graphs.onnx_encoder import load_with_graphs
-        from stages.models.graphs.providers import provider_for
+        from stages.models.graphs.manifest import provider_for
 
         assert keep != "whole"
         engines = Path(self.engines) if self.engines else None
@@ -173,7 +173,7 @@ class ModelJob(HalfJob):
     def _with_gguf(self, folder: Path, config: Any, skeleton: Any, pieces: Iterable[str]) -> Any:
         """Load the half with its decoder in llama.cpp. The rest of it computes in 32 bit."""
         from stages.models.gguf.half import load_with_gguf
-        from stages.models.gguf.opening import fitted
+        from stages.models.gguf.user_file import fitted
 
         options: dict[str, Any] = {"as_published": self.as_published, "dtype": torch.float32}
         load = partial(load_half, folder, "language", pieces=pieces, **options)
@@ -229,7 +229,7 @@ def warm_source(source: ModelJob) -> None:
     if source.adapter:
         import_asking_cuda("peft")
     if source.gguf:
-        from stages.models.gguf import self_test
+        from stages.models.gguf import half as self_test
 
         self_test.check()
         import_module("stages.models.gguf.half")

@@ -34,7 +34,7 @@ from typing import Any
 from artifacts.errors import PenstockError
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
-from artifacts.user_folders import machine_cache
+from artifacts.paths import machine_cache
 
 LISTED = ("transformers", "models")
 """Folder whose list is cached: all models."""

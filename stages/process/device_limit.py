@@ -3,12 +3,14 @@
 The driver's own use for the process is measured, and torch's allocator is limited to the rest. CUDA
 loads libraries and kernels on first use. So the driver's use is measured after a matrix product and
 a convolution in the stage's dtype. Anything loaded later would exceed the limit.
+
+The stage that tests a GPU: whether torch can compute on it, how much memory it reports, and how
+much of it each process takes.
 """
 
 import os
 from dataclasses import dataclass
 from typing import Any
-
 from artifacts.errors import EnvironmentFault, OutOfMemory
 from stages.process.device import (
     device_free_bytes,
@@ -16,7 +18,11 @@ from stages.process.device import (
     device_used_bytes,
     device_uuid,
 )
-from stages.process.nvml import VISIBLE
+from stages.process.device import VISIBLE
+from dataclasses import dataclass
+from typing import Any
+from stages.process.job import parse_job
+from stages.process.events import EventReporter
 
 CONTEXT_BYTES = 512 << 20
 """Memory that the driver takes for a process (context and loaded kernels), used until it is
@@ -115,3 +121,28 @@ def check_same_card(device: str) -> None:
         f"torch uses GPU-{found}, but memory was measured on {expected}",
         hint=f"Set {VISIBLE}={expected}",
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeJob:
+    """The GPU to test."""
+
+    device: str
+    """`cuda:N`."""
+
+
+def warm(job_fields: dict[str, Any]) -> None:
+    """Import torch before memory is counted."""
+    import torch  # noqa: F401
+
+
+def run(job_fields: dict[str, Any], report: EventReporter) -> None:
+    """Test the job's GPU and send a note `gpu`. Raises torch's errors, and EnvironmentFault if
+    torch uses another GPU than the driver reports."""
+    import torch
+
+    device = parse_job(ProbeJob, job_fields).device
+    context = context_bytes(device, "float16")
+    check_same_card(device)
+    free, total = torch.cuda.mem_get_info(device)
+    report.note(gpu={"free_bytes": free, "total_bytes": total, "context_bytes": context})

@@ -29,10 +29,10 @@ from artifacts.errors import Killed
 from artifacts.model_files import ModelFiles
 from artifacts.regular_files import open_below, refuse_links
 from artifacts.store import fault_of
-from stages.process.cgroup import oom_kills
-from stages.process.clock import CpuTimeLimit
+from stages.process.memory import oom_kills
+from stages.process.fork_client import CpuTimeLimit
 from stages.process.device import device_free_bytes, device_holders, device_used_bytes, on_wsl
-from stages.process.environment import ROOT, child_environment
+from stages.process.fork_client import ROOT, child_environment
 from stages.process.events import (
     Event,
     Failed,
@@ -47,11 +47,11 @@ from stages.process.events import (
     Warned,
     event_of,
 )
-from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, log_tail
+from stages.process.output_streams import ProcessExit, fault_of_stage, log_tail
 from stages.process.fork_client import ForkServer, Process
 from stages.process.job import job_descriptor, job_fields
 from stages.process.memory import add_point
-from stages.process.outcome import StageOutcome
+from stages.process.events import StageOutcome
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -1,6 +1,6 @@
 """Marks media files: sharpness, exposure, motion, black and still stretches, bars, fingerprints."""
 
-from stages.process.stage import StageSpec
+from stages.process.job import StageSpec
 from stages.sift.job import SiftJob
 
 OUTPUT_VERSION = 8

@@ -1,7 +1,7 @@
 """Turns the captions of a video's chunks into chapters and a summary. Loads only the language
 half."""
 
-from stages.process.stage import StageSpec
+from stages.process.job import StageSpec
 from stages.summarize.job import SummaryJob
 
 OUTPUT_VERSION = 1

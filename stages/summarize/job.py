@@ -1,11 +1,74 @@
-"""The job description of the summarize stage. Imports no model library."""
+"""The job description of the summarize stage. Imports no model library.
 
+Packs timed texts into groups that fit a model's context.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 from dataclasses import dataclass, field
 from typing import NamedTuple
-
 from stages.decode.generation import SamplingParams
 from stages.models.half_job import HalfJob
-from stages.summarize.packing import TimedText
+
+MINUTE, HOUR = 60, 3600
+DASH = "\u2013"
+"""Separator of two times."""
+
+
+class TimedText(NamedTuple):
+    """The text about one time span of a video."""
+
+    start: float
+    """Seconds."""
+    end: float
+    text: str
+
+    @property
+    def line(self) -> str:
+        """Return the text as a line of a prompt, such as `[00:30-01:00] A ball rolls.`, with an en
+        dash."""
+        return f"[{clock(self.start)}{DASH}{clock(self.end)}] {' '.join(self.text.split())}"
+
+
+def clock(seconds: float) -> str:
+    """Return a time as `05:30`, or `1:05:30` from an hour on."""
+    whole = int(seconds)
+    hours, rest = divmod(whole, HOUR)
+    minutes, left = divmod(rest, MINUTE)
+    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes:02d}:{left:02d}"
+
+
+def pack_groups(counts: Sequence[int], room: int, max_texts: int) -> list[range]:
+    """Return ranges of consecutive texts that together cover all texts once. A group holds at most
+    `room` tokens, by the `counts` of its texts, and at most `max_texts` texts. A larger text is a
+    group of its own. The number of groups is minimal, and they are as even as that allows."""
+    group_count = len(_greedy_groups(counts, room, max_texts))
+    low, high = 0, room
+    while low < high:
+        middle = (low + high) // 2
+        if len(_greedy_groups(counts, middle, max_texts)) <= group_count:
+            high = middle
+        else:
+            low = middle + 1
+    few = -(-len(counts) // group_count) if counts else max_texts
+    even = _greedy_groups(counts, high, few)
+    found = even if len(even) == group_count else _greedy_groups(counts, high, max_texts)
+    assert [at for group in found for at in group] == list(range(len(counts)))
+    return found
+
+
+def _greedy_groups(counts: Sequence[int], room: int, max_texts: int) -> list[range]:
+    """Return groups that are each as full as possible."""
+    starts = [0] if counts else []
+    tokens = 0
+    for at, count in enumerate(counts):
+        if at > starts[-1] and (tokens + count > room or at - starts[-1] == max_texts):
+            starts.append(at)
+            tokens = 0
+        tokens += count
+    stops = [*starts[1:], len(counts)]
+    return [range(start, stop) for start, stop in zip(starts, stops, strict=True)]
+
 
 CHAPTER = (
     "Below are descriptions of consecutive parts of a video, each after its times. Tell in one "

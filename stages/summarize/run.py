@@ -1,22 +1,238 @@
 """The summarize stage: turns the captions of each medium into chapters and a summary, in one
-process."""
+process.
 
+Merges many texts into one, level by level, with a language half that gets text only.
+
+Each generated text is a summary node. It covers consecutive texts of the level below, and each of
+those belongs to exactly one node. Prompt, texts and answer together never exceed the context. Each
+node is generated alone, not in a batch, so its bytes depend only on its own texts.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+from artifacts.captions import Ended
+from artifacts.errors import UsageError
+from artifacts.keys import digest_of
+from artifacts.captions import answer_of
+from stages.decode.engines.transformers import run_generate
+from stages.decode.generate_kwargs import GenerateKwargs
+from stages.decode.generation import DecodeItem
+from stages.models.halves.features import Features
+from stages.models.processors.calling import text_ids
+from stages.models.processors.input_layout import layout_of
+from stages.models.processors.loading import placeholder_tokens
+from stages.models.processors.prepare import channel_of, opens_reasoning, text_inputs
+from stages.summarize.job import ANSWERS, CHAPTER, MAX_TEXTS, STEP, SummaryJob
+from stages.summarize.job import TimedText, pack_groups
 from collections.abc import Callable
 from functools import partial
 from typing import Any
-
 from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
-from stages.memory.item_faults import ItemFault, ItemFaults
+from stages.memory.oom_retry import ItemFault, ItemFaults
 from stages.memory.oom_retry import try_items
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
 from stages.process.job import parse_job
-from stages.process.report import EventReporter
+from stages.process.events import EventReporter
 from stages.summarize.job import SummaryItem, SummaryJob
-from stages.summarize.packing import TimedText
-from stages.summarize.summarizer import Summarizer, Summary, SummaryNode
+from stages.summarize.job import TimedText
+
+MIN_TOKENS = 16
+"""Minimum number of tokens of a text, and of an answer."""
+
+
+class SummaryNode(NamedTuple):
+    """One generated text; the fields are those of its record."""
+
+    text: str
+    tokens: int
+    """Number of generated tokens."""
+    read: int
+    """Number of prompt tokens."""
+    ended: Ended
+    reasoning: Mapping[str, Any] = MappingProxyType({})
+    """Fields that say where the answer begins, as in the record of a caption."""
+
+
+GetNode = Callable[[str, Callable[[], SummaryNode]], SummaryNode]
+"""Function that returns the stored node of a key, or makes and stores it."""
+
+
+class Summary(NamedTuple):
+    """The summary of one medium; the fields are those of its record."""
+
+    summary: str
+    chapters: list[list[Any]]
+    """Start, end and text of each chapter."""
+    levels: list[list[int]]
+    """For each level, the number of lower texts per node."""
+    tokens: int
+    """Number of generated tokens of all nodes."""
+    context: int
+    """Maximum number of tokens of prompt and answer."""
+    cut: int
+    """Number of texts that were truncated."""
+    ended: Ended
+    """Finish reason of the summary."""
+    reasons: bool = False
+    """Whether a node is all reasoning, which is left out."""
+
+
+class Summarizer:
+    """A language half with its prompts for texts."""
+
+    def __init__(self, job: SummaryJob, processor: Any, half: Any) -> None:
+        self._job = job
+        self._processor = processor
+        self._half = half
+        self._generation = job.generation
+        layout = layout_of(processor, channel_of(processor, "image"))
+        system = self._generation.system
+        self._opened = bool(opens_reasoning(processor, layout, CHAPTER, system, media=0))
+        self._places = sorted(placeholder_tokens(processor), key=len, reverse=True)
+        self._longest = max((CHAPTER, job.asked), key=lambda each: self._read(f"{each}\n\n"))
+        prompt_tokens = self._read(f"{self._longest}\n\n")
+        room = job.context - prompt_tokens
+        self._answer = min(job.max_new_tokens, room // ANSWERS)
+        self._generate_kwargs = GenerateKwargs(self._generation, self._answer)
+        self._room = room - self._answer
+        if self._answer < min(MIN_TOKENS, job.max_new_tokens):
+            raise UsageError(
+                f"the context is too small: of {job.context:,} tokens, the prompt takes "
+                f"{prompt_tokens:,}, and there is no room for captions",
+                hint="Use a shorter --summary-prompt, or more --memory",
+            )
+
+    def summarize(self, texts: Sequence[TimedText], get_node: GetNode) -> Summary:
+        """Return the summary of one medium from its captions, in order."""
+        timed, chapters = list(texts), list[TimedText]()
+        levels, tokens, cut, unfinished = list[list[int]](), 0, 0, False
+        while True:
+            timed, shortened = self._fit_texts(timed)
+            cut += shortened
+            groups = self._group(timed)
+            last = len(groups) == 1
+            made, nodes = [], []
+            for group in groups:
+                group_texts = timed[group.start : group.stop]
+                node = get_node(*self._node_of(group_texts, last=last))
+                nodes.append(node)
+                text = self._text_of(node)
+                unfinished = unfinished or text is None
+                made.append(TimedText(group_texts[0].start, group_texts[-1].end, text or ""))
+            tokens += sum(node.tokens for node in nodes)
+            levels.append([len(group) for group in groups])
+            chapters, timed = chapters or made, made
+            if last:
+                break
+        return Summary(
+            summary=timed[0].text,
+            chapters=[list(chapter) for chapter in chapters],
+            levels=levels,
+            tokens=tokens,
+            context=self._job.context,
+            cut=cut,
+            ended=nodes[0].ended,
+            reasons=unfinished,
+        )
+
+    def _text_of(self, node: SummaryNode) -> str | None:
+        """Return a node's text as it is shown; None if it is all reasoning."""
+        if not self._job.strip_think:
+            return node.text
+        return answer_of({"caption": node.text, **node.reasoning}, opened=self._opened)
+
+    def _node_of(
+        self, group_texts: Sequence[TimedText], *, last: bool
+    ) -> tuple[str, Callable[[], SummaryNode]]:
+        """Return the key of the node of these texts, and the function that generates it."""
+        prompt = self._prompt(group_texts, self._job.asked if last else CHAPTER)
+        key = digest_of([prompt, self._answer, *self._generation.key_fields])
+
+        def make() -> SummaryNode:
+            read = self._read(prompt)
+            assert read + self._answer <= self._job.context
+            inputs = self._inputs(prompt, self._padded_length(read))
+            item = DecodeItem(key=key, features=key, prompt=prompt)
+            options = self._generate_kwargs.options(self._half, self._processor, [item])
+            (output,) = run_generate(
+                self._half, self._processor, inputs, Features({}), self._generate_kwargs, **options
+            )
+            fields = {n: v for n, v in output.fields.items() if n in ("answer_at", "opened")}
+            return SummaryNode(output.caption, output.tokens, read, output.finish_reason, fields)
+
+        return key, make
+
+    def _prompt(self, group_texts: Sequence[TimedText], question: str) -> str:
+        return "\n".join([question, "", *(each.line for each in group_texts)])
+
+    def _inputs(self, prompt: str, length: int = 0) -> dict[str, Any]:
+        system = self._generation.system
+        return text_inputs(self._processor, self._half, prompt, system, length=length)
+
+    def _padded_length(self, tokens: int) -> int:
+        """Return the length to which a prompt is padded. On a CPU there are few lengths, because
+        oneDNN compiles kernels for each and keeps them. llama.cpp reads no padding."""
+        if self._job.half.gguf or self._job.half.device != "cpu":
+            return 0
+        return min(-(-tokens // STEP) * STEP, self._job.context - self._answer)
+
+    def _read(self, prompt: str) -> int:
+        return int(text_ids(self._inputs(prompt)).shape[1])
+
+    def _ids(self, text: str) -> list[int]:
+        found: list[int] = self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    def _fit_texts(self, timed: Sequence[TimedText]) -> tuple[list[TimedText], int]:
+        """Return the texts without image placeholders, each truncated so that two fit, and the
+        number of truncated texts."""
+        found, cut = [], 0
+        for each in timed:
+            text = each.text
+            for word in self._places:
+                text = text.replace(word, "")
+            short = each._replace(text=text)
+            while (over := len(self._ids(f"{short.line}\n")) - self._room // 2) > 0 and short.text:
+                kept = self._ids(short.text)[: -over or None]
+                short = short._replace(text=self._decoded(kept, short.text))
+            cut += short.text != text
+            found.append(short)
+        return found, cut
+
+    def _decoded(self, ids: Sequence[int], whole: str) -> str:
+        """Return the text of the first tokens of `whole`, shorter than `whole` in any case."""
+        text = str(self._processor.tokenizer.decode(ids, skip_special_tokens=True)).rstrip("\ufffd")
+        return text[: len(whole) - 1]
+
+    def _group(self, timed: Sequence[TimedText]) -> list[range]:
+        """Return the ranges of texts that form a node and leave room for its answer. Raises
+        UsageError if the texts are too long."""
+        counts = [len(self._ids(f"{each.line}\n")) for each in timed]
+        room = self._room
+        while True:
+            groups = pack_groups(counts, room, MAX_TEXTS)
+            over = max(self._over(timed, groups))
+            if over <= 0 and (len(groups) < len(timed) or len(timed) == 1):
+                return groups
+            # Adjacent lines may have a few more tokens than each line alone.
+            room -= max(over, 1)
+            if room < MIN_TOKENS or over <= 0:
+                raise UsageError(
+                    f"{len(timed)} texts of up to {max(counts)} tokens are too long for a context "
+                    f"of {self._job.context:,}",
+                    hint="Use a shorter --summary-prompt, or more --memory",
+                )
+
+    def _over(self, timed: Sequence[TimedText], groups: Sequence[range]) -> Iterator[int]:
+        """Yield the number of tokens by which each group exceeds the context, with the longer
+        prompt."""
+        for group in groups:
+            prompt = self._prompt(timed[group.start : group.stop], self._longest)
+            yield self._read(prompt) + self._answer - self._job.context
 
 
 def run(job_fields: dict[str, Any], report: EventReporter) -> None:

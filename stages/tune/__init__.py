@@ -1,7 +1,7 @@
 """Trains an adapter of the language half on stored features. No pixel is read, and no vision
 encoder is loaded."""
 
-from stages.process.stage import StageSpec
+from stages.process.job import StageSpec
 from stages.tune.job import TuneJob
 
 OUTPUT_VERSION = 3

@@ -2,22 +2,139 @@
 
 The layers are inserted in place, so the half keeps its class and its split strategy. The adapter's
 weights are in 32 bit, whatever type the half has.
+
+Saves the progress of a training, so that an interrupted one resumes with the same numbers.
+
+A checkpoint is one file: the trained weights, the optimizer's state of each, and the progress. The
+order of examples follows from the seed, so it is not stored.
 """
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from artifacts.files import whole_file
+from artifacts.keys import digest_of
+from stages.tune.job import CHECKPOINT
 import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
 import torch
 from torch import nn
-
 from artifacts.errors import UsageError
 from artifacts.files import whole_file
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, PREFIX
 from stages.models.published import way_to_keep
-from stages.tune.layout import AdapterLayout, most_common, new_layout
+from stages.tune.job import AdapterLayout, most_common, new_layout
+
+BEST = "best"
+"""Suffix of the best trained weights, next to the state of the optimizer."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainingProgress:
+    """The progress of a training."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Mean loss per token of each step."""
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    """Scores of the adapter, with their steps."""
+    memory: list[int] = field(default_factory=list)
+    """Bytes of process memory after each step."""
+    held_out: list[tuple[int, float]] = field(default_factory=list)
+    """(step, mean loss per held-out token) after each epoch."""
+    best: list[torch.Tensor] = field(default_factory=list)
+    """The trained weights after the epoch with the lowest such loss."""
+
+    @property
+    def best_step(self) -> int:
+        """Return the step of the lowest held-out loss; 0 without held-out examples."""
+        return min(self.held_out, key=lambda each: each[1], default=(0, 0.0))[0]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "losses": self.losses,
+            "memory": self.memory,
+            "scores": self.scores,
+            "held_out": self.held_out,
+        }
+
+
+def kind_of(optimizer: torch.optim.Optimizer) -> str:
+    """Return a name for the kind of optimizer state."""
+    return type(optimizer).__name__
+
+
+def save_checkpoint(
+    folder: Path,
+    recipe: Mapping[str, Any],
+    progress: TrainingProgress,
+    trained: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Write a checkpoint in place of the previous one. Raises EnvironmentFault."""
+    from safetensors.torch import save
+
+    numbers: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for at, parameter in enumerate(trained):
+        numbers[f"{at}.value"] = parameter.detach().cpu().contiguous()
+        for name, value in optimizer.state.get(parameter, {}).items():
+            kept = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+            kept = kept.detach().cpu().contiguous()
+            # A file holds each tensor once, but 8-bit moments share their quantization table.
+            numbers[f"{at}.{name}"] = kept.clone() if kept.data_ptr() in seen else kept
+            seen.add(kept.data_ptr())
+    numbers |= {f"{at}.{BEST}": value for at, value in enumerate(progress.best)}
+    metadata = {
+        "recipe": digest_of(dict(recipe)),
+        "optimizer": kind_of(optimizer),
+        "progress": json.dumps(progress.to_json()),
+    }
+    with whole_file(folder / CHECKPOINT) as file:
+        file.write(save(numbers, metadata=metadata))
+
+
+def resume(
+    folder: Path,
+    recipe: Mapping[str, Any],
+    trained: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> TrainingProgress | None:
+    """Restore a checkpoint and return its progress; None if there is none with this recipe. Another
+    kind of optimizer starts with new moments."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(folder / CHECKPOINT, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("recipe") != digest_of(dict(recipe)):
+                return None
+            numbers = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
+    for at, parameter in enumerate(trained):
+        with torch.no_grad():
+            parameter.copy_(numbers.pop(f"{at}.value"))
+    found = json.loads(metadata["progress"])
+    found["held_out"] = [(step, loss) for step, loss in found["held_out"]]
+    best = [numbers.pop(f"{at}.{BEST}", None) for at in range(len(trained))]
+    kept = numbers if metadata.get("optimizer") == kind_of(optimizer) else {}
+    for name, value in kept.items():
+        at, _, what = name.partition(".")
+        parameter = trained[int(at)]
+        on = value if what == "step" else value.to(parameter.device)
+        optimizer.state[parameter][what] = on
+    return TrainingProgress(**found, best=[value for value in best if value is not None])
+
 
 NAME = "default"
 """PEFT's name for an unnamed adapter."""

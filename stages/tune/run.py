@@ -13,21 +13,21 @@ from torch import nn
 
 from artifacts.files import sweep, write_json
 from artifacts.packs import RecordSet
-from artifacts.record_union import RecordUnion
+from artifacts.packs import RecordUnion
 from artifacts.store import open_store
 from stages.decode.engines.transformers import generate_rows
 from stages.decode.generate_kwargs import make_greedy
-from stages.decode.stored import read_features
+from stages.decode.protocol import read_features
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
-from stages.process.fork_imports import import_asking_cuda
+from stages.process.fork_server import import_asking_cuda
 from stages.process.job import parse_job
 from stages.process.memory import anonymous_bytes
-from stages.process.report import EventReporter
+from stages.process.events import EventReporter
 from stages.tune.adapter import add_adapter, load_adapter_weights, write_adapter
-from stages.tune.checkpoint import TrainingProgress, resume, save_checkpoint
-from stages.tune.examples import (
+from stages.tune.adapter import TrainingProgress, resume, save_checkpoint
+from stages.tune.training import (
     TrainingExample,
     check_trainable,
     end_token_of,
@@ -37,7 +37,7 @@ from stages.tune.examples import (
     with_end_token,
 )
 from stages.tune.job import EACH, RECORD, SCORE, TuneItem, TuneJob
-from stages.tune.layout import layout_in
+from stages.tune.job import layout_in
 from stages.tune.training import (
     Trainer,
     keep_differentiable,

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from stages.frames import run as stage
-from stages.frames import video, watchdog
+from stages.frames import video, frame_recorder
 from stages.frames.cut import run as cut
 from stages.frames.video import Video
-from stages.process.report import EventReporter
+from stages.process.events import EventReporter
 
 CRASH, HANG = b"crash", b"hang"
 """Files that begin so end the process that opens them, or keep it busy for ever."""
@@ -31,7 +31,7 @@ class CrashingVideo(Video):
 def frames(job: dict[str, Any], report: EventReporter) -> None:
     """Be the frames stage, over such a library."""
     vars(video)["Video"] = CrashingVideo
-    watchdog.LIMIT_CPU_SECONDS, watchdog.POLL_SECONDS = 0.6, 0.1
+    frame_recorder.LIMIT_CPU_SECONDS, frame_recorder.POLL_SECONDS = 0.6, 0.1
     stage.run(job, report)
 
 

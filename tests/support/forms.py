@@ -6,7 +6,7 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from stages.decode.closing import BETWEEN, IN_TEXT, JsonPosition, ranks
+from stages.decode.schema_bounds import BETWEEN, IN_TEXT, JsonPosition, ranks
 from stages.decode.json_schema import rest_of
 
 END = 256

@@ -29,8 +29,8 @@ from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from stages.decode.generation import SamplingParams
 from stages.models.published import FIELD, is_published_way
 from stages.process.job import job_fields
-from stages.process.outcome import StageOutcome
-from stages.summarize.packing import TimedText
+from stages.process.events import StageOutcome
+from stages.summarize.job import TimedText
 from tests.support.frozen_cells import CELLS, JOBS, Cell
 from tests.support.frozen_surface import forms, surface
 from tests.support.stand_ins import Stages

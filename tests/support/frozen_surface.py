@@ -130,14 +130,14 @@ def defaults(command: str) -> dict[str, Any]:
     """Return the value of each of a command's options that is not given."""
     from flows.cli.main import parse
     from flows.cli.options import config_of
-    from flows.options import commands, rebuild, vectors
+    from flows.options import commands, commands, vectors
     from flows.options.media import VectorSamplingOptions
 
     kinds: dict[str, Any] = {
         "embed": vectors.EmbedConfig,
         "label": vectors.LabelConfig,
         "index build": vectors.IndexConfig,
-        "cache rebuild": rebuild.RebuildConfig,
+        "cache rebuild": commands.RebuildConfig,
     }
     given = parse([*command.split(), *SMALLEST[command].split()])
     config = config_of(given, kinds.get(command, commands.CaptionConfig))

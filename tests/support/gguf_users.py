@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from artifacts.errors import PenstockError
-from stages.models.describe_run import run_gguf
+from stages.models.inspection import run_gguf
 from stages.models.gguf.half import GgufDecoder
 from stages.models.half_job import DescribeJob
 from stages.models.loading import ModelJob, warm_source

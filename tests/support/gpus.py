@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from stages.process import device, nvml
+from stages.process import device, device
 from tests.support.fake_gpu import state
 from tests.support.fake_gpu.state import Gpu, Machine, Slice
 
@@ -138,7 +138,7 @@ def see(machine: Machine, folder: Path, patch: pytest.MonkeyPatch) -> Path:
     patch.setitem(sys.modules, "pynvml", import_module(DRIVER))
     patch.setattr(device, "OSRELEASE", folder / "osrelease")
     # What was found of another machine is not to be remembered.
-    patch.setattr(nvml, "found", functools.cache(nvml.found.__wrapped__))
+    patch.setattr(device, "found", functools.cache(device.found.__wrapped__))
     return folder
 
 

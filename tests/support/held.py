@@ -13,7 +13,7 @@ from unittest.mock import patch
 from flows.cli.main import main
 from flows.machine.launch import ENTRIES
 from stages.process.child import load_entry
-from stages.process.report import EventReporter
+from stages.process.events import EventReporter
 
 VARIABLE = "PENSTOCK_TEST_HELD"
 """Stage, its entry, the number of the item, and a file that grows by a byte per item, whichever

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 
 from artifacts.store import FolderStore
-from artifacts.store_format import prepare_store
+from artifacts.store import prepare_store
 from tests.support.pipeline import ROOT
 
 HOLDER = """

@@ -16,8 +16,8 @@ from flows.results.run_result import RunResult
 from flows.running.run import caption
 from stages.process.events import Event, Failed, Item, StageNotes, event_of
 from stages.process.job import job_fields
-from stages.process.outcome import StageOutcome
-from stages.process.report import EventReporter
+from stages.process.events import StageOutcome
+from stages.process.events import EventReporter
 from stages.process.stage_process import Listener
 from tests.support.pipeline import Place
 

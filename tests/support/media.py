@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # benchmarks use this module, too
 
 def decoded_packets(patch: "pytest.MonkeyPatch") -> list[object]:
     """A list to which the frames stage adds each packet that it decodes from now on."""
-    from stages.frames.decoder import Decoder
+    from stages.frames.reader import Decoder
 
     packets: list[object] = []
     decode = Decoder._decode

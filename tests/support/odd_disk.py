@@ -18,7 +18,7 @@ from unicodedata import normalize
 
 import pytest
 
-from artifacts import disk_names
+from artifacts import names as disk_names
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 20

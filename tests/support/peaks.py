@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._common import Peak
-from stages.process.environment import child_environment
+from stages.process.fork_client import child_environment
 
 
 def peaks_of(folder: Path, **job: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts.pack_object import read_header
+from artifacts.packs import read_header
 from artifacts.store import FolderStore
 from flows.options.commands import CaptionConfig
 from scripts.stage_processes import descendants, stage_of

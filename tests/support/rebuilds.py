@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 from flows.options.model import ModelOptions
-from flows.options.rebuild import RebuildConfig
+from flows.options.commands import RebuildConfig
 
 
 def rebuilding(config: ModelOptions) -> RebuildConfig:

@@ -14,7 +14,7 @@ from flows.media.media_files import IMAGE_SUFFIXES, MediaFile
 from flows.pipelines import LABEL
 from flows.results.outputs import media_line
 from flows.results.run_record import RunRecord, empty
-from stages.process.outcome import StageOutcome
+from stages.process.events import StageOutcome
 from tests.support.rows import caption
 
 GIB = 1 << 30

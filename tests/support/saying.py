@@ -19,8 +19,8 @@ from flows.machine.launch import ENTRIES, DirectLauncher, StageCall
 from flows.options.commands import CaptionConfig
 from flows.results.run_result import RunResult
 from flows.running.run import caption
-from stages.decode.job import DecodeItem, DecodeJob
-from stages.process.outcome import StageOutcome
+from stages.decode.generation import DecodeItem, DecodeJob
+from stages.process.events import StageOutcome
 from stages.process.stage_process import Listener
 from tests.support.inside import InsideLauncher
 from tests.support.media import write_video

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.machine.launch import ENTRIES
-from stages.process.report import EventReporter
+from stages.process.events import EventReporter
 
 SECONDS = "PENSTOCK_TEST_CHUNK_SECONDS"
 """How long a chunk is cut, and encoded; absent: no longer than it takes."""

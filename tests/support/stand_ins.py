@@ -14,7 +14,7 @@ from flows.options.commands import CaptionConfig
 from stages.models.profile import ModelProfile, PartProfile, SamplingProfile
 from stages.process.events import Failed
 from stages.process.job import job_fields
-from stages.process.outcome import StageOutcome
+from stages.process.events import StageOutcome
 from stages.process.stage_process import Listener
 
 HALF = PartProfile(shards=("model.safetensors",), tensors=(), parameters=1, stored_bytes=2)

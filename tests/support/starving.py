@@ -15,7 +15,7 @@ from stages.memory.oom_retry import OomRetry
 from stages.models.encoding.job import EncodeItem
 from stages.process import memory_limit
 from stages.process.memory import process_memory
-from stages.process.report import EventReporter
+from stages.process.events import EventReporter
 
 VARIABLE = "PENSTOCK_TEST_STARVE"
 """Stage → what is wrong with it, as JSON; see `Hunger`."""

@@ -10,7 +10,7 @@ from flows.machine.launch import StageCall
 from stages.memory.oom_retry import smaller
 from stages.process.events import BatchShrunk, Item, TooLarge
 from stages.process.job import job_fields
-from stages.process.outcome import StageOutcome
+from stages.process.events import StageOutcome
 from stages.process.stage_process import Listener
 from tests.support.stand_ins import PROFILE, Answer, Stages, flat
 

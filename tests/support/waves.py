@@ -14,14 +14,14 @@ from artifacts.packs import Record, RecordSet
 from artifacts.schema import ChunkIndex
 from artifacts.store import open_store
 from penstock_demo import CHECKPOINT
-from stages.decode.job import DecodeItem, DecodeJob
+from stages.decode.generation import DecodeItem, DecodeJob
 from stages.decode.run import run as decode
 from stages.encode.job import EncodeJob
 from stages.encode.run import run as encode
 from stages.models.encoding.job import EncodeItem
 from stages.models.half_job import HalfJob
 from stages.models.processors.prepare import Clip
-from stages.process.report import EventReporter
+from stages.process.events import EventReporter
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import PROMPTS, clips
 from tests.support.families import BUILDERS, checkpoint, made_once

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from artifacts.keys import content_key, hash_file, item_key
-from artifacts.pack_object import read_header
+from artifacts.packs import read_header
 from artifacts.store import FolderStore
 from tests.support.pipeline import Place
 

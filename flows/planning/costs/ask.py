@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from flows.checkpoint.models import Model
 from flows.options.commands import RunOptions
-from flows.options.endpoint import REQUESTS
+from flows.options.model import REQUESTS
 from flows.options.text import EngineOptions
 from flows.planning.estimate import StageEstimate, Term
-from flows.planning.remaining_work import RemainingWork
-from flows.planning.rungs import Rung
-from flows.planning.seconds import Pass, WorkEstimate
+from flows.planning.workloads import RemainingWork
+from flows.planning.ladder import Rung
+from flows.planning.machine import Pass, WorkEstimate
 from flows.planning.workloads import Workload
 
 WORKSPACE = 32 << 20

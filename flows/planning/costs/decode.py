@@ -26,9 +26,9 @@ from flows.planning.estimate import (
     decoder_by_dimensions,
     expected,
 )
-from flows.planning.remaining_work import RemainingWork
-from flows.planning.rungs import MLP_CHUNKS, Rung, sizes
-from flows.planning.seconds import Pass, WorkEstimate
+from flows.planning.workloads import RemainingWork
+from flows.planning.ladder import MLP_CHUNKS, Rung, sizes
+from flows.planning.machine import Pass, WorkEstimate
 from flows.planning.terms import (
     adapter_terms,
     attention_terms,

@@ -17,9 +17,9 @@ from flows.planning.costs.part import (
     settings_as_run,
 )
 from flows.planning.estimate import Expected, StageEstimate, Term, encoder_by_dimensions, expected
-from flows.planning.remaining_work import RemainingWork
-from flows.planning.rungs import MLP_CHUNKS, Rung, sizes
-from flows.planning.seconds import Pass, WorkEstimate
+from flows.planning.workloads import RemainingWork
+from flows.planning.ladder import MLP_CHUNKS, Rung, sizes
+from flows.planning.machine import Pass, WorkEstimate
 from flows.planning.terms import (
     LIBRARIES_BYTES,
     attention_terms,
@@ -43,7 +43,7 @@ MIN_PASS_TOKENS = 512
 """Minimum tokens that pass an encoder's layers at once."""
 PREPARED_RATIO = 6
 """Frame values per pixel input value in the measurement of the machine
-(stages/memory/machine_benchmarks.py)."""
+(stages/memory/measure.py)."""
 
 
 RUNTIME_BYTES = 8 << 20

@@ -11,9 +11,9 @@ from flows.options.export_config import SAMPLES
 from flows.options.model import AdapterOptions
 from flows.planning.costs import decode
 from flows.planning.estimate import StageEstimate, Term
-from flows.planning.remaining_work import RemainingWork
-from flows.planning.rungs import Rung
-from flows.planning.seconds import WorkEstimate
+from flows.planning.workloads import RemainingWork
+from flows.planning.ladder import Rung
+from flows.planning.machine import WorkEstimate
 from flows.planning.workloads import Workload
 from stages.models.shards import SHARD_BYTES
 

@@ -7,12 +7,12 @@ from artifacts.plurals import counted
 from flows.checkpoint.models import Model
 from flows.options.commands import RunOptions
 from flows.planning.estimate import StageEstimate, Term
-from flows.planning.remaining_work import RemainingWork
-from flows.planning.rungs import Rung, sizes
-from flows.planning.seconds import WorkEstimate
+from flows.planning.workloads import RemainingWork
+from flows.planning.ladder import Rung, sizes
+from flows.planning.machine import WorkEstimate
 from flows.planning.workloads import Workload
 from stages.frames import PACK_BYTES, READING_BYTES
-from stages.process.cgroup import cores
+from stages.process.memory import cores
 
 DECODER_FRAMES = 20
 """Frames that a video decoder holds: 16 reference frames, and those of its threads."""

@@ -8,8 +8,8 @@ from flows.checkpoint.models import Model
 from flows.checkpoint.precision import DTYPES, QUANTIZED, SHORT, PartSettings, weight_bytes
 from flows.options.commands import RunOptions
 from flows.planning.estimate import Expected
-from flows.planning.rungs import Rung
-from flows.planning.seconds import Pass, WorkEstimate
+from flows.planning.ladder import Rung
+from flows.planning.machine import Pass, WorkEstimate
 from stages.models.profile import PartProfile
 
 

@@ -24,7 +24,7 @@ from flows.results.labels.rows import LabelContext, LabelledChunk, label_chunks
 from flows.results.marker import MEDIA, write_proved
 from flows.results.outputs import failures_of, media_line
 from flows.results.run_result import RunEnd
-from flows.results.status import texts_line
+from flows.results.run_status import texts_line
 from flows.results.text_files import TextFileCounts, write_texts
 from flows.results.vectors import file_tasks
 

@@ -1,5 +1,32 @@
-"""Gathers the contents of a run's report as plain values, and writes the report."""
+"""Gathers the contents of a run's report as plain values, and writes the report.
 
+Gathers the report's data on stages: a timeline of each process with its memory and rung, and
+tables of progress and of planned versus measured memory. Draws nothing.
+
+Gathers the contents of the report of a sift run: values of marks, groups and thumbnails.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from flows.console.units import duration, size
+from flows.pipelines import STAGES
+from flows.results.run_record import seconds_of
+from flows.results.run_status import COLUMNS, StageStatus, cells
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from artifacts.json_shapes import read_jsonl
+from artifacts.regular_files import open_regular
+from artifacts.remote.addresses import is_address
+from flows.results.marker import MEDIA
+from flows.results.report.media import MEDIA_ENTRY, RUN_AGAIN
+from flows.results.sifted.marks import MARKS, TEXTS
+from flows.results.sifted.marks import LEFT_OUT_FILE, MARKS_FILE
+from flows.results.thumbnails import data_address
+from flows.results.trust import belief_in
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +35,6 @@ from pathlib import Path
 from string import Template
 from typing import Any
 from urllib.parse import quote
-
 from artifacts.errors import UsageError
 from artifacts.files import write_text
 from artifacts.regular_files import odd_thing
@@ -28,12 +54,10 @@ from flows.results.report.sections import (
     rounds_facts,
     training_facts,
 )
-from flows.results.report.sift import sift_facts
-from flows.results.report.stages import plan_table, stage_table, timeline_of
 from flows.results.rounds import rounds_in
-from flows.results.run_read import load_record
+from flows.results.run_status import load_record
 from flows.results.run_record import RUN_RECORD
-from flows.results.status import (
+from flows.results.run_status import (
     advice,
     kind_of,
     output_paths,
@@ -42,6 +66,269 @@ from flows.results.status import (
     written,
 )
 from flows.results.tuned import training_in
+
+MORE = ("planned time", "CPU time", "processes", "tokens", "attention")
+MIN_SHARE_BYTES = 100_000_000
+"""Minimum planned peak for which a share is shown; below it, noise of any process dominates."""
+PARTS = {
+    "weight_bytes": "weights",
+    "activation_bytes": "activations",
+    "kv_bytes": "KV cache",
+    "workspace_bytes": "workspace",
+    "context_bytes": "context",
+    "peak_bytes": "planned peak",
+}
+
+
+def timeline_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `seconds` (from the run's start to its last update), `stages` and `rungs`. Times are
+    seconds since the run's start, memory is bytes."""
+    began = seconds_of(record["started"])
+    seconds = max(0.0, seconds_of(record["updated"]) - began)
+    stages = [_stage(record, entry, began, seconds) for entry in record["stages"]]
+    last = max((span[1] for stage in stages for span in stage["spans"]), default=0.0)
+    return {
+        "seconds": max(seconds, last),
+        "stages": stages,
+        "rungs": [_rung(rung, began) for rung in record["rungs"]],
+    }
+
+
+def _memory(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    return record["plan"].get("memory") or {}
+
+
+def _stage(
+    record: Mapping[str, Any], entry: Mapping[str, Any], began: float, seconds: float
+) -> dict[str, Any]:
+    spans = entry["spans"]
+    curves = _curves(entry["timeline"], spans, entry["seconds"])
+    drawn = [[start, end] for start, end, _ in spans]
+    if record["state"] in ("running", "died") and entry["since"]:
+        start = max(0.0, entry["since"] - began)
+        drawn.append([start, max(start, seconds)])
+        curves += filter(None, [[[round(start + t, 2), *bytes_] for t, *bytes_ in entry["now"]]])
+    plan = plan_of(record, entry["name"])
+    gpu = record["plan"].get("device", "cpu") != "cpu"
+    on_device = gpu and STAGES[entry["name"]].part is not None
+    host_base = int(entry["notes"].get("loaded_bytes") or 0)
+    budget = _memory(record).get("budget_bytes")
+    return {
+        "name": entry["name"],
+        "spans": drawn,
+        "curves": curves,
+        "planned": {
+            "host": _above(host_base, plan.get("host_bytes" if on_device else "peak_bytes")),
+            "device": _above(entry["baseline_before_bytes"], plan.get("peak_bytes"))
+            if on_device
+            else None,
+        },
+        "budget": {
+            "host": None if gpu or not entry["spans"] else _above(host_base, budget),
+            "device": _above(entry["baseline_before_bytes"], budget) if on_device else None,
+        },
+        "rung": plan.get("name") or "",
+    }
+
+
+def plan_of(record: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
+    """Return the planned memory of a stage; empty if nothing was planned."""
+    return next((p for p in _memory(record).get("stages", ()) if p["rung"]["stage"] == stage), {})
+
+
+def _above(base: int, more: Any) -> int | None:
+    """Return the baseline plus the planned bytes; None if nothing was planned."""
+    return base + int(more) if more else None
+
+
+def _curves(
+    points: Sequence[Sequence[Any]], spans: Sequence[Sequence[float]], worked: float
+) -> list[list[list[Any]]]:
+    """Return the memory points of each process, by the time of the run.
+
+    The record has them by the working time of the stage. They are aligned with the end of a
+    process, not its start, because it may have waited for the GPU before its first sample.
+    """
+    spans = spans or [[0.0, worked, 0.0]]
+    ends = [
+        *(span[2] for span in spans[1:]),
+        max(worked, *(point[0] for point in points[-1:]), 0.0),
+    ]
+    found: list[list[list[Any]]] = [[] for _ in spans]
+    at = 0
+    for seconds, host, device in points:
+        while at + 1 < len(spans) and seconds >= spans[at + 1][2]:
+            at += 1
+        start, end, _ = spans[at]
+        moment = min(max(end - (ends[at] - seconds), start), end)
+        found[at].append([round(moment, 2), host, device])
+    return [curve for curve in found if curve]
+
+
+def _rung(rung: Mapping[str, Any], began: float) -> dict[str, Any]:
+    texts = {name: rung[name] for name in ("stage", "name", "reason", "error")}
+    return {**texts, "at": max(0.0, seconds_of(rung["time"]) - began)}
+
+
+def stage_table(record: Mapping[str, Any], stages: Sequence[StageStatus]) -> dict[str, Any]:
+    """Return `columns` and `rows`, one row per stage."""
+    planned = record["plan"].get("seconds") or {}
+    rows = [
+        [*cells(stage), *_more(entry, planned.get(stage.name))]
+        for stage, entry in zip(stages, record["stages"], strict=True)
+    ]
+    return _without_empty_columns((*COLUMNS, *MORE), rows)
+
+
+def plan_table(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `columns` and `rows`: each stage's planned peak with its parts, and the measured peak.
+    All exclude the memory of imports."""
+    rows = []
+    for entry in record["stages"]:
+        plan = plan_of(record, entry["name"])
+        if not plan.get("peak_bytes"):
+            continue
+        measured = _above_imports(record, entry)
+        is_comparable = measured > 0 and plan["peak_bytes"] >= MIN_SHARE_BYTES
+        share = f"{measured / plan['peak_bytes']:.0%}" if is_comparable else "-"
+        share += ", over it" if is_comparable and measured > plan["peak_bytes"] else ""
+        parts = (size(plan[part]) if plan.get(part) else "-" for part in PARTS)
+        texts = size(measured) if measured > 0 else "-"
+        rows.append([entry["name"], plan.get("name") or "-", *parts, texts, share])
+    return _without_empty_columns(
+        ("stage", "rung", *PARTS.values(), "measured peak", "of the plan"), rows
+    )
+
+
+def _above_imports(record: Mapping[str, Any], entry: Mapping[str, Any]) -> int:
+    if record["plan"].get("device", "cpu") != "cpu":
+        return int(entry["peak_device_bytes"] - entry["baseline_before_bytes"])
+    return int(entry["peak_host_bytes"] - entry["notes"].get("loaded_bytes", 0))
+
+
+def _more(entry: Mapping[str, Any], planned_seconds: Any) -> tuple[str, ...]:
+    return (
+        duration(planned_seconds) if isinstance(planned_seconds, int | float) else "-",
+        duration(entry["cpu_seconds"]) if entry["cpu_seconds"] else "-",
+        str(entry["processes"] or "-"),
+        f"{entry['tokens']:,}" if entry["tokens"] else "-",
+        entry["attention"] or "-",
+    )
+
+
+def _without_empty_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Return a table without columns that hold only `-`."""
+    texts = [at for at in range(len(columns)) if any(row[at] != "-" for row in rows)]
+    return {
+        "columns": [columns[at] for at in texts],
+        "rows": [[row[at] for at in texts] for row in rows],
+    }
+
+
+MOST_FILES = 20_000
+"""Most files whose values are on the page; of more, a sample evenly over all."""
+GROUPS, MEMBERS = 40, 6
+"""Most groups that are shown, and most members of each."""
+ENDS = 6
+"""Files with the lowest and with the highest value of a mark that are shown."""
+SIDE = 160
+"""Pixels of the longer side of a thumbnail."""
+HIGH_FALLS_OUT = frozenset(("clipped", "black", "black_seconds", "frozen", "frozen_seconds"))
+"""Marks whose high values fall out, besides faults, letterbox and flags. Other marks lose their low
+values."""
+HIGH_FALLS_OUT |= {"letterbox", "bilevel", "faults", "blurred", "exact", "duplicate", "similar"}
+NUMBERS = {"group": "duplicate", "similar_group": "similar"}
+"""Marks that only name a group, and the flags of its copies."""
+
+
+def sift_facts(out: Path, record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the data of the page about the sift run in `out`."""
+    total, rows = _rows(out / MARKS_FILE)
+    left = _lines(out / LEFT_OUT_FILE)
+    names = [n for n in (rows[0] if rows else ()) if n not in (*TEXTS, *NUMBERS)]
+    marks = [_mark(n, [row[n] for row in rows]) for n in names]
+    marks = [mark for mark in marks if any(value is not None for value in mark["values"])]
+    groups = [each for number in NUMBERS for each in _groups(rows, number)]
+    shown = {at for group in groups for at in group["members"]}
+    shown |= {at for mark in marks for at in _ends(mark["values"])}
+    failed = record["media"]["failed"]
+    counts = {"files": record["media"]["total"], "marked": total, "left out": len(left)}
+    return {
+        "name": name,
+        "state": record["state"],
+        "totals": [(n, f"{count:,}") for n, count in {**counts, "failed": failed}.items()],
+        "marked": total,
+        "files": [row["media_path"] for row in rows],
+        "marks": marks,
+        "groups": groups,
+        "thumbs": _thumbs(out, rows, sorted(shown)),
+        "left": [(row["media_path"], row["why"]) for row in left[:MOST_FILES]],
+        "failures": [(each["media_path"], each["message"]) for each in record["failures"]],
+    }
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    with open_regular(path) as file:
+        return [json.loads(line) for line in file]
+
+
+def _rows(path: Path) -> tuple[int, list[dict[str, Any]]]:
+    """Return the number of rows of the table, and those of the page."""
+    if not path.exists():
+        return 0, []
+    with open_regular(path) as file:
+        total = sum(1 for _ in file)
+        file.seek(0)
+        step = -(-total // MOST_FILES) or 1
+        return total, [json.loads(line) for line in islice(file, 0, None, step)]
+
+
+def _mark(name: str, values: Sequence[float | None]) -> dict[str, Any]:
+    known = MARKS.get(name)
+    return {
+        "name": name,
+        "text": known.text if known else "score of a head",
+        "high": name in HIGH_FALLS_OUT,
+        "values": values,
+    }
+
+
+def _groups(rows: Sequence[Mapping[str, Any]], number: str) -> list[dict[str, Any]]:
+    """Return the groups of copies, each with its best member first."""
+    flag = NUMBERS[number]
+    found: dict[int, list[int]] = defaultdict(list)
+    for at, row in enumerate(rows):
+        if row[number] is not None:
+            found[row[number]].append(at)
+    every = [sorted(members, key=lambda at: rows[at][flag]) for members in found.values()]
+    return [
+        {"kind": flag, "size": len(members), "members": members[:MEMBERS]}
+        for members in sorted(every, key=len, reverse=True)[:GROUPS]
+    ]
+
+
+def _ends(values: Sequence[float | None]) -> list[int]:
+    known = sorted((v, at) for at, v in enumerate(values) if v is not None)
+    return [at for _, at in (*known[:ENDS], *known[-ENDS:])]
+
+
+def _thumbs(out: Path, rows: Sequence[Mapping[str, Any]], shown: Sequence[int]) -> dict[int, str]:
+    """Return the thumbnails of these rows. An address is requested only if a folder of this user
+    vouches for it."""
+    entries = read_jsonl(out / MEDIA, MEDIA_ENTRY, RUN_AGAIN) if belief_in(out).is_own else []
+    vouched = {entry.get("address") for entry in entries}
+    return {
+        at: _thumb(row) if not is_address(str(row["path"])) or row["path"] in vouched else ""
+        for at, row in ((at, rows[at]) for at in shown)
+    }
+
+
+def _thumb(row: Mapping[str, Any]) -> str:
+    middle = None if row["kind"] == "image" else (row["seconds"] or 0.0) / 2
+    return data_address(row["path"], middle, SIDE)
+
 
 Rows = Iterator[tuple[str, str]]
 PACKAGE = "flows.results.report"

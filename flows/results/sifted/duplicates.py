@@ -13,27 +13,308 @@ How it works:
 6. Confirmed pairs are joined to groups.
 
 Of 25 % of frames that are 2 s apart the hashes are equal, and the pixels differ.
+
+Finds pairs of similar 64-bit hashes, by the number of bits that differ.
+
+Compares the detail of two plain pictures, such as slides, which differ by their words alone.
+
+In windows of about a word, the points of copies differ by a part of their contrast; those of two
+words differ by all of it, whatever their size and place have in common.
+
+Scores vectors with heads that users have, such as the aesthetic predictors of LAION.
 """
 
+import itertools
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+import numpy as np
+from numpy.typing import NDArray
+from artifacts.errors import UsageError
+from artifacts.paths import folder_named
+from collections.abc import Iterator
+from itertools import combinations
+import numpy as np
+from numpy.typing import NDArray
+from functools import cache
+from typing import Any
+import numpy as np
+from numpy.typing import NDArray
+from stages.sift.measures import area_weights
+from stages.sift.measures import COLOUR_SIDE, DETAIL_SIDE, Look
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
-
-from flows.results.sifted.hamming import near_pairs
-from flows.results.sifted.plain import colour_limit, same_detail
 from stages.sift.measures import area_weights
-from stages.sift.record import COLOUR_SIDE, FRACTIONS, NO_LOOK, SIDE, Look
+from stages.sift.measures import COLOUR_SIDE, FRACTIONS, NO_LOOK, SIDE, Look
+
+WEIGHT = re.compile(r"(?:layers\.(\d+)\.|linear\.|)weight")
+"""Name of the weights of a layer: of a perceptron, or of a head with one layer."""
+PICKLED = (".pth", ".pt", ".bin", ".ckpt")
+CONVERSION = (
+    "import torch, safetensors.torch as s; "
+    "s.save_file(torch.load({!r}, 'cpu', weights_only=True), {!r})"
+)
+"""Program that converts a pickled head without running code of it."""
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreHead:
+    """A score of unit vectors: layers without activations between, as LAION's are."""
+
+    name: str
+    layers: tuple[tuple[Matrix, Matrix], ...]
+    """Weights [out, in] and bias [out] of each."""
+
+    @property
+    def width(self) -> int:
+        """Return the width of the vectors that it scores."""
+        return int(self.layers[0][0].shape[1])
+
+    def scores(self, vectors: Matrix) -> NDArray[np.float32]:
+        """Return the score of each vector."""
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        values = vectors / np.maximum(lengths, 1e-12)
+        for weight, bias in self.layers:
+            values = values @ weight.T + bias
+        found: NDArray[np.float32] = values[:, 0]
+        return found
+
+
+def read_head(name: str, file: str) -> ScoreHead:
+    """Read a head from a safetensors file. Raises UsageError."""
+    path = folder_named(file, "head")
+    if path.suffix.lower() in PICKLED:
+        made = str(path.with_suffix(".safetensors"))
+        script = CONVERSION.format(str(path), made)
+        raise UsageError(
+            f"--head {name}: {path.name} is pickled and could run code",
+            hint=f"Convert it: python -c {shlex.quote(script)}",
+        )
+    tensors = _tensors(name, path)
+    named = {m: match for m in tensors if (match := WEIGHT.fullmatch(m))}
+    order = sorted(named, key=lambda key: int(named[key][1] or 0))
+    layers = []
+    for key in order:
+        weight = np.atleast_2d(tensors[key])
+        bias = tensors.get(key.removesuffix("weight") + "bias")
+        layers.append((weight, np.zeros(len(weight), np.float32) if bias is None else bias))
+    fits = all(a[0].shape[0] == b[0].shape[1] for a, b in itertools.pairwise(layers))
+    if not layers or not fits or layers[-1][0].shape[0] != 1:
+        raise UsageError(
+            f"--head {name}: {path.name} holds no layers that end in one score",
+            hint="Its tensors are layers.0.weight, layers.0.bias, …, or linear.weight",
+        )
+    if not all(np.isfinite(values).all() for layer in layers for values in layer):
+        raise UsageError(
+            f"--head {name}: {path.name} has values that are no numbers",
+            hint="Give an undamaged file",
+        )
+    return ScoreHead(name=name, layers=tuple(layers))
+
+
+def _tensors(name: str, path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key).float().numpy() for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UsageError(
+            f"--head {name}: {path} cannot be read ({error})", hint="Give a safetensors file"
+        ) from error
+
+
+Hashes = NDArray[np.uint64]
+Pairs = NDArray[np.int64]
+ALL_PAIRS = 1 << 14
+"""Up to so many hashes, all pairs are compared: 0.3 s."""
+BLOCK = 1 << 11
+"""Hashes that are compared with all others at once."""
+BANDS, BAND_BITS = 4, 16
+"""A hash has so many bands. Of two that differ in fewer than BANDS * (n + 1) bits, at least one
+band differs in at most n."""
+
+
+def near_pairs(ones: Hashes, others: Hashes, distance: int) -> Pairs:
+    """Return the numbers of all pairs of one of `ones` and one of `others` that differ in at most
+    `distance` bits, each pair once."""
+    search = _all_pairs if len(ones) <= ALL_PAIRS else _by_bands
+    found = [np.zeros((0, 2), np.int64), *search(ones, others, distance)]
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _all_pairs(ones: Hashes, others: Hashes, distance: int) -> Iterator[Pairs]:
+    for start in range(0, len(ones), BLOCK):
+        differing = np.bitwise_count(ones[start : start + BLOCK, None] ^ others[None])
+        yield np.argwhere(differing <= distance) + np.array((start, 0))
+
+
+def _by_bands(ones: Hashes, others: Hashes, distance: int) -> Iterator[Pairs]:
+    """Yield pairs that agree in one band, but for a few bits of it."""
+    most = distance // BANDS
+    turned = [
+        sum(1 << b for b in bits)
+        for n in range(most + 1)
+        for bits in combinations(range(BAND_BITS), n)
+    ]
+    for band in range(BANDS):
+        shift, mask = np.uint64(band * BAND_BITS), np.uint64((1 << BAND_BITS) - 1)
+        keys = (others >> shift) & mask
+        order = np.argsort(keys, kind="stable")
+        bounds = np.searchsorted(keys[order], np.arange((1 << BAND_BITS) + 1, dtype=np.uint64))
+        own = ((ones >> shift) & mask).astype(np.int64)
+        for bits in turned:
+            wanted = own ^ bits
+            for start in range(0, len(ones), BLOCK):
+                yield _close(ones, others, order, bounds, wanted, start, distance)
+
+
+def _close(
+    ones: Hashes,
+    others: Hashes,
+    order: NDArray[np.int64],
+    bounds: NDArray[np.int64],
+    wanted: NDArray[np.int64],
+    start: int,
+    distance: int,
+) -> Pairs:
+    """Return the near pairs of a block of `ones` with the others of their bucket."""
+    here = wanted[start : start + BLOCK]
+    low, count = bounds[here], bounds[here + 1] - bounds[here]
+    one = np.repeat(np.arange(start, start + len(here)), count)
+    offset = np.arange(len(one)) - np.repeat(np.cumsum(count) - count, count)
+    other = order[np.repeat(low, count) + offset]
+    near = np.bitwise_count(ones[one] ^ others[other]) <= distance
+    return np.stack([one[near], other[near]], axis=1)
+
+
+Points = NDArray[Any]
+WINDOW, STRIDE = 16, 4
+"""Side of a window in points, and the distance of two. Its edges fade: a line that enters one is no
+difference."""
+LEAST_CONTRAST = 100.0
+"""Variance of a window, in levels, from which it shows something."""
+SAME_DETAIL = 0.35
+"""Largest variance of the difference in a window, as a share of those of both. Copies as JPEG and
+at other sizes have at most 0.23, crops 0.28, and words of one length at least 0.41."""
+SAME_COLOUR = 12.0
+"""Largest difference of a block's mean Cb or Cr, of 255, in copies. Copies have at most 6.2, things
+in two colours of one brightness at least 17."""
+CROP_SIDE = 200
+"""Points along each side to which crops are blurred, since those of a crop are finer."""
+LEAST_SHARE, SHARE_STEP, PLACE_STEP = 0.88, 0.004, 0.0025
+"""Least share of a side that a crop leaves; steps at which it and its place are looked for."""
+
+
+def same_detail(one: Look, other: Look, *, cropped: bool = False, mirrored: bool = False) -> bool:
+    """Return whether two plain pictures show the same; `cropped`: or one of them a part of what the
+    other shows; `mirrored`: if one is turned around. Both are blurred to the size of the smaller
+    one."""
+    rows, columns = (_blur(min(sides)) for sides in zip(one.shape, other.shape, strict=True))
+    first, second = (rows @ each.detail @ columns.T for each in (one, other))
+    colours = one.colours, other.colours
+    if mirrored:
+        second, colours = second[:, ::-1], (colours[0], colours[1][..., ::-1])
+    if _agree(*colours) and _differing(first, second) <= SAME_DETAIL:
+        return True
+    return cropped and (
+        _has_part(first, second, *colours) or _has_part(second, first, *colours[::-1])
+    )
+
+
+def _has_part(whole: Points, small: Points, whole_colours: Points, colours: Points) -> bool:
+    """Return whether a picture is a part of another one."""
+    down = _place(small, whole)
+    across = _place(small.T, (area_weights(DETAIL_SIDE, DETAIL_SIDE, *down) @ whole).T)
+    part, part_colours = (
+        area_weights(side, side, *down) @ points @ area_weights(side, side, *across).T
+        for side, points in ((DETAIL_SIDE, whole), (COLOUR_SIDE, whole_colours))
+    )
+    coarse = _blur(CROP_SIDE)
+    differing = _differing(*(coarse @ points @ coarse.T for points in (small, part)))
+    return _agree(colours, part_colours) and differing <= SAME_DETAIL
+
+
+def _agree(one: Points, other: Points) -> bool:
+    """Return whether the colours of two pictures agree in all blocks."""
+    areas = area_weights(COLOUR_SIDE, COLOUR_SIDE // 2)
+    differing = areas @ (one.astype(np.float32) - other) @ areas.T
+    return bool((np.abs(differing) <= colour_limit(one, other)).all())
+
+
+def colour_limit(one: Points, other: Points) -> Points:
+    """Return by how much the colours of two pictures, or of pairs of them, may differ."""
+    are_known = one.any(axis=(-3, -2, -1)) & other.any(axis=(-3, -2, -1))
+    return np.where(are_known, SAME_COLOUR, np.inf)
+
+
+@cache
+def _blur(length: int) -> Points:
+    """Return the weights that make a side smaller and larger again."""
+    length = min(length, DETAIL_SIDE)
+    return area_weights(length, DETAIL_SIDE) @ area_weights(DETAIL_SIDE, length)
+
+
+def _differing(one: Points, other: Points) -> float:
+    """Return the largest variance of the difference in a window, as a share of those of both."""
+    own, others, apart = (_variances(points) for points in (one, other, one - other))
+    shown = np.maximum(own, others) > LEAST_CONTRAST
+    return float((apart[shown] / (own + others)[shown]).max(initial=0))
+
+
+def _variances(points: Points) -> Points:
+    ways = _windows()
+    found: Points = ways @ points**2 @ ways.T - (ways @ points @ ways.T) ** 2
+    return found
+
+
+@cache
+def _windows() -> Points:
+    fading = np.sin((np.arange(WINDOW) + 0.5) * np.pi / WINDOW) ** 2
+    starts = np.arange(0, DETAIL_SIDE - WINDOW + 1, STRIDE)
+    found = np.zeros((len(starts), DETAIL_SIDE), np.float32)
+    for row, start in zip(found, starts, strict=True):
+        row[start : start + WINDOW] = fading / fading.sum()
+    return found
+
+
+def _place(cropped: Points, whole: Points) -> tuple[float, float]:
+    """Return where the rows of a crop begin in the whole picture, and their share of it: where the
+    means of rows are most alike."""
+    own, means, places = cropped.mean(axis=1), whole.mean(axis=1), _places()
+    low = places.astype(np.int64)
+    seen = means[low] + (means[low + 1] - means[low]) * (places - low)
+    seen -= seen.mean(axis=1, keepdims=True)
+    alike = seen @ (own - own.mean()) / (np.linalg.norm(seen, axis=1) + 1)
+    first, second = map(float, places[int(alike.argmax()), :2])
+    share = second - first
+    return (first + 0.5 - share / 2) / DETAIL_SIDE, share
+
+
+@cache
+def _places() -> Points:
+    """Return where the middles of the points of a crop lie in the whole picture, in points of it,
+    for each share and place of a crop [n, DETAIL_SIDE]."""
+    found = []
+    middles = (np.arange(DETAIL_SIDE) + 0.5) / DETAIL_SIDE
+    for share in np.arange(LEAST_SHARE, 1, SHARE_STEP):
+        for start in np.arange(0, 1 - share, PLACE_STEP):
+            found.append((start + share * middles) * DETAIL_SIDE - 0.5)
+    places: Points = np.clip(np.array(found, np.float32), 0, DETAIL_SIDE - 1.001)
+    return places
+
 
 Stored = Sequence[Look]
 """One per item."""
 Thumbs = NDArray[np.float32]
 """Some of them [n, SIDE, SIDE]. A million would take 16 GB."""
-Pairs = NDArray[np.int64]
-"""Numbers of two items each [n, 2]."""
 FREQUENCIES = 8
 """Lowest frequencies along each side that the hash takes."""
 DISTANCE = 10

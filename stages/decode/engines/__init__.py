@@ -96,7 +96,7 @@ _INFLIGHT = EngineSpec(
     depends_on_batch=False,
     slots=True,
     gpu_slots=GPU_SLOTS,
-    costs="stages.decode.engines.inflight.costs:slot_terms",
+    costs="stages.decode.engines.inflight.pool_shape:slot_terms",
     cache_layers=frozenset(
         {
             "DynamicLayer",
@@ -140,7 +140,7 @@ ENGINES: Mapping[str, EngineSpec] = {
             output_version=1,
             depends_on_batch=False,
             slots=True,
-            costs="stages.decode.engines.gguf_costs:slot_terms",
+            costs="stages.decode.engines.slot_load:slot_terms",
             gguf=True,
         ),
     )

@@ -1,12 +1,17 @@
-"""The inputs and the terms of an engine's memory estimate. Imports no model library."""
+"""The inputs and the terms of an engine's memory estimate. Imports no model library.
+
+Estimates the memory of decoding in llama.cpp besides the weights. Imports no model library.
+"""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
-
 from stages.decode.engines import EngineSpec
 from stages.models.gguf import GgufShape
-from stages.models.kv_profile import RowMemory
-
+from stages.models.footprint import RowMemory
+from collections.abc import Iterator
+from dataclasses import replace
+from artifacts.plurals import counted
+from stages.models.gguf import COLUMN_MULTIPLE, PIECE_TOKENS, ROWS, GgufShape
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlotLoad:
@@ -38,3 +43,50 @@ class SlotTerm(NamedTuple):
     bytes: int
     why: str
     """One line: the factors of the product."""
+
+
+WIDE, NARROW = 4, 2
+"""Bytes per number, in 32 and in 16 bit."""
+MLP_INNER, MLP_WIDTH = 3, 3.6
+"""Numbers per token while a piece passes an MLP, in multiples of its inner and outer width. These
+and the next are measured: docs/gguf.md, "Memory"."""
+ATTENTION_WIDTH = 5.5
+"""Numbers per token while attention is computed, besides scores, in multiples of the width."""
+INPUT_COPIES = 2
+"""Copies of a prompt's input rows: merged with features, and as llama.cpp takes them."""
+RESERVE_BYTES = 4 << 20
+"""Bytes that llama.cpp takes while it reads, besides its buffers and inputs."""
+
+
+def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
+    """Yield the KV cache, which every sequence has whether it runs or not, and the buffers."""
+    assert load.gguf is not None
+    shape, sequences = load.gguf, ROWS + 1
+    number = WIDE if shape.exact else NARROW
+    # llama.cpp keeps all tokens of layers with a sliding window, too, so that they can be copied.
+    kept = tuple(replace(kind, window=0) for kind in load.memory.kept)
+    memory = replace(load.memory, kept=kept)
+    columns = -(-(load.tokens + load.new_tokens) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
+    each = memory.bytes(columns, number)
+    why = f"{counted(sequences, 'sequence')} x {columns:,} tokens x {each / columns:,.0f} bytes"
+    yield SlotTerm("kv", sequences * (each + memory.states(WIDE)), why)
+    waiting = memory.bytes(load.tokens, number)
+    why = f"the cache of one prompt of {load.tokens:,} tokens, on its way to its row"
+    yield SlotTerm("kv", 2 * waiting, why)
+    piece = max(PIECE_TOKENS, load.tokens * shape.whole)
+    why = f"llama.cpp's buffers for {piece:,} tokens of a prompt"
+    yield SlotTerm("activation", compute_bytes(shape, columns, piece), why)
+    rows = INPUT_COPIES * load.tokens * shape.width * WIDE
+    logits = 3 * (ROWS + 1) * memory.words * WIDE
+    why = f"inputs of {load.tokens:,} tokens, logits of {counted(ROWS, 'row')}, reading"
+    yield SlotTerm("activation", rows + logits + RESERVE_BYTES, why)
+
+
+def compute_bytes(shape: GgufShape, columns: int, piece: int) -> int:
+    """Return the size of llama.cpp's compute buffer: the larger of an MLP and of attention, for one
+    piece of a prompt. Flash attention keeps no scores."""
+    inside = MLP_INNER * shape.inner + MLP_WIDTH * shape.width
+    if shape.exact:
+        inside = max(inside, shape.heads * columns + ATTENTION_WIDTH * shape.width)
+    mask = columns * (WIDE if shape.exact else NARROW)
+    return round(piece * (WIDE * inside + mask))

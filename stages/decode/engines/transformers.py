@@ -17,14 +17,14 @@ from artifacts.errors import UsageError
 from stages.decode.confidence import LogitsWatch
 from stages.decode.generate_kwargs import GenerateKwargs
 from stages.decode.generation import SamplingParams
-from stages.decode.job import DecodeJob
-from stages.decode.prefill_options import PrefillOptions
+from stages.decode.generation import DecodeJob
+from stages.decode.generate_kwargs import PrefillOptions
 from stages.decode.prompts import ContextExceeded, prompts_for
 from stages.decode.protocol import CaptionOutput, DecodeRequest, OnPartial
-from stages.decode.request_settings import RequestSettings
+from stages.decode.generation import RequestSettings
 from stages.memory.oom_retry import OomRetry
 from stages.models.halves.features import Features
-from stages.models.halves.inject_features import generate, new_tokens, prompt_in
+from stages.models.halves.offload import generate, new_tokens, prompt_in
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.loading import ModelJob, facts
 from stages.models.processors.input_layout import layout_of

@@ -5,12 +5,12 @@ from dataclasses import replace
 from itertools import chain, repeat
 from typing import Any
 
-from stages.export.graphs.samples import trials
+from stages.export.graphs.make import trials
 from stages.export.jobs import TimingJob
 from stages.models.loading import ModelJob
 from stages.process.deferred_imports import import_transformers
 from stages.process.job import parse_job
-from stages.process.report import EventReporter
+from stages.process.events import EventReporter
 
 SECONDS, ROUNDS = 3.0, 3
 """Least seconds, and runs, for each backend; the fastest run counts."""

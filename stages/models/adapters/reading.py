@@ -2,21 +2,83 @@
 
 A LoRA adds B x A, times a scale, to the matrix of a linear layer. Many adapters of that name add
 something else as well. Their configuration shows it, and they are refused.
+
+Reads each module's rank and the scale of its B x A from an adapter's configuration. Its patterns
+are matched in linear time.
+
+Finds the modules of a model that an adapter changes, or the reason why it does not fit. Imports
+no model library.
+
+An adapter names modules as the model does, or as older versions of transformers did, which took the
+names from the checkpoint's files.
 """
 
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from artifacts.errors import UsageError
+from artifacts.patterns import LITERAL, ends_with
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.regular_files import read_text
-from stages.models.adapters.scales import COPY_HINT, rank_and_scale
 from stages.models.hub.checkpoint import JSON_BYTES
 from stages.models.hub.headers import TensorPlace, read_metadata, read_places
 from stages.models.published import AS_PUBLISHED, FIELD
+from collections.abc import Mapping
+from artifacts.errors import UsageError
+from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile
+
+COPY_HINT = "Copy it again from where it was trained"
+MAX_PATTERNS = 4096
+"""Maximum number of modules with their own rank or alpha: more than the layers of any model."""
+MAX_EXPRESSIONS = 64
+"""Maximum number of patterns that are not plain module names."""
+LARGEST = 2.0**31
+"""Exclusive upper bound of ranks and alphas."""
+
+
+def rank_and_scale(config: Path, settings: Mapping[str, Any], path: str) -> tuple[int, float]:
+    """Return the rank of one module and the factor of its B x A. Raises UsageError."""
+    rank = _of_module(config, settings, path, "r", "rank_pattern")
+    alpha = _of_module(config, settings, path, "lora_alpha", "alpha_pattern")
+    if rank < 1 or rank != int(rank):
+        raise UsageError(f"{config}: r is {rank:g}", hint=COPY_HINT)
+    return int(rank), alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _of_module(
+    config: Path, settings: Mapping[str, Any], path: str, name: str, patterns: str
+) -> float:
+    """Return a setting for a module: the value of the first pattern that matches the end of its
+    path, else the general value."""
+    found, by_pattern = settings.get(name), settings.get(patterns) or {}
+    if not isinstance(by_pattern, dict) or len(by_pattern) > MAX_PATTERNS:
+        raise UsageError(
+            f"{config}: {patterns} must map at most {MAX_PATTERNS:,} names to numbers",
+            hint=COPY_HINT,
+        )
+    if sum(not LITERAL.fullmatch(each) for each in by_pattern) > MAX_EXPRESSIONS:
+        raise UsageError(
+            f"{config}: {patterns} has more than {MAX_EXPRESSIONS} expressions",
+            hint="Use module names there",
+        )
+    try:
+        found = next((by_pattern[each] for each in by_pattern if ends_with(each, path)), found)
+    except ValueError as error:
+        raise UsageError(
+            f"{config}: {patterns} cannot be matched: {error}",
+            hint="Use module names there, or another adapter",
+        ) from error
+    if isinstance(found, bool) or not isinstance(found, int | float) or not abs(found) < LARGEST:
+        raise UsageError(f"{config}: no valid {name}, which determines the scale", hint=COPY_HINT)
+    return found
+
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
@@ -219,3 +281,47 @@ def _check_saved(folder: Path, settings: Mapping[str, Any], whole: Mapping[str, 
                 f"{folder / ADAPTER_WEIGHTS} lacks {module}, which was trained whole",
                 hint=COPY_HINT,
             )
+
+
+def modules_of(adapter: LoraAdapter, profile: ModelProfile) -> dict[str, str]:
+    """Return the modules that an adapter changes: path in the adapter → path in the model.
+
+    Raises UsageError for an adapter of another model, or one that changes anything but products of
+    the language half."""
+    if adapter.whole:
+        raise _refused(adapter, f"holds {next(iter(adapter.whole))}, which was trained whole")
+    language, vision = (_by_name(profile.parts[part]) for part in ("language", "vision"))
+    found: dict[str, str] = {}
+    for path, low_rank in adapter.low_rank.items():
+        if low_rank.embedding:
+            raise _refused(adapter, f"changes {path}, an embedding table")
+        if path not in language and path in vision:
+            raise _refused(adapter, f"changes {path}, which belongs to the vision half")
+        if path not in language:
+            raise of_another_model(adapter, f"changes {path}, which {profile.folder} does not have")
+        layer = language[path]
+        ours = (layer.rows, layer.columns)
+        if low_rank.shape != ours:
+            shapes = [" x ".join(map(str, shape)) for shape in (low_rank.shape, ours)]
+            why = f"changes {path} of {shapes[0]}, which is {shapes[1]} in {profile.folder}"
+            raise of_another_model(adapter, why)
+        if layer.path in found.values():
+            raise UsageError(
+                f"{adapter.folder} changes {layer.path} twice, the second time as {path}",
+                hint=MERGE_FIRST,
+            )
+        found[path] = layer.path
+    return found
+
+
+def _by_name(part: PartProfile) -> Mapping[str, AdaptableLayer]:
+    """Return the layers of a part by each of their names; current names take precedence."""
+    stored = {layer.stored: layer for layer in part.adaptable if layer.stored}
+    return {**stored, **{layer.path: layer for layer in part.adaptable}}
+
+
+def _refused(adapter: LoraAdapter, why: str) -> UsageError:
+    return UsageError(
+        f"{adapter.folder} {why}: only layers of the language half can be adapted at run time",
+        hint=MERGE_FIRST,
+    )

@@ -2,20 +2,45 @@
 
 Within a batch, rows whose encoder inputs have equal shapes are computed together. A row's bytes
 depend on which rows these are. They do not depend on whether several batches are computed together.
+
+Encodes inputs in passes whose number of rows is fixed, and tries whether their bytes then depend
+on anything else.
+
+How it works:
+
+1. Each input has a number of rows: 1 passes alone, more share a pass with inputs of the same shape,
+   and copies of an input fill up the last pass.
+2. An input of each size class (power of two of its values) is tried: at the first place beside
+   copies of it, and at the last beside other values. One that passes alone is computed twice.
+3. If both results are the same, bit for bit, the class holds. The verdict is stored, and decides
+   for all later jobs and workers on the same kind of device.
+4. Inputs of a class that does not hold pass alone. If a half computes one input twice with
+   different results, HalfTried is raised: the run is planned again, in batches.
 """
 
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
-
 import torch
-
-from stages.memory.meta_tensors import tensors
+from stages.memory.meta_device import tensors
 from stages.models.halves.features import Features, encode, is_pixels
-from stages.models.halves.inject_features import UNDIVIDED
+from stages.models.halves.offload import UNDIVIDED
 from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
 from stages.models.processors.prepare import Prepared, joined
 from stages.models.streaming.load import run_calls
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+import torch
+from artifacts.errors import HalfTried
+from artifacts.packs import Record, RecordSet
+from artifacts.tensors import pack_tree
+from stages.memory.oom_retry import item_fault
+from stages.memory.meta_device import tensors
+from stages.models.encoding.ways import trial_key, way_of
+from stages.models.halves.records import FeatureRecord
+from stages.models.processors.side_inputs import Prepared
 
 Group = tuple[int, list[int]]
 """Index of a batch, and the indexes of its rows in the group."""
@@ -106,3 +131,112 @@ def _encode_together(half: Any, rows: list[Prepared]) -> list[FeatureRecord] | N
 
 def _shape(value: Any) -> Any:
     return list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PassRow:
+    """One input of the half."""
+
+    prepared: Prepared
+    rows: int
+    """Rows of its pass."""
+
+    @property
+    def size_class(self) -> int:
+        """Return the base-2 logarithm of its number of values, rounded up."""
+        return sum(each.numel() for each in tensors(self.prepared.inputs)).bit_length()
+
+
+class WayTrials:
+    """The stored verdicts of one half on one kind of device."""
+
+    def __init__(self, records: RecordSet, threads: int = 0) -> None:
+        """Take the records of this half and kind of device, and the threads that compute."""
+        self._records = records
+        self._threads = threads
+        self.ways = Counter[str]()
+        """Way → chunks that were encoded in it."""
+
+    def verdict(self, row: PassRow) -> bool | None:
+        """Return whether bytes of this row's class depend on nothing else; None: not tried."""
+        key = self.key(row)
+        return bool(self._records.meta(key)["holds"]) if key in self._records else None
+
+    def key(self, row: PassRow) -> str:
+        """Return the key of the verdict on the row's class."""
+        return trial_key(row.rows, row.size_class, self._threads)
+
+    def decided(self, row: PassRow) -> PassRow:
+        """Return the row, alone if its class does not hold among others."""
+        return replace(row, rows=1) if self.verdict(row) is False else row
+
+    def untried(self, rows: Sequence[PassRow]) -> list[PassRow]:
+        """Return one row of each class without a verdict."""
+        found = (row for row in map(self.decided, rows) if self.verdict(row) is None)
+        return [*{self.key(row): row for row in found}.values()]
+
+    def count(self, rows: Sequence[PassRow]) -> None:
+        """Count a chunk for each of these rows, which were encoded."""
+        self.ways.update(way_of(self.decided(row).rows) for row in rows)
+
+    def keep(self, row: PassRow, *, holds: bool) -> None:
+        """Store a verdict. Raises HalfTried if the half has no result that can be repeated."""
+        self._records.publish([Record(key=self.key(row), meta={"holds": holds, "rows": row.rows})])
+        if not holds and row.rows == 1:
+            raise HalfTried(
+                "the vision half computes one input twice with different results; "
+                "inputs are encoded in batches"
+            )
+
+
+def encode_passes(half: Any, rows: Sequence[PassRow], trials: WayTrials) -> list[FeatureRecord]:
+    """Return the feature record of each row, in order. Raises HalfTried."""
+    while untried := trials.untried(rows):
+        for row in untried:
+            trials.keep(row, holds=_holds(half, row))
+    rows = [trials.decided(row) for row in rows]
+    passes = list(_passes(rows))
+    whole = [_filled([rows[at].prepared for at in some], rows[some[0]].rows) for some in passes]
+    found: dict[int, FeatureRecord] = {}
+    for some, records in zip(passes, encode_batches(half, whole), strict=True):
+        found.update(zip(some, records, strict=False))
+    return [found[at] for at in range(len(rows))]
+
+
+def _holds(half: Any, row: PassRow) -> bool:
+    """Return whether the bytes of a row are the same at other places and beside other values. An
+    encoder that refuses several rows at once takes each alone."""
+    own, size = row.prepared, row.rows
+    other = replace(own, inputs={name: _mirrored(value) for name, value in own.inputs.items()})
+    try:
+        first, second = encode_batches(half, [[own] * size, [*[other] * (size - 1), own]])
+    except Exception as error:
+        if size == 1 or item_fault(error) is None:
+            raise
+        return False
+    return _bytes_of(first[0]) == _bytes_of(second[-1])
+
+
+def _passes(rows: Sequence[PassRow]) -> Iterator[list[int]]:
+    """Yield the indexes of the rows of each pass, which share their shape."""
+    together: dict[tuple[int, str], list[int]] = {}
+    for at, row in enumerate(rows):
+        together.setdefault((row.rows, passes_with(row.prepared)), []).append(at)
+    for (size, _), found in together.items():
+        yield from (found[start : start + size] for start in range(0, len(found), size))
+
+
+def _filled(some: list[Prepared], size: int) -> list[Prepared]:
+    """Return a whole pass. What fills it up is a copy of an input, because some models leave out
+    images of zeros."""
+    return [*some, *[some[-1]] * (size - len(some))]
+
+
+def _mirrored(value: Any) -> Any:
+    """Return pixels of other content and the same shape; other inputs unchanged."""
+    pixels = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 1
+    return value.flip(-1) if pixels else value
+
+
+def _bytes_of(record: FeatureRecord) -> bytes:
+    return pack_tree(record.to_tree())[1]

@@ -2,8 +2,35 @@
 
 A batch is computed whole where the bytes of a row depend on it. Otherwise its inputs pass the half
 in a fixed number of rows (stages/models/encoding/ways.py).
+
+Reads a chunk's frames from the store as an encoder takes them, or gives the reason why it
+cannot.
+
+Prepares items on several threads, each with a processor of its own.
+
+Processors are not stated to be thread-safe: a fast tokenizer that two threads use at once may raise
+"Already borrowed". After out of memory, items are prepared one at a time.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+import numpy as np
+from artifacts.packs import DamagedRecord
+from artifacts.packs import RecordSet
+from stages.memory.oom_retry import item_fault
+from stages.models.encoding.job import EncodeItem
+from stages.models.processors.loading import Clip
+from stages.models.processors.side_inputs import Prepared
+import copy
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Semaphore
+from typing import Any, Generic, Self, TypeVar
+import torch
+from stages.memory.oom_retry import catch_oom
+from stages.models.processors.loading import UNPAIRED
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,32 +40,161 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
-
 import torch
-
 from artifacts.claims import UnsharedWork, WorkClaims, claims_at
 from artifacts.packs import Record, RecordSet
-from artifacts.record_union import record_sets_of
+from artifacts.packs import record_sets_of
 from artifacts.store import is_full, open_store
-from stages.memory.item_faults import RETRY, ItemFault, ItemFaults
+from stages.memory.oom_retry import RETRY, ItemFault, ItemFaults
 from stages.memory.oom_retry import OomRetry, blocks
 from stages.models.encoding import FEED_NOTE
 from stages.models.encoding.batch import encode_batches, overflowed, undivided
-from stages.models.encoding.chunks import Refusal
 from stages.models.encoding.job import EncodeItem, EncodingJob
-from stages.models.encoding.passes import PassRow, WayTrials, encode_passes
-from stages.models.encoding.readers import Outcome, Readers
+from stages.models.encoding.batch import PassRow, WayTrials, encode_passes
 from stages.models.encoding.ways import KIND
 from stages.models.halves.records import FeatureRecord
-from stages.models.halves.reloadable import ReloadableHalf
+from stages.models.halves.load import ReloadableHalf
 from stages.models.loading import ModelJob, facts
 from stages.models.prefetch import PREFETCH_BATCHES, prefetched, write_behind
 from stages.models.processors.side_inputs import Prepared
-from stages.process.cgroup import cores
+from stages.process.memory import cores
 from stages.process.events import NO_ROOM, NOT_STORED, Published
 from stages.process.job import items_of
 from stages.process.live import read_requests
-from stages.process.report import EventReporter
+from stages.process.events import EventReporter
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """The reason why one chunk cannot be encoded, while the others can."""
+
+    message: str
+    hint: str = "Try another model or other sampling (--fps, --frames); the other files are done"
+    kind: str = "refused"
+
+    def meta(self) -> dict[str, str]:
+        return {"kind": self.kind, "message": self.message, "hint": self.hint}
+
+
+def read_chunk(
+    record_set: RecordSet, item: EncodeItem, prepare: Callable[[Clip], Prepared]
+) -> Prepared | Refusal:
+    """Read one chunk as encoder input, or return why the processor refuses its frames."""
+    try:
+        return prepare(read_clip(record_set, item))
+    except Exception as error:
+        fault = item_fault(error)
+        if fault is None:
+            raise
+        text = fault.message or fault.type
+        return Refusal(message=f"the model's processor refuses these frames: {text}")
+
+
+def read_clip(record_set: RecordSet, item: EncodeItem) -> Clip:
+    """Read one chunk's frames, with times relative to its start. Raises DamagedRecord if the frames
+    are missing."""
+    try:
+        record = record_set.read(item.frames)
+    except KeyError as error:
+        raise DamagedRecord(
+            f"the frames {item.frames[:12]}… are no longer in the store",
+            hint="Run the same command again: it reads them from the video again",
+        ) from error
+    meta = record.meta
+    shape = (len(meta["times"]), meta["height"], meta["width"], 3)
+    return Clip(
+        # A copy, because processors make tensors of the frames, and torch requires writable memory.
+        # While numpy copies, other threads run; while `bytearray` does, they wait.
+        frames=np.frombuffer(record.payload, np.uint8).reshape(shape).copy(),
+        # A frame that is visible at the start of a chunk may have a time before it.
+        times=tuple(max(0.0, float(time) - float(meta["start"])) for time in meta["times"]),
+        seconds=float(meta["end"]) - float(meta["start"]),
+        kind="image" if item.kind == "image" else "video",
+    )
+
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+Outcome = tuple[list[Made], str | None]
+"""The result in a list, and None; or an empty list, and the allocator's message."""
+
+
+class Readers(Generic[Item, Made]):
+    """Threads that prepare items. A context manager that cancels what was not begun."""
+
+    def __init__(
+        self, prepare: Callable[[Any, Item], Made], processor: Any, count: int, *, reads_text: bool
+    ) -> None:
+        """`prepare` gets a processor and an item. Without `reads_text` it calls no tokenizer, so
+        all threads share one."""
+        self._prepare = prepare
+        self._turns = Semaphore(count)
+        self._count = count
+        self._processors: SimpleQueue[Any] = SimpleQueue()
+        torch.get_num_threads()  # fixes the number of this thread, which `_use_one_core` would set
+        start = _use_one_core if count > 1 else None
+        self._threads = ThreadPoolExecutor(max_workers=count, initializer=start)
+        if count > 1:
+            self._threads.submit(self._copy, processor, reads_text)
+        else:
+            self._processors.put(processor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def begin(self, item: Item) -> "Future[Outcome[Made]]":
+        """Prepare an item on the next free thread."""
+        return self._threads.submit(self._in_turn, item)
+
+    def finish(self, item: Item, begun: "Future[Outcome[Made]]") -> Made:
+        """Return the prepared item. One that ran out of memory is tried again, alone. Raises what
+        `prepare` raised."""
+        made, message = begun.result()
+        return self.alone(item) if message is not None else made.pop()
+
+    def alone(self, item: Item) -> Made:
+        """Prepare an item on this thread while no other one is prepared, and from now on prepare
+        them one at a time."""
+        while self._count > 1:
+            self._turns.acquire()
+            self._count -= 1
+        with self._turns:
+            return self._with_processor(item)
+
+    def _in_turn(self, item: Item) -> Outcome[Made]:
+        with self._turns:
+            return catch_oom(lambda: self._with_processor(item))
+
+    def _with_processor(self, item: Item) -> Made:
+        processor = self._processors.get()
+        try:
+            return self._prepare(processor, item)
+        finally:
+            self._processors.put(processor)
+
+    def _copy(self, processor: Any, reads_text: bool) -> None:
+        """Copy the processor for the other threads, before the first use of any."""
+        tokenizer = getattr(processor, "tokenizer", None)
+        shared = {} if reads_text else {id(tokenizer): tokenizer}
+        try:
+            for _ in range(self._count - 1):
+                self._processors.put(copied := copy.deepcopy(processor, dict(shared)))
+                if processor in UNPAIRED:
+                    UNPAIRED.add(copied)
+        except Exception as error:  # code of the checkpoint may hold anything
+            log.warning("the processor cannot be copied for other threads: %s", error)
+        finally:
+            self._processors.put(processor)
+
+
+def _use_one_core() -> None:
+    """Let this thread compute alone: the other cores have threads of their own."""
+    torch.set_num_threads(1)
+
 
 CHUNKS_A_READER = 16
 """Chunks of a job for each further reading thread with a tokenizer. Copying a tokenizer of 150,000

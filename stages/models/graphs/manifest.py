@@ -1,16 +1,135 @@
 """The manifest of a checkpoint's graphs: their encoders, their calls and their source. Imports no
-model library."""
+model library.
 
+Lists ONNX Runtime's providers and their settings, and opens graphs with the requested one.
+
+ONNX Runtime silently falls back to another provider if the requested one is unavailable, and logs
+it at most. Therefore the session's actual provider is checked. A GPU provider leaves shape
+computations to the CPU by design, so that is allowed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from artifacts.errors import EnvironmentFault
+from stages.process.output_streams import out_of_memory
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
 from artifacts.errors import EnvironmentFault
 from artifacts.json_shapes import MapOf, anything, count, number, read_json, text
 from artifacts.records import read_record
 from artifacts.schema import Half
 from stages.models.graphs import FOLDER
+
+ONNX, TENSORRT = "onnx", "tensorrt"
+BACKENDS = (ONNX, TENSORRT)
+"""Backends that run graphs, as named on the command line."""
+CPU, CUDA, TRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+UNREADABLE = ("INVALID_PROTOBUF", "INVALID_GRAPH", "NO_SUCHFILE")
+"""Words in ONNX Runtime's errors that mean a damaged file, whatever the provider."""
+WORKSPACE = 2
+"""TensorRT may use 1 / WORKSPACE of the memory limit to try kernels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provider:
+    """One provider with all its settings."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fallbacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Providers, with their options, for operators that this one does not support."""
+
+    def for_session(self) -> list[Any]:
+        """Return the `providers` argument for ONNX Runtime."""
+        every = {self.name: self.options, **self.fallbacks}
+        return [(name, dict(options)) for name, options in every.items()]
+
+
+def provider_of(backend: str, device: str) -> str:
+    """Return the name of the provider for a backend on a device."""
+    if backend == TENSORRT:
+        return TRT
+    return CPU if device == "cpu" else CUDA
+
+
+def provider_for(backend: str, device: str, limit: int, engines: Path | None) -> Provider:
+    """Return the provider for a device, limited to `limit` bytes of it. `engines` is the folder in
+    which TensorRT keeps its engines for these graphs."""
+    name = provider_of(backend, device)
+    if name == CPU:
+        return Provider(name=CPU)
+    cuda = {
+        "device_id": int(device.partition(":")[2] or 0),
+        "gpu_mem_limit": limit,
+        "arena_extend_strategy": "kSameAsRequested",
+        # By default it times every algorithm of a convolution for each new batch size.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "use_tf32": "0",  # graphs in fp32 compute in fp32, as torch does
+    }
+    if name == CUDA:
+        return Provider(name=CUDA, options=cuda)
+    options: dict[str, Any] = {
+        "device_id": cuda["device_id"],
+        "trt_max_workspace_size": limit // WORKSPACE,
+        "trt_fp16_enable": False,  # the graph states its own types
+    }
+    if engines is not None:
+        engines.mkdir(parents=True, exist_ok=True)
+        options |= {
+            "trt_engine_cache_enable": True,
+            "trt_engine_cache_path": str(engines),
+            "trt_timing_cache_enable": True,
+            "trt_timing_cache_path": str(engines),
+        }
+    return Provider(name=TRT, options=options, fallbacks={CUDA: cuda})
+
+
+def open_session(path: Path, provider: Provider, threads: int) -> Any:
+    """Return a session that runs a graph with this provider. Raises EnvironmentFault if another
+    provider would run it, or if the graph cannot be read."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    built = onnxruntime.get_available_providers()
+    if provider.name not in built:
+        raise _unavailable(provider.name, f"this ONNX Runtime has {', '.join(built)}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # An arena would keep the memory of the largest batch, which the budget does not include.
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=provider.for_session())
+    except Exception as error:  # ONNX Runtime's errors have no common class
+        if out_of_memory(error):
+            raise
+        message = " ".join(str(error).split())[:200]
+        if provider.name == CPU or any(word in message for word in UNREADABLE):
+            raise EnvironmentFault(
+                f"{path} is not a graph that ONNX Runtime can read ({message})",
+                hint="Export it again, or give --vision-backend torch",
+            ) from error
+        raise _unavailable(provider.name, message) from error
+    check_provider(session, provider)
+    return session
+
+
+def check_provider(session: Any, provider: Provider) -> None:
+    """Raise EnvironmentFault unless a session uses the requested provider."""
+    found = session.get_providers()
+    if found[:1] != [provider.name]:
+        raise _unavailable(provider.name, f"ONNX Runtime used {', '.join(found) or 'none'} instead")
+
+
+def _unavailable(name: str, why: str) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{name} is not available: {why}",
+        hint="Run `penstock doctor` to see what is missing, or give --vision-backend torch",
+    )
+
 
 FILE = "graphs.json"
 """Name of the manifest file in the folder of the graphs."""

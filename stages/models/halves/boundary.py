@@ -19,18 +19,122 @@ The input is a skeleton of the model without weights. How the cut is found and m
 8. Some halves call single modules of the other half. `pieces_called` finds these in the bytecode of
    the methods that the half runs. Where it misses one, `piece_of` derives the module to load from
    the NeedsWeights error.
+
+Reads from a function's bytecode which attributes it names and which methods it calls. Runs
+nothing.
+
+Finds the boundary between the halves of a dual encoder, from its class. Loads nothing.
+
+A dual encoder makes one vector of an image and one of a text, each with its own encoder. What only
+`get_image_features` reaches is the vision half. What `get_image_features` never reaches is the text
+half, called `language` as in other models. The cut runs between the model's direct children,
+because some of them read a child's weight without calling that child. The model's own parameters,
+such as the scale of its logits, are in both halves.
 """
 
+import dis
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from types import CodeType
+from typing import Any
+from torch import nn
+from artifacts.errors import UsageError
+from artifacts.schema import Half
 from collections.abc import Iterable, Iterator
 from typing import Any
-
 from torch import nn
-
 from artifacts.errors import UsageError
 from artifacts.schema import Half, Part
 from stages.models.halves.absent import MissingModule, MissingWeight, NeedsWeights
-from stages.models.halves.bytecode import called_in, names_in, reached
-from stages.models.halves.dual import makes_vectors, units_absent
+
+def names_in(function: Any) -> set[str]:
+    """Return the names of attributes and globals that a function's code refers to."""
+    return {name for code in _codes(function) for name in code.co_names}
+
+
+def called_in(function: Any) -> set[str]:
+    """Return the names of attributes that a function's code calls."""
+    instructions = [i for code in _codes(function) for i in dis.get_instructions(code)]
+    return {
+        str(i.argval)
+        for i in instructions
+        # From Python 3.12 on, the lowest bit says that the loaded attribute is called.
+        if i.opname == "LOAD_METHOD" or (i.opname == "LOAD_ATTR" and _calls(i.arg))
+    }
+
+
+def reached(
+    cls: type[Any],
+    start: Iterable[str],
+    read: Callable[[Any], set[str]],
+    beyond: Iterable[str] = (),
+) -> set[str]:
+    """Return everything that `read` finds in the methods `start` of a class, and in the methods of
+    the class itself that they refer to, except `beyond`."""
+    todo, seen, found = set(start), set(beyond), set[str]()
+    while todo := {name for name in todo - seen if inspect.isfunction(getattr(cls, name, None))}:
+        seen |= todo
+        names = set[str]().union(*(read(getattr(cls, name)) for name in todo))
+        found |= names
+        todo = {name for name in names if name in vars(cls)}
+    return found
+
+
+def _calls(argument: int | None) -> bool:
+    return sys.version_info >= (3, 12) and bool(argument and argument & 1)
+
+
+def _codes(function: Any) -> Iterator[CodeType]:
+    codes = [inspect.unwrap(function).__code__]
+    while codes:
+        code = codes.pop()
+        yield code
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+
+
+IMAGE_METHOD, TEXT_METHOD = "get_image_features", "get_text_features"
+"""Names of the methods by which a dual encoder makes vectors."""
+VIDEO_METHOD = "get_video_features"
+HINT = "Choose a model of the CLIP kind: docs/embed.md lists them"
+
+
+def makes_vectors(cls: type) -> bool:
+    """Return whether a class is a dual encoder: it makes vectors of both, and generates no text."""
+    from transformers import GenerationMixin
+
+    methods = all(hasattr(cls, name) for name in (IMAGE_METHOD, TEXT_METHOD))
+    return methods and not issubclass(cls, GenerationMixin)
+
+
+def units_absent(model: nn.Module, cls: type, keep: Half) -> list[str]:
+    """Return the model's own parts that a half does not need; `cls` is the whole model's class."""
+    by_image_method, by_text_method = (
+        reached(cls, [name], names_in) for name in (IMAGE_METHOD, TEXT_METHOD)
+    )
+    units = [name for name, _ in model.named_children()]
+    if keep == "vision":
+        return [name for name in units if name not in by_image_method]
+    return [name for name in units if name in by_image_method - by_text_method]
+
+
+def refuse_no_vectors(cls: type) -> None:
+    """Refuse a class that neither generates text nor is a dual encoder of images. Raises
+    UsageError."""
+    if hasattr(cls, VIDEO_METHOD):
+        raise UsageError(
+            f"{cls.__name__} makes a vector of a whole video ({VIDEO_METHOD}), and none of a "
+            "picture",
+            hint=HINT,
+        )
+    missing = [f"no {name}" for name in (IMAGE_METHOD, TEXT_METHOD) if not hasattr(cls, name)]
+    raise UsageError(
+        f"{cls.__name__} does not write text token by token, nor make one vector of a picture and "
+        f"one of a text (it has {' and '.join(missing)})",
+        hint="Choose a model that captions (docs/models.md) or one of the CLIP kind "
+        "(docs/embed.md)",
+    )
+
 
 HALVES: tuple[Half, Half] = ("vision", "language")
 ENCODERS = ("get_image_features", "get_video_features")

@@ -2,6 +2,8 @@
 
 A subclass of the model's class leaves the other half out in `__init__`. The loader finds no place
 for those tensors and never reads them. Its renaming, dtype and quantization work as usual.
+
+Reloads a half with modules of the other half that its code turns out to need.
 """
 
 import contextlib
@@ -11,20 +13,27 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
-
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.plurals import meant
 from artifacts.schema import Part
 from stages.models.halves.boundary import CUT, absent_paths, cut, pieces_called
-from stages.models.halves.classes import config_and_class, one_line, with_packages
-from stages.models.halves.pinned_reads import NOTE, pinned_reads
+from stages.models.halves.routes import config_and_class, one_line, with_packages
+from stages.models.halves.ranged_reads import NOTE, pinned_reads
 from stages.models.halves.ranged_reads import ranged_reads
 from stages.models.hub.checkpoint import INDEX, weight_names
 from stages.models.hub.hub_errors import PICKLES, to_convert
 from stages.models.hub.resolve import fetch_rest, resolve_model
 from stages.models.in_tree.registry import native_of
 from stages.models.published import apply_published_positions
-
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+from artifacts.model_files import ModelFiles
+from artifacts.schema import Part
+from stages.memory.oom_retry import release_memory
+from stages.models.halves.absent import NeedsWeights
+from stages.models.halves.boundary import piece_of
+from stages.models.halves.routes import skeleton_of
 
 @contextlib.contextmanager
 def present_weights(folder: Path) -> Iterator[Path]:
@@ -223,3 +232,67 @@ def refuse_pickle(folder: Path, trusted: bool) -> None:
             f"{folder} has its weights only as pickles ({pickles[0].name}), which can run code",
             hint=f"Use one saved as safetensors, or {to_convert(str(folder))}",
         )
+
+
+Result = TypeVar("Result")
+
+
+class ReloadableHalf:
+    """A half that is reloaded with extra modules when a use shows that they are missing."""
+
+    def __init__(
+        self,
+        keep: Part,
+        load: Callable[[tuple[str, ...]], Any],
+        pieces: Iterable[str] = (),
+        files: ModelFiles | None = None,
+        *,
+        offloaded: bool = False,
+    ) -> None:
+        """Load the half. `files` are compared before and after each load. If the half is
+        `offloaded`, or keeps its files mapped, they are compared around each call as well."""
+        self._keep = keep
+        self._load_once = load
+        self._files = files or ModelFiles()
+        self._offloaded = offloaded
+        self._reads_files = False
+        self.pieces = tuple(pieces)
+        """Paths of the extra modules that are loaded."""
+        self.model = self._load(self.pieces)
+
+    def _load(self, pieces: tuple[str, ...]) -> Any:
+        with self._files.compared():
+            model = self._load_once(pieces)
+        self._reads_files = self._offloaded or self._files.are_mapped()
+        return model
+
+    def confirm(self) -> None:
+        """Compare the files before publishing results that were computed outside a call. Raises
+        ModelChanged."""
+        if self._reads_files:
+            self._files.check()
+
+    def call(self, function: Callable[[Any], Result]) -> Result:
+        """Return the result of `function` for the half. Reload the half as often as an extra module
+        is missing. Raises ModelChanged."""
+        while True:
+            if self.model is None:  # the last reload failed, and the caller continued
+                self.model = self._load(self.pieces)
+            try:
+                with self._files.compared() if self._reads_files else contextlib.nullcontext():
+                    return function(self.model)
+            except NeedsWeights as error:
+                self.pieces = (*self.pieces, self._new_piece(error))
+            self.model = None  # free the old one first: both may not fit
+            release_memory()  # its hooks may refer to it
+            self.model = self._load(self.pieces)
+
+    def _new_piece(self, error: NeedsWeights) -> str:
+        config, cls = self.model.config, type(self.model).__mro__[1]
+        skeleton = skeleton_of(config, cls)
+        if self._keep == "whole":
+            raise error
+        piece = piece_of(skeleton, error, self._keep)
+        if piece in self.pieces:
+            raise error
+        return piece

@@ -3,8 +3,35 @@ them into memory one at a time.
 
 On a CPU the layers stay in the checkpoint's files, and accelerate's hooks read each when it is
 reached. Every forward pass, that is every token, reads all layers. `streaming` does it on a GPU.
+
+Feeds stored features to the language half and generates text.
+
+How it works:
+
+1. `generate` checks that every input of the encoding is present.
+2. Unless the model runs jointly, it checks that the prompt has as many placeholders as there are
+   features. A mismatch would give wrong text without an error.
+3. DELIVER runs the split strategy of the model. Protocol: `generate` of the half takes the records.
+4. Replay: the half gets pixels without storage. During the call the `get_*_features` methods of its
+   owner object return the records.
+5. Splice: features are written into the embeddings at the placeholders, and the reader generates
+   from those.
+6. Joint: the whole model takes the pixels.
+7. Meanwhile a hook keeps the output head from computing large logits for the whole prompt.
 """
 
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+import torch
+from artifacts.errors import UsageError
+from artifacts.schema import Route
+from artifacts.tensors import make_record
+from stages.models.halves.boundary import owner_path, reader_path
+from stages.models.halves.features import count_tokens, is_pixels, moved, placeholder_ids
+from stages.models.halves.routes import MODALITIES, choose_route
 import contextlib
 import functools
 import itertools
@@ -14,13 +41,220 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
 from torch import nn
-
 from artifacts.errors import CannotFit
 from artifacts.schema import Part
 from stages.models.halves.boundary import absent_paths
 from stages.models.halves.load import load_half
+
+UNDIVIDED = "pixels"
+"""Key of the pixels among the features, for a model that runs whole."""
+GENERATE, FORWARD = "generate", "forward"
+"""Methods of a model that receive features."""
+LOGITS_WORTH = 64 << 20
+"""Size in bytes up to which all logits are computed, as the whole model does. Above it, only the
+last position is computed; one row may be rounded differently than many."""
+
+
+def generate(
+    half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
+) -> torch.Tensor:
+    """Return the tokens that `generate` of the whole model gives for these inputs.
+
+    `inputs` are all outputs of the processor besides pixels. `half` is the language half, or the
+    whole model if `features` holds pixels. Without features, the input is text alone. Raises
+    UsageError if features or inputs are missing.
+    """
+    with torch.inference_mode(), _next_logits_only(half):
+        tokens: torch.Tensor = _delivered(GENERATE, half, inputs, features, options)
+    return tokens
+
+
+def forward(
+    half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
+) -> Any:
+    """Return the output of one forward pass for the inputs of `generate`, with gradients enabled.
+    Raises UsageError if features or inputs are missing."""
+    return _delivered(FORWARD, half, inputs, features, options)
+
+
+def _delivered(
+    method: str,
+    half: Any,
+    inputs: Mapping[str, Any],
+    features: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Any:
+    text = {
+        name: moved(value, half.device)
+        for name, value in inputs.items()
+        if not is_pixels(name) and value is not None
+    }
+    if absent := sorted(getattr(features, "needs", frozenset()) - set(text)):
+        raise UsageError(
+            f"decoding needs {', '.join(absent)}, which encoding had",
+            hint="Pass every output of the processor besides the pixels",
+        )
+    route: Route = "joint" if UNDIVIDED in features else choose_route(half).route
+    if route != "joint" and not getattr(features, "already_read", False):
+        _check_placeholders(half, text, features)
+    return DELIVER[route](half, method, text, features, options)
+
+
+@contextmanager
+def _next_logits_only(half: Any) -> Iterator[None]:
+    """Make the output head compute only the last position. Most classes request this themselves.
+    The others would compute the logits of the whole prompt, although `generate` reads one row."""
+    head = half.get_output_embeddings()
+    if head is None or "logits_to_keep" in inspect.signature(half.forward).parameters:
+        yield
+        return
+
+    def last(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        hidden = given[0] if given else None
+        if not isinstance(hidden, torch.Tensor) or hidden.ndim != 3:
+            return None
+        size = hidden.shape[:2].numel() * module.weight.shape[0] * hidden.element_size()
+        return (hidden[:, -1:], *given[1:]) if size > LOGITS_WORTH else None
+
+    hook = head.register_forward_pre_hook(last)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def new_tokens(tokens: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tensor:
+    """Return the new tokens, without the prompt and the start token.
+
+    The output may contain the prompt as it is, after a start token, or with a start token in place
+    of its first token and without its last one. It contains no prompt if that went to an encoder.
+    """
+    length = 0 if prompt is None else prompt.shape[1]
+    if prompt is None or not length:
+        return tokens[:, 1:]
+    given = prompt.to(tokens.device)
+    for start in (0, 1):
+        if torch.equal(tokens[:, start : start + length], given):
+            return tokens[:, start + length :]
+    if length > 2 and torch.equal(tokens[:, 1 : length - 1], given[:, 1:-1]):
+        return tokens[:, length - 1 :]
+    return tokens[:, 1:]
+
+
+def prompt_in(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor | None:
+    """Return the tokens with which the output of `model` may begin; not those of an encoder."""
+    encodes = model.config.is_encoder_decoder or model.config.get_text_config().is_encoder_decoder
+    return inputs.get("decoder_input_ids" if encodes else "input_ids")
+
+
+def _by_protocol(
+    half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any
+) -> Any:
+    given = {"mm_encoder_outputs": _copies(half, features)} if features else {}
+    return _of(half, method)(**text, **given, **options)
+
+
+def _of(model: Any, method: str) -> Callable[..., Any]:
+    """Return a method of a model. For a forward pass it is the model itself, so that hooks run."""
+    found: Callable[..., Any] = model if method == FORWARD else getattr(model, method)
+    return found
+
+
+def _by_replay(half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any) -> Any:
+    """Pass pixels without storage to the model, and make its own methods return the features."""
+    blank = {
+        name: torch.zeros((), dtype=half.dtype, device=half.device).expand(tuple(shape))
+        for name, shape in getattr(features, "blank", {}).items()
+    }
+    with _answering(half, _copies(half, features)) as requested:
+        made = _of(half, method)(**text, **blank, **options)
+    if unread := sorted(set(features) - requested):
+        raise UsageError(
+            f"{type(half).__name__} did not request its {' and '.join(unread)} features",
+            hint="Its captions would ignore the media; please report this model",
+        )
+    return made
+
+
+@contextmanager
+def _answering(half: Any, outputs: Mapping[str, Any]) -> Iterator[set[str]]:
+    """Make the owner's methods return `outputs`. Yield the set of requested modalities."""
+    owner = half.get_submodule(owner_path(half) or "")
+    requested: set[str] = set()
+    replaced = []
+    for modality in (m for m in MODALITIES if m in outputs):
+        name = f"get_{modality}_features"
+        if not hasattr(owner, name):
+            continue  # never requested, which the caller reports
+
+        def answer(*_: Any, modality: str = modality, **__: Any) -> Any:
+            requested.add(modality)
+            return outputs[modality]
+
+        # `generate` reads from the signature which arguments to pass.
+        owner.__dict__[name] = functools.wraps(getattr(owner, name))(answer)
+        replaced.append(name)
+    try:
+        yield requested
+    finally:
+        for name in replaced:
+            del owner.__dict__[name]
+
+
+def _by_splice(half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any) -> Any:
+    """Put features into the embeddings at the placeholders, and let the reader generate from
+    them."""
+    reader = half.get_submodule(reader_path(half, owner_path(half) or ""))
+    ids = text["input_ids"]
+    embeddings = half.get_input_embeddings()(ids)
+    standing = torch.isin(
+        ids, torch.tensor(sorted(placeholder_ids(half.config)), device=ids.device)
+    )
+    if features:  # without features, the input is text alone
+        found = [r.pooler_output.flatten(0, -2) for r in _copies(half, features).values()]
+        seen = torch.cat(found).to(embeddings.dtype)
+        embeddings = embeddings.masked_scatter(standing.unsqueeze(-1), seen)
+    given = {"inputs_embeds": embeddings, "attention_mask": text["attention_mask"]}
+    if not reader.config.is_encoder_decoder and method == GENERATE:
+        given["input_ids"] = ids
+    return _of(reader, method)(**given, **options)
+
+
+def _jointly(half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any) -> Any:
+    pixels = {n: moved(v, half.device, half.dtype) for n, v in features.get(UNDIVIDED, {}).items()}
+    return _of(half, method)(**text, **pixels, **options)
+
+
+DELIVER: dict[Route, Callable[[Any, str, Any, Mapping[str, Any], Any], Any]] = {
+    "protocol": _by_protocol,
+    "replay": _by_replay,
+    "splice": _by_splice,
+    "joint": _jointly,
+}
+
+
+def _copies(half: Any, features: Mapping[str, Any]) -> dict[str, Any]:
+    """Make shallow copies of the records on the half's device: `generate` changes them in place."""
+    return {
+        modality: make_record(type(record), {n: moved(v, half.device) for n, v in record.items()})
+        for modality, record in features.items()
+    }
+
+
+def _check_placeholders(half: Any, text: Any, features: Mapping[str, Any]) -> None:
+    """Refuse features that do not match the placeholders; they would give wrong text without an
+    error. Raises UsageError."""
+    ids = text["input_ids"]
+    placeholders = sorted(placeholder_ids(half.config))
+    standing = int(torch.isin(ids, torch.tensor(placeholders, device=ids.device)).sum())
+    counts = [count_tokens(record) for record in features.values()]
+    held = sum(count for count in counts if count is not None)
+    if (None not in counts and standing != held) or (standing and not features):
+        raise UsageError(
+            f"the prompt has {standing} placeholders, but there are features for {held}",
+            hint="Encode the same media again with the same processor",
+        )
 
 
 def placement(

@@ -19,7 +19,7 @@ from stages.models.hub.checkpoint import (
     refuse_impossible,
     weight_names,
 )
-from stages.models.hub.fetching import check_space, fetch
+from stages.models.hub.transfer import check_space, fetch
 from stages.models.hub.hub_errors import (
     cache_folder,
     hub_errors,
@@ -28,7 +28,7 @@ from stages.models.hub.hub_errors import (
     size_of,
     without_safetensors,
 )
-from stages.models.hub.originals import refuse_original
+from stages.models.hub.checkpoint import refuse_original
 from stages.models.hub.transfer import Announce
 
 PREFIX = "models--"

@@ -15,6 +15,8 @@ two rows with different prompts come out complete is used.
 5. `known` caches each result for the processor's lifetime, while its chat template stays the same.
 6. A form that does not contain the question verbatim is skipped; see `chat_template`.
 7. If no layout works, the error of the first is reported.
+
+Tests a checkpoint's tokenizer, template and processor files before its profile is built.
 """
 
 import contextlib
@@ -22,10 +24,8 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
-
 import numpy as np
 import torch
-
 from artifacts.errors import PenstockError, UsageError
 from stages.models.processors.calling import (
     RATE,
@@ -38,7 +38,7 @@ from stages.models.processors.calling import (
     same,
     text_ids,
 )
-from stages.models.processors.chat_template import (
+from stages.models.processors.calling import (
     PARTS,
     PLAIN,
     STRING,
@@ -48,7 +48,7 @@ from stages.models.processors.chat_template import (
     last_forms,
     write,
 )
-from stages.models.processors.clip import Clip, clip_of
+from stages.models.processors.loading import Clip, clip_of
 from stages.models.processors.loading import (
     declared_ids,
     is_image_output,
@@ -57,7 +57,16 @@ from stages.models.processors.loading import (
     takes_images,
     takes_videos,
 )
-from stages.process.exit_diagnosis import out_of_memory
+from stages.process.output_streams import out_of_memory
+import json
+from pathlib import Path
+from typing import Any
+from jinja2 import TemplateSyntaxError
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from artifacts.regular_files import read_text
+from stages.models.halves.routes import one_line
+from stages.models.hub.checkpoint import GENERATION, JSON_BYTES
+from stages.process.output_streams import out_of_memory
 
 PROBES = ("Describe.", "What happens in this video?")
 """Prompts of different lengths, which also test padding."""
@@ -214,3 +223,51 @@ def _takes_one_image(processor: Any, layout: Layout) -> bool:
         return counts[1] <= counts[0]
     shown = next(value for name, value in outputs[1].items() if is_image_output(name))
     return len(shown) != len(text_ids(outputs[1]))
+
+
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+"""Files that may hold a chat template; the first one present is used."""
+
+
+def try_processor(processor: Any, folder: Path) -> None:
+    """Raise PenstockError if prompts cannot be written or images cannot be processed. Probing alone
+    would ignore the error."""
+    for channel in channels_of(processor):
+        try:
+            layout_of(processor, channel)
+        except PenstockError:
+            raise
+        except TemplateSyntaxError as error:
+            raise EnvironmentFault(
+                f"{_template(folder)}: the chat template cannot be parsed (line {error.lineno}: "
+                f"{one_line(error)})",
+                hint="Download the checkpoint again, or correct that line",
+            ) from error
+        except Exception as error:  # a template's expressions may fail in any way
+            if out_of_memory(error):
+                raise
+            raise UsageError(
+                f"{_template(folder)}: the chat template cannot be rendered for {channel} "
+                f"({one_line(error)})",
+                hint="Download the checkpoint again, or correct that file",
+            ) from error
+
+
+def refuse_damaged_generation(folder: Path) -> None:
+    """Raise EnvironmentFault for a generation_config.json without a JSON object."""
+    path, why = folder / GENERATION, "it holds no JSON object"
+    try:
+        if isinstance(json.loads(read_text(path, JSON_BYTES)), dict):
+            return
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError) as error:
+        why = one_line(error)
+    raise EnvironmentFault(
+        f"{path} cannot be used: {why}", hint="Download the checkpoint again, or correct that file"
+    )
+
+
+def _template(folder: Path) -> Path:
+    found = (folder / name for name in TEMPLATES if (folder / name).exists())
+    return next(found, folder)

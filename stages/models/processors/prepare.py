@@ -5,21 +5,42 @@ A processor computes pixels and, from them, the placeholders of each image in th
 does both. Of the second it keeps what is needed to build any prompt later without the image.
 `input_layout` finds how to call the processor, and `side_inputs` what must be kept. A processor for
 which this fails is refused before anything is encoded.
+
+Counts the text tokens that a processor writes around images: frame times, marks, a template.
+
+Tokenizes answers as they follow the generation prompt of a chat template.
+
+Some templates end the generation prompt before the space that stands between role and answer in a
+conversation. A model writes that space itself, mostly as part of its first word, so an answer that
+is tokenized alone has another first token than the model ever wrote.
+
+Turns frames into inputs of an image encoder, without a prompt, by the checkpoint's own
+processor.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
-
+import numpy as np
 import torch
-
+from numpy.typing import NDArray
+from artifacts.tiles import LARGE
+from stages.models.halves.records import RowCount
+from stages.models.processors.loading import Clip, to_images
+from stages.models.processors.loading import known
+from stages.models.processors.side_inputs import Prepared
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+import torch
 from artifacts.errors import UsageError
-from artifacts.reasoning import ends_inside, has_tags
+from artifacts.captions import ends_inside, has_tags
 from artifacts.schema import MediaKind
 from stages.models.halves.routes import overrides_generate
 from stages.models.processors.calling import Layout, begins_itself, run, text_ids
-from stages.models.processors.chat_template import PLAIN, WITH_PLACEHOLDERS, write
-from stages.models.processors.clip import Clip, video_metadata
+from stages.models.processors.calling import PLAIN, WITH_PLACEHOLDERS, write
+from stages.models.processors.loading import Clip, video_metadata
 from stages.models.processors.input_layout import layout_of, noise
 from stages.models.processors.loading import (
     known,
@@ -37,6 +58,98 @@ from stages.models.processors.side_inputs import (
     restore,
     side_inputs_keeper,
 )
+from dataclasses import dataclass
+from typing import Any
+from artifacts.schema import MediaKind
+from stages.models.processors.calling import text_ids
+from stages.models.processors.loading import black_clip
+from stages.process.output_streams import out_of_memory
+from typing import Any
+from artifacts.captions import behind_reasoning
+from stages.models.processors.calling import write
+from stages.models.processors.input_layout import layout_of
+from stages.models.processors.loading import known
+
+STRIP = 256
+"""Approximate number of rows of a very large part that are reduced at once."""
+MIN_ROWS = 5
+"""Rows from which an array cannot be taken for one whose first axis has the channels."""
+TRIED = (2, 500, 700, 3)
+"""Shape of the frames on which arrays are compared with images."""
+PARTS_AT_ONCE = 16
+"""Parts of an image that are copied at the same time."""
+
+
+def prepare_images(processor: Any, clip: Clip, prompt: str = "") -> Prepared:
+    """Run the processor on each frame of a chunk, without a prompt. The whole processor is called,
+    because it may have image settings besides those of its parts."""
+    direct = clip.frames.shape[1] >= MIN_ROWS and known(
+        processor, "arrays as images", lambda: _takes_arrays(processor)
+    )
+    images = list(clip.frames) if direct else to_images(clip.frames)
+    return _prepared(processor(images=images, return_tensors="pt"), len(clip.frames))
+
+
+def _takes_arrays(processor: Any) -> bool:
+    """Return whether a processor makes the same of an array as of a PIL image. Making an image of
+    1080p, and an array of it again, takes 7 ms while other threads wait."""
+    frames = np.random.default_rng(0).integers(0, 255, TRIED, dtype=np.uint8)
+    try:
+        image, array = (
+            dict(processor(images=each, return_tensors="pt"))
+            for each in (to_images(frames), list(frames))
+        )
+        return image.keys() == array.keys() and all(
+            torch.equal(image[name], array[name]) for name in image
+        )
+    except Exception:  # an unusual processor may fail in any way
+        return False
+
+
+def prepare_parts(
+    processor: Any, clip: Clip, boxes: Sequence[tuple[int, int, int, int]]
+) -> Prepared:
+    """Run the processor on parts of an image, a few at a time. Each box is left, top, right, bottom
+    in pixels."""
+    frame, made = clip.frames[0], []
+    for at in range(0, len(boxes), PARTS_AT_ONCE):
+        some = boxes[at : at + PARTS_AT_ONCE]
+        parts = [frame[top:bottom, left:right] for left, top, right, bottom in some]
+        images = [_of_bounded_size(part) for part in parts]
+        made.append(_prepared(processor(images=images, return_tensors="pt"), len(some)))
+    inputs = {name: torch.cat([m.inputs[name] for m in made]) for name in made[0].inputs}
+    count = RowCount(tokens=len(boxes), media=len(boxes))
+    return replace(made[0], inputs=inputs, count=count)
+
+
+def _of_bounded_size(part: NDArray[np.uint8]) -> Any:
+    """Return a part of an image, reduced by an integer factor if it is very large. A few rows are
+    reduced at a time, so that the image library never copies all of it."""
+    from PIL import Image
+
+    high, wide = part.shape[:2]
+    by = math.ceil(math.sqrt(high * wide / LARGE))
+    if by < 2:
+        return to_images(part[None])[0]
+    rows = by * max(1, STRIP // by)
+    strips = (np.ascontiguousarray(part[top : top + rows]) for top in range(0, high, rows))
+    small = np.concatenate([np.asarray(Image.fromarray(each).reduce(by)) for each in strips])
+    # The last row and column may represent fewer pixels than the others.
+    inside = (0.0, 0.0, wide / by, high / by)
+    size = round(wide / by), round(high / by)
+    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC, box=inside)
+
+
+def _prepared(outputs: Any, count: int) -> Prepared:
+    made = dict(outputs)
+    return Prepared(
+        inputs={name: value for name, value in made.items() if value is not None},
+        channel="images",
+        side={},
+        replacements=(),
+        count=RowCount(tokens=count, media=count),
+    )
+
 
 DECODED = "decoder_input_ids"
 """Name of the prompt's tokens for the decoder of an encoder-decoder model."""
@@ -164,3 +277,104 @@ def text_inputs(
     filling = {"padding": "max_length", "max_length": length} if length else {}
     made = processor.tokenizer([text], return_tensors="pt", **filling, **begins)
     return drop_end_token(model, dict(made))
+
+
+FEW, MORE = 2, 6
+"""Frame counts of two videos whose prompts show what each frame adds."""
+EDGE = 64
+"""Side length of the frames in pixels."""
+PROMPT = "?"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptOverhead:
+    """Tokens of a prompt that are neither image tokens nor the user's text."""
+
+    a_prompt: int = 0
+    a_frame: int = 0
+
+
+def prompt_overhead(processor: Any, kind: MediaKind) -> PromptOverhead:
+    """Return how many tokens the processor adds around frames of this kind; 0 if unknown."""
+    counts = (FEW, MORE) if kind == "video" else (1, 1)
+    if kind == "video" and channel_of(processor, kind) == "images":
+        counts = (1, MORE)
+    try:
+        few, more = (_text_tokens(processor, kind, count) for count in counts)
+    except Exception as error:  # a processor may fail in any way; real frames will show the error
+        if out_of_memory(error):
+            raise
+        return PromptOverhead()
+    a_frame = max(0, -(-(more - few) // max(1, counts[1] - counts[0])))
+    return PromptOverhead(a_prompt=max(0, few - counts[0] * a_frame), a_frame=a_frame)
+
+
+def _text_tokens(processor: Any, kind: MediaKind, count: int) -> int:
+    """Return the tokens of a prompt with `count` frames, without those of the frames themselves."""
+    row = prepare(processor, black_clip(kind, count, EDGE, EDGE))
+    return int(text_ids(rebuild(processor, [row], [PROMPT])).shape[1]) - row.count.tokens
+
+
+QUESTION, ANSWER = "What?", "Answered."
+
+
+def answer_ids(processor: Any, text: str) -> list[int]:
+    """Return the tokens of an answer, or of its beginning. They are those of the text alone, unless
+    the template's own conversation has a blank before it, and both together begin with the tokens
+    of the prompt."""
+    prompt, blank = known(processor, "blank before answers", lambda: _before_answer(processor))
+    if blank and text:
+        begins, whole = (_ids(processor, each) for each in (prompt, f"{prompt}{blank}{text}"))
+        if whole[: len(begins)] == begins:
+            return whole[len(begins) :]
+    return _ids(processor, text)
+
+
+def whole_answer_ids(processor: Any, text: str) -> list[int]:
+    """Return the tokens of a whole answer, such as a caption to train on. Where the template opens
+    a tag of reasoning, the answer stands behind an empty one."""
+    return answer_ids(processor, f"{before_whole(processor, text)}{text}")
+
+
+def before_whole(processor: Any, text: str) -> str:
+    """Return what ends the reasoning that a template opens, before a whole answer; empty if it
+    opens none, or the answer ends it itself."""
+    prompt = known(processor, "generation prompt", lambda: _generation_prompt(processor))
+    return behind_reasoning(prompt, text).removesuffix(text)
+
+
+def answer_blank(processor: Any) -> str:
+    """Return the blank before answers; empty if answers have the same tokens without it."""
+    same = answer_ids(processor, ANSWER) == _ids(processor, ANSWER)
+    return "" if same else _before_answer(processor)[1]
+
+
+def _before_answer(processor: Any) -> tuple[str, str]:
+    """Return a generation prompt, and the blank between it and the answer in a conversation."""
+    writer = processor if processor.chat_template else processor.tokenizer
+    for parts in (True, False):
+        turns = [
+            {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
+            for role, text in (("user", QUESTION), ("assistant", ANSWER))
+        ]
+        given = {"tokenize": False}
+        try:
+            prompt = writer.apply_chat_template(turns[:1], add_generation_prompt=True, **given)
+            before, answer, _ = writer.apply_chat_template(turns, **given).partition(ANSWER)
+        except Exception:  # no template, or one that refuses this form in any way
+            continue
+        if answer and before.startswith(prompt):
+            blank = before.removeprefix(prompt)
+            return prompt, "" if blank.strip() else blank
+    return "", ""
+
+
+def _generation_prompt(processor: Any) -> str:
+    """Return what a template writes behind a question."""
+    layout = layout_of(processor, channel_of(processor, "image"))
+    return write(processor, layout.form, layout.channel, 0, QUESTION).rpartition(QUESTION)[2]
+
+
+def _ids(processor: Any, text: str) -> list[int]:
+    found: list[int] = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return found

@@ -2,6 +2,14 @@
 
 A layout depends only on names, types and shapes. So every file's name, size and header are known
 before the first byte is written. A resumed process finds what an earlier one wrote.
+
+Writes a checkpoint into a folder, file by file, and resumes where an earlier process stopped.
+
+1. Each weight file appears completely or not at all.
+2. The index follows after all of them, and config.json comes last. Until then, the folder is not a
+   loadable model.
+3. A note records what the folder is made from. A folder with another note, or with files and no
+   note, is left untouched.
 """
 
 import json
@@ -10,11 +18,26 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-
 import torch
-
 from stages.models.hub.checkpoint import SINGLE
 from stages.models.shards import SHARD_BYTES
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+import torch
+from artifacts.errors import EnvironmentFault, ModelChanged, UsageError
+from artifacts.files import read_kept, sweep, whole_file, write_json
+from artifacts.locks import try_lock
+from artifacts.files import refuse_foreign
+from artifacts.regular_files import open_regular
+from artifacts.store import fault_of
+from stages.models.hub.checkpoint import CONFIG, INDEX
+from stages.models.hub.hub_errors import shown, size_of
+from stages.models.shards import NOTE
+from stages.process.events import EventReporter
 
 DTYPES = {
     "F64": torch.float64,
@@ -99,3 +122,161 @@ def index_of(shards: Sequence[WeightShard]) -> dict[str, Any]:
         "metadata": {"total_size": sum(shard.data_bytes for shard in shards)},
         "weight_map": {tensor.name: shard.name for shard in shards for tensor in shard.tensors},
     }
+
+
+FORMAT = 1
+"""Format version, raised when the same source would be laid out or written differently."""
+CHUNK_BYTES = 8 << 20
+"""Bytes of a tensor that are in memory at a time."""
+
+GO_ON = "Correct that, and run the same command again: finished files are kept"
+
+Contents = Callable[[TensorSpec], Iterable[torch.Tensor]]
+"""Function that yields a tensor's numbers in contiguous chunks of its type, in order."""
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, made_of: Mapping[str, Any]) -> Iterator[None]:
+    """Lock a folder for a checkpoint whose source `made_of` describes.
+
+    The folder must be new, empty, or begun from the same source. Raises UsageError for any other,
+    EnvironmentFault if another process is writing to it."""
+    refuse_foreign(folder, (), (NOTE,))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise fault_of(error, folder) from error
+    try:
+        if not try_lock(descriptor):
+            raise EnvironmentFault(
+                f"another process is writing to {folder}",
+                hint="Wait for it, or give another folder",
+            )
+        note = read_kept(folder / NOTE, FORMAT)
+        if note != made_of and (folder / NOTE).exists():
+            raise UsageError(
+                f"{folder} was made from another source or with other settings ({NOTE})",
+                hint="Give a new folder, or remove that one",
+            )
+        sweep(folder)
+        if note is None:
+            write_json(folder / NOTE, {"format": FORMAT, **made_of})
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_written(folder: Path, shard: WeightShard) -> bool:
+    """Return whether a weight file is complete. A file gets its name only when it is complete; its
+    header and length are compared too."""
+    header = shard.header()
+    try:
+        with open_regular(folder / shard.name) as file:
+            whole = os.fstat(file.fileno()).st_size == len(header) + shard.data_bytes
+            return whole and file.read(len(header)) == header
+    except OSError:
+        return False
+
+
+def is_complete(folder: Path, shards: Sequence[WeightShard]) -> bool:
+    """Return whether everything has been written."""
+    return (folder / CONFIG).exists() and all(is_written(folder, shard) for shard in shards)
+
+
+def check_room(folder: Path, shards: Iterable[WeightShard], hint: str) -> None:
+    """Refuse to write more than fits on the disk. Raises EnvironmentFault."""
+    check_free(folder, sum(len(shard.header()) + shard.data_bytes for shard in shards), hint)
+
+
+def check_free(folder: Path, needed: int, hint: str) -> None:
+    """Refuse to write so many bytes if they do not fit on the disk. Raises EnvironmentFault."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise EnvironmentFault(
+            f"{shown(folder)} needs {size_of(needed)}, but only {size_of(free)} are free",
+            hint=hint,
+        )
+
+
+def write_checkpoint(
+    folder: Path,
+    shards: Sequence[WeightShard],
+    small: Mapping[str, bytes],
+    contents: Contents,
+    report: EventReporter,
+    more_room: str,
+    confirm: Callable[[], object] = bool,
+) -> None:
+    """Write the missing files of a checkpoint into a locked folder, and report each weight file.
+
+    A note states the number of `shards` before, and how many are already `there`. `more_room` is
+    the hint if they do not fit on the disk. `confirm` raises if a file must not be published.
+    Raises EnvironmentFault."""
+    left = [shard for shard in shards if not is_written(folder, shard)]
+    report.note(shards=len(shards), there=len(shards) - len(left))
+    if is_complete(folder, shards):
+        return
+    check_room(folder, left, more_room)
+    with keeping_files():
+        for shard in left:
+            write_shard(folder, shard, contents, confirm)
+            report.item(shard.name, label=shard.name)
+        write_rest(folder, shards, small)
+
+
+@contextlib.contextmanager
+def keeping_files() -> Iterator[None]:
+    """Say in a fault of the machine that the same command continues with the finished files."""
+    try:
+        yield
+    except ModelChanged:
+        raise
+    except EnvironmentFault as error:
+        raise EnvironmentFault(error.message, hint=GO_ON) from error
+
+
+def write_shard(
+    folder: Path, shard: WeightShard, contents: Contents, confirm: Callable[[], object] = bool
+) -> None:
+    """Write one weight file, a chunk of a tensor at a time. It appears unless `confirm` raises.
+    Raises EnvironmentFault."""
+    with whole_file(folder / shard.name) as file:
+        file.write(shard.header())
+        for tensor in shard.tensors:
+            written = sum(file.write(_bytes(piece)) for piece in contents(tensor))
+            assert written == tensor.size, f"{tensor.name}: {written} of {tensor.size} bytes"
+        confirm()
+
+
+def write_rest(folder: Path, shards: Sequence[WeightShard], small: Mapping[str, bytes]) -> None:
+    """Complete the model with the `small` files by name, the index and config.json. Raises
+    EnvironmentFault."""
+    for name in sorted(small, key=lambda name: (name == CONFIG, name)):
+        if name == CONFIG and len(shards) > 1:
+            write_json(folder / INDEX, index_of(shards))
+        (folder / name).parent.mkdir(exist_ok=True)
+        with whole_file(folder / name) as file:
+            file.write(small[name])
+
+
+def _bytes(piece: torch.Tensor) -> memoryview:
+    found: memoryview = piece.reshape(-1).view(torch.uint8).numpy().data
+    return found
+
+
+def tensor_chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield a tensor's numbers in order, in contiguous chunks of a few MB. A tensor that is not
+    contiguous, such as a transposed matrix, is copied chunk by chunk."""
+    if not tensor.numel():
+        return
+    if tensor.is_contiguous():
+        yield from tensor.reshape(-1).split(max(1, CHUNK_BYTES // tensor.element_size()))
+        return
+    rows = CHUNK_BYTES * len(tensor) // (tensor.numel() * tensor.element_size())
+    if rows == 0 and tensor.ndim > 1:
+        for row in tensor:
+            yield from tensor_chunks(row)
+        return
+    for part in tensor.split(max(1, rows)):
+        yield part.contiguous()

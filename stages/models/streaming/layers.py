@@ -23,7 +23,7 @@ from torch import nn
 from stages.models.halves.ranged_reads import read_into
 from stages.models.hub.headers import TensorPlace
 from stages.models.shards.layout import DTYPES
-from stages.process.cgroup import cores
+from stages.process.memory import cores
 
 ALIGNED = {"cpu": 64, "cuda": 512}
 """Alignment in bytes of a device's own memory. Rounding of sums depends on it, and results must

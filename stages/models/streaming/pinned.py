@@ -26,7 +26,7 @@ from artifacts.errors import CannotFit
 from artifacts.schema import Part
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import dispatching, placement, waiting
-from stages.models.halves.pinned_reads import NOTE
+from stages.models.halves.ranged_reads import NOTE
 from stages.models.streaming.layers import (
     ALIGNED,
     LayerDoubleBuffer,
@@ -34,7 +34,7 @@ from stages.models.streaming.layers import (
     PinnedLayer,
     buffered_pinned,
 )
-from stages.process.exit_diagnosis import first_line
+from stages.process.output_streams import first_line
 
 SMALLEST_PIECE = 1 << 20
 """Bytes of the smallest piece of a layer, which may be partly empty."""

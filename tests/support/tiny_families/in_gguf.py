@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stages.decode.engines.inflight.engine_check import choose_layout, reference_of
+from stages.decode.engines.inflight.engine import choose_layout, reference_of
 from stages.decode.engines.inflight.prefill import prefill_row
 from stages.export.jobs import ExportJob
 from stages.export.run import run as export
 from stages.models.gguf import FILE, ROWS
 from stages.models.gguf.half import load_with_gguf
-from stages.models.halves.classes import config_and_class, skeleton_of
+from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.halves.features import encode
-from stages.models.halves.inject_features import generate
+from stages.models.halves.offload import generate
 from stages.models.halves.load import load_half
 from stages.process.job import job_fields
 from tests.support.tiny_families.for_gguf import VARIANTS

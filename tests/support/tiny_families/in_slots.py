@@ -15,18 +15,18 @@ from artifacts.errors import HalfTried
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
-from stages.decode.engines.inflight.engine_check import EngineCheck, choose_layout, reference_of
+from stages.decode.engines.inflight.engine import EngineCheck, choose_layout, reference_of
 from stages.decode.engines.inflight.pool_shape import MIN_STEP_ROWS, PLAIN, PoolLayout
 from stages.decode.engines.inflight.prefill import TOKEN_TYPES, PrefilledSequence, prefill_row
-from stages.decode.engines.inflight.request_prefetch import RequestPrefetcher
+from stages.decode.engines.inflight.scheduler import RequestPrefetcher
 from stages.decode.engines.inflight.scheduler import InflightScheduler
-from stages.decode.job import DecodeItem
+from stages.decode.generation import DecodeItem
 from stages.decode.protocol import DecodeRequest
 from stages.memory.oom_retry import OomRetry
-from stages.models.encoding.passes import PassRow, WayTrials, encode_passes
+from stages.models.encoding.batch import PassRow, WayTrials, encode_passes
 from stages.models.encoding.ways import ALONE, BATCHES, FIXED, FIXED_ROWS, KIND
 from stages.models.halves.features import Features, encode
-from stages.models.halves.inject_features import generate, new_tokens, prompt_in
+from stages.models.halves.offload import generate, new_tokens, prompt_in
 from stages.models.halves.routes import choose_route, encoders
 from stages.models.processors.side_inputs import Prepared
 from tests.support.tiny_families import FAMILIES

@@ -3,29 +3,368 @@
 The pool's shape is fixed, so every step is the same computation whatever it holds. Empty slots are
 computed too, and their output is ignored. For most models a sequence's output then depends only on
 its own tokens; `engine_check.py` verifies this for each model.
+
+Slot caches: the KV-cache storage of a slot pool, in tensors of a fixed shape.
+
+How it works:
+
+1. A prefilled sequence is the template: the layers of its cache give the types and widths.
+2. The left-aligned cache replaces each cache layer of transformers by its slot version, found by
+   class. If no slot version exists, the half cannot run in slots, and an error says why.
+3. Inserting a sequence copies its prefilled keys and values into one slot. Nothing of the slot's
+   previous sequence stays visible.
+4. Every sequence starts at the first column and writes each token at its own next column. No data
+   moves, so a step computes the same columns whatever sequences run.
+5. The mask shows each row the columns up to its own position. Sliding windows are rings of fewer
+   columns; the mask lists these behind the full ones.
+6. The right-aligned cache keeps the newest token of every sequence in the last column. After each
+   step it drops the oldest column, so the width before every step is the same.
+7. The cross-attention cache holds encoder states and their mask per slot. An empty slot sees one
+   column of zeros, because attention over no column gives NaN.
+8. Resizing changes the number of columns and keeps the running sequences.
+
+The slots of a half whose decoder runs in llama.cpp.
 """
 
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+import torch
+from transformers import Cache
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionLayer,
+)
+from transformers.modeling_outputs import BaseModelOutput
+from stages.decode.engines.inflight.cache_layers import (
+    IndexedLayer,
+    RingLayer,
+    SlotLayer,
+    StateAndSlotLayer,
+    StateLayer,
+    UnsupportedCacheError,
+    fill,
+    rows_of,
+    widened,
+)
+from stages.decode.engines.inflight.pool_shape import PoolShape, columns_for
+from stages.decode.engines.inflight.prefill import PrefilledSequence
+from dataclasses import replace
+import numpy as np
+import torch
+from stages.decode.engines.inflight.pool_shape import PoolShape
+from stages.decode.engines.inflight.prefill import PrefilledSequence
+from stages.models.gguf import ROWS
+from stages.models.gguf.half import GgufCache, GgufDecoder
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
-
 import torch
 from transformers import EncoderDecoderCache
 from transformers.cache_utils import LinearAttentionLayer
-
 from stages.decode.engines.inflight.compiled import mark_static
 from stages.decode.engines.inflight.pool_shape import PoolShape
 from stages.decode.engines.inflight.prefill import PrefilledSequence
-from stages.decode.engines.inflight.slot_cache import (
-    AlignedSlotCache,
-    CrossAttentionCache,
-    SlotCache,
-)
-from stages.decode.engines.inflight.used_rows import attention_of_slots
+from stages.decode.engines.inflight.prefill import attention_of_slots
 
-if TYPE_CHECKING:
-    from stages.decode.engines.inflight.gguf_pool import GgufPool
+SLOT_LAYERS: Mapping[type[Any], Callable[[Any, PoolShape, torch.Tensor], Any]] = {
+    DynamicLayer: SlotLayer,
+    DynamicSlidingWindowLayer: RingLayer,
+    DynamicIndexedLayer: IndexedLayer,
+    LinearAttentionLayer: lambda template, shape, lengths: StateLayer(template, shape),
+    LinearAttentionAndFullAttentionLayer: StateAndSlotLayer,
+}
+"""Class of a cache layer of transformers → its slot version."""
+
+
+def slot_layer_for(layer: Any, shape: PoolShape, lengths: torch.Tensor) -> Any:
+    """Return the slot version of a cache layer with one sequence. Raises UnsupportedCacheError."""
+    if isinstance(layer, DummyLayer):
+        return layer
+    if type(layer) in SLOT_LAYERS:
+        return SLOT_LAYERS[type(layer)](layer, shape, lengths)
+    if isinstance(layer, DynamicLayer) and type(layer).update is DynamicLayer.update:
+        return IndexedLayer(layer, shape, lengths)
+    raise UnsupportedCacheError(f"no slot version of the cache layer {type(layer).__name__}")
+
+
+class SlotCache:
+    """The left-aligned KV cache of all slots."""
+
+    def __init__(
+        self, template: PrefilledSequence, shape: PoolShape, lengths: torch.Tensor
+    ) -> None:
+        """Allocate slots for sequences like `template`. `lengths` is the pool's own tensor: the
+        number of cached tokens per row. Raises UnsupportedCacheError and out-of-memory errors."""
+        self._lengths = lengths
+        self._chunk = _chunk(template.model)
+        layers = [slot_layer_for(layer, shape, lengths) for layer in template.cache.layers]
+        if not any(isinstance(layer, SlotLayer) for layer in layers):
+            raise UnsupportedCacheError("no cache layer tracks the position of a sequence")
+        for layer, direct in zip(layers, template.direct, strict=True):
+            if isinstance(layer, SlotLayer):
+                layer.direct = direct
+        self.cache = Cache(layers=layers)
+        self._widen(shape.columns)
+
+    def put(self, slot: int, sequence: PrefilledSequence) -> None:
+        """Copy a prefilled sequence into a slot and overwrite what the slot held before."""
+        for target, source in zip(self.cache.layers, sequence.cache.layers, strict=True):
+            if hasattr(target, "put"):
+                target.put(slot, source, sequence.tokens)
+
+    def mask(self) -> torch.Tensor:
+        """Return the columns that each row sees, of shape [rows, columns]; those of sliding windows
+        come last."""
+        lengths = self._lengths.unsqueeze(1)
+        seen = self._columns <= lengths
+        if self._rings is None:
+            return seen.long()
+        inside = self._rings <= (lengths % self._chunk if self._chunk else lengths)
+        gap = seen.new_zeros(len(seen), self._gap)
+        return torch.cat([seen, gap, inside], dim=1).long()
+
+    def after_step(self) -> None:
+        """Do nothing: written tokens stay in their columns."""
+
+    def resize(self, columns: int) -> None:
+        """Change the number of columns; the running sequences must fit and are kept."""
+        for layer in self.cache.layers:
+            if isinstance(layer, SlotLayer):
+                layer.resize(columns)
+        self._widen(columns)
+
+    def _widen(self, columns: int) -> None:
+        """Update the mask for `columns`; columns of ring layers follow behind the others."""
+        self._columns = torch.arange(columns, device=self._lengths.device)
+        self._rings: torch.Tensor | None = None
+        rings = [layer for layer in self.cache.layers if isinstance(layer, RingLayer)]
+        if len({ring.sliding_window for ring in rings}) > 1:
+            raise UnsupportedCacheError("its sliding windows have different widths")
+        for ring in rings:
+            ring.offset = 0
+        if not rings or rings[0].columns == columns:
+            return
+        # Chunks of chunked attention are counted from the first column, and these columns must all
+        # lie in one chunk.
+        self._gap = -columns % (self._chunk or 1)
+        for ring in rings:
+            ring.offset = columns + self._gap
+        self._rings = torch.arange(rings[0].columns, device=self._lengths.device)
+
+
+def _chunk(model: Any) -> int:
+    """Return the chunk size of chunked attention in tokens, or 0 without it."""
+    text = model.config.get_text_config(decoder=True)
+    kinds = getattr(text, "layer_types", None)
+    chunked = "chunked_attention" in kinds if kinds else not getattr(text, "sliding_window", None)
+    return int(getattr(text, "attention_chunk_size", None) or 0) if chunked else 0
+
+
+class CrossAttentionCache:
+    """The encoder states of all slots, for cross-attention."""
+
+    def __init__(self, template: PrefilledSequence, shape: PoolShape) -> None:
+        """Allocate encoder states for sequences like `template`. Raises out-of-memory errors."""
+        states = template.encoder_output
+        assert states is not None
+        rows = shape.rows
+        self._hidden = states.hidden.new_zeros(1, 1, states.hidden.shape[-1])
+        self._mask = states.mask.new_zeros(rows, 0)
+        self.cache = Cache(layers=[copy.copy(layer) for layer in states.cache.layers])
+        for layer in self.cache.layers:
+            for name in KEY_VALUE:
+                part = getattr(layer, name)
+                setattr(layer, name, part.new_zeros(rows, part.shape[1], 0, part.shape[-1]))
+        self._widen(shape.encoded)
+
+    def put(self, slot: int, sequence: PrefilledSequence) -> None:
+        """Copy a sequence's encoder states into a slot and clear what it held before."""
+        states = sequence.encoder_output
+        assert states is not None
+        tokens = states.mask.shape[-1]
+        if tokens > self._mask.shape[-1]:
+            self._widen(columns_for(tokens))
+        self._mask[slot] = 0
+        self._mask[slot, :tokens] = states.mask[0]
+        for target, source in zip(self.cache.layers, states.cache.layers, strict=True):
+            for name in KEY_VALUE:
+                fill(getattr(target, name)[slot], getattr(source, name)[0])
+
+    def decoder_inputs(self) -> dict[str, Any]:
+        """Return the decoder's inputs. The states themselves are in the cache; a placeholder shows
+        only their shape."""
+        shape = (*self._mask.shape, self._hidden.shape[-1])
+        hidden: Any = self._hidden.expand(shape)
+        return {
+            "attention_mask": self._mask,
+            "encoder_outputs": BaseModelOutput(last_hidden_state=hidden),
+        }
+
+    def _widen(self, columns: int) -> None:
+        more = columns - self._mask.shape[-1]
+        # An unused row sees one column of zeros: attention over no column gives NaN.
+        self._mask = torch.cat([self._mask, self._mask.new_zeros(len(self._mask), more)], dim=1)
+        self._mask[:, :1] = 1
+        for layer in self.cache.layers:
+            for name in KEY_VALUE:
+                setattr(layer, name, widened(getattr(layer, name), columns))
+
+
+KEY_VALUE = ("keys", "values")
+"""Attributes in which a layer keeps its keys and values of the encoder states."""
+
+
+class AlignedSlotCache:
+    """The right-aligned KV cache of all rows of a step."""
+
+    def __init__(
+        self, template: PrefilledSequence, shape: PoolShape, lengths: torch.Tensor
+    ) -> None:
+        """Allocate slots for sequences like `template`. `lengths` is the pool's own tensor: the
+        number of cached tokens per row. Raises out-of-memory errors."""
+        self._lengths = lengths
+        self.cache = Cache(
+            layers=[_empty_layer(layer, shape.rows) for layer in template.cache.layers]
+        )
+        self.resize(shape.columns)
+
+    def put(self, slot: int, sequence: PrefilledSequence) -> None:
+        """Copy a prefilled sequence into a slot and overwrite what the slot held before."""
+        for target, source in zip(self.cache.layers, sequence.cache.layers, strict=True):
+            for name, value in vars(source).items():
+                buffer = getattr(target, name)
+                if _is_of_tokens(value):
+                    here = _by_token(buffer)[slot]
+                    here.copy_(_last(_by_token(value)[0], here.shape[-2]))
+                elif isinstance(value, dict):
+                    for index, state in value.items():
+                        if torch.is_tensor(state):
+                            buffer[index][slot] = state[0]
+
+    def mask(self) -> torch.Tensor:
+        """Return the columns that each row sees, of shape [rows, columns]: the last ones."""
+        columns = torch.arange(self._columns, device=self._lengths.device)
+        return (columns >= self._columns - 1 - self._lengths.unsqueeze(1)).long()
+
+    def after_step(self) -> None:
+        """Drop the oldest column, so that every step starts with the same number of columns."""
+        for layer in self.cache.layers:
+            window = getattr(layer, "sliding_window", None)
+            kept = min(self._columns, window or self._columns) - 1
+            for name, value in vars(layer).items():
+                if _is_of_tokens(value):
+                    setattr(layer, name, _as_before(_last(_by_token(value), kept), value))
+            if hasattr(layer, "cumulative_length"):
+                layer.cumulative_length = self._columns - 1
+
+    def resize(self, columns: int) -> None:
+        """Change the number of columns; the running sequences must fit and are kept."""
+        self._columns = columns
+        self.after_step()
+
+
+def _empty_layer(layer: Any, rows: int) -> Any:
+    """Return an empty layer of the same type for `rows` rows."""
+    buffer = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if _is_of_tokens(value):
+            empty = _by_token(value)[:, ..., :0, :]
+            setattr(buffer, name, _as_before(empty.expand(rows, *empty.shape[1:]), value))
+        elif isinstance(value, dict):
+            setattr(buffer, name, rows_of(value, rows))
+    return buffer
+
+
+def _is_of_tokens(value: Any) -> bool:
+    """Return whether a layer has this tensor per token. Other tensors are constants of the
+    layer."""
+    return torch.is_tensor(value) and value.ndim > 2
+
+
+def _by_token(part: torch.Tensor) -> torch.Tensor:
+    """Return a per-token tensor as [rows, ..., tokens, width]. Positions are stored as [..., rows,
+    tokens]."""
+    return part if part.is_floating_point() else part.movedim(-2, 0).unsqueeze(-1)
+
+
+def _as_before(part: torch.Tensor, template: torch.Tensor) -> torch.Tensor:
+    return part if template.is_floating_point() else part.squeeze(-1).movedim(0, -2)
+
+
+def _last(part: torch.Tensor, columns: int) -> torch.Tensor:
+    """Return the last columns, padded with zeros on the left."""
+    more = columns - part.shape[-2]
+    if more <= 0:
+        return part[..., part.shape[-2] - columns :, :]
+    return torch.cat([part.new_zeros(*part.shape[:-2], more, part.shape[-1]), part], dim=-2)
+
+
+class GgufPool:
+    """The rows of llama.cpp's decode steps, and the next token of each. It has the interface of
+    `SlotPool`. A new pool takes the rows over from the one before."""
+
+    def __init__(self, template: PrefilledSequence, shape: PoolShape) -> None:
+        """Take over the rows for sequences like `template`. Room is made as they grow: what is not
+        used would be cleared memory, which counts."""
+        self._decoder: GgufDecoder = template.cache.decoder
+        self._tokens = [0] * ROWS
+        self._counts = [0] * ROWS
+        shape_of_one = _next_position(template).shape[:-2]
+        self._positions = torch.zeros(*shape_of_one, ROWS, 1, dtype=torch.long)
+        self._active: set[int] = set()
+        for row in range(ROWS):
+            self._decoder.context.clear(row)
+        self.shape = shape
+
+    def put(self, slot: int, sequence: PrefilledSequence, token: torch.Tensor) -> None:
+        """Put a prefilled sequence into a slot. `token` is its first token, of shape [1, 1]."""
+        cache: GgufCache = sequence.cache
+        self._decoder.context.restore(slot, cache.state(), sequence.tokens)
+        self._tokens[slot], self._counts[slot] = int(token), sequence.tokens
+        self._positions[..., slot : slot + 1, :] = _next_position(sequence)
+        self._active.add(slot)
+
+    def clear(self, slot: int) -> None:
+        """Empty the slot of an ended sequence."""
+        self._active.discard(slot)
+        self._counts[slot] = 0
+        self._positions[..., slot, :] = 0
+        self._decoder.context.clear(slot)
+
+    def step(self) -> torch.Tensor:
+        """Return the logits of the next tokens, of shape [rows, vocabulary]. Those of empty slots
+        are meaningless."""
+        decoder = self._decoder
+        decoder.context.reserve(1 + max(self._counts[row] for row in self._active))
+        if any(decoder.context.lengths[row] != self._counts[row] for row in self._active):
+            raise MemoryError("no room for a larger cache, so that running sequences were lost")
+        rows = decoder.embedded(self._tokens)
+        placed = decoder.positions(self._positions[..., 0], np.array(self._counts, np.int32))
+        return torch.from_numpy(decoder.context.step(rows, placed, self._active))
+
+    def set_tokens(self, tokens: torch.Tensor) -> None:
+        """Append one token to every sequence. `tokens` is of shape [rows]."""
+        self._tokens = tokens.tolist()
+        for row in self._active:
+            self._counts[row] += 1
+            self._positions[..., row, :] += 1
+
+    def resize(self, columns: int) -> None:
+        """Note that sequences of so many tokens may run."""
+        self.shape = replace(self.shape, columns=columns)
+
+
+def _next_position(sequence: PrefilledSequence) -> torch.Tensor:
+    found: torch.Tensor | None = sequence.cache.position
+    return sequence.position if found is None else found
+
+
 Pool: TypeAlias = "SlotPool | GgufPool"
 
 
@@ -34,7 +373,6 @@ def make_pool(template: PrefilledSequence, shape: PoolShape) -> Pool:
     UnsupportedCacheError and out-of-memory errors."""
     if getattr(template.cache, "decoder", None) is None:
         return SlotPool(template, shape)
-    from stages.decode.engines.inflight.gguf_pool import GgufPool
 
     return GgufPool(template, shape)
 

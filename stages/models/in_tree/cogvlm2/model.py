@@ -1,8 +1,29 @@
-"""CogVLM2 as transformers models, under the class names that its files use."""
+"""CogVLM2 as transformers models, under the class names that its files use.
 
+Position ids and rotary embedding of CogVLM2 prompts.
+
+The language half of CogVLM2's image chat model: a Llama whose layers have separate weights for
+text and for image tokens.
+"""
+
+from typing import Any
+import torch
+from torch import nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from collections.abc import Callable
+from typing import Any
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaModel
+from transformers.models.llama.modeling_llama import (
+    LlamaMLP,
+    LlamaRMSNorm,
+    apply_rotary_pos_emb,
+)
+from stages.models.in_tree.cogvlm2.vision import attend
 from collections.abc import Mapping
 from typing import Any
-
 import torch
 from torch import nn
 from transformers import GenerationMixin, LlamaConfig, LlamaModel, PreTrainedModel
@@ -10,11 +31,171 @@ from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-
 from stages.models.in_tree.cogvlm2.config import CogVLM2Config, CogVLM2VisionConfig
-from stages.models.in_tree.cogvlm2.experts import CogVLM2ExpertModel
-from stages.models.in_tree.cogvlm2.positions import RoundedRotaryEmbedding, of_experts, positions_of
 from stages.models.in_tree.cogvlm2.vision import CogVLM2VisionModel, PatchEmbedding
+
+def positions_of(
+    standing: torch.Tensor, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the position of each token, [rows, tokens]. All patches of an image share one; the
+    tokens at its ends have their own. `standing` marks the placeholders."""
+    there = torch.ones_like(standing) if attention_mask is None else attention_mask.bool()
+    seen = standing & there
+    patches = seen & ~_first(seen) & ~_last(seen)
+    steps = (there & ~patches) | _first(patches)
+    return (steps.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def _first(seen: torch.Tensor) -> torch.Tensor:
+    """Mark the first token of each marked run."""
+    first = seen.clone()
+    first[:, 1:] &= ~seen[:, :-1]
+    return first
+
+
+def _last(seen: torch.Tensor) -> torch.Tensor:
+    """Mark the last token of each marked run."""
+    last = seen.clone()
+    last[:, :-1] &= ~seen[:, 1:]
+    return last
+
+
+def of_experts(standing: torch.Tensor) -> torch.Tensor:
+    """Mark the tokens that visual experts read: all placeholders but the last of each image."""
+    return standing & ~_last(standing)
+
+
+class RoundedRotaryEmbedding(LlamaRotaryEmbedding):
+    """Rotary positions whose frequencies are rounded to a low-precision type. The class name
+    matters: only for this name does transformers recompute the frequencies after loading. For
+    another name it would keep uninitialized memory."""
+
+    def __init__(self, config: LlamaConfig, rounding: str) -> None:
+        super().__init__(config)
+        self.rounding = getattr(torch, rounding)
+        rounded = self._rounded(self.inv_freq)
+        self.inv_freq = nn.Buffer(rounded, persistent=False)
+        self.original_inv_freq = nn.Buffer(rounded.clone(), persistent=False)
+
+    def _rounded(self, frequencies: torch.Tensor) -> torch.Tensor:
+        return frequencies.to(self.rounding).float()
+
+    def compute_default_rope_parameters(  # type: ignore[override]
+        self, config: LlamaConfig, **_: Any
+    ) -> tuple[torch.Tensor, float]:
+        exact, scaling = LlamaRotaryEmbedding.compute_default_rope_parameters(config)
+        # The first call comes from `__init__`, before `rounding` is set.
+        return (self._rounded(exact) if "rounding" in vars(self) else exact), scaling
+
+
+Layer = Callable[[torch.Tensor], torch.Tensor]
+
+
+def routed(
+    hidden: torch.Tensor, seen: torch.Tensor | None, language: Layer, vision: Layer
+) -> torch.Tensor:
+    """Return the output of `vision` for tokens that `seen` marks, of `language` for the rest."""
+    if seen is None:
+        return language(hidden)
+    text = language(hidden[~seen])
+    made = text.new_empty((*hidden.shape[:-1], text.shape[-1]))
+    made[~seen] = text
+    made[seen] = vision(hidden[seen])
+    return made
+
+
+class ExpertAttention(nn.Module):
+    """Causal attention with one set of weights for text and one for image tokens."""
+
+    is_causal = True
+
+    def __init__(self, config: LlamaConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config, self.layer_idx = config, layer_idx
+        heads, keys = config.num_attention_heads, config.num_key_value_heads or 1
+        self.head_dim = config.head_dim or config.hidden_size // heads
+        self.num_key_value_groups = heads // keys
+        self.scaling = self.head_dim**-0.5
+        self.sizes = [self.head_dim * count for count in (heads, keys, keys)]
+        width, fused = config.hidden_size, sum(self.sizes)
+        self.language_expert_query_key_value = nn.Linear(width, fused, bias=False)
+        self.vision_expert_query_key_value = nn.Linear(width, fused, bias=True)
+        self.language_expert_dense = nn.Linear(width, width, bias=False)
+        self.vision_expert_dense = nn.Linear(width, width, bias=False)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None,
+        past_key_values: Any,
+        seen: torch.Tensor | None,
+    ) -> torch.Tensor:
+        fused = routed(
+            hidden,
+            seen,
+            self.language_expert_query_key_value,
+            self.vision_expert_query_key_value,
+        )
+        parts = fused.split(self.sizes, dim=-1)
+        query, key, value = (p.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in parts)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        made = attend(self, query, key, value, attention_mask).reshape(hidden.shape)
+        return routed(made, seen, self.language_expert_dense, self.vision_expert_dense)
+
+
+class ExpertMLP(nn.Module):
+    """Two MLPs: one for text, one for image tokens."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.language_mlp = LlamaMLP(config)
+        self.vision_mlp = LlamaMLP(config)
+
+    def forward(self, hidden: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+        return routed(hidden, seen, self.language_mlp, self.vision_mlp)
+
+
+class CogVLM2ExpertLayer(nn.Module):
+    """A layer of the language half."""
+
+    def __init__(self, config: LlamaConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.self_attn = ExpertAttention(config, layer_idx)
+        self.mlp = ExpertMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        seen: torch.Tensor | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        normed = self.input_layernorm(hidden)
+        hidden = hidden + self.self_attn(
+            normed, position_embeddings, attention_mask, past_key_values, seen
+        )
+        return hidden + self.mlp(self.post_attention_layernorm(hidden), seen)  # type: ignore[no-any-return]
+
+
+class CogVLM2ExpertModel(LlamaModel):
+    """The language half. Its `forward` passes `seen` on to the layers."""
+
+    _no_split_modules = ["CogVLM2ExpertLayer"]  # noqa: RUF012
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.layers = nn.ModuleList(
+            CogVLM2ExpertLayer(config, index) for index in range(config.num_hidden_layers)
+        )
+        self.post_init()
+
 
 BELOW = (r"^model\.(embed_tokens|layers|norm)\.", r"model.language_model.\1.")
 """Renaming of the language half, which lies beside the vision half in published files."""

@@ -1,0 +1,292 @@
+"""Declares the options of commands that have only a few.
+
+Declares the options of the commands that compute vectors.
+
+Declares the options of `penstock index` and `penstock search`.
+
+Declares the options of `penstock cache`.
+
+Declares the options of `penstock plan` for fine-tuning.
+"""
+
+import argparse
+from typing import Any, get_args
+from artifacts.errors import UsageError
+from flows.planning.training.estimate import OPTIMIZERS, Method, Training
+import argparse
+from flows.cli.options import Groups, add_options, group_of
+from flows.cli.options import add_caption_options, add_running_options
+from flows.options.formats import MODEL
+from flows.options.model import PRECISIONS, STORE_HELP
+from flows.options.text import TRUST_FOLDER_HELP
+from flows.pipelines import PURPOSES
+import argparse
+from collections.abc import Collection
+from flows.cli.options import add_options
+from flows.cli.options import add_quiet_options
+from flows.options.formats import FILES, LABELS, MEMORY, MODEL, VECTORS
+from flows.options.vectors import SiftConfig
+from flows.options.vectors import EmbedConfig, LabelConfig, VectorConfig
+import argparse
+from flows.cli.options import add_options
+from flows.options.formats import MODEL
+from flows.options.vectors import SearchPlace, SearchQuery
+from flows.options.vectors import INDEX, IndexConfig
+import argparse
+from flows.cli.options import add_caption_options
+from flows.options.model import STORE_HELP
+from flows.options.commands import RebuildConfig
+
+PLAIN = Training(method="lora")
+DEFAULTS: dict[str, Any] = {
+    "checkpointing": PLAIN.checkpointing,
+    "zero": PLAIN.zero,
+    "gpus": PLAIN.gpus,
+    "optimizer": PLAIN.optimizer,
+    "max_length": PLAIN.length,
+}
+"""Fine-tuning options → their defaults."""
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `plan` for fine-tuning."""
+    add = parser.add_argument_group("fine-tuning").add_argument
+    add(
+        "--train",
+        metavar="HOW",
+        help=f"plan fine-tuning instead: {'|'.join(get_args(Method))}",
+    )
+    add("--checkpointing", action="store_true", help="gradient checkpointing")
+    add("--zero", type=int, metavar="STAGE", help="DeepSpeed ZeRO stage, 0 to 3 [%(default)s]")
+    add("--gpus", type=int, metavar="N", help="number of GPUs [%(default)s]")
+    add("--optimizer", metavar="O", help=f"{'|'.join(OPTIMIZERS)} [%(default)s]")
+    add("--max-length", type=int, metavar="N", help="tokens per sample [%(default)s]")
+    parser.set_defaults(**DEFAULTS)
+
+
+def refuse_without_train(given: argparse.Namespace) -> None:
+    """Raise UsageError for a fine-tuning option without --train."""
+    for option, default in DEFAULTS.items():
+        if getattr(given, option) != default:
+            raise UsageError(
+                f"--{option.replace('_', '-')} needs --train",
+                hint=f"Add --train {'|'.join(get_args(Method))}, or leave it out",
+            )
+
+
+SHELLS = ("bash", "zsh", "tcsh")
+ORDERS = ("source", "name", "longest", "shortest", "doubt", "teach")
+"""Orders of a review; the page's menu offers them too."""
+
+
+def add_caption(parser: argparse.ArgumentParser) -> None:
+    add_caption_options(parser)
+    add_running_options(parser)
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    add_caption_options(parser)
+    add_train_options(parser)
+    add = parser.add_argument
+    add(
+        "--for",
+        dest="purpose",
+        choices=PURPOSES,
+        help="purpose of the model [its first possible one]",
+    )
+    add("--what-fits", action="store_true", help="table of batch sizes by memory and precision")
+    add("--explain", action="store_true", help="print the calculation of each number")
+    add("--json", action="store_true", help="print the whole plan as JSON")
+
+
+def add_status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
+    parser.add_argument("--json", action="store_true", help="print the run record as JSON")
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
+    parser.add_argument("--to", default="", metavar="FILE", help="output file [OUT/report.html]")
+
+
+def add_review(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
+    parser.add_argument(
+        "--port", type=int, default=8010, metavar="P", help="port; 0: any free port [%(default)s]"
+    )
+    parser.add_argument(
+        "--order", choices=ORDERS, default=ORDERS[0], help="order of the captions [%(default)s]"
+    )
+    parser.add_argument("--trust-folder", action="store_true", help=TRUST_FOLDER_HELP)
+
+
+def add_studio(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", nargs="?", default=".", help="folder of media [.]")
+    add("--out", default="penstock-out", metavar="DIR", help="output folder [%(default)s]")
+    add(
+        "--root",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="another folder that the page may show; repeatable",
+    )
+    add("--store", default="", metavar="DIR", help=STORE_HELP)
+    add("--trust-folder", action="store_true", help=TRUST_FOLDER_HELP)
+    add("--port", type=int, default=8010, metavar="P", help="port; 0: any free port [%(default)s]")
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    from flows.serving.config import BATCHES, SERVED, ServeConfig
+
+    add_options(parser, ServeConfig, SERVED, BATCHES)
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    from flows.options.export_config import JUDGEMENT, ExportConfig
+
+    groups = add_options(parser, ExportConfig, JUDGEMENT)
+    _add_running(parser, groups, "print what would be written, then exit")
+
+
+def add_tune(parser: argparse.ArgumentParser) -> None:
+    from flows.options.training import TRAINING, TuneConfig
+
+    groups = add_options(parser, TuneConfig, MODEL, TRAINING)
+    _add_running(parser, groups, "print the required resources, then exit")
+
+
+def add_learn(parser: argparse.ArgumentParser) -> None:
+    from flows.options.training import LearnConfig
+    from flows.options.training import TRAINING
+
+    groups = add_options(parser, LearnConfig, TRAINING)
+    _add_running(parser, groups, "print the required resources, then exit")
+
+
+def _add_running(parser: argparse.ArgumentParser, groups: Groups, dry_run: str) -> None:
+    add = group_of(parser, groups, "running").add_argument
+    add("--dry-run", action="store_true", help=dry_run)
+    add("--quiet", action="store_true", help="print errors only")
+    add("--json", action="store_true", help="print events as JSON lines")
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    from stages.convert.job import DTYPES
+
+    add = parser.add_argument
+    add("source", metavar="SRC", help="folder of the model, or one .pt, .pth or .bin file")
+    add("folder", metavar="DST", help="new output folder, or one to resume")
+    add("--dtype", choices=DTYPES, default="", help="data type of the weights [unchanged]")
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--measure", action="store_true", help="measure speeds (15 s), so that plans show times")
+    add("--model", default="", metavar="DIR", help="also compare this model's graphs with torch")
+
+
+def add_completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "shell", choices=SHELLS, metavar="SHELL", help='eval "$(penstock completion bash)"'
+    )
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--clips", type=int, default=200, metavar="N", help="number of random clips to score [200]")
+    add("--seed", type=int, metavar="S", help="random seed of these clips [new]")
+    add("--precision", default="native", metavar="P", help=f"{'|'.join(PRECISIONS)} [%(default)s]")
+
+
+def add_embed(parser: argparse.ArgumentParser) -> None:
+    add_vector_options(parser, EmbedConfig)
+
+
+def add_label(parser: argparse.ArgumentParser) -> None:
+    add_vector_options(parser, LabelConfig)
+
+
+def add_sift(parser: argparse.ArgumentParser) -> None:
+    add_vector_options(parser, SiftConfig)
+    parser.add_argument("--marks", action="store_true", help="print the marks and their ranges")
+
+
+def add_vector_options(
+    parser: argparse.ArgumentParser, config: type[VectorConfig], *, without: Collection[str] = ()
+) -> None:
+    """Add the options of a command that computes vectors."""
+    headings = [MODEL, VECTORS, MEMORY, FILES]
+    if issubclass(config, LabelConfig):
+        headings.insert(0, LABELS)
+    if "model" in without:
+        headings.remove(MODEL)
+    add_options(parser, config, *headings, without=without)
+    add_quiet_options(parser)
+
+
+OF_INDEX = ("sources", "model", "revision", "out", "precision")
+"""Fields that `index add` takes from the index, or declares itself."""
+
+
+def add_index_commands(index: argparse.ArgumentParser) -> None:
+    """Add the actions and options of `index`."""
+    actions = index.add_subparsers(dest="action", metavar="ACTION", required=True)
+    build = actions.add_parser("build", help="embed and index SOURCES; repeat to add new files")
+    add_vector_options(build, IndexConfig)
+    add = actions.add_parser("add", help="embed SOURCES with the index's model and append them")
+    add.add_argument("sources", nargs="*", metavar="SOURCES", help="as for `index build`")
+    _add_index(add)
+    add_vector_options(add, IndexConfig, without=OF_INDEX)
+    remove = actions.add_parser("remove", help="remove rows by file, folder or key")
+    remove.add_argument("names", nargs="*", metavar="NAMES", help="files, folders or keys")
+    remove.add_argument("--gone", action="store_true", help="rows whose files are gone")
+    _add_index(remove)
+    compact = actions.add_parser("compact", help="drop removed rows, merge shards, measure recall")
+    verify = actions.add_parser("verify", help="check every byte; list damaged files")
+    stats = actions.add_parser("stats", help="print rows, bytes and recall")
+    for action in (compact, verify, stats):
+        _add_index(action)
+    stats.add_argument("--json", action="store_true", help="print them as JSON")
+
+
+def add_search_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `search`."""
+    _add_index(parser)
+    add_options(parser, SearchQuery)
+    add = parser.add_argument_group("outputs").add_argument
+    add("--json", action="store_true", help="print hits as JSON lines")
+    add("--html", default="", metavar="FILE", help="write one HTML page of thumbnails")
+    add("--copy", default="", metavar="DIR", help="copy found files and search.jsonl into DIR")
+    add_options(parser, SearchPlace, MODEL)
+
+
+def _add_index(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--index", default=INDEX, metavar="DIR", help="folder of the index [%(default)s]"
+    )
+
+
+def add_cache_commands(cache: argparse.ArgumentParser) -> None:
+    """Add the actions and options of `cache`."""
+    actions = cache.add_subparsers(dest="action", metavar="ACTION", required=True)
+    ls = actions.add_parser("ls", help="list contents by model, age and size")
+    ls.add_argument("--json", action="store_true", help="print the list as JSON")
+    verify = actions.add_parser("verify", help="check every byte; quarantine damaged packs")
+    gc = actions.add_parser("gc", help="delete the least recently used packs")
+    gc.add_argument("--max", required=True, metavar="SIZE", help="target size: 200GB, 1.5TiB")
+    gc.add_argument("--dry-run", action="store_true", help="print what would be deleted")
+    clear = actions.add_parser("clear", help="delete all records, of any format")
+    clear.add_argument("--yes", action="store_true", help="do not ask")
+    for action in (ls, verify, gc, clear):
+        action.add_argument("--store", default="", metavar="DIR", help=STORE_HELP)
+    rebuild = actions.add_parser("rebuild", help="encode SOURCES without stored features")
+    add_caption_options(rebuild, RebuildConfig)
+    add = rebuild.add_argument_group("rebuild").add_argument
+    add("--name", default="", metavar="N", help="name of the job, if several share its sources")
+    add("--prune", action="store_true", help="delete features that this job no longer needs")
+    add("--dry-run", action="store_true", help="print what would be done, and its cost")
+    quiet = rebuild.add_mutually_exclusive_group()
+    quiet.add_argument("--quiet", action="store_true", help="print errors only")
+    quiet.add_argument("--json", action="store_true", help="print events as JSON lines")
